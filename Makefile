@@ -1,0 +1,73 @@
+# The first target that runs makes .venv and installs into it; from then on every target starts at once.
+# It installs again when pyproject.toml or constraints.txt changes, or when an install was cut off.
+
+PYTHON ?= python3
+WORKERS ?= 2
+# For JupyterLab, such as --no-browser or --port 9000.
+LAB_FLAGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+UNFINISHED := $(VENV)/.installing
+EXTRAS := notebooks,dev,timm
+PYTEST := $(BIN)/python -m pytest
+# One thread for each worker's torch: more of them than cores only get in each other's way.
+UNIT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTEST) -n $(WORKERS)
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help venv walkthrough lab test test-fast unit test-notebooks lint types format bench clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-16s%s\n' "$$name" "$$text"; done
+
+venv: $(STAMP)  ## make .venv and install the package with everything it needs
+
+# The stamp carries the time at which the install began. The marker of an unfinished install stays where one was cut off, and
+# then the venv is made anew: half a package in it could look like a whole one to pip.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed, and PYTHON=$(PYTHON) is not that; name one, as in: make PYTHON=python3.12 test" >&2; \
+		exit 1; }
+	@if [ -e $(UNFINISHED) ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then $(PYTHON) -m venv --clear $(VENV); fi
+	@rm -f $(STAMP) && touch $(UNFINISHED)
+	@echo "Installing into $(VENV): some minutes the first time, several GB where torch comes with CUDA"
+	@exact=$$($(BIN)/python -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")') && \
+		$(BIN)/python -m pip install --disable-pip-version-check -e ".[$(EXTRAS)]" $$exact
+	@mv $(UNFINISHED) $(STAMP)
+
+walkthrough: venv  ## train on the embedded data, print the table, execute the first notebook, write its HTML
+	$(BIN)/python -m corsd_lib.walkthrough
+
+lab: venv  ## open the first notebook in JupyterLab
+	$(BIN)/python -m jupyter lab $(LAB_FLAGS) notebooks/01_walkthrough.ipynb
+
+test: lint types unit test-notebooks  ## everything: lint, types, unit tests, notebooks
+
+test-fast: venv  ## unit tests without the slow and the browser ones
+	$(UNIT) -m "not slow and not browser"
+
+unit: venv  ## all unit tests
+	$(UNIT)
+
+test-notebooks: venv  ## execute the notebooks and compare their marked outputs
+	$(PYTEST) --nbval-lax --nbval-current-env --nbval-cell-timeout=120 notebooks
+
+lint: venv  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: venv  ## mypy on the library
+	$(BIN)/mypy
+
+format: venv  ## let ruff mend and format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: venv  ## measure speed, write results/bench.json
+	$(BIN)/corsd bench --out results/bench.json
+
+clean:  ## remove caches and build products; .venv, data and runs stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find corsd_lib tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

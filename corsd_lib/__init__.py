@@ -1,0 +1,39 @@
+"""CORSD notebooks: train, compare and look inside self-distilled networks. Names load when first used: the import is light."""
+
+from __future__ import annotations
+
+from importlib import import_module, metadata
+from typing import Any
+
+_HOME = {
+    "batches": ("Batch", "BatchSource"),
+    "datasets": ("ImageArrays", "ImageData", "ImageFiles", "load_dataset"),
+    "errors": ("CorsdError",),
+    "evaluation": ("Evaluation", "count_macs", "evaluate"),
+    "methods": ("METHODS", "Method", "build_method"),
+    "network": ("ExitOutputs", "MultiExitNetwork", "build_network"),
+    "relation": ("cosine_scores", "relation_matrix"),
+    "runs": ("Run", "TrainConfig", "load_run"),
+    "training": ("train",),
+    "widgets": ("RelationExplorer", "TrainingMonitor"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = ["__version__", *_MODULE_OF]  # noqa: PLE0604
+
+try:
+    __version__ = metadata.version("corsd_lib")
+except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+    __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'corsd_lib' has no attribute {name!r}")
+    value = getattr(import_module(f"corsd_lib.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

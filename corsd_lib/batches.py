@@ -1,0 +1,345 @@
+"""How batches are made: which rows (plain, class-balanced, triplets), and how whole batches are augmented on the device.
+
+Everything random is drawn from a generator seeded by (seed, epoch, step), so a batch depends on its place in the training
+and on nothing else: not on the number of workers, not on where a run was stopped and resumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from corsd_lib.datasets import ImageArrays, ImageData, ImageFiles, Split
+from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.methods import Batch
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+__all__ = [
+    "AUGMENTATIONS",
+    "SAMPLINGS",
+    "BatchSource",
+    "augment_crop",
+    "balanced_batches",
+    "evaluation_batches",
+    "pad_images",
+    "plain_batches",
+    "step_generator",
+    "triplet_batches",
+]
+
+AUGMENTATIONS = ("none", "crop", "crop_flip", "resized_crop")
+SAMPLINGS = ("plain", "balanced", "triplet")
+
+
+def step_generator(*place: int) -> torch.Generator:
+    """A CPU generator that depends only on `place`, e.g. (seed, epoch, step); neighbours are unrelated."""
+    seed = 0
+    for number in place:  # splitmix64: torch's own seeding keeps neighbouring seeds correlated in the first draws
+        seed = (seed + number + 0x9E3779B97F4A7C15) % 2**64
+        seed = ((seed ^ (seed >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+        seed = ((seed ^ (seed >> 27)) * 0x94D049BB133111EB) % 2**64
+        seed ^= seed >> 31
+    return torch.Generator().manual_seed(seed % 2**63)
+
+
+# --- which rows -----------------------------------------------------------------------------------------------------
+
+
+def plain_batches(labels: Tensor, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """Shuffled rows in batches of `batch_size`; the incomplete last batch is dropped unless it is the only one."""
+    order = torch.randperm(len(labels), generator=generator)
+    full = len(order) // batch_size * batch_size
+    return list(order[: full or len(order)].split(batch_size))
+
+
+def balanced_batches(
+    labels: Tensor, batch_size: int, generator: torch.Generator, samples_per_class: int = 4
+) -> list[Tensor]:
+    """P classes x K samples a batch, P·K <= `batch_size`; every class is seen equally often in an epoch.
+
+    An epoch is round(mean class size / K) rounds over all classes (at least one), K rows of a class a time: about one pass over
+    the data when classes are of equal size. A small class is reshuffled and read again, a large one is read in part. K is
+    `samples_per_class`, or more when there are too few classes to fill a batch. No class stands twice in a batch.
+    """
+    groups = _class_rows(labels)
+    k = max(samples_per_class, batch_size // len(groups))
+    if k < 2 or batch_size < k:
+        raise CorsdError(f"balanced batches want 2 <= samples_per_class <= batch_size; got {k} and {batch_size}")
+    rounds = max(1, round(len(labels) / (k * len(groups))))
+    rows = [_repeat_shuffled(group, rounds * k, generator).view(rounds, k) for group in groups]
+    classes = min(len(groups), batch_size // k)
+    order = _rounds_of_classes(len(groups), rounds, classes, generator)
+    taken = torch.zeros(len(groups), dtype=torch.long)
+    batches = []
+    for chunk in order.split(classes):
+        batches.append(torch.cat([rows[c][taken[c]] for c in chunk.tolist()]))
+        taken[chunk] += 1
+    return batches
+
+
+def triplet_batches(labels: Tensor, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """Rows laid out [anchors, same class, other class], a third of the batch each; each row is an anchor once an epoch.
+
+    The release's sampling: an epoch over n images passes 3n. A class of one image is its own partner. The incomplete last batch
+    is dropped unless it is the only one. Raises `CorsdError` with fewer than two classes or `batch_size` below 3.
+    """
+    if batch_size < 3 or len(labels.unique()) < 2:
+        raise CorsdError(f"triplets want a batch_size of at least 3 (got {batch_size}) and two classes")
+    anchors = plain_batches(labels, batch_size // 3, generator)
+    by_class = labels.argsort(stable=True)
+    _, inverse, sizes = labels.unique(return_inverse=True, return_counts=True)
+    starts = sizes.cumsum(0) - sizes
+    place = torch.empty_like(by_class).scatter_(0, by_class, torch.arange(len(labels)))
+    batches = []
+    for a in anchors:
+        size, start = sizes[inverse[a]], starts[inverse[a]]
+        hop = 1 + _randint(size - 1, generator)  # 1 .. size - 1: any place of the class but the anchor's own
+        same = start + torch.where(size > 1, (place[a] - start + hop) % size, torch.zeros_like(size))
+        other = _randint(len(labels) - size, generator)
+        other += torch.where(other >= start, size, torch.zeros_like(size))  # skip the anchor's class
+        batches.append(torch.cat([a, by_class[same], by_class[other]]))
+    return batches
+
+
+def _class_rows(labels: Tensor) -> list[Tensor]:
+    sizes = labels.unique(return_counts=True)[1]
+    return list(labels.argsort(stable=True).split(sizes.tolist()))
+
+
+def _repeat_shuffled(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    passes = -(-count // len(rows))
+    shuffled = [rows[torch.randperm(len(rows), generator=generator)] for _ in range(passes)]
+    return torch.cat(shuffled)[:count]
+
+
+def _rounds_of_classes(count: int, rounds: int, chunk: int, generator: torch.Generator) -> Tensor:
+    """`rounds` permutations of `count` classes, such that no `chunk` of the joined sequence holds a class twice."""
+    order = torch.randperm(count, generator=generator)
+    for _ in range(rounds - 1):
+        tail = order[len(order) // chunk * chunk :]
+        following = torch.randperm(count, generator=generator)
+        clash = torch.isin(following, tail).to(torch.int8)
+        order = torch.cat([order, following[clash.argsort(stable=True)]])
+    return order
+
+
+def _randint(high: Tensor, generator: torch.Generator) -> Tensor:
+    """One integer in [0, max(high, 1)) for each entry of `high`."""
+    high = high.clamp_min(1)
+    return torch.minimum((torch.rand(high.shape, generator=generator, dtype=torch.float64) * high).long(), high - 1)
+
+
+def epoch_batches(
+    labels: Tensor, sampling: str, batch_size: int, samples_per_class: int, generator: torch.Generator
+) -> list[Tensor]:
+    """The rows of every batch of an epoch; `sampling` is one of `SAMPLINGS`."""
+    check_choice("sampling", sampling, SAMPLINGS)
+    if sampling == "balanced":
+        return balanced_batches(labels, batch_size, generator, samples_per_class)
+    draw = plain_batches if sampling == "plain" else triplet_batches
+    return draw(labels, batch_size, generator)
+
+
+# --- what a batch looks like ----------------------------------------------------------------------------------------
+
+
+def pad_images(images: Tensor, padding: int, mode: str = "reflect") -> Tensor:
+    """uint8 images (N, C, H, W) with `padding` more pixels on every side, `mode` "reflect" or "zero"; done once, then cropped."""
+    check_choice("padding mode", mode, ("reflect", "zero"))
+    if mode == "zero":
+        return F.pad(images, [padding] * 4)
+    for dim in (2, 3):  # torch reflects no uint8: pick rows and columns instead
+        side = images.shape[dim]
+        if padding >= side:
+            raise CorsdError(f"reflect padding {padding} must be smaller than the image side {side}")
+        index = torch.arange(-padding, side + padding, device=images.device).abs()
+        images = images.index_select(dim, torch.where(index >= side, 2 * (side - 1) - index, index))
+    return images
+
+
+def augment_crop(
+    padded: Tensor, rows: Tensor, size: int, generator: torch.Generator, flip: bool = True, cutout: int = 0
+) -> Tensor:
+    """Random `size` x `size` crop, horizontal flip and cutout of `rows` (B,) of uint8 `padded` (N, C, H, W); (B, C, size, size).
+
+    Every image has its own draw. The crops are windows of one strided view, so that the batch is one copy. `cutout`: side of a
+    square set to mid-grey 128, 0 for none (DeVries and Taylor, arXiv 1708.04552).
+    """
+    draw = torch.rand(5, len(rows), generator=generator).to(padded.device)
+    windows = padded.unfold(2, size, 1).unfold(3, size, 1)  # (N, C, positions, positions, size, size)
+    y, x = ((draw[i] * windows.shape[2 + i]).long().clamp_max(windows.shape[2 + i] - 1) for i in (0, 1))
+    out = windows[rows, :, y, x]
+    if flip:
+        mirrored = draw[2] < 0.5
+        out[mirrored] = out[mirrored].flip(3)
+    return _cutout(out, draw[3:], cutout) if cutout else out
+
+
+def _cutout(images: Tensor, draw: Tensor, side: int) -> Tensor:
+    _, _, h, w = images.shape
+    cy, cx = (draw * torch.tensor([[h], [w]], device=draw.device)).long()  # (B,) centres
+    near = [
+        (torch.arange(n, device=images.device)[None] - centre[:, None] + side // 2) for n, centre in ((h, cy), (w, cx))
+    ]
+    rows, columns = ((d >= 0) & (d < side) for d in near)
+    return images.masked_fill((rows[:, None, :, None] & columns[:, None, None, :]), 128)
+
+
+def augment_resized_crop(images: Tensor, size: int, generator: torch.Generator, scale: float = 0.4) -> Tensor:
+    """Random-resized-crop to `size` and flip of uint8 images (B, C, H, W), each image its own draw; (B, C, size, size).
+
+    torchvision.transforms.v2's RandomResizedCrop with area in [`scale`, 1]; 0.4 keeps most of a bird in the picture (ours).
+    """
+    from torchvision.transforms import v2
+
+    crop = v2.Compose([v2.RandomResizedCrop(size, scale=(scale, 1.0), antialias=True), v2.RandomHorizontalFlip()])
+    with torch.random.fork_rng(devices=[]):  # v2 draws from torch's global generator: lend it ours
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        return torch.stack([crop(image) for image in images])
+
+
+def centre_crop(images: Tensor, size: int) -> Tensor:
+    """The central `size` x `size` of images (..., H, W); H, W >= `size`."""
+    top, left = ((side - size) // 2 for side in images.shape[-2:])
+    return images[..., top : top + size, left : left + size]
+
+
+class Normalise:
+    """uint8 images (B, C, H, W) -> float32, (pixels / 255 - mean) / std by channel."""
+
+    def __init__(self, data: ImageData, device: torch.device | str = "cpu") -> None:
+        mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (data.mean, data.std))
+        self.scale, self.shift = 1 / (255 * std), mean / std
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images.float().mul_(self.scale).sub_(self.shift)
+
+
+class BatchSource:
+    """Training batches of a split on a device: draws rows, augments and normalises them.
+
+    `augmentation` one of `AUGMENTATIONS`, `padding` pixels of the pad-crop (an eighth of the side by default: 4 at 32), `cutout`
+    side in pixels. In several processes each takes every `world`-th batch, and pairs are formed within a process's batch.
+    """
+
+    def __init__(
+        self,
+        data: ImageData,
+        *,
+        batch_size: int,
+        sampling: str = "plain",
+        samples_per_class: int = 4,
+        augmentation: str | None = None,
+        padding: int | None = None,
+        padding_mode: str = "reflect",
+        cutout: int = 0,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        workers: int = 2,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.augmentation = data.augmentation if augmentation is None else augmentation
+        check_choice("augmentation", self.augmentation, AUGMENTATIONS)
+        check_choice("sampling", sampling, SAMPLINGS)
+        self.data, self.split, self.sampling = data, data.train, sampling
+        self.batch_size, self.samples_per_class = batch_size, samples_per_class
+        self.padding = max(1, data.image_size // 8) if padding is None else padding
+        self.padding_mode, self.cutout = padding_mode, cutout
+        self.seed, self.device, self.workers = seed, torch.device(device), workers
+        self.rank, self.world = rank, world
+        self.normalise = Normalise(data, device)
+        if isinstance(self.split, ImageArrays):
+            self.images = self._prepared(self.split.images).to(device)
+
+    def rows(self, epoch: int) -> list[Tensor]:
+        """Rows of the train split of every batch that this process sees in `epoch`."""
+        generator = step_generator(self.seed, epoch)
+        batches = epoch_batches(
+            self.split.labels, self.sampling, self.batch_size, self.samples_per_class, generator
+        )
+        return batches[self.rank : len(batches) - len(batches) % self.world : self.world]
+
+    def __call__(self, epoch: int, start: int = 0, progress: Callable[[int], float] | None = None) -> Iterator[Batch]:
+        """The batches of `epoch` from step `start` on."""
+        rows = self.rows(epoch)
+        steps = range(start, len(rows))
+        generators = [step_generator(self.seed, epoch, step, self.rank) for step in steps]
+        images = self._stream(rows[start:], epoch) if isinstance(self.split, ImageFiles) else None
+        for step, generator in zip(steps, generators, strict=True):
+            batch = rows[step]
+            pixels = self._augment(batch, generator) if images is None else next(images)
+            yield Batch(
+                images=self.normalise(pixels),
+                labels=self.split.labels[batch].to(self.device),
+                index=batch,
+                sampling=self.sampling,
+                generator=generator,
+                progress=progress(step) if progress else 0.0,
+            )
+
+    def _prepared(self, images: Tensor) -> Tensor:
+        """Everything of the augmentation that is the same in every epoch."""
+        if self.augmentation == "resized_crop":
+            return images
+        images = centre_crop(images, self.data.image_size)
+        return images if self.augmentation == "none" else pad_images(images, self.padding, self.padding_mode)
+
+    def _augment(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        rows = rows.to(self.device)
+        if self.augmentation == "resized_crop":
+            return augment_resized_crop(self.images[rows], self.data.image_size, generator)
+        flip = self.augmentation == "crop_flip"
+        return augment_crop(self.images, rows, self.data.image_size, generator, flip, self.cutout)
+
+    def _stream(self, rows: list[Tensor], epoch: int) -> Iterator[Tensor]:
+        assert isinstance(self.split, ImageFiles)
+        crop = self.augmentation == "resized_crop"
+        dataset = _FileDataset(self.split, self.data.image_size, (self.seed, epoch) if crop else None)
+        loader = _loader(dataset, rows, self.workers, self.device)
+        return (images.to(self.device, non_blocking=True) for images in loader)
+
+
+class _FileDataset(torch.utils.data.Dataset[Tensor]):
+    """Decoded images of an `ImageFiles`, random-resized-cropped when `place` is given, otherwise resized and centre-cropped."""
+
+    def __init__(self, files: ImageFiles, size: int, place: tuple[int, int] | None) -> None:
+        self.files, self.size, self.place = files, size, place
+
+    def __getitem__(self, row: int) -> Tensor:
+        from torchvision.transforms.v2 import functional as tv
+
+        image = self.files.load(row)
+        if self.place is not None:
+            return augment_resized_crop(image[None], self.size, step_generator(*self.place, row), scale=0.08)[0]
+        image = tv.resize(image, [round(self.size * 8 / 7)], antialias=True)
+        return centre_crop(image, self.size)
+
+
+def _loader(
+    dataset: _FileDataset, rows: list[Tensor], workers: int, device: torch.device
+) -> DataLoader[Tensor]:
+    from torch.utils.data import DataLoader
+
+    batches = [batch.tolist() for batch in rows]
+    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda")
+
+
+def evaluation_batches(
+    data: ImageData, split: Split, device: torch.device | str = "cpu", batch_size: int = 512, workers: int = 2
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(images, labels) of `split` in its order, normalised, centre-cropped, not augmented, on `device`."""
+    normalise, device = Normalise(data, device), torch.device(device)
+    rows = list(torch.arange(len(split)).split(batch_size))
+    if isinstance(split, ImageFiles):
+        images = iter(_loader(_FileDataset(split, data.image_size, None), rows, workers, device))
+    else:
+        images = (centre_crop(split.images[batch], data.image_size) for batch in rows)
+    for batch, pixels in zip(rows, images, strict=True):
+        yield normalise(pixels.to(device, non_blocking=True)), split.labels[batch].to(device)

@@ -1,0 +1,159 @@
+"""What a trained network is worth: accuracy, cross-entropy and calibration by exit, and what each exit costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from corsd_lib.batches import evaluation_batches
+from corsd_lib.datasets import ImageData, Split, load_dataset
+from corsd_lib.errors import CorsdError
+from corsd_lib.network import MultiExitNetwork
+from corsd_lib.runs import Run, TrainConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Evaluation", "calibration_error", "count_macs", "evaluate", "exit_logits", "load_data", "top_k_accuracy"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of one split: `exits`, a dict an exit (shallow -> deep), and `ensemble`, the mean of the exits' probabilities.
+
+    Keys: top1, top5 (%), cross_entropy (nats), calibration_error (expected calibration error, %), and for an exit macs
+    (multiply-accumulates an image) and parameters of its deployable sub-network.
+    """
+
+    data: str
+    split: str
+    images: int
+    exits: list[dict[str, float]]
+    ensemble: dict[str, float]
+
+    def table(self) -> pd.DataFrame:
+        """One row an exit and one for the ensemble."""
+        import pandas as pd
+
+        names = [f"exit{k}" for k in range(1, len(self.exits) + 1)]
+        return pd.DataFrame([*self.exits, self.ensemble], index=pd.Index([*names, "ensemble"], name="exit"))
+
+
+def evaluate(
+    what: Run | MultiExitNetwork,
+    data: ImageData | None = None,
+    *,
+    data_root: str | None = None,
+    split: str = "test",
+    device: torch.device | str | None = None,
+) -> Evaluation:
+    """Evaluate a run's newest weights, or a network in eval mode, on a split ("train", "validation", "test") of `data`.
+
+    For a run the data it was trained on is loaded when not given. The network is left in the mode it came in.
+    """
+    if isinstance(what, Run):
+        data = data or load_data(what.config, data_root)
+        network = what.network()
+    elif data is None:
+        raise CorsdError("evaluate(network, data): a network alone does not know its data, give it")
+    else:
+        network = what
+    network = network.to(device) if device is not None else network
+    rows: Split | None = getattr(data, split, None)
+    if rows is None:
+        raise CorsdError(f"data {data.name!r} has no split {split!r}: set a validation_fraction, or use 'test'")
+    logits, labels = exit_logits(network, data, rows)
+    exits = [{**scores(z, labels), **cost} for z, cost in zip(logits, exit_costs(network, data), strict=True)]
+    mean = torch.stack([F.softmax(z, dim=1) for z in logits]).mean(0)
+    return Evaluation(data.name, split, len(labels), exits, scores(mean.clamp_min(1e-12).log(), labels))
+
+
+def load_data(config: TrainConfig, data_root: str | None = None) -> ImageData:
+    """The data set of a configuration, from `data_root` when given."""
+    return load_dataset(
+        config.data,
+        data_root or config.data_root,
+        per_class=config.per_class,
+        validation_fraction=config.validation_fraction,
+        seed=config.seed,
+        image_size=config.image_size,
+        crop_to_box=config.crop_to_box,
+    )
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside, each module's own mode restored afterwards."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for m, mode in modes:
+            m.training = mode
+
+
+def exit_logits(network: MultiExitNetwork, data: ImageData, split: Split) -> tuple[list[Tensor], Tensor]:
+    """Logits of every exit, K x (N, C) float32 on the CPU, and labels (N,) of a split in its order."""
+    device = next(network.parameters()).device
+    collected: list[list[Tensor]] = []
+    with evaluating(network):
+        for images, _ in evaluation_batches(data, split, device):
+            collected.append([z.float().cpu() for z in network(images).logits])
+    return [torch.cat(z) for z in zip(*collected, strict=True)], split.labels
+
+
+def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """top1, top5 (%), cross_entropy (nats) and calibration_error (%) of logits (N, C)."""
+    return {
+        "top1": top_k_accuracy(logits, labels, 1),
+        "top5": top_k_accuracy(logits, labels, 5),
+        "cross_entropy": F.cross_entropy(logits, labels).item(),
+        "calibration_error": calibration_error(logits, labels),
+    }
+
+
+def top_k_accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
+    """Share (%) of rows of `logits` (N, C) whose label is among the `k` largest (all of C when there are fewer)."""
+    top = logits.topk(min(k, logits.shape[1]), dim=1).indices
+    return 100.0 * (top == labels[:, None]).any(1).double().mean().item()
+
+
+def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
+    """Expected calibration error (%): mean |accuracy - confidence| over equal bins of confidence, weighted by their images.
+
+    Guo et al. 2017, arXiv 1706.04599; 0 is best.
+    """
+    confidence, guess = F.softmax(logits.double(), dim=1).max(1)
+    right = (guess == labels).double()
+    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    gap = torch.zeros(bins, dtype=torch.double).index_add_(0, bin_of, right - confidence)
+    return 100.0 * gap.abs().sum().item() / len(labels)
+
+
+def exit_costs(network: MultiExitNetwork, data: ImageData) -> list[dict[str, float]]:
+    """macs and parameters of the deployable sub-network of every exit."""
+    shape = (1, data.channels, data.image_size, data.image_size)
+    parts = [network.truncated(k) for k in range(len(network.exits))]
+    return [
+        {"macs": count_macs(part, shape), "parameters": sum(p.numel() for p in part.parameters())} for part in parts
+    ]
+
+
+def count_macs(module: nn.Module, shape: tuple[int, ...]) -> int:
+    """Multiply-accumulates of one forward pass of convolutions and matrix products at input `shape`, in eval mode."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(module.parameters()).device
+    with evaluating(module), FlopCounterMode(display=False) as counter:
+        module(torch.zeros(shape, device=device))
+    return counter.get_total_flops() // 2
+
+

@@ -1,0 +1,95 @@
+"""Small layers shared by backbones, exits and relation networks."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .errors import CorsdError
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation that survives a single value a channel, which has no variance to normalise by.
+
+    Input and output (B, C, H, W). In train mode with B·H·W = 1 (one image on a 1x1 map) PyTorch raises; here
+    the running statistics are used, as in eval mode, and are not updated. Everything else is
+    `nn.BatchNorm2d`. Source: ours.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        values_per_channel = input.numel() // self.num_features
+        if self.training and self.track_running_stats and values_per_channel == 1:
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        return super().forward(input)
+
+
+class SeparableConv(nn.Sequential):
+    """The block of an exit: two depthwise-separable 3x3 convolutions, each with batch norm and ReLU.
+
+    (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride)), values >= 0; the stride
+    is in the first depthwise convolution. Source: the bottleneck of BYOT, arXiv 1905.08094, section 3.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 2) -> None:
+        super().__init__(
+            *_separable(in_channels, in_channels, stride),
+            *_separable(in_channels, out_channels, 1),
+        )
+        init_convolutions(self)
+
+
+def _separable(in_channels: int, out_channels: int, stride: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(in_channels, in_channels, 3, stride=stride, padding=1, groups=in_channels, bias=False),
+        nn.Conv2d(in_channels, out_channels, 1, bias=False),
+        BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    ]
+
+
+def downsampling(in_channels: int, out_channels: int, reduction_steps: int) -> nn.Sequential:
+    """Bring a shallow feature map to the width and the resolution of a deeper one.
+
+    (B, in_channels, H, W) -> (B, out_channels, ceil(H / 2^n), ceil(W / 2^n)), n = `reduction_steps`: n
+    `SeparableConv`s of stride 2 whose channels double up to `out_channels`, the last always giving
+    `out_channels`. With n = 0 it is one block of stride 1 where the channels differ, and nothing at all (an
+    empty Sequential, the identity) where they do not. Raises `CorsdError` for a channel count below 1 or n
+    below 0. Source: layout of arXiv 1905.08094, figure 2; the channel rule is ours.
+    """
+    if in_channels < 1 or out_channels < 1:
+        raise CorsdError(f"channels {in_channels} -> {out_channels} of a downsampling; allowed: 1 or more")
+    if reduction_steps < 0:
+        raise CorsdError(f"reduction_steps {reduction_steps} of a downsampling; allowed: 0 or more")
+    if reduction_steps == 0 and in_channels == out_channels:
+        return nn.Sequential()
+    if reduction_steps == 0:
+        return nn.Sequential(SeparableConv(in_channels, out_channels, 1))
+    doubled = [min(in_channels * 2**step, out_channels) for step in range(1, reduction_steps)]
+    widths = [in_channels, *doubled, out_channels]
+    return nn.Sequential(*(SeparableConv(narrow, wide, 2) for narrow, wide in pairwise(widths)))
+
+
+def halvings(reduction: int, deepest_reduction: int) -> int:
+    """How many stride-2 steps lead from one stage's reduction (image side / feature side) to the deepest's.
+
+    Rounded up where the ratio is no power of two. Raises `CorsdError` when the deepest stage is the finer
+    one. Source: ours.
+    """
+    if not 1 <= reduction <= deepest_reduction:
+        raise CorsdError(f"reduction {reduction} of a stage; allowed: 1 to the deepest's {deepest_reduction}")
+    return math.ceil(math.log2(deepest_reduction / reduction))
+
+
+def init_convolutions(module: nn.Module) -> None:
+    """Draw all convolutions in `module` anew: Kaiming normal, fan out, as torchvision (arXiv 1502.01852)."""
+    for child in module.modules():
+        if isinstance(child, nn.Conv2d):
+            # PyTorch's fan out of a depthwise filter counts all channels, but it feeds one: fan in is right
+            mode: Literal["fan_in", "fan_out"] = "fan_out" if child.groups == 1 else "fan_in"
+            nn.init.kaiming_normal_(child.weight, mode=mode, nonlinearity="relu")

@@ -1,0 +1,99 @@
+"""Every term of the objectives as a pure function: tensors in, scalar out, no state, no weights.
+
+Shapes: B images, C classes, D embedding width, P structured pairs. An empty set of pairs gives exactly 0 with a gradient of 0,
+so a batch without positives, or with a single class, trains on with the terms that are defined.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "auxiliary_cross_entropy",
+    "cross_entropy",
+    "distillation",
+    "feature_hint",
+    "margin_over_batch",
+    "margin_over_triplets",
+    "relation_transfer",
+]
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy in nats of `logits` (B, C) against `labels` (B,); >= 0, 0 for an empty batch."""
+    if not len(labels):
+        return logits.sum() * 0.0
+    return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+
+
+def distillation(teacher: Tensor, student: Tensor, temperature: float = 3.0) -> Tensor:
+    """T² · KL(softmax(sg teacher / T) ‖ softmax(student / T)) of logits (B, C), mean over the rows; >= 0 nats.
+
+    No gradient reaches `teacher`. Hinton et al. 2015, arXiv 1503.02531; between exits: BYOT, arXiv 1905.08094.
+    """
+    if not len(teacher):
+        return student.sum() * 0.0
+    log_p = F.log_softmax(teacher.detach() / temperature, dim=1)
+    log_q = F.log_softmax(student / temperature, dim=1)
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+
+
+def feature_hint(teacher: Tensor, student: Tensor) -> Tensor:
+    """Squared L2 distance of embeddings (B, D), *summed* over the batch; >= 0. No gradient to `teacher`. BYOT's hint."""
+    return (student - teacher.detach()).square().sum()
+
+
+def auxiliary_cross_entropy(logits: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    """Soft cross-entropy of pair logits (P, C) against ½·onehot(`first`) + ½·onehot(`second`), labels (P,); >= 0 nats.
+
+    For an intra pair (`first` == `second`) this is the plain cross-entropy. CORSD's auxiliary term (METHOD: the half/half label
+    is a probability already; a softmax over it, as in the authors' release, would make it near uniform).
+    """
+    if not len(first):
+        return logits.sum() * 0.0
+    log_q = F.log_softmax(logits, dim=1)
+    return -0.5 * (log_q.gather(1, first[:, None]) + log_q.gather(1, second[:, None])).mean()
+
+
+def relation_transfer(
+    teacher: tuple[Tensor, Tensor], student: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Mean (r_student - sg r_teacher)² over pairs; both arguments are scores (intra, inter) in (0, 1); in [0, 1].
+
+    Intra and inter pairs weigh one half each however many there are (ours: the same expectation as the release's triplets, which
+    hold one pair of either kind); a kind that is absent is left out. CORSD's relation transfer.
+    """
+    parts = [(s - t.detach()).square().mean() for t, s in zip(teacher, student, strict=True) if s.numel()]
+    return torch.stack(parts).mean() if parts else student[0].sum() * 0.0
+
+
+def margin_over_triplets(intra: Tensor, inter: Tensor, margin: float = 1.0) -> Tensor:
+    """Mean max(0, m - r_intra + r_inter) of aligned scores (P,) that share their anchor; in [0, m + 1]. CORSD's margin term."""
+    if not (intra.numel() and inter.numel()):
+        return (intra.sum() + inter.sum()) * 0.0
+    return F.relu(margin - intra + inter).mean()
+
+
+def margin_over_batch(scores: Tensor, labels: Tensor, margin: float = 1.0) -> Tensor:
+    """`margin_over_triplets` over *every* triplet (i, j, k) of a batch: y_i = y_j, i != j, y_k != y_i; in [0, m + 1].
+
+    `scores` (B, B) in (0, 1), `labels` (B,). Sorting each row costs O(B² log B), not the O(B³) of listing the triplets: the
+    inter scores above r_ij - m are a suffix of the sorted row, so their sum is one difference of prefix sums. Exact; ours.
+    """
+    same = labels[:, None] == labels[None, :]
+    intra = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    triplets = (intra.sum(1) * (~same).sum(1)).sum()
+    if not triplets:
+        return scores.sum() * 0.0
+    # Scores of the own class sort first and add nothing: -inf to the search, 0 to the sums.
+    row = scores.masked_fill(same, -torch.inf).sort(dim=1).values
+    prefix = F.pad(row.masked_fill(row.isinf(), 0.0).cumsum(1), (1, 0))  # (B, B + 1)
+    # A score of exactly r_ij - m adds 0 whichever side of the cut it falls on. The cut itself carries no gradient.
+    first = torch.searchsorted(row.detach(), (scores - margin).detach().contiguous())
+    count = len(labels) - first
+    hinge = count * (margin - scores) + prefix[:, -1:] - prefix.gather(1, first)
+    return (hinge * intra).sum() / triplets
+
+

@@ -1,0 +1,407 @@
+"""What is optimised: each method says which terms it has, with which weights, and owns the extra modules that it trains.
+
+A method is an `nn.Module` called with the outputs of all exits and the batch; it returns the total and its parts by name. The
+weight of a part is the option of the same name, so total = sum over parts of option[name] * part[name]; a part of weight 0 is
+still reported, and trains nothing. To add a method: one options dataclass, one class with `terms`, one line in `METHODS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from corsd_lib import losses
+from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.network import ExitOutputs, MultiExitNetwork
+from corsd_lib.relation import (
+    MapRelation,
+    PairScore,
+    RelationOutput,
+    StructuredPairs,
+    VectorRelation,
+    sample_pairs,
+    triplet_pairs,
+)
+
+__all__ = ["METHODS", "Batch", "Method", "build_method"]
+
+
+class Batch(NamedTuple):
+    """One training batch on the training device.
+
+    `images` (B, C, H, W) float, `labels` (B,), `index` (B,) row of each image in its data set, `sampling` how rows were
+    drawn ("plain", "balanced", or "triplet": thirds of anchors, same class, other class), `generator` a CPU generator seeded for
+    this step, `progress` in [0, 1) of the whole training.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    sampling: str = "plain"
+    generator: torch.Generator | None = None
+    progress: float = 0.0
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """Weights every method has. `task`: cross-entropy of the deepest exit; `label_smoothing` in [0, 1) of every hard label."""
+
+    task: float = 1.0
+    label_smoothing: float = 0.0
+
+
+class Method(nn.Module):
+    """Base of all methods: holds the options, sums the weighted parts; `attach(network)` makes the trainable parts."""
+
+    name: ClassVar[str] = ""
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+    exits: ClassVar[str] = "all"
+    sampling: ClassVar[str] = "plain"
+    detach_exits: ClassVar[bool] = False
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = _options(self.name, self.Options, options)
+
+    def attach(self, network: MultiExitNetwork) -> Method:
+        """Create the modules that this method trains beside `network`, sized from what it declares. Returns itself."""
+        return self
+
+    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+        """The parts of the objective by name, unweighted scalars."""
+        raise NotImplementedError
+
+    def forward(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+        """Exit outputs and batch -> {"total": weighted sum, part: unweighted value, ...}, scalars."""
+        parts = self.terms(out, batch)
+        weights = {name: getattr(self.options, name) for name in parts}
+        return {"total": _sum(weights[name] * parts[name] for name in parts if weights[name]), **parts}
+
+    def relation_networks(self) -> nn.ModuleList:
+        """Relation networks shallow -> deep, empty for a method that has none."""
+        return nn.ModuleList()
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return losses.cross_entropy(logits, labels, self.options.label_smoothing)
+
+
+class Baseline(Method):
+    """The plain network: cross-entropy of the deepest exit; there is no other exit."""
+
+    name = "baseline"
+    exits = "deepest"
+
+    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+        return {"task": self._cross_entropy(out.logits[-1], batch.labels)}
+
+
+@dataclass(frozen=True)
+class ProbeOptions(MethodOptions):
+    """`exit_ce`: weight of the probes' cross-entropy; it does not change the backbone."""
+
+    exit_ce: float = 1.0
+
+
+class Probe(Method):
+    """The plain network again, with exits that watch: their gradient stops before the backbone (ours).
+
+    Says what shallow stages already know when nobody asks them to; backbone and deepest exit train as in `baseline`.
+    """
+
+    name = "probe"
+    Options = ProbeOptions
+    detach_exits = True
+
+    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+        return {
+            "task": self._cross_entropy(out.logits[-1], batch.labels),
+            "exit_ce": _sum(self._cross_entropy(z, batch.labels) for z in out.logits[:-1]),
+        }
+
+
+@dataclass(frozen=True)
+class DeepSupervisionOptions(MethodOptions):
+    """`exit_ce`: weight of the cross-entropy of each shallow exit."""
+
+    exit_ce: float = 1.0
+
+
+class DeepSupervision(Method):
+    """Cross-entropy at every exit. Lee et al. 2015, arXiv 1409.5185."""
+
+    name = "deep_supervision"
+    Options = DeepSupervisionOptions
+
+    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+        return {
+            "task": self._cross_entropy(out.logits[-1], batch.labels),
+            "exit_ce": _sum(self._cross_entropy(z, batch.labels) for z in out.logits[:-1]),
+        }
+
+
+@dataclass(frozen=True)
+class ByotOptions(MethodOptions):
+    """The paper's weights: (1-a)·CE of shallow exits, a·T²·KL to the deepest, b·hint on a sum; a = 0.1, T = 3, b = 1e-6."""
+
+    exit_ce: float = 0.9
+    exit_kd: float = 0.1
+    hint: float = 1e-6
+    temperature: float = 3.0
+
+
+class Byot(Method):
+    """Be Your Own Teacher: the deepest exit teaches its logits and its embedding to the shallow ones. arXiv 1905.08094."""
+
+    name = "byot"
+    Options = ByotOptions
+    options: ByotOptions
+
+    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+        *shallow, deepest = out.logits
+        return {
+            "task": self._cross_entropy(deepest, batch.labels),
+            "exit_ce": _sum(self._cross_entropy(z, batch.labels) for z in shallow),
+            "exit_kd": _sum(losses.distillation(deepest, z, self.options.temperature) for z in shallow),
+            "hint": _sum(losses.feature_hint(out.embeddings[-1], e) for e in out.embeddings[:-1]),
+        }
+
+
+@dataclass(frozen=True)
+class CorsdOptions(MethodOptions):
+    """Weights of CORSD's terms (the first block, one part each) and its settings. Defaults are ours, see the README.
+
+    `temperature` of every KL; `margin` m of the relation margin; `fusion` "vectors" (all in-batch pairs of embeddings, ours) or
+    "maps" (concatenated feature maps of sampled pairs, the release's); `hidden` width of the relation embedding;
+    `pair_limit` most intra pairs a batch for which auxiliary logits (and map relations) are computed; `block_pairs` pairs held
+    at once by the vectors fusion; `class_mean_momentum` of the running class mean logits.
+    """
+
+    exit_ce: float = 1.0
+    exit_kd: float = 0.1
+    auxiliary_intra: float = 0.5
+    auxiliary_inter: float = 0.5
+    auxiliary_kd_intra: float = 0.1
+    auxiliary_kd_inter: float = 0.1
+    relation_transfer: float = 0.1
+    relation_margin: float = 0.1
+    logit_relation: float = 0.01
+
+    temperature: float = 3.0
+    margin: float = 1.0
+    fusion: str = "vectors"
+    hidden: int = 128
+    pair_limit: int = 4096
+    block_pairs: int = 65536
+    class_mean_momentum: float = 0.9
+
+
+class Corsd(Method):
+    """Class-Oriented Relational Self Distillation, arXiv 2305.00918; every term of METHOD's table.
+
+    A relation network a stage reads structured pairs; the deepest one teaches its scores and auxiliary logits to the shallow
+    ones. Nothing of it is needed at inference. Terms over several stages are sums over the stages.
+    """
+
+    name = "corsd"
+    Options = CorsdOptions
+    options: CorsdOptions
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        check_choice("fusion", self.options.fusion, ("vectors", "maps"))
+        self.relations = nn.ModuleList()
+
+    def attach(self, network: MultiExitNetwork) -> Method:
+        o, classes = self.options, network.num_classes
+        make = self._vector_relations if o.fusion == "vectors" else self._map_relations
+        self.relations = nn.ModuleList(make(network))
+        self.logit_relation = LogitRelation(classes, o.hidden, o.class_mean_momentum)
+        return self
+
+    def _vector_relations(self, network: MultiExitNetwork) -> list[nn.Module]:
+        o = self.options
+        return [
+            VectorRelation(network.embedding_dim, network.num_classes, o.hidden, o.block_pairs)
+            for _ in network.exit_stages
+        ]
+
+    def _map_relations(self, network: MultiExitNetwork) -> list[nn.Module]:
+        *_, deepest = info = network.backbone.feature_info
+        steps = [(deepest.reduction // stage.reduction).bit_length() - 1 for stage in info]
+        return [
+            MapRelation(stage.channels, n, deepest.channels, network.num_classes, self.options.hidden)
+            for stage, n in zip(info, steps, strict=True)
+        ]
+
+    def relation_networks(self) -> nn.ModuleList:
+        return self.relations
+
+    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+        if not self.relations:
+            raise CorsdError("method 'corsd' has no relation networks yet: call attach(network) first")
+        pairs = self._pairs(batch)
+        inputs = out.embeddings if self.options.fusion == "vectors" else out.features
+        relations = [net(x, batch.labels, pairs) for net, x in zip(self.relations, inputs, strict=True)]
+        return {
+            **self._exit_terms(out, batch),
+            **self._relation_terms(relations, pairs, batch.labels),
+            "logit_relation": self.logit_relation(
+                out.logits[-1], batch.labels, self.options.margin, batch.generator
+            ),
+        }
+
+    def _pairs(self, batch: Batch) -> StructuredPairs:
+        if batch.sampling == "triplet":
+            return triplet_pairs(len(batch.labels), batch.labels.device)
+        return sample_pairs(batch.labels, batch.generator, self.options.pair_limit)
+
+    def _exit_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+        *shallow, deepest = out.logits
+        return {
+            "task": self._cross_entropy(deepest, batch.labels),
+            "exit_ce": _sum(self._cross_entropy(z, batch.labels) for z in shallow),
+            "exit_kd": _sum(losses.distillation(deepest, z, self.options.temperature) for z in shallow),
+        }
+
+    def _relation_terms(
+        self, relations: list[RelationOutput], pairs: StructuredPairs, labels: Tensor
+    ) -> dict[str, Tensor]:
+        *shallow, deepest = relations
+        t = self.options.temperature
+        (a, b), (c, d) = labels[pairs.intra], labels[pairs.inter]
+        teacher = (deepest.intra, deepest.inter)
+        return {
+            "auxiliary_intra": _sum(losses.auxiliary_cross_entropy(r.intra_logits, a, b) for r in relations),
+            "auxiliary_inter": _sum(losses.auxiliary_cross_entropy(r.inter_logits, c, d) for r in relations),
+            "auxiliary_kd_intra": _sum(
+                losses.distillation(deepest.intra_logits, r.intra_logits, t) for r in shallow
+            ),
+            "auxiliary_kd_inter": _sum(
+                losses.distillation(deepest.inter_logits, r.inter_logits, t) for r in shallow
+            ),
+            "relation_transfer": _sum(losses.relation_transfer(teacher, (r.intra, r.inter)) for r in shallow),
+            "relation_margin": _sum(self._margin(r, labels) for r in relations),
+        }
+
+    def _margin(self, relation: RelationOutput, labels: Tensor) -> Tensor:
+        if relation.matrix is not None:
+            return losses.margin_over_batch(relation.matrix, labels, self.options.margin)
+        return losses.margin_over_triplets(relation.intra, relation.inter, self.options.margin)
+
+
+class LogitRelation(nn.Module):
+    """Relation of an image's deepest logits to the running mean logits of its own class (up) and of one other (down).
+
+    `class_mean` (C, C) is an exponential mean with a bias-corrected start, updated in train mode after it was read: an image is
+    never compared with itself alone. METHOD's "logit relation" term; the release used a running *sum* for the mean.
+    """
+
+    def __init__(self, num_classes: int, hidden: int, momentum: float) -> None:
+        super().__init__()
+        self.relation = PairScore(num_classes, hidden)
+        self.momentum = momentum
+        self.class_mean: Tensor
+        self.seen: Tensor
+        self.register_buffer("class_mean", torch.zeros(num_classes, num_classes))
+        self.register_buffer("seen", torch.zeros(num_classes))  # total weight of each mean, 0 = never seen
+
+    def forward(
+        self, logits: Tensor, labels: Tensor, margin: float, generator: torch.Generator | None
+    ) -> Tensor:
+        """Mean max(0, m - r(z, own mean) + r(z, other mean)) over images whose own and some other class were seen; scalar."""
+        loss = self._margin(logits, labels, margin, generator)
+        if self.training:
+            self._update(logits.detach().float(), labels)
+        return loss
+
+    def _margin(
+        self, logits: Tensor, labels: Tensor, margin: float, generator: torch.Generator | None
+    ) -> Tensor:
+        # Random shift 1..C-1 names another class; images of classes not seen yet are left out.
+        classes = len(self.seen)
+        shift = torch.randint(1, max(2, classes), labels.shape, generator=generator).to(labels.device)
+        other = (labels + shift) % classes
+        known = (self.seen[labels] > 0) & (self.seen[other] > 0) & (other != labels)
+        mean = self.class_mean / self.seen.clamp_min(1e-12)[:, None]
+        z, own, another = logits[known], mean[labels[known]], mean[other[known]]
+        return losses.margin_over_triplets(
+            self.relation.pair_scores(z, own), self.relation.pair_scores(z, another), margin
+        )
+
+    @torch.no_grad()
+    def _update(self, logits: Tensor, labels: Tensor) -> None:
+        counts = torch.bincount(labels, minlength=len(self.seen))
+        sums = torch.zeros_like(self.class_mean).index_add_(0, labels, logits)
+        here = counts > 0
+        step = 1 - self.momentum
+        self.class_mean[here] += step * (sums[here] / counts[here, None] - self.class_mean[here])
+        self.seen[here] += step * (1 - self.seen[here])
+
+
+@dataclass(frozen=True)
+class CorsdReleaseOptions(CorsdOptions):
+    """The weights of the authors' 2023 release: no shallow classifiers (weight 0), feature-map fusion."""
+
+    exit_ce: float = 0.0
+    exit_kd: float = 0.0
+    auxiliary_intra: float = 0.04
+    auxiliary_inter: float = 0.01
+    auxiliary_kd_intra: float = 0.16
+    auxiliary_kd_inter: float = 0.04
+    relation_transfer: float = 0.01
+    relation_margin: float = 0.01
+    logit_relation: float = 0.01
+    fusion: str = "maps"
+
+
+class CorsdRelease(Corsd):
+    """CORSD with the terms, triplet sampling and weights of the authors' release, its defects mended.
+
+    Mended, each with a test: KL terms take log-probabilities, not raw logits; no gradient reaches the deepest relation from the
+    transfer terms; the half/half label is used as it is, not pushed through a softmax; BatchNorm never sees a batch of one; the
+    test set is read image by image, not collated into triplets; all relation inputs are built by indexing, not by a
+    loop over samples; the running class mean is a mean. An epoch passes three images an anchor: compare at equal images seen.
+    """
+
+    name = "corsd_release"
+    Options = CorsdReleaseOptions
+    exits = "deepest"
+    sampling = "triplet"
+
+
+METHODS: dict[str, type[Method]] = {
+    m.name: m for m in (Baseline, Probe, DeepSupervision, Byot, Corsd, CorsdRelease)
+}
+
+
+def build_method(name: str, *, network: MultiExitNetwork | None = None, **options: Any) -> Method:
+    """A method by name with its weights and settings; with `network` its trainable parts are made too (`attach`).
+
+    Raises `CorsdError` for an unknown name or option, naming what is allowed.
+    """
+    check_choice("method", name, METHODS)
+    method = METHODS[name](**options)
+    return method.attach(network) if network is not None else method
+
+
+def _options(method: str, kind: type[MethodOptions], given: dict[str, Any]) -> MethodOptions:
+    defaults = asdict(kind())
+    for key, value in given.items():
+        check_choice(f"option of method {method!r}:", key, [f.name for f in fields(kind)])
+        wanted = type(defaults[key])
+        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if type(value) is not wanted:
+            raise CorsdError(f"method {method!r}: {key} = {value!r} must be of type {wanted.__name__}")
+        if wanted is float and not 0 <= value < float("inf"):
+            raise CorsdError(f"method {method!r}: {key} = {value!r} must be finite and at least 0")
+        defaults[key] = value
+    return kind(**defaults)
+
+
+def _sum(terms: Iterable[Tensor]) -> Tensor:
+    return sum(terms, start=torch.zeros(()))

@@ -1,0 +1,137 @@
+"""`MultiExitNetwork`: a backbone with a classifier (an exit) on its stages, shallow -> deep everywhere."""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .backbones import StagedBackbone, StageInfo, build_backbone
+from .errors import CorsdError, check_choice
+from .layers import downsampling, halvings
+
+
+class ExitOutputs(NamedTuple):
+    """What the exits give for a batch, shallow -> deep: entry i is of exit i, on stage `exit_stages[i]`."""
+
+    features: list[Tensor]  # (B, C_k, H_k, W_k), the stage's feature map
+    embeddings: list[Tensor]  # (B, D), the pooled vector before the classifier; D is the same at all exits
+    logits: list[Tensor]  # (B, C)
+
+
+class Exit(nn.Module):
+    """A classifier on one stage: bottleneck to the deepest stage's shape, average pooling, linear layer.
+
+    `forward`: feature (B, C_k, H_k, W_k) -> embedding (B, D), logits (B, C) with D = the deepest stage's
+    channels. On the deepest stage itself the bottleneck is empty. Source: BYOT, arXiv 1905.08094, figure 2.
+    """
+
+    def __init__(self, stage: StageInfo, deepest: StageInfo, num_classes: int) -> None:
+        super().__init__()
+        steps = halvings(stage.reduction, deepest.reduction)
+        self.bottleneck = downsampling(stage.channels, deepest.channels, steps)
+        self.classifier = nn.Linear(deepest.channels, num_classes)
+
+    def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        shrunk = self.bottleneck(feature)  # (B, D, H_K, W_K)
+        embedding = F.adaptive_avg_pool2d(shrunk, 1).flatten(1)  # (B, D)
+        return embedding, self.classifier(embedding)
+
+
+class MultiExitNetwork(nn.Module):
+    """A backbone and its exits.
+
+    `exits`: "all" puts an exit on every stage, "deepest" only on the last (the plain network). The deepest
+    exit is drawn before the shallow ones, so a backbone and a deepest exit made from one seed start alike
+    whatever `exits` says. Raises `CorsdError` for fewer than one class or an unknown `exits`.
+    """
+
+    exits: nn.ModuleList
+
+    def __init__(self, backbone: StagedBackbone, num_classes: int, exits: str = "all") -> None:
+        super().__init__()
+        check_choice("exits", exits, ("all", "deepest"))
+        if num_classes < 1:
+            raise CorsdError(f"num_classes {num_classes!r} of a network; allowed: 1 or more")
+        info = backbone.feature_info
+        deepest_exit = Exit(info[-1], info[-1], num_classes)
+        shallow_exits = [Exit(stage, info[-1], num_classes) for stage in info[:-1]] if exits == "all" else []
+        self.backbone = backbone
+        self.exits = nn.ModuleList([*shallow_exits, deepest_exit])
+        self.exit_stages = tuple(range(len(info) - len(self.exits), len(info)))
+        self.num_classes = num_classes
+        self.embedding_dim = info[-1].channels
+
+    def forward(self, images: Tensor, detach_exits: bool = False) -> ExitOutputs:
+        """Run every exit on a batch.
+
+        `images` (B, C_in, H, W), floating point, normalised. `detach_exits`: shallow exits train on a feature
+        map cut from the graph, so that nothing of theirs reaches the backbone; the returned `features` and
+        the deepest exit stay attached. Raises `CorsdError` for images of another shape or type.
+        """
+        check_images(images, self.backbone.in_channels)
+        maps = self.backbone(images)
+        outputs = ExitOutputs([], [], [])
+        for stage, head in zip(self.exit_stages, self.exits, strict=True):
+            cut = detach_exits and stage != len(maps) - 1
+            embedding, logits = head(maps[stage].detach() if cut else maps[stage])
+            outputs.features.append(maps[stage])
+            outputs.embeddings.append(embedding)
+            outputs.logits.append(logits)
+        return outputs
+
+    def truncated(self, k: int) -> TruncatedNetwork:
+        """The deployable sub-network of exit `k` (0 = shallowest): a copy of the modules that it needs.
+
+        In the network's own train or eval mode. Raises `CorsdError` for an exit that is not there.
+        """
+        if not 0 <= k < len(self.exits):
+            raise CorsdError(f"exit {k!r} of {len(self.exits)} exits; allowed: 0 to {len(self.exits) - 1}")
+        backbone = self.backbone.truncated(self.exit_stages[k] + 1)
+        return TruncatedNetwork(backbone, copy.deepcopy(self.exits[k])).train(self.training)
+
+
+class TruncatedNetwork(nn.Module):
+    """One exit and the stages before it: images (B, C_in, H, W) -> logits (B, C)."""
+
+    def __init__(self, backbone: StagedBackbone, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.exit = head
+
+    def forward(self, images: Tensor) -> Tensor:
+        check_images(images, self.backbone.in_channels)
+        _, logits = self.exit(self.backbone(images)[-1])
+        return logits
+
+
+def check_images(images: Tensor, in_channels: int) -> None:
+    """Raise `CorsdError` unless `images` is a floating-point (B, in_channels, H, W)."""
+    if images.ndim != 4 or images.shape[1] != in_channels:
+        raise CorsdError(f"images of shape {tuple(images.shape)}; allowed: (B, {in_channels}, H, W)")
+    if not images.is_floating_point():
+        raise CorsdError(f"images of type {images.dtype}; allowed: floating point, normalised")
+
+
+def build_network(
+    name: str,
+    num_classes: int,
+    *,
+    in_channels: int = 3,
+    image_size: int = 32,
+    width: int | None = None,
+    stem: str = "auto",
+    pretrained: bool = False,
+    exits: str = "all",
+) -> MultiExitNetwork:
+    """Build a backbone by name (see `build_backbone`) and put exits on it (see `MultiExitNetwork`).
+
+    Weights are drawn from torch's global generator. Raises `CorsdError` for an unknown name or option.
+    """
+    check_choice("exits", exits, ("all", "deepest"))  # before the backbone is built, and perhaps downloaded
+    backbone = build_backbone(
+        name, in_channels=in_channels, width=width, stem=stem, image_size=image_size, pretrained=pretrained
+    )
+    return MultiExitNetwork(backbone, num_classes, exits)

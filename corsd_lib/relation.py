@@ -1,0 +1,227 @@
+"""Relations between images: structured pairs, the trainable relation networks, and class-level relation matrices.
+
+A relation network reads two images (i, j) at one stage and gives a relation embedding h_ij, a score r_ij in (0, 1) with
+1 = related, and auxiliary logits q_ij over the classes (CORSD, arXiv 2305.00918). It exists for training and for looking: it is
+never part of the network that is deployed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from corsd_lib.errors import CorsdError
+from corsd_lib.layers import downsampling
+
+__all__ = [
+    "MapRelation",
+    "PairScore",
+    "RelationOutput",
+    "StructuredPairs",
+    "VectorRelation",
+    "cosine_scores",
+    "relation_matrix",
+    "sample_pairs",
+    "triplet_pairs",
+]
+
+
+class StructuredPairs(NamedTuple):
+    """Rows of a batch paired by class: `intra` (2, P) same class, different images; `inter` (2, Q) other class.
+
+    Where both kinds exist they are aligned: P = Q and column p of both shares its anchor (row 0), so that (anchor, intra[1],
+    inter[1]) are triplets.
+    """
+
+    intra: Tensor
+    inter: Tensor
+
+
+class RelationOutput(NamedTuple):
+    """What a relation network says of a batch: scores in (0, 1) and auxiliary logits, of intra and of inter pairs.
+
+    `intra` (P,), `inter` (Q,): scores; `intra_logits` (p, C), `inter_logits` (q, C): of the sampled `StructuredPairs`; `matrix`
+    (B, B): the scores of all ordered pairs, where the network computes them (`VectorRelation`), and then `intra` and
+    `inter` are all of its pairs of that kind.
+    """
+
+    intra: Tensor
+    inter: Tensor
+    intra_logits: Tensor
+    inter_logits: Tensor
+    matrix: Tensor | None = None
+
+
+def sample_pairs(labels: Tensor, generator: torch.Generator | None = None, limit: int = 4096) -> StructuredPairs:
+    """All ordered intra pairs of a batch (at most `limit`, drawn evenly) and as many inter pairs with the same anchors.
+
+    `labels` (B,). The draw comes from `generator`, a CPU generator. Without any intra pair every image gets one inter pair;
+    with a single class there is no inter pair. Ours: the in-batch form of the release's triplets.
+    """
+    y = labels.cpu()
+    same = y[:, None] == y[None, :]
+    intra = (same & ~torch.eye(len(y), dtype=torch.bool)).nonzero().T  # (2, P)
+    if intra.shape[1] > limit:
+        intra = intra[:, torch.randperm(intra.shape[1], generator=generator)[:limit]]
+    anchors = intra[0] if intra.shape[1] else torch.arange(len(y))
+    if bool(same.all()):  # one class, or a batch of one
+        inter = torch.empty(2, 0, dtype=torch.long)
+    else:
+        inter = torch.stack([anchors, _other_class(y, same, anchors, generator)])
+    return StructuredPairs(intra.to(labels.device), inter.to(labels.device))
+
+
+def _other_class(y: Tensor, same: Tensor, anchors: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One row of another class for each anchor, uniformly, in O(B²) whatever the number of anchors."""
+    others = (~same).sum(1)  # (B,) how many rows of another class each row has
+    ranked = same.to(torch.int8).argsort(dim=1, stable=True)  # (B, B) rows of another class first
+    pick = (torch.rand(len(anchors), generator=generator) * others[anchors]).long()
+    return ranked[anchors, pick.clamp_max(others[anchors] - 1)]
+
+
+def triplet_pairs(batch_size: int, device: torch.device | str = "cpu") -> StructuredPairs:
+    """Pairs of a batch laid out as [anchors, same class, other class], each a third of `batch_size` rows (the release's)."""
+    if batch_size % 3:
+        raise CorsdError(f"a triplet batch of {batch_size} rows is not a multiple of 3")
+    anchor, positive, negative = torch.arange(batch_size, device=device).view(3, -1)
+    return StructuredPairs(torch.stack([anchor, positive]), torch.stack([anchor, negative]))
+
+
+class PairScore(nn.Module):
+    """Score of two vectors: h_ij = ReLU(U·e_i + V·e_j + b), r_ij = sigmoid(w·h_ij) in (0, 1), of any pairs or of all of them.
+
+    Ours: the release's network on a concatenated pair with its first layer split, W·[e_i; e_j] = U·e_i + V·e_j, so that the
+    scores of all B² ordered pairs cost two B x D products and one broadcast add. Vectors are layer-normalised first (no
+    parameters), since their scale differs from stage to stage. Above `block_pairs` pairs the scores are computed in blocks
+    of rows that are recomputed in the backward pass, so that memory grows with the block and not with B² x hidden.
+    """
+
+    def __init__(self, dim: int, hidden: int = 128, block_pairs: int = 65536) -> None:
+        super().__init__()
+        self.first = nn.Linear(dim, hidden)
+        self.second = nn.Linear(dim, hidden, bias=False)
+        self.score = nn.Linear(hidden, 1)
+        self.block_pairs = block_pairs
+
+    def scores(self, vectors: Tensor) -> Tensor:
+        """Scores (B, B) in (0, 1) of all ordered pairs of vectors (B, D); 1 = related."""
+        return self._score_matrix(*self._halves(vectors))
+
+    def pair_scores(self, first: Tensor, second: Tensor) -> Tensor:
+        """Scores (P,) of the pairs of two aligned sets of vectors (P, D)."""
+        return self._score(self.pair_embeddings(first, second))
+
+    def pair_embeddings(self, first: Tensor, second: Tensor) -> Tensor:
+        """Relation embeddings h (P, H) >= 0 of the pairs of two aligned sets of vectors (P, D)."""
+        return F.relu(self._halves(first)[0] + self._halves(second)[1])
+
+    def _halves(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        e = F.layer_norm(vectors, vectors.shape[1:])
+        return self.first(e), self.second(e)
+
+    def _score(self, h: Tensor) -> Tensor:
+        return self.score(h).squeeze(-1).sigmoid()
+
+    def _score_matrix(self, u: Tensor, v: Tensor) -> Tensor:
+        blocks = u.split(max(1, self.block_pairs // max(1, len(v))))
+        if len(blocks) == 1 or not (torch.is_grad_enabled() and u.requires_grad):
+            return torch.cat([self._score_rows(block, v) for block in blocks])
+        return torch.cat([checkpoint(self._score_rows, block, v, use_reentrant=False) for block in blocks])
+
+    def _score_rows(self, u: Tensor, v: Tensor) -> Tensor:
+        h = (u[:, None, :] + v[None, :, :]).relu_()  # (rows, B, H): the only tensor of this size
+        return self._score(h)
+
+
+class VectorRelation(PairScore):
+    """Relation network on exit embeddings: `PairScore` and an auxiliary classifier q_ij = A·h_ij on the same h. CORSD; ours."""
+
+    def __init__(self, dim: int, num_classes: int, hidden: int = 128, block_pairs: int = 65536) -> None:
+        super().__init__(dim, hidden, block_pairs)
+        self.auxiliary = nn.Linear(hidden, num_classes)
+
+    def forward(self, embeddings: Tensor, labels: Tensor, pairs: StructuredPairs) -> RelationOutput:
+        """Embeddings (B, D) and labels (B,) -> scores of all pairs, auxiliary logits of `pairs`."""
+        u, v = self._halves(embeddings)  # (B, H) each
+        matrix = self._score_matrix(u, v)
+        same = labels[:, None] == labels[None, :]
+        eye = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+        i, j = torch.cat(pairs, dim=1)
+        logits = self.auxiliary(F.relu(u[i] + v[j]))  # (P + Q, C)
+        intra_logits, inter_logits = logits.split([pairs.intra.shape[1], pairs.inter.shape[1]])
+        return RelationOutput(matrix[same & ~eye], matrix[~same], intra_logits, inter_logits, matrix)
+
+    def auxiliary_logits(self, first: Tensor, second: Tensor) -> Tensor:
+        """Auxiliary logits (P, C) of the pairs of two aligned sets of embeddings (P, D)."""
+        return self.auxiliary(self.pair_embeddings(first, second))
+
+
+class MapRelation(nn.Module):
+    """The release's relation network: two feature maps concatenated on channels, separable convolutions, pooling, a small MLP.
+
+    `channels`, `reduction` of this stage and of the deepest (`deepest_*`); none of the convolutions at the deepest stage. The
+    auxiliary classifier is linear on the pooled vector. Only the given pairs are computed: a pair costs two maps.
+    CORSD, arXiv 2305.00918.
+    """
+
+    def __init__(
+        self, channels: int, steps: int, deepest_channels: int, num_classes: int, hidden: int = 128
+    ) -> None:
+        super().__init__()
+        deepest = channels == deepest_channels and steps == 0
+        self.body = nn.Identity() if deepest else downsampling(2 * channels, 2 * deepest_channels, steps)
+        self.embed = nn.Linear(2 * deepest_channels, hidden)
+        self.score = nn.Linear(hidden, 1)
+        self.auxiliary = nn.Linear(2 * deepest_channels, num_classes)
+
+    def forward(self, features: Tensor, labels: Tensor, pairs: StructuredPairs) -> RelationOutput:
+        """Feature maps (B, c, H, W) -> scores and auxiliary logits of `pairs`; `labels` are not read."""
+        pooled = self._pool(features, *torch.cat(pairs, dim=1))  # (P + Q, 2 * deepest)
+        counts = [pairs.intra.shape[1], pairs.inter.shape[1]]
+        intra, inter = self._score(pooled).split(counts)
+        intra_logits, inter_logits = self.auxiliary(pooled).split(counts)
+        return RelationOutput(intra, inter, intra_logits, inter_logits)
+
+    def scores(self, features: Tensor, block: int = 1024) -> Tensor:
+        """Scores (B, B) in (0, 1) of all ordered pairs of feature maps, `block` pairs at a time; no gradient."""
+        n = len(features)
+        with torch.no_grad():
+            i, j = torch.cartesian_prod(*[torch.arange(n, device=features.device)] * 2).T
+            blocks = [
+                self._score(self._pool(features, a, b))
+                for a, b in zip(i.split(block), j.split(block), strict=True)
+            ]
+        return torch.cat(blocks).view(n, n)
+
+    def _pool(self, features: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        if not len(i):
+            return features.new_zeros(0, self.embed.in_features)
+        return self.body(torch.cat([features[i], features[j]], dim=1)).mean(dim=(2, 3))
+
+    def _score(self, pooled: Tensor) -> Tensor:
+        return self.score(F.relu(self.embed(pooled))).squeeze(-1).sigmoid()
+
+
+def cosine_scores(embeddings: Tensor) -> Tensor:
+    """The handcrafted relation (1 + cosine) / 2 of all ordered pairs of embeddings (B, D); (B, B) in [0, 1]."""
+    e = F.normalize(embeddings.float(), dim=1)
+    return ((1 + e @ e.T) / 2).clamp(0, 1)
+
+
+def relation_matrix(scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Class-level relation R[c, d] = mean r_ij over y_i = c, y_j = d, i != j; (C, C), NaN where there is no such pair.
+
+    `scores` (N, N), `labels` (N,). METHOD, "class-level relation matrix". Raises `CorsdError` on other shapes.
+    """
+    if scores.shape != (len(labels), len(labels)):
+        raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels; (N, N) is wanted")
+    onehot = F.one_hot(labels, num_classes).to(torch.float64)  # (N, C)
+    members = onehot.sum(0)
+    off_diagonal = scores.to(torch.float64).clone().fill_diagonal_(0)
+    pairs = members[:, None] * members[None, :] - torch.diag(members)
+    total = onehot.T @ off_diagonal @ onehot
+    return torch.where(pairs > 0, total / pairs.clamp_min(1), torch.nan).float()

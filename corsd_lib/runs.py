@@ -1,0 +1,431 @@
+"""A run on disk: what was asked for, what happened, the weights, and what the network saw on the way.
+
+    config.json           {"train": TrainConfig, "data": class names and image facts, "provenance": versions, revision, machine}
+    metrics.jsonl         one line an epoch: losses by part, train (and validation) accuracy by exit, learning rate, seconds
+    weights.safetensors   network.* and method.* after the last epoch
+    checkpoint.safetensors  the same and the optimiser, random states and position: what a resume needs
+    probe.safetensors     labels and rows of the probe set;  probes/epoch_0007.safetensors  its snapshot after 7 epochs
+    test.json             the one evaluation on test, after the last epoch
+
+Every file is written to a neighbour and renamed, so that a reader, or a run killed at any moment, sees a whole file or the one before.
+Tensors are safetensors and everything else is JSON: reading a run never executes anything.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.methods import METHODS, Method, build_method
+from corsd_lib.network import MultiExitNetwork, build_network
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["DataInfo", "Probes", "Run", "Snapshot", "TrainConfig", "load_run"]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a training; stored whole with the run and an option each of `corsd train`.
+
+    Attributes:
+        data: name of a data set, see `load_dataset`.
+        data_root: folder that holds the data sets; default $CORSD_DATA, else `data`.
+        per_class: labelled training images a class; all when not given.
+        validation_fraction: share of train kept apart for tuning, in [0, 1).
+        image_size: side of the square the network sees, pixels; the data set's own when not given.
+        crop_to_box: crop to the bounding box where the data set has one.
+        network: name of the backbone, see `build_network`.
+        width: channels of the first stage; the backbone's own when not given.
+        stem: "auto", "small" (3x3) or "large" (7x7 and pooling), for the ImageNet-type backbones.
+        pretrained: start from torchvision's (or timm's) weights.
+        method: name of the objective, see `build_method`.
+        method_options: its weights and settings by name; the rest keep the method's defaults.
+        label_smoothing: in [0, 1), of every hard label.
+        epochs: passes over the training rows.
+        batch_size: images a step and process.
+        sampling: "plain", "balanced", "triplet", or the method's own when not given.
+        samples_per_class: K of balanced batches.
+        augmentation: "none", "crop", "crop_flip", "resized_crop", or the data set's own when not given.
+        cutout: side of the cutout square in pixels, 0 for none.
+        lr: highest learning rate.
+        schedule: "onecycle", "cosine", "multistep" or "constant".
+        milestones: shares of the training after which "multistep" divides the learning rate by 10.
+        momentum: of SGD.
+        nesterov: Nesterov's momentum.
+        weight_decay: of SGD.
+        decay_norm_and_bias: weight decay on normalisation weights and biases too.
+        clip_norm: largest gradient norm, 0 for no clipping.
+        accelerator: "auto", "cpu", "cuda" or another of Fabric's.
+        devices: number of processes on this host, one device each.
+        num_nodes: number of hosts.
+        precision: "32-true", "bf16-mixed", "16-mixed" or another of Fabric's.
+        channels_last: memory format of images and network.
+        compile: run the network through torch.compile.
+        workers: decoding processes of streamed data sets.
+        seed: of weights, batches, augmentation and choice of images.
+        out: run directory; default runs/<data>-<network>-<method>-s<seed>.
+        resume: go on with the run in `out` if there is one; without it an existing run is never touched.
+        probe_every: epochs between probe snapshots, 0 for none but the first and the last.
+        probe_size: images of the probe set.
+        checkpoint_seconds: longest time between checkpoints within an epoch; there is one at the end of each epoch too.
+    """
+
+    data: str = "digits"
+    data_root: str | None = None
+    per_class: int | None = None
+    validation_fraction: float = 0.0
+    image_size: int | None = None
+    crop_to_box: bool = False
+    network: str = "resnet8"
+    width: int | None = None
+    stem: str = "auto"
+    pretrained: bool = False
+    method: str = "corsd"
+    method_options: dict[str, Any] = field(default_factory=dict)
+    label_smoothing: float = 0.0
+    epochs: int = 30
+    batch_size: int = 128
+    sampling: str | None = None
+    samples_per_class: int = 4
+    augmentation: str | None = None
+    cutout: int = 0
+    lr: float = 0.1
+    schedule: str = "onecycle"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    decay_norm_and_bias: bool = True
+    clip_norm: float = 0.0
+    accelerator: str = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    precision: str = "32-true"
+    channels_last: bool = False
+    compile: bool = False
+    workers: int = 2
+    seed: int = 0
+    out: str | None = None
+    resume: bool = False
+    probe_every: int = 1
+    probe_size: int = 1000
+    checkpoint_seconds: float = 300.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "milestones", tuple(self.milestones))
+        check_choice("method", self.method, METHODS)
+        check_choice("schedule", self.schedule, ("onecycle", "cosine", "multistep", "constant"))
+        for name in ("epochs", "batch_size", "devices", "num_nodes", "lr"):
+            _check_range(name, getattr(self, name), low=0, open_low=True)
+        for name in ("seed", "cutout", "clip_norm", "weight_decay", "probe_every", "probe_size", "workers"):
+            _check_range(name, getattr(self, name), low=0)
+        for name in ("validation_fraction", "label_smoothing", "momentum"):
+            _check_range(name, getattr(self, name), low=0, high=1)
+
+    @property
+    def path(self) -> Path:
+        """The run directory."""
+        data = self.data.replace(":", "-").replace("/", "_")
+        return Path(self.out or f"runs/{data}-{self.network.replace(':', '-')}-{self.method}-s{self.seed}")
+
+    def build_method(self, network: MultiExitNetwork | None = None) -> Method:
+        """The method of this configuration."""
+        options = {"label_smoothing": self.label_smoothing, **self.method_options}
+        return build_method(self.method, network=network, **options)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: str = "config") -> TrainConfig:
+        """A configuration from plain values; raises `CorsdError` naming an unknown field."""
+        known = [f.name for f in fields(cls)]
+        for name in values:
+            check_choice(f"{source}: field", name, known)
+        return cls(**values)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> TrainConfig:
+        """A configuration from a JSON file: plain fields, or the `config.json` of a run, then without its `out` and `resume`."""
+        values = read_json(Path(path))
+        if "train" in values:
+            values = {k: v for k, v in values["train"].items() if k not in ("out", "resume")}
+        return cls.from_dict(values, str(path))
+
+
+def _check_range(name: str, value: float, low: float, high: float = math.inf, open_low: bool = False) -> None:
+    inside = (low < value if open_low else low <= value) and value < high
+    if not inside:
+        raise CorsdError(f"{name} = {value!r} must be {'above' if open_low else 'at least'} {low:g} and below {high:g}")
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a run remembers of its data: enough to rebuild the network and name every class without the images."""
+
+    name: str
+    class_names: tuple[str, ...]
+    superclass_names: tuple[str, ...]
+    superclass_of_class: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The probe set after an epoch. N probe images, K exits, C classes; shallow -> deep.
+
+    `embeddings` K x (N, D), `logits` K x (N, C) in float16; `relations` K x (C, C) float32 class-level relation of the trained
+    score, of (1 + cosine) / 2 for a method without relation networks; `relation_state` the relation networks in float16.
+    """
+
+    epoch: int
+    embeddings: list[Tensor]
+    logits: list[Tensor]
+    relations: list[Tensor]
+    relation_state: dict[str, Tensor]
+
+
+class Probes(Mapping[int, Snapshot]):
+    """The probe snapshots of a run by epoch, each read when it is asked for. `labels`, `index` (N,), `split` of the images."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        files = sorted((path / "probes").glob("epoch_*.safetensors"))
+        self._files = {int(f.stem.split("_")[1]): f for f in files}
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._files)
+
+    def __getitem__(self, epoch: int) -> Snapshot:
+        if epoch not in self._files:
+            raise KeyError(f"no probe snapshot after epoch {epoch}; there are: {list(self._files)}")
+        tensors, _ = read_tensors(self._files[epoch])
+        lists = {name: _numbered(tensors, name) for name in ("embeddings", "logits", "relations")}
+        state = {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")}
+        return Snapshot(epoch, **lists, relation_state=state)
+
+    @cached_property
+    def _set(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        return read_tensors(self.path / "probe.safetensors")
+
+    @property
+    def labels(self) -> Tensor:
+        return self._set[0]["labels"]
+
+    @property
+    def index(self) -> Tensor:
+        return self._set[0]["index"]
+
+    @property
+    def split(self) -> str:
+        return self._set[1]["split"]
+
+
+def _numbered(tensors: dict[str, Tensor], name: str) -> list[Tensor]:
+    found = (tensors.get(f"{name}.{k}") for k in range(len(tensors)))
+    return [t for t in found if t is not None]
+
+
+class Run:
+    """A training on disk, finished or not, read when asked for; `load_run(path)` opens one."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not (self.path / "config.json").is_file():
+            raise CorsdError(f"{self.path} holds no run: there is no config.json in it")
+
+    def __repr__(self) -> str:
+        c, state = self.config, "finished" if self.finished else f"{self.epochs_done} of {self.config.epochs} epochs"
+        return f"Run({str(self.path)!r}: {c.method} on {c.data}, {c.network}, seed {c.seed}, {state})"
+
+    @cached_property
+    def _json(self) -> dict[str, Any]:
+        return read_json(self.path / "config.json")
+
+    @cached_property
+    def config(self) -> TrainConfig:
+        return TrainConfig.from_dict(self._json["train"], str(self.path / "config.json"))
+
+    @cached_property
+    def data(self) -> DataInfo:
+        """Class names and image facts."""
+        return DataInfo(**{k: tuple(v) if isinstance(v, list) else v for k, v in self._json["data"].items()})
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Library version, source revision, package versions and machine of the training."""
+        return self._json["provenance"]
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """One row an epoch; columns epoch, step, lr, images, seconds, loss.<part>, train_top1.exit<k>, val_top1.exit<k> (%)."""
+        import pandas as pd
+
+        return pd.DataFrame(read_lines(self.path / "metrics.jsonl"))
+
+    @property
+    def epochs_done(self) -> int:
+        """Epochs that are finished."""
+        lines = read_lines(self.path / "metrics.jsonl")
+        return int(lines[-1]["epoch"]) if lines else 0
+
+    @property
+    def finished(self) -> bool:
+        """All epochs trained and the last weights written."""
+        return (self.path / "weights.safetensors").is_file()
+
+    @property
+    def test(self) -> dict[str, Any] | None:
+        """The evaluation on the test split after the last epoch, or None before."""
+        path = self.path / "test.json"
+        return read_json(path) if path.is_file() else None
+
+    @property
+    def probes(self) -> Probes:
+        """Probe snapshots by epoch, as far as they are written."""
+        return Probes(self.path)
+
+    def network(self) -> MultiExitNetwork:
+        """The network in eval mode with the newest weights on disk."""
+        network = self._new_network()
+        self._load("network", network)
+        return network.eval()
+
+    def method(self) -> Method:
+        """The method in eval mode with its relation networks, newest weights on disk."""
+        method = self.config.build_method(self._new_network())
+        self._load("method", method)
+        return method.eval()
+
+    def _new_network(self) -> MultiExitNetwork:
+        return new_network(replace(self.config, pretrained=False), self.data)
+
+    def _load(self, part: str, module: nn.Module) -> None:
+        for name in ("weights.safetensors", "checkpoint.safetensors"):
+            if (self.path / name).is_file():
+                load_part(module, read_tensors(self.path / name)[0], part, self.path / name)
+                return
+        raise CorsdError(f"{self.path} holds no weights yet: its training was stopped before the first checkpoint")
+
+
+def load_run(path: str | Path) -> Run:
+    """Open a run directory. Raises `CorsdError` when there is none."""
+    return Run(path)
+
+
+def new_network(config: TrainConfig, data: DataInfo) -> MultiExitNetwork:
+    """The network of a configuration with the exits its method wants; fresh (or pretrained) weights."""
+    return build_network(
+        config.network,
+        data.num_classes,
+        in_channels=data.channels,
+        image_size=data.image_size,
+        width=config.width,
+        stem=config.stem,
+        pretrained=config.pretrained,
+        exits=METHODS[config.method].exits,
+    )
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise CorsdError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, atomically."""
+    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; `CorsdError` when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CorsdError(f"{path} does not exist") from error
+    except ValueError as error:
+        raise CorsdError(f"{path} is not valid JSON: {error}") from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file, [] when there is none."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    """Write a JSON-lines file, atomically."""
+    write_atomic(path, "".join(json.dumps(r) + "\n" for r in records).encode())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors and string metadata as safetensors, atomically."""
+    from safetensors.torch import save
+
+    # safetensors refuses views that share memory, and a part of a tensor: give each its own.
+    own = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+    write_atomic(path, save(own, dict(metadata or {})))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; `CorsdError` when it is missing or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise CorsdError(f"{path} does not exist") from error
+    except (SafetensorError, OSError) as error:
+        raise CorsdError(f"{path} is not a whole safetensors file: {error}") from error
+
+
+def load_part(module: nn.Module, tensors: Mapping[str, Tensor], part: str, source: Path) -> None:
+    """Load the tensors named `part`.* into `module`; one `CorsdError` that names the first difference in architecture."""
+    given = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
+    wanted = module.state_dict()
+    for name in wanted.keys() | given.keys():
+        have, want = (tuple(d[name].shape) if name in d else "absent" for d in (given, wanted))
+        if have != want:
+            raise CorsdError(
+                f"{source} is of another architecture: {part}.{name} is {have} there, {want} in this {part}"
+            )
+    module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in given.items()})
+
+

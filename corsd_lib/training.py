@@ -1,0 +1,524 @@
+"""The loop: one training from a configuration to a run on disk, on one device or several, stopped and resumed at will."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from corsd_lib.batches import BatchSource, centre_crop, evaluation_batches, step_generator
+from corsd_lib.datasets import ImageData, Split
+from corsd_lib.errors import CorsdError
+from corsd_lib.evaluation import evaluate, evaluating, exit_logits, load_data, top_k_accuracy
+from corsd_lib.methods import METHODS, Batch, Method
+from corsd_lib.network import MultiExitNetwork
+from corsd_lib.relation import VectorRelation, cosine_scores, relation_matrix
+from corsd_lib.runs import (
+    DataInfo,
+    Run,
+    TrainConfig,
+    load_part,
+    new_network,
+    read_json,
+    read_lines,
+    read_tensors,
+    write_json,
+    write_lines,
+    write_tensors,
+)
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = ["learning_rate", "train"]
+
+# Fields that may differ between the two halves of a resumed training: where and how, not what.
+_FREE_ON_RESUME = ("resume", "out", "data_root", "workers", "checkpoint_seconds")
+
+
+def train(
+    config: TrainConfig,
+    *,
+    data: ImageData | None = None,
+    on_epoch: Callable[[Run], None] | None = None,
+    progress: bool = True,
+) -> Run:
+    """Train what `config` says and return the run; `on_epoch(run)` is called after every epoch.
+
+    Ctrl-C (or SIGTERM) finishes the step, saves and returns the unfinished run; the same configuration with `resume=True` goes
+    on from there, or from the last checkpoint of a run that was killed, and ends with the same weights bit for bit on
+    the same machine and number of threads. A finished run is returned as it is. With several devices each process forms its
+    pairs within its own batch.
+
+    Raises `CorsdError` when the directory holds another run, or when the loss is no longer finite (the last good checkpoint is
+    kept).
+    """
+    from lightning_fabric import Fabric
+
+    several = config.devices * config.num_nodes > 1
+    fabric = Fabric(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        precision=config.precision,  # type: ignore[arg-type]
+        strategy=_data_parallel() if several else "auto",
+    )
+    return fabric.launch(_train, config, data, on_epoch, progress)
+
+
+def _data_parallel() -> Any:
+    from lightning_fabric.strategies import DDPStrategy
+
+    # A batch without positives leaves relation networks out of the graph: DDP must not wait for their gradients.
+    return DDPStrategy(find_unused_parameters=True)
+
+
+def _train(
+    fabric: Fabric,
+    config: TrainConfig,
+    data: ImageData | None,
+    on_epoch: Callable[[Run], None] | None,
+    progress: bool,
+) -> Run:
+    _open_directory(config, fabric.is_global_zero)
+    fabric.barrier()
+    if (config.path / "test.json").is_file():
+        return Run(config.path)
+    with torch.random.fork_rng():  # the caller's random numbers are left as they were
+        trainer = Trainer(fabric, config, data or load_data(config))
+        with _stop_request() as stop:
+            trainer.run(stop, on_epoch, progress)
+    fabric.barrier()
+    return Run(config.path)
+
+
+def _open_directory(config: TrainConfig, writer: bool) -> None:
+    """Refuse a directory that holds another training, before anything is computed."""
+    path = config.path / "config.json"
+    if not path.is_file():
+        return
+    if not config.resume:
+        raise CorsdError(f"{config.path} holds a run already: resume it (resume=True, --resume), or choose another out")
+    before, now = read_json(path)["train"], _plain(config)
+    differing = [k for k in now if k not in _FREE_ON_RESUME and before.get(k) != now[k]]
+    if differing and writer:
+        changes = ", ".join(f"{k} was {before.get(k)!r}, is {now[k]!r}" for k in differing)
+        raise CorsdError(f"{config.path} holds a run of another configuration: {changes}")
+
+
+def _plain(config: TrainConfig) -> dict[str, Any]:
+    """The configuration with every option of the method spelled out, as JSON gives it back."""
+    options = asdict(config.build_method().options)
+    options.pop("label_smoothing")
+    return json.loads(json.dumps(asdict(replace(config, method_options=options))))
+
+
+class Step(nn.Module):
+    """Network and method as one module, so that data parallelism sees one forward pass."""
+
+    def __init__(self, network: MultiExitNetwork, method: Method) -> None:
+        super().__init__()
+        self.network, self.method = network, method
+
+    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], list[Tensor]]:
+        out = self.network(batch.images, detach_exits=self.method.detach_exits)
+        return self.method(out, batch), [z.detach() for z in out.logits]
+
+
+class Trainer:
+    """State of one training: modules, optimiser, position and the sums of the running epoch."""
+
+    def __init__(self, fabric: Fabric, config: TrainConfig, data: ImageData) -> None:
+        self.fabric, self.config, self.data, self.path = fabric, config, data, config.path
+        kind = METHODS[config.method]
+        self.info = DataInfo(
+            data.name,
+            tuple(data.class_names),
+            tuple(data.superclass_names),
+            tuple(data.superclass_of_class.tolist()),
+            tuple(data.mean),
+            tuple(data.std),
+            data.image_size,
+        )
+        # Two seeds: what a method brings along must not change the network's first weights.
+        torch.manual_seed(config.seed)
+        self.network = new_network(config, self.info)
+        torch.manual_seed(config.seed + 1)
+        self.method = config.build_method(self.network)
+        if config.channels_last:
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        optimizer = torch.optim.SGD(
+            _parameter_groups(nn.ModuleList([self.network, self.method]), config),
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+        )
+        step = Step(self.network, self.method)
+        if config.compile:
+            step.network.compile()
+        self.module, self.optimizer = fabric.setup(step, optimizer)
+        self.source = BatchSource(
+            data,
+            batch_size=config.batch_size,
+            sampling=config.sampling or kind.sampling,
+            samples_per_class=config.samples_per_class,
+            augmentation=config.augmentation,
+            cutout=config.cutout,
+            seed=config.seed,
+            device=fabric.device,
+            workers=config.workers,
+            rank=fabric.global_rank,
+            world=fabric.world_size,
+        )
+        self.steps_per_epoch = len(self.source.rows(0))
+        if not self.steps_per_epoch:
+            raise CorsdError(f"batch_size {config.batch_size} x {fabric.world_size} processes leaves no batch of train")
+        self.epoch = self.step = 0
+        self.totals: dict[str, Tensor] = {}
+        self.probe = ProbeSet(data, config.probe_size)
+        if (self.path / "checkpoint.safetensors").is_file():
+            self._restore()
+        elif fabric.is_global_zero:
+            self._begin()
+
+    # --- the loop ---
+
+    def run(self, stop: threading.Event, on_epoch: Callable[[Run], None] | None, progress: bool) -> None:
+        """Train to the end or until `stop`; write the weights and the evaluation on test when all epochs are done."""
+        from tqdm.auto import tqdm
+
+        c = self.config
+        done = self.epoch * self.steps_per_epoch + self.step
+        hidden = not (progress and self.fabric.is_global_zero)
+        with tqdm(total=c.epochs * self.steps_per_epoch, initial=done, disable=hidden, desc=c.method) as bar:
+            while self.epoch < c.epochs:
+                if not self._epoch(stop, bar):
+                    return
+                if on_epoch is not None and self.fabric.is_global_zero:
+                    on_epoch(Run(self.path))
+        if self.fabric.is_global_zero:
+            self._finish()
+
+    def _epoch(self, stop: threading.Event, bar: Any) -> bool:
+        """One epoch from wherever it stands; False when it was stopped."""
+        self.module.train()
+        begin = saved = time.monotonic()
+        for batch in self.source(self.epoch, self.step, self._progress):
+            self._add(*self._step(batch), len(batch.labels))
+            self.step += 1
+            bar.update()
+            if self.step % 20 == 0:
+                bar.set_postfix_str(self._summary())
+            if self._any(stop.is_set()) and self.step < self.steps_per_epoch:
+                self._checkpoint()
+                return False
+            if time.monotonic() - saved > self.config.checkpoint_seconds:
+                self._checkpoint()
+                saved = time.monotonic()
+        self._end_epoch(time.monotonic() - begin)
+        bar.set_postfix_str(self._summary())
+        self.totals = {}
+        self._checkpoint()
+        return not (self._any(stop.is_set()) and self.epoch < self.config.epochs)
+
+    def _step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
+        """One optimiser step; parts of the loss and how many images each exit got right."""
+        c = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self._done(), c.epochs * self.steps_per_epoch, c)
+        if c.channels_last:
+            batch = batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
+        parts, logits = self.module(batch)
+        if not math.isfinite(parts["total"].item()):
+            self._raise_diverged(parts)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(parts["total"])
+        if c.clip_norm:
+            self.fabric.clip_gradients(self.module, self.optimizer, max_norm=c.clip_norm)
+        self.optimizer.step()
+        right = torch.stack([(z.argmax(1) == batch.labels).sum() for z in logits])
+        return {name: value.detach() for name, value in parts.items()}, right
+
+    def _raise_diverged(self, parts: dict[str, Tensor]) -> None:
+        values = ", ".join(f"{name} {value.item():g}" for name, value in parts.items())
+        raise CorsdError(
+            f"the loss is not finite at epoch {self.epoch + 1}, step {self.step + 1} ({values}); the last good checkpoint in "
+            f"{self.path} is kept. A lower lr, a clip_norm or precision 32-true may help"
+        )
+
+    def _done(self) -> int:
+        return self.epoch * self.steps_per_epoch + self.step
+
+    def _progress(self, step: int) -> float:
+        return (self.epoch * self.steps_per_epoch + step) / (self.config.epochs * self.steps_per_epoch)
+
+    def _any(self, flag: bool) -> bool:
+        """Whether any process says so: all must leave the loop at the same step."""
+        if self.fabric.world_size == 1:
+            return flag
+        return bool(self.fabric.all_reduce(torch.tensor(float(flag), device=self.fabric.device), reduce_op="sum"))
+
+    # --- what is recorded ---
+
+    def _add(self, parts: dict[str, Tensor], right: Tensor, images: int) -> None:
+        """Add a step to the sums of the epoch; float64 on the device, so that nothing waits for it."""
+        one = {f"loss.{name}": value.double().to(right.device) * images for name, value in parts.items()}
+        one |= {f"train_top1.exit{k}": 100 * count.double() for k, count in enumerate(right, 1)}
+        one["images"] = torch.tensor(float(images), dtype=torch.double, device=right.device)
+        self.totals = {k: self.totals[k] + v if self.totals else v for k, v in one.items()}
+
+    def _means(self) -> dict[str, float]:
+        sums = {k: v.item() for k, v in self.totals.items()}
+        return {k: v / sums["images"] for k, v in sums.items() if k != "images"}
+
+    def _summary(self) -> str:
+        means = self._means()
+        exits = "/".join(f"{v:.1f}" for k, v in means.items() if k.startswith("train_top1"))
+        losses = " ".join(f"{k.removeprefix('loss.')} {v:.3g}" for k, v in means.items() if k.startswith("loss."))
+        return f"epoch {self.epoch + 1} train {exits} % {losses}"
+
+    def _end_epoch(self, seconds: float) -> None:
+        """Write the epoch's record and snapshot, then step to the next one."""
+        if self.fabric.world_size > 1:
+            self.totals = {k: self.fabric.all_reduce(v, reduce_op="sum") for k, v in self.totals.items()}
+        self.epoch, self.step = self.epoch + 1, 0
+        if not self.fabric.is_global_zero:
+            return
+        record: dict[str, Any] = {
+            "epoch": self.epoch,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "images": int(self.totals["images"].item()),
+            "seconds": round(seconds, 3),
+            **self._means(),
+        }
+        if self.data.validation is not None:
+            logits, labels = exit_logits(self.network, self.data, self.data.validation)
+            record |= {f"val_top1.exit{k}": top_k_accuracy(z, labels) for k, z in enumerate(logits, 1)}
+        lines = [line for line in read_lines(self.path / "metrics.jsonl") if line["epoch"] < self.epoch]
+        write_lines(self.path / "metrics.jsonl", [*lines, record])
+        every = self.config.probe_every
+        if self.epoch == self.config.epochs or (every and self.epoch % every == 0):
+            self._snapshot()
+
+    def _snapshot(self) -> None:
+        tensors = self.probe.snapshot(self.network, self.method)
+        write_tensors(self.path / "probes" / f"epoch_{self.epoch:04d}.safetensors", tensors)
+
+    def _begin(self) -> None:
+        """The first files of a new run, with the snapshot of the untrained network."""
+        write_json(
+            self.path / "config.json",
+            {"train": _plain(self.config), "data": asdict(self.info), "provenance": provenance()},
+        )
+        self.probe.write(self.path)
+        self._snapshot()
+
+    def _finish(self) -> None:
+        write_tensors(self.path / "weights.safetensors", self._weights())
+        result = asdict(evaluate(self.network, self.data))
+        write_json(self.path / "test.json", result)
+
+    # --- stop and resume ---
+
+    def _weights(self) -> dict[str, Tensor]:
+        parts = {"network": self.network, "method": self.method}
+        return {f"{name}.{k}": v for name, part in parts.items() for k, v in part.state_dict().items()}
+
+    def _checkpoint(self) -> None:
+        """Everything a resume needs. In several processes the sums of the epoch move to the first one."""
+        if self.fabric.world_size > 1 and self.totals:
+            summed = {k: self.fabric.all_reduce(v.clone(), reduce_op="sum") for k, v in self.totals.items()}
+            self.totals = {k: v if self.fabric.is_global_zero else torch.zeros_like(v) for k, v in summed.items()}
+        if not self.fabric.is_global_zero:
+            return
+        state = self.optimizer.state_dict()["state"]
+        tensors = {
+            **self._weights(),
+            **{f"optimizer.{i}.{k}": v for i, entry in state.items() for k, v in entry.items() if v is not None},
+            **{f"totals.{k}": v for k, v in self.totals.items()},
+            "random.cpu": torch.get_rng_state(),
+        }
+        if self.fabric.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.fabric.device)
+        position = {"epoch": self.epoch, "step": self.step, "precision": self.fabric.strategy.precision.state_dict()}
+        write_tensors(self.path / "checkpoint.safetensors", tensors, {"position": json.dumps(position)})
+
+    def _restore(self) -> None:
+        source = self.path / "checkpoint.safetensors"
+        tensors, metadata = read_tensors(source)
+        load_part(self.network, tensors, "network", source)
+        load_part(self.method, tensors, "method", source)
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if key.startswith("optimizer."):
+                _, index, name = key.split(".")
+                state.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        position = json.loads(metadata["position"])
+        self.epoch, self.step = position["epoch"], position["step"]
+        self.fabric.strategy.precision.load_state_dict(position["precision"])
+        sums = {k.removeprefix("totals."): v for k, v in tensors.items() if k.startswith("totals.")}
+        mine = self.fabric.is_global_zero
+        self.totals = {k: (v if mine else torch.zeros_like(v)).to(self.fabric.device) for k, v in sums.items()}
+        torch.set_rng_state(tensors["random.cpu"])
+        if "random.cuda" in tensors and self.fabric.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.fabric.device)
+
+
+class ProbeSet:
+    """A small class-balanced set of images that the network is shown after every epoch; the same for every run on the data.
+
+    Drawn from validation where there is one, else from test: nothing is chosen by it. Sorted by class.
+    """
+
+    def __init__(self, data: ImageData, size: int) -> None:
+        self.data, self.split_name = data, "test" if data.validation is None else "validation"
+        split: Split = data.test if data.validation is None else data.validation
+        order = torch.randperm(len(split), generator=step_generator(0))
+        order = order[split.labels[order].argsort(stable=True)]
+        sizes = torch.bincount(split.labels, minlength=data.num_classes)
+        rank = torch.arange(len(order)) - (sizes.cumsum(0) - sizes)[split.labels[order]]
+        keep = rank < max(1, size // data.num_classes)
+        self.split, self.rank = split.subset(order[keep]), rank[keep]
+
+    def write(self, path: Path) -> None:
+        """Labels and rows of the probe images, into a run."""
+        tensors = {"labels": self.split.labels, "index": self.split.index}
+        write_tensors(path / "probe.safetensors", tensors, {"split": self.split_name})
+
+    def snapshot(self, network: MultiExitNetwork, method: Method) -> dict[str, Tensor]:
+        """What `Snapshot` holds, by file key."""
+        device = next(network.parameters()).device
+        relations, labels = method.relation_networks(), self.split.labels.to(device)
+        with evaluating(network), evaluating(method):
+            outs = [network(images) for images, _ in evaluation_batches(self.data, self.split, device)]
+            embeddings, logits = (
+                [torch.cat([getattr(o, field)[k] for o in outs]).float() for k in range(len(outs[0].logits))]
+                for field in ("embeddings", "logits")
+            )
+            if not len(relations):
+                scores = [(cosine_scores(e), labels) for e in embeddings]
+            elif isinstance(relations[0], VectorRelation):
+                scores = [(net.scores(e), labels) for net, e in zip(relations, embeddings, strict=True)]
+            else:  # pairs of maps are dear: two images a class, more when classes are few
+                few = (self.rank < max(2, 256 // self.data.num_classes)).to(device)
+                maps = [torch.cat([o.features[k] for o in outs])[few] for k in range(len(relations))]
+                scores = [(net.scores(f), labels[few]) for net, f in zip(relations, maps, strict=True)]
+            matrices = [relation_matrix(s, y, self.data.num_classes) for s, y in scores]
+        state = {f"relations.{k}": v for k, v in relations.state_dict().items()}
+        return {
+            **{f"embeddings.{k}": e.half() for k, e in enumerate(embeddings)},
+            **{f"logits.{k}": z.half() for k, z in enumerate(logits)},
+            **{f"relations.{k}": m for k, m in enumerate(matrices)},
+            **{f"method.{k}": v.half() if v.is_floating_point() else v for k, v in state.items()},
+        }
+
+
+def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
+    """Learning rate of `step` (from 0) of `steps`; a pure function, so that a resume needs no scheduler state.
+
+    "onecycle": cosine from lr / 25 up to lr over the first 30 % and down to lr / 250,000, as torch's OneCycleLR; "cosine": down
+    to 0 (arXiv 1608.03983); "multistep": divided by 10 at each of `milestones`; "constant".
+    """
+    share = step / steps
+    if config.schedule == "onecycle":
+        peak, last = max(0.3 * steps - 1, 1e-9), max(steps - 1, 1)
+        if step <= peak:
+            return _cosine(config.lr / 25, config.lr, step / peak)
+        return _cosine(config.lr, config.lr / 25e4, (step - peak) / (last - peak) if last > peak else 1.0)
+    if config.schedule == "cosine":
+        return _cosine(config.lr, 0.0, share)
+    if config.schedule == "multistep":
+        return config.lr * 0.1 ** sum(share >= milestone for milestone in config.milestones)
+    return config.lr
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
+
+
+def _parameter_groups(module: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """All parameters, those of norms and biases (one axis) without weight decay if so configured."""
+    parameters = list(module.parameters())
+    if config.decay_norm_and_bias:
+        return [{"params": parameters, "weight_decay": config.weight_decay}]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+@contextmanager
+def _stop_request() -> Iterator[threading.Event]:
+    """An event set by the first SIGINT or SIGTERM; a second one acts as usual. Only in the main thread of a process."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def request(number: int, frame: Any) -> None:
+        stop.set()
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+    for s in before:
+        signal.signal(s, request)
+    try:
+        yield stop
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+
+def provenance() -> dict[str, Any]:
+    """What a result depends on beside its configuration: versions, source revision, machine."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    from corsd_lib import __version__
+
+    versions = {}
+    for package in ("torch", "torchvision", "numpy", "lightning-fabric", "safetensors"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "unknown"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "corsd_lib": __version__,
+        "revision": _revision(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": device,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _revision() -> str:
+    """The git revision of the library's source, with "+" when it has uncommitted changes; "unknown" outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        commit, dirty = (
+            subprocess.run(["git", "-C", str(here), *a], capture_output=True, text=True, timeout=10, check=True).stdout
+            for a in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", str(here)])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return commit.strip() + ("+" if dirty.strip() else "")
