@@ -24,14 +24,16 @@ help:  ## list the targets
 
 venv: $(STAMP)  ## make .venv and install the package with everything it needs
 
-# The stamp carries the time at which the install began. The marker of an unfinished install stays where one was cut off, and
-# then the venv is made anew: half a package in it could look like a whole one to pip.
+# The stamp carries the time at which the install began. The marker of an unfinished install, with the process id of its make,
+# stays where one was cut off, and then the venv is made anew: half a package in it could look like a whole one to pip.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "Python 3.11 or newer is needed, and PYTHON=$(PYTHON) is not that; name one, as in: make PYTHON=python3.12 test" >&2; \
 		exit 1; }
+	@installer=$$(cat $(UNFINISHED) 2>/dev/null) && kill -0 "$$installer" 2>/dev/null && { \
+		echo "process $$installer is installing into $(VENV): wait for it (if it is not, remove $(UNFINISHED))" >&2; exit 1; } || true
 	@if [ -e $(UNFINISHED) ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then $(PYTHON) -m venv --clear $(VENV); fi
-	@rm -f $(STAMP) && touch $(UNFINISHED)
+	@rm -f $(STAMP) && echo $$PPID >$(UNFINISHED)
 	@echo "Installing into $(VENV): some minutes the first time, several GB where torch comes with CUDA"
 	@exact=$$($(BIN)/python -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")') && \
 		$(BIN)/python -m pip install --disable-pip-version-check -e ".[$(EXTRAS)]" $$exact

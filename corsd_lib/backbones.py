@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .errors import CorsdError, check_choice
-from .layers import BatchNorm2d, init_convolutions
+from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.layers import BatchNorm2d, init_convolutions
 
 
 class StageInfo(NamedTuple):
@@ -183,9 +183,7 @@ def _build_resnet(name: str, in_channels: int, width: int | None, stem_kind: str
     return SequentialBackbone(stem, stages, info, in_channels)
 
 
-def _residual_stage(
-    block_name: str, count: int, in_channels: int, planes: int, stride: int
-) -> tuple[nn.Sequential, int]:
+def _residual_stage(block_name: str, count: int, in_channels: int, planes: int, stride: int) -> tuple[nn.Sequential, int]:
     """`count` blocks of torchvision's, and the channels that they give."""
     from torchvision.models import resnet  # heavy import: only where such a network is built
 
@@ -193,9 +191,7 @@ def _residual_stage(
     out_channels = planes * block.expansion
     shortcut = None
     if stride != 1 or in_channels != out_channels:
-        shortcut = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), BatchNorm2d(out_channels)
-        )
+        shortcut = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), BatchNorm2d(out_channels))
     blocks = [block(in_channels, planes, stride, shortcut, norm_layer=BatchNorm2d)]
     blocks += [block(out_channels, planes, norm_layer=BatchNorm2d) for _ in range(count - 1)]
     return nn.Sequential(*blocks), out_channels
@@ -295,9 +291,7 @@ def _parse_wide(name: str) -> tuple[int, int]:
     match = re.fullmatch(r"wrn(\d+)_(\d+)", name)
     if match is None:
         allowed = ", ".join(backbone_names())
-        raise CorsdError(
-            f"network {name!r} is not known; allowed: {allowed}, any wrn<6n+4>_<widening>, timm:<model>"
-        )
+        raise CorsdError(f"network {name!r} is not known; allowed: {allowed}, any wrn<6n+4>_<widening>, timm:<model>")
     depth, widening = int(match[1]), int(match[2])
     if depth < 10 or (depth - 4) % 6 or widening < 1:
         raise CorsdError(
@@ -383,9 +377,7 @@ def _build_timm(name: str, in_channels: int, image_size: int, pretrained: bool) 
     return TimmBackbone(name, model, in_channels, skipped=len(levels) - deep if deep >= 2 else 0)
 
 
-def _check_pyramid(
-    name: str, model: nn.Module, levels: list[StageInfo], in_channels: int, image_size: int
-) -> None:
+def _check_pyramid(name: str, model: nn.Module, levels: list[StageInfo], in_channels: int, image_size: int) -> None:
     """Raise unless the model gives (B, C, H, W) maps of falling resolution, as declared, for such images."""
     allowed = "allowed: convolutional models whose features are (B, C, H, W) maps of falling resolution"
     if levels[0].reduction == levels[-1].reduction:

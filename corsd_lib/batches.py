@@ -58,9 +58,7 @@ def plain_batches(labels: Tensor, batch_size: int, generator: torch.Generator) -
     return list(order[: full or len(order)].split(batch_size))
 
 
-def balanced_batches(
-    labels: Tensor, batch_size: int, generator: torch.Generator, samples_per_class: int = 4
-) -> list[Tensor]:
+def balanced_batches(labels: Tensor, batch_size: int, generator: torch.Generator, samples_per_class: int = 4) -> list[Tensor]:
     """P classes x K samples a batch, P·K <= `batch_size`; every class is seen equally often in an epoch.
 
     An epoch is round(mean class size / K) rounds over all classes (at least one), K rows of a class a time: about one pass over
@@ -150,7 +148,7 @@ def epoch_batches(
 
 
 def pad_images(images: Tensor, padding: int, mode: str = "reflect") -> Tensor:
-    """uint8 images (N, C, H, W) with `padding` more pixels on every side, `mode` "reflect" or "zero"; done once, then cropped."""
+    """uint8 images (N, C, H, W) with `padding` more pixels on every side, `mode` "reflect" or "zero"."""
     check_choice("padding mode", mode, ("reflect", "zero"))
     if mode == "zero":
         return F.pad(images, [padding] * 4)
@@ -166,7 +164,7 @@ def pad_images(images: Tensor, padding: int, mode: str = "reflect") -> Tensor:
 def augment_crop(
     padded: Tensor, rows: Tensor, size: int, generator: torch.Generator, flip: bool = True, cutout: int = 0
 ) -> Tensor:
-    """Random `size` x `size` crop, horizontal flip and cutout of `rows` (B,) of uint8 `padded` (N, C, H, W); (B, C, size, size).
+    """Random crop, horizontal flip and cutout of `rows` (B,) of uint8 `padded` (N, C, H, W); (B, C, `size`, `size`).
 
     Every image has its own draw. The crops are windows of one strided view, so that the batch is one copy. `cutout`: side of a
     square set to mid-grey 128, 0 for none (DeVries and Taylor, arXiv 1708.04552).
@@ -184,9 +182,7 @@ def augment_crop(
 def _cutout(images: Tensor, draw: Tensor, side: int) -> Tensor:
     _, _, h, w = images.shape
     cy, cx = (draw * torch.tensor([[h], [w]], device=draw.device)).long()  # (B,) centres
-    near = [
-        (torch.arange(n, device=images.device)[None] - centre[:, None] + side // 2) for n, centre in ((h, cy), (w, cx))
-    ]
+    near = [(torch.arange(n, device=images.device)[None] - centre[:, None] + side // 2) for n, centre in ((h, cy), (w, cx))]
     rows, columns = ((d >= 0) & (d < side) for d in near)
     return images.masked_fill((rows[:, None, :, None] & columns[:, None, None, :]), 128)
 
@@ -261,9 +257,7 @@ class BatchSource:
     def rows(self, epoch: int) -> list[Tensor]:
         """Rows of the train split of every batch that this process sees in `epoch`."""
         generator = step_generator(self.seed, epoch)
-        batches = epoch_batches(
-            self.split.labels, self.sampling, self.batch_size, self.samples_per_class, generator
-        )
+        batches = epoch_batches(self.split.labels, self.sampling, self.batch_size, self.samples_per_class, generator)
         return batches[self.rank : len(batches) - len(batches) % self.world : self.world]
 
     def __call__(self, epoch: int, start: int = 0, progress: Callable[[int], float] | None = None) -> Iterator[Batch]:
@@ -278,7 +272,7 @@ class BatchSource:
             yield Batch(
                 images=self.normalise(pixels),
                 labels=self.split.labels[batch].to(self.device),
-                index=batch,
+                rows=batch,
                 sampling=self.sampling,
                 generator=generator,
                 progress=progress(step) if progress else 0.0,
@@ -307,7 +301,7 @@ class BatchSource:
 
 
 class _FileDataset(torch.utils.data.Dataset[Tensor]):
-    """Decoded images of an `ImageFiles`, random-resized-cropped when `place` is given, otherwise resized and centre-cropped."""
+    """Decoded images of an `ImageFiles`: random-resized-cropped when `place` is given, else resized and centre-cropped."""
 
     def __init__(self, files: ImageFiles, size: int, place: tuple[int, int] | None) -> None:
         self.files, self.size, self.place = files, size, place
@@ -322,9 +316,7 @@ class _FileDataset(torch.utils.data.Dataset[Tensor]):
         return centre_crop(image, self.size)
 
 
-def _loader(
-    dataset: _FileDataset, rows: list[Tensor], workers: int, device: torch.device
-) -> DataLoader[Tensor]:
+def _loader(dataset: _FileDataset, rows: list[Tensor], workers: int, device: torch.device) -> DataLoader[Tensor]:
     from torch.utils.data import DataLoader
 
     batches = [batch.tolist() for batch in rows]
@@ -338,7 +330,7 @@ def evaluation_batches(
     normalise, device = Normalise(data, device), torch.device(device)
     rows = list(torch.arange(len(split)).split(batch_size))
     if isinstance(split, ImageFiles):
-        images = iter(_loader(_FileDataset(split, data.image_size, None), rows, workers, device))
+        images: Iterator[Tensor] = iter(_loader(_FileDataset(split, data.image_size, None), rows, workers, device))
     else:
         images = (centre_crop(split.images[batch], data.image_size) for batch in rows)
     for batch, pixels in zip(rows, images, strict=True):

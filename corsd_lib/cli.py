@@ -90,9 +90,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     from corsd_lib.evaluation import evaluate
 
-    result = evaluate(
-        load_run(options.run), data_root=options.data_root, split=options.split, device=options.device
-    )
+    result = evaluate(load_run(options.run), data_root=options.data_root, split=options.split, device=options.device)
     if options.json:
         print(json.dumps(asdict(result)))
     else:
@@ -103,15 +101,13 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _data(options: argparse.Namespace) -> None:
     from corsd_lib.datasets import load_dataset
 
-    data = load_dataset(
-        options.name, options.data_root, image_size=options.image_size, download=options.download
-    )
+    data = load_dataset(options.name, options.data_root, image_size=options.image_size, download=options.download)
     print(data.summary())
 
 
 def _bench(options: argparse.Namespace) -> None:
     from corsd_lib.bench import bench, table
-    from corsd_lib.runs import write_json
+    from corsd_lib.files import write_json
 
     result = bench(quick=options.quick)
     print(table(result))

@@ -142,9 +142,7 @@ def exit_costs(network: MultiExitNetwork, data: ImageData) -> list[dict[str, flo
     """macs and parameters of the deployable sub-network of every exit."""
     shape = (1, data.channels, data.image_size, data.image_size)
     parts = [network.truncated(k) for k in range(len(network.exits))]
-    return [
-        {"macs": count_macs(part, shape), "parameters": sum(p.numel() for p in part.parameters())} for part in parts
-    ]
+    return [{"macs": count_macs(part, shape), "parameters": sum(p.numel() for p in part.parameters())} for part in parts]
 
 
 def count_macs(module: nn.Module, shape: tuple[int, ...]) -> int:
@@ -155,5 +153,3 @@ def count_macs(module: nn.Module, shape: tuple[int, ...]) -> int:
     with evaluating(module), FlopCounterMode(display=False) as counter:
         module(torch.zeros(shape, device=device))
     return counter.get_total_flops() // 2
-
-

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .errors import CorsdError
+from corsd_lib.errors import CorsdError
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -23,9 +23,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         values_per_channel = input.numel() // self.num_features
         if self.training and self.track_running_stats and values_per_channel == 1:
-            return F.batch_norm(
-                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-            )
+            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         return super().forward(input)
 
 

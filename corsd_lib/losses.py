@@ -57,9 +57,7 @@ def auxiliary_cross_entropy(logits: Tensor, first: Tensor, second: Tensor) -> Te
     return -0.5 * (log_q.gather(1, first[:, None]) + log_q.gather(1, second[:, None])).mean()
 
 
-def relation_transfer(
-    teacher: tuple[Tensor, Tensor], student: tuple[Tensor, Tensor]
-) -> Tensor:
+def relation_transfer(teacher: tuple[Tensor, Tensor], student: tuple[Tensor, Tensor]) -> Tensor:
     """Mean (r_student - sg r_teacher)² over pairs; both arguments are scores (intra, inter) in (0, 1); in [0, 1].
 
     Intra and inter pairs weigh one half each however many there are (ours: the same expectation as the release's triplets, which
@@ -70,7 +68,7 @@ def relation_transfer(
 
 
 def margin_over_triplets(intra: Tensor, inter: Tensor, margin: float = 1.0) -> Tensor:
-    """Mean max(0, m - r_intra + r_inter) of aligned scores (P,) that share their anchor; in [0, m + 1]. CORSD's margin term."""
+    """Mean max(0, m - r_intra + r_inter) of aligned scores (P,) that share their anchor; in [0, m + 1]. CORSD's margin."""
     if not (intra.numel() and inter.numel()):
         return (intra.sum() + inter.sum()) * 0.0
     return F.relu(margin - intra + inter).mean()
@@ -95,5 +93,3 @@ def margin_over_batch(scores: Tensor, labels: Tensor, margin: float = 1.0) -> Te
     count = len(labels) - first
     hinge = count * (margin - scores) + prefix[:, -1:] - prefix.gather(1, first)
     return (hinge * intra).sum() / triplets
-
-

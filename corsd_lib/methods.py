@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from corsd_lib import losses
 from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.layers import halvings
 from corsd_lib.network import ExitOutputs, MultiExitNetwork
 from corsd_lib.relation import (
     MapRelation,
@@ -33,14 +34,14 @@ __all__ = ["METHODS", "Batch", "Method", "build_method"]
 class Batch(NamedTuple):
     """One training batch on the training device.
 
-    `images` (B, C, H, W) float, `labels` (B,), `index` (B,) row of each image in its data set, `sampling` how rows were
+    `images` (B, C, H, W) float, `labels` (B,), `rows` (B,) of the images in the train split, `sampling` how rows were
     drawn ("plain", "balanced", or "triplet": thirds of anchors, same class, other class), `generator` a CPU generator seeded for
     this step, `progress` in [0, 1) of the whole training.
     """
 
     images: Tensor
     labels: Tensor
-    index: Tensor
+    rows: Tensor
     sampling: str = "plain"
     generator: torch.Generator | None = None
     progress: float = 0.0
@@ -145,7 +146,7 @@ class DeepSupervision(Method):
 
 @dataclass(frozen=True)
 class ByotOptions(MethodOptions):
-    """The paper's weights: (1-a)·CE of shallow exits, a·T²·KL to the deepest, b·hint on a sum; a = 0.1, T = 3, b = 1e-6."""
+    """The paper's weights: (1-a)·CE of shallow exits, a·T²·KL to the deepest, b·hint; a = 0.1, T = 3, b = 1e-6."""
 
     exit_ce: float = 0.9
     exit_kd: float = 0.1
@@ -225,13 +226,12 @@ class Corsd(Method):
     def _vector_relations(self, network: MultiExitNetwork) -> list[nn.Module]:
         o = self.options
         return [
-            VectorRelation(network.embedding_dim, network.num_classes, o.hidden, o.block_pairs)
-            for _ in network.exit_stages
+            VectorRelation(network.embedding_dim, network.num_classes, o.hidden, o.block_pairs) for _ in network.exit_stages
         ]
 
     def _map_relations(self, network: MultiExitNetwork) -> list[nn.Module]:
         *_, deepest = info = network.backbone.feature_info
-        steps = [(deepest.reduction // stage.reduction).bit_length() - 1 for stage in info]
+        steps = [halvings(stage.reduction, deepest.reduction) for stage in info]
         return [
             MapRelation(stage.channels, n, deepest.channels, network.num_classes, self.options.hidden)
             for stage, n in zip(info, steps, strict=True)
@@ -249,9 +249,7 @@ class Corsd(Method):
         return {
             **self._exit_terms(out, batch),
             **self._relation_terms(relations, pairs, batch.labels),
-            "logit_relation": self.logit_relation(
-                out.logits[-1], batch.labels, self.options.margin, batch.generator
-            ),
+            "logit_relation": self.logit_relation(out.logits[-1], batch.labels, self.options.margin, batch.generator),
         }
 
     def _pairs(self, batch: Batch) -> StructuredPairs:
@@ -267,9 +265,7 @@ class Corsd(Method):
             "exit_kd": _sum(losses.distillation(deepest, z, self.options.temperature) for z in shallow),
         }
 
-    def _relation_terms(
-        self, relations: list[RelationOutput], pairs: StructuredPairs, labels: Tensor
-    ) -> dict[str, Tensor]:
+    def _relation_terms(self, relations: list[RelationOutput], pairs: StructuredPairs, labels: Tensor) -> dict[str, Tensor]:
         *shallow, deepest = relations
         t = self.options.temperature
         (a, b), (c, d) = labels[pairs.intra], labels[pairs.inter]
@@ -277,12 +273,8 @@ class Corsd(Method):
         return {
             "auxiliary_intra": _sum(losses.auxiliary_cross_entropy(r.intra_logits, a, b) for r in relations),
             "auxiliary_inter": _sum(losses.auxiliary_cross_entropy(r.inter_logits, c, d) for r in relations),
-            "auxiliary_kd_intra": _sum(
-                losses.distillation(deepest.intra_logits, r.intra_logits, t) for r in shallow
-            ),
-            "auxiliary_kd_inter": _sum(
-                losses.distillation(deepest.inter_logits, r.inter_logits, t) for r in shallow
-            ),
+            "auxiliary_kd_intra": _sum(losses.distillation(deepest.intra_logits, r.intra_logits, t) for r in shallow),
+            "auxiliary_kd_inter": _sum(losses.distillation(deepest.inter_logits, r.inter_logits, t) for r in shallow),
             "relation_transfer": _sum(losses.relation_transfer(teacher, (r.intra, r.inter)) for r in shallow),
             "relation_margin": _sum(self._margin(r, labels) for r in relations),
         }
@@ -309,18 +301,14 @@ class LogitRelation(nn.Module):
         self.register_buffer("class_mean", torch.zeros(num_classes, num_classes))
         self.register_buffer("seen", torch.zeros(num_classes))  # total weight of each mean, 0 = never seen
 
-    def forward(
-        self, logits: Tensor, labels: Tensor, margin: float, generator: torch.Generator | None
-    ) -> Tensor:
+    def forward(self, logits: Tensor, labels: Tensor, margin: float, generator: torch.Generator | None) -> Tensor:
         """Mean max(0, m - r(z, own mean) + r(z, other mean)) over images whose own and some other class were seen; scalar."""
         loss = self._margin(logits, labels, margin, generator)
         if self.training:
             self._update(logits.detach().float(), labels)
         return loss
 
-    def _margin(
-        self, logits: Tensor, labels: Tensor, margin: float, generator: torch.Generator | None
-    ) -> Tensor:
+    def _margin(self, logits: Tensor, labels: Tensor, margin: float, generator: torch.Generator | None) -> Tensor:
         # Random shift 1..C-1 names another class; images of classes not seen yet are left out.
         classes = len(self.seen)
         shift = torch.randint(1, max(2, classes), labels.shape, generator=generator).to(labels.device)
@@ -328,9 +316,7 @@ class LogitRelation(nn.Module):
         known = (self.seen[labels] > 0) & (self.seen[other] > 0) & (other != labels)
         mean = self.class_mean / self.seen.clamp_min(1e-12)[:, None]
         z, own, another = logits[known], mean[labels[known]], mean[other[known]]
-        return losses.margin_over_triplets(
-            self.relation.pair_scores(z, own), self.relation.pair_scores(z, another), margin
-        )
+        return losses.margin_over_triplets(self.relation.pair_scores(z, own), self.relation.pair_scores(z, another), margin)
 
     @torch.no_grad()
     def _update(self, logits: Tensor, labels: Tensor) -> None:
@@ -373,9 +359,7 @@ class CorsdRelease(Corsd):
     sampling = "triplet"
 
 
-METHODS: dict[str, type[Method]] = {
-    m.name: m for m in (Baseline, Probe, DeepSupervision, Byot, Corsd, CorsdRelease)
-}
+METHODS: dict[str, type[Method]] = {m.name: m for m in (Baseline, Probe, DeepSupervision, Byot, Corsd, CorsdRelease)}
 
 
 def build_method(name: str, *, network: MultiExitNetwork | None = None, **options: Any) -> Method:

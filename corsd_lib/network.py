@@ -8,15 +8,15 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .backbones import StagedBackbone, StageInfo, build_backbone
-from .errors import CorsdError, check_choice
-from .layers import downsampling, halvings
+from corsd_lib.backbones import StagedBackbone, StageInfo, build_backbone
+from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.layers import downsampling, halvings
 
 
 class ExitOutputs(NamedTuple):
-    """What the exits give for a batch, shallow -> deep: entry i is of exit i, on stage `exit_stages[i]`."""
+    """What a network gives for a batch, shallow -> deep; exit i stands on stage `exit_stages[i]`."""
 
-    features: list[Tensor]  # (B, C_k, H_k, W_k), the stage's feature map
+    features: list[Tensor]  # (B, C_k, H_k, W_k), the feature map of every stage, with an exit or without
     embeddings: list[Tensor]  # (B, D), the pooled vector before the classifier; D is the same at all exits
     logits: list[Tensor]  # (B, C)
 
@@ -73,11 +73,10 @@ class MultiExitNetwork(nn.Module):
         """
         check_images(images, self.backbone.in_channels)
         maps = self.backbone(images)
-        outputs = ExitOutputs([], [], [])
+        outputs = ExitOutputs(maps, [], [])
         for stage, head in zip(self.exit_stages, self.exits, strict=True):
             cut = detach_exits and stage != len(maps) - 1
             embedding, logits = head(maps[stage].detach() if cut else maps[stage])
-            outputs.features.append(maps[stage])
             outputs.embeddings.append(embedding)
             outputs.logits.append(logits)
         return outputs

@@ -163,17 +163,14 @@ class VectorRelation(PairScore):
 class MapRelation(nn.Module):
     """The release's relation network: two feature maps concatenated on channels, separable convolutions, pooling, a small MLP.
 
-    `channels`, `reduction` of this stage and of the deepest (`deepest_*`); none of the convolutions at the deepest stage. The
-    auxiliary classifier is linear on the pooled vector. Only the given pairs are computed: a pair costs two maps.
-    CORSD, arXiv 2305.00918.
+    `channels` of this stage and `deepest_channels` of the deepest, `steps` halvings of the resolution between them; the
+    deepest stage has no convolution. The auxiliary classifier is linear on the pooled vector. Only the given pairs are
+    computed. CORSD, arXiv 2305.00918.
     """
 
-    def __init__(
-        self, channels: int, steps: int, deepest_channels: int, num_classes: int, hidden: int = 128
-    ) -> None:
+    def __init__(self, channels: int, steps: int, deepest_channels: int, num_classes: int, hidden: int = 128) -> None:
         super().__init__()
-        deepest = channels == deepest_channels and steps == 0
-        self.body = nn.Identity() if deepest else downsampling(2 * channels, 2 * deepest_channels, steps)
+        self.body = downsampling(2 * channels, 2 * deepest_channels, steps)  # empty at the deepest stage
         self.embed = nn.Linear(2 * deepest_channels, hidden)
         self.score = nn.Linear(hidden, 1)
         self.auxiliary = nn.Linear(2 * deepest_channels, num_classes)
@@ -191,10 +188,7 @@ class MapRelation(nn.Module):
         n = len(features)
         with torch.no_grad():
             i, j = torch.cartesian_prod(*[torch.arange(n, device=features.device)] * 2).T
-            blocks = [
-                self._score(self._pool(features, a, b))
-                for a, b in zip(i.split(block), j.split(block), strict=True)
-            ]
+            blocks = [self._score(self._pool(features, a, b)) for a, b in zip(i.split(block), j.split(block), strict=True)]
         return torch.cat(blocks).view(n, n)
 
     def _pool(self, features: Tensor, i: Tensor, j: Tensor) -> Tensor:

@@ -7,25 +7,23 @@
     probe.safetensors     labels and rows of the probe set;  probes/epoch_0007.safetensors  its snapshot after 7 epochs
     test.json             the one evaluation on test, after the last epoch
 
-Every file is written to a neighbour and renamed, so that a reader, or a run killed at any moment, sees a whole file or the one before.
+Every file is written to a neighbour and renamed: a reader, or a run killed at any moment, sees a whole file or the one before.
 Tensors are safetensors and everything else is JSON: reading a run never executes anything.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.files import read_json, read_lines, read_tensors
 from corsd_lib.methods import METHODS, Method, build_method
 from corsd_lib.network import MultiExitNetwork, build_network
 
@@ -155,7 +153,7 @@ class TrainConfig:
 
     @classmethod
     def from_file(cls, path: str | Path) -> TrainConfig:
-        """A configuration from a JSON file: plain fields, or the `config.json` of a run, then without its `out` and `resume`."""
+        """A configuration from a JSON file: plain fields, or a run's `config.json`, then without its `out` and `resume`."""
         values = read_json(Path(path))
         if "train" in values:
             values = {k: v for k, v in values["train"].items() if k not in ("out", "resume")}
@@ -205,7 +203,7 @@ class Snapshot:
 
 
 class Probes(Mapping[int, Snapshot]):
-    """The probe snapshots of a run by epoch, each read when it is asked for. `labels`, `index` (N,), `split` of the images."""
+    """Probe snapshots of a run by epoch, each read when asked for; `labels`, `index` (N,) and `split` of the images."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -271,7 +269,9 @@ class Run:
     @cached_property
     def data(self) -> DataInfo:
         """Class names and image facts."""
-        return DataInfo(**{k: tuple(v) if isinstance(v, list) else v for k, v in self._json["data"].items()})
+        plain: dict[str, Any] = self._json["data"]
+        fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+        return DataInfo(**fixed)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -349,73 +349,6 @@ def new_network(config: TrainConfig, data: DataInfo) -> MultiExitNetwork:
     )
 
 
-# --- files ----------------------------------------------------------------------------------------------------------
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise CorsdError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, atomically."""
-    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file; `CorsdError` when it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CorsdError(f"{path} does not exist") from error
-    except ValueError as error:
-        raise CorsdError(f"{path} is not valid JSON: {error}") from error
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file, [] when there is none."""
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-
-
-def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    """Write a JSON-lines file, atomically."""
-    write_atomic(path, "".join(json.dumps(r) + "\n" for r in records).encode())
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors and string metadata as safetensors, atomically."""
-    from safetensors.torch import save
-
-    # safetensors refuses views that share memory, and a part of a tensor: give each its own.
-    own = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
-    write_atomic(path, save(own, dict(metadata or {})))
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; `CorsdError` when it is missing or damaged."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except FileNotFoundError as error:
-        raise CorsdError(f"{path} does not exist") from error
-    except (SafetensorError, OSError) as error:
-        raise CorsdError(f"{path} is not a whole safetensors file: {error}") from error
-
-
 def load_part(module: nn.Module, tensors: Mapping[str, Tensor], part: str, source: Path) -> None:
     """Load the tensors named `part`.* into `module`; one `CorsdError` that names the first difference in architecture."""
     given = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
@@ -423,9 +356,5 @@ def load_part(module: nn.Module, tensors: Mapping[str, Tensor], part: str, sourc
     for name in wanted.keys() | given.keys():
         have, want = (tuple(d[name].shape) if name in d else "absent" for d in (given, wanted))
         if have != want:
-            raise CorsdError(
-                f"{source} is of another architecture: {part}.{name} is {have} there, {want} in this {part}"
-            )
+            raise CorsdError(f"{source} is of another architecture: {part}.{name} is {have} there, {want} in this {part}")
     module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in given.items()})
-
-

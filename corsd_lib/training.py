@@ -4,40 +4,32 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from corsd_lib.batches import BatchSource, centre_crop, evaluation_batches, step_generator
-from corsd_lib.datasets import ImageData, Split
+from corsd_lib.batches import BatchSource
+from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import evaluate, evaluating, exit_logits, load_data, top_k_accuracy
+from corsd_lib.evaluation import evaluate, exit_logits, load_data, top_k_accuracy
+from corsd_lib.files import read_json, read_lines, read_tensors, write_json, write_lines, write_tensors
 from corsd_lib.methods import METHODS, Batch, Method
 from corsd_lib.network import MultiExitNetwork
-from corsd_lib.relation import VectorRelation, cosine_scores, relation_matrix
+from corsd_lib.probing import ProbeSet
+from corsd_lib.provenance import provenance
 from corsd_lib.runs import (
     DataInfo,
     Run,
     TrainConfig,
     load_part,
     new_network,
-    read_json,
-    read_lines,
-    read_tensors,
-    write_json,
-    write_lines,
-    write_tensors,
 )
 
 if TYPE_CHECKING:
@@ -76,7 +68,7 @@ def train(
         precision=config.precision,  # type: ignore[arg-type]
         strategy=_data_parallel() if several else "auto",
     )
-    return fabric.launch(_train, config, data, on_epoch, progress)
+    return fabric.launch(lambda f: _train(f, config, data, on_epoch, progress))
 
 
 def _data_parallel() -> Any:
@@ -159,7 +151,7 @@ class Trainer:
         torch.manual_seed(config.seed + 1)
         self.method = config.build_method(self.network)
         if config.channels_last:
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.network.to(memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(
             _parameter_groups(nn.ModuleList([self.network, self.method]), config),
             lr=config.lr,
@@ -168,7 +160,7 @@ class Trainer:
         )
         step = Step(self.network, self.method)
         if config.compile:
-            step.network.compile()
+            self.network.compile()
         self.module, self.optimizer = fabric.setup(step, optimizer)
         self.source = BatchSource(
             data,
@@ -280,6 +272,10 @@ class Trainer:
         one["images"] = torch.tensor(float(images), dtype=torch.double, device=right.device)
         self.totals = {k: self.totals[k] + v if self.totals else v for k, v in one.items()}
 
+    def _summed(self) -> dict[str, Tensor]:
+        """The sums of the epoch over all processes."""
+        return {k: cast(Tensor, self.fabric.all_reduce(v.clone(), reduce_op="sum")) for k, v in self.totals.items()}
+
     def _means(self) -> dict[str, float]:
         sums = {k: v.item() for k, v in self.totals.items()}
         return {k: v / sums["images"] for k, v in sums.items() if k != "images"}
@@ -293,7 +289,7 @@ class Trainer:
     def _end_epoch(self, seconds: float) -> None:
         """Write the epoch's record and snapshot, then step to the next one."""
         if self.fabric.world_size > 1:
-            self.totals = {k: self.fabric.all_reduce(v, reduce_op="sum") for k, v in self.totals.items()}
+            self.totals = self._summed()
         self.epoch, self.step = self.epoch + 1, 0
         if not self.fabric.is_global_zero:
             return
@@ -340,8 +336,7 @@ class Trainer:
     def _checkpoint(self) -> None:
         """Everything a resume needs. In several processes the sums of the epoch move to the first one."""
         if self.fabric.world_size > 1 and self.totals:
-            summed = {k: self.fabric.all_reduce(v.clone(), reduce_op="sum") for k, v in self.totals.items()}
-            self.totals = {k: v if self.fabric.is_global_zero else torch.zeros_like(v) for k, v in summed.items()}
+            self.totals = {k: v * self.fabric.is_global_zero for k, v in self._summed().items()}
         if not self.fabric.is_global_zero:
             return
         state = self.optimizer.state_dict()["state"]
@@ -376,55 +371,6 @@ class Trainer:
         torch.set_rng_state(tensors["random.cpu"])
         if "random.cuda" in tensors and self.fabric.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random.cuda"], self.fabric.device)
-
-
-class ProbeSet:
-    """A small class-balanced set of images that the network is shown after every epoch; the same for every run on the data.
-
-    Drawn from validation where there is one, else from test: nothing is chosen by it. Sorted by class.
-    """
-
-    def __init__(self, data: ImageData, size: int) -> None:
-        self.data, self.split_name = data, "test" if data.validation is None else "validation"
-        split: Split = data.test if data.validation is None else data.validation
-        order = torch.randperm(len(split), generator=step_generator(0))
-        order = order[split.labels[order].argsort(stable=True)]
-        sizes = torch.bincount(split.labels, minlength=data.num_classes)
-        rank = torch.arange(len(order)) - (sizes.cumsum(0) - sizes)[split.labels[order]]
-        keep = rank < max(1, size // data.num_classes)
-        self.split, self.rank = split.subset(order[keep]), rank[keep]
-
-    def write(self, path: Path) -> None:
-        """Labels and rows of the probe images, into a run."""
-        tensors = {"labels": self.split.labels, "index": self.split.index}
-        write_tensors(path / "probe.safetensors", tensors, {"split": self.split_name})
-
-    def snapshot(self, network: MultiExitNetwork, method: Method) -> dict[str, Tensor]:
-        """What `Snapshot` holds, by file key."""
-        device = next(network.parameters()).device
-        relations, labels = method.relation_networks(), self.split.labels.to(device)
-        with evaluating(network), evaluating(method):
-            outs = [network(images) for images, _ in evaluation_batches(self.data, self.split, device)]
-            embeddings, logits = (
-                [torch.cat([getattr(o, field)[k] for o in outs]).float() for k in range(len(outs[0].logits))]
-                for field in ("embeddings", "logits")
-            )
-            if not len(relations):
-                scores = [(cosine_scores(e), labels) for e in embeddings]
-            elif isinstance(relations[0], VectorRelation):
-                scores = [(net.scores(e), labels) for net, e in zip(relations, embeddings, strict=True)]
-            else:  # pairs of maps are dear: two images a class, more when classes are few
-                few = (self.rank < max(2, 256 // self.data.num_classes)).to(device)
-                maps = [torch.cat([o.features[k] for o in outs])[few] for k in range(len(relations))]
-                scores = [(net.scores(f), labels[few]) for net, f in zip(relations, maps, strict=True)]
-            matrices = [relation_matrix(s, y, self.data.num_classes) for s, y in scores]
-        state = {f"relations.{k}": v for k, v in relations.state_dict().items()}
-        return {
-            **{f"embeddings.{k}": e.half() for k, e in enumerate(embeddings)},
-            **{f"logits.{k}": z.half() for k, z in enumerate(logits)},
-            **{f"relations.{k}": m for k, m in enumerate(matrices)},
-            **{f"method.{k}": v.half() if v.is_floating_point() else v for k, v in state.items()},
-        }
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
@@ -482,43 +428,3 @@ def _stop_request() -> Iterator[threading.Event]:
     finally:
         for s, handler in before.items():
             signal.signal(s, handler)
-
-
-def provenance() -> dict[str, Any]:
-    """What a result depends on beside its configuration: versions, source revision, machine."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    from corsd_lib import __version__
-
-    versions = {}
-    for package in ("torch", "torchvision", "numpy", "lightning-fabric", "safetensors"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "unknown"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return {
-        "corsd_lib": __version__,
-        "revision": _revision(),
-        "python": platform.python_version(),
-        "versions": versions,
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "device": device,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def _revision() -> str:
-    """The git revision of the library's source, with "+" when it has uncommitted changes; "unknown" outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        commit, dirty = (
-            subprocess.run(["git", "-C", str(here), *a], capture_output=True, text=True, timeout=10, check=True).stdout
-            for a in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", str(here)])
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return commit.strip() + ("+" if dirty.strip() else "")

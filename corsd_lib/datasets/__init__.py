@@ -1,0 +1,111 @@
+"""What to learn from: one call, one return type, for every data set. See `load_dataset`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from corsd_lib.datasets.arrays import AUGMENTATIONS, ImageArrays, ImageData, ImageFiles, Split
+from corsd_lib.datasets.cub import load_cub
+from corsd_lib.datasets.folders import load_folder, load_imagenet
+from corsd_lib.datasets.npz import load_npz
+from corsd_lib.datasets.selection import pick_per_class, split_validation
+from corsd_lib.datasets.small import load_cifar, load_digits
+from corsd_lib.errors import CorsdError, check_choice
+
+__all__ = [
+    "AUGMENTATIONS",
+    "DATASETS",
+    "ImageArrays",
+    "ImageData",
+    "ImageFiles",
+    "Split",
+    "data_root",
+    "load_dataset",
+]
+
+DATASETS = ("digits", "cifar10", "cifar100", "cub200", "imagenet", "folder:PATH", "npz:PATH")
+
+
+def load_dataset(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    per_class: int | None = None,
+    validation_fraction: float = 0.0,
+    seed: int = 0,
+    image_size: int | None = None,
+    crop_to_box: bool = False,
+    download: bool = False,
+) -> ImageData:
+    """Load a data set by name, one of `DATASETS`, from `root` (else $CORSD_DATA, else "data").
+
+    Images are uint8 0..255, in memory as (N, C, H, W) or streamed from files where they would not fit
+    (imagenet, large folders). First `validation_fraction` in [0, 1) of train is held out as `validation`,
+    class by class; then `per_class` images of each class are picked from what remains; the same `seed` gives
+    the same images. Statistics are those of the full train split. `image_size` (pixels): the side that the
+    network sees, by default the set's own. `crop_to_box` (cub200): crop to the bird. `download` (cifar10,
+    cifar100, cub200): fetch what is missing. Raises CorsdError for unknown names, missing or corrupt files
+    and values out of range.
+    """
+    _check_options(name, per_class, validation_fraction, image_size, crop_to_box)
+    data = _load(name, data_root(root), image_size, crop_to_box, download)
+    _check_every_class(data)
+    generator = torch.Generator().manual_seed(seed)
+    if validation_fraction > 0:
+        train, validation = split_validation(data.train, validation_fraction, data.class_names, generator)
+        data = replace(data, train=train, validation=validation)
+    if per_class is not None:
+        data = replace(data, train=pick_per_class(data.train, per_class, data.class_names, generator))
+    return data
+
+
+def data_root(root: str | Path | None = None) -> Path:
+    """Where data sets lie: `root`, else the environment's CORSD_DATA, else the folder "data"."""
+    return Path(root or os.environ.get("CORSD_DATA") or "data").expanduser()
+
+
+def _load(name: str, root: Path, image_size: int | None, crop_to_box: bool, download: bool) -> ImageData:
+    kind, _, path = name.partition(":")
+    if kind == "folder":
+        return load_folder(name, Path(path).expanduser(), image_size)
+    if kind == "npz":
+        return load_npz(name, Path(path).expanduser(), image_size)
+    if kind == "digits":
+        return load_digits(image_size)
+    if kind == "cub200":
+        return load_cub(root, image_size, crop_to_box, download)
+    if kind == "imagenet":
+        return load_imagenet(root, image_size)
+    return load_cifar(name, root, image_size, download)
+
+
+def _check_options(
+    name: str, per_class: int | None, validation_fraction: float, image_size: int | None, crop_to_box: bool
+) -> None:
+    kind, colon, path = name.partition(":")
+    check_choice("data set", f"{kind}:PATH" if colon and path else name, DATASETS)
+    for what, value in (("per_class", per_class), ("image_size", image_size)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise CorsdError(f"{what} is {value!r}; allowed: a whole number of at least 1, or None")
+    if not 0 <= validation_fraction < 1:
+        raise CorsdError(
+            f"validation_fraction is {validation_fraction!r}; allowed: 0 up to but not including 1"
+        )
+    if crop_to_box and name != "cub200":
+        raise CorsdError(
+            f"crop_to_box is on for {name!r}; allowed: only for cub200, the set with bounding boxes"
+        )
+
+
+def _check_every_class(data: ImageData) -> None:
+    counts = torch.bincount(data.train.labels, minlength=data.num_classes)
+    empty = [data.class_names[c] for c in (counts == 0).nonzero().flatten().tolist()]
+    if empty or not len(data.test):
+        problem = f"no train image of {', '.join(empty[:5])}" if empty else "no test image"
+        raise CorsdError(
+            f"{data.name} has {problem}; expected at least one train image a class and one test image"
+        )

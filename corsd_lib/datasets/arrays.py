@@ -1,0 +1,228 @@
+"""What a data set is to the rest of the library: images in memory or on disk, labels, names, statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from corsd_lib.datasets.decoding import read_rgb
+from corsd_lib.errors import CorsdError, check_choice
+
+AUGMENTATIONS = ("crop_flip", "crop", "resized_crop")
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageArrays:
+    """Images of one split in memory.
+
+    `images` uint8 (N, C, H, W), values 0..255; `labels` int64 (N,); `index` int64 (N,), the row of each image
+    in the official order of its split: it stays with the image through `subset`. Raises CorsdError for other
+    dtypes or shapes.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise CorsdError(f"images are {_describe(self.images)}; expected uint8 of shape (N, C, H, W)")
+        _check_labels_and_index(self.labels, self.index, len(self.images))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        return f"ImageArrays({len(self):,} images of {_by(self.images.shape[1:])})"
+
+    def subset(self, rows: Tensor) -> ImageArrays:
+        """The images at positions `rows`, int64 (M,), in that order; a copy."""
+        return ImageArrays(self.images[rows], self.labels[rows], self.index[rows])
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageFiles:
+    """Images of one split as files, decoded when asked for and never kept in memory.
+
+    `paths`: N file names; `labels`, `index` int64 (N,) as in `ImageArrays`; `image_size`: side in pixels of
+    the square that the network will see. Raises CorsdError when the lengths differ.
+    """
+
+    paths: tuple[str, ...]
+    labels: Tensor
+    index: Tensor
+    image_size: int
+
+    def __post_init__(self) -> None:
+        _check_labels_and_index(self.labels, self.index, len(self.paths))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __repr__(self) -> str:
+        return f"ImageFiles({len(self):,} files, seen at {self.image_size}x{self.image_size})"
+
+    def subset(self, rows: Tensor) -> ImageFiles:
+        """The files at positions `rows`, int64 (M,), in that order."""
+        paths = tuple(self.paths[row] for row in rows.tolist())
+        return ImageFiles(paths, self.labels[rows], self.index[rows], self.image_size)
+
+    def load(self, i: int) -> Tensor:
+        """Image `i` in full size: uint8 (3, H, W), RGB. Raises CorsdError that names an unreadable file."""
+        return torch.from_numpy(read_rgb(self.paths[i])).permute(2, 0, 1).contiguous()
+
+
+Split = ImageArrays | ImageFiles
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ImageData:
+    """A data set as the rest of the library sees it.
+
+    `superclass_of_class` int64 (C,); `mean` and `std`: one value a channel, of pixels / 255 over the full
+    train split; `attributes` float32 (C, A) in [0, 1] or None; `image_size`: side of the square that the
+    network sees (stored images may be larger, for cropping); `augmentation`: the set's default, one of
+    `AUGMENTATIONS`. Raises CorsdError when names, labels and superclasses do not fit each other.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    class_names: tuple[str, ...]
+    superclass_names: tuple[str, ...]
+    superclass_of_class: Tensor
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int
+    augmentation: str = "crop_flip"
+    validation: Split | None = None
+    attributes: Tensor | None = None
+    attribute_names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_choice("augmentation", self.augmentation, AUGMENTATIONS)
+        for part, split in self._splits().items():
+            check_range(f"{self.name}: {part} label", split.labels, self.num_classes)
+        if len(self.superclass_of_class) != self.num_classes:
+            raise CorsdError(
+                f"{self.name}: superclass_of_class has {len(self.superclass_of_class)} entries for "
+                f"{self.num_classes} classes; expected one a class"
+            )
+        check_range(f"{self.name}: superclass_of_class", self.superclass_of_class, len(self.superclass_names))
+        if len(self.mean) != self.channels or len(self.std) != self.channels:
+            raise CorsdError(
+                f"{self.name}: mean {self.mean}, std {self.std}; expected one value for each channel, "
+                f"{self.channels}"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes C."""
+        return len(self.class_names)
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image: 1 (grey) or 3 (RGB)."""
+        return self.train.images.shape[1] if isinstance(self.train, ImageArrays) else 3
+
+    def summary(self) -> str:
+        """A few lines for a reader: sizes, classes, superclasses, image side, statistics."""
+        sizes = ", ".join(f"{len(split):,} {part}" for part, split in self._splits().items())
+        side = _by((self.channels, self.image_size, self.image_size))
+        lines = [
+            f"{self.name}: {sizes} images, {side}",
+            f"{self.num_classes} classes: {_some(self.class_names)}",
+        ]
+        if len(self.superclass_names) != self.num_classes:
+            lines.append(f"{len(self.superclass_names)} superclasses: {_some(self.superclass_names)}")
+        if self.attributes is not None:
+            lines.append(f"{self.attributes.shape[1]} attributes a class: {_some(self.attribute_names)}")
+        lines.append(
+            f"mean {_decimals(self.mean)}, std {_decimals(self.std)}; augmentation {self.augmentation}"
+        )
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{len(split):,} {part}" for part, split in self._splits().items())
+        grouped = len(self.superclass_names) != self.num_classes
+        classes = f"{self.num_classes} classes" + f" in {len(self.superclass_names)} superclasses" * grouped
+        side = _by((self.channels, self.image_size, self.image_size))
+        return f"ImageData({self.name}: {sizes}, {classes}, {side})"
+
+    def _splits(self) -> dict[str, Split]:
+        held_out = {} if self.validation is None else {"validation": self.validation}
+        return {"train": self.train, **held_out, "test": self.test}
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and population standard deviation of pixels / 255 by channel; images uint8 (N, C, H, W), N > 0.
+
+    Sums run in float32 along a row, where they are exact for rows of up to 256 pixels, and in float64 beyond.
+    """
+    total = torch.zeros(images.shape[1], dtype=torch.float64)
+    squares = torch.zeros_like(total)
+    for block in images.split(512):
+        pixels = block.float()  # (<=512, C, H, W)
+        total += pixels.sum(3).double().sum((0, 2))
+        squares += pixels.square_().sum(3).double().sum((0, 2))
+    count = images.numel() / images.shape[1]
+    mean = total / count / 255
+    variance = (squares / count / 255**2 - mean**2).clamp_min(0)
+    # A constant channel has no spread; one grey level instead of zero keeps normalisation finite.
+    std = variance.sqrt().clamp_min(1 / 255)
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def resize_arrays(images: Tensor, image_size: int) -> Tensor:
+    """Images uint8 (N, C, H, W) -> uint8 (N, C, image_size, image_size), bilinear; untouched if they fit."""
+    if images.shape[-2:] == (image_size, image_size):
+        return images
+    resized = torch.empty(*images.shape[:2], image_size, image_size, dtype=torch.uint8)
+    for block, out in zip(images.split(1024), resized.split(1024), strict=True):
+        scaled = torch.nn.functional.interpolate(
+            block.float(), (image_size, image_size), mode="bilinear", antialias=True
+        )
+        out.copy_(scaled.round_().clamp_(0, 255))
+    return resized
+
+
+def as_arrays(images: Tensor, labels: Tensor | Sequence[int]) -> ImageArrays:
+    """A whole split: images uint8 (N, C, H, W), labels (N,); index becomes 0..N-1."""
+    return ImageArrays(images, torch.as_tensor(labels, dtype=torch.int64), torch.arange(len(images)))
+
+
+def check_range(what: str, values: Tensor, count: int) -> None:
+    """Raise CorsdError that names the first of `values`, whole numbers, that is not in 0..count-1."""
+    wrong = ((values < 0) | (values >= count)).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        raise CorsdError(f"{what} is {int(values[row])} at row {row}; allowed: 0..{count - 1}")
+
+
+def _check_labels_and_index(labels: Tensor, index: Tensor, count: int) -> None:
+    for what, values in (("labels", labels), ("index", index)):
+        if values.dtype != torch.int64 or values.shape != (count,):
+            raise CorsdError(
+                f"{what} are {_describe(values)}; expected int64 of shape ({count},), one an image"
+            )
+
+
+def _describe(values: Tensor) -> str:
+    return f"{str(values.dtype).removeprefix('torch.')} of shape {tuple(values.shape)}"
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _some(names: Sequence[str], count: int = 4) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
+
+
+def _decimals(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.3f}" for value in values)

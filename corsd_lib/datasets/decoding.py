@@ -1,0 +1,118 @@
+"""Image files -> pixels: one file in full size, or many at once as equal squares."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from corsd_lib.errors import CorsdError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+MARGIN = 8 / 7  # stored side / side that the network sees: room for random crops, as 256 / 224 on ImageNet
+_DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+def stored_side(image_size: int) -> int:
+    """Side of the squares kept in memory for a network that sees `image_size` pixels."""
+    return round(image_size * MARGIN)
+
+
+def read_rgb(path: str) -> np.ndarray:
+    """Decode one file in full size: uint8 (H, W, 3). Raises CorsdError that names an unreadable file."""
+    with _opened(path) as image:
+        return np.array(image.convert("RGB"))
+
+
+def read_squares(
+    paths: Sequence[str], side: int, boxes: Sequence[Box] | None = None, *, label: str = "decoding"
+) -> Tensor:
+    """Decode files to squares: uint8 (N, 3, side, side), several at once in threads.
+
+    With a box an image gives the square around it (`square_around`); without, its centre square of the full
+    short side. Raises CorsdError that names the first file that cannot be read.
+    """
+    from tqdm import tqdm
+
+    squares = np.empty((len(paths), 3, side, side), dtype=np.uint8)
+
+    def read(rows: range) -> int:
+        for row in rows:
+            squares[row] = _read_square(paths[row], side, boxes[row] if boxes else None).transpose(2, 0, 1)
+        return len(rows)
+
+    blocks = [range(start, min(start + 32, len(paths))) for start in range(0, len(paths), 32)]
+    with (
+        ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool,
+        tqdm(total=len(paths), desc=label, unit=" images", delay=1, leave=False) as bar,
+    ):
+        for count in pool.map(read, blocks):
+            bar.update(count)
+    return torch.from_numpy(squares)
+
+
+def square_around(box: Box, width: int, height: int) -> Box:
+    """The square around a box in a width x height image: side max(w, h) * 8/7, shifted into the image.
+
+    Where the square is larger than the image it is clipped to it, so the whole box always stays visible. With
+    room enough the inner 7/8 of the square (what the network sees of it) is the box and nothing of it is
+    lost.
+    """
+    left, top, right, bottom = box
+    side = max(right - left, bottom - top) * MARGIN
+    x0, x1 = _shifted((left + right) / 2, side, width)
+    y0, y1 = _shifted((top + bottom) / 2, side, height)
+    return x0, y0, x1, y1
+
+
+def _shifted(centre: float, side: float, limit: int) -> tuple[float, float]:
+    side = min(side, limit)
+    start = min(max(centre - side / 2, 0.0), limit - side)
+    return start, min(start + side, limit)
+
+
+def _centre_square(width: int, height: int) -> Box:
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
+def _read_square(path: str, side: int, box: Box | None) -> np.ndarray:
+    """One file's square: uint8 (side, side, 3)."""
+    from PIL.Image import Resampling
+
+    with _opened(path) as image:
+        width, height = image.size
+        left, top, right, bottom = square_around(box, width, height) if box else _centre_square(width, height)
+        shrink = side / min(right - left, bottom - top)
+        # JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the cost; never below what the square needs.
+        image.draft(None, (max(1, round(width * shrink)), max(1, round(height * shrink))))
+        x, y = image.width / width, image.height / height
+        region = (left * x, top * y, min(right * x, image.width), min(bottom * y, image.height))
+        return np.asarray(image.convert("RGB").resize((side, side), Resampling.BILINEAR, box=region))
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[Image]:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if image.mode in _DEEP_MODES:
+                raise CorsdError(f"image {path} has pixels of mode {image.mode}; allowed: 8 bits a channel")
+            yield image
+    except CorsdError:
+        raise
+    except FileNotFoundError:
+        raise CorsdError(f"image {path} does not exist") from None
+    except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error and more
+        raise CorsdError(f"image {path} cannot be read, it may be truncated or corrupt: {error}") from error

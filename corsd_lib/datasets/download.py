@@ -1,0 +1,179 @@
+"""Fetching large files over the network: resumed, verified, unpacked safely, and never half there."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import http.client
+import os
+import tarfile
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+from http import HTTPStatus
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from corsd_lib.errors import CorsdError
+
+_BLOCK = 1 << 20
+_TIMEOUT = 60  # seconds without a byte
+_DROPPED = (URLError, http.client.HTTPException, ConnectionError, TimeoutError)
+
+
+def download(
+    url: str, path: str | Path, md5: str, size: int | None = None, *, tries: int = 5, wait: float = 1.0
+) -> Path:
+    """Fetch `url` to `path` unless it is there already, and check it; returns the path.
+
+    Bytes gather in `<path>.part`, from which a dropped download (or the next call) goes on where the server
+    allows, and which takes the final name only after its `md5` (hexadecimal) agrees. `size`: expected bytes.
+    Up to `tries` connections are made, `wait` seconds and then twice as many before each further one. Raises
+    CorsdError when the server refuses or the tries are used up (the part is kept), and when the content is
+    wrong (it is renamed to `<path>.corrupt`).
+    """
+    path = Path(path)
+    if path.exists():
+        _check_md5(path, path, md5)
+        return path
+    part = path.with_name(path.name + ".part")
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _fetch(url, part, size, tries, wait)
+        _check_md5(part, path, md5)
+        os.replace(part, path)
+    return path
+
+
+@contextlib.contextmanager
+def unpacked(archive: Path) -> Iterator[Path]:
+    """Unpack a tar file into a temporary folder beside it, while the context lasts; move out what to keep.
+
+    Members that would land outside the folder are refused (tarfile's "data" filter, PEP 706). Raises
+    CorsdError for those and for a corrupt archive, which is renamed to `<archive>.corrupt`.
+    """
+    from tqdm import tqdm
+
+    with (
+        _writing(archive),
+        tempfile.TemporaryDirectory(
+            dir=archive.parent, prefix=".unpacking-", ignore_cleanup_errors=True
+        ) as folder,
+    ):
+        try:
+            with tarfile.open(archive) as tar:
+                members = tqdm(tar, desc=f"unpacking {archive.name}", unit=" files", delay=1, leave=False)
+                tar.extractall(folder, members=members, filter="data")
+        except tarfile.FilterError as error:
+            raise CorsdError(f"{archive} is refused, nothing of it was kept: {error}") from error
+        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise _corrupt(archive, archive, f"cannot be unpacked ({error})") from error
+        yield Path(folder)
+
+
+def _fetch(url: str, part: Path, size: int | None, tries: int, wait: float) -> None:
+    problem = ""
+    for attempt in range(tries):
+        if attempt:
+            time.sleep(wait * 2 ** (attempt - 1))
+        try:
+            if _fetch_rest(url, part, size):
+                return
+            problem = "the connection closed early"
+        except HTTPError as error:
+            problem = f"HTTP {error.code} {error.reason}"
+            if error.code < 500 and error.code != HTTPStatus.TOO_MANY_REQUESTS:
+                raise CorsdError(f"{url} cannot be downloaded: {problem}") from error
+        except _DROPPED as error:
+            problem = str(getattr(error, "reason", error)) or type(error).__name__
+    kept = (
+        f"; {_length(part):,} bytes are kept in {part}, the same call goes on from there"
+        if part.exists()
+        else ""
+    )
+    raise CorsdError(f"{url} cannot be downloaded, {tries} tries failed, the last one with: {problem}{kept}")
+
+
+def _fetch_rest(url: str, part: Path, size: int | None) -> bool:
+    """One connection: append what is missing to `part`. True when the file is complete."""
+    have = _length(part)
+    if have and have == size:
+        return True
+    headers = {"User-Agent": "corsd"} | ({"Range": f"bytes={have}-"} if have else {})
+    try:
+        with urlopen(Request(url, headers=headers), timeout=_TIMEOUT) as response:
+            start, total = _extent(response)
+            if size is not None and total not in (None, size):
+                raise CorsdError(f"{url} offers {total:,} bytes; expected {size:,}: it is not the right file")
+            if start not in (0, have):
+                part.unlink(missing_ok=True)
+                return False
+            _append(response, part, start, total or size)
+    except HTTPError as error:
+        if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        # Nothing lies behind what we have: complete, unless we have more than there is.
+        if error.headers.get("Content-Range", "").endswith(f"/{have}"):
+            return True
+        part.unlink()
+        return False
+    return total in (None, _length(part)) and size in (None, _length(part))
+
+
+def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
+    """(position of the answer's first byte, bytes of the whole file or None). A server may ignore Range."""
+    length = response.headers.get("Content-Length")
+    if response.status != HTTPStatus.PARTIAL_CONTENT:
+        return 0, int(length) if length else None
+    spread, _, total = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("/")
+    start = spread.partition("-")[0]
+    return (int(start) if start.isdigit() else -1), (int(total) if total.isdigit() else None)
+
+
+def _append(response: http.client.HTTPResponse, part: Path, start: int, total: int | None) -> None:
+    from tqdm import tqdm
+
+    with (
+        open(part, "ab" if start else "wb") as file,
+        tqdm(desc=part.stem, total=total, initial=start, unit="B", unit_scale=True, unit_divisor=1024) as bar,
+    ):
+        while block := _read(response):
+            file.write(block)
+            bar.update(len(block))
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    # Whatever is wrong with the network must not look like a full disk, which is an OSError too.
+    try:
+        return response.read1(_BLOCK)
+    except OSError as error:
+        raise ConnectionError(str(error)) from error
+
+
+def _check_md5(file: Path, path: Path, md5: str) -> None:
+    with open(file, "rb") as stream:
+        found = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if found != md5:
+        raise _corrupt(file, path, f"has md5 {found}, expected {md5}")
+
+
+def _corrupt(file: Path, path: Path, problem: str) -> CorsdError:
+    bad = path.with_name(path.name + ".corrupt")
+    os.replace(file, bad)
+    return CorsdError(f"{path} {problem}; it is corrupt and now called {bad.name}: download it again")
+
+
+def _length(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Say which file was meant when the disk is full or the folder cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise CorsdError(f"{path} cannot be written: {error}") from error

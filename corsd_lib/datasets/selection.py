@@ -1,0 +1,58 @@
+"""Which train images are used: a stratified validation split, and n images a class."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from corsd_lib.datasets.arrays import Split
+from corsd_lib.errors import CorsdError
+
+
+def split_validation(
+    train: Split, fraction: float, class_names: tuple[str, ...], generator: torch.Generator
+) -> tuple[Split, Split]:
+    """Split train into (train, validation): of every class round(fraction * its images), at least one.
+
+    `fraction` in (0, 1); at least one image of every class stays in train. Raises CorsdError for a class with
+    fewer than two images.
+    """
+    counts = torch.bincount(train.labels, minlength=len(class_names))
+    if int(counts.min()) < 2:
+        poorest = int(counts.argmin())
+        raise CorsdError(
+            f"validation_fraction {fraction} needs at least 2 train images of every class; "
+            f"class {class_names[poorest]!r} has {int(counts[poorest])}"
+        )
+    wanted = torch.minimum((counts.double() * fraction + 0.5).floor().long().clamp_min(1), counts - 1)
+    held_out = torch.zeros(len(train), dtype=torch.bool)
+    held_out[stratified_rows(train.labels, wanted, generator)] = True
+    return train.subset((~held_out).nonzero().flatten()), train.subset(held_out.nonzero().flatten())
+
+
+def pick_per_class(
+    train: Split, per_class: int, class_names: tuple[str, ...], generator: torch.Generator
+) -> Split:
+    """Keep `per_class` random images of every class. Raises CorsdError when a class has fewer."""
+    counts = torch.bincount(train.labels, minlength=len(class_names))
+    if int(counts.min()) < per_class:
+        poorest = int(counts.argmin())
+        raise CorsdError(
+            f"per_class {per_class} is more than class {class_names[poorest]!r} has to train on; "
+            f"allowed: 1..{int(counts.min())} (a validation split is taken off first)"
+        )
+    return train.subset(stratified_rows(train.labels, torch.full_like(counts, per_class), generator))
+
+
+def stratified_rows(labels: Tensor, wanted: Tensor, generator: torch.Generator) -> Tensor:
+    """`wanted[c]` random rows of each class c, ascending; labels int64 (N,), wanted int64 (C,) -> int64 (M,).
+
+    From one state of the generator a larger `wanted` contains the rows of a smaller one: studies over the
+    number of labels add images, they do not exchange them.
+    """
+    order = torch.randperm(len(labels), generator=generator)
+    order = order[torch.argsort(labels[order], stable=True)]  # class by class, shuffled inside each
+    counts = torch.bincount(labels, minlength=len(wanted))
+    starts = counts.cumsum(0) - counts
+    rank = torch.arange(len(labels)) - starts.repeat_interleave(counts)  # place inside the own class
+    return order[rank < wanted.repeat_interleave(counts)].sort().values

@@ -1,0 +1,80 @@
+"""Files of a run: JSON and safetensors, written whole or not at all, read without executing anything."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from corsd_lib.errors import CorsdError
+
+__all__ = ["read_json", "read_lines", "read_tensors", "write_atomic", "write_json", "write_lines", "write_tensors"]
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise CorsdError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, atomically."""
+    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; `CorsdError` when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CorsdError(f"{path} does not exist") from error
+    except ValueError as error:
+        raise CorsdError(f"{path} is not valid JSON: {error}") from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file, [] when there is none."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    """Write a JSON-lines file, atomically."""
+    write_atomic(path, "".join(json.dumps(r) + "\n" for r in records).encode())
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write tensors and string metadata as safetensors, atomically."""
+    from safetensors.torch import save
+
+    # safetensors refuses views that share memory, and a part of a tensor: give each its own.
+    own = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+    write_atomic(path, save(own, dict(metadata or {})))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; `CorsdError` when it is missing or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise CorsdError(f"{path} does not exist") from error
+    except (SafetensorError, OSError) as error:
+        raise CorsdError(f"{path} is not a whole safetensors file: {error}") from error

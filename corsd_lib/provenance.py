@@ -1,0 +1,53 @@
+"""What a result depends on beside its configuration."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["provenance"]
+
+
+def provenance() -> dict[str, Any]:
+    """What a result depends on beside its configuration: versions, source revision, machine."""
+    from corsd_lib import __version__
+
+    versions = {}
+    for package in ("torch", "torchvision", "numpy", "lightning-fabric", "safetensors"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "unknown"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "corsd_lib": __version__,
+        "revision": _revision(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": device,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def _revision() -> str:
+    """The git revision of the library's source, with "+" when it has uncommitted changes; "unknown" outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        commit, dirty = (
+            subprocess.run(["git", "-C", str(here), *a], capture_output=True, text=True, timeout=10, check=True).stdout
+            for a in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", str(here)])
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return commit.strip() + ("+" if dirty.strip() else "")

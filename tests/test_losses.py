@@ -1,0 +1,189 @@
+"""Every loss against a loop written out by hand: value and gradient, float32 and float64, random sizes and edge cases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from corsd_lib import losses
+
+DTYPES = [torch.float32, torch.float64]
+SIZES = st.tuples(st.integers(1, 9), st.integers(2, 6), st.integers(0, 10_000))
+
+
+def check_equal(fast: Callable[..., Tensor], slow: Callable[..., Tensor], *inputs: Tensor) -> None:
+    """Same value and same gradient of every input."""
+    a, b = ([x.clone().requires_grad_() for x in inputs] for _ in range(2))
+    left, right = fast(*a), slow(*b)
+    tolerance = 1e-4 if inputs[0].dtype == torch.float32 else 1e-9
+    torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance)
+    for x, y in zip(
+        torch.autograd.grad(left, a, allow_unused=True),
+        torch.autograd.grad(right, b, allow_unused=True),
+        strict=True,
+    ):
+        zero = torch.zeros_like(inputs[0]) if x is None or y is None else None
+        left_grad, right_grad = (zero if g is None else g for g in (x, y))
+        torch.testing.assert_close(left_grad, right_grad, rtol=tolerance, atol=tolerance)
+
+
+def softmax(row: Tensor, temperature: float = 1.0) -> Tensor:
+    e = [(v / temperature).exp() for v in row]
+    return torch.stack(e) / sum(e)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=20, deadline=None)
+@given(sizes=SIZES, temperature=st.sampled_from([1.0, 3.0]))
+def test_distillation_is_the_kl_of_softened_outputs(dtype: torch.dtype, sizes: tuple[int, ...], temperature: float) -> None:
+    b, c, seed = sizes
+    g = torch.Generator().manual_seed(seed)
+    teacher, student = torch.randn(2, b, c, generator=g, dtype=dtype)
+
+    def slow(student: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=dtype)
+        for i in range(b):
+            p, q = softmax(teacher[i], temperature), softmax(student[i], temperature)
+            for k in range(c):
+                total = total + p[k] * (p[k].log() - q[k].log())
+        return temperature**2 * total / b
+
+    check_equal(lambda s: losses.distillation(teacher, s, temperature), slow, student)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=20, deadline=None)
+@given(sizes=SIZES)
+def test_auxiliary_cross_entropy_is_against_the_half_half_label(dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
+    p, c, seed = sizes
+    g = torch.Generator().manual_seed(seed)
+    logits = torch.randn(p, c, generator=g, dtype=dtype)
+    first, second = torch.randint(c, (2, p), generator=g)
+
+    def slow(logits: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=dtype)
+        for i in range(p):
+            target = torch.zeros(c, dtype=dtype)
+            target[first[i]] += 0.5
+            target[second[i]] += 0.5
+            for k in range(c):
+                total = total - target[k] * softmax(logits[i])[k].log()
+        return total / p
+
+    check_equal(lambda x: losses.auxiliary_cross_entropy(x, first, second), slow, logits)
+
+
+def test_auxiliary_label_is_not_softened_as_in_the_release() -> None:
+    """The release pushed the label through a softmax: then even a perfect answer costs almost log C. Ours costs log 2."""
+    classes = 100
+    first, second = torch.tensor([3]), torch.tensor([7])
+    perfect = torch.full((1, classes), -40.0)
+    perfect[0, [3, 7]] = 0.0
+    assert losses.auxiliary_cross_entropy(perfect, first, second).item() == pytest.approx(math.log(2), abs=1e-6)
+    assert losses.auxiliary_cross_entropy(perfect, first, first).item() == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_distillation_reads_log_probabilities_not_raw_logits() -> None:
+    """KL of a distribution with itself is 0 and ignores a shift of the logits; fed raw logits, as in the release, it is neither."""
+    logits = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    assert losses.distillation(logits, logits + 3.0).item() == pytest.approx(0.0, abs=1e-6)
+    assert losses.distillation(logits, logits.roll(1, 1)).item() > 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=20, deadline=None)
+@given(p=st.integers(0, 6), q=st.integers(0, 6), seed=st.integers(0, 10_000))
+def test_relation_transfer_weighs_intra_and_inter_one_half_each(dtype: torch.dtype, p: int, q: int, seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    t1, s1 = torch.rand(2, p, generator=g, dtype=dtype)
+    t2, s2 = torch.rand(2, q, generator=g, dtype=dtype)
+
+    def slow(s1: Tensor, s2: Tensor) -> Tensor:
+        kinds = []
+        for teacher, student in ((t1, s1), (t2, s2)):
+            if len(teacher):
+                kinds.append(sum((student[i] - teacher[i]) ** 2 for i in range(len(teacher))) / len(teacher))
+        return sum(kinds) / len(kinds) if kinds else (s1.sum() + s2.sum()) * 0
+
+    check_equal(lambda a, b: losses.relation_transfer((t1, t2), (a, b)), slow, s1, s2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=30, deadline=None)
+@given(sizes=SIZES, margin=st.sampled_from([0.0, 0.1, 0.37, 1.0, 1.5]), classes=st.integers(1, 4))
+def test_margin_over_batch_is_the_mean_over_all_triplets(
+    dtype: torch.dtype, sizes: tuple[int, ...], margin: float, classes: int
+) -> None:
+    b, _, seed = sizes
+    g = torch.Generator().manual_seed(seed)
+    scores = torch.rand(b, b, generator=g, dtype=dtype)
+    labels = torch.randint(classes, (b,), generator=g)
+
+    def slow(scores: Tensor) -> Tensor:
+        terms = []
+        for i in range(b):
+            for j in range(b):
+                for k in range(b):
+                    if i != j and labels[i] == labels[j] and labels[i] != labels[k]:
+                        terms.append((margin - scores[i, j] + scores[i, k]).clamp_min(0))
+        return sum(terms) / len(terms) if terms else scores.sum() * 0
+
+    check_equal(lambda s: losses.margin_over_batch(s, labels, margin), slow, scores)
+
+
+def test_margin_over_aligned_triplets() -> None:
+    intra, inter = torch.tensor([0.9, 0.2]), torch.tensor([0.1, 0.6])
+    assert losses.margin_over_triplets(intra, inter, 1.0).item() == pytest.approx((0.2 + 1.4) / 2)
+    assert losses.margin_over_triplets(intra, inter, 0.5).item() == pytest.approx((0.0 + 0.9) / 2)
+
+
+def test_feature_hint_is_the_summed_squared_distance() -> None:
+    teacher, student = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[0.0, 4.0], [1.0, 0.0]])
+    assert losses.feature_hint(teacher, student).item() == pytest.approx(1 + 4 + 1)
+
+
+def test_cross_entropy_against_smoothed_labels() -> None:
+    logits, labels = torch.tensor([[2.0, 0.0, -1.0]]), torch.tensor([0])
+    log_p = logits.log_softmax(1)[0]
+    target = torch.tensor([0.7 + 0.1, 0.1, 0.1])
+    assert losses.cross_entropy(logits, labels, 0.3).item() == pytest.approx(-(target * log_p).sum().item())
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda t, s: losses.distillation(t, s),
+        lambda t, s: losses.feature_hint(t, s),
+        lambda t, s: losses.relation_transfer((t[0].sigmoid(), t[1].sigmoid()), (s[0].sigmoid(), s[1].sigmoid())),
+    ],
+    ids=["distillation", "feature_hint", "relation_transfer"],
+)
+def test_no_gradient_reaches_the_teacher(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    teacher, student = torch.randn(2, 4, 5).unbind(0)
+    teacher.requires_grad_()
+    student.requires_grad_()
+    loss(teacher, student).backward()
+    assert teacher.grad is None
+    assert student.grad is not None and student.grad.abs().sum() > 0
+
+
+def test_empty_sets_of_pairs_give_zero_with_zero_gradient() -> None:
+    none, labels = torch.zeros(0, 5, requires_grad=True), torch.zeros(0, dtype=torch.long)
+    score = torch.zeros(0, requires_grad=True)
+    values = [
+        losses.cross_entropy(none, labels),
+        losses.distillation(none, none),
+        losses.auxiliary_cross_entropy(none, labels, labels),
+        losses.relation_transfer((score, score), (score, score)),
+        losses.margin_over_triplets(score, score),
+        losses.margin_over_batch(torch.rand(1, 1, requires_grad=True), torch.zeros(1, dtype=torch.long)),
+    ]
+    for value in values:
+        assert value.item() == 0.0
+        value.backward()

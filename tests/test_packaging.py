@@ -1,0 +1,243 @@
+"""What says what is installed, and how, agrees: pyproject, constraints, environment, Makefile, CI, README."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import corsd_lib
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = frozenset(PROJECT["optional-dependencies"])
+CUDA_ONLY = re.compile(r"nvidia-|cuda-|triton$")  # torch pins these itself, where they exist
+
+
+def direct_dependencies() -> list[Requirement]:
+    lists = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    return [Requirement(text) for group in lists for text in group]
+
+
+def constraint_lines() -> list[Requirement]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if line.strip() and not line.startswith("#")]
+
+
+def pins() -> dict[str, Version]:
+    """Canonical name -> the version that constraints.txt holds it to."""
+    return {canonicalize_name(line.name): Version(str(line.specifier)[2:]) for line in constraint_lines()}
+
+
+def installed_with_everything() -> dict[str, Version]:
+    """What the package and its extras bring here, CUDA wheels left out: canonical name -> version."""
+    todo, seen = [("corsd_lib", EXTRAS)], set()
+    found: dict[str, Version] = {}
+    while todo:
+        name, extras = todo.pop()
+        if (name, extras) in seen or CUDA_ONLY.match(name):
+            continue
+        seen.add((name, extras))
+        distribution = metadata.distribution(name)
+        found[name] = Version(Version(distribution.version).public)  # 2.14.1+cu130 counts as 2.14.1
+        for requirement in map(Requirement, distribution.requires or []):
+            if applies(requirement, extras):
+                todo.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
+    del found["corsd_lib"]
+    return found
+
+
+def applies(requirement: Requirement, extras: frozenset[str]) -> bool:
+    marker = requirement.marker
+    return marker is None or any(marker.evaluate({"extra": extra}) for extra in extras | {""})
+
+
+@pytest.mark.parametrize("requirement", direct_dependencies(), ids=lambda requirement: requirement.name)
+def test_a_dependency_ranges_up_to_the_next_major_version_and_holds_its_pin(requirement: Requirement) -> None:
+    bounds = {clause.operator: Version(clause.version) for clause in requirement.specifier}
+    assert set(bounds) == {">=", "<"}
+    pin = pins()[canonicalize_name(requirement.name)]
+    assert pin in requirement.specifier
+    assert bounds["<"] == Version(str(pin.major + 1))
+
+
+def test_constraints_are_exact_once_each_and_hold_on_every_platform() -> None:
+    lines = constraint_lines()
+    names = [canonicalize_name(line.name) for line in lines]
+    assert [str(line) for line in lines if not re.fullmatch(r"==[\w.]+", str(line.specifier))] == []
+    assert len(names) == len(set(names))
+    assert [name for name in names if CUDA_ONLY.match(name)] == []
+
+
+@pytest.mark.skipif(
+    sys.version_info[:2] != (3, 11) or platform.system() != "Linux",
+    reason="constraints.txt is the freeze of Python 3.11 on Linux; elsewhere the ranges hold",
+)
+def test_constraints_are_what_is_installed_neither_more_nor_less() -> None:
+    assert installed_with_everything() == pins()
+
+
+def test_conda_installs_the_same_package_extras_and_versions() -> None:
+    dependencies = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    (python,) = [line for line in dependencies if isinstance(line, str) and line.startswith("python=")]
+    (pip,) = [line["pip"] for line in dependencies if isinstance(line, dict)]
+    assert python.removeprefix("python=") in SpecifierSet(PROJECT["requires-python"])
+    assert python == "python=3.11"  # the one that constraints.txt was made on
+    assert "-c constraints.txt" in pip
+    (package,) = [line for line in pip if line.startswith("-e .")]
+    assert set(re.findall(r"[\w-]+", package.removeprefix("-e "))) == EXTRAS
+
+
+def test_make_installs_every_extra() -> None:
+    (extras,) = re.findall(r"^EXTRAS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(extras.split(",")) == EXTRAS
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    changelog = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    found = [corsd_lib.__version__, metadata.version("corsd_lib"), citation["version"], changelog[0]]
+    assert found == [PROJECT["version"]] * 4
+
+
+def test_the_citation_names_the_paper() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    (paper,) = citation["references"]
+    names = [f"{author['given-names']} {author['family-names']}" for author in paper["authors"]]
+    assert names == ["Muzhou Yu", "Sia Huat Tan", "Kailu Wu", "Runpei Dong", "Linfeng Zhang", "Kaisheng Ma"]
+    assert paper["title"] == "CORSD: Class-Oriented Relational Self Distillation"
+    assert (paper["year"], paper["url"]) == (2023, "https://arxiv.org/abs/2305.00918")
+    assert citation["license"] == PROJECT["license"] == "MIT"
+    assert (ROOT / "LICENSE").read_text().startswith("MIT License")
+
+
+def make(*arguments: str, folder: Path = ROOT, **variables: str) -> subprocess.CompletedProcess[str]:
+    # Where make runs these tests, its flags and variables would reach the make that is tested.
+    inherited = ("MAKE", "MFLAGS", "PYTHON", "WORKERS")
+    outer = {key: value for key, value in os.environ.items() if not key.startswith(inherited)}
+    command = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(command, cwd=folder, env=outer | variables, capture_output=True, text=True)
+
+
+TARGETS = ["walkthrough", "lab", "test", "test-fast", "bench", "lint", "format", "clean"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_make_has_the_target_and_its_help(target: str) -> None:
+    assert make("-n", target).returncode == 0
+    assert re.search(rf"^  make {target} +\w", make("help").stdout, re.MULTILINE)
+
+
+def test_make_test_runs_lint_types_units_and_notebooks() -> None:
+    commands = make("-n", "test").stdout
+    parts = ["ruff check", "ruff format --check", "mypy", "OMP_NUM_THREADS=1", "-n 2", "--nbval-lax"]
+    assert [part for part in parts if part not in commands] == []
+
+
+def test_ci_is_make_test_and_a_valid_script() -> None:
+    script = ROOT / ".ci" / "run"
+    lines = script.read_text().splitlines()
+    assert "set -euo pipefail" in lines
+    assert lines[-1] == "make test"  # nothing after it may hide how it ended
+    assert os.access(script, os.X_OK)
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+
+
+def test_the_make_commands_of_the_readme_exist() -> None:
+    readme = ROOT / "README.md"
+    if not readme.exists():
+        pytest.skip("there is no README.md yet")
+    code = re.findall(r"```.*?```|`[^`\n]+`", readme.read_text(), re.DOTALL)
+    named = set(re.findall(r"\bmake ([a-z-]+)", "\n".join(code)))
+    assert {"walkthrough", "test"} <= named
+    assert [name for name in sorted(named) if make("-n", name).returncode != 0] == []
+
+
+# Stands in for Python: `-m venv` makes .venv with a copy of itself, `-m pip install` installs nothing, both
+# add a line to calls.txt. The file break-install lets one install fail; old-python stands for an older one.
+FAKE_PYTHON = """#!/bin/sh
+case "$*" in
+  "-c "*version_info*"< (3, 11)"*) test ! -e old-python ;;
+  "-c "*) echo "-c constraints.txt" ;;
+  "-m venv "*) echo venv >>calls.txt; rm -rf .venv; mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
+  "-m pip --version") ;;
+  "-m pip install "*) echo "install ${*#-m pip install --disable-pip-version-check }" >>calls.txt
+    ! rm break-install 2>/dev/null ;;
+esac
+"""
+INSTALL = "install -e .[notebooks,dev,timm] -c constraints.txt"
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A folder with our Makefile, the stand-in for Python, and the two requirement files, an hour old."""
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text())
+    (tmp_path / "python").write_text(FAKE_PYTHON)
+    (tmp_path / "python").chmod(0o755)
+    for name in ["pyproject.toml", "constraints.txt"]:
+        (tmp_path / name).touch()
+        shift_time(tmp_path / name, -3600)
+    return tmp_path
+
+
+def shift_time(path: Path, seconds: float) -> None:
+    then = path.stat().st_mtime + seconds
+    os.utime(path, (then, then))
+
+
+def install(clone: Path) -> tuple[int, list[str], str]:
+    """`make venv` there: exit status, what was called, what it said of errors."""
+    (clone / "calls.txt").write_text("")
+    done = make("venv", folder=clone, PYTHON="./python")
+    return done.returncode, (clone / "calls.txt").read_text().splitlines(), done.stderr
+
+
+def test_the_install_happens_once(clone: Path) -> None:
+    assert install(clone) == (0, ["venv", INSTALL], "")
+    assert install(clone) == (0, [], "")
+
+
+@pytest.mark.parametrize("changed", ["pyproject.toml", "constraints.txt"])
+def test_a_changed_requirement_installs_again_into_the_same_venv(clone: Path, changed: str) -> None:
+    install(clone)
+    shift_time(clone / changed, 7200)
+    assert install(clone)[:2] == (0, [INSTALL])
+
+
+def test_an_install_that_was_cut_off_is_repeated_in_a_new_venv(clone: Path) -> None:
+    (clone / "break-install").touch()
+    status, calls, _ = install(clone)
+    assert status != 0
+    assert calls == ["venv", INSTALL]
+    assert install(clone)[:2] == (0, ["venv", INSTALL])
+    assert install(clone)[:2] == (0, [])
+
+
+def test_an_install_that_still_runs_is_left_alone(clone: Path) -> None:
+    (clone / ".venv").mkdir()
+    (clone / ".venv" / ".installing").write_text(f"{os.getpid()}\n")
+    status, calls, error = install(clone)
+    assert status != 0
+    assert calls == []
+    assert f"process {os.getpid()} is installing into .venv" in error
+
+
+def test_a_python_that_is_too_old_is_named_and_nothing_is_made(clone: Path) -> None:
+    (clone / "old-python").touch()
+    status, calls, error = install(clone)
+    assert status != 0
+    assert calls == []
+    assert "Python 3.11 or newer is needed, and PYTHON=./python is not that" in error
+    assert not (clone / ".venv").exists()
