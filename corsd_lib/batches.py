@@ -220,8 +220,8 @@ class Normalise:
 class BatchSource:
     """Training batches of a split on a device: draws rows, augments and normalises them.
 
-    `augmentation` one of `AUGMENTATIONS`, `padding` pixels of the pad-crop (an eighth of the side by default: 4 at 32), `cutout`
-    side in pixels. In several processes each takes every `world`-th batch, and pairs are formed within a process's batch.
+    `augmentation` one of `AUGMENTATIONS`, `padding` pixels of the pad-crop (default: an eighth of the side, 4 at 32),
+    `cutout` side in pixels. In several processes each takes every `world`-th batch, and pairs are formed within a process's batch.
     """
 
     def __init__(

@@ -60,8 +60,8 @@ def auxiliary_cross_entropy(logits: Tensor, first: Tensor, second: Tensor) -> Te
 def relation_transfer(teacher: tuple[Tensor, Tensor], student: tuple[Tensor, Tensor]) -> Tensor:
     """Mean (r_student - sg r_teacher)² over pairs; both arguments are scores (intra, inter) in (0, 1); in [0, 1].
 
-    Intra and inter pairs weigh one half each however many there are (ours: the same expectation as the release's triplets, which
-    hold one pair of either kind); a kind that is absent is left out. CORSD's relation transfer.
+    Intra and inter pairs weigh one half each however many there are (ours: the same expectation as the release's triplets,
+    which hold one pair of either kind); a kind that is absent is left out. CORSD's relation transfer.
     """
     parts = [(s - t.detach()).square().mean() for t, s in zip(teacher, student, strict=True) if s.numel()]
     return torch.stack(parts).mean() if parts else student[0].sum() * 0.0

@@ -35,8 +35,8 @@ class Batch(NamedTuple):
     """One training batch on the training device.
 
     `images` (B, C, H, W) float, `labels` (B,), `rows` (B,) of the images in the train split, `sampling` how rows were
-    drawn ("plain", "balanced", or "triplet": thirds of anchors, same class, other class), `generator` a CPU generator seeded for
-    this step, `progress` in [0, 1) of the whole training.
+    drawn ("plain", "balanced", or "triplet": thirds of anchors, same class, other class), `generator` a CPU generator seeded
+    for this step, `progress` in [0, 1) of the whole training.
     """
 
     images: Tensor
@@ -241,23 +241,10 @@ class Corsd(Method):
         return self.relations
 
     def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        if not self.relations:
-            raise CorsdError("method 'corsd' has no relation networks yet: call attach(network) first")
-        pairs = self._pairs(batch)
-        inputs = out.embeddings if self.options.fusion == "vectors" else out.features
-        relations = [net(x, batch.labels, pairs) for net, x in zip(self.relations, inputs, strict=True)]
-        return {
-            **self._exit_terms(out, batch),
-            **self._relation_terms(relations, pairs, batch.labels),
-            "logit_relation": self.logit_relation(out.logits[-1], batch.labels, self.options.margin, batch.generator),
-        }
+        return {**self.exit_terms(out, batch), **self.relation_terms(out, batch)}
 
-    def _pairs(self, batch: Batch) -> StructuredPairs:
-        if batch.sampling == "triplet":
-            return triplet_pairs(len(batch.labels), batch.labels.device)
-        return sample_pairs(batch.labels, batch.generator, self.options.pair_limit)
-
-    def _exit_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+    def exit_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+        """Cross-entropy of the exits, and what the deepest one teaches of its logits."""
         *shallow, deepest = out.logits
         return {
             "task": self._cross_entropy(deepest, batch.labels),
@@ -265,19 +252,31 @@ class Corsd(Method):
             "exit_kd": _sum(losses.distillation(deepest, z, self.options.temperature) for z in shallow),
         }
 
-    def _relation_terms(self, relations: list[RelationOutput], pairs: StructuredPairs, labels: Tensor) -> dict[str, Tensor]:
+    def relation_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+        """What the relation networks learn of the pairs of a batch, and what the deepest one teaches of them."""
+        if not self.relations:
+            raise CorsdError("method 'corsd' has no relation networks yet: call attach(network) first")
+        o, labels, pairs = self.options, batch.labels, self._pairs(batch)
+        inputs = out.embeddings if o.fusion == "vectors" else out.features
+        relations = [net(x, labels, pairs) for net, x in zip(self.relations, inputs, strict=True)]
         *shallow, deepest = relations
-        t = self.options.temperature
         (a, b), (c, d) = labels[pairs.intra], labels[pairs.inter]
         teacher = (deepest.intra, deepest.inter)
+        kd, ce = losses.distillation, losses.auxiliary_cross_entropy
         return {
-            "auxiliary_intra": _sum(losses.auxiliary_cross_entropy(r.intra_logits, a, b) for r in relations),
-            "auxiliary_inter": _sum(losses.auxiliary_cross_entropy(r.inter_logits, c, d) for r in relations),
-            "auxiliary_kd_intra": _sum(losses.distillation(deepest.intra_logits, r.intra_logits, t) for r in shallow),
-            "auxiliary_kd_inter": _sum(losses.distillation(deepest.inter_logits, r.inter_logits, t) for r in shallow),
+            "auxiliary_intra": _sum(ce(r.intra_logits, a, b) for r in relations),
+            "auxiliary_inter": _sum(ce(r.inter_logits, c, d) for r in relations),
+            "auxiliary_kd_intra": _sum(kd(deepest.intra_logits, r.intra_logits, o.temperature) for r in shallow),
+            "auxiliary_kd_inter": _sum(kd(deepest.inter_logits, r.inter_logits, o.temperature) for r in shallow),
             "relation_transfer": _sum(losses.relation_transfer(teacher, (r.intra, r.inter)) for r in shallow),
             "relation_margin": _sum(self._margin(r, labels) for r in relations),
+            "logit_relation": self.logit_relation(out.logits[-1], labels, o.margin, batch.generator),
         }
+
+    def _pairs(self, batch: Batch) -> StructuredPairs:
+        if batch.sampling == "triplet":
+            return triplet_pairs(len(batch.labels), batch.labels.device)
+        return sample_pairs(batch.labels, batch.generator, self.options.pair_limit)
 
     def _margin(self, relation: RelationOutput, labels: Tensor) -> Tensor:
         if relation.matrix is not None:
@@ -305,7 +304,7 @@ class LogitRelation(nn.Module):
         """Mean max(0, m - r(z, own mean) + r(z, other mean)) over images whose own and some other class were seen; scalar."""
         loss = self._margin(logits, labels, margin, generator)
         if self.training:
-            self._update(logits.detach().float(), labels)
+            self._update(logits.detach().to(self.class_mean.dtype), labels)
         return loss
 
     def _margin(self, logits: Tensor, labels: Tensor, margin: float, generator: torch.Generator | None) -> Tensor:
@@ -373,18 +372,26 @@ def build_method(name: str, *, network: MultiExitNetwork | None = None, **option
 
 
 def _options(method: str, kind: type[MethodOptions], given: dict[str, Any]) -> MethodOptions:
-    defaults = asdict(kind())
+    defaults: dict[str, Any] = asdict(kind())
     for key, value in given.items():
         check_choice(f"option of method {method!r}:", key, [f.name for f in fields(kind)])
-        wanted = type(defaults[key])
-        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if type(value) is not wanted:
-            raise CorsdError(f"method {method!r}: {key} = {value!r} must be of type {wanted.__name__}")
-        if wanted is float and not 0 <= value < float("inf"):
-            raise CorsdError(f"method {method!r}: {key} = {value!r} must be finite and at least 0")
-        defaults[key] = value
+        defaults[key] = _checked(f"method {method!r}: {key} = {value!r}", key, value, type(defaults[key]))
     return kind(**defaults)
+
+
+def _checked(what: str, key: str, value: Any, wanted: type[Any]) -> Any:
+    """`value` in the type `wanted`, or a `CorsdError` that begins with `what`."""
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted:
+        raise CorsdError(f"{what} must be of type {wanted.__name__}")
+    if wanted is float and not 0 <= value < float("inf"):
+        raise CorsdError(f"{what} must be finite and at least 0")
+    if (wanted is int and value < 1) or (key == "temperature" and value == 0):
+        raise CorsdError(f"{what} must be above 0")
+    if key in ("label_smoothing", "class_mean_momentum") and value >= 1:
+        raise CorsdError(f"{what} must be below 1")
+    return value
 
 
 def _sum(terms: Iterable[Tensor]) -> Tensor:

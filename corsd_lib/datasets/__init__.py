@@ -92,13 +92,9 @@ def _check_options(
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise CorsdError(f"{what} is {value!r}; allowed: a whole number of at least 1, or None")
     if not 0 <= validation_fraction < 1:
-        raise CorsdError(
-            f"validation_fraction is {validation_fraction!r}; allowed: 0 up to but not including 1"
-        )
+        raise CorsdError(f"validation_fraction is {validation_fraction!r}; allowed: 0 up to but not including 1")
     if crop_to_box and name != "cub200":
-        raise CorsdError(
-            f"crop_to_box is on for {name!r}; allowed: only for cub200, the set with bounding boxes"
-        )
+        raise CorsdError(f"crop_to_box is on for {name!r}; allowed: only for cub200, the set with bounding boxes")
 
 
 def _check_every_class(data: ImageData) -> None:
@@ -106,6 +102,4 @@ def _check_every_class(data: ImageData) -> None:
     empty = [data.class_names[c] for c in (counts == 0).nonzero().flatten().tolist()]
     if empty or not len(data.test):
         problem = f"no train image of {', '.join(empty[:5])}" if empty else "no test image"
-        raise CorsdError(
-            f"{data.name} has {problem}; expected at least one train image a class and one test image"
-        )
+        raise CorsdError(f"{data.name} has {problem}; expected at least one train image a class and one test image")

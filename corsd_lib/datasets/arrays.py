@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -116,8 +117,7 @@ class ImageData:
         check_range(f"{self.name}: superclass_of_class", self.superclass_of_class, len(self.superclass_names))
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise CorsdError(
-                f"{self.name}: mean {self.mean}, std {self.std}; expected one value for each channel, "
-                f"{self.channels}"
+                f"{self.name}: mean {self.mean}, std {self.std}; expected one value for each channel, {self.channels}"
             )
 
     @property
@@ -142,9 +142,7 @@ class ImageData:
             lines.append(f"{len(self.superclass_names)} superclasses: {_some(self.superclass_names)}")
         if self.attributes is not None:
             lines.append(f"{self.attributes.shape[1]} attributes a class: {_some(self.attribute_names)}")
-        lines.append(
-            f"mean {_decimals(self.mean)}, std {_decimals(self.std)}; augmentation {self.augmentation}"
-        )
+        lines.append(f"mean {_decimals(self.mean)}, std {_decimals(self.std)}; augmentation {self.augmentation}")
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -162,19 +160,20 @@ class ImageData:
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and population standard deviation of pixels / 255 by channel; images uint8 (N, C, H, W), N > 0.
 
-    Sums run in float32 along a row, where they are exact for rows of up to 256 pixels, and in float64 beyond.
+    The sums are exact: of whole numbers, in float64.
     """
-    total = torch.zeros(images.shape[1], dtype=torch.float64)
-    squares = torch.zeros_like(total)
-    for block in images.split(512):
-        pixels = block.float()  # (<=512, C, H, W)
-        total += pixels.sum(3).double().sum((0, 2))
-        squares += pixels.square_().sum(3).double().sum((0, 2))
+    # numpy, on one thread: bound by memory anyway, and torch's threads stall each other where cores are shared.
+    total = np.zeros(images.shape[1])
+    squares = np.zeros_like(total)
+    for block in images.split(256):
+        pixels = block.numpy().astype(np.float64).reshape(*block.shape[:2], -1)  # (<=256, C, H * W)
+        total += pixels.sum((0, 2))
+        squares += np.einsum("ncp,ncp->c", pixels, pixels)
     count = images.numel() / images.shape[1]
     mean = total / count / 255
-    variance = (squares / count / 255**2 - mean**2).clamp_min(0)
+    variance = np.maximum(squares / count / 255**2 - mean**2, 0)
     # A constant channel has no spread; one grey level instead of zero keeps normalisation finite.
-    std = variance.sqrt().clamp_min(1 / 255)
+    std = np.maximum(np.sqrt(variance), 1 / 255)
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
@@ -184,9 +183,7 @@ def resize_arrays(images: Tensor, image_size: int) -> Tensor:
         return images
     resized = torch.empty(*images.shape[:2], image_size, image_size, dtype=torch.uint8)
     for block, out in zip(images.split(1024), resized.split(1024), strict=True):
-        scaled = torch.nn.functional.interpolate(
-            block.float(), (image_size, image_size), mode="bilinear", antialias=True
-        )
+        scaled = torch.nn.functional.interpolate(block.float(), (image_size, image_size), mode="bilinear", antialias=True)
         out.copy_(scaled.round_().clamp_(0, 255))
     return resized
 
@@ -207,9 +204,7 @@ def check_range(what: str, values: Tensor, count: int) -> None:
 def _check_labels_and_index(labels: Tensor, index: Tensor, count: int) -> None:
     for what, values in (("labels", labels), ("index", index)):
         if values.dtype != torch.int64 or values.shape != (count,):
-            raise CorsdError(
-                f"{what} are {_describe(values)}; expected int64 of shape ({count},), one an image"
-            )
+            raise CorsdError(f"{what} are {_describe(values)}; expected int64 of shape ({count},), one an image")
 
 
 def _describe(values: Tensor) -> str:

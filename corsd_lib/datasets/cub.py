@@ -75,13 +75,9 @@ def fetch_cub(root: Path) -> None:
         os.replace(contents / FOLDER, root / FOLDER)
 
 
-def _splits(
-    folder: Path, classes: int, image_size: int, crop_to_box: bool
-) -> tuple[ImageArrays, ImageArrays]:
+def _splits(folder: Path, classes: int, image_size: int, crop_to_box: bool) -> tuple[ImageArrays, ImageArrays]:
     paths = _table(folder / "images.txt", lambda text: str(folder / "images" / text))
-    labels = _table(
-        folder / "image_class_labels.txt", lambda text: _between(int(text), 1, classes) - 1, paths
-    )
+    labels = _table(folder / "image_class_labels.txt", lambda text: _between(int(text), 1, classes) - 1, paths)
     in_train = _table(folder / "train_test_split.txt", lambda text: _between(int(text), 0, 1), paths)
     boxes = _table(folder / "bounding_boxes.txt", _box, paths) if crop_to_box else None
     splits = []
@@ -100,9 +96,7 @@ def _splits(
 def _classes(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...], Tensor]:
     table = _table(folder / "classes.txt", lambda text: re.sub(r"^\d+\.", "", text).replace("_", " "))
     if list(table) != list(range(1, len(table) + 1)):
-        raise CorsdError(
-            f"{folder / 'classes.txt'} numbers its classes {list(table)[:3]}...; expected 1, 2, 3, ..."
-        )
+        raise CorsdError(f"{folder / 'classes.txt'} numbers its classes {list(table)[:3]}...; expected 1, 2, 3, ...")
     groups = [name.split()[-1] for name in table.values()]
     superclass_names = tuple(dict.fromkeys(groups))
     of_class = torch.tensor([superclass_names.index(group) for group in groups])
@@ -119,16 +113,12 @@ def _attributes(folder: Path, classes: int) -> tuple[Tensor | None, tuple[str, .
     except ValueError as error:
         raise CorsdError(f"{file} cannot be read: {error}") from error
     if len(values) != classes or not ((values >= 0) & (values <= 1)).all():
-        raise CorsdError(
-            f"{file} has {len(values)} rows; expected {classes}, one a class, of percentages 0..100"
-        )
+        raise CorsdError(f"{file} has {len(values)} rows; expected {classes}, one a class, of percentages 0..100")
     # The official archive has attributes.txt beside the folder, copies often inside.
     beside = [path for path in (folder / "attributes.txt", folder.parent / "attributes.txt") if path.exists()]
     names = tuple(_table(beside[0], str).values()) if beside else ()
     if beside and len(names) != values.shape[1]:
-        raise CorsdError(
-            f"{beside[0]} names {len(names)} attributes; expected {values.shape[1]}, the columns of {file}"
-        )
+        raise CorsdError(f"{beside[0]} names {len(names)} attributes; expected {values.shape[1]}, the columns of {file}")
     return torch.from_numpy(values), names
 
 
@@ -142,13 +132,9 @@ def _table(file: Path, parse: Callable[[str], Value], ids: dict[int, str] | None
             key, value = line.split(maxsplit=1)
             table[int(key)] = parse(value.strip())
         except ValueError as error:
-            raise CorsdError(
-                f"{file}, line {number}: {line!r} is not what belongs there ({error})"
-            ) from error
+            raise CorsdError(f"{file}, line {number}: {line!r} is not what belongs there ({error})") from error
     if not table or (ids is not None and table.keys() != ids.keys()):
-        raise CorsdError(
-            f"{file} has {len(table)} entries that do not match images.txt; expected one an image"
-        )
+        raise CorsdError(f"{file} has {len(table)} entries that do not match images.txt; expected one an image")
     return table
 
 

@@ -33,9 +33,7 @@ def read_rgb(path: str) -> np.ndarray:
         return np.array(image.convert("RGB"))
 
 
-def read_squares(
-    paths: Sequence[str], side: int, boxes: Sequence[Box] | None = None, *, label: str = "decoding"
-) -> Tensor:
+def read_squares(paths: Sequence[str], side: int, boxes: Sequence[Box] | None = None, *, label: str = "decoding") -> Tensor:
     """Decode files to squares: uint8 (N, 3, side, side), several at once in threads.
 
     With a box an image gives the square around it (`square_around`); without, its centre square of the full

@@ -24,9 +24,7 @@ _TIMEOUT = 60  # seconds without a byte
 _DROPPED = (URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
 
-def download(
-    url: str, path: str | Path, md5: str, size: int | None = None, *, tries: int = 5, wait: float = 1.0
-) -> Path:
+def download(url: str, path: str | Path, md5: str, size: int | None = None, *, tries: int = 5, wait: float = 1.0) -> Path:
     """Fetch `url` to `path` unless it is there already, and check it; returns the path.
 
     Bytes gather in `<path>.part`, from which a dropped download (or the next call) goes on where the server
@@ -59,9 +57,7 @@ def unpacked(archive: Path) -> Iterator[Path]:
 
     with (
         _writing(archive),
-        tempfile.TemporaryDirectory(
-            dir=archive.parent, prefix=".unpacking-", ignore_cleanup_errors=True
-        ) as folder,
+        tempfile.TemporaryDirectory(dir=archive.parent, prefix=".unpacking-", ignore_cleanup_errors=True) as folder,
     ):
         try:
             with tarfile.open(archive) as tar:
@@ -89,11 +85,7 @@ def _fetch(url: str, part: Path, size: int | None, tries: int, wait: float) -> N
                 raise CorsdError(f"{url} cannot be downloaded: {problem}") from error
         except _DROPPED as error:
             problem = str(getattr(error, "reason", error)) or type(error).__name__
-    kept = (
-        f"; {_length(part):,} bytes are kept in {part}, the same call goes on from there"
-        if part.exists()
-        else ""
-    )
+    kept = f"; {_length(part):,} bytes are kept in {part}, the same call goes on from there" if part.exists() else ""
     raise CorsdError(f"{url} cannot be downloaded, {tries} tries failed, the last one with: {problem}{kept}")
 
 

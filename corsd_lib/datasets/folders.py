@@ -38,9 +38,7 @@ def load_imagenet(root: Path, image_size: int | None) -> ImageData:
     names are words where torchvision's meta.bin or the full thousand classes tell them, else folder names.
     Raises CorsdError when the folders are missing or differ.
     """
-    folder = next(
-        (f for f in (root / "imagenet", root) if (f / "train").is_dir() and (f / "val").is_dir()), None
-    )
+    folder = next((f for f in (root / "imagenet", root) if (f / "train").is_dir() and (f / "val").is_dir()), None)
     if folder is None:
         raise CorsdError(
             f"imagenet is neither in {root / 'imagenet'} nor in {root}; expected train/ and val/ with a "
@@ -63,9 +61,7 @@ def load_folder(name: str, folder: Path, image_size: int | None) -> ImageData:
     """
     parts = [part for part in ("train", "val", "test") if (folder / part).is_dir()]
     if "train" not in parts or len(parts) < 2:
-        raise CorsdError(
-            f"{folder} has {', '.join(parts) or 'no'} folder of images; expected train/ and val/ or test/"
-        )
+        raise CorsdError(f"{folder} has {', '.join(parts) or 'no'} folder of images; expected train/ and val/ or test/")
     listings = dict(zip(parts, _listings(folder, parts), strict=True))
     side = image_size or 64
     needed = sum(len(listing.paths) for listing in listings.values()) * 3 * stored_side(side) ** 2
@@ -82,9 +78,7 @@ def _image_data(
     usual = (IMAGENET_MEAN, IMAGENET_STD)
     mean, std = channel_statistics(train.images) if isinstance(train, ImageArrays) else usual
     own = torch.arange(len(class_names))
-    return ImageData(
-        name, train, test, class_names, class_names, own, mean, std, side, "resized_crop", validation
-    )
+    return ImageData(name, train, test, class_names, class_names, own, mean, std, side, "resized_crop", validation)
 
 
 def _stream(listing: Listing, side: int) -> Split:

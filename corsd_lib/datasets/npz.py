@@ -38,13 +38,9 @@ def load_npz(name: str, path: Path, image_size: int | None) -> ImageData:
     content = read_npz(path)
     height, width = content.train.images.shape[2:]
     if image_size is None and height != width:
-        raise CorsdError(
-            f"{path}: images are {height}x{width}; allowed: square ones, or give image_size to resize them"
-        )
+        raise CorsdError(f"{path}: images are {height}x{width}; allowed: square ones, or give image_size to resize them")
     side = image_size or height
-    train, test = (
-        ImageArrays(resize_arrays(s.images, side), s.labels, s.index) for s in (content.train, content.test)
-    )
+    train, test = (ImageArrays(resize_arrays(s.images, side), s.labels, s.index) for s in (content.train, content.test))
     class_names = content.class_names or tuple(map(str, range(int(train.labels.max()) + 1)))
     own = torch.arange(len(class_names))
     mean, std = channel_statistics(train.images)
@@ -94,9 +90,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     with file:
         missing = [key for key in REQUIRED if key not in file.files]
         if missing:
-            raise CorsdError(
-                f"{path} lacks {', '.join(missing)}; it holds {', '.join(file.files) or 'nothing'}"
-            )
+            raise CorsdError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(file.files) or 'nothing'}")
         return {key: _read_array(path, file, key) for key in (*REQUIRED, *OPTIONAL) if key in file.files}
 
 
@@ -107,15 +101,12 @@ def _read_array(path: Path, file: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
         raise CorsdError(f"{path}: array {key} cannot be read: {error}") from error
 
 
-def _split(
-    path: Path, arrays: dict[str, np.ndarray], part: str, class_names: tuple[str, ...] | None
-) -> ImageArrays:
+def _split(path: Path, arrays: dict[str, np.ndarray], part: str, class_names: tuple[str, ...] | None) -> ImageArrays:
     pixels, key = arrays[f"{part}_x"], f"{path}: {part}_x"
     grey, colour = pixels.ndim == 3, pixels.ndim == 4 and pixels.shape[3] == 3
     if pixels.dtype != np.uint8 or not (grey or colour) or not pixels.size:
         raise CorsdError(
-            f"{key} is {pixels.dtype} of shape {pixels.shape}; "
-            "allowed: uint8 of shape (N, H, W, 3) or (N, H, W), not empty"
+            f"{key} is {pixels.dtype} of shape {pixels.shape}; allowed: uint8 of shape (N, H, W, 3) or (N, H, W), not empty"
         )
     images = torch.from_numpy(pixels)
     images = images.unsqueeze(1) if grey else images.permute(0, 3, 1, 2)  # -> (N, 1 or 3, H, W)
@@ -123,15 +114,12 @@ def _split(
     return as_arrays(images.contiguous(), labels)
 
 
-def _whole_numbers(
-    path: Path, arrays: dict[str, np.ndarray], key: str, length: int, count: int | None
-) -> Tensor:
+def _whole_numbers(path: Path, arrays: dict[str, np.ndarray], key: str, length: int, count: int | None) -> Tensor:
     """An array of `length` whole numbers in 0..count-1 (no upper end if None) -> int64 (length,)."""
     values = arrays[key]
     if values.dtype.kind not in "iu" or values.shape != (length,):
         raise CorsdError(
-            f"{path}: {key} is {values.dtype} of shape {values.shape}; "
-            f"expected whole numbers of shape ({length},)"
+            f"{path}: {key} is {values.dtype} of shape {values.shape}; expected whole numbers of shape ({length},)"
         )
     limit = 2**31 if count is None else count
     wrong = np.flatnonzero((values < 0) | (values >= limit))
@@ -145,13 +133,9 @@ def _count_classes(path: Path, train: ImageArrays, test: ImageArrays) -> int:
     found = train.labels.unique()
     gap = (found != torch.arange(len(found))).nonzero()
     if len(gap):
-        raise CorsdError(
-            f"{path}: train_y has no label {int(gap[0])} but has {int(found[-1])}; expected 0..C-1, no gap"
-        )
+        raise CorsdError(f"{path}: train_y has no label {int(gap[0])} but has {int(found[-1])}; expected 0..C-1, no gap")
     if int(test.labels.max()) >= len(found):
-        raise CorsdError(
-            f"{path}: test_y has label {int(test.labels.max())}; allowed: 0..{len(found) - 1}, as in train_y"
-        )
+        raise CorsdError(f"{path}: test_y has label {int(test.labels.max())}; allowed: 0..{len(found) - 1}, as in train_y")
     return len(found)
 
 
@@ -160,9 +144,7 @@ def _names(path: Path, arrays: dict[str, np.ndarray], key: str) -> tuple[str, ..
         return None
     names = arrays[key]
     if names.dtype.kind != "U" or names.ndim != 1 or not names.size:
-        raise CorsdError(
-            f"{path}: {key} is {names.dtype} of shape {names.shape}; expected strings of shape (n,), n > 0"
-        )
+        raise CorsdError(f"{path}: {key} is {names.dtype} of shape {names.shape}; expected strings of shape (n,), n > 0")
     return tuple(map(str, names))
 
 
@@ -170,9 +152,7 @@ def _superclasses(
     path: Path, arrays: dict[str, np.ndarray], classes: int, superclass_names: tuple[str, ...] | None
 ) -> Tensor | None:
     if ("superclass_of_class" in arrays) != (superclass_names is not None):
-        raise CorsdError(
-            f"{path} has only one of superclass_names and superclass_of_class; expected both or neither"
-        )
+        raise CorsdError(f"{path} has only one of superclass_names and superclass_of_class; expected both or neither")
     if superclass_names is None:
         return None
     return _whole_numbers(path, arrays, "superclass_of_class", classes, len(superclass_names))

@@ -30,9 +30,7 @@ def split_validation(
     return train.subset((~held_out).nonzero().flatten()), train.subset(held_out.nonzero().flatten())
 
 
-def pick_per_class(
-    train: Split, per_class: int, class_names: tuple[str, ...], generator: torch.Generator
-) -> Split:
+def pick_per_class(train: Split, per_class: int, class_names: tuple[str, ...], generator: torch.Generator) -> Split:
     """Keep `per_class` random images of every class. Raises CorsdError when a class has fewer."""
     counts = torch.bincount(train.labels, minlength=len(class_names))
     if int(counts.min()) < per_class:

@@ -102,13 +102,9 @@ def load_cifar(name: str, root: Path, image_size: int | None, download: bool) ->
     if content.class_names is None:
         content = content._replace(class_names=class_names)
     if content.class_names != class_names and content.superclass_names is None:
-        raise CorsdError(
-            f"{file}: class_names are not those of {name}; allowed: the official ones, or superclasses too"
-        )
+        raise CorsdError(f"{file}: class_names are not those of {name}; allowed: the official ones, or superclasses too")
     side = image_size or 32
-    train, test = (
-        ImageArrays(resize_arrays(s.images, side), s.labels, s.index) for s in (content.train, content.test)
-    )
+    train, test = (ImageArrays(resize_arrays(s.images, side), s.labels, s.index) for s in (content.train, content.test))
     mean, std = channel_statistics(train.images)
     return ImageData(
         name,
@@ -116,9 +112,7 @@ def load_cifar(name: str, root: Path, image_size: int | None, download: bool) ->
         test,
         class_names=content.class_names or class_names,
         superclass_names=content.superclass_names or superclass_names,
-        superclass_of_class=superclass_of_class
-        if content.superclass_of_class is None
-        else content.superclass_of_class,
+        superclass_of_class=superclass_of_class if content.superclass_of_class is None else content.superclass_of_class,
         mean=mean,
         std=std,
         image_size=side,
@@ -138,9 +132,7 @@ def _read_torchvision(name: str, root: Path, download: bool) -> ArrayContent:
         train, test = kind(root, train=True, download=download), kind(root, train=False)
     except (RuntimeError, OSError) as error:  # URLError is an OSError
         problem = str(error).removesuffix(" You can use download=True to download it").rstrip(".")
-        raise CorsdError(
-            f"{name} in {folder} cannot be used: {problem}. Delete it and fetch it with: {command}"
-        ) from error
+        raise CorsdError(f"{name} in {folder} cannot be used: {problem}. Delete it and fetch it with: {command}") from error
     return ArrayContent(_as_split(train), _as_split(test), class_names=tuple(train.classes))
 
 

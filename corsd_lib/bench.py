@@ -1,0 +1,245 @@
+"""Speed and memory as ratios to a named alternative, timed in turn in one process: absolute times mean little elsewhere."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from corsd_lib.batches import BatchSource, triplet_batches
+from corsd_lib.datasets import ImageArrays, ImageData
+from corsd_lib.losses import margin_over_triplets
+from corsd_lib.methods import METHODS, Batch, Corsd, build_method
+from corsd_lib.network import ExitOutputs, build_network
+from corsd_lib.provenance import provenance
+from corsd_lib.relation import MapRelation
+
+__all__ = ["bench", "table"]
+
+CLASSES, BATCH, ANCHORS = 100, 128, 43
+
+
+def bench(quick: bool = False) -> dict[str, Any]:
+    """All figures by name: each a dict of `value`, `target` and `what`; and the `provenance`. Minutes on two cores."""
+    repeat = 2 if quick else 7
+    figures = {
+        "corsd_step_resnet18": step_ratio("resnet18", repeat),
+        "relation_share_resnet18": relation_share("resnet18", repeat),
+        "corsd_step_resnet20": step_ratio("resnet20", repeat),
+        "release_formulation": release_ratio("resnet18", repeat),
+        "input_pipeline": pipeline_ratio(repeat),
+        "step_memory_resnet18": memory_ratio("resnet18"),
+        "import": import_ratio(repeat),
+    }
+    return {"figures": figures, "repeat": repeat, "provenance": provenance()}
+
+
+def table(result: dict[str, Any]) -> str:
+    """The figures as a Markdown table."""
+    lines = ["| what | measured | target |", "| --- | --- | --- |"]
+    for figure in result["figures"].values():
+        lines.append(f"| {figure['what']} | {figure['value']:.2f} | {figure['target']} |")
+    return "\n".join(lines)
+
+
+def step_ratio(name: str, repeat: int) -> dict[str, Any]:
+    """A CORSD step, exits included, against a step of the plain network."""
+    seconds = _in_turn({m: _stepper(name, m) for m in ("baseline", "corsd")}, repeat)
+    target = {"resnet18": "at most 1.35", "resnet20": "at most 1.7"}[name]
+    return _figure(f"CORSD step / plain step, {name}, batch {BATCH}", _ratio(seconds, "corsd", "baseline"), target)
+
+
+def relation_share(name: str, repeat: int) -> dict[str, Any]:
+    """Forward and backward of relation, auxiliary and transfer terms alone, against the whole CORSD step."""
+    network = build_network(name, CLASSES)
+    method = build_method("corsd", network=network)
+    assert isinstance(method, Corsd)
+    images, labels = _images(BATCH)
+    with torch.no_grad():
+        out = network(images)
+    leaves = [e.clone().requires_grad_() for e in out.embeddings]
+    weights = method.options
+
+    def relations() -> None:
+        batch = Batch(images, labels, labels)
+        alone = ExitOutputs(out.features, leaves, [z.detach() for z in out.logits])
+        parts = method.relation_terms(alone, batch)
+        sum((getattr(weights, k) * v for k, v in parts.items()), start=torch.zeros(())).backward()
+
+    seconds = _in_turn({"relations": relations, "corsd": _stepper(name, "corsd")}, repeat)
+    value = _ratio(seconds, "relations", "corsd")
+    return _figure(f"relation, auxiliary and transfer terms / CORSD step, {name}", value, "at most 0.05")
+
+
+def release_ratio(name: str, repeat: int) -> dict[str, Any]:
+    """The release's formulation, three images an anchor and pairs built one by one, against ours, per anchor image."""
+    seconds = _in_turn({"release": _release_stepper(name), "corsd": _stepper(name, "corsd")}, repeat)
+    per_anchor = {"release": [s / ANCHORS for s in seconds["release"]], "corsd": [s / BATCH for s in seconds["corsd"]]}
+    what = f"the release's formulation / ours, time an anchor image, {name}"
+    return _figure(what, _ratio(per_anchor, "release", "corsd"), "at least 3")
+
+
+def pipeline_ratio(repeat: int) -> dict[str, Any]:
+    """Images a second of our whole-batch augmentation, against torchvision's per-image transforms in two workers."""
+    data = _data(10_000)
+    source = BatchSource(data, batch_size=BATCH, augmentation="crop_flip")
+
+    def ours() -> None:
+        for _ in source(0):
+            pass
+
+    def theirs() -> None:
+        for _ in _per_image_loader(data):
+            pass
+
+    seconds = _in_turn({"ours": ours, "theirs": theirs}, repeat)
+    what = "input pipeline: images a second, ours / torchvision per image in 2 workers"
+    return _figure(what, _ratio(seconds, "theirs", "ours"), "at least 3")
+
+
+def memory_ratio(name: str) -> dict[str, Any]:
+    """Peak memory of two CORSD steps over that of the imported library, against the plain network's; a fresh process each."""
+    peak = {method: _peak_memory(name, method) for method in ("baseline", "corsd")}
+    figure = _figure(f"memory of a CORSD step / a plain step, {name}, batch {BATCH}", peak["corsd"] / peak["baseline"], "-")
+    return {**figure, "gibibytes": {k: round(v, 3) for k, v in peak.items()}}
+
+
+def import_ratio(repeat: int) -> dict[str, Any]:
+    """`import corsd_lib` and the names a training needs, against `import torch`, in fresh processes."""
+    commands = {
+        "torch": lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True),
+        "corsd_lib": lambda: subprocess.run(
+            [sys.executable, "-c", "import torch, corsd_lib; corsd_lib.train, corsd_lib.load_dataset"], check=True
+        ),
+    }
+    seconds = _in_turn(commands, max(repeat, 3))
+    return _figure("import torch, corsd_lib / import torch", _ratio(seconds, "corsd_lib", "torch"), "below 1.5")
+
+
+# --- what is timed ----------------------------------------------------------------------------------------------------
+
+
+def _in_turn(actions: dict[str, Callable[[], Any]], repeat: int) -> dict[str, list[float]]:
+    """Seconds of each action, run in turn so that a change of load meets all of them; the first round is dropped."""
+    seconds: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(repeat + 1):
+        for name, action in actions.items():
+            begin = time.perf_counter()
+            action()
+            seconds[name].append(time.perf_counter() - begin)
+    return {name: values[1:] for name, values in seconds.items()}
+
+
+def _ratio(seconds: dict[str, list[float]], one: str, other: str) -> float:
+    """The median over rounds of the ratio within a round."""
+    return statistics.median(a / b for a, b in zip(seconds[one], seconds[other], strict=True))
+
+
+def _figure(what: str, value: float, target: str) -> dict[str, Any]:
+    return {"what": what, "value": round(value, 3), "target": target}
+
+
+def _images(count: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, 3, 32, 32, generator=generator), torch.randint(CLASSES, (count,), generator=generator)
+
+
+def _stepper(name: str, method_name: str) -> Callable[[], None]:
+    """One training step on a fixed batch: forward, objective, backward, SGD."""
+    network = build_network(name, CLASSES, exits=METHODS[method_name].exits)
+    method = build_method(method_name, network=network)
+    optimizer = torch.optim.SGD([*network.parameters(), *method.parameters()], lr=1e-3, momentum=0.9)
+    images, labels = _images(BATCH)
+
+    def step() -> None:
+        loss = method(network(images), Batch(images, labels, labels))["total"]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def _release_stepper(name: str) -> Callable[[], None]:
+    """One step as the release formulates it: a triplet batch, the relation inputs of every stage joined pair by pair."""
+    network = build_network(name, CLASSES, exits="deepest")
+    method = build_method("corsd_release", network=network)
+    optimizer = torch.optim.SGD([*network.parameters(), *method.parameters()], lr=1e-3, momentum=0.9)
+    labels = torch.arange(CLASSES).repeat(6)
+    rows = triplet_batches(labels, 3 * ANCHORS, torch.Generator().manual_seed(0))[0]
+    images, labels = _images(3 * ANCHORS)[0], labels[rows]
+
+    def step() -> None:
+        out = network(images)
+        loss = nn.functional.cross_entropy(out.logits[-1][:ANCHORS], labels[:ANCHORS])
+        for module, maps in zip(method.relation_networks(), out.features, strict=True):
+            relation = cast(MapRelation, module)
+            pairs = [torch.cat([maps[i], maps[i + shift]]) for shift in (ANCHORS, 2 * ANCHORS) for i in range(ANCHORS)]
+            pooled = relation.body(torch.stack(pairs)).mean((2, 3))
+            intra, inter = relation.score(relation.embed(pooled).relu()).sigmoid().squeeze(1).split(ANCHORS)
+            auxiliary = nn.functional.cross_entropy(relation.auxiliary(pooled[:ANCHORS]), labels[:ANCHORS])
+            loss = loss + 0.01 * margin_over_triplets(intra, inter) + 0.04 * auxiliary
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def _data(count: int) -> ImageData:
+    """Noise of CIFAR's shape: what is timed does not read the pixels."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    split = ImageArrays(images, torch.arange(count) % CLASSES, torch.arange(count))
+    names = tuple(map(str, range(CLASSES)))
+    third = (0.5, 0.5, 0.5)
+    return ImageData("noise", split, split, names, names, torch.arange(CLASSES), third, third, 32)
+
+
+def _per_image_loader(data: ImageData) -> Iterator[Any]:
+    """The usual way: PIL images, RandomCrop, RandomHorizontalFlip, ToTensor and Normalize, in a DataLoader with 2 workers."""
+    from PIL import Image
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+
+    assert isinstance(data.train, ImageArrays)
+    pixels = data.train.images.permute(0, 2, 3, 1).numpy()
+    augment = transforms.Compose(
+        [
+            transforms.RandomCrop(32, padding=4, padding_mode="reflect"),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(data.mean, data.std),
+        ]
+    )
+
+    class PerImage(torch.utils.data.Dataset[Tensor]):
+        def __len__(self) -> int:
+            return len(pixels)
+
+        def __getitem__(self, row: int) -> Tensor:
+            return augment(Image.fromarray(pixels[row]))
+
+    loader = DataLoader(PerImage(), batch_size=BATCH, shuffle=True, drop_last=True, num_workers=2)
+    return islice(iter(loader), len(pixels) // BATCH)
+
+
+def _peak_memory(name: str, method: str) -> float:
+    """GiB that two steps add to the peak of a fresh process."""
+    code = f"""
+import resource
+from corsd_lib.bench import _images, _stepper
+_images(1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+step = _stepper({name!r}, {method!r})
+step(), step()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024**2)
+"""
+    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)

@@ -1,0 +1,163 @@
+"""CIFAR-10 and CIFAR-100: torchvision's files (small ones in the true layout) and an .npz below the root."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import pickle
+import tarfile
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.datasets import CIFAR10, CIFAR100
+
+from corsd_lib.datasets import ImageArrays, load_dataset
+from corsd_lib.datasets.small import CIFAR10_SUPERCLASSES, CIFAR100_SUPERCLASSES, cifar_classes
+from corsd_lib.errors import CorsdError
+
+PER_CLASS = 2
+
+
+def write_pickle(path: Path, content: dict) -> list[str]:
+    """Write it and return what torchvision's class attributes want: [file name, md5]."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps(content))
+    return [path.name, hashlib.md5(path.read_bytes()).hexdigest()]
+
+
+def batch(classes: int, key: str, seed: int) -> dict:
+    data = np.random.default_rng(seed).integers(0, 256, (classes * PER_CLASS, 3072), dtype=np.uint8)
+    return {"data": data, key: list(range(classes)) * PER_CLASS}
+
+
+@pytest.fixture
+def cifar100_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cifar-100-python"
+    names = list(cifar_classes("cifar100")[0])
+    monkeypatch.setattr(CIFAR100, "train_list", [write_pickle(folder / "train", batch(100, "fine_labels", 0))])
+    monkeypatch.setattr(CIFAR100, "test_list", [write_pickle(folder / "test", batch(100, "fine_labels", 1))])
+    name, md5 = write_pickle(folder / "meta", {"fine_label_names": names})
+    monkeypatch.setattr(CIFAR100, "meta", {"filename": name, "key": "fine_label_names", "md5": md5})
+    return tmp_path
+
+
+@pytest.fixture
+def cifar10_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "cifar-10-batches-py"
+    files = [write_pickle(folder / f"data_batch_{i}", batch(10, "labels", i)) for i in range(1, 6)]
+    monkeypatch.setattr(CIFAR10, "train_list", files)
+    monkeypatch.setattr(CIFAR10, "test_list", [write_pickle(folder / "test_batch", batch(10, "labels", 6))])
+    name, md5 = write_pickle(folder / "batches.meta", {"label_names": list(cifar_classes("cifar10")[0])})
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": md5})
+    return tmp_path
+
+
+def test_cifar100_reads_torchvisions_pickles(cifar100_root: Path) -> None:
+    data = load_dataset("cifar100", cifar100_root)
+    assert isinstance(data.train, ImageArrays) and isinstance(data.test, ImageArrays)
+    raw = batch(100, "fine_labels", 0)["data"].reshape(-1, 3, 32, 32)  # the file holds channel, row, column
+    assert np.array_equal(data.train.images.numpy(), raw)
+    assert data.train.images.is_contiguous()
+    assert data.train.labels.tolist() == list(range(100)) * PER_CLASS
+    assert data.train.index.tolist() == list(range(200))
+    assert np.array_equal(data.test.images.numpy(), batch(100, "fine_labels", 1)["data"].reshape(-1, 3, 32, 32))
+    assert data.mean == pytest.approx(raw.mean((0, 2, 3)) / 255) and data.std == pytest.approx(raw.std((0, 2, 3)) / 255)
+    assert (data.augmentation, data.image_size, data.channels) == ("crop_flip", 32, 3)
+    assert repr(data).endswith("100 classes in 20 superclasses, 3x32x32)")
+    assert load_dataset("cifar100", cifar100_root, image_size=16).train.images.shape[2:] == (16, 16)
+
+
+def test_cifar10_has_five_batches_and_two_superclasses(cifar10_root: Path) -> None:
+    data = load_dataset("cifar10", cifar10_root)
+    assert isinstance(data.train, ImageArrays)
+    for i in range(1, 6):
+        rows = data.train.images[(i - 1) * 20 : i * 20].numpy()
+        assert np.array_equal(rows, batch(10, "labels", i)["data"].reshape(-1, 3, 32, 32))
+    group = {name: data.superclass_names[g] for name, g in zip(data.class_names, data.superclass_of_class, strict=True)}
+    assert group == {
+        "airplane": "vehicle", "automobile": "vehicle", "bird": "animal", "cat": "animal", "deer": "animal",
+        "dog": "animal", "frog": "animal", "horse": "animal", "ship": "vehicle", "truck": "vehicle",
+    }  # fmt: skip
+
+
+def test_class_tables_are_complete() -> None:
+    for table, sizes in ((CIFAR10_SUPERCLASSES, {6, 4}), (CIFAR100_SUPERCLASSES, {5})):
+        members = [member for group in table.values() for member in group]
+        assert len(members) == len(set(members)) and {len(group) for group in table.values()} == sizes
+    names, groups, of_class = cifar_classes("cifar100")
+    assert len(names) == 100 and len(groups) == 20 and torch.bincount(of_class).tolist() == [5] * 20
+    # A few by hand, with their official numbers.
+    assert (names[0], names[57], names[99]) == ("apple", "pear", "worm")
+    assert groups[int(of_class[names.index("lawn_mower")])] == "vehicles_2"
+    assert groups[int(of_class[names.index("worm")])] == "non-insect_invertebrates"
+
+
+def test_absent_data_says_where_it_looked_and_what_to_do(tmp_path: Path) -> None:
+    for name, folder in (("cifar10", "cifar-10-batches-py"), ("cifar100", "cifar-100-python")):
+        with pytest.raises(CorsdError) as caught:
+            load_dataset(name, tmp_path)
+        message = str(caught.value)
+        assert str(tmp_path / f"{name}.npz") in message and str(tmp_path / folder) in message
+        assert f"corsd data {name} --download" in message
+
+
+def test_a_file_with_another_checksum_is_refused(cifar100_root: Path) -> None:
+    path = cifar100_root / "cifar-100-python" / "train"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CorsdError, match=r"cifar-100-python cannot be used: .*corrupted\. Delete it and fetch it"):
+        load_dataset("cifar100", cifar100_root)
+
+
+def test_npz_below_the_root_comes_first(cifar100_root: Path) -> None:
+    rng = np.random.default_rng(0)
+    names, _, of_class = cifar_classes("cifar100")
+    arrays = {
+        "train_x": rng.integers(0, 256, (100, 32, 32, 3), dtype=np.uint8),
+        "train_y": np.arange(100, dtype=np.uint8),
+        "test_x": rng.integers(0, 256, (1, 32, 32, 3), dtype=np.uint8),
+        "test_y": np.array([99], dtype=np.uint8),
+    }
+    np.savez(cifar100_root / "cifar100.npz", **arrays)
+    data = load_dataset("cifar100", cifar100_root)
+    assert data.name == "cifar100" and isinstance(data.train, ImageArrays)
+    assert np.array_equal(data.train.images.permute(0, 2, 3, 1).numpy(), arrays["train_x"])
+    assert data.class_names == names and torch.equal(data.superclass_of_class, of_class)
+    # Another order of classes with no superclasses of its own would get the wrong ones.
+    np.savez(cifar100_root / "cifar100.npz", **arrays, class_names=np.array(names[::-1]))
+    with pytest.raises(CorsdError, match="class_names are not those of cifar100"):
+        load_dataset("cifar100", cifar100_root)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_download_goes_through_torchvision(
+    cifar100_root: Path, served: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, url = served
+    archive = folder / "cifar-100-python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(cifar100_root / "cifar-100-python", "cifar-100-python")
+    monkeypatch.setattr(CIFAR100, "url", f"{url}/{archive.name}")
+    monkeypatch.setattr(CIFAR100, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+    data = load_dataset("cifar100", tmp_path / "fresh" / "root", download=True)
+    assert len(data.train) == 200
+    monkeypatch.setattr(CIFAR100, "tgz_md5", "0" * 32)
+    with pytest.raises(CorsdError, match=r"cannot be used: .*corsd data cifar100 --download"):
+        load_dataset("cifar100", tmp_path / "other", download=True)
+    monkeypatch.setattr(CIFAR100, "url", f"{url}/absent.tar.gz")
+    with pytest.raises(CorsdError, match="404"):
+        load_dataset("cifar100", tmp_path / "third", download=True)

@@ -1,0 +1,257 @@
+"""Methods: totals and their parts, who teaches whom, the release's defects, batches with nothing to relate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from corsd_lib import losses
+from corsd_lib.errors import CorsdError
+from corsd_lib.methods import METHODS, Batch, CorsdOptions, LogitRelation, Method, build_method
+from corsd_lib.network import MultiExitNetwork, build_network
+from corsd_lib.relation import sample_pairs, triplet_pairs
+
+CLASSES = 3
+
+
+def make(name: str, **options: object) -> tuple[MultiExitNetwork, Method]:
+    torch.manual_seed(0)
+    network = build_network("resnet8", CLASSES, width=4, exits=METHODS[name].exits, image_size=8)
+    return network, build_method(name, network=network, **options)
+
+
+def make_batch(labels: list[int], sampling: str = "plain") -> Batch:
+    g = torch.Generator().manual_seed(1)
+    images = torch.randn(len(labels), 3, 8, 8, generator=g)
+    y = torch.tensor(labels)
+    return Batch(images, y, torch.arange(len(y)), sampling, torch.Generator().manual_seed(2))
+
+
+def gradients(module: nn.Module, loss: Tensor) -> dict[str, float]:
+    module.zero_grad()
+    loss.backward()
+    return {k: 0.0 if p.grad is None else p.grad.abs().sum().item() for k, p in module.named_parameters()}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_total_is_the_weighted_sum_of_the_parts(name: str) -> None:
+    network, method = make(name)
+    batch = make_batch([0, 1, 2, 0, 1, 2], method.sampling)
+    parts = method(network(batch.images), batch)
+    total = parts.pop("total")
+    weights = asdict(method.options)
+    assert total.item() == pytest.approx(sum(weights[k] * v.item() for k, v in parts.items()), rel=1e-5)
+    assert total.requires_grad and all(v.ndim == 0 for v in parts.values())
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("labels", [[0], [1, 1, 1], [0, 1, 2], [0, 0, 1]], ids=["one", "one class", "no positives", "three"])
+def test_batches_with_little_to_relate_are_finite(name: str, labels: list[int]) -> None:
+    network, method = make(name)
+    if method.sampling == "triplet" and len(labels) == 1:
+        labels = labels * 3
+    batch = make_batch(labels, method.sampling)
+    for _ in range(2):  # the second time the class means are known
+        parts = method(network(batch.images), batch)
+        assert all(math.isfinite(v.item()) for v in parts.values())
+        found = gradients(nn.ModuleList([network, method]), parts["total"])
+        assert all(math.isfinite(v) for v in found.values()) and sum(found.values()) > 0
+
+
+@pytest.mark.parametrize("fusion", ["vectors", "maps"])
+def test_every_corsd_term_is_the_one_of_the_table(fusion: str) -> None:
+    """Each part again, written out from the relation outputs as METHOD's table has it."""
+    network, method = make("corsd", fusion=fusion)
+    batch = make_batch([0, 0, 1, 1, 2, 0])
+    out = network(batch.images)
+    parts = method(out, batch)
+    pairs = sample_pairs(batch.labels, torch.Generator().manual_seed(2))
+    inputs = out.embeddings if fusion == "vectors" else out.features
+    relations = [net(x, batch.labels, pairs) for net, x in zip(method.relation_networks(), inputs, strict=True)]
+    deepest, t, y = relations[-1], 3.0, batch.labels
+
+    def kl(p: Tensor, q: Tensor) -> Tensor:
+        p, q = (p / t).softmax(1), (q / t).softmax(1)
+        return t * t * (p * (p.log() - q.log())).sum(1).mean()
+
+    def soft_ce(logits: Tensor, pair: Tensor) -> Tensor:
+        target = (F.one_hot(y[pair[0]], CLASSES) + F.one_hot(y[pair[1]], CLASSES)) / 2
+        return -(target * logits.log_softmax(1)).sum(1).mean()
+
+    wanted = {
+        "task": F.cross_entropy(out.logits[-1], y),
+        "exit_ce": sum(F.cross_entropy(z, y) for z in out.logits[:-1]),
+        "exit_kd": sum(kl(out.logits[-1], z) for z in out.logits[:-1]),
+        "auxiliary_intra": sum(F.cross_entropy(r.intra_logits, y[pairs.intra[0]]) for r in relations),
+        "auxiliary_inter": sum(soft_ce(r.inter_logits, pairs.inter) for r in relations),
+        "auxiliary_kd_intra": sum(kl(deepest.intra_logits, r.intra_logits) for r in relations[:-1]),
+        "auxiliary_kd_inter": sum(kl(deepest.inter_logits, r.inter_logits) for r in relations[:-1]),
+        "relation_transfer": sum(
+            ((r.intra - deepest.intra).square().mean() + (r.inter - deepest.inter).square().mean()) / 2 for r in relations[:-1]
+        ),
+    }
+    assert set(parts) == {*wanted, "relation_margin", "logit_relation", "total"}
+    for name, value in wanted.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("fusion", ["vectors", "maps"])
+@pytest.mark.parametrize("term", ["exit_kd", "auxiliary_kd_intra", "auxiliary_kd_inter", "relation_transfer"])
+def test_transfer_terms_give_the_deepest_stage_no_gradient(term: str, fusion: str) -> None:
+    network, method = make("corsd", fusion=fusion)
+    batch = make_batch([0, 0, 1, 1, 2, 0])
+    both = nn.ModuleDict({"network": network, "method": method})
+    found = gradients(both, method(network(batch.images), batch)[term])
+    last = len(network.exits) - 1
+    deepest = [
+        k
+        for k in found
+        if k.startswith((f"network.backbone.stages.{last}", f"network.exits.{last}", f"method.relations.{last}"))
+    ]
+    assert len(deepest) > 6
+    assert all(found[k] == 0 for k in deepest)
+    assert sum(found.values()) > 0, "the shallow stages must learn"
+
+
+def test_probe_watches_without_touching_the_backbone() -> None:
+    batch = make_batch([0, 1, 2, 0])
+    plain_network, plain = make("baseline")
+    network, method = make("probe")
+    wanted = gradients(plain_network, plain(plain_network(batch.images), batch)["total"])
+    found = gradients(network, method(network(batch.images, detach_exits=method.detach_exits), batch)["total"])
+    for name in (k for k in wanted if k.startswith("backbone")):
+        assert found[name] == pytest.approx(wanted[name])
+    assert found["exits.0.classifier.weight"] > 0
+
+
+def test_byot_hint_and_distillation_pull_towards_the_deepest_exit() -> None:
+    network, method = make("byot")
+    batch = make_batch([0, 1, 2, 0])
+    out = network(batch.images)
+    parts = method(out, batch)
+    hint = sum((e - out.embeddings[-1]).square().sum() for e in out.embeddings[:-1])
+    torch.testing.assert_close(parts["hint"], hint)
+    torch.testing.assert_close(parts["exit_kd"], sum(losses.distillation(out.logits[-1], z, 3.0) for z in out.logits[:-1]))
+    found = gradients(network, parts["hint"])
+    assert found["exits.2.classifier.weight"] == 0 and found["exits.0.bottleneck.0.0.weight"] > 0
+
+
+def test_release_uses_triplets_no_shallow_classifier_and_its_own_weights() -> None:
+    network, method = make("corsd_release")
+    assert len(network.exits) == 1 and len(method.relation_networks()) == 3 and method.sampling == "triplet"
+    o = method.options
+    assert isinstance(o, CorsdOptions) and o.fusion == "maps"
+    assert (o.auxiliary_intra, o.auxiliary_inter, o.auxiliary_kd_intra, o.auxiliary_kd_inter) == (0.04, 0.01, 0.16, 0.04)
+    assert (o.relation_transfer, o.relation_margin, o.logit_relation, o.exit_ce) == (0.01, 0.01, 0.01, 0.0)
+    batch = make_batch([0, 1, 0, 1, 2, 2], "triplet")  # anchors 0 1, same class 0 1, other class 2 2
+    out = network(batch.images)
+    pairs = triplet_pairs(6)
+    relation = method.relation_networks()[0](out.features[0], batch.labels, pairs)
+    one = losses.margin_over_triplets(relation.intra, relation.inter)
+    assert one.item() == pytest.approx((1 - relation.intra + relation.inter).mean().item())
+    assert (batch.labels[pairs.intra[0]] == batch.labels[pairs.intra[1]]).all()
+    assert method(out, batch)["relation_margin"].item() > 0
+
+
+def test_running_class_mean_is_a_mean_and_is_read_before_it_is_updated() -> None:
+    """The release kept a sum. Fed the same logits again and again, a mean stays where it is."""
+    module = LogitRelation(2, hidden=4, momentum=0.5)
+    logits, labels = torch.tensor([[2.0, 0.0], [4.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0, 1])
+    generator = torch.Generator().manual_seed(0)
+    assert module(logits, labels, 1.0, generator).item() == 0.0  # nothing was seen before
+    for _ in range(5):
+        assert module(logits, labels, 1.0, generator).item() > 0.0
+        mean = module.class_mean / module.seen[:, None]
+        torch.testing.assert_close(mean, torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
+    module.eval()
+    before = module.class_mean.clone()
+    module(logits + 1, labels, 1.0, generator)
+    assert torch.equal(module.class_mean, before)
+
+
+def test_running_class_mean_forgets_at_its_momentum() -> None:
+    module = LogitRelation(1, hidden=4, momentum=0.75)
+    for value in (1.0, 2.0, 4.0):
+        module(torch.tensor([[value]]), torch.tensor([0]), 1.0, None)
+    weights = torch.tensor([0.75**2, 0.75, 1.0])
+    wanted = (weights * torch.tensor([1.0, 2.0, 4.0])).sum() / weights.sum()
+    torch.testing.assert_close((module.class_mean[0, 0] / module.seen[0]), wanted)
+
+
+def test_the_relation_networks_do_not_touch_inference() -> None:
+    network, method = make("corsd")
+    images = make_batch([0, 1, 2, 0]).images
+    before = network.eval()(images).logits
+    with torch.no_grad():
+        for p in method.parameters():
+            p.add_(1.0)
+    for a, b in zip(before, network(images).logits, strict=True):
+        assert torch.equal(a, b)
+    owned = {id(p) for p in network.parameters()}
+    assert not any(id(p) in owned for p in method.parameters())
+    assert not any("relation" in k or "auxiliary" in k for k in network.truncated(0).state_dict())
+
+
+def test_golden_values_of_the_corsd_objective() -> None:
+    """Values of one batch at a fixed seed, computed once in float64: a change here is a change of the method."""
+    torch.manual_seed(0)
+    network = build_network("resnet8", CLASSES, width=4, image_size=8).double()
+    method = build_method("corsd", network=network).double()
+    batch = make_batch([0, 0, 1, 1, 2, 0])
+    parts = method(network(batch.images.double()), batch)
+    assert {k: round(v.item(), 6) for k, v in parts.items()} == GOLDEN
+
+
+GOLDEN = {
+    "total": 6.881869,
+    "task": 1.117178,
+    "exit_ce": 2.203971,
+    "exit_kd": 0.154943,
+    "auxiliary_intra": 3.034339,
+    "auxiliary_inter": 3.385801,
+    "auxiliary_kd_intra": 0.139355,
+    "auxiliary_kd_inter": 0.150243,
+    "relation_transfer": 0.042104,
+    "relation_margin": 3.019852,
+    "logit_relation": 0.0,
+}
+
+
+def test_label_smoothing_reaches_every_hard_label() -> None:
+    batch = make_batch([0, 1, 2, 0])
+    network, smooth = make("deep_supervision", label_smoothing=0.2)
+    out = network(batch.images)
+    parts = smooth(out, batch)
+    assert parts["task"].item() == pytest.approx(F.cross_entropy(out.logits[-1], batch.labels, label_smoothing=0.2).item())
+    wanted = sum(F.cross_entropy(z, batch.labels, label_smoothing=0.2) for z in out.logits[:-1])
+    assert parts["exit_ce"].item() == pytest.approx(wanted.item())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("crd", {}, "method 'crd' is not known; allowed: baseline"),
+        ("corsd", {"kd": 1.0}, "'kd' is not known; allowed: task"),
+        ("corsd", {"margin": "big"}, "margin = 'big' must be of type float"),
+        ("corsd", {"exit_ce": -1.0}, "exit_ce = -1.0 must be finite and at least 0"),
+        ("corsd", {"fusion": "mean"}, "fusion 'mean' is not known; allowed: vectors, maps"),
+        ("corsd", {"temperature": 0}, "temperature = 0 must be above 0"),
+        ("corsd", {"class_mean_momentum": 1.0}, "class_mean_momentum = 1.0 must be below 1"),
+        ("byot", {"temperature": True}, "temperature = True must be of type float"),
+    ],
+)
+def test_bad_options_are_named(name: str, options: dict[str, object], words: str) -> None:
+    with pytest.raises(CorsdError, match=words):
+        build_method(name, **options)
+
+
+def test_corsd_without_a_network_says_what_to_do() -> None:
+    network, _ = make("corsd")
+    batch = make_batch([0, 1])
+    with pytest.raises(CorsdError, match="call attach"):
+        build_method("corsd")(network(batch.images), batch)
