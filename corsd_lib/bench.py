@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -79,7 +81,7 @@ def relation_share(name: str, repeat: int) -> dict[str, Any]:
 
 
 def release_ratio(name: str, repeat: int) -> dict[str, Any]:
-    """The release's formulation, three images an anchor and pairs built one by one, against ours, per anchor image."""
+    """The release's formulation, three images an anchor and pairs of feature maps, against ours, per anchor image."""
     seconds = _in_turn({"release": _release_stepper(name), "corsd": _stepper(name, "corsd")}, repeat)
     per_anchor = {"release": [s / ANCHORS for s in seconds["release"]], "corsd": [s / BATCH for s in seconds["corsd"]]}
     what = f"the release's formulation / ours, time an anchor image, {name}"
@@ -88,7 +90,7 @@ def release_ratio(name: str, repeat: int) -> dict[str, Any]:
 
 def pipeline_ratio(repeat: int) -> dict[str, Any]:
     """Images a second of our whole-batch augmentation, against torchvision's per-image transforms in two workers."""
-    data = _data(10_000)
+    data = _data(50_000)
     source = BatchSource(data, batch_size=BATCH, augmentation="crop_flip")
 
     def ours() -> None:
@@ -168,7 +170,7 @@ def _stepper(name: str, method_name: str) -> Callable[[], None]:
 
 
 def _release_stepper(name: str) -> Callable[[], None]:
-    """One step as the release formulates it: a triplet batch, the relation inputs of every stage joined pair by pair."""
+    """One step as the release formulates it: a triplet batch, the first relation input joined pair by pair."""
     network = build_network(name, CLASSES, exits="deepest")
     method = build_method("corsd_release", network=network)
     optimizer = torch.optim.SGD([*network.parameters(), *method.parameters()], lr=1e-3, momentum=0.9)
@@ -179,10 +181,11 @@ def _release_stepper(name: str) -> Callable[[], None]:
     def step() -> None:
         out = network(images)
         loss = nn.functional.cross_entropy(out.logits[-1][:ANCHORS], labels[:ANCHORS])
+        join = _join_one_by_one  # the release loops over samples at the first stage only
         for module, maps in zip(method.relation_networks(), out.features, strict=True):
             relation = cast(MapRelation, module)
-            pairs = [torch.cat([maps[i], maps[i + shift]]) for shift in (ANCHORS, 2 * ANCHORS) for i in range(ANCHORS)]
-            pooled = relation.body(torch.stack(pairs)).mean((2, 3))
+            pooled = relation.body(join(*maps.split(ANCHORS))).mean((2, 3))
+            join = _join_at_once
             intra, inter = relation.score(relation.embed(pooled).relu()).sigmoid().squeeze(1).split(ANCHORS)
             auxiliary = nn.functional.cross_entropy(relation.auxiliary(pooled[:ANCHORS]), labels[:ANCHORS])
             loss = loss + 0.01 * margin_over_triplets(intra, inter) + 0.04 * auxiliary
@@ -191,6 +194,14 @@ def _release_stepper(name: str) -> Callable[[], None]:
         optimizer.step()
 
     return step
+
+
+def _join_one_by_one(anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    return torch.stack([torch.cat([a, b]) for other in (positive, negative) for a, b in zip(anchor, other, strict=True)])
+
+
+def _join_at_once(anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+    return torch.cat([torch.cat([anchor, positive], dim=1), torch.cat([anchor, negative], dim=1)])
 
 
 def _data(count: int) -> ImageData:
@@ -231,15 +242,22 @@ def _per_image_loader(data: ImageData) -> Iterator[Any]:
     return islice(iter(loader), len(pixels) // BATCH)
 
 
+def peak_memory() -> float:
+    """Largest resident memory of this process so far, GiB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # a child's ru_maxrss begins at its parent's: Linux's own high-water mark does not
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024**2
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1024**3
+
+
 def _peak_memory(name: str, method: str) -> float:
     """GiB that two steps add to the peak of a fresh process."""
     code = f"""
-import resource
-from corsd_lib.bench import _images, _stepper
-_images(1)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+from corsd_lib.bench import _stepper, peak_memory
+before = peak_memory()
 step = _stepper({name!r}, {method!r})
 step(), step()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024**2)
+print(peak_memory() - before)
 """
     return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)

@@ -154,11 +154,11 @@ def test_cosine_scores_are_the_cosine_moved_to_the_unit_interval() -> None:
 def test_a_batch_of_512_needs_less_than_a_gibibyte() -> None:
     """Peak memory of forward and backward of four stages' relations, over that of the imported library, in a fresh process."""
     code = """
-import resource, torch
+import torch
+from corsd_lib.bench import peak_memory as peak
 from corsd_lib.relation import VectorRelation, sample_pairs
 from corsd_lib.losses import margin_over_batch
 torch.set_num_threads(1)
-def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
 labels = torch.randint(100, (512,))
 nets = [VectorRelation(512, 100) for _ in range(4)]
 before = peak()
