@@ -17,7 +17,10 @@ __all__ = [
     "feature_hint",
     "margin_over_batch",
     "margin_over_triplets",
+    "pairwise_distances",
     "relation_transfer",
+    "rkd_angle",
+    "rkd_distance",
 ]
 
 
@@ -93,3 +96,45 @@ def margin_over_batch(scores: Tensor, labels: Tensor, margin: float = 1.0) -> Te
     count = len(labels) - first
     hinge = count * (margin - scores) + prefix[:, -1:] - prefix.gather(1, first)
     return (hinge * intra).sum() / triplets
+
+
+def pairwise_distances(embeddings: Tensor) -> Tensor:
+    """Euclidean distances (B, B) >= 0 of embeddings (B, D); the diagonal is exactly 0 and carries no gradient."""
+    norms = embeddings.square().sum(1)
+    square = norms[:, None] + norms[None, :] - 2 * embeddings @ embeddings.T
+    eye = torch.eye(len(embeddings), dtype=torch.bool, device=embeddings.device)
+    return square.clamp_min(1e-12).sqrt().masked_fill(eye, 0.0)
+
+
+def rkd_distance(teacher: Tensor, student: Tensor) -> Tensor:
+    """Smooth-L1 mean between distance matrices of embeddings (B, D), each divided by its own mean positive entry; >= 0.
+
+    No gradient reaches `teacher`; the widths may differ. RKD, Park et al. 2019, arXiv 1904.05068, equation 6.
+    """
+    if len(student) < 2:
+        return student.sum() * 0.0
+    with torch.no_grad():
+        target = _over_mean(pairwise_distances(teacher))
+    return F.smooth_l1_loss(_over_mean(pairwise_distances(student)), target)
+
+
+def rkd_angle(teacher: Tensor, student: Tensor) -> Tensor:
+    """Smooth-L1 mean between the cosines of all angles of triplets of embeddings (B, D); >= 0. Memory grows with B³.
+
+    No gradient reaches `teacher`; the widths may differ. RKD, arXiv 1904.05068, equation 8.
+    """
+    if not len(student):
+        return student.sum() * 0.0
+    with torch.no_grad():
+        target = _angles(teacher)
+    return F.smooth_l1_loss(_angles(student), target)
+
+
+def _over_mean(distances: Tensor) -> Tensor:
+    return distances / distances[distances > 0].mean()
+
+
+def _angles(embeddings: Tensor) -> Tensor:
+    """Cosines (B, B, B) of the angle at the first index between the directions to the second and the third."""
+    towards = F.normalize(embeddings[None, :, :] - embeddings[:, None, :], dim=2)  # (B, B, D)
+    return towards @ towards.transpose(1, 2)

@@ -187,3 +187,51 @@ def test_empty_sets_of_pairs_give_zero_with_zero_gradient() -> None:
     for value in values:
         assert value.item() == 0.0
         value.backward()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=15, deadline=None)
+@given(b=st.integers(2, 6), widths=st.tuples(st.integers(2, 5), st.integers(2, 5)), seed=st.integers(0, 10_000))
+def test_rkd_distance_and_angle_are_those_of_every_pair_and_triplet(
+    dtype: torch.dtype, b: int, widths: tuple[int, int], seed: int
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    teacher, student = (torch.randn(b, d, generator=g, dtype=dtype) for d in widths)
+
+    def huber(x: Tensor, y: Tensor) -> Tensor:
+        gap = (x - y).abs()
+        return gap * gap / 2 if gap < 1 else gap - 0.5
+
+    def distance(e: Tensor, i: int, j: int) -> Tensor:
+        every = [(e[p] - e[q]).square().sum().sqrt() for p in range(b) for q in range(b) if p != q]
+        return (e[i] - e[j]).square().sum().sqrt() / (sum(every) / len(every))
+
+    def slow_distance(student: Tensor) -> Tensor:
+        gaps = [huber(distance(student, i, j), distance(teacher, i, j)) for i in range(b) for j in range(b) if i != j]
+        return sum(gaps) / (b * b)
+
+    def angle(e: Tensor, i: int, j: int, k: int) -> Tensor:
+        x, y = e[j] - e[i], e[k] - e[i]
+        return (x @ y) / (x @ x).sqrt() / (y @ y).sqrt()
+
+    def slow_angle(student: Tensor) -> Tensor:
+        gaps = [
+            huber(angle(student, i, j, k), angle(teacher, i, j, k))
+            for i in range(b)
+            for j in range(b)
+            for k in range(b)
+            if i not in (j, k)
+        ]
+        return sum(gaps) / b**3
+
+    check_equal(lambda s: losses.rkd_distance(teacher, s), slow_distance, student)
+    check_equal(lambda s: losses.rkd_angle(teacher, s), slow_angle, student)
+
+
+def test_rkd_of_one_image_or_of_equal_images_is_finite() -> None:
+    one = torch.ones(1, 3, requires_grad=True)
+    assert losses.rkd_distance(one, one).item() == 0.0 and losses.rkd_angle(one, one).item() == 0.0
+    equal = torch.ones(3, 4, requires_grad=True)
+    loss = losses.rkd_distance(torch.randn(3, 4), equal) + losses.rkd_angle(torch.randn(3, 4), equal)
+    loss.backward()
+    assert loss.isfinite() and equal.grad is not None and equal.grad.isfinite().all()

@@ -1,15 +1,9 @@
-"""What is optimised: each method says which terms it has, with which weights, and owns the extra modules that it trains.
-
-A method is an `nn.Module` called with the outputs of all exits and the batch; it returns the total and its parts by name. The
-weight of a part is the option of the same name, so total = sum over parts of option[name] * part[name]; a part of weight 0 is
-still reported, and trains nothing. To add a method: one options dataclass, one class with `terms`, one line in `METHODS`.
-"""
+"""Class-Oriented Relational Self Distillation, arXiv 2305.00918, and its authors' release in the same frame."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +11,7 @@ from torch import Tensor, nn
 from corsd_lib import losses
 from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.layers import halvings
+from corsd_lib.methods.base import Batch, Method, MethodOptions, sum_of
 from corsd_lib.network import ExitOutputs, MultiExitNetwork
 from corsd_lib.relation import (
     MapRelation,
@@ -28,147 +23,7 @@ from corsd_lib.relation import (
     triplet_pairs,
 )
 
-__all__ = ["METHODS", "Batch", "Method", "build_method"]
-
-
-class Batch(NamedTuple):
-    """One training batch on the training device.
-
-    `images` (B, C, H, W) float, `labels` (B,), `rows` (B,) of the images in the train split, `sampling` how rows were
-    drawn ("plain", "balanced", or "triplet": thirds of anchors, same class, other class), `generator` a CPU generator seeded
-    for this step, `progress` in [0, 1) of the whole training.
-    """
-
-    images: Tensor
-    labels: Tensor
-    rows: Tensor
-    sampling: str = "plain"
-    generator: torch.Generator | None = None
-    progress: float = 0.0
-
-
-@dataclass(frozen=True)
-class MethodOptions:
-    """Weights every method has. `task`: cross-entropy of the deepest exit; `label_smoothing` in [0, 1) of every hard label."""
-
-    task: float = 1.0
-    label_smoothing: float = 0.0
-
-
-class Method(nn.Module):
-    """Base of all methods: holds the options, sums the weighted parts; `attach(network)` makes the trainable parts."""
-
-    name: ClassVar[str] = ""
-    Options: ClassVar[type[MethodOptions]] = MethodOptions
-    exits: ClassVar[str] = "all"
-    sampling: ClassVar[str] = "plain"
-    detach_exits: ClassVar[bool] = False
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__()
-        self.options = _options(self.name, self.Options, options)
-
-    def attach(self, network: MultiExitNetwork) -> Method:
-        """Create the modules that this method trains beside `network`, sized from what it declares. Returns itself."""
-        return self
-
-    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        """The parts of the objective by name, unweighted scalars."""
-        raise NotImplementedError
-
-    def forward(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        """Exit outputs and batch -> {"total": weighted sum, part: unweighted value, ...}, scalars."""
-        parts = self.terms(out, batch)
-        weights = {name: getattr(self.options, name) for name in parts}
-        return {"total": _sum(weights[name] * parts[name] for name in parts if weights[name]), **parts}
-
-    def relation_networks(self) -> nn.ModuleList:
-        """Relation networks shallow -> deep, empty for a method that has none."""
-        return nn.ModuleList()
-
-    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return losses.cross_entropy(logits, labels, self.options.label_smoothing)
-
-
-class Baseline(Method):
-    """The plain network: cross-entropy of the deepest exit; there is no other exit."""
-
-    name = "baseline"
-    exits = "deepest"
-
-    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        return {"task": self._cross_entropy(out.logits[-1], batch.labels)}
-
-
-@dataclass(frozen=True)
-class ProbeOptions(MethodOptions):
-    """`exit_ce`: weight of the probes' cross-entropy; it does not change the backbone."""
-
-    exit_ce: float = 1.0
-
-
-class Probe(Method):
-    """The plain network again, with exits that watch: their gradient stops before the backbone (ours).
-
-    Says what shallow stages already know when nobody asks them to; backbone and deepest exit train as in `baseline`.
-    """
-
-    name = "probe"
-    Options = ProbeOptions
-    detach_exits = True
-
-    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        return {
-            "task": self._cross_entropy(out.logits[-1], batch.labels),
-            "exit_ce": _sum(self._cross_entropy(z, batch.labels) for z in out.logits[:-1]),
-        }
-
-
-@dataclass(frozen=True)
-class DeepSupervisionOptions(MethodOptions):
-    """`exit_ce`: weight of the cross-entropy of each shallow exit."""
-
-    exit_ce: float = 1.0
-
-
-class DeepSupervision(Method):
-    """Cross-entropy at every exit. Lee et al. 2015, arXiv 1409.5185."""
-
-    name = "deep_supervision"
-    Options = DeepSupervisionOptions
-
-    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        return {
-            "task": self._cross_entropy(out.logits[-1], batch.labels),
-            "exit_ce": _sum(self._cross_entropy(z, batch.labels) for z in out.logits[:-1]),
-        }
-
-
-@dataclass(frozen=True)
-class ByotOptions(MethodOptions):
-    """The paper's weights: (1-a)·CE of shallow exits, a·T²·KL to the deepest, b·hint; a = 0.1, T = 3, b = 1e-6."""
-
-    exit_ce: float = 0.9
-    exit_kd: float = 0.1
-    hint: float = 1e-6
-    temperature: float = 3.0
-
-
-class Byot(Method):
-    """Be Your Own Teacher: the deepest exit teaches its logits and its embedding to the shallow ones. arXiv 1905.08094."""
-
-    name = "byot"
-    Options = ByotOptions
-    options: ByotOptions
-
-    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        *shallow, deepest = out.logits
-        return {
-            "task": self._cross_entropy(deepest, batch.labels),
-            "exit_ce": _sum(self._cross_entropy(z, batch.labels) for z in shallow),
-            "exit_kd": _sum(losses.distillation(deepest, z, self.options.temperature) for z in shallow),
-            "hint": _sum(losses.feature_hint(out.embeddings[-1], e) for e in out.embeddings[:-1]),
-        }
+__all__ = ["Corsd", "CorsdOptions", "CorsdRelease", "CorsdReleaseOptions", "LogitRelation"]
 
 
 @dataclass(frozen=True)
@@ -248,8 +103,8 @@ class Corsd(Method):
         *shallow, deepest = out.logits
         return {
             "task": self._cross_entropy(deepest, batch.labels),
-            "exit_ce": _sum(self._cross_entropy(z, batch.labels) for z in shallow),
-            "exit_kd": _sum(losses.distillation(deepest, z, self.options.temperature) for z in shallow),
+            "exit_ce": sum_of(self._cross_entropy(z, batch.labels) for z in shallow),
+            "exit_kd": sum_of(losses.distillation(deepest, z, self.options.temperature) for z in shallow),
         }
 
     def relation_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
@@ -264,12 +119,12 @@ class Corsd(Method):
         teacher = (deepest.intra, deepest.inter)
         kd, ce = losses.distillation, losses.auxiliary_cross_entropy
         return {
-            "auxiliary_intra": _sum(ce(r.intra_logits, a, b) for r in relations),
-            "auxiliary_inter": _sum(ce(r.inter_logits, c, d) for r in relations),
-            "auxiliary_kd_intra": _sum(kd(deepest.intra_logits, r.intra_logits, o.temperature) for r in shallow),
-            "auxiliary_kd_inter": _sum(kd(deepest.inter_logits, r.inter_logits, o.temperature) for r in shallow),
-            "relation_transfer": _sum(losses.relation_transfer(teacher, (r.intra, r.inter)) for r in shallow),
-            "relation_margin": _sum(self._margin(r, labels) for r in relations),
+            "auxiliary_intra": sum_of(ce(r.intra_logits, a, b) for r in relations),
+            "auxiliary_inter": sum_of(ce(r.inter_logits, c, d) for r in relations),
+            "auxiliary_kd_intra": sum_of(kd(deepest.intra_logits, r.intra_logits, o.temperature) for r in shallow),
+            "auxiliary_kd_inter": sum_of(kd(deepest.inter_logits, r.inter_logits, o.temperature) for r in shallow),
+            "relation_transfer": sum_of(losses.relation_transfer(teacher, (r.intra, r.inter)) for r in shallow),
+            "relation_margin": sum_of(self._margin(r, labels) for r in relations),
             "logit_relation": self.logit_relation(out.logits[-1], labels, o.margin, batch.generator),
         }
 
@@ -356,43 +211,3 @@ class CorsdRelease(Corsd):
     Options = CorsdReleaseOptions
     exits = "deepest"
     sampling = "triplet"
-
-
-METHODS: dict[str, type[Method]] = {m.name: m for m in (Baseline, Probe, DeepSupervision, Byot, Corsd, CorsdRelease)}
-
-
-def build_method(name: str, *, network: MultiExitNetwork | None = None, **options: Any) -> Method:
-    """A method by name with its weights and settings; with `network` its trainable parts are made too (`attach`).
-
-    Raises `CorsdError` for an unknown name or option, naming what is allowed.
-    """
-    check_choice("method", name, METHODS)
-    method = METHODS[name](**options)
-    return method.attach(network) if network is not None else method
-
-
-def _options(method: str, kind: type[MethodOptions], given: dict[str, Any]) -> MethodOptions:
-    defaults: dict[str, Any] = asdict(kind())
-    for key, value in given.items():
-        check_choice(f"option of method {method!r}:", key, [f.name for f in fields(kind)])
-        defaults[key] = _checked(f"method {method!r}: {key} = {value!r}", key, value, type(defaults[key]))
-    return kind(**defaults)
-
-
-def _checked(what: str, key: str, value: Any, wanted: type[Any]) -> Any:
-    """`value` in the type `wanted`, or a `CorsdError` that begins with `what`."""
-    if wanted is float and type(value) is int:
-        value = float(value)
-    if type(value) is not wanted:
-        raise CorsdError(f"{what} must be of type {wanted.__name__}")
-    if wanted is float and not 0 <= value < float("inf"):
-        raise CorsdError(f"{what} must be finite and at least 0")
-    if (wanted is int and value < 1) or (key == "temperature" and value == 0):
-        raise CorsdError(f"{what} must be above 0")
-    if key in ("label_smoothing", "class_mean_momentum") and value >= 1:
-        raise CorsdError(f"{what} must be below 1")
-    return value
-
-
-def _sum(terms: Iterable[Tensor]) -> Tensor:
-    return sum(terms, start=torch.zeros(()))

@@ -1,0 +1,102 @@
+"""What every method is: options that are weights, parts by name, and the batch it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from corsd_lib import losses
+from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.network import ExitOutputs, MultiExitNetwork
+
+__all__ = ["Batch", "Method", "MethodOptions", "make_options", "sum_of"]
+
+
+class Batch(NamedTuple):
+    """One training batch on the training device.
+
+    `images` (B, C, H, W) float, `labels` (B,), `rows` (B,) of the images in the train split, `sampling` how rows were
+    drawn ("plain", "balanced", or "triplet": thirds of anchors, same class, other class), `generator` a CPU generator seeded
+    for this step, `progress` in [0, 1) of the whole training.
+    """
+
+    images: Tensor
+    labels: Tensor
+    rows: Tensor
+    sampling: str = "plain"
+    generator: torch.Generator | None = None
+    progress: float = 0.0
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """Weights every method has. `task`: cross-entropy of the deepest exit; `label_smoothing` in [0, 1) of every hard label."""
+
+    task: float = 1.0
+    label_smoothing: float = 0.0
+
+
+class Method(nn.Module):
+    """Base of all methods: holds the options, sums the weighted parts; `attach(network)` makes the trainable parts."""
+
+    name: ClassVar[str] = ""
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+    exits: ClassVar[str] = "all"
+    sampling: ClassVar[str] = "plain"
+    detach_exits: ClassVar[bool] = False
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = make_options(self.name, self.Options, options)
+
+    def attach(self, network: MultiExitNetwork) -> Method:
+        """Create the modules that this method trains beside `network`, sized from what it declares. Returns itself."""
+        return self
+
+    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+        """The parts of the objective by name, unweighted scalars."""
+        raise NotImplementedError
+
+    def forward(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+        """Exit outputs and batch -> {"total": weighted sum, part: unweighted value, ...}, scalars."""
+        parts = self.terms(out, batch)
+        weights = {name: getattr(self.options, name) for name in parts}
+        return {"total": sum_of(weights[name] * parts[name] for name in parts if weights[name]), **parts}
+
+    def relation_networks(self) -> nn.ModuleList:
+        """Relation networks shallow -> deep, empty for a method that has none."""
+        return nn.ModuleList()
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return losses.cross_entropy(logits, labels, self.options.label_smoothing)
+
+
+def make_options(method: str, kind: type[MethodOptions], given: dict[str, Any]) -> MethodOptions:
+    defaults: dict[str, Any] = asdict(kind())
+    for key, value in given.items():
+        check_choice(f"option of method {method!r}:", key, [f.name for f in fields(kind)])
+        defaults[key] = _checked(f"method {method!r}: {key} = {value!r}", key, value, type(defaults[key]))
+    return kind(**defaults)
+
+
+def _checked(what: str, key: str, value: Any, wanted: type[Any]) -> Any:
+    """`value` in the type `wanted`, or a `CorsdError` that begins with `what`."""
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted:
+        raise CorsdError(f"{what} must be of type {wanted.__name__}")
+    if wanted is float and not 0 <= value < float("inf"):
+        raise CorsdError(f"{what} must be finite and at least 0")
+    if (wanted is int and value < 1) or (key == "temperature" and value == 0):
+        raise CorsdError(f"{what} must be above 0")
+    if key in ("label_smoothing", "class_mean_momentum") and value >= 1:
+        raise CorsdError(f"{what} must be below 1")
+    return value
+
+
+def sum_of(terms: Iterable[Tensor]) -> Tensor:
+    return sum(terms, start=torch.zeros(()))

@@ -1,0 +1,94 @@
+"""The methods everything is compared with: the plain network, exits that watch, exits that learn, exits that are taught."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from corsd_lib import losses
+from corsd_lib.methods.base import Batch, Method, MethodOptions, sum_of
+from corsd_lib.network import ExitOutputs
+
+__all__ = ["Baseline", "Byot", "ByotOptions", "DeepSupervision", "DeepSupervisionOptions", "Probe", "ProbeOptions"]
+
+
+class Baseline(Method):
+    """The plain network: cross-entropy of the deepest exit; there is no other exit."""
+
+    name = "baseline"
+    exits = "deepest"
+
+    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+        return {"task": self._cross_entropy(out.logits[-1], batch.labels)}
+
+
+@dataclass(frozen=True)
+class ProbeOptions(MethodOptions):
+    """`exit_ce`: weight of the probes' cross-entropy; it does not change the backbone."""
+
+    exit_ce: float = 1.0
+
+
+class Probe(Method):
+    """The plain network again, with exits that watch: their gradient stops before the backbone (ours).
+
+    Says what shallow stages already know when nobody asks them to; backbone and deepest exit train as in `baseline`.
+    """
+
+    name = "probe"
+    Options = ProbeOptions
+    detach_exits = True
+
+    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+        return {
+            "task": self._cross_entropy(out.logits[-1], batch.labels),
+            "exit_ce": sum_of(self._cross_entropy(z, batch.labels) for z in out.logits[:-1]),
+        }
+
+
+@dataclass(frozen=True)
+class DeepSupervisionOptions(MethodOptions):
+    """`exit_ce`: weight of the cross-entropy of each shallow exit."""
+
+    exit_ce: float = 1.0
+
+
+class DeepSupervision(Method):
+    """Cross-entropy at every exit. Lee et al. 2015, arXiv 1409.5185."""
+
+    name = "deep_supervision"
+    Options = DeepSupervisionOptions
+
+    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+        return {
+            "task": self._cross_entropy(out.logits[-1], batch.labels),
+            "exit_ce": sum_of(self._cross_entropy(z, batch.labels) for z in out.logits[:-1]),
+        }
+
+
+@dataclass(frozen=True)
+class ByotOptions(MethodOptions):
+    """The paper's weights: (1-a)·CE of shallow exits, a·T²·KL to the deepest, b·hint; a = 0.1, T = 3, b = 1e-6."""
+
+    exit_ce: float = 0.9
+    exit_kd: float = 0.1
+    hint: float = 1e-6
+    temperature: float = 3.0
+
+
+class Byot(Method):
+    """Be Your Own Teacher: the deepest exit teaches its logits and its embedding to the shallow ones. arXiv 1905.08094."""
+
+    name = "byot"
+    Options = ByotOptions
+    options: ByotOptions
+
+    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+        *shallow, deepest = out.logits
+        return {
+            "task": self._cross_entropy(deepest, batch.labels),
+            "exit_ce": sum_of(self._cross_entropy(z, batch.labels) for z in shallow),
+            "exit_kd": sum_of(losses.distillation(deepest, z, self.options.temperature) for z in shallow),
+            "hint": sum_of(losses.feature_hint(out.embeddings[-1], e) for e in out.embeddings[:-1]),
+        }

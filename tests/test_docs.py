@@ -1,0 +1,75 @@
+"""What README and CONTRIBUTING say works as said."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from corsd_lib import methods
+from corsd_lib.bench import table
+from corsd_lib.cli import _parser
+from corsd_lib.datasets import DATASETS
+from corsd_lib.methods import METHODS
+from corsd_lib.network import build_network
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_the_method_of_contributing_works_as_shown() -> None:
+    namespace = {**vars(methods.base), **vars(methods)}
+    exec(blocks(CONTRIBUTING, "python")[0], namespace)
+    method = namespace["Entropy"](confidence=0.5)
+    out = build_network("resnet8", 3, width=4, exits="deepest")(torch.randn(4, 3, 8, 8))
+    parts = method(out, methods.Batch(torch.empty(0), torch.tensor([0, 1, 2, 0]), torch.arange(4)))
+    assert parts["total"].item() == pytest.approx((parts["task"] + 0.5 * parts["confidence"]).item())
+    assert 0 < parts["confidence"].item() <= torch.tensor(3.0).log().item()
+
+
+@pytest.mark.parametrize("command", [c for b in blocks(README, "bash") for c in b.splitlines() if c.startswith("corsd ")])
+def test_every_command_of_the_readme_parses(command: str) -> None:
+    _parser().parse_args(shlex.split(command, comments=True)[1:])
+
+
+def test_the_ten_lines_of_the_readme_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand, but for fewer epochs."""
+    monkeypatch.chdir(tmp_path)
+    code = blocks(README, "python")[0].replace("epochs=120", "epochs=1").replace("probes[120]", "probes[1]")
+    exec(code, {})
+    assert (tmp_path / "runs/first/test.json").is_file()
+
+
+def test_the_readme_lists_every_method_and_data_set() -> None:
+    for name in METHODS:
+        assert f"| `{name}` |" in README
+    for name in DATASETS:
+        assert f"`{name}`" in README
+
+
+def test_the_table_of_speed_is_the_committed_record() -> None:
+    record = json.loads((ROOT / "results/bench.json").read_text())
+    shown = re.search(r"<!-- bench -->\n(.*?)<!-- /bench -->", README, flags=re.DOTALL)
+    assert shown is not None and shown[1].strip() == table(record)
+
+
+@pytest.mark.parametrize(
+    "document", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("*/README.md")), ids=lambda p: p.parent.name + p.name
+)
+def test_relative_links_and_pictures_exist_and_pictures_have_alt_text(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", text) + re.findall(r'<img[^>]*src="([^"]+)"', text)
+    for target in targets:
+        if not re.match(r"[a-z]+:", target):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+    for picture in re.findall(r"<img[^>]*>", text, flags=re.DOTALL):
+        assert re.search(r'alt="[^"]{20,}"', picture), picture
