@@ -6,8 +6,8 @@ and on nothing else: not on the number of workers, not on where a run was stoppe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+import signal
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,6 @@ from torch import Tensor
 from corsd_lib.datasets import ImageArrays, ImageData, ImageFiles, Split
 from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.methods import Batch
-
-if TYPE_CHECKING:
-    from torch.utils.data import DataLoader
 
 __all__ = [
     "AUGMENTATIONS",
@@ -35,6 +32,8 @@ __all__ = [
 
 AUGMENTATIONS = ("none", "crop", "crop_flip", "resized_crop")
 SAMPLINGS = ("plain", "balanced", "triplet")
+PADDING_MODES = ("reflect", "zero")
+Item = tuple[int, int | None]  # row of a streamed image, and the seed of its random crop
 
 
 def step_generator(*place: int) -> torch.Generator:
@@ -149,7 +148,7 @@ def epoch_batches(
 
 def pad_images(images: Tensor, padding: int, mode: str = "reflect") -> Tensor:
     """uint8 images (N, C, H, W) with `padding` more pixels on every side, `mode` "reflect" or "zero"."""
-    check_choice("padding mode", mode, ("reflect", "zero"))
+    check_choice("padding mode", mode, PADDING_MODES)
     if mode == "zero":
         return F.pad(images, [padding] * 4)
     for dim in (2, 3):  # torch reflects no uint8: pick rows and columns instead
@@ -176,10 +175,13 @@ def augment_crop(
     if flip:
         mirrored = draw[2] < 0.5
         out[mirrored] = out[mirrored].flip(3)
-    return _cutout(out, draw[3:], cutout) if cutout else out
+    return _cutout(out, draw[3:], cutout)
 
 
 def _cutout(images: Tensor, draw: Tensor, side: int) -> Tensor:
+    """A square of `side` pixels set to grey in each image; its centre from `draw` (2, B) in [0, 1): it may stick out."""
+    if not side:
+        return images
     _, _, h, w = images.shape
     cy, cx = (draw * torch.tensor([[h], [w]], device=draw.device)).long()  # (B,) centres
     near = [(torch.arange(n, device=images.device)[None] - centre[:, None] + side // 2) for n, centre in ((h, cy), (w, cx))]
@@ -221,7 +223,8 @@ class BatchSource:
     """Training batches of a split on a device: draws rows, augments and normalises them.
 
     `augmentation` one of `AUGMENTATIONS`, `padding` pixels of the pad-crop (default: an eighth of the side, 4 at 32),
-    `cutout` side in pixels. In several processes each takes every `world`-th batch, and pairs are formed within a process's batch.
+    `cutout` side in pixels. In several processes each takes every `world`-th batch, and pairs are formed within a batch.
+    Raises `CorsdError` for an unknown choice or a number out of range.
     """
 
     def __init__(
@@ -244,6 +247,10 @@ class BatchSource:
         self.augmentation = data.augmentation if augmentation is None else augmentation
         check_choice("augmentation", self.augmentation, AUGMENTATIONS)
         check_choice("sampling", sampling, SAMPLINGS)
+        check_choice("padding mode", padding_mode, PADDING_MODES)
+        for name, value, low in (("batch_size", batch_size, 1), ("padding", padding or 0, 0), ("cutout", cutout, 0)):
+            if value < low:
+                raise CorsdError(f"{name} = {value!r} must be at least {low}")
         self.data, self.split, self.sampling = data, data.train, sampling
         self.batch_size, self.samples_per_class = batch_size, samples_per_class
         self.padding = max(1, data.image_size // 8) if padding is None else padding
@@ -265,10 +272,10 @@ class BatchSource:
         rows = self.rows(epoch)
         steps = range(start, len(rows))
         generators = [step_generator(self.seed, epoch, step, self.rank) for step in steps]
-        images = self._stream(rows[start:], epoch) if isinstance(self.split, ImageFiles) else None
+        images = self._stream(rows[start:], generators) if isinstance(self.split, ImageFiles) else None
         for step, generator in zip(steps, generators, strict=True):
             batch = rows[step]
-            pixels = self._augment(batch, generator) if images is None else next(images)
+            pixels = self._augment(self.images, batch, generator) if images is None else next(images)
             yield Batch(
                 images=self.normalise(pixels),
                 labels=self.split.labels[batch].to(self.device),
@@ -285,42 +292,72 @@ class BatchSource:
         images = centre_crop(images, self.data.image_size)
         return images if self.augmentation == "none" else pad_images(images, self.padding, self.padding_mode)
 
-    def _augment(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+    def _augment(self, images: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Augmented `rows` (B,) of `images`: of the whole prepared split, or of a streamed batch."""
         rows = rows.to(self.device)
-        if self.augmentation == "resized_crop":
-            return augment_resized_crop(self.images[rows], self.data.image_size, generator)
-        flip = self.augmentation == "crop_flip"
-        return augment_crop(self.images, rows, self.data.image_size, generator, flip, self.cutout)
+        if self.augmentation != "resized_crop":
+            flip = self.augmentation == "crop_flip"
+            return augment_crop(images, rows, self.data.image_size, generator, flip, self.cutout)
+        images = images[rows]
+        if isinstance(self.split, ImageArrays):  # streamed images are cropped where they are decoded, by the workers
+            images = augment_resized_crop(images, self.data.image_size, generator)
+        return _cutout(images, torch.rand(2, len(rows), generator=generator).to(self.device), self.cutout)
 
-    def _stream(self, rows: list[Tensor], epoch: int) -> Iterator[Tensor]:
+    def _stream(self, rows: list[Tensor], generators: list[torch.Generator]) -> Iterator[Tensor]:
+        """Augmented images of the batches of `rows`, decoded by workers; every image brings the seed of its own crop."""
         assert isinstance(self.split, ImageFiles)
         crop = self.augmentation == "resized_crop"
-        dataset = _FileDataset(self.split, self.data.image_size, (self.seed, epoch) if crop else None)
-        loader = _loader(dataset, rows, self.workers, self.device)
-        return (images.to(self.device, non_blocking=True) for images in loader)
+        items = (_items(batch, generator if crop else None) for batch, generator in zip(rows, generators, strict=True))
+        decoded = _decoded(self.split, self.data.image_size, items, self.workers, self.device)
+        for images, generator in zip(decoded, generators, strict=True):
+            prepared = self._prepared(images.to(self.device, non_blocking=True))
+            yield self._augment(prepared, torch.arange(len(images)), generator)
 
 
 class _FileDataset(torch.utils.data.Dataset[Tensor]):
-    """Decoded images of an `ImageFiles`: random-resized-cropped when `place` is given, else resized and centre-cropped."""
+    """Decoded images of an `ImageFiles`: random-resized-cropped from an item's seed if it has one, else from the centre."""
 
-    def __init__(self, files: ImageFiles, size: int, place: tuple[int, int] | None) -> None:
-        self.files, self.size, self.place = files, size, place
+    def __init__(self, files: ImageFiles, size: int) -> None:
+        self.files, self.size = files, size
 
-    def __getitem__(self, row: int) -> Tensor:
+    def __getitem__(self, item: Item) -> Tensor:
         from torchvision.transforms.v2 import functional as tv
 
+        row, seed = item
         image = self.files.load(row)
-        if self.place is not None:
-            return augment_resized_crop(image[None], self.size, step_generator(*self.place, row), scale=0.08)[0]
+        if seed is not None:
+            return augment_resized_crop(image[None], self.size, step_generator(seed), scale=0.08)[0]
         image = tv.resize(image, [round(self.size * 8 / 7)], antialias=True)
         return centre_crop(image, self.size)
 
 
-def _loader(dataset: _FileDataset, rows: list[Tensor], workers: int, device: torch.device) -> DataLoader[Tensor]:
+def _items(rows: Tensor, generator: torch.Generator | None = None) -> list[Item]:
+    """Rows (B,) as items of a `_FileDataset`, each with a seed drawn from `generator` if there is one."""
+    seeds = [None] * len(rows) if generator is None else torch.randint(2**62, rows.shape, generator=generator).tolist()
+    return list(zip(rows.tolist(), seeds, strict=True))
+
+
+def _decoded(files: ImageFiles, size: int, items: Iterable[list[Item]], workers: int, device: torch.device) -> Iterator[Tensor]:
+    """The batches uint8 (B, 3, `size`, `size`) of `items`, in their order whatever the number of workers."""
     from torch.utils.data import DataLoader
 
-    batches = [batch.tolist() for batch in rows]
-    return DataLoader(dataset, batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda")
+    loader = DataLoader(
+        _FileDataset(files, size),
+        batch_sampler=items,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        worker_init_fn=_leave_signals_to_the_main_process,
+        generator=torch.Generator(),  # else each pass would take a number from torch's global generator
+    )
+    try:
+        yield from loader
+    except CorsdError as error:  # of a worker: its whole traceback, with our line at the end
+        raise CorsdError(str(error).rstrip().rpartition("CorsdError: ")[2]) from error
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the loop still wants its batch
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def evaluation_batches(
@@ -330,7 +367,7 @@ def evaluation_batches(
     normalise, device = Normalise(data, device), torch.device(device)
     rows = list(torch.arange(len(split)).split(batch_size))
     if isinstance(split, ImageFiles):
-        images: Iterator[Tensor] = iter(_loader(_FileDataset(split, data.image_size, None), rows, workers, device))
+        images = _decoded(split, data.image_size, map(_items, rows), workers, device)
     else:
         images = (centre_crop(split.images[batch], data.image_size) for batch in rows)
     for batch, pixels in zip(rows, images, strict=True):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields, replace
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, NoReturn, get_args, get_type_hints
 
 from corsd_lib import __version__
 from corsd_lib.errors import CorsdError
@@ -19,21 +20,26 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a verb. A `CorsdError` ends with one line on stderr and status 2."""
+    """Run a verb. A `CorsdError` ends with one line on stderr and status 2, Ctrl-C where there is nothing to save with 130."""
     options = _parser().parse_args(arguments)
     try:
         options.verb(options)
     except CorsdError as error:
-        sys.exit(_fail(error))
+        print(f"corsd: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
-def _fail(error: CorsdError) -> int:
-    print(f"corsd: error: {error}", file=sys.stderr)
-    return 2
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line: the usage of `corsd train` alone would fill a screen."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("corsd", description="Class-Oriented Relational Self Distillation")
+    parser = _Parser("corsd", description="Class-Oriented Relational Self Distillation")
     parser.add_argument("--version", action="version", version=f"corsd {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
@@ -66,15 +72,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from lightning_fabric.utilities.rank_zero import rank_zero_only
+
     from corsd_lib.training import train
 
     given = {f.name: getattr(options, f.name) for f in fields(TrainConfig) if hasattr(options, f.name)}
     config = TrainConfig.from_file(options.config) if options.config else TrainConfig()
     given["method_options"] = _method_options(config, given)
     run = train(replace(config, **given), progress=not options.quiet)
+    if getattr(rank_zero_only, "rank", 0):  # one report, from the first of several processes
+        return
     print(run)
     if run.test is None:
-        print(f"stopped; go on with: corsd train --config {run.path / 'config.json'} --out {run.path} --resume")
+        out = shlex.quote(str(run.path))
+        print(f"stopped; go on with: corsd train --config {out}/config.json --out {out} --resume")
     else:
         print(_table(run.test["exits"], run.test["ensemble"]))
 

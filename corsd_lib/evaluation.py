@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from corsd_lib.batches import evaluation_batches
 from corsd_lib.datasets import ImageData, Split, load_dataset
-from corsd_lib.errors import CorsdError
+from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.network import MultiExitNetwork
 from corsd_lib.runs import Run, TrainConfig
 
@@ -55,8 +55,10 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate a run's newest weights, or a network in eval mode, on a split ("train", "validation", "test") of `data`.
 
-    For a run the data it was trained on is loaded when not given. The network is left in the mode it came in.
+    For a run the data it was trained on is loaded when not given. A network is left in the mode it came in, on `device` if
+    that is given. Raises `CorsdError` for a split that is not there and for data of another number of classes.
     """
+    check_choice("split", split, ("train", "validation", "test"))
     if isinstance(what, Run):
         data = data or load_data(what.config, data_root)
         network = what.network()
@@ -64,14 +66,27 @@ def evaluate(
         raise CorsdError("evaluate(network, data): a network alone does not know its data, give it")
     else:
         network = what
-    network = network.to(device) if device is not None else network
-    rows: Split | None = getattr(data, split, None)
+    rows: Split | None = getattr(data, split)
     if rows is None:
         raise CorsdError(f"data {data.name!r} has no split {split!r}: set a validation_fraction, or use 'test'")
+    if data.num_classes != network.num_classes:
+        raise CorsdError(f"data {data.name!r} has {data.num_classes} classes, the network {network.num_classes}")
+    if device is not None:
+        network = _moved(network, device)
     logits, labels = exit_logits(network, data, rows)
     exits = [{**scores(z, labels), **cost} for z, cost in zip(logits, exit_costs(network, data), strict=True)]
     mean = torch.stack([F.softmax(z, dim=1) for z in logits]).mean(0)
     return Evaluation(data.name, split, len(labels), exits, scores(mean.clamp_min(1e-12).log(), labels))
+
+
+def _moved(network: MultiExitNetwork, device: torch.device | str) -> MultiExitNetwork:
+    try:
+        return network.to(device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch that was built without CUDA
+        reason = str(error).strip().partition("\n")[0]
+        raise CorsdError(
+            f"device {str(device)!r} cannot be used: {reason}; allowed: cpu, or cuda where there is a GPU"
+        ) from error
 
 
 def load_data(config: TrainConfig, data_root: str | None = None) -> ImageData:

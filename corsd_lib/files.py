@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,16 @@ from torch import Tensor
 
 from corsd_lib.errors import CorsdError
 
-__all__ = ["read_json", "read_lines", "read_tensors", "write_atomic", "write_json", "write_lines", "write_tensors"]
+__all__ = [
+    "read_json",
+    "read_lines",
+    "read_tensors",
+    "remove_parts",
+    "write_atomic",
+    "write_json",
+    "write_lines",
+    "write_tensors",
+]
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -27,8 +37,16 @@ def write_atomic(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
         raise CorsdError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what writers that were killed have left in `folder` and below."""
+    for part in folder.glob("**/.*.part"):
+        with suppress(OSError):
+            part.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -42,15 +60,20 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CorsdError(f"{path} does not exist") from error
+    except OSError as error:
+        raise CorsdError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise CorsdError(f"{path} is not valid JSON: {error}") from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file, [] when there is none."""
+    """The records of a JSON-lines file, [] when there is none; `CorsdError` when it is damaged."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    except ValueError as error:
+        raise CorsdError(f"{path} is not valid JSON lines: {error}") from error
 
 
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:

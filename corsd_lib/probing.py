@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from corsd_lib.batches import evaluation_batches, step_generator
 from corsd_lib.datasets import ImageData, Split
@@ -21,7 +21,8 @@ __all__ = ["ProbeSet"]
 class ProbeSet:
     """A small class-balanced set of images that the network is shown after every epoch; the same for every run on the data.
 
-    Drawn from validation where there is one, else from test: nothing is chosen by it. Sorted by class.
+    Drawn from validation where there is one, else from test: nothing is chosen by it. Sorted by class. `size` // C images of
+    each class, at least one; all of a class that has fewer.
     """
 
     def __init__(self, data: ImageData, size: int) -> None:
@@ -32,43 +33,59 @@ class ProbeSet:
         sizes = torch.bincount(split.labels, minlength=data.num_classes)
         rank = torch.arange(len(order)) - (sizes.cumsum(0) - sizes)[split.labels[order]]
         keep = rank < max(1, size // data.num_classes)
-        self.split, self.rank = split.subset(order[keep]), rank[keep]
+        self.split = split.subset(order[keep])
+        self.few = rank[keep] < max(2, 256 // data.num_classes)  # pairs of maps are dear: some images of each class
 
     def write(self, path: Path) -> None:
         """Labels and rows of the probe images, into a run."""
         tensors = {"labels": self.split.labels, "index": self.split.index}
         write_tensors(path / "probe.safetensors", tensors, {"split": self.split_name})
 
+    def finite(self, network: MultiExitNetwork) -> bool:
+        """Whether all logits of some probe images are finite, in eval mode."""
+        with evaluating(network):
+            device = next(network.parameters()).device
+            images, _ = next(evaluation_batches(self.data, self.split, device, batch_size=64, workers=0))
+            return all(bool(z.isfinite().all()) for z in network(images).logits)
+
     def snapshot(self, network: MultiExitNetwork, method: Method) -> dict[str, Tensor]:
         """What `Snapshot` holds, by file key."""
         device = next(network.parameters()).device
+        relations = method.relation_networks()
         with evaluating(network), evaluating(method):
-            outs = [network(images) for images, _ in evaluation_batches(self.data, self.split, device)]
-            exits = range(len(outs[0].logits))
-            embeddings = [torch.cat([o.embeddings[k] for o in outs]).float() for k in exits]
-            logits = [torch.cat([o.logits[k] for o in outs]).float() for k in exits]
-            matrices = self._relations(method, outs, embeddings)
-        state = method.relation_networks().state_dict(prefix="method.relations.")
+            out = self._outputs(network, device, maps=any(isinstance(r, MapRelation) for r in relations))
+            matrices = self._relations(relations, out)
+        state = relations.state_dict(prefix="method.relations.")
         return {
-            **{f"embeddings.{k}": e.half() for k, e in enumerate(embeddings)},
-            **{f"logits.{k}": z.half() for k, z in enumerate(logits)},
+            **{f"embeddings.{k}": e.half() for k, e in enumerate(out.embeddings)},
+            **{f"logits.{k}": z.half() for k, z in enumerate(out.logits)},
             **{f"relations.{k}": m for k, m in enumerate(matrices)},
             **{k: v.half() if v.is_floating_point() else v for k, v in state.items()},
         }
 
-    def _relations(self, method: Method, outs: list[ExitOutputs], embeddings: list[Tensor]) -> list[Tensor]:
+    def _outputs(self, network: MultiExitNetwork, device: torch.device, maps: bool) -> ExitOutputs:
+        """Outputs for all probe images; with `maps` the feature maps of `few` of them, else none: they are large."""
+        outs, start = [], 0
+        for images, _ in evaluation_batches(self.data, self.split, device):
+            out = network(images)
+            few = self.few[start : start + len(images)].to(device)
+            outs.append(out._replace(features=[f[few] for f in out.features] if maps else []))
+            start += len(images)
+        joined = ([torch.cat(batches).float() for batches in zip(*lists, strict=True)] for lists in zip(*outs, strict=True))
+        return ExitOutputs(*joined)
+
+    def _relations(self, networks: nn.ModuleList, out: ExitOutputs) -> list[Tensor]:
         """Class-level relation of every stage: of the trained score, else of the cosine."""
-        networks, labels = method.relation_networks(), self.split.labels.to(embeddings[0].device)
-        few = (self.rank < max(2, 256 // self.data.num_classes)).to(labels.device)
+        labels = self.split.labels.to(out.logits[0].device)
+        few = self.few.to(labels.device)
         matrices = []
-        for k in range(len(networks) or len(embeddings)):
+        for k in range(len(networks) or len(out.embeddings)):
             network = networks[k] if len(networks) else None
-            if isinstance(network, MapRelation):  # pairs of maps are dear: some images of each class
-                scores = network.scores(torch.cat([o.features[k] for o in outs])[few])
+            if isinstance(network, MapRelation):
+                scores, of = network.scores(out.features[k]), labels[few]
             elif isinstance(network, VectorRelation):
-                scores = network.scores(embeddings[k])
+                scores, of = network.scores(out.embeddings[k]), labels
             else:
-                scores = cosine_scores(embeddings[k])
-            of = labels[few] if isinstance(network, MapRelation) else labels
+                scores, of = cosine_scores(out.embeddings[k]), labels
             matrices.append(relation_matrix(scores, of, self.data.num_classes))
         return matrices

@@ -15,8 +15,8 @@ import torch
 __all__ = ["provenance"]
 
 
-def provenance() -> dict[str, Any]:
-    """What a result depends on beside its configuration: versions, source revision, machine."""
+def provenance(device: torch.device | str | None = None) -> dict[str, Any]:
+    """What a result depends on beside its configuration: versions, source revision, machine, `device` (default: the GPU)."""
     from corsd_lib import __version__
 
     versions = {}
@@ -25,7 +25,7 @@ def provenance() -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "unknown"
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    used = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return {
         "corsd_lib": __version__,
         "revision": _revision(),
@@ -35,7 +35,7 @@ def provenance() -> dict[str, Any]:
         "system": platform.system(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "device": device,
+        "device": torch.cuda.get_device_name(used) if used.type == "cuda" else used.type,
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
@@ -43,10 +43,11 @@ def provenance() -> dict[str, Any]:
 def _revision() -> str:
     """The git revision of the library's source, with "+" when it has uncommitted changes; "unknown" outside a checkout."""
     here = Path(__file__).parent
+    tracked = ["ls-files", "--error-unmatch", Path(__file__).name]  # installed below somebody else's checkout it is not
     try:
-        commit, dirty = (
+        _, commit, dirty = (
             subprocess.run(["git", "-C", str(here), *a], capture_output=True, text=True, timeout=10, check=True).stdout
-            for a in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", str(here)])
+            for a in (tracked, ["rev-parse", "HEAD"], ["status", "--porcelain", "--", str(here)])
         )
     except (OSError, subprocess.SubprocessError):
         return "unknown"

@@ -17,8 +17,10 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 
@@ -68,7 +70,7 @@ class TrainConfig:
         accelerator: "auto", "cpu", "cuda" or another of Fabric's.
         devices: number of processes on this host, one device each.
         num_nodes: number of hosts.
-        precision: "32-true", "bf16-mixed", "16-mixed" or another of Fabric's.
+        precision: "32-true", "bf16-mixed" or "16-mixed".
         channels_last: memory format of images and network.
         compile: run the network through torch.compile.
         workers: decoding processes of streamed data sets.
@@ -76,7 +78,7 @@ class TrainConfig:
         out: run directory; default runs/<data>-<network>-<method>-s<seed>.
         resume: go on with the run in `out` if there is one; without it an existing run is never touched.
         probe_every: epochs between probe snapshots, 0 for none but the first and the last.
-        probe_size: images of the probe set.
+        probe_size: images of the probe set, as many of each class and at least one.
         checkpoint_seconds: longest time between checkpoints within an epoch; there is one at the end of each epoch too.
     """
 
@@ -122,15 +124,37 @@ class TrainConfig:
     checkpoint_seconds: float = 300.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "milestones", tuple(self.milestones))
+        for name, hint in get_type_hints(TrainConfig).items():
+            _check_type(name, self._normalised(name), hint)
+        self._check_values()
+
+    def _normalised(self, name: str) -> object:
+        """The value of a field, made a tuple where it is a list (as JSON has it) and a string where it is a path."""
+        value = getattr(self, name)
+        if isinstance(value, list | PathLike):
+            value = tuple(value) if isinstance(value, list) else fspath(value)
+            object.__setattr__(self, name, value)
+        return value
+
+    def _check_values(self) -> None:
         check_choice("method", self.method, METHODS)
         check_choice("schedule", self.schedule, ("onecycle", "cosine", "multistep", "constant"))
-        for name in ("epochs", "batch_size", "devices", "num_nodes", "lr"):
+        check_choice("precision", self.precision, ("32-true", "bf16-mixed", "16-mixed"))
+        for name in ("epochs", "batch_size", "samples_per_class", "devices", "num_nodes", "lr"):
             _check_range(name, getattr(self, name), low=0, open_low=True)
-        for name in ("seed", "cutout", "clip_norm", "weight_decay", "probe_every", "probe_size", "workers"):
+        for name in ("seed", "cutout", "clip_norm", "weight_decay", "workers"):
+            _check_range(name, getattr(self, name), low=0)
+        for name in ("probe_every", "probe_size", "checkpoint_seconds"):
             _check_range(name, getattr(self, name), low=0)
         for name in ("validation_fraction", "label_smoothing", "momentum"):
             _check_range(name, getattr(self, name), low=0, high=1)
+        for share in self.milestones:
+            _check_type("a milestone", share, float)
+            _check_range("a milestone", share, low=0, high=1)
+        if self.nesterov and not self.momentum:
+            raise CorsdError("nesterov = True wants a momentum above 0; it is 0.0")
+        if "label_smoothing" in self.method_options:
+            raise CorsdError("method_options: label_smoothing is a field of the configuration itself, for every method")
 
     @property
     def path(self) -> Path:
@@ -155,9 +179,20 @@ class TrainConfig:
     def from_file(cls, path: str | Path) -> TrainConfig:
         """A configuration from a JSON file: plain fields, or a run's `config.json`, then without its `out` and `resume`."""
         values = read_json(Path(path))
-        if "train" in values:
+        if isinstance(values, dict) and isinstance(values.get("train"), dict):
             values = {k: v for k, v in values["train"].items() if k not in ("out", "resume")}
+        if not isinstance(values, dict):
+            raise CorsdError(f"{path} holds no configuration: an object of fields and values is wanted")
         return cls.from_dict(values, str(path))
+
+
+def _check_type(name: str, value: object, hint: Any) -> None:
+    """Raise `CorsdError` unless `value` is of one of the types of `hint`; a whole number will do for a float."""
+    hints = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    kinds = [get_origin(h) or h for h in hints]
+    if type(value) not in kinds and not (type(value) is int and float in kinds):
+        allowed = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
+        raise CorsdError(f"{name} = {value!r} is of type {type(value).__name__}; allowed: {allowed}")
 
 
 def _check_range(name: str, value: float, low: float, high: float = math.inf, open_low: bool = False) -> None:
@@ -260,11 +295,19 @@ class Run:
 
     @cached_property
     def _json(self) -> dict[str, Any]:
-        return read_json(self.path / "config.json")
+        values = read_json(self.path / "config.json")
+        if not isinstance(values, dict) or not {"train", "data", "provenance"} <= values.keys():
+            raise CorsdError(f"{self.path / 'config.json'} is not of a run: it lacks one of train, data, provenance")
+        return values
+
+    @property
+    def raw_config(self) -> dict[str, Any]:
+        """The configuration as it was written, every option of the method spelled out; plain values."""
+        return self._json["train"]
 
     @cached_property
     def config(self) -> TrainConfig:
-        return TrainConfig.from_dict(self._json["train"], str(self.path / "config.json"))
+        return TrainConfig.from_dict(self.raw_config, str(self.path / "config.json"))
 
     @cached_property
     def data(self) -> DataInfo:
@@ -353,7 +396,7 @@ def load_part(module: nn.Module, tensors: Mapping[str, Tensor], part: str, sourc
     """Load the tensors named `part`.* into `module`; one `CorsdError` that names the first difference in architecture."""
     given = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
     wanted = module.state_dict()
-    for name in wanted.keys() | given.keys():
+    for name in {**wanted, **given}:  # in the order of the module, so that the first difference is the same each time
         have, want = (tuple(d[name].shape) if name in d else "absent" for d in (given, wanted))
         if have != want:
             raise CorsdError(f"{source} is of another architecture: {part}.{name} is {have} there, {want} in this {part}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import threading
 import time
@@ -19,18 +20,12 @@ from corsd_lib.batches import BatchSource
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import evaluate, exit_logits, load_data, top_k_accuracy
-from corsd_lib.files import read_json, read_lines, read_tensors, write_json, write_lines, write_tensors
+from corsd_lib.files import read_lines, read_tensors, remove_parts, write_json, write_lines, write_tensors
 from corsd_lib.methods import METHODS, Batch, Method
 from corsd_lib.network import MultiExitNetwork
 from corsd_lib.probing import ProbeSet
 from corsd_lib.provenance import provenance
-from corsd_lib.runs import (
-    DataInfo,
-    Run,
-    TrainConfig,
-    load_part,
-    new_network,
-)
+from corsd_lib.runs import DataInfo, Run, TrainConfig, load_part, new_network
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -58,17 +53,27 @@ def train(
     Raises `CorsdError` when the directory holds another run, or when the loss is no longer finite (the last good checkpoint is
     kept).
     """
-    from lightning_fabric import Fabric
+    _check_directory(config)  # in every process, before the first one can have written into it
+    if (config.path / "test.json").is_file():
+        return Run(config.path)
+    return _fabric(config).launch(lambda fabric: _train(fabric, config, data, on_epoch, progress))
 
-    several = config.devices * config.num_nodes > 1
-    fabric = Fabric(
-        accelerator=config.accelerator,
-        devices=config.devices,
-        num_nodes=config.num_nodes,
-        precision=config.precision,  # type: ignore[arg-type]
-        strategy=_data_parallel() if several else "auto",
-    )
-    return fabric.launch(lambda f: _train(f, config, data, on_epoch, progress))
+
+def _fabric(config: TrainConfig) -> Fabric:
+    from lightning_fabric import Fabric
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+    try:
+        return Fabric(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            precision=config.precision,  # type: ignore[arg-type]
+            strategy=_data_parallel() if config.devices * config.num_nodes > 1 else "auto",
+        )
+    except (ValueError, RuntimeError, ImportError, MisconfigurationException) as error:
+        asked = ", ".join(f"{name} {getattr(config, name)!r}" for name in ("accelerator", "devices", "num_nodes", "precision"))
+        raise CorsdError(f"cannot train with {asked}: {' '.join(str(error).split())}") from error
 
 
 def _data_parallel() -> Any:
@@ -85,11 +90,8 @@ def _train(
     on_epoch: Callable[[Run], None] | None,
     progress: bool,
 ) -> Run:
-    _open_directory(config, fabric.is_global_zero)
-    fabric.barrier()
-    if (config.path / "test.json").is_file():
-        return Run(config.path)
-    with torch.random.fork_rng():  # the caller's random numbers are left as they were
+    gpus = [fabric.device] if fabric.device.type == "cuda" else []
+    with torch.random.fork_rng(gpus):  # the caller's random numbers are left as they were
         trainer = Trainer(fabric, config, data or load_data(config))
         with _stop_request() as stop:
             trainer.run(stop, on_epoch, progress)
@@ -97,16 +99,19 @@ def _train(
     return Run(config.path)
 
 
-def _open_directory(config: TrainConfig, writer: bool) -> None:
+def _check_directory(config: TrainConfig) -> None:
     """Refuse a directory that holds another training, before anything is computed."""
     path = config.path / "config.json"
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file it is quiet about a folder that must not be read
+        for name in ("checkpoint.safetensors", "weights.safetensors"):
+            if os.path.isfile(config.path / name):
+                raise CorsdError(f"{config.path} holds a {name} but no config.json: choose another out")
         return
     if not config.resume:
         raise CorsdError(f"{config.path} holds a run already: resume it (resume=True, --resume), or choose another out")
-    before, now = read_json(path)["train"], _plain(config)
+    before, now = Run(config.path).raw_config, _plain(config)
     differing = [k for k in now if k not in _FREE_ON_RESUME and before.get(k) != now[k]]
-    if differing and writer:
+    if differing:
         changes = ", ".join(f"{k} was {before.get(k)!r}, is {now[k]!r}" for k in differing)
         raise CorsdError(f"{config.path} holds a run of another configuration: {changes}")
 
@@ -181,6 +186,8 @@ class Trainer:
         self.epoch = self.step = 0
         self.totals: dict[str, Tensor] = {}
         self.probe = ProbeSet(data, config.probe_size)
+        if fabric.is_global_zero:
+            remove_parts(self.path)
         if (self.path / "checkpoint.safetensors").is_file():
             self._restore()
         elif fabric.is_global_zero:
@@ -214,17 +221,19 @@ class Trainer:
             bar.update()
             if self.step % 20 == 0:
                 bar.set_postfix_str(self._summary())
-            if self._any(stop.is_set()) and self.step < self.steps_per_epoch:
-                self._checkpoint()
-                return False
-            if time.monotonic() - saved > self.config.checkpoint_seconds:
+            halt, due = self._any(stop.is_set(), time.monotonic() - saved >= self.config.checkpoint_seconds)
+            if (halt or due) and self.step < self.steps_per_epoch:
+                self._check_state()
                 self._checkpoint()
                 saved = time.monotonic()
-        self._end_epoch(time.monotonic() - begin)
+                if halt:
+                    return False
+        self._check_state()
         bar.set_postfix_str(self._summary())
+        self._end_epoch(time.monotonic() - begin)
         self.totals = {}
         self._checkpoint()
-        return not (self._any(stop.is_set()) and self.epoch < self.config.epochs)
+        return not (self._any(stop.is_set())[0] and self.epoch < self.config.epochs)
 
     def _step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
         """One optimiser step; parts of the loss and how many images each exit got right."""
@@ -234,8 +243,9 @@ class Trainer:
         if c.channels_last:
             batch = batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
         parts, logits = self.module(batch)
-        if not math.isfinite(parts["total"].item()):
-            self._raise_diverged(parts)
+        if self._any(not math.isfinite(parts["total"].item()))[0]:
+            values = ", ".join(f"{name} {value.item():g}" for name, value in parts.items())
+            raise self._diverged(self.step + 1, f"the loss is not finite ({values})")
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(parts["total"])
         if c.clip_norm:
@@ -244,11 +254,20 @@ class Trainer:
         right = torch.stack([(z.argmax(1) == batch.labels).sum() for z in logits])
         return {name: value.detach() for name, value in parts.items()}, right
 
-    def _raise_diverged(self, parts: dict[str, Tensor]) -> None:
-        values = ", ".join(f"{name} {value.item():g}" for name, value in parts.items())
-        raise CorsdError(
-            f"the loss is not finite at epoch {self.epoch + 1}, step {self.step + 1} ({values}); the last good checkpoint in "
-            f"{self.path} is kept. A lower lr, a clip_norm or precision 32-true may help"
+    def _check_state(self) -> None:
+        """A step whose loss was finite may leave a network that is of no use any more: never record it."""
+        bad = [name for name, value in self._weights().items() if not value.isfinite().all()]
+        if not bad and self.fabric.is_global_zero and not self.probe.finite(self.network):
+            bad = ["what the network makes of the probe set"]
+        if self._any(bool(bad))[0]:
+            raise self._diverged(self.step, f"no longer finite: {', '.join(bad[:3]) or 'weights of another process'}")
+
+    def _diverged(self, step: int, what: str) -> CorsdError:
+        file = self.path / "checkpoint.safetensors"
+        kept = f"the last good checkpoint is kept in {file}" if file.is_file() else "there was no checkpoint yet"
+        return CorsdError(
+            f"training diverged at epoch {self.epoch + 1}, step {step}: {what}; {kept}. "
+            "A lower lr, a clip_norm or precision 32-true may help"
         )
 
     def _done(self) -> int:
@@ -257,11 +276,12 @@ class Trainer:
     def _progress(self, step: int) -> float:
         return (self.epoch * self.steps_per_epoch + step) / (self.config.epochs * self.steps_per_epoch)
 
-    def _any(self, flag: bool) -> bool:
-        """Whether any process says so: all must leave the loop at the same step."""
+    def _any(self, *flags: bool) -> list[bool]:
+        """For each flag whether any process says so: what they do together they must do at the same step."""
         if self.fabric.world_size == 1:
-            return flag
-        return bool(self.fabric.all_reduce(torch.tensor(float(flag), device=self.fabric.device), reduce_op="sum"))
+            return list(flags)
+        votes = self.fabric.all_reduce(torch.tensor(flags, dtype=torch.float, device=self.fabric.device), reduce_op="sum")
+        return [vote > 0 for vote in cast(Tensor, votes).tolist()]
 
     # --- what is recorded ---
 
@@ -295,6 +315,7 @@ class Trainer:
             return
         record: dict[str, Any] = {
             "epoch": self.epoch,
+            "step": self._done(),
             "lr": self.optimizer.param_groups[0]["lr"],
             "images": int(self.totals["images"].item()),
             "seconds": round(seconds, 3),
@@ -317,7 +338,7 @@ class Trainer:
         """The first files of a new run, with the snapshot of the untrained network."""
         write_json(
             self.path / "config.json",
-            {"train": _plain(self.config), "data": asdict(self.info), "provenance": provenance()},
+            {"train": _plain(self.config), "data": asdict(self.info), "provenance": provenance(self.fabric.device)},
         )
         self.probe.write(self.path)
         self._snapshot()
@@ -354,6 +375,8 @@ class Trainer:
     def _restore(self) -> None:
         source = self.path / "checkpoint.safetensors"
         tensors, metadata = read_tensors(source)
+        if "position" not in metadata:
+            raise CorsdError(f"{source} is not a checkpoint: it does not say where the training stood")
         load_part(self.network, tensors, "network", source)
         load_part(self.method, tensors, "method", source)
         state: dict[int, dict[str, Tensor]] = {}
@@ -381,10 +404,10 @@ def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     """
     share = step / steps
     if config.schedule == "onecycle":
-        peak, last = max(0.3 * steps - 1, 1e-9), max(steps - 1, 1)
+        peak = 0.3 * steps - 1  # below 0 with 3 steps or less: then there is no way up, as in torch
         if step <= peak:
             return _cosine(config.lr / 25, config.lr, step / peak)
-        return _cosine(config.lr, config.lr / 25e4, (step - peak) / (last - peak) if last > peak else 1.0)
+        return _cosine(config.lr, config.lr / 25e4, (step - peak) / (steps - 1 - peak))
     if config.schedule == "cosine":
         return _cosine(config.lr, 0.0, share)
     if config.schedule == "multistep":

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import corsd_lib
+
+HEAVY = (
+    "torchvision",
+    "timm",
+    "pandas",
+    "sklearn",
+    "scipy",
+    "plotly",
+    "umap",
+    "captum",
+    "lightning_fabric",
+    "ipywidgets",
+    "PIL",
+)
+
+
+def _loaded_after(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(*sys.modules)"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_the_package_itself_loads_nothing_heavy() -> None:
+    loaded = _loaded_after("import corsd_lib")
+    assert "corsd_lib" in loaded and not loaded & {*HEAVY, "torch", "numpy"}
+
+
+def test_what_a_training_script_imports_loads_nothing_heavy() -> None:
+    loaded = _loaded_after("from corsd_lib import TrainConfig, build_method, build_network, evaluate, load_run, train")
+    assert "corsd_lib.training" in loaded and "torch" in loaded
+    assert not loaded & set(HEAVY)
+
+
+@pytest.mark.parametrize("name", [n for n in corsd_lib.__all__ if n != "__version__"])
+def test_every_public_name_is_there_under_its_own_name(name: str) -> None:
+    value = getattr(corsd_lib, name)
+    module = importlib.import_module(f"corsd_lib.{corsd_lib._MODULE_OF[name]}")
+    assert value is getattr(module, name)
+    assert name in dir(corsd_lib) and getattr(value, "__doc__", None)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'corsd_lib' has no attribute 'nothing'"):
+        _ = corsd_lib.nothing
+
+
+CLOCK = """
+import time
+start = time.perf_counter()
+import torch
+alone = time.perf_counter()
+import corsd_lib
+from corsd_lib import TrainConfig, build_method, build_network, evaluate, load_dataset, load_run, train
+print((time.perf_counter() - start) / (alone - start))
+"""
+
+
+@pytest.mark.slow
+def test_the_import_takes_less_than_one_and_a_half_times_that_of_torch() -> None:
+    """With all names that a training wants; the best of some runs, since others may wait for the disk or the processor."""
+    ratios = [float(subprocess.run([sys.executable, "-c", CLOCK], capture_output=True, check=True).stdout) for _ in range(3)]
+    assert min(ratios) < 1.5, ratios

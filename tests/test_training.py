@@ -1,0 +1,920 @@
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.optim import SGD, lr_scheduler
+
+from corsd_lib import cli, files, training
+from corsd_lib.batches import BatchSource
+from corsd_lib.datasets import load_dataset
+from corsd_lib.errors import CorsdError
+from corsd_lib.evaluation import load_data
+from corsd_lib.methods import METHODS, build_method
+from corsd_lib.network import build_network
+from corsd_lib.runs import Run, TrainConfig, load_run
+from corsd_lib.training import Trainer, learning_rate, train
+
+Tiny = Callable[..., TrainConfig]
+TINY: dict[str, Any] = {"per_class": 5, "width": 4, "epochs": 2, "batch_size": 16, "lr": 0.05, "accelerator": "cpu"}
+
+
+def _train(config: TrainConfig, **options: Any) -> Run:
+    return train(config, progress=False, **options)
+
+
+def _weights(run: Run) -> dict[str, Tensor]:
+    return load_file(run.path / "weights.safetensors")
+
+
+def _contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Bytes and time of the last change of every file."""
+    return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
+
+
+def _assert_same_training(run: Run, other: Run) -> None:
+    """Equal bit for bit in all that is not time."""
+    names = sorted(p.relative_to(run.path) for p in run.path.rglob("*.safetensors"))
+    assert names == sorted(p.relative_to(other.path) for p in other.path.rglob("*.safetensors")) and len(names) >= 4
+    for name in [*names, Path("test.json")]:
+        assert (run.path / name).read_bytes() == (other.path / name).read_bytes(), name
+    assert run.metrics.drop(columns="seconds").equals(other.metrics.drop(columns="seconds"))
+    assert not list(run.path.rglob(".*")) and not list(other.path.rglob(".*"))  # nothing half-written is left
+
+
+def _at_step(monkeypatch: pytest.MonkeyPatch, number: int, action: Callable[[], object]) -> None:
+    """Do `action` within the `number`-th optimiser step that this process makes."""
+    count, step = itertools.count(1), Trainer._step
+
+    def counted(self: Trainer, batch: Any) -> Any:
+        if next(count) == number:
+            action()
+        return step(self, batch)
+
+    monkeypatch.setattr(Trainer, "_step", counted)
+
+
+def _exit_status(action: Callable[[], object]) -> int:
+    """What a process that does nothing but `action` would exit with."""
+    try:
+        action()
+    except SystemExit as end:
+        return int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return 0
+
+
+def _status_of_child(action: Callable[[], object]) -> int:
+    """Run `action` in a forked process: its exit status, or minus the signal that ended it."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(_exit_status(action))
+    return _awaited(pid)
+
+
+def _awaited(pid: int, seconds: float = 60) -> int:
+    """Exit status of a child; one that hangs is killed, and fails the test."""
+    end = time.monotonic() + seconds
+    while (done := os.waitpid(pid, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > end:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise AssertionError(f"process {pid} hangs")
+        time.sleep(0.005)
+    return os.waitstatus_to_exitcode(done[1])
+
+
+def _corsd(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "corsd_lib", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def _wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, f"it ended too early: {process.communicate()}"
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.002)
+
+
+# --- the loop is the plain loop ---
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "baseline": {"method": "baseline"},
+    "corsd": {},
+    "corsd_release": {"method": "corsd_release"},
+    "label smoothing": {"method": "deep_supervision", "label_smoothing": 0.2},
+    "no decay of norms": {"decay_norm_and_bias": False, "weight_decay": 0.05},
+    "nesterov": {"nesterov": True, "momentum": 0.7},
+    "no momentum": {"momentum": 0.0},
+    "clipping": {"clip_norm": 0.5},
+    "cosine": {"schedule": "cosine"},
+    "multistep": {"schedule": "multistep", "milestones": (0.3, 0.7)},
+    "constant": {"schedule": "constant"},
+    "balanced": {"sampling": "balanced", "batch_size": 20, "samples_per_class": 2},
+    "augmentation": {"augmentation": "crop_flip", "cutout": 3},
+    "options": {"method_options": {"exit_kd": 1.0, "hidden": 16, "relation_margin": 0.0}},
+    "width and seed": {"width": 3, "seed": 5, "per_class": 7},
+}
+
+
+def _scheduler(config: TrainConfig, optimizer: SGD, steps: int) -> Any:
+    if config.schedule == "onecycle":
+        return lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=steps, cycle_momentum=False)
+    if config.schedule == "cosine":
+        return lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    milestones = [-(-int(1000 * m) * steps // 1000) for m in config.milestones]
+    return lr_scheduler.MultiStepLR(optimizer, milestones if config.schedule == "multistep" else [])
+
+
+def _plain_loop(config: TrainConfig) -> dict[str, Tensor]:
+    """A training as one would write it down from the configuration, with torch's own parts."""
+    data, kind = load_data(config), METHODS[config.method]
+    torch.manual_seed(config.seed)
+    network = build_network("resnet8", 10, in_channels=1, image_size=8, width=config.width, exits=kind.exits)
+    torch.manual_seed(config.seed + 1)
+    options = {**config.method_options, "label_smoothing": config.label_smoothing}
+    method = build_method(config.method, network=network, **options)
+    weights = [*network.parameters(), *method.parameters()]
+    decayed = [w for w in weights if w.ndim > 1 or config.decay_norm_and_bias]
+    undecayed = [w for w in weights if not any(w is d for d in decayed)]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
+    optimizer = SGD(groups, config.lr, config.momentum, nesterov=config.nesterov)
+    source = BatchSource(
+        data,
+        batch_size=config.batch_size,
+        sampling=config.sampling or kind.sampling,
+        samples_per_class=config.samples_per_class,
+        augmentation=config.augmentation,
+        cutout=config.cutout,
+        seed=config.seed,
+    )
+    scheduler = _scheduler(config, optimizer, config.epochs * len(source.rows(0)))
+    for epoch in range(config.epochs):
+        for batch in source(epoch):
+            loss = method(network(batch.images), batch)["total"]
+            optimizer.zero_grad()
+            loss.backward()
+            if config.clip_norm:
+                nn.utils.clip_grad_norm_(weights, config.clip_norm)
+            optimizer.step()
+            scheduler.step()
+    parts: dict[str, nn.Module] = {"network": network, "method": method}
+    return {f"{name}.{k}": v for name, part in parts.items() for k, v in part.state_dict().items()}
+
+
+@cache
+def _plain_weights(method: str) -> dict[str, Tensor]:
+    return _plain_loop(TrainConfig(**{**TINY, "method": method}))
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_a_training_is_the_plain_loop(tiny: Tiny, name: str) -> None:
+    config = tiny(probe_every=0, **RECIPES[name])
+    weights, expected = _weights(_train(config)), _plain_loop(config)
+    assert weights.keys() == expected.keys()
+    for key, value in expected.items():  # rates are computed in another order: equal up to rounding, which the steps amplify
+        torch.testing.assert_close(weights[key], value, atol=2e-4, rtol=2e-3, msg=f"{key} differs: {weights[key]}, {value}")
+    if name not in (*METHODS, "width and seed"):  # and the recipe matters, ten times as much as these tolerances
+        plain = _plain_weights(config.method)
+        assert max(float((v - plain[k]).abs().max()) for k, v in expected.items() if "backbone" in k and v.ndim > 1) > 2e-3
+
+
+@pytest.mark.parametrize("steps", [2, 3, 7, 10, 90, 1000])
+@pytest.mark.parametrize("schedule", ["onecycle", "cosine", "multistep", "constant"])
+def test_the_learning_rate_is_that_of_torch_at_every_step(schedule: str, steps: int) -> None:
+    config = TrainConfig(lr=0.3, schedule=schedule, milestones=(0.5, 0.75, 0.9))
+    optimizer = SGD([nn.Parameter(torch.zeros(1))], config.lr)
+    scheduler = _scheduler(config, optimizer, steps)
+    for step in range(steps):
+        assert learning_rate(step, steps, config) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-6, abs=1e-9), step
+        optimizer.step()
+        if step < steps - 1:
+            scheduler.step()
+
+
+@pytest.mark.parametrize("schedule", ["onecycle", "cosine", "multistep", "constant"])
+def test_a_training_of_one_step_has_a_learning_rate(schedule: str) -> None:
+    assert 0 < learning_rate(0, 1, TrainConfig(schedule=schedule)) <= 0.1
+
+
+def test_the_recorded_learning_rate_is_that_of_the_last_step(tiny: Tiny) -> None:
+    config = tiny(epochs=3)
+    assert _train(config).metrics["lr"].tolist() == [learning_rate(step, 9, config) for step in (2, 5, 8)]
+
+
+@pytest.mark.parametrize("everything", [True, False])
+def test_weight_decay_groups_hold_every_parameter_once(everything: bool) -> None:
+    network = build_network("resnet8", 10, width=4)
+    method = build_method("corsd", network=network)
+    module = nn.ModuleList([network, method])
+    groups = training._parameter_groups(module, TrainConfig(weight_decay=0.1, decay_norm_and_bias=everything))
+    inside = [id(p) for g in groups for p in g["params"]]
+    assert len(inside) == len(set(inside)) and set(inside) == {id(p) for p in module.parameters()}
+    decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
+    spared = {id(p) for m in module.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters()}
+    spared |= {id(m.bias) for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d) and m.bias is not None}
+    assert all(decay[i] == (0.1 if everything or i not in spared else 0.0) for i in inside) and len(spared) > 20
+
+
+# --- seeds, modes, and what must not leak ---
+
+
+def test_same_seed_same_weights_other_seed_other_weights(tiny: Tiny, tiny_run: Run) -> None:
+    one, two = tiny_run, _train(tiny("two", validation_fraction=0.2))
+    other = _train(tiny("other", validation_fraction=0.2, seed=1))
+    _assert_same_training(one, two)
+    assert all(
+        not torch.equal(v, _weights(other)[k])
+        for k, v in _weights(one).items()
+        if k.endswith(("conv1.weight", "classifier.weight"))
+    )
+
+
+def test_the_number_of_probes_and_checkpoints_changes_nothing(tiny: Tiny) -> None:
+    often = _weights(_train(tiny("often", checkpoint_seconds=0.0, probe_every=1, probe_size=80)))
+    rarely = _weights(_train(tiny("rarely", probe_every=0, probe_size=10)))
+    assert all(torch.equal(often[k], rarely[k]) for k in often)
+
+
+@pytest.mark.parametrize("every,expected", [(0, [0, 5]), (2, [0, 2, 4, 5]), (1, [0, 1, 2, 3, 4, 5])])
+def test_snapshots_are_taken_every_n_epochs(tiny: Tiny, every: int, expected: list[int]) -> None:
+    run = _train(tiny(epochs=5, per_class=2, method="baseline", probe_every=every, probe_size=10))
+    assert list(run.probes) == expected
+
+
+@pytest.mark.parametrize("method", ["baseline", "corsd"])
+def test_validation_leaves_no_trace_in_the_training(tiny: Tiny, method: str) -> None:
+    data = load_dataset("digits", per_class=5, validation_fraction=0.2)
+    watched = _train(tiny("watched", method=method), data=data)
+    blind = _train(tiny("blind", method=method), data=replace(data, validation=None))
+    assert "val_top1.exit1" in watched.metrics and "val_top1.exit1" not in blind.metrics
+    weights, expected = _weights(watched), _weights(blind)  # with the running statistics of the batch norms
+    assert all(torch.equal(weights[k], expected[k]) for k in expected)
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_each_batch_norm_is_updated_once_a_step(tiny: Tiny, method: str) -> None:
+    run = _train(tiny(method=method))
+    steps = run.metrics["step"].tolist()[-1]
+    counts = {k: int(v) for k, v in _weights(run).items() if k.endswith("num_batches_tracked")}
+    assert len(counts) >= 7 and set(counts.values()) == {steps}, counts
+
+
+def test_training_mode_is_on_in_every_step(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes, step = [], Trainer._step
+
+    def watched(self: Trainer, batch: Any) -> Any:
+        modes.append(all(m.training for m in [*self.network.modules(), *self.method.modules()]))
+        return step(self, batch)
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+    _train(tiny(validation_fraction=0.2))
+    assert modes == [True] * 6
+
+
+def test_random_numbers_of_the_caller_are_left_alone(tiny: Tiny, tiny_run: Run) -> None:
+    torch.manual_seed(11)
+    random.seed(12)
+    np.random.seed(13)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tobytes()  # type: ignore[index]
+    run = _train(tiny(validation_fraction=0.2))
+    after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tobytes()  # type: ignore[index]
+    assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+    _assert_same_training(tiny_run, run)
+
+
+def test_signal_handlers_of_the_caller_are_put_back(tiny: Tiny) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    _train(tiny(epochs=1))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_probes_leave_the_backbone_as_the_baseline_trains_it(tiny: Tiny) -> None:
+    probe, baseline = (_weights(_train(tiny(method, method=method))) for method in ("probe", "baseline"))
+    shared = [k for k in baseline if k.startswith("network.backbone.")]
+    assert len(shared) > 30 and all(torch.equal(probe[k], baseline[k]) for k in shared)
+    for part in ("weight", "bias"):
+        assert torch.equal(probe[f"network.exits.2.classifier.{part}"], baseline[f"network.exits.0.classifier.{part}"])
+
+
+def test_all_methods_begin_with_the_same_network(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts: dict[str, dict[str, Tensor]] = {}
+    monkeypatch.setattr(Trainer, "run", lambda self, *_: starts.update({self.config.method: self._weights()}))
+    for method in METHODS:
+        _train(tiny(method, method=method))
+    for start in starts.values():
+        shared = [k for k in start if k.startswith("network.backbone.")]
+        assert shared and all(torch.equal(start[k], starts["baseline"][k]) for k in shared)
+    assert set(starts) == set(METHODS)
+
+
+# --- what is recorded ---
+
+
+def test_recorded_losses_are_means_over_the_images_of_the_epoch(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[dict[str, Tensor], Tensor, int]] = []
+    step = Trainer._step
+
+    def watched(self: Trainer, batch: Any) -> Any:
+        parts, right = step(self, batch)
+        seen.append((parts, right, len(batch.labels)))
+        return parts, right
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+    # 3 rounds of 10 classes in batches of 4 classes: the last of 8 batches is smaller than the others
+    metrics = _train(tiny(epochs=1, sampling="balanced", samples_per_class=2, batch_size=8, per_class=6)).metrics
+    counts = [n for *_, n in seen]
+    assert counts == [8] * 7 + [4] and metrics["images"].tolist() == [60]
+    for name in seen[0][0]:
+        mean = sum(parts[name].item() * n for parts, _, n in seen) / 60
+        assert metrics[f"loss.{name}"].item() == pytest.approx(mean, rel=1e-9)
+    for k in range(3):
+        assert metrics[f"train_top1.exit{k + 1}"].item() == pytest.approx(100 * sum(int(r[k]) for _, r, _ in seen) / 60)
+
+
+def test_train_accuracy_counts_right_answers_by_exit(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    guesses: list[tuple[list[Tensor], Tensor]] = []
+    forward = training.Step.forward
+
+    def watched(self: training.Step, batch: Any) -> Any:
+        parts, logits = forward(self, batch)
+        guesses.append((logits, batch.labels))
+        return parts, logits
+
+    monkeypatch.setattr(training.Step, "forward", watched)
+    metrics = _train(tiny(epochs=1, lr=0.2, per_class=20)).metrics
+    for k in range(3):
+        right = sum(int(g == y) for logits, labels in guesses for g, y in zip(logits[k].argmax(1), labels, strict=True))
+        assert metrics[f"train_top1.exit{k + 1}"].item() == pytest.approx(100 * right / metrics["images"].item())
+
+
+def test_method_options_are_stored_whole(tiny: Tiny) -> None:
+    run = _train(tiny(epochs=1, method_options={"exit_kd": 2, "hidden": 16}))
+    stored = run.config.method_options
+    defaults = build_method("corsd").options
+    assert stored["exit_kd"] == 2.0 and stored["hidden"] == 16 and stored["margin"] == 1.0
+    assert set(stored) == {f for f in vars(defaults) if f != "label_smoothing"}
+    assert run.method().relation_networks()[0].first.out_features == 16  # type: ignore[union-attr]
+
+
+def test_release_counts_three_images_an_anchor(tiny: Tiny) -> None:
+    run = _train(tiny(method="corsd_release"))
+    assert run.metrics["images"].tolist() == [150, 150]  # 50 rows, 5 anchors in a batch of 15
+    assert run.metrics["step"].tolist() == [10, 20]
+    snapshot = run.probes[2]
+    assert len(snapshot.relations) == 3 and len(snapshot.logits) == 1  # a relation of every stage, one exit
+    assert run.metrics["loss.auxiliary_kd_intra"].notna().all()
+
+
+def test_on_epoch_sees_the_run_grow(tiny: Tiny) -> None:
+    seen: list[tuple[int, int, list[int], bool]] = []
+    _train(tiny(), on_epoch=lambda run: seen.append((run.epochs_done, len(run.metrics), list(run.probes), run.finished)))
+    assert seen == [(1, 1, [0, 1], False), (2, 2, [0, 1, 2], False)]
+
+
+def test_progress_names_exits_and_parts_and_can_be_silent(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    _train(tiny("silent", epochs=1))
+    assert capsys.readouterr() == ("", "")
+    train(tiny("loud", epochs=1))
+    shown = capsys.readouterr().err
+    assert "3/3" in shown and "epoch 1 train" in shown and "relation_margin" in shown
+
+
+# --- precision, memory format, compilation ---
+
+
+def test_mixed_precision_trains_and_resumes(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = _train(tiny("whole", precision="bf16-mixed"))
+    weights, full = _weights(whole), _weights(_train(tiny("full")))
+    assert all(v.isfinite().all() and v.dtype == full[k].dtype for k, v in weights.items())
+    assert any(not torch.equal(v, full[k]) for k, v in weights.items())
+    config = tiny("cut", precision="bf16-mixed", checkpoint_seconds=0.0)
+    _at_step(monkeypatch, 4, lambda: signal.raise_signal(signal.SIGINT))
+    assert not _train(config).finished
+    _assert_same_training(whole, _train(replace(config, resume=True)))
+
+
+def test_channels_last_is_only_a_memory_format(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    formats: list[bool] = []
+    forward = training.Step.forward
+
+    def watched(self: training.Step, batch: Any) -> Any:
+        weight = dict(self.network.named_parameters())["backbone.stages.1.0.conv1.weight"]
+        formats.append(weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous())
+        return forward(self, batch)
+
+    monkeypatch.setattr(training.Step, "forward", watched)
+    config = tiny("last", channels_last=True)
+    last = _train(config)
+    assert formats == [True] * 6
+    weights, plain = _weights(last), _weights(_train(tiny("plain")))
+    for name, value in plain.items():
+        torch.testing.assert_close(weights[name], value, atol=2e-4, rtol=2e-3)
+    _at_step(monkeypatch, 4, lambda: signal.raise_signal(signal.SIGINT))
+    cut = tiny("cut", channels_last=True)
+    _train(cut)
+    _assert_same_training(last, _train(replace(cut, resume=True)))
+
+
+def test_compile_compiles_the_network_and_keeps_its_names(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[nn.Module] = []
+    compile_ = nn.Module.compile
+
+    def eagerly(self: nn.Module) -> None:  # the default backend takes a minute of a C++ compiler; what is traced is the same
+        compiled.append(self)
+        compile_(self, backend="eager")
+
+    monkeypatch.setattr(nn.Module, "compile", eagerly)
+    run = _train(tiny("compiled", compile=True, epochs=1))
+    assert [type(m).__name__ for m in compiled] == ["MultiExitNetwork"]
+    weights, plain = _weights(run), _weights(_train(tiny("plain", epochs=1)))
+    assert weights.keys() == plain.keys() and all(torch.allclose(v, plain[k], atol=1e-4) for k, v in weights.items())
+
+
+# --- stop and resume ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [1, 2, 3, 4, 5])
+def test_a_stopped_training_ends_as_if_never_stopped(
+    tiny: Tiny, tiny_run: Run, monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals
+) -> None:
+    _at_step(monkeypatch, step, lambda: signal.raise_signal(number))
+    config = tiny(validation_fraction=0.2)
+    run = _train(config)
+    assert not run.finished and run.test is None and run.epochs_done == step // 3
+    _, metadata = files.read_tensors(run.path / "checkpoint.safetensors")
+    position = json.loads(metadata["position"])
+    assert (position["epoch"], position["step"]) == divmod(step, 3)  # the step was finished, and none begun after it
+    assert f"{step // 3} of 2 epochs" in repr(run)
+    monkeypatch.undo()
+    rest: list[int] = []
+    _at_step(monkeypatch, 6 - step, lambda: rest.append(6 - step))
+    _at_step(monkeypatch, 7 - step, lambda: rest.append(7 - step))
+    _assert_same_training(tiny_run, _train(replace(config, resume=True)))
+    assert rest == [6 - step]  # it went on from there, and did not begin anew
+
+
+def test_a_stop_in_the_last_step_finishes_the_run(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    _at_step(monkeypatch, 6, lambda: signal.raise_signal(signal.SIGINT))
+    assert _train(tiny()).finished
+
+
+def test_a_stop_between_epochs_and_many_stops(tiny: Tiny, tiny_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny(validation_fraction=0.2, resume=True)  # there is nothing to resume yet: it begins
+
+    def stop_after_first(run: Run) -> None:
+        if run.epochs_done == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    run = _train(config, on_epoch=stop_after_first)
+    assert run.epochs_done == 1 and not run.finished
+    while not run.finished:
+        _at_step(monkeypatch, 1, lambda: signal.raise_signal(signal.SIGINT))
+        run = _train(config)
+        monkeypatch.undo()
+    _assert_same_training(tiny_run, run)
+
+
+def test_the_second_signal_acts_as_usual_and_the_run_survives_it(
+    tiny: Tiny, tiny_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny(validation_fraction=0.2, checkpoint_seconds=0.0)
+
+    def twice() -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    _at_step(monkeypatch, 5, twice)
+    with pytest.raises(KeyboardInterrupt):
+        _train(config)
+    _assert_same_training(tiny_run, _train(replace(config, resume=True)))
+
+
+def test_a_training_that_its_caller_breaks_off_can_be_resumed(tiny: Tiny, tiny_run: Run) -> None:
+    def no_more(run: Run) -> None:
+        raise StopIteration("enough")
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(StopIteration, match="enough"):
+        _train(tiny(validation_fraction=0.2), on_epoch=no_more)
+    assert signal.getsignal(signal.SIGINT) is before
+    _assert_same_training(tiny_run, _train(tiny(validation_fraction=0.2, resume=True)))
+
+
+def test_a_thread_may_train_beside_the_main_one(tiny: Tiny, tiny_run: Run) -> None:
+    """There it can set no signal handlers, and no notebook that watches it needs them."""
+    runs: list[Run] = []
+    thread = threading.Thread(target=lambda: runs.append(_train(tiny(validation_fraction=0.2))))
+    thread.start()
+    thread.join(60)
+    _assert_same_training(tiny_run, runs[0])
+
+
+def test_workers_and_places_may_change_on_resume(
+    tiny: Tiny, tiny_run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _at_step(monkeypatch, 4, lambda: signal.raise_signal(signal.SIGINT))
+    _train(tiny("cut", validation_fraction=0.2))
+    moved = shutil.move(tmp_path / "cut", tmp_path / "moved")
+    again = tiny("moved", validation_fraction=0.2, resume=True, workers=0, checkpoint_seconds=1.0, data_root="elsewhere")
+    assert str(again.path) == str(moved)
+    _assert_same_training(tiny_run, _train(again))
+
+
+def test_a_finished_run_is_returned_as_it_is(tiny: Tiny) -> None:
+    run = _train(tiny())
+    before = _contents(run.path)
+    again = _train(tiny(resume=True))
+    assert _contents(run.path) == before and again.test == run.test
+
+
+def test_an_existing_run_is_never_touched_without_resume(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    _at_step(monkeypatch, 4, lambda: signal.raise_signal(signal.SIGINT))
+    run = _train(tiny())
+    before = _contents(run.path)
+    with pytest.raises(CorsdError, match=rf"{run.path} holds a run already: resume it \(resume=True, --resume\), or"):
+        _train(tiny(epochs=9))
+    (run.path / "config.json").rename(run.path / "old.json")
+    with pytest.raises(CorsdError, match=rf"{run.path} holds a checkpoint.safetensors but no config.json"):
+        _train(tiny(resume=True))
+    (run.path / "old.json").rename(run.path / "config.json")
+    assert _contents(run.path) == before
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"lr": 0.1}, "lr was 0.05, is 0.1"),
+        ({"epochs": 5}, "epochs was 2, is 5"),
+        ({"width": 6, "seed": 4}, "width was 4, is 6, seed was 0, is 4"),
+        ({"method_options": {"margin": 2.0}}, "method_options was {.*'margin': 1.0.*}, is {.*'margin': 2.0.*}"),
+        ({"milestones": (0.1,)}, r"milestones was \[0.5, 0.75\], is \[0.1\]"),
+    ],
+)
+def test_a_resume_with_another_configuration_is_refused(
+    tiny: Tiny, tiny_run: Run, changes: dict[str, Any], message: str
+) -> None:
+    before = _contents(tiny_run.path)
+    config = tiny(validation_fraction=0.2, resume=True, **changes)
+    with pytest.raises(CorsdError, match=rf"holds a run of another configuration: {message}$"):
+        _train(replace(config, out=str(tiny_run.path)))
+    assert _contents(tiny_run.path) == before
+
+
+def test_a_checkpoint_of_another_architecture_is_one_error(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    _at_step(monkeypatch, 4, lambda: signal.raise_signal(signal.SIGINT))
+    run, other = _train(tiny("run")), _train(tiny("other", width=6))
+    shutil.copy(other.path / "checkpoint.safetensors", run.path)
+    with pytest.raises(CorsdError, match=rf"{run.path}/checkpoint.safetensors is of another architecture: network.* in this"):
+        _train(tiny("run", resume=True))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "weights"])
+def test_a_damaged_checkpoint_is_one_error(tiny: Tiny, tiny_run: Run, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    _at_step(monkeypatch, 4, lambda: signal.raise_signal(signal.SIGINT))
+    run = _train(tiny())
+    file = run.path / "checkpoint.safetensors"
+    if damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-7])
+        message = "is not a whole safetensors file"
+    else:
+        shutil.copy(tiny_run.path / "weights.safetensors", file)
+        message = "is not a checkpoint: it does not say where the training stood"
+    with pytest.raises(CorsdError, match=rf"{file} {message}"):
+        _train(tiny(resume=True))
+
+
+def test_a_directory_that_cannot_be_written_is_one_error(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CorsdError, match=rf"cannot write {tmp_path}/file/run/config.json: Not a directory"):
+        _train(tiny(out=str(tmp_path / "file" / "run")))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_devices_that_are_not_there_are_one_error(tiny: Tiny) -> None:
+    with pytest.raises(CorsdError, match="cannot train with accelerator 'tpu', devices 1, num_nodes 1, precision '32-true': "):
+        _train(tiny(accelerator="tpu"))
+
+
+def test_batches_larger_than_the_data_for_all_processes_are_one_error(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BatchSource, "rows", lambda *_: [])
+    with pytest.raises(CorsdError, match="batch_size 16 x 1 processes leaves no batch of train"):
+        _train(tiny())
+
+
+# --- divergence ---
+
+
+def _rate_explodes_at(monkeypatch: pytest.MonkeyPatch, step: int, rate: float) -> None:
+    monkeypatch.setattr(training, "learning_rate", lambda s, steps, config: rate if s >= step else 0.05)
+
+
+def _assert_all_finite(file: Path) -> None:
+    tensors, _ = files.read_tensors(file)
+    bad = [name for name, value in tensors.items() if not value.isfinite().all()]
+    assert len(tensors) > 20 and not bad
+
+
+@pytest.mark.parametrize("rate", [1e20, 1e35])
+@pytest.mark.parametrize("step", [3, 4, 5])
+def test_a_diverged_training_stops_and_keeps_the_last_good_checkpoint(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, step: int, rate: float
+) -> None:
+    _rate_explodes_at(monkeypatch, step, rate)
+    config = tiny(checkpoint_seconds=0.0, epochs=3)
+    with pytest.raises(
+        CorsdError, match=r"training diverged at epoch \d, step \d: .*checkpoint is kept in .*lower lr"
+    ) as caught:
+        _train(config)
+    assert "\n" not in str(caught.value)
+    run = load_run(config.path)
+    assert not run.finished and run.epochs_done >= 1
+    for file in [run.path / "checkpoint.safetensors", *(run.path / "probes").iterdir()]:
+        _assert_all_finite(file)
+    network = run.network()
+    assert all(z.isfinite().all() for z in network(torch.randn(2, 1, 8, 8)).logits)
+    assert np.isfinite(run.metrics.to_numpy()).all()
+    with pytest.raises(CorsdError, match="training diverged"):  # from the checkpoint it goes the same way
+        _train(replace(config, resume=True))
+
+
+def test_a_state_that_is_not_finite_is_never_recorded(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of finite loss may spoil the weights: the next loss would tell, but after the last step there is none."""
+    step = Trainer._step
+
+    def spoiled(self: Trainer, batch: Any) -> Any:
+        out = step(self, batch)
+        if self._done() == 5:
+            next(self.network.parameters()).data[0] = torch.nan
+        return out
+
+    monkeypatch.setattr(Trainer, "_step", spoiled)
+    config = tiny()
+    with pytest.raises(CorsdError, match=r"training diverged at epoch 2, step 3: no longer finite: network\.backbone"):
+        _train(config)
+    run = load_run(config.path)
+    assert run.epochs_done == 1 and not run.finished and list(run.probes) == [0, 1]
+    _assert_all_finite(run.path / "checkpoint.safetensors")
+
+
+def test_a_training_that_diverges_at_once_says_that_there_is_no_checkpoint(tiny: Tiny) -> None:
+    with pytest.raises(CorsdError, match=r"training diverged at epoch 1, step \d: .*there was no checkpoint yet"):
+        _train(tiny(lr=1e20))
+
+
+# --- SIGKILL ---
+
+
+def _killed_before_write(config: TrainConfig, number: int) -> int:
+    """Train in a child that is killed before its `number`-th file stands under its name, with the neighbour written."""
+    count, replace_ = itertools.count(1), os.replace
+
+    def counted(source: Path, target: Path) -> None:
+        if next(count) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace_(source, target)
+
+    def action() -> None:
+        files.os.replace = counted  # type: ignore[assignment]
+        _train(config)
+
+    return _status_of_child(action)
+
+
+WRITES = 3 + 2 * (2 + 3) + 2  # to begin; an epoch's checkpoints, metrics, snapshot, checkpoint; weights and test
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(1, WRITES + 1))
+def test_killed_between_any_two_writes_it_resumes_bit_for_bit(tiny: Tiny, tiny_run: Run, number: int) -> None:
+    """What is on disk changes only when a file is renamed: these are all the moments that there are."""
+    config = tiny(validation_fraction=0.2, checkpoint_seconds=0.0, resume=True)
+    assert _killed_before_write(config, number) == -signal.SIGKILL
+    _assert_same_training(tiny_run, _train(config))
+
+
+def test_the_moments_of_death_are_all_there_are(tiny: Tiny) -> None:
+    config = tiny(validation_fraction=0.2, checkpoint_seconds=0.0)
+    assert _killed_before_write(config, WRITES + 1) == 0 and load_run(config.path).finished
+
+
+def test_killed_again_and_again_it_comes_to_the_end(tiny: Tiny) -> None:
+    whole = _train(tiny("whole", method="byot"))
+    config = tiny("cut", method="byot", checkpoint_seconds=0.0, resume=True)
+    deaths = 0
+    while _killed_before_write(config, 6) == -signal.SIGKILL:  # config, probe set, snapshot and two steps, or less to begin
+        deaths += 1
+        assert deaths < 10
+    assert deaths >= 2
+    _assert_same_training(whole, load_run(config.path))
+
+
+LONGER: dict[str, Any] = {"per_class": 40, "epochs": 4}  # 25 steps an epoch: a second in all
+WORDS = [f"--{k.replace('_', '-')}={v}" for k, v in {**TINY, **LONGER, "probe_size": 50, "checkpoint_seconds": 0.02}.items()]
+
+
+@pytest.fixture(scope="module")
+def longer_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """What never stopping gives."""
+    out = str(tmp_path_factory.mktemp("longer") / "run")
+    return _train(TrainConfig(**{**TINY, **LONGER, "probe_size": 50, "out": out}))
+
+
+def _steps_saved(out: Path) -> int:
+    file = out / "checkpoint.safetensors"
+    position = json.loads(files.read_tensors(file)[1]["position"]) if file.is_file() else {"epoch": 0, "step": 0}
+    return 25 * position["epoch"] + position["step"]
+
+
+def test_killed_at_any_time_it_resumes_bit_for_bit(tmp_path: Path, longer_run: Run) -> None:
+    out = tmp_path / "run"
+    moments: list[Callable[[], bool]] = [
+        lambda: (out / "config.json").is_file(),  # before the first checkpoint, or just after it
+        lambda: _steps_saved(out) % 25 > 0,  # within an epoch
+        lambda: (out / "metrics.jsonl").is_file(),  # where an epoch was recorded and the next begins
+        lambda: _steps_saved(out) > 60,
+    ]
+    for moment in moments:
+        pid = os.fork()
+        if pid == 0:
+            cli.main(["train", *WORDS, "--out", str(out), "--resume", "--quiet"])
+            os._exit(0)
+        while not moment():
+            assert os.waitpid(pid, os.WNOHANG) == (0, 0), "it ended too early"
+            time.sleep(0.001)
+        os.kill(pid, signal.SIGKILL)
+        assert _awaited(pid) == -signal.SIGKILL
+        assert not load_run(out).finished
+    cli.main(["train", *WORDS, "--out", str(out), "--resume", "--quiet"])
+    _assert_same_training(longer_run, load_run(out))
+
+
+@pytest.mark.slow
+def test_the_command_survives_a_kill_and_its_hint_after_ctrl_c_goes_on(tmp_path: Path, longer_run: Run) -> None:
+    out = tmp_path / "a run"
+    process = _corsd("train", *WORDS, "--out", str(out), "--quiet")
+    _wait_until(lambda: _steps_saved(out) > 10, process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and not load_run(out).finished
+    before = _steps_saved(out)
+    process = _corsd("train", *WORDS, "--out", str(out), "--resume")
+    _wait_until(lambda: _steps_saved(out) > before, process)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in errors, errors
+    assert "of 4 epochs" in output and not load_run(out).finished
+    name, *words = shlex.split(output.splitlines()[-1].partition("go on with: ")[2])
+    assert name == "corsd"
+    cli.main([*words, "--quiet"])
+    _assert_same_training(longer_run, load_run(out))
+
+
+def test_ctrl_c_does_not_reach_the_decoding_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C of a terminal goes to the whole process group, the workers of a streamed data set among it."""
+    draw = np.random.default_rng(0)
+    for part, kind, i in itertools.product(("train", "val"), "ab", range(12)):
+        file = tmp_path / "pictures" / part / kind / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (18, 18, 3), dtype=np.uint8)).save(file)
+    monkeypatch.setattr("corsd_lib.datasets.folders.MEMORY_LIMIT", 0)
+    sizes = ["--image-size", "16", "--width", "4", "--batch-size", "4", "--epochs", "2", "--probe-size", "4"]
+    names = ["--data", f"folder:{tmp_path / 'pictures'}", "--accelerator", "cpu", "--method", "baseline", "--quiet"]
+
+    def command(out: str) -> None:
+        cli.main(["train", *names, *sizes, "--out", str(tmp_path / out), "--resume"])
+
+    def interrupted() -> None:
+        os.setsid()
+        _at_step(monkeypatch, 3, lambda: os.killpg(0, signal.SIGINT))
+        command("cut")
+
+    assert _status_of_child(lambda: command("whole")) == 0
+    assert _status_of_child(interrupted) == 0
+    assert not load_run(tmp_path / "cut").finished
+    assert _status_of_child(lambda: command("cut")) == 0
+    _assert_same_training(load_run(tmp_path / "whole"), load_run(tmp_path / "cut"))
+
+
+# --- several processes ---
+
+# Terms of weight 0 too, whose parameters never get a gradient, and a checkpoint after every step.
+NONE = [f"{k}=0" for k in ("auxiliary_intra", "auxiliary_inter", "auxiliary_kd_intra", "auxiliary_kd_inter", "logit_relation")]
+SHARED = ["--devices=2", "--batch-size=8", "--per-class=5", "--epochs=2", "--checkpoint-seconds=0", "--validation-fraction=0.2"]
+
+
+def _together(folder: Path, actions: Callable[[int], object]) -> list[tuple[int, str]]:
+    """Run `actions(rank)` in two processes as torchrun starts them; exit status and output of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    children = []
+    for rank in (0, 1):
+        pid = os.fork()
+        if pid == 0:
+            os.environ |= {"TORCHELASTIC_RUN_ID": "x", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+            with open(folder / f"output{rank}.txt", "w") as output:
+                os.dup2(output.fileno(), 1)
+                os.dup2(output.fileno(), 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+            os._exit(_exit_status(partial(actions, rank)))
+        children.append(pid)
+    status = [_awaited(pid) for pid in children]
+    return [(s, (folder / f"output{rank}.txt").read_text()) for rank, s in enumerate(status)]
+
+
+def test_two_processes_train_one_network_stop_and_resume_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def command(rank: int, *more: str) -> None:
+        states: list[dict[str, Tensor]] = []
+        run = Trainer.run
+
+        def watched(self: Trainer, *arguments: Any) -> None:
+            run(self, *arguments)
+            rows = {f"rows{epoch}": torch.cat(self.source.rows(epoch)).sort().values for epoch in range(2)}
+            states.append(dict(self.module.named_parameters()) | rows)
+
+        monkeypatch.setattr(Trainer, "run", watched)
+        words = ["train", *WORDS, *SHARED, *more, "--out", str(tmp_path / "run"), "--quiet", "--method-options", *NONE]
+        cli.main(words)
+        files.write_tensors(tmp_path / f"state{rank}", states[0])
+
+    def interrupted(rank: int) -> None:
+        if rank == 0:  # the signal reaches one process: the other must stop at the same step
+            _at_step(monkeypatch, 2, lambda: signal.raise_signal(signal.SIGINT))
+        command(rank)
+
+    (first, told), (second, silent) = _together(tmp_path, interrupted)
+    assert (first, second) == (0, 0), told + silent
+    assert "go on with: " in told and "corsd on digits" not in silent  # one process reports
+    assert _steps_saved(tmp_path / "run") == 2
+    (first, told), (second, silent) = _together(tmp_path, lambda rank: command(rank, "--resume"))
+    assert (first, second) == (0, 0), told + silent
+    assert "exit 3" in told and "exit 3" not in silent
+    mine, other = (files.read_tensors(tmp_path / f"state{rank}")[0] for rank in (0, 1))
+    weights = [k for k in mine if not k.startswith("rows")]
+    assert len(weights) > 50 and all(torch.equal(mine[k], other[k]) for k in weights)
+    for rows in ("rows0", "rows1"):
+        assert len(mine[rows]) == len(other[rows]) == 24 and not torch.isin(mine[rows], other[rows]).any()
+    run = load_run(tmp_path / "run")
+    assert run.finished and run.metrics["images"].tolist() == [48, 48] and run.metrics["step"].tolist() == [3, 6]
+    assert all(v.isfinite().all() for v in _weights(run).values()) and np.isfinite(run.metrics.to_numpy()).all()
+    assert not list(run.path.rglob(".*"))
+
+
+def test_processes_agree_that_a_training_diverged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One loss that is not finite stops all of them, with one error each and no deadlock."""
+    method = METHODS["baseline"]
+    forward = method.forward
+
+    def spoiled(self: Any, out: Any, batch: Any) -> dict[str, Tensor]:
+        parts = forward(self, out, batch)
+        return {k: v * torch.nan for k, v in parts.items()} if os.environ["RANK"] == "1" and batch.progress > 0.4 else parts
+
+    monkeypatch.setattr(method, "forward", spoiled)
+    words = ["train", *WORDS, *SHARED, "--out", str(tmp_path / "run"), "--quiet", "--method", "baseline"]
+    for status, output in _together(tmp_path, lambda rank: cli.main(words)):
+        assert status == 2 and "corsd: error: training diverged at epoch 2, step 1: the loss is not finite" in output
+    assert _steps_saved(tmp_path / "run") == 25  # 1 epoch, 0 steps
+    _assert_all_finite(tmp_path / "run" / "checkpoint.safetensors")
+
+
+@pytest.mark.slow
+def test_the_command_starts_its_second_process_itself(tmp_path: Path) -> None:
+    words = ["train", *WORDS, *SHARED, "--out", str(tmp_path / "run"), "--quiet", "--method", "baseline"]
+    output, errors = (process := _corsd(*words)).communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert output.count("exit 1") == 1  # one report
+    words[words.index("--out") + 1] = str(tmp_path / "together")
+    assert [status for status, _ in _together(tmp_path, lambda rank: cli.main(words))] == [0, 0]
+    _assert_same_training(load_run(tmp_path / "together"), load_run(tmp_path / "run"))
