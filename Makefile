@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 WORKERS ?= 2
+# What `make lab` opens: the walkthrough's own executed copy where there is one.
+NOTEBOOK ?= $(if $(wildcard walkthrough/01_walkthrough.ipynb),walkthrough,notebooks)/01_walkthrough.ipynb
 # For JupyterLab, such as --no-browser or --port 9000.
 LAB_FLAGS ?=
 
@@ -17,7 +19,7 @@ UNIT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTEST) -n $(WORKERS)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv walkthrough lab test test-fast unit test-notebooks lint types format bench clean
+.PHONY: help venv walkthrough lab test test-fast unit test-notebooks lint types format notebooks bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-16s%s\n' "$$name" "$$text"; done
@@ -43,7 +45,7 @@ walkthrough: venv  ## train on the embedded data, print the table, execute the f
 	$(BIN)/python -m corsd_lib.walkthrough
 
 lab: venv  ## open the first notebook in JupyterLab
-	$(BIN)/python -m jupyter lab $(LAB_FLAGS) notebooks/01_walkthrough.ipynb
+	$(BIN)/python -m jupyter lab $(LAB_FLAGS) $(NOTEBOOK)
 
 test: lint types unit test-notebooks  ## everything: lint, types, unit tests, notebooks
 
@@ -66,6 +68,9 @@ types: venv  ## mypy on the library
 format: venv  ## let ruff mend and format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+notebooks: venv  ## execute the sources into notebooks/*.ipynb, outputs and pictures included
+	$(BIN)/python notebooks/build.py
 
 bench: venv  ## measure speed, write results/bench.json
 	$(BIN)/corsd bench --out results/bench.json

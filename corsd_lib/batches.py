@@ -339,6 +339,7 @@ def _items(rows: Tensor, generator: torch.Generator | None = None) -> list[Item]
 
 def _decoded(files: ImageFiles, size: int, items: Iterable[list[Item]], workers: int, device: torch.device) -> Iterator[Tensor]:
     """The batches uint8 (B, 3, `size`, `size`) of `items`, in their order whatever the number of workers."""
+    import torchvision.transforms.v2  # noqa: F401  before the workers fork: each would import it again, every epoch
     from torch.utils.data import DataLoader
 
     loader = DataLoader(

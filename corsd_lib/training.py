@@ -202,7 +202,9 @@ class Trainer:
         c = self.config
         done = self.epoch * self.steps_per_epoch + self.step
         hidden = not (progress and self.fabric.is_global_zero)
-        with tqdm(total=c.epochs * self.steps_per_epoch, initial=done, disable=hidden, desc=c.method) as bar:
+        with tqdm(
+            total=c.epochs * self.steps_per_epoch, initial=done, disable=hidden, desc=c.method, dynamic_ncols=True
+        ) as bar:
             while self.epoch < c.epochs:
                 if not self._epoch(stop, bar):
                     return

@@ -4,8 +4,6 @@ import json
 import re
 import shlex
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -276,12 +274,6 @@ def test_an_interrupt_with_nothing_to_save_ends_without_a_traceback(monkeypatch:
     with pytest.raises(SystemExit) as end:
         cli.main(["data", "digits"])
     assert end.value.code == 130 and capsys.readouterr() == ("", "")
-
-
-@pytest.mark.slow
-def test_the_module_is_the_command() -> None:
-    done = subprocess.run([sys.executable, "-m", "corsd_lib", "data", "mnist"], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("corsd: error: data set 'mnist'") and done.stderr.count("\n") == 1
 
 
 # --- real data ---

@@ -33,12 +33,6 @@ def test_the_package_itself_loads_nothing_heavy() -> None:
     assert "corsd_lib" in loaded and not loaded & {*HEAVY, "torch", "numpy"}
 
 
-def test_what_a_training_script_imports_loads_nothing_heavy() -> None:
-    loaded = _loaded_after("from corsd_lib import TrainConfig, build_method, build_network, evaluate, load_run, train")
-    assert "corsd_lib.training" in loaded and "torch" in loaded
-    assert not loaded & set(HEAVY)
-
-
 @pytest.mark.parametrize("name", [n for n in corsd_lib.__all__ if n != "__version__"])
 def test_every_public_name_is_there_under_its_own_name(name: str) -> None:
     value = getattr(corsd_lib, name)
@@ -53,18 +47,22 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
 
 
 CLOCK = """
-import time
+import sys, time
 start = time.perf_counter()
 import torch
 alone = time.perf_counter()
 import corsd_lib
 from corsd_lib import TrainConfig, build_method, build_network, evaluate, load_dataset, load_run, train
-print((time.perf_counter() - start) / (alone - start))
+print((time.perf_counter() - start) / (alone - start), *sys.modules)
 """
 
 
 @pytest.mark.slow
-def test_the_import_takes_less_than_one_and_a_half_times_that_of_torch() -> None:
-    """With all names that a training wants; the best of some runs, since others may wait for the disk or the processor."""
-    ratios = [float(subprocess.run([sys.executable, "-c", CLOCK], capture_output=True, check=True).stdout) for _ in range(3)]
+def test_what_a_training_script_imports_is_little_more_than_torch() -> None:
+    """Under 1.5 times the time of torch; the best of some runs, since others may wait for the disk or the processor."""
+    run = [sys.executable, "-c", CLOCK]
+    outputs = [subprocess.run(run, capture_output=True, text=True, check=True).stdout.split() for _ in range(3)]
+    for _, *loaded in outputs:
+        assert "corsd_lib.training" in loaded and not set(loaded) & set(HEAVY)
+    ratios = [float(ratio) for ratio, *_ in outputs]
     assert min(ratios) < 1.5, ratios

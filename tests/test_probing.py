@@ -163,10 +163,24 @@ def test_relations_of_maps_are_those_of_a_loop_over_pairs(digits: ImageData) -> 
 
 def test_pairs_of_maps_are_taken_of_some_images_of_each_class(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     network, method = _parts("corsd_release", hidden=8)
-    seen: list[int] = []
-    monkeypatch.setattr(MapRelation, "scores", lambda self, maps: seen.append(len(maps)) or torch.rand(len(maps), len(maps)))  # type: ignore[func-returns-value]
-    tensors = ProbeSet(digits, 1000).snapshot(network, method)
-    assert seen == [250] * 3 and len(tensors["logits.0"]) > 250  # 256 // 10 of each class
+    seen: list[Tensor] = []
+
+    def scores(self: MapRelation, maps: Tensor) -> Tensor:
+        seen.append(maps)
+        return torch.rand(len(maps), len(maps))
+
+    monkeypatch.setattr(MapRelation, "scores", scores)
+    probe = ProbeSet(replace(digits, validation=None), 1000)
+    tensors = probe.snapshot(network, method)
+    assert len(tensors["logits.0"]) == 797  # more than one batch of the evaluation
+    labels = probe.split.labels.tolist()
+    rows = [i for i, label in enumerate(labels) if labels[:i].count(label) < 25]  # 256 // 10
+    ((images, _),) = evaluation_batches(digits, probe.split, batch_size=1000)
+    with torch.no_grad():
+        features = network.eval()(images).features
+    assert len(seen) == 3
+    for maps, expected in zip(seen, features, strict=True):
+        torch.testing.assert_close(maps, expected[rows], atol=1e-5, rtol=1e-4)
     assert all(tensors[f"relations.{k}"].isfinite().all() for k in range(3))
 
 

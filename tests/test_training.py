@@ -38,6 +38,7 @@ from corsd_lib.runs import Run, TrainConfig, load_run
 from corsd_lib.training import Trainer, learning_rate, train
 
 Tiny = Callable[..., TrainConfig]
+_SPLITS = ("train", "test")
 TINY: dict[str, Any] = {"per_class": 5, "width": 4, "epochs": 2, "batch_size": 16, "lr": 0.05, "accelerator": "cpu"}
 
 
@@ -424,27 +425,34 @@ def test_mixed_precision_trains_and_resumes(tiny: Tiny, monkeypatch: pytest.Monk
 
 
 def test_channels_last_is_only_a_memory_format(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load_dataset("digits", per_class=5)
+    colour = {
+        name: replace(split, images=split.images.repeat(1, 3, 1, 1)) for name, split in vars(data).items() if name in _SPLITS
+    }
+    data = replace(data, mean=data.mean * 3, std=data.std * 3, **colour)
     formats: list[bool] = []
     forward = training.Step.forward
 
     def watched(self: training.Step, batch: Any) -> Any:
         weight = dict(self.network.named_parameters())["backbone.stages.1.0.conv1.weight"]
-        formats.append(weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous())
+        last = [x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous() for x in (weight, batch.images)]
+        formats.append(all(last))
         return forward(self, batch)
 
     monkeypatch.setattr(training.Step, "forward", watched)
     config = tiny("last", channels_last=True)
-    last = _train(config)
+    last = _train(config, data=data)
     assert formats == [True] * 6
-    weights, plain = _weights(last), _weights(_train(tiny("plain")))
+    weights, plain = _weights(last), _weights(_train(tiny("plain"), data=data))
     for name, value in plain.items():
         torch.testing.assert_close(weights[name], value, atol=2e-4, rtol=2e-3)
     _at_step(monkeypatch, 4, lambda: signal.raise_signal(signal.SIGINT))
     cut = tiny("cut", channels_last=True)
-    _train(cut)
-    _assert_same_training(last, _train(replace(cut, resume=True)))
+    _train(cut, data=data)
+    _assert_same_training(last, _train(replace(cut, resume=True), data=data))
 
 
+@pytest.mark.slow
 def test_compile_compiles_the_network_and_keeps_its_names(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[nn.Module] = []
     compile_ = nn.Module.compile
@@ -463,8 +471,7 @@ def test_compile_compiles_the_network_and_keeps_its_names(tiny: Tiny, monkeypatc
 # --- stop and resume ---
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("step", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("step,number", list(zip(range(1, 6), itertools.cycle([signal.SIGINT, signal.SIGTERM]), strict=False)))
 def test_a_stopped_training_ends_as_if_never_stopped(
     tiny: Tiny, tiny_run: Run, monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals
 ) -> None:

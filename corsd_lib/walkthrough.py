@@ -1,0 +1,128 @@
+"""The first thing to run: `python -m corsd_lib.walkthrough` (`make walkthrough`).
+
+Trains the plain network and CORSD on the embedded digits, prints what every exit is worth, executes the first notebook on these
+runs and makes a page of it that needs neither kernel nor network. What is trained already is opened, not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from corsd_lib.errors import CorsdError
+
+if TYPE_CHECKING:
+    from corsd_lib.runs import Run, TrainConfig
+
+__all__ = ["main", "plan"]
+
+# The parameters of notebooks/01_walkthrough.ipynb; a test keeps the two alike.
+EPOCHS, PER_CLASS, SEED = 120, 10, 0
+METHODS = {"baseline": "probe", "CORSD": "corsd"}  # `probe` is the baseline with exits that watch
+NOTEBOOK = "01_walkthrough.ipynb"
+
+
+def plan(method: str, runs: str | Path, epochs: int = EPOCHS, per_class: int = PER_CLASS, seed: int = SEED) -> TrainConfig:
+    """The training of `method` in the first notebook, as its cells spell it out; `runs` is its `run_directory`."""
+    from corsd_lib.runs import TrainConfig
+
+    return TrainConfig(
+        data="digits",
+        per_class=per_class,
+        network="resnet8",
+        method=method,
+        epochs=epochs,
+        batch_size=25,
+        probe_size=200,
+        probe_every=3,
+        seed=seed,
+        out=f"{runs}/{method}-{per_class}-a-class-{epochs}-epochs-seed-{seed}",
+        resume=True,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the walkthrough. A `CorsdError` ends with one line on stderr and status 2."""
+    parser = argparse.ArgumentParser("python -m corsd_lib.walkthrough", description=(__doc__ or "").split("\n\n")[1])
+    parser.add_argument("--out", default="walkthrough", type=Path, help="where runs and pages go (default: %(default)s)")
+    parser.add_argument("--epochs", default=EPOCHS, type=int, help="passes over the training images (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        walk(options.out, options.epochs)
+    except CorsdError as error:
+        print(f"walkthrough: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def walk(out: Path, epochs: int) -> None:
+    """Everything that `make walkthrough` does, under the folder `out`."""
+    print(
+        f"Two trainings on {10 * PER_CLASS} handwritten digits, then a notebook about them. All of it goes to {out}/",
+        flush=True,
+    )
+    runs = train_both(out / "runs", epochs)
+    if any(run.test is None for run in runs.values()):
+        print("Stopped. Run the same command again to go on from here.")
+        return
+    print(f"\nTest accuracy (%) of every exit\n{table({name: run.test or {} for name, run in runs.items()})}\n")
+    print("One seed and a small test set: differences of two or three points can be chance.\n", flush=True)
+    from corsd_lib._notebooks import write_page
+
+    notebook = execute(find_notebook(), out, epochs)
+    page = write_page(notebook)
+    print(f"\nRead it:     {page.resolve().as_uri()}\nWork in it:  make lab   (or: jupyter lab {notebook})")
+
+
+def train_both(runs: Path, epochs: int) -> dict[str, Run]:
+    """The two runs by name, trained with a progress bar or opened."""
+    import torch
+
+    from corsd_lib.training import train
+
+    torch.set_num_threads(1)  # as in the notebook: the images are tiny
+    return {name: train(plan(method, runs, epochs)) for name, method in METHODS.items()}
+
+
+def table(tests: Mapping[str, Mapping[str, Any]]) -> str:
+    """Top-1 of every exit and of the ensemble, a row for each of two runs and one for their difference."""
+    rows = {name: [e["top1"] for e in (*test["exits"], test["ensemble"])] for name, test in tests.items()}
+    first, second = rows.values()
+    columns = [*(f"exit {k}" for k in range(1, len(first))), "ensemble"]
+    lines = [" " * 10 + "".join(f"{column:>10}" for column in columns)]
+    lines += [f"{name:<10}" + "".join(f"{value:10.1f}" for value in values) for name, values in rows.items()]
+    return "\n".join([*lines, f"{'change':<10}" + "".join(f"{b - a:+10.1f}" for a, b in zip(first, second, strict=True))])
+
+
+def find_notebook() -> Path:
+    """The first notebook, in this clone. Raises `CorsdError` where there is none."""
+    places = [Path("notebooks"), Path(__file__).resolve().parent.parent / "notebooks"]
+    for place in places:
+        if (place / NOTEBOOK).is_file():
+            return place / NOTEBOOK
+    raise CorsdError(f"{NOTEBOOK} is in none of {', '.join(map(str, places))}: run this from a clone of the repository")
+
+
+def execute(notebook: Path, out: Path, epochs: int) -> Path:
+    """Execute `notebook` on the runs under `out` and write it there, with its pictures."""
+    import nbformat
+    import papermill
+
+    from corsd_lib._notebooks import KERNEL_ARGUMENTS, save
+
+    target = out / notebook.name
+    shutil.copytree(notebook.parent / "images", out / "images", dirs_exist_ok=True)
+    parameters = {"epochs": epochs, "per_class": PER_CLASS, "seed": SEED, "run_directory": str((out / "runs").resolve())}
+    print(f"Executing {notebook.name}", flush=True)
+    papermill.execute_notebook(
+        notebook, target, parameters, cwd=out, kernel_name="python3", progress_bar=False, extra_arguments=KERNEL_ARGUMENTS
+    )
+    save(nbformat.read(target, as_version=4), target)
+    return target
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Figures hold the arrays they were given, in the units and names they claim; bad shapes are refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+import pytest
+
+from corsd_lib import figures
+from corsd_lib.errors import CorsdError
+
+NAMES = ("cat", "dog", "eel")
+MATRIX = np.linspace(0, 1, 9, dtype=np.float32).reshape(3, 3)
+
+
+def metrics(exits: int, epochs: int = 3) -> pd.DataFrame:
+    rows = range(1, epochs + 1)
+    top1 = {f"train_top1.exit{k}": [10.0 * k + e for e in rows] for k in range(1, exits + 1)}
+    return pd.DataFrame({"epoch": list(rows), "lr": 0.1, "loss.total": [3.0, 2.0, 1.0][:epochs], "loss.task": 0.5, **top1})
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of "#rrggbb", WCAG 2."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+
+def seen_by_dichromat(colour: str, kind: str) -> np.ndarray:
+    """Linear RGB of "#rrggbb" without red or green cones: Viénot, Brettel and Mollon 1999."""
+    red, green, blue = ((int(colour[i : i + 2], 16) / 255) ** 2.2 for i in (1, 3, 5))
+    if kind == "protan":
+        return np.array([0.1124 * red + 0.8876 * green, 0.0040 * red - 0.0040 * green + blue])
+    return np.array([0.2928 * red + 0.7072 * green, -0.0223 * red + 0.0223 * green + blue])
+
+
+@pytest.mark.parametrize("kind", ["protan", "deutan"])
+def test_no_two_colours_of_the_palette_look_alike_to_the_colour_blind(kind: str) -> None:
+    seen = [seen_by_dichromat(colour, kind) for colour in figures.PALETTE]
+    distances = [np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]]
+    assert min(distances) > 0.05
+    alike = [seen_by_dichromat(colour, kind) for colour in ("#d62728", "#7a6a00")]  # a red and an olive: the check can fail
+    assert np.linalg.norm(alike[0] - alike[1]) < 0.1
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_text_stands_out_from_the_page_in_both_templates(dark: bool) -> None:
+    layout = figures.template(dark).layout
+    light, deep = sorted(map(luminance, (layout.font.color, layout.paper_bgcolor)), reverse=True)
+    assert (light + 0.05) / (deep + 0.05) > 7
+    assert (luminance(layout.paper_bgcolor) < 0.1) is dark
+    figure = figures.relation_heatmap(MATRIX, NAMES, dark=dark)
+    assert figure.layout.template.layout.paper_bgcolor == layout.paper_bgcolor
+
+
+@pytest.mark.parametrize("matrix", [MATRIX, MATRIX.astype(np.float64), np.rint(MATRIX * 255).astype(np.uint8), MATRIX.tolist()])
+def test_relation_heatmap_shows_scores_between_fixed_ends_as_binary_float32(matrix: Any) -> None:
+    (trace,) = figures.relation_heatmap(matrix, NAMES, "a finding").data
+    assert trace.z.dtype == np.float32
+    np.testing.assert_allclose(trace.z, MATRIX, atol=0.5 / 255)
+    assert (trace.zmin, trace.zmax) == (0, 1)
+    assert list(trace.x) == list(trace.y) == list(NAMES)
+    assert json.loads(go.Figure(trace).to_json())["data"][0]["z"]["dtype"] == "f4"
+
+
+def test_relation_heatmap_escapes_names_and_keeps_equal_ones_apart() -> None:
+    (trace,) = figures.relation_heatmap(MATRIX, ("<b>a</b>", "7", "7")).data
+    assert list(trace.x) == ["&lt;b&gt;a&lt;/b&gt;", "7", "7 (2)"]
+    layout = figures.relation_heatmap(MATRIX, ("1", "2", "30")).layout
+    assert layout.xaxis.type == layout.yaxis.type == "category"  # numbers as names are no positions
+
+
+def test_relation_heatmap_names_every_class_while_there_is_room() -> None:
+    few, many = (figures.relation_heatmap(np.eye(n), [str(i) for i in range(n)]).layout.xaxis.dtick for n in (20, 100))
+    assert few == 1 and many is None
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (3, 2), (3,)])
+def test_relation_heatmap_refuses_other_shapes(shape: tuple[int, ...]) -> None:
+    with pytest.raises(CorsdError, match=rf"{len(shape) and shape[0]}.*3 class names"):
+        figures.relation_heatmap(np.zeros(shape), NAMES)
+
+
+def test_training_curves_draw_every_exit_and_every_part_of_every_run() -> None:
+    figure = figures.training_curves({"one exit": metrics(1), "three <exits>": metrics(3)}, "a finding")
+    drawn = [(trace.name, trace.yaxis) for trace in figure.data]
+    parts = ["total", "task"]
+    assert [name for name, axis in drawn if axis == "y"] == ["exit 1 (the only one)"]
+    assert [name for name, axis in drawn if axis == "y3"] == ["exit 1 (shallowest)", "exit 2", "exit 3 (deepest)"]
+    assert [name for name, axis in drawn if axis == "y2"] == [name for name, axis in drawn if axis == "y4"] == parts
+    deepest = next(trace for trace in figure.data if trace.name == "exit 3 (deepest)")
+    np.testing.assert_array_equal(deepest.y, [31, 32, 33])
+    np.testing.assert_array_equal(deepest.x, [1, 2, 3])
+    assert "(%)" in figure.layout.yaxis.title.text and figure.layout.yaxis2.type == "log"
+    assert "three &lt;exits&gt;: train accuracy" in [note.text for note in figure.layout.annotations]
+
+
+def test_lines_of_a_panel_all_look_different() -> None:
+    styles = [tuple(figures.line_style(i).items()) for i in range(12)]
+    assert len(set(styles)) == 12
+
+
+def test_training_curves_refuse_runs_with_nothing_to_draw() -> None:
+    with pytest.raises(CorsdError, match="'young'"):
+        figures.training_curves({"young": pd.DataFrame()})
+    with pytest.raises(CorsdError, match="at least one"):
+        figures.training_curves({})
+
+
+def test_exit_accuracy_bars_start_at_zero_and_carry_intervals() -> None:
+    accuracy = {"a": [50.0, 60.0], "b": [55.0, 58.25]}
+    figure = figures.exit_accuracy_bars(accuracy, "a finding", error={"a": [1, 2], "b": [3, 4]})
+    assert [trace.name for trace in figure.data] == ["a", "b"]
+    np.testing.assert_array_equal(figure.data[1].y, [55, 58.25])
+    np.testing.assert_array_equal(figure.data[1].error_y.array, [3, 4])
+    assert list(figure.data[1].text) == ["55.0", "58.2"]
+    assert figure.layout.yaxis.range[0] == 0 and "(%)" in figure.layout.yaxis.title.text
+    assert figures.exit_accuracy_bars(accuracy).data[0].error_y.array is None
+    with pytest.raises(CorsdError, match=r"'c': 1"):
+        figures.exit_accuracy_bars({"a": [1, 2], "c": [1]})
+
+
+def test_image_strip_puts_every_pixel_in_its_place() -> None:
+    images = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(3, 1, 4, 4)
+    figure = figures.image_strip(images, ("a", "<b>", "c"), columns=2)
+    canvas, gap = np.asarray(figure.data[0].z), 2
+    np.testing.assert_array_equal(canvas[gap : gap + 4, :4, 0], images[0, 0])
+    np.testing.assert_array_equal(canvas[gap : gap + 4, 4 + gap : 8 + gap, 2], images[1, 0])
+    np.testing.assert_array_equal(canvas[4 + 2 * gap :, :4, 1], images[2, 0])
+    assert (canvas[..., 3] == 255).sum() == images.size
+    assert [note.text for note in figure.layout.annotations] == ["a", "&lt;b&gt;", "c"]
+    colour = np.random.default_rng(0).integers(0, 256, (1, 3, 4, 4), dtype=np.uint8)
+    shown = np.asarray(figures.image_strip(colour, ("x",)).data[0].z)[2:6, :4, :3]
+    np.testing.assert_array_equal(shown, colour[0].transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize(("shape", "kind"), [((2, 4, 4), "uint8"), ((2, 2, 4, 4), "uint8"), ((2, 1, 4, 4), "float32")])
+def test_image_strip_refuses_what_are_no_images(shape: tuple[int, ...], kind: str) -> None:
+    with pytest.raises(CorsdError, match=f"{kind}; allowed: uint8"):
+        figures.image_strip(np.zeros(shape, kind), ("a", "b"))
+    with pytest.raises(CorsdError, match="1 captions for 2 images"):
+        figures.image_strip(np.zeros((2, 1, 4, 4), np.uint8), ("a",))
+
+
+def test_a_long_title_is_broken_and_given_room() -> None:
+    short, long = (figures.relation_heatmap(MATRIX, NAMES, title).layout for title in ("short", "a long finding " * 10))
+    assert "<br>" not in short.title.text and long.title.text.count("<br>") >= 2
+    assert long.margin.t >= short.margin.t + 40
+
+
+def test_png_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def no_browser(*_: Any, **__: Any) -> None:
+        raise RuntimeError("Kaleido requires Google Chrome")
+
+    monkeypatch.setattr(go.Figure, "write_image", no_browser)
+    with pytest.raises(CorsdError, match=r"figure\.png.*corsd_lib\[notebooks\].*Chromium"):
+        figures.save_png(go.Figure(), tmp_path / "figure.png")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium to draw with")
+def test_png_is_drawn(tmp_path: Path) -> None:
+    from PIL import Image
+
+    pytest.importorskip("kaleido")
+    path = figures.save_png(figures.relation_heatmap(MATRIX, NAMES), tmp_path / "figure.png", scale=1)
+    with Image.open(path) as picture:
+        assert picture.size == (560, 540) and len(set(picture.convert("RGB").get_flattened_data())) > 9
+
+
+@pytest.mark.parametrize(("module", "missing"), [("figures", "plotly"), ("widgets", "ipywidgets"), ("widgets", "anywidget")])
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(module: str, missing: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; import corsd_lib.{module}"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert "ModuleNotFoundError" in last and missing in last and "corsd_lib[notebooks]" in last
