@@ -72,8 +72,8 @@ format: venv  ## let ruff mend and format the code
 notebooks: venv  ## execute the sources into notebooks/*.ipynb, outputs and pictures included
 	$(BIN)/python notebooks/build.py
 
-bench: venv  ## measure speed, write results/bench.json
-	$(BIN)/corsd bench --out results/bench.json
+bench: venv  ## measure speed, write results/bench.json and the table of the README
+	$(BIN)/corsd bench --out results/bench.json --readme README.md
 
 clean:  ## remove caches and build products; .venv, data and runs stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -17,20 +17,22 @@ from torch import Tensor, nn
 
 from corsd_lib.batches import BatchSource, triplet_batches
 from corsd_lib.datasets import ImageArrays, ImageData
+from corsd_lib.errors import CorsdError
+from corsd_lib.files import write_atomic
 from corsd_lib.losses import margin_over_triplets
 from corsd_lib.methods import METHODS, Batch, Corsd, build_method
 from corsd_lib.network import ExitOutputs, build_network
 from corsd_lib.provenance import provenance
 from corsd_lib.relation import MapRelation
 
-__all__ = ["bench", "table"]
+__all__ = ["bench", "peak_memory", "table", "write_table"]
 
 CLASSES, BATCH, ANCHORS = 100, 128, 43
 
 
 def bench(quick: bool = False) -> dict[str, Any]:
     """All figures by name: each a dict of `value`, `target` and `what`; and the `provenance`. Minutes on two cores."""
-    repeat = 2 if quick else 7
+    repeat, begun = 2 if quick else 7, provenance()
     figures = {
         "corsd_step_resnet18": step_ratio("resnet18", repeat),
         "relation_share_resnet18": relation_share("resnet18", repeat),
@@ -40,15 +42,25 @@ def bench(quick: bool = False) -> dict[str, Any]:
         "step_memory_resnet18": memory_ratio("resnet18"),
         "import": import_ratio(repeat),
     }
-    return {"figures": figures, "repeat": repeat, "provenance": provenance()}
+    return {"figures": figures, "repeat": repeat, "provenance": begun}
 
 
 def table(result: dict[str, Any]) -> str:
     """The figures as a Markdown table."""
     lines = ["| what | measured | target |", "| --- | --- | --- |"]
     for figure in result["figures"].values():
-        lines.append(f"| {figure['what']} | {figure['value']:.2f} | {figure['target']} |")
+        lines.append(f"| {figure['what']} | {figure['value']:.3g} | {figure['target']} |")
     return "\n".join(lines)
+
+
+def write_table(result: dict[str, Any], document: Path) -> None:
+    """Put the table between the `<!-- bench -->` marks of a Markdown file. Raises `CorsdError` when they are not there."""
+    text = document.read_text(encoding="utf-8")
+    begin, end = "<!-- bench -->\n", "<!-- /bench -->"
+    if begin not in text or end not in text:
+        raise CorsdError(f"{document} has no {begin.strip()} and {end} marks to put the table between")
+    before, after = text.split(begin)[0], text.split(end)[1]
+    write_atomic(document, f"{before}{begin}{table(result)}\n{end}{after}".encode())
 
 
 def step_ratio(name: str, repeat: int) -> dict[str, Any]:

@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     bench = verbs.add_parser("bench", help="measure speed and memory as ratios")
     bench.set_defaults(verb=_bench)
     bench.add_argument("--out", metavar="FILE", help="write the figures as JSON")
+    bench.add_argument("--readme", metavar="FILE", help="put the table between the bench marks of a Markdown file")
     bench.add_argument("--quick", action="store_true", help="fewer repetitions; figures are rough")
     return parser
 
@@ -117,13 +118,15 @@ def _data(options: argparse.Namespace) -> None:
 
 
 def _bench(options: argparse.Namespace) -> None:
-    from corsd_lib.bench import bench, table
+    from corsd_lib.bench import bench, table, write_table
     from corsd_lib.files import write_json
 
     result = bench(quick=options.quick)
     print(table(result))
     if options.out:
         write_json(Path(options.out), result)
+    if options.readme:
+        write_table(result, Path(options.readme))
 
 
 def _table(exits: list[dict[str, float]], ensemble: dict[str, float]) -> str:

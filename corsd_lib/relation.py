@@ -124,7 +124,7 @@ class PairScore(nn.Module):
         return self.first(e), self.second(e)
 
     def _score(self, h: Tensor) -> Tensor:
-        return self.score(h).squeeze(-1).sigmoid()
+        return scores_of(self.score(h))
 
     def _score_matrix(self, u: Tensor, v: Tensor) -> Tensor:
         blocks = u.split(max(1, self.block_pairs // max(1, len(v))))
@@ -197,7 +197,12 @@ class MapRelation(nn.Module):
         return self.body(torch.cat([features[i], features[j]], dim=1)).mean(dim=(2, 3))
 
     def _score(self, pooled: Tensor) -> Tensor:
-        return self.score(F.relu(self.embed(pooled))).squeeze(-1).sigmoid()
+        return scores_of(self.score(F.relu(self.embed(pooled))))
+
+
+def scores_of(logits: Tensor) -> Tensor:
+    """Sigmoid of score logits (..., 1) -> (...) in at least float32: mixed precision must not blur sums over all triplets."""
+    return logits.squeeze(-1).to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
 
 
 def cosine_scores(embeddings: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from corsd_lib.errors import CorsdError
+from corsd_lib.losses import margin_over_batch
 from corsd_lib.relation import (
     MapRelation,
     PairScore,
@@ -170,3 +171,15 @@ print(peak() - before)
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 0.001 < float(out.stdout) < 1.0
+
+
+@pytest.mark.parametrize("net", [PairScore(8), MapRelation(8, 0, 8, num_classes=2)], ids=["vectors", "maps"])
+def test_scores_are_float32_under_mixed_precision(net: PairScore | MapRelation) -> None:
+    """The margin sums over thousands of triplets: in bfloat16 its third digit would be noise."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 8, generator=g) if isinstance(net, PairScore) else torch.randn(40, 8, 2, 2, generator=g)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = net.scores(x)
+        loss = margin_over_batch(mixed, torch.arange(40) % 4)
+    assert mixed.dtype == torch.float32
+    assert loss.item() == pytest.approx(margin_over_batch(net.scores(x), torch.arange(40) % 4).item(), abs=2e-3)

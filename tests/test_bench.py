@@ -1,0 +1,69 @@
+"""The benchmark: what it times is what it says, ratios come from rounds, records become tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from corsd_lib import bench
+from corsd_lib.errors import CorsdError
+
+
+def test_actions_run_in_turn_and_the_first_round_is_dropped() -> None:
+    calls: list[str] = []
+    seconds = bench._in_turn({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeat=3)
+    assert calls == ["a", "b"] * 4
+    assert [len(v) for v in seconds.values()] == [3, 3]
+
+
+def test_the_ratio_is_the_median_over_rounds() -> None:
+    assert bench._ratio({"a": [1.0, 9.0, 4.0], "b": [1.0, 3.0, 2.0]}, "a", "b") == 2.0
+
+
+@pytest.mark.parametrize("method", ["baseline", "corsd"])
+def test_a_timed_step_trains(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "BATCH", 4)
+    moved: list[float] = []
+    original = torch.optim.SGD.step
+
+    def step(self: torch.optim.SGD) -> None:
+        before = [p.detach().clone() for p in self.param_groups[0]["params"]]
+        original(self)
+        moved.append(sum((p - q).abs().sum().item() for p, q in zip(self.param_groups[0]["params"], before, strict=True)))
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    bench._stepper("resnet8", method)()
+    assert moved[0] > 0
+
+
+def test_both_ways_of_joining_pairs_give_the_same_relation_input() -> None:
+    anchor, positive, negative = torch.randn(3, 5, 2, 4, 4)
+    one, whole = bench._join_one_by_one(anchor, positive, negative), bench._join_at_once(anchor, positive, negative)
+    assert one.shape == (10, 4, 4, 4) and torch.equal(one, whole)
+
+
+def test_both_pipelines_deliver_the_same_number_of_batches() -> None:
+    data = bench._data(3 * bench.BATCH + 7)
+    theirs = [x.shape for x in bench._per_image_loader(data)]
+    ours = [b.images.shape for b in bench.BatchSource(data, batch_size=bench.BATCH)(0)]
+    assert ours == theirs == [torch.Size([bench.BATCH, 3, 32, 32])] * 3
+
+
+def test_peak_memory_sees_what_is_allocated() -> None:
+    before = bench.peak_memory()
+    held = torch.ones(2 * 2**30 // 4)
+    assert held.sum() > 0 and bench.peak_memory() > max(before, 2.0)
+
+
+def test_the_table_goes_between_the_marks(tmp_path: Path) -> None:
+    record = {"figures": {"x": {"what": "a / b", "value": 0.0123, "target": "at most 1"}}}
+    document = tmp_path / "README.md"
+    document.write_text("top\n<!-- bench -->\nold\n<!-- /bench -->\nbottom\n")
+    bench.write_table(record, document)
+    table = "| what | measured | target |\n| --- | --- | --- |\n| a / b | 0.0123 | at most 1 |"
+    assert document.read_text() == f"top\n<!-- bench -->\n{table}\n<!-- /bench -->\nbottom\n"
+    document.write_text("no marks")
+    with pytest.raises(CorsdError, match="has no <!-- bench -->"):
+        bench.write_table(record, document)
