@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +16,11 @@ from torch import Tensor
 
 from corsd_lib.datasets import ImageArrays, ImageData, ImageFiles, Split
 from corsd_lib.errors import CorsdError, check_choice
-from corsd_lib.methods import Batch
 
 __all__ = [
     "AUGMENTATIONS",
     "SAMPLINGS",
+    "Batch",
     "BatchSource",
     "augment_crop",
     "balanced_batches",
@@ -34,6 +35,22 @@ AUGMENTATIONS = ("none", "crop", "crop_flip", "resized_crop")
 SAMPLINGS = ("plain", "balanced", "triplet")
 PADDING_MODES = ("reflect", "zero")
 Item = tuple[int, int | None]  # row of a streamed image, and the seed of its random crop
+
+
+class Batch(NamedTuple):
+    """One training batch on the training device.
+
+    `images` (B, C, H, W) float, `labels` (B,), `rows` (B,) of the images in the train split, `sampling` how rows were
+    drawn ("plain", "balanced", or "triplet": thirds of anchors, same class, other class), `generator` a CPU generator seeded
+    for this step, `progress` in [0, 1) of the whole training.
+    """
+
+    images: Tensor
+    labels: Tensor
+    rows: Tensor
+    sampling: str = "plain"
+    generator: torch.Generator | None = None
+    progress: float = 0.0
 
 
 def step_generator(*place: int) -> torch.Generator:
@@ -198,7 +215,7 @@ def augment_resized_crop(images: Tensor, size: int, generator: torch.Generator, 
 
     crop = v2.Compose([v2.RandomResizedCrop(size, scale=(scale, 1.0), antialias=True), v2.RandomHorizontalFlip()])
     with torch.random.fork_rng(devices=[]):  # v2 draws from torch's global generator: lend it ours
-        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # and no GPU's
         return torch.stack([crop(image) for image in images])
 
 
@@ -353,6 +370,7 @@ def _decoded(files: ImageFiles, size: int, items: Iterable[list[Item]], workers:
     try:
         yield from loader
     except CorsdError as error:  # of a worker: its whole traceback, with our line at the end
+        error.__traceback__ = None  # its frames would keep the workers, and to collect them later takes 10 seconds
         raise CorsdError(str(error).rstrip().rpartition("CorsdError: ")[2]) from error
 
 
@@ -362,9 +380,13 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
 
 
 def evaluation_batches(
-    data: ImageData, split: Split, device: torch.device | str = "cpu", batch_size: int = 512, workers: int = 2
+    data: ImageData, split: Split, device: torch.device | str = "cpu", batch_size: int | None = None, workers: int = 2
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images, labels) of `split` in its order, normalised, centre-cropped, not augmented, on `device`."""
+    """(images, labels) of `split` in its order, normalised, centre-cropped, not augmented, on `device`.
+
+    `batch_size`: by default 512 up to 64 pixels a side, then fewer as images grow, so that memory does not.
+    """
+    batch_size = batch_size or max(16, 512 * 64**2 // max(64, data.image_size) ** 2)
     normalise, device = Normalise(data, device), torch.device(device)
     rows = list(torch.arange(len(split)).split(batch_size))
     if isinstance(split, ImageFiles):

@@ -92,12 +92,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file; `CorsdError` when it is missing or damaged."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.torch import load
 
     try:
-        with safe_open(path, framework="pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        # All at once: safe_open opens the name twice, and a training may put a new file there in between.
+        content = path.read_bytes()
+        tensors = load(content)
     except FileNotFoundError as error:
         raise CorsdError(f"{path} does not exist") from error
     except (SafetensorError, OSError) as error:
         raise CorsdError(f"{path} is not a whole safetensors file: {error}") from error
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return tensors, header.get("__metadata__", {})

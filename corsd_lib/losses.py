@@ -38,9 +38,14 @@ def distillation(teacher: Tensor, student: Tensor, temperature: float = 3.0) -> 
     """
     if not len(teacher):
         return student.sum() * 0.0
-    log_p = F.log_softmax(teacher.detach() / temperature, dim=1)
-    log_q = F.log_softmax(student / temperature, dim=1)
+    log_p = _log_softmax(teacher.detach() / temperature)
+    log_q = _log_softmax(student / temperature)
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """Over the classes, in at least float32: what mixed precision leaves of a probability is not enough for its logarithm."""
+    return F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=1)
 
 
 def feature_hint(teacher: Tensor, student: Tensor) -> Tensor:
@@ -56,7 +61,7 @@ def auxiliary_cross_entropy(logits: Tensor, first: Tensor, second: Tensor) -> Te
     """
     if not len(first):
         return logits.sum() * 0.0
-    log_q = F.log_softmax(logits, dim=1)
+    log_q = _log_softmax(logits)
     return -0.5 * (log_q.gather(1, first[:, None]) + log_q.gather(1, second[:, None])).mean()
 
 
@@ -81,7 +86,8 @@ def margin_over_batch(scores: Tensor, labels: Tensor, margin: float = 1.0) -> Te
     """`margin_over_triplets` over *every* triplet (i, j, k) of a batch: y_i = y_j, i != j, y_k != y_i; in [0, m + 1].
 
     `scores` (B, B) in (0, 1), `labels` (B,). Sorting each row costs O(B² log B), not the O(B³) of listing the triplets: the
-    inter scores above r_ij - m are a suffix of the sorted row, so their sum is one difference of prefix sums. Exact; ours.
+    inter scores above r_ij - m are a suffix of the sorted row, so their sum is one difference of prefix sums. Exact; ours. With
+    m >= 1 (the release's) no hinge ever clips and the loss is linear in the scores: a pull, not a margin.
     """
     same = labels[:, None] == labels[None, :]
     intra = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from corsd_lib.batches import evaluation_batches, step_generator
 from corsd_lib.datasets import ImageData, Split
+from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import evaluating
 from corsd_lib.files import write_tensors
 from corsd_lib.methods import Method
@@ -21,20 +22,28 @@ __all__ = ["ProbeSet"]
 class ProbeSet:
     """A small class-balanced set of images that the network is shown after every epoch; the same for every run on the data.
 
-    Drawn from validation where there is one, else from test: nothing is chosen by it. Sorted by class. `size` // C images of
-    each class, at least one; all of a class that has fewer.
+    From `split`; "auto" is validation where there is one, else train (not augmented): test is not looked at before the end
+    unless it is asked for. Sorted by class. `size` // C images of each class, at least two; all of a class that has fewer.
+    Raises `CorsdError` for a split that the data does not have.
     """
 
-    def __init__(self, data: ImageData, size: int) -> None:
-        self.data, self.split_name = data, "test" if data.validation is None else "validation"
-        split: Split = data.test if data.validation is None else data.validation
+    def __init__(self, data: ImageData, size: int, split: str = "auto") -> None:
+        auto = "train" if data.validation is None else "validation"
+        self.data, self.split_name = data, auto if split == "auto" else split
+        images: Split | None = getattr(data, self.split_name)
+        if images is None:
+            raise CorsdError(f"probe_split {split!r}: data {data.name!r} has none; set a validation_fraction")
+        self._choose(images, size)
+
+    def _choose(self, split: Split, size: int) -> None:
+        data = self.data
         order = torch.randperm(len(split), generator=step_generator(0))
         order = order[split.labels[order].argsort(stable=True)]
         sizes = torch.bincount(split.labels, minlength=data.num_classes)
         rank = torch.arange(len(order)) - (sizes.cumsum(0) - sizes)[split.labels[order]]
-        keep = rank < max(1, size // data.num_classes)
+        keep = rank < max(2, size // data.num_classes)
         self.split = split.subset(order[keep])
-        self.few = rank[keep] < max(2, 256 // data.num_classes)  # pairs of maps are dear: some images of each class
+        self.few = rank[keep] < max(2, 64 // data.num_classes)  # pairs of maps are dear: some images of each class
 
     def write(self, path: Path) -> None:
         """Labels and rows of the probe images, into a run."""

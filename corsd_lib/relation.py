@@ -7,6 +7,7 @@ never part of the network that is deployed.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -120,6 +121,7 @@ class PairScore(nn.Module):
         return F.relu(self._halves(first)[0] + self._halves(second)[1])
 
     def _halves(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Vectors (B, D) -> U·e + b and V·e, (B, H) each."""
         e = F.layer_norm(vectors, vectors.shape[1:])
         return self.first(e), self.second(e)
 
@@ -130,7 +132,8 @@ class PairScore(nn.Module):
         blocks = u.split(max(1, self.block_pairs // max(1, len(v))))
         if len(blocks) == 1 or not (torch.is_grad_enabled() and u.requires_grad):
             return torch.cat([self._score_rows(block, v) for block in blocks])
-        return torch.cat([checkpoint(self._score_rows, block, v, use_reentrant=False) for block in blocks])
+        recompute = partial(checkpoint, self._score_rows, use_reentrant=False, preserve_rng_state=False)
+        return torch.cat([recompute(block, v) for block in blocks])
 
     def _score_rows(self, u: Tensor, v: Tensor) -> Tensor:
         h = (u[:, None, :] + v[None, :, :]).relu_()  # (rows, B, H): the only tensor of this size
@@ -183,9 +186,13 @@ class MapRelation(nn.Module):
         intra_logits, inter_logits = self.auxiliary(pooled).split(counts)
         return RelationOutput(intra, inter, intra_logits, inter_logits)
 
-    def scores(self, features: Tensor, block: int = 1024) -> Tensor:
-        """Scores (B, B) in (0, 1) of all ordered pairs of feature maps, `block` pairs at a time; no gradient."""
+    def scores(self, features: Tensor, block: int | None = None) -> Tensor:
+        """Scores (B, B) in (0, 1) of all ordered pairs of feature maps (B, c, H, W), no gradient; costs B² pairs of maps.
+
+        `block` pairs at a time, by default as many as make 64 MiB of float32.
+        """
         n = len(features)
+        block = block or max(1, 2**23 // features[0].numel())
         with torch.no_grad():
             i, j = torch.cartesian_prod(*[torch.arange(n, device=features.device)] * 2).T
             blocks = [self._score(self._pool(features, a, b)) for a, b in zip(i.split(block), j.split(block), strict=True)]

@@ -52,12 +52,13 @@ class TrainConfig:
         pretrained: start from torchvision's (or timm's) weights.
         method: name of the objective, see `build_method`.
         method_options: its weights and settings by name; the rest keep the method's defaults.
-        label_smoothing: in [0, 1), of every hard label.
-        epochs: passes over the training rows.
+        label_smoothing: in [0, 1), of the labels at every exit.
+        epochs: passes over the training rows, each an anchor once; "triplet" batches pass three images an anchor.
         batch_size: images a step and process.
         sampling: "plain", "balanced", "triplet", or the method's own when not given.
         samples_per_class: K of balanced batches.
         augmentation: "none", "crop", "crop_flip", "resized_crop", or the data set's own when not given.
+        padding_mode: "reflect" or "zero", of the pad-crop.
         cutout: side of the cutout square in pixels, 0 for none.
         lr: highest learning rate.
         schedule: "onecycle", "cosine", "multistep" or "constant".
@@ -67,9 +68,9 @@ class TrainConfig:
         weight_decay: of SGD.
         decay_norm_and_bias: weight decay on normalisation weights and biases too.
         clip_norm: largest gradient norm, 0 for no clipping.
-        accelerator: "auto", "cpu", "cuda" or another of Fabric's.
+        accelerator: "auto" (a CUDA GPU if there is one, else the CPU), "cpu", "cuda" or another of Fabric's.
         devices: number of processes on this host, one device each.
-        num_nodes: number of hosts.
+        num_nodes: number of hosts; `out` must be a folder that all of them share.
         precision: "32-true", "bf16-mixed" or "16-mixed".
         channels_last: memory format of images and network.
         compile: run the network through torch.compile.
@@ -78,7 +79,8 @@ class TrainConfig:
         out: run directory; default runs/<data>-<network>-<method>-s<seed>.
         resume: go on with the run in `out` if there is one; without it an existing run is never touched.
         probe_every: epochs between probe snapshots, 0 for none but the first and the last.
-        probe_size: images of the probe set, as many of each class and at least one.
+        probe_size: images of the probe set, as many of each class and at least two.
+        probe_split: where they are from: "train", "validation", "test", or "auto": validation if there is one, else train.
         checkpoint_seconds: longest time between checkpoints within an epoch; there is one at the end of each epoch too.
     """
 
@@ -100,6 +102,7 @@ class TrainConfig:
     sampling: str | None = None
     samples_per_class: int = 4
     augmentation: str | None = None
+    padding_mode: str = "reflect"
     cutout: int = 0
     lr: float = 0.1
     schedule: str = "onecycle"
@@ -121,6 +124,7 @@ class TrainConfig:
     resume: bool = False
     probe_every: int = 1
     probe_size: int = 1000
+    probe_split: str = "auto"
     checkpoint_seconds: float = 300.0
 
     def __post_init__(self) -> None:
@@ -139,6 +143,8 @@ class TrainConfig:
     def _check_values(self) -> None:
         check_choice("method", self.method, METHODS)
         check_choice("schedule", self.schedule, ("onecycle", "cosine", "multistep", "constant"))
+        check_choice("probe_split", self.probe_split, ("auto", "train", "validation", "test"))
+        check_choice("padding_mode", self.padding_mode, ("reflect", "zero"))
         check_choice("precision", self.precision, ("32-true", "bf16-mixed", "16-mixed"))
         for name in ("epochs", "batch_size", "samples_per_class", "devices", "num_nodes", "lr"):
             _check_range(name, getattr(self, name), low=0, open_low=True)

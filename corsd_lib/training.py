@@ -65,7 +65,7 @@ def _fabric(config: TrainConfig) -> Fabric:
 
     try:
         return Fabric(
-            accelerator=config.accelerator,
+            accelerator=_accelerator(config.accelerator),
             devices=config.devices,
             num_nodes=config.num_nodes,
             precision=config.precision,  # type: ignore[arg-type]
@@ -74,6 +74,13 @@ def _fabric(config: TrainConfig) -> Fabric:
     except (ValueError, RuntimeError, ImportError, MisconfigurationException) as error:
         asked = ", ".join(f"{name} {getattr(config, name)!r}" for name in ("accelerator", "devices", "num_nodes", "precision"))
         raise CorsdError(f"cannot train with {asked}: {' '.join(str(error).split())}") from error
+
+
+def _accelerator(name: str) -> str:
+    """What "auto" means: a CUDA GPU if there is one, else the CPU. Fabric would take Apple's, which has no float64."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _data_parallel() -> Any:
@@ -173,6 +180,7 @@ class Trainer:
             sampling=config.sampling or kind.sampling,
             samples_per_class=config.samples_per_class,
             augmentation=config.augmentation,
+            padding_mode=config.padding_mode,
             cutout=config.cutout,
             seed=config.seed,
             device=fabric.device,
@@ -185,7 +193,7 @@ class Trainer:
             raise CorsdError(f"batch_size {config.batch_size} x {fabric.world_size} processes leaves no batch of train")
         self.epoch = self.step = 0
         self.totals: dict[str, Tensor] = {}
-        self.probe = ProbeSet(data, config.probe_size)
+        self.probe = ProbeSet(data, config.probe_size, config.probe_split)
         if fabric.is_global_zero:
             remove_parts(self.path)
         if (self.path / "checkpoint.safetensors").is_file():
@@ -251,7 +259,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(parts["total"])
         if c.clip_norm:
-            self.fabric.clip_gradients(self.module, self.optimizer, max_norm=c.clip_norm)
+            self.fabric.clip_gradients(self.module, self.optimizer, max_norm=c.clip_norm, error_if_nonfinite=False)
         self.optimizer.step()
         right = torch.stack([(z.argmax(1) == batch.labels).sum() for z in logits])
         return {name: value.detach() for name, value in parts.items()}, right

@@ -33,6 +33,7 @@ def plan(method: str, runs: str | Path, epochs: int = EPOCHS, per_class: int = P
     return TrainConfig(
         data="digits",
         per_class=per_class,
+        validation_fraction=0.5,
         network="resnet8",
         method=method,
         epochs=epochs,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -525,6 +526,7 @@ def test_a_broken_image_is_one_line_from_a_worker_too(streamed: ImageData, tmp_p
     with pytest.raises(CorsdError, match=str(broken)) as caught:
         list(_source(replace(streamed, train=files), workers=workers)(0))
     assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
+    assert not multiprocessing.active_children()  # the workers are gone already, and need not be waited for later
 
 
 # --- evaluation ---

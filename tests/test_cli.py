@@ -40,6 +40,7 @@ WORDS: dict[str, tuple[Any, str]] = {
     "sampling": ("balanced", "--sampling balanced"),
     "samples_per_class": (2, "--samples-per-class 2"),
     "augmentation": ("crop_flip", "--augmentation crop_flip"),
+    "padding_mode": ("zero", "--padding-mode zero"),
     "cutout": (3, "--cutout 3"),
     "lr": (1.0, "--lr 1"),
     "schedule": ("multistep", "--schedule multistep"),
@@ -61,6 +62,7 @@ WORDS: dict[str, tuple[Any, str]] = {
     "resume": (True, "--resume"),
     "probe_every": (5, "--probe-every 5"),
     "probe_size": (99, "--probe-size 99"),
+    "probe_split": ("test", "--probe-split test"),
     "checkpoint_seconds": (7.5, "--checkpoint-seconds 7.5"),
 }
 

@@ -142,6 +142,28 @@ def test_a_damaged_file_is_one_error_wherever_it_ends(tmp_path: Path) -> None:
             read_tensors(file)
 
 
+def test_a_reader_beside_a_writer_sees_a_whole_file_every_time(tmp_path: Path) -> None:
+    """As an explorer does that follows a training."""
+    file = tmp_path / "a.safetensors"
+
+    def write(number: int) -> None:
+        write_tensors(file, {"a": torch.full((10 + 997 * (number % 5),), number)}, {"number": str(number)})
+
+    write(0)
+    if (pid := os.fork()) == 0:
+        for number in range(1, 400):
+            write(number)
+        os._exit(0)
+    seen, reads = set(), 0
+    while os.waitpid(pid, os.WNOHANG) == (0, 0):
+        tensors, metadata = read_tensors(file)
+        number = int(metadata["number"])
+        assert torch.equal(tensors["a"], torch.full((10 + 997 * (number % 5),), number))
+        seen.add(number)
+        reads += 1
+    assert len(seen) > 10 and reads > 30
+
+
 def test_reading_tensors_executes_nothing(tmp_path: Path) -> None:
     class Harmful:
         def __reduce__(self) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from corsd_lib.batches import evaluation_batches
 from corsd_lib.datasets import ImageArrays, ImageData, ImageFiles, Split, load_dataset
+from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import load_data
 from corsd_lib.files import read_tensors, write_json, write_tensors
 from corsd_lib.methods import Method, build_method
@@ -53,7 +54,7 @@ def _loop_over_pairs(score: Callable[[int, int], Tensor], labels: Tensor, classe
 # --- which images ---
 
 
-@pytest.mark.parametrize("size,each", [(0, 1), (10, 1), (57, 5), (200, 20)])
+@pytest.mark.parametrize("size,each", [(0, 2), (10, 2), (57, 5), (200, 20)])
 def test_the_probe_set_holds_as_many_of_each_class(digits: ImageData, size: int, each: int) -> None:
     probe = ProbeSet(digits, size)
     assert torch.bincount(probe.split.labels).tolist() == [each] * 10
@@ -62,19 +63,27 @@ def test_the_probe_set_holds_as_many_of_each_class(digits: ImageData, size: int,
 
 
 def test_a_small_class_gives_all_it_has(digits: ImageData) -> None:
-    probe = ProbeSet(replace(digits, validation=None), 1000)
+    probe = ProbeSet(digits, 1000, "test")
     assert torch.equal(torch.bincount(probe.split.labels), torch.bincount(digits.test.labels))  # about 80 each
 
 
-def test_the_probe_set_comes_from_validation_where_there_is_one(digits: ImageData) -> None:
+def test_the_probe_set_comes_from_validation_else_train_and_from_test_only_when_asked(digits: ImageData) -> None:
     held_out = digits.validation
-    assert isinstance(held_out, ImageArrays) and isinstance(digits.test, ImageArrays)
-    for data, name, split in ((digits, "validation", held_out), (replace(digits, validation=None), "test", digits.test)):
-        probe = ProbeSet(data, 50)
+    assert isinstance(held_out, ImageArrays) and isinstance(digits.test, ImageArrays) and isinstance(digits.train, ImageArrays)
+    without = replace(digits, validation=None)
+    cases = [(digits, "auto", "validation", held_out), (without, "auto", "train", digits.train)]
+    cases += [(digits, "test", "test", digits.test), (digits, "train", "train", digits.train)]
+    for data, asked, name, split in cases:
+        probe = ProbeSet(data, 50, asked)
         assert probe.split_name == name and isinstance(probe.split, ImageArrays)
         for image, label, index in zip(probe.split.images, probe.split.labels, probe.split.index, strict=True):
             row = int((split.index == index).nonzero())
             assert torch.equal(image, split.images[row]) and label == split.labels[row]
+
+
+def test_a_probe_split_that_is_not_there_is_named(digits: ImageData) -> None:
+    with pytest.raises(CorsdError, match="probe_split 'validation': data 'digits' has none; set a validation_fraction"):
+        ProbeSet(replace(digits, validation=None), 50, "validation")
 
 
 def test_the_probe_set_is_random_and_always_the_same(digits: ImageData) -> None:
@@ -170,11 +179,11 @@ def test_pairs_of_maps_are_taken_of_some_images_of_each_class(digits: ImageData,
         return torch.rand(len(maps), len(maps))
 
     monkeypatch.setattr(MapRelation, "scores", scores)
-    probe = ProbeSet(replace(digits, validation=None), 1000)
+    probe = ProbeSet(digits, 1000, "test")
     tensors = probe.snapshot(network, method)
     assert len(tensors["logits.0"]) == 797  # more than one batch of the evaluation
     labels = probe.split.labels.tolist()
-    rows = [i for i, label in enumerate(labels) if labels[:i].count(label) < 25]  # 256 // 10
+    rows = [i for i, label in enumerate(labels) if labels[:i].count(label) < 6]  # 64 // 10
     ((images, _),) = evaluation_batches(digits, probe.split, batch_size=1000)
     with torch.no_grad():
         features = network.eval()(images).features

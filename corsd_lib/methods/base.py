@@ -4,37 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from corsd_lib import losses
+from corsd_lib.batches import Batch
 from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.network import ExitOutputs, MultiExitNetwork
 
 __all__ = ["Batch", "Method", "MethodOptions", "make_options", "sum_of"]
 
 
-class Batch(NamedTuple):
-    """One training batch on the training device.
-
-    `images` (B, C, H, W) float, `labels` (B,), `rows` (B,) of the images in the train split, `sampling` how rows were
-    drawn ("plain", "balanced", or "triplet": thirds of anchors, same class, other class), `generator` a CPU generator seeded
-    for this step, `progress` in [0, 1) of the whole training.
-    """
-
-    images: Tensor
-    labels: Tensor
-    rows: Tensor
-    sampling: str = "plain"
-    generator: torch.Generator | None = None
-    progress: float = 0.0
-
-
 @dataclass(frozen=True)
 class MethodOptions:
-    """Weights every method has. `task`: cross-entropy of the deepest exit; `label_smoothing` in [0, 1) of every hard label."""
+    """Weights every method has. `task`: cross-entropy of the deepest exit; `label_smoothing` in [0, 1) at every exit."""
 
     task: float = 1.0
     label_smoothing: float = 0.0

@@ -33,7 +33,8 @@ class ProbeOptions(MethodOptions):
 class Probe(Method):
     """The plain network again, with exits that watch: their gradient stops before the backbone (ours).
 
-    Says what shallow stages already know when nobody asks them to; backbone and deepest exit train as in `baseline`.
+    Says what shallow stages already know when nobody asks them to; backbone and deepest exit train as in `baseline` (unless
+    gradients are clipped: the norm is that of all parameters).
     """
 
     name = "probe"
@@ -69,7 +70,10 @@ class DeepSupervision(Method):
 
 @dataclass(frozen=True)
 class ByotOptions(MethodOptions):
-    """The paper's weights: (1-a)·CE of shallow exits, a·T²·KL to the deepest, b·hint; a = 0.1, T = 3, b = 1e-6."""
+    """The paper's weights: (1-a)·CE of shallow exits, a·T²·KL to the deepest, b·hint; a = 0.1, T = 3, b = 1e-6.
+
+    The deepest exit has no teacher: its cross-entropy, `task`, keeps weight 1.
+    """
 
     exit_ce: float = 0.9
     exit_kd: float = 0.1

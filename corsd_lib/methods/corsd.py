@@ -28,7 +28,7 @@ __all__ = ["Corsd", "CorsdOptions", "CorsdRelease", "CorsdReleaseOptions", "Logi
 
 @dataclass(frozen=True)
 class CorsdOptions(MethodOptions):
-    """Weights of CORSD's terms (the first block, one part each) and its settings. Defaults are ours, see the README.
+    """Weights of CORSD's terms (the first block, one part each) and its settings. The defaults are ours.
 
     `temperature` of every KL; `margin` m of the relation margin; `fusion` "vectors" (all in-batch pairs of embeddings, ours) or
     "maps" (concatenated feature maps of sampled pairs, the release's); `hidden` width of the relation embedding;
@@ -110,17 +110,17 @@ class Corsd(Method):
     def relation_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         """What the relation networks learn of the pairs of a batch, and what the deepest one teaches of them."""
         if not self.relations:
-            raise CorsdError("method 'corsd' has no relation networks yet: call attach(network) first")
+            raise CorsdError(f"method {self.name!r} has no relation networks yet: call attach(network) first")
         o, labels, pairs = self.options, batch.labels, self._pairs(batch)
         inputs = out.embeddings if o.fusion == "vectors" else out.features
         relations = [net(x, labels, pairs) for net, x in zip(self.relations, inputs, strict=True)]
         *shallow, deepest = relations
-        (a, b), (c, d) = labels[pairs.intra], labels[pairs.inter]
+        intra_labels, inter_labels = labels[pairs.intra], labels[pairs.inter]  # (2, P), (2, Q)
         teacher = (deepest.intra, deepest.inter)
         kd, ce = losses.distillation, losses.auxiliary_cross_entropy
         return {
-            "auxiliary_intra": sum_of(ce(r.intra_logits, a, b) for r in relations),
-            "auxiliary_inter": sum_of(ce(r.inter_logits, c, d) for r in relations),
+            "auxiliary_intra": sum_of(ce(r.intra_logits, *intra_labels) for r in relations),
+            "auxiliary_inter": sum_of(ce(r.inter_logits, *inter_labels) for r in relations),
             "auxiliary_kd_intra": sum_of(kd(deepest.intra_logits, r.intra_logits, o.temperature) for r in shallow),
             "auxiliary_kd_inter": sum_of(kd(deepest.inter_logits, r.inter_logits, o.temperature) for r in shallow),
             "relation_transfer": sum_of(losses.relation_transfer(teacher, (r.intra, r.inter)) for r in shallow),
@@ -156,7 +156,10 @@ class LogitRelation(nn.Module):
         self.register_buffer("seen", torch.zeros(num_classes))  # total weight of each mean, 0 = never seen
 
     def forward(self, logits: Tensor, labels: Tensor, margin: float, generator: torch.Generator | None) -> Tensor:
-        """Mean max(0, m - r(z, own mean) + r(z, other mean)) over images whose own and some other class were seen; scalar."""
+        """Logits (B, C), labels (B,) -> mean max(0, m - r(z, own mean) + r(z, mean of one other class)), a scalar.
+
+        The other class is drawn from `generator`; images whose own or other class was never seen are left out.
+        """
         loss = self._margin(logits, labels, margin, generator)
         if self.training:
             self._update(logits.detach().to(self.class_mean.dtype), labels)
@@ -175,7 +178,10 @@ class LogitRelation(nn.Module):
     @torch.no_grad()
     def _update(self, logits: Tensor, labels: Tensor) -> None:
         counts = torch.bincount(labels, minlength=len(self.seen))
-        sums = torch.zeros_like(self.class_mean).index_add_(0, labels, logits)
+        sums = torch.zeros_like(self.class_mean).index_add_(0, labels, logits)  # (C, C)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for total in (counts, sums):  # one mean for all processes: buffers are copied from the first one
+                torch.distributed.all_reduce(total)
         here = counts > 0
         step = 1 - self.momentum
         self.class_mean[here] += step * (sums[here] / counts[here, None] - self.class_mean[here])
@@ -205,6 +211,7 @@ class CorsdRelease(Corsd):
     transfer terms; the half/half label is used as it is, not pushed through a softmax; BatchNorm never sees a batch of one; the
     test set is read image by image, not collated into triplets; all relation inputs are built by indexing, not by a
     loop over samples; the running class mean is a mean. An epoch passes three images an anchor: compare at equal images seen.
+    Cross-entropy of the deepest exit is taken of all three (ours). The release's batch of 43 anchors is batch_size 129.
     """
 
     name = "corsd_release"

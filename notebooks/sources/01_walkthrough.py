@@ -93,8 +93,8 @@ run_directory = "runs/01_walkthrough"  # finished trainings are found here again
 
 # %%
 # NBVAL_CHECK_OUTPUT
-data = load_dataset("digits", per_class=per_class, seed=seed)
-print(f"{len(data.train)} images to learn from, {len(data.test)} to be tested on")
+data = load_dataset("digits", per_class=per_class, validation_fraction=0.5, seed=seed)
+print(f"{len(data.train)} images to learn from, {len(data.validation)} to watch, {len(data.test)} to be tested on")
 print(f"{data.num_classes} classes, {data.image_size} x {data.image_size} pixels")
 
 # %%
@@ -118,12 +118,13 @@ for k, stage in enumerate(network.backbone.feature_info):
     print(f"exit {k + 1} sees {stage.channels} channels of {side} x {side} and needs {parameters:,} parameters")
 
 # %% [markdown]
-# We show it some test images. It has learned nothing yet, but shapes can be checked: every exit gives an embedding of the
-# same width, so that one stage's relation can be compared with another's.
+# We show it some of the images to watch: no network learns from them, and the test images wait for the end. It has learned
+# nothing yet, but shapes can be checked: every exit gives an embedding of the same width, so that one stage's relation can be
+# compared with another's.
 
 # %%
 # NBVAL_CHECK_OUTPUT
-images, labels = next(evaluation_batches(data, data.test, batch_size=200))
+images, labels = next(evaluation_batches(data, data.validation, batch_size=200))
 with torch.no_grad():
     out = network(images)
 print("embeddings", [tuple(e.shape) for e in out.embeddings])
@@ -255,11 +256,12 @@ my_guess = 1  # the exit, 1 to 3
 recipe = TrainConfig(
     data="digits",
     per_class=per_class,
+    validation_fraction=0.5,  # kept from training, to watch the relations on
     network="resnet8",
     epochs=epochs,
     batch_size=25,
-    probe_size=200,  # test images on which we watch the relations,
-    probe_every=3,  # every third epoch
+    probe_size=200,  # so many of them,
+    probe_every=3,  # after every third epoch
     seed=seed,
     resume=True,  # a finished training is opened, not repeated
 )
@@ -345,7 +347,7 @@ print(f"Exit {most} changed most. Your guess was exit {my_guess}.")
 # %% [markdown]
 # ## The relation, after training
 #
-# The same matrix as above, on test images, now from the trained relation network of the deepest stage.
+# The same matrix as above, on images that were never learned from, now from the trained relation network of the deepest stage.
 
 # %%
 after = corsd.probes[epochs].relations
