@@ -141,6 +141,19 @@ def test_byot_hint_and_distillation_pull_towards_the_deepest_exit() -> None:
     assert found["exits.2.classifier.weight"] == 0 and found["exits.0.bottleneck.0.0.weight"] > 0
 
 
+def test_rkd_teaches_distances_and_angles_to_every_shallow_exit_and_none_to_the_deepest() -> None:
+    network, method = make("rkd")
+    batch = make_batch([0, 1, 2, 0, 1])
+    out = network(batch.images)
+    parts = method(out, batch)
+    for name, loss in (("distance", losses.rkd_distance), ("angle", losses.rkd_angle)):
+        wanted = sum(loss(out.embeddings[-1], e) for e in out.embeddings[:-1])
+        torch.testing.assert_close(parts[name], wanted)
+    found = gradients(network, parts["distance"] + parts["angle"])
+    assert found["exits.0.bottleneck.0.0.weight"] > 0 and found["exits.1.bottleneck.0.0.weight"] > 0
+    assert all(v == 0 for k, v in found.items() if k.startswith("backbone.stages.2"))
+
+
 def test_release_uses_triplets_no_shallow_classifier_and_its_own_weights() -> None:
     network, method = make("corsd_release")
     assert len(network.exits) == 1 and len(method.relation_networks()) == 3 and method.sampling == "triplet"
