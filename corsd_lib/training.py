@@ -23,6 +23,7 @@ from corsd_lib.evaluation import evaluate, exit_logits, load_data, top_k_accurac
 from corsd_lib.files import read_lines, read_tensors, remove_parts, write_json, write_lines, write_tensors
 from corsd_lib.methods import METHODS, Batch, Method
 from corsd_lib.network import MultiExitNetwork
+from corsd_lib.optimisation import learning_rate, parameter_groups
 from corsd_lib.probing import ProbeSet
 from corsd_lib.provenance import provenance
 from corsd_lib.runs import DataInfo, Run, TrainConfig, load_part, new_network
@@ -30,7 +31,7 @@ from corsd_lib.runs import DataInfo, Run, TrainConfig, load_part, new_network
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["learning_rate", "train"]
+__all__ = ["train"]
 
 # Fields that may differ between the two halves of a resumed training: where and how, not what.
 _FREE_ON_RESUME = ("resume", "out", "data_root", "workers", "checkpoint_seconds")
@@ -165,7 +166,7 @@ class Trainer:
         if config.channels_last:
             self.network.to(memory_format=torch.channels_last)
         optimizer = torch.optim.SGD(
-            _parameter_groups(nn.ModuleList([self.network, self.method]), config),
+            parameter_groups(nn.ModuleList([self.network, self.method]), config),
             lr=config.lr,
             momentum=config.momentum,
             nesterov=config.nesterov,
@@ -404,40 +405,6 @@ class Trainer:
         torch.set_rng_state(tensors["random.cpu"])
         if "random.cuda" in tensors and self.fabric.device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random.cuda"], self.fabric.device)
-
-
-def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
-    """Learning rate of `step` (from 0) of `steps`; a pure function, so that a resume needs no scheduler state.
-
-    "onecycle": cosine from lr / 25 up to lr over the first 30 % and down to lr / 250,000, as torch's OneCycleLR; "cosine": down
-    to 0 (arXiv 1608.03983); "multistep": divided by 10 at each of `milestones`; "constant".
-    """
-    share = step / steps
-    if config.schedule == "onecycle":
-        peak = 0.3 * steps - 1  # below 0 with 3 steps or less: then there is no way up, as in torch
-        if step <= peak:
-            return _cosine(config.lr / 25, config.lr, step / peak)
-        return _cosine(config.lr, config.lr / 25e4, (step - peak) / (steps - 1 - peak))
-    if config.schedule == "cosine":
-        return _cosine(config.lr, 0.0, share)
-    if config.schedule == "multistep":
-        return config.lr * 0.1 ** sum(share >= milestone for milestone in config.milestones)
-    return config.lr
-
-
-def _cosine(start: float, end: float, share: float) -> float:
-    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
-
-
-def _parameter_groups(module: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """All parameters, those of norms and biases (one axis) without weight decay if so configured."""
-    parameters = list(module.parameters())
-    if config.decay_norm_and_bias:
-        return [{"params": parameters, "weight_decay": config.weight_decay}]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
 
 
 @contextmanager

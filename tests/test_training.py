@@ -34,8 +34,9 @@ from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import load_data
 from corsd_lib.methods import METHODS, build_method
 from corsd_lib.network import build_network
+from corsd_lib.optimisation import learning_rate, parameter_groups
 from corsd_lib.runs import Run, TrainConfig, load_run
-from corsd_lib.training import Trainer, learning_rate, train
+from corsd_lib.training import Trainer, train
 
 Tiny = Callable[..., TrainConfig]
 _SPLITS = ("train", "test")
@@ -239,7 +240,7 @@ def test_weight_decay_groups_hold_every_parameter_once(everything: bool) -> None
     network = build_network("resnet8", 10, width=4)
     method = build_method("corsd", network=network)
     module = nn.ModuleList([network, method])
-    groups = training._parameter_groups(module, TrainConfig(weight_decay=0.1, decay_norm_and_bias=everything))
+    groups = parameter_groups(module, TrainConfig(weight_decay=0.1, decay_norm_and_bias=everything))
     inside = [id(p) for g in groups for p in g["params"]]
     assert len(inside) == len(set(inside)) and set(inside) == {id(p) for p in module.parameters()}
     decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}

@@ -1,0 +1,46 @@
+"""How the weights move: the learning rate of every step, and which parameters decay."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import nn
+
+from corsd_lib.runs import TrainConfig
+
+__all__ = ["learning_rate", "parameter_groups"]
+
+
+def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
+    """Learning rate of `step` (from 0) of `steps`; a pure function, so that a resume needs no scheduler state.
+
+    "onecycle": cosine from lr / 25 up to lr over the first 30 % and down to lr / 250,000, as torch's OneCycleLR; "cosine": down
+    to 0 (arXiv 1608.03983); "multistep": divided by 10 at each of `milestones`; "constant".
+    """
+    share = step / steps
+    if config.schedule == "onecycle":
+        peak = 0.3 * steps - 1  # below 0 with 3 steps or less: then there is no way up, as in torch
+        if step <= peak:
+            return _cosine(config.lr / 25, config.lr, step / peak)
+        return _cosine(config.lr, config.lr / 25e4, (step - peak) / (steps - 1 - peak))
+    if config.schedule == "cosine":
+        return _cosine(config.lr, 0.0, share)
+    if config.schedule == "multistep":
+        return config.lr * 0.1 ** sum(share >= milestone for milestone in config.milestones)
+    return config.lr
+
+
+def _cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
+
+
+def parameter_groups(module: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+    """All parameters, those of norms and biases (one axis) without weight decay if so configured."""
+    parameters = list(module.parameters())
+    if config.decay_norm_and_bias:
+        return [{"params": parameters, "weight_decay": config.weight_decay}]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
