@@ -121,7 +121,7 @@ def _check_directory(config: TrainConfig) -> None:
     differing = [k for k in now if k not in _FREE_ON_RESUME and before.get(k) != now[k]]
     if differing:
         changes = ", ".join(f"{k} was {before.get(k)!r}, is {now[k]!r}" for k in differing)
-        raise CorsdError(f"{config.path} holds a run of another configuration: {changes}")
+        raise CorsdError(f"{config.path} holds a run of another configuration: {changes}; remove it or choose another out")
 
 
 def _plain(config: TrainConfig) -> dict[str, Any]:

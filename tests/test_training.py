@@ -596,7 +596,7 @@ def test_a_resume_with_another_configuration_is_refused(
 ) -> None:
     before = _contents(tiny_run.path)
     config = tiny(validation_fraction=0.2, resume=True, **changes)
-    with pytest.raises(CorsdError, match=rf"holds a run of another configuration: {message}$"):
+    with pytest.raises(CorsdError, match=rf"holds a run of another configuration: {message}; remove it or choose another out$"):
         _train(replace(config, out=str(tiny_run.path)))
     assert _contents(tiny_run.path) == before
 
