@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from corsd_lib.datasets import AUGMENTATIONS as DATA_AUGMENTATIONS
 from corsd_lib.datasets import ImageArrays, ImageData, ImageFiles, Split
 from corsd_lib.errors import CorsdError, check_choice
 
@@ -31,7 +32,7 @@ __all__ = [
     "triplet_batches",
 ]
 
-AUGMENTATIONS = ("none", "crop", "crop_flip", "resized_crop")
+AUGMENTATIONS = ("none", *DATA_AUGMENTATIONS)
 SAMPLINGS = ("plain", "balanced", "triplet")
 PADDING_MODES = ("reflect", "zero")
 Item = tuple[int, int | None]  # row of a streamed image, and the seed of its random crop

@@ -187,6 +187,16 @@ def test_running_class_mean_is_a_mean_and_is_read_before_it_is_updated() -> None
     assert torch.equal(module.class_mean, before)
 
 
+def test_running_class_mean_is_that_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process that saw one more image of class 0, with logits (8, 0), moves the mean as if it had been in the batch."""
+    others = {(2,): torch.tensor([1, 0]), (2, 2): torch.tensor([[8.0, 0.0], [0.0, 0.0]])}
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda mine: mine.add_(others[tuple(mine.shape)]))
+    module = LogitRelation(2, hidden=4, momentum=0.5)
+    module(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]), 1.0, None)
+    torch.testing.assert_close(module.class_mean / module.seen[:, None], torch.tensor([[5.0, 0.0], [0.0, 1.0]]))
+
+
 def test_running_class_mean_forgets_at_its_momentum() -> None:
     module = LogitRelation(1, hidden=4, momentum=0.75)
     for value in (1.0, 2.0, 4.0):

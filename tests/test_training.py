@@ -946,3 +946,9 @@ def test_an_infinite_gradient_under_clipping_ends_in_our_error(tiny: Tiny, monke
     monkeypatch.setattr(torch.Tensor, "backward", overflow)
     with pytest.raises(CorsdError, match="training diverged at epoch 1"):
         train(tiny(clip_norm=1.0, epochs=1), progress=False)
+
+
+def test_the_padding_mode_reaches_the_images(tiny: Tiny, tmp_path: Path) -> None:
+    configs = [tiny(epochs=1, padding_mode=mode, out=str(tmp_path / mode)) for mode in ("reflect", "zero")]
+    reflect, zero = (_train(config).network().state_dict() for config in configs)
+    assert any(not torch.equal(reflect[name], zero[name]) for name in reflect)

@@ -12,7 +12,7 @@ from torch import Tensor
 from corsd_lib.datasets.decoding import read_rgb
 from corsd_lib.errors import CorsdError, check_choice
 
-AUGMENTATIONS = ("crop_flip", "crop", "resized_crop")
+AUGMENTATIONS = ("crop", "crop_flip", "resized_crop")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 

@@ -10,7 +10,7 @@ from corsd_lib import losses
 from corsd_lib.methods.base import Batch, Method, MethodOptions, sum_of
 from corsd_lib.network import ExitOutputs
 
-__all__ = ["Baseline", "Byot", "ByotOptions", "DeepSupervision", "DeepSupervisionOptions", "Probe", "ProbeOptions"]
+__all__ = ["Baseline", "Byot", "ByotOptions", "DeepSupervision", "DeepSupervisionOptions", "Probe"]
 
 
 class Baseline(Method):
@@ -21,31 +21,6 @@ class Baseline(Method):
 
     def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         return {"task": self._cross_entropy(out.logits[-1], batch.labels)}
-
-
-@dataclass(frozen=True)
-class ProbeOptions(MethodOptions):
-    """`exit_ce`: weight of the probes' cross-entropy; it does not change the backbone."""
-
-    exit_ce: float = 1.0
-
-
-class Probe(Method):
-    """The plain network again, with exits that watch: their gradient stops before the backbone (ours).
-
-    Says what shallow stages already know when nobody asks them to; backbone and deepest exit train as in `baseline` (unless
-    gradients are clipped: the norm is that of all parameters).
-    """
-
-    name = "probe"
-    Options = ProbeOptions
-    detach_exits = True
-
-    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        return {
-            "task": self._cross_entropy(out.logits[-1], batch.labels),
-            "exit_ce": sum_of(self._cross_entropy(z, batch.labels) for z in out.logits[:-1]),
-        }
 
 
 @dataclass(frozen=True)
@@ -66,6 +41,17 @@ class DeepSupervision(Method):
             "task": self._cross_entropy(out.logits[-1], batch.labels),
             "exit_ce": sum_of(self._cross_entropy(z, batch.labels) for z in out.logits[:-1]),
         }
+
+
+class Probe(DeepSupervision):
+    """The plain network again, with exits that watch: their gradient stops before the backbone (ours).
+
+    Says what shallow stages already know when nobody asks them to; backbone and deepest exit train as in `baseline` (unless
+    gradients are clipped: the norm is that of all parameters).
+    """
+
+    name = "probe"
+    detach_exits = True
 
 
 @dataclass(frozen=True)
