@@ -254,7 +254,7 @@ def test_image_data_refuses_what_does_not_fit_together() -> None:
             r"superclass_of_class is 1 at row 1; allowed: 0\.\.0",
         ),
         ({"mean": (0.5, 0.5)}, "mean"),
-        ({"augmentation": "blur"}, "augmentation 'blur' .* crop_flip, crop, resized_crop"),
+        ({"augmentation": "blur"}, "augmentation 'blur' .* crop, crop_flip, resized_crop"),
     ):
         with pytest.raises(CorsdError, match=message):
             image_data(**changes)
