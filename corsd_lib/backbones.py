@@ -99,7 +99,7 @@ _RESNETS = {
 }
 _WIDE_RESNETS = ("wrn16_2", "wrn28_10")
 _PRETRAINED = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-_STEMS = ("auto", "small", "large")
+_STEMS = ("auto", "small", "medium", "large")
 _SMALL_IMAGE = 64  # pixels a side, up to which "auto" takes the small stem
 
 
@@ -128,7 +128,8 @@ def build_backbone(
     - `timm:<model>`: a timm model with a convolutional feature pyramid, see `TimmBackbone`.
 
     `width`: base width, 1 or more (None: the network's own). `stem`: "small" is a 3x3 convolution of stride
-    1, "large" a 7x7 of stride 2 and a max-pool, "auto" the small one for images of up to 64 pixels a side.
+    1, "medium" one of stride 2 (ours: a quarter of the work), "large" a 7x7 of stride 2 and a max-pool, "auto" the
+    small one for images of up to 64 pixels a side.
     `pretrained`: torchvision's ImageNet weights, only with the large stem, the network's own width and three
     channels. Raises `CorsdError` for anything else.
     """
@@ -156,7 +157,7 @@ def build_backbone(
 def _stem(in_channels: int, width: int, kind: str) -> tuple[nn.Sequential, int]:
     """The stem and its reduction; modules are named so that `from_torchvision` finds them."""
     large = kind == "large"
-    kernel, stride = (7, 2) if large else (3, 1)
+    kernel, stride = {"small": (3, 1), "medium": (3, 2), "large": (7, 2)}[kind]
     layers: OrderedDict[str, nn.Module] = OrderedDict(
         conv=nn.Conv2d(in_channels, width, kernel, stride=stride, padding=kernel // 2, bias=False),
         norm=BatchNorm2d(width),
@@ -164,7 +165,7 @@ def _stem(in_channels: int, width: int, kind: str) -> tuple[nn.Sequential, int]:
     )
     if large:
         layers["pool"] = nn.MaxPool2d(3, stride=2, padding=1)
-    return nn.Sequential(layers), 4 if large else 1
+    return nn.Sequential(layers), 4 if large else stride
 
 
 # --- ResNets ---

@@ -12,11 +12,14 @@ from torch import Tensor
 
 __all__ = [
     "auxiliary_cross_entropy",
+    "class_distillation",
     "cross_entropy",
     "distillation",
     "feature_hint",
     "margin_over_batch",
     "margin_over_triplets",
+    "mixed_cross_entropy",
+    "normalised_distances",
     "pairwise_distances",
     "relation_transfer",
     "rkd_angle",
@@ -41,6 +44,26 @@ def distillation(teacher: Tensor, student: Tensor, temperature: float = 3.0) -> 
     log_p = _log_softmax(teacher.detach() / temperature)
     log_q = _log_softmax(student / temperature)
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
+
+
+def class_distillation(teacher: Tensor, student: Tensor, labels: Tensor, temperature: float = 4.0) -> Tensor:
+    """`distillation` from image j to image i, mean over the ordered pairs i != j of a batch with y_i = y_j; >= 0 nats.
+
+    Logits (B, C), labels (B,). No gradient reaches `teacher`; it may be `student` itself. CS-KD, arXiv 2003.13964.
+    """
+    same = labels[:, None] == labels[None, :]
+    i, j = (same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)).nonzero().T
+    return distillation(teacher[j], student[i], temperature)
+
+
+def mixed_cross_entropy(logits: Tensor, labels: Tensor, past: Tensor, share: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy in nats of logits (B, C) against (1 - share)·onehot(labels) + share·past; PS-KD, arXiv 2006.12000.
+
+    `labels` (B,), `past` (B, C) probabilities, `share` (B,) in [0, 1] an image; the one-hot part may be smoothed.
+    """
+    hard = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+    soft = -(past * _log_softmax(logits)).sum(1)
+    return ((1 - share) * hard + share * soft).mean()
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
@@ -112,6 +135,13 @@ def pairwise_distances(embeddings: Tensor) -> Tensor:
     return square.clamp_min(1e-12).sqrt().masked_fill(eye, 0.0)
 
 
+def normalised_distances(embeddings: Tensor) -> Tensor:
+    """`pairwise_distances` (B, B) of embeddings (B, D), divided by their own mean positive entry."""
+    distances = pairwise_distances(embeddings)
+    positive = distances[distances > 0]
+    return distances / positive.mean() if len(positive) else distances
+
+
 def rkd_distance(teacher: Tensor, student: Tensor) -> Tensor:
     """Smooth-L1 mean between distance matrices of embeddings (B, D), each divided by its own mean positive entry; >= 0.
 
@@ -120,8 +150,8 @@ def rkd_distance(teacher: Tensor, student: Tensor) -> Tensor:
     if len(student) < 2:
         return student.sum() * 0.0
     with torch.no_grad():
-        target = _over_mean(pairwise_distances(teacher))
-    return F.smooth_l1_loss(_over_mean(pairwise_distances(student)), target)
+        target = normalised_distances(teacher)
+    return F.smooth_l1_loss(normalised_distances(student), target)
 
 
 def rkd_angle(teacher: Tensor, student: Tensor) -> Tensor:
@@ -134,10 +164,6 @@ def rkd_angle(teacher: Tensor, student: Tensor) -> Tensor:
     with torch.no_grad():
         target = _angles(teacher)
     return F.smooth_l1_loss(_angles(student), target)
-
-
-def _over_mean(distances: Tensor) -> Tensor:
-    return distances / distances[distances > 0].mean()
 
 
 def _angles(embeddings: Tensor) -> Tensor:

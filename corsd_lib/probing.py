@@ -14,7 +14,7 @@ from corsd_lib.evaluation import evaluating
 from corsd_lib.files import write_tensors
 from corsd_lib.methods import Method
 from corsd_lib.network import ExitOutputs, MultiExitNetwork
-from corsd_lib.relation import MapRelation, VectorRelation, cosine_scores, relation_matrix
+from corsd_lib.relation import HandcraftedRelation, MapRelation, VectorRelation, cosine_scores, relation_matrix
 
 __all__ = ["ProbeSet"]
 
@@ -92,7 +92,7 @@ class ProbeSet:
             network = networks[k] if len(networks) else None
             if isinstance(network, MapRelation):
                 scores, of = network.scores(out.features[k]), labels[few]
-            elif isinstance(network, VectorRelation):
+            elif isinstance(network, VectorRelation | HandcraftedRelation):
                 scores, of = network.scores(out.embeddings[k]), labels
             else:
                 scores, of = cosine_scores(out.embeddings[k]), labels

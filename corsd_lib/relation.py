@@ -15,16 +15,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from corsd_lib.errors import CorsdError
+from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.layers import downsampling
+from corsd_lib.losses import normalised_distances
 
 __all__ = [
+    "HandcraftedRelation",
     "MapRelation",
     "PairScore",
     "RelationOutput",
     "StructuredPairs",
     "VectorRelation",
     "cosine_scores",
+    "distance_scores",
     "relation_matrix",
     "sample_pairs",
     "triplet_pairs",
@@ -151,16 +154,39 @@ class VectorRelation(PairScore):
         """Embeddings (B, D) and labels (B,) -> scores of all pairs, auxiliary logits of `pairs`."""
         u, v = self._halves(embeddings)  # (B, H) each
         matrix = self._score_matrix(u, v)
-        same = labels[:, None] == labels[None, :]
-        eye = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
         i, j = torch.cat(pairs, dim=1)
         logits = self.auxiliary(F.relu(u[i] + v[j]))  # (P + Q, C)
         intra_logits, inter_logits = logits.split([pairs.intra.shape[1], pairs.inter.shape[1]])
-        return RelationOutput(matrix[same & ~eye], matrix[~same], intra_logits, inter_logits, matrix)
+        return RelationOutput(*_by_kind(matrix, labels), intra_logits, inter_logits, matrix)
 
     def auxiliary_logits(self, first: Tensor, second: Tensor) -> Tensor:
         """Auxiliary logits (P, C) of the pairs of two aligned sets of embeddings (P, D)."""
         return self.auxiliary(self.pair_embeddings(first, second))
+
+
+def _by_kind(matrix: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores (B, B) -> those of all intra pairs (P,), those of all inter pairs (Q,)."""
+    same = labels[:, None] == labels[None, :]
+    eye = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    return matrix[same & ~eye], matrix[~same]
+
+
+class HandcraftedRelation(nn.Module):
+    """A formula in place of the trained relation network, `kind` "cosine" or "l2": nothing to train, no auxiliary classifier.
+
+    For ablation: what CORSD would be with the relations of earlier methods. See `cosine_scores` and `distance_scores`.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        check_choice("handcrafted relation", kind, HANDCRAFTED)
+        self.scores = HANDCRAFTED[kind]
+
+    def forward(self, embeddings: Tensor, labels: Tensor, pairs: StructuredPairs) -> RelationOutput:
+        """Embeddings (B, D) and labels (B,) -> scores of all pairs; auxiliary logits of no pair. `pairs` are not read."""
+        matrix = self.scores(embeddings)
+        none = matrix.new_zeros(0, 1)
+        return RelationOutput(*_by_kind(matrix, labels), none, none, matrix)
 
 
 class MapRelation(nn.Module):
@@ -216,6 +242,14 @@ def cosine_scores(embeddings: Tensor) -> Tensor:
     """The handcrafted relation (1 + cosine) / 2 of all ordered pairs of embeddings (B, D); (B, B) in [0, 1]."""
     e = F.normalize(embeddings.float(), dim=1)
     return ((1 + e @ e.T) / 2).clamp(0, 1)
+
+
+def distance_scores(embeddings: Tensor) -> Tensor:
+    """The handcrafted relation exp(-d_ij / mean positive d) of embeddings (B, D), d Euclidean; (B, B) in (0, 1]."""
+    return (-normalised_distances(embeddings.float())).exp()
+
+
+HANDCRAFTED = {"cosine": cosine_scores, "l2": distance_scores}
 
 
 def relation_matrix(scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:

@@ -48,15 +48,14 @@ class TrainConfig:
         crop_to_box: crop to the bounding box where the data set has one.
         network: name of the backbone, see `build_network`.
         width: channels of the first stage; the backbone's own when not given.
-        stem: "auto", "small" (3x3) or "large" (7x7 and pooling), for the ImageNet-type backbones.
+        stem: "auto", "small" (3x3), "medium" (3x3 of stride 2) or "large" (7x7 and pooling), for the ImageNet-type backbones.
         pretrained: start from torchvision's (or timm's) weights.
         method: name of the objective, see `build_method`.
         method_options: its weights and settings by name; the rest keep the method's defaults.
-        label_smoothing: in [0, 1), of the labels at every exit.
         epochs: passes over the training rows, each an anchor once; "triplet" batches pass three images an anchor.
         batch_size: images a step and process.
         sampling: "plain", "balanced", "triplet", or the method's own when not given.
-        samples_per_class: K of balanced batches.
+        samples_per_class: K of balanced batches, or the method's own when not given.
         augmentation: "none", "crop", "crop_flip", "resized_crop", or the data set's own when not given.
         padding_mode: "reflect" or "zero", of the pad-crop.
         cutout: side of the cutout square in pixels, 0 for none.
@@ -96,11 +95,10 @@ class TrainConfig:
     pretrained: bool = False
     method: str = "corsd"
     method_options: dict[str, Any] = field(default_factory=dict)
-    label_smoothing: float = 0.0
     epochs: int = 30
     batch_size: int = 128
     sampling: str | None = None
-    samples_per_class: int = 4
+    samples_per_class: int | None = None
     augmentation: str | None = None
     padding_mode: str = "reflect"
     cutout: int = 0
@@ -146,21 +144,21 @@ class TrainConfig:
         check_choice("probe_split", self.probe_split, ("auto", "train", "validation", "test"))
         check_choice("padding_mode", self.padding_mode, ("reflect", "zero"))
         check_choice("precision", self.precision, ("32-true", "bf16-mixed", "16-mixed"))
-        for name in ("epochs", "batch_size", "samples_per_class", "devices", "num_nodes", "lr"):
+        for name in ("epochs", "batch_size", "devices", "num_nodes", "lr"):
             _check_range(name, getattr(self, name), low=0, open_low=True)
         for name in ("seed", "cutout", "clip_norm", "weight_decay", "workers"):
             _check_range(name, getattr(self, name), low=0)
         for name in ("probe_every", "probe_size", "checkpoint_seconds"):
             _check_range(name, getattr(self, name), low=0)
-        for name in ("validation_fraction", "label_smoothing", "momentum"):
+        for name in ("validation_fraction", "momentum"):
             _check_range(name, getattr(self, name), low=0, high=1)
         for share in self.milestones:
             _check_type("a milestone", share, float)
             _check_range("a milestone", share, low=0, high=1)
+        if self.samples_per_class is not None:
+            _check_range("samples_per_class", self.samples_per_class, low=0, open_low=True)
         if self.nesterov and not self.momentum:
             raise CorsdError("nesterov = True wants a momentum above 0; it is 0.0")
-        if "label_smoothing" in self.method_options:
-            raise CorsdError("method_options: label_smoothing is a field of the configuration itself, for every method")
 
     @property
     def path(self) -> Path:
@@ -170,8 +168,7 @@ class TrainConfig:
 
     def build_method(self, network: MultiExitNetwork | None = None) -> Method:
         """The method of this configuration."""
-        options = {"label_smoothing": self.label_smoothing, **self.method_options}
-        return build_method(self.method, network=network, **options)
+        return build_method(self.method, network=network, **self.method_options)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "config") -> TrainConfig:

@@ -31,7 +31,7 @@ from corsd_lib.runs import DataInfo, Run, TrainConfig, load_part, new_network
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-__all__ = ["train"]
+__all__ = ["stop_request", "train"]
 
 # Fields that may differ between the two halves of a resumed training: where and how, not what.
 _FREE_ON_RESUME = ("resume", "out", "data_root", "workers", "checkpoint_seconds")
@@ -101,7 +101,7 @@ def _train(
     gpus = [fabric.device] if fabric.device.type == "cuda" else []
     with torch.random.fork_rng(gpus):  # the caller's random numbers are left as they were
         trainer = Trainer(fabric, config, data or load_data(config))
-        with _stop_request() as stop:
+        with stop_request() as stop:
             trainer.run(stop, on_epoch, progress)
     fabric.barrier()
     return Run(config.path)
@@ -127,7 +127,6 @@ def _check_directory(config: TrainConfig) -> None:
 def _plain(config: TrainConfig) -> dict[str, Any]:
     """The configuration with every option of the method spelled out, as JSON gives it back."""
     options = asdict(config.build_method().options)
-    options.pop("label_smoothing")
     return json.loads(json.dumps(asdict(replace(config, method_options=options))))
 
 
@@ -179,7 +178,7 @@ class Trainer:
             data,
             batch_size=config.batch_size,
             sampling=config.sampling or kind.sampling,
-            samples_per_class=config.samples_per_class,
+            samples_per_class=config.samples_per_class or kind.samples_per_class,
             augmentation=config.augmentation,
             padding_mode=config.padding_mode,
             cutout=config.cutout,
@@ -365,6 +364,11 @@ class Trainer:
         parts = {"network": self.network, "method": self.method}
         return {f"{name}.{k}": v for name, part in parts.items() for k, v in part.state_dict().items()}
 
+    def _memory(self) -> dict[str, Tensor]:
+        """What the method remembers of the training for the training alone: its buffers that are not part of its weights."""
+        weights = self.method.state_dict()
+        return {k: v for k, v in self.method.named_buffers() if k not in weights}
+
     def _checkpoint(self) -> None:
         """Everything a resume needs. In several processes the sums of the epoch move to the first one."""
         if self.fabric.world_size > 1 and self.totals:
@@ -376,6 +380,7 @@ class Trainer:
             **self._weights(),
             **{f"optimizer.{i}.{k}": v for i, entry in state.items() for k, v in entry.items() if v is not None},
             **{f"totals.{k}": v for k, v in self.totals.items()},
+            **{f"memory.{k}": v for k, v in self._memory().items()},
             "random.cpu": torch.get_rng_state(),
         }
         if self.fabric.device.type == "cuda":
@@ -390,6 +395,12 @@ class Trainer:
             raise CorsdError(f"{source} is not a checkpoint: it does not say where the training stood")
         load_part(self.network, tensors, "network", source)
         load_part(self.method, tensors, "method", source)
+        for key in self._memory():
+            name = f"memory.{key}"
+            if name not in tensors:
+                raise CorsdError(f"{source} lacks {name}: it is of another method or of an older version")
+            parent, _, buffer = key.rpartition(".")
+            setattr(self.method.get_submodule(parent), buffer, tensors[name].to(self.fabric.device))
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors.items():
             if key.startswith("optimizer."):
@@ -408,7 +419,7 @@ class Trainer:
 
 
 @contextmanager
-def _stop_request() -> Iterator[threading.Event]:
+def stop_request() -> Iterator[threading.Event]:
     """An event set by the first SIGINT or SIGTERM; a second one acts as usual. Only in the main thread of a process."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():

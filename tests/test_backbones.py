@@ -35,7 +35,7 @@ def _check_declaration(backbone: StagedBackbone, images: Tensor) -> None:
 # --- declared and real shapes ---
 
 
-@pytest.mark.parametrize("stem", ["small", "large"])
+@pytest.mark.parametrize("stem", ["small", "medium", "large"])
 @pytest.mark.parametrize("name", [*backbone_names(), "wrn10_1"])
 def test_declared_channels_and_reduction_are_real(name: str, stem: str) -> None:
     backbone = build_backbone(name, width=1 if name == "wrn28_10" else 3, stem=stem, in_channels=2)
@@ -237,7 +237,7 @@ def test_an_unknown_name_lists_what_is_allowed(name: str) -> None:
         ({"name": "resnet8", "width": 2.5}, "width 2.5.*integer"),
         ({"name": "resnet8", "in_channels": 0}, "in_channels 0.*1 or more"),
         ({"name": "resnet8", "image_size": -1}, "image_size -1.*1 or more"),
-        ({"name": "resnet8", "stem": "big"}, "stem 'big'.*small, large"),
+        ({"name": "resnet8", "stem": "big"}, "stem 'big'.*small, medium, large"),
         ({"name": "timm:test_resnet", "width": 8}, "width 8.*allowed: width None"),
         ({"name": "timm:test_resnet", "stem": "large"}, "stem 'large'.*'auto'"),
     ],

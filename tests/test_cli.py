@@ -34,7 +34,6 @@ WORDS: dict[str, tuple[Any, str]] = {
     "pretrained": (True, "--pretrained"),
     "method": ("byot", "--method byot"),
     "method_options": ({"exit_kd": 0.2, "hidden": 8, "fusion": "maps"}, "--method-options exit_kd=0.2 hidden=8 fusion=maps"),
-    "label_smoothing": (0.1, "--label-smoothing 0.1"),
     "epochs": (3, "--epochs 3"),
     "batch_size": (32, "--batch-size 32"),
     "sampling": ("balanced", "--sampling balanced"),

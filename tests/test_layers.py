@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from corsd_lib.errors import CorsdError
-from corsd_lib.layers import BatchNorm2d, SeparableConv, downsampling, halvings
+from corsd_lib.layers import BatchNorm2d, DepthwiseConv2d, SeparableConv, downsampling, halvings
 
 
 def test_batch_norm_is_pytorchs_where_there_is_a_variance() -> None:
@@ -71,6 +71,22 @@ def test_separable_conv_is_byots_block(stride: int) -> None:
             centred = expected - expected.mean((0, 2, 3), keepdim=True)
             expected = (centred / (centred.square().mean((0, 2, 3), keepdim=True) + 1e-5).sqrt()).clamp(min=0)
     torch.testing.assert_close(block(images), expected)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_depthwise_convolution_stays_in_float32_in_mixed_precision_on_a_cpu(stride: int) -> None:
+    torch.manual_seed(0)
+    layer, plain = DepthwiseConv2d(6, stride), nn.Conv2d(6, 6, 3, stride=stride, padding=1, groups=6, bias=False)
+    plain.load_state_dict(layer.state_dict())
+    images = torch.randn(2, 6, 7, 7)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = images.bfloat16().requires_grad_()
+        out = layer(low)
+        assert plain(low).dtype == torch.bfloat16
+    assert out.dtype == torch.float32 and torch.equal(out, plain(images.bfloat16().float()))
+    out.sum().backward()
+    assert low.grad is not None and low.grad.dtype == torch.bfloat16 and low.grad.any()
+    assert torch.equal(layer(images), plain(images))
 
 
 def test_separable_conv_does_not_write_into_its_input() -> None:

@@ -40,6 +40,57 @@ def softmax(row: Tensor, temperature: float = 1.0) -> Tensor:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(max_examples=20, deadline=None)
+@given(sizes=SIZES)
+def test_class_distillation_is_the_loop_over_pairs_of_a_class(dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
+    b, c, seed = sizes
+    g = torch.Generator().manual_seed(seed)
+    teacher, student = torch.randn(2, b, c, generator=g, dtype=dtype)
+    labels = torch.randint(3, (b,), generator=g)
+
+    def slow(student: Tensor) -> Tensor:
+        total, pairs = student.sum() * 0.0, 0
+        for i in range(b):
+            for j in range(b):
+                if i != j and labels[i] == labels[j]:
+                    p, q = softmax(teacher[j], 4.0), softmax(student[i], 4.0)
+                    total, pairs = total + 16 * sum(p[k] * (p[k].log() - q[k].log()) for k in range(c)), pairs + 1
+        return total / max(pairs, 1)
+
+    check_equal(lambda s: losses.class_distillation(teacher, s, labels), slow, student)
+
+
+def test_class_distillation_of_a_batch_with_itself_stops_at_the_teacher() -> None:
+    logits = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 0, 1, 2])
+    (itself,) = torch.autograd.grad(losses.class_distillation(logits, logits, labels), logits)
+    (student,) = torch.autograd.grad(losses.class_distillation(logits.detach(), logits, labels), logits)
+    assert torch.equal(itself, student) and (itself[:2] != 0).all() and (itself[2:] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=20, deadline=None)
+@given(sizes=SIZES, smoothing=st.sampled_from([0.0, 0.1]))
+def test_mixed_cross_entropy_is_that_of_the_mixed_target(dtype: torch.dtype, sizes: tuple[int, ...], smoothing: float) -> None:
+    b, c, seed = sizes
+    g = torch.Generator().manual_seed(seed)
+    logits, past = torch.randn(2, b, c, generator=g, dtype=dtype)
+    past, share = past.softmax(1), torch.rand(b, generator=g, dtype=dtype)
+    labels = torch.randint(c, (b,), generator=g)
+
+    def slow(logits: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=dtype)
+        for i in range(b):
+            q = softmax(logits[i])
+            for k in range(c):
+                hard = (1 - smoothing) * float(k == labels[i]) + smoothing / c
+                total = total - ((1 - share[i]) * hard + share[i] * past[i, k]) * q[k].log()
+        return total / b
+
+    check_equal(lambda z: losses.mixed_cross_entropy(z, labels, past, share, smoothing), slow, logits)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=20, deadline=None)
 @given(sizes=SIZES, temperature=st.sampled_from([1.0, 3.0]))
 def test_distillation_is_the_kl_of_softened_outputs(dtype: torch.dtype, sizes: tuple[int, ...], temperature: float) -> None:
     b, c, seed = sizes

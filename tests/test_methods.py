@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 
 import pytest
@@ -13,8 +14,8 @@ from torch.nn import functional as F
 from corsd_lib import losses
 from corsd_lib.errors import CorsdError
 from corsd_lib.methods import METHODS, Batch, CorsdOptions, LogitRelation, Method, build_method
-from corsd_lib.network import MultiExitNetwork, build_network
-from corsd_lib.relation import sample_pairs, triplet_pairs
+from corsd_lib.network import ExitOutputs, MultiExitNetwork, build_network
+from corsd_lib.relation import cosine_scores, distance_scores, sample_pairs, triplet_pairs
 
 CLASSES = 3
 
@@ -154,6 +155,94 @@ def test_rkd_teaches_distances_and_angles_to_every_shallow_exit_and_none_to_the_
     assert all(v == 0 for k, v in found.items() if k.startswith("backbone.stages.2"))
 
 
+def test_label_smoothing_is_the_baseline_with_soft_labels() -> None:
+    network, method = make("label_smoothing")
+    batch = make_batch([0, 1, 2, 0])
+    logits = network(batch.images).logits[-1]
+    wanted = F.cross_entropy(logits, batch.labels, label_smoothing=0.1)
+    assert method(network(batch.images), batch)["total"].item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_cs_kd_teaches_each_image_the_prediction_of_its_partner() -> None:
+    network, method = make("cs_kd")
+    batch = make_batch([0, 1, 0, 1, 2], "balanced")
+    z = network(batch.images).logits[-1]
+    rows = [(0, 2), (2, 0), (1, 3), (3, 1)]
+    wanted = sum(losses.distillation(z[[j]], z[[i]], 4.0) for i, j in rows) / 4
+    parts = method(network(batch.images), batch)
+    assert (method.sampling, method.samples_per_class, len(network.exits)) == ("balanced", 2, 1)
+    assert parts["class_kd"].item() == pytest.approx(wanted.item(), rel=1e-4)
+    assert parts["task"].item() == pytest.approx(F.cross_entropy(z, batch.labels).item(), rel=1e-5)
+
+
+def test_ps_kd_learns_its_past_more_and_more() -> None:
+    """First the label alone; when an image comes again, the label mixed with what the network said of it before."""
+    method = build_method("ps_kd", last_share=0.8)
+    labels, rows = torch.tensor([0, 2]), torch.tensor([5, 3])
+    first, second = torch.randn(2, 2, CLASSES, generator=torch.Generator().manual_seed(0))
+
+    def task(logits: Tensor, rows: Tensor, progress: float) -> float:
+        out = ExitOutputs([], [], [logits])
+        return method(out, Batch(torch.zeros(2, 3, 8, 8), labels, rows, progress=progress))["task"].item()
+
+    assert task(first, rows, 0.5) == pytest.approx(F.cross_entropy(first, labels).item(), rel=1e-5)
+    method.eval()
+    task(torch.zeros(2, CLASSES), rows, 0.6)  # nothing is remembered of it
+    method.train()
+    target = 0.6 * F.one_hot(labels, CLASSES) + 0.4 * first.softmax(1)
+    wanted = -(target * second.log_softmax(1)).sum(1).mean().item()
+    assert task(second, rows, 0.5) == pytest.approx(wanted, rel=1e-3)  # float16 is what it remembers in
+    torch.testing.assert_close(method.past[rows].float(), second.softmax(1), atol=1e-3, rtol=1e-3)
+    assert method.past.shape == (6, CLASSES) and not method.past[[0, 1, 2, 4]].any()
+    fresh = task(first, torch.tensor([0, 9]), 0.5)  # rows never seen, one of them beyond what there was
+    assert fresh == pytest.approx(F.cross_entropy(first, labels).item(), rel=1e-5) and method.past.shape == (10, CLASSES)
+
+
+def test_ps_kd_remembers_what_other_processes_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = torch.tensor([[0.5, 0.25, 0.25]])
+
+    def gather(seen: list[object], mine: object) -> None:
+        seen[:] = [mine, (torch.tensor([7]), theirs)]
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    method = build_method("ps_kd")
+    logits = torch.zeros(1, CLASSES)
+    method(ExitOutputs([], [], [logits]), Batch(torch.zeros(1, 3, 8, 8), torch.tensor([0]), torch.tensor([2])))
+    assert torch.equal(method.past[7], theirs[0].half()) and torch.allclose(
+        method.past[2].float(), torch.tensor(1 / 3), atol=1e-3
+    )
+
+
+@pytest.mark.parametrize(("kind", "scores"), [("cosine", cosine_scores), ("l2", distance_scores)])
+def test_a_handcrafted_relation_is_a_formula_with_nothing_to_train(kind: str, scores: Callable[[Tensor], Tensor]) -> None:
+    network, method = make("corsd", relation=kind)
+    batch = make_batch([0, 0, 1, 1, 2, 0])
+    out = network(batch.images)
+    parts = method(out, batch)
+    assert len(method.relation_networks()) == 3 and not list(method.relation_networks().parameters())
+    *shallow, deepest = [scores(e) for e in out.embeddings]
+    same = batch.labels[:, None] == batch.labels[None, :]
+    intra = same & ~torch.eye(6, dtype=torch.bool)
+    wanted = sum(((r - deepest)[intra].square().mean() + (r - deepest)[~same].square().mean()) / 2 for r in shallow)
+    assert parts["relation_transfer"].item() == pytest.approx(wanted.item(), rel=1e-4)
+    wanted = sum(losses.margin_over_batch(r, batch.labels) for r in (*shallow, deepest))
+    assert parts["relation_margin"].item() == pytest.approx(wanted.item(), rel=1e-4)
+    assert all(parts[k].item() == 0 for k in parts if k.startswith("auxiliary"))
+
+
+def test_a_shared_relation_network_is_one_network_that_every_stage_reads() -> None:
+    network, method = make("corsd", shared=True)
+    relations = method.relation_networks()
+    assert len(relations) == 3 and len({id(r) for r in relations}) == 1
+    assert sum(p.numel() for p in relations.parameters()) * 3 == sum(
+        p.numel() for p in make("corsd")[1].relation_networks().parameters()
+    )
+    batch = make_batch([0, 0, 1, 1, 2, 0])
+    assert method(network(batch.images), batch)["auxiliary_intra"].item() > 0
+
+
 def test_release_uses_triplets_no_shallow_classifier_and_its_own_weights() -> None:
     network, method = make("corsd_release")
     assert len(network.exits) == 1 and len(method.relation_networks()) == 3 and method.sampling == "triplet"
@@ -263,6 +352,10 @@ def test_label_smoothing_reaches_every_hard_label() -> None:
         ("corsd", {"margin": "big"}, "margin = 'big' must be of type float"),
         ("corsd", {"exit_ce": -1.0}, "exit_ce = -1.0 must be finite and at least 0"),
         ("corsd", {"fusion": "mean"}, "fusion 'mean' is not known; allowed: vectors, maps"),
+        ("corsd", {"relation": "dot"}, "relation 'dot' is not known; allowed: trained, cosine, l2"),
+        ("corsd", {"fusion": "maps", "shared": True}, "fusion 'maps' with relation 'trained', shared True; allowed"),
+        ("corsd", {"fusion": "maps", "relation": "l2"}, "fusion 'maps' with relation 'l2', shared False; allowed"),
+        ("ps_kd", {"last_share": 1.0}, "last_share = 1.0 must be below 1"),
         ("corsd", {"temperature": 0}, "temperature = 0 must be above 0"),
         ("corsd", {"class_mean_momentum": 1.0}, "class_mean_momentum = 1.0 must be below 1"),
         ("byot", {"temperature": True}, "temperature = True must be of type float"),

@@ -133,7 +133,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "baseline": {"method": "baseline"},
     "corsd": {},
     "corsd_release": {"method": "corsd_release"},
-    "label smoothing": {"method": "deep_supervision", "label_smoothing": 0.2},
+    "label smoothing": {"method": "deep_supervision", "method_options": {"label_smoothing": 0.2}},
+    "cs_kd": {"method": "cs_kd", "batch_size": 20},
+    "ps_kd": {"method": "ps_kd"},
+    "shared relation network": {"method_options": {"shared": True}},
     "no decay of norms": {"decay_norm_and_bias": False, "weight_decay": 0.05},
     "nesterov": {"nesterov": True, "momentum": 0.7},
     "no momentum": {"momentum": 0.0},
@@ -164,8 +167,7 @@ def _plain_loop(config: TrainConfig) -> dict[str, Tensor]:
     torch.manual_seed(config.seed)
     network = build_network("resnet8", 10, in_channels=1, image_size=8, width=config.width, exits=kind.exits)
     torch.manual_seed(config.seed + 1)
-    options = {**config.method_options, "label_smoothing": config.label_smoothing}
-    method = build_method(config.method, network=network, **options)
+    method = build_method(config.method, network=network, **config.method_options)
     weights = [*network.parameters(), *method.parameters()]
     decayed = [w for w in weights if w.ndim > 1 or config.decay_norm_and_bias]
     undecayed = [w for w in weights if not any(w is d for d in decayed)]
@@ -175,15 +177,17 @@ def _plain_loop(config: TrainConfig) -> dict[str, Tensor]:
         data,
         batch_size=config.batch_size,
         sampling=config.sampling or kind.sampling,
-        samples_per_class=config.samples_per_class,
+        samples_per_class=config.samples_per_class or kind.samples_per_class,
         augmentation=config.augmentation,
         padding_mode=config.padding_mode,
         cutout=config.cutout,
         seed=config.seed,
     )
-    scheduler = _scheduler(config, optimizer, config.epochs * len(source.rows(0)))
+    steps = len(source.rows(0))
+    scheduler = _scheduler(config, optimizer, config.epochs * steps)
     for epoch in range(config.epochs):
-        for batch in source(epoch):
+        for step, batch in enumerate(source(epoch)):
+            batch = batch._replace(progress=(epoch * steps + step) / (config.epochs * steps))
             loss = method(network(batch.images), batch)["total"]
             optimizer.zero_grad()
             loss.backward()
@@ -386,7 +390,7 @@ def test_method_options_are_stored_whole(tiny: Tiny) -> None:
     stored = run.config.method_options
     defaults = build_method("corsd").options
     assert stored["exit_kd"] == 2.0 and stored["hidden"] == 16 and stored["margin"] == 1.0
-    assert set(stored) == {f for f in vars(defaults) if f != "label_smoothing"}
+    assert set(stored) == set(vars(defaults))
     assert run.method().relation_networks()[0].first.out_features == 16  # type: ignore[union-attr]
 
 
@@ -492,6 +496,24 @@ def test_a_stopped_training_ends_as_if_never_stopped(
     _at_step(monkeypatch, 7 - step, lambda: rest.append(7 - step))
     _assert_same_training(tiny_run, _train(replace(config, resume=True)))
     assert rest == [6 - step]  # it went on from there, and did not begin anew
+
+
+def test_what_a_method_remembers_of_the_training_is_in_the_checkpoint(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PS-KD's past predictions: a resume needs them, the finished run does not hold them."""
+    whole = _train(tiny("whole", method="ps_kd", epochs=3))
+    assert not any("past" in name for name in _weights(whole))
+    config = tiny("cut", method="ps_kd", epochs=3)
+    _at_step(monkeypatch, 4, lambda: signal.raise_signal(signal.SIGINT))
+    run = _train(config)
+    monkeypatch.undo()
+    tensors, metadata = files.read_tensors(run.path / "checkpoint.safetensors")
+    assert tensors["memory.past"].shape[1] == 10 and tensors["memory.past"].any()
+    _assert_same_training(whole, _train(replace(config, resume=True)))
+    (run.path / "test.json").unlink()
+    without = {k: v for k, v in tensors.items() if k != "memory.past"}
+    files.write_tensors(run.path / "checkpoint.safetensors", without, metadata)
+    with pytest.raises(CorsdError, match=r"checkpoint.safetensors lacks memory.past"):
+        _train(replace(config, resume=True))
 
 
 def test_a_stop_in_the_last_step_finishes_the_run(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

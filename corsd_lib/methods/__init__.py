@@ -13,7 +13,7 @@ from corsd_lib.errors import check_choice
 from corsd_lib.methods.base import Batch, Method, MethodOptions
 from corsd_lib.methods.classic import Baseline, Byot, DeepSupervision, Probe
 from corsd_lib.methods.corsd import Corsd, CorsdOptions, CorsdRelease, LogitRelation
-from corsd_lib.methods.peers import Rkd
+from corsd_lib.methods.peers import CsKd, LabelSmoothing, PsKd, Rkd
 from corsd_lib.network import MultiExitNetwork
 
 __all__ = [
@@ -27,7 +27,9 @@ __all__ = [
     "build_method",
 ]
 
-METHODS: dict[str, type[Method]] = {m.name: m for m in (Baseline, Probe, DeepSupervision, Byot, Rkd, Corsd, CorsdRelease)}
+METHODS: dict[str, type[Method]] = {
+    m.name: m for m in (Baseline, LabelSmoothing, CsKd, PsKd, Probe, DeepSupervision, Byot, Rkd, Corsd, CorsdRelease)
+}
 
 
 def build_method(name: str, *, network: MultiExitNetwork | None = None, **options: Any) -> Method:

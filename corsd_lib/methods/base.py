@@ -32,6 +32,7 @@ class Method(nn.Module):
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     exits: ClassVar[str] = "all"
     sampling: ClassVar[str] = "plain"
+    samples_per_class: ClassVar[int] = 4  # of balanced batches
     detach_exits: ClassVar[bool] = False
 
     def __init__(self, **options: Any) -> None:
@@ -78,7 +79,7 @@ def _checked(what: str, key: str, value: Any, wanted: type[Any]) -> Any:
         raise CorsdError(f"{what} must be finite and at least 0")
     if (wanted is int and value < 1) or (key == "temperature" and value == 0):
         raise CorsdError(f"{what} must be above 0")
-    if key in ("label_smoothing", "class_mean_momentum") and value >= 1:
+    if key in ("label_smoothing", "class_mean_momentum", "last_share") and value >= 1:
         raise CorsdError(f"{what} must be below 1")
     return value
 

@@ -14,6 +14,8 @@ from corsd_lib.layers import halvings
 from corsd_lib.methods.base import Batch, Method, MethodOptions, sum_of
 from corsd_lib.network import ExitOutputs, MultiExitNetwork
 from corsd_lib.relation import (
+    HANDCRAFTED,
+    HandcraftedRelation,
     MapRelation,
     PairScore,
     RelationOutput,
@@ -31,7 +33,9 @@ class CorsdOptions(MethodOptions):
     """Weights of CORSD's terms (the first block, one part each) and its settings. The defaults are ours.
 
     `temperature` of every KL; `margin` m of the relation margin; `fusion` "vectors" (all in-batch pairs of embeddings, ours) or
-    "maps" (concatenated feature maps of sampled pairs, the release's); `hidden` width of the relation embedding;
+    "maps" (concatenated feature maps of sampled pairs, the release's); `relation` "trained", or for ablation "cosine" or "l2":
+    a formula on the embeddings, without auxiliary classifier; `shared` one relation network for all stages (vectors only);
+    `hidden` width of the relation embedding;
     `pair_limit` most intra pairs a batch for which auxiliary logits (and map relations) are computed; `block_pairs` pairs held
     at once by the vectors fusion; `class_mean_momentum` of the running class mean logits.
     """
@@ -49,6 +53,8 @@ class CorsdOptions(MethodOptions):
     temperature: float = 3.0
     margin: float = 1.0
     fusion: str = "vectors"
+    relation: str = "trained"
+    shared: bool = False
     hidden: int = 128
     pair_limit: int = 4096
     block_pairs: int = 65536
@@ -68,7 +74,12 @@ class Corsd(Method):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        check_choice("fusion", self.options.fusion, ("vectors", "maps"))
+        o = self.options
+        check_choice("fusion", o.fusion, ("vectors", "maps"))
+        check_choice("relation", o.relation, ("trained", *HANDCRAFTED))
+        if o.fusion == "maps" and (o.shared or o.relation != "trained"):
+            given = f"relation {o.relation!r}, shared {o.shared}"
+            raise CorsdError(f"method {self.name!r}: fusion 'maps' with {given}; allowed: relation 'trained', shared False")
         self.relations = nn.ModuleList()
 
     def attach(self, network: MultiExitNetwork) -> Method:
@@ -79,10 +90,11 @@ class Corsd(Method):
         return self
 
     def _vector_relations(self, network: MultiExitNetwork) -> list[nn.Module]:
-        o = self.options
-        return [
-            VectorRelation(network.embedding_dim, network.num_classes, o.hidden, o.block_pairs) for _ in network.exit_stages
-        ]
+        stages, o = len(network.exit_stages), self.options
+        if o.relation != "trained":
+            return [HandcraftedRelation(o.relation) for _ in range(stages)]
+        size = (network.embedding_dim, network.num_classes, o.hidden, o.block_pairs)
+        return [VectorRelation(*size)] * stages if o.shared else [VectorRelation(*size) for _ in range(stages)]
 
     def _map_relations(self, network: MultiExitNetwork) -> list[nn.Module]:
         *_, deepest = info = network.backbone.feature_info
@@ -129,6 +141,8 @@ class Corsd(Method):
         }
 
     def _pairs(self, batch: Batch) -> StructuredPairs:
+        if self.options.relation != "trained":  # no auxiliary classifier, so no pair to classify
+            return StructuredPairs(*batch.labels.new_empty(2, 2, 0))
         if batch.sampling == "triplet":
             return triplet_pairs(len(batch.labels), batch.labels.device)
         return sample_pairs(batch.labels, batch.generator, self.options.pair_limit)

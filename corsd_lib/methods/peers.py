@@ -1,18 +1,34 @@
-"""Peers of CORSD in the same frame: relations by a formula."""
+"""Peers of CORSD in the same frame: relations by a formula (RKD), and self-distillation without exits (CS-KD, PS-KD)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from corsd_lib import losses
 from corsd_lib.batches import Batch
-from corsd_lib.methods.base import sum_of
-from corsd_lib.methods.classic import DeepSupervision, DeepSupervisionOptions
+from corsd_lib.methods.base import Method, MethodOptions, sum_of
+from corsd_lib.methods.classic import Baseline, DeepSupervision, DeepSupervisionOptions
 from corsd_lib.network import ExitOutputs
 
-__all__ = ["Rkd", "RkdOptions"]
+__all__ = ["CsKd", "CsKdOptions", "LabelSmoothing", "LabelSmoothingOptions", "PsKd", "PsKdOptions", "Rkd", "RkdOptions"]
+
+
+@dataclass(frozen=True)
+class LabelSmoothingOptions(MethodOptions):
+    """The usual `label_smoothing` of 0.1."""
+
+    label_smoothing: float = 0.1
+
+
+class LabelSmoothing(Baseline):
+    """The plain network with smoothed labels: what any soft target has to beat. Szegedy et al. 2016, arXiv 1512.00567."""
+
+    name = "label_smoothing"
+    Options = LabelSmoothingOptions
 
 
 @dataclass(frozen=True)
@@ -36,3 +52,85 @@ class Rkd(DeepSupervision):
             "distance": sum_of(losses.rkd_distance(deepest, e) for e in shallow),
             "angle": sum_of(losses.rkd_angle(deepest, e) for e in shallow),
         }
+
+
+@dataclass(frozen=True)
+class CsKdOptions(MethodOptions):
+    """`class_kd`: weight of the partner's prediction, the paper's 1 for CIFAR-100 (3 for CUB); its `temperature` 4."""
+
+    class_kd: float = 1.0
+    temperature: float = 4.0
+
+
+class CsKd(Method):
+    """The plain network, whose soft target is its prediction of another image of the same class. CS-KD, arXiv 2003.13964.
+
+    Batches hold two images a class, and each of the two learns from the other (ours): the authors' code passes a partner for
+    each image that is not trained on, twice the images for the same pairs.
+    """
+
+    name = "cs_kd"
+    Options = CsKdOptions
+    exits = "deepest"
+    sampling = "balanced"
+    samples_per_class = 2
+    options: CsKdOptions
+
+    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+        logits = out.logits[-1]
+        return {
+            "task": self._cross_entropy(logits, batch.labels),
+            "class_kd": losses.class_distillation(logits, logits, batch.labels, self.options.temperature),
+        }
+
+
+@dataclass(frozen=True)
+class PsKdOptions(MethodOptions):
+    """`last_share`: weight of the past prediction in the target when the training ends, in [0, 1); it grows linearly from 0."""
+
+    last_share: float = 0.8
+
+
+class PsKd(Method):
+    """The plain network, whose target is mixed with its own prediction of an epoch ago. PS-KD, arXiv 2006.12000.
+
+    `past` (N, C) in float16: the softmax of every training image when it was last seen, zeros before that (then the target is
+    the label). It is kept in checkpoints, not with the weights.
+    """
+
+    name = "ps_kd"
+    Options = PsKdOptions
+    exits = "deepest"
+    options: PsKdOptions
+    past: Tensor
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.register_buffer("past", torch.zeros(0, 0, dtype=torch.float16), persistent=False)
+
+    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+        logits, rows = out.logits[-1], batch.rows.to(out.logits[-1].device)
+        past = self._grown(int(batch.rows.max()) + 1, logits)[rows].float()
+        share = self.options.last_share * batch.progress * (past.sum(1) > 0)  # (B,)
+        task = losses.mixed_cross_entropy(logits, batch.labels, past, share, self.options.label_smoothing)
+        if self.training:
+            self._remember(rows, logits.detach().float().softmax(1))
+        return {"task": task}
+
+    def _grown(self, rows: int, logits: Tensor) -> Tensor:
+        """`past` with at least `rows` rows: how many images there are is known when they have been seen."""
+        missing = rows - len(self.past)
+        if missing > 0:
+            new = logits.new_zeros(missing, logits.shape[1], dtype=torch.float16)
+            self.past = torch.cat([self.past.to(new.device).view(-1, logits.shape[1]), new])
+        return self.past
+
+    def _remember(self, rows: Tensor, predictions: Tensor) -> None:
+        """In several processes each remembers what all of them saw: an image may come to another one next time."""
+        seen = [(rows, predictions)]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            seen = [(rows, predictions)] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(seen, (rows.cpu(), predictions.cpu()))
+        for where, what in seen:
+            past = self._grown(int(where.max()) + 1, predictions)
+            past[where.to(past.device)] = what.to(past)
