@@ -79,7 +79,7 @@ def feature_hint(teacher: Tensor, student: Tensor) -> Tensor:
 def auxiliary_cross_entropy(logits: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """Soft cross-entropy of pair logits (P, C) against ½·onehot(`first`) + ½·onehot(`second`), labels (P,); >= 0 nats.
 
-    For an intra pair (`first` == `second`) this is the plain cross-entropy. CORSD's auxiliary term (METHOD: the half/half label
+    For an intra pair (`first` == `second`) this is the plain cross-entropy. CORSD's auxiliary term (the half/half label
     is a probability already; a softmax over it, as in the authors' release, would make it near uniform).
     """
     if not len(first):

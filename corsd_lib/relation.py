@@ -255,7 +255,7 @@ HANDCRAFTED = {"cosine": cosine_scores, "l2": distance_scores}
 def relation_matrix(scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Class-level relation R[c, d] = mean r_ij over y_i = c, y_j = d, i != j; (C, C), NaN where there is no such pair.
 
-    `scores` (N, N), `labels` (N,). METHOD, "class-level relation matrix". Raises `CorsdError` on other shapes.
+    `scores` (N, N), `labels` (N,). Ours. Raises `CorsdError` on other shapes.
     """
     if scores.shape != (len(labels), len(labels)):
         raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels; (N, N) is wanted")

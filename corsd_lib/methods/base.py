@@ -77,7 +77,7 @@ def _checked(what: str, key: str, value: Any, wanted: type[Any]) -> Any:
         raise CorsdError(f"{what} must be of type {wanted.__name__}")
     if wanted is float and not 0 <= value < float("inf"):
         raise CorsdError(f"{what} must be finite and at least 0")
-    if (wanted is int and value < 1) or (key == "temperature" and value == 0):
+    if (wanted is int and value < 1) or (key.endswith("temperature") and value == 0):
         raise CorsdError(f"{what} must be above 0")
     if key in ("label_smoothing", "class_mean_momentum", "last_share") and value >= 1:
         raise CorsdError(f"{what} must be below 1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ __all__ = ["Corsd", "CorsdOptions", "CorsdRelease", "CorsdReleaseOptions", "Logi
 class CorsdOptions(MethodOptions):
     """Weights of CORSD's terms (the first block, one part each) and its settings. The defaults are ours.
 
+    `class_kd` is ours altogether: at every exit the prediction of another image of the class is a soft target (CS-KD's term),
+    softened by `class_temperature`; 0 leaves the objective of the paper.
     `temperature` of every KL; `margin` m of the relation margin; `fusion` "vectors" (all in-batch pairs of embeddings, ours) or
     "maps" (concatenated feature maps of sampled pairs, the release's); `relation` "trained", or for ablation "cosine" or "l2":
     a formula on the embeddings, without auxiliary classifier; `shared` one relation network for all stages (vectors only);
@@ -42,6 +45,7 @@ class CorsdOptions(MethodOptions):
 
     exit_ce: float = 1.0
     exit_kd: float = 0.1
+    class_kd: float = 1.0
     auxiliary_intra: float = 0.5
     auxiliary_inter: float = 0.5
     auxiliary_kd_intra: float = 0.1
@@ -51,6 +55,7 @@ class CorsdOptions(MethodOptions):
     logit_relation: float = 0.01
 
     temperature: float = 3.0
+    class_temperature: float = 4.0
     margin: float = 1.0
     fusion: str = "vectors"
     relation: str = "trained"
@@ -62,14 +67,17 @@ class CorsdOptions(MethodOptions):
 
 
 class Corsd(Method):
-    """Class-Oriented Relational Self Distillation, arXiv 2305.00918; every term of METHOD's table.
+    """Class-Oriented Relational Self Distillation, arXiv 2305.00918; every term of the paper that is known, and one of ours.
 
     A relation network a stage reads structured pairs; the deepest one teaches its scores and auxiliary logits to the shallow
-    ones. Nothing of it is needed at inference. Terms over several stages are sums over the stages.
+    ones. Nothing of it is needed at inference. Terms over several stages are sums over the stages. Batches hold two images a
+    class (ours): each image has a partner, and hardly an image fewer of another class than in a plain batch.
     """
 
     name = "corsd"
     Options = CorsdOptions
+    sampling = "balanced"
+    samples_per_class = 2
     options: CorsdOptions
 
     def __init__(self, **options: Any) -> None:
@@ -111,12 +119,14 @@ class Corsd(Method):
         return {**self.exit_terms(out, batch), **self.relation_terms(out, batch)}
 
     def exit_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy of the exits, and what the deepest one teaches of its logits."""
+        """Cross-entropy of the exits, what the deepest one teaches them, and what two images of a class teach each other."""
         *shallow, deepest = out.logits
+        between = partial(losses.class_distillation, labels=batch.labels, temperature=self.options.class_temperature)
         return {
             "task": self._cross_entropy(deepest, batch.labels),
             "exit_ce": sum_of(self._cross_entropy(z, batch.labels) for z in shallow),
             "exit_kd": sum_of(losses.distillation(deepest, z, self.options.temperature) for z in shallow),
+            "class_kd": sum_of(between(z, z) for z in out.logits),
         }
 
     def relation_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
@@ -157,7 +167,7 @@ class LogitRelation(nn.Module):
     """Relation of an image's deepest logits to the running mean logits of its own class (up) and of one other (down).
 
     `class_mean` (C, C) is an exponential mean with a bias-corrected start, updated in train mode after it was read: an image is
-    never compared with itself alone. METHOD's "logit relation" term; the release used a running *sum* for the mean.
+    never compared with itself alone. The release's logit relation; it used a running *sum* for the mean.
     """
 
     def __init__(self, num_classes: int, hidden: int, momentum: float) -> None:
@@ -208,6 +218,7 @@ class CorsdReleaseOptions(CorsdOptions):
 
     exit_ce: float = 0.0
     exit_kd: float = 0.0
+    class_kd: float = 0.0
     auxiliary_intra: float = 0.04
     auxiliary_inter: float = 0.01
     auxiliary_kd_intra: float = 0.16
