@@ -7,14 +7,18 @@ from typing import Any
 
 _HOME = {
     "batches": ("Batch", "BatchSource"),
+    "compare": ("run_study",),
     "datasets": ("ImageArrays", "ImageData", "ImageFiles", "load_dataset"),
     "errors": ("CorsdError",),
     "evaluation": ("Evaluation", "count_macs", "evaluate"),
+    "export": ("export_run",),
     "methods": ("METHODS", "Method", "build_method"),
     "network": ("ExitOutputs", "MultiExitNetwork", "build_network"),
     "relation": ("cosine_scores", "relation_matrix"),
     "runs": ("Run", "TrainConfig", "load_run"),
+    "study": ("Study",),
     "training": ("train",),
+    "tuning": ("tune",),
     "widgets": ("RelationExplorer", "TrainingMonitor"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -1,4 +1,4 @@
-"""The same verbs for a terminal: `corsd train | evaluate | data | bench`. Options come from the `TrainConfig` dataclass."""
+"""The same verbs for a terminal: `corsd --help` lists them. Options of a training come from the `TrainConfig` dataclass."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
 
 from corsd_lib import __version__
 from corsd_lib.errors import CorsdError
 from corsd_lib.runs import TrainConfig, load_run
+
+if TYPE_CHECKING:
+    from corsd_lib.study import Study
 
 __all__ = ["main"]
 
@@ -56,6 +60,40 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"))
     evaluate.add_argument("--device", help="such as cpu or cuda; default cpu")
     evaluate.add_argument("--json", action="store_true", help="print JSON in place of a table")
+
+    compare = verbs.add_parser("compare", help="train several methods and seeds side by side, and tabulate them")
+    compare.set_defaults(verb=_compare)
+    compare.add_argument("study", help="a study.json or its folder, such as results/mine; records and tables go there")
+    compare.add_argument("--rows", nargs="+", metavar="ROW", help="train these rows only")
+    compare.add_argument(
+        "--seeds", nargs="+", type=int, help="train these seeds only; of a new study: its own (default: 0 1 2)"
+    )
+    compare.add_argument("--runs", metavar="DIR", help="where run directories go (default: runs/ and the study's name)")
+    compare.add_argument("--jobs", type=int, help="trainings at a time (default: one a GPU, else one a CPU)")
+    compare.add_argument("--tables", action="store_true", help="train nothing: make tables and figures from the records")
+    compare.add_argument("--quiet", action="store_true", help="neither progress nor table")
+    new = compare.add_argument_group("a new study", "the settings of `corsd train` are those that all of its rows share")
+    new.add_argument("--methods", nargs="+", metavar="METHOD", help="write the study.json first, with a row for each of these")
+    new.add_argument("--equal", choices=("images", "epochs"), help="what the rows are given alike (default: images)")
+    _add_config_options(new, without=("method", "seed", "out", "resume"))
+
+    tune = verbs.add_parser("tune", help="search the options of a row of a study on a validation split of train")
+    tune.set_defaults(verb=_tune)
+    tune.add_argument("study", help="a study.json or its folder, whose tuning says what is searched; the record goes there")
+    tune.add_argument("row", help="the row that is tuned")
+    tune.add_argument("--trials", type=int, help="trials in all, those done before counted (default: what the study says)")
+    tune.add_argument("--jobs", type=int, help="trials at a time (default: one a GPU, else one a CPU)")
+    tune.add_argument("--runs", metavar="DIR", help="where run directories go (default: runs/ and the study's name)")
+    tune.add_argument("--data-root", help="folder that holds the data sets; default: $CORSD_DATA, else data")
+    tune.add_argument("--quiet", action="store_true", help="no line a trial")
+
+    export = verbs.add_parser("export", help="write a small copy of a finished run that travels in git")
+    export.set_defaults(verb=_export)
+    export.add_argument("run", help="run directory")
+    export.add_argument("dest", help="folder of the copy: a new one, or an earlier export of the same run")
+    export.add_argument("--data-root", help="folder that holds the data sets; default: the run's own, $CORSD_DATA, data")
+    export.add_argument("--snapshots", type=int, default=6, help="probe snapshots to keep (default: %(default)s)")
+    export.add_argument("--probe-images", type=int, default=500, help="probe images to keep (default: %(default)s)")
 
     data = verbs.add_parser("data", help="look at a data set, or download it")
     data.set_defaults(verb=_data)
@@ -110,6 +148,87 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(_table(result.exits, result.ensemble))
 
 
+def _compare(options: argparse.Namespace) -> None:
+    from corsd_lib.compare import run_study
+
+    study = _study(options)
+    report = (lambda line: None) if options.quiet else print
+    jobs = []
+    if not options.tables:
+        jobs = run_study(
+            study,
+            runs=options.runs,
+            jobs=options.jobs,
+            data_root=getattr(options, "data_root", None),
+            rows=options.rows,
+            seeds=options.seeds,
+            report=report,
+            live=sys.stdout.isatty() and not options.quiet,
+        )
+    unfinished = [job for job in jobs if job.state != "done"]
+    if study.records():
+        _write_study(study, report, figures=all(job.state == "failed" for job in unfinished))
+    if unfinished:
+        print(*unfinished, "the same command goes on from here", sep="\n", file=sys.stderr)
+        sys.exit(1)
+
+
+def _write_study(study: Study, report: Callable[[str], object], figures: bool) -> None:
+    """Tables from the records of a study, and figures, which take seconds: not while somebody waits for it to stop."""
+    from corsd_lib.compare import draw_figures
+    from corsd_lib.tables import markdown
+
+    summary = study.write_tables()
+    report(f"\n{markdown(summary)}")
+    try:
+        drawn = draw_figures(summary, study.path) if figures else []
+    except CorsdError as error:
+        drawn = []
+        report(f"no figures: {error}")
+    report(f"{study.path}: {', '.join(['summary.json', 'table.csv', 'table.md', *(file.name for file in drawn)])}")
+
+
+def _study(options: argparse.Namespace) -> Study:
+    """The study that is asked for, written first where it is a new one."""
+    from corsd_lib.compare import new_study
+    from corsd_lib.study import Study
+
+    settings = {f.name: getattr(options, f.name) for f in fields(TrainConfig) if hasattr(options, f.name)}
+    settings.pop("data_root", None)
+    if options.methods:
+        if "method_options" in settings:
+            settings["method_options"] = dict(settings["method_options"])
+        return new_study(options.study, options.methods, options.seeds or (0, 1, 2), settings, options.equal or "images")
+    if settings or options.equal:
+        raise CorsdError(f"{', '.join(settings) or 'equal'}: for a new study (--methods) only; this one has its settings")
+    return Study.from_file(options.study)
+
+
+def _tune(options: argparse.Namespace) -> None:
+    from corsd_lib.study import Study
+    from corsd_lib.tuning import tune
+
+    where = {"runs": options.runs, "data_root": options.data_root}
+    report = (lambda line: None) if options.quiet else partial(print, flush=True)
+    study = Study.from_file(options.study)
+    record = tune(study, options.row, trials=options.trials, jobs=options.jobs, report=report, **where)
+    best = record["best"]
+    found = f"best is trial {best['number']} with {best['value']:.2f} %" if best else "none is complete"
+    print(
+        f"{study.path / 'tuning' / options.row}.json: {len(record['trials'])} trials, {found} (the row as it stands is trial 0)"
+    )
+
+
+def _export(options: argparse.Namespace) -> None:
+    from corsd_lib.export import export_run
+
+    kept = {"snapshots": options.snapshots, "probe_images": options.probe_images}
+    run = export_run(load_run(options.run), options.dest, data_root=options.data_root, **kept)
+    sizes = {file.name: file.stat().st_size for file in sorted(run.path.rglob("*")) if file.is_file()}
+    weights, total = sizes["weights.safetensors"] / 1e6, sum(sizes.values()) / 1e6
+    print(f"{run.path}: {total:.2f} MB, of which weights {weights:.2f} MB, and {len(run.probes)} snapshots")
+
+
 def _data(options: argparse.Namespace) -> None:
     from corsd_lib.datasets import load_dataset
 
@@ -151,10 +270,10 @@ def _count(number: float) -> str:
 # --- options from the dataclass ---------------------------------------------------------------------------------------
 
 
-def _add_config_options(parser: argparse.ArgumentParser) -> None:
-    """An option for every field of `TrainConfig`, --like-this; one that is not given is absent from the namespace."""
+def _add_config_options(parser: argparse._ActionsContainer, without: Sequence[str] = ()) -> None:
+    """An option for every other field of `TrainConfig`, --like-this; one that is not given is absent from the namespace."""
     hints, texts = get_type_hints(TrainConfig), _field_texts()
-    for field in fields(TrainConfig):
+    for field in (field for field in fields(TrainConfig) if field.name not in without):
         flag = "--" + field.name.replace("_", "-")
         text = f"{texts[field.name]} (default: {_default(field)})".replace("%", "%%")
         kind = next((t for t in get_args(hints[field.name]) if t is not type(None)), hints[field.name])

@@ -4,23 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from corsd_lib.batches import evaluation_batches
+from corsd_lib.batches import Batch, epoch_batches, evaluation_batches
 from corsd_lib.datasets import ImageData, Split, load_dataset
 from corsd_lib.errors import CorsdError, check_choice
-from corsd_lib.network import MultiExitNetwork
-from corsd_lib.runs import Run, TrainConfig
+from corsd_lib.methods import METHODS
+from corsd_lib.network import ExitOutputs, MultiExitNetwork
+from corsd_lib.runs import DataInfo, Run, TrainConfig, new_network
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Evaluation", "calibration_error", "count_macs", "evaluate", "exit_logits", "load_data", "top_k_accuracy"]
+__all__ = [
+    "Evaluation",
+    "calibration_error",
+    "count_macs",
+    "evaluate",
+    "exit_logits",
+    "load_data",
+    "top_k_accuracy",
+    "training_macs",
+]
 
 
 @dataclass(frozen=True)
@@ -168,3 +178,47 @@ def count_macs(module: nn.Module, shape: tuple[int, ...]) -> int:
     with evaluating(module), FlopCounterMode(display=False) as counter:
         module(torch.zeros(shape, device=device))
     return counter.get_total_flops() // 2
+
+
+def training_macs(config: TrainConfig, data: DataInfo) -> float:
+    """Multiply-accumulates an image of a training step, forward and backward, of the network and of what the method adds.
+
+    Convolutions and matrix products, as `count_macs`. The network is counted on two images, for it costs the same for each; the
+    method on made-up outputs of a whole batch drawn as in the training, for pairs grow with the square of the batch.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.random.fork_rng([]):
+        network = new_network(replace(config, pretrained=False), data).train()
+        method = config.build_method(network).train()
+    batch = _made_up_batch(config, data)
+    with FlopCounterMode(display=False) as of_network:
+        out = network(torch.zeros(2, data.channels, data.image_size, data.image_size), method.detach_exits)
+    whole = ExitOutputs(*([_repeated(t, len(batch.labels)) for t in tensors] for tensors in out))
+    method(whole, batch)  # what a method remembers of past batches is there in all but the first
+    with FlopCounterMode(display=False) as of_method:
+        method(whole, batch)["total"].backward()
+    pairs = [(t, w.grad[:2]) for t, w in zip(_flat(out), _flat(whole), strict=True) if w.grad is not None]
+    with FlopCounterMode(display=False) as of_backward:
+        torch.autograd.backward([t for t, _ in pairs], [grad for _, grad in pairs])
+    network_flops = of_network.get_total_flops() + of_backward.get_total_flops()
+    return network_flops / 2 / 2 + of_method.get_total_flops() / 2 / len(batch.labels)
+
+
+def _made_up_batch(config: TrainConfig, data: DataInfo) -> Batch:
+    """Rows and labels of a batch as the sampling of `config` draws it, without images."""
+    kind = METHODS[config.method]
+    sampling, generator = config.sampling or kind.sampling, torch.Generator().manual_seed(0)
+    labels = torch.arange(data.num_classes).repeat(config.per_class or 100)
+    k = config.samples_per_class or kind.samples_per_class
+    rows = epoch_batches(labels, sampling, config.batch_size, k, generator)[0]
+    return Batch(torch.empty(0), labels[rows], rows, sampling, generator, progress=0.5)
+
+
+def _flat(out: ExitOutputs) -> list[Tensor]:
+    return [t for tensors in out for t in tensors]
+
+
+def _repeated(two: Tensor, count: int) -> Tensor:
+    """A leaf of `count` rows like those of `two`."""
+    return torch.randn(count, *two.shape[1:], generator=torch.Generator().manual_seed(count)).requires_grad_()

@@ -163,12 +163,11 @@ def test_a_run_is_reproduced_from_its_own_config(tmp_path: Path, capsys: Capture
         "byot",
         "--method-options",
         "exit_kd=0.4",
+        "label_smoothing=0.1",
         "--seed",
         "3",
         "--cutout",
         "2",
-        "--label-smoothing",
-        "0.1",
     ]
     cli.main(["train", *SMALL, *options, "--validation-fraction", "0.1", "--out", str(tmp_path / "one")])
     cli.main(["train", "--config", str(tmp_path / "one" / "config.json"), "--out", str(tmp_path / "two"), "--quiet"])
@@ -227,7 +226,7 @@ def test_data_describes_a_data_set(capsys: Captured) -> None:
         ("train --method-options exit_kd", "argument --method-options: 'exit_kd' is not NAME=VALUE, as in exit_kd=0.2"),
         ("train --method-options exit=1 --out OUT", "error: option of method 'corsd': 'exit' is not known; allowed: task, "),
         ("train --method-options exit_kd=much --out OUT", "error: method 'corsd': exit_kd = 'much' must be of type float"),
-        ("train --method kd", "error: method 'kd' is not known; allowed: baseline, probe, "),
+        ("train --method kd", "error: method 'kd' is not known; allowed: baseline, label_smoothing, "),
         ("train --epochs 0", "error: epochs = 0 must be above 0"),
         ("train --data mnist --out OUT", "error: data set 'mnist' is not known; allowed: digits, cifar10, "),
         ("train --data cifar10 --data-root nowhere --out OUT", "error: cifar10 is neither at nowhere"),
@@ -238,7 +237,7 @@ def test_data_describes_a_data_set(capsys: Captured) -> None:
         ("train --crop-to-box --out OUT", "error: crop_to_box is on for 'digits'; allowed: only for cub200"),
         ("train --sampling pairs --out OUT", "error: sampling 'pairs' is not known; allowed: plain, balanced, triplet"),
         ("train --sampling triplet --batch-size 2 --out OUT", "error: triplets want a batch_size of at least 3"),
-        ("train --sampling balanced --batch-size 3 --out OUT", "balanced batches want 2 <= samples_per_class <= batch_size"),
+        ("train --samples-per-class 4 --batch-size 3 --out OUT", "balanced batches want 2 <= samples_per_class <= batch_size"),
         ("train --augmentation blur --out OUT", "error: augmentation 'blur' is not known; allowed: none, crop, "),
         ("train --accelerator abacus --out OUT", "error: cannot train with accelerator 'abacus', devices 1"),
         ("train --config nowhere.json", "error: nowhere.json does not exist"),

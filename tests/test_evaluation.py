@@ -3,10 +3,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from corsd_lib import evaluation
 from corsd_lib.batches import evaluation_batches
@@ -20,9 +22,10 @@ from corsd_lib.evaluation import (
     exit_logits,
     scores,
     top_k_accuracy,
+    training_macs,
 )
 from corsd_lib.network import MultiExitNetwork, build_network
-from corsd_lib.runs import Run, TrainConfig
+from corsd_lib.runs import DataInfo, Run, TrainConfig, new_network
 from corsd_lib.training import train
 
 Tiny = Callable[..., TrainConfig]
@@ -167,6 +170,54 @@ def test_macs_of_known_layers() -> None:
     expected = 256 * 27 * 8 + 64 * 9 * 8 + 64 * 8 * 5 + 5 * 7
     assert count_macs(known, (1, 3, 16, 16)) == expected == _macs_by_hooks(known, torch.zeros(1, 3, 16, 16))
     assert count_macs(known, (4, 3, 16, 16)) == 4 * expected
+
+
+INFO = DataInfo("made up", tuple("abcdefghij"), (), (), (0.5,), (0.5,), 8)
+
+
+def test_macs_of_a_plain_training_step_are_those_of_a_hand_count() -> None:
+    """Forward, gradient of weights and gradient of inputs cost the same; nobody asks for the gradient of the images."""
+    config = TrainConfig(method="baseline", width=4, batch_size=16, per_class=5)
+    first = 8 * 8 * 9 * 1 * 4  # positions, kernel, channels in and out of the first convolution
+    forward = count_macs(new_network(config, INFO), (1, 1, 8, 8))
+    assert training_macs(config, INFO) == 3 * forward - first
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"method": "probe"},
+        {"method": "deep_supervision"},
+        {"method": "byot", "method_options": {"hint": 0.1}},
+        {"method": "rkd"},
+        {"method": "cs_kd"},
+        {"method": "ps_kd"},
+        {"method": "corsd"},
+        {"method": "corsd", "sampling": "balanced"},
+        {"method": "corsd", "method_options": {"fusion": "maps", "pair_limit": 7}},
+        {"method": "corsd_release", "batch_size": 30},
+    ],
+    ids=lambda changes: "-".join(map(str, changes.values())),
+)
+def test_macs_of_a_training_step_are_those_of_a_whole_step(changes: dict[str, Any]) -> None:
+    config = TrainConfig(**{"width": 4, "batch_size": 24, "per_class": 9, **changes})
+    network = new_network(config, INFO).train()
+    method = config.build_method(network).train()
+    batch = evaluation._made_up_batch(config, INFO)
+    batch = batch._replace(images=torch.randn(len(batch.labels), 1, 8, 8))
+    method(network(batch.images), batch)  # a step before it, which leaves class means
+    with FlopCounterMode(display=False) as counter:
+        method(network(batch.images, method.detach_exits), batch)["total"].backward()
+    assert training_macs(config, INFO) == pytest.approx(counter.get_total_flops() / 2 / len(batch.labels))
+    assert training_macs(config, INFO) > training_macs(replace(config, method="baseline", method_options={}), INFO) - 1
+
+
+def test_counting_a_training_draws_no_random_numbers() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    training_macs(TrainConfig(width=4, batch_size=16), INFO)
+    assert torch.equal(torch.rand(1), expected)
 
 
 def test_counting_leaves_statistics_and_modes() -> None:

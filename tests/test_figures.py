@@ -128,6 +128,92 @@ def test_exit_accuracy_bars_start_at_zero_and_carry_intervals() -> None:
         figures.exit_accuracy_bars({"a": [1, 2], "c": [1]})
 
 
+def entry(label: str, *by_seed: tuple[float, ...], gain: Any = (None, None, None)) -> dict[str, Any]:
+    """A row of a study's summary: seeds 0, 1, ... with the top-1 of its exits, half-widths of 1."""
+    mean = [sum(exit) / len(exit) for exit in zip(*by_seed, strict=True)]
+    ends = {"top1_low": [v - 1 for v in mean], "top1_high": [v + 1 for v in mean]}
+    gains = dict(zip(("gain", "gain_low", "gain_high"), gain, strict=True))
+    return {"label": label, "top1": mean, **ends, "top1_by_seed": {str(s): list(v) for s, v in enumerate(by_seed)}, **gains}
+
+
+def study(**rows: dict[str, Any]) -> dict[str, Any]:
+    return {"baseline": "baseline", "methods": rows}
+
+
+PLAIN = entry("plain <network>", (50.0,), (52.0,))
+AHEAD = entry("ahead", (40.0, 45.0, 53.0), (42.0, 47.0, 55.0), gain=(3.0, 2.0, 4.0))
+BEHIND = entry("behind", (49.0,), gain=(-1.0, -1.5, -0.5))
+UNSURE = entry("unsure", (44.0, 51.5), (44.0, 55.5), gain=(2.5, -10.0, 15.0))
+ALONE = entry("alone", (60.0,), gain=(10.0, None, None))
+
+
+def test_accuracy_by_method_shows_every_exit_of_every_row_in_line_with_its_own_kind() -> None:
+    figure = figures.accuracy_by_method(study(baseline=PLAIN, corsd=AHEAD, two=UNSURE))
+    deepest, second, first = figure.data
+    assert [trace.name for trace in figure.data] == ["exit 3 (deepest)", "exit 2", "exit 1 (shallowest)"]
+    np.testing.assert_array_equal(deepest.x, [51, 54, 53.5])
+    np.testing.assert_array_equal(second.x, [46, 44])
+    np.testing.assert_array_equal(first.x, [41])
+    assert [round(y) for y in deepest.y] == [0, 1, 2] and [round(y) for y in second.y] == [1, 2]
+    assert first.y[0] < second.y[0] < deepest.y[1] and deepest.y[0] == 0  # shallow above deep; a lone exit in the middle
+    assert list(deepest.error_x.array) == [1, 1, 1]
+    assert deepest.hovertemplate[0].startswith("plain &lt;network&gt;, exit 3 (deepest)<br>51.00 [50.00, 52.00] %")
+    assert list(figure.layout.yaxis.ticktext) == ["plain &lt;network&gt;", "ahead", "unsure"]
+    assert "(%)" in figure.layout.xaxis.title.text and figure.layout.shapes[0].x0 == 51
+    looks = [(trace.marker.color, trace.marker.symbol) for trace in figure.data]
+    assert len({colour for colour, _ in looks}) == len({symbol for _, symbol in looks}) == 3
+
+
+@pytest.mark.parametrize(
+    "rows,title",
+    [
+        (
+            {"baseline": PLAIN, "corsd": AHEAD},
+            "ahead's deepest exit is the most accurate on average: 54.0 %; plain &lt;network&gt;: 51.0 %",
+        ),
+        ({"baseline": PLAIN, "b": BEHIND}, "plain &lt;network&gt;'s deepest exit is the most accurate on average: 51.0 %"),
+        ({"corsd": AHEAD}, "ahead's deepest exit is the most accurate on average: 54.0 %"),
+    ],
+)
+def test_the_title_names_the_most_accurate_deepest_exit(rows: dict[str, Any], title: str) -> None:
+    assert figures.accuracy_by_method(study(**rows)).layout.title.text.replace("<br>", " ") == title
+
+
+def test_gain_by_method_is_sorted_and_coloured_by_what_its_interval_says() -> None:
+    rows = {"baseline": PLAIN, "b": BEHIND, "u": UNSURE, "c": AHEAD, "a": ALONE}
+    figure = figures.gain_by_method(study(**rows))
+    rings, gains = figure.data[::2], figure.data[1::2]
+    assert list(figure.layout.yaxis.ticktext) == ["alone", "ahead", "unsure", "behind"]
+    assert [(trace.x[0], trace.y[0]) for trace in gains] == [(10, 0), (3, 1), (2.5, 2), (-1, 3)]
+    assert [trace.error_x.array for trace in gains] == [None, (1,), (12.5,), (0.5,)]
+    alone, ahead, unsure, behind = (trace.marker.color for trace in gains)
+    assert (alone, ahead, behind) == (unsure, *figures.PALETTE[:2])
+    assert [list(trace.x) for trace in rings] == [[10], [3, 3], [1.5, 3.5], [-1]]  # of each seed: 51.5 - 50 and 55.5 - 52
+    assert all(trace.error_x.array is None for trace in rings)
+    assert gains[1].hovertemplate == ("ahead<br>3.00 [2.00, 4.00] points<extra></extra>",)
+    assert figure.layout.shapes[0].x0 == 0 and "points" in figure.layout.xaxis.title.text
+
+
+@pytest.mark.parametrize(
+    "rows,title",
+    [
+        ([UNSURE, AHEAD], "ahead's deepest exit gains 3.0 points [2.0, 4.0] over the plain &lt;network&gt;"),
+        ([ALONE, UNSURE, BEHIND], "No method's gain over the plain &lt;network&gt; has an interval above zero"),
+        ([ALONE], "One seed a method: gains over the plain &lt;network&gt; have no interval yet"),
+    ],
+)
+def test_the_title_states_the_gain_that_the_interval_bears_out(rows: list[dict[str, Any]], title: str) -> None:
+    methods = {"baseline": PLAIN, **{row["label"]: row for row in rows}}
+    assert figures.gain_by_method(study(**methods)).layout.title.text == title
+
+
+def test_figures_of_a_study_refuse_one_with_nothing_to_draw() -> None:
+    with pytest.raises(CorsdError, match="needs a row with a record"):
+        figures.accuracy_by_method(study())
+    with pytest.raises(CorsdError, match="a seed in common with the baseline"):
+        figures.gain_by_method(study(baseline=PLAIN))
+
+
 def test_image_strip_puts_every_pixel_in_its_place() -> None:
     images = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(3, 1, 4, 4)
     figure = figures.image_strip(images, ("a", "<b>", "c"), columns=2)

@@ -17,9 +17,11 @@ HEAVY = (
     "plotly",
     "umap",
     "captum",
+    "optuna",
     "lightning_fabric",
     "ipywidgets",
     "PIL",
+    "rich",
 )
 
 

@@ -1,0 +1,301 @@
+"""A finished run made small enough to travel in git: weights in float16, some snapshots of some probe images, a model card."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from corsd_lib.datasets import ImageData
+from corsd_lib.errors import CorsdError
+from corsd_lib.evaluation import evaluate, load_data
+from corsd_lib.files import (
+    read_json,
+    read_lines,
+    read_tensors,
+    remove_parts,
+    write_atomic,
+    write_json,
+    write_lines,
+    write_tensors,
+)
+from corsd_lib.relation import HandcraftedRelation, MapRelation, VectorRelation, cosine_scores, relation_matrix
+from corsd_lib.runs import Run, Snapshot, load_part
+
+__all__ = ["export_run"]
+
+# Settings that say where and how a training ran and what was recorded of it, not what was trained.
+_NOT_ON_THE_CARD = ("data_root", "out", "resume", "workers", "checkpoint_seconds", "probe_every", "probe_size", "probe_split")
+
+
+def export_run(
+    run: Run, dest: str | Path, *, data_root: str | Path | None = None, snapshots: int = 6, probe_images: int = 500
+) -> Run:
+    """Write a small copy of a finished run into the folder `dest` and return it; it opens and explores as the original does.
+
+    Weights become float16 and metrics six digits. Of the probe snapshots `snapshots` stay (2 or more: the first, the last, and
+    early ones denser), and of their images `probe_images`: as many of each class, at least two. Class-level relations are
+    computed anew from the embeddings and relation networks that stay; those of the "maps" fusion, which embeddings do not give,
+    remain those of the whole probe set. test.json has the figures of the weights as exported, and under `trained` those of the
+    original; README.md is a model card. No image and no path of this machine is in the copy: of a data set `folder:PATH` or
+    `npz:PATH` the last part of the path stays.
+
+    Size in bytes: 2 a weight; for each snapshot and exit 2·N·(D + C) + 4·C², and 2 a weight of its relation network, with N
+    probe images, D embedding dimensions, C classes. A ResNet-10 of width 32 with 100 classes takes 2.5 MB plain and
+    3.8 MB with exits and relation networks, and 0.4 and 2.2 MB a snapshot of 500 images; of width 16, 0.7 and 1.3 MB, and 0.3
+    and 1.4 MB.
+
+    The same run exported again to the same place gives the same files. Raises `CorsdError` for an unfinished run, a `dest` that
+    is anything but an export of this run, data that is not there, and weights that float16 does not hold.
+    """
+    dest = Path(dest)
+    _check_counts(snapshots, probe_images)
+    trained, content = _figures(run), _portable(run, snapshots, probe_images)
+    _check_destination(dest, content, run)
+    data = _data(run, data_root)
+    weights = _halved(read_tensors(run.path / "weights.safetensors")[0], run.path)
+    write_json(dest / "config.json", content)  # first: it tells an export that was cut off from somebody else's folder
+    remove_parts(dest)
+    _write_probes(run, dest, snapshots, probe_images)
+    write_lines(dest / "metrics.jsonl", [_rounded(line) for line in read_lines(run.path / "metrics.jsonl")])
+    write_tensors(dest / "weights.safetensors", weights)
+    exported = Run(dest)
+    figures = asdict(evaluate(exported, data)) | {"data": exported.data.name}
+    write_json(dest / "test.json", {**figures, "trained": trained})
+    write_atomic(dest / "README.md", _card(exported, figures, trained).encode())
+    return exported
+
+
+def _check_counts(snapshots: int, probe_images: int) -> None:
+    if snapshots < 2:
+        raise CorsdError(f"snapshots = {snapshots} must be at least 2: the first and the last")
+    if probe_images < 0:
+        raise CorsdError(f"probe_images = {probe_images} must be at least 0")
+
+
+def _figures(run: Run) -> dict[str, Any]:
+    """What the run was worth as it was trained, also where it is itself an export."""
+    test = run.test
+    if not run.finished or test is None:
+        done = f"{run.epochs_done} of {run.config.epochs} epochs"
+        raise CorsdError(f"{run.path} is not finished ({done}): only a finished run is exported")
+    return {name: test.get("trained", test)[name] for name in ("exits", "ensemble")}
+
+
+def _portable(run: Run, snapshots: int, probe_images: int) -> dict[str, Any]:
+    """The run's config.json without what only means something on this machine, and with how it was exported."""
+    content: dict[str, Any] = read_json(run.path / "config.json")
+    name = _without_folders(run.config.data)
+    train = content["train"] | {"data": name, "data_root": None, "out": None, "resume": False}
+    exported = {"snapshots": snapshots, "probe_images": probe_images}
+    return {**content, "train": train, "data": content["data"] | {"name": name}, "exported": exported}
+
+
+def _without_folders(name: str) -> str:
+    kind, _, path = name.partition(":")
+    return f"{kind}:{Path(path).name}" if kind in ("folder", "npz") else name
+
+
+def _check_destination(dest: Path, content: dict[str, Any], run: Run) -> None:
+    if not dest.exists() or (dest.is_dir() and not any(dest.iterdir())):
+        return
+    there = read_json(dest / "config.json") if (dest / "config.json").is_file() else None
+    same = ("train", "data", "provenance")
+    if not isinstance(there, dict) or "exported" not in there or any(there.get(key) != content[key] for key in same):
+        raise CorsdError(f"{dest} is there already and is no export of {run.path}: choose another folder, or remove it")
+
+
+def _data(run: Run, data_root: str | Path | None) -> ImageData:
+    try:
+        return load_data(run.config, None if data_root is None else str(data_root))
+    except CorsdError as error:
+        raise CorsdError(f"an export is evaluated as it is written, and its data cannot be read: {error}") from error
+
+
+# --- tensors ----------------------------------------------------------------------------------------------------------
+
+
+def _halved(tensors: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
+    """Floating tensors in float16, others as they are."""
+    half = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
+    for name, value in half.items():
+        if not value.isfinite().all():
+            largest = tensors[name].abs().max().item()
+            raise CorsdError(f"{source}: {name} has values up to {largest:g}; float16 holds up to 65504")
+    return half
+
+
+def _rounded(record: dict[str, Any]) -> dict[str, Any]:
+    """Floats with six significant digits."""
+    return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in record.items()}
+
+
+def _write_probes(run: Run, dest: Path, snapshots: int, probe_images: int) -> None:
+    probes, kept = run.probes, _spread(list(run.probes), snapshots)
+    rows = _balanced(probes.labels, max(2, probe_images // run.data.num_classes))
+    labels, index = probes.labels[rows], probes.index[rows]
+    write_tensors(dest / "probe.safetensors", {"labels": labels, "index": index}, {"split": probes.split})
+    networks = run.method().relation_networks()
+    smaller = {epoch: _smaller(run, probes[epoch], rows, labels, networks) for epoch in kept}
+    for epoch, tensors in smaller.items():
+        write_tensors(dest / "probes" / f"epoch_{epoch:04d}.safetensors", tensors)
+    for file in (dest / "probes").glob("epoch_*.safetensors"):  # of an earlier export with other snapshots
+        if int(file.stem.removeprefix("epoch_")) not in smaller:
+            file.unlink()
+
+
+def _spread(epochs: list[int], count: int) -> list[int]:
+    """`count` of the sorted `epochs` (all when there are fewer): the first, the last, and between them squares apart."""
+    last = len(epochs) - 1
+    if last < count:
+        return epochs
+    places = [max(i, int(last * (i / (count - 1)) ** 2 + 0.5)) for i in range(count)]
+    return [epochs[place] for place in places]
+
+
+def _balanced(labels: Tensor, each: int) -> Tensor:
+    """The first `each` rows of every class of sorted `labels` (N,): what a smaller `ProbeSet` would have chosen."""
+    sizes = torch.bincount(labels)
+    rank = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels]
+    return (rank < each).nonzero().flatten()
+
+
+def _smaller(run: Run, snapshot: Snapshot, rows: Tensor, labels: Tensor, networks: nn.ModuleList) -> dict[str, Tensor]:
+    """Tensors of a snapshot file with some of its images; `networks` are filled with the snapshot's relation networks."""
+    embeddings = [e[rows] for e in snapshot.embeddings]
+    relations = snapshot.relations
+    load_part(networks, snapshot.relation_state, "relations", run.path / "probes" / f"epoch_{snapshot.epoch:04d}.safetensors")
+    if not any(isinstance(network, MapRelation) for network in networks):
+        scores = [_scores(e, networks[k] if len(networks) else None) for k, e in enumerate(embeddings)]
+        relations = [relation_matrix(s, labels, run.data.num_classes) for s in scores]
+    return {
+        **{f"embeddings.{k}": e for k, e in enumerate(embeddings)},
+        **{f"logits.{k}": z[rows] for k, z in enumerate(snapshot.logits)},
+        **{f"relations.{k}": r for k, r in enumerate(relations)},
+        **{f"method.{k}": v for k, v in snapshot.relation_state.items()},
+    }
+
+
+def _scores(embeddings: Tensor, network: nn.Module | None) -> Tensor:
+    """Scores (N, N) of all pairs of float16 embeddings (N, D): of the relation network, else of the cosine."""
+    with torch.no_grad():
+        if isinstance(network, VectorRelation | HandcraftedRelation):
+            return network.scores(embeddings.float())
+        return cosine_scores(embeddings)
+
+
+# --- the model card ---------------------------------------------------------------------------------------------------
+
+
+def _card(run: Run, figures: dict[str, Any], trained: dict[str, Any]) -> str:
+    """A model card in Hugging Face's format."""
+    c, data, provenance = run.config, run.data, run.provenance
+    width = f" of width {c.width}" if c.width else ""
+    exits = "an exit on its last stage" if len(figures["exits"]) == 1 else f"{len(figures['exits'])} exits, one a stage"
+    epochs = ", ".join(map(str, run.probes))
+    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
+    return f"""\
+{_front_matter(run, figures)}
+# {c.method}: {c.network}{width} on {data.name}
+
+A classifier of {data.channels}x{data.image_size}x{data.image_size} images with {data.num_classes} classes and {exits},
+trained with method `{c.method}` of corsd_lib. One run of one seed: a record to look into, not the best of many.
+
+No images of the data set are in this folder. The weights are the trained ones in float16.
+
+## Results
+
+{figures["images"]:,} images of {figures["split"]}, after the last epoch, measured on the weights in this folder;
+the last column is the same network before it was rounded to float16. MACs (for one image) and parameters are those of the
+deployable sub-network of an exit.
+
+{_results(figures, trained)}
+
+## Use
+
+```python
+{_USE}```
+
+`run.probes` has what the network made of {len(run.probes.labels)} images of {run.probes.split} after epochs {epochs}:
+embeddings, logits and class-by-class relations; `RelationExplorer(run)` shows them in a notebook. Where the data set is,
+`corsd evaluate` gives the table above again.
+
+## Training
+
+{_settings(run)}
+
+Source revision {provenance["revision"]} of corsd_lib {provenance["corsd_lib"]}. Python {provenance["python"]}, {versions}.
+Device {provenance["device"]}, {provenance["threads"]} threads, {provenance["system"]} {provenance["machine"]}.
+
+## Intended use
+
+Teaching and research: to see how exits and relations form, and to check figures. Not for decisions about people or things.
+
+## Limits
+
+The network names one of its {data.num_classes} classes for any image, of whatever it is, and its confidence errs as the
+calibration error says. Images unlike those of {data.name} were never tried. One seed says little about a method: compare
+methods over several.
+"""
+
+
+_USE = """\
+import torch
+from corsd_lib import load_run
+
+run = load_run(".")  # the folder of this card
+data = run.data
+images = torch.rand(1, data.channels, data.image_size, data.image_size)  # yours, pixels in [0, 1]
+mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (data.mean, data.std))
+with torch.no_grad():
+    logits = run.network()((images - mean) / std).logits  # of every exit, shallow to deep
+print(data.class_names[logits[-1].argmax()])
+"""
+
+
+def _front_matter(run: Run, figures: dict[str, Any]) -> str:
+    """The card's YAML. Names are written as JSON strings, which YAML reads alike whatever is in them."""
+    data = json.dumps(run.data.name)
+    metrics = "".join(
+        f"    - type: accuracy\n      name: top-1 of exit {k} (%)\n      value: {row['top1']:.2f}\n"
+        for k, row in enumerate(figures["exits"], 1)
+    )
+    return f"""\
+---
+license: mit
+library_name: corsd
+pipeline_tag: image-classification
+tags: [image-classification, self-distillation, multi-exit, {json.dumps(run.config.method)}]
+datasets: [{data}]
+metrics: [accuracy]
+model-index:
+- name: {json.dumps(run.config.path.name)}
+  results:
+  - task: {{type: image-classification}}
+    dataset: {{name: {data}, type: {data}, split: {figures["split"]}}}
+    metrics:
+{metrics}---
+"""
+
+
+def _results(figures: dict[str, Any], trained: dict[str, Any]) -> str:
+    names = [*(f"exit {k}" for k in range(1, len(figures["exits"]) + 1)), "ensemble"]
+    rows = zip(names, [*figures["exits"], figures["ensemble"]], [*trained["exits"], trained["ensemble"]], strict=True)
+    lines = ["| | top-1 % | top-5 % | cross-entropy | calibration error % | MACs | parameters | top-1 % as trained |"]
+    lines.append("| --- |" + " ---: |" * 7)
+    for name, row, before in rows:
+        cost = " | ".join(f"{row[key]:,}" if key in row else "" for key in ("macs", "parameters"))
+        quality = f"{row['top1']:.2f} | {row['top5']:.2f} | {row['cross_entropy']:.3f} | {row['calibration_error']:.2f}"
+        lines.append(f"| {name} | {quality} | {cost} | {before['top1']:.2f} |")
+    return "\n".join(lines)
+
+
+def _settings(run: Run) -> str:
+    """The configuration as a table, without what was not set."""
+    settings = {k: v for k, v in run.raw_config.items() if k not in (*_NOT_ON_THE_CARD, "method_options") and v is not None}
+    settings |= {f"method option {k}": v for k, v in run.raw_config["method_options"].items()}
+    return "\n".join(["| setting | value |", "| --- | --- |", *(f"| {k} | {v} |" for k, v in settings.items())])

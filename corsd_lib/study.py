@@ -1,0 +1,271 @@
+"""A study: rows (a method and its settings) x seeds, their records, and what these say with intervals.
+
+    results/<study>/study.json                   what is compared, and what all rows have in common
+                    records/<row>-s<seed>.json   one finished training: configuration, test figures, images, cost, provenance
+                    summary.json table.csv table.md   what `Study.write_tables` makes of the records
+
+A record is a few kilobytes, travels in git and means that its training is done, on any machine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.evaluation import training_macs
+from corsd_lib.files import read_json, read_lines, write_atomic, write_json
+from corsd_lib.methods import METHODS
+from corsd_lib.runs import Run, TrainConfig
+from corsd_lib.tables import Record, markdown, summarise, table
+
+__all__ = ["Row", "Study", "make_record"]
+
+_NOT_A_STUDYS = ("out", "resume", "data_root", "seed")
+# Where and how a training runs, not what it comes to: not in its record.
+_FREE = ("out", "resume", "data_root", "workers", "checkpoint_seconds")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a comparison. `train`: what it sets differently from the study, what it inherits included.
+
+    `parent`: the row that it inherits from; `tuned`: file of a tuning record, relative to the study's folder, whose best
+    options lie below those in `train`.
+    """
+
+    name: str
+    label: str
+    group: str
+    seeds: tuple[int, ...]
+    train: dict[str, Any]
+    parent: str | None = None
+    tuned: str | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared: `rows` of methods, each with several seeds, given equal "images" or equal "epochs".
+
+    `path` its folder, `train` the settings that all rows share, `baseline` the row that gains are measured against, `tuning`
+    what is searched for which row (see `corsd_lib.tuning`).
+    """
+
+    path: Path
+    title: str
+    equal: str
+    baseline: str
+    seeds: tuple[int, ...]
+    train: dict[str, Any]
+    rows: dict[str, Row]
+    tuning: dict[str, Any]
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Study:
+        """The study of a `study.json`, or of the folder that holds one. Raises `CorsdError` naming what is wrong in it."""
+        file = study_file(path)
+        return cls.from_dict(read_json(file), file)
+
+    @classmethod
+    def from_dict(cls, values: object, file: Path) -> Study:
+        """The study of the contents of `file`; the file need not be there."""
+        kinds = {"title": str, "equal": str, "baseline": str, "seeds": list, "train": dict, "rows": dict, "tuning": dict}
+        found = _checked(values, str(file), kinds)
+        seeds = _seeds(found.get("seeds", [0]), str(file))
+        rows = {name: _row(name, found["rows"], seeds, str(file)) for name in found.get("rows", {})}
+        study = cls(
+            path=file.parent,
+            title=found.get("title", file.resolve().parent.name),
+            equal=found.get("equal", "images"),
+            baseline=found.get("baseline", "baseline"),
+            seeds=seeds,
+            train=found.get("train", {}),
+            rows=rows,
+            tuning=found.get("tuning", {}),
+        )
+        study._check(str(file))
+        return study
+
+    def _check(self, where: str) -> None:
+        check_choice(f"{where}: equal", self.equal, ("images", "epochs"))
+        check_choice(f"{where}: baseline", self.baseline, self.rows)
+        for name in [*self.train, *(name for row in self.rows.values() for name in row.train)]:
+            if name in _NOT_A_STUDYS:
+                raise CorsdError(f"{where}: train: {name} differs by run or by place: it is not a study's to say")
+        for name in self.rows:
+            try:
+                self.without_tuning().config(name, 0).build_method()
+            except CorsdError as error:
+                raise CorsdError(f"{where}: row {name!r}: {error}") from error
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return self.path.resolve().name
+
+    def without_tuning(self) -> Study:
+        """The same study with every row at its own options, tuning records left aside."""
+        return replace(self, rows={name: replace(row, tuned=None) for name, row in self.rows.items()})
+
+    def jobs(self) -> list[tuple[str, int]]:
+        """All trainings as (row, seed): a seed of every row first, so that a study that is stopped has a balanced table."""
+        seeds = dict.fromkeys([*self.seeds, *(seed for row in self.rows.values() for seed in row.seeds)])
+        return [(name, seed) for seed in seeds for name, row in self.rows.items() if seed in row.seeds]
+
+    def config(self, row: str, seed: int) -> TrainConfig:
+        """The training of a row with a seed, below `runs/<study>`.
+
+        Where rows are given equal images, epochs are divided by the images that the row passes an anchor, relative to the
+        baseline row: only "triplet" sampling passes three. Raises `CorsdError` for an unknown row and for a tuning record
+        that is not there.
+        """
+        check_choice("row", row, self.rows)
+        config = self._base_config(row)
+        if self.equal == "images":
+            images = _images_an_anchor(config) / _images_an_anchor(self._base_config(self.baseline))
+            config = replace(config, epochs=max(1, round(config.epochs / images)))
+        return replace(config, seed=seed, out=f"runs/{self.name}/{row}/seed{seed}")
+
+    def _base_config(self, name: str) -> TrainConfig:
+        """The configuration of a row as study and row have it: common, then tuned, then own settings."""
+        row = self.rows[name]
+        tuned = self._tuned(row.tuned) if row.tuned else {}
+        return TrainConfig.from_dict(_over(_over(self.train, tuned), row.train), "train")
+
+    def _tuned(self, file: str) -> dict[str, Any]:
+        """The best settings that a tuning record knows."""
+        path = self.path / file
+        try:
+            best = (read_json(path) if path.is_file() else {})["best"]
+            return {**best.get("train", {}), "method_options": best["options"]}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CorsdError(f"{path} has no best options: tune the row first (corsd tune)") from error
+
+    # --- records ---
+
+    def record_path(self, row: str, seed: int) -> Path:
+        """Where the record of a training lies."""
+        return self.path / "records" / f"{row}-s{seed}.json"
+
+    def record(self, row: str, seed: int) -> Record | None:
+        """The record of a training, None when there is none. Raises `CorsdError` for one of another configuration."""
+        path = self.record_path(row, seed)
+        if not path.is_file():
+            return None
+        record = read_json(path)
+        if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+            raise CorsdError(f"{path} is no record of a training: it has no config")
+        before, now = _decisive(TrainConfig.from_dict(record["config"], str(path))), _decisive(self.config(row, seed))
+        differing = [k for k in {**before, **now} if before.get(k) != now.get(k)]
+        if differing:
+            changes = ", ".join(f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in differing[:4])
+            raise CorsdError(f"{path} is of another configuration: {changes}; remove or rename it to train again")
+        return record
+
+    def records(self) -> dict[str, dict[int, Record]]:
+        """Row -> seed -> record, as far as there are records."""
+        found: dict[str, dict[int, Record]] = {name: {} for name in self.rows}
+        for row, seed in self.jobs():
+            if (record := self.record(row, seed)) is not None:
+                found[row][seed] = record
+        return {row: by_seed for row, by_seed in found.items() if by_seed}
+
+    def write_tables(self) -> dict[str, Any]:
+        """Write `summary.json`, `table.csv` and `table.md` from the records; the summary."""
+        summary = summarise(self, self.records())
+        write_json(self.path / "summary.json", summary)
+        write_atomic(self.path / "table.csv", table(summary).to_csv(index=False).encode())
+        folder = self.path.resolve()
+        rerun = f"corsd compare {folder.parent.name}/{folder.name}"  # no path of this machine
+        write_atomic(self.path / "table.md", f"# {self.title}\n\n{markdown(summary)}\nRerun: `{rerun}`\n".encode())
+        return summary
+
+
+# --- reading study.json -----------------------------------------------------------------------------------------------
+
+
+def study_file(path: str | Path) -> Path:
+    """The `study.json` that is meant by its own name or by its folder's."""
+    path = Path(path)
+    return path if path.suffix == ".json" else path / "study.json"
+
+
+def _checked(values: object, where: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` if it is an object whose fields are among `kinds`, and of these types; else a `CorsdError`."""
+    if not isinstance(values, dict):
+        raise CorsdError(f"{where} = {values!r}; allowed: an object of fields and values")
+    for name, value in values.items():
+        check_choice(f"{where}: field", name, kinds)
+        if not isinstance(value, kinds[name]):
+            raise CorsdError(f"{where}: {name} = {value!r} is of type {type(value).__name__}, which is not allowed")
+    return values
+
+
+def _seeds(values: Sequence[object], where: str) -> tuple[int, ...]:
+    seeds = tuple(value for value in values if type(value) is int and value >= 0)
+    if not seeds or len(set(seeds)) != len(values):
+        raise CorsdError(f"{where}: seeds = {values!r}; allowed: one or more different whole numbers of at least 0")
+    return seeds
+
+
+def _row(name: str, rows: Mapping[str, Any], seeds: tuple[int, ...], where: str) -> Row:
+    """Row `name` of the plain `rows`, with what it inherits."""
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise CorsdError(f"{where}: row {name!r} names files; allowed: letters, digits and _ . + -")
+    kinds = {"label": str, "group": str, "seeds": list, "from": str, "train": dict, "tuned": (str, NoneType)}
+    line = [_checked(rows[name], f"{where}: row {name!r}", kinds)]  # the row, the one it is from, the one that is from, ...
+    while (parent := line[-1].get("from")) is not None:
+        check_choice(f"{where}: row {name!r}: from", parent, rows)
+        line.append(_checked(rows[parent], f"{where}: row {parent!r}", kinds))
+        if len(line) > len(rows):
+            raise CorsdError(f"{where}: row {name!r} inherits from itself")
+    own, train = line[0], dict[str, Any]()
+    for values in reversed(line):
+        train = _over(train, values.get("train", {}))
+    return Row(
+        name,
+        own.get("label", name),
+        own.get("group", "methods"),
+        _seeds(own["seeds"], f"{where}: row {name!r}") if "seeds" in own else seeds,
+        train,
+        own.get("from"),
+        next((values["tuned"] for values in line if "tuned" in values), None),
+    )
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of `above` over those of `below`, method options key by key."""
+    options = {**below.get("method_options", {}), **above.get("method_options", {})}
+    return {**below, **above, "method_options": options}
+
+
+def _images_an_anchor(config: TrainConfig) -> int:
+    return 3 if (config.sampling or METHODS[config.method].sampling) == "triplet" else 1
+
+
+def _decisive(config: TrainConfig) -> dict[str, Any]:
+    """All that decides what a training comes to, every option of the method spelled out."""
+    options = asdict(config.build_method().options)
+    fields = {k: v for k, v in asdict(config).items() if k not in ("method_options", *_FREE)}
+    return {**fields, **{f"method_options.{k}": v for k, v in options.items()}}
+
+
+def make_record(run: Run, row: str, seed: int) -> Record:
+    """What stays of a finished run when its folder is gone: nothing of the user's paths, a few kilobytes."""
+    epochs = read_lines(run.path / "metrics.jsonl")
+    images = sum(epoch["images"] for epoch in epochs)
+    return {
+        "row": row,
+        "seed": seed,
+        "config": {k: v for k, v in run.raw_config.items() if k not in _FREE},
+        "test": run.test,
+        "train_top1": [v for k, v in epochs[-1].items() if k.startswith("train_top1.")],
+        "images": images,
+        "macs": round(images * training_macs(run.config, run.data)),
+        "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
+        "provenance": run.provenance,
+    }

@@ -1,0 +1,174 @@
+"""What the records of a study say: means with intervals, gains paired by seed; as plain values, a frame and Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from corsd_lib.study import Row, Study
+
+__all__ = ["markdown", "mean_interval", "summarise", "table", "with_interval"]
+
+Record = dict[str, Any]  # of one training, see `corsd_lib.study.make_record`
+Interval = tuple[float | None, float | None, float | None]  # mean, low, high
+
+
+def mean_interval(values: Iterable[float]) -> Interval:
+    """Mean of `values` and the ends of its 95 % Student-t interval: (mean, low, high).
+
+    One value has no interval, (value, None, None), and no value not even a mean.
+    """
+    from scipy.stats import t
+
+    x = list(values)
+    if not x:
+        return None, None, None
+    mean = sum(x) / len(x)
+    if len(x) == 1:
+        return mean, None, None
+    variance = sum((v - mean) ** 2 for v in x) / (len(x) - 1)
+    half = float(t.ppf(0.975, len(x) - 1)) * (variance / len(x)) ** 0.5
+    return mean, mean - half, mean + half
+
+
+def summarise(study: Study, records: Mapping[str, Mapping[int, Record]]) -> dict[str, Any]:
+    """What `records` (row -> seed -> record) say, as plain values for `summary.json`; None where there is nothing to say.
+
+    `methods` has an entry a row: top-1 (%) on test by exit, shallow -> deep, after the last epoch, mean over seeds and ends of
+    its 95 % Student-t interval; `gain`, the difference to the baseline row at the deepest exit, points, paired by seed; images
+    passed and multiply-accumulates of a training; these and its wall time relative to the baseline row's of the same seeds.
+    """
+    reference = records.get(study.baseline, {})
+    methods = {name: _summarise_row(row, records[name], reference) for name, row in study.rows.items() if records.get(name)}
+    if study.baseline in methods:
+        methods[study.baseline] |= {"gain": None, "gain_low": None, "gain_high": None}
+    return {
+        "title": study.title,
+        "data": study.train.get("data", "digits"),
+        "train": study.train,
+        "equal": study.equal,
+        "baseline": study.baseline,
+        "seeds": list(study.seeds),
+        "methods": methods,
+    }
+
+
+def _summarise_row(row: Row, records: Mapping[int, Record], reference: Mapping[int, Record]) -> dict[str, Any]:
+    top1 = {seed: [e["top1"] for e in record["test"]["exits"]] for seed, record in records.items()}
+    mean, low, high = zip(*map(mean_interval, zip(*top1.values(), strict=True)), strict=True)
+    both = [seed for seed in records if seed in reference]
+    gain, gain_low, gain_high = mean_interval(top1[s][-1] - reference[s]["test"]["exits"][-1]["top1"] for s in both)
+    config = next(iter(records.values()))["config"]
+    return {
+        "label": row.label,
+        "group": row.group,
+        "from": row.parent,
+        "n": len(records),
+        "seeds": list(records),
+        "top1": list(mean),
+        "top1_low": list(low),
+        "top1_high": list(high),
+        "top1_by_seed": {str(seed): values for seed, values in top1.items()},
+        "gain": gain,
+        "gain_low": gain_low,
+        "gain_high": gain_high,
+        "epochs": config["epochs"],
+        **{key: sum(r[key] for r in records.values()) / len(records) for key in ("images", "macs", "seconds")},
+        "macs_ratio": _ratio("macs", records, reference, both),
+        "time_ratio": _ratio("seconds", records, reference, both),
+        "train_top1": sum(r["train_top1"][-1] for r in records.values()) / len(records),
+        "options": config["method_options"],
+    }
+
+
+def _ratio(key: str, ours: Mapping[int, Record], theirs: Mapping[int, Record], seeds: Sequence[int]) -> float | None:
+    """Total of `key` over `seeds`, relative to the same of `theirs`."""
+    total = sum(theirs[seed][key] for seed in seeds)
+    return sum(ours[seed][key] for seed in seeds) / total if total else None
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def table(summary: Mapping[str, Any]) -> pd.DataFrame:
+    """One line a row of the study, every figure in a column of its own; the columns of exits end with the deepest."""
+    import pandas as pd
+
+    names = _exit_names(summary)
+    lines = []
+    for name, m in summary["methods"].items():
+        line = {"row": name, **{k: m[k] for k in ("label", "group", "n")}}
+        for i, exit_name in enumerate(names, len(m["top1"]) - len(names)):  # a row without shallow exits leaves theirs empty
+            for part in ("top1", "top1_low", "top1_high"):
+                line[f"{exit_name} {part}"] = m[part][i] if i >= 0 else None
+        keys = (
+            "gain",
+            "gain_low",
+            "gain_high",
+            "epochs",
+            "images",
+            "macs",
+            "seconds",
+            "macs_ratio",
+            "time_ratio",
+            "train_top1",
+        )
+        lines.append({**line, **{k: m[k] for k in keys}})
+    return pd.DataFrame(lines)
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+    """The table for readers, numbers as "47.2 ± 0.4" with half the interval behind the sign, and a note on what they are."""
+    methods, exits = summary["methods"].values(), _exit_names(summary)
+    head = ["method", "group", "seeds", *(f"{n}, %" for n in exits), "gain", "epochs", "images", "MACs", "time", "train, %"]
+    lines = [head, ["---", "---"] + ["---:"] * (len(head) - 2), *(_cells(m, len(exits)) for m in methods)]
+    if len({m["group"] for m in methods}) < 2:
+        lines = [[line[0], *line[2:]] for line in lines]
+    rows = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+    return f"{rows}\n\n{_note(summary)}\n"
+
+
+def _cells(m: Mapping[str, Any], exits: int) -> list[str]:
+    top1 = [with_interval(*ends) for ends in zip(m["top1"], m["top1_low"], m["top1_high"], strict=True)]
+    return [
+        m["label"],
+        m["group"],
+        str(m["n"]),
+        *([""] * (exits - len(top1))),
+        *top1,
+        with_interval(m["gain"], m["gain_low"], m["gain_high"], sign="+"),
+        str(m["epochs"]),
+        f"{m['images']:,.0f}",
+        *("–" if ratio is None else f"x{ratio:.2f}" for ratio in (m["macs_ratio"], m["time_ratio"])),
+        f"{m['train_top1']:.1f}",
+    ]
+
+
+def with_interval(mean: float | None, low: float | None, high: float | None, sign: str = "") -> str:
+    """A mean and half its interval, as in "47.2 ± 0.4"; "47.2 ± –" without an interval, "–" without a value."""
+    if mean is None:
+        return "–"
+    return f"{mean:{sign}.1f} ± " + ("–" if low is None or high is None else f"{(high - low) / 2:.1f}")
+
+
+def _exit_names(summary: Mapping[str, Any]) -> list[str]:
+    """Columns of the exits, as many as the row with most of them has; all rows have the last."""
+    most = max((len(m["top1"]) for m in summary["methods"].values()), default=1)
+    return [*(f"exit {k}" for k in range(1, most)), "deepest exit"]
+
+
+def _note(summary: Mapping[str, Any]) -> str:
+    """What was given alike, and what the numbers are."""
+    methods, equal = summary["methods"], summary["equal"]
+    reference = methods.get(summary["baseline"])
+    others = [m["label"] for m in methods.values() if reference and abs(m[equal] / reference[equal] - 1) > 0.05]
+    return (
+        f"Equal {equal} for all rows{' but ' if others else ''}{', '.join(others)}. Top-1 on test after the last epoch: mean "
+        "over seeds ± half of its 95 % Student-t interval (– with one seed). Gain: points over "
+        f"{reference['label'] if reference else summary['baseline']} at the deepest exit, paired by seed. MACs (forward and "
+        "backward) and wall time of the training are relative to that row's; train: top-1 of the deepest exit on the augmented "
+        "images of the last epoch."
+    )

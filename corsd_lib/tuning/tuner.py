@@ -1,0 +1,309 @@
+"""One process asks Optuna for trials, hears of every epoch of those that are trained, and keeps journal and record."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from corsd_lib.compare import Environment, places
+from corsd_lib.errors import CorsdError
+from corsd_lib.files import read_lines, write_json
+from corsd_lib.provenance import provenance
+from corsd_lib.study import Study
+from corsd_lib.training import stop_request
+from corsd_lib.tuning.search import Search, parted
+from corsd_lib.tuning.trials import Curves, objective, start_trial
+
+__all__ = ["Tuner", "tune"]
+
+METRIC = "top-1 (%) of the deepest exit on validation after the last epoch, mean over seeds"
+SAMPLER: dict[str, Any] = {"multivariate": True, "constant_liar": True, "n_startup_trials": 10}
+STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
+
+
+def tune(
+    study: Study,
+    row: str,
+    *,
+    trials: int | None = None,
+    jobs: int | None = None,
+    runs: str | Path | None = None,
+    data_root: str | None = None,
+    report: Callable[[str], object] = print,
+) -> dict[str, Any]:
+    """Search what the study's `tuning` says of `row`; the record, which is also written into the study's folder.
+
+    `trials` in all, those of earlier calls counted (default: what `tuning` says); trial 0 is the row as it stands. `jobs` are
+    trained at a time (default: one a GPU, else one a CPU) below `runs` (default `runs/<study>`); `report` is given a line a
+    trial. Ctrl-C (or SIGTERM) lets them save and returns the record so far; called again, the search goes on. A training that
+    fails is a failed trial, and an error only where it is that of the row as it stands.
+
+    Raises `CorsdError` for a bad entry, for a journal of another search, and while another process is at work on it.
+    """
+    search = Search.of(study, row)
+    if trials is not None:
+        if trials < 1:
+            raise CorsdError(f"trials = {trials} must be at least 1")
+        search = replace(search, trials=trials)
+    free = places(search.config, jobs, search.trials)
+    folder = Path(runs or f"runs/{study.name}") / "tuning" / row
+    with _held(search.journal), stop_request() as stop:
+        record = Tuner(search, folder, data_root, report).run(free, stop)
+        if stop.is_set():
+            report(f"stopped; the same search goes on from {search.journal}")
+    return record
+
+
+@contextmanager
+def _held(file: Path) -> Iterator[None]:
+    """Lock a journal for this process; the system unlocks it when the process ends, however that happens."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "ab") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CorsdError(f"another process is at work on {file}: wait for it, or stop it") from error
+        os.truncate(file, file.read_bytes().rfind(b"\n") + 1)  # a line cut off by a power cut would spoil the next one
+        yield
+
+
+@dataclass
+class _Running:
+    """A trial that is being trained, and of how many of its epochs Optuna has been told."""
+
+    trial: optuna.Trial
+    folder: Path
+    place: Environment
+    process: BaseProcess
+    told: int = 0
+    stopping: bool = False
+
+
+class Tuner:
+    """A search: its Optuna study, and the trials that are being trained, each by the pipe to its process."""
+
+    def __init__(self, search: Search, runs: Path, data_root: str | None, report: Callable[[str], object]) -> None:
+        self.search, self.runs, self.data_root, self.report = search, runs, data_root, report
+        self.study = _open_study(search)
+        self.running: dict[Connection, _Running] = {}
+        self.provenance = provenance()
+        self.provenance["versions"]["optuna"] = optuna.__version__
+        self._take_up()
+
+    def run(self, places: Sequence[Environment], stop: threading.Event) -> dict[str, Any]:
+        """Train a trial in each of `places` until as many as wanted are done, or until `stop`; the record."""
+        free = list(places)
+        try:
+            while True:
+                while free and not stop.is_set() and self._begun() < self.search.trials:
+                    self._start(free.pop())
+                if not self.running:
+                    return self._write()
+                ready = wait(list(self.running), timeout=0.2)
+                if stop.is_set():
+                    self._stop()
+                for pipe in [pipe for pipe in self.running if pipe in ready]:
+                    outcome, content = self._received(pipe)
+                    if outcome == "epoch":
+                        self._answer(pipe, content)
+                    else:
+                        running = self.running.pop(pipe)
+                        free.append(running.place)
+                        self._finish(running, outcome, content)
+        finally:
+            self._stop()
+            for running in self.running.values():
+                running.process.join()
+
+    def _take_up(self) -> None:
+        """Queue again what a process that is no more has left running, and the row as it stands if it was not tried yet."""
+        for trial in self.study.get_trials(states=[TrialState.RUNNING]):
+            again = {**trial.user_attrs, "earlier": [*_earlier(trial), trial.number]}
+            self.study.enqueue_trial(trial.params, user_attrs=again)
+            self.study.tell(trial.number, state=TrialState.FAIL)
+        if not any("own" in trial.user_attrs and trial.state != TrialState.FAIL for trial in self.study.get_trials()):
+            new = not self.study.get_trials(deepcopy=False)
+            self.study.enqueue_trial(self.search.own, user_attrs={"own": True})
+            for params in self.search.grid() if new else ():
+                self.study.enqueue_trial(params)
+
+    def _begun(self) -> int:
+        """How many trials are done or running, one that was taken up again counted once."""
+        trials = self.study.get_trials(deepcopy=False)
+        left = {number for trial in trials for number in _earlier(trial)}
+        return sum(trial.state != TrialState.WAITING and trial.number not in left for trial in trials)
+
+    def _start(self, place: Environment) -> None:
+        # A sampler a trial: one for all would, when the search goes on, draw what it drew at the beginning.
+        number = len(self.study.get_trials(deepcopy=False))
+        self.study.sampler = optuna.samplers.TPESampler(seed=number, **SAMPLER)
+        trial = self.study.ask(dict(self.search.distributions()))
+        first = [*_earlier(trial), trial.number][0]
+        folder = self.runs / str(first)
+        if first == trial.number:
+            shutil.rmtree(folder, ignore_errors=True)  # of a search whose journal was removed
+        process, pipe = start_trial(self.search.configs(trial.params, folder, self.data_root), place)
+        self.running[pipe] = _Running(trial, folder, place, process)
+
+    def _stop(self) -> None:
+        """Ask what is running, once, to save and end."""
+        for running in self.running.values():
+            if not running.stopping:
+                running.process.terminate()
+                running.stopping = True
+
+    def _received(self, pipe: Connection) -> tuple[str, Any]:
+        """What a trial has sent, see `train_trial`; of one whose process has died, that it was stopped or has failed."""
+        running = self.running[pipe]
+        try:
+            return pipe.recv()
+        except (EOFError, OSError):
+            running.process.join()
+            return "stopped" if running.stopping else "failed", f"its process ended with status {running.process.exitcode}"
+
+    def _answer(self, pipe: Connection, curves: Curves) -> None:
+        """Tell a trial whether it is worth another epoch; at the end of the last one that is no question."""
+        running = self.running[pipe]
+        self._report(running, curves)
+        ended = running.told == len(self.search.seeds) * self.search.config.epochs
+        with suppress(OSError):  # one that has died is heard of next
+            pipe.send(ended or not running.trial.should_prune())
+
+    def _report(self, running: _Running, curves: Curves) -> None:
+        """Tell Optuna of the epochs since the last time."""
+        values = objective(curves)
+        for step in range(running.told + 1, len(values) + 1):
+            running.trial.report(values[step - 1], step)
+        running.told = len(values)
+
+    def _finish(self, running: _Running, outcome: str, content: Any) -> None:
+        """Tell Optuna and the record what became of a trial, and remove its runs; what was stopped stays for the next time."""
+        running.process.join()
+        if outcome == "stopped":
+            return
+        trial = running.trial
+        trial.set_user_attr("seconds", _seconds(running.folder))
+        if outcome == "complete":
+            self._report(running, content)
+            self.study.tell(trial, objective(content)[-1])
+        elif outcome == "pruned":
+            self.study.tell(trial, state=TrialState.PRUNED)
+        else:
+            trial.set_user_attr("error", content.partition("; ")[0])
+            self.study.tell(trial, state=TrialState.FAIL)
+        shutil.rmtree(running.folder, ignore_errors=True)
+        record = self._write()
+        self.report(_line(next(t for t in record["trials"] if t["number"] == trial.number), record["best"]))
+        if outcome == "failed" and "own" in trial.user_attrs:
+            raise CorsdError(f"trial {trial.number}, the row as it stands, failed: {content}")
+
+    def _write(self) -> dict[str, Any]:
+        """Write the record, and return it."""
+        trials = self.study.get_trials(deepcopy=False)
+        again = {_earlier(trial)[-1]: trial.number for trial in trials if _earlier(trial)}
+        done = [_entry(trial, again.get(trial.number)) for trial in trials if trial.state.is_finished()]
+        record = {
+            "row": self.study.study_name,
+            "direction": "maximize",
+            "metric": METRIC,
+            **self.search.plain(),
+            "sampler": {"name": "TPESampler", **SAMPLER, "seed": "the number of the trial"},
+            "pruner": {"name": "MedianPruner", **_pruning(self.search)},
+            "provenance": self.provenance,
+            "trials": done,
+            "best": _best(done),
+        }
+        write_json(self.search.path, record)
+        return record
+
+
+def _pruning(search: Search) -> dict[str, int]:
+    """Prune what is below the median of complete trials after as many epochs, not before a third of a training."""
+    return {"n_startup_trials": 4, "n_warmup_steps": search.config.epochs // 3}
+
+
+def _open_study(search: Search) -> optuna.Study:
+    """The study of a search in its journal. Raises `CorsdError` when that is damaged, or of another search."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        study = optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(search.journal))),
+            study_name=search.path.stem,
+            direction="maximize",
+            pruner=optuna.pruners.MedianPruner(**_pruning(search)),
+            load_if_exists=True,
+        )
+    except (ValueError, KeyError) as error:
+        raise CorsdError(f"{search.journal} is not a whole journal: {error}; remove it to begin anew") from error
+    now = search.settings()
+    before = study.user_attrs.get("search", now)  # without what the library could not set when it was written
+    changes = [f"{name} was {value!r}, is {now.get(name)!r}" for name, value in before.items() if now.get(name) != value]
+    if changes:
+        raise CorsdError(f"{search.journal} is of another search: {', '.join(changes)}; remove it and its record to begin anew")
+    study.set_user_attr("search", before)
+    return study
+
+
+def _earlier(trial: FrozenTrial | optuna.Trial) -> list[int]:
+    """Numbers of the trials that this one takes up again, each left by a process that was stopped."""
+    return trial.user_attrs.get("earlier", [])
+
+
+def _seconds(folder: Path) -> float:
+    """How long the epochs of the trainings in a folder took."""
+    return round(sum(line["seconds"] for file in folder.glob("*/metrics.jsonl") for line in read_lines(file)), 1)
+
+
+# --- the record -------------------------------------------------------------------------------------------------------
+
+
+def _entry(trial: FrozenTrial, again: int | None) -> dict[str, Any]:
+    """A trial that is over, as the record has it; `again` is the trial that takes it up where it was stopped."""
+    entry = {
+        "number": trial.number,
+        "state": STATES[trial.state],
+        "value": trial.value if trial.state == TrialState.COMPLETE else None,
+        "epochs": trial.last_step or 0,
+        "last": None if trial.last_step is None else trial.intermediate_values[trial.last_step],
+        "params": trial.params,
+        "seconds": trial.user_attrs.get("seconds"),
+    }
+    if trial.state == TrialState.FAIL:
+        entry["error"] = trial.user_attrs.get("error", f"stopped, taken up by trial {again}")
+    return entry
+
+
+def _best(trials: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The first complete trial with the highest value, what it sets parted into options of the method and fields of `train`."""
+    complete = [trial for trial in trials if trial["state"] == "complete"]
+    if not complete:
+        return None
+    best = max(complete, key=lambda trial: trial["value"])
+    options, changes = parted(best["params"])
+    return {"number": best["number"], "value": best["value"], "options": options, "train": changes}
+
+
+def _line(trial: Mapping[str, Any], best: Mapping[str, Any] | None) -> str:
+    """What is told of a trial, and the best so far."""
+    params = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial["params"].items())
+    if trial["state"] == "complete":
+        came_to = f"{trial['value']:.2f} %"
+    else:
+        came_to = f"pruned at epoch {trial['epochs']}" if trial["state"] == "pruned" else f"failed: {trial['error']}"
+    return f"trial {trial['number']}, {params}: {came_to}" + (
+        f"; best {best['value']:.2f} %, trial {best['number']}" if best else ""
+    )

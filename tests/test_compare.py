@@ -1,0 +1,493 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from corsd_lib import cli, compare, figures
+from corsd_lib.compare import Job, draw_figures, new_study, places, progress_table, run_study
+from corsd_lib.errors import CorsdError
+from corsd_lib.files import read_json, write_json, write_lines
+from corsd_lib.runs import TrainConfig
+from corsd_lib.study import Study
+from corsd_lib.tables import summarise
+from corsd_lib.training import train
+
+Captured = pytest.CaptureFixture[str]
+Write = Callable[..., Study]
+
+TRAIN: dict[str, Any] = {
+    "per_class": 5,
+    "width": 4,
+    "epochs": 2,
+    "batch_size": 16,
+    "lr": 0.05,
+    "accelerator": "cpu",
+    "probe_every": 0,
+    "probe_size": 20,
+}
+ROWS = {"baseline": {"train": {"method": "baseline"}}, "byot": {"train": {"method": "byot"}}}
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Below an empty working directory, the study results/mine with changes to its common settings; two rows, two seeds."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(rows: dict[str, Any] = ROWS, **changes: Any) -> Study:
+        write_json(Path("results/mine/study.json"), {"seeds": [0, 1], "train": {**TRAIN, **changes}, "rows": rows})
+        return Study.from_file("results/mine")
+
+    return make
+
+
+class Ended:
+    """What is left of a process: how it ended."""
+
+    def __init__(self, returncode: int) -> None:
+        self.returncode = returncode
+
+    def poll(self) -> int:
+        return self.returncode
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """Trainings run in this process, one after the other; the places that they were given."""
+    places: list[dict[str, str]] = []
+
+    def training(config: Path, log: int, place: dict[str, str]) -> Ended:
+        places.append(place)
+        try:
+            train(TrainConfig.from_file(config), progress=False)
+        except CorsdError as error:
+            os.write(log, f"a warning\ncorsd: error: {error}\n".encode())
+            return Ended(2)
+        return Ended(0)
+
+    monkeypatch.setattr(compare, "_training", training)
+    monkeypatch.setattr(compare, "POLL_SECONDS", 0)
+    return places
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the pictures that would be drawn."""
+    names: list[str] = []
+
+    def instead(figure: Any, path: Path) -> Path:
+        names.append(path.name)
+        return path
+
+    monkeypatch.setattr(figures, "save_png", instead)
+    return names
+
+
+def figures_of(record: dict[str, Any]) -> dict[str, Any]:
+    """What a record says, but for how long it took and where."""
+    return {k: v for k, v in record.items() if k not in ("seconds", "provenance")}
+
+
+# --- what is trained ---
+
+
+def test_every_row_and_seed_is_trained_recorded_and_tabulated(write: Write, here: list[dict[str, str]]) -> None:
+    study, lines = write(), list[str]()
+    jobs = run_study(study, report=lines.append)
+    assert [(job.row, job.seed, job.state) for job in jobs] == [(row, seed, "done") for row, seed in study.jobs()]
+    assert lines[0] == "baseline, seed 0: done; 1 of 4 done" and lines[-1] == "byot, seed 1: done; 4 of 4 done"
+    records = study.records()
+    assert {row: list(by_seed) for row, by_seed in records.items()} == {"baseline": [0, 1], "byot": [0, 1]}
+    assert read_json(study.path / "summary.json") == summarise(study, records)
+    assert (study.path / "table.md").is_file() and (study.path / "table.csv").is_file()
+    test = read_json(Path("runs/mine/byot/seed1/test.json"))
+    assert records["byot"][1]["test"] == test and len(test["exits"]) == 3
+    assert read_json(Path("runs/mine/byot/seed1.json"))["resume"] is True
+
+
+def test_a_recorded_training_is_done_on_any_machine(write: Write, here: list[dict[str, str]]) -> None:
+    run_study(write(), rows=["byot"], report=lambda line: None)
+    assert not Path("runs/mine/baseline").exists() and len(here) == 2
+    os.rename("runs", "elsewhere")
+    jobs = run_study(write(), seeds=[1], report=lambda line: None)
+    assert [(job.row, job.state) for job in jobs] == [("baseline", "done"), ("byot", "done")]
+    assert sorted(Path("runs/mine").rglob("test.json")) == [Path("runs/mine/baseline/seed1/test.json")]
+
+
+def test_a_finished_run_without_a_record_is_not_trained_again(write: Write, here: list[dict[str, str]]) -> None:
+    study = write()
+    run_study(study, rows=["baseline"], seeds=[0], report=lambda line: None)
+    before, weights = study.record("baseline", 0), Path("runs/mine/baseline/seed0/weights.safetensors").stat().st_mtime_ns
+    study.record_path("baseline", 0).unlink()
+    run_study(study, rows=["baseline"], seeds=[0], report=lambda line: None)
+    assert study.record("baseline", 0) == before
+    assert Path("runs/mine/baseline/seed0/weights.safetensors").stat().st_mtime_ns == weights
+
+
+def test_a_training_that_fails_is_reported_and_the_others_go_on(write: Write, here: list[dict[str, str]]) -> None:
+    rows = {"baseline": ROWS["baseline"], "blown": {"train": {"method": "byot", "batch_size": 16, "lr": 1e30}}}
+    jobs = run_study(write(rows), seeds=[0], report=lambda line: None)
+    assert [job.state for job in jobs] == ["done", "failed"]
+    assert jobs[1].error.startswith("training diverged at epoch 1") and "\n" not in jobs[1].error
+    assert str(jobs[1]).startswith("blown, seed 0: failed: training diverged")
+
+
+def test_a_run_of_another_configuration_is_in_the_way(write: Write, here: list[dict[str, str]]) -> None:
+    run_study(write(), rows=["baseline"], seeds=[0], report=lambda line: None)
+    os.remove("results/mine/records/baseline-s0.json")
+    (job,) = run_study(write(epochs=3), rows=["baseline"], seeds=[0], report=lambda line: None)
+    assert job.state == "failed" and "holds a run of another configuration: epochs was 2, is 3; remove it" in job.error
+
+
+def test_a_record_of_another_configuration_ends_it_before_anything_is_trained(write: Write, here: list[dict[str, str]]) -> None:
+    run_study(write(), rows=["byot"], seeds=[1], report=lambda line: None)
+    with pytest.raises(CorsdError, match=r"byot-s1\.json is of another configuration: epochs was 2, is 3; remove or rename"):
+        run_study(write(epochs=3), rows=["baseline"], report=lambda line: None)
+    assert len(here) == 1
+
+
+def test_unknown_rows_and_seeds_are_named(write: Write) -> None:
+    with pytest.raises(CorsdError, match="row 'kd' is not known; allowed: baseline, byot"):
+        run_study(write(), rows=["kd"])
+    with pytest.raises(CorsdError, match="seed 7 is not known; allowed: 0, 1"):
+        run_study(write(), seeds=[7])
+
+
+# --- one training, one owner ---
+
+
+def test_a_training_that_another_process_has_is_left_to_it(write: Write, here: list[dict[str, str]]) -> None:
+    study = write()
+    held = compare._locked(Path("runs/mine/baseline/seed0.log"))
+    assert held is not None and compare._locked(Path("runs/mine/baseline/seed0.log")) is None
+    jobs = run_study(study, seeds=[0], report=lambda line: None)
+    assert [(job.row, job.state) for job in jobs] == [("baseline", "elsewhere"), ("byot", "done")]
+    os.close(held)
+    assert run_study(study, seeds=[0], report=lambda line: None)[0].state == "done"
+
+
+def test_what_another_process_finished_meanwhile_is_not_trained_again(write: Write, here: list[dict[str, str]]) -> None:
+    study = write()
+    (job,) = compare._wanted(study, Path("runs/mine"), None, ["baseline"], [0])
+    run_study(study, rows=["baseline"], seeds=[0], report=lambda line: None)  # between a look at the records and the start
+    assert job.start(study, {}) is False and job.state == "done" and len(here) == 1
+
+
+def test_the_lock_lives_as_long_as_the_training_even_without_its_owner(tmp_path: Path) -> None:
+    held = compare._locked(tmp_path / "log")
+    assert held is not None
+    training = subprocess.Popen(["sleep", "60"], stderr=held)
+    os.close(held)
+    try:
+        assert compare._locked(tmp_path / "log") is None
+    finally:
+        training.kill()
+        training.wait()
+    again = compare._locked(tmp_path / "log")
+    assert again is not None
+    os.close(again)
+
+
+# --- how many at a time ---
+
+
+@pytest.mark.parametrize(
+    "cpus,jobs,most,count,threads",
+    [(8, None, 20, 8, 1), (8, None, 3, 3, 2), (8, 2, 20, 2, 4), (2, 5, 20, 5, 1), (1, None, 9, 1, 1)],
+)
+def test_cpus_are_divided(
+    monkeypatch: pytest.MonkeyPatch, cpus: int, jobs: int | None, most: int, count: int, threads: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)), raising=False)
+    found = places(TrainConfig(accelerator="cpu"), jobs, most)
+    assert found == [{"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}] * count
+
+
+@pytest.mark.parametrize(
+    "visible,jobs,devices,expected",
+    [
+        (None, None, 1, ["0", "1", "2"]),
+        ("4,5,7", None, 1, ["4", "5", "7"]),
+        (None, 5, 1, ["0", "1", "2", "0", "1"]),
+        (None, 1, 1, ["0"]),
+        (None, None, 2, ["0,1"]),
+    ],
+)
+def test_each_gpu_has_a_training(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None, jobs: int | None, devices: int, expected: list[str]
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    found = places(TrainConfig(devices=devices), jobs, 20)
+    assert [place["CUDA_VISIBLE_DEVICES"] for place in found] == expected
+    assert all("CUDA_VISIBLE_DEVICES" not in place for place in places(TrainConfig(accelerator="cpu"), jobs, 20))
+
+
+def test_no_job_at_a_time_is_refused() -> None:
+    with pytest.raises(CorsdError, match="jobs = 0 must be at least 1"):
+        places(TrainConfig(), 0, 3)
+
+
+def test_a_training_gets_the_environment_of_its_place(write: Write, here: list[dict[str, str]]) -> None:
+    run_study(write(), rows=["baseline"], seeds=[0], jobs=1, report=lambda line: None)
+    assert here == places(TrainConfig(accelerator="cpu"), 1, 1)
+
+
+# --- what is seen ---
+
+
+def test_the_live_table_says_how_every_row_stands(write: Write) -> None:
+    from rich.console import Console
+
+    study = write(epochs=30, validation_fraction=0.2)
+    jobs = compare._wanted(study, Path("runs/mine"), None, None, None)
+    plain, byot, plain_1, byot_1 = jobs
+    plain.state, byot.state, plain_1.state, byot_1.state = "done", "running", "running", "failed"
+    line = {"epoch": 12, "seconds": 4.0, "train_top1.exit1": 50.0, "train_top1.exit2": 60.0}
+    write_lines(
+        byot.config.path / "metrics.jsonl", [{**line, "epoch": 11}, {**line, "val_top1.exit1": 40.0, "val_top1.exit2": 45.0}]
+    )
+    record = {"config": {"epochs": 30, "method_options": {}}, "test": {"exits": [{"top1": 88.0}]}, "train_top1": [90.0]}
+    records = {"baseline": {0: {**record, "images": 1, "macs": 1, "seconds": 120.0}}}
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(progress_table(study, jobs, summarise(study, records), 2))
+    baseline, other = (row.split("│")[1:-1] for row in console.export_text().splitlines() if row.startswith("│"))
+    # 30 epochs of 4 seconds in two places; 18 epochs of the running seed, and the failed one is not waited for
+    assert [cell.strip() for cell in baseline] == ["baseline", "1/2", "seed 1: 0/30", "88.0 ± – test", "–", "1 min"]
+    assert [cell.strip() for cell in other] == ["byot", "0/2", "seed 0: 12/30, seed 1 failed", "45.0 val", "–", "1 min"]
+
+
+def test_without_validation_the_live_table_shows_train(write: Write) -> None:
+    assert (
+        compare._top1(None, [{"train_top1.exit1": 10.0, "train_top1.exit2": 20.0}, {"train_top1.exit2": 30.0}]) == "25.0 train"
+    )
+    assert compare._top1(None, []) == "–"
+    assert [compare._duration(s) for s in (12, 240, 3700)] == ["12 s", "4 min", "1 h 02 min"]
+
+
+@pytest.fixture
+def summary() -> dict[str, Any]:
+    def entry(group: str, gain: float | None, parent: str | None = None) -> dict[str, Any]:
+        top1 = {"top1": [50.0], "top1_low": [None], "top1_high": [None], "top1_by_seed": {"0": [50.0]}}
+        gains = {"gain": gain, "gain_low": None, "gain_high": None}
+        return {"label": group, "group": group, "from": parent, **top1, **gains}
+
+    rows = {"baseline": entry("methods", None), "corsd": entry("methods", 1.0), "a": entry("ablation", 2.0, "corsd")}
+    return {"baseline": "baseline", "methods": {**rows, "rkd": entry("methods", 3.0)}}
+
+
+def test_every_group_has_its_figures_with_what_it_is_read_against(
+    summary: dict[str, Any], drawn: list[str], tmp_path: Path
+) -> None:
+    assert draw_figures(summary, tmp_path) == [tmp_path / name for name in drawn]
+    assert drawn == ["accuracy.png", "gain.png", "accuracy_ablation.png", "gain_ablation.png"]
+    assert list(compare._with_references(summary, "ablation")) == ["baseline", "corsd", "a"]
+    assert list(compare._with_references(summary, "methods")) == ["baseline", "corsd", "rkd"]
+
+
+def test_gains_are_drawn_once_there_are_some(summary: dict[str, Any], drawn: list[str], tmp_path: Path) -> None:
+    del summary["methods"]["a"], summary["methods"]["rkd"], summary["methods"]["corsd"]
+    draw_figures(summary, tmp_path)
+    assert drawn == ["accuracy.png"]
+
+
+def test_figures_are_left_out_where_plotly_is_missing(
+    summary: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delitem(sys.modules, "corsd_lib.figures")
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+    with pytest.raises(CorsdError, match=r"figures need plotly.*corsd_lib\[notebooks\]"):
+        draw_figures(summary, tmp_path)
+
+
+# --- the command ---
+
+NEW = "compare results/mine --methods byot baseline --seeds 0 --jobs 1 --runs runs/other --per-class 5 --width 4 --epochs 1"
+NEW += " --batch-size 16 --accelerator cpu --probe-size 20 --probe-every 0"
+
+
+def test_a_new_study_is_written_and_trained_and_the_same_command_goes_on(
+    write: Write, here: list[dict[str, str]], drawn: list[str], capsys: Captured
+) -> None:
+    cli.main(NEW.split())
+    study = read_json(Path("results/mine/study.json"))
+    settings = {"per_class": 5, "width": 4, "epochs": 1, "batch_size": 16, "accelerator": "cpu"}
+    assert study == {
+        "title": "digits, 5 images a class",
+        "equal": "images",
+        "baseline": "baseline",
+        "seeds": [0],
+        "train": {**settings, "probe_every": 0, "probe_size": 20},
+        "rows": {"byot": {"train": {"method": "byot"}}, "baseline": {"train": {"method": "baseline"}}},
+    }
+    out = capsys.readouterr().out
+    assert "byot, seed 0: done; 1 of 2 done\nbaseline, seed 0: done; 2 of 2 done\n" in out and "| byot | 1 | " in out
+    assert out.endswith("results/mine: summary.json, table.csv, table.md, accuracy.png, gain.png\n")
+    assert Path("runs/other/byot/seed0/test.json").is_file() and len(here) == 2
+    cli.main([*NEW.split(), "--quiet"])
+    assert len(here) == 2 and capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "words,message",
+    [
+        (f"{NEW} --lr 0.2", r"results/mine/study.json is another study already: go on with it without --methods"),
+        ("compare results/mine --lr 0.2 --cutout 2", "cutout, lr: for a new study (--methods) only; this one has its settings"),
+        ("compare results/mine --equal epochs", "equal: for a new study (--methods) only"),
+        ("compare results/none", "results/none/study.json does not exist"),
+        ("compare results/new --methods kd", "row 'kd': method 'kd' is not known; allowed: baseline"),
+        ("compare results/mine --rows kd", "row 'kd' is not known; allowed: baseline, byot"),
+        ("compare results/mine --jobs 0", "jobs = 0 must be at least 1"),
+    ],
+)
+def test_an_error_is_one_line_and_nothing_is_trained(
+    write: Write, here: list[dict[str, str]], capsys: Captured, words: str, message: str
+) -> None:
+    write()
+    before = Path("results/mine/study.json").read_bytes()
+    with pytest.raises(SystemExit) as end:
+        cli.main(words.split())
+    out, err = capsys.readouterr()
+    assert end.value.code == 2 and out == "" and err.count("\n") == 1 and message in err
+    assert here == [] and Path("results/mine/study.json").read_bytes() == before and not Path("results/new").exists()
+
+
+def test_every_setting_of_a_training_can_be_common_to_a_new_study(write: Write) -> None:
+    words = (
+        "compare s --methods corsd byot --seeds 4 --equal epochs --method-options exit_ce=0.5 --milestones 0.2 0.4 --nesterov"
+    )
+    study = cli._study(cli._parser().parse_args([*words.split(), "--data-root", "/data"]))
+    assert study.train == {"method_options": {"exit_ce": 0.5}, "milestones": [0.2, 0.4], "nesterov": True}
+    assert (study.equal, study.baseline, study.seeds, study.title) == ("epochs", "corsd", (4,), "digits")
+    assert new_study("s/study.json", ["corsd", "byot"], [4], study.train, "epochs") == study
+
+
+def test_failures_are_told_at_the_end_with_status_1(
+    write: Write, here: list[dict[str, str]], drawn: list[str], capsys: Captured
+) -> None:
+    write({"baseline": ROWS["baseline"], "blown": {"train": {"method": "byot", "lr": 1e30}}})
+    with pytest.raises(SystemExit) as end:
+        cli.main(["compare", "results/mine", "--seeds", "0", "--quiet"])
+    out, err = capsys.readouterr()
+    assert end.value.code == 1 and out == "" and drawn == ["accuracy.png"]
+    assert err.startswith("blown, seed 0: failed: training diverged") and err.endswith("the same command goes on from here\n")
+
+
+def test_tables_alone_are_made_from_the_records(
+    write: Write, here: list[dict[str, str]], drawn: list[str], capsys: Captured
+) -> None:
+    run_study(write(), seeds=[0], report=lambda line: None)
+    os.rename("runs", "gone")
+    written = {file: Path("results/mine", file).read_bytes() for file in ("summary.json", "table.csv", "table.md")}
+    for file in written:
+        Path("results/mine", file).unlink()
+    cli.main(["compare", "results/mine", "--tables"])
+    assert {file: Path("results/mine", file).read_bytes() for file in written} == written
+    assert len(here) == 2 and drawn == ["accuracy.png", "gain.png"] and "| byot | 1 |" in capsys.readouterr().out
+
+
+def test_a_missing_browser_costs_the_figures_only(
+    write: Write, here: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    def no_browser(*_: Any) -> Path:
+        raise CorsdError("cannot draw accuracy.png: no Chromium")
+
+    monkeypatch.setattr(figures, "save_png", no_browser)
+    write()
+    cli.main(["compare", "results/mine", "--rows", "baseline", "--seeds", "0"])
+    out = capsys.readouterr().out
+    assert "no figures: cannot draw accuracy.png: no Chromium\n" in out
+    assert out.endswith("results/mine: summary.json, table.csv, table.md\n")
+
+
+def test_nothing_trained_makes_no_tables(write: Write, capsys: Captured) -> None:
+    write()
+    cli.main(["compare", "results/mine", "--tables"])
+    assert sorted(file.name for file in Path("results/mine").iterdir()) == ["study.json"]
+
+
+# --- real processes ---
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 240
+    while not condition():
+        assert process.poll() is None, f"it ended too early: {process.communicate()}"
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the number of threads is to be the same in both studies")
+def test_stopped_in_the_middle_it_goes_on_to_the_same_records(write: Write, drawn: list[str], capsys: Captured) -> None:
+    """Real processes: Ctrl-C while two train, then the same command; the records are those of trainings in this process."""
+    epochs = 120  # some seconds
+    study = write(epochs=epochs)
+    command = [sys.executable, "-m", "corsd_lib", "compare", "results/mine", "--jobs", "2", "--seeds", "0"]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, set(list(os.sched_getaffinity(0))[:1])),  # one thread each
+    )
+    metrics = [Path(f"runs/mine/{row}/seed0/metrics.jsonl") for row in ROWS]
+    wait_until(lambda: all(file.is_file() for file in metrics), process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    assert err == "baseline, seed 0: stopped\nbyot, seed 0: stopped\nthe same command goes on from here\n"
+    done = [len(file.read_text().splitlines()) for file in metrics]
+    assert all(0 < n < epochs for n in done) and not (study.path / "records").exists()
+    for row in ROWS:
+        assert "stopped; go on with" in Path(f"runs/mine/{row}/seed0.log").read_text()  # it saved, nothing was killed
+
+    cli.main(command[3:])
+    assert "byot, seed 0: done" in capsys.readouterr().out
+    for row in ROWS:
+        record = study.record(row, 0)
+        whole = train(replace(study.config(row, 0), out=f"whole/{row}"), progress=False)
+        expected = json.loads(json.dumps(compare.make_record(whole, row, 0)))
+        assert record is not None and figures_of(record) == figures_of(expected)
+
+    started = time.monotonic()
+    os.rename("runs", "gone")
+    cli.main(command[3:])
+    assert not Path("runs").exists() and time.monotonic() - started < 30  # records alone: nothing is trained again
+
+
+def test_a_training_that_is_killed_has_failed(write: Write) -> None:
+    study = write(epochs=1000)
+    (job,) = compare._wanted(study, Path("runs/mine"), None, ["baseline"], [0])
+    assert job.start(study, {}) and job.process is not None and not job.over
+    assert compare._locked(job.beside(".log")) is None
+    job.process.kill()
+    job.process.wait()
+    assert job.over
+    job.conclude(study)
+    assert str(job) == "baseline, seed 0: failed: it ended with status -9"
+
+
+def test_a_training_is_asked_to_stop_once(write: Write) -> None:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    job = Job("baseline", 0, TrainConfig(out="runs/x"), state="running", process=process)
+    job.stop()
+    assert job.state == "stopping" and process.wait(60) == -signal.SIGTERM
+    job.stop()
+    job.conclude(write())
+    assert job.over and job.state == "stopped"

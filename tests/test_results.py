@@ -1,0 +1,133 @@
+"""Every committed run is whole, small, and worth what its record says."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from corsd_lib import cli, load_run
+from corsd_lib.files import read_tensors
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "results"
+RUNS = sorted(path for path in RESULTS.glob("*/runs/*") if path.is_dir())
+MEGABYTE = 1_000_000
+ALL_OF_IT, ONE_RUN = 8 * MEGABYTE, 2 * MEGABYTE
+FILES_OF_A_RUN = re.compile(r"README\.md|(config|test)\.json|metrics\.jsonl|(weights|probe|probes/epoch_\d{4})\.safetensors")
+WHERE = {"cifar10": "cifar10.npz", "cifar100": "cifar100.npz", "cub200": "CUB_200_2011"}  # below $CORSD_DATA
+
+
+def _parameters(paths: list[Path]) -> list[object]:
+    """One test a path; where there is none, one that says so."""
+    none = pytest.param(None, marks=pytest.mark.skip(reason="no run is committed under results/*/runs"), id="none")
+    return [pytest.param(path, id=f"{path.parts[-3]}/{path.name}") for path in paths] or [none]
+
+
+def _one_of_each_data_set() -> list[Path]:
+    files = [path / "config.json" for path in RUNS]
+    return list({json.loads(file.read_text())["train"]["data"]: file.parent for file in files if file.is_file()}.values())
+
+
+every_run = pytest.mark.parametrize("path", _parameters(RUNS))
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+@every_run
+def test_a_committed_run_is_an_export_and_nothing_else(path: Path) -> None:
+    names = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
+    assert [name for name in names if not FILES_OF_A_RUN.fullmatch(name)] == []
+    assert "exported" in json.loads((path / "config.json").read_text())
+    run = load_run(path)
+    assert run.finished and run.epochs_done == run.config.epochs and run.config.data_root is None is run.config.out
+
+
+@every_run
+def test_a_committed_run_is_small(path: Path) -> None:
+    assert _size(path) < ONE_RUN
+
+
+@every_run
+def test_a_committed_run_loads_and_its_network_and_method_work(path: Path) -> None:
+    run = load_run(path)
+    network, test = run.network(), run.test
+    assert test is not None and test["split"] == "test"
+    images = torch.randn(2, run.data.channels, run.data.image_size, run.data.image_size)
+    with torch.no_grad():
+        logits = network(images).logits
+    assert [z.shape for z in logits] == [(2, run.data.num_classes)] * len(test["exits"])
+    assert all(z.isfinite().all() for z in logits)
+    assert not run.method().training
+
+
+@every_run
+def test_snapshots_of_a_committed_run_agree_with_its_probe_set_and_hold_no_image(path: Path) -> None:
+    run = load_run(path)
+    probes, classes, images = run.probes, run.data.num_classes, len(run.probes.labels)
+    assert min(probes) == 0 and max(probes) == run.config.epochs and probes.index.shape == (images,)
+    assert torch.bincount(probes.labels, minlength=classes).min() >= 2
+    for snapshot in probes.values():
+        for values in (*snapshot.embeddings, *snapshot.logits):
+            assert values.shape[0] == images and values.ndim == 2 and values.isfinite().all()
+        for relation in snapshot.relations:
+            assert relation.shape == (classes, classes) and 0 <= relation.min() <= relation.max() <= 1
+    known = re.compile(r"(embeddings|logits|relations)\.\d|method\.relations\..+|labels|index")
+    for file in [path / "probe.safetensors", *path.glob("probes/*")]:
+        assert [name for name in read_tensors(file)[0] if not known.fullmatch(name)] == []
+
+
+@every_run
+def test_the_card_of_a_committed_run_has_its_figures(path: Path) -> None:
+    test = load_run(path).test
+    assert test is not None
+    _, front, body = (path / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    card = yaml.safe_load(front)
+    assert card["license"] == "mit" and card["library_name"] == "corsd"
+    figures = [metric["value"] for metric in card["model-index"][0]["results"][0]["metrics"]]
+    assert figures == [round(row["top1"], 2) for row in test["exits"]]
+    for k, row in enumerate(test["exits"], 1):
+        assert f"| exit {k} | {row['top1']:.2f} |" in body
+
+
+@every_run
+def test_no_text_of_a_committed_run_names_a_place_on_a_machine(path: Path) -> None:
+    for file in path.rglob("*"):
+        if file.suffix in (".md", ".json", ".jsonl"):
+            assert not re.search(r"(?<![\w/:.])/(?!/)\w+/|[A-Z]:\\|~/", file.read_text(encoding="utf-8")), file.name
+
+
+def test_all_results_are_small() -> None:
+    assert _size(RESULTS) < ALL_OF_IT
+
+
+def test_pictures_are_figures_that_a_text_shows() -> None:
+    texts = [file.read_text(encoding="utf-8") for file in [*ROOT.glob("*.md"), *RESULTS.rglob("*.md")]]
+    for file in RESULTS.rglob("*"):
+        if file.suffix.lower() in (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".svg", ".npz", ".npy", ".pt"):
+            assert file.suffix == ".png" and any(file.name in text for text in texts), file
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", _parameters(_one_of_each_data_set()))
+def test_evaluate_gives_the_recorded_accuracy_again(
+    path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = load_run(path)
+    words = ["evaluate", str(path), "--json"]
+    if run.config.data != "digits":  # which is embedded
+        root: Path = request.getfixturevalue("data_root")
+        if not (root / WHERE[run.config.data]).exists():
+            pytest.skip(f"needs {WHERE[run.config.data]} in $CORSD_DATA, which is {root}")
+        words += ["--data-root", str(root)]
+    cli.main(words)
+    now = json.loads(capsys.readouterr().out)
+    assert run.test is not None and now["images"] == run.test["images"]
+    assert [row["top1"] for row in now["exits"]] == [row["top1"] for row in run.test["exits"]]
+    assert now["ensemble"]["top1"] == run.test["ensemble"]["top1"]

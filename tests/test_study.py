@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from corsd_lib.errors import CorsdError
+from corsd_lib.evaluation import training_macs
+from corsd_lib.files import read_json, write_json
+from corsd_lib.runs import Run
+from corsd_lib.study import Study, make_record
+
+Write = Callable[..., Study]
+ROWS: dict[str, Any] = {
+    "baseline": {"label": "plain network", "seeds": [0, 1, 2], "train": {"method": "baseline"}},
+    "corsd": {"train": {"method": "corsd", "method_options": {"hidden": 8}}, "tuned": "tuning/corsd.json"},
+    "no_margin": {"from": "corsd", "group": "ablation", "train": {"method_options": {"relation_margin": 0.0}}},
+    "release": {"train": {"method": "corsd_release"}},
+}
+TUNED = {"best": {"options": {"hidden": 99, "exit_ce": 0.3}, "train": {"samples_per_class": 3}}}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """A study in `tmp_path`/mine with changes to its fields, and the tuning record that it names."""
+
+    def make(**changes: Any) -> Study:
+        values = {"seeds": [0, 1], "train": {"epochs": 30, "lr": 0.05}, "rows": ROWS, **changes}
+        write_json(tmp_path / "mine" / "study.json", values)
+        write_json(tmp_path / "mine" / "tuning" / "corsd.json", TUNED)
+        return Study.from_file(tmp_path / "mine")
+
+    return make
+
+
+def record_of(study: Study, row: str, seed: int, *top1: float) -> dict[str, Any]:
+    """A record as a training of `row` would leave it."""
+    config = json.loads(json.dumps(asdict(study.config(row, seed))))
+    for name in ("out", "resume", "data_root", "workers", "checkpoint_seconds"):
+        del config[name]
+    cost = {"images": 100, "macs": 7, "seconds": 2.0, "provenance": {}}
+    test = {"exits": [{"top1": v} for v in top1]}
+    return {"row": row, "seed": seed, "config": config, "test": test, "train_top1": list(top1), **cost}
+
+
+# --- what is trained ---
+
+
+def test_a_study_is_found_by_its_folder_and_by_its_file(write: Write, tmp_path: Path) -> None:
+    study = write(title="Digits", equal="epochs")
+    assert Study.from_file(tmp_path / "mine" / "study.json") == study
+    assert (study.path, study.name, study.title, study.equal) == (tmp_path / "mine", "mine", "Digits", "epochs")
+    assert (study.baseline, study.seeds, study.tuning) == ("baseline", (0, 1), {})
+    plain, _, ablation, _ = study.rows.values()
+    assert (plain.label, plain.group, plain.seeds, plain.parent) == ("plain network", "methods", (0, 1, 2), None)
+    assert (ablation.label, ablation.group, ablation.seeds, ablation.parent) == ("no_margin", "ablation", (0, 1), "corsd")
+
+
+def test_own_settings_lie_over_tuned_ones_and_these_over_common_ones(write: Write) -> None:
+    study = write(train={"epochs": 9, "samples_per_class": 2, "method_options": {"label_smoothing": 0.1, "task": 2.0}})
+    config = study.config("corsd", 1)
+    assert config.method_options == {"hidden": 8, "exit_ce": 0.3, "label_smoothing": 0.1, "task": 2.0}
+    assert (config.samples_per_class, config.method, config.seed, config.epochs) == (3, "corsd", 1, 9)
+    assert study.config("no_margin", 0).method_options == {**config.method_options, "relation_margin": 0.0}
+    own = study.without_tuning().config("corsd", 1)
+    assert own.method_options == {"hidden": 8, "label_smoothing": 0.1, "task": 2.0} and own.samples_per_class == 2
+
+
+def test_a_row_can_put_away_the_tuning_that_it_would_inherit(write: Write) -> None:
+    study = write(rows={**ROWS, "untuned": {"from": "corsd", "tuned": None}})
+    assert study.config("untuned", 0).method_options == {"hidden": 8}
+
+
+def test_rows_inherit_over_several_steps(write: Write) -> None:
+    last = {"from": "no_margin", "train": {"lr": 0.2, "method_options": {"hidden": 4}}}
+    study = write(rows={**ROWS, "last": last})
+    assert study.config("last", 0).method_options == {"hidden": 4, "exit_ce": 0.3, "relation_margin": 0.0}
+    assert (study.config("last", 0).lr, study.config("no_margin", 0).lr) == (0.2, 0.05)
+
+
+def test_a_row_without_its_tuning_record_is_not_trained_untuned(write: Write) -> None:
+    study = write()
+    shutil.rmtree(study.path / "tuning")
+    assert study.config("baseline", 0).method == "baseline"
+    with pytest.raises(CorsdError, match=r"tuning/corsd\.json has no best options: tune the row first"):
+        study.config("corsd", 0)
+    write_json(study.path / "tuning" / "corsd.json", {"best": None})
+    with pytest.raises(CorsdError, match=r"corsd\.json has no best options: tune the row first"):
+        study.config("no_margin", 0)
+
+
+def test_a_run_lies_below_runs_and_nothing_else_is_of_this_machine(write: Write) -> None:
+    config = write().config("corsd", 1)
+    assert (config.out, config.data_root, config.resume) == ("runs/mine/corsd/seed1", None, False)
+
+
+@pytest.mark.parametrize(
+    "equal,epochs,own,expected",
+    [
+        ("images", 30, {}, 10),
+        ("epochs", 30, {}, 30),
+        ("images", 100, {}, 33),
+        ("images", 1, {}, 1),
+        ("images", 30, {"sampling": "plain"}, 30),
+        ("images", 30, {"epochs": 60}, 20),
+    ],
+)
+def test_a_row_of_triplets_is_given_the_same_images(
+    write: Write, equal: str, epochs: int, own: dict[str, Any], expected: int
+) -> None:
+    rows = {**ROWS, "release": {"train": {"method": "corsd_release", **own}}, "balanced": {"train": {"sampling": "balanced"}}}
+    study = write(equal=equal, train={"epochs": epochs}, rows=rows)
+    assert study.config("release", 0).epochs == expected
+    assert study.config("balanced", 0).epochs == study.config("baseline", 0).epochs == epochs
+
+
+def test_rows_of_one_image_get_more_epochs_than_a_baseline_of_triplets(write: Write) -> None:
+    study = write(baseline="release")
+    assert (study.config("release", 0).epochs, study.config("baseline", 0).epochs) == (30, 90)
+
+
+def test_a_seed_of_every_row_comes_before_the_next_seed(write: Write) -> None:
+    rows = list(ROWS)
+    assert write().jobs() == [*((row, 0) for row in rows), *((row, 1) for row in rows), ("baseline", 2)]
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"rowz": {}}, r"study\.json: field 'rowz' is not known; allowed: title, "),
+        ({"rows": []}, r"study\.json: rows = \[\] is of type list"),
+        ({"rows": {"baseline": 3}}, r"row 'baseline' = 3; allowed: an object"),
+        ({"rows": {"a/b": {}}, "baseline": "a/b"}, "row 'a/b' names files; allowed: letters"),
+        ({"rows": {"corsd": {}}}, "baseline 'baseline' is not known; allowed: corsd"),
+        ({"rows": {"baseline": {"methods": "x"}}}, "row 'baseline': field 'methods' is not known; allowed: label, "),
+        ({"rows": {"baseline": {"from": "other"}}}, "row 'baseline': from 'other' is not known; allowed: baseline"),
+        ({"rows": {"baseline": {"from": "b"}, "b": {"from": "baseline"}}}, "row 'baseline' inherits from itself"),
+        ({"rows": {"baseline": {"train": {"epoch": 3}}}}, "row 'baseline': train: field 'epoch' is not known; allowed: data, "),
+        ({"rows": {"baseline": {"train": {"epochs": 0}}}}, "row 'baseline': epochs = 0 must be above 0"),
+        ({"rows": {"baseline": {"train": {"method": "corsd", "method_options": {"a": 1}}}}}, "'a' is not known; allowed: task"),
+        ({"rows": {"baseline": {"train": {"out": "here"}}}}, "train: out differs by run or by place"),
+        ({"train": {"data_root": "/data"}}, "train: data_root differs by run or by place"),
+        ({"equal": "time"}, "equal 'time' is not known; allowed: images, epochs"),
+        ({"seeds": []}, r"seeds = \[\]; allowed: one or more different whole numbers"),
+        ({"seeds": [0, 0]}, r"seeds = \[0, 0\]; allowed"),
+        ({"seeds": [True]}, r"seeds = \[True\]; allowed"),
+        ({"rows": {"baseline": {"seeds": [-1]}}}, r"row 'baseline': seeds = \[-1\]; allowed"),
+    ],
+)
+def test_what_is_wrong_in_a_study_is_named_when_it_is_read(write: Write, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(CorsdError, match=message):
+        write(**changes)
+
+
+def test_an_unknown_row_is_named(write: Write) -> None:
+    with pytest.raises(CorsdError, match="row 'kd' is not known; allowed: baseline, corsd, no_margin, release"):
+        write().config("kd", 0)
+    with pytest.raises(CorsdError, match=r"nowhere/study\.json does not exist"):
+        Study.from_file("nowhere")
+
+
+# --- records ---
+
+
+def test_a_record_of_the_configuration_counts_wherever_and_however_it_was_made(write: Write) -> None:
+    study = write()
+    write_json(study.record_path("corsd", 1), record_of(study, "corsd", 1, 40.0, 50.0))
+    assert study.record_path("corsd", 1) == study.path / "records" / "corsd-s1.json"
+    assert study.record("corsd", 1) == record_of(study, "corsd", 1, 40.0, 50.0)
+    assert study.record("corsd", 0) is None
+    assert study.records() == {"corsd": {1: record_of(study, "corsd", 1, 40.0, 50.0)}}
+
+
+def test_a_record_older_than_a_field_had_its_default(write: Write) -> None:
+    study = write()
+    record = record_of(study, "baseline", 0, 50.0)
+    del record["config"]["cutout"]
+    write_json(study.record_path("baseline", 0), record)
+    assert study.record("baseline", 0) == record
+    record["config"]["cutout"] = 8
+    write_json(study.record_path("baseline", 0), record)
+    with pytest.raises(CorsdError, match="cutout was 8, is 0"):
+        study.record("baseline", 0)
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        (
+            {"train": {"epochs": 31, "lr": 0.05}},
+            r"corsd-s0\.json is of another configuration: epochs was 30, is 31; remove or ren",
+        ),
+        (
+            {"rows": {**ROWS, "corsd": {"train": {"method_options": {"margin": 2.0}}}}},
+            r"method_options\.margin was 1\.0, is 2\.0",
+        ),
+    ],
+)
+def test_a_record_of_another_configuration_is_an_error(write: Write, changes: dict[str, Any], message: str) -> None:
+    study = write()
+    write_json(study.record_path("corsd", 0), record_of(study, "corsd", 0, 50.0))
+    with pytest.raises(CorsdError, match=message):
+        write(**changes).records()
+
+
+def test_a_default_that_is_spelled_out_is_the_same_configuration(write: Write) -> None:
+    study = write(rows={"baseline": {"train": {"method": "corsd", "method_options": {}}}})
+    write_json(study.record_path("baseline", 0), record_of(study, "baseline", 0, 50.0))
+    same = write(rows={"baseline": {"train": {"method": "corsd", "method_options": {"margin": 1.0, "exit_ce": 1}}}})
+    assert same.record("baseline", 0) is not None
+
+
+def test_what_is_no_record_is_named(write: Write) -> None:
+    study = write()
+    write_json(study.record_path("corsd", 0), [1])
+    with pytest.raises(CorsdError, match=r"corsd-s0\.json is no record of a training: it has no config"):
+        study.record("corsd", 0)
+
+
+def test_a_record_says_what_a_run_came_to_and_nothing_of_its_place(tiny_run: Run) -> None:
+    record = make_record(tiny_run, "corsd", 0)
+    assert list(record) == ["row", "seed", "config", "test", "train_top1", "images", "macs", "seconds", "provenance"]
+    free = {"out", "resume", "data_root", "workers", "checkpoint_seconds"}
+    assert record["config"] == {k: v for k, v in tiny_run.raw_config.items() if k not in free}
+    assert (record["test"], record["provenance"]) == (tiny_run.test, tiny_run.provenance)
+    metrics = tiny_run.metrics
+    assert record["images"] == metrics["images"].sum() > 0
+    assert record["seconds"] == pytest.approx(metrics["seconds"].sum(), abs=0.06)
+    assert record["train_top1"] == [metrics.iloc[-1][f"train_top1.exit{k}"] for k in (1, 2, 3)]
+    assert record["macs"] == round(record["images"] * training_macs(tiny_run.config, tiny_run.data))
+    text = json.dumps(record)
+    assert len(text) < 4000 and str(tiny_run.path) not in text and str(tiny_run.path.parent) not in text
+
+
+# --- what is written ---
+
+
+def test_tables_are_written_from_the_records(write: Write) -> None:
+    study = write(title="Digits & co")
+    for seed, top1 in ((0, 50.0), (1, 52.0)):
+        write_json(study.record_path("baseline", seed), record_of(study, "baseline", seed, top1))
+    write_json(study.record_path("corsd", 0), record_of(study, "corsd", 0, 40.0, 53.0))
+    summary = study.write_tables()
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    text = (study.path / "summary.json").read_text()
+    assert json.loads(text, parse_constant=refuse) == summary == read_json(study.path / "summary.json")
+    assert list(summary["methods"]) == ["baseline", "corsd"] and summary["methods"]["corsd"]["gain"] == 3.0
+    lines = (study.path / "table.md").read_text().splitlines()
+    assert lines[0] == "# Digits & co" and lines[-1] == f"Rerun: `corsd compare {study.path.parent.name}/mine`"
+    assert [line.split(" | ")[0] for line in lines if line.startswith("|")] == [
+        "| method",
+        "| ---",
+        "| plain network",
+        "| corsd",
+    ]
+    assert (study.path / "table.csv").read_text().count("\n") == 3
+    assert all(str(study.path) not in file.read_text() for file in study.path.glob("*.*"))

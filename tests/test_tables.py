@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from corsd_lib.study import Study
+from corsd_lib.tables import markdown, mean_interval, summarise, table, with_interval
+
+# Student's t at 97.5 %, from a printed table: degrees of freedom -> t.
+T = {1: 12.706205, 2: 4.302653, 4: 2.776445}
+ROWS: dict[str, Any] = {
+    "baseline": {"label": "plain network", "train": {"method": "baseline"}},
+    "corsd": {"label": "CORSD", "seeds": [1, 2, 3]},
+    "margin": {"label": "without | margin", "group": "ablation", "from": "corsd", "seeds": [7]},
+}
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    values = {"title": "By hand", "seeds": [0, 1, 2], "train": {"data": "cifar100", "epochs": 30}, "rows": ROWS}
+    return Study.from_dict(values, tmp_path / "study.json")
+
+
+def record(*top1: float, images: int = 60_000, macs: int = 100, seconds: float = 10.0, epochs: int = 30) -> dict[str, Any]:
+    return {
+        "config": {"epochs": epochs, "method_options": {"margin": 1.0}},
+        "test": {"exits": [{"top1": v} for v in top1]},
+        "train_top1": [v + 30 for v in top1],
+        "images": images,
+        "macs": macs,
+        "seconds": seconds,
+    }
+
+
+RECORDS: dict[str, dict[int, dict[str, Any]]] = {
+    "baseline": {0: record(50.0), 1: record(51.0, seconds=20.0), 2: record(52.0, seconds=30.0)},
+    "corsd": {
+        1: record(40.0, 54.0, macs=150, seconds=30.0),
+        2: record(42.0, 56.0, macs=150, seconds=45.0),
+        3: record(44.0, 61.0, macs=150, seconds=99.0),
+    },
+    "margin": {7: record(39.0, 49.0, images=80_000)},
+}
+
+
+@pytest.mark.parametrize(
+    "values,mean,half",
+    [
+        ([1.0, 2.0, 3.0], 2.0, T[2] / math.sqrt(3)),
+        ([10.0, 14.0], 12.0, T[1] * 2),  # deviation sqrt(8), over sqrt(2)
+        ([1.0, 1.0, 1.0, 1.0, 6.0], 2.0, T[4] * math.sqrt(5) / math.sqrt(5)),  # variance 20 / 4
+        ([5.0, 5.0], 5.0, 0.0),
+    ],
+)
+def test_the_interval_is_that_of_student(values: list[float], mean: float, half: float) -> None:
+    assert mean_interval(values) == pytest.approx((mean, mean - half, mean + half), rel=1e-6)
+
+
+def test_one_value_has_no_interval_and_none_no_mean() -> None:
+    assert mean_interval([3.0]) == (3.0, None, None)
+    assert mean_interval(iter([])) == (None, None, None)
+
+
+def test_the_summary_is_that_of_a_calculation_by_hand(study: Study) -> None:
+    summary = summarise(study, RECORDS)
+    methods = summary.pop("methods")
+    assert summary == {
+        "title": "By hand",
+        "data": "cifar100",
+        "train": {"data": "cifar100", "epochs": 30},
+        "equal": "images",
+        "baseline": "baseline",
+        "seeds": [0, 1, 2],
+    }
+    corsd = methods["corsd"]
+    half = T[2] * 2 / math.sqrt(3), T[2] * math.sqrt(13) / math.sqrt(3)  # deviations of 40, 42, 44 and of 54, 56, 61
+    assert corsd["top1"] == pytest.approx([42, 57])
+    assert corsd["top1_low"] == pytest.approx([42 - half[0], 57 - half[1]], rel=1e-6)
+    assert corsd["top1_high"] == pytest.approx([42 + half[0], 57 + half[1]], rel=1e-6)
+    assert corsd["top1_by_seed"] == {"1": [40.0, 54.0], "2": [42.0, 56.0], "3": [44.0, 61.0]}
+    # Seeds 1 and 2 are in both: 54 - 51 and 56 - 52. Not 57 - 51, the difference of the means.
+    assert (corsd["gain"], corsd["gain_low"], corsd["gain_high"]) == pytest.approx((3.5, 3.5 - T[1] / 2, 3.5 + T[1] / 2))
+    assert (corsd["macs_ratio"], corsd["time_ratio"]) == (1.5, 1.5)
+    assert (corsd["n"], corsd["seeds"], corsd["label"], corsd["group"], corsd["from"]) == (
+        3,
+        [1, 2, 3],
+        "CORSD",
+        "methods",
+        None,
+    )
+    assert (corsd["epochs"], corsd["images"], corsd["macs"], corsd["seconds"]) == (30, 60_000, 150, 58.0)
+    assert corsd["train_top1"] == 87.0 and corsd["options"] == {"margin": 1.0}
+
+
+def test_what_cannot_be_said_is_none(study: Study) -> None:
+    methods = summarise(study, RECORDS)["methods"]
+    plain, alone = methods["baseline"], methods["margin"]
+    assert [plain[k] for k in ("gain", "gain_low", "gain_high")] == [None] * 3 and plain["macs_ratio"] == 1
+    assert (alone["top1"], alone["top1_low"], alone["top1_high"]) == ([39.0, 49.0], [None, None], [None, None])
+    assert [alone[k] for k in ("gain", "gain_low", "macs_ratio", "time_ratio")] == [None] * 4  # no seed in common
+    assert (alone["from"], alone["group"]) == ("corsd", "ablation")
+    one = summarise(study, {"baseline": {1: record(50.0)}, "corsd": {1: record(40.0, 53.0)}})["methods"]["corsd"]
+    assert (one["gain"], one["gain_low"], one["gain_high"]) == (3.0, None, None)
+
+
+def test_rows_without_a_record_are_left_out(study: Study) -> None:
+    methods = summarise(study, {"corsd": RECORDS["corsd"]})["methods"]
+    assert list(methods) == ["corsd"] and methods["corsd"]["gain"] is None
+    assert summarise(study, {})["methods"] == {}
+
+
+def test_the_frame_lines_the_exits_up_at_the_deepest(study: Study) -> None:
+    frame = table(summarise(study, RECORDS))
+    assert list(frame["row"]) == ["baseline", "corsd", "margin"]
+    assert list(frame.columns[:7]) == ["row", "label", "group", "n", "exit 1 top1", "exit 1 top1_low", "exit 1 top1_high"]
+    assert frame["exit 1 top1"].isna().tolist() == [True, False, False]
+    assert frame["deepest exit top1"].tolist() == [51.0, 57.0, 49.0]
+    assert frame["gain"].isna().tolist() == [True, False, True] and frame["gain"][1] == 3.5
+
+
+TABLE = """\
+| method | group | seeds | exit 1, % | deepest exit, % | gain | epochs | images | MACs | time | train, % |
+| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| plain network | methods | 3 |  | 51.0 ± 2.5 | – | 30 | 60,000 | x1.00 | x1.00 | 81.0 |
+| CORSD | methods | 3 | 42.0 ± 5.0 | 57.0 ± 9.0 | +3.5 ± 6.4 | 30 | 60,000 | x1.50 | x1.50 | 87.0 |
+| without / margin | ablation | 1 | 39.0 ± – | 49.0 ± – | – | 30 | 80,000 | – | – | 79.0 |
+"""
+
+
+def test_the_table_for_readers(study: Study) -> None:
+    rows, note = markdown(summarise(study, RECORDS)).split("\n\n")
+    assert rows + "\n" == TABLE
+    assert note.startswith("Equal images for all rows but without | margin. Top-1 on test after the last epoch")
+    assert "95 % Student-t interval" in note and "points over plain network at the deepest exit, paired by seed" in note
+
+
+def test_one_group_needs_no_column_and_equal_rows_no_exception(study: Study) -> None:
+    text = markdown(summarise(study, {k: RECORDS[k] for k in ("baseline", "corsd")}))
+    assert text.startswith("| method | seeds | exit 1, % |") and "Equal images for all rows. Top-1" in text
+
+
+def test_numbers_carry_half_their_interval() -> None:
+    assert with_interval(47.24, 46.8, 47.68) == "47.2 ± 0.4"
+    assert with_interval(-0.26, -1.0, 0.48, sign="+") == "-0.3 ± 0.7"
+    assert (with_interval(3.0, None, None, sign="+"), with_interval(None, None, None)) == ("+3.0 ± –", "–")
