@@ -5,6 +5,8 @@ PYTHON ?= python3
 WORKERS ?= 2
 # What `make lab` opens: the walkthrough's own executed copy where there is one.
 NOTEBOOK ?= $(if $(wildcard walkthrough/01_walkthrough.ipynb),walkthrough,notebooks)/01_walkthrough.ipynb
+# What `make tune`, `make study` and `make tables` work on.
+STUDY ?= results/cifar100
 # For JupyterLab, such as --no-browser or --port 9000.
 LAB_FLAGS ?=
 
@@ -19,7 +21,7 @@ UNIT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTEST) -n $(WORKERS)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv walkthrough lab test test-fast unit test-notebooks lint types format notebooks bench clean
+.PHONY: help venv walkthrough lab test test-fast unit test-notebooks lint types format notebooks tune study tables bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-16s%s\n' "$$name" "$$text"; done
@@ -73,6 +75,15 @@ format: venv  ## let ruff mend and format the code
 
 notebooks: venv  ## execute the sources into notebooks/*.ipynb, outputs and pictures included
 	$(BIN)/python notebooks/build.py
+
+tune: venv  ## search the weights of the rows of STUDY on images held out of train; goes on where it was stopped
+	$(BIN)/corsd tune $(STUDY)
+
+study: venv  ## train what STUDY has no record of, then make its tables and figures; goes on where it was stopped
+	$(BIN)/corsd compare $(STUDY)
+
+tables: venv  ## make the tables and figures of STUDY from its records
+	$(BIN)/corsd compare $(STUDY) --tables
 
 bench: venv  ## measure speed, write results/bench.json and the table of the README
 	$(BIN)/corsd bench --out results/bench.json --readme README.md

@@ -77,10 +77,10 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("--equal", choices=("images", "epochs"), help="what the rows are given alike (default: images)")
     _add_config_options(new, without=("method", "seed", "out", "resume"))
 
-    tune = verbs.add_parser("tune", help="search the options of a row of a study on a validation split of train")
+    tune = verbs.add_parser("tune", help="search the options of rows of a study on a validation split of train")
     tune.set_defaults(verb=_tune)
     tune.add_argument("study", help="a study.json or its folder, whose tuning says what is searched; the record goes there")
-    tune.add_argument("row", help="the row that is tuned")
+    tune.add_argument("rows", nargs="*", metavar="ROW", help="the rows that are tuned (default: all that the study tunes)")
     tune.add_argument("--trials", type=int, help="trials in all, those done before counted (default: what the study says)")
     tune.add_argument("--jobs", type=int, help="trials at a time (default: one a GPU, else one a CPU)")
     tune.add_argument("--runs", metavar="DIR", help="where run directories go (default: runs/ and the study's name)")
@@ -211,12 +211,11 @@ def _tune(options: argparse.Namespace) -> None:
     where = {"runs": options.runs, "data_root": options.data_root}
     report = (lambda line: None) if options.quiet else partial(print, flush=True)
     study = Study.from_file(options.study)
-    record = tune(study, options.row, trials=options.trials, jobs=options.jobs, report=report, **where)
-    best = record["best"]
-    found = f"best is trial {best['number']} with {best['value']:.2f} %" if best else "none is complete"
-    print(
-        f"{study.path / 'tuning' / options.row}.json: {len(record['trials'])} trials, {found} (the row as it stands is trial 0)"
-    )
+    for row in options.rows or study.tuning:
+        record = tune(study, row, trials=options.trials, jobs=options.jobs, report=report, **where)
+        best, file = record["best"], study.path / "tuning" / f"{row}.json"
+        found = f"best is trial {best['number']} with {best['value']:.2f} %" if best else "none is complete"
+        print(f"{file}: {len(record['trials'])} trials, {found} (the row as it stands is trial 0)")
 
 
 def _export(options: argparse.Namespace) -> None:

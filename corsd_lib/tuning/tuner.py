@@ -49,7 +49,7 @@ def tune(
 
     `trials` in all, those of earlier calls counted (default: what `tuning` says); trial 0 is the row as it stands. `jobs` are
     trained at a time (default: one a GPU, else one a CPU) below `runs` (default `runs/<study>`); `report` is given a line a
-    trial. Ctrl-C (or SIGTERM) lets them save and returns the record so far; called again, the search goes on. A training that
+    trial. Ctrl-C (or SIGTERM) lets them save and ends in `KeyboardInterrupt`; called again, the search goes on. A training that
     fails is a failed trial, and an error only where it is that of the row as it stands.
 
     Raises `CorsdError` for a bad entry, for a journal of another search, and while another process is at work on it.
@@ -65,6 +65,7 @@ def tune(
         record = Tuner(search, folder, data_root, report).run(free, stop)
         if stop.is_set():
             report(f"stopped; the same search goes on from {search.journal}")
+            raise KeyboardInterrupt
     return record
 
 
