@@ -23,6 +23,7 @@ __all__ = ["main", "plan"]
 # The parameters of notebooks/01_walkthrough.ipynb; a test keeps the two alike.
 EPOCHS, PER_CLASS, SEED = 120, 10, 0
 METHODS = {"baseline": "probe", "CORSD": "corsd"}  # `probe` is the baseline with exits that watch
+PAPER: dict[str, Any] = {"sampling": "plain", "method_options": {"class_kd": 0.0}}  # CORSD without what is ours
 NOTEBOOK = "01_walkthrough.ipynb"
 
 
@@ -43,6 +44,7 @@ def plan(method: str, runs: str | Path, epochs: int = EPOCHS, per_class: int = P
         seed=seed,
         out=f"{runs}/{method}-{per_class}-a-class-{epochs}-epochs-seed-{seed}",
         resume=True,
+        **(PAPER if method == "corsd" else {}),
     )
 
 
