@@ -6,6 +6,7 @@ from importlib import import_module, metadata
 from typing import Any
 
 _HOME = {
+    "attribution": ("attribute_exit", "attribute_pair"),
     "batches": ("Batch", "BatchSource"),
     "compare": ("run_study",),
     "datasets": ("ImageArrays", "ImageData", "ImageFiles", "load_dataset"),

@@ -1,0 +1,167 @@
+"""Integrated gradients and Grad-CAM of a score, and the frozen copies, baselines and checks that both need."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.network import Exit, MultiExitNetwork
+
+METHODS = {"integrated_gradients": "integrated gradients", "grad_cam": "Grad-CAM"}
+BASELINES = {"mean": "the mean colour", "black": "black", "blur": "the blurred image"}
+PIXELS_AT_ONCE = 50 * 64**2  # of all images in one backward pass, so that memory does not grow with the image
+
+Score = Callable[..., Tensor]  # one or two batches of images (n, C, H, W) -> (n,)
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """What each pixel of an image gave to a score; positive: it raised the score.
+
+    `map` (H, W) float32, signed: the sum of `values` over the channels, or Grad-CAM of the exit's stage, upsampled;
+    `values` (C, H, W) float32, integrated gradients in units of the score, None for Grad-CAM; `score` f(x) and
+    `baseline_score` f(x') of the baseline (None for Grad-CAM, which has none); `completeness_gap`
+    |sum of values - (f(x) - f(x'))| / |f(x) - f(x')|, in [0, inf), 0 is exact, above 0.05 take more steps; `what` in words;
+    `exit` from 1 = shallowest; `target` the class, None for a pair.
+    """
+
+    map: Tensor = field(repr=False)
+    values: Tensor | None = field(repr=False)
+    score: float
+    baseline_score: float | None
+    completeness_gap: float | None
+    what: str
+    exit: int
+    target: int | None = None
+
+
+class Stage(nn.Module):
+    """Images (n, C, H, W) -> feature map of stage `index` (from 0), of a frozen copy of the backbone in eval mode.
+
+    A copy, cut after the stage: nothing to restore on the network, nothing computed that the stage does not need.
+    """
+
+    def __init__(self, network: MultiExitNetwork, index: int) -> None:
+        super().__init__()
+        self.backbone = network.backbone.truncated(index + 1)
+        self.cut = nn.Identity()  # where Grad-CAM reads; captum hands on a copy, so an in-place ReLU may follow
+        freeze(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.cut(self.backbone(images)[-1])
+
+
+def freeze(module: nn.Module) -> None:
+    module.eval().requires_grad_(False)
+
+
+def frozen_copy(module: nn.Module) -> Any:
+    module = copy.deepcopy(module)
+    freeze(module)
+    return module
+
+
+def exit_parts(network: MultiExitNetwork, exit: int) -> tuple[Stage, Exit]:
+    k = checked_exit(exit, len(network.exits), "exits")
+    return Stage(network, network.exit_stages[k]), frozen_copy(network.exits[k])
+
+
+def integrated(
+    score: Score,
+    images: list[Tensor],
+    baselines: list[Tensor],
+    steps: int,
+    what: list[str],
+    baseline: str,
+    exit: int,
+    target: int | None = None,
+) -> list[Attribution]:
+    """Integrated gradients over all `images` (1, C, H, W) jointly, an Attribution each; they share scores and gap."""
+    from captum.attr import IntegratedGradients
+
+    baselines = [b.to(images[0]) for b in baselines]
+    values = IntegratedGradients(score).attribute(
+        tuple(images), baselines=tuple(baselines), n_steps=steps, internal_batch_size=images_at_once(images[0])
+    )
+    with torch.no_grad():
+        at_image, at_baseline = score(*images).item(), score(*baselines).item()
+    gap = completeness_gap_of(sum(v.double().sum().item() for v in values), at_image - at_baseline)
+    how = f"{METHODS['integrated_gradients']} of {{}}, baseline: {BASELINES[baseline]}, {steps} steps"
+    return [
+        Attribution(v.sum(0), v, at_image, at_baseline, gap, how.format(words), exit, target)
+        for v, words in zip((v[0].detach().float().cpu() for v in values), what, strict=True)
+    ]
+
+
+def completeness_gap_of(total: float, difference: float) -> float:
+    if difference:
+        return abs(total - difference) / abs(difference)
+    return math.inf if total else 0.0
+
+
+def grad_cam(score: Score, stage: Stage, image: Tensor, what: str, exit: int, target: int | None = None) -> Attribution:
+    """Grad-CAM of a `score` that runs one image (1, C, H, W) through `stage`, once: captum keeps a layer's last run only."""
+    from captum.attr import LayerGradCam
+
+    image = image.clone().requires_grad_()  # the weights are frozen: without it there is no graph
+    coarse = LayerGradCam(score, stage.cut).attribute(image).detach().float().cpu()  # (1, 1, h, w)
+    upsampled = F.interpolate(coarse, image.shape[-2:], mode="bilinear", align_corners=False)[0, 0]
+    with torch.no_grad():
+        at_image = score(image).item()
+    side = "x".join(map(str, coarse.shape[-2:]))
+    return Attribution(upsampled, None, at_image, None, None, f"{METHODS['grad_cam']} of {what}, from {side}", exit, target)
+
+
+def images_at_once(image: Tensor) -> int:
+    return max(1, PIXELS_AT_ONCE // (image.shape[-2] * image.shape[-1]))
+
+
+def baseline_of(kind: str, image: Tensor, normalise: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """What stands for "nothing to see" beside a normalised `image` (C, H, W), as a batch of one."""
+    image = image.detach()[None]
+    if kind == "mean":
+        return torch.zeros_like(image)
+    if kind == "blur":
+        from torchvision.transforms.v2.functional import gaussian_blur
+
+        sigma = min(image.shape[-2:]) / 8  # shapes go, colours stay (ours)
+        return gaussian_blur(image, 2 * int(2 * sigma) + 1, sigma)
+    if normalise is None:
+        raise CorsdError("baseline 'black' wants `normalise`: a network does not know the mean and deviation of its images")
+    return normalise(torch.zeros(image.shape, dtype=torch.uint8, device=image.device))
+
+
+def check_request(method: str, baseline: str, steps: int) -> None:
+    check_choice("attribution method", method, METHODS)
+    check_choice("baseline", baseline, BASELINES)
+    check_count("steps", steps)
+
+
+def check_count(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise CorsdError(f"{name} = {value!r}; allowed: a whole number of at least 1")
+
+
+def checked_exit(exit: int, count: int, of: str) -> int:
+    """The index from 0 of exit `exit` from 1."""
+    if isinstance(exit, bool) or exit not in range(1, count + 1):
+        raise CorsdError(f"exit {exit!r} of {count} {of}; allowed: 1 (shallowest) to {count}")
+    return int(exit) - 1
+
+
+def checked_image(network: MultiExitNetwork, image: Tensor) -> Tensor:
+    """A normalised image (C, H, W) as a batch of one, of the type and on the device of the network."""
+    channels = network.backbone.in_channels
+    if image.ndim != 3 or image.shape[0] != channels:
+        raise CorsdError(f"image of shape {tuple(image.shape)}; allowed: one image (C, H, W) with C = {channels}")
+    if not image.is_floating_point() or not bool(image.isfinite().all()):
+        raise CorsdError(f"image of type {image.dtype} or with values that are not finite; allowed: finite, normalised")
+    return image.detach()[None].to(next(network.parameters()))

@@ -1,0 +1,158 @@
+"""Which pixels made an exit decide as it did, and which made two images related."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from corsd_lib.attribution.engine import (
+    Attribution,
+    Score,
+    Stage,
+    baseline_of,
+    check_request,
+    checked_exit,
+    checked_image,
+    exit_parts,
+    frozen_copy,
+    grad_cam,
+    integrated,
+)
+from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.network import MultiExitNetwork
+from corsd_lib.relation import HANDCRAFTED, HandcraftedRelation, MapRelation, VectorRelation, cosine_scores
+
+
+def attribute_exit(
+    network: MultiExitNetwork,
+    image: Tensor,
+    exit: int,
+    target: int | None = None,
+    method: str = "integrated_gradients",
+    steps: int = 50,
+    baseline: str = "mean",
+    normalise: Callable[[Tensor], Tensor] | None = None,
+) -> Attribution:
+    """Which pixels made exit `exit` (1 = shallowest) decide for class `target`, by default for its own prediction.
+
+    The score f is the logit: a probability near 1 is flat, and depends on all other classes. "integrated_gradients":
+    (x - x') * mean gradient of f on `steps` points of the line from x' to x, which sums to f(x) - f(x') (Sundararajan et al.,
+    arXiv 1703.01365, equation 1); the `baseline` x' is "mean" (the mean colour, 0 once normalised), "black" (wants
+    `normalise`, what made the image from pixels 0..255) or "blur". "grad_cam": sum over channels of activation * mean gradient
+    on the feature map of the exit's stage, without its last ReLU, upsampled (arXiv 1610.02391, equations 1 and 2).
+    `image` (C, H, W), normalised. Raises `CorsdError` for an exit, class, method, baseline or image that cannot be.
+    """
+    check_request(method, baseline, steps)
+    x = checked_image(network, image)
+    stage, head = exit_parts(network, exit)
+    target = _class_or_own(target, network.num_classes, head(stage(x))[1])
+    what = f"the logit of class {target} at exit {exit}"
+
+    def score(images: Tensor) -> Tensor:
+        return head(stage(images))[1][:, target]
+
+    if method == "grad_cam":
+        return grad_cam(score, stage, x, what, exit, target)
+    (found,) = integrated(score, [x], [baseline_of(baseline, image, normalise)], steps, [what], baseline, exit, target)
+    return found
+
+
+def _class_or_own(target: int | None, classes: int, logits: Tensor) -> int:
+    """`target`, or the prediction of `logits` (1, C)."""
+    if target is None:
+        return int(logits.argmax())
+    if isinstance(target, bool) or target not in range(classes):
+        raise CorsdError(f"target {target!r} of {classes} classes; allowed: 0 to {classes - 1}, or None")
+    return int(target)
+
+
+def attribute_pair(
+    network: MultiExitNetwork,
+    relations: Sequence[nn.Module] | nn.ModuleList | str,
+    image_a: Tensor,
+    image_b: Tensor,
+    exit: int,
+    method: str = "integrated_gradients",
+    steps: int = 50,
+    baseline: str = "mean",
+    normalise: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Attribution, Attribution]:
+    """Which pixels of either image made the relation score r_ab of exit `exit` (1 = shallowest) high; of a, then of b.
+
+    `relations`: the relation networks of a method, `run.method().relation_networks()`, one a stage or exit; "cosine" or "l2"
+    for a method without. The score f(a, b) of a trained relation is its logit, before the sigmoid: r of a trained pair stands
+    near 0 or 1, where the sigmoid is flat and its gradients say little. Of "cosine" it is the cosine, of "l2" minus the
+    distance, without the batch's scale. Trained scores are not symmetric: (b, a) is another question.
+    "integrated_gradients" goes from both baselines to both images at once: the two maps together sum to f(a, b) - f(a', b'),
+    and have one completeness gap. Two equal baselines are as alike as can be: look at `baseline_score`. "grad_cam" takes one
+    image at a time with the other's embedding fixed. Other arguments and errors as of `attribute_exit`; ours for pairs.
+    """
+    check_request(method, baseline, steps)
+    a, b = checked_image(network, image_a), checked_image(network, image_b)
+    if a.shape != b.shape:
+        raise CorsdError(f"images of shapes {tuple(image_a.shape)} and {tuple(image_b.shape)} of a pair; allowed: one shape")
+    stage, read, compare, name = _pair_parts(network, relations, exit)
+    what = [f"the {name} of a pair (a, b) at exit {exit}, for image {which}" for which in "ab"]
+    if method == "grad_cam":
+        fixed_a, fixed_b = (read(stage(image)) for image in (a, b))
+        of_a = grad_cam(lambda images: compare(read(stage(images)), fixed_b), stage, a, what[0], exit)
+        of_b = grad_cam(lambda images: compare(fixed_a, read(stage(images))), stage, b, what[1], exit)
+        return of_a, of_b
+
+    def score(first: Tensor, second: Tensor) -> Tensor:
+        return compare(read(stage(first)), read(stage(second)))
+
+    baselines = [baseline_of(baseline, image, normalise) for image in (image_a, image_b)]
+    of_a, of_b = integrated(score, [a, b], baselines, steps, what, baseline, exit)
+    return of_a, of_b
+
+
+def _pair_parts(
+    network: MultiExitNetwork, relations: Sequence[nn.Module] | nn.ModuleList | str, exit: int
+) -> tuple[Stage, Callable[[Tensor], Tensor], Score, str]:
+    """Images -> feature map; feature map -> what the relation reads; two of those, aligned, -> scores (n,); their name."""
+    relation = _chosen_relation(network, relations, exit)
+    if isinstance(relation, MapRelation):  # one a stage of the backbone, with an exit or without
+        return Stage(network, exit - 1), lambda feature: feature, _map_logit(relation), "relation logit"
+    stage, head = exit_parts(network, exit)
+    compare, name = _vector_score(relation)
+    return stage, lambda feature: head(feature)[0], compare, name
+
+
+def _chosen_relation(network: MultiExitNetwork, relations: Sequence[nn.Module] | nn.ModuleList | str, exit: int) -> nn.Module:
+    """A frozen copy of the relation network of `exit`, or of the handcrafted one that is named."""
+    if isinstance(relations, str):
+        check_choice("relation", relations, HANDCRAFTED)
+        checked_exit(exit, len(network.exits), "exits")
+        return HandcraftedRelation(relations)
+    if not len(relations):
+        raise CorsdError("relations is empty: this method has no relation networks; allowed: 'cosine', 'l2', or networks")
+    relation = frozen_copy(relations[checked_exit(exit, len(relations), "relation networks")])
+    if not isinstance(relation, VectorRelation | MapRelation | HandcraftedRelation):
+        kinds = "VectorRelation, MapRelation, HandcraftedRelation"
+        raise CorsdError(f"relation network of type {type(relation).__name__}; allowed: {kinds}")
+    return relation
+
+
+def _vector_score(relation: nn.Module) -> tuple[Score, str]:
+    """Score of two aligned sets of embeddings (n, D), and its name."""
+    if isinstance(relation, VectorRelation):
+        trained = relation
+        return lambda a, b: trained.score(trained.pair_embeddings(a, b)).squeeze(-1), "relation logit"
+    if relation.scores is cosine_scores:
+        return lambda a, b: F.cosine_similarity(a, b, dim=1, eps=1e-12), "cosine"
+    return lambda a, b: -torch.linalg.vector_norm(a - b, dim=1), "negative distance"
+
+
+def _map_logit(relation: MapRelation) -> Score:
+    """Logit of two aligned sets of feature maps (n, c, H, W)."""
+
+    def logit(a: Tensor, b: Tensor) -> Tensor:
+        rows = torch.arange(len(a), device=a.device)
+        pooled = relation._pool(torch.cat([a, b]), rows, rows + len(a))  # (n, 2 * deepest)
+        return relation.score(F.relu(relation.embed(pooled))).squeeze(-1)
+
+    return logit
