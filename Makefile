@@ -52,10 +52,11 @@ lab: venv  ## open the first notebook in JupyterLab
 test: lint types unit test-notebooks  ## everything: lint, types, unit tests, notebooks
 
 test-fast: venv  ## unit tests without the slow and the browser ones
-	$(UNIT) -m "not slow and not browser"
+	$(UNIT) -m "not slow and not browser and not alone"
 
 unit: venv  ## all unit tests
-	$(UNIT)
+	$(UNIT) -m "not alone"
+	OMP_NUM_THREADS=1 $(PYTEST) -m alone
 
 # In a copy without runs: what a student has trained is neither read nor touched.
 test-notebooks: venv  ## execute the notebooks and compare their marked outputs

@@ -1,0 +1,315 @@
+"""What the exits of a network are worth together: agreement, overthinking, calibration, and leaving early.
+
+N images, K exits (shallow -> deep), C classes. Logits are a list of K tensors (N, C), labels are (N,).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from corsd_lib.datasets import ImageData
+from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.evaluation import count_macs, evaluating, exit_logits, load_data, top_k_accuracy
+from corsd_lib.network import MultiExitNetwork
+from corsd_lib.runs import DataInfo, Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "RULES",
+    "EarlyExit",
+    "calibration_bins",
+    "choose_threshold",
+    "cumulative_macs",
+    "early_exit",
+    "early_exit_curve",
+    "exit_accuracy",
+    "exit_agreement",
+    "first_right",
+    "overthinking",
+]
+
+RULES = ("confidence", "entropy", "patience")
+
+
+# --- who is right, and where ------------------------------------------------------------------------------------------
+
+
+def exit_accuracy(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Top-1 accuracy (K,) of every exit, %, double. Raises `CorsdError` for logits and labels that do not fit."""
+    _check(logits, labels)
+    return torch.tensor([top_k_accuracy(z, labels) for z in logits], dtype=torch.double)
+
+
+def exit_agreement(logits: Sequence[Tensor]) -> Tensor:
+    """Share (K, K) of images for which two exits predict the same class, right or wrong; in [0, 1], double.
+
+    a[k, l] = mean_i [argmax z_k(i) = argmax z_l(i)]: symmetric, ones on the diagonal. Raises `CorsdError` for logits of several
+    shapes or that are not finite. Source: ours.
+    """
+    _check(logits)
+    guesses = _guesses(logits)
+    return (guesses[:, None] == guesses[None]).double().mean(2)
+
+
+def first_right(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Number (N,) of the first exit that is right about an image, 1 (shallowest) to K; 0 where none is.
+
+    Deeper exits may be wrong about it again, see `overthinking`. Raises `CorsdError` for logits and labels that do not fit.
+    Source: ours.
+    """
+    right = _right(logits, labels)
+    waited = (right.cumsum(0) == 0).sum(0)  # (N,) exits before the first that is right; K where none is
+    return torch.where(waited < len(right), waited + 1, 0)
+
+
+def overthinking(logits: Sequence[Tensor], labels: Tensor) -> float:
+    """Share of all images that some shallow exit gets right and the deepest gets wrong; in [0, 1], 0 is best, 0 for one exit.
+
+    Kaya, Hong and Dumitras 2019, arXiv 1810.07052: destructive overthinking. Raises `CorsdError` for logits and labels that do
+    not fit.
+    """
+    right = _right(logits, labels)
+    return (right[:-1].any(0) & ~right[-1]).double().mean().item()
+
+
+def calibration_bins(logits: Tensor, labels: Tensor, bins: int = 15) -> pd.DataFrame:
+    """Reliability diagram of one exit's logits (N, C): a row for each of `bins` equal bins (low, high] of confidence.
+
+    Columns low, high (edges, %), images, confidence (mean of the largest probability, %), accuracy (%); the last two are NaN in
+    a bin without images. The mean of |accuracy - confidence| weighted by images is `corsd_lib.evaluation.calibration_error`.
+    Raises `CorsdError` for logits and labels that do not fit and for fewer than one bin. Source: Guo et al. 2017, arXiv
+    1706.04599, section 2.
+    """
+    import pandas as pd
+
+    _check([logits], labels)
+    if bins < 1:
+        raise CorsdError(f"bins = {bins} of a reliability diagram; allowed: 1 or more")
+    confidence, guess = F.softmax(logits.double(), dim=1).max(1)
+    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    images = torch.bincount(bin_of, minlength=bins)
+    sums = torch.zeros(2, bins, dtype=torch.double)
+    sums.index_add_(1, bin_of, torch.stack([confidence, (guess == labels).double()]))
+    means = 100.0 * sums / images  # 0 / 0 = NaN: a bin without images has neither
+    edges = 100.0 * torch.arange(bins + 1, dtype=torch.double) / bins
+    columns = {"low": edges[:-1], "high": edges[1:], "images": images, "confidence": means[0], "accuracy": means[1]}
+    return pd.DataFrame({name: column.numpy() for name, column in columns.items()})
+
+
+# --- leaving early ----------------------------------------------------------------------------------------------------
+
+
+def early_exit_curve(
+    logits: Sequence[Tensor],
+    labels: Tensor,
+    macs: Sequence[float],
+    rule: str = "confidence",
+    thresholds: Sequence[float] | None = None,
+) -> pd.DataFrame:
+    """What an image costs on average, and how many are right, when each leaves at the first exit that its `rule` lets it.
+
+    The rules, with p the softmax of an exit; the deepest exit takes whoever is left:
+        confidence  max p >= threshold; Kaya et al. 2019, arXiv 1810.07052
+        entropy     -sum p log p / log C <= threshold; BranchyNet, arXiv 1709.01686, there not divided by log C
+        patience    the same prediction at `threshold` exits in a row, this one included; PABEE, arXiv 2006.04152, whose
+                    patience counts the repetitions and is smaller by 1
+
+    `macs` (K): the cost of an image that leaves at exit k, see `cumulative_macs`. One row a threshold, in the order given; by
+    default thresholds at which even shares of the images leave, from everybody at exit 1 to everybody at the deepest, which
+    for confidence is a threshold above 1 and for entropy one below 0. Columns: threshold, accuracy (%), loss (points of
+    accuracy below the deepest exit; negative where leaving early is better), macs (mean an image), share.exit<k> in [0, 1].
+    Raises `CorsdError` for an unknown rule and for logits, labels, macs or thresholds that do not fit.
+    """
+    import pandas as pd
+
+    check_choice("rule", rule, RULES)
+    right = _right(logits, labels)  # (K, N)
+    if len(macs) != len(right):
+        raise CorsdError(f"macs of {len(macs)} exits for logits of {len(right)}; allowed: one an exit")
+    readiness, sign = _readiness(logits, rule), -1.0 if rule == "entropy" else 1.0
+    bars = _default_bars(readiness, rule) if thresholds is None else sign * _as_thresholds(thresholds)
+    left_at = _leaving(readiness, bars)  # (T, N)
+    hits = right.gather(0, left_at).sum(1).double()  # (T,) images, whole numbers
+    shares = torch.stack([(left_at == k).double().mean(1) for k in range(len(right))], dim=1)  # (T, K)
+    columns = {
+        "threshold": sign * bars + 0.0,  # + 0.0: no minus before a zero
+        "accuracy": 100.0 * hits / right.shape[1],
+        "loss": 100.0 * (right[-1].sum() - hits) / right.shape[1],  # of counts: one point is exactly 1
+        "macs": shares @ torch.as_tensor(macs, dtype=torch.double),
+        **{f"share.exit{k}": share for k, share in enumerate(shares.T, start=1)},
+    }
+    return pd.DataFrame({name: column.double().numpy() for name, column in columns.items()})
+
+
+def choose_threshold(curve: pd.DataFrame, loss: float = 1.0) -> float:
+    """The cheapest threshold of an `early_exit_curve` that loses at most `loss` points of accuracy against the deepest exit.
+
+    Of equally cheap ones the most accurate. Choose on validation and read the figures off on test: the best of many thresholds
+    looks better on the images that it was chosen on than it is. Raises `CorsdError` when no threshold qualifies. Source: ours.
+    """
+    allowed = curve[curve["loss"] <= loss]
+    if allowed.empty:
+        least = f"{curve['loss'].min():.2f}" if len(curve) else "none, the curve is empty"
+        raise CorsdError(f"loss = {loss} points: no threshold of the curve loses so little; the smallest loss is {least}")
+    return float(allowed.sort_values(["macs", "loss"], kind="stable")["threshold"].iloc[0])
+
+
+def cumulative_macs(network: MultiExitNetwork, data: ImageData | DataInfo) -> list[int]:
+    """Multiply-accumulates (K) of an image that leaves at exit k, having been shown to every exit before it.
+
+    backbone up to exit k's stage + exits 1 to k: more than the deployable sub-network of exit k alone, whose cost is in
+    `evaluate`, by the exits it passed in vain. `data` tells channels and image size only. Counted as `count_macs` does.
+    Source: ours.
+    """
+    shape = (1, data.channels, data.image_size, data.image_size)
+    with evaluating(network):
+        maps = network.backbone(torch.zeros(shape, device=next(network.parameters()).device))
+    heads = [count_macs(head, tuple(maps[stage].shape)) for stage, head in zip(network.exit_stages, network.exits, strict=True)]
+    return [count_macs(network.truncated(k), shape) + sum(heads[:k]) for k in range(len(heads))]
+
+
+@dataclass(frozen=True, eq=False)
+class EarlyExit:
+    """A threshold chosen on validation, and what it is worth on test.
+
+    `validation`: the row of the curve on validation it was chosen by; `test`: the same threshold on test; keys as the columns
+    of `early_exit_curve`. `macs` (K): of an image that leaves at exit k; `deepest_macs`: of the plain network, without shallow
+    exits. `curve`: the whole curve on validation.
+    """
+
+    rule: str
+    threshold: float
+    validation: dict[str, float]
+    test: dict[str, float]
+    macs: list[int]
+    deepest_macs: int
+    curve: pd.DataFrame
+
+    @property
+    def saved(self) -> float:
+        """Share of the plain network's cost that is saved on test, %; negative when the exits cost more than they save."""
+        return 100.0 * (1.0 - self.test["macs"] / self.deepest_macs)
+
+
+def early_exit(
+    what: Run | MultiExitNetwork,
+    data: ImageData | None = None,
+    *,
+    rule: str = "confidence",
+    loss: float = 1.0,
+    data_root: str | None = None,
+) -> EarlyExit:
+    """Let images leave early: choose the threshold on validation that loses at most `loss` points there, report it on test.
+
+    For a run the data it was trained on is loaded when not given. Raises `CorsdError` for an unknown rule, data without a
+    validation split (the test split must not choose), data of another number of classes and a network without its data.
+    """
+    check_choice("rule", rule, RULES)
+    network, data = _network_and_data(what, data, data_root)
+    if data.validation is None:
+        raise CorsdError(f"data {data.name!r} has no validation split to choose a threshold on: set a validation_fraction")
+    macs = cumulative_macs(network, data)
+    curve = early_exit_curve(*exit_logits(network, data, data.validation), macs, rule)
+    threshold = choose_threshold(curve, loss)
+    test = early_exit_curve(*exit_logits(network, data, data.test), macs, rule, [threshold])
+    deepest = count_macs(network.truncated(len(macs) - 1), (1, data.channels, data.image_size, data.image_size))
+    return EarlyExit(rule, threshold, _row(curve[curve["threshold"] == threshold]), _row(test), macs, deepest, curve)
+
+
+def _network_and_data(
+    what: Run | MultiExitNetwork, data: ImageData | None, data_root: str | None
+) -> tuple[MultiExitNetwork, ImageData]:
+    if isinstance(what, Run):
+        network, data = what.network(), data or load_data(what.config, data_root)
+    elif data is None:
+        raise CorsdError("early_exit(network, data): a network alone does not know its data, give it")
+    else:
+        network = what
+    if data.num_classes != network.num_classes:
+        raise CorsdError(f"data {data.name!r} has {data.num_classes} classes, the network {network.num_classes}")
+    return network, data
+
+
+def _row(table: pd.DataFrame) -> dict[str, float]:
+    return {str(name): float(value) for name, value in table.iloc[0].items()}
+
+
+def _readiness(logits: Sequence[Tensor], rule: str) -> Tensor:
+    """How ready an image is to leave at each exit, (K, N) double: it leaves where this is at least a bar."""
+    if rule == "patience":
+        return _run_lengths(_guesses(logits)).double()
+    p = F.softmax(torch.stack(list(logits)).double(), dim=2)  # (K, N, C)
+    if rule == "confidence":
+        return p.amax(2)
+    return -torch.special.entr(p).sum(2) / (math.log(p.shape[2]) or 1.0)  # one class: the entropy is 0
+
+
+def _run_lengths(guesses: Tensor) -> Tensor:
+    """For how many exits in a row the prediction (K, N) has been the same, up to and with each exit."""
+    lengths = torch.ones_like(guesses)
+    for k in range(1, len(guesses)):
+        lengths[k] += torch.where(guesses[k] == guesses[k - 1], lengths[k - 1], 0)
+    return lengths
+
+
+def _leaving(readiness: Tensor, bars: Tensor) -> Tensor:
+    """The exit (T, N), 0-based, at which an image of `readiness` (K, N) leaves for every one of `bars` (T,)."""
+    so_far = readiness.cummax(0).values  # not falling with depth: an image has left by exit k where so_far[k] >= bar
+    left_at = torch.zeros(len(bars), readiness.shape[1], dtype=torch.long)
+    for ready in so_far[:-1]:  # the deepest takes whoever is left
+        left_at += ready < bars[:, None]
+    return left_at
+
+
+def _default_bars(readiness: Tensor, rule: str) -> Tensor:
+    """Bars from everybody leaves at exit 1 to nobody leaves early, at steps of about 1 % of what the shallow exits say."""
+    if rule == "patience":
+        return torch.arange(1, len(readiness) + 1, dtype=torch.double)
+    nobody = torch.tensor([1.01 if rule == "confidence" else 0.01], dtype=torch.double)  # out of reach even when rounded
+    seen = readiness[:-1].flatten().sort().values
+    steps = torch.linspace(0, len(seen) - 1, 101, dtype=torch.double).round().long() if len(seen) else torch.arange(0)
+    return torch.cat([seen[steps].unique(), nobody])
+
+
+def _as_thresholds(thresholds: Sequence[float]) -> Tensor:
+    values = torch.as_tensor(thresholds, dtype=torch.double)
+    if values.ndim != 1 or bool(values.isnan().any()):
+        raise CorsdError(f"thresholds {thresholds!r} of an early-exit curve; allowed: a list of numbers")
+    return values
+
+
+def _guesses(logits: Sequence[Tensor]) -> Tensor:
+    """The predicted class (K, N)."""
+    return torch.stack([z.argmax(1) for z in logits])
+
+
+def _right(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Whether each exit is right about each image, (K, N)."""
+    _check(logits, labels)
+    return _guesses(logits) == labels
+
+
+def _check(logits: Sequence[Tensor], labels: Tensor | None = None) -> None:
+    """Raise `CorsdError` unless `logits` are finite, of one shape (N, C) of one image or more, and `labels` their classes."""
+    shapes = [tuple(z.shape) for z in logits]
+    if len(set(shapes)) != 1 or len(shapes[0]) != 2 or 0 in shapes[0]:
+        raise CorsdError(f"logits of shapes {shapes}; allowed: (N, C), the same at every exit, of one image or more")
+    for k, z in enumerate(logits, start=1):
+        if not bool(z.isfinite().all()):
+            raise CorsdError(f"logits of exit {k} are not all finite; allowed: finite numbers")
+    if labels is None:
+        return
+    images, classes = shapes[0]
+    if tuple(labels.shape) != (images,) or int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise CorsdError(
+            f"labels of shape {tuple(labels.shape)} for {images} images; allowed: ({images},) of 0 to {classes - 1}"
+        )

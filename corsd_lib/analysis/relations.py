@@ -1,0 +1,390 @@
+"""Relations between probe images and between classes: scores of a snapshot, orders for looking, quality and agreement.
+
+N images, C classes. Exit numbers count from 1, the shallowest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.relation import (
+    HANDCRAFTED,
+    HandcraftedRelation,
+    MapRelation,
+    VectorRelation,
+    cosine_scores,
+    relation_matrix,
+)
+from corsd_lib.runs import Run, Snapshot, load_part, new_network
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "CLASS_ORDERS",
+    "RELATION_KINDS",
+    "attribute_agreement",
+    "average_ranks",
+    "class_order",
+    "class_relations",
+    "confusion_agreement",
+    "linkage_of",
+    "relation_agreement",
+    "relation_contrast",
+    "relation_networks_at",
+    "relation_quality",
+    "same_class_auc",
+    "sample_order",
+    "snapshot_at",
+    "snapshot_scores",
+    "spearman",
+    "superclass_lift",
+]
+
+RELATION_KINDS = ("trained", *HANDCRAFTED)
+CLASS_ORDERS = ("label", "superclass", "cluster", "superclass_cluster")
+
+
+# --- scores and class-level relations of a run -------------------------------------------------------------------------
+
+
+def snapshot_scores(run: Run, epoch: int, exit: int, kind: str = "trained") -> Tensor:
+    """Relation scores of all ordered pairs of the probe images after `epoch` at `exit`; (N, N) float32 in [0, 1], 1 = related.
+
+    `kind` "trained": the relation networks as they were after that epoch, and where the method has none the cosine, as in
+    `Snapshot.relations`; "cosine" and "l2": `cosine_scores` and `distance_scores` of the embeddings. All are computed from
+    float16 embeddings and weights. Raises `CorsdError` for an epoch, exit or kind that is not there, and for "trained" of
+    feature maps or of a snapshot without its relation networks.
+    """
+    snapshot = snapshot_at(run, epoch)
+    _check_exit(exit, len(snapshot.embeddings))
+    return _scored(_scorers(run, snapshot, kind)[exit - 1], snapshot.embeddings[exit - 1])
+
+
+def class_relations(run: Run, epoch: int, exit: int, kind: str = "trained") -> Tensor:
+    """Class-level relation (`relation_matrix`) after `epoch` at `exit`; (C, C) float32 in [0, 1], NaN where there is no pair.
+
+    "trained" is the stored one, which is always there; its `exit` counts the stages with a relation network, which a method
+    with a single exit may have too. "cosine" and "l2" see `snapshot_scores`. Raises `CorsdError` as that does.
+    """
+    snapshot = snapshot_at(run, epoch)
+    _check_exit(exit, _relation_count(snapshot, kind))
+    return _class_matrix(run, snapshot, exit, kind)
+
+
+def snapshot_at(run: Run, epoch: int) -> Snapshot:
+    """The probe snapshot after `epoch`; `CorsdError` that names those there are."""
+    probes = run.probes
+    check_choice(f"{run.path}: snapshot after epoch", epoch, probes)
+    return probes[epoch]
+
+
+def relation_networks_at(run: Run, snapshot: Snapshot) -> nn.ModuleList:
+    """Relation networks of a run as they were at a snapshot, shallow -> deep, in eval mode; empty for a method without.
+
+    Needs no weights of the run. Raises `CorsdError` where the snapshot does not hold them or those of another architecture.
+    """
+    with torch.device("meta"):  # shapes only: the network itself is not wanted, nor any random number for it
+        network = new_network(replace(run.config, pretrained=False), run.data)
+        networks = run.config.build_method(network).relation_networks()
+    networks = networks.to_empty(device="cpu")
+    if networks.state_dict() and not snapshot.relation_state:
+        raise CorsdError(f"{run.path}: the snapshot after epoch {snapshot.epoch} holds no relation networks, only relations")
+    load_part(networks, snapshot.relation_state, "relations", run.path / "probes" / f"epoch_{snapshot.epoch:04d}.safetensors")
+    return networks.eval()
+
+
+def _relation_count(snapshot: Snapshot, kind: str) -> int:
+    check_choice("relation kind", kind, RELATION_KINDS)
+    return len(snapshot.relations if kind == "trained" else snapshot.embeddings)
+
+
+def _class_matrix(run: Run, snapshot: Snapshot, exit: int, kind: str) -> Tensor:
+    if kind == "trained":
+        return snapshot.relations[exit - 1]
+    scores = HANDCRAFTED[kind](snapshot.embeddings[exit - 1])
+    return relation_matrix(scores, run.probes.labels, run.data.num_classes)
+
+
+def _scorers(run: Run, snapshot: Snapshot, kind: str) -> list[Callable[[Tensor], Tensor]]:
+    """For every exit a function of embeddings (N, D) to scores (N, N)."""
+    check_choice("relation kind", kind, RELATION_KINDS)
+    if kind != "trained":
+        return [HANDCRAFTED[kind]] * len(snapshot.embeddings)
+    networks = relation_networks_at(run, snapshot)
+    if any(isinstance(network, MapRelation) for network in networks):
+        raise CorsdError(
+            f"{run.path}: its trained relation reads feature maps, which snapshots do not hold; "
+            f"allowed kinds: {', '.join(HANDCRAFTED)}, and class_relations has the stored relation of the classes"
+        )
+    if not len(networks):
+        return [cosine_scores] * len(snapshot.embeddings)
+    return [network.scores for network in networks if isinstance(network, VectorRelation | HandcraftedRelation)]
+
+
+def _scored(scorer: Callable[[Tensor], Tensor], embeddings: Tensor) -> Tensor:
+    with torch.no_grad():
+        return scorer(embeddings.float())
+
+
+def _check_exit(exit: int, count: int) -> None:
+    check_choice("exit", exit, range(1, count + 1))
+
+
+# --- orders ------------------------------------------------------------------------------------------------------------
+
+
+def class_order(kind: str, matrix: Tensor | None = None, superclass_of_class: Tensor | None = None) -> Tensor:
+    """Classes in an order for looking at: a permutation (C,) int64, for `matrix[order][:, order]`.
+
+    "label": 0..C-1; "superclass": superclasses in their order, labels within; "cluster": leaves of `linkage_of(matrix)`;
+    "superclass_cluster": superclasses in their order, leaves of their own clustering within. `matrix` (C, C) class-level
+    relation, for the clustered orders; `superclass_of_class` (C,) int64. Ours. Raises `CorsdError` where what a kind needs is
+    missing or does not fit.
+    """
+    check_choice("class order", kind, CLASS_ORDERS)
+    classes = _class_count(matrix, superclass_of_class)
+    if "cluster" in kind and matrix is None:
+        raise CorsdError(f"class order {kind!r} needs a matrix")
+    if "superclass" in kind and superclass_of_class is None:
+        raise CorsdError(f"class order {kind!r} needs superclass_of_class")
+    whole = torch.zeros(classes, dtype=torch.long)
+    block_of = superclass_of_class if "superclass" in kind and superclass_of_class is not None else whole
+    members = [(block_of == block).nonzero().flatten() for block in block_of.unique()]
+    if "cluster" in kind and matrix is not None:
+        members = [rows[_leaves(matrix[rows][:, rows])] for rows in members]
+    return torch.cat(members)
+
+
+def sample_order(labels: Tensor, class_order: Tensor) -> Tensor:
+    """Images (N,) int64 sorted by the place of their class in `class_order` (C,), a class's own images as they stand."""
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(class_order):
+        raise CorsdError(f"labels from {int(labels.min())} to {int(labels.max())} in an order of {len(class_order)} classes")
+    place = class_order.argsort()
+    return place[labels].argsort(stable=True)
+
+
+def linkage_of(matrix: Tensor) -> Tensor:
+    """Hierarchical clustering of classes by their relation, SciPy's linkage matrix (C - 1, 4) float64, for a dendrogram.
+
+    Average linkage on the distance 1 - (R + Rᵀ)/2, leaves in optimal order (Bar-Joseph et al. 2001): neighbours are as related
+    as the tree allows; 1,000 classes take seconds. `matrix` R (C, C) in [0, 1]; a pair without a relation (NaN) stands at the
+    mean distance of the others. Raises `CorsdError` for another shape or range, and for a single class.
+    """
+    from scipy.cluster.hierarchy import linkage
+
+    distance = 1 - _symmetric(matrix)
+    if len(matrix) < 2:
+        raise CorsdError(f"a matrix of {len(matrix)} classes cannot be clustered; 2 or more are wanted")
+    i, j = torch.triu_indices(len(matrix), len(matrix), 1)
+    pairs = distance[i, j]
+    known = pairs[~pairs.isnan()]
+    if len(known) and not -1e-6 <= known.min() <= known.max() <= 1 + 1e-6:
+        raise CorsdError(f"relations from {1 - known.max():g} to {1 - known.min():g} are clustered; allowed: 0 to 1")
+    pairs = pairs.nan_to_num(known.mean().item() if len(known) else 1.0).clamp_min(0)
+    return torch.from_numpy(linkage(pairs.numpy(), method="average", optimal_ordering=True))
+
+
+def _leaves(matrix: Tensor) -> Tensor:
+    """Rows of a class-level relation (C, C) in the order of the leaves of its clustering."""
+    from scipy.cluster.hierarchy import leaves_list
+
+    if len(matrix) < 2:
+        return torch.arange(len(matrix))
+    return torch.from_numpy(leaves_list(linkage_of(matrix).numpy())).long()
+
+
+def _class_count(matrix: Tensor | None, superclass_of_class: Tensor | None) -> int:
+    if matrix is not None:
+        _check_square(matrix)
+    counts = [len(t) for t in (matrix, superclass_of_class) if t is not None]
+    if not counts:
+        raise CorsdError("how many classes there are is not known: give a matrix or superclass_of_class")
+    if counts[0] != counts[-1]:
+        raise CorsdError(f"a relation of {counts[0]} classes and superclasses of {counts[-1]} do not fit")
+    return counts[0]
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    """(R + Rᵀ) / 2 in float64."""
+    _check_square(matrix)
+    m = matrix.double()
+    return (m + m.T) / 2
+
+
+def _check_square(matrix: Tensor) -> None:
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise CorsdError(f"a class-level relation of shape {tuple(matrix.shape)}; (C, C) is wanted")
+
+
+# --- how well a relation tells classes apart ----------------------------------------------------------------------------
+
+
+def same_class_auc(scores: Tensor, labels: Tensor) -> float:
+    """ROC-AUC of r_ij as a detector of y_i = y_j, over the ordered pairs i != j; in [0, 1], 0.5 is chance, ties count half.
+
+    The share of (intra, inter) pairs of pairs that stand in the right order; Mann-Whitney U / (P·Q) from ranks, exact. `scores`
+    (N, N), `labels` (N,). Pairs of score NaN are left out; NaN without an intra or an inter pair. Hanley and McNeil 1982.
+    """
+    intra, inter = _kinds(scores, labels)
+    p, q = int(intra.sum()), int(inter.sum())
+    if not p * q:
+        return float("nan")
+    ranks = average_ranks(torch.cat([scores[intra], scores[inter]]))
+    return ((ranks[:p].sum().item() - p * (p + 1) / 2) / p) / q
+
+
+def relation_contrast(scores: Tensor, labels: Tensor) -> dict[str, float]:
+    """How far relations within a class stand above those between classes.
+
+    `intra`, `inter`: mean r_ij over the ordered pairs i != j of equal and of different labels; `margin` = intra - inter, in
+    [-1, 1] for scores in [0, 1]; `triplets`: share in [0, 1] of triplets (i, j, k) with y_i = y_j != y_k, i != j, where
+    r_ij > r_ik, ties count half, 0.5 is chance. `scores` (N, N), `labels` (N,). Pairs of score NaN are left out; NaN without
+    any. Ours.
+    """
+    intra, inter = _kinds(scores, labels)
+    means = [scores[mask].double().mean().item() for mask in (intra, inter)]
+    return {
+        "intra": means[0],
+        "inter": means[1],
+        "margin": means[0] - means[1],
+        "triplets": _triplets_in_order(scores.double(), intra, inter),
+    }
+
+
+def relation_quality(run: Run, epoch: int, kind: str = "trained") -> pd.DataFrame:
+    """One row an exit: epoch, exit, kind, auc (`same_class_auc`) and the figures of `relation_contrast` on the probe images.
+
+    Raises `CorsdError` as `snapshot_scores` does.
+    """
+    import pandas as pd
+
+    snapshot, labels = snapshot_at(run, epoch), run.probes.labels
+    rows = []
+    for k, scorer in enumerate(_scorers(run, snapshot, kind)):
+        scores = _scored(scorer, snapshot.embeddings[k])
+        found = {"auc": same_class_auc(scores, labels), **relation_contrast(scores, labels)}
+        rows.append({"epoch": epoch, "exit": k + 1, "kind": kind, **found})
+    return pd.DataFrame(rows)
+
+
+def _kinds(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks (N, N) of the intra and of the inter pairs i != j that have a score."""
+    if scores.shape != (len(labels), len(labels)):
+        raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels; (N, N) is wanted")
+    same, known = labels[:, None] == labels[None, :], ~scores.isnan()
+    return same & known & ~torch.eye(len(labels), dtype=torch.bool), ~same & known
+
+
+def _triplets_in_order(scores: Tensor, intra: Tensor, inter: Tensor) -> float:
+    """See `relation_contrast`; sorting each row costs O(N² log N), not the O(N³) of listing the triplets."""
+    others = inter.sum(1, keepdim=True)  # (N, 1)
+    triplets = int((intra.sum(1, keepdim=True) * others).sum())
+    if not triplets:
+        return float("nan")
+    row = scores.masked_fill(~inter, -torch.inf).sort(dim=1).values  # the inter scores are the end of each row
+    below, not_above = (torch.searchsorted(row, scores.contiguous(), right=right) for right in (False, True))
+    ordered = (below + not_above) / 2 - (len(scores) - others)  # (N, N) how many inter scores of the row r_ij is above
+    return ordered[intra].double().sum().item() / triplets
+
+
+def average_ranks(values: Tensor) -> Tensor:
+    """Ranks 1..n of values (n,) in float64, equal values sharing the mean of theirs."""
+    _, place, counts = values.unique(return_inverse=True, return_counts=True)
+    return (counts.cumsum(0) - (counts.double() - 1) / 2)[place]
+
+
+# --- with what a class-level relation agrees ----------------------------------------------------------------------------
+
+
+def superclass_lift(matrix: Tensor, superclass_of_class: Tensor) -> float:
+    """Mean relation of two different classes of one superclass, divided by that of two classes of different superclasses.
+
+    `matrix` (C, C) in [0, 1], `superclass_of_class` (C,). At least 0; 1: the relation knows nothing of the superclasses, above:
+    classes of one are more related. NaN entries are left out; NaN where there is no pair of either kind. Ours.
+    """
+    _class_count(matrix, superclass_of_class)
+    related = superclass_of_class[:, None] == superclass_of_class[None, :]
+    m = matrix.double()
+    different = ~torch.eye(len(m), dtype=torch.bool)
+    return (m[related & different].nanmean() / m[~related].nanmean()).item()
+
+
+def attribute_agreement(matrix: Tensor, attributes: Tensor) -> float:
+    """Spearman correlation of the relation of two classes with the cosine of their attribute vectors, over pairs of classes.
+
+    `matrix` (C, C), symmetrised; `attributes` (C, A), as `ImageData.attributes`. In [-1, 1]; 1: classes that look alike are
+    related. Pairs with NaN and classes without any attribute are left out; NaN when nothing varies. Ours.
+    """
+    if len(attributes) != len(matrix):
+        raise CorsdError(f"attributes of {len(attributes)} classes for a relation of {len(matrix)}")
+    a = attributes.double()
+    unit = a / a.norm(dim=1, keepdim=True)  # NaN for a class without attributes: it has no direction
+    return _pairwise_agreement(matrix, (unit @ unit.T).round(decimals=12))  # equal cosines tie, whatever their rounding
+
+
+def confusion_agreement(matrix: Tensor, logits: Tensor, labels: Tensor) -> float:
+    """Spearman correlation of the relation of two classes with how often they are confused, over pairs of classes; in [-1, 1].
+
+    Confusion of c and d: mean of the share of images of c that are taken for d, and of d for c. `matrix` (C, C), symmetrised;
+    `logits` (N, C), `labels` (N,). Classes without an image are left out; NaN when nothing varies, as with no mistake. Ours.
+    """
+    classes = len(matrix)
+    if logits.shape != (len(labels), classes):
+        raise CorsdError(f"logits of shape {tuple(logits.shape)} with {len(labels)} labels and a relation of {classes} classes")
+    cells = torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2).view(classes, classes).double()
+    n = cells.sum(1)
+    # Over one denominator: whole numbers divided once, so that equal shares are equal and tie.
+    both = (cells * n[None, :] + cells.T * n[:, None]) / (n[:, None] * n[None, :])
+    return _pairwise_agreement(matrix, both)
+
+
+def relation_agreement(run: Run, epoch: int, kind: str = "trained", attributes: Tensor | None = None) -> pd.DataFrame:
+    """One row an exit: epoch, exit, kind, and the agreements of `class_relations`; `attributes` (C, A) as `ImageData` has them.
+
+    Columns superclass_lift, confusion_agreement and, with attributes, attribute_agreement. The confusion is that of the probe
+    images at the same exit, at the deepest for relations of stages without one. Raises `CorsdError` as `class_relations`.
+    """
+    import pandas as pd
+
+    snapshot, labels = snapshot_at(run, epoch), run.probes.labels
+    superclasses = torch.tensor(run.data.superclass_of_class)
+    count = _relation_count(snapshot, kind)
+    logits = snapshot.logits if len(snapshot.logits) == count else [snapshot.logits[-1]] * count
+    rows = []
+    for k in range(count):
+        matrix = _class_matrix(run, snapshot, k + 1, kind)
+        found = {
+            "superclass_lift": superclass_lift(matrix, superclasses),
+            "confusion_agreement": confusion_agreement(matrix, logits[k].float(), labels),
+        }
+        if attributes is not None:
+            found["attribute_agreement"] = attribute_agreement(matrix, attributes)
+        rows.append({"epoch": epoch, "exit": k + 1, "kind": kind, **found})
+    return pd.DataFrame(rows)
+
+
+def spearman(first: Tensor, second: Tensor) -> float:
+    """Spearman's rank correlation of two aligned (n,), in [-1, 1], ties at their mean rank; NaN when either does not vary.
+
+    Pairs with a NaN are left out. Spearman 1904.
+    """
+    known = ~(first.isnan() | second.isnan())
+    ranks = torch.stack([average_ranks(values[known]) for values in (first, second)])  # (2, n)
+    centred = ranks - ranks.mean(dim=1, keepdim=True)
+    if not centred.any(dim=1).all():
+        return float("nan")
+    return F.cosine_similarity(centred[0], centred[1], dim=0, eps=0.0).item()
+
+
+def _pairwise_agreement(matrix: Tensor, other: Tensor) -> float:
+    """`spearman` of the symmetrised off-diagonal entries of two (C, C)."""
+    i, j = torch.triu_indices(len(matrix), len(matrix), 1)
+    return spearman(_symmetric(matrix)[i, j], _symmetric(other)[i, j])
