@@ -266,7 +266,7 @@ def _earlier(trial: FrozenTrial | optuna.Trial) -> list[int]:
 
 def _seconds(folder: Path) -> float:
     """How long the epochs of the trainings in a folder took."""
-    return round(sum(line["seconds"] for file in folder.glob("*/metrics.jsonl") for line in read_lines(file)), 1)
+    return round(sum(line["seconds"] for file in folder.glob("*/metrics.jsonl") for line in read_lines(file)), 3)
 
 
 # --- the record -------------------------------------------------------------------------------------------------------
