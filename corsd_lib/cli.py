@@ -166,6 +166,8 @@ def _compare(options: argparse.Namespace) -> None:
             live=sys.stdout.isatty() and not options.quiet,
         )
     unfinished = [job for job in jobs if job.state != "done"]
+    if options.tables and not study.records():
+        raise CorsdError(f"{study.path} has no record of a training yet: there is nothing to tabulate")
     if study.records():
         _write_study(study, report, figures=all(job.state == "failed" for job in unfinished))
     if unfinished:

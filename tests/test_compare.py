@@ -417,7 +417,9 @@ def test_a_missing_browser_costs_the_figures_only(
 
 def test_nothing_trained_makes_no_tables(write: Write, capsys: Captured) -> None:
     write()
-    cli.main(["compare", "results/mine", "--tables"])
+    with pytest.raises(SystemExit) as end:
+        cli.main(["compare", "results/mine", "--tables"])
+    assert end.value.code == 2 and "results/mine has no record of a training yet" in capsys.readouterr().err
     assert sorted(file.name for file in Path("results/mine").iterdir()) == ["study.json"]
 
 
