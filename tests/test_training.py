@@ -431,6 +431,12 @@ def test_mixed_precision_trains_and_resumes(tiny: Tiny, monkeypatch: pytest.Monk
     _assert_same_training(whole, _train(replace(config, resume=True)))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_in_mixed_precision(tiny: Tiny, method: str) -> None:
+    run = _train(tiny(method, method=method, precision="bf16-mixed", epochs=1, batch_size=15))
+    assert run.finished and np.isfinite(run.metrics["loss.total"]).all()
+
+
 def test_channels_last_is_only_a_memory_format(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     data = load_dataset("digits", per_class=5)
     colour = {

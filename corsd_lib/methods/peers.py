@@ -119,10 +119,10 @@ class PsKd(Method):
 
     def _grown(self, rows: int, logits: Tensor) -> Tensor:
         """`past` with at least `rows` rows: how many images there are is known when they have been seen."""
-        missing = rows - len(self.past)
-        if missing > 0:
-            new = logits.new_zeros(missing, logits.shape[1], dtype=torch.float16)
-            self.past = torch.cat([self.past.to(new.device).view(-1, logits.shape[1]), new])
+        if rows > len(self.past):
+            grown = logits.new_zeros(rows, logits.shape[1], dtype=torch.float16)
+            grown[: len(self.past)] = self.past.view(-1, logits.shape[1])  # not cat: autocast to bfloat16 refuses float16
+            self.past = grown
         return self.past
 
     def _remember(self, rows: Tensor, predictions: Tensor) -> None:
