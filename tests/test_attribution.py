@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from corsd_lib.analysis.images import run_images
 from corsd_lib.attribution import (
     Attribution,
     attribute_exit,
@@ -21,7 +22,6 @@ from corsd_lib.attribution import (
     deletion_curve,
     engine,
     randomisation_check,
-    run_images,
 )
 from corsd_lib.attribution.checks import redrawn
 from corsd_lib.backbones import SequentialBackbone, StageInfo

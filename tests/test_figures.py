@@ -104,7 +104,7 @@ def test_training_curves_draw_every_exit_and_every_part_of_every_run() -> None:
 
 
 def test_lines_of_a_panel_all_look_different() -> None:
-    styles = [tuple(figures.line_style(i).items()) for i in range(12)]
+    styles = [tuple(figures.style.line_style(i).items()) for i in range(12)]
     assert len(set(styles)) == 12
 
 

@@ -1,1 +1,31 @@
-"""What the snapshots of a run say: relations, class structure, embeddings for looking at, and exits. Arrays in, numbers out."""
+"""What the snapshots of a run say: arrays in, numbers out; no plotting.
+
+relations.py  scores of pairs, class-level relations, orders, how well they tell classes apart and with what they agree
+structure.py  inter- and intra-class structure, alikeness of exits and of runs
+embedding.py  the probe images in two dimensions, and how far to trust the picture
+exits.py      accuracy, agreement, calibration, leaving early
+images.py     the images themselves, where the data is
+"""
+
+from __future__ import annotations
+
+from corsd_lib.analysis.embedding import StageEmbedding, stage_embedding
+from corsd_lib.analysis.exits import early_exit, early_exit_curve, exit_accuracy
+from corsd_lib.analysis.images import run_images, run_pixels
+from corsd_lib.analysis.relations import class_order, class_relations, relation_quality, snapshot_scores
+from corsd_lib.analysis.structure import class_structure
+
+__all__ = [
+    "StageEmbedding",
+    "class_order",
+    "class_relations",
+    "class_structure",
+    "early_exit",
+    "early_exit_curve",
+    "exit_accuracy",
+    "relation_quality",
+    "run_images",
+    "run_pixels",
+    "snapshot_scores",
+    "stage_embedding",
+]

@@ -23,7 +23,7 @@ if find_spec("captum") is None:
 from corsd_lib.attribution.checks import DeletionCurve, deletion_curve, randomisation_check
 from corsd_lib.attribution.engine import Attribution
 from corsd_lib.attribution.maps import attribute_exit, attribute_pair
-from corsd_lib.attribution.runs import attribute_run, attribute_run_pair, run_images
+from corsd_lib.attribution.runs import attribute_run, attribute_run_pair
 
 __all__ = [
     "Attribution",
@@ -34,5 +34,4 @@ __all__ = [
     "attribute_run_pair",
     "deletion_curve",
     "randomisation_check",
-    "run_images",
 ]

@@ -1,158 +1,23 @@
-"""Explorers over runs, for a notebook: they read a run on disk, draw with `figures`, and do no maths of their own.
-
-Every explorer is an ipywidgets box: show it as the last expression of a cell. What is selected can be read and set from Python.
-Scores travel to the browser as binary float32, never as lists.
-"""
+"""Relations of a run, exit by exit and epoch by epoch."""
 
 from __future__ import annotations
 
 import html
-import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import ipywidgets as ipw
 import numpy as np
-import numpy.typing as npt
+import plotly.graph_objects as go
+import traitlets
 
 from corsd_lib.errors import CorsdError, check_choice
-from corsd_lib.figures import (
-    PALETTE,
-    PLOTLY,
-    as_scores,
-    exit_names,
-    line_style,
-    relation_heatmap,
-    relation_trace,
-    set_title,
-    square_class_axes,
-    template,
-    unique_labels,
-)
+from corsd_lib.figures.relations import relation_heatmap
+from corsd_lib.figures.style import PALETTE, as_scores, exit_names, set_title
 from corsd_lib.runs import Run
-
-if TYPE_CHECKING:
-    import ipywidgets as ipw
-    import plotly.graph_objects as go
-    import traitlets
-else:
-    try:
-        import anywidget  # noqa: F401  (plotly's FigureWidget stands on it)
-        import ipywidgets as ipw
-        import plotly.graph_objects as go
-        import traitlets
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"the explorers need {error.name}, which is not installed: pip install 'corsd_lib[notebooks]'", name=error.name
-        ) from error
-
-__all__ = ["RelationExplorer", "TrainingMonitor"]
-
-Scores = npt.NDArray[np.float32]
-
-# The page's own colours: figures turn dark with JupyterLab, and stay dark on light where there is no such theme.
-_INK = "var(--jp-ui-font-color1, #1f2933)"
-_STYLE = f"""<style>
-.corsd .js-plotly-plot .main-svg, .corsd .js-plotly-plot .svg-container {{ background: transparent !important; }}
-.corsd .js-plotly-plot .bglayer .bg, .corsd .js-plotly-plot .legend .bg {{ fill: transparent !important; }}
-.corsd .js-plotly-plot :is(.gtitle, .g-xtitle text, .g-ytitle text, .g-x2title text, .g-y2title text, .cbtitle text,
-  .legendtext, .annotation-text, .xaxislayer-above text, .yaxislayer-above text, .cbaxis text) {{ fill: {_INK} !important; }}
-.corsd table {{ border-collapse: collapse; font-size: 13px; line-height: 1.5; color: {_INK}; }}
-.corsd caption {{ caption-side: top; text-align: left; padding: 6px 0; color: {_INK}; }}
-.corsd th, .corsd td {{ padding: 3px 10px; text-align: right; border-bottom: 1px solid var(--jp-border-color2, #ccc); }}
-.corsd th:first-child {{ text-align: left; }}
-</style>"""
+from corsd_lib.widgets.base import Explorer, Scores, cell_by_cell
 
 
-class _Explorer(ipw.VBox):
-    """A box around one figure, in the page's colours. A saved notebook, where no kernel answers, still has the figure."""
-
-    figure: go.FigureWidget
-
-    def __init__(self, figure: go.FigureWidget, children: Sequence[ipw.Widget]) -> None:
-        self.figure = figure
-        super().__init__([ipw.HTML(_STYLE), *children])
-        self.add_class("corsd")
-
-    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
-        return {**super()._repr_mimebundle_(**options), PLOTLY: json.loads(self.picture().to_json())}
-
-    def picture(self) -> go.Figure:
-        """The figure as it is now, without the widget."""
-        return go.Figure(self.figure).for_each_trace(as_matrix, {"type": "heatmap"})
-
-
-class TrainingMonitor(_Explorer):
-    """Watches a training, `train(config, on_epoch=monitor)`: accuracy of every exit, and the deepest relation as it forms.
-
-    `monitor(run)` shows any run as far as it is, a finished one too. The relation of a method without relation networks is the
-    cosine.
-    """
-
-    def __init__(self) -> None:
-        from plotly.subplots import make_subplots
-
-        titles = ("train accuracy", "relation of the deepest exit")
-        figure = make_subplots(rows=1, cols=2, subplot_titles=titles, column_widths=[0.55, 0.45], horizontal_spacing=0.14)
-        figure.update_annotations(font_size=13, yshift=4)
-        figure.update_xaxes(title="epoch", rangemode="tozero", row=1, col=1)
-        figure.update_yaxes(title="images right (%)", range=[0, 101], row=1, col=1)
-        place = {"x": figure.layout.xaxis.domain[1], "xanchor": "right", "y": 0, "yanchor": "bottom"}
-        figure.update_layout(template=template(), width=960, height=400, legend={**place, "bgcolor": "rgba(0,0,0,0)"})
-        set_title(figure, "no epoch yet", 100, below=24)
-        self._run: Run | None = None
-        figure = go.FigureWidget(figure)
-        super().__init__(figure, [figure])
-
-    def __call__(self, run: Run) -> None:
-        """Show `run` as it now is on disk."""
-        probes, metrics = run.probes, run.metrics
-        newest = as_scores(probes[max(probes)].relations[-1].numpy())
-        if self._run is None or self._run.path != run.path:
-            self._begin(run, newest)
-        with self.figure.batch_update():
-            heatmap, *lines = self.figure.data
-            heatmap.z = newest.ravel()
-            for line, column in zip(lines, _exit_columns(run), strict=True):
-                line.x, line.y = metrics["epoch"].to_numpy(np.float32), metrics[column].to_numpy(np.float32)
-            state = f"{run.config.method}: epoch {run.epochs_done} of {run.config.epochs}"
-            self.figure.layout.title.text = html.escape(state)
-        self._run = run
-
-    def __repr__(self) -> str:
-        return f"TrainingMonitor({self._run or 'no epoch yet'})"
-
-    def _begin(self, run: Run, matrix: Scores) -> None:
-        """Traces for the classes and exits of `run`, in place of those of another one."""
-        heatmap = relation_trace(matrix, unique_labels(run.data.class_names)).update(xaxis="x2", yaxis="y2")
-        names = exit_names(len(_exit_columns(run)))
-        lines = [go.Scatter(name=name, mode="lines", line=line_style(k)) for k, name in enumerate(names)]
-        self.figure.data = ()
-        self.figure.add_traces([cell_by_cell(heatmap), *lines])
-        square_class_axes(self.figure, run.data.num_classes, row=1, col=2)  # plotly.js wants traces before their axes
-
-
-def cell_by_cell(heatmap: go.Heatmap) -> go.Heatmap:
-    """The same heatmap as three columns, x, y and z of every cell, row by row.
-
-    A FigureWidget sends columns in binary, 4 bytes a score. A matrix it sends as lists of numbers, five times as long, without
-    NaN; and one that is packed by hand comes back from the browser, unpacked to megabytes, after every change.
-    """
-    rows, columns = np.asarray(heatmap.y), np.asarray(heatmap.x)
-    x, y = np.tile(columns, len(rows)), np.repeat(rows, len(columns))
-    return heatmap.update(x=x, y=y, z=np.asarray(heatmap.z).ravel())
-
-
-def as_matrix(heatmap: go.Heatmap) -> go.Heatmap:
-    """What `cell_by_cell` was made from; better for files, where the names of the cells would weigh more than the scores."""
-    columns, rows = (list(dict.fromkeys(names)) for names in (heatmap.x, heatmap.y))
-    return heatmap.update(x=columns, y=rows, z=np.asarray(heatmap.z).reshape(len(rows), len(columns)))
-
-
-def _exit_columns(run: Run) -> list[str]:
-    return [column for column in map(str, run.metrics) if column.startswith("train_top1.")]
-
-
-class RelationExplorer(_Explorer):
+class RelationExplorer(Explorer):
     """Class x class relation of a run, at every exit and after every epoch that has a snapshot.
 
     Choose exit and epoch (or play them); a click on a cell, or the two class lists, selects a pair of classes and shows its

@@ -1,0 +1,99 @@
+"""Methods of a study side by side."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from corsd_lib.errors import CorsdError
+from corsd_lib.figures.style import GREY, INK, PALETTE, SYMBOLS, exit_names, set_title, template
+
+_ENDS = ("top1", "top1_low", "top1_high")
+Point = tuple[str, float, float, float | None, float | None]  # label, height, mean, ends of the interval
+
+
+def accuracy_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.Figure:
+    """Test top-1 (%) of every exit of every row of a study with its 95 % interval; the title names the best deepest exit.
+
+    `summary` is what `corsd_lib.tables.summarise` gives. Within a row shallow exits lie above deep ones; the dotted line is the
+    baseline's deepest exit. Raises `CorsdError` when there is no row.
+    """
+    methods = summary["methods"]
+    if not methods:
+        raise CorsdError("accuracy_by_method needs a row with a record")
+    most = max(len(m["top1"]) for m in methods.values())
+    figure = go.Figure()
+    for back, name in enumerate(reversed(exit_names(most)), 1):  # counted from the deepest exit, which every row has
+        points = [
+            (f"{m['label']}, {name}", row + 0.15 * (len(m["top1"]) / 2 + 0.5 - back), *(m[k][-back] for k in _ENDS))
+            for row, m in enumerate(methods.values())
+            if len(m["top1"]) >= back
+        ]
+        i = (back - 1) % len(PALETTE)
+        _add_points(figure, points, "%", name=name, marker={"color": PALETTE[i], "symbol": SYMBOLS[i], "size": 9})
+    best, reference = max(methods.values(), key=lambda m: m["top1"][-1]), methods.get(summary["baseline"])
+    title = f"{best['label']}'s deepest exit is the most accurate on average: {best['top1'][-1]:.1f} %"
+    axis = "test images right (%), mean over seeds and 95 % interval"
+    if reference is not None:
+        figure.add_vline(x=reference["top1"][-1], line={"dash": "dot", "width": 1, "color": INK[dark]})
+        title += "" if best is reference else f"; {reference['label']}: {reference['top1'][-1]:.1f} %"
+        axis += f"; dotted: {html.escape(reference['label'])}"
+    figure.update_layout(legend={"traceorder": "reversed", "orientation": "h", "y": 1, "yanchor": "bottom"}, xaxis_title=axis)
+    return _with_rows(figure, [m["label"] for m in methods.values()], title, dark)
+
+
+def gain_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.Figure:
+    """Gain of every row's deepest exit over the baseline's, points, paired by seed, with its 95 % interval; best on top.
+
+    `summary` is what `corsd_lib.tables.summarise` gives. Rings are single seeds; a row whose interval holds zero is grey. The
+    title names the largest gain with an interval above zero. Raises `CorsdError` when no row has a gain.
+    """
+    methods = sorted((m for m in summary["methods"].values() if m["gain"] is not None), key=lambda m: -m["gain"])
+    if not methods:
+        raise CorsdError("gain_by_method needs a row that has a seed in common with the baseline")
+    reference = summary["methods"][summary["baseline"]]
+    figure = go.Figure()
+    for row, m in enumerate(methods):
+        pairs = [(s, top1[-1], reference["top1_by_seed"].get(s)) for s, top1 in m["top1_by_seed"].items()]
+        seeds = [(f"{m['label']}, seed {s}", row + 0.25, a - b[-1], None, None) for s, a, b in pairs if b]
+        _add_points(figure, seeds, "points", marker={"symbol": "circle-open", "size": 6, "color": GREY})
+        low, high = m["gain_low"], m["gain_high"]
+        colour = GREY if low is None or low <= 0 <= high else PALETTE[0 if low > 0 else 1]
+        _add_points(figure, [(m["label"], row, m["gain"], low, high)], "points", marker={"color": colour, "size": 10})
+    figure.add_vline(x=0, line={"width": 1, "color": INK[dark]})
+    figure.update_layout(showlegend=False, xaxis_title="gain (points of test top-1, paired by seed), 95 % interval")
+    return _with_rows(figure, [m["label"] for m in methods], _gain_title(methods, reference["label"]), dark)
+
+
+def _gain_title(methods: Sequence[Mapping[str, Any]], reference: str) -> str:
+    """The finding; `methods` from the largest gain down."""
+    over = f"over {'the ' if reference[:1].islower() else ''}{reference}"
+    if all(m["gain_low"] is None for m in methods):
+        return f"One seed a method: gains {over} have no interval yet"
+    best = next((m for m in methods if (m["gain_low"] or 0) > 0), None)
+    if best is None:
+        return f"No method's gain {over} has an interval above zero"
+    ends = f"[{best['gain_low']:.1f}, {best['gain_high']:.1f}]"
+    return f"{best['label']}'s deepest exit gains {best['gain']:.1f} points {ends} {over}"
+
+
+def _add_points(figure: go.Figure, points: Sequence[Point], unit: str, **style: Any) -> None:
+    """A marker for each point, with a bar from low to high where there is one."""
+    _, levels, means, _, highs = zip(*points, strict=True)
+    bars = [None if high is None else high - mean for mean, high in zip(means, highs, strict=True)]
+    error = {"array": bars, "thickness": 1.6, "width": 4} if any(bars) else None
+    ends = ["" if low is None else f" [{low:.2f}, {high:.2f}]" for *_, low, high in points]
+    text = [f"{html.escape(p[0])}<br>{p[2]:.2f}{end} {unit}<extra></extra>" for p, end in zip(points, ends, strict=True)]
+    figure.add_scatter(x=means, y=levels, error_x=error, mode="markers", hovertemplate=text, **style)
+
+
+def _with_rows(figure: go.Figure, labels: Sequence[str], title: str, dark: bool) -> go.Figure:
+    """The figure with rows of a study from top to bottom, and its title."""
+    rows = {"tickvals": list(range(len(labels))), "ticktext": [html.escape(label) for label in labels], "zeroline": False}
+    figure.update_layout(template=template(dark), width=860, height=130 + 42 * len(labels), xaxis_zeroline=False)
+    figure.update_yaxes(**rows, range=[len(labels) - 0.4, -0.6])
+    set_title(figure, html.escape(title, quote=False), 96, below=32)
+    return figure

@@ -1,0 +1,111 @@
+"""What every figure shares: colours, template, names, titles, and its picture as a file."""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import plotly.graph_objects as go
+
+from corsd_lib.errors import CorsdError
+
+# Okabe and Ito's colours without black and the yellow that vanishes on white: told apart by all common kinds of colour vision.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES = ("solid", "dot", "dash", "dashdot")
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "cross")
+SCALE = "Viridis"  # sequential, even steps to every eye; low is dark, high is light
+PLOTLY = "application/vnd.plotly.v1+json"  # what a figure is called in a notebook's outputs
+INK = {False: "#1f2933", True: "#e4e7eb"}
+PAPER = {False: "#ffffff", True: "#111418"}
+GRID = "rgba(128, 128, 128, 0.25)"
+GREY = "#8a8f98"
+Matrix = npt.ArrayLike
+
+
+def template(dark: bool = False) -> go.layout.Template:
+    """The look of every figure: light by default, `dark` for dark pages."""
+    axis = {
+        "gridcolor": GRID,
+        "linecolor": GRID,
+        "zerolinecolor": GRID,
+        "automargin": True,
+        "title": {"standoff": 8, "font": {"size": 13}},
+    }
+    return go.layout.Template(
+        layout={
+            "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": INK[dark]},
+            "paper_bgcolor": PAPER[dark],
+            "plot_bgcolor": PAPER[dark],
+            "colorway": PALETTE,
+            "title": {
+                "x": 0.01,
+                "xref": "container",
+                "xanchor": "left",
+                "y": 1,
+                "yanchor": "top",
+                "pad": {"t": 14},
+                "font": {"size": 15},
+            },
+            "xaxis": axis,
+            "yaxis": axis,
+            "margin": {"l": 10, "r": 10, "t": 40, "b": 10},
+            "hoverlabel": {"font": {"family": "system-ui, sans-serif"}},
+        }
+    )
+
+
+def exit_names(count: int, what: str = "exit") -> list[str]:
+    """Names of `count` exits (or stages), shallow -> deep, as figures and widgets write them."""
+    if count == 1:
+        return [f"{what} 1 (the only one)"]
+    return [f"{what} 1 (shallowest)", *(f"{what} {k}" for k in range(2, count)), f"{what} {count} (deepest)"]
+
+
+def line_style(i: int) -> dict[str, Any]:
+    """Colour and dash of the `i`-th line of a panel; the colours are used up before a dash is."""
+    return {"color": PALETTE[i % len(PALETTE)], "dash": DASHES[i // len(PALETTE) % len(DASHES)], "width": 2}
+
+
+def as_scores(matrix: Matrix) -> npt.NDArray[np.float32]:
+    """Scores in [0, 1] as float32, the type that is shipped to a browser in binary; uint8 is read as 255ths."""
+    values = np.asarray(matrix)
+    scores = values.astype(np.float32)
+    return scores / np.float32(255) if values.dtype == np.uint8 else scores
+
+
+def unique_labels(names: Sequence[str]) -> list[str]:
+    """Escaped names, a counter added where one repeats: a category axis would merge equal ones."""
+    seen: dict[str, int] = {}
+    labels = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        labels.append(html.escape(name if seen[name] == 1 else f"{name} ({seen[name]})", quote=False))
+    return labels
+
+
+def set_title(figure: go.Figure, title: str, width: int, below: int = 8) -> None:
+    """A title broken into lines of about `width` characters, which plotly does not do, and the room that it takes."""
+    lines = [line for part in title.split("\n") for line in textwrap.wrap(part, width, break_long_words=False)]
+    extra = 20 * max(0, len(lines) - 1)
+    figure.update_layout(title={"text": "<br>".join(lines), "pad": {"t": 14 + extra}}, margin={"t": 44 + extra + below})
+
+
+def save_png(
+    figure: go.Figure, path: str | Path, *, width: int | None = None, height: int | None = None, scale: float = 2
+) -> Path:
+    """Write a static picture, `width` x `height` in CSS pixels times `scale`; some seconds, a Chromium draws it.
+
+    Raises `CorsdError` when kaleido or a Chromium is missing.
+    """
+    try:
+        figure.write_image(path, format="png", width=width or figure.layout.width or 980, height=height, scale=scale)
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise CorsdError(
+            f"cannot draw {path}: {error}. A static picture needs kaleido (pip install 'corsd_lib[notebooks]') and Chromium"
+        ) from error
+    return Path(path)

@@ -1,0 +1,94 @@
+"""What every explorer is: a box in the page's colours with one main figure, a busy sign, and files of what is shown."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as ipw
+import numpy as np
+import numpy.typing as npt
+import plotly.graph_objects as go
+
+from corsd_lib.figures.style import PLOTLY, save_png
+from corsd_lib.pages import Panel, write_page
+
+Scores = npt.NDArray[np.float32]
+
+# The page's own colours: figures turn dark with JupyterLab, and stay dark on light where there is no such theme.
+_INK = "var(--jp-ui-font-color1, #1f2933)"
+_STYLE = f"""<style>
+.corsd .js-plotly-plot .main-svg, .corsd .js-plotly-plot .svg-container {{ background: transparent !important; }}
+.corsd .js-plotly-plot .bglayer .bg, .corsd .js-plotly-plot .legend .bg {{ fill: transparent !important; }}
+.corsd .js-plotly-plot :is(.gtitle, .g-xtitle text, .g-ytitle text, .g-x2title text, .g-y2title text, .cbtitle text,
+  .legendtext, .annotation-text, .xaxislayer-above text, .yaxislayer-above text, .cbaxis text) {{ fill: {_INK} !important; }}
+.corsd table {{ border-collapse: collapse; font-size: 13px; line-height: 1.5; color: {_INK}; }}
+.corsd caption {{ caption-side: top; text-align: left; padding: 6px 0; color: {_INK}; }}
+.corsd th, .corsd td {{ padding: 3px 10px; text-align: right; border-bottom: 1px solid var(--jp-border-color2, #ccc); }}
+.corsd th:first-child {{ text-align: left; }}
+.corsd .corsd-busy {{ display: inline-flex; gap: 8px; align-items: center; color: {_INK}; }}
+.corsd .corsd-busy::before {{ content: ""; width: 14px; height: 14px; border-radius: 50%; border: 2px solid {_INK};
+  border-top-color: transparent; animation: corsd-turn 0.8s linear infinite; }}
+@keyframes corsd-turn {{ to {{ transform: rotate(360deg); }} }}
+</style>"""
+
+
+class Explorer(ipw.VBox):
+    """A box around one main figure, in the page's colours. A saved notebook, where no kernel answers, still has the figure."""
+
+    figure: go.FigureWidget
+
+    def __init__(self, figure: go.FigureWidget, children: Sequence[ipw.Widget]) -> None:
+        self.figure = figure
+        self._busy = ipw.HTML()
+        super().__init__([ipw.HTML(_STYLE), *children, self._busy])
+        self.add_class("corsd")
+
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
+        return {**super()._repr_mimebundle_(**options), PLOTLY: json.loads(self.picture().to_json())}
+
+    def picture(self) -> go.Figure:
+        """The figure as it is now, without the widget."""
+        return go.Figure(self.figure).for_each_trace(as_matrix, {"type": "heatmap"})
+
+    def save_png(self, path: str | Path, **options: Any) -> Path:
+        """Write the figure as it is now as a static picture; options and errors as of `corsd_lib.figures.save_png`."""
+        return save_png(self.picture(), path, **options)
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write one HTML file that answers as the explorer does, without kernel or network, and begins as it is now."""
+        return write_page(path, self.panels())
+
+    def panels(self) -> list[Panel]:
+        """What `to_html` writes."""
+        raise NotImplementedError
+
+    @contextmanager
+    def busy(self, what: str) -> Iterator[None]:
+        """A turning sign and `what` is being done, as long as it takes."""
+        self._busy.value = f'<span class="corsd-busy" role="status">{html.escape(what)}…</span>'
+        try:
+            yield
+        finally:
+            self._busy.value = ""
+
+
+def cell_by_cell(heatmap: go.Heatmap) -> go.Heatmap:
+    """The same heatmap as three columns, x, y and z of every cell, row by row.
+
+    A FigureWidget sends columns in binary, 4 bytes a score. A matrix it sends as lists of numbers, five times as long, without
+    NaN; and one that is packed by hand comes back from the browser, unpacked to megabytes, after every change.
+    """
+    rows, columns = np.asarray(heatmap.y), np.asarray(heatmap.x)
+    x, y = np.tile(columns, len(rows)), np.repeat(rows, len(columns))
+    return heatmap.update(x=x, y=y, z=np.asarray(heatmap.z).ravel())
+
+
+def as_matrix(heatmap: go.Heatmap) -> go.Heatmap:
+    """What `cell_by_cell` was made from; better for files, where the names of the cells would weigh more than the scores."""
+    columns, rows = (list(dict.fromkeys(names)) for names in (heatmap.x, heatmap.y))
+    return heatmap.update(x=columns, y=rows, z=np.asarray(heatmap.z).reshape(len(rows), len(columns)))

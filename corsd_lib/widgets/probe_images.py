@@ -1,0 +1,80 @@
+"""The images behind a run's snapshots, where the data is."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from functools import cached_property
+
+from PIL import Image
+from torch import Tensor
+
+from corsd_lib.analysis.images import run_images, run_pixels
+from corsd_lib.datasets import ImageData
+from corsd_lib.errors import CorsdError
+from corsd_lib.evaluation import load_data
+from corsd_lib.runs import Run
+
+
+class ProbeImages:
+    """Images of the probe set of a run by position, loaded when first asked for; a run is explored without its data too.
+
+    `data`, else the run's own from `data_root` ($CORSD_DATA, "data"). `missing` says in a sentence why there are none, and is
+    "" when there are.
+    """
+
+    def __init__(self, run: Run, data: ImageData | None = None, data_root: str | None = None) -> None:
+        self.run, self._given, self._root = run, data, data_root
+
+    @cached_property
+    def _loaded(self) -> ImageData | str:
+        try:
+            data = self._given or load_data(self.run.config, self._root)
+            run_images(self.run, [0], data)
+        except CorsdError as error:
+            return f"No images here: {error}"
+        return data
+
+    @property
+    def missing(self) -> str:
+        return self._loaded if isinstance(self._loaded, str) else ""
+
+    @property
+    def data(self) -> ImageData:
+        """The data set; `CorsdError` where there is none."""
+        if isinstance(self._loaded, str):
+            raise CorsdError(self._loaded)
+        return self._loaded
+
+    def tensors(self, positions: list[int]) -> Tensor:
+        """(n, C, H, W) float32 as the network sees them; `CorsdError` where there are none."""
+        return run_images(self.run, positions, self.data)
+
+    def pixels(self, positions: list[int]) -> Tensor:
+        """(n, C, H, W) uint8; `CorsdError` where there are none."""
+        return run_pixels(self.run, positions, self.data)
+
+    def png(self, position: int, side: int = 128) -> bytes:
+        """The image as a PNG of about `side` pixels, every pixel of it a square; b"" where there are none."""
+        if self.missing:
+            return b""
+        (pixels,) = self.pixels([position])
+        factor = max(1, side // pixels.shape[1])
+        return png_of(pixels, factor)
+
+
+def png_of(pixels: Tensor, factor: int = 1) -> bytes:
+    """PNG of a uint8 image (1 or 3, H, W), each pixel a square of `factor` pixels."""
+    array = pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
+    image = Image.fromarray(array)
+    file = io.BytesIO()
+    image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST).save(file, "PNG")
+    return file.getvalue()
+
+
+def image_html(png: bytes, alt: str, side: int = 128) -> str:
+    """An <img> of a PNG, drawn without smoothing, for an HTML widget; `alt` is escaped."""
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    style = f"width:{side}px;height:{side}px;object-fit:contain;image-rendering:pixelated"
+    return f'<img src="{source}" alt="{html.escape(alt)}" style="{style}">'
