@@ -44,8 +44,6 @@ def write_page(notebook: Path) -> Path:
         for output in cell.get("outputs", []):
             if PLOTLY in output.get("data", {}):
                 output["data"] = {"text/html": _drawn(output["data"][PLOTLY])}
-        if "solution" in cell.metadata.get("tags", []):
-            cell.source = "# A solution stands here in the notebook, folded away."
     # Maths, widgets and the rest would be fetched from elsewhere: our notebooks use none of it.
     exporter = HTMLExporter(embed_images=True, mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="")
     body, _ = exporter.from_notebook_node(content, resources={"metadata": {"path": str(notebook.parent)}})

@@ -407,7 +407,8 @@ print(f"Selected: {names}, relation {explorer.matrix[first, second]:.2f}")
 # ## Exercise 1: the teacher must not learn from its pupil
 #
 # `relation_transfer` is the mean squared difference between the scores of the deepest stage (`teacher`) and of a shallow
-# stage (`student`), *with no gradient to the teacher*. Replace the `...` by one line.
+# stage (`student`), *with no gradient to the teacher*. Replace the `...` by one line. The check below it fails
+# until then; answers are in `notebooks/solutions`.
 
 
 # %% tags=["exercise"]
@@ -415,12 +416,9 @@ def transfer_by_hand(teacher, student):
     return ...
 
 
-# %% tags=["solution"] jupyter={"source_hidden": true}
-# Solution. It steps in only while the cell above still returns `...`.
-if transfer_by_hand(torch.zeros(1), torch.zeros(1)) is ...:
-
-    def transfer_by_hand(teacher, student):
-        return (student - teacher.detach()).square().mean()
+# %% tags=["solution"]
+def transfer_by_hand(teacher, student):
+    return (student - teacher.detach()).square().mean()
 
 
 # %% tags=["check"]
@@ -434,8 +432,6 @@ assert student.grad is not None, "the student gets no gradient: it would learn n
 print("Exercise 1: right.")
 
 # %% [markdown]
-# The folded cell above the check holds a solution; it is used only as long as yours is missing.
-#
 # ## Exercise 2: leave early
 #
 # An image that a shallow exit is sure about need not go deeper. Write a function that says for each row of `logits` (N, C)
@@ -447,12 +443,9 @@ def is_sure(logits, threshold):
     return ...
 
 
-# %% tags=["solution"] jupyter={"source_hidden": true}
-# Solution. It steps in only while the cell above still returns `...`.
-if is_sure(torch.zeros(1, 2), 0.5) is ...:
-
-    def is_sure(logits, threshold):
-        return logits.softmax(dim=1).max(dim=1).values >= threshold
+# %% tags=["solution"]
+def is_sure(logits, threshold):
+    return logits.softmax(dim=1).max(dim=1).values >= threshold
 
 
 # %% tags=["check"]
@@ -466,7 +459,7 @@ print("Exercise 2: right.")
 # %% [markdown]
 # And this is what your function says about the CORSD run. How far can you lower the threshold before accuracy suffers?
 
-# %%
+# %% tags=["uses-answer"]
 logits, truth = corsd.probes[epochs].logits[0].float(), corsd.probes.labels
 early = is_sure(logits, 0.9)
 right = (logits.argmax(dim=1) == truth)[early].float().mean()

@@ -13,16 +13,24 @@ from typing import Any
 
 import nbformat
 import pytest
+from wrong_answers import WRONG_ANSWERS
 
 from corsd_lib import walkthrough
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+SOLVED = sorted((FOLDER / "solutions").glob("*.ipynb"))
 MARK = "NBVAL_CHECK_OUTPUT"
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
 
+
+def name_of(path: Path) -> str:
+    return f"{path.parent.name}-{path.stem}"
+
+
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+both_kinds = pytest.mark.parametrize("path", [*NOTEBOOKS, *SOLVED], ids=name_of)
 
 
 def read(path: Path) -> nbformat.NotebookNode:
@@ -49,24 +57,44 @@ def load_build() -> ModuleType:
     return module
 
 
+def solution_of(path: Path) -> Path:
+    return FOLDER / "solutions" / path.name
+
+
 def test_every_source_has_its_notebook_and_every_notebook_its_source() -> None:
     sources = {source.stem for source in (FOLDER / "sources").glob("*.py")}
-    assert sources == {path.stem for path in NOTEBOOKS} and sources
+    assert sources == {path.stem for path in NOTEBOOKS} == {path.stem for path in SOLVED} and sources
 
 
 @every_notebook
-def test_notebook_is_in_step_with_its_source(path: Path) -> None:
-    source = load_build().read_source(FOLDER / "sources" / f"{path.stem}.py")
-    cells = [[(c.id, c.cell_type, c.source, dict(c.metadata)) for c in notebook.cells] for notebook in (source, read(path))]
-    assert cells[0] == cells[1], "run `make notebooks`"
+def test_both_notebooks_are_in_step_with_their_source(path: Path) -> None:
+    build = load_build()
+    source = build.read_source(FOLDER / "sources" / f"{path.stem}.py")
+    assert fixed_parts(build.for_students(source)) == fixed_parts(read(path)), "run `make notebooks`"
+    solved = build.at_home_in_solutions(build.solved(source))
+    assert fixed_parts(solved) == fixed_parts(read(solution_of(path))), "run `make notebooks`"
 
 
-@every_notebook
+def fixed_parts(notebook: nbformat.NotebookNode) -> list[Any]:
+    return [(cell.id, cell.cell_type, cell.source, dict(cell.metadata)) for cell in notebook.cells]
+
+
+@both_kinds
 def test_notebook_was_executed_from_top_to_bottom_without_complaint(path: Path) -> None:
     cells = code_cells(path)
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     kinds = [output.output_type if output.output_type != "stream" else output.name for c in cells for output in c.outputs]
     assert set(kinds) <= {"stdout", "display_data", "execute_result"}  # no error, no warning
+
+
+@every_notebook
+def test_only_what_waits_for_an_answer_may_raise(path: Path) -> None:
+    for cell in code_cells(path):
+        tags = set(cell.metadata.get("tags", []))
+        assert ("raises-exception" in tags) == bool(tags & {"check", "uses-answer"})
+        assert not (cell.outputs and "raises-exception" in tags)
+    assert not any("raises-exception" in cell.metadata.get("tags", []) for cell in code_cells(solution_of(path)))
+    assert not tagged(path, "solution") and not tagged(solution_of(path), "exercise")
 
 
 @every_notebook
@@ -80,7 +108,7 @@ def test_at_least_three_outputs_are_really_compared(path: Path) -> None:
         assert not re.search(r"\d\.\d", cell.outputs[0].text), "a measured number differs from machine to machine"
 
 
-@every_notebook
+@both_kinds
 def test_saved_notebook_is_light_and_its_figures_have_static_twins(path: Path) -> None:
     notebook = read(path)
     assert "widgets" not in notebook.metadata and "widget-view" not in path.read_text(encoding="utf-8")
@@ -104,15 +132,17 @@ def test_every_widget_is_followed_by_a_picture_of_it(path: Path) -> None:
     assert all(here or later for here, later in pairwise(pictured))
 
 
-@pytest.mark.parametrize("path", [*NOTEBOOKS, FOLDER / "README.md"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [*NOTEBOOKS, *SOLVED, FOLDER / "README.md"], ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
 def test_pictures_exist_with_alt_text_and_links_lead_somewhere(path: Path) -> None:
     text = markdown(path) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
     pictures = PICTURE.findall(text)
     for words, target in pictures:
         assert len(words.split()) >= 5, f"{target} needs a text for those who cannot see it"
-        assert (FOLDER / target).is_file(), target
+        assert (path.parent / target).is_file(), target
     for target in LINK.findall(text):
-        assert target.startswith("https://") or (FOLDER / target.split("#")[0]).exists(), target
+        assert target.startswith("https://") or (path.parent / target.split("#")[0]).exists(), target
 
 
 def test_pictures_of_the_notebooks_are_small() -> None:
@@ -139,14 +169,21 @@ def test_notebook_has_one_cell_of_parameters_and_names_the_kernel(path: Path) ->
     assert read(path).metadata.kernelspec.name == "python3"
 
 
+def space_of(path: Path) -> dict[str, Any]:
+    """What a check may rely on: the imports and the parameters of its notebook."""
+    (imports,) = (cell.source for cell in code_cells(path) if re.search("^import torch$", cell.source, re.MULTILINE))
+    space: dict[str, Any] = {}
+    exec(imports, space)
+    exec(*tagged(path, "parameters"), space)
+    return space
+
+
 @every_notebook
 def test_exercises_fail_for_the_stub_and_pass_for_the_solution(path: Path) -> None:
-    stubs, solutions, checks = (tagged(path, tag) for tag in ("exercise", "solution", "check"))
+    stubs, checks, solutions = tagged(path, "exercise"), tagged(path, "check"), tagged(solution_of(path), "solution")
     assert len(stubs) == len(solutions) == len(checks) >= 2
-    (imports,) = (cell.source for cell in code_cells(path) if "import torch" in cell.source)
     for stub, solution, check in zip(stubs, solutions, checks, strict=True):
-        space: dict[str, Any] = {}
-        exec(imports, space)
+        space = space_of(path)
         exec(stub, space)
         with pytest.raises(AssertionError, match="no answer yet"):
             exec(check, space)
@@ -155,43 +192,15 @@ def test_exercises_fail_for_the_stub_and_pass_for_the_solution(path: Path) -> No
 
 
 @every_notebook
-def test_solutions_are_folded_and_step_back_for_an_answer(path: Path) -> None:
-    folded = [c.metadata.get("jupyter", {}) for c in code_cells(path) if "solution" in c.metadata.get("tags", [])]
-    assert folded and all(look.get("source_hidden") for look in folded)
-    for stub, solution in zip(tagged(path, "exercise"), tagged(path, "solution"), strict=True):
-        space: dict[str, Any] = {}
-        exec("import torch", space)
-        exec(stub.replace("return ...", "return 'an answer of my own'"), space)
-        exec(solution, space)
-        name = re.search(r"def (\w+)", stub)
-        assert name is not None
-        assert space[name[1]](*[torch_like(space)] * 2) == "an answer of my own"
-
-
-def torch_like(space: dict[str, Any]) -> Any:
-    return space["torch"].zeros(1, 2)
-
-
-WRONG_ANSWERS = {
-    "transfer_by_hand": [
-        "(student - teacher).square().mean()",  # the teacher learns
-        "(student.detach() - teacher.detach()).square().mean()",
-        "(student - teacher.detach()).abs().mean()",
-    ],
-    "is_sure": ["logits.max(dim=1).values >= threshold", "logits.softmax(dim=1).max(dim=1).values >= 0.9", "logits[:, 0] > 0"],
-}
-
-
-@pytest.mark.parametrize(("name", "answer"), [(name, answer) for name, answers in WRONG_ANSWERS.items() for answer in answers])
-def test_checks_of_the_walkthrough_find_typical_mistakes(name: str, answer: str) -> None:
-    path = FOLDER / walkthrough.NOTEBOOK
-    space: dict[str, Any] = {}
-    exec(next(cell.source for cell in code_cells(path) if "import torch" in cell.source), space)
-    (check,) = (source for source in tagged(path, "check") if name in source)
-    (stub,) = (source for source in tagged(path, "exercise") if name in source)
-    exec(stub.replace("return ...", f"return {answer}"), space)
-    with pytest.raises((AssertionError, RuntimeError)):
-        exec(check, space)
+def test_checks_find_typical_mistakes(path: Path) -> None:
+    for stub, check in zip(tagged(path, "exercise"), tagged(path, "check"), strict=True):
+        (name,) = re.findall(r"^def (\w+)", stub, re.MULTILINE)
+        assert len(WRONG_ANSWERS[path.stem][name]) >= 2
+        for answer in WRONG_ANSWERS[path.stem][name]:
+            space = space_of(path)
+            exec(stub.replace("return ...", f"return {answer}"), space)
+            with pytest.raises((AssertionError, RuntimeError)):
+                exec(check, space)
 
 
 def test_walkthrough_trains_what_the_notebook_trains() -> None:
