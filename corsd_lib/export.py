@@ -26,7 +26,7 @@ from corsd_lib.files import (
 from corsd_lib.relation import HandcraftedRelation, MapRelation, VectorRelation, cosine_scores, relation_matrix
 from corsd_lib.runs import Run, Snapshot, load_part
 
-__all__ = ["export_run"]
+__all__ = ["committed_run", "export_run"]
 
 # Settings that say where and how a training ran and what was recorded of it, not what was trained.
 _NOT_ON_THE_CARD = ("data_root", "out", "resume", "workers", "checkpoint_seconds", "probe_every", "probe_size", "probe_split")
@@ -68,6 +68,23 @@ def export_run(
     write_json(dest / "test.json", {**figures, "trained": trained})
     write_atomic(dest / "README.md", _card(exported, figures, trained).encode())
     return exported
+
+
+def committed_run(name: str) -> Run:
+    """One of the exported runs that travel with the repository, by "<study>/<row>", such as "cifar100_small/corsd".
+
+    Looked for as results/<study>/runs/<row> in the working directory and those above it, then beside this package. Raises
+    `CorsdError` that lists those there are.
+    """
+    here = Path.cwd()
+    folders = [place / "results" for place in (here, *here.parents, Path(__file__).resolve().parents[1])]
+    study, _, row = name.partition("/")
+    for folder in folders:
+        if (folder / study / "runs" / row / "config.json").is_file():
+            return Run(folder / study / "runs" / row)
+    there = sorted({f"{path.parts[-4]}/{path.parts[-2]}" for folder in folders for path in folder.glob("*/runs/*/config.json")})
+    listed = ", ".join(there) or "none, work in a clone of the repository"
+    raise CorsdError(f"there is no committed run {name!r}; there are: {listed}")
 
 
 def _check_counts(snapshots: int, probe_images: int) -> None:

@@ -17,7 +17,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from corsd_lib import cli, export_run
+from corsd_lib import cli, committed_run, export_run
 from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import evaluate, load_data
 from corsd_lib.export import _balanced, _spread
@@ -363,3 +363,22 @@ def test_an_error_on_the_command_line_is_one_line(copied: Path, tmp_path: Path, 
         cli.main(["export", str(copied), str(tmp_path / "export")])
     out, err = capsys.readouterr()
     assert end.value.code == 2 and out == "" and err.count("\n") == 1 and "is not finished" in err
+
+
+# --- runs that travel ---
+
+
+def test_a_committed_run_is_found_from_below_and_by_its_name_alone(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_run(tiny_run, tmp_path / "results" / "mine" / "runs" / "corsd", snapshots=2, probe_images=20)
+    (tmp_path / "notebooks" / "solutions").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "notebooks" / "solutions")
+    assert committed_run("mine/corsd").path == tmp_path / "results" / "mine" / "runs" / "corsd"
+    with pytest.raises(CorsdError, match=r"'mine/other'.*there are: .*mine/corsd"):
+        committed_run("mine/other")
+
+
+def test_a_committed_run_is_found_beside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert committed_run("cifar100_small/corsd").config.method == "corsd"
