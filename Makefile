@@ -21,7 +21,7 @@ UNIT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTEST) -n $(WORKERS)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv walkthrough lab test test-fast unit test-notebooks lint types format notebooks tune study tables bench clean
+.PHONY: help venv walkthrough lab test test-fast unit test-notebooks lint types format notebooks course tune study tables bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-16s%s\n' "$$name" "$$text"; done
@@ -76,6 +76,9 @@ format: venv  ## let ruff mend and format the code
 
 notebooks: venv  ## execute the sources into notebooks/*.ipynb, outputs and pictures included
 	$(BIN)/python notebooks/build.py
+
+course: venv  ## pages of all notebooks in course/, to print or to read without JupyterLab
+	$(BIN)/python notebooks/build.py --course
 
 tune: venv  ## search the weights of the rows of STUDY on images held out of train; goes on where it was stopped
 	$(BIN)/corsd tune $(STUDY)

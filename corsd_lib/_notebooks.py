@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import html
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,7 @@ import nbformat
 
 from corsd_lib.figures import PLOTLY
 
-__all__ = ["KERNEL_ARGUMENTS", "WIDGET", "save", "write_page"]
+__all__ = ["KERNEL_ARGUMENTS", "WIDGET", "save", "title_of", "write_course", "write_page"]
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=40"]  # errors only: a kernel on this machine need not warn of its own sockets
@@ -35,20 +38,66 @@ def _without_widget(output: Any) -> bool:
 
 
 def write_page(notebook: Path) -> Path:
-    """An HTML page of a saved notebook that needs no kernel and no network: plotly and the pictures are in it."""
-    from nbconvert import HTMLExporter
+    """An HTML page of a saved notebook, beside it, that needs no kernel and no network: plotly and the pictures are in it."""
     from plotly.offline import get_plotlyjs
+
+    return _write(notebook, notebook.with_suffix(".html"), f"<script>{get_plotlyjs()}</script>")
+
+
+def write_course(notebooks: Sequence[Path], folder: Path) -> Path:
+    """Pages of the notebooks in `folder`, an index.html of them, which is returned, and plotly once for all; no network."""
+    from plotly.offline import get_plotlyjs
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "plotly.min.js").write_text(get_plotlyjs(), encoding="utf-8")
+    pages = [_write(n, folder / f"{n.stem}.html", '<script src="plotly.min.js"></script>') for n in notebooks]
+    entries = "\n".join(
+        f'<li><a href="{page.name}">{html.escape(title_of(notebook))}</a></li>'
+        for notebook, page in zip(notebooks, pages, strict=True)
+    )
+    index = folder / "index.html"
+    index.write_text(_INDEX.format(entries=entries), encoding="utf-8")
+    return index
+
+
+def title_of(notebook: Path) -> str:
+    """The first heading of a notebook, "03 What is a relation?"."""
+    first: str = nbformat.read(notebook, as_version=4).cells[0].source
+    return first.splitlines()[0].removeprefix("# ")
+
+
+_INDEX = """\
+<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>CORSD notebooks</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 17px/1.6 system-ui, sans-serif; max-width: 40rem; margin: 3rem auto; padding: 0 1rem; }}
+ul {{ list-style: none; padding: 0; }}
+</style></head>
+<body><h1>Self-distillation, looked into</h1>
+<p>The course as pages: figures answer to the mouse, widgets are pictures. To work in it, open the notebooks in JupyterLab.</p>
+<ul>
+{entries}
+</ul></body></html>
+"""
+
+
+def _write(notebook: Path, page: Path, plotly: str) -> Path:
+    """The notebook as HTML with its figures drawn by the script tag `plotly`; links to other notebooks lead to their pages."""
+    from nbconvert import HTMLExporter
 
     content = nbformat.read(notebook, as_version=4)
     for cell in content.cells:
+        if cell.cell_type == "markdown":
+            cell.source = re.sub(r"\]\((\d\d_\w+)\.ipynb\)", r"](\1.html)", cell.source)
         for output in cell.get("outputs", []):
             if PLOTLY in output.get("data", {}):
                 output["data"] = {"text/html": _drawn(output["data"][PLOTLY])}
     # Maths, widgets and the rest would be fetched from elsewhere: our notebooks use none of it.
     exporter = HTMLExporter(embed_images=True, mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="")
     body, _ = exporter.from_notebook_node(content, resources={"metadata": {"path": str(notebook.parent)}})
-    page = notebook.with_suffix(".html")
-    page.write_text(body.replace("</head>", f"<script>{get_plotlyjs()}</script></head>", 1), encoding="utf-8")
+    page.write_text(body.replace("</head>", f"{plotly}</head>", 1), encoding="utf-8")
     return page
 
 

@@ -2,6 +2,7 @@
 
     python notebooks/build.py            all of them
     python notebooks/build.py 01         those whose name begins with 01
+    python notebooks/build.py --course   pages of all of them in course/, to print or to read without JupyterLab
 
 A source holds both: a cell tagged "exercise" with the stub, behind it one tagged "solution", and one tagged "check" that fails
 for the stub and passes for the solution. The solved notebook is executed; the student's is the same with the stub in the
@@ -27,7 +28,7 @@ import jupytext
 import nbformat
 from nbclient import NotebookClient
 
-from corsd_lib._notebooks import KERNEL_ARGUMENTS, WIDGET, save
+from corsd_lib._notebooks import KERNEL_ARGUMENTS, WIDGET, save, write_course
 from corsd_lib.figures import PLOTLY, save_png
 
 FOLDER = Path(__file__).resolve().parent
@@ -130,6 +131,9 @@ def draw_monitor(runs: Path) -> None:
 
 
 def main() -> None:
+    if sys.argv[1:] == ["--course"]:
+        print(write_course(sorted(FOLDER.glob("*.ipynb")), Path("course")).resolve().as_uri())
+        return
     wanted = tuple(sys.argv[1:]) or ("",)
     sources = [source for source in sorted((FOLDER / "sources").glob("*.py")) if source.name.startswith(wanted)]
     if not sources:
