@@ -17,11 +17,12 @@ _HOME = {
     "methods": ("METHODS", "Method", "build_method"),
     "network": ("ExitOutputs", "MultiExitNetwork", "build_network"),
     "relation": ("cosine_scores", "relation_matrix"),
+    "report": ("write_report",),
     "runs": ("Run", "TrainConfig", "load_run"),
     "study": ("Study",),
     "training": ("train",),
     "tuning": ("tune",),
-    "widgets": ("RelationExplorer", "TrainingMonitor"),
+    "widgets": ("AttributionExplorer", "ExitExplorer", "RelationExplorer", "StageExplorer", "TrainingMonitor"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 

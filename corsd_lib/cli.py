@@ -95,6 +95,17 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--snapshots", type=int, default=6, help="probe snapshots to keep (default: %(default)s)")
     export.add_argument("--probe-images", type=int, default=500, help="probe images to keep (default: %(default)s)")
 
+    report = verbs.add_parser("report", help="write one HTML file about a run, or several side by side")
+    report.set_defaults(verb=_report)
+    report.add_argument("runs", nargs="+", metavar="RUN", help="run directory, finished or not")
+    report.add_argument("--out", metavar="FILE", default="report.html", help="the file (default: %(default)s)")
+    report.add_argument(
+        "--embedding",
+        default="pca",
+        choices=("pca", "umap", "none"),
+        help="picture of the probe images at every exit; umap takes a minute or so (default: %(default)s)",
+    )
+
     data = verbs.add_parser("data", help="look at a data set, or download it")
     data.set_defaults(verb=_data)
     data.add_argument("name", help="digits, cifar10, cifar100, cub200, imagenet, folder:PATH or npz:PATH")
@@ -228,6 +239,17 @@ def _export(options: argparse.Namespace) -> None:
     sizes = {file.name: file.stat().st_size for file in sorted(run.path.rglob("*")) if file.is_file()}
     weights, total = sizes["weights.safetensors"] / 1e6, sum(sizes.values()) / 1e6
     print(f"{run.path}: {total:.2f} MB, of which weights {weights:.2f} MB, and {len(run.probes)} snapshots")
+
+
+def _report(options: argparse.Namespace) -> None:
+    try:
+        from corsd_lib.report import write_report
+    except ModuleNotFoundError as error:
+        raise CorsdError(str(error)) from error
+    runs = [load_run(path) for path in options.runs]
+    say = partial(print, "corsd report:", file=sys.stderr, flush=True) if sys.stderr.isatty() else (lambda line: None)
+    path = write_report(runs, options.out, embedding=options.embedding, say=say)
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
 def _data(options: argparse.Namespace) -> None:

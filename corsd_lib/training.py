@@ -43,13 +43,14 @@ def train(
     data: ImageData | None = None,
     on_epoch: Callable[[Run], None] | None = None,
     progress: bool = True,
+    stop: threading.Event | None = None,
 ) -> Run:
     """Train what `config` says and return the run; `on_epoch(run)` is called after every epoch.
 
-    Ctrl-C (or SIGTERM) finishes the step, saves and returns the unfinished run; the same configuration with `resume=True` goes
-    on from there, or from the last checkpoint of a run that was killed, and ends with the same weights bit for bit on
-    the same machine and number of threads. A finished run is returned as it is. With several devices each process forms its
-    pairs within its own batch.
+    Ctrl-C (or SIGTERM, or another thread that sets `stop`) finishes the step, saves and returns the unfinished run; the same
+    configuration with `resume=True` goes on from there, or from the last checkpoint of a run that was killed, and ends with the
+    same weights bit for bit on the same machine and number of threads. A finished run is returned as it is. With several
+    devices each process forms its pairs within its own batch.
 
     Raises `CorsdError` when the directory holds another run, or when the loss is no longer finite (the last good checkpoint is
     kept).
@@ -57,7 +58,7 @@ def train(
     _check_directory(config)  # in every process, before the first one can have written into it
     if (config.path / "test.json").is_file():
         return Run(config.path)
-    return _fabric(config).launch(lambda fabric: _train(fabric, config, data, on_epoch, progress))
+    return _fabric(config).launch(lambda fabric: _train(fabric, config, data, on_epoch, progress, stop))
 
 
 def _fabric(config: TrainConfig) -> Fabric:
@@ -97,11 +98,12 @@ def _train(
     data: ImageData | None,
     on_epoch: Callable[[Run], None] | None,
     progress: bool,
+    stop: threading.Event | None,
 ) -> Run:
     gpus = [fabric.device] if fabric.device.type == "cuda" else []
     with torch.random.fork_rng(gpus):  # the caller's random numbers are left as they were
         trainer = Trainer(fabric, config, data or load_data(config))
-        with stop_request() as stop:
+        with stop_request(stop) as stop:
             trainer.run(stop, on_epoch, progress)
     fabric.barrier()
     return Run(config.path)
@@ -419,9 +421,9 @@ class Trainer:
 
 
 @contextmanager
-def stop_request() -> Iterator[threading.Event]:
+def stop_request(stop: threading.Event | None = None) -> Iterator[threading.Event]:
     """An event set by the first SIGINT or SIGTERM; a second one acts as usual. Only in the main thread of a process."""
-    stop = threading.Event()
+    stop = stop or threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return

@@ -17,8 +17,11 @@ from corsd_lib.analysis import embedding as module
 from corsd_lib.analysis.embedding import (
     StageEmbedding,
     aligned_embedding,
+    is_kept,
     joint_projection,
     knn_purity,
+    nearest_images,
+    own_share,
     purity_limit,
     scaled_embedding,
     stage_embedding,
@@ -382,3 +385,22 @@ def test_a_run_in_umap(run: Run) -> None:
     assert float(result.trustworthiness.min()) > 0.6
     assert torch.equal(stage_embedding(run, [0, 2]).coordinates, result.coordinates)
     assert torch.equal(stage_embedding(run, [0, 2], refresh=True).coordinates, result.coordinates)
+
+
+def test_what_is_kept_is_known_without_fitting(run: Run) -> None:
+    assert not is_kept(run, [0, 2], method="pca")
+    stage_embedding(run, [2, 0], method="pca")
+    assert is_kept(run, [0, 2], method="pca") and is_kept(run, [0, 2], [1, 2, 3], "pca")
+    assert not is_kept(run, [0, 2]) and not is_kept(run, [2], method="pca") and not is_kept(run, [0, 2], [1], "pca")
+    with pytest.raises(CorsdError, match="epochs"):
+        is_kept(run, [9])
+
+
+def test_nearest_images_are_those_of_a_loop_and_make_the_share() -> None:
+    points, labels = _points(12, 3), torch.arange(12) % 3
+    found, share = nearest_images(points, 4), own_share(points, labels, 4)
+    for i in range(12):
+        others = sorted((j for j in range(12) if j != i), key=lambda j: float((points[i].double() - points[j].double()).norm()))
+        assert found[i].tolist() == others[:4]
+        assert share[i] == sum(int(labels[j] == labels[i]) for j in others[:4]) / 4
+    assert nearest_images(points[:2]).tolist() == [[1], [0]] and nearest_images(points[:1]).shape == (1, 0)

@@ -16,6 +16,7 @@ from corsd_lib.analysis.exits import (
     cumulative_macs,
     early_exit,
     early_exit_curve,
+    exits_left,
     exit_accuracy,
     exit_agreement,
     first_right,
@@ -407,3 +408,17 @@ def test_logits_that_do_not_fit_are_named() -> None:
         logits[1][4, 2] = value
         with pytest.raises(CorsdError, match="logits of exit 2 are not all finite"):
             overthinking(logits, labels)
+
+
+# --- the exit each image leaves at ---
+
+
+@pytest.mark.parametrize(("rule", "threshold"), [("confidence", 0.4), ("entropy", 0.8), ("patience", 2)])
+def test_the_exits_that_images_leave_at_make_the_shares_of_the_curve(rule: str, threshold: float) -> None:
+    logits = list(torch.randn(3, 40, 5, generator=torch.Generator().manual_seed(1)) * 2)
+    left = exits_left(logits, rule, threshold)
+    (row,) = early_exit_curve(logits, torch.zeros(40, dtype=torch.long), [1, 2, 3], rule, [threshold]).to_dict("records")
+    assert [row[f"share.exit{k}"] for k in (1, 2, 3)] == [(left == k).double().mean().item() for k in (1, 2, 3)]
+    assert len(left.unique()) > 1
+    with pytest.raises(CorsdError, match="rule"):
+        exits_left(logits, "hope", threshold)

@@ -240,6 +240,9 @@ def test_a_long_title_is_broken_and_given_room() -> None:
     short, long = (figures.relation_heatmap(MATRIX, NAMES, title).layout for title in ("short", "a long finding " * 10))
     assert "<br>" not in short.title.text and long.title.text.count("<br>") >= 2
     assert long.margin.t >= short.margin.t + 40
+    several = figures.relation_heatmap(MATRIX, NAMES, "a\nb\nc\nd\ne").layout
+    top = several.title.pad.t - 11  # where plotly sets the first of several lines: measured
+    assert top + 5 * 1.3 * figures.template().layout.title.font.size < several.margin.t
 
 
 def test_png_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from packaging.version import Version
 import corsd_lib
 
 ROOT = Path(__file__).resolve().parent.parent
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 EXTRAS = frozenset(PROJECT["optional-dependencies"])
 CUDA_ONLY = re.compile(r"nvidia-|cuda-|triton$")  # torch pins these itself, where they exist
 
@@ -241,3 +242,10 @@ def test_a_python_that_is_too_old_is_named_and_nothing_is_made(clone: Path) -> N
     assert calls == []
     assert "Python 3.11 or newer is needed, and PYTHON=./python is not that" in error
     assert not (clone / ".venv").exists()
+
+
+def test_every_file_of_the_package_that_is_no_python_is_packaged() -> None:
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]
+    packaged = {file for package, globs in patterns.items() for g in globs for file in (ROOT / package.replace(".", "/")).glob(g)}
+    others = {f for f in (ROOT / "corsd_lib").rglob("*") if f.is_file() and f.suffix not in (".py", ".pyc")}
+    assert others == packaged and others

@@ -578,6 +578,18 @@ def test_a_thread_may_train_beside_the_main_one(tiny: Tiny, tiny_run: Run) -> No
     _assert_same_training(tiny_run, runs[0])
 
 
+def test_an_event_of_another_thread_stops_as_ctrl_c_does(tiny: Tiny, tiny_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop, config = threading.Event(), tiny(validation_fraction=0.2)
+    _at_step(monkeypatch, 4, stop.set)
+    run = _train(config, stop=stop)
+    assert not run.finished
+    _, metadata = files.read_tensors(run.path / "checkpoint.safetensors")
+    position = json.loads(metadata["position"])
+    assert (position["epoch"], position["step"]) == (1, 1)
+    monkeypatch.undo()
+    _assert_same_training(tiny_run, _train(replace(config, resume=True), stop=threading.Event()))
+
+
 def test_workers_and_places_may_change_on_resume(
     tiny: Tiny, tiny_run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -27,8 +27,11 @@ __all__ = [
     "PROJECTIONS",
     "StageEmbedding",
     "aligned_embedding",
+    "is_kept",
     "joint_projection",
     "knn_purity",
+    "nearest_images",
+    "own_share",
     "purity_limit",
     "scaled_embedding",
     "stage_embedding",
@@ -90,19 +93,29 @@ def stage_embedding(
     exits of the result are in ascending order. Raises `CorsdError` for an epoch without a snapshot, an exit that is not there,
     and embeddings that are not finite.
     """
-    chosen = _chosen("epochs", epochs, list(run.probes), default=list(run.probes)[-1:])
-    there = len(run.probes[chosen[0]].embeddings)
-    places = _chosen("exits", exits, list(range(1, there + 1)), default=list(range(1, there + 1)))
-    settings = _settings(chosen, places, method, seed, neighbours, min_dist)
-    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
-    path = run.path / "embeddings" / f"{method}-{key}.safetensors"
+    settings = _settings(run, epochs, exits, method, seed, neighbours, min_dist)
+    path = _place(run, settings)
     tensors = None if refresh else _cached(path, run)
     if tensors is None:
-        tensors = _embedded(run, chosen, places, settings)
+        tensors = _embedded(run, settings)
         with suppress(CorsdError):  # somebody else's run, or a full disk: what was computed is still good
             write_tensors(path, tensors, {"settings": json.dumps(settings)})
     limit = purity_limit(tensors["labels"])
-    return StageEmbedding(**tensors, epochs=tuple(chosen), exits=tuple(places), method=method, purity_limit=limit)
+    chosen, places = tuple(settings["epochs"]), tuple(settings["exits"])
+    return StageEmbedding(**tensors, epochs=chosen, exits=places, method=method, purity_limit=limit)
+
+
+def is_kept(
+    run: Run,
+    epochs: Sequence[int] | None = None,
+    exits: Sequence[int] | None = None,
+    method: str = "umap",
+    seed: int = 0,
+    neighbours: int = 15,
+    min_dist: float = 0.1,
+) -> bool:
+    """Whether `stage_embedding` with the same arguments only reads what the run has kept; errors as of that."""
+    return _cached(_place(run, _settings(run, epochs, exits, method, seed, neighbours, min_dist)), run) is not None
 
 
 def _chosen(what: str, asked: Sequence[int] | None, allowed: list[int], default: list[int]) -> list[int]:
@@ -113,11 +126,27 @@ def _chosen(what: str, asked: Sequence[int] | None, allowed: list[int], default:
     return sorted(values)
 
 
-def _settings(epochs: list[int], exits: list[int], method: str, seed: int, neighbours: int, min_dist: float) -> dict[str, Any]:
+def _settings(
+    run: Run,
+    epochs: Sequence[int] | None,
+    exits: Sequence[int] | None,
+    method: str,
+    seed: int,
+    neighbours: int,
+    min_dist: float,
+) -> dict[str, Any]:
     """All that decides the coordinates; PCA knows nothing of seeds and neighbours."""
     _check_settings(method, neighbours, min_dist)
+    chosen = _chosen("epochs", epochs, list(run.probes), default=list(run.probes)[-1:])
+    there = list(range(1, len(run.probes[chosen[0]].embeddings) + 1))
+    places = _chosen("exits", exits, there, default=there)
     of_umap = {"seed": int(seed), "neighbours": int(neighbours), "min_dist": float(min_dist)}
-    return {"epochs": epochs, "exits": exits, "method": method, **(of_umap if method == "umap" else {})}
+    return {"epochs": chosen, "exits": places, "method": method, **(of_umap if method == "umap" else {})}
+
+
+def _place(run: Run, settings: dict[str, Any]) -> Path:
+    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+    return run.path / "embeddings" / f"{settings['method']}-{key}.safetensors"
 
 
 def _cached(path: Path, run: Run) -> dict[str, Tensor] | None:
@@ -130,8 +159,8 @@ def _cached(path: Path, run: Run) -> dict[str, Tensor] | None:
     return tensors if same else None
 
 
-def _embedded(run: Run, epochs: list[int], exits: list[int], settings: dict[str, Any]) -> dict[str, Tensor]:
-    probes = run.probes
+def _embedded(run: Run, settings: dict[str, Any]) -> dict[str, Tensor]:
+    probes, epochs, exits = run.probes, settings["epochs"], settings["exits"]
     snapshots = (probes[epoch].embeddings for epoch in epochs)  # one in memory at a time
     embeddings = torch.stack([torch.stack([scaled_embedding(found[k - 1]) for k in exits]) for found in snapshots])
     reference = embeddings[-1, -1].clone()  # (N, D)
@@ -246,18 +275,25 @@ def trustworthiness(embedding: Tensor, coordinates: Tensor, neighbours: int = NE
     return float(manifold.trustworthiness(embedding.double().numpy(), coordinates.double().numpy(), n_neighbors=k))
 
 
+def nearest_images(points: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:
+    """Rows (N, k) of the `neighbours` other points nearest to each of `points` (N, any), nearest first; all when fewer."""
+    distances = torch.cdist(points.double(), points.double())
+    k = max(0, min(neighbours, len(points) - 1))
+    return distances.fill_diagonal_(float("inf")).topk(k, largest=False).indices
+
+
+def own_share(points: Tensor, labels: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:
+    """Share (N,) of each image's `nearest_images` that are of its class, double in [0, 1]; NaN for one image. Source: ours."""
+    return (labels[nearest_images(points, neighbours)] == labels[:, None]).double().mean(1)
+
+
 def knn_purity(points: Tensor, labels: Tensor, neighbours: int = NEIGHBOURS) -> float:
     """Mean share of an image's nearest `neighbours` (itself not counted) in `points` (N, any) that are of its class.
 
     In [0, 1]; at random about the share of the class, at most `purity_limit`. All the others where they are fewer than
     `neighbours`; NaN for one image. Source: ours.
     """
-    k = min(neighbours, len(points) - 1)
-    if k < 1:
-        return float("nan")
-    distances = torch.cdist(points.double(), points.double())
-    nearest = distances.fill_diagonal_(float("inf")).topk(k, largest=False).indices  # (N, k)
-    return (labels[nearest] == labels[:, None]).double().mean().item()
+    return own_share(points, labels, neighbours).mean().item()
 
 
 def purity_limit(labels: Tensor, neighbours: int = NEIGHBOURS) -> float:

@@ -33,11 +33,13 @@ __all__ = [
     "early_exit_curve",
     "exit_accuracy",
     "exit_agreement",
+    "exits_left",
     "first_right",
     "overthinking",
 ]
 
 RULES = ("confidence", "entropy", "patience")
+_SIGN = {"confidence": 1.0, "entropy": -1.0, "patience": 1.0}  # of a threshold that an image's readiness is held against
 
 
 # --- who is right, and where ------------------------------------------------------------------------------------------
@@ -135,7 +137,7 @@ def early_exit_curve(
     right = _right(logits, labels)  # (K, N)
     if len(macs) != len(right):
         raise CorsdError(f"macs of {len(macs)} exits for logits of {len(right)}; allowed: one an exit")
-    readiness, sign = _readiness(logits, rule), -1.0 if rule == "entropy" else 1.0
+    readiness, sign = _readiness(logits, rule), _SIGN[rule]
     bars = _default_bars(readiness, rule) if thresholds is None else sign * _as_thresholds(thresholds)
     left_at = _leaving(readiness, bars)  # (T, N)
     hits = right.gather(0, left_at).sum(1).double()  # (T,) images, whole numbers
@@ -148,6 +150,17 @@ def early_exit_curve(
         **{f"share.exit{k}": share for k, share in enumerate(shares.T, start=1)},
     }
     return pd.DataFrame({name: column.double().numpy() for name, column in columns.items()})
+
+
+def exits_left(logits: Sequence[Tensor], rule: str, threshold: float) -> Tensor:
+    """The exit (N,) int64 at which each image leaves, 1 = shallowest, by a `rule` and threshold of `early_exit_curve`.
+
+    Raises `CorsdError` as that does. Source: ours.
+    """
+    check_choice("rule", rule, RULES)
+    _check(logits)
+    bar = _SIGN[rule] * _as_thresholds([threshold])
+    return 1 + _leaving(_readiness(logits, rule), bar)[0]
 
 
 def choose_threshold(curve: pd.DataFrame, loss: float = 1.0) -> float:

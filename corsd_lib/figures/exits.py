@@ -1,15 +1,19 @@
-"""What the exits of a network are worth."""
+"""What the exits of a network are worth, and what leaving at them saves."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
 
 from corsd_lib.errors import CorsdError
-from corsd_lib.figures.style import INK, exit_names, set_title, template
+from corsd_lib.figures.style import INK, PALETTE, SYMBOLS, exit_names, line_style, set_title, template
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def exit_accuracy_bars(
@@ -47,3 +51,139 @@ def exit_accuracy_bars(
     figure.update_yaxes(title=ylabel, range=[0, 102])
     set_title(figure, title, 84)
     return figure
+
+
+def early_exit_plot(
+    curves: pd.DataFrame | Mapping[str, pd.DataFrame],
+    title: str = "",
+    *,
+    deepest_macs: float | None = None,
+    chosen: float | Mapping[str, float] | None = None,
+    dark: bool = False,
+) -> go.Figure:
+    """Accuracy (%) against the mean cost of an image when images leave early: a line a curve, a point a threshold.
+
+    `curves`: what `early_exit_curve` gives, or name (of a rule, of a run) -> such a curve. `deepest_macs`: the cost of the
+    plain network; the axis is then in % of it, and a ring stands where every image costs as much. `chosen`: the threshold to
+    mark, of every curve or by name. Without a title the figure states cost and loss of what is chosen, or of the cheapest
+    threshold that loses at most one point. Raises `CorsdError` for no or empty curves and a threshold that a curve has not.
+    """
+    by_name = curves if isinstance(curves, Mapping) else {"": curves}
+    if not by_name or any(curve.empty for curve in by_name.values()):
+        raise CorsdError(f"early_exit_plot needs curves with a row; there are {[len(c) for c in by_name.values()]} rows")
+    thresholds = chosen if isinstance(chosen, Mapping) else dict.fromkeys(by_name, chosen)
+    rows = {name: curve.to_dict("records") for name, curve in by_name.items()}
+    marked = {name: _row_of(rows[name], value, name) for name, value in thresholds.items() if value is not None}
+    cost = _cost_of(by_name, deepest_macs)
+    figure = go.Figure([_curve_trace(name, rows[name], cost, i) for i, name in enumerate(rows)])
+    stars = [_mark(name, row, cost, list(rows).index(name), dark) for name, row in marked.items()]
+    figure.add_traces([star.update(showlegend=star is stars[0]) for star in stars])
+    if deepest_macs is not None:
+        figure.add_trace(_plain_network(rows, dark))
+    _finish_early(figure, cost, len(figure.data) > 1, dark)
+    finding = _chosen_finding(marked, cost) if marked else _cheapest_finding(rows, cost)
+    set_title(figure, title or html.escape(finding, quote=False), 84)
+    return figure
+
+
+# --- leaving early -----------------------------------------------------------------------------------------------------
+
+Row = dict[Any, Any]  # of an early-exit curve
+
+
+class _Cost(NamedTuple):
+    """How the cost of an image is written: its unit, what MACs are multiplied by, and how many digits follow the point."""
+
+    unit: str
+    scale: float
+    digits: int
+
+    def said(self, macs: float) -> str:
+        return f"{macs * self.scale:.{self.digits}f} {self.unit}"
+
+
+def _cost_of(curves: Mapping[str, pd.DataFrame], deepest_macs: float | None) -> _Cost:
+    if deepest_macs is not None:
+        return _Cost("% of the plain network's MACs", 100.0 / deepest_macs, 0)
+    most = max(curve["macs"].max() for curve in curves.values())
+    return _Cost("billion MACs", 1e-9, 2) if most >= 1e9 else _Cost("million MACs", 1e-6, 2)
+
+
+def _curve_trace(name: str, rows: Sequence[Row], cost: _Cost, i: int) -> go.Scatter:
+    return go.Scatter(
+        x=np.array([row["macs"] * cost.scale for row in rows], np.float32),
+        y=np.array([row["accuracy"] for row in rows], np.float32),
+        name=html.escape(name or "leaving early", quote=False),
+        mode="lines+markers",
+        line=line_style(i),
+        marker={"size": 5, "symbol": SYMBOLS[i % len(SYMBOLS)]},
+        text=[_said(name, row, cost) for row in rows],
+        hovertemplate="%{text}<extra></extra>",
+    )
+
+
+def _said(name: str, row: Row, cost: _Cost) -> str:
+    """What is known of a threshold, as HTML."""
+    prefix = "share.exit"
+    shares = [f"exit {key.removeprefix(prefix)} {100 * value:.0f} %" for key, value in row.items() if key.startswith(prefix)]
+    head = f"{html.escape(name, quote=False)}, threshold" if name else "threshold"
+    worth = f"{row['accuracy']:.2f} % right, {cost.said(row['macs'])}"
+    return f"{head} {row['threshold']:.3g}<br>{worth}<br>leave: {', '.join(shares)}"
+
+
+def _row_of(rows: Sequence[Row], threshold: float, name: str) -> Row:
+    for row in rows:
+        if abs(row["threshold"] - threshold) < 1e-9:
+            return row
+    values = [row["threshold"] for row in rows]
+    curve = f"the curve of {name}" if name else "the curve"
+    raise CorsdError(
+        f"chosen {threshold!r} is no threshold of {curve}; allowed: its own, {min(values):.4g} to {max(values):.4g}"
+    )
+
+
+def _mark(name: str, row: Row, cost: _Cost, i: int, dark: bool) -> go.Scatter:
+    look = {"symbol": "star", "size": 16, "color": PALETTE[i % len(PALETTE)], "line": {"width": 1.2, "color": INK[dark]}}
+    hover = f"chosen: {_said(name, row, cost)}<extra></extra>"
+    place = {"x": [row["macs"] * cost.scale], "y": [row["accuracy"]]}
+    return go.Scatter(**place, mode="markers", marker=look, name="chosen threshold", hovertemplate=hover)
+
+
+def _plain_network(rows: Mapping[str, Sequence[Row]], dark: bool) -> go.Scatter:
+    """All images at the deepest exit, at its own cost."""
+    heights = sorted({round(curve[0]["accuracy"] + curve[0]["loss"], 6) for curve in rows.values()})
+    return go.Scatter(
+        x=[100.0] * len(heights),
+        y=heights,
+        mode="markers",
+        name="deepest exit alone, plain network",
+        marker={"symbol": "circle-open", "size": 12, "color": INK[dark], "line": {"width": 2}},
+        hovertemplate="deepest exit alone<br>%{y:.2f} % right, 100 % of its MACs<extra></extra>",
+    )
+
+
+def _finish_early(figure: go.Figure, cost: _Cost, legend: bool, dark: bool) -> None:
+    corner = {"x": 0.99, "xanchor": "right", "y": 0.02, "yanchor": "bottom", "bgcolor": "rgba(0,0,0,0)"}
+    figure.update_layout(template=template(dark), width=720, height=440, showlegend=legend, legend=corner)
+    figure.update_xaxes(title=f"mean cost of an image ({cost.unit})")
+    figure.update_yaxes(title="images right (%)")
+
+
+def _chosen_finding(marked: Mapping[str, Row], cost: _Cost) -> str:
+    return "; ".join(
+        f"{name or 'Leaving early'} at {row['threshold']:.3g}: {_change(row)} at {cost.said(row['macs'])}"
+        for name, row in marked.items()
+    )
+
+
+def _change(row: Row) -> str:
+    return f"{abs(row['loss']):.1f} points {'lost' if row['loss'] >= 0 else 'won'}"
+
+
+def _cheapest_finding(rows: Mapping[str, Sequence[Row]], cost: _Cost) -> str:
+    """The cheapest threshold of every curve that loses at most a point against the deepest exit, for these images."""
+    said = []
+    for name, curve in rows.items():
+        allowed = [row["macs"] for row in curve if row["loss"] <= 1]
+        said.append(f"{f'{name} ' if name else ''}{f'{min(allowed) * cost.scale:.{cost.digits}f}' if allowed else 'none'}")
+    return f"At most one point lost, at a cost of {', '.join(said)} {cost.unit}"

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import plotly.graph_objects as go
 
 from corsd_lib.errors import CorsdError
-from corsd_lib.figures.style import Matrix, set_title, template
+from corsd_lib.figures.style import DIVERGING, Matrix, set_title, template
 
 
 def image_strip(images: Matrix, titles: Sequence[str], title: str = "", *, columns: int = 10, dark: bool = False) -> go.Figure:
     """Small images side by side, row by row, a caption over each. `images` uint8 (N, C, H, W), grey (C = 1) or RGB (C = 3)."""
-    pixels = np.asarray(images)
-    if pixels.ndim != 4 or pixels.dtype != np.uint8 or pixels.shape[1] not in (1, 3):
-        raise CorsdError(f"images of shape {pixels.shape} and type {pixels.dtype}; allowed: uint8 (N, 1 or 3, H, W)")
-    if len(titles) != len(pixels):
-        raise CorsdError(f"{len(titles)} captions for {len(pixels)} images; one each is wanted")
+    pixels = _checked(images, titles)
     count, _, high, wide = pixels.shape
     rows, gap = -(-count // columns), max(2, high // 4)
     canvas = np.zeros((rows * (high + gap), columns * (wide + gap), 4), np.uint8)  # transparent between the images
@@ -34,3 +32,85 @@ def image_strip(images: Matrix, titles: Sequence[str], title: str = "", *, colum
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False, scaleanchor="x")
     return figure
+
+
+def image_attribution(images: Matrix, maps: Matrix, titles: Sequence[str], title: str = "", *, dark: bool = False) -> go.Figure:
+    """What pixels made a decision: a row an image, with the image, its map, and the map over the image in grey.
+
+    `images` uint8 (n, 1 or 3, H, W); `maps` (n, H, W): signed attributions in the unit of the score that they explain, above
+    zero (vermilion) for it and below (blue) against it; `titles` (n) stand over the rows. All maps of a call share a symmetric
+    range that ends at the 99.5th percentile of their absolute values: what is beyond, single pixels, looks as what is there.
+    Without a title the figure states on how few pixels half of the attribution lies. Raises `CorsdError` when shapes do not
+    fit.
+    """
+    from plotly.subplots import make_subplots
+
+    pixels, values = _checked(images, titles), np.asarray(maps, np.float32)
+    if values.shape != (len(pixels), *pixels.shape[2:]) or not np.isfinite(values).all():
+        raise CorsdError(f"maps of shape {values.shape} for images {pixels.shape}; allowed: (n, H, W), finite")
+    count, _, high, wide = pixels.shape
+    heads = [text for name in titles for text in (html.escape(name, quote=False), "attribution", "on the image")]
+    figure = make_subplots(
+        rows=count,
+        cols=3,
+        subplot_titles=heads,
+        horizontal_spacing=0.02,
+        vertical_spacing=0.12 / count,
+    )
+    for row, (image, values_of) in enumerate(zip(pixels, values, strict=True), start=1):
+        _add_row(figure, row, np.moveaxis(np.broadcast_to(image, (3, high, wide)), 0, -1), values_of)
+    limit = float(np.percentile(np.abs(values), 99.5)) or float(np.abs(values).max()) or 1.0
+    bar = {"title": {"text": "← against   attribution   for →", "side": "right"}, "thickness": 14, "outlinewidth": 0}
+    figure.update_layout(coloraxis={"colorscale": DIVERGING, "cmin": -limit, "cmax": limit, "colorbar": bar})
+    figure.update_traces(zmin=-limit, zmax=limit, selector={"name": "over"})
+    figure.update_xaxes(visible=False, constrain="domain")
+    figure.update_yaxes(visible=False, autorange="reversed", constrain="domain")
+    for axis in figure.select_yaxes():
+        axis.scaleanchor = axis.anchor
+    figure.update_layout(template=template(dark), width=760, height=60 + 240 * count)
+    figure.update_annotations(font_size=13)
+    set_title(figure, title or _weight_finding(values, titles), 84, below=20)
+    return figure
+
+
+# Strong where the map is, clear where it is zero: the image stays visible under it.
+_CLEAR = [
+    (0.0, "rgba(69, 150, 200, 1)"),
+    (0.35, "rgba(69, 150, 200, 0.35)"),
+    (0.5, "rgba(233, 231, 227, 0)"),
+    (0.65, "rgba(224, 123, 57, 0.35)"),
+    (1.0, "rgba(224, 123, 57, 1)"),
+]
+
+
+def _add_row(figure: go.Figure, row: int, image: npt.NDArray[np.uint8], values: npt.NDArray[np.float32]) -> None:
+    grey = np.repeat(image.mean(axis=2, keepdims=True).astype(np.uint8), 3, axis=2)
+    hover = "row %{y}, column %{x}<br>attribution %{z:+.3g}<extra></extra>"
+    figure.add_image(z=image, hovertemplate="row %{y}, column %{x}<extra></extra>", row=row, col=1)
+    figure.add_heatmap(z=values, coloraxis="coloraxis", hovertemplate=hover, name="map", row=row, col=2)
+    figure.add_image(z=grey, hoverinfo="skip", row=row, col=3)
+    over: dict[str, Any] = {"colorscale": _CLEAR, "showscale": False, "name": "over"}
+    figure.add_heatmap(z=values, hovertemplate=hover, row=row, col=3, **over)
+
+
+def _weight_finding(maps: npt.NDArray[np.float32], titles: Sequence[str]) -> str:
+    """On how many pixels half of the absolute attribution lies, image by image."""
+    said = []
+    for name, values in zip(titles, maps, strict=True):
+        weight = np.sort(np.abs(values), axis=None)[::-1].cumsum()
+        if weight[-1] == 0:
+            said.append(f"nothing in {name}")
+            continue
+        few = int(np.searchsorted(weight, weight[-1] / 2)) + 1
+        said.append(f"{100 * few / weight.size:.0f} % of the pixels of {name}")
+    return html.escape(f"Half of the attribution lies on {' and '.join(said)}", quote=False)
+
+
+def _checked(images: Matrix, titles: Sequence[str]) -> npt.NDArray[np.uint8]:
+    """Images as an array (N, 1 or 3, H, W), with a caption each."""
+    pixels = np.asarray(images)
+    if pixels.ndim != 4 or pixels.dtype != np.uint8 or pixels.shape[1] not in (1, 3):
+        raise CorsdError(f"images of shape {pixels.shape} and type {pixels.dtype}; allowed: uint8 (N, 1 or 3, H, W)")
+    if len(titles) != len(pixels):
+        raise CorsdError(f"{len(titles)} captions for {len(pixels)} images; one each is wanted")
+    return pixels

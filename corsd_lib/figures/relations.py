@@ -1,61 +1,187 @@
-"""Relations as heatmaps."""
+"""Relations as heatmaps: of classes or of images, alone or one minus another.
+
+C classes or images. An order is applied here, to rows, columns and names; groups and clusters are drawn on top of the cells.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import plotly.graph_objects as go
 
-from corsd_lib.errors import CorsdError
-from corsd_lib.figures.style import SCALE, Matrix, as_scores, set_title, template, unique_labels
+from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.figures.marks import boundary_shapes, clustering_shape, group_ticks, leaves_of
+from corsd_lib.figures.style import DIVERGING, SCALE, Matrix, as_scores, set_title, template, unique_labels
+
+UNITS = ("class", "image")
+ALL_NAMED = 20  # more names than this do not all fit beside the cells
+LIMIT = 0.5  # of the colours of a difference: relations hardly ever change by more, and by 1 never
+_TREE = 0.14  # height of a dendrogram, of the heatmap's
 
 
-def relation_heatmap(matrix: Matrix, class_names: Sequence[str], title: str = "", *, dark: bool = False) -> go.Figure:
-    """Class x class relation as a heatmap, row c = class of the first image, column d = of the second.
+def relation_heatmap(
+    matrix: Matrix,
+    names: Sequence[str],
+    title: str = "",
+    *,
+    order: Matrix | None = None,
+    groups: Matrix | None = None,
+    group_names: Sequence[str] | None = None,
+    dendrogram: Matrix | None = None,
+    unit: str = "class",
+    dark: bool = False,
+) -> go.Figure:
+    """Relation of classes (or of images, `unit`) as a heatmap: row c = the first of the pair, column d = the second.
 
     `matrix` (C, C): floats in [0, 1] (1 = related, NaN is left blank), or uint8 where 255 stands for 1. The colour range is
-    always 0 to 1, so that two matrices can be compared by eye. Raises `CorsdError` when shape and names do not fit.
+    always 0 to 1, so that two matrices can be compared by eye. `order` (C,): the permutation in which rows and columns are
+    drawn. `groups` (C,): group ids in drawing order (superclasses; classes of images); lines part the groups, and ticks name
+    them when `group_names` (by id) are given. `dendrogram`: the linkage (C - 1, 4) of the rows, drawn above in units of
+    1 - relation, which gives the order when there is none. Raises `CorsdError` when any of them do not fit.
     """
-    values, names = as_scores(matrix), unique_labels(class_names)
-    if values.shape != (len(names), len(names)):
-        raise CorsdError(f"relation matrix of shape {values.shape} does not fit {len(names)} class names; (C, C) is wanted")
-    figure = go.Figure(relation_trace(values, names))
-    figure.update_layout(template=template(dark), width=560, height=540)
-    set_title(figure, title, 64)
-    square_class_axes(figure, len(names))
+    if dendrogram is not None and order is None:
+        order = leaves_of(dendrogram, len(names))
+    values, labels = _ordered(as_scores(matrix), names, order)
+    figure = go.Figure(relation_trace(values, labels))
+    _finish(figure, labels, title, groups, group_names, unit, dark)
+    if dendrogram is not None:
+        _add_tree(figure, dendrogram, order)
+    return figure
+
+
+def relation_difference(
+    matrix: Matrix,
+    reference: Matrix,
+    names: Sequence[str],
+    title: str = "",
+    *,
+    order: Matrix | None = None,
+    groups: Matrix | None = None,
+    group_names: Sequence[str] | None = None,
+    unit: str = "class",
+    limit: float = LIMIT,
+    dark: bool = False,
+) -> go.Figure:
+    """`matrix` minus `reference`, both as in `relation_heatmap`, whose other parameters are the same here.
+
+    Vermilion: more related than in the reference; blue: less; grey: as much. The colours end at -`limit` and `limit` whatever
+    the values, so that two figures can be compared by eye; what is beyond looks as what is there, and hover has the value.
+    Without a title the figure says itself what changed. Raises `CorsdError` when shapes and names do not fit.
+    """
+    first, second = as_scores(matrix), as_scores(reference)
+    if first.shape != second.shape:
+        raise CorsdError(f"a matrix of shape {first.shape} minus one of shape {second.shape}; the same shape is wanted")
+    values, labels = _ordered(first - second, names, order)
+    figure = go.Figure(difference_trace(values, labels, limit))
+    _finish(figure, labels, title or difference_finding(values, labels, unit), groups, group_names, unit, dark)
     return figure
 
 
 def relation_trace(values: npt.NDArray[np.float32], names: Sequence[str]) -> go.Heatmap:
     """The heatmap of `relation_heatmap` as a trace, for figures that hold more than one thing; `names` are escaped ones."""
-    return go.Heatmap(
-        z=values,
-        x=list(names),
-        y=list(names),
-        zmin=0,
-        zmax=1,
-        colorscale=SCALE,
-        colorbar={"title": {"text": "relation", "side": "right"}, "tickformat": ".1f", "thickness": 14, "outlinewidth": 0},
-        hovertemplate="%{y} with %{x}<br>relation %{z:.3f}<extra></extra>",
-        hoverongaps=False,
-    )
+    look = {"zmin": 0, "zmax": 1, "colorscale": SCALE, "colorbar": _colour_bar("relation", ".1f")}
+    return _heatmap(values, names, "relation %{z:.3f}", look)
 
 
-def square_class_axes(figure: go.Figure, classes: int, **where: int) -> None:
-    """Category axes of a class x class heatmap: square cells, the first class at the top left; up to 20 names all shown."""
-    every = {"dtick": 1} if classes <= 20 else {}
-    figure.update_xaxes(
-        type="category", title="class of the second image", constrain="domain", showgrid=False, **every, **where
+def difference_trace(values: npt.NDArray[np.float32], names: Sequence[str], limit: float = LIMIT) -> go.Heatmap:
+    """The heatmap of `relation_difference` as a trace; `names` are escaped ones."""
+    marks = [limit * part for part in (-1, -0.5, 0, 0.5, 1)]
+    text = [f"≤ {marks[0]:g}", *(f"{mark:+g}" if mark else "0" for mark in marks[1:-1]), f"≥ +{limit:g}"]
+    bar = {**_colour_bar("difference of relations", ""), "tickvals": marks, "ticktext": text}
+    look = {"zmin": -limit, "zmax": limit, "colorscale": DIVERGING, "colorbar": bar}
+    return _heatmap(values, names, "difference %{z:+.3f}", look)
+
+
+def square_class_axes(figure: go.Figure, classes: int, *, unit: str = "class", **where: int) -> None:
+    """Category axes of a heatmap of classes or images: square cells, the first at the top left; up to 20 names all shown."""
+    check_choice("unit", unit, UNITS)
+    # More names come as far as they fit; zooming in, when they do.
+    many = {"nticks": 50, "tickfont": {"size": 10}}
+    ticks: dict[str, Any] = {"dtick": 1} if classes <= ALL_NAMED else many
+    of = "class of the {} image" if unit == "class" else "{} image"
+    shared = {"type": "category", "constrain": "domain", "showgrid": False, **ticks, **where}
+    figure.update_xaxes(title=of.format("second"), **shared)
+    beside = next(iter(figure.select_xaxes(**where))).plotly_name.replace("axis", "")
+    figure.update_yaxes(title=of.format("first"), autorange="reversed", scaleanchor=beside, **shared)
+
+
+def difference_finding(values: npt.NDArray[np.float32], names: Sequence[str], unit: str = "class") -> str:
+    """What a difference (C, C) says in a sentence, as HTML; `names` are escaped ones."""
+    if np.isnan(values).all():
+        return "No pair has a relation in both"
+    row, column = divmod(int(np.nanargmax(np.abs(values))), len(values))
+    most = f"most changed: {names[row]} with {names[column]} ({values[row, column]:+.2f})"
+    same = np.eye(len(values), dtype=bool)
+    inside, outside = values[same], values[~same]
+    if unit == "image" or np.isnan(inside).all() or np.isnan(outside).all():
+        return f"Relations differ by {np.nanmean(np.abs(values)):.2f} on average; {most}"
+    return f"Relation {np.nanmean(inside):+.2f} within a class, {np.nanmean(outside):+.2f} between classes; {most}"
+
+
+def _ordered(
+    values: npt.NDArray[np.float32], names: Sequence[str], order: Matrix | None
+) -> tuple[npt.NDArray[np.float32], list[str]]:
+    """Scores (C, C) and their labels in drawing order."""
+    count = len(names)
+    if values.shape != (count, count):
+        raise CorsdError(f"relation matrix of shape {values.shape} does not fit {count} class names; (C, C) is wanted")
+    labels = unique_labels(names)
+    if order is None:
+        return values, labels
+    places = np.asarray(order)
+    if sorted(places.tolist()) != list(range(count)):
+        raise CorsdError(f"order of {places.size} places is no permutation of {count} classes; each of 0 to {count - 1} once")
+    return values[np.ix_(places, places)], [labels[place] for place in places]
+
+
+def _heatmap(values: npt.NDArray[np.float32], names: Sequence[str], said: str, look: dict[str, Any]) -> go.Heatmap:
+    hover = f"%{{y}} with %{{x}}<br>{said}<extra></extra>"
+    return go.Heatmap(z=values, x=list(names), y=list(names), hovertemplate=hover, hoverongaps=False, **look)
+
+
+def _colour_bar(title: str, form: str) -> dict[str, Any]:
+    return {"title": {"text": title, "side": "right"}, "tickformat": form, "thickness": 14, "outlinewidth": 0}
+
+
+def _finish(
+    figure: go.Figure,
+    labels: Sequence[str],
+    title: str,
+    groups: Matrix | None,
+    group_names: Sequence[str] | None,
+    unit: str,
+    dark: bool,
+) -> None:
+    """Size, title, axes and groups of a heatmap."""
+    many = len(labels) > ALL_NAMED
+    figure.update_layout(template=template(dark), width=720 if many else 560, height=700 if many else 540)
+    set_title(figure, title, 84 if many else 64)
+    square_class_axes(figure, len(labels), unit=unit)
+    if groups is not None:
+        figure.update_layout(shapes=boundary_shapes(groups, len(labels)))
+        if group_names is not None:
+            ticks = group_ticks(groups, labels, group_names)
+            figure.update_xaxes(**ticks, tickangle=90 if len(ticks["ticktext"]) > 6 else 0)
+            figure.update_yaxes(**ticks)
+
+
+def _add_tree(figure: go.Figure, linkage: Matrix, order: Matrix | None) -> None:
+    shape, tallest = clustering_shape(linkage, order, _TREE, figure.layout.template.layout.font.color)
+    figure.add_shape(shape)
+    said = f"clusters: average distance, 1 - relation; top {tallest:.2f}"
+    figure.add_annotation(
+        x=1,
+        y=1.01 + _TREE,
+        xref="x domain",
+        yref="y domain",
+        xanchor="right",
+        yanchor="bottom",
+        text=said,
+        showarrow=False,
+        font={"size": 11},
     )
-    figure.update_yaxes(
-        type="category",
-        title="class of the first image",
-        autorange="reversed",
-        scaleanchor=next(iter(figure.select_xaxes(**where))).plotly_name.replace("axis", ""),
-        constrain="domain",
-        showgrid=False,
-        **every,
-        **where,
-    )
+    room = int(_TREE * 0.8 * figure.layout.height) + 18
+    figure.update_layout(height=figure.layout.height + room, margin={"t": figure.layout.margin.t + room})

@@ -19,6 +19,8 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("solid", "dot", "dash", "dashdot")
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "cross")
 SCALE = "Viridis"  # sequential, even steps to every eye; low is dark, high is light
+# Diverging: the palette's blue and vermilion, zero a light grey that is neither page. For differences and signed maps.
+DIVERGING = ((0.0, "#053d63"), (0.25, "#4596c8"), (0.5, "#e9e7e3"), (0.75, "#e07b39"), (1.0, "#7a3000"))
 PLOTLY = "application/vnd.plotly.v1+json"  # what a figure is called in a notebook's outputs
 INK = {False: "#1f2933", True: "#e4e7eb"}
 PAPER = {False: "#ffffff", True: "#111418"}
@@ -92,7 +94,8 @@ def set_title(figure: go.Figure, title: str, width: int, below: int = 8) -> None
     """A title broken into lines of about `width` characters, which plotly does not do, and the room that it takes."""
     lines = [line for part in title.split("\n") for line in textwrap.wrap(part, width, break_long_words=False)]
     extra = 20 * max(0, len(lines) - 1)
-    figure.update_layout(title={"text": "<br>".join(lines), "pad": {"t": 14 + extra}}, margin={"t": 44 + extra + below})
+    pad = 14 if len(lines) < 2 else 25  # plotly sets several lines 11 pixels higher than one
+    figure.update_layout(title={"text": "<br>".join(lines), "pad": {"t": pad}}, margin={"t": 44 + extra + below})
 
 
 def save_png(

@@ -1,21 +1,35 @@
-"""Pages: one HTML file that answers to clicks without a kernel or a network."""
+"""Pages: one HTML file that answers to clicks without a kernel or a network.
+
+page.py    the file: plotly.js, our script and style, and the panels' data, each once
+panels.py  what there is to show of runs, as plain values and packed arrays
+static/    page.js (the page, text, tables and figures), relation.js, stages.js and exits.js (a panel each), page.css
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from corsd_lib.pages.page import Panel, write_page
+from corsd_lib.pages.panels import (
+    columns_panel,
+    exits_panel,
+    figure_panel,
+    has_superclasses,
+    relation_panel,
+    run_names,
+    stages_panel,
+    table_panel,
+    text_panel,
+)
 
-__all__ = ["Panel", "write_page"]
-
-
-class Panel(NamedTuple):
-    """A part of a page: what it is, a name of a function in the page's script, and what that is given, ready for JSON."""
-
-    kind: str
-    title: str
-    data: dict[str, Any]
-
-
-def write_page(path: str | Path, panels: Sequence[Panel], title: str = "") -> Path:
-    raise NotImplementedError
+__all__ = [
+    "Panel",
+    "columns_panel",
+    "exits_panel",
+    "figure_panel",
+    "has_superclasses",
+    "relation_panel",
+    "run_names",
+    "stages_panel",
+    "table_panel",
+    "text_panel",
+    "write_page",
+]

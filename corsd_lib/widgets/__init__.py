@@ -1,15 +1,20 @@
 """Explorers: ipywidgets over runs and figures; no maths.
 
-base.py         what every explorer is: a box in the page's colours, a busy sign, files of what is shown
-probe_images.py the images behind a run's snapshots, where the data is
-relation.py     RelationExplorer
-monitor.py      TrainingMonitor
+base.py           what every explorer is: a box in the page's colours, a busy sign, files of what is shown
+relation.py       RelationExplorer; relation_view.py what it shows, relation_figure.py how, pair.py what lies behind a cell
+stages.py         StageExplorer; stage_panels.py its pictures, stage_facts.py its words
+exits.py          ExitExplorer
+attribution.py    AttributionExplorer; attribution_pictures.py, attribution_checks.py its parts
+monitor.py        TrainingMonitor
+probe_images.py   the images behind a run's snapshots, where the data is; thumbnails.py, image_choice.py: shown and chosen
 
 An explorer reads a `Run` and nothing else: live or from a file, of this machine or of another. Matrices travel to the browser
 in binary, 4 bytes a score, never as lists.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 try:
     import anywidget  # noqa: F401  (plotly's FigureWidget stands on it)
@@ -20,7 +25,17 @@ except ModuleNotFoundError as error:
         f"the explorers need {error.name}, which is not installed: pip install 'corsd_lib[notebooks]'", name=error.name
     ) from error
 
+from corsd_lib.widgets.exits import ExitExplorer
 from corsd_lib.widgets.monitor import TrainingMonitor
 from corsd_lib.widgets.relation import RelationExplorer
+from corsd_lib.widgets.stages import StageExplorer
 
-__all__ = ["RelationExplorer", "TrainingMonitor"]
+__all__ = ["AttributionExplorer", "ExitExplorer", "RelationExplorer", "StageExplorer", "TrainingMonitor"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "AttributionExplorer":  # it needs captum, which the others do without
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from corsd_lib.widgets.attribution import AttributionExplorer
+
+    return AttributionExplorer

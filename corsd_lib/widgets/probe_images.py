@@ -75,6 +75,10 @@ def png_of(pixels: Tensor, factor: int = 1) -> bytes:
 
 def image_html(png: bytes, alt: str, side: int = 128) -> str:
     """An <img> of a PNG, drawn without smoothing, for an HTML widget; `alt` is escaped."""
-    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     style = f"width:{side}px;height:{side}px;object-fit:contain;image-rendering:pixelated"
-    return f'<img src="{source}" alt="{html.escape(alt)}" style="{style}">'
+    return f'<img src="{image_source(png)}" alt="{html.escape(alt)}" style="{style}">'
+
+
+def image_source(png: bytes) -> str:
+    """A PNG as the address of itself."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -1,8 +1,11 @@
-"""Relations of a run, exit by exit and epoch by epoch."""
+"""Relations of a run, exit by exit and epoch by epoch, down to two images."""
 
 from __future__ import annotations
 
 import html
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
 from typing import Any
 
 import ipywidgets as ipw
@@ -10,101 +13,231 @@ import numpy as np
 import plotly.graph_objects as go
 import traitlets
 
+from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice
-from corsd_lib.figures.relations import relation_heatmap
-from corsd_lib.figures.style import PALETTE, as_scores, exit_names, set_title
+from corsd_lib.pages import Panel, relation_panel
 from corsd_lib.runs import Run
-from corsd_lib.widgets.base import Explorer, Scores, cell_by_cell
+from corsd_lib.widgets.base import Explorer
+from corsd_lib.widgets.pair import PairView
+from corsd_lib.widgets.probe_images import ProbeImages
+from corsd_lib.widgets.relation_figure import RelationFigure
+from corsd_lib.widgets.relation_view import DEEPEST, KIND_NAMES, LEVELS, OTHER, Relations, Scores, View
+
+_ORDER_NAMES = {
+    "label": "label",
+    "superclass": "superclass",
+    "cluster": "cluster",
+    "superclass_cluster": "cluster within superclass",
+}
+_NONE = ""  # in a list of choices: ipywidgets shows a choice of the value None as no choice at all
+_HOW_TO = "Click a cell to open the pair; drag to zoom, double-click to zoom out."
 
 
 class RelationExplorer(Explorer):
-    """Class x class relation of a run, at every exit and after every epoch that has a snapshot.
+    """Relations of a run, at every exit and after every epoch that has a snapshot, down to two images and their pixels.
 
-    Choose exit and epoch (or play them); a click on a cell, or the two class lists, selects a pair of classes and shows its
-    relation at every exit. `explorer.exit` (1 = shallowest), `.epoch` and `.selection` (two class indices or names; None for
-    none) can be read and set; `.matrix` is what is shown, (C, C) float32. Raises `CorsdError` for a run without snapshots.
+    Choose exit and epoch (or play them), the relation, classes or images, their order, a superclass, and what to subtract; a
+    click on a cell, or the lists, opens the pair. `other`: a run on the same classes to compare with. The images are those of
+    `data`, else of the run's own from `data_root`; without it a sentence stands in their place.
+
+    All of it can be read and set: `exit` (1 = shallowest), `epoch`, `kind` ("trained", "cosine" or "l2"), `level` ("class" or
+    "image"), `order` (see `class_order`; clusters are those of the deepest exit after the last epoch), `superclass` (a name or
+    None), `against` ("deepest exit", an epoch, "other run" or None); the traits `selection` (two classes, by index or name, or
+    None), `images` (two probe positions or None) and `marked` (probe positions). `matrix` is what is shown: (n, n) float32 in
+    [0, 1], a difference in [-1, 1], rows as in `rows`. What cannot be raises `CorsdError` and leaves all as it was.
     """
 
     selection = traitlets.Any(allow_none=True, help="(first class, second class) as indices, or None")
+    images = traitlets.Any(allow_none=True, help="(first, second) probe image, by position, or None")
+    marked = traitlets.Any(
+        (), help="positions of probe images: their classes are marked, and at level image only they are shown"
+    )
 
-    def __init__(self, run: Run) -> None:
-        self.run, self._probes = run, run.probes
-        self._cache: dict[int, list[Scores]] = {}
-        self._following = False
-        if not self._probes:
-            raise CorsdError(f"{run.path} has no probe snapshots to explore: train with probe_every above 0")
+    def __init__(
+        self, run: Run, other: Run | None = None, *, data: ImageData | None = None, data_root: str | None = None
+    ) -> None:
+        self.run, self.other = run, other
+        self._relations = Relations(run, other)
         self._names = run.data.class_names
-        epochs = list(self._probes)
-        last = self._probes[epochs[-1]]
-        self._exits = exit_names(len(last.relations), "exit" if len(last.logits) == len(last.relations) else "stage")
-        self._score = "relation" if last.relation_state else "cosine relation"
-        self.exit_choice = ipw.Dropdown(
-            options=[(name, k) for k, name in enumerate(self._exits, 1)], value=len(self._exits), description="exit"
-        )
-        self.epoch_slider = ipw.SelectionSlider(options=epochs, value=epochs[-1], description="epoch", continuous_update=True)
-        self.play = ipw.Play(min=0, max=len(epochs) - 1, value=len(epochs) - 1, interval=300, show_repeat=False)
+        mine = self._relations.mine
+        self._shown = self._relations.show(View(len(mine.exits(mine.stored)), mine.epochs[-1], mine.stored))
+        self._following = self._opened = False  # opened: images of the selection were asked for
+        self._make_controls()
+        pictures = ProbeImages(run, data, data_root)
+        self._pair_view = PairView(self._relations, pictures, self._open_images, self._relate_selected, self.busy)
+        self.table = self._pair_view.table
+        self._figure = RelationFigure(self._relations, self._shown)
+        super().__init__(self._figure.widget, self._layout())
+        self._status.children = [self.note, self._busy]  # beside the controls: below the pair nobody would see it
+        self._connect()
+        self._figure.draw(self._shown)
+        with self._follow():
+            self.selection = self._strongest_pair()
+        self._pair_changed()
+
+    # --- controls ---
+
+    def _make_controls(self) -> None:
+        relations, mine, view = self._relations, self._relations.mine, self._shown.view
+        look = {"style": {"description_width": "80px"}, "layout": {"width": "270px"}}
+        self.exit_choice = ipw.Dropdown(options=self._exit_options(), value=view.exit, description="exit", **look)
+        self.epoch_slider = ipw.SelectionSlider(options=mine.epochs, value=view.epoch, description="epoch")
+        last = len(mine.epochs) - 1
+        self.play = ipw.Play(min=0, max=last, value=last, interval=300, show_repeat=False)
+        levels = [(f"{level} x {level}", level) for level in LEVELS]
+        self.level_choice = ipw.Dropdown(options=levels, description="level", **look)
+        kinds = [("trained" if kind == "trained" else KIND_NAMES[kind], kind) for kind in mine.kinds]
+        self.kind_choice = ipw.Dropdown(options=kinds, value=view.kind, description="relation", **look)
+        orders = [(_ORDER_NAMES[order], order) for order in relations.orders]
+        self.order_choice = ipw.Dropdown(options=orders, description="order by", **look)
+        superclasses = [("all", _NONE), *((name, name) for name in relations.superclass_names)]
+        self.superclass_choice = ipw.Dropdown(options=superclasses, description="superclass", **look)
+        self.against_choice = ipw.Dropdown(options=self._references(), description="subtract", **look)
         classes = [("none", None), *((name, k) for k, name in enumerate(self._names))]
         look = {"style": {"description_width": "90px"}, "layout": {"width": "260px"}}
+        self.class_search = ipw.Combobox(
+            options=list(self._names),
+            placeholder="a name, or part of it",
+            description="find class",
+            continuous_update=False,
+            **look,
+        )
         self.first_class = ipw.Dropdown(options=classes, description="first class", **look)
         self.second_class = ipw.Dropdown(options=classes, description="second class", **look)
-        self.table = ipw.HTML()
-        matrix = self.relations(epochs[-1])[-1]
-        figure = go.FigureWidget(relation_heatmap(matrix, self._names).for_each_trace(cell_by_cell))
-        side = 480 if len(self._names) <= 20 else 680
-        figure.update_layout(width=side + 10, height=side)
-        super().__init__(figure, self._layout(figure))
-        self._connect()
-        self._draw()
-        self.selection = self._strongest_pair()
+        self.unmark = ipw.Button(description="Forget the marks", icon="times", layout={"width": "auto", "display": "none"})
+        self.note = ipw.HTML(_HOW_TO)
+        self._status = ipw.HBox()
 
-    def _layout(self, figure: go.FigureWidget) -> list[ipw.Widget]:
-        controls = ipw.HBox([self.exit_choice, self.play, self.epoch_slider], layout={"flex_flow": "row wrap"})
-        pair = ipw.VBox([self.first_class, self.second_class, self.table], layout={"padding": "40px 0 0 16px"})
-        return [controls, ipw.HBox([figure, pair], layout={"flex_flow": "row wrap"})]
+    def _exit_options(self) -> list[tuple[str, int]]:
+        return [(name, k) for k, name in enumerate(self._relations.mine.exits(self._shown.view.kind), 1)]
+
+    def _references(self) -> list[tuple[str, str | int | None]]:
+        epochs = [(f"epoch {epoch}", epoch) for epoch in self._relations.mine.epochs]
+        others = [(f"other run: {self._relations.run_names[1]}", OTHER)] if self.other else []
+        return [("nothing", _NONE), (DEEPEST, DEEPEST), *others, *epochs]
+
+    def _layout(self) -> list[ipw.Widget]:
+        wrap = {"flex_flow": "row wrap"}
+        when = ipw.HBox([self.exit_choice, self.play, self.epoch_slider], layout=wrap)
+        hierarchy = [self.superclass_choice] if self._relations.superclass_names else []
+        what = ipw.HBox([self.level_choice, self.kind_choice, self.order_choice, *hierarchy, self.against_choice], layout=wrap)
+        lists = [self.class_search, self.first_class, self.second_class, self.unmark]
+        pair = ipw.VBox(
+            [*lists, self._pair_view], layout={"padding": "20px 0 0 16px", "flex": "1 1 400px", "min_width": "400px"}
+        )
+        return [when, what, self._status, ipw.HBox([self._figure.widget, pair], layout=wrap)]
 
     def _connect(self) -> None:
         ipw.jslink((self.play, "value"), (self.epoch_slider, "index"))
-        for control in (self.exit_choice, self.epoch_slider):
-            control.observe(lambda _: self._draw(), "value")
+        for control in self._view_controls().values():
+            control.observe(self._controls_changed, "value")
         for control in (self.first_class, self.second_class):
             control.observe(self._classes_chosen, "value")
+        self.class_search.observe(self._searched, "value")
+        self.unmark.on_click(lambda _: self.set_trait("marked", ()))
         self.figure.data[0].on_click(self._clicked)
+
+    def _view_controls(self) -> dict[str, ipw.ValueWidget]:
+        """The control of every field of a `View`."""
+        return {
+            "exit": self.exit_choice,
+            "epoch": self.epoch_slider,
+            "kind": self.kind_choice,
+            "level": self.level_choice,
+            "order": self.order_choice,
+            "superclass": self.superclass_choice,
+            "against": self.against_choice,
+        }
 
     # --- what can be read and set ---
 
     @property
     def exit(self) -> int:
         """The exit that is shown, 1 = shallowest."""
-        return self.exit_choice.value
+        return self._shown.view.exit
 
     @exit.setter
-    def exit(self, number: int) -> None:
-        check_choice("exit", number, range(1, len(self._exits) + 1))
-        self.exit_choice.value = number
+    def exit(self, value: int) -> None:
+        self._ask("exit", value)
 
     @property
     def epoch(self) -> int:
         """The number of epochs after which the relation is shown."""
-        return self.epoch_slider.value
+        return self._shown.view.epoch
 
     @epoch.setter
-    def epoch(self, number: int) -> None:
-        check_choice("epoch", number, self._probes)
-        self.epoch_slider.value = number
+    def epoch(self, value: int) -> None:
+        self._ask("epoch", value)
+
+    @property
+    def kind(self) -> str:
+        """Which relation: "trained", "cosine" or "l2"."""
+        return self._shown.view.kind
+
+    @kind.setter
+    def kind(self, value: str) -> None:
+        self._ask("kind", value)
+
+    @property
+    def level(self) -> str:
+        """What the cells are of, "class" or "image"."""
+        return self._shown.view.level
+
+    @level.setter
+    def level(self, value: str) -> None:
+        self._ask("level", value)
+
+    @property
+    def order(self) -> str:
+        """The order of the classes."""
+        return self._shown.view.order
+
+    @order.setter
+    def order(self, value: str) -> None:
+        self._ask("order", value)
+
+    @property
+    def superclass(self) -> str | None:
+        """The superclass that is shown alone, by name."""
+        return self._shown.view.superclass
+
+    @superclass.setter
+    def superclass(self, value: str | None) -> None:
+        self._ask("superclass", value)
+
+    @property
+    def against(self) -> str | int | None:
+        """What is subtracted: "deepest exit", an epoch, "other run" or nothing."""
+        return self._shown.view.against
+
+    @against.setter
+    def against(self, value: str | int | None) -> None:
+        self._ask("against", value)
+
+    @property
+    def rows(self) -> list[int]:
+        """What the rows, and columns, of the heatmap are, from the top: classes, or positions of probe images."""
+        return self._shown.ordered
 
     @property
     def matrix(self) -> Scores:
-        """What is shown, (C, C) float32 in [0, 1]."""
-        return self.relations(self.epoch)[self.exit - 1]
+        """What is shown, (n, n) float32: in [0, 1], or in [-1, 1] where something is subtracted."""
+        return self._shown.values[np.ix_(self._shown.order, self._shown.order)]
 
-    def relations(self, epoch: int) -> list[Scores]:
-        """Matrices (C, C) of all exits after `epoch`, read from disk the first time."""
-        if epoch not in self._cache:
-            self._cache[epoch] = [as_scores(matrix.numpy()) for matrix in self._probes[epoch].relations]
-        return self._cache[epoch]
+    def _ask(self, name: str, value: Any) -> None:
+        options = self._view_controls()[name].options
+        check_choice(name, value, [_chosen(option[1] if isinstance(option, tuple) else option) for option in options])
+        self._show(replace(self._shown.view, **{name: value}))
 
     def __repr__(self) -> str:
         return f"RelationExplorer({str(self.run.path)!r}, exit {self.exit}, epoch {self.epoch}, selection {self.selection})"
+
+    def panels(self) -> list[Panel]:
+        """The relations as a panel of a page that begins at this exit, epoch, order and pair."""
+        deepest = len(self._relations.mine.exits(self._relations.mine.stored))
+        exit = self.exit + deepest - len(self._exit_options())
+        start = {"exit": exit, "epoch": self.epoch, "order": self.order, "selection": self.selection}
+        return [relation_panel(self.run, self.other, **start)]
 
     @traitlets.validate("selection")
     def _valid_selection(self, proposal: Any) -> tuple[int, int] | None:
@@ -122,49 +255,168 @@ class RelationExplorer(Explorer):
         check_choice("class", which, range(len(self._names)))
         return int(which)
 
+    @traitlets.validate("images")
+    def _valid_images(self, proposal: Any) -> tuple[int, int] | None:
+        if proposal.value is None:
+            return None
+        found = self._positions("images", proposal.value)
+        if len(set(found)) != 2 or len(found) != 2:
+            raise CorsdError(f"images {proposal.value!r} must be the positions of two different probe images, or None")
+        return found[0], found[1]
+
+    @traitlets.validate("marked")
+    def _valid_marked(self, proposal: Any) -> tuple[int, ...]:
+        return self._positions("marked", proposal.value)
+
+    def _positions(self, what: str, given: Any) -> tuple[int, ...]:
+        count = len(self._relations.mine.labels)
+        try:
+            found = tuple(map(int, given))
+        except (TypeError, ValueError):
+            found = (-1,)
+        if any(position not in range(count) for position in found):
+            raise CorsdError(f"{what} {given!r}: positions of probe images are wanted; allowed: 0 to {count - 1}")
+        return found
+
     # --- what happens then ---
 
+    @contextmanager
+    def _follow(self) -> Iterator[None]:
+        """Controls and traits are brought in line with each other: what changes meanwhile is nobody's choice."""
+        before, self._following = self._following, True
+        try:
+            yield
+        finally:
+            self._following = before
+
+    def _controls_changed(self, change: Any) -> None:
+        if self._following:
+            return
+        try:
+            self._show(View(**{name: _chosen(control.value) for name, control in self._view_controls().items()}))
+        except CorsdError as error:
+            self._line_up()
+            self._say(str(error))
+
+    def _say(self, text: str) -> None:
+        self.note.value = f'<span role="status">{html.escape(text)}</span>'
+
+    def _show(self, view: View) -> None:
+        """Show `view`, or raise and leave all as it was."""
+        slow = view.level == "image" or "cluster" in view.order
+        with self.busy("relating") if slow else nullcontext():
+            self._shown = self._relations.show(view, self.marked if view.level == "image" else ())
+            self._line_up()
+            self._figure.draw(self._shown, len(self.marked))
+            self._draw_pair()
+
+    def _line_up(self) -> None:
+        """The controls say what is shown."""
+        with self._follow():
+            if self.exit_choice.options != tuple(self._exit_options()):
+                self.exit_choice.options = self._exit_options()
+            for name, control in self._view_controls().items():
+                value = getattr(self._shown.view, name)
+                control.value = _NONE if value is None else value
+            self.note.value = _HOW_TO
+
     def _clicked(self, trace: go.Heatmap, points: Any, state: Any) -> None:
-        if points.point_inds:  # the cell's place in the columns
-            self.selection = divmod(int(points.point_inds[0]), len(self._names))
+        if not points.point_inds:
+            return
+        rows = self._shown.rows
+        first, second = (int(rows[k]) for k in divmod(int(points.point_inds[0]), len(rows)))  # the cell's place in the columns
+        if self.level == "class":
+            if self.selection == (first, second):  # no change that would be told, but perhaps other images are open
+                self._open_likeliest()
+            self.selection = first, second
+        elif first != second:
+            self.images = first, second
 
     def _classes_chosen(self, change: Any) -> None:
         pair = (self.first_class.value, self.second_class.value)
         if None not in pair and not self._following:
             self.selection = pair
 
+    def _searched(self, change: Any) -> None:
+        """Open the class that was typed, or the only one with that in its name, beside the one most related to it."""
+        text = self.class_search.value.strip()
+        if not text:
+            return
+        same = [k for k, name in enumerate(self._names) if name == text]
+        found = same or [k for k, name in enumerate(self._names) if text.casefold() in name.casefold()]
+        if len(found) != 1:
+            names = ", ".join(self._names[k] for k in found[:12]) + (", …" if len(found) > 12 else "")
+            self._say(
+                f"{len(found)} classes with {text!r} in their names: {names}" if found else f"No class is called {text!r}"
+            )
+            return
+        mine, view = self._relations.mine, self._shown.view
+        related = mine.classes(view.epoch, view.exit, view.kind)[found[0]].copy()
+        related[found[0]] = np.nan
+        self.note.value = _HOW_TO
+        self.selection = found[0], found[0] if np.isnan(related).all() else int(np.nanargmax(related))
+
     @traitlets.observe("selection")
     def _selected(self, change: Any) -> None:
-        self._following = True  # the lists change one by one: the pair in between is nobody's choice
-        self.first_class.value, self.second_class.value = self.selection or (None, None)
-        self._following = False
-        self.figure.layout.shapes = () if self.selection is None else (_frame(*self.selection),)
-        self._tabulate()
+        if not self._following:
+            self._open_likeliest()
 
-    def _draw(self) -> None:
-        matrix = self.matrix
-        within, between = np.nanmean(np.diag(matrix)), np.nanmean(matrix[~np.eye(len(matrix), dtype=bool)])
-        finding = f"{self._score} {within:.2f} within a class, {between:.2f} between classes"
-        with self.figure.batch_update():
-            self.figure.data[0].z = matrix.ravel()
-            set_title(self.figure, f"{self._exits[self.exit - 1]}, epoch {self.epoch}\n{finding}", 64)
-        self._tabulate()
+    def _open_likeliest(self) -> None:
+        """Open the most related images of the selected classes."""
+        self._opened = self.selection is not None
+        with self.busy("looking at the images"), self._follow():
+            self.images = self._most_related_images()
+            self._pair_changed()
 
-    def _tabulate(self) -> None:
-        """The selected pair at every exit, both ways round: a trained relation need not be symmetric."""
+    def _most_related_images(self) -> tuple[int, int] | None:
+        """By the relation that is shown; by the cosine where that one is not of single images."""
         if self.selection is None:
-            self.table.value = "Click a cell, or choose two classes."
+            return None
+        mine, view = self._relations.mine, self._shown.view
+        for asked in (view, replace(view, kind="cosine", exit=len(mine.exits("cosine")))):
+            with suppress(CorsdError):
+                return next((pair for _, pair in mine.ranked(asked, *self.selection)), None)
+        return None
+
+    def _open_images(self, pair: tuple[int, int]) -> None:
+        self.images = pair
+
+    @traitlets.observe("images")
+    def _images_chosen(self, change: Any) -> None:
+        if self._following:
             return
-        c, d = self.selection
-        first, second = (html.escape(self._names[k]) for k in (c, d))
-        ways = [(c, d), (d, c)] if c != d else [(c, d)]
-        head = "".join(f"<th>{html.escape(self._names[i])} → {html.escape(self._names[j])}</th>" for i, j in ways)
-        rows = (
-            f"<tr><th>{name}</th>{''.join(f'<td>{matrix[i, j]:.3f}</td>' for i, j in ways)}</tr>"
-            for name, matrix in zip(self._exits, self.relations(self.epoch), strict=True)
+        with self.busy("looking at the images"), self._follow():
+            if self.images is not None:
+                self.selection = tuple(int(self._relations.mine.labels[position]) for position in self.images)
+            self._pair_changed()
+
+    def _relate_selected(self) -> None:
+        """All images of the selected classes against each other."""
+        if self.selection is not None:
+            self.marked = tuple(np.flatnonzero(np.isin(self._relations.mine.labels, self.selection)).tolist())
+            self._show(replace(self._shown.view, level="image", superclass=None))
+
+    @traitlets.observe("marked")
+    def _marks_changed(self, change: Any) -> None:
+        self.unmark.layout.display = None if self.marked else "none"
+        self.unmark.description = f"Forget {len(self.marked)} marks"
+        try:
+            self._show(self._shown.view)
+        except CorsdError as error:  # none of them is in the superclass
+            self._say(str(error))
+
+    def _pair_changed(self) -> None:
+        with self._follow():
+            self.first_class.value, self.second_class.value = self.selection or (None, None)
+        self._draw_pair()
+
+    def _draw_pair(self) -> None:
+        view, by_class = self._shown.view, self.level == "class"
+        labels = self._relations.mine.labels if by_class and self.marked else np.array([])
+        self._figure.draw_over(
+            self._shown, self.selection if by_class else self.images, {int(labels[p]) for p in self.marked if by_class}
         )
-        caption = f"<caption>{self._score} of <b>{first}</b> and <b>{second}</b>, epoch {self.epoch}</caption>"
-        self.table.value = f"<table>{caption}<tr><th></th>{head}</tr>{''.join(rows)}</table>"
+        self._pair_view.show(view, self.selection, self.images, self._opened)
 
     def _strongest_pair(self) -> tuple[int, int] | None:
         """The two different classes that are most related: a first thing to look at."""
@@ -175,7 +427,6 @@ class RelationExplorer(Explorer):
         return int(row), int(column)
 
 
-def _frame(row: int, column: int) -> dict[str, Any]:
-    """A frame around one cell of the heatmap."""
-    line = {"color": PALETTE[1], "width": 3}
-    return {"type": "rect", "x0": column - 0.5, "x1": column + 0.5, "y0": row - 0.5, "y1": row + 0.5, "line": line}
+def _chosen(value: Any) -> Any:
+    """What a control's value stands for; 0, an epoch, is not nothing."""
+    return None if value == _NONE else value

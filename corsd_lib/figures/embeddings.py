@@ -1,0 +1,150 @@
+"""Pictures of what the exits see, side by side."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence, Sized
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from corsd_lib.errors import CorsdError
+from corsd_lib.figures.style import GREY, GRID, PALETTE, SCALE, SYMBOLS, Matrix, set_title, template
+
+_COLUMNS = 4  # panels in a row
+_MOST_KINDS = 24  # that a legend has room for; their looks are all different
+
+
+def embedding_scatter(
+    coordinates: Matrix,
+    labels: Matrix,
+    class_names: Sequence[str],
+    titles: Sequence[str],
+    title: str = "",
+    *,
+    colour_by: Sequence[str] | Matrix | None = None,
+    colour_name: str = "",
+    captions: Sequence[str] | None = None,
+    quality: Sequence[str] | None = None,
+    dark: bool = False,
+) -> go.Figure:
+    """Images as points, a panel an exit, all on the same scale; the axes of a projection have no unit.
+
+    `coordinates` (K, N, 2); `labels` (N,) of `class_names`; `titles` (K) over the panels and `quality` (K) under them.
+    `colour_by` (N,): names, each with a colour and symbol of its own, or numbers on the sequential scale; by default the
+    class. `colour_name` stands over the legend. `captions` (N,): what hover says, the class by default; lines end in "\\n".
+    Trace k is panel k and its point i is image i, for linked selections; the traces after them are the legend, which more than
+    24 kinds do not have. Raises `CorsdError` when shapes do not fit.
+    """
+    points = np.asarray(coordinates, np.float32)
+    if points.ndim != 3 or points.shape[2] != 2:
+        raise CorsdError(f"coordinates of shape {points.shape}; allowed: (K, N, 2)")
+    count, images = points.shape[:2]
+    _check_lengths(images, labels=labels, captions=captions, colour_by=colour_by)
+    _check_lengths(count, titles=titles, quality=quality)
+    classes = [class_names[label] for label in np.asarray(labels).tolist()]
+    hover = [_escaped(text) for text in (classes if captions is None else captions)]
+    figure = _panels([_escaped(text) for text in titles])
+    for k, panel in enumerate(points):
+        x, y = np.ascontiguousarray(panel.T)
+        place = {"row": k // _COLUMNS + 1, "col": k % _COLUMNS + 1}
+        figure.add_scattergl(x=x, y=y, mode="markers", text=hover, hovertemplate="%{text}<extra></extra>", **place)
+    kinds = list(dict.fromkeys(class_names)) if colour_by is None else None
+    look = point_look(classes if colour_by is None else colour_by, kinds)
+    figure.update_traces(marker=look, showlegend=False)
+    if "showscale" in look:
+        figure.data[0].marker.update(showscale=True, colorbar=_colour_bar(colour_name))
+    else:
+        figure.add_traces(legend_of(classes if colour_by is None else colour_by, kinds))
+    _finish(figure, count, quality, colour_name, title, dark)
+    return figure
+
+
+def point_look(colour_by: Sequence[str] | Matrix, kinds: Sequence[str] | None = None) -> dict[str, Any]:
+    """Colours and symbols of points (N,) as a marker: of names, which look as they stand in `kinds`, or of numbers.
+
+    `kinds`: the names that there are, in their order; sorted by default. After six kinds the symbol changes, after 36 looks
+    repeat. Colours are numbers on a scale of their own, which travel to a browser in binary.
+    """
+    values = np.asarray(colour_by)
+    if values.dtype.kind not in "UO":
+        rim = {"width": 0.5, "color": GREY}  # the ends of the scale are near the pages' own colours
+        return {"size": 6, "color": values.astype(np.float32), "colorscale": SCALE, "showscale": False, "line": rim}
+    codes = _codes(values, kinds)
+    colours, steps = codes % len(PALETTE), len(PALETTE)
+    scale = [(end / steps, colour) for i, colour in enumerate(PALETTE) for end in (i, i + 1)]
+    symbols = [SYMBOLS[code // steps % len(SYMBOLS)] for code in codes.tolist()]
+    ends = {"cmin": -0.5, "cmax": steps - 0.5}
+    return {"size": 6, "color": colours.astype(np.float32), "colorscale": scale, "symbol": symbols, **ends}
+
+
+def legend_of(colour_by: Sequence[str] | Matrix, kinds: Sequence[str] | None = None) -> list[go.Scatter]:
+    """Empty traces that make the legend of `point_look`; none for numbers and where kinds are too many to be listed."""
+    values = np.asarray(colour_by)
+    if values.dtype.kind not in "UO":
+        return []
+    kinds = sorted(set(values.tolist())) if kinds is None else list(kinds)
+    if len(kinds) > _MOST_KINDS:
+        return []
+    return [
+        go.Scatter(x=[None], y=[None], mode="markers", name=_escaped(kind), hoverinfo="skip", marker=_kind_look(i))
+        for i, kind in enumerate(kinds)
+    ]
+
+
+def _kind_look(i: int) -> dict[str, Any]:
+    return {"color": PALETTE[i % len(PALETTE)], "symbol": SYMBOLS[i // len(PALETTE) % len(SYMBOLS)], "size": 8}
+
+
+def _codes(names: Any, kinds: Sequence[str] | None) -> Any:
+    """The place of every name (N,) among the kinds."""
+    kinds = sorted(set(names.tolist())) if kinds is None else kinds
+    place = {kind: i for i, kind in enumerate(kinds)}
+    unknown = sorted(set(names.tolist()) - set(place))
+    if unknown:
+        raise CorsdError(f"colour_by {unknown[0]!r} is no kind; allowed: {', '.join(kinds)}")
+    return np.array([place[name] for name in names.tolist()], np.int64)
+
+
+def _escaped(text: str) -> str:
+    return html.escape(text, quote=False).replace("\n", "<br>")
+
+
+def _check_lengths(wanted: int, **given: Any) -> None:
+    for name, values in given.items():
+        if isinstance(values, Sized) and len(values) != wanted:
+            raise CorsdError(f"{len(values)} {name}; {wanted} are wanted, one each")
+
+
+def _panels(titles: Sequence[str]) -> go.Figure:
+    from plotly.subplots import make_subplots
+
+    columns = min(len(titles), _COLUMNS)
+    rows = -(-len(titles) // _COLUMNS)
+    return make_subplots(
+        rows=rows, cols=columns, subplot_titles=titles, horizontal_spacing=0.05 / columns, vertical_spacing=0.16 / rows
+    )
+
+
+def _finish(figure: go.Figure, count: int, quality: Sequence[str] | None, colour_name: str, title: str, dark: bool) -> None:
+    """Axes without numbers, all matched and in proportion; what is under the panels; sizes and legend."""
+    columns, rows = min(count, _COLUMNS), -(-count // _COLUMNS)
+    bare = {"showticklabels": False, "ticks": "", "showgrid": False, "zeroline": False, "showline": True, "mirror": True}
+    figure.update_xaxes(**bare, matches="x", linecolor=GRID)
+    figure.update_yaxes(**bare, matches="y", linecolor=GRID)
+    figure.update_yaxes(scaleanchor="x", selector={"anchor": "x"})
+    for k, text in enumerate(quality or ()):
+        figure.update_xaxes(title=_escaped(text), row=k // _COLUMNS + 1, col=k % _COLUMNS + 1)
+    side, entries = 330 if columns < 4 else 270, [trace.name for trace in figure.data[count:]]
+    beside = 60 + 7 * max(map(len, [colour_name, *entries])) if entries else 90
+    high = max(90 + (side + 50) * rows, 150 + 20 * len(entries))
+    legend = {"title": {"text": _escaped(colour_name)}, "font": {"size": 11}, "tracegroupgap": 0, "y": 1, "yanchor": "top"}
+    figure.update_layout(template=template(dark), width=side * columns + beside, height=high)
+    figure.update_layout(legend={**legend, "itemclick": False, "itemdoubleclick": False})
+    figure.update_annotations(font_size=13, yshift=4)
+    set_title(figure, title, figure.layout.width // 9, below=28)
+
+
+def _colour_bar(name: str) -> dict[str, Any]:
+    return {"title": {"text": _escaped(name), "side": "right"}, "thickness": 14, "outlinewidth": 0}

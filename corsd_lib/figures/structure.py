@@ -1,0 +1,186 @@
+"""Inter- and intra-class structure: how it goes with depth and with the epochs."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.figures.style import exit_names, line_style, set_title, template
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Of every measure of `corsd_lib.analysis.structure`: what it is, its unit or range, whether its axis is logarithmic.
+MEASURES: dict[str, tuple[str, str, bool]] = {
+    "within": ("variance within classes", "embedding units squared", True),
+    "between": ("variance between classes", "embedding units squared", True),
+    "total": ("variance", "embedding units squared", True),
+    "between_share": ("variance the class explains", "share, 0 to 1", False),
+    "silhouette": ("silhouette", "-1 to 1", False),
+    "nearest_mean_top1": ("nearest class mean is right", "% of images", False),
+    "nc1": ("variance collapse NC1", "0 = collapsed, log", True),
+    "mean_cosine": ("cosine between class means", "mean, -1 to 1", False),
+    "cosine_deviation": ("spread of these cosines", "standard deviation", False),
+    "simplex_gap": ("distance from a simplex", "0 to 2, 0 = simplex", False),
+}
+DEFAULT_MEASURES = ("between_share", "silhouette", "nearest_mean_top1", "nc1")
+Tables = Mapping[str, "pd.DataFrame"]
+
+
+def structure_over_depth(
+    table: pd.DataFrame | Tables, measures: Sequence[str] = DEFAULT_MEASURES, title: str = "", *, dark: bool = False
+) -> go.Figure:
+    """Structure at every exit after the last epoch, shallow -> deep: a panel a measure, a line a run.
+
+    `table`: what `class_structure` gives, or run name -> such a table. Dotted lines are of the first epoch of a table. Runs
+    stand deepest exit over deepest exit, which is the same layer of networks that differ in their shallow exits only. Without a
+    title the figure states the first measure. Raises `CorsdError` for an unknown measure and for nothing to draw.
+    """
+    tables = _checked(table, measures)
+    most = max(rows["exit"].max() for rows in tables.values())
+    figure = _panels(measures, [""])
+    for i, (name, rows) in enumerate(tables.items()):
+        epochs = sorted({int(rows["epoch"].max()), int(rows["epoch"].min())}, reverse=True)
+        for epoch, look in zip(epochs, ({}, {"dash": "dot", "width": 1.5}), strict=False):
+            part = rows[rows["epoch"] == epoch].sort_values("exit")
+            label = _escaped(f"{name}, epoch {epoch}" if name else f"epoch {epoch}")
+            hover = [f"{label}, exit {k} of {part['exit'].max()}" for k in part["exit"]]
+            places = part["exit"] + most - part["exit"].max()
+            _add_lines(figure, 1, part, places, measures, label, {**line_style(i), **look}, hover)
+    figure.update_traces(marker_size=7)
+    ticks = {"tickvals": list(range(1, most + 1)), "range": [0.7, most + 0.3]}
+    figure.update_xaxes(title="exit (1 = shallowest)", **ticks)
+    return _finish(figure, measures, 1, title or _depth_finding(tables, measures[0]), dark)
+
+
+def structure_over_epochs(
+    table: pd.DataFrame | Tables, measures: Sequence[str] = DEFAULT_MEASURES, title: str = "", *, dark: bool = False
+) -> go.Figure:
+    """Structure over the epochs: a panel a measure, a line an exit, a row of panels a run, all runs on the same scales.
+
+    `table` and errors as of `structure_over_depth`; the deepest exits of all runs look the same. Without a title the figure
+    states where the first measure began and where it is at the deepest exit.
+    """
+    tables = _checked(table, measures)
+    most = max(rows["exit"].max() for rows in tables.values())
+    names = exit_names(most)
+    figure = _panels(measures, list(tables))
+    for row, (run, rows) in enumerate(tables.items(), start=1):
+        exits = int(rows["exit"].max())
+        for k in range(1, exits + 1):
+            part, i = rows[rows["exit"] == k].sort_values("epoch"), k - 1 + most - exits
+            said = _escaped(f"{run}, exit {k} of {exits}" if run else names[i])
+            hover = [f"{said}, epoch {epoch}" for epoch in part["epoch"]]
+            _add_lines(figure, row, part, part["epoch"], measures, names[i], line_style(i), hover)
+    figure.update_traces(marker_size=4)
+    figure.update_xaxes(title="epoch", row=len(tables))
+    return _finish(figure, measures, len(tables), title or _epochs_finding(tables, measures[0]), dark)
+
+
+def _checked(table: pd.DataFrame | Tables, measures: Sequence[str]) -> Tables:
+    """Tables by name; "" is the name of one that has none."""
+    tables: Tables = table if isinstance(table, Mapping) else {"": table}
+    for measure in measures:
+        check_choice("measure", measure, MEASURES)
+    if not measures or not tables:
+        raise CorsdError(f"a figure of {len(measures)} measures of {len(tables)} runs; one or more of each are wanted")
+    for name, rows in tables.items():
+        if rows.empty:
+            raise CorsdError(f"run {name!r} has no structure to draw: its table has no row")
+        for measure in measures:
+            check_choice(f"run {name!r}: column", measure, rows.columns)
+    return tables
+
+
+def _panels(measures: Sequence[str], runs: Sequence[str]) -> go.Figure:
+    """Empty panels: a column a measure, a row a run with its name at the right end."""
+    from plotly.subplots import make_subplots
+
+    rows = len(runs)
+    return make_subplots(
+        rows=rows,
+        cols=len(measures),
+        column_titles=[MEASURES[measure][0] for measure in measures],
+        row_titles=[_escaped(name) for name in runs],
+        horizontal_spacing=0.24 / len(measures),
+        vertical_spacing=0.16 / rows,
+        shared_xaxes=rows > 1,
+    )
+
+
+def _add_lines(
+    figure: go.Figure,
+    row: int,
+    rows: pd.DataFrame,
+    x: pd.Series,
+    measures: Sequence[str],
+    label: str,
+    line: Mapping[str, Any],
+    hover: Sequence[str],
+) -> None:
+    """One line in every panel of a row; lines of the same label have one entry in the legend and are hidden together."""
+    new = label not in {trace.legendgroup for trace in figure.data}
+    for column, measure in enumerate(measures, start=1):
+        what, unit, _ = MEASURES[measure]
+        figure.add_scatter(
+            x=x.to_numpy(np.float32),
+            y=rows[measure].to_numpy(np.float32),
+            mode="lines+markers",
+            line=line,
+            name=label,
+            legendgroup=label,
+            showlegend=new and column == 1,
+            text=hover,
+            hovertemplate=f"%{{text}}<br>{what} %{{y:.3g}} ({unit})<extra></extra>",
+            row=row,
+            col=column,
+        )
+
+
+def _finish(figure: go.Figure, measures: Sequence[str], rows: int, title: str, dark: bool) -> go.Figure:
+    for column, measure in enumerate(measures, start=1):
+        _, unit, logarithmic = MEASURES[measure]
+        shared = {"matches": "y" if column == 1 else f"y{column}"} if rows > 1 else {}
+        look = {"type": "log", "nticks": 6} if logarithmic else {}
+        figure.update_yaxes(title=unit, tickformat="~g", col=column, **look, **shared)
+    wide = max(560, 60 + 250 * len(measures))
+    figure.update_layout(template=template(dark), width=wide, height=110 + 250 * rows, margin={"b": 70, "r": 36})
+    figure.update_layout(legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"})
+    figure.update_annotations(font_size=13)
+    set_title(figure, title, wide // 9, below=30)
+    return figure
+
+
+def _depth_finding(tables: Tables, measure: str) -> str:
+    """The first measure at both ends of the network of one run, or at the deepest exits of several."""
+    what = _sentence(measure)
+    last = [rows[rows["epoch"] == rows["epoch"].max()].sort_values("exit") for rows in tables.values()]
+    if len(tables) > 1:
+        said = [f"{name} {rows[measure].iloc[-1]:.3g}" for name, rows in zip(tables, last, strict=True)]
+        return _escaped(f"{what} at the deepest exit: {', '.join(said)}")
+    values, exits = last[0][measure], last[0]["exit"]
+    ends = [f"{values.iloc[k]:.3g} at exit {exits.iloc[k]}" for k in dict.fromkeys((0, len(values) - 1))]
+    return _escaped(f"{what}: {', '.join(ends)}")
+
+
+def _epochs_finding(tables: Tables, measure: str) -> str:
+    said = []
+    for name, rows in tables.items():
+        deepest = rows[rows["exit"] == rows["exit"].max()].sort_values("epoch")
+        ends = [f"{deepest[measure].iloc[k]:.3g}" for k in dict.fromkeys((0, len(deepest) - 1))]
+        said.append(f"{f'{name} ' if name else ''}{' to '.join(ends)}")
+    return _escaped(f"{_sentence(measure)} at the deepest exit, first to last epoch: {', '.join(said)}")
+
+
+def _sentence(measure: str) -> str:
+    name, unit, _ = MEASURES[measure]
+    return f"{name[:1].upper()}{name[1:]} ({unit})"
+
+
+def _escaped(text: str) -> str:
+    return html.escape(text, quote=False)

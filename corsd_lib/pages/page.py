@@ -1,0 +1,131 @@
+"""The file: plotly.js, our script and style, and the panels' data, each once; nothing is fetched, nothing is sent."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import plotly.graph_objects as go
+
+from corsd_lib.errors import CorsdError
+from corsd_lib.figures.style import DIVERGING, GREY, GRID, INK, PALETTE, PAPER, SCALE, SYMBOLS
+from corsd_lib.files import write_atomic
+
+__all__ = ["Panel", "write_page"]
+
+SCRIPTS = ("page.js", "relation.js", "stages.js", "exits.js")
+ARRAYS = ("uint8", "uint16", "int32", "float32")  # what a browser reads as it is
+
+# Nothing may be asked of any server, and of the scripts only these two run. Styles: plotly.js sets them as it draws.
+_POLICY = "default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
+
+_PAGE = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="generator" content="corsd_lib">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<noscript>This page draws with JavaScript of its own, which is switched off here.</noscript>
+<script type="application/json" id="page-data">{data}</script>
+<script>{plotly}</script>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+class Panel(NamedTuple):
+    """A part of a page: its kind, a function of that name in the page's script, and what that is given.
+
+    `data` holds what JSON can say, without NaN, and numpy arrays of the types in `ARRAYS`, which travel in binary.
+    """
+
+    kind: str
+    title: str
+    data: dict[str, Any]
+
+
+def write_page(path: str | Path, panels: Sequence[Panel], title: str = "") -> Path:
+    """Write `panels` one below the other into one self-contained HTML file, whole or not at all, and return its path.
+
+    It is 4.8 MB (plotly.js) and what the panels hold; it needs no network, in light and dark. `title` is escaped. Raises
+    `CorsdError` for a page without panels and where the file cannot be written.
+    """
+    if not panels:
+        raise CorsdError(f"{path}: a page of no panels; allowed: one or more")
+    page = {"title": title, "theme": _theme(), "panels": [panel._asdict() for panel in panels]}
+    plotly, script = _plotly(), _script()
+    content = _PAGE.format(
+        policy=_POLICY.format(hashes=f"{_hash(plotly)} {_hash(script)}"),
+        title=html.escape(title or "corsd"),
+        style=_static("page.css"),
+        data=_json(page),
+        plotly=plotly,
+        script=script,
+    )
+    write_atomic(Path(path), content.encode())
+    return Path(path)
+
+
+def _theme() -> dict[str, Any]:
+    """The figures' colours for the script; first light, then dark."""
+    return {
+        "ink": [INK[False], INK[True]],
+        "paper": [PAPER[False], PAPER[True]],
+        "grid": GRID,
+        "grey": GREY,
+        "palette": PALETTE,
+        "symbols": SYMBOLS,
+        "scale": go.Heatmap(colorscale=SCALE).colorscale,
+        "diverging": go.Heatmap(colorscale=DIVERGING).colorscale,
+    }
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    """JSON that ends no <script> element, whatever names are in it."""
+    text = json.dumps(value, default=_packed, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c")
+
+
+def _packed(array: object) -> dict[str, Any]:
+    """An array as its type, shape and bytes in base64."""
+    if not isinstance(array, np.ndarray) or array.dtype.name not in ARRAYS:
+        what = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise CorsdError(f"{what} in the data of a panel; allowed: plain values and arrays of {', '.join(ARRAYS)}")
+    content = base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode()
+    return {"dtype": array.dtype.name, "shape": array.shape, "base64": content}
+
+
+def _hash(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+@cache
+def _plotly() -> str:
+    from plotly.offline import get_plotlyjs
+
+    return get_plotlyjs().replace("\r", "")  # a browser hashes what it reads, and it reads every end of line as \n
+
+
+@cache
+def _script() -> str:
+    return "".join(_static(name) for name in SCRIPTS)
+
+
+def _static(name: str) -> str:
+    return (resources.files("corsd_lib.pages") / "static" / name).read_text(encoding="utf-8")

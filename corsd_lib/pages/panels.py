@@ -1,0 +1,273 @@
+"""What there is to show of runs, as plain values and packed arrays for the page's script.
+
+E epochs with a snapshot, K exits (shallow -> deep), N probe images, C classes.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import plotly.graph_objects as go
+import torch
+from torch import Tensor
+
+from corsd_lib.analysis.embedding import StageEmbedding
+from corsd_lib.analysis.exits import first_right
+from corsd_lib.analysis.relations import CLASS_ORDERS, class_order
+from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.figures.style import exit_names, unique_labels
+from corsd_lib.pages.page import Panel
+from corsd_lib.runs import DataInfo, Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "COLOURS",
+    "columns_panel",
+    "exits_panel",
+    "figure_panel",
+    "has_superclasses",
+    "relation_panel",
+    "run_names",
+    "stages_panel",
+    "table_panel",
+    "text_panel",
+]
+
+COLOURS = ("class", "superclass", "right", "first_right")
+CELLS = 4_000_000  # of all the matrices of a panel: a byte each
+LEVELS = 254  # a score in [0, 1] travels as one byte, to 0.002; 255 is no score
+
+
+# --- relations --------------------------------------------------------------------------------------------------------
+
+
+def relation_panel(
+    run: Run,
+    other: Run | Sequence[Run] | None = None,
+    *,
+    exit: int | None = None,
+    epoch: int | None = None,
+    order: str = "label",
+    selection: tuple[int, int] | None = None,
+) -> Panel:
+    """Class x class relations of a run (and of others, side by side) at every exit and after every epoch with a snapshot.
+
+    First shown: `exit` (1-based, the deepest by default) and `epoch` (the last) of `run`, the classes in `order` (one of
+    `CLASS_ORDERS`; "cluster" is by the deepest exit after the last epoch) and the pair `selection` (class indices; the two
+    most related classes by default). Scores in [0, 1] are rounded to 1/254. Runs with fewer exits are matched from the deepest,
+    as that is what all have. Raises `CorsdError` for runs without snapshots or of different classes, and for an exit, epoch,
+    order or class that is not there.
+    """
+    runs = [run, *([] if other is None else [other] if isinstance(other, Run) else other)]
+    _check_runs(runs)
+    epoch = list(run.probes)[-1] if epoch is None else epoch
+    check_choice("epoch", epoch, run.probes)
+    check_choice("class order", order, CLASS_ORDERS)
+    for c in selection or ():
+        check_choice("class of the selection", c, range(run.data.num_classes))
+    kept = [_kept(r, epoch, CELLS // len(runs)) for r in runs]
+    shown = [_relations(r, name, epochs) for r, name, epochs in zip(runs, run_names(runs), kept, strict=True)]
+    exits = len(shown[0]["exits"])
+    exit = exits if exit is None else exit
+    check_choice("exit", exit, range(1, exits + 1))
+    data = {
+        **_classes(run.data),
+        "runs": shown,
+        "orders": {name: _order(name, run) for name in _orders(run.data, order)},
+        "start": {"exit": exit, "epoch": epoch, "order": order, "selection": selection and [int(c) for c in selection]},
+        "text": _left_out(runs, kept),
+    }
+    return Panel("relation", "How related two classes are, exit by exit and epoch by epoch", data)
+
+
+def _check_runs(runs: Sequence[Run]) -> None:
+    for run in runs:
+        if not run.probes:
+            raise CorsdError(f"{run.path} has no probe snapshots to show: train with probe_every above 0")
+        if run.data.class_names != runs[0].data.class_names:
+            raise CorsdError(f"{runs[0].path} and {run.path} have different classes: their relations cannot be compared")
+
+
+def _kept(run: Run, epoch: int, cells: int) -> list[int]:
+    """Epochs whose relations fit into `cells`, evenly spread: always the first, the last and `epoch`."""
+    epochs = list(run.probes)
+    fit = cells // (len(run.probes[epochs[-1]].relations) * run.data.num_classes**2)
+    if fit >= len(epochs):
+        return epochs
+    places = np.linspace(0, len(epochs) - 1, max(2, fit - 1)).round().astype(int)
+    return sorted({*(epochs[place] for place in places), *({epoch} & set(epochs))})
+
+
+def _left_out(runs: Sequence[Run], kept: Sequence[Sequence[int]]) -> str:
+    there, shown = sum(len(run.probes) for run in runs), sum(map(len, kept))
+    return "" if shown == there else f"{shown} of {there} snapshots are on this page: all would be too many megabytes."
+
+
+def _relations(run: Run, name: str, epochs: Sequence[int]) -> dict[str, Any]:
+    found = (run.probes[epoch] for epoch in epochs)  # one in memory at a time
+    snapshots = [(torch.stack(s.relations), len(s.logits), bool(s.relation_state)) for s in found]
+    codes = np.stack([_as_codes(relations) for relations, _, _ in snapshots])  # (E, K, C, C)
+    _, logits, trained = snapshots[-1]
+    return {
+        "name": name,
+        "score": "relation" if trained else "cosine relation",
+        "exits": exit_names(codes.shape[1], "exit" if logits == codes.shape[1] else "stage"),
+        "epochs": list(epochs),
+        "codes": codes,
+        "levels": LEVELS,
+    }
+
+
+def _as_codes(scores: Tensor) -> npt.NDArray[np.uint8]:
+    known = ~scores.isnan()
+    codes = (scores.nan_to_num(0.0) * LEVELS).round().clamp(0, LEVELS)
+    return torch.where(known, codes, torch.full_like(codes, LEVELS + 1)).byte().numpy()
+
+
+def _orders(data: DataInfo, asked: str) -> list[str]:
+    return [name for name in CLASS_ORDERS if name in ("label", "cluster", asked) or has_superclasses(data)]
+
+
+def _order(name: str, run: Run) -> list[int]:
+    probes = run.probes
+    deepest = probes[list(probes)[-1]].relations[-1]
+    return class_order(name, deepest, torch.tensor(run.data.superclass_of_class)).tolist()
+
+
+def _classes(data: DataInfo) -> dict[str, Any]:
+    """Names as they are shown: equal ones told apart by a number, no markup."""
+    return {
+        "names": [html.unescape(name) for name in unique_labels(data.class_names)],
+        "superclasses": list(data.superclass_names) if has_superclasses(data) else [],
+        "superclass_of_class": list(data.superclass_of_class),
+    }
+
+
+def has_superclasses(data: DataInfo) -> bool:
+    """Whether the superclasses of a data set are anything else than its classes."""
+    return len(data.superclass_names) != data.num_classes
+
+
+# --- stages -----------------------------------------------------------------------------------------------------------
+
+
+def stages_panel(run: Run, embedding: StageEmbedding, *, colour: str = "class", selection: Sequence[int] = ()) -> Panel:
+    """Where the probe images lie at every exit, side by side; a selection in one is a selection in all.
+
+    First shown: the last epoch of `embedding`, points coloured by `colour` (one of `COLOURS`; "superclass" needs some) and the
+    images `selection` (positions in the probe set). Raises `CorsdError` for a colour or an image that is not there.
+    """
+    check_choice("colour", colour, [c for c in COLOURS if c != "superclass" or has_superclasses(run.data)])
+    images = len(embedding.labels)
+    for position in selection:
+        check_choice("image of the selection", int(position), range(images))
+    guesses, first = _guesses(run, embedding)
+    data = {
+        **_classes(run.data),
+        "labels": embedding.labels.numpy().astype(np.uint16),
+        "epochs": list(embedding.epochs),
+        "exits": [exit_names(len(run.probes[embedding.epochs[-1]].embeddings))[k - 1] for k in embedding.exits],
+        "method": {"umap": "UMAP", "pca": "PCA"}[embedding.method],
+        "coordinates": embedding.coordinates.numpy().astype(np.float32),
+        "guesses": guesses,
+        "first_right": first,
+        "quality": _quality(embedding),
+        "purity_limit": _number(embedding.purity_limit),
+        "start": {"colour": colour, "selection": [int(p) for p in selection]},
+    }
+    return Panel("stages", "Where the probe images lie at every exit", data)
+
+
+def _guesses(run: Run, embedding: StageEmbedding) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8]]:
+    """What each exit takes an image for (E, K, N), and the first exit that is right (E, N), 0 for none."""
+    guesses, first = [], []
+    for epoch in embedding.epochs:
+        logits = [z.float() for z in run.probes[epoch].logits]
+        guesses.append(torch.stack([logits[k - 1].argmax(1) for k in embedding.exits]).numpy().astype(np.uint16))
+        first.append(first_right(logits, embedding.labels).numpy().astype(np.uint8))
+    return np.stack(guesses), np.stack(first)
+
+
+def _quality(embedding: StageEmbedding) -> dict[str, list[list[float | None]]]:
+    measures = {name: getattr(embedding, name) for name in ("trustworthiness", "knn_purity", "embedding_purity")}
+    return {name: [[_number(v) for v in row] for row in values.tolist()] for name, values in measures.items()}
+
+
+def _number(value: float) -> float | None:
+    """A number as JSON has it, which knows no NaN."""
+    return float(value) if np.isfinite(value) else None
+
+
+# --- exits ------------------------------------------------------------------------------------------------------------
+
+
+def exits_panel(
+    run: Run, curve: pd.DataFrame, *, rule: str, threshold: float, macs: Sequence[float], deepest_macs: float, split: str
+) -> Panel:
+    """An `early_exit_curve` with its threshold to move: accuracy, saved multiply-accumulates, and who leaves where.
+
+    First shown: the `threshold` of the curve that is nearest. `macs` (K) of an image that leaves at exit k, `deepest_macs` of
+    the plain network, `split` the images of the curve: "probe" or a split of the data. Raises `CorsdError` for an empty curve.
+    """
+    if curve.empty:
+        raise CorsdError(f"{run.path}: an early-exit curve without a threshold; allowed: one or more")
+    shares = [c for c in curve.columns if str(c).startswith("share.")]
+    columns = {name: curve[name].to_numpy(np.float32) for name in ("threshold", "accuracy", "loss", "macs")}
+    data = {
+        **columns,
+        "shares": curve[shares].to_numpy(np.float32),  # (T, K)
+        "exits": exit_names(len(shares)),
+        "exit_macs": [float(m) for m in macs],
+        "deepest_macs": float(deepest_macs),
+        "rule": rule,
+        "images": f"the {len(run.probes.labels):,} probe images, of {run.probes.split}" if split == "probe" else split,
+        "start": int(np.abs(curve["threshold"].to_numpy() - threshold).argmin()),
+    }
+    return Panel("exits", "What leaving early saves, and what it costs", data)
+
+
+# --- anything else ----------------------------------------------------------------------------------------------------
+
+
+def figure_panel(figure: go.Figure, title: str = "", text: str = "") -> Panel:
+    """Any plotly figure, in the page's colours, with a sentence below it."""
+    plain = json.loads(figure.to_json())
+    for trace in plain["data"]:  # drawn as vectors: WebGL is not everywhere, prints badly, and evaluates code
+        trace["type"] = {"scattergl": "scatter"}.get(trace["type"], trace["type"])
+    return Panel("figure", title, {"figure": plain, "text": text})
+
+
+def text_panel(title: str, *paragraphs: str) -> Panel:
+    """Paragraphs of plain text."""
+    return Panel("text", title, {"paragraphs": list(paragraphs)})
+
+
+def table_panel(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text: str = "") -> Panel:
+    """A table of plain text with a sentence below it; the first column names the rows."""
+    return Panel("table", title, {"columns": list(columns), "rows": [list(row) for row in rows], "text": text})
+
+
+def columns_panel(title: str, panels: Sequence[Panel]) -> Panel:
+    """Panels side by side, where there is room."""
+    return Panel("columns", title, {"panels": [panel._asdict() for panel in panels]})
+
+
+def run_names(runs: Sequence[Run]) -> list[str]:
+    """What runs are called side by side: method and seed, with the run's folder where that is not enough."""
+    names = [f"{run.config.method}, seed {run.config.seed}" for run in runs]
+    if len(set(names)) < len(names):
+        count = Counter(names)
+        names = [name if count[name] == 1 else f"{name} ({_folder(run)})" for name, run in zip(names, runs, strict=True)]
+    return [html.unescape(name) for name in unique_labels(names)]
+
+
+def _folder(run: Run) -> str:
+    return "/".join(run.path.absolute().parts[-2:])

@@ -1,0 +1,334 @@
+"""One HTML file about a run, or several side by side: what was asked for, what came out, and relations to explore.
+
+No image of a data set and no path of this machine is in it; it opens anywhere, without a network.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import plotly.graph_objects as go
+
+from corsd_lib.analysis.embedding import PROJECTIONS, stage_embedding
+from corsd_lib.analysis.exits import choose_threshold, cumulative_macs, early_exit_curve, exit_accuracy
+from corsd_lib.analysis.relations import relation_quality
+from corsd_lib.analysis.structure import class_structure
+from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.evaluation import count_macs
+from corsd_lib.figures import exit_accuracy_bars, structure_over_epochs, training_curves
+from corsd_lib.figures.style import exit_names, line_style, set_title, template
+from corsd_lib.pages import (
+    Panel,
+    columns_panel,
+    exits_panel,
+    figure_panel,
+    has_superclasses,
+    relation_panel,
+    run_names,
+    stages_panel,
+    table_panel,
+    text_panel,
+    write_page,
+)
+from corsd_lib.runs import Run, Snapshot, new_network
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["EMBEDDINGS", "report_panels", "write_report"]
+
+EMBEDDINGS = (*PROJECTIONS, "none")
+Named = dict[str, Run]  # runs by what they are called side by side
+Say = Callable[[str], object]
+
+# What says where a training ran and what was recorded of it, and paths.
+_NOT_SHOWN = ("data_root", "out", "resume", "workers", "checkpoint_seconds", "method_options")
+_QUALITY_EPOCHS, _STRUCTURE_EPOCHS, _PICTURES = 4, 8, 4  # these take seconds an epoch: some epochs, evenly spread
+
+
+def write_report(runs: Sequence[Run], path: str | Path, *, embedding: str = "pca", say: Say = lambda line: None) -> Path:
+    """Write the report of `runs`, whole or not at all, and return its path.
+
+    `embedding`: "pca" (fast, the same everywhere), "umap" or "none". `say` is told what is being computed. A run of CIFAR-100's
+    size (100 classes, 1,000 probe images, 4 exits, 30 snapshots) takes under 10 MB. Raises `CorsdError` for no runs, another
+    embedding and where the file cannot be written.
+    """
+    panels = report_panels(runs, embedding=embedding, say=say)
+    say("writing")
+    return write_page(path, panels, _title(runs))
+
+
+def report_panels(runs: Sequence[Run], *, embedding: str = "pca", say: Say = lambda line: None) -> list[Panel]:
+    """The panels of `write_report`, for a page of one's own; arguments and errors as there."""
+    check_choice("embedding of a report", embedding, EMBEDDINGS)
+    if not runs:
+        raise CorsdError("a report of no runs; allowed: one or more")
+    named = dict(zip(run_names(runs), runs, strict=True))
+    with_probes = {name: run for name, run in named.items() if run.probes}
+    panels = [text_panel("", *_findings(named)), _exit_table(named), *_accuracy(named), *_curves(named)]
+    say("relations")
+    panels += [*_relations(with_probes), *_quality(with_probes, say), *_structure(with_probes, say)]
+    if embedding != "none":
+        panels += _pictures(with_probes, embedding, say)
+    panels += _early_exits(with_probes)
+    return [*panels, *_records(named)]
+
+
+# --- in words ---------------------------------------------------------------------------------------------------------
+
+
+def _title(runs: Sequence[Run]) -> str:
+    data = ", ".join(dict.fromkeys(_data_name(run) for run in runs))
+    if len(runs) > 1:
+        return f"{len(runs)} runs on {data}"
+    config = runs[0].config
+    width = f" of width {config.width}" if config.width else ""
+    return f"{config.method} on {data}: {config.network}{width}"
+
+
+def _data_name(run: Run) -> str:
+    """The name of a run's data, of a path only its last part."""
+    kind, sign, path = run.data.name.partition(":")
+    return f"{kind}{sign}{Path(path).name}"
+
+
+def _findings(named: Named) -> list[str]:
+    """What came out, in a sentence or two."""
+    if len(named) == 1:
+        return [_finding(run) for run in named.values()]
+    tested = {name: run.test["exits"][-1]["top1"] for name, run in named.items() if run.test}
+    if len(tested) < 2 or len({run.data for run in named.values()}) > 1:
+        return [f"{name}: {_finding(run)}" for name, run in named.items()]
+    (best, top), (second, next_top), *_ = sorted(tested.items(), key=lambda item: -item[1])
+    ahead = f"{top - next_top:.1f} points more than {second}"
+    finding = f"The deepest exit of {best} is the most accurate: {top:.1f} % of test images right, {ahead}."
+    if len({run.config.method for run in named.values()}) == len(named):
+        finding += " One seed of a method says little: differences of a point or so may be chance."
+    return [finding]
+
+
+def _finding(run: Run) -> str:
+    if run.test:
+        exits = run.test["exits"]
+        first, last = exits[0], exits[-1]
+        whole = f"is right about {last['top1']:.1f} % of the {run.test['images']:,} {run.test['split']} images"
+        if len(exits) == 1:
+            return f"The network {whole}."
+        cost = 100 * first["macs"] / last["macs"]
+        return f"The deepest exit {whole}; exit 1, for {cost:.0f} % of its multiply-accumulates, about {first['top1']:.1f} %."
+    done = f"{run.epochs_done} of {run.config.epochs} epochs are trained"
+    if not run.probes:
+        return f"{done}; nothing is measured yet."
+    last = _last(run)
+    top1 = exit_accuracy([z.float() for z in last.logits], run.probes.labels)[-1]
+    return f"{done}: after {last.epoch}, the deepest exit is right about {top1:.1f} % of {_probe_images(run)}."
+
+
+def _last(run: Run) -> Snapshot:
+    probes = run.probes
+    return probes[list(probes)[-1]]
+
+
+def _probe_images(run: Run) -> str:
+    return f"the {len(run.probes.labels):,} probe images, of {run.probes.split}"
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def _exit_table(named: Named) -> Panel:
+    """Test figures of every exit of every run."""
+    columns = ["", "top-1 (%)", "top-5 (%)", "cross-entropy (nats)", "calibration error (%)", "MACs an image", "parameters"]
+    rows, waiting = [], []
+    for name, run in named.items():
+        if not run.test:
+            waiting.append(name)
+            continue
+        exits = exit_names(len(run.test["exits"]))
+        for place, row in [*zip(exits, run.test["exits"], strict=True), ("ensemble of the exits", run.test["ensemble"])]:
+            rows.append([place if len(named) == 1 else f"{name}, {place}", *_figures(row)])
+    images = [f"{run.test['images']:,} images of {run.test['split']}" for run in named.values() if run.test]
+    said = [f"Measured once, on {images[0]}, after the last epoch."] if images else []
+    said += [f"Not evaluated yet: {', '.join(waiting)}."] if waiting else []
+    said += ["MACs (multiply-accumulates) and parameters are of the network cut after the exit."] if images else []
+    return table_panel("What each exit is worth", columns if rows else [""], rows, " ".join(said))
+
+
+def _figures(row: dict[str, float]) -> list[str]:
+    quality = [f"{row['top1']:.2f}", f"{row['top5']:.2f}", f"{row['cross_entropy']:.3f}", f"{row['calibration_error']:.2f}"]
+    return [*quality, *(f"{row[key]:,}" if key in row else "" for key in ("macs", "parameters"))]
+
+
+def _records(named: Named) -> list[Panel]:
+    """What was asked for and where it ran, run by run; side by side when it is one run."""
+    runs = list(named.values())
+    parts = {
+        "Configuration": [_settings(run) for run in runs],
+        "Options of the method": [_plain(run.raw_config["method_options"]) for run in runs],
+        "Where it comes from": [_facts(run) for run in runs],
+    }
+    panels = [_comparison(title, list(named), values) for title, values in parts.items() if any(values)]
+    return [columns_panel("Configuration and provenance", panels)] if len(runs) == 1 else panels
+
+
+def _comparison(title: str, names: list[str], values: list[dict[str, str]]) -> Panel:
+    """Named values by run; those that differ come first."""
+    keys = list(dict.fromkeys(key for of_run in values for key in of_run))
+    differ = [key for key in keys if len({of_run.get(key, "–") for of_run in values}) > 1]
+    rows = [[key, *(of_run.get(key, "–") for of_run in values)] for key in [*differ, *(k for k in keys if k not in differ)]]
+    text = f"Rows that differ between runs come first: {len(differ)} of {len(keys)}." if len(values) > 1 else ""
+    return table_panel(title, ["", *(names if len(values) > 1 else ["value"])], rows, text)
+
+
+def _settings(run: Run) -> dict[str, str]:
+    return _plain({k: v for k, v in run.raw_config.items() if k not in _NOT_SHOWN} | {"data": _data_name(run)})
+
+
+def _facts(run: Run) -> dict[str, str]:
+    known = {k: v for k, v in run.provenance.items() if k != "versions"}
+    return _plain({**known, **run.provenance.get("versions", {}), "epochs trained": run.epochs_done})
+
+
+def _plain(values: Mapping[str, object]) -> dict[str, str]:
+    """Values that are set, as text."""
+    return {k: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in values.items() if v is not None}
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def _accuracy(named: Named) -> list[Panel]:
+    top1 = {name: [row["top1"] for row in run.test["exits"]] for name, run in named.items() if run.test}
+    exits = {len(values) for values in top1.values()}
+    if len(named) == 1 or len(exits) != 1:  # a table says it
+        return []
+    return [figure_panel(exit_accuracy_bars(top1), "Accuracy of every exit")]
+
+
+def _curves(named: Named) -> list[Panel]:
+    metrics = {name: run.metrics for name, run in named.items()}
+    trained = {name: table for name, table in metrics.items() if not table.empty}
+    return [figure_panel(training_curves(trained), "How the training went")] if trained else []
+
+
+def _quality(named: Named, say: Say) -> list[Panel]:
+    """How well relations tell classes apart, at some epochs; by the cosine where the trained relation reads feature maps."""
+    panels = []
+    for name, run in named.items():
+        say(f"relation quality of {name}")
+        table, kind = _quality_table(run)
+        figure = _quality_figure(table, f"{name}: " if len(named) > 1 else "")
+        panels.append(figure_panel(figure, "" if len(named) == 1 else name, _quality_text(run, kind)))
+    title = "How well relations tell classes apart"
+    return panels and ([panels[0]._replace(title=title)] if len(panels) == 1 else [columns_panel(title, panels)])
+
+
+def _quality_table(run: Run) -> tuple[pd.DataFrame, str]:
+    import pandas as pd
+
+    def at_all(kind: str) -> pd.DataFrame:
+        return pd.concat([relation_quality(run, epoch, kind) for epoch in _spread(list(run.probes), _QUALITY_EPOCHS)])
+
+    try:
+        return at_all("trained"), "trained"
+    except CorsdError:
+        return at_all("cosine"), "cosine"
+
+
+def _quality_text(run: Run, kind: str) -> str:
+    what = "cosine of the embeddings" if kind == "cosine" or not _last(run).relation_state else "trained relation"
+    return (
+        f"ROC-AUC of the {what} as a detector of “same class”, over all pairs of {_probe_images(run)}: 0.5 is chance, 1 tells "
+        "every pair. Hover shows the mean relation within and between classes."
+    )
+
+
+def _quality_figure(table: pd.DataFrame, prefix: str) -> go.Figure:
+    figure, names = go.Figure(), exit_names(int(table["exit"].max()))
+    for k, name in enumerate(names, start=1):
+        rows = table[table["exit"] == k]
+        figure.add_scatter(
+            x=rows["epoch"].to_numpy(np.float32),
+            y=rows["auc"].to_numpy(np.float32),
+            customdata=rows[["intra", "inter"]].to_numpy(np.float32),
+            name=name,
+            line=line_style(k - 1),
+            hovertemplate="ROC-AUC %{y:.3f}<br>within %{customdata[0]:.2f}, between %{customdata[1]:.2f}"
+            "<extra>%{fullData.name}</extra>",
+        )
+    figure.update_layout(template=template(), width=720, height=380, legend={"orientation": "h", "y": -0.2, "yanchor": "top"})
+    figure.update_xaxes(title="epoch", rangemode="tozero")
+    figure.update_yaxes(title="ROC-AUC of “same class” (0.5 to 1)")
+    last = table[table["epoch"] == table["epoch"].max()]["auc"]
+    set_title(figure, html.escape(f"{prefix}{_from_to(last.iloc[0], last.iloc[-1])}", quote=False), 72)
+    return figure
+
+
+def _from_to(shallow: float, deep: float) -> str:
+    ends = f"{shallow:.2f} at exit 1, {deep:.2f} at the deepest"
+    return f"Of same-class and other pairs in the end {ends} stand in the right order"
+
+
+def _structure(named: Named, say: Say) -> list[Panel]:
+    tables = {}
+    for name, run in named.items():
+        say(f"class structure of {name}")
+        tables[name] = class_structure(run, _spread(list(run.probes), _STRUCTURE_EPOCHS))
+    if not tables:
+        return []
+    figure = structure_over_epochs(tables if len(tables) > 1 else next(iter(tables.values())))
+    return [figure_panel(figure, "How classes gather in the embeddings")]
+
+
+# --- what is explored -------------------------------------------------------------------------------------------------
+
+
+def _relations(named: Named) -> list[Panel]:
+    """A panel for the runs of each set of classes."""
+    groups: dict[tuple[str, ...], list[Run]] = {}
+    for run in named.values():
+        groups.setdefault(run.data.class_names, []).append(run)
+    return [relation_panel(runs[0], runs[1:], order=_order(runs[0])) for runs in groups.values()]
+
+
+def _order(run: Run) -> str:
+    return "superclass" if has_superclasses(run.data) else "label"
+
+
+def _pictures(named: Named, method: str, say: Say) -> list[Panel]:
+    panels = []
+    for name, run in named.items():
+        say(f"{method} of {name}")
+        embedding = stage_embedding(run, _spread(list(run.probes), _PICTURES), method=method)
+        panel = stages_panel(run, embedding, colour=_order(run).replace("label", "class"))
+        panels.append(panel if len(named) == 1 else panel._replace(title=f"{panel.title}: {name}"))
+    return panels
+
+
+def _early_exits(named: Named) -> list[Panel]:
+    panels = [_early_exit(run)._replace(title=name) for name, run in named.items() if len(_last(run).logits) > 1]
+    title = "What leaving early saves, and what it costs"
+    return panels and ([panels[0]._replace(title=title)] if len(panels) == 1 else [columns_panel(title, panels)])
+
+
+def _early_exit(run: Run) -> Panel:
+    """Leaving early on the probe images of the last snapshot: all that a run holds of itself."""
+    last, network = _last(run), new_network(replace(run.config, pretrained=False), run.data)
+    macs = cumulative_macs(network, run.data)
+    curve = early_exit_curve([z.float() for z in last.logits], run.probes.labels, macs)
+    shape = (1, run.data.channels, run.data.image_size, run.data.image_size)
+    deepest = count_macs(network.truncated(len(macs) - 1), shape)
+    return exits_panel(
+        run, curve, rule="confidence", threshold=choose_threshold(curve), macs=macs, deepest_macs=deepest, split="probe"
+    )
+
+
+def _spread(epochs: list[int], count: int) -> list[int]:
+    """`count` of the sorted `epochs`, all when there are fewer: the first, the last, and evenly between them."""
+    last = len(epochs) - 1
+    return epochs if last < count else [epochs[round(last * i / (count - 1))] for i in range(count)]

@@ -1,0 +1,327 @@
+"""What a relation explorer shows: matrices of a run, and of another beside it, read or computed when first asked for."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from corsd_lib.analysis.relations import (
+    CLASS_ORDERS,
+    RELATION_KINDS,
+    class_order,
+    class_relations,
+    relation_networks_at,
+    sample_order,
+    snapshot_scores,
+)
+from corsd_lib.errors import CorsdError
+from corsd_lib.figures.style import as_scores, exit_names, unique_labels
+from corsd_lib.pages.panels import run_names
+from corsd_lib.relation import VectorRelation
+from corsd_lib.runs import Run
+
+Scores = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+
+LEVELS = ("class", "image")
+DEEPEST, OTHER = "deepest exit", "other run"
+MOST_IMAGES = 200  # side of an image x image matrix: more cells than pixels of a screen tell nothing
+KEPT_BYTES = 2**26
+
+
+@dataclass(frozen=True)
+class View:
+    """What is looked at: relation `kind` of `exit` (1 = shallowest) after `epoch`, of classes or of images.
+
+    `superclass`, a name: only its classes, or their images. `against`: what is subtracted, "deepest exit", an epoch, "other
+    run" or None. `order` of the classes.
+    """
+
+    exit: int
+    epoch: int
+    kind: str
+    level: str = "class"
+    order: str = "label"
+    superclass: str | None = None
+    against: str | int | None = None
+
+
+class Kept:
+    """Arrays by key, made when first asked for; those not asked for longest go when there are more than `limit` bytes."""
+
+    def __init__(self, limit: int = KEPT_BYTES) -> None:
+        self._limit = limit
+        self._arrays: OrderedDict[Hashable, Scores] = OrderedDict()
+
+    def __call__(self, key: Hashable, make: Callable[[], Scores]) -> Scores:
+        if key not in self._arrays:
+            self._arrays[key] = make()
+        self._arrays.move_to_end(key)
+        while self.nbytes > self._limit and len(self._arrays) > 1:
+            self._arrays.popitem(last=False)
+        return self._arrays[key]
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._arrays
+
+    @property
+    def nbytes(self) -> int:
+        return sum(array.nbytes for array in self._arrays.values())
+
+
+class RunRelations:
+    """Relations of one run: of classes, of images, of a pair. C classes, N probe images, K exits, shallow -> deep.
+
+    `stored` is the kind of the class-level relations on disk: "trained", or the handcrafted one of a method without relation
+    networks; `kinds` are those that can be shown. Raises `CorsdError` for a run without snapshots.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.probes = run, run.probes
+        if not self.probes:
+            raise CorsdError(f"{run.path} has no probe snapshots to explore: train with probe_every above 0")
+        self.epochs = list(self.probes)
+        self.kept = Kept()
+        self.snapshot = lru_cache(4)(lambda epoch: self.probes[epoch])
+        self.networks = lru_cache(4)(lambda epoch: relation_networks_at(self.run, self.snapshot(epoch)))
+        last = self.snapshot(self.epochs[-1])
+        formula = "l2" if run.raw_config["method_options"].get("relation") == "l2" else "cosine"
+        self.stored = "trained" if last.relation_state else formula
+        self.kinds = RELATION_KINDS if last.relation_state else RELATION_KINDS[1:]
+        self._relations, self._embeddings, self._logits = len(last.relations), len(last.embeddings), len(last.logits)
+
+    def exits(self, kind: str) -> list[str]:
+        """Names of the exits, or stages, that have a relation of this kind."""
+        count = self._relations if kind == self.stored else self._embeddings
+        return exit_names(count, "exit" if count == self._logits else "stage")
+
+    def classes(self, epoch: int, exit: int, kind: str) -> Scores:
+        """Class-level relation (C, C) in [0, 1], NaN where there is no pair."""
+        if kind == self.stored:
+            stored = [relation.numpy() for relation in self.snapshot(epoch).relations]
+            return self.kept(("classes", epoch), lambda: as_scores(np.stack(stored)))[exit - 1]
+        return self.kept(
+            ("classes", epoch, exit, kind), lambda: as_scores(class_relations(self.run, epoch, exit, kind).numpy())
+        )
+
+    def images(self, epoch: int, exit: int, kind: str, rows: Sequence[int] | Rows) -> Scores:
+        """Relation (n, n) in [0, 1] of the probe images `rows` (n,) with each other, NaN of an image with itself.
+
+        Raises `CorsdError` for the relation of a stage without embeddings and for a trained one that reads feature maps.
+        """
+        rows = np.asarray(rows)
+        network = self._vector_relation(epoch, exit) if kind == "trained" else None
+        if network is None:
+            every = self.kept(("images", epoch, exit, kind), lambda: snapshot_scores(self.run, epoch, exit, kind).numpy())
+            scores = every[np.ix_(rows, rows)]
+        else:
+            with torch.no_grad():
+                scores = network.scores(self.snapshot(epoch).embeddings[exit - 1][rows].float()).numpy()
+        np.fill_diagonal(scores, np.nan)
+        return scores
+
+    def auxiliary(self, epoch: int, first: int, second: int) -> list[Scores]:
+        """What each exit's auxiliary classifier, as it was after `epoch`, says of two probe images: K x (C,) probabilities.
+
+        Empty for a relation without one, and for one that reads feature maps, which snapshots do not hold.
+        """
+        found = []
+        for k, embeddings in enumerate(self.snapshot(epoch).embeddings, 1):
+            network = self._vector_relation(epoch, k) if self.stored == "trained" else None
+            if network is None:
+                return []
+            a, b = embeddings[[first]].float(), embeddings[[second]].float()
+            with torch.no_grad():
+                found.append(network.auxiliary_logits(a, b)[0].softmax(0).numpy())
+        return found
+
+    def predictions(self, epoch: int, position: int) -> list[tuple[int, float]]:
+        """What every exit takes a probe image for after `epoch`: class and its probability."""
+        likely = [logits[position].float().softmax(0).max(0) for logits in self.snapshot(epoch).logits]
+        return [(int(best.indices), float(best.values)) for best in likely]
+
+    def ranked(self, view: View, first: int, second: int) -> list[tuple[float, tuple[int, int]]]:
+        """All pairs of a probe image of class `first` and another one of class `second`, from the most related down."""
+        a, b = (np.flatnonzero(self.labels == c) for c in (first, second))
+        rows = np.union1d(a, b)
+        scores = self.images(view.epoch, view.exit, view.kind, rows)
+        i, j = (grid.ravel() for grid in np.meshgrid(a, b, indexing="ij"))
+        some = i < j if first == second else np.ones(len(i), bool)  # of one class (i, j) and (j, i) are the same two images
+        i, j = i[some], j[some]
+        found = scores[np.searchsorted(rows, i), np.searchsorted(rows, j)]
+        best_first = np.argsort(-found, kind="stable")
+        return [(float(found[n]), (int(i[n]), int(j[n]))) for n in best_first]
+
+    @property
+    def labels(self) -> Rows:
+        return self.probes.labels.numpy()
+
+    def _vector_relation(self, epoch: int, exit: int) -> VectorRelation | None:
+        network = self.networks(epoch)[exit - 1]
+        return network if isinstance(network, VectorRelation) else None
+
+
+class Shown(NamedTuple):
+    """A view and its cells: `rows` (n,) are classes or probe images, sorted; `values` (n, n); `order` (n,) for display."""
+
+    view: View
+    rows: Rows
+    values: Scores
+    order: Rows
+
+    @property
+    def ordered(self) -> list[int]:
+        """Rows as displayed."""
+        return self.rows[self.order].tolist()
+
+
+class Reference(NamedTuple):
+    """What is subtracted from what is shown."""
+
+    relations: RunRelations
+    exit: int
+    epoch: int
+    kind: str
+    name: str
+
+
+class Relations:
+    """What any `View` shows, of `run` alone or beside `other`, a run on the same classes; `CorsdError` where it is not."""
+
+    def __init__(self, run: Run, other: Run | None = None) -> None:
+        self.mine, self.other = RunRelations(run), RunRelations(other) if other else None
+        self.data = run.data
+        if other is not None and other.data.class_names != run.data.class_names:
+            raise CorsdError(f"{other.path} is a run on other classes than {run.path}: their relations cannot be compared")
+        self.run_names = run_names([run, *([other] if other else [])])
+        self.superclasses = np.asarray(run.data.superclass_of_class)
+        hierarchy = 1 < len(run.data.superclass_names) < run.data.num_classes
+        self.superclass_names = run.data.superclass_names if hierarchy else ()
+        self.orders = CLASS_ORDERS if hierarchy else ("label", "cluster")
+        self._orders: dict[str, Rows] = {}
+
+    def show(self, view: View, marked: Sequence[int] = ()) -> Shown:
+        """The cells of a view; `CorsdError` for one that cannot be."""
+        view = replace(view, exit=min(view.exit, len(self.mine.exits(view.kind))))
+        rows = self.rows(view, marked)
+        return Shown(view, rows, self.values(view, rows), self.places(view, rows))
+
+    def rows(self, view: View, marked: Sequence[int] = ()) -> Rows:
+        """The classes, or probe images, of a view, sorted: (n,).
+
+        Images: the `marked` ones, else those of the superclass, else of all; of more than `MOST_IMAGES` the first of every
+        class.
+        """
+        wanted = self._wanted_classes(view)
+        if view.level == "class":
+            return np.flatnonzero(wanted)
+        labels = self.mine.labels
+        candidates = np.asarray(marked, np.int64) if marked else np.arange(len(labels))
+        candidates = candidates[wanted[labels[candidates]]]
+        if not len(candidates):
+            scope = "marked images" if marked else "images"
+            raise CorsdError(f"no {scope} of {view.superclass or 'any class'} in the probe set")
+        return _balanced(np.sort(candidates), labels)
+
+    def _wanted_classes(self, view: View) -> npt.NDArray[np.bool_]:
+        if view.superclass is None:
+            return np.ones(self.data.num_classes, bool)
+        return self.superclasses == self.data.superclass_names.index(view.superclass)
+
+    def places(self, view: View, rows: Rows) -> Rows:
+        """Permutation (n,) of `rows` in the order of the view."""
+        order = self._class_order(view.order)
+        if view.level == "image":
+            return sample_order(torch.from_numpy(self.mine.labels[rows]), torch.from_numpy(order)).numpy()
+        return np.argsort(np.argsort(order)[rows])
+
+    def _class_order(self, kind: str) -> Rows:
+        """All classes in order; clusters are those of the deepest exit after the last epoch, so that views can be compared."""
+        if kind not in self._orders:
+            mine = self.mine
+            deepest = mine.classes(mine.epochs[-1], len(mine.exits(mine.stored)), mine.stored)
+            order = class_order(kind, torch.from_numpy(deepest), torch.from_numpy(self.superclasses))
+            self._orders[kind] = order.numpy()
+        return self._orders[kind]
+
+    def classes_of(self, view: View, rows: Rows) -> Rows:
+        return rows if view.level == "class" else self.mine.labels[rows]
+
+    def groups(self, view: View, rows: Rows) -> Rows | None:
+        """What boundaries are drawn between, of `rows` (n,): superclasses, or of images classes; None where they are mixed."""
+        if view.level == "image":
+            return self.mine.labels[rows]
+        return self.superclasses[rows] if view.order.startswith("superclass") else None
+
+    def names(self, view: View, rows: Rows) -> list[str]:
+        """Escaped names of classes, or of images: their class and their place in the probe set."""
+        labels = unique_labels(self.data.class_names)
+        if view.level == "class":
+            return [labels[c] for c in rows]
+        return [f"{labels[c]} #{n}" for c, n in zip(self.mine.labels[rows], rows, strict=True)]
+
+    def values(self, view: View, rows: Rows) -> Scores:
+        """(n, n) float32: the relation in [0, 1], or in [-1, 1] what it is more than the reference; NaN without a pair."""
+        shown = _matrix(self.mine, view.epoch, view.exit, view.kind, view.level, rows)
+        against = self.reference(view)
+        if against is None:
+            return shown
+        return shown - _matrix(against.relations, against.epoch, against.exit, against.kind, view.level, rows)
+
+    def reference(self, view: View) -> Reference | None:
+        mine, exits = self.mine, self.mine.exits(view.kind)
+        if view.against is None:
+            return None
+        if view.against == DEEPEST:
+            return Reference(mine, len(exits), view.epoch, view.kind, exits[-1])
+        if view.against == OTHER:
+            return self._same_of_other(view)
+        return Reference(mine, view.exit, int(view.against), view.kind, f"epoch {view.against}")
+
+    def _same_of_other(self, view: View) -> Reference:
+        """The other run's exit, counted from the deepest, and nearest epoch: runs differ in their exits and snapshots."""
+        if self.other is None:
+            raise CorsdError("there is no other run to compare with: RelationExplorer(run, other)")
+        if view.level == "image":
+            self._check_same_images(self.other)
+        other = self.other
+        kind = view.kind if view.kind in other.kinds else other.stored
+        exits = other.exits(kind)
+        exit = max(1, view.exit + len(exits) - len(self.mine.exits(view.kind)))
+        epoch = min(other.epochs, key=lambda e: abs(e - view.epoch))
+        formula = "" if kind == view.kind else f" ({KIND_NAMES[kind]})"
+        return Reference(other, exit, epoch, kind, f"{self.run_names[1]}: {exits[exit - 1]}, epoch {epoch}{formula}")
+
+    def _check_same_images(self, other: RunRelations) -> None:
+        mine, theirs = (
+            (r.probes.split, r.run.data.name, r.probes.index.tolist(), r.labels.tolist()) for r in (self.mine, other)
+        )
+        if mine != theirs:
+            raise CorsdError(f"{other.run.path} was probed on other images than {self.mine.run.path}: compare their classes")
+
+
+KIND_NAMES = {"trained": "relation", "cosine": "cosine relation", "l2": "L2 relation"}
+
+
+def _matrix(relations: RunRelations, epoch: int, exit: int, kind: str, level: str, rows: Rows) -> Scores:
+    if level == "image":
+        return relations.images(epoch, exit, kind, rows)
+    return relations.classes(epoch, exit, kind)[np.ix_(rows, rows)]
+
+
+def _balanced(rows: Rows, labels: Rows) -> Rows:
+    """Of more than `MOST_IMAGES` sorted rows the first few of every class, two or more, of as many classes as there is room."""
+    if len(rows) <= MOST_IMAGES:
+        return rows
+    by_class = rows[np.argsort(labels[rows], kind="stable")]
+    _, begins, counts = np.unique(labels[by_class], return_index=True, return_counts=True)
+    rank = np.arange(len(by_class)) - np.repeat(begins, counts)  # an image's place among those of its class
+    each = max(2, MOST_IMAGES // len(counts))
+    return np.sort(by_class[rank < each][:MOST_IMAGES])

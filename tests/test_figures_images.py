@@ -1,0 +1,143 @@
+"""Images as points and as pixels: point i is image i in every panel; a map is signed and on one scale with the others."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from corsd_lib import figures
+from corsd_lib.errors import CorsdError
+from corsd_lib.figures.embeddings import legend_of, point_look
+
+RANDOM = np.random.default_rng(0)
+POINTS = RANDOM.standard_normal((2, 4, 2))
+LABELS = [1, 0, 1, 2]
+NAMES = ["cat", "<dog>", "eel"]
+
+
+def test_a_panel_an_exit_and_a_point_an_image() -> None:
+    figure = figures.embedding_scatter(POINTS, LABELS, NAMES, ["exit <1>", "exit 2"], "a finding", quality=["a", "b & c"])
+    panels = figure.data[:2]
+    for panel, points in zip(panels, POINTS, strict=True):
+        assert panel.type == "scattergl" and panel.x.dtype == panel.y.dtype == np.float32
+        np.testing.assert_array_equal(np.stack([panel.x, panel.y], 1), points.astype(np.float32))
+        assert list(panel.text) == ["&lt;dog&gt;", "cat", "&lt;dog&gt;", "eel"]
+    assert [note.text for note in figure.layout.annotations] == ["exit &lt;1&gt;", "exit 2"]
+    assert [axis.title.text for axis in figure.select_xaxes()] == ["a", "b &amp; c"]
+    assert {axis.matches for axis in figure.select_xaxes()} == {"x"} and {a.matches for a in figure.select_yaxes()} == {"y"}
+    assert figure.layout.yaxis.scaleanchor == "x"
+    assert json.loads(figure.to_json())["data"][0]["x"]["dtype"] == "f4"
+    assert [trace.name for trace in figure.data[2:]] == ["cat", "&lt;dog&gt;", "eel"]  # in the order of the labels
+
+
+def test_points_look_as_their_kind_in_the_legend() -> None:
+    kinds = [f"kind {i:02d}" for i in range(20)]
+    look, legend = point_look(kinds), legend_of(kinds)
+    looks = set()
+    for code, symbol, entry in zip(look["color"], look["symbol"], legend, strict=True):
+        colour = next(c for place, c in look["colorscale"] if place > (code + 0.4) / len(figures.PALETTE))
+        assert (entry.marker.color, entry.marker.symbol) == (colour, symbol)
+        looks.add((colour, symbol))
+    assert len(looks) == 20 and look["color"].dtype == np.float32
+    assert (look["cmin"], look["cmax"]) == (-0.5, 5.5)
+    with pytest.raises(CorsdError, match="colour_by 'new' is no kind; allowed: old"):
+        point_look(["new"], ["old"])
+
+
+def test_colours_tell_names_or_numbers() -> None:
+    titles = ["1", "2"]
+    by_name = figures.embedding_scatter(
+        POINTS, LABELS, NAMES, titles, colour_by=["no", "yes", "no", "no"], colour_name="<right>"
+    )
+    assert [trace.name for trace in by_name.data[2:]] == ["no", "yes"]
+    assert list(by_name.data[0].marker.color) == list(by_name.data[1].marker.color) == [0, 1, 0, 0]
+    assert by_name.layout.legend.title.text == "&lt;right&gt;"
+    for numbers in (torch.tensor([0.1, 0.2, 0.3, 0.4]), [1, 2, 3, 4]):
+        by_number = figures.embedding_scatter(POINTS, LABELS, NAMES, titles, colour_by=numbers, colour_name="confidence")
+        first, second = by_number.data
+        np.testing.assert_allclose(first.marker.color, np.asarray(numbers, np.float32))
+        assert first.marker.showscale and not second.marker.showscale
+        assert first.marker.colorbar.title.text == "confidence"
+    many = [f"c{i}" for i in range(100)]
+    crowd = figures.embedding_scatter(np.zeros((1, 100, 2)), range(100), many, ["1"])
+    assert len(crowd.data) == 1 and crowd.data[0].text[99] == "c99"  # no legend of a hundred: hover says it
+
+
+def test_captions_are_text_in_lines() -> None:
+    captions = ["cat\nimage 7", "a<br>b", "", "x"]
+    (panel, *_) = figures.embedding_scatter(POINTS, LABELS, NAMES, ["1", "2"], captions=captions).data
+    assert list(panel.text) == ["cat<br>image 7", "a&lt;br&gt;b", "", "x"]
+    assert panel.hovertemplate == "%{text}<extra></extra>"
+
+
+def test_more_than_four_panels_go_on_in_a_second_row() -> None:
+    figure = figures.embedding_scatter(np.zeros((5, 4, 2)), LABELS, NAMES, list("abcde"))
+    assert figure.data[4].yaxis == "y5" and figure.layout.yaxis5.domain[1] < figure.layout.yaxis.domain[0]
+
+
+def test_what_does_not_fit_the_points_is_named() -> None:
+    with pytest.raises(CorsdError, match=r"coordinates of shape \(2, 4\)"):
+        figures.embedding_scatter(POINTS[..., 0], LABELS, NAMES, ["1", "2"])
+    with pytest.raises(CorsdError, match="3 labels; 4 are wanted"):
+        figures.embedding_scatter(POINTS, LABELS[:3], NAMES, ["1", "2"])
+    with pytest.raises(CorsdError, match="1 titles; 2 are wanted"):
+        figures.embedding_scatter(POINTS, LABELS, NAMES, ["1"])
+    with pytest.raises(CorsdError, match="5 captions; 4 are wanted"):
+        figures.embedding_scatter(POINTS, LABELS, NAMES, ["1", "2"], captions=["a"] * 5)
+    with pytest.raises(CorsdError, match="2 colour_by; 4 are wanted"):
+        figures.embedding_scatter(POINTS, LABELS, NAMES, ["1", "2"], colour_by=["a", "b"])
+
+
+IMAGES = RANDOM.integers(0, 256, (2, 3, 5, 4), dtype=np.uint8)
+MAPS = np.stack([np.full((5, 4), 0.1), np.zeros((5, 4))]).astype(np.float32)
+MAPS[0, 2, 3], MAPS[1, 1, 0] = -4.0, 1.0
+
+
+def test_an_attribution_stands_beside_its_image_and_over_it() -> None:
+    figure = figures.image_attribution(IMAGES, MAPS, ["<cat>", "dog"])
+    image, map_, grey, over = figure.data[4:]
+    np.testing.assert_array_equal(np.asarray(image.z), IMAGES[1].transpose(1, 2, 0))
+    np.testing.assert_array_equal(map_.z, MAPS[1])
+    np.testing.assert_array_equal(over.z, MAPS[1])
+    shades = np.asarray(grey.z)
+    assert (shades[..., 0] == shades[..., 2]).all()
+    np.testing.assert_allclose(shades[..., 0], IMAGES[1].mean(0), atol=1)
+    assert [note.text for note in figure.layout.annotations][::3] == ["&lt;cat&gt;", "dog"]
+
+
+def test_all_maps_of_a_call_share_a_symmetric_range() -> None:
+    figure = figures.image_attribution(IMAGES, MAPS, ["a", "b"])
+    limit = float(np.percentile(np.abs(MAPS), 99.5))
+    axis = figure.layout.coloraxis
+    assert axis.cmin == -axis.cmax and axis.cmax == pytest.approx(limit)
+    overlays = [trace for trace in figure.data if trace.name == "over"]
+    assert len(overlays) == 2 and {(trace.zmin, trace.zmax) for trace in overlays} == {(-axis.cmax, axis.cmax)}
+    assert {trace.coloraxis for trace in figure.data if trace.name == "map"} == {"coloraxis"}
+    assert overlays[0].colorscale[2] == (0.5, "rgba(233, 231, 227, 0)")  # where the map is zero the image is seen
+    assert figures.image_attribution(IMAGES, MAPS * 0, ["a", "b"]).layout.coloraxis.cmax == 1
+
+
+def test_the_title_says_on_how_few_pixels_half_of_the_attribution_lies() -> None:
+    # Of 5.9 in the first map, 4 are on one pixel of twenty; of the second, all.
+    title = figures.image_attribution(IMAGES, MAPS, ["<cat>", "dog"]).layout.title.text
+    assert (
+        title.replace("<br>", " ")
+        == "Half of the attribution lies on 5 % of the pixels of &lt;cat&gt; and 5 % of the pixels of dog"
+    )
+    even = figures.image_attribution(IMAGES, np.stack([MAPS[0] * 0 + 1, MAPS[0] * 0]), ["a", "b"]).layout.title.text
+    assert even == "Half of the attribution lies on 50 % of the pixels of a and nothing in b"
+    assert figures.image_attribution(IMAGES, MAPS, ["a", "b"], "mine").layout.title.text == "mine"
+
+
+@pytest.mark.parametrize("maps", [MAPS[:1], MAPS[:, :4], np.full_like(MAPS, np.nan)])
+def test_maps_that_do_not_fit_the_images_are_refused(maps: np.ndarray) -> None:
+    with pytest.raises(CorsdError, match=r"maps of shape .* allowed: \(n, H, W\), finite"):
+        figures.image_attribution(IMAGES, maps, ["a", "b"])
+
+
+def test_grey_images_have_attributions_too() -> None:
+    figure = figures.image_attribution(IMAGES[:, :1], MAPS, ["a", "b"])
+    np.testing.assert_array_equal(np.asarray(figure.data[0].z)[..., 1], IMAGES[0, 0])
