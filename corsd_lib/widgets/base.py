@@ -24,8 +24,10 @@ _INK = "var(--jp-ui-font-color1, #1f2933)"
 _STYLE = f"""<style>
 .corsd .js-plotly-plot .main-svg, .corsd .js-plotly-plot .svg-container {{ background: transparent !important; }}
 .corsd .js-plotly-plot .bglayer .bg, .corsd .js-plotly-plot .legend .bg {{ fill: transparent !important; }}
-.corsd .js-plotly-plot :is(.gtitle, .g-xtitle text, .g-ytitle text, .g-x2title text, .g-y2title text, .cbtitle text,
+.corsd .js-plotly-plot :is(.gtitle, .g-xtitle text, .g-ytitle text, .g-x2title text, .g-y2title text,
+  .g-x3title text, .g-x4title text, .cbtitle text,
   .legendtext, .annotation-text, .xaxislayer-above text, .yaxislayer-above text, .cbaxis text) {{ fill: {_INK} !important; }}
+.corsd :is(p, figcaption) {{ color: {_INK}; }}
 .corsd table {{ border-collapse: collapse; font-size: 13px; line-height: 1.5; color: {_INK}; }}
 .corsd caption {{ caption-side: top; text-align: left; padding: 6px 0; color: {_INK}; }}
 .corsd th, .corsd td {{ padding: 3px 10px; text-align: right; border-bottom: 1px solid var(--jp-border-color2, #ccc); }}
@@ -45,10 +47,13 @@ class Explorer(ipw.VBox):
     def __init__(self, figure: go.FigureWidget, children: Sequence[ipw.Widget]) -> None:
         self.figure = figure
         self._busy = ipw.HTML()
-        super().__init__([ipw.HTML(_STYLE), *children, self._busy])
+        super().__init__([ipw.HTML(_STYLE), self._busy, *children])
         self.add_class("corsd")
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
+        # A change made before the figure is drawn is a message to a script that may not be loaded yet. plotly sends the whole
+        # state again when a figure itself is displayed; inside a box nobody asks it to.
+        self.figure._repr_mimebundle_()
         return {**super()._repr_mimebundle_(**options), PLOTLY: json.loads(self.picture().to_json())}
 
     def picture(self) -> go.Figure:

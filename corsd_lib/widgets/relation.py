@@ -68,7 +68,6 @@ class RelationExplorer(Explorer):
         self.table = self._pair_view.table
         self._figure = RelationFigure(self._relations, self._shown)
         super().__init__(self._figure.widget, self._layout())
-        self._status.children = [self.note, self._busy]  # beside the controls: below the pair nobody would see it
         self._connect()
         self._figure.draw(self._shown)
         with self._follow():
@@ -106,7 +105,6 @@ class RelationExplorer(Explorer):
         self.second_class = ipw.Dropdown(options=classes, description="second class", **look)
         self.unmark = ipw.Button(description="Forget the marks", icon="times", layout={"width": "auto", "display": "none"})
         self.note = ipw.HTML(_HOW_TO)
-        self._status = ipw.HBox()
 
     def _exit_options(self) -> list[tuple[str, int]]:
         return [(name, k) for k, name in enumerate(self._relations.mine.exits(self._shown.view.kind), 1)]
@@ -125,7 +123,7 @@ class RelationExplorer(Explorer):
         pair = ipw.VBox(
             [*lists, self._pair_view], layout={"padding": "20px 0 0 16px", "flex": "1 1 400px", "min_width": "400px"}
         )
-        return [when, what, self._status, ipw.HBox([self._figure.widget, pair], layout=wrap)]
+        return [when, what, self.note, ipw.HBox([self._figure.widget, pair], layout=wrap)]
 
     def _connect(self) -> None:
         ipw.jslink((self.play, "value"), (self.epoch_slider, "index"))

@@ -1,0 +1,120 @@
+"""A JupyterLab of its own and a Chromium, for tests that look at explorers as people do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from corsd_lib import Run, TrainConfig, train
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+# What Chromium's software renderer says of itself, and of the explorers nothing.
+NOT_OURS = ("GL Driver Message", "WebGL")
+
+
+@pytest.fixture(scope="session")
+def lab_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("lab")
+
+
+@pytest.fixture(scope="session")
+def small_run(lab_folder: Path) -> Run:
+    """Three exits, epochs 0 to 2, 40 probe images of digits; notebooks find it as "run"."""
+    config = TrainConfig(
+        per_class=4, validation_fraction=0.2, epochs=2, probe_size=40, batch_size=20, out=str(lab_folder / "run")
+    )
+    return train(config, progress=False)
+
+
+@pytest.fixture(scope="session")
+def lab(lab_folder: Path) -> Iterator[str]:
+    """Address of a JupyterLab on the folder, with settings of nobody."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home = {
+        name: str(lab_folder / ".jupyter" / name)
+        for name in ("JUPYTER_CONFIG_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTER_RUNTIME_DIR")
+    }
+    home["JUPYTERLAB_WORKSPACES_DIR"] = str(lab_folder / ".jupyter" / "workspaces")
+    command = [sys.executable, "-m", "jupyter", "lab", "--allow-root", "--no-browser", "--ServerApp.ip=127.0.0.1"]
+    command += [f"--port={port}", "--IdentityProvider.token=", "--ServerApp.password=", f"--ServerApp.root_dir={lab_folder}"]
+    with open(lab_folder / "lab.log", "wb") as log:
+        server = subprocess.Popen(command, env={**os.environ, **home}, stdout=log, stderr=log)
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/api", server)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(timeout=20)
+
+
+def _wait_for(url: str, server: subprocess.Popen[bytes], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            urllib.request.urlopen(url, timeout=2).close()
+            return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.2)
+    pytest.fail(f"no JupyterLab at {url}")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("NO BROWSER: Chromium is not installed, the explorers were not tried in one")
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser: Any, lab: str, lab_folder: Path, small_run: Run) -> Iterator[Callable[..., Any]]:
+    """`opened(name, code, ...)`: a page with a notebook of these cells, all of them run. No error may come to its console."""
+    page = browser.new_page(viewport={"width": 1500, "height": 2000})
+    page.set_default_timeout(90_000)  # a busy machine is slow, not broken
+    errors: list[str] = []
+    page.on("console", lambda m: errors.append(m.text) if m.type == "error" and not m.text.startswith(NOT_OURS) else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+
+    def run_all(name: str, *cells: str) -> Any:
+        kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        code = [nbformat.v4.new_code_cell(cell) for cell in cells]
+        nbformat.write(nbformat.v4.new_notebook(cells=code, metadata={"kernelspec": kernel}), lab_folder / f"{name}.ipynb")
+        page.goto(f"{lab}/lab/workspaces/{name}/tree/{name}.ipynb")
+        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # cells that are run before the kernel is there are dropped
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_text("Run All Cells", exact=True).click()
+        page.wait_for_selector(".corsd .js-plotly-plot .main-svg", timeout=90_000)
+        return page
+
+    yield run_all
+    page.close()
+    assert errors == []
+
+
+@pytest.fixture
+def until() -> Callable[..., None]:
+    """`until(page, "d => ...")` waits until this holds for the first figure of the explorer, plotly's own data, not pixels."""
+
+    def wait(page: Any, condition: str, arg: Any = None) -> None:
+        figure = "document.querySelector('.corsd .js-plotly-plot')"
+        page.wait_for_function(f"arg => {{ const d = {figure}; return d?.layout && ({condition})(d, arg) }}", arg=arg)
+
+    return wait
