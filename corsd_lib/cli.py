@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--data-root", help="folder that holds the data sets; default: the run's own, $CORSD_DATA, data")
     export.add_argument("--snapshots", type=int, default=6, help="probe snapshots to keep (default: %(default)s)")
     export.add_argument("--probe-images", type=int, default=500, help="probe images to keep (default: %(default)s)")
+    export.add_argument("--umap", action="store_true", help="fit the UMAP that a StageExplorer opens with, and keep it")
 
     report = verbs.add_parser("report", help="write one HTML file about a run, or several side by side")
     report.set_defaults(verb=_report)
@@ -234,7 +235,7 @@ def _tune(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from corsd_lib.export import export_run
 
-    kept = {"snapshots": options.snapshots, "probe_images": options.probe_images}
+    kept = {"snapshots": options.snapshots, "probe_images": options.probe_images, "umap": options.umap}
     run = export_run(load_run(options.run), options.dest, data_root=options.data_root, **kept)
     sizes = {file.name: file.stat().st_size for file in sorted(run.path.rglob("*")) if file.is_file()}
     weights, total = sizes["weights.safetensors"] / 1e6, sum(sizes.values()) / 1e6

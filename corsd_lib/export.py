@@ -33,7 +33,13 @@ _NOT_ON_THE_CARD = ("data_root", "out", "resume", "workers", "checkpoint_seconds
 
 
 def export_run(
-    run: Run, dest: str | Path, *, data_root: str | Path | None = None, snapshots: int = 6, probe_images: int = 500
+    run: Run,
+    dest: str | Path,
+    *,
+    data_root: str | Path | None = None,
+    snapshots: int = 6,
+    probe_images: int = 500,
+    umap: bool = False,
 ) -> Run:
     """Write a small copy of a finished run into the folder `dest` and return it; it opens and explores as the original does.
 
@@ -48,6 +54,8 @@ def export_run(
     probe images, D embedding dimensions, C classes. A ResNet-10 of width 32 with 100 classes takes 2.5 MB plain and
     3.8 MB with exits and relation networks, and 0.4 and 2.2 MB a snapshot of 500 images; of width 16, 0.7 and 1.3 MB, and 0.3
     and 1.4 MB.
+
+    With `umap` the UMAP of the last snapshot (`stage_embedding`) is in the copy: a `StageExplorer` opens on it at once.
 
     The same run exported again to the same place gives the same files. Raises `CorsdError` for an unfinished run, a `dest` that
     is anything but an export of this run, data that is not there, and weights that float16 does not hold.
@@ -67,7 +75,17 @@ def export_run(
     figures = asdict(evaluate(exported, data)) | {"data": exported.data.name}
     write_json(dest / "test.json", {**figures, "trained": trained})
     write_atomic(dest / "README.md", _card(exported, figures, trained).encode())
+    _keep_umap(exported, umap)
     return exported
+
+
+def _keep_umap(exported: Run, wanted: bool) -> None:
+    from corsd_lib.analysis.embedding import stage_embedding
+
+    for file in (exported.path / "embeddings").glob("*.safetensors"):  # of an earlier export with other images
+        file.unlink()
+    if wanted:
+        stage_embedding(exported)
 
 
 def committed_run(name: str) -> Run:

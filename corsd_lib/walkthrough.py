@@ -124,7 +124,14 @@ def execute(notebook: Path, out: Path, epochs: int) -> Path:
     # Not papermill's own execution: it takes a check that waits for the reader's answer for a failure.
     content = parameterize_notebook(load_notebook_node(str(notebook)), parameters)
     place = {"metadata": {"path": str(out)}}
-    NotebookClient(content, timeout=600, kernel_name="python3", resources=place, extra_arguments=KERNEL_ARGUMENTS).execute()
+    NotebookClient(
+        content,
+        timeout=600,
+        kernel_name="python3",
+        resources=place,
+        coalesce_streams=True,
+        extra_arguments=KERNEL_ARGUMENTS,
+    ).execute()
     for cell in content.cells:
         if "raises-exception" in cell.metadata.get("tags", []):
             cell.outputs = []

@@ -9,7 +9,8 @@ for the stub and passes for the solution. The solved notebook is executed; the s
 solution's place. Its checks, and further cells tagged "uses-answer", may raise and have no output: they wait for an answer.
 
 Outputs are kept, so that a notebook reads where there is no kernel; figures get a PNG beside them, because GitHub draws no
-plotly. Widget state is never saved: it weighs megabytes. The same source gives the same cells, ids included.
+plotly. Widget state is never saved: it weighs megabytes. The picture that the text shows after `display(explorer)` is made by
+`explorer.save_png` when that cell has run. The same source gives the same cells, ids included.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import base64
 import copy
 import itertools
 import logging
+import os
 import re
 import sys
 import tempfile
@@ -27,11 +29,13 @@ from typing import Any
 import jupytext
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 
 from corsd_lib._notebooks import KERNEL_ARGUMENTS, WIDGET, save, write_course
 from corsd_lib.figures import PLOTLY, save_png
 
 FOLDER = Path(__file__).resolve().parent
+SAVING = "saving-"  # how the ids of cells begin that are only there while a notebook is built
 
 
 def read_source(source: Path) -> nbformat.NotebookNode:
@@ -72,9 +76,16 @@ def _without(notebook: nbformat.NotebookNode, tag: str) -> nbformat.NotebookNode
 def build(source: Path, workplace: Path) -> Path:
     """Execute the solved notebook of `source` in `workplace`, where its runs are made, and write both notebooks."""
     whole = read_source(source)
-    notebook = solved(whole)
-    place = {"metadata": {"path": str(workplace)}}
-    NotebookClient(notebook, timeout=300, resources=place, record_timing=False, extra_arguments=KERNEL_ARGUMENTS).execute()
+    notebook = _with_saving(solved(whole))
+    NotebookClient(
+        notebook,
+        timeout=600,
+        resources={"metadata": {"path": str(workplace)}},
+        record_timing=False,
+        coalesce_streams=True,
+        extra_arguments=KERNEL_ARGUMENTS,
+    ).execute()
+    _without_saving(notebook)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             _with_pictures(cell)
@@ -82,6 +93,41 @@ def build(source: Path, workplace: Path) -> Path:
     save(at_home_in_solutions(notebook), FOLDER / "solutions" / name)
     save(for_students(_executed(whole, notebook)), FOLDER / name)
     return FOLDER / name
+
+
+def _with_saving(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook with a cell after each that displays an explorer: it saves the picture that the next text shows."""
+    cells, made = list(notebook.cells), []
+    for place, cell in enumerate(cells):
+        made.append(cell)
+        shown = re.search(r"^display\((\w+)\)", cell.source, re.MULTILINE) if cell.cell_type == "code" else None
+        text = next((c.source for c in cells[place + 1 :] if c.cell_type == "markdown"), "")
+        target = re.search(r"\]\((images/\d\d_\w+\.png)\)", text)
+        if shown and target:
+            code = f"{shown[1]}.save_png({str(FOLDER / target[1])!r}, scale=1);"
+            made.append(nbformat.v4.new_code_cell(code, id=SAVING + cell.id))
+    notebook.cells = made
+    return notebook
+
+
+def _without_saving(notebook: nbformat.NotebookNode) -> None:
+    """Take those cells out again, and count the others as if they had never been; no picture stays heavy."""
+    for cell in notebook.cells:
+        if cell.id.startswith(SAVING):
+            _lighten(Path(re.findall(r"'(.+)'", cell.source)[0]))
+    notebook.cells = [cell for cell in notebook.cells if not cell.id.startswith(SAVING)]
+    for count, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), 1):
+        cell.execution_count = count
+        for output in cell.outputs:
+            if output.output_type == "execute_result":
+                output.execution_count = count
+
+
+def _lighten(picture: Path) -> None:
+    """256 colours where a picture is large: photographs and heatmaps of many cells."""
+    if picture.stat().st_size > 250_000:
+        image = Image.open(picture).convert("RGB")
+        image.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.FLOYDSTEINBERG).save(picture, optimize=True)
 
 
 def _with_pictures(cell: nbformat.NotebookNode) -> None:
@@ -120,16 +166,6 @@ def png_of(plotly_json: Any) -> str:
         return base64.b64encode(save_png(figure, Path(folder) / "figure.png", scale=1).read_bytes()).decode()
 
 
-def draw_monitor(runs: Path) -> None:
-    """The picture that follows the training monitor in 01, from the CORSD run that the notebook has just made."""
-    from corsd_lib import TrainingMonitor, load_run
-
-    (corsd,) = runs.glob("corsd-*")
-    monitor = TrainingMonitor()
-    monitor(load_run(corsd))
-    save_png(monitor.picture(), FOLDER / "images" / "training_monitor.png", scale=1)
-
-
 def main() -> None:
     if sys.argv[1:] == ["--course"]:
         print(write_course(sorted(FOLDER.glob("*.ipynb")), Path("course")).resolve().as_uri())
@@ -138,12 +174,11 @@ def main() -> None:
     sources = [source for source in sorted((FOLDER / "sources").glob("*.py")) if source.name.startswith(wanted)]
     if not sources:
         sys.exit(f"no source in {FOLDER / 'sources'} begins with {' or '.join(wanted)}")
+    os.environ.pop("CORSD_DATA", None)  # what a reader without the data sees, and no image of theirs in what is committed
     logging.getLogger("choreographer").setLevel(logging.CRITICAL)  # reports each goodbye of Chromium as an error
     for source in sources:
         with tempfile.TemporaryDirectory() as folder:  # nothing that was trained before is taken over
             print(f"{source.name} -> {build(source, Path(folder)).name}", flush=True)
-            if source.stem == "01_walkthrough":
-                draw_monitor(Path(folder) / "runs" / source.stem)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from corsd_lib.analysis.exits import (
     cumulative_macs,
     early_exit,
     early_exit_curve,
-    exits_left,
     exit_accuracy,
     exit_agreement,
+    exits_left,
     first_right,
     overthinking,
 )

@@ -14,6 +14,7 @@ from corsd_lib import methods
 from corsd_lib.bench import table
 from corsd_lib.cli import _parser
 from corsd_lib.datasets import DATASETS
+from corsd_lib.files import read_json
 from corsd_lib.methods import METHODS
 from corsd_lib.network import build_network
 
@@ -73,3 +74,15 @@ def test_relative_links_and_pictures_exist_and_pictures_have_alt_text(document: 
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
     for picture in re.findall(r"<img[^>]*>", text, flags=re.DOTALL):
         assert re.search(r'alt="[^"]{20,}"', picture), picture
+
+
+def test_the_finding_is_what_the_records_say() -> None:
+    found = re.search(r"<!-- finding -->\n(.*?)<!-- /finding -->", README, flags=re.DOTALL)
+    assert found is not None
+    studies = {name: read_json(ROOT / "results" / name / "summary.json")["methods"] for name in ("cifar100", "cifar100_small")}
+    corsd, plain = studies["cifar100"]["corsd"], studies["cifar100"]["baseline"]
+    said = [float(number) for number in re.findall(r"-?\d+\.\d", found[1])]
+    written = [corsd["gain"], corsd["gain_low"], corsd["gain_high"], corsd["top1"][-1], plain["top1"][-1]]
+    written.append(studies["cifar100_small"]["corsd"]["gain"])
+    assert said == [round(value, 1) for value in written]
+    assert f"{len(corsd['top1_by_seed'])} seeds" in found[1]

@@ -18,6 +18,7 @@ import yaml
 from torch import Tensor
 
 from corsd_lib import cli, committed_run, export_run
+from corsd_lib.analysis.embedding import is_kept
 from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import evaluate, load_data
 from corsd_lib.export import _balanced, _spread
@@ -382,3 +383,12 @@ def test_a_committed_run_is_found_from_below_and_by_its_name_alone(
 def test_a_committed_run_is_found_beside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert committed_run("cifar100_small/corsd").config.method == "corsd"
+
+
+@pytest.mark.alone
+def test_the_umap_travels_where_it_is_wanted_and_one_of_other_images_does_not_stay(tiny_run: Run, tmp_path: Path) -> None:
+    words = ["export", str(tiny_run.path), str(tmp_path / "copy"), "--snapshots", "2", "--probe-images"]
+    cli.main([*words, "30", "--umap"])
+    assert is_kept(load_run(tmp_path / "copy")) and len(list((tmp_path / "copy" / "embeddings").iterdir())) == 1
+    cli.main([*words, "20"])
+    assert not list((tmp_path / "copy" / "embeddings").iterdir())

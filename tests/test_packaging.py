@@ -246,6 +246,7 @@ def test_a_python_that_is_too_old_is_named_and_nothing_is_made(clone: Path) -> N
 
 def test_every_file_of_the_package_that_is_no_python_is_packaged() -> None:
     patterns = PYPROJECT["tool"]["setuptools"]["package-data"]
-    packaged = {file for package, globs in patterns.items() for g in globs for file in (ROOT / package.replace(".", "/")).glob(g)}
+    folders = {package: ROOT / package.replace(".", "/") for package in patterns}
+    packaged = {file for package, globs in patterns.items() for g in globs for file in folders[package].glob(g)}
     others = {f for f in (ROOT / "corsd_lib").rglob("*") if f.is_file() and f.suffix not in (".py", ".pyc")}
     assert others == packaged and others

@@ -17,8 +17,10 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 RUNS = sorted(path for path in RESULTS.glob("*/runs/*") if path.is_dir())
 MEGABYTE = 1_000_000
-ALL_OF_IT, ONE_RUN = 14 * MEGABYTE, 4 * MEGABYTE
-FILES_OF_A_RUN = re.compile(r"README\.md|(config|test)\.json|metrics\.jsonl|(weights|probe|probes/epoch_\d{4})\.safetensors")
+ALL_OF_IT, ONE_RUN = 16 * MEGABYTE, 4 * MEGABYTE
+FILES_OF_A_RUN = re.compile(
+    r"README\.md|(config|test)\.json|metrics\.jsonl|(weights|probe|probes/epoch_\d{4}|embeddings/umap-\w+)\.safetensors"
+)
 WHERE = {"cifar10": "cifar10.npz", "cifar100": "cifar100.npz", "cub200": "CUB_200_2011"}  # below $CORSD_DATA
 
 

@@ -64,7 +64,7 @@ def _add_curves(figure: go.Figure, row: int, metrics: pd.DataFrame, run: str) ->
             )
         _place_legend(figure, legend, row + 1, panel + 1)
     figure.update_yaxes(title="images right (%)", range=[0, 101], row=row + 1, col=1)
-    figure.update_yaxes(title="unweighted value", type="log", dtick=1, tickformat="~g", row=row + 1, col=2)
+    figure.update_yaxes(title="unweighted value", type="log", nticks=8, tickformat="~g", row=row + 1, col=2)
 
 
 def _place_legend(figure: go.Figure, legend: str, row: int, column: int) -> None:

@@ -145,9 +145,10 @@ def _add_lines(
 def _finish(figure: go.Figure, measures: Sequence[str], rows: int, title: str, dark: bool) -> go.Figure:
     for column, measure in enumerate(measures, start=1):
         _, unit, logarithmic = MEASURES[measure]
-        shared = {"matches": "y" if column == 1 else f"y{column}"} if rows > 1 else {}
         look = {"type": "log", "nticks": 6} if logarithmic else {}
-        figure.update_yaxes(title=unit, tickformat="~g", col=column, **look, **shared)
+        figure.update_yaxes(title=unit, tickformat="~g", col=column, **look)
+        for row in range(2, rows + 1):  # the axes of a column follow its first, which must not follow itself
+            figure.update_yaxes(matches="y" if column == 1 else f"y{column}", row=row, col=column)
     wide = max(560, 60 + 250 * len(measures))
     figure.update_layout(template=template(dark), width=wide, height=110 + 250 * rows, margin={"b": 70, "r": 36})
     figure.update_layout(legend={"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"})

@@ -298,7 +298,7 @@ monitor(corsd)
 
 # %% [markdown]
 # ![The training monitor after a CORSD training. Left: the train accuracy of three exits climbs towards 100 percent. Right:
-# the relation matrix of the deepest exit with a bright diagonal.](images/training_monitor.png)
+# the relation matrix of the deepest exit with a bright diagonal.](images/01_training_monitor.png)
 #
 # *The monitor at the end of a CORSD training, as a picture.* Every exit climbs, and the diagonal of the relation matrix
 # lights up.

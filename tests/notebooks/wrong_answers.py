@@ -13,4 +13,159 @@ WRONG_ANSWERS = {
             "logits[:, 0] > 0",
         ],
     },
+    "02_exits": {
+        "overthought": [
+            "(guesses[0] == labels) & (guesses[-1] != labels)",  # one shallow exit only
+            "(guesses[:-1] == labels).any(dim=0)",
+            "(guesses[:-1] != guesses[-1]).any(dim=0)",  # that is disagreement
+            "(guesses[:-1] == labels).all(dim=0) & (guesses[-1] != labels)",
+        ],
+        "leave_at": [
+            "(confidence >= threshold).int().argmax(dim=0) + 1",  # nobody sure: exit 1
+            "(confidence < threshold).cumprod(dim=0).sum(dim=0) + 1",  # an exit behind the last
+            "(confidence[:-1] <= threshold).cumprod(dim=0).sum(dim=0) + 1",
+            "(confidence[:-1] < threshold).sum(dim=0) + 0",
+            "confidence.argmax(dim=0) + 1",
+        ],
+    },
+    "05_cifar100": {
+        "lift_by_hand": [
+            "(matrix[superclass[:, None] == superclass].mean() / matrix[superclass[:, None] != superclass].mean()).item()",
+            "(matrix.diag().mean() / matrix[superclass[:, None] != superclass].mean()).item()",  # within a class
+            "(matrix[~torch.eye(len(matrix), dtype=torch.bool)].mean() / matrix.mean()).item()",
+        ],
+        "good_mistakes": [
+            "(superclass[logits.argmax(1)] == superclass[labels]).float().mean().item()",  # right answers are no mistakes
+            "((superclass[logits.argmax(1)] == superclass[labels]) & (logits.argmax(1) != labels)).float().mean().item()",
+            "(superclass[logits.argmax(1)] != superclass[labels]).float().mean().item()",
+        ],
+    },
+    "06_cub200": {
+        "attribute_similarity": [
+            "attributes @ attributes.T",
+            "attributes / attributes.norm(dim=1, keepdim=True)",
+            "(attributes / attributes.norm(dim=0)) @ (attributes / attributes.norm(dim=0)).T",  # columns, not rows
+            "torch.nn.functional.cosine_similarity(attributes, attributes)",  # each class with itself only
+        ],
+        "p_value": [
+            "sum(value >= observed for value in shuffled) / len(shuffled)",
+            "(1 + sum(value > observed for value in shuffled)) / (1 + len(shuffled))",
+            "(1 + sum(value <= observed for value in shuffled)) / (1 + len(shuffled))",
+            "(1 + sum(value >= observed for value in shuffled)) / len(shuffled)",
+        ],
+    },
+    "11_compare_methods": {
+        "paired_differences": [
+            "[a - b for a, b in zip(ours.values(), theirs.values())]",  # in the order they were written down
+            "[theirs[s] - ours[s] for s in sorted(ours.keys() & theirs.keys())]",
+            "[ours[s] - theirs[s] for s in ours if s in theirs]",  # not in order
+            "[ours[s] - theirs.get(s, 0) for s in sorted(ours)]",
+        ],
+        "honest_score": [
+            "max(test.values())",
+            "max(validation.values())",
+            "sum(test.values()) / len(test)",
+            "list(test.values())[list(validation.values()).index(max(validation.values()))]",
+        ],
+    },
+    "12_your_own": {
+        "reductions": [
+            "strides[1:]",
+            "torch.tensor(strides).cumprod(dim=0).tolist()",  # the stem is no stage
+            "torch.tensor(strides[1:]).cumprod(dim=0).tolist()",  # but it reduces
+            "[2**k for k in range(1, len(strides))]",
+        ],
+        "mean_entropy": [
+            "-(logits.softmax(1) * logits.softmax(1).log()).sum(1).mean()",  # not a number for a sure network
+            "(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()",
+            "-(logits.softmax(1) * logits.log_softmax(1)).mean()",
+            "-(logits.softmax(1) * logits.log_softmax(1)).sum()",
+        ],
+    },
+    "03_relations": {
+        "all_pair_sums": [
+            "u + v",
+            "u[None, :, :] + v[:, None, :]",  # the second image first
+            "torch.cat([u, v], dim=1)",
+        ],
+        "auc_by_hand": [
+            "(intra > inter).float().mean()",  # only aligned ones are compared
+            "(intra[:, None] > inter[None, :]).float().mean()",  # ties count nothing
+            "(intra.mean() > inter.mean()).float()",
+        ],
+    },
+    "04_class_oriented": {
+        "hand_down": [
+            # logits where log-probabilities are wanted, as in the release
+            "F.kl_div(student / temperature, teacher.detach() / temperature, reduction='batchmean') * temperature**2",
+            "F.kl_div(student.log_softmax(1), teacher.detach().softmax(1), reduction='batchmean')",  # no temperature
+            "distillation(student, teacher, temperature)",  # the pupil teaches
+            # the teacher learns
+            "F.kl_div((student / temperature).log_softmax(1), (teacher / temperature).softmax(1), reduction='batchmean')"
+            " * temperature**2",
+        ],
+        "same_class_belief": [
+            "logits @ logits.T",
+            "logits.softmax(dim=0) @ logits.softmax(dim=0).T",
+            "(logits.argmax(dim=1)[:, None] == logits.argmax(dim=1)[None, :]).float()",
+        ],
+    },
+    "08_class_structure": {
+        "mean_margin": [
+            "torch.cdist(x, means).min(dim=1).values",
+            "torch.cdist(x, means).topk(2, largest=False).values.diff(dim=1)[:, 0]",  # whichever two are nearest
+            "torch.cdist(x, means).topk(2, largest=False).values[:, 1] - (x - means[labels]).norm(dim=1)",  # never negative
+            "(torch.cdist(x, means) ** 2).scatter(1, labels[:, None], torch.inf).amin(1) - (x - means[labels]).square().sum(1)",
+        ],
+        "simplex_gap": [
+            "mean_angles(means, torch.arange(len(means)))['mean_cosine']",
+            # as seen from the origin
+            "(torch.cosine_similarity(means[:, None], means[None], dim=2) + 1 / (len(means) - 1)).abs().mean().item()",
+            # too high and too low cancel
+            "abs(mean_angles(means, torch.arange(len(means)))['mean_cosine'] + 1 / (len(means) - 1))",
+        ],
+    },
+    "09_stage_embeddings": {
+        "purity_by_hand": [
+            # each point is its own neighbour
+            "(labels[torch.cdist(points, points).topk(k, largest=False).indices] == labels[:, None]).double().mean().item()",
+            "(labels[torch.cdist(points, points).topk(k).indices] == labels[:, None]).double().mean().item()",  # the farthest
+            "knn_purity(points, labels)",  # of ten
+        ],
+        "neighbours_kept": [
+            "(nearest_images(first, k) == nearest_images(second, k)).double().mean().item()",  # the order matters
+            "trustworthiness(first, second, k)",
+            "float(nearest_images(first, k).unique().equal(nearest_images(second, k).unique()))",
+        ],
+    },
+    "07_relation_explorer": {
+        "without_popularity": [
+            "matrix - matrix.mean(dim=1) - matrix.mean(dim=0) + matrix.mean()",  # row means taken from columns
+            "matrix - matrix.mean(dim=1, keepdim=True) - matrix.mean(dim=0, keepdim=True)",
+            "matrix - matrix.mean()",
+            "matrix - matrix.mean(dim=1, keepdim=True)",
+        ],
+        "friends_at_home": [
+            "(superclass[matrix.argmax(dim=1)] == superclass).float().mean().item()",  # everybody's best friend is itself
+            "(superclass[matrix.clone().fill_diagonal_(-1).argmax(dim=0)] == superclass).float().mean().item()",  # columns
+            "(superclass[matrix.clone().fill_diagonal_(-1).argmax(dim=1)] == superclass).float().mean()",
+            "(matrix.clone().fill_diagonal_(-1).argmax(dim=1) == superclass).float().mean().item()",
+        ],
+    },
+    "10_attribution": {
+        "completeness_gap": [
+            "abs(values.sum().item() - (score - baseline_score))",  # in units of the score
+            "(values.sum().item() - (score - baseline_score)) / (score - baseline_score)",  # negative
+            "abs(values.sum().item() - (score - baseline_score)) / (score - baseline_score)",  # where the score falls
+            "abs(values.sum().item() - score) / abs(score)",
+            "abs(values.mean().item() - (score - baseline_score)) / abs(score - baseline_score)",
+        ],
+        "delete_most": [
+            "torch.where(attribution.abs() >= attribution.abs().flatten().sort().values[-count], empty, image)",
+            "torch.where(attribution > attribution.flatten().sort().values[-count], empty, image)",  # one pixel too few
+            "torch.where(attribution.flatten().argsort().argsort().view_as(attribution) < count, empty, image)",  # the least
+            "torch.where(attribution.flatten().argsort(descending=True).view_as(attribution) < count, empty, image)",
+            "torch.where(attribution > 0, empty, image)",
+        ],
+    },
 }
