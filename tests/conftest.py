@@ -9,22 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import TINY
 
 from corsd_lib.runs import Run, TrainConfig
 from corsd_lib.training import train
 
 torch.set_num_threads(1)  # sums in another order would not be the same bit for bit; and forks want no thread pool
-
-TINY: dict[str, Any] = {
-    "data": "digits",
-    "per_class": 5,
-    "width": 4,
-    "epochs": 2,
-    "batch_size": 16,  # 3 steps an epoch, the fourth is incomplete
-    "lr": 0.05,
-    "accelerator": "cpu",
-    "probe_size": 50,
-}
 
 
 @pytest.fixture(scope="session")

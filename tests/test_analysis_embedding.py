@@ -403,4 +403,5 @@ def test_nearest_images_are_those_of_a_loop_and_make_the_share() -> None:
         others = sorted((j for j in range(12) if j != i), key=lambda j: float((points[i].double() - points[j].double()).norm()))
         assert found[i].tolist() == others[:4]
         assert share[i] == sum(int(labels[j] == labels[i]) for j in others[:4]) / 4
+    assert torch.equal(nearest_images(points, 4, [7, 2]), found[[7, 2]])
     assert nearest_images(points[:2]).tolist() == [[1], [0]] and nearest_images(points[:1]).shape == (1, 0)

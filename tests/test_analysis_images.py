@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from tiny import TINY
 
 from corsd_lib import Run, TrainConfig, train
 from corsd_lib.analysis.images import run_images, run_pixels

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from PIL import Image
+from tiny import TINY
 
 from corsd_lib import Run, TrainConfig, load_run, train
 from corsd_lib.analysis.images import run_images, run_pixels

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import TINY
 from explorers import EPOCHS, shown, small_run
+from tiny import TINY
 
 from corsd_lib import Run, TrainConfig, TrainingMonitor, load_run, train
 from corsd_lib.errors import CorsdError

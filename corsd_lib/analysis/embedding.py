@@ -275,11 +275,15 @@ def trustworthiness(embedding: Tensor, coordinates: Tensor, neighbours: int = NE
     return float(manifold.trustworthiness(embedding.double().numpy(), coordinates.double().numpy(), n_neighbors=k))
 
 
-def nearest_images(points: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:
-    """Rows (N, k) of the `neighbours` other points nearest to each of `points` (N, any), nearest first; all when fewer."""
-    distances = torch.cdist(points.double(), points.double())
-    k = max(0, min(neighbours, len(points) - 1))
-    return distances.fill_diagonal_(float("inf")).topk(k, largest=False).indices
+def nearest_images(points: Tensor, neighbours: int = NEIGHBOURS, of: Sequence[int] | None = None) -> Tensor:
+    """Rows (n, k) of the `neighbours` other points nearest to each, nearest first, of `points` (N, any); all when fewer.
+
+    `of`: the n rows that are asked for, all N by default.
+    """
+    rows = torch.arange(len(points)) if of is None else torch.as_tensor(of)
+    distances = torch.cdist(points[rows].double(), points.double())
+    distances[torch.arange(len(rows)), rows] = float("inf")
+    return distances.topk(max(0, min(neighbours, len(points) - 1)), largest=False).indices
 
 
 def own_share(points: Tensor, labels: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:

@@ -385,7 +385,7 @@ class StageExplorer(Explorer):
 
     def _neighbours(self) -> list[list[int]]:
         """Positions of the images nearest to the image at every exit, nearest first: in the embedding, not in the picture."""
-        return [nearest_images(e, 8)[self.image].tolist() for e in self._snapshot(self.epoch).embeddings]
+        return [nearest_images(e, 8, [self.image])[0].tolist() for e in self._snapshot(self.epoch).embeddings]
 
     def _tell(self) -> None:
         """The image, what each exit takes it for, and its neighbours at each."""

@@ -20,21 +20,26 @@ def made(name: str, options: str = "") -> str:
 
 
 def last_output(page: Any, code_cell: int, text: str) -> None:
-    """Run a cell again and wait for what it prints: what was done in the browser is known to the kernel."""
-    page.locator(".jp-CodeCell").nth(code_cell).click()
-    page.keyboard.press("Control+Enter")
-    page.wait_for_function("text => document.body.textContent.includes(text)", arg=text)
+    """Run a cell again until it prints this: what was done in the browser is known to the kernel."""
+    for _ in range(20):  # what arrives late above the cell moves it away from under the mouse
+        page.locator(".jp-CodeCell").nth(code_cell).locator(".jp-InputArea-editor").click()
+        page.keyboard.press("Control+Enter")
+        page.wait_for_timeout(2000)
+        if text in page.evaluate("document.body.textContent"):
+            return
+    pytest.fail(f"cell {code_cell} never printed {text!r}")
 
 
 def click_until(page: Any, at: tuple[float, float], done: Callable[[], bool]) -> None:
     """plotly sends hovers and clicks through one variable: a click right behind a hover can get lost."""
-    for _ in range(20):
+    for _ in range(8):
         page.mouse.move(at[0] + 3, at[1])
         page.wait_for_timeout(1000)
         page.mouse.click(at[0] + 3, at[1])
-        page.wait_for_timeout(1000)
-        if done():
-            return
+        for _ in range(20):
+            page.wait_for_timeout(500)
+            if done():
+                return
     pytest.fail(f"no answer to a click at {at}")
 
 
