@@ -33,8 +33,8 @@ _STYLE = f"""<style>
 .corsd th, .corsd td {{ padding: 3px 10px; text-align: right; border-bottom: 1px solid var(--jp-border-color2, #ccc); }}
 .corsd th:first-child {{ text-align: left; }}
 .corsd {{ position: relative; }}
-.corsd .corsd-busy {{ position: absolute; top: 4px; right: 12px; z-index: 5; display: inline-flex; gap: 8px; align-items: center;
-  padding: 2px 10px; border-radius: 6px; color: {_INK}; background: var(--jp-layout-color2, #f0f2f5); }}
+.corsd .corsd-busy {{ position: absolute; top: 4px; right: 12px; z-index: 5; display: inline-flex; gap: 8px;
+  align-items: center; padding: 2px 10px; border-radius: 6px; color: {_INK}; background: var(--jp-layout-color2, #f0f2f5); }}
 .corsd .corsd-busy::before {{ content: ""; width: 14px; height: 14px; border-radius: 50%; border: 2px solid {_INK};
   border-top-color: transparent; animation: corsd-turn 0.8s linear infinite; }}
 @keyframes corsd-turn {{ to {{ transform: rotate(360deg); }} }}
