@@ -26,7 +26,7 @@ from corsd_lib.files import (
 from corsd_lib.relation import HandcraftedRelation, MapRelation, VectorRelation, cosine_scores, relation_matrix
 from corsd_lib.runs import Run, Snapshot, load_part
 
-__all__ = ["committed_run", "export_run"]
+__all__ = ["committed_run", "export_run", "portable_name"]
 
 # Settings that say where and how a training ran and what was recorded of it, not what was trained.
 _NOT_ON_THE_CARD = ("data_root", "out", "resume", "workers", "checkpoint_seconds", "probe_every", "probe_size", "probe_split")
@@ -124,13 +124,14 @@ def _figures(run: Run) -> dict[str, Any]:
 def _portable(run: Run, snapshots: int, probe_images: int) -> dict[str, Any]:
     """The run's config.json without what only means something on this machine, and with how it was exported."""
     content: dict[str, Any] = read_json(run.path / "config.json")
-    name = _without_folders(run.config.data)
+    name = portable_name(run.config.data)
     train = content["train"] | {"data": name, "data_root": None, "out": None, "resume": False}
     exported = {"snapshots": snapshots, "probe_images": probe_images}
     return {**content, "train": train, "data": content["data"] | {"name": name}, "exported": exported}
 
 
-def _without_folders(name: str) -> str:
+def portable_name(name: str) -> str:
+    """The name of a data set without the folders of a path: `folder:PATH` and `npz:PATH` keep its last part. Ours."""
     kind, _, path = name.partition(":")
     return f"{kind}:{Path(path).name}" if kind in ("folder", "npz") else name
 

@@ -20,6 +20,7 @@ from corsd_lib.analysis.relations import relation_quality
 from corsd_lib.analysis.structure import class_structure
 from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.evaluation import count_macs
+from corsd_lib.export import portable_name
 from corsd_lib.figures import exit_accuracy_bars, structure_over_epochs, training_curves
 from corsd_lib.figures.style import exit_names, line_style, set_title, template
 from corsd_lib.pages import (
@@ -83,18 +84,12 @@ def report_panels(runs: Sequence[Run], *, embedding: str = "pca", say: Say = lam
 
 
 def _title(runs: Sequence[Run]) -> str:
-    data = ", ".join(dict.fromkeys(_data_name(run) for run in runs))
+    data = ", ".join(dict.fromkeys(portable_name(run.data.name) for run in runs))
     if len(runs) > 1:
         return f"{len(runs)} runs on {data}"
     config = runs[0].config
     width = f" of width {config.width}" if config.width else ""
     return f"{config.method} on {data}: {config.network}{width}"
-
-
-def _data_name(run: Run) -> str:
-    """The name of a run's data, of a path only its last part."""
-    kind, sign, path = run.data.name.partition(":")
-    return f"{kind}{sign}{Path(path).name}"
 
 
 def _findings(named: Named) -> list[str]:
@@ -186,7 +181,7 @@ def _comparison(title: str, names: list[str], values: list[dict[str, str]]) -> P
 
 
 def _settings(run: Run) -> dict[str, str]:
-    return _plain({k: v for k, v in run.raw_config.items() if k not in _NOT_SHOWN} | {"data": _data_name(run)})
+    return _plain({k: v for k, v in run.raw_config.items() if k not in _NOT_SHOWN} | {"data": portable_name(run.data.name)})
 
 
 def _facts(run: Run) -> dict[str, str]:

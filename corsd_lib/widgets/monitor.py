@@ -115,6 +115,8 @@ class TrainingMonitor(Explorer):
     def wait(self, timeout: float | None = None) -> Run:
         """The run of `train`, once that has ended; Ctrl-C stops the training, saves it and returns the run.
 
+        A cell that waits keeps clicks from the kernel: press stop before, or Ctrl-C (the notebook's ■) here.
+
         Raises `CorsdError` when nothing was begun, when it takes more than `timeout` seconds, and what the training raised.
         """
         if self._thread is None or self._config is None:
