@@ -100,7 +100,7 @@ def _findings(named: Named) -> list[str]:
     if len(tested) < 2 or len({run.data for run in named.values()}) > 1:
         return [f"{name}: {_finding(run)}" for name, run in named.items()]
     (best, top), (second, next_top), *_ = sorted(tested.items(), key=lambda item: -item[1])
-    ahead = f"{top - next_top:.1f} points more than {second}"
+    ahead = f"{top - next_top:.1f} points more than {second}" if top - next_top >= 0.05 else f"level with {second}"
     finding = f"The deepest exit of {best} is the most accurate: {top:.1f} % of test images right, {ahead}."
     if len({run.config.method for run in named.values()}) == len(named):
         finding += " One seed of a method says little: differences of a point or so may be chance."

@@ -8,6 +8,9 @@ A source holds both: a cell tagged "exercise" with the stub, behind it one tagge
 for the stub and passes for the solution. The solved notebook is executed; the student's is the same with the stub in the
 solution's place. Its checks, and further cells tagged "uses-answer", may raise and have no output: they wait for an answer.
 
+Once pyproject.toml names the address of the repository on GitHub (`Repository` in [project.urls]), every notebook and the
+READMEs get badges that open them on Colab and on Binder, and the set-up cell fetches the repository on Colab.
+
 Outputs are kept, so that a notebook reads where there is no kernel; figures get a PNG beside them, because GitHub draws no
 plotly. Widget state is never saved: it weighs megabytes. The picture that the text shows after `display(explorer)` is made by
 `explorer.save_png` when that cell has run. The same source gives the same cells, ids included.
@@ -23,6 +26,7 @@ import os
 import re
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,20 @@ from corsd_lib._notebooks import KERNEL_ARGUMENTS, WIDGET, save, write_course
 from corsd_lib.figures import PLOTLY, save_png
 
 FOLDER = Path(__file__).resolve().parent
+BRANCH = "main"
+INSTALL = '    %pip install --quiet "..[notebooks]"'
+FETCH = """    from pathlib import Path
+
+    if not Path("../pyproject.toml").exists():  # Colab opens a notebook alone
+        !git clone --quiet --depth 1 {repository} clone
+        %cd clone/notebooks
+"""
+HOME = {  # paths of the set-up cell, as they are and as they are for solutions
+    '"..[notebooks]"': '"../..[notebooks]"',
+    '"../pyproject.toml"': '"../../pyproject.toml"',
+    "%cd clone/notebooks": "%cd clone/notebooks/solutions",
+}
+BADGES = re.compile(r"(?<=<!-- badges -->\n).*?(?=<!-- /badges -->)", re.DOTALL)
 SAVING = "saving-"  # how the ids of cells begin that are only there while a notebook is built
 
 
@@ -45,7 +63,35 @@ def read_source(source: Path) -> nbformat.NotebookNode:
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number:02d}"
         cell.metadata.pop("lines_to_next_cell", None)
+    if repository := address():
+        title, _, text = notebook.cells[0].source.partition("\n")
+        notebook.cells[0].source = f"{title}\n\n{badges(repository, source.stem)}\n{text}"
+        for cell in notebook.cells:
+            cell.source = cell.source.replace(INSTALL, FETCH.format(repository=repository) + INSTALL)
     return notebook
+
+
+def address() -> str | None:
+    """Of the repository on GitHub, from pyproject.toml; None while it has none."""
+    project = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return project.get("urls", {}).get("Repository")
+
+
+def badges(repository: str, name: str) -> str:
+    """Markdown of the badges that open a notebook on Colab and on Binder."""
+    owner = repository.removeprefix("https://github.com/").removesuffix(".git").strip("/")
+    colab = f"https://colab.research.google.com/github/{owner}/blob/{BRANCH}/notebooks/{name}.ipynb"
+    binder = f"https://mybinder.org/v2/gh/{owner}/{BRANCH}?labpath=notebooks/{name}.ipynb"
+    return (
+        f"[![Open this notebook on Google Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab})\n"
+        f"[![Open this notebook on Binder](https://mybinder.org/badge_logo.svg)]({binder})"
+    )
+
+
+def with_badges(text: str) -> str:
+    """The text of a README with the badges of the first notebook between its marks, or nothing while there is no address."""
+    repository = address()
+    return BADGES.sub(lambda _: f"{badges(repository, '01_walkthrough')}\n" if repository else "", text)
 
 
 def solved(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -149,9 +195,11 @@ def _executed(whole: nbformat.NotebookNode, notebook: nbformat.NotebookNode) -> 
 
 
 def at_home_in_solutions(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """A copy whose relative links lead from the folder of solutions to where they led before."""
+    """A copy whose relative links and paths lead from the folder of solutions to where they led before."""
     notebook = copy.deepcopy(notebook)
     for cell in notebook.cells:
+        for here, there in HOME.items():
+            cell.source = cell.source.replace(here, there)
         if cell.cell_type == "markdown":
             cell.source = re.sub(r"\]\((?!https?:|#)", "](../", cell.source)
     return notebook
@@ -174,6 +222,8 @@ def main() -> None:
     sources = [source for source in sorted((FOLDER / "sources").glob("*.py")) if source.name.startswith(wanted)]
     if not sources:
         sys.exit(f"no source in {FOLDER / 'sources'} begins with {' or '.join(wanted)}")
+    for readme in (FOLDER / "README.md", FOLDER.parent / "README.md"):
+        readme.write_text(with_badges(readme.read_text(encoding="utf-8")), encoding="utf-8")
     os.environ.pop("CORSD_DATA", None)  # what a reader without the data sees, and no image of theirs in what is committed
     logging.getLogger("choreographer").setLevel(logging.CRITICAL)  # reports each goodbye of Chromium as an error
     for source in sources:

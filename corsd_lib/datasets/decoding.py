@@ -39,7 +39,7 @@ def read_squares(paths: Sequence[str], side: int, boxes: Sequence[Box] | None = 
     With a box an image gives the square around it (`square_around`); without, its centre square of the full
     short side. Raises CorsdError that names the first file that cannot be read.
     """
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     squares = np.empty((len(paths), 3, side, side), dtype=np.uint8)
 

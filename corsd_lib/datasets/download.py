@@ -53,7 +53,7 @@ def unpacked(archive: Path) -> Iterator[Path]:
     Members that would land outside the folder are refused (tarfile's "data" filter, PEP 706). Raises
     CorsdError for those and for a corrupt archive, which is renamed to `<archive>.corrupt`.
     """
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     with (
         _writing(archive),
@@ -126,7 +126,7 @@ def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
 
 
 def _append(response: http.client.HTTPResponse, part: Path, start: int, total: int | None) -> None:
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     with (
         open(part, "ab" if start else "wb") as file,

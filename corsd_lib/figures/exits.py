@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from corsd_lib.errors import CorsdError
-from corsd_lib.figures.style import INK, PALETTE, SYMBOLS, exit_names, line_style, set_title, template
+from corsd_lib.figures.style import GREY, INK, PALETTE, SYMBOLS, exit_names, line_style, set_title, template
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,7 +79,7 @@ def early_exit_plot(
     stars = [_mark(name, row, cost, list(rows).index(name), dark) for name, row in marked.items()]
     figure.add_traces([star.update(showlegend=star is stars[0]) for star in stars])
     if deepest_macs is not None:
-        figure.add_trace(_plain_network(rows, dark))
+        figure.add_trace(_plain_network(rows))
     _finish_early(figure, cost, len(figure.data) > 1, dark)
     finding = _chosen_finding(marked, cost) if marked else _cheapest_finding(rows, cost)
     set_title(figure, title or html.escape(finding, quote=False), 84)
@@ -149,7 +149,7 @@ def _mark(name: str, row: Row, cost: _Cost, i: int, dark: bool) -> go.Scatter:
     return go.Scatter(**place, mode="markers", marker=look, name="chosen threshold", hovertemplate=hover)
 
 
-def _plain_network(rows: Mapping[str, Sequence[Row]], dark: bool) -> go.Scatter:
+def _plain_network(rows: Mapping[str, Sequence[Row]]) -> go.Scatter:
     """All images at the deepest exit, at its own cost."""
     heights = sorted({round(curve[0]["accuracy"] + curve[0]["loss"], 6) for curve in rows.values()})
     return go.Scatter(
@@ -157,7 +157,7 @@ def _plain_network(rows: Mapping[str, Sequence[Row]], dark: bool) -> go.Scatter:
         y=heights,
         mode="markers",
         name="deepest exit alone, plain network",
-        marker={"symbol": "circle-open", "size": 12, "color": INK[dark], "line": {"width": 2}},
+        marker={"symbol": "circle-open", "size": 12, "color": GREY, "line": {"width": 2}},
         hovertemplate="deepest exit alone<br>%{y:.2f} % right, 100 % of its MACs<extra></extra>",
     )
 

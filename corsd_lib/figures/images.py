@@ -60,7 +60,7 @@ def image_attribution(images: Matrix, maps: Matrix, titles: Sequence[str], title
     for row, (image, values_of) in enumerate(zip(pixels, values, strict=True), start=1):
         _add_row(figure, row, np.moveaxis(np.broadcast_to(image, (3, high, wide)), 0, -1), values_of)
     limit = float(np.percentile(np.abs(values), 99.5)) or float(np.abs(values).max()) or 1.0
-    bar = {"title": {"text": "← against   attribution   for →", "side": "right"}, "thickness": 14, "outlinewidth": 0}
+    bar = {"title": {"text": "− against, + for", "side": "right", "font": {"size": 13}}, "thickness": 14, "outlinewidth": 0}
     figure.update_layout(coloraxis={"colorscale": DIVERGING, "cmin": -limit, "cmax": limit, "colorbar": bar})
     figure.update_traces(zmin=-limit, zmax=limit, selector={"name": "over"})
     figure.update_xaxes(visible=False, constrain="domain")

@@ -24,9 +24,7 @@ _INK = "var(--jp-ui-font-color1, #1f2933)"
 _STYLE = f"""<style>
 .corsd .js-plotly-plot .main-svg, .corsd .js-plotly-plot .svg-container {{ background: transparent !important; }}
 .corsd .js-plotly-plot .bglayer .bg, .corsd .js-plotly-plot .legend .bg {{ fill: transparent !important; }}
-.corsd .js-plotly-plot :is(.gtitle, .g-xtitle text, .g-ytitle text, .g-x2title text, .g-y2title text,
-  .g-x3title text, .g-x4title text, .cbtitle text,
-  .legendtext, .annotation-text, .xaxislayer-above text, .yaxislayer-above text, .cbaxis text) {{ fill: {_INK} !important; }}
+.corsd .js-plotly-plot :is(.infolayer, .xaxislayer-above, .yaxislayer-above) text {{ fill: {_INK} !important; }}
 .corsd :is(p, figcaption) {{ color: {_INK}; }}
 .corsd table {{ border-collapse: collapse; font-size: 13px; line-height: 1.5; color: {_INK}; }}
 .corsd caption {{ caption-side: top; text-align: left; padding: 6px 0; color: {_INK}; }}

@@ -230,7 +230,7 @@ def _empty_figure() -> go.Figure:
     figure.update_annotations(font_size=13, yshift=4)
     figure.update_xaxes(title="epoch", rangemode="tozero", col=1)
     figure.update_yaxes(title="images right (%), dotted: validation", range=[0, 101], row=1, col=1)
-    figure.update_yaxes(title="value", type="log", dtick="D2", tickformat="~g", row=2, col=1)
+    figure.update_yaxes(title="value", type="log", tickformat="~g", row=2, col=1)
     clear = {"bgcolor": "rgba(0,0,0,0)", "font": {"size": 12}, "tracegroupgap": 0}
     legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"}
     right, high = figure.layout.xaxis.domain[1], figure.layout.yaxis3.domain[1]

@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, Generic, Self, TypeVar, overload
 
 import ipywidgets as ipw
 import numpy as np
@@ -29,8 +29,26 @@ _ORDER_NAMES = {
     "cluster": "cluster",
     "superclass_cluster": "cluster within superclass",
 }
+T = TypeVar("T")
 _NONE = ""  # in a list of choices: ipywidgets shows a choice of the value None as no choice at all
 _HOW_TO = "Click a cell to open the pair; drag to zoom, double-click to zoom out."
+
+
+class _Viewed(Generic[T]):
+    """A field of the `View` that a `RelationExplorer` shows: read, or asked for."""
+
+    def __init__(self, name: str, doc: str) -> None:
+        self.name, self.__doc__ = name, doc
+
+    @overload
+    def __get__(self, explorer: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, explorer: RelationExplorer, owner: type) -> T: ...
+    def __get__(self, explorer: RelationExplorer | None, owner: type) -> Self | T:
+        return self if explorer is None else getattr(explorer._shown.view, self.name)
+
+    def __set__(self, explorer: RelationExplorer, value: T) -> None:
+        explorer._ask(self.name, value)
 
 
 class RelationExplorer(Explorer):
@@ -149,68 +167,13 @@ class RelationExplorer(Explorer):
 
     # --- what can be read and set ---
 
-    @property
-    def exit(self) -> int:
-        """The exit that is shown, 1 = shallowest."""
-        return self._shown.view.exit
-
-    @exit.setter
-    def exit(self, value: int) -> None:
-        self._ask("exit", value)
-
-    @property
-    def epoch(self) -> int:
-        """The number of epochs after which the relation is shown."""
-        return self._shown.view.epoch
-
-    @epoch.setter
-    def epoch(self, value: int) -> None:
-        self._ask("epoch", value)
-
-    @property
-    def kind(self) -> str:
-        """Which relation: "trained", "cosine" or "l2"."""
-        return self._shown.view.kind
-
-    @kind.setter
-    def kind(self, value: str) -> None:
-        self._ask("kind", value)
-
-    @property
-    def level(self) -> str:
-        """What the cells are of, "class" or "image"."""
-        return self._shown.view.level
-
-    @level.setter
-    def level(self, value: str) -> None:
-        self._ask("level", value)
-
-    @property
-    def order(self) -> str:
-        """The order of the classes."""
-        return self._shown.view.order
-
-    @order.setter
-    def order(self, value: str) -> None:
-        self._ask("order", value)
-
-    @property
-    def superclass(self) -> str | None:
-        """The superclass that is shown alone, by name."""
-        return self._shown.view.superclass
-
-    @superclass.setter
-    def superclass(self, value: str | None) -> None:
-        self._ask("superclass", value)
-
-    @property
-    def against(self) -> str | int | None:
-        """What is subtracted: "deepest exit", an epoch, "other run" or nothing."""
-        return self._shown.view.against
-
-    @against.setter
-    def against(self, value: str | int | None) -> None:
-        self._ask("against", value)
+    exit = _Viewed[int]("exit", "The exit that is shown, 1 = shallowest.")
+    epoch = _Viewed[int]("epoch", "The number of epochs after which the relation is shown.")
+    kind = _Viewed[str]("kind", 'Which relation: "trained", "cosine" or "l2".')
+    level = _Viewed[str]("level", 'What the cells are of, "class" or "image".')
+    order = _Viewed[str]("order", "The order of the classes.")
+    superclass = _Viewed[str | None]("superclass", "The superclass that is shown alone, by name.")
+    against = _Viewed[str | int | None]("against", 'What is subtracted: "deepest exit", an epoch, "other run" or nothing.')
 
     @property
     def rows(self) -> list[int]:

@@ -1,4 +1,4 @@
-"""What the texts and colours of a `StageExplorer` are made of: tidy groups, and an image to begin with.
+"""What the texts and colours of a `StageExplorer` are made of.
 
 N images, D embedding dimensions.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import math
+from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from corsd_lib.analysis.embedding import own_share
+from corsd_lib.analysis.embedding import StageEmbedding, own_share
 from corsd_lib.analysis.exits import first_right
 from corsd_lib.figures.style import unique_labels
 
@@ -50,3 +51,26 @@ def plain(names: Sequence[str]) -> list[str]:
 def percent(share: float) -> str:
     """A share in [0, 1] in %; a dash for none."""
     return "–" if math.isnan(share) else f"{100 * share:.0f} %"
+
+
+def quality(embedding: StageEmbedding, epoch: int) -> list[str]:
+    """How far to trust the picture of the `epoch`-th epoch, three lines for every exit."""
+    measures = (embedding.trustworthiness, embedding.knn_purity, embedding.embedding_purity)
+    return [
+        f"trustworthiness {trust:.2f} of 1\nof its class: {percent(here)} in the picture,"
+        f"\n{percent(there)} in the embedding" + (": tidier than it is" if here > there + 0.01 else "")
+        for trust, here, there in zip(*(measure[epoch].tolist() for measure in measures), strict=True)
+    ]
+
+
+def marked_html(marked: Sequence[int], labels: Tensor, logits: Sequence[Tensor], names: Sequence[str]) -> str:
+    """How many images are marked, of which classes, and how many of them are right at each exit; how to mark, when none is."""
+    if not marked:
+        return "<p>Draw around points to mark these images everywhere; click a point to look at one.</p>"
+    chosen = list(marked)
+    counts = Counter(labels[chosen].tolist()).most_common()
+    classes = ", ".join(f"{html.escape(names[c])} {n}" for c, n in counts[:8])
+    more = f" and {len(counts) - 8} classes more" if len(counts) > 8 else ""
+    right = [(z[chosen].argmax(1) == labels[chosen]).double().mean().item() for z in logits]
+    at = ", ".join(f"{percent(share)} at exit {k}" for k, share in enumerate(right, 1))
+    return f"<p><b>{len(chosen)} images marked</b>: {classes}{more}. Right: {at}.</p>"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -33,7 +32,7 @@ from corsd_lib.runs import Run, Snapshot
 from corsd_lib.widgets.base import Explorer
 from corsd_lib.widgets.probe_images import ProbeImages, image_html
 from corsd_lib.widgets.relation import RelationExplorer
-from corsd_lib.widgets.stage_facts import late_image, percent, plain, tidiest, why_no_umap
+from corsd_lib.widgets.stage_facts import late_image, marked_html, percent, plain, quality, tidiest, why_no_umap
 from corsd_lib.widgets.stage_panels import MOST, Codes, Points, StagePanels
 from corsd_lib.widgets.thumbnails import Thumbnails, html_table, thumbnail
 
@@ -293,7 +292,7 @@ class StageExplorer(Explorer):
             self._panels.move(coordinates)
             self._panels.paint(self._codes(), kinds, rest, COLOURS[self.colour])
             self._panels.ring(coordinates, self.image, self._neighbours())
-            self._panels.tell(self._finding(), self._quality())
+            self._panels.tell(self._finding(), quality(self.embedding, self._e))
         self._mark()
 
     def _recolour(self) -> None:
@@ -342,7 +341,7 @@ class StageExplorer(Explorer):
     def _mark(self) -> None:
         with self.figure.batch_update():
             self._panels.mark(self.selection)
-        self.marked.value = self._selection_html()
+        self.marked.value = marked_html(self.selection, self.embedding.labels, self._logits(), self._names)
 
     @property
     def _e(self) -> int:
@@ -359,9 +358,6 @@ class StageExplorer(Explorer):
     def _read(self, epoch: int) -> Snapshot:
         return self._probes[epoch]
 
-    def _exit_names(self) -> list[str]:
-        return exit_names(len(self.embedding.exits))
-
     def _finding(self) -> str:
         e, purity = self.embedding, self.embedding.embedding_purity[self._e].tolist()
         near, deepest = min(NEIGHBOURS, len(e.labels) - 1), len(purity)
@@ -370,16 +366,6 @@ class StageExplorer(Explorer):
             f"Of an image's {near} nearest in the embedding {percent(purity[0])} are of its class at exit 1{last} "
             f"({percent(e.purity_limit)} at most)\nEpoch {self.epoch}, drawn by {METHODS[self.method]}"
         )
-
-    def _quality(self) -> list[str]:
-        """Under each panel: how far to trust it."""
-        e, i = self.embedding, self._e
-        measures = zip(e.trustworthiness[i].tolist(), e.knn_purity[i].tolist(), e.embedding_purity[i].tolist(), strict=True)
-        return [
-            f"trustworthiness {trust:.2f} of 1\nof its class: {percent(here)} in the picture,"
-            f"\n{percent(there)} in the embedding" + (": tidier than it is" if here > there + 0.01 else "")
-            for trust, here, there in measures
-        ]
 
     # --- what is told ---
 
@@ -410,16 +396,3 @@ class StageExplorer(Explorer):
     def _thumbnail(self, position: int, png: bytes | None) -> str:
         same = self._labels[position] == self._labels[self.image]
         return thumbnail(png, [f"{'✓' if same else '✗'} {self._names[self._labels[position]]}"], bool(same))
-
-    def _selection_html(self) -> str:
-        """Of the marked images: how many there are, of which classes, and how many are right at each exit."""
-        if not self.selection:
-            return "<p>Draw around points to mark these images everywhere; click a point to look at one.</p>"
-        chosen = list(self.selection)
-        labels = self.embedding.labels[chosen]
-        counts = Counter(labels.tolist()).most_common()
-        classes = ", ".join(f"{html.escape(self._names[c])} {n}" for c, n in counts[:8])
-        more = f" and {len(counts) - 8} classes more" if len(counts) > 8 else ""
-        right = [(z[chosen].argmax(1) == labels).double().mean().item() for z in self._snapshot(self.epoch).logits]
-        at = ", ".join(f"{percent(share)} at exit {k}" for k, share in enumerate(right, 1))
-        return f"<p><b>{len(chosen)} images marked</b>: {classes}{more}. Right: {at}.</p>"

@@ -326,6 +326,14 @@ def test_light_and_dark_follow_the_system_and_the_switch(page: Any) -> None:
     assert held(plot, "p.layout.font.color") == inks["dark"]
 
 
+def test_printed_is_without_controls_but_with_what_explains_the_colours(page: Any) -> None:
+    page.emulate_media(media="print")
+    shown = "nodes => nodes.map(node => getComputedStyle(node).display !== 'none')"
+    assert not any(page.locator("nav, .controls, header .control, .modebar").evaluate_all(shown))
+    legends = page.locator(".legend").evaluate_all(shown)
+    assert legends and all(legends)
+
+
 def test_a_narrow_window_scrolls_down_only(page: Any) -> None:
     page.set_viewport_size({"width": 380, "height": 800})
     until(page, "document.documentElement.scrollWidth <= 380")

@@ -140,9 +140,38 @@ def test_pictures_exist_with_alt_text_and_links_lead_somewhere(path: Path) -> No
     pictures = PICTURE.findall(text)
     for words, target in pictures:
         assert len(words.split()) >= 5, f"{target} needs a text for those who cannot see it"
-        assert (path.parent / target).is_file(), target
+        assert target.startswith("https://") or (path.parent / target).is_file(), target
     for target in LINK.findall(text):
         assert target.startswith("https://") or (path.parent / target.split("#")[0]).exists(), target
+
+
+def test_badges_open_a_notebook_where_the_repository_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    build = load_build()
+    source, marks = FOLDER / "sources" / "02_exits.py", "# N\n<!-- badges -->\nold\n<!-- /badges -->\ntext"
+    monkeypatch.setattr(build, "address", lambda: None)
+    assert "badge" not in build.read_source(source).cells[0].source
+    assert build.with_badges(marks) == "# N\n<!-- badges -->\n<!-- /badges -->\ntext"
+
+    monkeypatch.setattr(build, "address", lambda: "https://github.com/someone/a-fork.git")
+    notebook = build.read_source(source)
+    targets = re.findall(r"\]\((https://(?:colab|mybinder)\S+?)\)", notebook.cells[0].source)
+    assert [target for target in targets if "badge" not in target] == [
+        "https://colab.research.google.com/github/someone/a-fork/blob/main/notebooks/02_exits.ipynb",
+        "https://mybinder.org/v2/gh/someone/a-fork/main?labpath=notebooks/02_exits.ipynb",
+    ]
+    assert notebook.cells[0].source.startswith("# 02 ") and "01_walkthrough.ipynb" in build.with_badges(marks)
+    (setup,) = (cell.source for cell in notebook.cells if "find_spec" in cell.source)
+    (there,) = (cell.source for cell in build.at_home_in_solutions(notebook).cells if "find_spec" in cell.source)
+    fetch = "git clone --quiet --depth 1 https://github.com/someone/a-fork.git clone"
+    places = [setup.index(step) for step in (fetch, "%cd clone/notebooks", '"..[notebooks]"')]
+    assert places == sorted(places)
+    assert "%cd clone/notebooks/solutions" in there and '"../..[notebooks]"' in there and "../../pyproject.toml" in there
+
+
+@pytest.mark.parametrize("readme", [FOLDER / "README.md", FOLDER.parent / "README.md"], ids=["notebooks", "top"])
+def test_badges_of_the_readmes_are_as_built(readme: Path) -> None:
+    text = readme.read_text(encoding="utf-8")
+    assert "<!-- badges -->" in text and load_build().with_badges(text) == text, "run `make notebooks`"
 
 
 def test_pictures_of_the_notebooks_are_small() -> None:
