@@ -169,6 +169,6 @@ def _note(summary: Mapping[str, Any]) -> str:
         f"Equal {equal} for all rows{' but ' if others else ''}{', '.join(others)}. Top-1 on test after the last epoch: mean "
         "over seeds ± half of its 95 % Student-t interval (– with one seed). Gain: points over "
         f"{reference['label'] if reference else summary['baseline']} at the deepest exit, paired by seed. MACs (forward and "
-        "backward) and wall time of the training are relative to that row's; train: top-1 of the deepest exit on the augmented "
-        "images of the last epoch."
+        "backward) and wall time of the training are relative to that row's; trainings run side by side, which makes time a rough "
+        "guide. Train: top-1 of the deepest exit on the augmented images of the last epoch."
     )

@@ -61,7 +61,8 @@ def test_a_stopped_training_ends_as_one_that_was_not(on_gpu: Tiny, method: str, 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_replayed_step_is_the_step_that_was_recorded(on_gpu: Tiny, method: str, precision: str) -> None:
-    config = on_gpu("eager", method=method, precision=precision, channels_last=True, batch_size=20, epochs=4, lr=0.01)
+    slowly = {"epochs": 4, "lr": 0.001}  # RKD soon strays
+    config = on_gpu("eager", method=method, precision=precision, channels_last=True, batch_size=20, **slowly)
     eager = train(config, progress=False).metrics
     graphs = train(replace(config, out=str(config.path.with_name("graphs")), cuda_graphs=True), progress=False).metrics
     for name in [c for c in eager if c.startswith("loss.")]:
