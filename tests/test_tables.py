@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from corsd_lib.study import Study
-from corsd_lib.tables import markdown, mean_interval, summarise, table, with_interval
+from corsd_lib.tables import markdown, mean_interval, short_markdown, summarise, table, with_interval
 
 # Student's t at 97.5 %, from a printed table: degrees of freedom -> t.
 T = {1: 12.706205, 2: 4.302653, 4: 2.776445}
@@ -146,3 +146,10 @@ def test_numbers_carry_half_their_interval() -> None:
     assert with_interval(47.24, 46.8, 47.68) == "47.2 ± 0.4"
     assert with_interval(-0.26, -1.0, 0.48, sign="+") == "-0.3 ± 0.7"
     assert (with_interval(3.0, None, None, sign="+"), with_interval(None, None, None)) == ("+3.0 ± –", "–")
+
+
+def test_the_short_table_has_the_methods_and_what_they_came_to(study: Study) -> None:
+    lines = short_markdown(summarise(study, RECORDS)).splitlines()
+    assert lines[0] == "| method | seeds | exit 1, % | deepest exit, % | gain, points | train, % |"
+    assert lines[3].startswith("| CORSD | 3 | 42.0 ± 5.0 | 57.0 ± 9.0 | +3.5 ± ") and lines[3].endswith("| 87.0 |")
+    assert len(lines) == 4  # no ablation
