@@ -36,12 +36,15 @@ class GraphedPasses:
     """`passes` (forward and backward pass of a batch, gradients set anew) as a graph for each shape of a batch.
 
     The first `eager` batches of a shape run as they are, which lets libraries set themselves up; the next one is recorded. A
-    shape that is rare is never recorded. Results are overwritten by the next batch of the shape. Only for passes that read
-    images, labels and draws of a batch and never wait for the GPU (`Method.graphs`).
+    shape that is rare is never recorded, nor are more than `most`: each holds memory of its own. Results are overwritten by the
+    next batch of the shape. Only for passes that read images, labels and draws of a batch and never wait for the GPU
+    (`Method.graphs`).
     """
 
-    def __init__(self, passes: Callable[[Batch], Passes], parameters: Iterable[nn.Parameter], eager: int = 3) -> None:
-        self.passes, self.parameters, self.eager = passes, list(parameters), eager
+    def __init__(
+        self, passes: Callable[[Batch], Passes], parameters: Iterable[nn.Parameter], eager: int = 3, most: int = 4
+    ) -> None:
+        self.passes, self.parameters, self.eager, self.most = passes, list(parameters), eager, most
         self.stream = torch.cuda.Stream()
         self.seen: Counter[Shapes] = Counter()
         self.recorded: dict[Shapes, _Recorded] = {}
@@ -57,9 +60,9 @@ class GraphedPasses:
     def _run(self, batch: Batch) -> Passes:
         shapes = tuple(tensor.shape for tensor in _inputs(batch))
         self.seen[shapes] += 1
-        if self.seen[shapes] <= self.eager:
-            return self.passes(batch)
         if shapes not in self.recorded:
+            if self.seen[shapes] <= self.eager or len(self.recorded) == self.most:
+                return self.passes(batch)
             self.recorded[shapes] = self._record(batch)
         return self._replay(self.recorded[shapes], batch)
 
