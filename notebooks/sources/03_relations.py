@@ -521,11 +521,12 @@ other = labels[:, None] != labels[None, :]
 scores = {"cosine": cosine, "trained": trained}
 fooled = [divmod((s * other).argmax().item(), 200) for s in scores.values()]
 captions = [run.data.class_names[labels[i]] for pair in fooled for i in pair]
-said = [f"{name} {s[pair]:.2f}" for (name, s), pair in zip(scores.items(), fooled, strict=True)]
-image_strip(run_pixels(run, [i for pair in fooled for i in pair]), captions, f"{said[0]} | {said[1]}", columns=4)
+title = ", ".join(f"{name} {s[pair]:.2f}" for (name, s), pair in zip(scores.items(), fooled, strict=True))
+image_strip(run_pixels(run, [i for pair in fooled for i in pair]), captions, f"Fooled most: {title}", columns=4)
 
 # %% [markdown]
-# The left two fooled the cosine most, the right two the trained score. Would they have fooled you?
+# The left two fooled the cosine most, the right two the trained score; the title has the relation of each pair, where 1 would
+# be *the same digit*. Would they have fooled you?
 #
 # ### A harder case: a hundred classes
 #
@@ -549,10 +550,10 @@ print(f"the cosine orders pairs better at {order} of 3 exits")
 print(f"the trained score has more contrast at {contrast} of 3 exits")
 
 # %% [markdown]
-# So on this run the formula *orders* pairs of new photographs a little better than the network that was trained to do it, and
-# the trained score says its answer much louder. Both can be true. A possible reason, which nobody has tested here: the
-# relation network has seen 10,000 training images and can overfit to them, while a cosine has nothing to overfit with. It is
-# one seed, and the AUC rests on 300 images.
+# Who *orders* pairs of new photographs better, and who says the answer louder? The two need not be the same one: a formula can
+# be ahead in order of the very network that was trained for it. A possible reason, which nobody has tested here: the relation
+# network has seen 10,000 training images and can overfit to them, while a cosine has nothing to overfit with. Read off the
+# table how small the lead is. It is one seed, and the AUC rests on 300 images.
 #
 # **What follows?** A relation network is a *teaching device*: it sends gradients into the stages and is thrown away. It need
 # not be the best detector to be a useful teacher. Whether it is one is a question for accuracies and seeds; see

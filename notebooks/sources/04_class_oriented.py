@@ -407,8 +407,8 @@ for judge in judges:
 # **What this ablation can show, and what not.** It is ten digits, a hundred images, a tiny network, few seeds. Whether `h`
 # comes to know the kinds of pairs is the mechanism, and judge 4 looks at it. Whether that makes *exits* more accurate is
 # another question: compare the row of the last judge with the rows of the first. On a hundred classes it is a row of this
-# repository's [study](../results/cifar100/study.json), "without auxiliary classifiers": look for its result in
-# `results/cifar100`.
+# repository's [main study](../results/cifar100/study.json), "without auxiliary classifiers";
+# [11_compare_methods](11_compare_methods.ipynb) shows what the study has of it.
 #
 # ## Explore it
 #
