@@ -7,7 +7,7 @@ and on nothing else: not on the number of workers, not on where a run was stoppe
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -43,7 +43,7 @@ class Batch(NamedTuple):
 
     `images` (B, C, H, W) float, `labels` (B,), `rows` (B,) of the images in the train split, `sampling` how rows were
     drawn ("plain", "balanced", or "triplet": thirds of anchors, same class, other class), `generator` a CPU generator seeded
-    for this step, `progress` in [0, 1) of the whole training.
+    for this step, `progress` in [0, 1) of the whole training, `draws` what the method has drawn for it (see `Method.draw`).
     """
 
     images: Tensor
@@ -52,6 +52,7 @@ class Batch(NamedTuple):
     sampling: str = "plain"
     generator: torch.Generator | None = None
     progress: float = 0.0
+    draws: Mapping[str, Tensor] | None = None
 
 
 def step_generator(*place: int) -> torch.Generator:

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from corsd_lib.batches import BatchSource, triplet_batches
 from corsd_lib.datasets import ImageArrays, ImageData
-from corsd_lib.errors import CorsdError
-from corsd_lib.files import write_atomic
+from corsd_lib.files import write_between
 from corsd_lib.losses import margin_over_triplets
 from corsd_lib.methods import METHODS, Batch, Corsd, build_method
 from corsd_lib.network import ExitOutputs, build_network
@@ -55,12 +54,7 @@ def table(result: dict[str, Any]) -> str:
 
 def write_table(result: dict[str, Any], document: Path) -> None:
     """Put the table between the `<!-- bench -->` marks of a Markdown file. Raises `CorsdError` when they are not there."""
-    text = document.read_text(encoding="utf-8")
-    begin, end = "<!-- bench -->\n", "<!-- /bench -->"
-    if begin not in text or end not in text:
-        raise CorsdError(f"{document} has no {begin.strip()} and {end} marks to put the table between")
-    before, after = text.split(begin)[0], text.split(end)[1]
-    write_atomic(document, f"{before}{begin}{table(result)}\n{end}{after}".encode())
+    write_between(document, "bench", table(result))
 
 
 def step_ratio(name: str, repeat: int) -> dict[str, Any]:

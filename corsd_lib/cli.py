@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
 
 from corsd_lib import __version__
 from corsd_lib.errors import CorsdError
+from corsd_lib.files import write_between
 from corsd_lib.runs import TrainConfig, load_run
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--runs", metavar="DIR", help="where run directories go (default: runs/ and the study's name)")
     compare.add_argument("--jobs", type=int, help="trainings at a time (default: one a GPU, else one a CPU)")
     compare.add_argument("--tables", action="store_true", help="train nothing: make tables and figures from the records")
+    compare.add_argument("--readme", metavar="FILE", help="put a short table between the study's marks of a Markdown file")
     compare.add_argument("--quiet", action="store_true", help="neither progress nor table")
     new = compare.add_argument_group("a new study", "the settings of `corsd train` are those that all of its rows share")
     new.add_argument("--methods", nargs="+", metavar="METHOD", help="write the study.json first, with a row for each of these")
@@ -181,19 +183,21 @@ def _compare(options: argparse.Namespace) -> None:
     if options.tables and not study.records():
         raise CorsdError(f"{study.path} has no record of a training yet: there is nothing to tabulate")
     if study.records():
-        _write_study(study, report, figures=all(job.state == "failed" for job in unfinished))
+        _write_study(study, report, all(job.state == "failed" for job in unfinished), options.readme)
     if unfinished:
         print(*unfinished, "the same command goes on from here", sep="\n", file=sys.stderr)
         sys.exit(1)
 
 
-def _write_study(study: Study, report: Callable[[str], object], figures: bool) -> None:
+def _write_study(study: Study, report: Callable[[str], object], figures: bool, readme: str | None) -> None:
     """Tables from the records of a study, and figures, which take seconds: not while somebody waits for it to stop."""
     from corsd_lib.compare import draw_figures
-    from corsd_lib.tables import markdown
+    from corsd_lib.tables import markdown, short_markdown
 
     summary = study.write_tables()
     report(f"\n{markdown(summary)}")
+    if readme:
+        write_between(Path(readme), study.name, short_markdown(summary))
     try:
         drawn = draw_figures(summary, study.path) if figures else []
     except CorsdError as error:

@@ -29,7 +29,10 @@ from corsd_lib.runs import Run, Snapshot, load_part
 __all__ = ["committed_run", "export_run", "portable_name"]
 
 # Settings that say where and how a training ran and what was recorded of it, not what was trained.
-_NOT_ON_THE_CARD = ("data_root", "out", "resume", "workers", "checkpoint_seconds", "probe_every", "probe_size", "probe_split")
+_NOT_ON_THE_CARD = (
+    *("data_root", "out", "resume", "workers", "checkpoint_seconds", "cuda_graphs"),
+    *("probe_every", "probe_size", "probe_split"),
+)
 
 
 def export_run(

@@ -20,6 +20,7 @@ __all__ = [
     "read_tensors",
     "remove_parts",
     "write_atomic",
+    "write_between",
     "write_json",
     "write_lines",
     "write_tensors",
@@ -40,6 +41,14 @@ def write_atomic(path: Path, content: bytes) -> None:
         with suppress(OSError):
             part.unlink()
         raise CorsdError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_between(document: Path, mark: str, text: str) -> None:
+    """Put `text` between `<!-- mark -->` and `<!-- /mark -->` of a Markdown file; `CorsdError` when they are not there."""
+    whole, begin, end = document.read_text(encoding="utf-8"), f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
+    if begin not in whole or end not in whole:
+        raise CorsdError(f"{document} has no {begin.strip()} and {end} marks to put the table between")
+    write_atomic(document, f"{whole.split(begin)[0]}{begin}{text}\n{end}{whole.split(end)[1]}".encode())
 
 
 def remove_parts(folder: Path) -> None:

@@ -1,7 +1,8 @@
 """Every term of the objectives as a pure function: tensors in, scalar out, no state, no weights.
 
 Shapes: B images, C classes, D embedding width, P structured pairs. An empty set of pairs gives exactly 0 with a gradient of 0,
-so a batch without positives, or with a single class, trains on with the terms that are defined.
+so a batch without positives, or with a single class, trains on with the terms that are defined. What depends on labels is
+masked, not picked out: no shape depends on a value, nothing here makes the CPU wait for a GPU, all can stand in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ __all__ = [
     "normalised_distances",
     "pairwise_distances",
     "relation_transfer",
+    "relation_transfer_over_batch",
     "rkd_angle",
     "rkd_distance",
 ]
@@ -51,9 +53,18 @@ def class_distillation(teacher: Tensor, student: Tensor, labels: Tensor, tempera
 
     Logits (B, C), labels (B,). No gradient reaches `teacher`; it may be `student` itself. CS-KD, arXiv 2003.13964.
     """
+    intra, _ = _kinds(labels)
+    log_p, log_q = _log_softmax(teacher.detach() / temperature), _log_softmax(student / temperature)
+    p, pairs = log_p.exp(), intra.to(log_p.dtype)
+    # sum over pairs of sum_c p_jc (log p_jc - log q_ic): no pair needs a row of its own
+    kl = pairs.sum(0) @ (p * log_p).sum(1) - ((pairs @ p) * log_q).sum()
+    return kl / pairs.sum().clamp_min(1) * temperature**2
+
+
+def _kinds(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks (B, B) of the ordered pairs of a batch: same class but not the same image, and other class."""
     same = labels[:, None] == labels[None, :]
-    i, j = (same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)).nonzero().T
-    return distillation(teacher[j], student[i], temperature)
+    return same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device), ~same
 
 
 def mixed_cross_entropy(logits: Tensor, labels: Tensor, past: Tensor, share: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -98,6 +109,15 @@ def relation_transfer(teacher: tuple[Tensor, Tensor], student: tuple[Tensor, Ten
     return torch.stack(parts).mean() if parts else student[0].sum() * 0.0
 
 
+def relation_transfer_over_batch(teacher: Tensor, student: Tensor, labels: Tensor) -> Tensor:
+    """`relation_transfer` over *every* ordered pair of a batch of `labels` (B,); scores (B, B) in (0, 1); in [0, 1]."""
+    square = (student - teacher.detach()).square()
+    kinds = torch.stack(_kinds(labels))  # (2, B, B)
+    counts = kinds.sum((1, 2))
+    means = (square * kinds).sum((1, 2)) / counts.clamp_min(1)  # 0 of a kind that is absent
+    return means.sum() / (counts > 0).sum().clamp_min(1)
+
+
 def margin_over_triplets(intra: Tensor, inter: Tensor, margin: float = 1.0) -> Tensor:
     """Mean max(0, m - r_intra + r_inter) of aligned scores (P,) that share their anchor; in [0, m + 1]. CORSD's margin."""
     if not (intra.numel() and inter.numel()):
@@ -112,19 +132,16 @@ def margin_over_batch(scores: Tensor, labels: Tensor, margin: float = 1.0) -> Te
     inter scores above r_ij - m are a suffix of the sorted row, so their sum is one difference of prefix sums. Exact; ours. With
     m >= 1 (the release's) no hinge ever clips and the loss is linear in the scores: a pull, not a margin.
     """
-    same = labels[:, None] == labels[None, :]
-    intra = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    triplets = (intra.sum(1) * (~same).sum(1)).sum()
-    if not triplets:
-        return scores.sum() * 0.0
+    intra, inter = _kinds(labels)
+    triplets = (intra.sum(1) * inter.sum(1)).sum()
     # Scores of the own class sort first and add nothing: -inf to the search, 0 to the sums.
-    row = scores.masked_fill(same, -torch.inf).sort(dim=1).values
+    row = scores.masked_fill(~inter, -torch.inf).sort(dim=1).values
     prefix = F.pad(row.masked_fill(row.isinf(), 0.0).cumsum(1), (1, 0))  # (B, B + 1)
     # A score of exactly r_ij - m adds 0 whichever side of the cut it falls on. The cut itself carries no gradient.
     first = torch.searchsorted(row.detach(), (scores - margin).detach().contiguous())
     count = len(labels) - first
     hinge = count * (margin - scores) + prefix[:, -1:] - prefix.gather(1, first)
-    return (hinge * intra).sum() / triplets
+    return (hinge * intra).sum() / triplets.clamp_min(1)
 
 
 def pairwise_distances(embeddings: Tensor) -> Tensor:
@@ -138,8 +155,8 @@ def pairwise_distances(embeddings: Tensor) -> Tensor:
 def normalised_distances(embeddings: Tensor) -> Tensor:
     """`pairwise_distances` (B, B) of embeddings (B, D), divided by their own mean positive entry."""
     distances = pairwise_distances(embeddings)
-    positive = distances[distances > 0]
-    return distances / positive.mean() if len(positive) else distances
+    positive = (distances > 0).sum().clamp_min(1)
+    return distances / (distances.sum() / positive).clamp_min(torch.finfo(distances.dtype).tiny)
 
 
 def rkd_distance(teacher: Tensor, student: Tensor) -> Tensor:

@@ -48,9 +48,8 @@ class StructuredPairs(NamedTuple):
 class RelationOutput(NamedTuple):
     """What a relation network says of a batch: scores in (0, 1) and auxiliary logits, of intra and of inter pairs.
 
-    `intra` (P,), `inter` (Q,): scores; `intra_logits` (p, C), `inter_logits` (q, C): of the sampled `StructuredPairs`; `matrix`
-    (B, B): the scores of all ordered pairs, where the network computes them (`VectorRelation`), and then `intra` and
-    `inter` are all of its pairs of that kind.
+    `intra` (P,), `inter` (Q,): scores and `intra_logits` (P, C), `inter_logits` (Q, C) of the given `StructuredPairs`; `matrix`
+    (B, B): the scores of all ordered pairs, where the network computes them (`VectorRelation`).
     """
 
     intra: Tensor
@@ -151,24 +150,22 @@ class VectorRelation(PairScore):
         self.auxiliary = nn.Linear(hidden, num_classes)
 
     def forward(self, embeddings: Tensor, labels: Tensor, pairs: StructuredPairs) -> RelationOutput:
-        """Embeddings (B, D) and labels (B,) -> scores of all pairs, auxiliary logits of `pairs`."""
+        """Embeddings (B, D) -> scores of all pairs, scores and auxiliary logits of `pairs`; `labels` are not read."""
         u, v = self._halves(embeddings)  # (B, H) each
         matrix = self._score_matrix(u, v)
         i, j = torch.cat(pairs, dim=1)
         logits = self.auxiliary(F.relu(u[i] + v[j]))  # (P + Q, C)
-        intra_logits, inter_logits = logits.split([pairs.intra.shape[1], pairs.inter.shape[1]])
-        return RelationOutput(*_by_kind(matrix, labels), intra_logits, inter_logits, matrix)
+        return RelationOutput(*_parted(matrix[i, j], pairs), *_parted(logits, pairs), matrix)
 
     def auxiliary_logits(self, first: Tensor, second: Tensor) -> Tensor:
         """Auxiliary logits (P, C) of the pairs of two aligned sets of embeddings (P, D)."""
         return self.auxiliary(self.pair_embeddings(first, second))
 
 
-def _by_kind(matrix: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores (B, B) -> those of all intra pairs (P,), those of all inter pairs (Q,)."""
-    same = labels[:, None] == labels[None, :]
-    eye = torch.eye(len(labels), dtype=torch.bool, device=labels.device)
-    return matrix[same & ~eye], matrix[~same]
+def _parted(values: Tensor, pairs: StructuredPairs) -> tuple[Tensor, Tensor]:
+    """What was computed of both kinds of `pairs` together (P + Q, ...) -> of the intra pairs, of the inter pairs."""
+    intra, inter = values.split([pairs.intra.shape[1], pairs.inter.shape[1]])
+    return intra, inter
 
 
 class HandcraftedRelation(nn.Module):
@@ -183,10 +180,10 @@ class HandcraftedRelation(nn.Module):
         self.scores = HANDCRAFTED[kind]
 
     def forward(self, embeddings: Tensor, labels: Tensor, pairs: StructuredPairs) -> RelationOutput:
-        """Embeddings (B, D) and labels (B,) -> scores of all pairs; auxiliary logits of no pair. `pairs` are not read."""
+        """Embeddings (B, D) -> scores of all pairs and of `pairs`; no auxiliary logits. `labels` are not read."""
         matrix = self.scores(embeddings)
         none = matrix.new_zeros(0, 1)
-        return RelationOutput(*_by_kind(matrix, labels), none, none, matrix)
+        return RelationOutput(matrix[*pairs.intra], matrix[*pairs.inter], none, none, matrix)
 
 
 class MapRelation(nn.Module):
@@ -207,10 +204,7 @@ class MapRelation(nn.Module):
     def forward(self, features: Tensor, labels: Tensor, pairs: StructuredPairs) -> RelationOutput:
         """Feature maps (B, c, H, W) -> scores and auxiliary logits of `pairs`; `labels` are not read."""
         pooled = self._pool(features, *torch.cat(pairs, dim=1))  # (P + Q, 2 * deepest)
-        counts = [pairs.intra.shape[1], pairs.inter.shape[1]]
-        intra, inter = self._score(pooled).split(counts)
-        intra_logits, inter_logits = self.auxiliary(pooled).split(counts)
-        return RelationOutput(intra, inter, intra_logits, inter_logits)
+        return RelationOutput(*_parted(self._score(pooled), pairs), *_parted(self.auxiliary(pooled), pairs))
 
     def scores(self, features: Tensor, block: int | None = None) -> Tensor:
         """Scores (B, B) in (0, 1) of all ordered pairs of feature maps (B, c, H, W), no gradient; costs B² pairs of maps.

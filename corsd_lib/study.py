@@ -27,7 +27,7 @@ __all__ = ["Row", "Study", "make_record"]
 
 _NOT_A_STUDYS = ("out", "resume", "data_root", "seed")
 # Where and how a training runs, not what it comes to: not in its record.
-_FREE = ("out", "resume", "data_root", "workers", "checkpoint_seconds")
+_FREE = ("out", "resume", "data_root", "workers", "checkpoint_seconds", "cuda_graphs")
 
 
 @dataclass(frozen=True)

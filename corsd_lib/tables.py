@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from corsd_lib.study import Row, Study
 
-__all__ = ["against", "markdown", "mean_interval", "summarise", "table", "with_interval"]
+__all__ = ["against", "markdown", "mean_interval", "short_markdown", "summarise", "table", "with_interval"]
 
 Record = dict[str, Any]  # of one training, see `corsd_lib.study.make_record`
 Interval = tuple[float | None, float | None, float | None]  # mean, low, high
@@ -148,6 +148,16 @@ def markdown(summary: Mapping[str, Any]) -> str:
     return f"{rows}\n\n{_note(summary)}\n"
 
 
+def short_markdown(summary: Mapping[str, Any]) -> str:
+    """The group "methods" of the table without its costs, for a README."""
+    rows = [m for m in summary["methods"].values() if m["group"] == "methods"]
+    exits = _exit_names(summary)
+    keep = [0, 2, *range(3, 4 + len(exits)), -1]  # method, seeds, exits, gain, train
+    lines = [["method", "seeds", *(f"{name}, %" for name in exits), "gain, points", "train, %"]]
+    lines += [["---", *["---:"] * (len(keep) - 1)], *([_cells(m, len(exits))[i] for i in keep] for m in rows)]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
 def _cells(m: Mapping[str, Any], exits: int) -> list[str]:
     top1 = [with_interval(*ends) for ends in zip(m["top1"], m["top1_low"], m["top1_high"], strict=True)]
     return [
@@ -186,6 +196,6 @@ def _note(summary: Mapping[str, Any]) -> str:
         f"Equal {equal} for all rows{' but ' if others else ''}{', '.join(others)}. Top-1 on test after the last epoch: mean "
         "over seeds ± half of its 95 % Student-t interval (– with one seed). Gain: points over "
         f"{reference['label'] if reference else summary['baseline']} at the deepest exit, paired by seed. MACs (forward and "
-        "backward) and wall time of the training are relative to that row's; train: top-1 of the deepest exit on the augmented "
-        "images of the last epoch."
+        "backward) and wall time of the training are relative to that row's; they run side by side, which makes time a rough "
+        "guide. Train: top-1 of the deepest exit on the augmented images of the last epoch."
     )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from corsd_lib.batches import BatchSource
+from corsd_lib.capture import GraphedPasses, Passes
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import evaluate, exit_logits, load_data, top_k_accuracy
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["stop_request", "train"]
 
 # Fields that may differ between the two halves of a resumed training: where and how, not what.
-_FREE_ON_RESUME = ("resume", "out", "data_root", "workers", "checkpoint_seconds")
+_FREE_ON_RESUME = ("resume", "out", "data_root", "workers", "checkpoint_seconds", "cuda_graphs")
 
 
 def train(
@@ -193,6 +194,7 @@ class Trainer:
         self.steps_per_epoch = len(self.source.rows(0))
         if not self.steps_per_epoch:
             raise CorsdError(f"batch_size {config.batch_size} x {fabric.world_size} processes leaves no batch of train")
+        self.passes = self._graphed() if config.cuda_graphs else self._passes
         self.epoch = self.step = 0
         self.totals: dict[str, Tensor] = {}
         self.probe = ProbeSet(data, config.probe_size, config.probe_split)
@@ -254,17 +256,31 @@ class Trainer:
             group["lr"] = learning_rate(self._done(), c.epochs * self.steps_per_epoch, c)
         if c.channels_last:
             batch = batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
-        parts, logits = self.module(batch)
+        parts, logits = self.passes(batch._replace(draws=self.method.draw(batch)))
         if self._any(not math.isfinite(parts["total"].item()))[0]:
             values = ", ".join(f"{name} {value.item():g}" for name, value in parts.items())
             raise self._diverged(self.step + 1, f"the loss is not finite ({values})")
-        self.optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(parts["total"])
         if c.clip_norm:
             self.fabric.clip_gradients(self.module, self.optimizer, max_norm=c.clip_norm, error_if_nonfinite=False)
         self.optimizer.step()
-        right = torch.stack([(z.argmax(1) == batch.labels).sum() for z in logits])
-        return {name: value.detach() for name, value in parts.items()}, right
+        right = (torch.stack(logits).argmax(2) == batch.labels).sum(1)
+        return parts, right
+
+    def _passes(self, batch: Batch) -> Passes:
+        """Forward and backward pass: the parts of the loss and the logits of every exit, detached; gradients are set anew."""
+        parts, logits = self.module(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(parts["total"])
+        return {name: value.detach() for name, value in parts.items()}, logits
+
+    def _graphed(self) -> Callable[[Batch], Passes]:
+        """The passes as CUDA graphs; as they are where there is no GPU and for a method that cannot be recorded."""
+        if self.fabric.device.type != "cuda" or not self.method.graphs:
+            return self._passes
+        if self.fabric.world_size > 1 or self.config.precision == "16-mixed":
+            given = f"{self.fabric.world_size} processes and precision {self.config.precision!r}"
+            raise CorsdError(f"cuda_graphs with {given}; allowed: one process, and a precision without a gradient scaler")
+        return GraphedPasses(self._passes, [p for group in self.optimizer.param_groups for p in group["params"]])
 
     def _check_state(self) -> None:
         """A step whose loss was finite may leave a network that is of no use any more: never record it."""
@@ -299,10 +315,12 @@ class Trainer:
 
     def _add(self, parts: dict[str, Tensor], right: Tensor, images: int) -> None:
         """Add a step to the sums of the epoch; float64 on the device, so that nothing waits for it."""
-        one = {f"loss.{name}": value.double().to(right.device) * images for name, value in parts.items()}
-        one |= {f"train_top1.exit{k}": 100 * count.double() for k, count in enumerate(right, 1)}
-        one["images"] = torch.tensor(float(images), dtype=torch.double, device=right.device)
-        self.totals = {k: self.totals[k] + v if self.totals else v for k, v in one.items()}
+        values = torch.stack([value.to(right.device) for value in parts.values()]).double() * images
+        names = [*(f"loss.{name}" for name in parts), *(f"train_top1.exit{k}" for k in range(1, len(right) + 1)), "images"]
+        one = torch.cat([values, 100 * right.double(), values.new_full((1,), images)])
+        if self.totals:
+            one += torch.stack([self.totals[name] for name in names])
+        self.totals = dict(zip(names, one, strict=True))
 
     def _summed(self) -> dict[str, Tensor]:
         """The sums of the epoch over all processes."""

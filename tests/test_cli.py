@@ -55,6 +55,7 @@ WORDS: dict[str, tuple[Any, str]] = {
     "precision": ("bf16-mixed", "--precision bf16-mixed"),
     "channels_last": (True, "--channels-last"),
     "compile": (True, "--compile"),
+    "cuda_graphs": (True, "--cuda-graphs"),
     "workers": (0, "--workers 0"),
     "seed": (9, "--seed 9"),
     "out": ("a run", "--out 'a run'"),

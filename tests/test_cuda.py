@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from corsd_lib.capture import GraphedPasses
 from corsd_lib.evaluation import evaluate, load_data
 from corsd_lib.methods import METHODS
 from corsd_lib.runs import TrainConfig
-from corsd_lib.training import train
+from corsd_lib.training import Trainer, train
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and here is none")
 Tiny = Callable[..., TrainConfig]
@@ -55,6 +56,27 @@ def test_a_stopped_training_ends_as_one_that_was_not(on_gpu: Tiny, method: str, 
     a, b = (load_file(run.path / "weights.safetensors") for run in (whole, resumed))
     for name in a:  # atomic sums on a GPU come in any order: close, not equal
         torch.testing.assert_close(a[name], b[name], rtol=0.05, atol=0.02, msg=name)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_replayed_step_is_the_step_that_was_recorded(on_gpu: Tiny, method: str, precision: str) -> None:
+    slowly = {"epochs": 4, "lr": 0.001}  # RKD soon strays
+    config = on_gpu("eager", method=method, precision=precision, channels_last=True, batch_size=20, **slowly)
+    eager = train(config, progress=False).metrics
+    graphs = train(replace(config, out=str(config.path.with_name("graphs")), cuda_graphs=True), progress=False).metrics
+    for name in [c for c in eager if c.startswith("loss.")]:
+        assert graphs[name].tolist() == pytest.approx(eager[name].tolist(), rel=0.05, abs=2e-3), name
+
+
+def test_batches_of_one_shape_are_recorded_and_rare_ones_are_not(on_gpu: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[GraphedPasses] = []
+    graphed = Trainer._graphed
+    monkeypatch.setattr(Trainer, "_graphed", lambda self: made.append(graphed(self)) or made[-1])
+    train(on_gpu(cuda_graphs=True, epochs=3, batch_size=12), progress=False)  # three batches of 12 and one of 4 images an epoch
+    (passes,) = made
+    assert [shapes[0][0] for shapes in passes.recorded] == [12]
+    assert sorted(passes.seen.values()) == [3, 9]
 
 
 def test_weights_of_a_gpu_are_evaluated_alike_on_a_cpu(on_gpu: Tiny) -> None:

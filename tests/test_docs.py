@@ -17,6 +17,8 @@ from corsd_lib.datasets import DATASETS
 from corsd_lib.files import read_json
 from corsd_lib.methods import METHODS
 from corsd_lib.network import build_network
+from corsd_lib.study import Study
+from corsd_lib.tables import short_markdown, summarise
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -79,10 +81,26 @@ def test_relative_links_and_pictures_exist_and_pictures_have_alt_text(document: 
 def test_the_finding_is_what_the_records_say() -> None:
     found = re.search(r"<!-- finding -->\n(.*?)<!-- /finding -->", README, flags=re.DOTALL)
     assert found is not None
-    studies = {name: read_json(ROOT / "results" / name / "summary.json")["methods"] for name in ("cifar100", "cifar100_small")}
-    corsd, plain = studies["cifar100"]["corsd"], studies["cifar100"]["baseline"]
-    said = [float(number) for number in re.findall(r"-?\d+\.\d", found[1])]
-    written = [corsd["gain"], corsd["gain_low"], corsd["gain_high"], corsd["top1"][-1], plain["top1"][-1]]
-    written.append(studies["cifar100_small"]["corsd"]["gain"])
-    assert said == [round(value, 1) for value in written]
-    assert f"{len(corsd['top1_by_seed'])} seeds" in found[1]
+    names = ("cifar100", "cub200", "cifar100_small")
+    main, birds, small = (read_json(ROOT / "results" / name / "summary.json")["methods"] for name in names)
+    written = []
+    for study in (main, birds):
+        corsd, plain = study["corsd"], study["baseline"]
+        peers = [
+            m["gain"]
+            for name, m in study.items()
+            if name != "baseline" and not name.startswith("corsd") and m["group"] == "methods"
+        ]
+        written += [corsd["gain"], corsd["gain_low"], corsd["gain_high"], corsd["top1"][-1], plain["top1"][-1], max(peers)]
+        assert f"{corsd['n']} seeds" in found[1]
+    searches = [read_json(ROOT / "results/cifar100/tuning" / f"{row}.json") for row in ("corsd_paper", "corsd")]
+    written += [*(search["best"]["value"] for search in searches), small["corsd"]["gain"]]
+    assert [float(number) for number in re.findall(r"-?\d+\.\d", found[1])] == [round(value, 1) for value in written]
+
+
+@pytest.mark.parametrize("study", ["cifar100", "cub200"])
+def test_the_tables_of_the_studies_are_those_of_their_records(study: str) -> None:
+    shown = re.search(rf"<!-- {study} -->\n(.*?)<!-- /{study} -->", README, flags=re.DOTALL)
+    assert shown is not None and shown[1].strip() == short_markdown(read_json(ROOT / "results" / study / "summary.json"))
+    now = Study.from_file(ROOT / "results" / study)
+    assert summarise(now, now.records()) == read_json(now.path / "summary.json")

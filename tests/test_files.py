@@ -16,6 +16,7 @@ from corsd_lib.files import (
     read_tensors,
     remove_parts,
     write_atomic,
+    write_between,
     write_json,
     write_lines,
     write_tensors,
@@ -177,3 +178,12 @@ def test_reading_tensors_executes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "harm").exists()
     pickle.loads(pickle.dumps(Harmful()))  # a pickle that is read does it
     assert (tmp_path / "harm").exists()
+
+
+def test_text_goes_between_the_marks_of_a_document(tmp_path: Path) -> None:
+    document = tmp_path / "README.md"
+    document.write_text("before\n<!-- a -->\nold\n<!-- /a -->\nafter\n", encoding="utf-8")
+    write_between(document, "a", "new ± 1")
+    assert document.read_text(encoding="utf-8") == "before\n<!-- a -->\nnew ± 1\n<!-- /a -->\nafter\n"
+    with pytest.raises(CorsdError, match=r"README.md has no <!-- b --> and <!-- /b --> marks"):
+        write_between(document, "b", "new")

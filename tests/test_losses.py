@@ -166,6 +166,27 @@ def test_relation_transfer_weighs_intra_and_inter_one_half_each(dtype: torch.dty
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=20, deadline=None)
+@given(sizes=SIZES, classes=st.integers(1, 4))
+def test_relation_transfer_over_batch_is_that_of_all_pairs(dtype: torch.dtype, sizes: tuple[int, ...], classes: int) -> None:
+    b, _, seed = sizes
+    g = torch.Generator().manual_seed(seed)
+    teacher, student = torch.rand(2, b, b, generator=g, dtype=dtype)
+    labels = torch.randint(classes, (b,), generator=g)
+
+    def slow(student: Tensor) -> Tensor:
+        kinds: dict[bool, list[Tensor]] = {}
+        for i in range(b):
+            for j in range(b):
+                if i != j:
+                    kinds.setdefault(bool(labels[i] == labels[j]), []).append((student[i, j] - teacher[i, j]) ** 2)
+        means = [sum(square) / len(square) for square in kinds.values()]
+        return sum(means) / len(means) if means else student.sum() * 0
+
+    check_equal(lambda s: losses.relation_transfer_over_batch(teacher, s, labels), slow, student)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @settings(max_examples=30, deadline=None)
 @given(sizes=SIZES, margin=st.sampled_from([0.0, 0.1, 0.37, 1.0, 1.5]), classes=st.integers(1, 4))
 def test_margin_over_batch_is_the_mean_over_all_triplets(
@@ -234,6 +255,9 @@ def test_empty_sets_of_pairs_give_zero_with_zero_gradient() -> None:
         losses.relation_transfer((score, score), (score, score)),
         losses.margin_over_triplets(score, score),
         losses.margin_over_batch(torch.rand(1, 1, requires_grad=True), torch.zeros(1, dtype=torch.long)),
+        losses.relation_transfer_over_batch(
+            torch.rand(1, 1), torch.rand(1, 1, requires_grad=True), torch.zeros(1, dtype=torch.long)
+        ),
     ]
     for value in values:
         assert value.item() == 0.0

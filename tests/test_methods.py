@@ -16,7 +16,7 @@ from corsd_lib import losses
 from corsd_lib.errors import CorsdError
 from corsd_lib.methods import METHODS, Batch, CorsdOptions, LogitRelation, Method, build_method
 from corsd_lib.network import ExitOutputs, MultiExitNetwork, build_network
-from corsd_lib.relation import cosine_scores, distance_scores, sample_pairs, triplet_pairs
+from corsd_lib.relation import RelationOutput, cosine_scores, distance_scores, sample_pairs, triplet_pairs
 
 CLASSES = 3
 
@@ -81,6 +81,14 @@ def test_every_corsd_term_is_the_one_of_the_table(fusion: str) -> None:
         p, q = (p / t).softmax(1), (q / t).softmax(1)
         return t * t * (p * (p.log() - q.log())).sum(1).mean()
 
+    def transferred(relation: RelationOutput) -> tuple[Tensor, Tensor, Tensor]:
+        """Squared differences, and which of them are of intra and of inter pairs: of all pairs where there is a matrix."""
+        if relation.matrix is not None:
+            same = y[:, None] == y[None, :]
+            return (relation.matrix - deepest.matrix).square(), same & ~torch.eye(6, dtype=torch.bool), ~same
+        square = (torch.cat([relation.intra, relation.inter]) - torch.cat([deepest.intra, deepest.inter])).square()
+        return square, torch.arange(len(square)) < len(relation.intra), torch.arange(len(square)) >= len(relation.intra)
+
     def soft_ce(logits: Tensor, pair: Tensor) -> Tensor:
         target = (F.one_hot(y[pair[0]], CLASSES) + F.one_hot(y[pair[1]], CLASSES)) / 2
         return -(target * logits.log_softmax(1)).sum(1).mean()
@@ -98,7 +106,7 @@ def test_every_corsd_term_is_the_one_of_the_table(fusion: str) -> None:
         "auxiliary_kd_intra": sum(kl(deepest.intra_logits, r.intra_logits) for r in relations[:-1]),
         "auxiliary_kd_inter": sum(kl(deepest.inter_logits, r.inter_logits) for r in relations[:-1]),
         "relation_transfer": sum(
-            ((r.intra - deepest.intra).square().mean() + (r.inter - deepest.inter).square().mean()) / 2 for r in relations[:-1]
+            (square[intra].mean() + square[inter].mean()) / 2 for square, intra, inter in map(transferred, relations[:-1])
         ),
     }
     assert set(parts) == {*wanted, "relation_margin", "logit_relation", "total"}
@@ -270,14 +278,14 @@ def test_running_class_mean_is_a_mean_and_is_read_before_it_is_updated() -> None
     module = LogitRelation(2, hidden=4, momentum=0.5)
     logits, labels = torch.tensor([[2.0, 0.0], [4.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0, 1])
     generator = torch.Generator().manual_seed(0)
-    assert module(logits, labels, 1.0, generator).item() == 0.0  # nothing was seen before
+    assert module(logits, labels, module.draw(labels, generator), 1.0).item() == 0.0  # nothing was seen before
     for _ in range(5):
-        assert module(logits, labels, 1.0, generator).item() > 0.0
+        assert module(logits, labels, module.draw(labels, generator), 1.0).item() > 0.0
         mean = module.class_mean / module.seen[:, None]
         torch.testing.assert_close(mean, torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
     module.eval()
     before = module.class_mean.clone()
-    module(logits + 1, labels, 1.0, generator)
+    module(logits + 1, labels, module.draw(labels, generator), 1.0)
     assert torch.equal(module.class_mean, before)
 
 
@@ -287,14 +295,14 @@ def test_running_class_mean_is_that_of_all_processes(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda mine: mine.add_(others[tuple(mine.shape)]))
     module = LogitRelation(2, hidden=4, momentum=0.5)
-    module(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]), 1.0, None)
+    module(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]), torch.tensor([1, 0]), 1.0)
     torch.testing.assert_close(module.class_mean / module.seen[:, None], torch.tensor([[5.0, 0.0], [0.0, 1.0]]))
 
 
 def test_running_class_mean_forgets_at_its_momentum() -> None:
     module = LogitRelation(1, hidden=4, momentum=0.75)
     for value in (1.0, 2.0, 4.0):
-        module(torch.tensor([[value]]), torch.tensor([0]), 1.0, None)
+        module(torch.tensor([[value]]), torch.tensor([0]), torch.tensor([0]), 1.0)
     weights = torch.tensor([0.75**2, 0.75, 1.0])
     wanted = (weights * torch.tensor([1.0, 2.0, 4.0])).sum() / weights.sum()
     torch.testing.assert_close((module.class_mean[0, 0] / module.seen[0]), wanted)

@@ -105,7 +105,7 @@ def test_vector_relation_gives_every_pair_and_the_logits_of_the_sampled_ones() -
     assert out.matrix is not None and out.matrix.shape == (5, 5)
     assert ((out.matrix > 0) & (out.matrix < 1)).all()
     assert out.intra.tolist() == [out.matrix[i, j].item() for i, j in pairs.intra.T.tolist()]
-    assert len(out.inter) == 25 - 5 - len(out.intra)
+    assert out.inter.tolist() == [out.matrix[i, j].item() for i, j in pairs.inter.T.tolist()]
     torch.testing.assert_close(out.intra_logits, net.auxiliary_logits(e[pairs.intra[0]], e[pairs.intra[1]]))
     torch.testing.assert_close(out.inter_logits, net.auxiliary_logits(e[pairs.inter[0]], e[pairs.inter[1]]))
 

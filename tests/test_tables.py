@@ -8,7 +8,7 @@ import pytest
 
 from corsd_lib.errors import CorsdError
 from corsd_lib.study import Study
-from corsd_lib.tables import against, markdown, mean_interval, summarise, table, with_interval
+from corsd_lib.tables import against, markdown, mean_interval, short_markdown, summarise, table, with_interval
 
 # Student's t at 97.5 %, from a printed table: degrees of freedom -> t.
 T = {1: 12.706205, 2: 4.302653, 4: 2.776445}
@@ -159,3 +159,10 @@ def test_gains_over_another_row_are_paired_by_seed(study: Study) -> None:
     assert other["baseline"] == "corsd" and summary["methods"]["baseline"]["gain"] is None  # the summary is left as it was
     with pytest.raises(CorsdError, match="reference"):
         against(summary, "byot")
+
+
+def test_the_short_table_has_the_methods_and_what_they_came_to(study: Study) -> None:
+    lines = short_markdown(summarise(study, RECORDS)).splitlines()
+    assert lines[0] == "| method | seeds | exit 1, % | deepest exit, % | gain, points | train, % |"
+    assert lines[3].startswith("| CORSD | 3 | 42.0 ± 5.0 | 57.0 ± 9.0 | +3.5 ± ") and lines[3].endswith("| 87.0 |")
+    assert len(lines) == 4  # no ablation

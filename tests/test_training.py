@@ -993,3 +993,9 @@ def test_the_padding_mode_reaches_the_images(tiny: Tiny, tmp_path: Path) -> None
     configs = [tiny(epochs=1, padding_mode=mode, out=str(tmp_path / mode)) for mode in ("reflect", "zero")]
     reflect, zero = (_train(config).network().state_dict() for config in configs)
     assert any(not torch.equal(reflect[name], zero[name]) for name in reflect)
+
+
+def test_cuda_graphs_change_nothing_where_there_is_no_gpu(tiny: Tiny) -> None:
+    graphs = _train(tiny("graphs", cuda_graphs=True, accelerator="cpu"))
+    assert _weights(graphs).keys() == _weights(_train(tiny("eager"))).keys()
+    assert all(torch.equal(v, _weights(Run(tiny("eager").path))[k]) for k, v in _weights(graphs).items())

@@ -132,7 +132,7 @@ def test_a_search_goes_on_as_if_it_had_not_ended(make: Make) -> None:
     whole = tune(make("whole"), "byot", jobs=1, report=lambda _: None)
     first = tune(make("parts"), "byot", trials=2, jobs=1, report=lambda _: None)
     again = tune(make("parts"), "byot", trials=2, jobs=1, report=lambda _: None)
-    assert again["trials"] == first["trials"]  # as many as wanted are done: nothing is trained
+    assert again == first  # as many as wanted are done: nothing is trained, and the record is still that of the first process
     parts = tune(make("parts"), "byot", jobs=1, report=lambda _: None)
     assert _told(parts) == _told(whole) and len(parts["trials"]) == 3 and parts["trials"][:2] == first["trials"]
     assert len({trial["params"]["exit_kd"] for trial in parts["trials"]}) == 3

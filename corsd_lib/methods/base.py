@@ -34,6 +34,7 @@ class Method(nn.Module):
     sampling: ClassVar[str] = "plain"
     samples_per_class: ClassVar[int] = 4  # of balanced batches
     detach_exits: ClassVar[bool] = False
+    graphs: ClassVar[bool] = True  # False: `terms` reads more of a batch than images, labels and draws, or waits for the device
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
@@ -42,6 +43,13 @@ class Method(nn.Module):
     def attach(self, network: MultiExitNetwork) -> Method:
         """Create the modules that this method trains beside `network`, sized from what it declares. Returns itself."""
         return self
+
+    def draw(self, batch: Batch) -> dict[str, Tensor]:
+        """What this method draws at random for a batch and what it reads of its labels, tensors on their device.
+
+        Kept apart from `terms`, which then is the same sequence of operations for all batches of a shape: what a CUDA graph is.
+        """
+        return {}
 
     def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         """The parts of the objective by name, unweighted scalars."""

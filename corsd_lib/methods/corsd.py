@@ -133,22 +133,28 @@ class Corsd(Method):
         """What the relation networks learn of the pairs of a batch, and what the deepest one teaches of them."""
         if not self.relations:
             raise CorsdError(f"method {self.name!r} has no relation networks yet: call attach(network) first")
-        o, labels, pairs = self.options, batch.labels, self._pairs(batch)
+        o, labels = self.options, batch.labels
+        draws = batch.draws or self.draw(batch)
+        pairs = StructuredPairs(draws["intra"], draws["inter"])
         inputs = out.embeddings if o.fusion == "vectors" else out.features
         relations = [net(x, labels, pairs) for net, x in zip(self.relations, inputs, strict=True)]
         *shallow, deepest = relations
         intra_labels, inter_labels = labels[pairs.intra], labels[pairs.inter]  # (2, P), (2, Q)
-        teacher = (deepest.intra, deepest.inter)
         kd, ce = losses.distillation, losses.auxiliary_cross_entropy
         return {
             "auxiliary_intra": sum_of(ce(r.intra_logits, *intra_labels) for r in relations),
             "auxiliary_inter": sum_of(ce(r.inter_logits, *inter_labels) for r in relations),
             "auxiliary_kd_intra": sum_of(kd(deepest.intra_logits, r.intra_logits, o.temperature) for r in shallow),
             "auxiliary_kd_inter": sum_of(kd(deepest.inter_logits, r.inter_logits, o.temperature) for r in shallow),
-            "relation_transfer": sum_of(losses.relation_transfer(teacher, (r.intra, r.inter)) for r in shallow),
+            "relation_transfer": sum_of(self._transfer(deepest, r, labels) for r in shallow),
             "relation_margin": sum_of(self._margin(r, labels) for r in relations),
-            "logit_relation": self.logit_relation(out.logits[-1], labels, o.margin, batch.generator),
+            "logit_relation": self.logit_relation(out.logits[-1], labels, draws["other"], o.margin),
         }
+
+    def draw(self, batch: Batch) -> dict[str, Tensor]:
+        """The structured pairs of a batch, "intra" (2, P) and "inter" (2, Q), and for each image an "other" class (B,)."""
+        intra, inter = self._pairs(batch)
+        return {"intra": intra, "inter": inter, "other": self.logit_relation.draw(batch.labels, batch.generator)}
 
     def _pairs(self, batch: Batch) -> StructuredPairs:
         if self.options.relation != "trained":  # no auxiliary classifier, so no pair to classify
@@ -156,6 +162,11 @@ class Corsd(Method):
         if batch.sampling == "triplet":
             return triplet_pairs(len(batch.labels), batch.labels.device)
         return sample_pairs(batch.labels, batch.generator, self.options.pair_limit)
+
+    def _transfer(self, teacher: RelationOutput, student: RelationOutput, labels: Tensor) -> Tensor:
+        if teacher.matrix is not None and student.matrix is not None:
+            return losses.relation_transfer_over_batch(teacher.matrix, student.matrix, labels)
+        return losses.relation_transfer((teacher.intra, teacher.inter), (student.intra, student.inter))
 
     def _margin(self, relation: RelationOutput, labels: Tensor) -> Tensor:
         if relation.matrix is not None:
@@ -179,37 +190,38 @@ class LogitRelation(nn.Module):
         self.register_buffer("class_mean", torch.zeros(num_classes, num_classes))
         self.register_buffer("seen", torch.zeros(num_classes))  # total weight of each mean, 0 = never seen
 
-    def forward(self, logits: Tensor, labels: Tensor, margin: float, generator: torch.Generator | None) -> Tensor:
-        """Logits (B, C), labels (B,) -> mean max(0, m - r(z, own mean) + r(z, mean of one other class)), a scalar.
+    def draw(self, labels: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Another class (B,) for each of `labels` (B,), drawn evenly from `generator`; its own where there is only one."""
+        classes = len(self.seen)
+        shift = torch.randint(1, max(2, classes), labels.shape, generator=generator).to(labels.device)
+        return (labels + shift) % classes
 
-        The other class is drawn from `generator`; images whose own or other class was never seen are left out.
+    def forward(self, logits: Tensor, labels: Tensor, other: Tensor, margin: float) -> Tensor:
+        """Logits (B, C), labels (B,) -> mean max(0, m - r(z, own mean) + r(z, mean of class `other`)), a scalar.
+
+        `other` (B,) as `draw` gives it; images whose own or other class was never seen, or is the same, are left out.
         """
-        loss = self._margin(logits, labels, margin, generator)
+        loss = self._margin(logits, labels, other, margin)
         if self.training:
             self._update(logits.detach().to(self.class_mean.dtype), labels)
         return loss
 
-    def _margin(self, logits: Tensor, labels: Tensor, margin: float, generator: torch.Generator | None) -> Tensor:
-        # Random shift 1..C-1 names another class; images of classes not seen yet are left out.
-        classes = len(self.seen)
-        shift = torch.randint(1, max(2, classes), labels.shape, generator=generator).to(labels.device)
-        other = (labels + shift) % classes
+    def _margin(self, logits: Tensor, labels: Tensor, other: Tensor, margin: float) -> Tensor:
         known = (self.seen[labels] > 0) & (self.seen[other] > 0) & (other != labels)
         mean = self.class_mean / self.seen.clamp_min(1e-12)[:, None]
-        z, own, another = logits[known], mean[labels[known]], mean[other[known]]
-        return losses.margin_over_triplets(self.relation.pair_scores(z, own), self.relation.pair_scores(z, another), margin)
+        own, another = (self.relation.pair_scores(logits, mean[c]) for c in (labels, other))
+        return (torch.relu(margin - own + another) * known).sum() / known.sum().clamp_min(1)
 
     @torch.no_grad()
     def _update(self, logits: Tensor, labels: Tensor) -> None:
-        counts = torch.bincount(labels, minlength=len(self.seen))
+        counts = torch.zeros_like(self.seen).index_add_(0, labels, torch.ones_like(self.seen[labels]))
         sums = torch.zeros_like(self.class_mean).index_add_(0, labels, logits)  # (C, C)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             for total in (counts, sums):  # one mean for all processes: buffers are copied from the first one
                 torch.distributed.all_reduce(total)
-        here = counts > 0
-        step = 1 - self.momentum
-        self.class_mean[here] += step * (sums[here] / counts[here, None] - self.class_mean[here])
-        self.seen[here] += step * (1 - self.seen[here])
+        step = (1 - self.momentum) * (counts > 0)  # (C,) 0 for a class that is not here
+        self.class_mean += step[:, None] * (sums / counts.clamp_min(1)[:, None] - self.class_mean)
+        self.seen += step * (1 - self.seen)
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,7 @@ class PsKd(Method):
     name = "ps_kd"
     Options = PsKdOptions
     exits = "deepest"
+    graphs = False
     options: PsKdOptions
     past: Tensor
 

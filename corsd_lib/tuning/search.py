@@ -22,7 +22,7 @@ Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
 # Fields of a training that are not for a study to say; those that say where it runs; those that no trial chooses.
 _OUTSIDE = ("seed", "out", "resume", "data_root")
-_MACHINE = (*_OUTSIDE, "workers", "checkpoint_seconds")
+_MACHINE = (*_OUTSIDE, "workers", "checkpoint_seconds", "cuda_graphs")
 _FIXED = (*_MACHINE, "data", "per_class", "validation_fraction", "method", "method_options", "epochs", "devices", "num_nodes")
 
 

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from corsd_lib.compare import Environment, places
 from corsd_lib.errors import CorsdError
-from corsd_lib.files import read_lines, write_json
+from corsd_lib.files import read_json, read_lines, write_json
 from corsd_lib.provenance import provenance
 from corsd_lib.study import Study
 from corsd_lib.training import stop_request
@@ -228,6 +228,9 @@ class Tuner:
             "trials": done,
             "best": _best(done),
         }
+        before = read_json(self.search.path) if self.search.path.is_file() else {}
+        if before.get("trials") == done:
+            return before  # nothing was trained since: the record stays that of the process that trained
         write_json(self.search.path, record)
         return record
 
