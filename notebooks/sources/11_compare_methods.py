@@ -342,6 +342,22 @@ for m in peers:
 # more weights than its peers, and its search got more trials; a careful reader holds that against it. Even what is decided
 # holds for one data set, few images of each class, a small network. It says nothing about the numbers of the paper.
 #
+# ### And on other images?
+#
+# What holds twice weighs more than what holds once. `cub200` is a study of birds, compared in the same way.
+#
+# **Predict:** will the same rows be behind, fewer, or none?
+
+# %%
+birds = summaries.get("cub200", main)  # the same as above while it is not there
+elsewhere, behind_too, ahead_too = decided(against(birds, "corsd"))
+title = f"{birds['data']}, {len(elsewhere)} rows: {len(behind_too)} clearly behind CORSD, {len(ahead_too)} clearly ahead"
+gain_by_method(against(birds, "corsd")).update_layout(title_text=title)
+
+# %%
+print("clearly behind in both studies:", ", ".join(label for label in behind if label in behind_too) or "none")
+
+# %% [markdown]
 # ### Which part of CORSD does it?
 #
 # An *ablation* changes one thing and leaves the rest, as in [04_class_oriented](04_class_oriented.ipynb). The main study has
