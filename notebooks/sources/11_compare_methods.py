@@ -288,7 +288,7 @@ def rows_of(summary, group):
 # %%
 main, used = rows_of(full, "methods"), full["train"]
 print(f"{used['network']} of width {used['width']}, {used['per_class']} images of each class, {used['epochs']} epochs")
-print("seeds:", ", ".join(f"{m['label']} {m['n']}" for m in main["methods"].values()))
+print("seeds:", "; ".join(f"{m['label']} {m['n']}" for m in main["methods"].values()))
 accuracy_by_method(main)
 
 # %%
@@ -331,7 +331,8 @@ title = f"Of {len(peers)} rows {len(behind)} are clearly behind CORSD and {len(a
 gain_by_method(rows_of(versus, "methods")).update_layout(title_text=title)
 
 # %%
-print("clearly behind:", ", ".join(behind) or "none", "; clearly ahead:", ", ".join(ahead) or "none")
+print("clearly behind:", "; ".join(behind) or "none")
+print("clearly ahead:", "; ".join(ahead) or "none")
 for m in peers:
     if m["label"] not in behind + ahead:
         print(f"not decided: {m['label']}, {with_interval(m['gain'], m['gain_low'], m['gain_high'], '+')}, seeds: {m['n']}")
@@ -355,7 +356,7 @@ title = f"{birds['data']}, {len(elsewhere)} rows: {len(behind_too)} clearly behi
 gain_by_method(against(birds, "corsd")).update_layout(title_text=title)
 
 # %%
-print("clearly behind in both studies:", ", ".join(label for label in behind if label in behind_too) or "none")
+print("clearly behind in both studies:", "; ".join(label for label in behind if label in behind_too) or "none")
 
 # %% [markdown]
 # ### Which part of CORSD does it?
@@ -373,7 +374,8 @@ gain_by_method(rows_of(versus, "ablation")).update_layout(title_text=title) if p
 
 # %%
 print(f"ablation rows with a record: {len(parts)}")
-print("clearly worse than CORSD:", ", ".join(worse) or "none", "; clearly better:", ", ".join(better) or "none")
+print("clearly worse than CORSD:", "; ".join(worse) or "none")
+print("clearly better:", "; ".join(better) or "none")
 
 # %% [markdown]
 # A change that is *clearly worse* took away something that matters, with these images and this network. A change that is not
