@@ -21,7 +21,7 @@ UNIT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTEST) -n $(WORKERS)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv walkthrough lab test test-fast unit test-notebooks lint types format notebooks course tune study tables bench clean
+.PHONY: help venv walkthrough lab test test-fast unit test-notebooks lint types format notebooks notebook-texts hooks course tune study tables bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-16s%s\n' "$$name" "$$text"; done
@@ -65,9 +65,10 @@ test-notebooks: venv  ## execute the notebooks and compare their marked outputs
 		folder=build/notebooks/$$(basename $$notebook .ipynb); mkdir -p $$folder && cp $$notebook $$folder; done
 	$(UNIT) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout=300 build/notebooks/*/*.ipynb
 
-lint: venv  ## ruff: rules and format
+lint: venv  ## ruff: rules and format; notebooks in step with their sources
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python notebooks/build.py --check
 
 types: venv  ## mypy on the library
 	$(BIN)/mypy
@@ -78,6 +79,12 @@ format: venv  ## let ruff mend and format the code
 
 notebooks: venv  ## execute the sources into notebooks/*.ipynb, outputs and pictures included
 	$(BIN)/python notebooks/build.py
+
+notebook-texts: venv  ## make the notebooks anew without executing them, where only text has changed
+	$(BIN)/python notebooks/build.py --text
+
+hooks:  ## let git check before each commit of this clone that the notebooks are in step with their sources
+	git config core.hooksPath .githooks
 
 course: venv  ## pages of all notebooks in course/, to print or to read without JupyterLab
 	$(BIN)/python notebooks/build.py --course

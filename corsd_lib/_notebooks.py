@@ -6,11 +6,14 @@ import html
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import nbformat
 
 from corsd_lib.figures import PLOTLY
+
+if TYPE_CHECKING:
+    from nbconvert import HTMLExporter
 
 __all__ = ["KERNEL_ARGUMENTS", "WIDGET", "save", "title_of", "write_course", "write_page"]
 
@@ -97,11 +100,32 @@ def _write(notebook: Path, page: Path, plotly: str) -> Path:
     # Maths, widgets and the rest would be fetched from elsewhere: our notebooks use none of it.
     exporter = HTMLExporter(embed_images=True, mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="")
     body, _ = exporter.from_notebook_node(content, resources={"metadata": {"path": str(notebook.parent)}})
-    page.write_text(body.replace("</head>", f"{plotly}</head>", 1), encoding="utf-8")
+    page.write_text(body.replace("</head>", f"{plotly}{_style(exporter)}</head>", 1), encoding="utf-8")
     return page
+
+
+def _style(exporter: HTMLExporter) -> str:
+    """JupyterLab's dark theme for who prefers it, where figures stay light cards; on paper nothing is wider than the sheet."""
+    sheets = (Path(folder) / "static" / "theme-dark.css" for folder in exporter.template_paths)
+    dark = next(sheet.read_text(encoding="utf-8") for sheet in sheets if sheet.is_file())
+    return f"<style>@media screen and (prefers-color-scheme: dark) {{ {dark} {_DARK} }} @media print {{ {_PRINT} }}</style>"
+
+
+_DARK = """
+:root { color-scheme: dark; }
+.jp-RenderedMarkdown img { background: white; }
+"""
+_PRINT = """
+.jp-InputPrompt, .jp-OutputPrompt { display: none; }
+.highlight pre { white-space: pre-wrap; }
+h1, h2, h3 { break-after: avoid; }
+.plotly-graph-div { zoom: 0.72; break-inside: avoid; }
+"""
 
 
 def _drawn(figure: Any) -> str:
     import plotly.graph_objects as go
 
+    for trace in figure["data"]:  # drawn as vectors: a browser keeps WebGL for the latest few figures of a page only
+        trace["type"] = {"scattergl": "scatter"}.get(trace["type"], trace["type"])
     return go.Figure({"data": figure["data"], "layout": figure["layout"]}).to_html(full_html=False, include_plotlyjs=False)

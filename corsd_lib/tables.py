@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from corsd_lib.errors import check_choice
+
 if TYPE_CHECKING:
     import pandas as pd
 
     from corsd_lib.study import Row, Study
 
-__all__ = ["markdown", "mean_interval", "short_markdown", "summarise", "table", "with_interval"]
+__all__ = ["against", "markdown", "mean_interval", "short_markdown", "summarise", "table", "with_interval"]
 
 Record = dict[str, Any]  # of one training, see `corsd_lib.study.make_record`
 Interval = tuple[float | None, float | None, float | None]  # mean, low, high
@@ -82,6 +84,21 @@ def _summarise_row(row: Row, records: Mapping[int, Record], reference: Mapping[i
         "train_top1": sum(r["train_top1"][-1] for r in records.values()) / len(records),
         "options": config["method_options"],
     }
+
+
+def against(summary: Mapping[str, Any], reference: str) -> dict[str, Any]:
+    """`summary` with the gains of all rows over the row `reference`, paired by seed, in place of those over its baseline.
+
+    Raises `CorsdError` when it has no such row.
+    """
+    methods = summary["methods"]
+    check_choice("reference", reference, methods)
+    gained = {}
+    for name, m in methods.items():
+        theirs, ours = methods[reference]["top1_by_seed"], m["top1_by_seed"]
+        ends = mean_interval(ours[s][-1] - theirs[s][-1] for s in ours if s in theirs and name != reference)
+        gained[name] = {**m, **dict(zip(("gain", "gain_low", "gain_high"), ends, strict=True))}
+    return {**summary, "baseline": reference, "methods": gained}
 
 
 def _ratio(key: str, ours: Mapping[int, Record], theirs: Mapping[int, Record], seeds: Sequence[int]) -> float | None:

@@ -2,6 +2,8 @@
 
     python notebooks/build.py            all of them
     python notebooks/build.py 01         those whose name begins with 01
+    python notebooks/build.py --text 01  the same without executing: where no code has changed, the outputs are still true
+    python notebooks/build.py --check    names those that are not what this program makes of their sources, and fails
     python notebooks/build.py --course   pages of all of them in course/, to print or to read without JupyterLab
 
 A source holds both: a cell tagged "exercise" with the stub, behind it one tagged "solution", and one tagged "check" that fails
@@ -27,6 +29,7 @@ import re
 import sys
 import tempfile
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,7 @@ from corsd_lib._notebooks import KERNEL_ARGUMENTS, WIDGET, save, write_course
 from corsd_lib.figures import PLOTLY, save_png
 
 FOLDER = Path(__file__).resolve().parent
+READMES = (FOLDER / "README.md", FOLDER.parent / "README.md")
 BRANCH = "main"
 INSTALL = '    %pip install --quiet "..[notebooks]"'
 FETCH = """    from pathlib import Path
@@ -135,10 +139,50 @@ def build(source: Path, workplace: Path) -> Path:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             _with_pictures(cell)
+    return _write(source, whole, notebook)
+
+
+def _write(source: Path, whole: nbformat.NotebookNode, notebook: nbformat.NotebookNode) -> Path:
+    """Both notebooks of `source`, of which `whole` is the text and `notebook` the executed solved one."""
     name = f"{source.stem}.ipynb"
     save(at_home_in_solutions(notebook), FOLDER / "solutions" / name)
     save(for_students(_executed(whole, notebook)), FOLDER / name)
     return FOLDER / name
+
+
+def rewrite(source: Path) -> Path:
+    """Write both notebooks of `source` with the outputs that they have. Exits where code has changed: it is to be executed."""
+    whole = read_source(source)
+    notebook = solved(whole)
+    path = FOLDER / "solutions" / f"{source.stem}.ipynb"
+    kept = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    if [_code(cell) for cell in kept] != [_code(cell) for cell in code]:
+        sys.exit(f"the code of {source.name} has changed: build it without --text")
+    for old, new in zip(kept, code, strict=True):
+        new.outputs, new.execution_count = old.outputs, old.execution_count
+    return _write(source, whole, notebook)
+
+
+def _code(cell: nbformat.NotebookNode) -> str:
+    """What a code cell does where the library is installed: there the set-up cell does nothing."""
+    return "" if 'find_spec("corsd_lib")' in cell.source else cell.source
+
+
+def out_of_step(source: Path) -> list[Path]:
+    """Which of the two notebooks of `source` have other cells, tags or ids than this program would write."""
+    whole, name = read_source(source), f"{source.stem}.ipynb"
+    made = {FOLDER / name: for_students(whole), FOLDER / "solutions" / name: at_home_in_solutions(solved(whole))}
+    return [path for path, wanted in made.items() if not path.is_file() or fixed_parts(path) != _fixed_parts(wanted)]
+
+
+def fixed_parts(path: Path) -> list[Any]:
+    """All of a notebook but its outputs, which differ from machine to machine."""
+    return _fixed_parts(nbformat.read(path, as_version=4))
+
+
+def _fixed_parts(notebook: nbformat.NotebookNode) -> list[Any]:
+    return [(cell.id, cell.cell_type, cell.source, dict(cell.metadata)) for cell in notebook.cells]
 
 
 def _with_saving(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -215,20 +259,36 @@ def png_of(plotly_json: Any) -> str:
 
 
 def main() -> None:
-    if sys.argv[1:] == ["--course"]:
+    options, names = ([a for a in sys.argv[1:] if a.startswith("--") == flag] for flag in (True, False))
+    if options == ["--course"]:
         print(write_course(sorted(FOLDER.glob("*.ipynb")), Path("course")).resolve().as_uri())
         return
-    wanted = tuple(sys.argv[1:]) or ("",)
+    wanted = tuple(names) or ("",)
     sources = [source for source in sorted((FOLDER / "sources").glob("*.py")) if source.name.startswith(wanted)]
     if not sources:
         sys.exit(f"no source in {FOLDER / 'sources'} begins with {' or '.join(wanted)}")
-    for readme in (FOLDER / "README.md", FOLDER.parent / "README.md"):
+    if options == ["--check"]:
+        check(sources)
+        return
+    if options not in ([], ["--text"]):
+        sys.exit(f"{' '.join(options)}: the options are --text, --check and --course, one at a time")
+    for readme in READMES:
         readme.write_text(with_badges(readme.read_text(encoding="utf-8")), encoding="utf-8")
     os.environ.pop("CORSD_DATA", None)  # what a reader without the data sees, and no image of theirs in what is committed
     logging.getLogger("choreographer").setLevel(logging.CRITICAL)  # reports each goodbye of Chromium as an error
     for source in sources:
         with tempfile.TemporaryDirectory() as folder:  # nothing that was trained before is taken over
-            print(f"{source.name} -> {build(source, Path(folder)).name}", flush=True)
+            made = rewrite(source) if options else build(source, Path(folder))
+            print(f"{source.name} -> {made.name}", flush=True)
+
+
+def check(sources: Sequence[Path]) -> None:
+    """Exit with the names of what has to be made anew, if anything has."""
+    late = [path for source in sources for path in out_of_step(source)]
+    late += [readme for readme in READMES if with_badges(text := readme.read_text(encoding="utf-8")) != text]
+    if late:
+        names = "\n  ".join(str(path.relative_to(FOLDER.parent)) for path in late)
+        sys.exit(f"not what `make notebooks` makes (`make notebook-texts` will do where no code has changed):\n  {names}")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from corsd_lib.errors import CorsdError
 from corsd_lib.study import Study
-from corsd_lib.tables import markdown, mean_interval, short_markdown, summarise, table, with_interval
+from corsd_lib.tables import against, markdown, mean_interval, short_markdown, summarise, table, with_interval
 
 # Student's t at 97.5 %, from a printed table: degrees of freedom -> t.
 T = {1: 12.706205, 2: 4.302653, 4: 2.776445}
@@ -146,6 +147,18 @@ def test_numbers_carry_half_their_interval() -> None:
     assert with_interval(47.24, 46.8, 47.68) == "47.2 ± 0.4"
     assert with_interval(-0.26, -1.0, 0.48, sign="+") == "-0.3 ± 0.7"
     assert (with_interval(3.0, None, None, sign="+"), with_interval(None, None, None)) == ("+3.0 ± –", "–")
+
+
+def test_gains_over_another_row_are_paired_by_seed(study: Study) -> None:
+    summary = summarise(study, RECORDS)
+    other = against(summary, "corsd")
+    plain = other["methods"]["baseline"]
+    half = T[1] * 0.5  # -3 and -4 for seeds 1 and 2; seed 0 has no partner
+    assert (plain["gain"], plain["gain_low"], plain["gain_high"]) == pytest.approx((-3.5, -3.5 - half, -3.5 + half), rel=1e-6)
+    assert [other["methods"][row]["gain"] for row in ("corsd", "margin")] == [None, None]
+    assert other["baseline"] == "corsd" and summary["methods"]["baseline"]["gain"] is None  # the summary is left as it was
+    with pytest.raises(CorsdError, match="reference"):
+        against(summary, "byot")
 
 
 def test_the_short_table_has_the_methods_and_what_they_came_to(study: Study) -> None:

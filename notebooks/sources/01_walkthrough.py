@@ -60,13 +60,13 @@ torch.set_num_threads(1)  # the images are tiny: a second thread would wait more
 
 # %% [markdown]
 # These are the knobs of this notebook. Change them, run all cells again, and compare: each setting gets run directories of
-# its own.
+# its own. Later notebooks open what was trained here instead of training it again.
 
 # %% tags=["parameters"]
 epochs = 120  # how often each training image is seen
 per_class = 10  # labelled images of each digit
 seed = 0  # of the weights, the choice of images and their order
-run_directory = "runs/01_walkthrough"  # finished trainings are found here again
+run_directory = "runs/digits"  # finished trainings are found here again
 
 # %% [markdown]
 # ## The idea in one picture
@@ -306,13 +306,17 @@ monitor(corsd)
 # What was each of them busy with? Below are all parts of both losses.
 
 # %%
-training_curves({"baseline": baseline.metrics, "CORSD": corsd.metrics}, "What each training worked on")
+parts = {name: len(run.metrics.filter(like="loss.").columns) - 1 for name, run in (("baseline", baseline), ("CORSD", corsd))}
+title = f"The baseline works on {parts['baseline']} parts of a loss, CORSD on {parts['CORSD']}, of which one has weight 0"
+training_curves({"baseline": baseline.metrics, "CORSD": corsd.metrics}, title)
 
 # %% [markdown]
 # The baseline has two parts: `task` for the last exit and `exit_ce` for the watching ones. CORSD has more: `exit_kd`
 # compares the answers of exits, `auxiliary_...` are the pair classifiers and what is handed down between them,
-# `relation_margin` is the loss you saw above, and `relation_transfer` asks shallow scores to match the deepest ones. It can
-# *rise* at first: the teacher has begun to say something, and the pupils have yet to follow.
+# `relation_margin` is the loss you saw above, `logit_relation` relates an image to the mean of its class, and
+# `relation_transfer` asks shallow scores to match the deepest ones. It can *rise* at first: the teacher has begun to say
+# something, and the pupils have yet to follow. `class_kd` is what was switched off: it is measured, as all parts are, before
+# it is multiplied by its weight, and that is 0 here.
 
 # %% [markdown]
 # ## Did it help?
@@ -377,12 +381,11 @@ explorer = RelationExplorer(corsd)
 display(explorer)
 
 # %% [markdown]
-# ![The relation explorer: a list of exits, a play button and an epoch slider above a class by class heatmap with a bright
-# diagonal; at its right two class lists and a table with the relation of the selected pair at every
-# exit.](images/relation_explorer.png)
+# ![The heatmap of the relation explorer: ten by ten digits, a bright diagonal, nearly all the rest dark, and an orange frame
+# around the brightest cell beside the diagonal.](images/01_relation_explorer.png)
 #
-# *The explorer as a picture.* It opens at the deepest exit and the last epoch, on the two different classes that are most
-# related.
+# *The explorer's heatmap as a picture.* It opens at the deepest exit and the last epoch, on the two different classes that are
+# most related: the framed cell. Nearly all cells beside the diagonal are dark, so few pairs of digits stay related.
 #
 # What you select can be read, and set, from code. Try `explorer.selection = ("3", "8")` or `explorer.epoch = 0` in a new
 # cell.
@@ -408,7 +411,7 @@ print(f"Selected: {names}, relation {explorer.matrix[first, second]:.2f}")
 #
 # `relation_transfer` is the mean squared difference between the scores of the deepest stage (`teacher`) and of a shallow
 # stage (`student`), *with no gradient to the teacher*. Replace the `...` by one line. The check below it fails
-# until then; answers are in `notebooks/solutions`.
+# until then, and so does a cell that uses your answer; the answers are in `notebooks/solutions`.
 
 
 # %% tags=["exercise"]

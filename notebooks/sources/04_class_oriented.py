@@ -22,6 +22,7 @@
 # - what a relation network could satisfy itself with when nothing names classes;
 # - the labels of pairs: one class for an intra pair, half and half for an inter pair;
 # - how one softmax too many turns that label into mush, as it happened in a published code release;
+# - the one term of the library's CORSD that is not the paper's: images of a class that agree;
 # - how to do an ablation by hand: one change, several seeds, several judges, and words for what it does *not* show.
 #
 # **You need** [03_relations](03_relations.ipynb): the relation network and the AUC. **Time:** it runs in less than a minute
@@ -54,7 +55,7 @@ from corsd_lib.analysis.images import run_pixels
 from corsd_lib.analysis.relations import relation_networks_at, same_class_auc
 from corsd_lib.analysis.structure import nearest_mean_accuracy
 from corsd_lib.figures import exit_accuracy_bars, image_strip, structure_over_depth
-from corsd_lib.losses import auxiliary_cross_entropy, distillation, margin_over_batch
+from corsd_lib.losses import auxiliary_cross_entropy, class_distillation, distillation, margin_over_batch
 from corsd_lib.relation import sample_pairs
 from corsd_lib.tables import mean_interval
 from corsd_lib.walkthrough import plan
@@ -246,6 +247,37 @@ for classes_here in (10, 100):
 # The deepest stage knows most, so it hands down its auxiliary answers too. What does an answer hold beyond the label? Let us
 # train CORSD and ask it. (Exercise 1 lets you write the loss that hands the answer down.)
 #
+# ## One term more, which is ours
+#
+# The paper's terms end here. The library's CORSD has one more in its default, `class_kd`, which the method *CS-KD* ([arXiv
+# 2003.13964](https://arxiv.org/abs/2003.13964)) brought up. It is class-oriented without any relation network: **two images of
+# one class should get the same answer**. Each of the two teaches the other, at every exit; the one that teaches is detached.
+
+
+# %%
+def class_kd_by_hand(logits, labels, temperature=4.0):
+    log_q = (logits / temperature).log_softmax(dim=1)  # (B, C)
+    log_p = log_q.detach()  # the same answers, as teachers
+    kl = (log_p.exp()[:, None] * (log_p[:, None] - log_q[None, :])).sum(dim=2)  # (B, B): row teaches column
+    partners = (labels[:, None] == labels[None, :]) & ~torch.eye(len(labels), dtype=torch.bool)
+    return kl[partners].mean() * temperature**2
+
+
+# %% [markdown]
+# **Predict:** what does it cost when all images of a class get the same answer, and that answer is *wrong*?
+
+# %%
+# NBVAL_CHECK_OUTPUT
+answers, truth = torch.randn(20, classes, generator=generator), torch.arange(20) % classes
+assert torch.allclose(class_kd_by_hand(answers, truth), class_distillation(answers, answers, truth, 4.0), atol=1e-5)
+wrong = 10 * F.one_hot((truth + 1) % classes, classes).float()  # every three is taken for a four, and so on
+print("the library's loss: the same")
+print(f"all wrong, and of one mind: {class_kd_by_hand(wrong, truth):.0f}")
+
+# %% [markdown]
+# Agreement is not truth, so this term needs the cross-entropy beside it. And it needs a partner for each image, which is why
+# batches with two images of each class go with it. In this notebook it has weight 0: one question at a time.
+#
 # ## An ablation by hand
 #
 # **One change.** Two variants of CORSD, with the same images, the same first weights and the same batches. In the second the
@@ -407,8 +439,8 @@ for judge in judges:
 # **What this ablation can show, and what not.** It is ten digits, a hundred images, a tiny network, few seeds. Whether `h`
 # comes to know the kinds of pairs is the mechanism, and judge 4 looks at it. Whether that makes *exits* more accurate is
 # another question: compare the row of the last judge with the rows of the first. On a hundred classes it is a row of this
-# repository's [study](../results/cifar100/study.json), "without auxiliary classifiers": look for its result in
-# `results/cifar100`.
+# repository's [main study](../results/cifar100/study.json), "without auxiliary classifiers";
+# [11_compare_methods](11_compare_methods.ipynb) shows what the study has of it.
 #
 # ## Explore it
 #

@@ -207,7 +207,7 @@ display(by_group)
 blocks = relation_matrix(deep, superclass, len(groups))
 best = max(range(len(groups)), key=lambda g: blocks[g, g])
 title = f"Brightest block: {groups[best]}, {blocks[best, best]:.2f}; mean of all blocks {blocks.diag().mean():.2f}"
-relation_heatmap(blocks, groups, title).update_layout(width=800, height=780, font_size=10)
+relation_heatmap(blocks, groups, title).update_layout(width=800, height=700, font_size=11)
 
 # %% [markdown]
 # Now a sharper question: for how many superclasses is their *own* block the brightest of their row? And if it is not, whose
@@ -258,7 +258,7 @@ change = shallow_blocks - blocks
 first, second = most_related(change, 1)[0]
 title = f"Exit 1 minus 3: {change.mean():+.2f} on average, most {groups[first]} with {groups[second]}"
 figure = relation_difference(shallow_blocks, blocks, groups, title, limit=0.25)
-figure.update_layout(width=800, height=780, font_size=10)
+figure.update_layout(width=800, height=700, font_size=11)
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -288,10 +288,8 @@ kinds = {"one class": itself, "one superclass": same & ~itself, "different super
 formed = {epoch: class_relations(run, epoch, exit=3) for epoch in run.probes}
 history = pd.DataFrame({kind: {e: m[mask].mean().item() for e, m in formed.items()} for kind, mask in kinds.items()})
 early, late = (history.iloc[n] for n in (1, -1))
-title = (
-    f"Epoch {early.name}: {early.iloc[0]:.2f} against {early.iloc[2]:.2f}. "
-    f"Epoch {late.name}: {late.iloc[0]:.2f} against {late.iloc[2]:.2f}"
-)
+ends = (f"{row.iloc[0]:.2f} and {row.iloc[2]:.2f} after epoch {row.name}" for row in (early, late))
+title = f"One class and different superclasses: {', '.join(ends)}"
 look = {"labels": {"index": "epoch", "value": "mean relation", "variable": "pairs of"}, "template": template(), "height": 400}
 px.line(history, markers=True, title=title, **look)
 

@@ -24,7 +24,7 @@
 #   misses;
 # - how much structure **noise** has, and why you must know that before you read any of them;
 # - to compare what two exits, or two networks, have learned with CKA;
-# - what eight committed runs on CIFAR-100 say about tight classes and accuracy.
+# - what the committed runs on CIFAR-100 say about tight classes and accuracy.
 #
 # **You need** PyTorch basics; [the walkthrough](01_walkthrough.ipynb) helps. **Time:** the notebook runs in about half a
 # minute on two CPU cores; reading and the two exercises take about 40 minutes. Nothing is downloaded.
@@ -51,6 +51,7 @@ from IPython.display import display
 
 from corsd_lib import RelationExplorer, class_structure, committed_run, train
 from corsd_lib.analysis import run_pixels
+from corsd_lib.analysis.relations import spearman
 from corsd_lib.analysis.structure import (
     cka_matrix,
     linear_cka,
@@ -63,6 +64,7 @@ from corsd_lib.analysis.structure import (
 from corsd_lib.batches import evaluation_batches
 from corsd_lib.evaluation import load_data
 from corsd_lib.figures import SCALE, embedding_scatter, image_strip, structure_over_depth, structure_over_epochs, template
+from corsd_lib.files import read_json
 from corsd_lib.walkthrough import plan
 
 torch.set_num_threads(1)  # the images are tiny: a second thread would wait more than it works
@@ -396,10 +398,10 @@ px.imshow(cka, x=names, y=names, zmin=0, zmax=1, title=title, labels={"color": "
 # layers. The two networks share none, only images, labels and first weights. Are their deepest exits closer than an exit 1
 # and an exit 3 in the same network?
 #
-# ## CIFAR-100: eight methods, one seed
+# ## CIFAR-100: many methods, one seed
 #
-# Now the real thing, from the repository's own runs: 100 images of each of 100 classes, a small ResNet, eight methods, **one
-# seed**. Of each run 300 probe images are kept, three a class. That is few.
+# Now the real thing, from the repository's own runs: 100 images of each of 100 classes, a small ResNet, all methods of the
+# library, **one seed**. Of each run 300 probe images are kept, three a class. That is few.
 #
 # **Predict:** what share of the variance would random labels explain here?
 
@@ -410,34 +412,44 @@ images, classes = len(kept.labels), len(kept.labels.unique())
 print(f"{images} images, {classes} classes: random labels explain {100 * (classes - 1) / (images - 1):.0f} % of the variance")
 
 # %% [markdown]
-# Keep that number in mind. Now all eight, with CORSD's own curve first: it has five snapshots.
+# Keep that number in mind. Now all of them, with CORSD's own curve first: it has five snapshots.
 
 # %%
 measures = ("between_share", "silhouette", "nearest_mean_top1")
 structure_over_epochs(class_structure(committed_run("cifar100_small/corsd")), measures)
 
 # %% [markdown]
-# The share begins above 0.4, where chance is 0.33. The silhouette stays below 0: with three images a class, one of the 99 other
-# classes is often nearer by luck alone. The nearest class mean is the most careful measure here, because it leaves each image
-# out. It begins at a few per cent, where chance is one.
+# Compare where the share begins with what chance gives. The silhouette stays below 0: with three images a class, one of the 99
+# other classes is often nearer by luck alone. The nearest class mean is the most careful measure here, because it leaves each
+# image out. It begins at a few per cent, where chance is one.
 #
 # **Predict:** order the methods by how tight their classes are in the end. Will the tightest be the most accurate?
 
 # %%
-rows = ("baseline", "label_smoothing", "cs_kd", "deep_supervision", "byot", "rkd", "corsd_release", "corsd")
+rows = read_json(committed_run("cifar100_small/corsd").path.parents[1] / "summary.json")["methods"]
 study = {row: committed_run(f"cifar100_small/{row}") for row in rows}
 last = {row: class_structure(run, [max(run.probes)]).iloc[-1] for row, run in study.items()}
-for row in sorted(rows, key=lambda row: last[row].nc1):
-    top1, m = study[row].test["exits"][-1]["top1"], last[row]
-    print(f"{row:16} NC1 {m.nc1:.2f}, share {m.between_share:.2f}, silhouette {m.silhouette:+.2f}, test accuracy {top1:.1f} %")
+top1 = {row: run.test["exits"][-1]["top1"] for row, run in study.items()}
+for row, m in sorted(last.items(), key=lambda item: item[1].nc1):
+    values = f"NC1 {m.nc1:.2f}, share {m.between_share:.2f}, silhouette {m.silhouette:+.2f}, test accuracy {top1[row]:.1f} %"
+    print(f"{row:16} {values}")
 
 # %% [markdown]
-# CS-KD asks two images of one class for the same answer, and its classes are the tightest of the eight, by all three
-# measures. CORSD comes second. Now read the last column (the weights travel in half precision, so it may differ by a tenth
-# from the study's table): apart from RKD and the release's variant, which are lower, all lie
-# within half a point, CS-KD and the plain network almost on top of each other. **Tighter classes are not better answers**, at
-# least not here. With one seed and three images a class you cannot rank these methods, neither by tightness nor by accuracy.
-# What a study needs for that is in [11_compare_methods](11_compare_methods.ipynb).
+# The tightest stand on top. Do the three measures agree on who they are? CS-KD asks two images of one class for the same
+# answer; is it where you would expect it? Now the last column. (The weights travel in half precision, so it may differ by a
+# tenth from the study's table.) Does accuracy fall from top to bottom, as NC1 rises?
+
+# %%
+tightness = torch.tensor([-last[row].nc1 for row in rows])
+agreement = spearman(tightness, torch.tensor([top1[row] for row in rows]))
+close = sum(abs(top1[row] - top1["baseline"]) < 0.5 for row in rows if row != "baseline")
+print(f"tightness and accuracy: rank correlation {agreement:.2f} over {len(rows)} methods, one seed each")
+print(f"within half a point of the plain network's accuracy: {close} of {len(rows) - 1} other methods")
+
+# %% [markdown]
+# A correlation over so few methods moves a lot when one of them changes place, and differences of half a point are no
+# differences with one seed. So this table cannot rank methods, neither by tightness nor by accuracy. **Tighter classes need not
+# be better answers: measure both.** What a study needs for a ranking is in [11_compare_methods](11_compare_methods.ipynb).
 #
 # ## Recap
 #
@@ -447,7 +459,7 @@ for row in sorted(rows, key=lambda row: last[row].nc1):
 # - **Noise has structure, too**, the more the fewer images a class there are. Shuffle labels, leave out the image itself.
 # - Collapse on training images says little about new ones.
 # - **CKA** compares embeddings up to rotation and scale. Know its value for noise.
-# - On one small study, tighter classes did not come with better accuracy.
+# - Tightness and accuracy are two questions. One small study cannot rank methods by either.
 
 # %% [markdown]
 # ## Exercise 1: how close was it?

@@ -29,7 +29,8 @@ def test_the_index_names_every_notebook_by_its_question(course: Path) -> None:
 def test_a_page_draws_its_figures_with_the_plotly_beside_it_and_fetches_nothing(course: Path, name: str) -> None:
     page = (course / f"{name}.html").read_text(encoding="utf-8")
     assert '<script src="plotly.min.js"></script>' in page and (course / "plotly.min.js").stat().st_size > 1_000_000
-    assert 'class="plotly-graph-div"' in page and "application/vnd.plotly" not in page
+    assert 'class="plotly-graph-div"' in page and "application/vnd.plotly" not in page and '"type":"scattergl"' not in page
+    assert "@media screen and (prefers-color-scheme: dark)" in page and "@media print" in page
     tags = re.findall(r"<(?:script|link|img|iframe|video)\b[^>]*", re.sub(r"(?s)(<script[^>]*>).*?</script>", r"\1", page))
     assert tags and not [tag for tag in tags if re.search(r"""(src|href)=.(https?:)?//""", tag)]
     for target in re.findall(r'<a href="([^"#]+)', page):
