@@ -207,11 +207,11 @@ class ExitExplorer(Explorer):
     @cached_property
     def _costs(self) -> tuple[list[int], int]:
         """MACs of leaving at each exit, and of the plain network; of the architecture, so weights need not be there yet."""
-        with torch.random.fork_rng([]):
-            network = new_network(replace(self.run.config, pretrained=False), self.run.data)
-        data, deepest = self.run.data, len(network.exits) - 1
+        data = self.run.data
         shape = (1, data.channels, data.image_size, data.image_size)
-        return cumulative_macs(network, data), count_macs(network.truncated(deepest), shape)
+        with torch.device("meta"):  # shapes only: neither weights nor random numbers are wanted
+            network = new_network(replace(self.run.config, pretrained=False), data)
+            return cumulative_macs(network, data), count_macs(network.truncated(len(network.exits) - 1), shape)
 
     def _answers_on(self, split: str) -> tuple[list[Tensor], Tensor]:
         """Logits, K x (N, C), and labels (N,) of a split; the network is asked once."""
