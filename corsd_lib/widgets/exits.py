@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from corsd_lib.analysis.exits import RULES, choose_threshold, cumulative_macs, early_exit_curve, exits_left
+from corsd_lib.analysis.exits import RULES, choose_threshold, early_exit_curve, exits_left, leaving_macs
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice
-from corsd_lib.evaluation import count_macs, exit_logits
+from corsd_lib.evaluation import exit_logits
 from corsd_lib.figures.exits import early_exit_plot
 from corsd_lib.figures.style import PALETTE, exit_names
 from corsd_lib.pages import Panel, exits_panel
@@ -208,10 +208,10 @@ class ExitExplorer(Explorer):
     def _costs(self) -> tuple[list[int], int]:
         """MACs of leaving at each exit, and of the plain network; of the architecture, so weights need not be there yet."""
         data = self.run.data
-        shape = (1, data.channels, data.image_size, data.image_size)
-        with torch.device("meta"):  # shapes only: neither weights nor random numbers are wanted
+        with torch.device("meta"):  # neither weights nor random numbers are wanted
             network = new_network(replace(self.run.config, pretrained=False), data)
-            return cumulative_macs(network, data), count_macs(network.truncated(len(network.exits) - 1), shape)
+        network.to_empty(device="cpu")
+        return leaving_macs(network, data)
 
     def _answers_on(self, split: str) -> tuple[list[Tensor], Tensor]:
         """Logits, K x (N, C), and labels (N,) of a split; the network is asked once."""
