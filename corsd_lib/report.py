@@ -15,11 +15,10 @@ import numpy as np
 import plotly.graph_objects as go
 
 from corsd_lib.analysis.embedding import PROJECTIONS, stage_embedding
-from corsd_lib.analysis.exits import choose_threshold, cumulative_macs, early_exit_curve, exit_accuracy
+from corsd_lib.analysis.exits import choose_threshold, early_exit_curve, exit_accuracy, leaving_macs
 from corsd_lib.analysis.relations import relation_quality
 from corsd_lib.analysis.structure import class_structure
 from corsd_lib.errors import CorsdError, check_choice
-from corsd_lib.evaluation import count_macs
 from corsd_lib.export import portable_name
 from corsd_lib.figures import exit_accuracy_bars, structure_over_epochs, training_curves
 from corsd_lib.figures.style import exit_names, line_style, set_title, template
@@ -314,10 +313,8 @@ def _early_exits(named: Named) -> list[Panel]:
 def _early_exit(run: Run) -> Panel:
     """Leaving early on the probe images of the last snapshot: all that a run holds of itself."""
     last, network = _last(run), new_network(replace(run.config, pretrained=False), run.data)
-    macs = cumulative_macs(network, run.data)
+    macs, deepest = leaving_macs(network, run.data)
     curve = early_exit_curve([z.float() for z in last.logits], run.probes.labels, macs)
-    shape = (1, run.data.channels, run.data.image_size, run.data.image_size)
-    deepest = count_macs(network.truncated(len(macs) - 1), shape)
     return exits_panel(
         run, curve, rule="confidence", threshold=choose_threshold(curve), macs=macs, deepest_macs=deepest, split="probe"
     )

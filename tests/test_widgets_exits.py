@@ -178,6 +178,7 @@ def test_images_that_leave_are_shown_and_classes_counted_where_the_data_is_not(c
     assert [f"{min(12, n)} of {n}" in explorer.strips.value for n in counts] == [True] * 3
     assert all(len(row) == 4 for row in cells(explorer))
     bare = without_data(corsd, tmp_path)
+    bare.complete()
     assert "No images here" in bare.strips.value and "<img" not in bare.strips.value
     for k, row in enumerate(cells(bare), 1):
         classes = Counter(corsd.probes.labels[bare.left_at == k].tolist()).most_common(4)

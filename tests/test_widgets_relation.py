@@ -116,7 +116,8 @@ def test_selection_is_set_by_names_by_indices_and_by_the_class_lists_and_told_on
     explorer.selection = None
     assert told == [(3, 8), (4, 9), (6, 9), None]
     assert explorer.figure.layout.shapes == () and "Click a cell" in explorer.table.value
-    assert (explorer.first_class.value, explorer.second_class.value) == (None, None)
+    assert (explorer.first_class.value, explorer.second_class.value) == ("", "")
+    assert explorer.first_class.index == explorer.first_class.options.index(("none", ""))  # and not an empty list
 
 
 @pytest.mark.parametrize("bad", [(3,), "3", 5, (3, 10), (-1, 2), ("3", "ten"), (1, 2, 3)])
@@ -276,7 +277,7 @@ def test_another_run_is_matched_from_the_deepest_exit(corsd: Run, baseline: Run)
         explorer.exit = exit_number
         wanted = corsd.probes[EPOCHS].relations[exit_number - 1].numpy() - theirs
         np.testing.assert_allclose(shown(explorer), wanted, atol=1e-6)
-    assert "minus baseline, seed 0" in explorer.figure.layout.title.text
+    assert "minus baseline, seed 0" in explorer.figure.layout.title.text.replace("<br>", " ")
     assert "(cosine relation)" in explorer.figure.layout.title.text
     assert explorer.table.value.count("<table>") == 2  # a table a run
     explorer.level = "image"
@@ -411,3 +412,24 @@ def test_a_page_begins_as_the_explorer_is(corsd: Run) -> None:
     explorer.exit, explorer.epoch, explorer.order, explorer.selection = 2, 1, "cluster", (1, 2)
     (panel,) = explorer.panels()
     assert panel.data["start"] == {"exit": 2, "epoch": 1, "order": "cluster", "selection": [1, 2]}
+
+
+def test_runs_are_called_what_the_reader_calls_them(corsd: Run, tmp_path: Path) -> None:
+    other = small_run(tmp_path / "again", "corsd")
+    explorer = RelationExplorer(corsd, other, labels=("first", "<second>"))
+    assert explorer.figure.layout.title.text.startswith("first: exit 3")
+    explorer.against = "other run"
+    assert "minus &lt;second&gt;: exit 3 (deepest), epoch" in explorer.figure.layout.title.text.replace("<br>", " ")
+    assert [run["name"] for run in explorer.panels()[0].data["runs"]] == ["first", "<second>"]
+    for labels in (("one",), ("same", "same"), "ab"):
+        with pytest.raises(CorsdError, match="labels"):
+            RelationExplorer(corsd, other, labels=labels)
+
+
+def test_cells_keep_their_place_whatever_stands_above_and_beside_them(corsd: Run) -> None:
+    explorer = RelationExplorer(corsd)
+    for level, against in (("class", None), ("image", None), ("image", "deepest exit"), ("class", 0)):
+        explorer.level, explorer.against = level, against
+        layout = explorer.figure.layout
+        sides = layout.width - layout.margin.l - layout.margin.r, layout.height - layout.margin.t - layout.margin.b
+        assert sides == (360, 360) and layout.margin.autoexpand is False

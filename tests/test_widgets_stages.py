@@ -231,8 +231,9 @@ def test_the_first_image_is_one_that_only_the_deepest_exit_gets_right(corsd: Run
 def test_images_are_shown_where_the_data_is_and_a_sentence_where_not(corsd: Run, tmp_path: Path) -> None:
     explorer = opened(corsd, data=load_dataset("digits", per_class=2))
     assert explorer.table.value.count("<img") == 1 + 3 * 8
-    missing = grouped_run(corsd, tmp_path, 4, 2)
-    assert "No images here" in opened(missing).table.value and "<img" not in opened(missing).table.value
+    missing = opened(grouped_run(corsd, tmp_path, 4, 2))
+    missing.complete()
+    assert "No images here" in missing.table.value and "<img" not in missing.table.value
 
 
 def test_epochs_embedded_together_are_moved_through(corsd: Run) -> None:

@@ -5,6 +5,7 @@ N images, K exits (shallow -> deep), C classes. Logits are a list of K tensors (
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from corsd_lib.backbones import SequentialBackbone, StagedBackbone
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.evaluation import count_macs, evaluating, exit_logits, load_data, top_k_accuracy
@@ -35,6 +37,7 @@ __all__ = [
     "exit_agreement",
     "exits_left",
     "first_right",
+    "leaving_macs",
     "overthinking",
 ]
 
@@ -183,11 +186,29 @@ def cumulative_macs(network: MultiExitNetwork, data: ImageData | DataInfo) -> li
     `evaluate`, by the exits it passed in vain. `data` tells channels and image size only. Counted as `count_macs` does.
     Source: ours.
     """
+    return leaving_macs(network, data)[0]
+
+
+def leaving_macs(network: MultiExitNetwork, data: ImageData | DataInfo) -> tuple[list[int], int]:
+    """`cumulative_macs`, and the multiply-accumulates of the plain network: the backbone and its deepest exit alone."""
     shape = (1, data.channels, data.image_size, data.image_size)
     with evaluating(network):
-        maps = network.backbone(torch.zeros(shape, device=next(network.parameters()).device))
+        images = torch.zeros(shape, device=next(network.parameters()).device)
+        maps = network.backbone(images)
+        inputs = [network.backbone.stem(images), *maps] if isinstance(network.backbone, SequentialBackbone) else []
     heads = [count_macs(head, tuple(maps[stage].shape)) for stage, head in zip(network.exit_stages, network.exits, strict=True)]
-    return [count_macs(network.truncated(k), shape) + sum(heads[:k]) for k in range(len(heads))]
+    before = _backbone_macs(network.backbone, shape, [tuple(x.shape) for x in inputs])
+    to_exit = [before[stage] for stage in network.exit_stages]
+    return [macs + sum(heads[: k + 1]) for k, macs in enumerate(to_exit)], to_exit[-1] + heads[-1]
+
+
+def _backbone_macs(backbone: StagedBackbone, shape: tuple[int, ...], inputs: Sequence[tuple[int, ...]]) -> list[int]:
+    """Of the backbone up to every stage; stage by stage where the shapes of what stages are given are known."""
+    if not isinstance(backbone, SequentialBackbone):
+        return [count_macs(backbone.truncated(depth), shape) for depth in range(1, len(backbone.feature_info) + 1)]
+    stem = count_macs(backbone.stem, shape)
+    stages = [count_macs(stage, given) for stage, given in zip(backbone.stages, inputs, strict=False)]
+    return [stem + total for total in itertools.accumulate(stages)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from corsd_lib.datasets.progress import progress_bar
 from corsd_lib.errors import CorsdError
 
 if TYPE_CHECKING:
@@ -39,8 +40,6 @@ def read_squares(paths: Sequence[str], side: int, boxes: Sequence[Box] | None = 
     With a box an image gives the square around it (`square_around`); without, its centre square of the full
     short side. Raises CorsdError that names the first file that cannot be read.
     """
-    from tqdm.auto import tqdm
-
     squares = np.empty((len(paths), 3, side, side), dtype=np.uint8)
 
     def read(rows: range) -> int:
@@ -51,7 +50,7 @@ def read_squares(paths: Sequence[str], side: int, boxes: Sequence[Box] | None = 
     blocks = [range(start, min(start + 32, len(paths))) for start in range(0, len(paths), 32)]
     with (
         ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool,
-        tqdm(total=len(paths), desc=label, unit=" images", delay=1, leave=False) as bar,
+        progress_bar(total=len(paths), desc=label, unit=" images", delay=1, leave=False) as bar,
     ):
         for count in pool.map(read, blocks):
             bar.update(count)

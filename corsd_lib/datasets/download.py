@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
+from corsd_lib.datasets.progress import progress_bar
 from corsd_lib.errors import CorsdError
 
 _BLOCK = 1 << 20
@@ -53,15 +54,13 @@ def unpacked(archive: Path) -> Iterator[Path]:
     Members that would land outside the folder are refused (tarfile's "data" filter, PEP 706). Raises
     CorsdError for those and for a corrupt archive, which is renamed to `<archive>.corrupt`.
     """
-    from tqdm.auto import tqdm
-
     with (
         _writing(archive),
         tempfile.TemporaryDirectory(dir=archive.parent, prefix=".unpacking-", ignore_cleanup_errors=True) as folder,
     ):
         try:
             with tarfile.open(archive) as tar:
-                members = tqdm(tar, desc=f"unpacking {archive.name}", unit=" files", delay=1, leave=False)
+                members = progress_bar(tar, desc=f"unpacking {archive.name}", unit=" files", delay=1, leave=False)
                 tar.extractall(folder, members=members, filter="data")
         except tarfile.FilterError as error:
             raise CorsdError(f"{archive} is refused, nothing of it was kept: {error}") from error
@@ -126,11 +125,9 @@ def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
 
 
 def _append(response: http.client.HTTPResponse, part: Path, start: int, total: int | None) -> None:
-    from tqdm.auto import tqdm
-
     with (
         open(part, "ab" if start else "wb") as file,
-        tqdm(desc=part.stem, total=total, initial=start, unit="B", unit_scale=True, unit_divisor=1024) as bar,
+        progress_bar(desc=part.stem, total=total, initial=start, unit="B", unit_scale=True, unit_divisor=1024) as bar,
     ):
         while block := _read(response):
             file.write(block)

@@ -5,8 +5,9 @@ C classes or images. An order is applied here, to rows, columns and names; group
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from corsd_lib.figures.style import DIVERGING, SCALE, Matrix, as_scores, set_tit
 UNITS = ("class", "image")
 ALL_NAMED = 20  # more names than this do not all fit beside the cells
 LIMIT = 0.5  # of the colours of a difference: relations hardly ever change by more, and by 1 never
+_USUAL = 80  # pixels of names for which a figure has room
 _TREE = 0.14  # height of a dendrogram, of the heatmap's
 
 
@@ -99,13 +101,37 @@ def square_class_axes(figure: go.Figure, classes: int, *, unit: str = "class", *
     """Category axes of a heatmap of classes or images: square cells, the first at the top left; up to 20 names all shown."""
     check_choice("unit", unit, UNITS)
     # More names come as far as they fit; zooming in, when they do.
-    many = {"nticks": 50, "tickfont": {"size": 10}}
+    many = {"nticks": 40, "tickfont": {"size": 10}}
     ticks: dict[str, Any] = {"dtick": 1} if classes <= ALL_NAMED else many
     of = "class of the {} image" if unit == "class" else "{} image"
     shared = {"type": "category", "constrain": "domain", "showgrid": False, **ticks, **where}
     figure.update_xaxes(title=of.format("second"), **shared)
     beside = next(iter(figure.select_xaxes(**where))).plotly_name.replace("axis", "")
     figure.update_yaxes(title=of.format("first"), autorange="reversed", scaleanchor=beside, **shared)
+
+
+class NameRoom(NamedTuple):
+    """What names need beside and below cells: size of their letters and length of the longest in pixels, whether they lie."""
+
+    size: int
+    longest: int
+    level: bool
+
+    @classmethod
+    def of(cls, names: Sequence[str], side: float) -> NameRoom:
+        """For escaped `names` of cells in a square of `side` pixels."""
+        size = 12 if len(names) <= 12 else 11 if len(names) <= ALL_NAMED else 10
+        longest = round(0.58 * size * max(len(html.unescape(name)) for name in names)) + 8
+        return cls(size, longest, longest <= side / len(names))
+
+    @property
+    def below(self) -> int:
+        return self.size + 12 if self.level else self.longest
+
+    def show(self, figure: go.Figure) -> None:
+        """The names at the axes of a figure of one heatmap: level, or upright where they would run into each other."""
+        figure.update_xaxes(tickfont={"size": self.size}, tickangle=0 if self.level else 90)
+        figure.update_yaxes(tickfont={"size": self.size})
 
 
 def difference_finding(values: npt.NDArray[np.float32], names: Sequence[str], unit: str = "class") -> str:
@@ -160,6 +186,10 @@ def _finish(
     figure.update_layout(template=template(dark), width=720 if many else 560, height=700 if many else 540)
     set_title(figure, title, 84 if many else 64)
     square_class_axes(figure, len(labels), unit=unit)
+    room = NameRoom.of(labels, 400)
+    room.show(figure)
+    figure.layout.width += max(0, room.longest - _USUAL)
+    figure.layout.height += max(0, room.below - _USUAL)
     if groups is not None:
         figure.update_layout(shapes=boundary_shapes(groups, len(labels)))
         if group_names is not None:

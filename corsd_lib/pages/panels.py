@@ -57,14 +57,15 @@ def relation_panel(
     epoch: int | None = None,
     order: str = "label",
     selection: tuple[int, int] | None = None,
+    labels: Sequence[str] = (),
 ) -> Panel:
     """Class x class relations of a run (and of others, side by side) at every exit and after every epoch with a snapshot.
 
     First shown: `exit` (1-based, the deepest by default) and `epoch` (the last) of `run`, the classes in `order` (one of
     `CLASS_ORDERS`; "cluster" is by the deepest exit after the last epoch) and the pair `selection` (class indices; the two
-    most related classes by default). Scores in [0, 1] are rounded to 1/254. Runs with fewer exits are matched from the deepest,
-    as that is what all have. Raises `CorsdError` for runs without snapshots or of different classes, and for an exit, epoch,
-    order or class that is not there.
+    most related classes by default). `labels` name the runs. Scores in [0, 1] are rounded to 1/254. Runs with fewer exits are
+    matched from the deepest, as that is what all have. Raises `CorsdError` for runs without snapshots or of different classes,
+    and for an exit, epoch, order or class that is not there.
     """
     runs = [run, *([] if other is None else [other] if isinstance(other, Run) else other)]
     _check_runs(runs)
@@ -74,7 +75,7 @@ def relation_panel(
     for c in selection or ():
         check_choice("class of the selection", c, range(run.data.num_classes))
     kept = [_kept(r, epoch, CELLS // len(runs)) for r in runs]
-    shown = [_relations(r, name, epochs) for r, name, epochs in zip(runs, run_names(runs), kept, strict=True)]
+    shown = [_relations(r, name, epochs) for r, name, epochs in zip(runs, run_names(runs, labels), kept, strict=True)]
     exits = len(shown[0]["exits"])
     exit = exits if exit is None else exit
     check_choice("exit", exit, range(1, exits + 1))
@@ -260,8 +261,15 @@ def columns_panel(title: str, panels: Sequence[Panel]) -> Panel:
     return Panel("columns", title, {"panels": [panel._asdict() for panel in panels]})
 
 
-def run_names(runs: Sequence[Run]) -> list[str]:
-    """What runs are called side by side: method and seed, with the run's folder where that is not enough."""
+def run_names(runs: Sequence[Run], labels: Sequence[str] = ()) -> list[str]:
+    """What runs are called side by side: `labels`, or method and seed, with the run's folder where that is not enough.
+
+    Raises `CorsdError` for labels that are not as many as the runs, or not different.
+    """
+    if labels:
+        if isinstance(labels, str) or not len(set(labels)) == len(labels) == len(runs):
+            raise CorsdError(f"labels {labels!r} of {len(runs)} runs; allowed: as many, each different")
+        return list(labels)
     names = [f"{run.config.method}, seed {run.config.seed}" for run in runs]
     if len(set(names)) < len(names):
         count = Counter(names)

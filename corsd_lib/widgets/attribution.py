@@ -109,9 +109,14 @@ class AttributionExplorer(Explorer):
 
     def _layout(self, figure: go.FigureWidget) -> list[ipw.Widget]:
         row = {"flex_flow": "row wrap"}
+        for control in self._choices():
+            control.style.description_width, control.layout.width = "70px", "250px"
+        self.steps_choice.layout.width = "150px"
         which = ipw.HBox([self.image_choice, self.random_button, self.wrong_button], layout=row)
         how = ipw.HBox(self._choices(), layout=row)
-        beside = ipw.VBox([self.table, self.checks], layout={"padding": "8px 0 0 16px"})
+        beside = ipw.VBox(
+            [self.table, self.checks], layout={"padding": "8px 0 0 16px", "flex": "1 1 480px", "min_width": "480px"}
+        )
         self.result = ipw.HBox([figure, beside], layout=row)
         return [which, self.partner_choice, how, self.sentence, self.result]
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from corsd_lib.analysis.exits import RULES, choose_threshold, cumulative_macs, early_exit_curve, exits_left
+from corsd_lib.analysis.exits import RULES, choose_threshold, early_exit_curve, exits_left, leaving_macs
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice
-from corsd_lib.evaluation import count_macs, exit_logits
+from corsd_lib.evaluation import exit_logits
 from corsd_lib.figures.exits import early_exit_plot
 from corsd_lib.figures.style import PALETTE, exit_names
 from corsd_lib.pages import Panel, exits_panel
@@ -52,6 +52,7 @@ class ExitExplorer(Explorer):
             raise CorsdError(f"{run.path} has no probe snapshots to explore: train with probe_every above 0")
         check_choice("split", split, SPLITS)
         self._images = ProbeImages(run, data, data_root)
+        self._images.wanted = data is not None  # the first view does not wait for them
         self._thumbnails = Thumbnails(run, self._images)
         self._answers: dict[str, tuple[list[Tensor], Tensor]] = {}
         self._curves: dict[tuple[str, str], pd.DataFrame] = {}
@@ -66,6 +67,8 @@ class ExitExplorer(Explorer):
             self.choose()
         else:
             self.split = split
+        if not self._images.wanted:
+            self._leave("reading the images", self._read_images)
         self._connect()
 
     def _build_controls(self) -> None:
@@ -73,7 +76,7 @@ class ExitExplorer(Explorer):
         self.rule_choice = ipw.Dropdown(options=RULES, description="rule", layout={"width": "210px"}, **look)
         whose = f"probe images (of {self._probes.split})"
         names = ((whose, "probe"), ("all of validation", "validation"), ("all of test", "test"))
-        self.split_choice = ipw.Dropdown(options=names, description="images", layout={"width": "290px"}, **look)
+        self.split_choice = ipw.Dropdown(options=names, description="images", layout={"width": "330px"}, **look)
         self.threshold_slider = ipw.SelectionSlider(
             options=[("", 0.0)], description="threshold", layout={"width": "460px"}, readout=False, **look
         )
@@ -204,11 +207,11 @@ class ExitExplorer(Explorer):
     @cached_property
     def _costs(self) -> tuple[list[int], int]:
         """MACs of leaving at each exit, and of the plain network; of the architecture, so weights need not be there yet."""
-        with torch.random.fork_rng([]):
-            network = new_network(replace(self.run.config, pretrained=False), self.run.data)
-        data, deepest = self.run.data, len(network.exits) - 1
-        shape = (1, data.channels, data.image_size, data.image_size)
-        return cumulative_macs(network, data), count_macs(network.truncated(deepest), shape)
+        data = self.run.data
+        with torch.device("meta"):  # neither weights nor random numbers are wanted
+            network = new_network(replace(self.run.config, pretrained=False), data)
+        network.to_empty(device="cpu")
+        return leaving_macs(network, data)
 
     def _answers_on(self, split: str) -> tuple[list[Tensor], Tensor]:
         """Logits, K x (N, C), and labels (N,) of a split; the network is asked once."""
@@ -221,6 +224,7 @@ class ExitExplorer(Explorer):
         return [z.float() for z in last.logits], self._probes.labels
 
     def _of_data(self, split: str) -> tuple[list[Tensor], Tensor]:
+        self._images.wanted = True
         if self._images.missing:
             raise CorsdError(f"split {split!r} needs the data. {self._images.missing}")
         data = self._images.data
@@ -280,11 +284,16 @@ class ExitExplorer(Explorer):
         self._moving = False
         self._draw()
 
+    def _read_images(self) -> None:
+        self._images.wanted = True
+        self._draw()
+
     def _plot(self, curve: pd.DataFrame, chosen: float) -> go.Figure:
         figure = early_exit_plot({self.rule: curve}, deepest_macs=self._costs[1], chosen=chosen)
         return figure.update_layout(width=620, height=440)
 
     def _draw(self) -> None:
+        self.complete()
         new = self._plot(self.curve, self.threshold)
         with self.figure.batch_update():
             for old, trace in zip(self.figure.data, new.data, strict=True):
@@ -299,14 +308,15 @@ class ExitExplorer(Explorer):
         """A row an exit: cost, how many leave, how many of them are right, and of which classes where no image can tell."""
         logits, labels = self._answers_on(self.split)
         left, rows = self.left_at, []
+        no_images = self._images.wanted and self._images.missing
         for k, (name, macs, z) in enumerate(zip(self._exits, self._costs[0], logits, strict=True), 1):
             there = left == k
             count, share = int(there.sum()), 100.0 * there.double().mean().item()
             right = f"{100.0 * (z[there].argmax(1) == labels[there]).double().mean().item():.1f} %" if count else "–"
             bar = f'<div style="width:{share:.0f}px;height:8px;background:{PALETTE[0]}" aria-hidden="true"></div>'
-            classes = [self._classes(labels[there])] if self._images.missing else []
+            classes = [self._classes(labels[there])] if no_images else []
             rows.append((name, f"{macs / 1e6:.2f}", f"{count:,}", f"{share:.1f} %{bar}", right, *classes))
-        head = ("", "million MACs", "images", "share", "right", *(["most frequent classes"] if self._images.missing else []))
+        head = ("", "million MACs", "images", "share", "right", *(["most frequent classes"] if no_images else []))
         return html_table(head, rows, f"Who leaves where, of {self._whose(self.split)}")
 
     def _classes(self, labels: Tensor, most: int = 4) -> str:

@@ -14,6 +14,8 @@ from torch import Tensor
 from corsd_lib.errors import CorsdError
 from corsd_lib.runs import DataInfo
 
+_NONE = -1  # ipywidgets shows a choice of the value None as no choice at all
+
 
 class ImageChoice(ipw.HBox):
     """A list of classes and a number within the class; `position` in the probe set, None for none of them.
@@ -26,7 +28,7 @@ class ImageChoice(ipw.HBox):
     def __init__(self, labels: Tensor, names: Sequence[str], description: str, optional: bool = False) -> None:
         self._of_class = {c: (labels == c).nonzero().flatten().tolist() for c in labels.unique().tolist()}
         options = [(f"{names[c]} ({len(rows)})", c) for c, rows in self._of_class.items()]
-        none = [("none", None)] if optional else []
+        none = [("none", _NONE)] if optional else []
         self.class_choice = ipw.Dropdown(options=[*none, *options], description=description, layout={"width": "280px"})
         self.number = ipw.BoundedIntText(min=1, max=1, description="number", layout={"width": "170px"})
         self._following = False
@@ -45,7 +47,8 @@ class ImageChoice(ipw.HBox):
         """Choose `position` (or none) in both controls; told once."""
         self._following = True  # class and number change one by one: what stands in between is nobody's choice
         of_class = next((c for c, rows in self._of_class.items() if position in rows), None)
-        self.class_choice.value = of_class
+        offered = self.class_choice.options[0][1] == _NONE
+        self.class_choice.value = _NONE if of_class is None and offered else of_class
         rows = [] if of_class is None else self._of_class[of_class]
         self.number.max, self.number.disabled = max(1, len(rows)), of_class is None
         self.number.value = 1 if position is None or of_class is None else rows.index(position) + 1

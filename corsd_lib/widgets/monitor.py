@@ -187,7 +187,9 @@ class TrainingMonitor(Explorer):
         self.figure.data = ()
         self.figure.add_traces([cell_by_cell(heatmap), *_curves(_curve_columns(metrics))])
         square_class_axes(self.figure, run.data.num_classes, row=1, col=2)  # plotly.js wants traces before their axes
-        self.figure.update_layout(xaxis2_nticks=20, yaxis2_nticks=20)  # half a figure: room for half the names
+        self.figure.update_layout(
+            xaxis2={"visible": True, "nticks": 20}, yaxis2={"visible": True, "nticks": 20}
+        )  # half a figure: room for half the names
         kind = "exit" if len(_columns(metrics, "train_top1.")) == len(self._relations) else "stage"
         names = exit_names(len(self._relations), kind)
         self.exit_choice.options = [(name, k) for k, name in enumerate(names, 1)]
@@ -216,7 +218,11 @@ def _empty_figure() -> go.Figure:
     """Accuracy and relation side by side, the loss below, its legend beside it."""
     from plotly.subplots import make_subplots
 
-    titles = ("", "relation", "parts of the loss, unweighted")  # the first panel has its legend there
+    titles = (
+        "",
+        "the relation comes here after the first epoch",
+        "parts of the loss, unweighted",
+    )  # the first panel has its legend there
     figure = make_subplots(
         rows=2,
         cols=2,
@@ -231,6 +237,8 @@ def _empty_figure() -> go.Figure:
     figure.update_xaxes(title="epoch", rangemode="tozero", col=1)
     figure.update_yaxes(title="images right (%), dotted: validation", range=[0, 101], row=1, col=1)
     figure.update_yaxes(title="value", type="log", tickformat="~g", row=2, col=1)
+    figure.update_xaxes(visible=False, row=1, col=2)
+    figure.update_yaxes(visible=False, row=1, col=2)
     clear = {"bgcolor": "rgba(0,0,0,0)", "font": {"size": 12}, "tracegroupgap": 0}
     legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"}
     right, high = figure.layout.xaxis.domain[1], figure.layout.yaxis3.domain[1]

@@ -41,7 +41,7 @@ class PairView(ipw.VBox):
         self._view: View | None = None
         self._following = False
         self.table, self.pictures, self.ranking, self.attribution = ipw.HTML(), ipw.HTML(), ipw.HTML(), ipw.HTML()
-        wide = {"style": {"description_width": "90px"}, "layout": {"width": "380px"}}
+        wide = {"style": {"description_width": "90px"}, "layout": {"width": "420px"}}
         self.ranked_choice = ipw.Dropdown(description="image pair", **wide)
         self.pixels = ipw.Button(description="Which pixels relate them?", icon="search", layout={"width": "auto"})
         self.all_images = ipw.Button(description="All images of these classes", icon="th", layout={"width": "auto"})

@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import html
 import io
+import os
+import threading
 from functools import cached_property
+from weakref import WeakValueDictionary
 
 from PIL import Image
 from torch import Tensor
@@ -14,23 +17,23 @@ from corsd_lib.analysis.images import run_images, run_pixels
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import load_data
-from corsd_lib.runs import Run
+from corsd_lib.runs import Run, TrainConfig
 
 
 class ProbeImages:
     """Images of the probe set of a run by position, loaded when first asked for; a run is explored without its data too.
 
-    `data`, else the run's own from `data_root` ($CORSD_DATA, "data"). `missing` says in a sentence why there are none, and is
-    "" when there are.
+    `data`, else the run's own from `data_root` ($CORSD_DATA, "data"), read once for all explorers that look at it. `missing`
+    says in a sentence why there are none, and is "" when there are. While they are not `wanted` nothing is read.
     """
 
     def __init__(self, run: Run, data: ImageData | None = None, data_root: str | None = None) -> None:
-        self.run, self._given, self._root = run, data, data_root
+        self.run, self._given, self._root, self.wanted = run, data, data_root, True
 
     @cached_property
     def _loaded(self) -> ImageData | str:
         try:
-            data = self._given or load_data(self.run.config, self._root)
+            data = self._given or _shared_data(self.run.config, self._root)
             run_images(self.run, [0], data)
         except CorsdError as error:
             return f"No images here: {error}"
@@ -38,6 +41,8 @@ class ProbeImages:
 
     @property
     def missing(self) -> str:
+        if not self.wanted:
+            return "The images are not read yet."
         return self._loaded if isinstance(self._loaded, str) else ""
 
     @property
@@ -62,6 +67,20 @@ class ProbeImages:
         (pixels,) = self.pixels([position])
         factor = max(1, side // pixels.shape[1])
         return png_of(pixels, factor)
+
+
+_OF_DATA = ("data", "data_root", "per_class", "validation_fraction", "seed", "image_size", "crop_to_box")  # see `load_data`
+_SHARED: WeakValueDictionary[str, ImageData] = WeakValueDictionary()
+_READING = threading.Lock()
+
+
+def _shared_data(config: TrainConfig, root: str | None) -> ImageData:
+    """The data set of a run; the one that another explorer still holds when it is the same, as CIFAR-100 takes 180 MB."""
+    key = repr([*(getattr(config, name) for name in _OF_DATA), root, os.environ.get("CORSD_DATA"), os.getcwd()])
+    with _READING:
+        data = _SHARED.get(key) or load_data(config, root)
+        _SHARED[key] = data
+    return data
 
 
 def png_of(pixels: Tensor, factor: int = 1) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any, Generic, Self, TypeVar, overload
@@ -55,8 +55,9 @@ class RelationExplorer(Explorer):
     """Relations of a run, at every exit and after every epoch that has a snapshot, down to two images and their pixels.
 
     Choose exit and epoch (or play them), the relation, classes or images, their order, a superclass, and what to subtract; a
-    click on a cell, or the lists, opens the pair. `other`: a run on the same classes to compare with. The images are those of
-    `data`, else of the run's own from `data_root`; without it a sentence stands in their place.
+    click on a cell, or the lists, opens the pair. `other`: a run on the same classes to compare with; `labels`: what the two
+    are called, by default method and seed. The images are those of `data`, else of the run's own from `data_root`; without it a
+    sentence stands in their place.
 
     All of it can be read and set: `exit` (1 = shallowest), `epoch`, `kind` ("trained", "cosine" or "l2"), `level` ("class" or
     "image"), `order` (see `class_order`; clusters are those of the deepest exit after the last epoch), `superclass` (a name or
@@ -72,10 +73,16 @@ class RelationExplorer(Explorer):
     )
 
     def __init__(
-        self, run: Run, other: Run | None = None, *, data: ImageData | None = None, data_root: str | None = None
+        self,
+        run: Run,
+        other: Run | None = None,
+        *,
+        labels: Sequence[str] = (),
+        data: ImageData | None = None,
+        data_root: str | None = None,
     ) -> None:
         self.run, self.other = run, other
-        self._relations = Relations(run, other)
+        self._relations = Relations(run, other, labels)
         self._names = run.data.class_names
         mine = self._relations.mine
         self._shown = self._relations.show(View(len(mine.exits(mine.stored)), mine.epochs[-1], mine.stored))
@@ -110,18 +117,18 @@ class RelationExplorer(Explorer):
         superclasses = [("all", _NONE), *((name, name) for name in relations.superclass_names)]
         self.superclass_choice = ipw.Dropdown(options=superclasses, description="superclass", **look)
         self.against_choice = ipw.Dropdown(options=self._references(), description="subtract", **look)
-        classes = [("none", None), *((name, k) for k, name in enumerate(self._names))]
-        look = {"style": {"description_width": "90px"}, "layout": {"width": "260px"}}
+        classes = [("none", _NONE), *((name, k) for k, name in enumerate(self._names))]
+        look = {"style": {"description_width": "90px"}, "layout": {"width": "340px"}}
         self.class_search = ipw.Combobox(
             options=list(self._names),
-            placeholder="a name, or part of it",
+            placeholder="name, or part of it",
             description="find class",
             continuous_update=False,
             **look,
         )
         self.first_class = ipw.Dropdown(options=classes, description="first class", **look)
         self.second_class = ipw.Dropdown(options=classes, description="second class", **look)
-        self.unmark = ipw.Button(description="Forget the marks", icon="times", layout={"width": "auto", "display": "none"})
+        self.unmark = ipw.Button(description="Forget", icon="times", layout={"width": "max-content", "display": "none"})
         self.note = ipw.HTML(_HOW_TO)
 
     def _exit_options(self) -> list[tuple[str, int]]:
@@ -134,9 +141,9 @@ class RelationExplorer(Explorer):
 
     def _layout(self) -> list[ipw.Widget]:
         wrap = {"flex_flow": "row wrap"}
-        when = ipw.HBox([self.exit_choice, self.play, self.epoch_slider], layout=wrap)
+        when = ipw.HBox([self.exit_choice, self.play, self.epoch_slider, self.against_choice], layout=wrap)
         hierarchy = [self.superclass_choice] if self._relations.superclass_names else []
-        what = ipw.HBox([self.level_choice, self.kind_choice, self.order_choice, *hierarchy, self.against_choice], layout=wrap)
+        what = ipw.HBox([self.level_choice, self.kind_choice, self.order_choice, *hierarchy], layout=wrap)
         lists = [self.class_search, self.first_class, self.second_class, self.unmark]
         pair = ipw.VBox(
             [*lists, self._pair_view], layout={"padding": "20px 0 0 16px", "flex": "1 1 400px", "min_width": "400px"}
@@ -147,8 +154,8 @@ class RelationExplorer(Explorer):
         ipw.jslink((self.play, "value"), (self.epoch_slider, "index"))
         for control in self._view_controls().values():
             control.observe(self._controls_changed, "value")
-        for control in (self.first_class, self.second_class):
-            control.observe(self._classes_chosen, "value")
+        self.first_class.observe(self._classes_chosen, "value")
+        self.second_class.observe(self._classes_chosen, "value")
         self.class_search.observe(self._searched, "value")
         self.unmark.on_click(lambda _: self.set_trait("marked", ()))
         self.figure.data[0].on_click(self._clicked)
@@ -198,7 +205,7 @@ class RelationExplorer(Explorer):
         deepest = len(self._relations.mine.exits(self._relations.mine.stored))
         exit = self.exit + deepest - len(self._exit_options())
         start = {"exit": exit, "epoch": self.epoch, "order": self.order, "selection": self.selection}
-        return [relation_panel(self.run, self.other, **start)]
+        return [relation_panel(self.run, self.other, labels=self._relations.run_names, **start)]
 
     @traitlets.validate("selection")
     def _valid_selection(self, proposal: Any) -> tuple[int, int] | None:
@@ -295,7 +302,7 @@ class RelationExplorer(Explorer):
 
     def _classes_chosen(self, change: Any) -> None:
         pair = (self.first_class.value, self.second_class.value)
-        if None not in pair and not self._following:
+        if _NONE not in pair and not self._following:
             self.selection = pair
 
     def _searched(self, change: Any) -> None:
@@ -368,7 +375,7 @@ class RelationExplorer(Explorer):
 
     def _pair_changed(self) -> None:
         with self._follow():
-            self.first_class.value, self.second_class.value = self.selection or (None, None)
+            self.first_class.value, self.second_class.value = self.selection or (_NONE, _NONE)
         self._draw_pair()
 
     def _draw_pair(self) -> None:

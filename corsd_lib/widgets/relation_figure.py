@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
 from corsd_lib.figures.marks import boundary_shapes
-from corsd_lib.figures.relations import ALL_NAMED, difference_trace, relation_heatmap, relation_trace
+from corsd_lib.figures.relations import ALL_NAMED, NameRoom, difference_trace, relation_heatmap, relation_trace
 from corsd_lib.figures.style import PALETTE, set_title
 from corsd_lib.widgets.base import cell_by_cell
 from corsd_lib.widgets.relation_view import KIND_NAMES, Relations, Scores, Shown
+
+_AXIS, _BAR = 38, 105  # pixels: an axis' title and ticks; the colour bar and what stands at it
 
 
 class RelationFigure:
@@ -25,9 +27,8 @@ class RelationFigure:
         self.widget = go.FigureWidget(relation_heatmap(shown.values, names).for_each_trace(cell_by_cell))
         look = {"color": PALETTE[1], "symbol": "circle-open", "line": {"width": 2.5}}
         self.widget.add_scatter(x=[], y=[], mode="markers", marker=look, hoverinfo="skip", showlegend=False)
-        side = 480 if len(names) <= ALL_NAMED else 680
-        self.widget.update_layout(width=side + 10, height=side)
-        self._size_axes(shown)
+        self._side = 360 if len(names) <= ALL_NAMED else 500
+        self._size_axes(shown, relations.names(shown.view, shown.rows))
 
     def draw(self, shown: Shown, count: int = 0) -> None:
         """Show other cells. Only what differs is sent: another order is another order of the axes' names, not of the cells.
@@ -39,14 +40,13 @@ class RelationFigure:
         with self.widget.batch_update():
             if len(heatmap.x) != n**2 or tuple(heatmap.x[:n]) != tuple(names):
                 heatmap.update(x=np.tile(names, n), y=np.repeat(names, n))
-                self._size_axes(shown)
+                self._size_axes(shown, names)
             heatmap.z = shown.values.ravel()
             self._colour_cells(shown)
             ordered = [names[k] for k in shown.order]
             self.widget.update_xaxes(categoryorder="array", categoryarray=ordered)
             self.widget.update_yaxes(categoryorder="array", categoryarray=ordered)
-            few = len(self._relations.data.class_names) <= ALL_NAMED
-            set_title(self.widget, f"{self._subject(shown, count)}\n{self._finding(shown)}", 64 if few else 84)
+            self._say(f"{self._subject(shown, count)}\n{self._finding(shown)}")
 
     def draw_over(self, shown: Shown, pair: tuple[int, int] | None, ringed: Collection[int]) -> None:
         """Lines between groups, a frame around the `pair` of rows, rings around the rows `ringed` on the diagonal."""
@@ -61,13 +61,25 @@ class RelationFigure:
             self.widget.layout.shapes = (*lines, *frames)
             self.widget.data[1].update(x=rings, y=rings)
 
-    def _size_axes(self, shown: Shown) -> None:
-        """All cells in sight, and names as dense as they fit."""
+    def _size_axes(self, shown: Shown, names: Sequence[str]) -> None:
+        """All cells in sight, names as dense as they fit, and the same square whatever stands around it."""
+        room = self._room = NameRoom.of(names, self._side)
+        room.show(self.widget)
+        margin = {"l": room.longest + _AXIS, "b": room.below + _AXIS, "r": _BAR, "autoexpand": False}
+        self.widget.update_layout(margin=margin, width=margin["l"] + self._side + _BAR)
         count = len(shown.rows)
         of = "class of the {} image" if shown.view.level == "class" else "{} image"
-        ticks = {"dtick": 1, "nticks": None} if count <= ALL_NAMED else {"dtick": None, "nticks": 50}
+        ticks = {"dtick": 1, "nticks": None} if count <= ALL_NAMED else {"dtick": None, "nticks": 40}
         self.widget.update_xaxes(range=[-0.5, count - 0.5], title=of.format("second"), **ticks)
         self.widget.update_yaxes(range=[count - 0.5, -0.5], title=of.format("first"), **ticks)
+
+    def _say(self, text: str) -> None:
+        """The title, of which more lines take no room from the cells."""
+        above = go.Figure()  # the widget's own layout changes when its batch ends
+        set_title(above, text, int((self._room.longest + _AXIS + self._side + _BAR) / 7.8))
+        top = above.layout.margin.t
+        self.widget.update_layout(title=above.layout.title, margin_t=top)
+        self.widget.layout.height = top + self._side + self._room.below + _AXIS
 
     def _colour_cells(self, shown: Shown) -> None:
         heatmap, difference = self.widget.data[0], shown.view.against is not None
@@ -79,6 +91,7 @@ class RelationFigure:
         """What is shown, for the title."""
         view, relations = shown.view, self._relations
         exit = relations.mine.exits(view.kind)[view.exit - 1]
+        mine = f"{html.escape(relations.run_names[0])}: " if relations.other else ""
         reference = relations.reference(view)
         minus = f" minus {html.escape(reference.name)}" if reference else ""
         scope = [html.escape(view.superclass)] if view.superclass else []
@@ -88,7 +101,7 @@ class RelationFigure:
             )
         elif view.superclass:
             scope.append(f"{len(shown.rows)} of {len(relations.data.class_names)} classes")
-        return f"{exit}, epoch {view.epoch}{minus}" + (f"; {', '.join(scope)}" if scope else "")
+        return f"{mine}{exit}, epoch {view.epoch}{minus}" + (f"; {', '.join(scope)}" if scope else "")
 
     def _finding(self, shown: Shown) -> str:
         """What the cells say in a line."""

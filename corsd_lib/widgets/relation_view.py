@@ -195,12 +195,12 @@ class Reference(NamedTuple):
 class Relations:
     """What any `View` shows, of `run` alone or beside `other`, a run on the same classes; `CorsdError` where it is not."""
 
-    def __init__(self, run: Run, other: Run | None = None) -> None:
+    def __init__(self, run: Run, other: Run | None = None, labels: Sequence[str] = ()) -> None:
         self.mine, self.other = RunRelations(run), RunRelations(other) if other else None
         self.data = run.data
         if other is not None and other.data.class_names != run.data.class_names:
             raise CorsdError(f"{other.path} is a run on other classes than {run.path}: their relations cannot be compared")
-        self.run_names = run_names([run, *([other] if other else [])])
+        self.run_names = run_names([run, *([other] if other else [])], labels)
         self.superclasses = np.asarray(run.data.superclass_of_class)
         hierarchy = 1 < len(run.data.superclass_names) < run.data.num_classes
         self.superclass_names = run.data.superclass_names if hierarchy else ()

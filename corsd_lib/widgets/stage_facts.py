@@ -70,7 +70,7 @@ def marked_html(marked: Sequence[int], labels: Tensor, logits: Sequence[Tensor],
     chosen = list(marked)
     counts = Counter(labels[chosen].tolist()).most_common()
     classes = ", ".join(f"{html.escape(names[c])} {n}" for c, n in counts[:8])
-    more = f" and {len(counts) - 8} classes more" if len(counts) > 8 else ""
+    more = f" and {len(counts) - 8} more {'class' if len(counts) == 9 else 'classes'}" if len(counts) > 8 else ""
     right = [(z[chosen].argmax(1) == labels[chosen]).double().mean().item() for z in logits]
     at = ", ".join(f"{percent(share)} at exit {k}" for k, share in enumerate(right, 1))
     return f"<p><b>{len(chosen)} images marked</b>: {classes}{more}. Right: {at}.</p>"

@@ -28,7 +28,7 @@ from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.figures.style import PALETTE, exit_names
 from corsd_lib.pages import Panel, stages_panel
-from corsd_lib.runs import Run, Snapshot
+from corsd_lib.runs import Run
 from corsd_lib.widgets.base import Explorer
 from corsd_lib.widgets.probe_images import ProbeImages, image_html
 from corsd_lib.widgets.relation import RelationExplorer
@@ -82,7 +82,7 @@ class StageExplorer(Explorer):
         check_choice("method", method, PROJECTIONS)
         self._check_relations()
         self._epochs = None if epochs is None else tuple(epochs)
-        self._snapshot = lru_cache(maxsize=4)(self._read)
+        self._snapshot = lru_cache(maxsize=4)(lambda epoch: self._probes[epoch])
         self.note = ipw.HTML()
         self.embedding = self._opening(method)
         self._names = plain(run.data.class_names)
@@ -90,6 +90,7 @@ class StageExplorer(Explorer):
         self._labels = self.embedding.labels.numpy()
         self._exits = exit_names(len(self.embedding.exits))
         self._thumbnails = Thumbnails(run, ProbeImages(run, data, data_root))
+        self._thumbnails.images.wanted = data is not None  # the first view waits for none
         self._moving, self._caught = False, set[int]()
         self._build_controls()
         self._panels = StagePanels(self.embedding.coordinates.numpy(), self._exits, self._captions())
@@ -97,7 +98,8 @@ class StageExplorer(Explorer):
         self._connect()
         self.image = late_image(self._logits(), self.embedding.labels)
         self._recolour()
-        self._tell()
+        if data is None:
+            self._leave("reading the images", self._read_images)
 
     def _check_relations(self) -> None:
         if self._relations is not None and not torch.equal(self._relations.run.probes.index, self._probes.index):
@@ -355,9 +357,6 @@ class StageExplorer(Explorer):
     def _logits(self) -> list[Tensor]:
         return [z.float() for z in self._snapshot(self.epoch).logits]
 
-    def _read(self, epoch: int) -> Snapshot:
-        return self._probes[epoch]
-
     def _finding(self) -> str:
         e, purity = self.embedding, self.embedding.embedding_purity[self._e].tolist()
         near, deepest = min(NEIGHBOURS, len(e.labels) - 1), len(purity)
@@ -373,8 +372,13 @@ class StageExplorer(Explorer):
         """Positions of the images nearest to the image at every exit, nearest first: in the embedding, not in the picture."""
         return [nearest_images(e, 8, [self.image])[0].tolist() for e in self._snapshot(self.epoch).embeddings]
 
+    def _read_images(self) -> None:
+        self._thumbnails.images.wanted = True
+        self._tell()
+
     def _tell(self) -> None:
         """The image, what each exit takes it for, and its neighbours at each."""
+        self.complete()
         logits, rows = self._snapshot(self.epoch).logits, []
         near = self._neighbours()
         pngs = self._thumbnails.of([self.image, *(p for some in near for p in some)])

@@ -114,7 +114,7 @@ function plot(div, traces, layout) {
     margin: { l: 10, r: 10, t: 10, b: 10 },
     autosize: true,
   };
-  return Plotly.react(div, traces, { ...look, ...layout }, { responsive: true, displaylogo: false });
+  return Plotly.react(div, traces, { ...look, ...layout }, { responsive: true, displaylogo: false, showSendToCloud: false });
 }
 
 /** Draw now and whenever the colours change. */

@@ -1,0 +1,14 @@
+"""How far something is that takes its time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def progress_bar(*args: Any, **options: Any) -> Any:
+    """A tqdm bar, in a notebook and in a terminal; silent where stderr is a file or a pipe. Arguments as of `tqdm`."""
+    from tqdm.auto import tqdm
+    from tqdm.notebook import tqdm_notebook
+
+    bar: type[Any] = tqdm
+    return bar(*args, disable=False if issubclass(bar, tqdm_notebook) else None, **options)  # None: no terminal, no bar
