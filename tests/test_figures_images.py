@@ -22,7 +22,7 @@ def test_a_panel_an_exit_and_a_point_an_image() -> None:
     figure = figures.embedding_scatter(POINTS, LABELS, NAMES, ["exit <1>", "exit 2"], "a finding", quality=["a", "b & c"])
     panels = figure.data[:2]
     for panel, points in zip(panels, POINTS, strict=True):
-        assert panel.type == "scattergl" and panel.x.dtype == panel.y.dtype == np.float32
+        assert panel.type == "scatter" and panel.x.dtype == panel.y.dtype == np.float32
         np.testing.assert_array_equal(np.stack([panel.x, panel.y], 1), points.astype(np.float32))
         assert list(panel.text) == ["&lt;dog&gt;", "cat", "&lt;dog&gt;", "eel"]
     assert [note.text for note in figure.layout.annotations] == ["exit &lt;1&gt;", "exit 2"]
@@ -31,6 +31,12 @@ def test_a_panel_an_exit_and_a_point_an_image() -> None:
     assert figure.layout.yaxis.scaleanchor == "x"
     assert json.loads(figure.to_json())["data"][0]["x"]["dtype"] == "f4"
     assert [trace.name for trace in figure.data[2:]] == ["cat", "&lt;dog&gt;", "eel"]  # in the order of the labels
+
+
+def test_only_many_points_take_webgl_of_which_a_page_has_little() -> None:
+    for images, kind in ((4000, "scatter"), (4001, "scattergl")):
+        figure = figures.embedding_scatter(np.zeros((2, images, 2)), np.zeros(images, int), ["cat"], ["1", "2"])
+        assert [trace.type for trace in figure.data[:2]] == [kind] * 2
 
 
 def test_points_look_as_their_kind_in_the_legend() -> None:

@@ -13,6 +13,7 @@ from corsd_lib.errors import CorsdError
 from corsd_lib.figures.style import GREY, GRID, PALETTE, SCALE, SYMBOLS, Matrix, set_title, template
 
 _COLUMNS = 4  # panels in a row
+_MOST_SVG = 8000  # points; WebGL is faster above, but a browser has 16 contexts a page, and such a figure takes three of them
 _MOST_KINDS = 24  # that a legend has room for; their looks are all different
 
 
@@ -45,11 +46,11 @@ def embedding_scatter(
     _check_lengths(count, titles=titles, quality=quality)
     classes = [class_names[label] for label in np.asarray(labels).tolist()]
     hover = [_escaped(text) for text in (classes if captions is None else captions)]
-    figure = _panels([_escaped(text) for text in titles])
+    figure, trace = _panels([_escaped(text) for text in titles]), go.Scatter if count * images <= _MOST_SVG else go.Scattergl
     for k, panel in enumerate(points):
         x, y = np.ascontiguousarray(panel.T)
         place = {"row": k // _COLUMNS + 1, "col": k % _COLUMNS + 1}
-        figure.add_scattergl(x=x, y=y, mode="markers", text=hover, hovertemplate="%{text}<extra></extra>", **place)
+        figure.add_trace(trace(x=x, y=y, mode="markers", text=hover, hovertemplate="%{text}<extra></extra>"), **place)
     kinds = list(dict.fromkeys(class_names)) if colour_by is None else None
     look = point_look(classes if colour_by is None else colour_by, kinds)
     figure.update_traces(marker=look, showlegend=False)

@@ -42,13 +42,14 @@ class StagePanels:
         look = {"mode": "lines+markers", "hoverinfo": "skip", "showlegend": False}
         look |= {"line": {"width": 1, "color": GREY}, "marker": {"symbol": "circle-open", "color": GREY, "line": {"width": 2}}}
         self.figure.add_traces([go.Scatter(xaxis=p.xaxis, yaxis=p.yaxis, **look) for p in self.points])
-        self.figure.update_traces(selected_marker_opacity=1, unselected_marker_opacity=1, selector={"type": "scatter"})
+        for ring in self.rings:
+            ring.update(selected_marker_opacity=1, unselected_marker_opacity=1)
         self.figure.add_traces([go.Scatter(x=[None], y=[None], mode="markers", hoverinfo="skip") for _ in range(MOST + 1)])
         self.figure.update_layout(dragmode="lasso", legend_title_font_size=13)
         self.frame(coordinates)
 
     @property
-    def points(self) -> Sequence[go.Scattergl]:
+    def points(self) -> Sequence[go.Scatter | go.Scattergl]:
         """The trace of every panel; its i-th point is image i."""
         return self.figure.data[: self.exits]
 
