@@ -137,7 +137,7 @@ def _finish(figure: go.Figure, count: int, quality: Sequence[str] | None, colour
     figure.update_yaxes(scaleanchor="x", selector={"anchor": "x"})
     for k, text in enumerate(quality or ()):
         figure.update_xaxes(title=_escaped(text), row=k // _COLUMNS + 1, col=k % _COLUMNS + 1)
-    side, entries = 330 if columns < 4 else 270, [trace.name for trace in figure.data[count:]]
+    side, entries = {3: 280, 4: 250}.get(columns, 330), [trace.name for trace in figure.data[count:]]
     beside = 60 + 7 * max(map(len, [colour_name, *entries])) if entries else 90
     high = max(90 + (side + 50) * rows, 150 + 20 * len(entries))
     legend = {"title": {"text": _escaped(colour_name)}, "font": {"size": 11}, "tracegroupgap": 0, "y": 1, "yanchor": "top"}
