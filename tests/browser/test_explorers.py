@@ -137,3 +137,35 @@ def test_training_monitor(opened: Opened, until: Until) -> None:
     explorer.get_by_role("button", name="stop").click()
     explorer.get_by_role("button", name="go on", disabled=False).wait_for()
     last_output(page, 1, "kept False True")
+
+
+def test_an_explorer_whose_cell_ran_again_still_answers(opened: Opened, until: Until) -> None:
+    page = opened(
+        "again", made("RelationExplorer").removesuffix("explorer"), "explorer", "explorer.exit = 1 + explorer.exit % 3"
+    )
+    until(page, TITLE, "exit 1")
+    for cell in (1, 2):
+        page.locator(".jp-CodeCell").nth(cell).locator(".jp-InputArea-editor").click()
+        page.keyboard.press("Control+Enter")
+        page.wait_for_timeout(3000)
+    until(page, TITLE, "exit 2")
+
+
+def test_controls_are_reached_and_changed_by_keyboard_alone(opened: Opened, until: Until) -> None:
+    page = opened("keyboard", made("RelationExplorer"))
+    until(page, TITLE, "exit 3 (deepest), epoch 2")
+    page.locator(".corsd select").first.focus()
+    page.keyboard.press("ArrowUp")
+    until(page, TITLE, "exit 2, epoch 2")
+
+    reached = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        name = page.evaluate(
+            "document.activeElement.closest('.corsd .jupyter-widgets')?.querySelector('label')?.textContent ?? 'button'"
+        )
+        reached.append(name)
+        if name == "epoch":
+            page.keyboard.press("ArrowLeft")
+            until(page, TITLE, "exit 2, epoch 1")
+    assert {"epoch", "subtract", "level", "relation", "order by", "find class", "first class", "second class"} <= set(reached)

@@ -334,6 +334,15 @@ def test_printed_is_without_controls_but_with_what_explains_the_colours(page: An
     assert legends and all(legends)
 
 
+def test_plots_fit_on_paper_and_come_back(page: Any) -> None:
+    wide = "[...document.querySelectorAll('.js-plotly-plot')].map((d) => d._fullLayout.width)"
+    before = page.evaluate(wide)
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert max(page.evaluate(wide)) <= 1040 < max(before)
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(wide) == before
+
+
 def test_a_narrow_window_scrolls_down_only(page: Any) -> None:
     page.set_viewport_size({"width": 380, "height": 800})
     until(page, "document.documentElement.scrollWidth <= 380")

@@ -203,8 +203,9 @@ function start() {
   sections.forEach((node) => node.fill());
   asked.addEventListener("change", () => recolour(theme));
   let before = theme;
-  addEventListener("beforeprint", () => { before = theme; recolour("light"); });
-  addEventListener("afterprint", () => recolour(before));
+  const paper = (there) => document.documentElement.toggleAttribute("data-printing", there);
+  addEventListener("beforeprint", () => { paper(true); before = theme; recolour("light"); });
+  addEventListener("afterprint", () => { paper(false); recolour(before); });
 }
 
 document.addEventListener("DOMContentLoaded", start);
