@@ -433,3 +433,5 @@ def test_cells_keep_their_place_whatever_stands_above_and_beside_them(corsd: Run
         layout = explorer.figure.layout
         sides = layout.width - layout.margin.l - layout.margin.r, layout.height - layout.margin.t - layout.margin.b
         assert sides == (360, 360) and layout.margin.autoexpand is False
+        explorer.marked = (0, 5)
+        assert layout.xaxis.autorange is layout.yaxis.autorange is False and layout.yaxis.range[1] == -0.5

@@ -36,6 +36,8 @@ _STYLE = f"""<style>
 .corsd .js-plotly-plot .main-svg, .corsd .js-plotly-plot .svg-container {{ background: transparent !important; }}
 .corsd .js-plotly-plot .bglayer .bg, .corsd .js-plotly-plot .legend .bg {{ fill: transparent !important; }}
 .corsd .js-plotly-plot :is(.infolayer, .xaxislayer-above, .yaxislayer-above) text {{ fill: {_INK} !important; }}
+.corsd .modebar-group {{ background: transparent !important; }}
+.corsd .modebar-btn path {{ fill: {_INK} !important; }}
 .corsd :is(p, figcaption) {{ color: {_INK}; }}
 .corsd table {{ border-collapse: collapse; font-size: 13px; line-height: 1.5; color: {_INK}; }}
 .corsd caption {{ caption-side: top; text-align: left; padding: 6px 0; color: {_INK}; }}

@@ -27,6 +27,7 @@ class RelationFigure:
         self.widget = go.FigureWidget(relation_heatmap(shown.values, names).for_each_trace(cell_by_cell))
         look = {"color": PALETTE[1], "symbol": "circle-open", "line": {"width": 2.5}}
         self.widget.add_scatter(x=[], y=[], mode="markers", marker=look, hoverinfo="skip", showlegend=False)
+        self.widget.update_layout(modebar_remove=["select2d", "lasso2d"])  # under which no click would arrive
         self._side = 360 if len(names) <= ALL_NAMED else 500
         self._size_axes(shown, relations.names(shown.view, shown.rows))
 
@@ -70,6 +71,7 @@ class RelationFigure:
         count = len(shown.rows)
         of = "class of the {} image" if shown.view.level == "class" else "{} image"
         ticks = {"dtick": 1, "nticks": None} if count <= ALL_NAMED else {"dtick": None, "nticks": 40}
+        ticks["autorange"] = False  # which would make room for rings at the border
         self.widget.update_xaxes(range=[-0.5, count - 0.5], title=of.format("second"), **ticks)
         self.widget.update_yaxes(range=[count - 0.5, -0.5], title=of.format("first"), **ticks)
 

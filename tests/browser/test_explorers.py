@@ -155,14 +155,17 @@ def test_controls_are_reached_and_changed_by_keyboard_alone(opened: Opened, unti
     page = opened("keyboard", made("RelationExplorer"))
     until(page, TITLE, "exit 3 (deepest), epoch 2")
     page.locator(".corsd select").first.focus()
-    page.keyboard.press("ArrowUp")
+    for key in ("Space", "ArrowUp", "Enter"):  # an arrow alone is JupyterLab's: it goes to another cell
+        page.keyboard.press(key)
+        page.wait_for_timeout(300)
     until(page, TITLE, "exit 2, epoch 2")
 
     reached = []
-    for _ in range(12):
+    for _ in range(20):
         page.keyboard.press("Tab")
         name = page.evaluate(
-            "document.activeElement.closest('.corsd .jupyter-widgets')?.querySelector('label')?.textContent ?? 'button'"
+            "(here => here.className.includes('noUi-handle') ? 'epoch'"
+            " : here.closest('.widget-dropdown, .widget-text')?.querySelector('label').textContent)(document.activeElement)"
         )
         reached.append(name)
         if name == "epoch":
