@@ -19,6 +19,7 @@ from corsd_lib.figures.style import DIVERGING, SCALE, Matrix, as_scores, set_tit
 
 UNITS = ("class", "image")
 ALL_NAMED = 20  # more names than this do not all fit beside the cells
+MOST_NAMES = 30  # of more; 360 pixels, the smallest heatmap, hold no more lines of their size
 LIMIT = 0.5  # of the colours of a difference: relations hardly ever change by more, and by 1 never
 _USUAL = 80  # pixels of names for which a figure has room
 _TREE = 0.14  # height of a dendrogram, of the heatmap's
@@ -101,7 +102,7 @@ def square_class_axes(figure: go.Figure, classes: int, *, unit: str = "class", *
     """Category axes of a heatmap of classes or images: square cells, the first at the top left; up to 20 names all shown."""
     check_choice("unit", unit, UNITS)
     # More names come as far as they fit; zooming in, when they do.
-    many = {"nticks": 40, "tickfont": {"size": 10}}
+    many = {"nticks": MOST_NAMES, "tickfont": {"size": 10}}
     ticks: dict[str, Any] = {"dtick": 1} if classes <= ALL_NAMED else many
     of = "class of the {} image" if unit == "class" else "{} image"
     shared = {"type": "category", "constrain": "domain", "showgrid": False, **ticks, **where}

@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from corsd_lib.figures.marks import boundary_shapes
-from corsd_lib.figures.relations import ALL_NAMED, NameRoom, difference_trace, relation_heatmap, relation_trace
+from corsd_lib.figures.relations import ALL_NAMED, MOST_NAMES, NameRoom, difference_trace, relation_heatmap, relation_trace
 from corsd_lib.figures.style import PALETTE, set_title
 from corsd_lib.widgets.base import cell_by_cell
 from corsd_lib.widgets.relation_view import KIND_NAMES, Relations, Scores, Shown
@@ -70,7 +70,7 @@ class RelationFigure:
         self.widget.update_layout(margin=margin, width=margin["l"] + self._side + _BAR)
         count = len(shown.rows)
         of = "class of the {} image" if shown.view.level == "class" else "{} image"
-        ticks = {"dtick": 1, "nticks": None} if count <= ALL_NAMED else {"dtick": None, "nticks": 40}
+        ticks = {"dtick": 1, "nticks": None} if count <= ALL_NAMED else {"dtick": None, "nticks": MOST_NAMES}
         ticks["autorange"] = False  # which would make room for rings at the border
         self.widget.update_xaxes(range=[-0.5, count - 0.5], title=of.format("second"), **ticks)
         self.widget.update_yaxes(range=[count - 0.5, -0.5], title=of.format("first"), **ticks)

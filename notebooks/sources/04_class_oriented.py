@@ -451,7 +451,7 @@ for judge in judges:
 # name both digits of a pair keeps something of each in `h`, and its score may become less extreme.
 
 # %%
-explorer = RelationExplorer(runs["with"][0], other=runs["without"][0])
+explorer = RelationExplorer(runs["with"][0], other=runs["without"][0], labels=("with", "without"))
 explorer.against = "other run"
 display(explorer)
 
