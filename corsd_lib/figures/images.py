@@ -29,6 +29,7 @@ def image_strip(images: Matrix, titles: Sequence[str], title: str = "", *, colum
     figure.add_image(z=canvas, colormodel="rgba256", hoverinfo="skip")
     figure.update_layout(template=template(dark), width=76 * columns, height=40 + 96 * rows)
     set_title(figure, title, 8 * columns)
+    figure.layout.height += figure.layout.margin.t - 52  # what a title of more lines takes must not be the images'
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False, scaleanchor="x")
     return figure
