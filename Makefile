@@ -21,7 +21,7 @@ UNIT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTEST) -n $(WORKERS)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv walkthrough lab test test-fast unit test-notebooks lint types format notebooks notebook-texts hooks course tune study tables bench clean
+.PHONY: help venv walkthrough lab test test-fast unit test-notebooks lint types format notebooks notebook-texts course tune study tables bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-16s%s\n' "$$name" "$$text"; done
@@ -82,9 +82,6 @@ notebooks: venv  ## execute the sources into notebooks/*.ipynb, outputs and pict
 
 notebook-texts: venv  ## make the notebooks anew without executing them, where only text has changed
 	$(BIN)/python notebooks/build.py --text
-
-hooks:  ## let git check before each commit of this clone that the notebooks are in step with their sources
-	git config core.hooksPath .githooks
 
 course: venv  ## pages of all notebooks in course/, to print or to read without JupyterLab
 	$(BIN)/python notebooks/build.py --course
