@@ -164,7 +164,7 @@ def _embedded(run: Run, settings: dict[str, Any]) -> dict[str, Tensor]:
     snapshots = (probes[epoch].embeddings for epoch in epochs)  # one in memory at a time
     embeddings = torch.stack([torch.stack([scaled_embedding(found[k - 1]) for k in exits]) for found in snapshots])
     reference = embeddings[-1, -1].clone()  # (N, D)
-    for e in embeddings.flatten(0, 1):  # of (E, K, N, D)
+    for e in embeddings.flatten(0, 1)[:-1]:  # of (E, K, N, D); the last one is the reference
         e.copy_(aligned_embedding(e, reference))
     options = {name: value for name, value in settings.items() if name not in ("epochs", "exits")}
     coordinates = joint_projection(embeddings, **options)
@@ -207,8 +207,8 @@ def aligned_embedding(embedding: Tensor, reference: Tensor) -> Tensor:
     of 500 images in two unrelated sets to 0.9, 0.75 and 0.5 of the mean distance at D = 32, 128 and 512. float32.
     Source: Schönemann 1966, orthogonal Procrustes problem.
     """
-    u, _, v = torch.linalg.svd(embedding.double().T @ reference.double())
-    return (embedding.double() @ (u @ v)).float()
+    u, _, v = torch.linalg.svd(embedding.float().T @ reference.float())
+    return embedding.float() @ (u @ v)
 
 
 def joint_projection(
@@ -239,8 +239,8 @@ def _check_settings(method: str, neighbours: int, min_dist: float) -> None:
 def _pca(points: Tensor) -> Tensor:
     points = points.double()
     points = points - points.mean(0)
-    _, _, directions = torch.linalg.svd(points.T @ points)  # of the (D, D) scatter: the points' own right singular vectors
-    directions = directions[:2]
+    _, directions = torch.linalg.eigh(points.T @ points)  # of the (D, D) scatter, columns in ascending order
+    directions = directions[:, -2:].flip(1).T
     largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
     return (points @ (directions * largest.sign()).T).float()
 
