@@ -553,8 +553,12 @@ def test_the_second_signal_acts_as_usual_and_the_run_survives_it(
         signal.raise_signal(signal.SIGINT)
 
     _at_step(monkeypatch, 5, twice)
-    with pytest.raises(KeyboardInterrupt):
-        _train(config)
+    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it is ignored
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            _train(config)
+    finally:
+        signal.signal(signal.SIGINT, usual)
     _assert_same_training(tiny_run, _train(replace(config, resume=True)))
 
 
