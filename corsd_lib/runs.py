@@ -73,7 +73,7 @@ class TrainConfig:
         precision: "32-true", "bf16-mixed" or "16-mixed".
         channels_last: memory format of images and network.
         compile: run the network through torch.compile.
-        cuda_graphs: replay each step as one launch on a GPU, several times faster for small networks; elsewhere without effect.
+        cuda_graphs: replay each step as one launch on a GPU, which is faster for small networks; elsewhere without effect.
         workers: decoding processes of streamed data sets.
         seed: of weights, batches, augmentation and choice of images.
         out: run directory; default runs/<data>-<network>-<method>-s<seed>.
