@@ -322,7 +322,7 @@ def draw_figures(summary: Mapping[str, Any], folder: Path) -> list[Path]:
         if any(m["gain"] is not None for m in part["methods"].values()):
             names["gain"] = gain_by_method
         ending = ".png" if group == "methods" else f"_{group}.png"
-        drawn += [save_png(draw(part), folder / f"{name}{ending}") for name, draw in names.items()]
+        drawn += [save_png(draw(part), folder / f"{name}{ending}", colors=256) for name, draw in names.items()]
     return drawn
 
 

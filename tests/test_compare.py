@@ -86,7 +86,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the pictures that would be drawn."""
     names: list[str] = []
 
-    def instead(figure: Any, path: Path) -> Path:
+    def instead(figure: Any, path: Path, **_: Any) -> Path:
         names.append(path.name)
         return path
 
@@ -404,7 +404,7 @@ def test_tables_alone_are_made_from_the_records(
 def test_a_missing_browser_costs_the_figures_only(
     write: Write, here: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
-    def no_browser(*_: Any) -> Path:
+    def no_browser(*_: Any, **__: Any) -> Path:
         raise CorsdError("cannot draw accuracy.png: no Chromium")
 
     monkeypatch.setattr(figures, "save_png", no_browser)

@@ -265,6 +265,19 @@ def test_png_is_drawn(tmp_path: Path) -> None:
         assert picture.size == (560, 540) and len(set(picture.convert("RGB").get_flattened_data())) > 9
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no Chromium to draw with")
+def test_a_png_of_few_colors_looks_the_same_and_is_small(tmp_path: Path) -> None:
+    from PIL import Image
+
+    pytest.importorskip("kaleido")
+    figure = go.Figure(go.Scatter(y=[1, 3, 2]), {"template": figures.template(), "title": "a line, and words"})
+    paths = [figures.save_png(figure, tmp_path / f"{n}.png", width=500, colors=n) for n in (None, 256)]
+    with Image.open(paths[0]) as one, Image.open(paths[1]) as other:
+        assert other.mode == "P" and np.abs(np.asarray(one.convert("RGB"), float) - other.convert("RGB")).mean() < 0.5
+    assert paths[1].stat().st_size < 0.6 * paths[0].stat().st_size
+
+
 @pytest.mark.parametrize(("module", "missing"), [("figures", "plotly"), ("widgets", "ipywidgets"), ("widgets", "anywidget")])
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(module: str, missing: str) -> None:
     code = f"import sys; sys.modules[{missing!r}] = None; import corsd_lib.{module}"
