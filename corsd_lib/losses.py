@@ -7,6 +7,10 @@ masked, not picked out: no shape depends on a value, nothing here makes the CPU 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +21,7 @@ __all__ = [
     "cross_entropy",
     "distillation",
     "feature_hint",
+    "full_precision",
     "margin_over_batch",
     "margin_over_triplets",
     "mixed_cross_entropy",
@@ -27,6 +32,28 @@ __all__ = [
     "rkd_angle",
     "rkd_distance",
 ]
+
+
+P = ParamSpec("P")
+
+
+def full_precision(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """A function whose first argument is a tensor, outside of autocast, with its positional tensors in at least float32.
+
+    Autocast takes matrix products in half precision: a difference of two nearly equal sums is noise then.
+    """
+
+    def raised(value: Any) -> Any:
+        half = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
+        return value.float() if half else value
+
+    @wraps(function)
+    def exact(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        device = cast(Tensor, args[0]).device
+        with torch.autocast(device.type, enabled=False):
+            return function(*map(raised, args), **kwargs)
+
+    return exact
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -48,6 +75,7 @@ def distillation(teacher: Tensor, student: Tensor, temperature: float = 3.0) -> 
     return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True) * temperature**2
 
 
+@full_precision
 def class_distillation(teacher: Tensor, student: Tensor, labels: Tensor, temperature: float = 4.0) -> Tensor:
     """`distillation` from image j to image i, mean over the ordered pairs i != j of a batch with y_i = y_j; >= 0 nats.
 
@@ -82,6 +110,7 @@ def _log_softmax(logits: Tensor) -> Tensor:
     return F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=1)
 
 
+@full_precision
 def feature_hint(teacher: Tensor, student: Tensor) -> Tensor:
     """Squared L2 distance of embeddings (B, D), *summed* over the batch; >= 0. No gradient to `teacher`. BYOT's hint."""
     return (student - teacher.detach()).square().sum()
@@ -144,6 +173,7 @@ def margin_over_batch(scores: Tensor, labels: Tensor, margin: float = 1.0) -> Te
     return (hinge * intra).sum() / triplets.clamp_min(1)
 
 
+@full_precision
 def pairwise_distances(embeddings: Tensor) -> Tensor:
     """Euclidean distances (B, B) >= 0 of embeddings (B, D); the diagonal is exactly 0 and carries no gradient."""
     norms = embeddings.square().sum(1)
@@ -183,6 +213,7 @@ def rkd_angle(teacher: Tensor, student: Tensor) -> Tensor:
     return F.smooth_l1_loss(_angles(student), target)
 
 
+@full_precision
 def _angles(embeddings: Tensor) -> Tensor:
     """Cosines (B, B, B) of the angle at the first index between the directions to the second and the third."""
     towards = F.normalize(embeddings[None, :, :] - embeddings[:, None, :], dim=2)  # (B, B, D)

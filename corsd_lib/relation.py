@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.layers import downsampling
-from corsd_lib.losses import normalised_distances
+from corsd_lib.losses import full_precision, normalised_distances
 
 __all__ = [
     "HandcraftedRelation",
@@ -232,15 +232,17 @@ def scores_of(logits: Tensor) -> Tensor:
     return logits.squeeze(-1).to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
 
 
+@full_precision
 def cosine_scores(embeddings: Tensor) -> Tensor:
     """The handcrafted relation (1 + cosine) / 2 of all ordered pairs of embeddings (B, D); (B, B) in [0, 1]."""
-    e = F.normalize(embeddings.float(), dim=1)
+    e = F.normalize(embeddings, dim=1)
     return ((1 + e @ e.T) / 2).clamp(0, 1)
 
 
+@full_precision
 def distance_scores(embeddings: Tensor) -> Tensor:
     """The handcrafted relation exp(-d_ij / mean positive d) of embeddings (B, D), d Euclidean; (B, B) in (0, 1]."""
-    return (-normalised_distances(embeddings.float())).exp()
+    return (-normalised_distances(embeddings)).exp()
 
 
 HANDCRAFTED = {"cosine": cosine_scores, "l2": distance_scores}

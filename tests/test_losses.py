@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from corsd_lib import losses
+from corsd_lib.relation import cosine_scores, distance_scores
 
 DTYPES = [torch.float32, torch.float64]
 SIZES = st.tuples(st.integers(1, 9), st.integers(2, 6), st.integers(0, 10_000))
@@ -310,3 +311,33 @@ def test_rkd_of_one_image_or_of_equal_images_is_finite() -> None:
     loss = losses.rkd_distance(torch.randn(3, 4), equal) + losses.rkd_angle(torch.randn(3, 4), equal)
     loss.backward()
     assert loss.isfinite() and equal.grad is not None and equal.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda a, b: losses.class_distillation(a, b, torch.arange(24) // 2),
+        losses.rkd_distance,
+        losses.rkd_angle,
+        losses.feature_hint,
+        lambda a, b: losses.relation_transfer_over_batch(cosine_scores(a), cosine_scores(b), torch.arange(24) // 2),
+        lambda a, b: losses.relation_transfer_over_batch(distance_scores(a), distance_scores(b), torch.arange(24) // 2),
+    ],
+    ids=["class_distillation", "rkd_distance", "rkd_angle", "feature_hint", "cosine", "l2"],
+)
+def test_mixed_precision_does_not_blur_a_loss(loss: Callable[[Tensor, Tensor], Tensor], half: torch.dtype) -> None:
+    """Nearly equal rows, far from the origin: what half precision would make of their small differences is noise."""
+    g = torch.Generator().manual_seed(0)
+    a = (3 + 0.1 * torch.randn(24, 32, generator=g)).to(half)
+    b = (a + 0.05 * torch.randn(24, 32, generator=g)).to(half)
+    exact = b.double().requires_grad_()
+    mixed = b.clone().requires_grad_()
+    with torch.autocast("cpu", half):
+        value = loss(a, mixed)
+    reference = loss(a.double(), exact)
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value.double(), reference, rtol=1e-3, atol=0)
+    scale = 2.0**12  # float16 wants one, as in training
+    (left,), (right,) = torch.autograd.grad(value * scale, mixed), torch.autograd.grad(reference * scale, exact)
+    assert (left.double() - right).norm() < 5e-3 * right.norm()
