@@ -53,13 +53,15 @@ def run_study(
     one a CPU). After each training its record and the tables are written and `report` is given a line; `live` draws a table in
     the terminal instead. Ctrl-C (or SIGTERM) lets the trainings save; called again they go on. If one fails the rest goes on.
 
-    Raises `CorsdError` for an unknown row or seed and for a record of another configuration.
+    Raises `CorsdError` for an unknown row or seed, a record of another configuration, and a row whose search is not finished.
     """
     found = _wanted(study, Path(runs or f"runs/{study.name}"), data_root, rows, seeds)
     records = study.records()  # one of another configuration ends it here, before anything is trained
     for job in found:
         job.state = "done" if job.seed in records.get(job.row, {}) else "waiting"
     waiting = [job for job in found if job.state == "waiting"]
+    for row in dict.fromkeys(job.row for job in waiting):
+        study.check_search(row)
     if waiting:
         _train_all(study, found, places(waiting[0].config, jobs, len(waiting)), report, live)
     for job in found:  # what another process trained may be done by now

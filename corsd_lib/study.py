@@ -145,6 +145,21 @@ class Study:
         except (KeyError, TypeError, AttributeError) as error:
             raise CorsdError(f"{path} has no best options: tune the row first (corsd tune)") from error
 
+    def check_search(self, row: str) -> None:
+        """Raise a `CorsdError` while the search of a row has fewer trials than `tuning` wants: its best may change."""
+        file = self.rows[row].tuned
+        entry = self.tuning.get(Path(file).stem) if file else None
+        wanted = entry.get("trials") if isinstance(entry, dict) else None
+        if file is None or not isinstance(wanted, int):
+            return
+        trials = read_json(self.path / file).get("trials", [])
+        done = sum("taken up by" not in trial.get("error", "") for trial in trials)
+        if done < wanted:
+            raise CorsdError(
+                f"row {row!r}: {self.path / file} has {done} of {wanted} trials: finish the search (corsd tune) or want fewer, "
+                "else the row is trained with settings that may not stay the best"
+            )
+
     # --- records ---
 
     def record_path(self, row: str, seed: int) -> Path:

@@ -150,6 +150,18 @@ def test_a_run_of_another_configuration_is_in_the_way(write: Write, here: list[d
     assert job.state == "failed" and "holds a run of another configuration: epochs was 2, is 3; remove it" in job.error
 
 
+def test_a_row_whose_search_goes_on_is_not_trained_and_nothing_else_is(write: Write, here: list[dict[str, str]]) -> None:
+    write(rows={**ROWS, "byot": {**ROWS["byot"], "tuned": "tuning/byot.json"}})
+    file = Path("results/mine/study.json")
+    write_json(file, {**read_json(file), "tuning": {"byot": {"trials": 2, "space": {"exit_kd": {"choices": [0.1, 1.0]}}}}})
+    best = {"options": {"exit_kd": 0.1}, "train": {}}
+    write_json(file.parent / "tuning" / "byot.json", {"best": best, "trials": [{"state": "complete"}]})
+    with pytest.raises(CorsdError, match=r"row 'byot': .*byot\.json has 1 of 2 trials"):
+        run_study(Study.from_file(file), report=lambda line: None)
+    assert here == []
+    assert [job.state for job in run_study(Study.from_file(file), rows=["baseline"], report=lambda line: None)] == ["done"] * 2
+
+
 def test_a_record_of_another_configuration_ends_it_before_anything_is_trained(write: Write, here: list[dict[str, str]]) -> None:
     run_study(write(), rows=["byot"], seeds=[1], report=lambda line: None)
     with pytest.raises(CorsdError, match=r"byot-s1\.json is of another configuration: epochs was 2, is 3; remove or rename"):

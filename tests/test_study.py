@@ -94,6 +94,21 @@ def test_a_row_without_its_tuning_record_is_not_trained_untuned(write: Write) ->
         study.config("no_margin", 0)
 
 
+def test_a_row_is_not_trained_before_its_search_is_finished(write: Write) -> None:
+    study = write(tuning={"corsd": {"trials": 3, "space": {"hidden": {"choices": [8, 99]}}}})
+    stopped = {"state": "failed", "error": "stopped, taken up by trial 2"}
+    trials = [{"state": "complete"}, stopped, {"state": "pruned"}]
+    for more, done in (([], 2), ([{"state": "failed", "error": "its loss is not finite"}], 3)):
+        write_json(study.path / "tuning" / "corsd.json", {**TUNED, "trials": trials + more})
+        study.check_search("baseline")
+        if done == 3:
+            study.check_search("no_margin")
+        else:
+            with pytest.raises(CorsdError, match=r"row 'no_margin': .*corsd\.json has 2 of 3 trials: finish the search"):
+                study.check_search("no_margin")
+    write().check_search("corsd")  # a study that says nothing of the search
+
+
 def test_a_run_lies_below_runs_and_nothing_else_is_of_this_machine(write: Write) -> None:
     config = write().config("corsd", 1)
     assert (config.out, config.data_root, config.resume) == ("runs/mine/corsd/seed1", None, False)

@@ -105,7 +105,7 @@ def test_the_command_searches_records_and_leaves_no_runs(make: Make, capsys: Cap
     assert record["provenance"]["versions"]["optuna"] == optuna.__version__
     assert [trial["number"] for trial in record["trials"]] == [0, 1, 2]
     for trial in record["trials"]:
-        assert list(trial) == ["number", "state", "value", "epochs", "last", "params", "seconds"]
+        assert list(trial) == ["number", "state", "value", "epochs", "last", "params", "seconds", "revision"]
         assert (trial["state"], trial["epochs"], trial["last"]) == ("complete", 3, trial["value"]) and trial["seconds"] > 0
         assert 0 <= trial["value"] <= 100 and 0.01 <= trial["params"]["exit_kd"] <= 1
     assert record["trials"][0]["params"] == {"exit_kd": 0.1, "temperature": 3.0}  # the method's own

@@ -153,6 +153,7 @@ class Tuner:
         number = len(self.study.get_trials(deepcopy=False))
         self.study.sampler = optuna.samplers.TPESampler(seed=number, **SAMPLER)
         trial = self.study.ask(dict(self.search.distributions()))
+        trial.set_user_attr("revision", self.provenance["revision"])  # a search may go on with another one
         first = [*_earlier(trial), trial.number][0]
         folder = self.runs / str(first)
         if first == trial.number:
@@ -286,6 +287,8 @@ def _entry(trial: FrozenTrial, again: int | None) -> dict[str, Any]:
         "params": trial.params,
         "seconds": trial.user_attrs.get("seconds"),
     }
+    if "revision" in trial.user_attrs:
+        entry["revision"] = trial.user_attrs["revision"]
     if trial.state == TrialState.FAIL:
         entry["error"] = trial.user_attrs.get("error", f"stopped, taken up by trial {again}")
     return entry
