@@ -81,16 +81,18 @@ def balanced_batches(labels: Tensor, batch_size: int, generator: torch.Generator
 
     An epoch is round(mean class size / K) rounds over all classes (at least one), K rows of a class a time: about one pass over
     the data when classes are of equal size. A small class is reshuffled and read again, a large one is read in part. K is
-    `samples_per_class`, or more when there are too few classes to fill a batch. No class stands twice in a batch.
+    `samples_per_class`, or more when there are too few classes to fill a batch. No class stands twice in a batch, and no image
+    of a class of at least K; a smaller one meets itself, in another crop. The last batch may be a small one.
     """
     groups = _class_rows(labels)
     k = max(samples_per_class, batch_size // len(groups))
     if k < 2 or batch_size < k:
         raise CorsdError(f"balanced batches want 2 <= samples_per_class <= batch_size; got {k} and {batch_size}")
     rounds = max(1, round(len(labels) / (k * len(groups))))
-    rows = [_repeat_shuffled(group, rounds * k, generator).view(rounds, k) for group in groups]
+    passes = [_shuffled_passes(group, -(-rounds * k // len(group)), k, generator) for group in groups]
+    rows = [every[: rounds * k].view(rounds, k) for every in passes]
     classes = min(len(groups), batch_size // k)
-    order = _rounds_of_classes(len(groups), rounds, classes, generator)
+    order = _shuffled_passes(torch.arange(len(groups)), rounds, classes, generator)
     taken = torch.zeros(len(groups), dtype=torch.long)
     batches = []
     for chunk in order.split(classes):
@@ -128,18 +130,12 @@ def _class_rows(labels: Tensor) -> list[Tensor]:
     return list(labels.argsort(stable=True).split(sizes.tolist()))
 
 
-def _repeat_shuffled(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    passes = -(-count // len(rows))
-    shuffled = [rows[torch.randperm(len(rows), generator=generator)] for _ in range(passes)]
-    return torch.cat(shuffled)[:count]
-
-
-def _rounds_of_classes(count: int, rounds: int, chunk: int, generator: torch.Generator) -> Tensor:
-    """`rounds` permutations of `count` classes, such that no `chunk` of the joined sequence holds a class twice."""
-    order = torch.randperm(count, generator=generator)
-    for _ in range(rounds - 1):
+def _shuffled_passes(items: Tensor, passes: int, chunk: int, generator: torch.Generator) -> Tensor:
+    """`passes` permutations of `items` joined, such that no `chunk` of the sequence holds one twice, where that is possible."""
+    order = items[:0]
+    for _ in range(passes):
         tail = order[len(order) // chunk * chunk :]
-        following = torch.randperm(count, generator=generator)
+        following = items[torch.randperm(len(items), generator=generator)]
         clash = torch.isin(following, tail).to(torch.int8)
         order = torch.cat([order, following[clash.argsort(stable=True)]])
     return order
@@ -208,10 +204,10 @@ def _cutout(images: Tensor, draw: Tensor, side: int) -> Tensor:
     return images.masked_fill((rows[:, None, :, None] & columns[:, None, None, :]), 128)
 
 
-def augment_resized_crop(images: Tensor, size: int, generator: torch.Generator, scale: float = 0.4) -> Tensor:
+def augment_resized_crop(images: Tensor, size: int, generator: torch.Generator, scale: float) -> Tensor:
     """Random-resized-crop to `size` and flip of uint8 images (B, C, H, W), each image its own draw; (B, C, size, size).
 
-    torchvision.transforms.v2's RandomResizedCrop with area in [`scale`, 1]; 0.4 keeps most of a bird in the picture (ours).
+    torchvision.transforms.v2's RandomResizedCrop with area in [`scale`, 1].
     """
     from torchvision.transforms import v2
 
@@ -319,7 +315,7 @@ class BatchSource:
             return augment_crop(images, rows, self.data.image_size, generator, flip, self.cutout)
         images = images[rows]
         if isinstance(self.split, ImageArrays):  # streamed images are cropped where they are decoded, by the workers
-            images = augment_resized_crop(images, self.data.image_size, generator)
+            images = augment_resized_crop(images, self.data.image_size, generator, self.data.crop_scale)
         return _cutout(images, torch.rand(2, len(rows), generator=generator).to(self.device), self.cutout)
 
     def _stream(self, rows: list[Tensor], generators: list[torch.Generator]) -> Iterator[Tensor]:
@@ -327,7 +323,7 @@ class BatchSource:
         assert isinstance(self.split, ImageFiles)
         crop = self.augmentation == "resized_crop"
         items = (_items(batch, generator if crop else None) for batch, generator in zip(rows, generators, strict=True))
-        decoded = _decoded(self.split, self.data.image_size, items, self.workers, self.device)
+        decoded = _decoded(self.split, self.data.image_size, items, self.workers, self.device, self.data.crop_scale)
         for images, generator in zip(decoded, generators, strict=True):
             prepared = self._prepared(images.to(self.device, non_blocking=True))
             yield self._augment(prepared, torch.arange(len(images)), generator)
@@ -336,8 +332,8 @@ class BatchSource:
 class _FileDataset(torch.utils.data.Dataset[Tensor]):
     """Decoded images of an `ImageFiles`: random-resized-cropped from an item's seed if it has one, else from the centre."""
 
-    def __init__(self, files: ImageFiles, size: int) -> None:
-        self.files, self.size = files, size
+    def __init__(self, files: ImageFiles, size: int, scale: float = 1.0) -> None:
+        self.files, self.size, self.scale = files, size, scale
 
     def __getitem__(self, item: Item) -> Tensor:
         from torchvision.transforms.v2 import functional as tv
@@ -345,7 +341,7 @@ class _FileDataset(torch.utils.data.Dataset[Tensor]):
         row, seed = item
         image = self.files.load(row)
         if seed is not None:
-            return augment_resized_crop(image[None], self.size, step_generator(seed), scale=0.08)[0]
+            return augment_resized_crop(image[None], self.size, step_generator(seed), self.scale)[0]
         image = tv.resize(image, [round(self.size * 8 / 7)], antialias=True)
         return centre_crop(image, self.size)
 
@@ -356,13 +352,15 @@ def _items(rows: Tensor, generator: torch.Generator | None = None) -> list[Item]
     return list(zip(rows.tolist(), seeds, strict=True))
 
 
-def _decoded(files: ImageFiles, size: int, items: Iterable[list[Item]], workers: int, device: torch.device) -> Iterator[Tensor]:
+def _decoded(
+    files: ImageFiles, size: int, items: Iterable[list[Item]], workers: int, device: torch.device, scale: float = 1.0
+) -> Iterator[Tensor]:
     """The batches uint8 (B, 3, `size`, `size`) of `items`, in their order whatever the number of workers."""
     import torchvision.transforms.v2  # noqa: F401  before the workers fork: each would import it again, every epoch
     from torch.utils.data import DataLoader
 
     loader = DataLoader(
-        _FileDataset(files, size),
+        _FileDataset(files, size, scale),
         batch_sampler=items,
         num_workers=workers,
         pin_memory=device.type == "cuda",

@@ -215,6 +215,12 @@ def rkd_angle(teacher: Tensor, student: Tensor) -> Tensor:
 
 @full_precision
 def _angles(embeddings: Tensor) -> Tensor:
-    """Cosines (B, B, B) of the angle at the first index between the directions to the second and the third."""
-    towards = F.normalize(embeddings[None, :, :] - embeddings[:, None, :], dim=2)  # (B, B, D)
+    """Cosines (B, B, B) of the angle at the first index between the directions to the second and the third.
+
+    Between embeddings that coincide there is no direction: one shorter than 1e-4 of the usual is 0, without a gradient.
+    """
+    towards = embeddings[None, :, :] - embeddings[:, None, :]  # (B, B, D)
+    square = towards.square().sum(2, keepdim=True)
+    apart = square > 1e-8 * square.detach().mean()
+    towards = towards * torch.where(apart, square, 1.0).rsqrt() * apart
     return towards @ towards.transpose(1, 2)

@@ -190,8 +190,8 @@ class MapRelation(nn.Module):
     """The release's relation network: two feature maps concatenated on channels, separable convolutions, pooling, a small MLP.
 
     `channels` of this stage and `deepest_channels` of the deepest, `steps` halvings of the resolution between them; the
-    deepest stage has no convolution. The auxiliary classifier is linear on the pooled vector. Only the given pairs are
-    computed. CORSD, arXiv 2305.00918.
+    convolutions end at twice the deepest width, which is that of a pair there (ours), and the deepest stage has none. The
+    auxiliary classifier is linear on the pooled vector. Only the given pairs are computed. CORSD, arXiv 2305.00918.
     """
 
     def __init__(self, channels: int, steps: int, deepest_channels: int, num_classes: int, hidden: int = 128) -> None:

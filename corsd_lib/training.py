@@ -49,9 +49,9 @@ def train(
     """Train what `config` says and return the run; `on_epoch(run)` is called after every epoch.
 
     Ctrl-C (or SIGTERM, or another thread that sets `stop`) finishes the step, saves and returns the unfinished run; the same
-    configuration with `resume=True` goes on from there, or from the last checkpoint of a run that was killed, and ends with the
-    same weights bit for bit on the same machine and number of threads. A finished run is returned as it is. With several
-    devices each process forms its pairs within its own batch.
+    configuration with `resume=True` goes on from there, or from the last checkpoint of a run that was killed, and ends with
+    the same weights, bit for bit on the same CPU and number of threads, closely on a GPU. A finished run is returned as it
+    is. With several devices each process forms its pairs within its own batch.
 
     Raises `CorsdError` when the directory holds another run, or when the loss is no longer finite (the last good checkpoint is
     kept).
@@ -196,6 +196,7 @@ class Trainer:
             raise CorsdError(f"batch_size {config.batch_size} x {fabric.world_size} processes leaves no batch of train")
         self.passes = self._graphed() if config.cuda_graphs else self._passes
         self.epoch = self.step = 0
+        self.spent = 0.0  # seconds that earlier processes gave to the running epoch
         self.totals: dict[str, Tensor] = {}
         self.probe = ProbeSet(data, config.probe_size, config.probe_split)
         if fabric.is_global_zero:
@@ -228,7 +229,8 @@ class Trainer:
     def _epoch(self, stop: threading.Event, bar: Any) -> bool:
         """One epoch from wherever it stands; False when it was stopped."""
         self.module.train()
-        begin = saved = time.monotonic()
+        saved = time.monotonic()
+        begin = saved - self.spent
         for batch in self.source(self.epoch, self.step, self._progress):
             self._add(*self._step(batch), len(batch.labels))
             self.step += 1
@@ -238,14 +240,14 @@ class Trainer:
             halt, due = self._any(stop.is_set(), time.monotonic() - saved >= self.config.checkpoint_seconds)
             if (halt or due) and self.step < self.steps_per_epoch:
                 self._check_state()
-                self._checkpoint()
                 saved = time.monotonic()
+                self._checkpoint(saved - begin)
                 if halt:
                     return False
         self._check_state()
         bar.set_postfix_str(self._summary())
         self._end_epoch(time.monotonic() - begin)
-        self.totals = {}
+        self.totals, self.spent = {}, 0.0
         self._checkpoint()
         return not (self._any(stop.is_set())[0] and self.epoch < self.config.epochs)
 
@@ -389,7 +391,7 @@ class Trainer:
         weights = self.method.state_dict()
         return {k: v for k, v in self.method.named_buffers() if k not in weights}
 
-    def _checkpoint(self) -> None:
+    def _checkpoint(self, seconds: float = 0.0) -> None:
         """Everything a resume needs. In several processes the sums of the epoch move to the first one."""
         if self.fabric.world_size > 1 and self.totals:
             self.totals = {k: v * self.fabric.is_global_zero for k, v in self._summed().items()}
@@ -405,7 +407,8 @@ class Trainer:
         }
         if self.fabric.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.fabric.device)
-        position = {"epoch": self.epoch, "step": self.step, "precision": self.fabric.strategy.precision.state_dict()}
+        precision = self.fabric.strategy.precision.state_dict()
+        position = {"epoch": self.epoch, "step": self.step, "seconds": seconds, "precision": precision}
         write_tensors(self.path / "checkpoint.safetensors", tensors, {"position": json.dumps(position)})
 
     def _restore(self) -> None:
@@ -428,7 +431,7 @@ class Trainer:
                 state.setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
         position = json.loads(metadata["position"])
-        self.epoch, self.step = position["epoch"], position["step"]
+        self.epoch, self.step, self.spent = position["epoch"], position["step"], position.get("seconds", 0.0)
         self.fabric.strategy.precision.load_state_dict(position["precision"])
         sums = {k.removeprefix("totals."): v for k, v in tensors.items() if k.startswith("totals.")}
         mine = self.fabric.is_global_zero

@@ -133,6 +133,8 @@ def test_balanced_batches_keep_their_promises(sizes: tuple[int, ...], batch_size
         of = labels[batch].view(-1, k)
         assert (of == of[:, :1]).all()  # K rows of a class stand together
         assert len(of[:, 0].unique()) == len(of)  # and no class stands twice in a batch
+        for group in batch.view(-1, k):  # nor an image of a class that has enough
+            assert len(group.unique()) == min(k, sizes[labels[group[0]]])
 
 
 def test_balanced_reads_a_class_through_before_it_reads_it_again() -> None:
@@ -282,7 +284,7 @@ def test_cutout_is_centred_anywhere_in_the_image() -> None:
 def test_resized_crop_draws_for_each_image_and_leaves_the_global_generator() -> None:
     images = _images(1, 32).expand(6, -1, -1, -1)
     before = torch.get_rng_state()
-    first, again, other = (augment_resized_crop(images, 16, _generator(s)) for s in (0, 0, 1))
+    first, again, other = (augment_resized_crop(images, 16, _generator(s), 0.4) for s in (0, 0, 1))
     assert torch.equal(before, torch.get_rng_state())
     assert first.shape == (6, 3, 16, 16) and first.dtype == torch.uint8
     assert torch.equal(first, again) and not torch.equal(first, other)
@@ -491,6 +493,8 @@ def test_streamed_images_are_augmented_as_asked(streamed: ImageData) -> None:
         pixels(a, **o).numpy().tobytes() for a in ("none", "crop", "crop_flip", "resized_crop") for o in ({}, {"cutout": 5})
     }
     assert len(kinds) == 8
+    whole = next(_source(replace(streamed, crop_scale=1.0), workers=0, augmentation="resized_crop")(0)).images
+    assert not torch.equal(whole, pixels("resized_crop"))
 
 
 def _centre_of_file(data: ImageData, row: int) -> Tensor:

@@ -41,6 +41,7 @@ def test_a_folder_is_read_into_memory(folder: Path) -> None:
     assert values(data.test) == [10, 20, 21] and data.validation is None
     assert data.class_names == data.superclass_names == ("cat", "dog")
     assert (data.name, data.image_size, data.augmentation) == (f"folder:{folder}", 64, "resized_crop")
+    assert data.crop_scale == 0.4
     pixels = np.array([10, 11, 12, 20, 21]) / 255
     assert data.mean == pytest.approx([pixels.mean()] * 3) and data.std == pytest.approx([pixels.std()] * 3)
 
@@ -112,6 +113,7 @@ def test_imagenet_streams_torchvisions_layout(tmp_path: Path, below: str) -> Non
     assert isinstance(data.train, ImageFiles) and isinstance(data.validation, ImageFiles)
     assert (len(data.train), len(data.validation), len(data.test)) == (2, 2, 2)
     assert (data.image_size, data.train.image_size, data.augmentation) == (224, 224, "resized_crop")
+    assert data.crop_scale == 0.08
     assert (data.mean, data.std, data.channels) == (IMAGENET_MEAN, IMAGENET_STD, 3)
     assert data.class_names == ("n01440764", "n01443537")
     assert load_dataset("imagenet", tmp_path, image_size=160).train.image_size == 160

@@ -313,6 +313,17 @@ def test_rkd_of_one_image_or_of_equal_images_is_finite() -> None:
     assert loss.isfinite() and equal.grad is not None and equal.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("apart", [0.0, 1e-7, 1e-6])
+def test_rkd_of_two_images_that_all_but_coincide_has_an_ordinary_gradient(apart: float) -> None:
+    g = torch.Generator().manual_seed(0)
+    teacher, student = torch.randn(2, 6, 4, generator=g)
+    student[1] = student[0] + apart
+    student.requires_grad_()
+    for loss in (losses.rkd_distance, losses.rkd_angle):
+        (grad,) = torch.autograd.grad(loss(teacher, student), student)
+        assert 0 < grad.norm() < 1
+
+
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
     "loss",

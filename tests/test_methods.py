@@ -289,6 +289,38 @@ def test_running_class_mean_is_a_mean_and_is_read_before_it_is_updated() -> None
     assert torch.equal(module.class_mean, before)
 
 
+def test_logit_relation_is_the_hinge_between_own_mean_and_anothers() -> None:
+    """Against a loop; class 3 was never seen, and the last image is not to be compared with its own class."""
+    torch.manual_seed(0)
+    module = LogitRelation(4, hidden=5, momentum=0.5)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_()
+    module(torch.randn(6, 4), torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([1, 1, 2, 2, 0, 0]), 1.0)
+    mean = module.class_mean / module.seen.clamp_min(1e-12)[:, None]
+    logits, labels, other = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 2]), torch.tensor([1, 2, 0, 3, 2])
+    module.eval()
+    for margin in (1.0, 0.1):
+        hinges = []
+        for z, own, another in list(zip(logits, labels, other, strict=True))[:3]:
+            up, down = (module.relation.pair_scores(z[None], mean[c][None]).squeeze() for c in (own, another))
+            hinges.append(max(0.0, (margin - up + down).item()))
+        assert len(set(hinges)) == 3
+        assert module(logits, labels, other, margin).item() == pytest.approx(sum(hinges) / 3)
+
+
+def test_corsd_of_one_exit_wants_what_one_exit_can_give() -> None:
+    network = build_network("resnet8", CLASSES, width=4, exits="deepest", image_size=8)
+    for name, options in {"corsd": {}, "corsd_release": {"fusion": "vectors"}}.items():
+        with pytest.raises(
+            CorsdError, match=f"method '{name}': fusion 'vectors', .* on a network with one exit; allowed there"
+        ):
+            build_method(name, network=network, **options)
+    with pytest.raises(CorsdError, match=r"exit_kd 0\.1 on a network with one exit"):
+        build_method("corsd_release", network=network, exit_kd=0.1)
+    assert len(build_method("corsd_release", network=network).relation_networks()) == 3
+
+
 def test_running_class_mean_is_that_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process that saw one more image of class 0, with logits (8, 0), moves the mean as if it had been in the batch."""
     others = {(2,): torch.tensor([1, 0]), (2, 2): torch.tensor([[8.0, 0.0], [0.0, 0.0]])}

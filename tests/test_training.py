@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, lr_scheduler
 
 from corsd_lib import cli, files, training
-from corsd_lib.batches import BatchSource
+from corsd_lib.batches import Batch, BatchSource
 from corsd_lib.datasets import load_dataset
 from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import load_data
@@ -502,6 +502,21 @@ def test_a_stopped_training_ends_as_if_never_stopped(
     _at_step(monkeypatch, 7 - step, lambda: rest.append(7 - step))
     _assert_same_training(tiny_run, _train(replace(config, resume=True)))
     assert rest == [6 - step]  # it went on from there, and did not begin anew
+
+
+def test_an_epoch_in_two_pieces_took_the_seconds_of_both(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop, step = threading.Event(), Trainer._step
+
+    def slow(self: Trainer, batch: Batch) -> Any:
+        time.sleep(0.5)
+        stop.set()
+        return step(self, batch)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_step", slow)
+        train(tiny(), progress=False, stop=stop)
+    run = train(tiny(resume=True), progress=False)
+    assert run.metrics["seconds"].iloc[0] > 0.5 > run.metrics["seconds"].iloc[1]
 
 
 def test_what_a_method_remembers_of_the_training_is_in_the_checkpoint(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,17 +48,18 @@ def load_imagenet(root: Path, image_size: int | None) -> ImageData:
     train, val = _listings(folder, ("train", "val"))
     names = _imagenet_names(folder, train.class_names)
     side = image_size or 224
-    return _image_data("imagenet", _stream(train, side), _stream(val, side), None, names, side)
+    data = _image_data("imagenet", _stream(train, side), _stream(val, side), None, names, side)
+    return replace(data, crop_scale=0.08)
 
 
 def load_folder(name: str, folder: Path, image_size: int | None) -> ImageData:
     """Any folder with train/ and test/ or val/, each with the same class folders; `image_size` 64 by default.
 
-    The last is the test set; where there are all three, val/ is the validation split (unless a fraction of
-    train is asked for). Images whose squares (side 8/7 of `image_size`, from the centre) fit together in
-    `MEMORY_LIMIT` bytes are kept in memory with their own statistics; above, they stream from files, with
-    ImageNet's. Orientation tags (EXIF) are not applied, as in torchvision. Raises CorsdError for missing
-    folders, differing classes, a class without images, an unreadable image.
+    The last is the test set; where there are all three, val/ is the validation split (unless a fraction of train is asked
+    for). Images whose squares (side 8/7 of `image_size`, from the centre) fit together in `MEMORY_LIMIT` bytes are kept in
+    memory with their own statistics; above, they stream from files, with ImageNet's, and random crops are of the whole
+    picture. Orientation tags (EXIF) are not applied, as in torchvision. Raises CorsdError for missing folders, differing
+    classes, a class without images, an unreadable image.
     """
     parts = [part for part in ("train", "val", "test") if (folder / part).is_dir()]
     if "train" not in parts or len(parts) < 2:

@@ -71,7 +71,8 @@ class Corsd(Method):
 
     A relation network a stage reads structured pairs; the deepest one teaches its scores and auxiliary logits to the shallow
     ones. Nothing of it is needed at inference. Terms over several stages are sums over the stages. Batches hold two images a
-    class (ours): each image has a partner, and hardly an image fewer of another class than in a plain batch.
+    class (ours; more where the classes are too few to fill one): each image has a partner, and hardly an image fewer of another
+    class than in a plain batch.
     """
 
     name = "corsd"
@@ -92,6 +93,9 @@ class Corsd(Method):
 
     def attach(self, network: MultiExitNetwork) -> Method:
         o, classes = self.options, network.num_classes
+        if len(network.exit_stages) < 2 and (o.fusion == "vectors" or o.exit_ce or o.exit_kd):
+            given = f"fusion {o.fusion!r}, exit_ce {o.exit_ce}, exit_kd {o.exit_kd} on a network with one exit"
+            raise CorsdError(f"method {self.name!r}: {given}; allowed there: fusion 'maps', exit_ce 0, exit_kd 0")
         make = self._vector_relations if o.fusion == "vectors" else self._map_relations
         self.relations = nn.ModuleList(make(network))
         self.logit_relation = LogitRelation(classes, o.hidden, o.class_mean_momentum)
@@ -178,7 +182,8 @@ class LogitRelation(nn.Module):
     """Relation of an image's deepest logits to the running mean logits of its own class (up) and of one other (down).
 
     `class_mean` (C, C) is an exponential mean with a bias-corrected start, updated in train mode after it was read: an image is
-    never compared with itself alone. The release's logit relation; it used a running *sum* for the mean.
+    never compared with itself alone. The release's logit relation; it used a running *sum* for the mean. Of two classes it
+    learns next to nothing: logits are layer-normalised, and two normalised numbers are 1 and -1.
     """
 
     def __init__(self, num_classes: int, hidden: int, momentum: float) -> None:

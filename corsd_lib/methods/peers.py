@@ -65,8 +65,8 @@ class CsKdOptions(MethodOptions):
 class CsKd(Method):
     """The plain network, whose soft target is its prediction of another image of the same class. CS-KD, arXiv 2003.13964.
 
-    Batches hold two images a class, and each of the two learns from the other (ours): the authors' code passes a partner for
-    each image that is not trained on, twice the images for the same pairs.
+    Batches hold two images a class (more where the classes are too few to fill one), and each learns from the others (ours):
+    the authors' code passes a partner for each image that is not trained on, twice the images for the same pairs.
     """
 
     name = "cs_kd"
