@@ -158,7 +158,8 @@ structure = {"plain": class_structure(plain), "CORSD": class_structure(corsd)}
 structure_over_epochs(structure["plain"], ("within", "between", "between_share"))
 
 # %% [markdown]
-# The two axes on the left are logarithmic. Compare the end with epoch 0: did the classes get smaller, in the units of the
+# The two axes on the left are logarithmic. Follow the curves, not only their ends: there may be a rise and then a fall, and the
+# title names the ends alone. Compare the end with epoch 0: did the classes get smaller, in the units of the
 # embedding? If both curves end higher than they began, the network blew up everything, and the class means more than the
 # rest. Then "classes tighten" is true only *relative to how far apart they are*, which is what the right panel shows.
 #
@@ -271,7 +272,7 @@ print("the same NC1 as the library's for", len(x), "images")
 
 # %% [markdown]
 # **NC2.** How far apart can C directions be? Two can be opposite, at 180 degrees. **Predict:** three? Ten? And a hundred? The
-# best arrangement is a *simplex*: the corners of the unit cube, seen from their own mean.
+# best arrangement is a *simplex*: the C points at 1 on each axis, seen from their own mean.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -327,9 +328,10 @@ for name, run in {"plain": plain, "CORSD": corsd}.items():
 structure_over_depth(structure, ("between_share", "silhouette", "nc1"))
 
 # %% [markdown]
-# Compare the shallow exits of the two networks first. In the plain one nobody asked the backbone's first stage to part
-# classes. In CORSD its own exit and the teacher did. Then look for two panels that disagree on which exit is
-# best: share, silhouette and NC1 weigh directions and classes differently, so a claim that holds in one panel only is weak.
+# Compare the shallow exits of the two networks first. In the plain one no gradient of an exit reached the backbone, but each
+# exit has layers of its own, and these were trained: what you see is what they could make of the stage. In CORSD exit and
+# teacher shaped the stage, too. Then look at the *dotted* lines: do share and silhouette agree on which exit is best before any
+# training? Share, silhouette and NC1 weigh directions and classes differently, so a claim that holds in one panel only is weak.
 #
 # ## Which classes?
 #
@@ -380,8 +382,17 @@ for n in (20, 200, 2000):
     print(f"{n:5} images of 64 dimensions: {linear_cka(first, second):.2f}")
 
 # %% [markdown]
-# The same lesson a third time: with fewer images than dimensions, noise agrees with noise. With our 200 images, take what the
-# second line says as the zero of the next figure.
+# The same lesson a third time: with few images for its dimensions, noise agrees with noise. And real embeddings are no such
+# noise: they fill fewer directions. *Their* zero is found by a shuffle: pair the images of one network with the wrong ones of
+# the other.
+
+# %%
+wrong = torch.randperm(len(x), generator=generator)
+value = linear_cka(x, corsd.probes[epochs].embeddings[-1].float()[wrong])
+print(f"the deepest embeddings of both networks, images shuffled in one: {value:.2f}")
+
+# %% [markdown]
+# Take that as the zero of the next figure.
 #
 # **Predict:** which is larger, the CKA of exit 1 and exit 3 of *one* network, or that of exit 3 of *both*?
 
@@ -433,8 +444,16 @@ top1 = {row: run.test["exits"][-1]["top1"] for row, run in study.items()}
 for row, m in sorted(last.items(), key=lambda item: item[1].nc1):
     values = f"NC1 {m.nc1:.2f}, share {m.between_share:.2f}, silhouette {m.silhouette:+.2f}, test accuracy {top1[row]:.1f} %"
     print(f"{row:16} {values}")
+before = class_structure(study["baseline"], [0]).iloc[-1]
+kept, shown = study["baseline"].probes, max(study["baseline"].probes)
+dealt = kept.labels[torch.randperm(len(kept.labels), generator=generator)]
+print(f"before training  NC1 {before.nc1:.2f}, share {before.between_share:.2f}, silhouette {before.silhouette:+.2f}")
+print(f"labels shuffled  NC1 {variance_collapse(kept[shown].embeddings[-1].float(), dealt):.2f}")
 
 # %% [markdown]
+# First the two lines at the bottom, the plain network untrained, and trained but with its labels dealt at random. How much of
+# the way from there to 0, the full collapse, has any method gone? These are images it has not learned from.
+#
 # The tightest stand on top. Do the three measures agree on who they are? CS-KD asks two images of one class for the same
 # answer; is it where you would expect it? Now the last column. (The weights travel in half precision, so it may differ by a
 # tenth from the study's table.) Does accuracy fall from top to bottom, as NC1 rises?
