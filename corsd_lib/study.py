@@ -172,8 +172,9 @@ class Study:
         if not path.is_file():
             return None
         record = read_json(path)
-        if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
-            raise CorsdError(f"{path} is no record of a training: it has no config")
+        for part in ("config", "test"):
+            if not isinstance(record, dict) or not isinstance(record.get(part), dict):
+                raise CorsdError(f"{path} is no record of a training: it has no {part}")
         before, now = _decisive(TrainConfig.from_dict(record["config"], str(path))), _decisive(self.config(row, seed))
         differing = [k for k in {**before, **now} if before.get(k) != now.get(k)]
         if differing:

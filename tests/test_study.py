@@ -232,9 +232,12 @@ def test_a_default_that_is_spelled_out_is_the_same_configuration(write: Write) -
 
 def test_what_is_no_record_is_named(write: Write) -> None:
     study = write()
-    write_json(study.record_path("corsd", 0), [1])
-    with pytest.raises(CorsdError, match=r"corsd-s0\.json is no record of a training: it has no config"):
-        study.record("corsd", 0)
+    whole = record_of(study, "corsd", 0, 50.0)
+    del whole["test"]
+    for content, part in (([1], "config"), (whole, "test")):
+        write_json(study.record_path("corsd", 0), content)
+        with pytest.raises(CorsdError, match=rf"corsd-s0\.json is no record of a training: it has no {part}"):
+            study.record("corsd", 0)
 
 
 def test_a_record_says_what_a_run_came_to_and_nothing_of_its_place(tiny_run: Run) -> None:
