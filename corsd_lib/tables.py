@@ -195,7 +195,8 @@ def _note(summary: Mapping[str, Any]) -> str:
     return (
         f"Equal {equal} for all rows{' but ' if others else ''}{', '.join(others)}. Top-1 on test after the last epoch: mean "
         "over seeds ± half of its 95 % Student-t interval (– with one seed). Gain: points over "
-        f"{reference['label'] if reference else summary['baseline']} at the deepest exit, paired by seed, over the seeds that both rows "
-        "have. MACs (forward and backward) and wall time of the training are relative to that row's; trainings run side by side "
-        "and beside other work, so times may be off by a factor of two. Train: top-1 of the deepest exit on the augmented images of the last epoch."
+        f"{reference['label'] if reference else summary['baseline']} at the deepest exit, paired by seed, over the seeds that "
+        "both rows have. MACs (forward and backward) and wall time of the training are relative to that row's; trainings run "
+        "side by side and beside other work, so times may be off by a factor of two. Train: top-1 of the deepest exit on the "
+        "augmented images of the last epoch."
     )
