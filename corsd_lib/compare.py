@@ -24,7 +24,7 @@ from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.files import read_json, read_lines, write_json
 from corsd_lib.runs import Run, TrainConfig
 from corsd_lib.study import Study, make_record, study_file
-from corsd_lib.tables import summarise, with_interval
+from corsd_lib.tables import against, summarise, with_interval
 from corsd_lib.training import stop_request
 
 if TYPE_CHECKING:
@@ -311,7 +311,7 @@ def _duration(seconds: float) -> str:
 def draw_figures(summary: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw `accuracy.png` and `gain.png`, and for each further group of rows `accuracy_<group>.png` and so on; seconds each.
 
-    Raises `CorsdError` where plotly, kaleido or Chromium is missing.
+    A group of changes to one row shows gains over that row. Raises `CorsdError` where plotly, kaleido or Chromium is missing.
     """
     try:
         from corsd_lib.figures import accuracy_by_method, gain_by_method, save_png
@@ -320,11 +320,13 @@ def draw_figures(summary: Mapping[str, Any], folder: Path) -> list[Path]:
     drawn = []
     for group in dict.fromkeys(m["group"] for m in summary["methods"].values()):
         part = {**summary, "methods": _with_references(summary, group)}
-        names = {"accuracy": accuracy_by_method}
-        if any(m["gain"] is not None for m in part["methods"].values()):
-            names["gain"] = gain_by_method
+        pictures = {"accuracy": accuracy_by_method(part)}
+        parents = {m["from"] for m in part["methods"].values() if m["group"] == group}
+        versus = against(part, *parents) if len(parents) == 1 and parents <= part["methods"].keys() else part
+        if any(m["gain"] is not None for m in versus["methods"].values()):
+            pictures["gain"] = gain_by_method(versus)
         ending = ".png" if group == "methods" else f"_{group}.png"
-        drawn += [save_png(draw(part), folder / f"{name}{ending}", colors=256) for name, draw in names.items()]
+        drawn += [save_png(picture, folder / f"{name}{ending}", colors=256) for name, picture in pictures.items()]
     return drawn
 
 

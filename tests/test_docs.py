@@ -18,7 +18,7 @@ from corsd_lib.files import read_json
 from corsd_lib.methods import METHODS
 from corsd_lib.network import build_network
 from corsd_lib.study import Study
-from corsd_lib.tables import short_markdown, summarise
+from corsd_lib.tables import against, short_markdown, summarise
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -94,7 +94,9 @@ def test_the_finding_is_what_the_records_say() -> None:
         written += [corsd["gain"], corsd["gain_low"], corsd["gain_high"], corsd["top1"][-1], plain["top1"][-1], max(peers)]
         count = {3: "three", 6: "six"}[len(peers)]
         assert f"{corsd['n']} seeds; the best of {count} peers" in " ".join(found[1].split())
-    paper = main["corsd_paper"]
+    bare, paper = main["no_relations"], main["corsd_paper"]
+    less = against({"methods": main}, "corsd")["methods"]["no_relations"]
+    written += [bare["gain"], bare["gain_low"], bare["gain_high"], -less["gain"], -less["gain_high"], -less["gain_low"]]
     written += [paper["gain"], paper["gain_low"], paper["gain_high"], *(methods["corsd"]["gain"] for methods in small)]
     assert [float(number) for number in re.findall(r"-?\d+\.\d", found[1])] == [round(value, 1) for value in written]
 

@@ -198,7 +198,12 @@ def test_gain_by_method_is_sorted_and_coloured_by_what_its_interval_says() -> No
     "rows,title",
     [
         ([UNSURE, AHEAD], "ahead's deepest exit gains 3.0 points [2.0, 4.0] over the plain &lt;network&gt;"),
-        ([ALONE, UNSURE, BEHIND], "No method's gain over the plain &lt;network&gt; has an interval above zero"),
+        ([ALONE, UNSURE], "No gain over the plain &lt;network&gt; has an interval above zero"),
+        ([UNSURE, BEHIND], "No gain over the plain &lt;network&gt; has an interval above zero; clearly below: behind"),
+        (
+            [{**BEHIND, "label": str(n)} for n in range(4)],
+            "No gain over the plain &lt;network&gt; has an interval above zero; 4 lie clearly below",
+        ),
         ([ALONE], "One seed a method: gains over the plain &lt;network&gt; have no interval yet"),
     ],
 )

@@ -49,7 +49,8 @@ def gain_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.Figu
     """Gain of every row's deepest exit over the baseline's, points, paired by seed, with its 95 % interval; best on top.
 
     `summary` is what `corsd_lib.tables.summarise` gives. Rings are single seeds; a row whose interval holds zero is grey. The
-    title names the largest gain with an interval above zero. Raises `CorsdError` when no row has a gain.
+    title names the largest gain with an interval above zero, else what lies clearly below. Raises `CorsdError` when no row has
+    a gain.
     """
     methods = sorted((m for m in summary["methods"].values() if m["gain"] is not None), key=lambda m: -m["gain"])
     if not methods:
@@ -75,7 +76,9 @@ def _gain_title(methods: Sequence[Mapping[str, Any]], reference: str) -> str:
         return f"One seed a method: gains {over} have no interval yet"
     best = next((m for m in methods if (m["gain_low"] or 0) > 0), None)
     if best is None:
-        return f"No method's gain {over} has an interval above zero"
+        below = [m["label"] for m in methods if (m["gain_high"] or 0) < 0]
+        which = f"clearly below: {', '.join(below)}" if len(below) < 4 else f"{len(below)} lie clearly below"
+        return f"No gain {over} has an interval above zero{f'; {which}' if below else ''}"
     ends = f"[{best['gain_low']:.1f}, {best['gain_high']:.1f}]"
     return f"{best['label']}'s deepest exit gains {best['gain']:.1f} points {ends} {over}"
 

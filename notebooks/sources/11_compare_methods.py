@@ -407,6 +407,9 @@ title = f"{len(parts)} other rows: {len(worse)} clearly worse than CORSD, {len(b
 gain_by_method(rows_of(versus, "ablation")).update_layout(title_text=title)
 
 # %%
+for name in ("baseline", "no_relations"):
+    m = versus["methods"][name]
+    print(f"{m['label']}: {with_interval(m['gain'], m['gain_low'], m['gain_high'], '+')} points, measured from CORSD")
 print("clearly worse than CORSD:", "; ".join(worse) or "none")
 print("clearly better:", "; ".join(better) or "none")
 
