@@ -194,6 +194,13 @@ def test_gain_by_method_is_sorted_and_coloured_by_what_its_interval_says() -> No
     assert figure.layout.shapes[0].x0 == 0 and "points" in figure.layout.xaxis.title.text
 
 
+def test_an_exit_that_was_not_trained_does_not_stretch_the_axis() -> None:
+    untrained = entry("untrained", (1.0, 1.2, 49.0), (1.0, 1.2, 51.0))
+    figure = figures.accuracy_by_method(study(baseline=PLAIN, a=untrained))
+    assert [trace.name for trace in figure.data] == ["exit 3 (deepest)"]
+    assert list(figures.accuracy_by_method(study(a=untrained, b=AHEAD)).data[2].x) == [41.0]
+
+
 @pytest.mark.parametrize(
     "rows,title",
     [

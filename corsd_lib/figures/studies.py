@@ -19,7 +19,8 @@ def accuracy_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.
     """Test top-1 (%) of every exit of every row of a study with its 95 % interval; the title names the best deepest exit.
 
     `summary` is what `corsd_lib.tables.summarise` gives. Within a row shallow exits lie above deep ones; the dotted line is the
-    baseline's deepest exit. Raises `CorsdError` when there is no row.
+    baseline's deepest exit. An exit with less than a quarter of its deepest one's accuracy was not trained and is left out.
+    Raises `CorsdError` when there is no row.
     """
     methods = summary["methods"]
     if not methods:
@@ -30,8 +31,10 @@ def accuracy_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.
         points = [
             (f"{m['label']}, {name}", row + 0.15 * (len(m["top1"]) / 2 + 0.5 - back), *(m[k][-back] for k in _ENDS))
             for row, m in enumerate(methods.values())
-            if len(m["top1"]) >= back
+            if len(m["top1"]) >= back and m["top1"][-back] > m["top1"][-1] / 4
         ]
+        if not points:
+            continue
         i = (back - 1) % len(PALETTE)
         _add_points(figure, points, "%", name=name, marker={"color": PALETTE[i], "symbol": SYMBOLS[i], "size": 9})
     best, reference = max(methods.values(), key=lambda m: m["top1"][-1]), methods.get(summary["baseline"])

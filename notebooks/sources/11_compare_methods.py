@@ -338,7 +338,7 @@ print(f"intervals above zero: {len(above)}, below: {len(below)}, not decided: {l
 # weights came to on validation, where the weights of all rows were searched, says what to expect:
 
 # %%
-searches = [read_json(file) for file in (results / "cifar100" / "tuning").glob("*.json")]
+searches = [read_json(file) for file in sorted((results / "cifar100" / "tuning").glob("*.json"))]
 labels = {name: m["label"] for name, m in full["methods"].items()}
 rows = [
     {
@@ -348,7 +348,7 @@ rows = [
     }
     for search in searches
 ]
-pd.DataFrame(rows).sort_values("best on validation, %", ascending=False).round(1)
+pd.DataFrame(rows).set_index("row").sort_values("best on validation, %", ascending=False).round(1)
 
 # %% [markdown]
 # Two things in this table are worth a line in your notes. What follows is about the *sum* of paper and class KD, so it says
@@ -417,6 +417,11 @@ print("clearly better:", "; ".join(better) or "none")
 # A change that is *clearly worse* took away something that matters, with these images and this network. A change that is not
 # decided may matter all the same: the scatter hides whatever is smaller than half an interval. And the rows are many, so
 # remember the best of many, and the *worst* of many, too.
+#
+# Is the row without any relation term clearly worse? If it is not, say it as it is: **in this study the relation networks are
+# not the reason of the gain**, whatever the method is named after. They are still a window into the network, and that is how
+# most of this course uses them. An ablation that takes *everything* of the name away is the first one to ask for, and papers
+# do not always print it.
 
 # %% [markdown]
 # ## Your own study
