@@ -40,7 +40,7 @@ P = ParamSpec("P")
 def full_precision(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     """A function whose first argument is a tensor, outside of autocast, with its positional tensors in at least float32.
 
-    Autocast takes matrix products in half precision: a difference of two nearly equal sums is noise then.
+    Autocast takes matrix products in half precision: a difference of two nearly equal sums is noise then. Ours.
     """
 
     def raised(value: Any) -> Any:
