@@ -167,12 +167,9 @@ def test_accuracy_by_method_shows_every_exit_of_every_row_in_line_with_its_own_k
 @pytest.mark.parametrize(
     "rows,title",
     [
-        (
-            {"baseline": PLAIN, "corsd": AHEAD},
-            "ahead's deepest exit is the most accurate on average: 54.0 %; plain &lt;network&gt;: 51.0 %",
-        ),
-        ({"baseline": PLAIN, "b": BEHIND}, "plain &lt;network&gt;'s deepest exit is the most accurate on average: 51.0 %"),
-        ({"corsd": AHEAD}, "ahead's deepest exit is the most accurate on average: 54.0 %"),
+        ({"baseline": PLAIN, "corsd": AHEAD}, "Best deepest exit on average: ahead, 54.0 %; plain &lt;network&gt;, 51.0 %"),
+        ({"baseline": PLAIN, "b": BEHIND}, "Best deepest exit on average: plain &lt;network&gt;, 51.0 %"),
+        ({"corsd": AHEAD}, "Best deepest exit on average: ahead, 54.0 %"),
     ],
 )
 def test_the_title_names_the_most_accurate_deepest_exit(rows: dict[str, Any], title: str) -> None:
@@ -275,6 +272,12 @@ def test_png_is_drawn(tmp_path: Path) -> None:
     path = figures.save_png(figures.relation_heatmap(MATRIX, NAMES), tmp_path / "figure.png", scale=1)
     with Image.open(path) as picture:
         assert picture.size == (560, 540) and len(set(picture.convert("RGB").get_flattened_data())) > 9
+
+
+@pytest.mark.parametrize("colors", [0, 257])
+def test_a_number_of_colors_that_a_palette_cannot_hold_is_named_before_anything_is_drawn(colors: int, tmp_path: Path) -> None:
+    with pytest.raises(CorsdError, match=f"colors {colors} of a picture; allowed: 1 to 256"):
+        figures.save_png(go.Figure(), tmp_path / "figure.png", colors=colors)
 
 
 @pytest.mark.slow

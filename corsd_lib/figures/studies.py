@@ -38,11 +38,11 @@ def accuracy_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.
         i = (back - 1) % len(PALETTE)
         _add_points(figure, points, "%", name=name, marker={"color": PALETTE[i], "symbol": SYMBOLS[i], "size": 9})
     best, reference = max(methods.values(), key=lambda m: m["top1"][-1]), methods.get(summary["baseline"])
-    title = f"{best['label']}'s deepest exit is the most accurate on average: {best['top1'][-1]:.1f} %"
+    title = f"Best deepest exit on average: {best['label']}, {best['top1'][-1]:.1f} %"
     axis = "test images right (%), mean over seeds and 95 % interval"
     if reference is not None:
         figure.add_vline(x=reference["top1"][-1], line={"dash": "dot", "width": 1, "color": INK[dark]})
-        title += "" if best is reference else f"; {reference['label']}: {reference['top1'][-1]:.1f} %"
+        title += "" if best is reference else f"; {reference['label']}, {reference['top1'][-1]:.1f} %"
         axis += f"; dotted: {html.escape(reference['label'])}"
     figure.update_layout(legend={"traceorder": "reversed", "orientation": "h", "y": 1, "yanchor": "bottom"}, xaxis_title=axis)
     return _with_rows(figure, [m["label"] for m in methods.values()], title, dark)

@@ -111,8 +111,10 @@ def save_png(
     """Write a static picture, `width` x `height` in CSS pixels times `scale`; some seconds, a Chromium draws it.
 
     `colors`: most colors that the file holds, up to 256, which lines and text do well with, in a third of the bytes.
-    Raises `CorsdError` when kaleido or a Chromium is missing.
+    Raises `CorsdError` for another number of colors, and when kaleido or a Chromium is missing.
     """
+    if colors is not None and not 1 <= colors <= 256:
+        raise CorsdError(f"colors {colors!r} of a picture; allowed: 1 to 256")
     try:
         figure.write_image(path, format="png", width=width or figure.layout.width or 980, height=height, scale=scale)
         if colors:
