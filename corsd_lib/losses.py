@@ -63,6 +63,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
     return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 
+@full_precision
 def distillation(teacher: Tensor, student: Tensor, temperature: float = 3.0) -> Tensor:
     """T² · KL(softmax(sg teacher / T) ‖ softmax(student / T)) of logits (B, C), mean over the rows; >= 0 nats.
 
@@ -77,7 +78,8 @@ def distillation(teacher: Tensor, student: Tensor, temperature: float = 3.0) -> 
 
 @full_precision
 def class_distillation(teacher: Tensor, student: Tensor, labels: Tensor, temperature: float = 4.0) -> Tensor:
-    """`distillation` from image j to image i, mean over the ordered pairs i != j of a batch with y_i = y_j; >= 0 nats.
+    """`distillation` from image j to image i, mean over the ordered pairs i != j of a batch with y_i = y_j; nats, >= 0 but
+    for rounding.
 
     Logits (B, C), labels (B,). No gradient reaches `teacher`; it may be `student` itself. CS-KD, arXiv 2003.13964.
     """

@@ -235,7 +235,7 @@ def scores_of(logits: Tensor) -> Tensor:
 @full_precision
 def cosine_scores(embeddings: Tensor) -> Tensor:
     """The handcrafted relation (1 + cosine) / 2 of all ordered pairs of embeddings (B, D); (B, B) in [0, 1]."""
-    e = F.normalize(embeddings, dim=1)
+    e = F.normalize(embeddings, dim=1, eps=1e-4)  # an embedding at the origin has no direction, and no gradient of 1e12
     return ((1 + e @ e.T) / 2).clamp(0, 1)
 
 

@@ -328,6 +328,7 @@ def test_rkd_of_two_images_that_all_but_coincide_has_an_ordinary_gradient(apart:
 @pytest.mark.parametrize(
     "loss",
     [
+        losses.distillation,
         lambda a, b: losses.class_distillation(a, b, torch.arange(24) // 2),
         losses.rkd_distance,
         losses.rkd_angle,
@@ -335,7 +336,7 @@ def test_rkd_of_two_images_that_all_but_coincide_has_an_ordinary_gradient(apart:
         lambda a, b: losses.relation_transfer_over_batch(cosine_scores(a), cosine_scores(b), torch.arange(24) // 2),
         lambda a, b: losses.relation_transfer_over_batch(distance_scores(a), distance_scores(b), torch.arange(24) // 2),
     ],
-    ids=["class_distillation", "rkd_distance", "rkd_angle", "feature_hint", "cosine", "l2"],
+    ids=["distillation", "class_distillation", "rkd_distance", "rkd_angle", "feature_hint", "cosine", "l2"],
 )
 def test_mixed_precision_does_not_blur_a_loss(loss: Callable[[Tensor, Tensor], Tensor], half: torch.dtype) -> None:
     """Nearly equal rows, far from the origin: what half precision would make of their small differences is noise."""

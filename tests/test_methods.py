@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import pytest
 import torch
@@ -14,7 +14,9 @@ from torch.nn import functional as F
 
 from corsd_lib import losses
 from corsd_lib.errors import CorsdError
-from corsd_lib.methods import METHODS, Batch, CorsdOptions, LogitRelation, Method, build_method
+from corsd_lib.methods import METHODS, Batch, CorsdOptions, LogitRelation, Method, MethodOptions, build_method
+from corsd_lib.methods.base import make_options
+from corsd_lib.methods.classic import Baseline
 from corsd_lib.network import ExitOutputs, MultiExitNetwork, build_network
 from corsd_lib.relation import RelationOutput, cosine_scores, distance_scores, sample_pairs, triplet_pairs
 
@@ -153,6 +155,16 @@ def test_byot_hint_and_distillation_pull_towards_the_deepest_exit() -> None:
     torch.testing.assert_close(parts["exit_kd"], sum(losses.distillation(out.logits[-1], z, 3.0) for z in out.logits[:-1]))
     found = gradients(network, parts["hint"])
     assert found["exits.2.classifier.weight"] == 0 and found["exits.0.bottleneck.0.0.weight"] > 0
+
+
+@pytest.mark.parametrize(("options", "exits"), [({}, 3), ({"exit_ce": 0.0}, 3), ({"exit_ce": 0.0, "exit_kd": 0.0}, 1)])
+def test_images_of_a_class_agree_at_the_exits_that_learn_something_else_too(options: dict[str, float], exits: int) -> None:
+    """Agreement alone is had by a constant answer: shallow exits that nothing else teaches are left as they are."""
+    network, method = make("corsd", **options)
+    batch = make_batch([0, 0, 1, 1, 2, 2])
+    out = network(batch.images)
+    wanted = [losses.class_distillation(z, z, batch.labels, 4.0).item() for z in out.logits[-exits:]]
+    assert method(out, batch)["class_kd"].item() == pytest.approx(sum(wanted))
 
 
 def test_rkd_teaches_distances_and_angles_to_every_shallow_exit_and_none_to_the_deepest() -> None:
@@ -410,6 +422,29 @@ def test_label_smoothing_reaches_every_hard_label() -> None:
 def test_bad_options_are_named(name: str, options: dict[str, object], words: str) -> None:
     with pytest.raises(CorsdError, match=words):
         build_method(name, **options)
+
+
+def test_an_outsiders_method_that_cannot_work_says_so_before_it_is_trained() -> None:
+    @dataclass(frozen=True)
+    class NoWidth(MethodOptions):
+        width: int = 0
+
+    class NoWeight(Baseline):
+        name = "mine"
+
+        def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+            return {**super().terms(out, batch), "doubt": out.logits[-1].mean()}
+
+    with pytest.raises(CorsdError, match="method 'mine': width = 0 must be above 0"):
+        make_options("mine", NoWidth, {})
+    network, _ = make("baseline")
+    batch = make_batch([0, 1])
+    with pytest.raises(
+        CorsdError, match="method 'mine': its term 'doubt' has no weight: add the field `doubt: float` to MethodO"
+    ):
+        NoWeight()(network(batch.images), batch)
+    with pytest.raises(CorsdError, match="method 'baseline': task all have weight 0: there is nothing to train"):
+        build_method("baseline", task=0)(network(batch.images), batch)
 
 
 def test_corsd_without_a_network_says_what_to_do() -> None:

@@ -33,8 +33,8 @@ __all__ = ["Corsd", "CorsdOptions", "CorsdRelease", "CorsdReleaseOptions", "Logi
 class CorsdOptions(MethodOptions):
     """Weights of CORSD's terms (the first block, one part each) and its settings. The defaults are ours.
 
-    `class_kd` is ours altogether: at every exit the prediction of another image of the class is a soft target (CS-KD's term),
-    softened by `class_temperature`; 0 leaves the objective of the paper.
+    `class_kd` is ours altogether: at every exit that learns, the prediction of another image of the class is a soft target
+    (CS-KD's term), softened by `class_temperature`; 0 leaves the objective of the paper.
     `temperature` of every KL; `margin` m of the relation margin; `fusion` "vectors" (all in-batch pairs of embeddings, ours) or
     "maps" (concatenated feature maps of sampled pairs, the release's); `relation` "trained", or for ablation "cosine" or "l2":
     a formula on the embeddings, without auxiliary classifier; `shared` one relation network for all stages (vectors only);
@@ -130,8 +130,13 @@ class Corsd(Method):
             "task": self._cross_entropy(deepest, batch.labels),
             "exit_ce": sum_of(self._cross_entropy(z, batch.labels) for z in shallow),
             "exit_kd": sum_of(losses.distillation(deepest, z, self.options.temperature) for z in shallow),
-            "class_kd": sum_of(between(z, z) for z in out.logits),
+            "class_kd": sum_of(between(z, z) for z in (out.logits if self._shallow_exits_learn else [deepest])),
         }
+
+    @property
+    def _shallow_exits_learn(self) -> bool:
+        """Whether anything but agreement is asked of them: agreement alone is had by a constant answer."""
+        return bool(self.options.exit_ce or self.options.exit_kd)
 
     def relation_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         """What the relation networks learn of the pairs of a batch, and what the deepest one teaches of them."""
