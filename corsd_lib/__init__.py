@@ -13,7 +13,7 @@ _HOME = {
     "datasets": ("ImageArrays", "ImageData", "ImageFiles", "load_dataset"),
     "errors": ("CorsdError",),
     "evaluation": ("Evaluation", "count_macs", "evaluate"),
-    "export": ("committed_run", "export_run"),
+    "export": ("committed_run", "committed_summary", "export_run"),
     "methods": ("METHODS", "Method", "build_method"),
     "network": ("ExitOutputs", "MultiExitNetwork", "build_network"),
     "relation": ("cosine_scores", "relation_matrix"),

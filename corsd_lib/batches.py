@@ -79,16 +79,18 @@ def plain_batches(labels: Tensor, batch_size: int, generator: torch.Generator) -
 def balanced_batches(labels: Tensor, batch_size: int, generator: torch.Generator, samples_per_class: int = 4) -> list[Tensor]:
     """P classes x K samples a batch, P·K <= `batch_size`; every class is seen equally often in an epoch.
 
-    An epoch is round(mean class size / K) rounds over all classes (at least one), K rows of a class a time: about one pass over
-    the data when classes are of equal size. A small class is reshuffled and read again, a large one is read in part. K is
-    `samples_per_class`, or more when there are too few classes to fill a batch. No class stands twice in a batch, and no image
-    of a class of at least K; a smaller one meets itself, in another crop. The last batch may be a small one.
+    An epoch is as many rounds over all classes as come closest to the images of an epoch of `plain_batches`, at least one; a
+    round takes K rows of each class. A small class is reshuffled and read again, a large one is read in part. K is
+    `samples_per_class`, or more, up to the mean class size, when there are too few classes to fill a batch. No class stands
+    twice in a batch, and no image of a class of at least K; a smaller one meets itself, in another crop. The last batch may be
+    a small one.
     """
     groups = _class_rows(labels)
-    k = max(samples_per_class, batch_size // len(groups))
+    k = max(samples_per_class, min(batch_size // len(groups), len(labels) // len(groups)))
     if k < 2 or batch_size < k:
         raise CorsdError(f"balanced batches want 2 <= samples_per_class <= batch_size; got {k} and {batch_size}")
-    rounds = max(1, round(len(labels) / (k * len(groups))))
+    plain = len(labels) // batch_size * batch_size or len(labels)
+    rounds = max(1, round(plain / (k * len(groups))))
     passes = [_shuffled_passes(group, -(-rounds * k // len(group)), k, generator) for group in groups]
     rows = [every[: rounds * k].view(rounds, k) for every in passes]
     classes = min(len(groups), batch_size // k)

@@ -25,12 +25,18 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a verb. A `CorsdError` ends with one line on stderr and status 2, Ctrl-C where there is nothing to save with 130."""
+    """Run a verb. What the user can mend ends with one line on stderr and status 2, Ctrl-C with nothing to save with 130."""
     options = _parser().parse_args(arguments)
     try:
         options.verb(options)
     except CorsdError as error:
         print(f"corsd: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # whoever read the output has gone, as `head` does
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"corsd: error: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -209,7 +215,7 @@ def _write_study(study: Study, report: Callable[[str], object], figures: bool, r
 def _study(options: argparse.Namespace) -> Study:
     """The study that is asked for, written first where it is a new one."""
     from corsd_lib.compare import new_study
-    from corsd_lib.study import Study
+    from corsd_lib.study import Study, study_file
 
     settings = {f.name: getattr(options, f.name) for f in fields(TrainConfig) if hasattr(options, f.name)}
     settings.pop("data_root", None)
@@ -218,7 +224,8 @@ def _study(options: argparse.Namespace) -> Study:
             settings["method_options"] = dict(settings["method_options"])
         return new_study(options.study, options.methods, options.seeds or (0, 1, 2), settings, options.equal or "images")
     if settings or options.equal:
-        raise CorsdError(f"{', '.join(settings) or 'equal'}: for a new study (--methods) only; this one has its settings")
+        what = ", ".join(settings) or "equal"
+        raise CorsdError(f"{what}: for a new study (--methods) only; this one has its settings in {study_file(options.study)}")
     return Study.from_file(options.study)
 
 
@@ -233,7 +240,7 @@ def _tune(options: argparse.Namespace) -> None:
         record = tune(study, row, trials=options.trials, jobs=options.jobs, report=report, **where)
         best, file = record["best"], study.path / "tuning" / f"{row}.json"
         found = f"best is trial {best['number']} with {best['value']:.2f} %" if best else "none is complete"
-        print(f"{file}: {len(record['trials'])} trials, {found} (the row as it stands is trial 0)")
+        print(f"{file}: {study.trials_done(record)} trials, {found}")
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -157,18 +157,28 @@ class Job:
 
     def conclude(self, study: Study) -> None:
         """Record what the process that is over has trained, or say why it has not."""
-        status = self.process and self.process.returncode
-        if status == 0 and (run := Run(self.config.path)).test is not None:
-            write_json(study.record_path(self.row, self.seed), make_record(run, self.row, self.seed))
-            self.state = "done"
+        status = self.process.returncode if self.process else None
+        if status == 0 and (self.config.path / "test.json").is_file():
+            self._record(study)
         elif status in (0, -signal.SIGTERM):
             self.state = "stopped"
         else:
-            self.state, self.error = "failed", self._last_words() or f"it ended with status {status}"
+            self.state, self.error = "failed", self._why(status)
 
-    def _last_words(self) -> str:
+    def _record(self, study: Study) -> None:
+        try:
+            write_json(study.record_path(self.row, self.seed), make_record(Run(self.config.path), self.row, self.seed))
+        except CorsdError as error:
+            self.state, self.error = "failed", str(error)
+        else:
+            self.state = "done"
+
+    def _why(self, status: int | None) -> str:
+        """What a training that failed has said last; one that was killed had no time to say anything."""
+        if status is not None and status < 0:
+            return f"it was ended by signal {-status}" + (", as when memory runs out" if -status == signal.SIGKILL else "")
         said = self.beside(".log").read_text(encoding="utf-8", errors="replace").strip()
-        return said.rpartition("\n")[2].removeprefix("corsd: error: ")
+        return said.rpartition("\n")[2].removeprefix("corsd: error: ") or f"it ended with status {status}"
 
 
 def _wanted(
@@ -179,7 +189,7 @@ def _wanted(
     for row in rows or ():
         check_choice("row", row, study.rows)
     for seed in seeds or ():
-        check_choice("seed", seed, dict.fromkeys(s for _, s in every))
+        check_choice("seed", seed, dict.fromkeys(s for row, s in every if not rows or row in rows))
     chosen = [(row, seed) for row, seed in every if (not rows or row in rows) and (not seeds or seed in seeds)]
     configs = [replace(study.config(*job), data_root=data_root, resume=True) for job in chosen]
     return [
@@ -272,7 +282,9 @@ def _standing(jobs: Sequence[Job], figures: Mapping[str, Any] | None, places: in
     epochs = jobs[0].config.epochs
     running = [f"seed {seed}: {line.get('epoch', 0)}/{epochs}" for seed, line in newest.items()]
     others = [f"seed {job.seed} {job.state}" for job in jobs if job.state in ("failed", "stopped", "elsewhere")]
-    left = epochs * sum(job.state in ("waiting", "running") for job in jobs) - sum(e.get("epoch", 0) for e in newest.values())
+    left = epochs * sum(job.state in ("waiting", "running", "stopping") for job in jobs) - sum(
+        e.get("epoch", 0) for e in newest.values()
+    )
     pace = [line["seconds"] for line in newest.values() if line] or [m["seconds"] / m["epochs"] for m in [figures] if m]
     return [
         f"{sum(job.state == 'done' for job in jobs)}/{len(jobs)}",

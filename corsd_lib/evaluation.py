@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from corsd_lib.batches import Batch, epoch_batches, evaluation_batches
+from corsd_lib.batches import Batch, BatchSource, epoch_batches, evaluation_batches
 from corsd_lib.datasets import ImageData, Split, load_dataset
 from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.methods import METHODS
@@ -28,7 +28,9 @@ __all__ = [
     "evaluate",
     "exit_logits",
     "load_data",
+    "run_data",
     "top_k_accuracy",
+    "training_batches",
     "training_macs",
 ]
 
@@ -62,16 +64,19 @@ def evaluate(
     data_root: str | None = None,
     split: str = "test",
     device: torch.device | str | None = None,
+    workers: int | None = None,
 ) -> Evaluation:
     """Evaluate a run's newest weights, or a network in eval mode, on a split ("train", "validation", "test") of `data`.
 
     For a run the data it was trained on is loaded when not given. A network is left in the mode it came in, on `device` if
-    that is given. Raises `CorsdError` for a split that is not there and for data of another number of classes.
+    that is given. `workers` processes read images that are streamed (default: as many as trained the run, else 2). Raises
+    `CorsdError` for a split that is not there and for data of another number of classes.
     """
     check_choice("split", split, ("train", "validation", "test"))
     if isinstance(what, Run):
-        data = data or load_data(what.config, data_root)
+        data = run_data(what, data, data_root)
         network = what.network()
+        workers = what.config.workers if workers is None else workers
     elif data is None:
         raise CorsdError("evaluate(network, data): a network alone does not know its data, give it")
     else:
@@ -83,7 +88,7 @@ def evaluate(
         raise CorsdError(f"data {data.name!r} has {data.num_classes} classes, the network {network.num_classes}")
     if device is not None:
         network = _moved(network, device)
-    logits, labels = exit_logits(network, data, rows)
+    logits, labels = exit_logits(network, data, rows, 2 if workers is None else workers)
     exits = [{**scores(z, labels), **cost} for z, cost in zip(logits, exit_costs(network, data), strict=True)]
     mean = torch.stack([F.softmax(z, dim=1) for z in logits]).mean(0)
     return Evaluation(data.name, split, len(labels), exits, scores(mean.clamp_min(1e-12).log(), labels))
@@ -91,8 +96,9 @@ def evaluate(
 
 def _moved(network: MultiExitNetwork, device: torch.device | str) -> MultiExitNetwork:
     try:
+        torch.zeros(1, device=device).cpu()  # "meta" takes everything and gives nothing back
         return network.to(device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch that was built without CUDA
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: a torch built without CUDA
         reason = str(error).strip().partition("\n")[0]
         raise CorsdError(
             f"device {str(device)!r} cannot be used: {reason}; allowed: cpu, or cuda where there is a GPU"
@@ -112,6 +118,35 @@ def load_data(config: TrainConfig, data_root: str | None = None) -> ImageData:
     )
 
 
+def run_data(run: Run, data: ImageData | None = None, data_root: str | None = None) -> ImageData:
+    """The images of a run: `data` where it is given, else those that its configuration names.
+
+    Raises `CorsdError` when it was trained on images that were given to `train` and are not given here.
+    """
+    if data is not None:
+        return data
+    if run.data.name != run.config.data:
+        raise CorsdError(f"{run.path} was trained on data that was given to train, {run.data.name!r}: give it here too")
+    return load_data(run.config, data_root)
+
+
+def training_batches(config: TrainConfig, data: ImageData, **place: Any) -> BatchSource:
+    """The batches that a training of `config` draws from `data`; `place`: device, rank and world of `BatchSource`."""
+    kind = METHODS[config.method]
+    return BatchSource(
+        data,
+        batch_size=config.batch_size,
+        sampling=config.sampling or kind.sampling,
+        samples_per_class=config.samples_per_class or kind.samples_per_class,
+        augmentation=config.augmentation,
+        padding_mode=config.padding_mode,
+        cutout=config.cutout,
+        seed=config.seed,
+        workers=config.workers,
+        **place,
+    )
+
+
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients inside, each module's own mode restored afterwards."""
@@ -125,12 +160,12 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             m.training = mode
 
 
-def exit_logits(network: MultiExitNetwork, data: ImageData, split: Split) -> tuple[list[Tensor], Tensor]:
+def exit_logits(network: MultiExitNetwork, data: ImageData, split: Split, workers: int = 2) -> tuple[list[Tensor], Tensor]:
     """Logits of every exit, K x (N, C) float32 on the CPU, and labels (N,) of a split in its order."""
     device = next(network.parameters()).device
     collected: list[list[Tensor]] = []
     with evaluating(network):
-        for images, _ in evaluation_batches(data, split, device):
+        for images, _ in evaluation_batches(data, split, device, workers=workers):
             collected.append([z.float().cpu() for z in network(images).logits])
     return [torch.cat(z) for z in zip(*collected, strict=True)], split.labels
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import evaluate, load_data
+from corsd_lib.evaluation import evaluate, run_data
 from corsd_lib.files import (
     read_json,
     read_lines,
@@ -24,21 +24,18 @@ from corsd_lib.files import (
     write_tensors,
 )
 from corsd_lib.relation import HandcraftedRelation, MapRelation, VectorRelation, cosine_scores, relation_matrix
-from corsd_lib.runs import Run, Snapshot, load_part
+from corsd_lib.runs import PLACE_FIELDS, PROBE_FIELDS, Run, Snapshot, load_part, portable_name
 
-__all__ = ["committed_run", "export_run", "portable_name"]
+__all__ = ["committed_run", "committed_summary", "export_run"]
 
-# Settings that say where and how a training ran and what was recorded of it, not what was trained.
-_NOT_ON_THE_CARD = (
-    *("data_root", "out", "resume", "workers", "checkpoint_seconds", "cuda_graphs"),
-    *("probe_every", "probe_size", "probe_split"),
-)
+_NOT_ON_THE_CARD = (*PLACE_FIELDS, *PROBE_FIELDS)
 
 
 def export_run(
     run: Run,
     dest: str | Path,
     *,
+    data: ImageData | None = None,
     data_root: str | Path | None = None,
     snapshots: int = 6,
     probe_images: int = 500,
@@ -51,7 +48,7 @@ def export_run(
     computed anew from the embeddings and relation networks that stay; those of the "maps" fusion, which embeddings do not give,
     remain those of the whole probe set. test.json has the figures of the weights as exported, and under `trained` those of the
     original; README.md is a model card. No image and no path of this machine is in the copy: of a data set `folder:PATH` or
-    `npz:PATH` the last part of the path stays.
+    `npz:PATH` the last part of the path stays. `data` is wanted for a run that was trained on images given to `train`.
 
     Size in bytes: 2 a weight; for each snapshot and exit 2·N·(D + C) + 4·C², and 2 a weight of its relation network, with N
     probe images, D embedding dimensions, C classes. A ResNet-10 of width 32 with 100 classes takes 2.5 MB plain and
@@ -67,7 +64,7 @@ def export_run(
     _check_counts(snapshots, probe_images)
     trained, content = _figures(run), _portable(run, snapshots, probe_images)
     _check_destination(dest, content, run)
-    data = _data(run, data_root)
+    data = _data(run, data, data_root)
     weights = _halved(read_tensors(run.path / "weights.safetensors")[0], run.path)
     write_json(dest / "config.json", content)  # first: it tells an export that was cut off from somebody else's folder
     remove_parts(dest)
@@ -97,15 +94,36 @@ def committed_run(name: str) -> Run:
     Looked for as results/<study>/runs/<row> in the working directory and those above it, then beside this package. Raises
     `CorsdError` that lists those there are.
     """
-    here = Path.cwd()
-    folders = [place / "results" for place in (here, *here.parents, Path(__file__).resolve().parents[1])]
     study, _, row = name.partition("/")
-    for folder in folders:
+    for folder in _results_folders():
         if (folder / study / "runs" / row / "config.json").is_file():
             return Run(folder / study / "runs" / row)
-    there = sorted({f"{path.parts[-4]}/{path.parts[-2]}" for folder in folders for path in folder.glob("*/runs/*/config.json")})
+    found = [path for folder in _results_folders() for path in folder.glob("*/runs/*/config.json")]
+    there = sorted({f"{path.parts[-4]}/{path.parts[-2]}" for path in found})
+    raise _not_committed("run", name, there)
+
+
+def committed_summary(study: str) -> dict[str, Any]:
+    """What the records of a study that travels with the repository say, such as "digits": see `corsd_lib.tables.summarise`.
+
+    Read from results/<study>/summary.json, looked for where `committed_run` looks. Raises `CorsdError` that lists the studies.
+    """
+    for folder in _results_folders():
+        if (file := folder / study / "summary.json").is_file():
+            return read_json(file)
+    there = sorted({path.parts[-2] for folder in _results_folders() for path in folder.glob("*/summary.json")})
+    raise _not_committed("study", study, there)
+
+
+def _results_folders() -> list[Path]:
+    """Where a folder of results may lie, nearest first."""
+    here = Path.cwd()
+    return [place / "results" for place in (here, *here.parents, Path(__file__).resolve().parents[1])]
+
+
+def _not_committed(what: str, name: str, there: list[str]) -> CorsdError:
     listed = ", ".join(there) or "none, work in a clone of the repository"
-    raise CorsdError(f"there is no committed run {name!r}; there are: {listed}")
+    return CorsdError(f"there is no committed {what} {name!r}; there are: {listed}")
 
 
 def _check_counts(snapshots: int, probe_images: int) -> None:
@@ -127,16 +145,9 @@ def _figures(run: Run) -> dict[str, Any]:
 def _portable(run: Run, snapshots: int, probe_images: int) -> dict[str, Any]:
     """The run's config.json without what only means something on this machine, and with how it was exported."""
     content: dict[str, Any] = read_json(run.path / "config.json")
-    name = portable_name(run.config.data)
-    train = content["train"] | {"data": name, "data_root": None, "out": None, "resume": False}
+    train = content["train"] | {"data": portable_name(run.config.data), "data_root": None, "out": None, "resume": False}
     exported = {"snapshots": snapshots, "probe_images": probe_images}
-    return {**content, "train": train, "data": content["data"] | {"name": name}, "exported": exported}
-
-
-def portable_name(name: str) -> str:
-    """The name of a data set without the folders of a path: `folder:PATH` and `npz:PATH` keep its last part. Ours."""
-    kind, _, path = name.partition(":")
-    return f"{kind}:{Path(path).name}" if kind in ("folder", "npz") else name
+    return {**content, "train": train, "data": content["data"] | {"name": portable_name(run.data.name)}, "exported": exported}
 
 
 def _check_destination(dest: Path, content: dict[str, Any], run: Run) -> None:
@@ -148,9 +159,9 @@ def _check_destination(dest: Path, content: dict[str, Any], run: Run) -> None:
         raise CorsdError(f"{dest} is there already and is no export of {run.path}: choose another folder, or remove it")
 
 
-def _data(run: Run, data_root: str | Path | None) -> ImageData:
+def _data(run: Run, data: ImageData | None, data_root: str | Path | None) -> ImageData:
     try:
-        return load_data(run.config, None if data_root is None else str(data_root))
+        return run_data(run, data, None if data_root is None else str(data_root))
     except CorsdError as error:
         raise CorsdError(f"an export is evaluated as it is written, and its data cannot be read: {error}") from error
 
@@ -244,7 +255,8 @@ def _card(run: Run, figures: dict[str, Any], trained: dict[str, Any]) -> str:
 A classifier of {data.channels}x{data.image_size}x{data.image_size} images with {data.num_classes} classes and {exits},
 trained with method `{c.method}` of corsd_lib. One run of one seed: a record to look into, not the best of many.
 
-No images of the data set are in this folder. The weights are the trained ones in float16.
+No images of the data set are in this folder. The weights are the trained ones in float16. The library is under the MIT
+licence; what may be done with the weights depends also on the terms of the images that they were learned from.
 
 ## Results
 
@@ -299,18 +311,19 @@ print(data.class_names[logits[-1].argmax()])
 def _front_matter(run: Run, figures: dict[str, Any]) -> str:
     """The card's YAML. Names are written as JSON strings, which YAML reads alike whatever is in them."""
     data = json.dumps(run.data.name)
+    datasets = "" if ":" in run.data.name else f"datasets: [{data}]\n"  # a folder of one's own has no public name
     metrics = "".join(
         f"    - type: accuracy\n      name: top-1 of exit {k} (%)\n      value: {row['top1']:.2f}\n"
         for k, row in enumerate(figures["exits"], 1)
     )
     return f"""\
 ---
-license: mit
+license: other
+license_name: terms-of-the-images
 library_name: corsd
 pipeline_tag: image-classification
 tags: [image-classification, self-distillation, multi-exit, {json.dumps(run.config.method)}]
-datasets: [{data}]
-metrics: [accuracy]
+{datasets}metrics: [accuracy]
 model-index:
 - name: {json.dumps(run.config.path.name)}
   results:

@@ -44,11 +44,20 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 
 def write_between(document: Path, mark: str, text: str) -> None:
-    """Put `text` between `<!-- mark -->` and `<!-- /mark -->` of a Markdown file; `CorsdError` when they are not there."""
-    whole, begin, end = document.read_text(encoding="utf-8"), f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
-    if begin not in whole or end not in whole:
-        raise CorsdError(f"{document} has no {begin.strip()} and {end} marks to put the table between")
-    write_atomic(document, f"{whole.split(begin)[0]}{begin}{text}\n{end}{whole.split(end)[1]}".encode())
+    """Put `text` between `<!-- mark -->` and `<!-- /mark -->` of a Markdown file.
+
+    Raises `CorsdError` when there is no such file, and unless each mark is there once, in this order.
+    """
+    begin, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
+    try:
+        whole = document.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CorsdError(f"cannot read {document}: {getattr(error, 'strerror', None) or error}") from error
+    before, _, rest = whole.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found or whole.count(begin) > 1 or whole.count(end) > 1:
+        raise CorsdError(f"{document} must have one {begin.strip()} and, after it, one {end} to put the table between")
+    write_atomic(document, f"{before}{begin}{text}\n{end}{after}".encode())
 
 
 def remove_parts(folder: Path) -> None:

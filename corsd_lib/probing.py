@@ -24,12 +24,13 @@ class ProbeSet:
 
     From `split`; "auto" is validation where there is one, else train (not augmented): test is not looked at before the end
     unless it is asked for. Sorted by class. `size` // C images of each class, at least two; all of a class that has fewer.
+    `workers` processes read images that are streamed.
     Raises `CorsdError` for a split that the data does not have.
     """
 
-    def __init__(self, data: ImageData, size: int, split: str = "auto") -> None:
+    def __init__(self, data: ImageData, size: int, split: str = "auto", workers: int = 2) -> None:
         auto = "train" if data.validation is None else "validation"
-        self.data, self.split_name = data, auto if split == "auto" else split
+        self.data, self.split_name, self.workers = data, auto if split == "auto" else split, workers
         images: Split | None = getattr(data, self.split_name)
         if images is None:
             raise CorsdError(f"probe_split {split!r}: data {data.name!r} has none; set a validation_fraction")
@@ -75,7 +76,7 @@ class ProbeSet:
     def _outputs(self, network: MultiExitNetwork, device: torch.device, maps: bool) -> ExitOutputs:
         """Outputs for all probe images; with `maps` the feature maps of `few` of them, else none: they are large."""
         outs, start = [], 0
-        for images, _ in evaluation_batches(self.data, self.split, device):
+        for images, _ in evaluation_batches(self.data, self.split, device, workers=self.workers):
             out = network(images)
             few = self.few[start : start + len(images)].to(device)
             outs.append(out._replace(features=[f[few] for f in out.features] if maps else []))

@@ -25,10 +25,12 @@ def provenance(device: torch.device | str | None = None) -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "unknown"
+    others = os.environ.get("CORSD_METHODS")
     used = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return {
         "corsd_lib": __version__,
         "revision": _revision(),
+        **({"methods": others} if others else {}),
         "python": platform.python_version(),
         "versions": versions,
         "machine": platform.machine(),

@@ -19,7 +19,6 @@ from corsd_lib.analysis.exits import choose_threshold, early_exit_curve, exit_ac
 from corsd_lib.analysis.relations import relation_quality
 from corsd_lib.analysis.structure import class_structure
 from corsd_lib.errors import CorsdError, check_choice
-from corsd_lib.export import portable_name
 from corsd_lib.figures import exit_accuracy_bars, structure_over_epochs, training_curves
 from corsd_lib.figures.style import exit_names, line_style, set_title, template
 from corsd_lib.pages import (
@@ -35,7 +34,7 @@ from corsd_lib.pages import (
     text_panel,
     write_page,
 )
-from corsd_lib.runs import Run, Snapshot, new_network
+from corsd_lib.runs import PLACE_FIELDS, PROBE_FIELDS, Run, Snapshot, new_network, portable_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,8 +45,7 @@ EMBEDDINGS = (*PROJECTIONS, "none")
 Named = dict[str, Run]  # runs by what they are called side by side
 Say = Callable[[str], object]
 
-# What says where a training ran and what was recorded of it, and paths.
-_NOT_SHOWN = ("data_root", "out", "resume", "workers", "checkpoint_seconds", "method_options")
+_NOT_SHOWN = (*PLACE_FIELDS, *PROBE_FIELDS, "method_options")
 _QUALITY_EPOCHS, _STRUCTURE_EPOCHS, _PICTURES = 4, 8, 4  # these take seconds an epoch: some epochs, evenly spread
 
 
@@ -146,8 +144,8 @@ def _exit_table(named: Named) -> Panel:
         exits = exit_names(len(run.test["exits"]))
         for place, row in [*zip(exits, run.test["exits"], strict=True), ("ensemble of the exits", run.test["ensemble"])]:
             rows.append([place if len(named) == 1 else f"{name}, {place}", *_figures(row)])
-    images = [f"{run.test['images']:,} images of {run.test['split']}" for run in named.values() if run.test]
-    said = [f"Measured once, on {images[0]}, after the last epoch."] if images else []
+    images = dict.fromkeys(f"{run.test['images']:,} images of {run.test['split']}" for run in named.values() if run.test)
+    said = [f"Measured once, on {' or '.join(images)}, after the last epoch."] if images else []
     said += [f"Not evaluated yet: {', '.join(waiting)}."] if waiting else []
     said += ["MACs (multiply-accumulates) and parameters are of the network cut after the exit."] if images else []
     return table_panel("What each exit is worth", columns if rows else [""], rows, " ".join(said))

@@ -1,6 +1,7 @@
 """A run on disk: what was asked for, what happened, the weights, and what the network saw on the way.
 
-    config.json           {"train": TrainConfig, "data": class names and image facts, "provenance": versions, revision, machine}
+    config.json           {"train": TrainConfig, "data": class names and image facts, "provenance": versions, revision, machine,
+                          "resumed": those of later processes, where they differ}
     metrics.jsonl         one line an epoch: losses by part, train (and validation) accuracy by exit, learning rate, seconds
     weights.safetensors   network.* and method.* after the last epoch
     checkpoint.safetensors  the same and the optimiser, random states and position: what a resume needs
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
@@ -32,7 +33,22 @@ from corsd_lib.network import MultiExitNetwork, build_network
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["DataInfo", "Probes", "Run", "Snapshot", "TrainConfig", "load_run"]
+__all__ = [
+    "PLACE_FIELDS",
+    "PROBE_FIELDS",
+    "DataInfo",
+    "Probes",
+    "Run",
+    "Snapshot",
+    "TrainConfig",
+    "differences",
+    "load_run",
+    "portable_name",
+]
+
+# Fields of a configuration that say where and how a training runs, not what it comes to.
+PLACE_FIELDS = ("out", "resume", "data_root", "workers", "checkpoint_seconds", "cuda_graphs")
+PROBE_FIELDS = ("probe_every", "probe_size", "probe_split")  # what is recorded of it on the way
 
 
 @dataclass(frozen=True)
@@ -148,7 +164,8 @@ class TrainConfig:
         check_choice("precision", self.precision, ("32-true", "bf16-mixed", "16-mixed"))
         for name in ("epochs", "batch_size", "devices", "num_nodes", "lr"):
             _check_range(name, getattr(self, name), low=0, open_low=True)
-        for name in ("seed", "cutout", "clip_norm", "weight_decay", "workers"):
+        _check_range("seed", self.seed, low=0, high=2**63)
+        for name in ("cutout", "clip_norm", "weight_decay", "workers"):
             _check_range(name, getattr(self, name), low=0)
         for name in ("probe_every", "probe_size", "checkpoint_seconds"):
             _check_range(name, getattr(self, name), low=0)
@@ -168,6 +185,12 @@ class TrainConfig:
         data = self.data.replace(":", "-").replace("/", "_")
         return Path(self.out or f"runs/{data}-{self.network.replace(':', '-')}-{self.method}-s{self.seed}")
 
+    def decisive(self) -> dict[str, Any]:
+        """All that decides what the training comes to, options of the method spelled out as `method_options.<name>`."""
+        options = asdict(self.build_method().options)
+        fields = {k: v for k, v in asdict(self).items() if k not in ("method_options", *PLACE_FIELDS)}
+        return {**fields, **{f"method_options.{k}": v for k, v in options.items()}}
+
     def build_method(self, network: MultiExitNetwork | None = None) -> Method:
         """The method of this configuration."""
         return build_method(self.method, network=network, **self.method_options)
@@ -184,11 +207,19 @@ class TrainConfig:
     def from_file(cls, path: str | Path) -> TrainConfig:
         """A configuration from a JSON file: plain fields, or a run's `config.json`, then without its `out` and `resume`."""
         values = read_json(Path(path))
-        if isinstance(values, dict) and isinstance(values.get("train"), dict):
+        if isinstance(values, dict) and values.keys() >= _OF_A_RUN and isinstance(values["train"], dict):
             values = {k: v for k, v in values["train"].items() if k not in ("out", "resume")}
         if not isinstance(values, dict):
             raise CorsdError(f"{path} holds no configuration: an object of fields and values is wanted")
         return cls.from_dict(values, str(path))
+
+
+def differences(before: TrainConfig, now: TrainConfig) -> str:
+    """What decides a training and is not the same in both, such as "lr was 0.1, is 0.2"; "" where there is nothing."""
+    old, new = before.decisive(), now.decisive()
+    differing = [k for k in {**old, **new} if old.get(k) != new.get(k)]
+    changes = ", ".join(f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in differing[:4])
+    return f"{changes}, and {len(differing) - 4} more" if len(differing) > 4 else changes
 
 
 def _check_type(name: str, value: object, hint: Any) -> None:
@@ -247,8 +278,8 @@ class Probes(Mapping[int, Snapshot]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        files = sorted((path / "probes").glob("epoch_*.safetensors"))
-        self._files = {int(f.stem.split("_")[1]): f for f in files}
+        files = {f.stem.removeprefix("epoch_"): f for f in (path / "probes").glob("epoch_*.safetensors")}
+        self._files = {int(epoch): files[epoch] for epoch in sorted(filter(str.isdecimal, files), key=int)}
 
     def __len__(self) -> int:
         return len(self._files)
@@ -286,6 +317,9 @@ def _numbered(tensors: dict[str, Tensor], name: str) -> list[Tensor]:
     return [t for t in found if t is not None]
 
 
+_OF_A_RUN = {"train", "data", "provenance"}  # the parts of its config.json
+
+
 class Run:
     """A training on disk, finished or not, read when asked for; `load_run(path)` opens one."""
 
@@ -301,7 +335,7 @@ class Run:
     @cached_property
     def _json(self) -> dict[str, Any]:
         values = read_json(self.path / "config.json")
-        if not isinstance(values, dict) or not {"train", "data", "provenance"} <= values.keys():
+        if not isinstance(values, dict) or not values.keys() >= _OF_A_RUN:
             raise CorsdError(f"{self.path / 'config.json'} is not of a run: it lacks one of train, data, provenance")
         return values
 
@@ -325,6 +359,11 @@ class Run:
     def provenance(self) -> dict[str, Any]:
         """Library version, source revision, package versions and machine of the training."""
         return self._json["provenance"]
+
+    @property
+    def resumed(self) -> list[dict[str, Any]]:
+        """The same of each process that went on with it elsewhere or with other code, and the epochs done before it."""
+        return self._json.get("resumed", [])
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -378,6 +417,12 @@ class Run:
         raise CorsdError(f"{self.path} holds no weights yet: its training was stopped before the first checkpoint")
 
 
+def portable_name(name: str) -> str:
+    """The name of a data set without the folders of a path: `folder:PATH` and `npz:PATH` keep its last part. Ours."""
+    kind, _, path = name.partition(":")
+    return f"{kind}:{Path(path).name}" if kind in ("folder", "npz") else name
+
+
 def load_run(path: str | Path) -> Run:
     """Open a run directory. Raises `CorsdError` when there is none."""
     return Run(path)
@@ -404,5 +449,8 @@ def load_part(module: nn.Module, tensors: Mapping[str, Tensor], part: str, sourc
     for name in {**wanted, **given}:  # in the order of the module, so that the first difference is the same each time
         have, want = (tuple(d[name].shape) if name in d else "absent" for d in (given, wanted))
         if have != want:
-            raise CorsdError(f"{source} is of another architecture: {part}.{name} is {have} there, {want} in this {part}")
+            grows = "; a buffer whose shape changes must be persistent=False" if name in dict(module.named_buffers()) else ""
+            raise CorsdError(
+                f"{source} is of another architecture: {part}.{name} is {have} there, {want} in this {part}{grows}"
+            )
     module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in given.items()})

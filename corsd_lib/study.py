@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -20,14 +20,13 @@ from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.evaluation import training_macs
 from corsd_lib.files import read_json, read_lines, write_atomic, write_json
 from corsd_lib.methods import METHODS
-from corsd_lib.runs import Run, TrainConfig
+from corsd_lib.runs import PLACE_FIELDS, Run, TrainConfig, differences, portable_name
 from corsd_lib.tables import Record, markdown, summarise, table
 
-__all__ = ["Row", "Study", "make_record"]
+__all__ = ["TRIALS", "Row", "Study", "make_record"]
 
+TRIALS = 40  # of a search that does not say how many
 _NOT_A_STUDYS = ("out", "resume", "data_root", "seed")
-# Where and how a training runs, not what it comes to: not in its record.
-_FREE = ("out", "resume", "data_root", "workers", "checkpoint_seconds", "cuda_graphs")
 
 
 @dataclass(frozen=True)
@@ -77,6 +76,13 @@ class Study:
         found = _checked(values, str(file), kinds)
         seeds = _seeds(found.get("seeds", [0]), str(file))
         rows = {name: _row(name, found["rows"], seeds, str(file)) for name in found.get("rows", {})}
+        for name in found.get("tuning", {}):
+            check_choice(f"{file}: tuning of row", name, rows)
+            if rows[name].tuned is None and "tuned" not in found["rows"][name]:
+                raise CorsdError(
+                    f'{file}: row {name!r} has a search and does not use it: add "tuned": "tuning/{name}.json" to the row, '
+                    'or "tuned": null to train it as it stands'
+                )
         study = cls(
             path=file.parent,
             title=found.get("title", file.resolve().parent.name),
@@ -149,16 +155,20 @@ class Study:
         """Raise a `CorsdError` while the search of a row has fewer trials than `tuning` wants: its best may change."""
         file = self.rows[row].tuned
         entry = self.tuning.get(Path(file).stem) if file else None
-        wanted = entry.get("trials") if isinstance(entry, dict) else None
+        wanted = entry.get("trials", TRIALS) if isinstance(entry, dict) else None
         if file is None or not isinstance(wanted, int):
             return
-        trials = read_json(self.path / file).get("trials", [])
-        done = sum("taken up by" not in trial.get("error", "") for trial in trials)
+        done = self.trials_done(read_json(self.path / file))
         if done < wanted:
             raise CorsdError(
                 f"row {row!r}: {self.path / file} has {done} of {wanted} trials: finish the search (corsd tune) or want fewer, "
                 "else the row is trained with settings that may not stay the best"
             )
+
+    @staticmethod
+    def trials_done(tuning_record: Mapping[str, Any]) -> int:
+        """How many trials a search has made, one that was stopped and taken up again counted once."""
+        return sum("taken up by" not in trial.get("error", "") for trial in tuning_record.get("trials", []))
 
     # --- records ---
 
@@ -175,10 +185,8 @@ class Study:
         for part in ("config", "test"):
             if not isinstance(record, dict) or not isinstance(record.get(part), dict):
                 raise CorsdError(f"{path} is no record of a training: it has no {part}")
-        before, now = _decisive(TrainConfig.from_dict(record["config"], str(path))), _decisive(self.config(row, seed))
-        differing = [k for k in {**before, **now} if before.get(k) != now.get(k)]
-        if differing:
-            changes = ", ".join(f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in differing[:4])
+        before, now = TrainConfig.from_dict(record["config"], str(path)), self.config(row, seed)
+        if changes := differences(before, replace(now, data=portable_name(now.data))):
             raise CorsdError(f"{path} is of another configuration: {changes}; remove or rename it to train again")
         return record
 
@@ -207,6 +215,8 @@ class Study:
 def study_file(path: str | Path) -> Path:
     """The `study.json` that is meant by its own name or by its folder's."""
     path = Path(path)
+    if path.suffix == ".json" and path.name != "study.json":
+        raise CorsdError(f"study {path} lies beside its records and tables: name it study.json, in a folder of its own")
     return path if path.suffix == ".json" else path / "study.json"
 
 
@@ -217,7 +227,11 @@ def _checked(values: object, where: str, kinds: Mapping[str, Any]) -> dict[str, 
     for name, value in values.items():
         check_choice(f"{where}: field", name, kinds)
         if not isinstance(value, kinds[name]):
-            raise CorsdError(f"{where}: {name} = {value!r} is of type {type(value).__name__}, which is not allowed")
+            allowed = " or ".join(k.__name__ for k in (kinds[name] if isinstance(kinds[name], tuple) else [kinds[name]]))
+            raise CorsdError(f"{where}: {name} = {value!r} is of type {type(value).__name__}; allowed: {allowed}")
+    options = values.get("train", {}).get("method_options", {})
+    if not isinstance(options, dict):
+        raise CorsdError(f"{where}: train: method_options = {options!r}; allowed: an object of options and values")
     return values
 
 
@@ -263,13 +277,6 @@ def _images_an_anchor(config: TrainConfig) -> int:
     return 3 if (config.sampling or METHODS[config.method].sampling) == "triplet" else 1
 
 
-def _decisive(config: TrainConfig) -> dict[str, Any]:
-    """All that decides what a training comes to, every option of the method spelled out."""
-    options = asdict(config.build_method().options)
-    fields = {k: v for k, v in asdict(config).items() if k not in ("method_options", *_FREE)}
-    return {**fields, **{f"method_options.{k}": v for k, v in options.items()}}
-
-
 def make_record(run: Run, row: str, seed: int) -> Record:
     """What stays of a finished run when its folder is gone: nothing of the user's paths, a few kilobytes."""
     epochs = read_lines(run.path / "metrics.jsonl")
@@ -277,11 +284,12 @@ def make_record(run: Run, row: str, seed: int) -> Record:
     return {
         "row": row,
         "seed": seed,
-        "config": {k: v for k, v in run.raw_config.items() if k not in _FREE},
-        "test": run.test,
+        "config": {k: v for k, v in run.raw_config.items() if k not in PLACE_FIELDS} | {"data": portable_name(run.config.data)},
+        "test": {**(run.test or {}), "data": portable_name(run.data.name)},
         "train_top1": [v for k, v in epochs[-1].items() if k.startswith("train_top1.")],
         "images": images,
         "macs": round(images * training_macs(run.config, run.data)),
         "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
         "provenance": run.provenance,
+        **({"resumed": run.resumed} if run.resumed else {}),
     }

@@ -81,6 +81,7 @@ def _summarise_row(row: Row, records: Mapping[int, Record], reference: Mapping[i
         **{key: sum(r[key] for r in records.values()) / len(records) for key in ("images", "macs", "seconds")},
         "macs_ratio": _ratio("macs", records, reference, both),
         "time_ratio": _ratio("seconds", records, reference, both),
+        **_sources(r.get("provenance", {}) for r in records.values()),
         "train_top1": sum(r["train_top1"][-1] for r in records.values()) / len(records),
         "options": config["method_options"],
     }
@@ -99,6 +100,16 @@ def against(summary: Mapping[str, Any], reference: str) -> dict[str, Any]:
         ends = mean_interval(ours[s][-1] - theirs[s][-1] for s in ours if s in theirs and name != reference)
         gained[name] = {**m, **dict(zip(("gain", "gain_low", "gain_high"), ends, strict=True))}
     return {**summary, "baseline": reference, "methods": gained}
+
+
+def _sources(provenances: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Which revisions of the source and which PyTorch made the records of a row: more than one may be of two kinds."""
+    found = list(provenances)
+    revisions = dict.fromkeys(p.get("revision", "unknown")[:12] for p in found)
+    return {
+        "revisions": list(revisions),
+        "torch": list(dict.fromkeys(p.get("versions", {}).get("torch", "unknown") for p in found)),
+    }
 
 
 def _ratio(key: str, ours: Mapping[int, Record], theirs: Mapping[int, Record], seeds: Sequence[int]) -> float | None:
@@ -198,5 +209,10 @@ def _note(summary: Mapping[str, Any]) -> str:
         f"{reference['label'] if reference else summary['baseline']} at the deepest exit, paired by seed, over the seeds that "
         "both rows have. MACs (forward and backward) and wall time of the training are relative to that row's; trainings run "
         "side by side and beside other work, so times may be off by a factor of two. Train: top-1 of the deepest exit on the "
-        "augmented images of the last epoch."
+        f"augmented images of the last epoch. Trained by revisions {_all_of(methods, 'revisions')} of the source, with PyTorch "
+        f"{_all_of(methods, 'torch')}."
     )
+
+
+def _all_of(methods: Mapping[str, Any], key: str) -> str:
+    return ", ".join(sorted({value for m in methods.values() for value in m[key]})) or "unknown"

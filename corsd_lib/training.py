@@ -9,33 +9,30 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from corsd_lib.batches import BatchSource
 from corsd_lib.capture import GraphedPasses, Passes
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import evaluate, exit_logits, load_data, top_k_accuracy
-from corsd_lib.files import read_lines, read_tensors, remove_parts, write_json, write_lines, write_tensors
-from corsd_lib.methods import METHODS, Batch, Method
+from corsd_lib.evaluation import evaluate, exit_logits, load_data, run_data, top_k_accuracy, training_batches
+from corsd_lib.files import read_json, read_lines, read_tensors, remove_parts, write_json, write_lines, write_tensors
+from corsd_lib.methods import Batch, Method
 from corsd_lib.network import MultiExitNetwork
 from corsd_lib.optimisation import learning_rate, parameter_groups
 from corsd_lib.probing import ProbeSet
 from corsd_lib.provenance import provenance
-from corsd_lib.runs import DataInfo, Run, TrainConfig, load_part, new_network
+from corsd_lib.runs import DataInfo, Run, TrainConfig, differences, load_part, new_network
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 __all__ = ["stop_request", "train"]
-
-# Fields that may differ between the two halves of a resumed training: where and how, not what.
-_FREE_ON_RESUME = ("resume", "out", "data_root", "workers", "checkpoint_seconds", "cuda_graphs")
 
 
 def train(
@@ -51,10 +48,11 @@ def train(
     Ctrl-C (or SIGTERM, or another thread that sets `stop`) finishes the step, saves and returns the unfinished run; the same
     configuration with `resume=True` goes on from there, or from the last checkpoint of a run that was killed, and ends with
     the same weights, bit for bit on the same CPU and number of threads, closely on a GPU. A finished run is returned as it
-    is. With several devices each process forms its pairs within its own batch.
+    is. With several devices each process forms its pairs within its own batch. `data`: images of your own, in place of those
+    that `config.data` names; whoever asks the run for images later has to give them again.
 
-    Raises `CorsdError` when the directory holds another run, or when the loss is no longer finite (the last good checkpoint is
-    kept).
+    Raises `CorsdError` when the directory holds another run, or one of other data, or one that is being trained right now, and
+    when the loss is no longer finite (the last good checkpoint is kept).
     """
     _check_directory(config)  # in every process, before the first one can have written into it
     if (config.path / "test.json").is_file():
@@ -102,12 +100,57 @@ def _train(
     stop: threading.Event | None,
 ) -> Run:
     gpus = [fabric.device] if fabric.device.type == "cuda" else []
-    with torch.random.fork_rng(gpus):  # the caller's random numbers are left as they were
-        trainer = Trainer(fabric, config, data or load_data(config))
+    data = _given_or_named(data, config)
+    alone = _held(config.path) if fabric.is_global_zero else nullcontext()
+    with alone, torch.random.fork_rng(gpus):  # the caller's random numbers are left as they were
+        trainer = Trainer(fabric, config, data)
         with stop_request(stop) as stop:
             trainer.run(stop, on_epoch, progress)
     fabric.barrier()
     return Run(config.path)
+
+
+def _given_or_named(data: ImageData | None, config: TrainConfig) -> ImageData:
+    """The images to train on; an unfinished run goes on with those that it began with."""
+    if not (config.path / "config.json").is_file():
+        return data or load_data(config)
+    run = Run(config.path)
+    data = run_data(run, data)
+    before, now = ((d.name, tuple(d.class_names), d.image_size) for d in (run.data, data))
+    if before != now:
+        raise CorsdError(f"{run.path} was begun on {run.data.name!r}, with other classes or images than {data.name!r} has")
+    return data
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Lock a run directory for this process; the system unlocks it when the process ends, however that happens."""
+    made = not folder.is_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise CorsdError(f"cannot write {folder}: {error.strerror or error}") from error
+    try:
+        with suppress(ImportError):  # where there is no such lock, two trainings are the user's to keep apart
+            _lock(held, folder)
+        yield
+    finally:
+        os.close(held)
+        if made:
+            with suppress(OSError):  # nothing was written, so nothing is left
+                folder.rmdir()
+
+
+def _lock(directory: int, folder: Path) -> None:
+    import fcntl
+
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise CorsdError(f"{folder} is being trained right now: wait for that training, or stop it") from error
+    except OSError:
+        return  # a file system that knows no locks
 
 
 def _check_directory(config: TrainConfig) -> None:
@@ -120,10 +163,7 @@ def _check_directory(config: TrainConfig) -> None:
         return
     if not config.resume:
         raise CorsdError(f"{config.path} holds a run already: resume it (resume=True, --resume), or choose another out")
-    before, now = Run(config.path).raw_config, _plain(config)
-    differing = [k for k in now if k not in _FREE_ON_RESUME and before.get(k) != now[k]]
-    if differing:
-        changes = ", ".join(f"{k} was {before.get(k)!r}, is {now[k]!r}" for k in differing)
+    if changes := differences(Run(config.path).config, config):
         raise CorsdError(f"{config.path} holds a run of another configuration: {changes}; remove it or choose another out")
 
 
@@ -150,7 +190,6 @@ class Trainer:
 
     def __init__(self, fabric: Fabric, config: TrainConfig, data: ImageData) -> None:
         self.fabric, self.config, self.data, self.path = fabric, config, data, config.path
-        kind = METHODS[config.method]
         self.info = DataInfo(
             data.name,
             tuple(data.class_names),
@@ -177,20 +216,7 @@ class Trainer:
         if config.compile:
             self.network.compile()
         self.module, self.optimizer = fabric.setup(step, optimizer)
-        self.source = BatchSource(
-            data,
-            batch_size=config.batch_size,
-            sampling=config.sampling or kind.sampling,
-            samples_per_class=config.samples_per_class or kind.samples_per_class,
-            augmentation=config.augmentation,
-            padding_mode=config.padding_mode,
-            cutout=config.cutout,
-            seed=config.seed,
-            device=fabric.device,
-            workers=config.workers,
-            rank=fabric.global_rank,
-            world=fabric.world_size,
-        )
+        self.source = training_batches(config, data, device=fabric.device, rank=fabric.global_rank, world=fabric.world_size)
         self.steps_per_epoch = len(self.source.rows(0))
         if not self.steps_per_epoch:
             raise CorsdError(f"batch_size {config.batch_size} x {fabric.world_size} processes leaves no batch of train")
@@ -198,11 +224,13 @@ class Trainer:
         self.epoch = self.step = 0
         self.spent = 0.0  # seconds that earlier processes gave to the running epoch
         self.totals: dict[str, Tensor] = {}
-        self.probe = ProbeSet(data, config.probe_size, config.probe_split)
+        self.probe = ProbeSet(data, config.probe_size, config.probe_split, config.workers)
         if fabric.is_global_zero:
             remove_parts(self.path)
         if (self.path / "checkpoint.safetensors").is_file():
             self._restore()
+            if fabric.is_global_zero and self.epoch < config.epochs:
+                self._note_resume()
         elif fabric.is_global_zero:
             self._begin()
 
@@ -354,7 +382,7 @@ class Trainer:
             **self._means(),
         }
         if self.data.validation is not None:
-            logits, labels = exit_logits(self.network, self.data, self.data.validation)
+            logits, labels = exit_logits(self.network, self.data, self.data.validation, self.config.workers)
             record |= {f"val_top1.exit{k}": top_k_accuracy(z, labels) for k, z in enumerate(logits, 1)}
         lines = [line for line in read_lines(self.path / "metrics.jsonl") if line["epoch"] < self.epoch]
         write_lines(self.path / "metrics.jsonl", [*lines, record])
@@ -377,7 +405,7 @@ class Trainer:
 
     def _finish(self) -> None:
         write_tensors(self.path / "weights.safetensors", self._weights())
-        result = asdict(evaluate(self.network, self.data))
+        result = asdict(evaluate(self.network, self.data, workers=self.config.workers))
         write_json(self.path / "test.json", result)
 
     # --- stop and resume ---
@@ -410,6 +438,16 @@ class Trainer:
         precision = self.fabric.strategy.precision.state_dict()
         position = {"epoch": self.epoch, "step": self.step, "seconds": seconds, "precision": precision}
         write_tensors(self.path / "checkpoint.safetensors", tensors, {"position": json.dumps(position)})
+
+    def _note_resume(self) -> None:
+        """Add to config.json what is another than it was: the source, the versions, the machine."""
+        path = self.path / "config.json"
+        content = read_json(path)
+        now = provenance(self.fabric.device)
+        last = [content["provenance"], *content.get("resumed", [])][-1]
+        if any(last.get(k) != v for k, v in now.items() if k != "started"):
+            content.setdefault("resumed", []).append({**now, "epochs_done": self.epoch})
+            write_json(path, content)
 
     def _restore(self) -> None:
         source = self.path / "checkpoint.safetensors"

@@ -124,8 +124,9 @@ BALANCED = {
 def test_balanced_batches_keep_their_promises(sizes: tuple[int, ...], batch_size: int, wanted_k: int, seed: int) -> None:
     labels = _labels(*sizes)
     batches = balanced_batches(labels, batch_size, _generator(seed), wanted_k)
-    k = max(wanted_k, batch_size // len(sizes))
-    rounds = max(1, round(sum(sizes) / len(sizes) / k))
+    k = max(wanted_k, min(batch_size, sum(sizes)) // len(sizes))
+    plain = sum(map(len, plain_batches(labels, batch_size, _generator(seed))))
+    rounds = max(1, round(plain / len(sizes) / k))
     assert torch.bincount(labels[torch.cat(batches)]).tolist() == [rounds * k] * len(sizes)  # every class equally often
     assert all(len(b) == min(len(sizes), batch_size // k) * k for b in batches[:-1])  # P x K
     for batch in batches:
@@ -135,6 +136,17 @@ def test_balanced_batches_keep_their_promises(sizes: tuple[int, ...], batch_size
         assert len(of[:, 0].unique()) == len(of)  # and no class stands twice in a batch
         for group in batch.view(-1, k):  # nor an image of a class that has enough
             assert len(group.unique()) == min(k, sizes[labels[group[0]]])
+
+
+@pytest.mark.parametrize(
+    "classes,per_class,batch_size", [(10, 5, 128), (10, 10, 64), (10, 20, 128), (10, 50, 128), (100, 100, 64)]
+)
+def test_an_epoch_of_balanced_batches_passes_about_the_images_of_plain_ones(
+    classes: int, per_class: int, batch_size: int
+) -> None:
+    labels = _labels(*(per_class,) * classes)
+    plain, balanced = (draw(labels, batch_size, _generator(0)) for draw in (plain_batches, balanced_batches))
+    assert sum(map(len, balanced)) == pytest.approx(sum(map(len, plain)), rel=0.07)
 
 
 def test_balanced_reads_a_class_through_before_it_reads_it_again() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from corsd_lib import __version__, cli
 from corsd_lib.evaluation import evaluate
+from corsd_lib.files import write_json
 from corsd_lib.runs import Run, TrainConfig, load_run
 from corsd_lib.training import Trainer
 
@@ -243,11 +244,14 @@ def test_data_describes_a_data_set(capsys: Captured) -> None:
         ("train --accelerator abacus --out OUT", "error: cannot train with accelerator 'abacus', devices 1"),
         ("train --config nowhere.json", "error: nowhere.json does not exist"),
         ("train --config .", "error: cannot read .: Is a directory"),
+        ("train --seed 99999999999999999999 --out OUT", "error: seed = 99999999999999999999 must be at least 0 and below"),
+        ("compare OUT --tables --runs /dev/null/x", "error: OUT/study.json does not exist"),
+        ("evaluate RUN --device meta", "error: device 'meta' cannot be used"),
         ("evaluate nowhere", "error: nowhere holds no run: there is no config.json in it"),
         ("evaluate RUN --split all", "corsd evaluate: error: argument --split: invalid choice: 'all'"),
         ("evaluate RUN --device abacus", "error: device 'abacus' cannot be used"),
         ("data mnist", "error: data set 'mnist' is not known; allowed: digits, "),
-        ("data folder:nowhere", "error: nowhere has no folder of images"),
+        ("data folder:nowhere", "error: nowhere is no folder of images: there is no such folder"),
         ("paint", "corsd: error: argument VERB: invalid choice: 'paint'"),
         ("", "corsd: error: the following arguments are required: VERB"),
     ],
@@ -257,8 +261,20 @@ def test_an_error_is_one_line_and_status_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     places = {"OUT": str(tmp_path / "out"), "RUN": str(tiny_run.path)}
+    message = message.replace("OUT", places["OUT"])
     assert message in _fails(capsys, *(places.get(word, word) for word in words.split()))
     assert not (tmp_path / "out").exists() and not (tmp_path / "runs").exists()  # found before anything was written
+
+
+def test_a_place_that_cannot_be_used_is_one_line(tmp_path: Path, capsys: Captured) -> None:
+    write_json(tmp_path / "study.json", {"rows": {"baseline": {"train": {"method": "baseline"}}}})
+    words = ["compare", str(tmp_path), "--runs", "/dev/null/x"]
+    assert "corsd: error: /dev/null/x/baseline: Not a directory" in _fails(capsys, *words)
+
+
+def test_weights_that_leave_nothing_to_train_are_one_line(tmp_path: Path, capsys: Captured) -> None:
+    words = ["train", "--quiet", "--method", "baseline", "--method-options", "task=0", "--out", str(tmp_path / "out")]
+    assert "method 'baseline': task all have weight 0: there is nothing to train" in _fails(capsys, *words)
 
 
 def test_an_existing_run_is_one_line(tiny_run: Run, capsys: Captured) -> None:

@@ -497,7 +497,16 @@ def test_a_training_that_is_killed_has_failed(write: Write) -> None:
     job.process.wait()
     assert job.over
     job.conclude(study)
-    assert str(job) == "baseline, seed 0: failed: it ended with status -9"
+    assert str(job) == "baseline, seed 0: failed: it was ended by signal 9, as when memory runs out"
+
+
+def test_a_result_that_cannot_be_read_is_a_failure_of_its_training_alone(write: Write) -> None:
+    job = Job("baseline", 0, TrainConfig(out="runs/x"), process=subprocess.Popen([sys.executable, "-c", ""]))
+    assert job.process is not None and job.process.wait(60) == 0
+    job.config.path.mkdir(parents=True)
+    (job.config.path / "test.json").write_text("{")
+    job.conclude(write())
+    assert job.state == "failed" and job.error == "runs/x holds no run: there is no config.json in it"
 
 
 def test_a_training_is_asked_to_stop_once(write: Write) -> None:

@@ -78,8 +78,12 @@ def test_hidden_and_other_files_are_passed_over(folder: Path) -> None:
 
 
 def test_wrong_folders_are_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CorsdError, match=r"absent has no folder of images; expected train/ and val/ or test/"):
+    with pytest.raises(CorsdError, match=r"absent is no folder of images: there is no such folder"):
         load_dataset(f"folder:{tmp_path / 'absent'}")
+    with pytest.raises(
+        CorsdError, match=r"train has cat/, dog/ in it; expected train/ and val/ or test/, each with a folder a cl"
+    ):
+        load_dataset(f"folder:{folder / 'train'}")
     (folder / "val" / "fox").mkdir()
     with pytest.raises(CorsdError, match="train/ and val/ differ in the classes fox"):
         load_dataset(f"folder:{folder}")
@@ -88,7 +92,7 @@ def test_wrong_folders_are_named(folder: Path, tmp_path: Path) -> None:
         load_dataset(f"folder:{folder}")
     assert "fox" in str(caught.value)
     (folder / "val").rename(folder / "aside")
-    with pytest.raises(CorsdError, match="has train folder of images"):
+    with pytest.raises(CorsdError, match="has aside/, train/ in it"):
         load_dataset(f"folder:{folder}")
     (folder / "val").mkdir()
     with pytest.raises(CorsdError, match=r"differ|has no class folders"):

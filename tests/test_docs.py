@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +21,8 @@ from corsd_lib.files import read_json
 from corsd_lib.methods import METHODS
 from corsd_lib.network import build_network
 from corsd_lib.study import Study
-from corsd_lib.tables import against, short_markdown, summarise
+from corsd_lib.tables import against, mean_interval, short_markdown, summarise
+from corsd_lib.tuning.search import Search
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,6 +41,32 @@ def test_the_method_of_contributing_works_as_shown() -> None:
     parts = method(out, methods.Batch(torch.empty(0), torch.tensor([0, 1, 2, 0]), torch.arange(4)))
     assert parts["total"].item() == pytest.approx((parts["task"] + 0.5 * parts["confidence"]).item())
     assert 0 < parts["confidence"].item() <= torch.tensor(3.0).log().item()
+
+
+def test_a_method_from_outside_is_trained_as_contributing_says(tmp_path: Path) -> None:
+    module = "from dataclasses import dataclass\nfrom torch import Tensor\nfrom corsd_lib.network import ExitOutputs\n"
+    module += "from corsd_lib.methods import METHODS, Batch, Method, MethodOptions\n" + blocks(CONTRIBUTING, "python")[0]
+    (tmp_path / "my_methods.py").write_text(
+        "from __future__ import annotations\n" + module + "METHODS[Entropy.name] = Entropy\n"
+    )
+    command = (
+        "compare results/mine --methods baseline entropy --seeds 0 --per-class 5 --epochs 1 --batch-size 25 --width 4 --jobs 1"
+    )
+    words = [sys.executable, "-m", "corsd_lib", *command.split()]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "CORSD_METHODS": "my_methods"}
+    subprocess.run(words, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=300)
+    record = read_json(tmp_path / "results/mine/records/entropy-s0.json")
+    assert record["config"]["method_options"]["confidence"] == 0.1 and record["provenance"]["methods"] == "my_methods"
+    environment["CORSD_METHODS"] = "nowhere"
+    said = subprocess.run([*words[:3], "data", "digits"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert said.returncode and "CORSD_METHODS: cannot import 'nowhere'" in said.stderr.splitlines()[-1]
+
+
+def test_the_study_of_the_results_is_one(tmp_path: Path) -> None:
+    (content,) = blocks((ROOT / "results" / "README.md").read_text(encoding="utf-8"), "json")
+    study = Study.from_dict(json.loads(content), tmp_path / "study.json")
+    assert study.jobs()[0] == ("baseline", 0) and study.rows["no_hint"].tuned == "tuning/byot.json"
+    assert Search.of(study, "byot").own == {"exit_kd": 0.1, "train.lr": 0.1}
 
 
 @pytest.mark.parametrize("command", [c for b in blocks(README, "bash") for c in b.splitlines() if c.startswith("corsd ")])
@@ -101,9 +131,34 @@ def test_the_finding_is_what_the_records_say() -> None:
     assert [float(number) for number in re.findall(r"-?\d+\.\d", found[1])] == [round(value, 1) for value in written]
 
 
+def test_the_digits_are_as_their_records_say() -> None:
+    methods = read_json(ROOT / "results" / "digits" / "summary.json")["methods"]
+    top1 = {name: m["top1_by_seed"] for name, m in methods.items()}
+
+    def difference(row: str, other: str, k: int) -> tuple[float, ...]:
+        ends = mean_interval(top1[row][s][k] - top1[other][s][k] for s in top1[row])
+        return tuple(round(end, 1) for end in ends if end is not None)
+
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    said = re.findall(r"-?\d+\.\d", text.partition("<!-- digits -->")[2].partition("<!-- /digits -->")[0])
+    pairs = [(row, "baseline") for row in ("deep_supervision", "corsd_paper", "paper_no_relations")]
+    pairs += [("corsd_paper", "paper_no_relations")]
+    assert [float(number) for number in said] == [end for pair in pairs for end in difference(*pair, 0)]
+    assert all(m["gain"] is None or m["gain_low"] < 0 < m["gain_high"] for m in methods.values())
+    for row, other in (("corsd", "no_relations"), ("corsd_paper", "paper_no_relations")):
+        for k in range(3):
+            _, low, high = difference(row, other, k)
+            assert (low < 0 < high) == ((row, k) != ("corsd_paper", 0))
+    assert round(methods["baseline"]["top1"][-1], 1) == 94.2 and "94.2 %" in text
+
+
 @pytest.mark.parametrize("study", ["cifar100", "cub200"])
 def test_the_tables_of_the_studies_are_those_of_their_records(study: str) -> None:
     shown = re.search(rf"<!-- {study} -->\n(.*?)<!-- /{study} -->", README, flags=re.DOTALL)
     assert shown is not None and shown[1].strip() == short_markdown(read_json(ROOT / "results" / study / "summary.json"))
+
+
+@pytest.mark.parametrize("study", sorted(path.parent.name for path in (ROOT / "results").glob("*/study.json")))
+def test_the_summary_of_a_study_is_that_of_its_records(study: str) -> None:
     now = Study.from_file(ROOT / "results" / study)
     assert summarise(now, now.records()) == read_json(now.path / "summary.json")

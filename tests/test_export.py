@@ -17,7 +17,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from corsd_lib import cli, committed_run, export_run
+from corsd_lib import cli, committed_run, committed_summary, export_run
 from corsd_lib.analysis.embedding import is_kept
 from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import evaluate, load_data
@@ -254,7 +254,7 @@ def test_an_export_can_be_exported_and_remembers_what_was_trained(exported: Run,
 def test_the_card_has_front_matter_with_the_figures(exported: Run) -> None:
     _, front, body = (exported.path / "README.md").read_text().split("---\n", 2)
     card = yaml.safe_load(front)
-    assert (card["license"], card["library_name"], card["datasets"]) == ("mit", "corsd", ["digits"])
+    assert (card["license"], card["library_name"], card["datasets"]) == ("other", "corsd", ["digits"])
     assert "corsd" in card["tags"] and card["metrics"] == ["accuracy"]
     (model,) = card["model-index"]
     (result,) = model["results"]
@@ -318,7 +318,7 @@ def test_what_is_there_already_is_never_overwritten(
 
 def test_without_the_data_it_says_why_it_is_wanted(copied: Path, tmp_path: Path) -> None:
     config = read_json(copied / "config.json")
-    config["train"]["data"] = "cifar10"
+    config["train"]["data"] = config["data"]["name"] = "cifar10"
     write_json(copied / "config.json", config)
     message = r"an export is evaluated as it is written, and its data cannot be read: cifar10 is neither at .*nowhere"
     with pytest.raises(CorsdError, match=message):
@@ -383,6 +383,17 @@ def test_a_committed_run_is_found_from_below_and_by_its_name_alone(
 def test_a_committed_run_is_found_beside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert committed_run("cifar100_small/corsd").config.method == "corsd"
+
+
+def test_what_a_committed_study_says_is_found_in_the_same_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "results" / "mine").mkdir(parents=True)
+    (tmp_path / "results" / "mine" / "summary.json").write_text('{"title": "of my own"}')
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    assert committed_summary("mine") == {"title": "of my own"}
+    assert committed_summary("cifar100_small")["baseline"] == "baseline"
+    with pytest.raises(CorsdError, match=r"no committed study 'other'; there are: .*cifar100_small.*mine"):
+        committed_summary("other")
 
 
 @pytest.mark.alone

@@ -185,5 +185,28 @@ def test_text_goes_between_the_marks_of_a_document(tmp_path: Path) -> None:
     document.write_text("before\n<!-- a -->\nold\n<!-- /a -->\nafter\n", encoding="utf-8")
     write_between(document, "a", "new ± 1")
     assert document.read_text(encoding="utf-8") == "before\n<!-- a -->\nnew ± 1\n<!-- /a -->\nafter\n"
-    with pytest.raises(CorsdError, match=r"README.md has no <!-- b --> and <!-- /b --> marks"):
+    document.write_text("<!-- a -->\n<!-- /a -->\nbetween\n<!-- b -->\nold\n<!-- /b -->\nthe end", encoding="utf-8")
+    write_between(document, "a", "one")
+    write_between(document, "b", "two")
+    text = "<!-- a -->\none\n<!-- /a -->\nbetween\n<!-- b -->\ntwo\n<!-- /b -->\nthe end"
+    assert document.read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "no marks",
+        "<!-- b -->\n",
+        "<!-- /b -->\n<!-- b -->\n",
+        "the text stands before <!-- /b -->\n<!-- b -->\nold\n<!-- /b -->\nthe end",
+        "<!-- b -->\n<!-- /b -->\n<!-- b -->\n<!-- /b -->\nthe end",
+    ],
+)
+def test_a_document_with_other_marks_is_left_as_it_is(text: str, tmp_path: Path) -> None:
+    document = tmp_path / "README.md"
+    document.write_text(text, encoding="utf-8")
+    with pytest.raises(CorsdError, match=r"README.md must have one <!-- b --> and, after it, one <!-- /b --> to put the table"):
         write_between(document, "b", "new")
+    assert document.read_text(encoding="utf-8") == text
+    with pytest.raises(CorsdError, match=r"cannot read .*other.md: No such file"):
+        write_between(tmp_path / "other.md", "b", "new")

@@ -96,7 +96,8 @@ def test_a_run_reads_back_its_own_configuration(tiny_run: Run) -> None:
     "content,message",
     [
         ({"epoch": 3}, "a.json: field 'epoch' is not known; allowed: data, data_root, per_class"),
-        ({"train": {"epoch": 3}}, "a.json: field 'epoch' is not known"),
+        ({"train": {"epoch": 3}, "data": {}, "provenance": {}}, "a.json: field 'epoch' is not known"),
+        ({"title": "a study", "train": {"epochs": 3}}, "a.json: field 'title' is not known"),
         ([1, 2], "a.json holds no configuration: an object of fields and values is wanted"),
         (3, "a.json holds no configuration"),
         ({"epochs": "3"}, "epochs = '3' is of type str"),
@@ -168,7 +169,11 @@ def test_snapshots_are_found_by_epoch(tiny_run: Run, copied: Path) -> None:
     with pytest.raises(KeyError, match=r"no probe snapshot after epoch 7; there are: \[0, 1, 2\]"):
         probes[7]
     (copied / "probes" / ".epoch_0003.safetensors.1.part").touch()  # one that is being written
+    (copied / "probes" / "epoch_0001 (copy).safetensors").touch()
     assert list(load_run(copied).probes) == [0, 1, 2]
+    for epoch in (9999, 10000):
+        (copied / "probes" / f"epoch_{epoch:04d}.safetensors").touch()
+    assert list(load_run(copied).probes) == [0, 1, 2, 9999, 10000]
 
 
 def test_snapshots_are_read_only_when_asked_for(copied: Path) -> None:

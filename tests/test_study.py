@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,8 @@ def test_a_row_is_not_trained_before_its_search_is_finished(write: Write) -> Non
         else:
             with pytest.raises(CorsdError, match=r"row 'no_margin': .*corsd\.json has 2 of 3 trials: finish the search"):
                 study.check_search("no_margin")
+    with pytest.raises(CorsdError, match=r"corsd\.json has 0 of 40 trials"):  # as many as a search does that is not told
+        write(tuning={"corsd": {"space": {"hidden": {"choices": [8, 99]}}}}).check_search("corsd")
     write().check_search("corsd")  # a study that says nothing of the search
 
 
@@ -148,7 +150,7 @@ def test_a_seed_of_every_row_comes_before_the_next_seed(write: Write) -> None:
     "changes,message",
     [
         ({"rowz": {}}, r"study\.json: field 'rowz' is not known; allowed: title, "),
-        ({"rows": []}, r"study\.json: rows = \[\] is of type list"),
+        ({"rows": []}, r"study\.json: rows = \[\] is of type list; allowed: dict"),
         ({"rows": {"baseline": 3}}, r"row 'baseline' = 3; allowed: an object"),
         ({"rows": {"a/b": {}}, "baseline": "a/b"}, "row 'a/b' names files; allowed: letters"),
         ({"rows": {"corsd": {}}}, "baseline 'baseline' is not known; allowed: corsd"),
@@ -161,6 +163,13 @@ def test_a_seed_of_every_row_comes_before_the_next_seed(write: Write) -> None:
         ({"rows": {"baseline": {"train": {"out": "here"}}}}, "train: out differs by run or by place"),
         ({"train": {"data_root": "/data"}}, "train: data_root differs by run or by place"),
         ({"equal": "time"}, "equal 'time' is not known; allowed: images, epochs"),
+        ({"train": {"method_options": None}}, r"study\.json: train: method_options = None; allowed: an object of options"),
+        ({"rows": {"baseline": {"train": {"method_options": [1]}}}}, r"row 'baseline': train: method_options = \[1\]; allowed"),
+        ({"tuning": {"other": {}}}, r"study\.json: tuning of row 'other' is not known; allowed: baseline, corsd"),
+        (
+            {"tuning": {"baseline": {}}},
+            r"row 'baseline' has a search and does not use it: add \"tuned\": \"tuning/baseline\.json\"",
+        ),
         ({"seeds": []}, r"seeds = \[\]; allowed: one or more different whole numbers"),
         ({"seeds": [0, 0]}, r"seeds = \[0, 0\]; allowed"),
         ({"seeds": [True]}, r"seeds = \[True\]; allowed"),
@@ -253,6 +262,32 @@ def test_a_record_says_what_a_run_came_to_and_nothing_of_its_place(tiny_run: Run
     assert record["macs"] == round(record["images"] * training_macs(tiny_run.config, tiny_run.data))
     text = json.dumps(record)
     assert len(text) < 4000 and str(tiny_run.path) not in text and str(tiny_run.path.parent) not in text
+
+
+def test_a_record_of_own_images_names_no_folder_and_counts(
+    tiny_run: Run, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = "folder:/home/somebody/birds"
+    study = write(train={"epochs": 30, "lr": 0.05, "data": here})
+    monkeypatch.setattr(Run, "raw_config", json.loads(json.dumps(asdict(study.config("corsd", 0)))))
+    monkeypatch.setattr(Run, "data", replace(tiny_run.data, name=here))
+    monkeypatch.setattr(Run, "resumed", [{"revision": "other"}])
+    monkeypatch.setattr("corsd_lib.study.training_macs", lambda *_: 1)
+    record = make_record(Run(tiny_run.path), "corsd", 0)
+    assert record["config"]["data"] == record["test"]["data"] == "folder:birds" and record["resumed"] == [{"revision": "other"}]
+    assert "somebody" not in json.dumps(record)
+    write_json(study.record_path("corsd", 0), record)
+    assert study.record("corsd", 0) == record
+
+
+def test_a_row_may_say_that_it_does_not_use_its_search(write: Write) -> None:
+    rows = {**ROWS, "baseline": {"tuned": None, "train": {"method": "baseline"}}}
+    assert write(rows=rows, tuning={"baseline": {}}).rows["baseline"].tuned is None
+
+
+def test_a_study_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    with pytest.raises(CorsdError, match=r"other\.json lies beside its records and tables: name it study\.json, in a folder"):
+        Study.from_file(tmp_path / "other.json")
 
 
 # --- what is written ---

@@ -399,7 +399,7 @@ def test_a_journal_goes_on_after_a_power_cut_and_one_that_is_damaged_is_named(ma
         ({"low": 0.1, "high": 1.0, "step": -0.1}, "`step > 0` must hold"),
         ({"low": -0.1, "high": 1.0}, "exit_kd = -0.1 must be finite and at least 0"),
         ({"choices": [0.1, "much"]}, "exit_kd = 'much' must be of type float"),
-        ({"low": 0.5, "high": 1.0}, "the row itself, which is trial 0, has 0.1; allowed: what is within"),
+        ({"low": 0.5, "high": 1.0}, "the row itself, which is trial 0, has 0.1: widen the space so that it is within"),
         ({"choices": [0.2, 0.3]}, "the row itself, which is trial 0, has 0.1"),
     ],
 )
@@ -423,6 +423,7 @@ def test_a_bad_range_is_named(make: Make, what: Any, message: str) -> None:
         ({"train": {"seed": 3}}, "train: field 'seed' is not known; allowed: data, "),
         ({"train": {"validation_fraction": 0.4, "devices": 2}}, "devices = 2, num_nodes = 1; allowed: 1 and 1"),
         ({"space": {"exit": {"low": 0.0, "high": 1.0}}}, "option of method 'byot': 'exit' is not known; allowed: task, "),
+        ({"space": {"lr": {"low": 0.01, "high": 0.1}}}, "lr = .*: a field of the training is searched as train.lr"),
         ({"space": {"train.epochs": {"choices": [1, 2]}}}, "parameter 'train.epochs' is not known; allowed: train.image_size"),
         ({"space": {"train.lr": {"low": 0.0, "high": 1.0}}}, "lr = 0.0 must be above 0"),
         ({"space": {"train.cutout": {"low": 0, "high": 4}}}, "cutout = 0.0 is of type float; allowed: int"),
@@ -469,8 +470,10 @@ def test_the_best_is_the_first_of_the_highest_complete_ones() -> None:
     params = {"exit_kd": 0.5, "train.lr": 0.1}
     done = [("complete", 40.0), ("failed", None), ("complete", 50.0), ("complete", 50.0), ("pruned", None)]
     entries = [{"number": i, "state": state, "value": value, "params": params} for i, (state, value) in enumerate(done)]
-    assert tuner._best(entries) == {"number": 2, "value": 50.0, "options": {"exit_kd": 0.5}, "train": {"lr": 0.1}}
-    assert tuner._best(entries[1:2]) is None
+    assert tuner._best(entries, {}) == {"number": 2, "value": 50.0, "options": {"exit_kd": 0.5}, "train": {"lr": 0.1}}
+    assert tuner._best(entries[1:2], {}) is None
+    taken_up = tuner._best(entries, {3: 1})  # trial 3 goes on with 1, which was begun before 2
+    assert taken_up is not None and taken_up["number"] == 3
 
 
 def test_without_optuna_it_says_what_to_install(make: Make, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ import nbformat
 import pytest
 
 from corsd_lib import load_run, walkthrough
+from corsd_lib.batches import Batch
 from corsd_lib.errors import CorsdError
+from corsd_lib.training import Trainer
 
 
 def test_table_has_every_exit_the_ensemble_and_the_change() -> None:
@@ -51,13 +54,20 @@ def test_bad_input_ends_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_a_stopped_training_says_how_to_go_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Unfinished:
-        test = None
+    step = Trainer._step
+    steps: list[int] = []
 
-    monkeypatch.setattr(walkthrough, "train_both", lambda runs, epochs: {"baseline": Unfinished(), "CORSD": Unfinished()})
+    def interrupted(trainer: Trainer, batch: Batch) -> object:
+        steps.append(trainer.step)
+        if len(steps) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return step(trainer, batch)
+
+    monkeypatch.setattr(Trainer, "_step", interrupted)
     walkthrough.walk(tmp_path, 1)
     assert "Run the same command again" in capsys.readouterr().out
-    assert not list(tmp_path.iterdir())
+    assert len(steps) == 2  # the second training was not begun, and no notebook was executed
+    assert [run.name.split("-")[0] for run in (tmp_path / "runs").iterdir()] == ["probe"]
 
 
 @pytest.mark.slow

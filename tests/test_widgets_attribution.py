@@ -19,7 +19,7 @@ from tiny import TINY
 
 from corsd_lib import Run, TrainConfig, load_run, train
 from corsd_lib.analysis.images import run_images, run_pixels
-from corsd_lib.attribution import attribute_run, attribute_run_pair, deletion_curve, randomisation_check
+from corsd_lib.attribution import Randomisation, attribute_run, attribute_run_pair, deletion_curve, randomisation_check
 from corsd_lib.batches import Normalise
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError
@@ -263,10 +263,11 @@ def test_weights_are_drawn_anew_and_the_correlations_shown(
     values = [randomisation_check(network, image, 1, target, normalise=normalise, seed=s) for s in range(5)]
     figure = explorer.checks.figure
     assert figure is not None
-    np.testing.assert_allclose(figure.data[0].x, values, atol=1e-4)
-    assert f"correlates {np.mean(values):.2f} with this one ({min(values):.2f} to {max(values):.2f})" in (
-        explorer.checks.sentence.value
-    )
+    strength, signed = figure.data
+    np.testing.assert_allclose(signed.x, [v.signed for v in values], atol=1e-4)
+    np.testing.assert_allclose(strength.x, [v.strength for v in values], atol=1e-4)
+    means = np.mean(values, axis=0)
+    assert f"correlates {means[0]:.2f} with this one, in strength alone {means[1]:.2f}: " in explorer.checks.sentence.value
 
 
 def test_deletion_draws_the_curve_of_the_map_and_says_what_it_means(
@@ -287,14 +288,23 @@ def test_deletion_draws_the_curve_of_the_map_and_says_what_it_means(
     assert explorer.checks.sentence.value == "" and explorer.checks.figure is None
 
 
-@pytest.mark.parametrize(("correlation", "verdict"), [(0.1, "depends on what was learned"), (0.9, "an untrained network")])
+@pytest.mark.parametrize(
+    ("correlation", "verdict"),
+    [
+        ((0.1, 0.2), "depends on what was learned"),
+        ((0.9, 0.1), "an untrained network"),
+        ((-0.05, 0.4), "read its signs only"),
+    ],
+)
 def test_the_verdict_on_random_weights_follows_the_correlation(
-    explorer: AttributionExplorer, monkeypatch: pytest.MonkeyPatch, correlation: float, verdict: str
+    explorer: AttributionExplorer, monkeypatch: pytest.MonkeyPatch, correlation: tuple[float, float], verdict: str
 ) -> None:
-    monkeypatch.setattr(attribution_checks, "randomisation_check", lambda *args, **options: correlation)
+    monkeypatch.setattr(attribution_checks, "randomisation_check", lambda *args, **options: Randomisation(*correlation))
     explorer.checks.weights_button.click()
     assert verdict in explorer.checks.sentence.value
-    monkeypatch.setattr(attribution_checks, "randomisation_check", lambda *args, **options: float("nan"))
+    monkeypatch.setattr(
+        attribution_checks, "randomisation_check", lambda *args, **options: Randomisation(float("nan"), float("nan"))
+    )
     explorer.checks.weights_button.click()
     assert "nothing to compare" in explorer.checks.sentence.value
 

@@ -42,11 +42,11 @@ def test_images_are_the_runs_own(tiny_run: Run, data: ImageData) -> None:
 def test_data_is_loaded_once_and_only_when_asked_for(tiny_run: Run, data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[object] = []
 
-    def load(config: object, root: str | None) -> ImageData:
+    def load(run: Run, given: None, root: str | None) -> ImageData:
         loaded.append(root)
         return data
 
-    monkeypatch.setattr(probe_images, "load_data", load)
+    monkeypatch.setattr(probe_images, "run_data", load)
     images = ProbeImages(tiny_run, data_root="elsewhere")
     assert loaded == []
     images.png(0), images.pixels([1]), images.missing
@@ -55,7 +55,7 @@ def test_data_is_loaded_once_and_only_when_asked_for(tiny_run: Run, data: ImageD
 
 def test_without_data_a_sentence_says_why(tiny_run: Run, tmp_path: Path) -> None:
     content = read_json(tiny_run.path / "config.json")
-    content["train"]["data"] = f"npz:{tmp_path / 'gone.npz'}"
+    content["train"]["data"] = content["data"]["name"] = f"npz:{tmp_path / 'gone.npz'}"
     write_json(tmp_path / "run" / "config.json", content)
     (tmp_path / "run" / "probe.safetensors").write_bytes((tiny_run.path / "probe.safetensors").read_bytes())
     images = ProbeImages(load_run(tmp_path / "run"))

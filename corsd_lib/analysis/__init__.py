@@ -1,9 +1,10 @@
-"""What the snapshots of a run say: arrays in, numbers out; no plotting.
+"""What a run says: arrays in, numbers out; no plotting.
 
 relations.py  scores of pairs, class-level relations, orders, how well they tell classes apart and with what they agree
 structure.py  inter- and intra-class structure, alikeness of exits and of runs
 embedding.py  the probe images in two dimensions, and how far to trust the picture
 exits.py      accuracy, agreement, calibration, leaving early
+gradients.py  how strongly every part of the loss pulls, and where it arrives
 images.py     the images themselves, where the data is
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from corsd_lib.analysis.embedding import StageEmbedding, stage_embedding
 from corsd_lib.analysis.exits import early_exit, early_exit_curve, exit_accuracy
+from corsd_lib.analysis.gradients import term_gradients
 from corsd_lib.analysis.images import run_images, run_pixels
 from corsd_lib.analysis.relations import class_order, class_relations, relation_quality, snapshot_scores
 from corsd_lib.analysis.structure import class_structure
@@ -28,4 +30,5 @@ __all__ = [
     "run_pixels",
     "snapshot_scores",
     "stage_embedding",
+    "term_gradients",
 ]

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from corsd_lib.backbones import SequentialBackbone, StagedBackbone
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice
-from corsd_lib.evaluation import count_macs, evaluating, exit_logits, load_data, top_k_accuracy
+from corsd_lib.evaluation import count_macs, evaluating, exit_logits, run_data, top_k_accuracy
 from corsd_lib.network import MultiExitNetwork
 from corsd_lib.runs import DataInfo, Run
 
@@ -263,7 +263,7 @@ def _network_and_data(
     what: Run | MultiExitNetwork, data: ImageData | None, data_root: str | None
 ) -> tuple[MultiExitNetwork, ImageData]:
     if isinstance(what, Run):
-        network, data = what.network(), data or load_data(what.config, data_root)
+        network, data = what.network(), run_data(what, data, data_root)
     elif data is None:
         raise CorsdError("early_exit(network, data): a network alone does not know its data, give it")
     else:

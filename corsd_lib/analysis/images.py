@@ -10,7 +10,7 @@ from torch import Tensor
 from corsd_lib.batches import evaluation_batches
 from corsd_lib.datasets import ImageData, Split
 from corsd_lib.errors import CorsdError, check_choice
-from corsd_lib.evaluation import load_data
+from corsd_lib.evaluation import run_data
 from corsd_lib.runs import Run
 
 __all__ = ["run_images", "run_pixels"]
@@ -25,7 +25,7 @@ def run_images(run: Run, positions: Sequence[int], data: ImageData | None = None
     given. Raises `CorsdError` for a split or an image that is not there.
     """
     check_choice("split", split, SPLITS)
-    data = data or load_data(run.config)
+    data = run_data(run, data)
     rows = _rows_of(run, positions, data, split)
     batches = evaluation_batches(data, rows, workers=0)
     return torch.cat([images for images, _ in batches])

@@ -84,7 +84,8 @@ def scatter(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
 
     `within` = 1/N Σ_i |x_i - μ_y(i)|², `between` = Σ_c n_c/N |μ_c - μ|², `total` = within + between = 1/N Σ_i |x_i - μ|², and
     `between_share` = between / total in [0, 1]: the share of the variance that the class explains, 1 when every class is one
-    point; it does not depend on the scale of the embeddings. NaN where total is 0. Fukunaga 1990, chapter 10.
+    point; it does not depend on the scale of the embeddings. Labels dealt at random give (C - 1) / (N - 1) on average, which is
+    far from 0 with few images a class. NaN where total is 0. Fukunaga 1990, chapter 10.
     """
     x, y, counts = _grouped(embeddings, labels)
     tr_within, tr_between = (part.square().sum().item() for part in _deviations(x, y, counts))
@@ -135,7 +136,8 @@ def variance_collapse(embeddings: Tensor, labels: Tensor) -> float:
     """NC1 = Tr(S_W S_B⁺) / C of embeddings (N, D) with labels (N,): >= 0, and 0 when every class has collapsed to a point.
 
     S_W = 1/N Σ_i (x_i - μ_y(i))(x_i - μ_y(i))ᵀ, S_B = Σ_c n_c/N (μ_c - μ)(μ_c - μ)ᵀ, ⁺ the pseudo-inverse: noise counts only
-    in the directions that separate class means, relative to their spread. NaN where the means do not differ. Papyan, Han and
+    in the directions that separate class means, relative to their spread. With few images a class compare with labels dealt at
+    random: class means of noise differ, too. NaN where the means do not differ. Papyan, Han and
     Donoho 2020, arXiv 2008.08186 (classes of equal size there).
     """
     x, y, counts = _grouped(embeddings, labels)
@@ -155,7 +157,8 @@ def mean_angles(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
     """Angles between the class means of embeddings (N, D) with labels (N,), seen from the mean of the class means; NC2.
 
     `mean_cosine` and `cosine_deviation` (population) of the cosines over the pairs of classes, and `simplex_gap`, the mean of
-    |cosine + 1/(C - 1)|, in [0, 2]: 0 when the means form a simplex, as far apart as C directions can be. A mean at the centre
+    |cosine + 1/(C - 1)|, in [0, 2]: 0 when the means form a simplex, as far apart as C directions can be. Means of noise come
+    close to one in many dimensions: compare with labels dealt at random. A mean at the centre
     has no direction and is left out; NaN without a pair. Papyan, Han and Donoho 2020, arXiv 2008.08186, figures 3 and 4.
     """
     x, y, counts = _grouped(embeddings, labels)
@@ -181,7 +184,7 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
     """Linear centred kernel alignment |YᵀX|² / (|XᵀX| |YᵀY|) (Frobenius norms) of two embeddings of the same images.
 
     `first` X (N, D), `second` Y (N, E), their columns centred: in [0, 1]; 1 when one is a rotation and scaling of the other.
-    NaN for an embedding that has all images at one point. With fewer images than dimensions even noise is far from 0.
+    NaN for an embedding that has all images at one point. Independent noise gives about D / (N + D), not 0.
     Kornblith et al. 2019, arXiv 1905.00414, equation 4. Raises `CorsdError` for different numbers of images.
     """
     return cka_matrix([first], [second]).item()

@@ -20,7 +20,7 @@ from corsd_lib.errors import CorsdError
 if find_spec("captum") is None:
     raise CorsdError("attribution needs captum, which is not installed: pip install 'corsd_lib[notebooks]'")
 
-from corsd_lib.attribution.checks import DeletionCurve, deletion_curve, randomisation_check
+from corsd_lib.attribution.checks import DeletionCurve, Randomisation, deletion_curve, randomisation_check
 from corsd_lib.attribution.engine import Attribution
 from corsd_lib.attribution.maps import attribute_exit, attribute_pair
 from corsd_lib.attribution.runs import attribute_run, attribute_run_pair
@@ -28,6 +28,7 @@ from corsd_lib.attribution.runs import attribute_run, attribute_run_pair
 __all__ = [
     "Attribution",
     "DeletionCurve",
+    "Randomisation",
     "attribute_exit",
     "attribute_pair",
     "attribute_run",

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,13 @@ class DeletionCurve:
     random_area: float
 
 
+class Randomisation(NamedTuple):
+    """Rank correlations of two maps in [-1, 1]: of their values, and of their sizes whatever the sign; NaN for a flat map."""
+
+    signed: float
+    strength: float
+
+
 def randomisation_check(
     network: MultiExitNetwork,
     image: Tensor,
@@ -51,19 +59,24 @@ def randomisation_check(
     baseline: str = "mean",
     normalise: Callable[[Tensor], Tensor] | None = None,
     seed: int = 0,
-) -> float:
-    """Spearman correlation, in [-1, 1], of the signed map with that of the same network with all weights drawn anew.
+) -> Randomisation:
+    """Spearman correlation of the map with that of the same network with all weights drawn anew, signed and in strength.
 
-    Near 0: the map depends on what was learned. Near 1: it shows the image, whatever the network. NaN where a map is constant.
-    The class stays that of the trained network. Weights are drawn from `seed` by each layer's own `reset_parameters`. Small
-    maps vary much: take several seeds. Source: Adebayo et al. 2018, arXiv 1810.03292, the model parameter randomisation test.
+    Both near 0: the map depends on what was learned. Near 1: it shows the image, whatever the network; a map may do so in its
+    strength alone, which is what a heatmap of one colour shows. The class stays that of the trained network. Weights are drawn
+    from `seed` by each layer's own `reset_parameters`. Small maps vary much: take several seeds. Source: Adebayo et al. 2018,
+    arXiv 1810.03292, the model parameter randomisation test.
     Other arguments and errors as of `attribute_exit`.
     """
-    from scipy.stats import spearmanr
-
     found = attribute_exit(network, image, exit, target, method, steps, baseline, normalise)
     other = attribute_exit(redrawn(network, seed), image, exit, found.target, method, steps, baseline, normalise)
-    pixels = [a.map.flatten().numpy() for a in (found, other)]
+    return Randomisation(_correlation(found.map, other.map), _correlation(found.map.abs(), other.map.abs()))
+
+
+def _correlation(first: Tensor, second: Tensor) -> float:
+    from scipy.stats import spearmanr
+
+    pixels = [m.flatten().numpy() for m in (first, second)]
     if any(p.min() == p.max() for p in pixels):  # ranks say nothing, and scipy would warn
         return math.nan
     return float(spearmanr(*pixels).statistic)

@@ -9,7 +9,7 @@ from corsd_lib.attribution.engine import Attribution
 from corsd_lib.attribution.maps import attribute_exit, attribute_pair
 from corsd_lib.batches import Normalise
 from corsd_lib.datasets import ImageData
-from corsd_lib.evaluation import load_data
+from corsd_lib.evaluation import run_data
 from corsd_lib.runs import Run
 
 
@@ -20,7 +20,7 @@ def attribute_run(
 
     `options`: target, method, steps, baseline of `attribute_exit`. Raises what the two raise.
     """
-    data = data or load_data(run.config)
+    data = run_data(run, data)
     (image,) = run_images(run, [position], data, split)
     return attribute_exit(run.network(), image, exit, **options, normalise=Normalise(data))
 
@@ -32,7 +32,7 @@ def attribute_run_pair(
 
     With the run's relation networks, or the cosine where its method has none. `options`: method, steps, baseline.
     """
-    data = data or load_data(run.config)
+    data = run_data(run, data)
     a, b = run_images(run, [first, second], data, split)
     networks = run.method().relation_networks()
     relations = networks if len(networks) else "cosine"

@@ -62,8 +62,11 @@ def load_folder(name: str, folder: Path, image_size: int | None) -> ImageData:
     classes, a class without images, an unreadable image.
     """
     parts = [part for part in ("train", "val", "test") if (folder / part).is_dir()]
+    if not folder.is_dir():
+        raise CorsdError(f"{folder} is no folder of images: there is no such folder")
     if "train" not in parts or len(parts) < 2:
-        raise CorsdError(f"{folder} has {', '.join(parts) or 'no'} folder of images; expected train/ and val/ or test/")
+        there = ", ".join(sorted(f"{f.name}/" for f in folder.iterdir() if f.is_dir())[:5]) or "no folder"
+        raise CorsdError(f"{folder} has {there} in it; expected train/ and val/ or test/, each with a folder a class")
     listings = dict(zip(parts, _listings(folder, parts), strict=True))
     side = image_size or 64
     needed = sum(len(listing.paths) for listing in listings.values()) * 3 * stored_side(side) ** 2

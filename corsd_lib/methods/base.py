@@ -26,7 +26,15 @@ class MethodOptions:
 
 
 class Method(nn.Module):
-    """Base of all methods: holds the options, sums the weighted parts; `attach(network)` makes the trainable parts."""
+    """Base of all methods: holds the options, sums the weighted parts; `attach(network)` makes the trainable parts.
+
+    Of a class: `exits` "all" or "deepest", where the network gets exits; `sampling` and `samples_per_class`, the batches where
+    a configuration does not say; `detach_exits`, whether shallow exits only watch; `graphs` False where `terms` reads more of
+    a batch than images, labels and draws, or waits for the device.
+
+    Buffers are part of the weights and keep their shape. What a method remembers of the training for the training alone, in
+    whatever shape, goes into a buffer with `persistent=False`: it is in checkpoints, and a resume gets it back.
+    """
 
     name: ClassVar[str] = ""
     Options: ClassVar[type[MethodOptions]] = MethodOptions
@@ -34,7 +42,7 @@ class Method(nn.Module):
     sampling: ClassVar[str] = "plain"
     samples_per_class: ClassVar[int] = 4  # of balanced batches
     detach_exits: ClassVar[bool] = False
-    graphs: ClassVar[bool] = True  # False: `terms` reads more of a batch than images, labels and draws, or waits for the device
+    graphs: ClassVar[bool] = True
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
@@ -58,8 +66,16 @@ class Method(nn.Module):
     def forward(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         """Exit outputs and batch -> {"total": weighted sum, part: unweighted value, ...}, scalars."""
         parts = self.terms(out, batch)
-        weights = {name: getattr(self.options, name) for name in parts}
+        weights = {name: self._weight(name) for name in parts}
+        if not any(weights.values()):
+            raise CorsdError(f"method {self.name!r}: {', '.join(parts)} all have weight 0: there is nothing to train")
         return {"total": sum_of(weights[name] * parts[name] for name in parts if weights[name]), **parts}
+
+    def _weight(self, part: str) -> float:
+        if not hasattr(self.options, part):
+            kind = self.Options.__name__
+            raise CorsdError(f"method {self.name!r}: its term {part!r} has no weight: add the field `{part}: float` to {kind}")
+        return getattr(self.options, part)
 
     def relation_networks(self) -> nn.ModuleList:
         """Relation networks shallow -> deep, empty for a method that has none."""
@@ -70,11 +86,15 @@ class Method(nn.Module):
 
 
 def make_options(method: str, kind: type[MethodOptions], given: dict[str, Any]) -> MethodOptions:
+    """The options of a method, those `given` over the defaults, each of the type of its default and in its range."""
     defaults: dict[str, Any] = asdict(kind())
-    for key, value in given.items():
+    for key in given:
         check_choice(f"option of method {method!r}:", key, [f.name for f in fields(kind)])
-        defaults[key] = _checked(f"method {method!r}: {key} = {value!r}", key, value, type(defaults[key]))
-    return kind(**defaults)
+    options = {
+        key: _checked(f"method {method!r}: {key} = {value!r}", key, value, type(defaults[key]))
+        for key, value in {**defaults, **given}.items()  # defaults too: a run stores them, and is opened with them
+    }
+    return kind(**options)
 
 
 def _checked(what: str, key: str, value: Any, wanted: type[Any]) -> Any:

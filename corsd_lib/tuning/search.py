@@ -13,16 +13,16 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.methods import METHODS
-from corsd_lib.runs import TrainConfig
-from corsd_lib.study import Study
+from corsd_lib.runs import PLACE_FIELDS, TrainConfig
+from corsd_lib.study import TRIALS, Study
 
 __all__ = ["Distribution", "Search", "parted"]
 
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
-# Fields of a training that are not for a study to say; those that say where it runs; those that no trial chooses.
+# Fields of a training that are not for a study to say; those that no two trials differ in for a reason; those none chooses.
 _OUTSIDE = ("seed", "out", "resume", "data_root")
-_MACHINE = (*_OUTSIDE, "workers", "checkpoint_seconds", "cuda_graphs")
+_MACHINE = ("seed", *PLACE_FIELDS)
 _FIXED = (*_MACHINE, "data", "per_class", "validation_fraction", "method", "method_options", "epochs", "devices", "num_nodes")
 
 
@@ -60,7 +60,7 @@ class Search:
             config=config,
             space=entry["space"],
             own={name: values[name] for name in entry["space"]},
-            trials=entry.get("trials", 40),
+            trials=entry.get("trials", TRIALS),
             seeds=tuple(entry.get("seeds", study.seeds[:1])),
         )
 
@@ -152,6 +152,8 @@ def _check_parameter(where: str, name: str, what: Any, config: TrainConfig) -> N
     if name.startswith("train."):
         allowed = [f"train.{f.name}" for f in fields(TrainConfig) if f.name not in _FIXED]
         check_choice(f"{where}: parameter", name, allowed)
+    elif name in {f.name for f in fields(TrainConfig)}:
+        raise CorsdError(f"{where}: a field of the training is searched as train.{name}")
     if not _is_range(what) and not _is_choice(what):
         raise CorsdError(f"{where}; allowed: numbers low and high, with or without step, log and int, or a list of choices")
     try:
@@ -162,7 +164,7 @@ def _check_parameter(where: str, name: str, what: Any, config: TrainConfig) -> N
         raise CorsdError(f"{where}: {error}") from error
     own = _settings(config)[name]
     if not _allows(found, own):
-        raise CorsdError(f"{where}: the row itself, which is trial 0, has {own!r}; allowed: what is within")
+        raise CorsdError(f"{where}: the row itself, which is trial 0, has {own!r}: widen the space so that it is within")
 
 
 def _is_range(what: Any) -> bool:

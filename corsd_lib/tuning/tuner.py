@@ -227,7 +227,7 @@ class Tuner:
             "pruner": {"name": "MedianPruner", **_pruning(self.search)},
             "provenance": self.provenance,
             "trials": done,
-            "best": _best(done),
+            "best": _best(done, {trial.number: _earlier(trial)[0] for trial in trials if _earlier(trial)}),
         }
         before = read_json(self.search.path) if self.search.path.is_file() else {}
         if before.get("trials") == done:
@@ -294,12 +294,15 @@ def _entry(trial: FrozenTrial, again: int | None) -> dict[str, Any]:
     return entry
 
 
-def _best(trials: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The first complete trial with the highest value, what it sets parted into options of the method and fields of `train`."""
+def _best(trials: list[dict[str, Any]], begun: Mapping[int, int]) -> dict[str, Any] | None:
+    """The complete trial with the highest value, what it sets parted into options of the method and fields of `train`.
+
+    Of equal ones that which was begun first: `begun` has the first number of a trial that was stopped and taken up again.
+    """
     complete = [trial for trial in trials if trial["state"] == "complete"]
     if not complete:
         return None
-    best = max(complete, key=lambda trial: trial["value"])
+    best = max(complete, key=lambda trial: (trial["value"], -begun.get(trial["number"], trial["number"])))
     options, changes = parted(best["params"])
     return {"number": best["number"], "value": best["value"], "options": options, "train": changes}
 

@@ -13,7 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 from torch import Tensor
 
-from corsd_lib.attribution import Attribution, DeletionCurve, deletion_curve, randomisation_check
+from corsd_lib.attribution import Attribution, DeletionCurve, Randomisation, deletion_curve, randomisation_check
 from corsd_lib.errors import CorsdError
 from corsd_lib.figures.style import GREY, PALETTE, set_title, template
 from corsd_lib.network import MultiExitNetwork
@@ -86,32 +86,34 @@ def weights_check(subject: Checked) -> tuple[str, go.Figure]:
         randomisation_check(subject.network, subject.image, found.exit, found.target, **subject.options, seed=seed)
         for seed in range(DRAWS)
     ]
-    known = [v for v in values if not math.isnan(v)]
+    known = [v for v in values if not math.isnan(v.signed + v.strength)]
     if not known:
         return "A map is constant, with the trained weights or with drawn ones: there is nothing to compare.", _draws_figure([])
-    mean = float(np.mean(known))
-    verdict = (
-        "it depends on what was learned"
-        if abs(mean) < ALIKE
-        else f"above {ALIKE}: an untrained network gives much the same map, do not read it as what was learned"
-    )
-    ends = f"{min(known):.2f} to {max(known):.2f}"
-    return f"With all weights drawn anew the map correlates {mean:.2f} with this one ({ends}): {verdict}.", _draws_figure(known)
+    signed, strength = (float(np.mean(of_a_kind)) for of_a_kind in zip(*known, strict=True))
+    if abs(signed) >= ALIKE:
+        verdict = f"above {ALIKE}: an untrained network gives much the same map, do not read it as what was learned"
+    elif abs(strength) >= ALIKE:
+        verdict = f"where it is strong, above {ALIKE}, an untrained network's is too: read its signs only"
+    else:
+        verdict = "it depends on what was learned"
+    said = f"the map correlates {signed:.2f} with this one, in strength alone {strength:.2f}"
+    return f"With all weights drawn anew {said}: {verdict}.", _draws_figure(known)
 
 
-def _draws_figure(values: Sequence[float]) -> go.Figure:
+def _draws_figure(values: Sequence[Randomisation]) -> go.Figure:
     figure = go.Figure()
     figure.add_vrect(x0=-ALIKE, x1=ALIKE, fillcolor=GREY, opacity=0.2, line_width=0)
-    figure.add_scatter(
-        x=np.asarray(values, np.float32),
-        y=np.zeros(len(values), np.float32),
-        mode="markers",
-        marker={"size": 12, "color": PALETTE[0], "symbol": "line-ns", "line": {"width": 2, "color": PALETTE[0]}},
-        hovertemplate="correlation %{x:.3f}<extra></extra>",
-    )
-    figure.update_layout(template=template(), width=460, height=150, showlegend=False)
+    for height, name in enumerate(reversed(Randomisation._fields)):
+        figure.add_scatter(
+            x=np.asarray([getattr(value, name) for value in values], np.float32),
+            y=np.full(len(values), height, np.float32),
+            mode="markers",
+            marker={"size": 12, "color": PALETTE[0], "symbol": "line-ns", "line": {"width": 2, "color": PALETTE[0]}},
+            hovertemplate=f"{name}: correlation %{{x:.3f}}<extra></extra>",
+        )
+    figure.update_layout(template=template(), width=460, height=180, showlegend=False)
     figure.update_xaxes(title="rank correlation with the map of random weights", range=[-1.02, 1.02])
-    figure.update_yaxes(visible=False)
+    figure.update_yaxes(tickvals=[0, 1], ticktext=["strength", "signed"], range=[-0.6, 1.6])
     set_title(figure, f"{len(values)} networks with weights drawn anew", 60)
     return figure
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from corsd_lib.analysis.images import run_images, run_pixels
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import load_data
-from corsd_lib.runs import Run, TrainConfig
+from corsd_lib.evaluation import run_data
+from corsd_lib.runs import Run
 
 
 class ProbeImages:
@@ -33,7 +33,7 @@ class ProbeImages:
     @cached_property
     def _loaded(self) -> ImageData | str:
         try:
-            data = self._given or _shared_data(self.run.config, self._root)
+            data = self._given or _shared_data(self.run, self._root)
             run_images(self.run, [0], data)
         except CorsdError as error:
             return f"No images here: {error}"
@@ -74,11 +74,12 @@ _SHARED: WeakValueDictionary[str, ImageData] = WeakValueDictionary()
 _READING = threading.Lock()
 
 
-def _shared_data(config: TrainConfig, root: str | None) -> ImageData:
+def _shared_data(run: Run, root: str | None) -> ImageData:
     """The data set of a run; the one that another explorer still holds when it is the same, as CIFAR-100 takes 180 MB."""
-    key = repr([*(getattr(config, name) for name in _OF_DATA), root, os.environ.get("CORSD_DATA"), os.getcwd()])
+    asked = [*(getattr(run.config, name) for name in _OF_DATA), run.data.name]
+    key = repr([*asked, root, os.environ.get("CORSD_DATA"), os.getcwd()])
     with _READING:
-        data = _SHARED.get(key) or load_data(config, root)
+        data = _SHARED.get(key) or run_data(run, None, root)
         _SHARED[key] = data
     return data
 

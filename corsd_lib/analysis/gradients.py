@@ -1,0 +1,78 @@
+"""How strongly every part of a loss pulls, and where in the network it arrives."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from corsd_lib.datasets import ImageData
+from corsd_lib.errors import CorsdError
+from corsd_lib.evaluation import run_data, training_batches
+from corsd_lib.methods import Method
+from corsd_lib.network import MultiExitNetwork
+from corsd_lib.runs import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["term_gradients"]
+
+LABELS = ("task", "exit_ce")  # cross-entropy with the labels, which every other term is compared with
+
+
+def term_gradients(run: Run, data: ImageData | None = None, batches: int = 2) -> pd.DataFrame:
+    """Gradients of the weighted parts of a run's loss at its newest weights, on training batches that it has not seen.
+
+    One row a part of non-zero weight and a place. Columns: `term`; `place`: "backbone", and of it "stem", "stage 1" ...,
+    "exit 1" ... and "relation 1" ..., shallow -> deep; `norm`, the L2 norm of weight · gradient over the place's parameters;
+    `cosine` in [-1, 1] with the gradient of the weighted cross-entropy of all exits there, NaN where one of them is zero. Both
+    are means over `batches`. In train mode, in float32, on the CPU; the run is left as it is. Raises `CorsdError` for fewer
+    than one batch and where the data is not there. Ours.
+    """
+    import pandas as pd
+
+    if batches < 1:
+        raise CorsdError(f"batches = {batches} of term_gradients must be at least 1")
+    network, method = run.network().train(), run.method().train()
+    places = _places(network, method)
+    source = training_batches(run.config, run_data(run, data))
+    rows = []
+    for batch in islice(source(run.config.epochs), batches):
+        batch = batch._replace(draws=method.draw(batch))
+        parts = method(network(batch.images, detach_exits=method.detach_exits), batch)
+        weighted = {k: weight * v for k, v in parts.items() if k != "total" and (weight := getattr(method.options, k))}
+        labels = sum((weighted[k] for k in LABELS if k in weighted), start=torch.zeros(()))
+        for place, parameters in places.items():
+            reference = _gradient(labels, parameters)
+            for term, part in weighted.items():
+                found = _gradient(part, parameters)
+                norms = found.norm() * reference.norm()
+                cosine = float(found @ reference / norms) if norms else float("nan")
+                rows.append({"term": term, "place": place, "norm": found.norm().item(), "cosine": cosine})
+    return pd.DataFrame(rows).groupby(["term", "place"], sort=False, as_index=False).mean()
+
+
+def _places(network: MultiExitNetwork, method: Method) -> dict[str, list[nn.Parameter]]:
+    """Parameters by where they are; what is in no stage of the backbone is its stem."""
+    backbone = list(network.backbone.parameters())
+    stages = [list(stage.parameters()) for stage in network.backbone.stages]
+    inside = {id(p) for stage in stages for p in stage}
+    parts = {
+        "backbone": backbone,
+        "stem": [p for p in backbone if id(p) not in inside],
+        **{f"stage {k}": stage for k, stage in enumerate(stages, 1)},
+        **{f"exit {k}": list(head.parameters()) for k, head in enumerate(network.exits, 1)},
+        **{f"relation {k}": list(net.parameters()) for k, net in enumerate(method.relation_networks(), 1)},
+    }
+    return {name: parameters for name, parameters in parts.items() if parameters}
+
+
+def _gradient(loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
+    """The gradient as one vector, zero where the loss does not reach."""
+    if not loss.requires_grad:
+        return torch.cat([torch.zeros_like(p).flatten() for p in parameters])
+    found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return torch.cat([g.flatten() for g in found])

@@ -1,0 +1,80 @@
+"""What reaches the network of every part of the loss, against one backward pass a part."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from corsd_lib.analysis import term_gradients
+from corsd_lib.errors import CorsdError
+from corsd_lib.evaluation import load_data, training_batches
+from corsd_lib.methods import METHODS
+from corsd_lib.runs import Run, TrainConfig
+from corsd_lib.training import train
+
+Tiny = Callable[..., TrainConfig]
+
+
+def _by_hand(run: Run, term: str, modules: Callable[[torch.nn.Module, torch.nn.Module], torch.nn.Module]) -> list[float]:
+    """Norm of the weighted gradient of `term` and its cosine with cross-entropy's, one batch, parameter by parameter."""
+    found = []
+    for wanted in ((term,), ("task", "exit_ce")):
+        network, method = run.network().train(), run.method().train()
+        batch = next(training_batches(run.config, load_data(run.config))(run.config.epochs))
+        parts = method(network(batch.images), batch._replace(draws=method.draw(batch)))
+        sum(getattr(method.options, k) * parts[k] for k in wanted).backward()
+        place = modules(network, method)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in place.parameters()]
+        found.append([v for g in gradients for v in g.flatten().tolist()])
+    one, labels = found
+    norm, other = (math.sqrt(sum(v * v for v in values)) for values in found)
+    return [norm, sum(a * b for a, b in zip(one, labels, strict=True)) / (norm * other)]
+
+
+@pytest.mark.parametrize("term", ["task", "exit_kd", "auxiliary_inter", "relation_transfer"])
+def test_norm_and_cosine_are_those_of_a_backward_pass(tiny_run: Run, term: str) -> None:
+    table = term_gradients(tiny_run, batches=1).set_index(["term", "place"])
+    places = {
+        "backbone": lambda n, m: n.backbone,
+        "stage 1": lambda n, m: n.backbone.stages[0],
+        "exit 1": lambda n, m: n.exits[0],
+    }
+    for place, modules in places.items():
+        if (term, place) != ("task", "exit 1"):
+            assert table.loc[term, place].tolist() == pytest.approx(_by_hand(tiny_run, term, modules), rel=1e-3), place
+    # the teacher is not taught, and labels do not reach relation networks
+    for exit_kd_at in ("stage 3", "exit 3"):
+        assert table.loc["exit_kd", exit_kd_at]["norm"] == 0 and math.isnan(table.loc["exit_kd", exit_kd_at]["cosine"])
+    assert table.loc["task", "exit 1"]["norm"] == 0 == table.loc["task", "relation 1"]["norm"]
+    assert table.loc["relation_margin", "relation 3"]["norm"] > 0
+
+
+def test_the_squares_of_the_parts_of_the_backbone_add_up(tiny_run: Run) -> None:
+    table = term_gradients(tiny_run, batches=1).pivot(index="term", columns="place", values="norm")
+    inside = table[["stem", "stage 1", "stage 2", "stage 3"]].pow(2).sum(axis=1).pow(0.5)
+    assert inside.tolist() == pytest.approx(table["backbone"].tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_gradients_and_the_mean_is_over_batches(tiny: Tiny, name: str) -> None:
+    run = train(tiny(method=name, epochs=1, batch_size=12, sampling=METHODS[name].sampling), progress=False)
+    before = {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
+    table = term_gradients(run)
+    assert (table["norm"] >= 0).all() and table.loc[table["term"] == "task", "norm"].max() > 0
+    assert set(table["term"]) <= set(run.raw_config["method_options"])
+    assert {file: file.read_bytes() for file in before} == before
+    assert term_gradients(run).equals(table)
+
+
+def test_no_batch_is_refused_and_own_images_are_asked_for(tiny_run: Run, tiny: Tiny) -> None:
+    with pytest.raises(CorsdError, match="batches = 0 of term_gradients must be at least 1"):
+        term_gradients(tiny_run, batches=0)
+    data = replace(load_data(tiny()), name="mine")
+    run = train(tiny(epochs=1), data=data, progress=False)
+    with pytest.raises(CorsdError, match="was trained on data that was given to train"):
+        term_gradients(run)
+    assert len(term_gradients(run, data))
