@@ -468,18 +468,19 @@ def test_the_agreement_of_a_run_has_a_row_an_exit(tiny_run: Run, tmp_path: Path)
     attributes, labels = _relation(12)[:10], run.probes.labels
     for kind in RELATION_KINDS:
         table = relation_agreement(run, 2, kind, attributes)
-        agreements = ["superclass_lift", "confusion_agreement", "attribute_agreement"]
+        agreements = ["superclass_lift", "superclass_auc", "confusion_agreement", "attribute_agreement"]
         assert list(table.columns) == ["epoch", "exit", "kind", *agreements]
         assert table["exit"].tolist() == [1, 2, 3] and set(table["epoch"]) == {2} and set(table["kind"]) == {kind}
         for k, row in enumerate(table[agreements].itertuples(index=False)):
             matrix = class_relations(run, 2, k + 1, kind)
             expected = (
                 superclass_lift(matrix, torch.tensor(superclasses)),
+                same_class_auc(matrix, torch.tensor(superclasses)),
                 confusion_agreement(matrix, run.probes[2].logits[k].float(), labels),
                 attribute_agreement(matrix, attributes),
             )
             assert tuple(row) == pytest.approx(expected, nan_ok=True)
-            assert math.isfinite(expected[0]) and math.isfinite(expected[2])
+            assert math.isfinite(expected[0] + expected[1] + expected[3])
     assert "attribute_agreement" not in relation_agreement(run, 2).columns
     with pytest.raises(CorsdError, match="relation kind 'dot' is not known"):
         relation_agreement(run, 2, "dot")

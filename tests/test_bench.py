@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from corsd_lib import bench
+from corsd_lib import bench, cli
 from corsd_lib.errors import CorsdError
+from corsd_lib.files import read_json
 
 
 def test_actions_run_in_turn_and_the_first_round_is_dropped() -> None:
@@ -55,6 +57,36 @@ def test_peak_memory_sees_what_is_allocated() -> None:
     before = bench.peak_memory()
     held = torch.ones(2 * 2**30 // 4)
     assert held.sum() > 0 and bench.peak_memory() > max(before, 2.0)
+
+
+def test_shares_and_ratios_are_of_what_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "BATCH", 8)
+    monkeypatch.setattr(bench, "ANCHORS", 4)
+    for figure, names in (
+        (bench.relation_share, ["relations", "corsd"]),
+        (bench.release_ratio, ["release", "corsd"]),
+        (lambda *_: bench.step_ratio("resnet20", 1), ["baseline", "corsd"]),
+    ):
+        timed: list[str] = []
+
+        def in_turn(actions: dict[str, Callable[[], object]], repeat: int, timed: list[str] = timed) -> dict[str, list[float]]:
+            timed += actions
+            for action in actions.values():
+                action()
+            return {"relations": [1.0], "release": [6.0], "baseline": [2.0], "corsd": [4.0]}
+
+        monkeypatch.setattr(bench, "_in_turn", in_turn)
+        value = figure("resnet8", 1)["value"]
+        assert timed == names
+        assert value == {"relations": 0.25, "release": 3.0, "baseline": 2.0}[names[0]]  # release: per anchor, 6/4 to 4/8
+
+
+def test_the_command_writes_record_and_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = {"figures": {"x": {"what": "a / b", "value": 2.0, "target": "-"}}}
+    monkeypatch.setattr(bench, "bench", lambda quick: record if quick else {})
+    (tmp_path / "README.md").write_text("<!-- bench -->\n<!-- /bench -->")
+    cli.main(["bench", "--quick", "--out", str(tmp_path / "bench.json"), "--readme", str(tmp_path / "README.md")])
+    assert read_json(tmp_path / "bench.json") == record and "| a / b | 2 | - |" in (tmp_path / "README.md").read_text()
 
 
 def test_the_table_goes_between_the_marks(tmp_path: Path) -> None:

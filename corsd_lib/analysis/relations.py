@@ -349,8 +349,9 @@ def confusion_agreement(matrix: Tensor, logits: Tensor, labels: Tensor) -> float
 def relation_agreement(run: Run, epoch: int, kind: str = "trained", attributes: Tensor | None = None) -> pd.DataFrame:
     """One row an exit: epoch, exit, kind, and the agreements of `class_relations`; `attributes` (C, A) as `ImageData` has them.
 
-    Columns superclass_lift, confusion_agreement and, with attributes, attribute_agreement. The confusion is that of the probe
-    images at the same exit, at the deepest for relations of stages without one. Raises `CorsdError` as `class_relations`.
+    Columns superclass_lift, superclass_auc (`same_class_auc` of classes and superclasses: unlike the lift, comparable between
+    scores that differ in offset), confusion_agreement and, with attributes, attribute_agreement. The confusion is that of the
+    probe images at the same exit, at the deepest for relations of stages without one. Raises `CorsdError` as `class_relations`.
     """
     import pandas as pd
 
@@ -363,6 +364,7 @@ def relation_agreement(run: Run, epoch: int, kind: str = "trained", attributes: 
         matrix = _class_matrix(run, snapshot, k + 1, kind)
         found = {
             "superclass_lift": superclass_lift(matrix, superclasses),
+            "superclass_auc": same_class_auc(matrix, superclasses),
             "confusion_agreement": confusion_agreement(matrix, logits[k].float(), labels),
         }
         if attributes is not None:

@@ -437,7 +437,9 @@ exit_accuracy_bars(means, title, error=spread, ylabel="validation images right (
 # than the one from *weight 0* to *consensus*? Then most of the change came with the exits, not with the idea.
 #
 # With `corsd compare` and a `study.json` the same comparison is made on any data set, with records of each training and a
-# table at the end; [11_compare_methods](11_compare_methods.ipynb) shows how to read one.
+# table at the end; [11_compare_methods](11_compare_methods.ipynb) shows how to read one. It trains in processes of its own,
+# which know nothing of this kernel: put the cell with your class into a module, say `my_methods.py`, and tell them with
+# `PYTHONPATH=. CORSD_METHODS=my_methods corsd compare ...`.
 
 # %% [markdown]
 # ## Recap
