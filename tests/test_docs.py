@@ -124,6 +124,11 @@ def test_the_finding_is_what_the_records_say() -> None:
         written += [corsd["gain"], corsd["gain_low"], corsd["gain_high"], corsd["top1"][-1], plain["top1"][-1], max(peers)]
         count = {3: "three", 6: "six"}[len(peers)]
         assert f"{corsd['n']} seeds; the best of {count} peers" in " ".join(found[1].split())
+    for study in (main, birds):
+        rows = against({"methods": study}, "corsd")["methods"].items()
+        behind = [m for name, m in rows if m["group"] == "methods" and name != "baseline" and not name.startswith("corsd")]
+        assert all(m["gain_high"] < 0 for m in behind)
+        written += [min(-m["gain"] for m in behind), max(-m["gain"] for m in behind)]
     bare, paper = main["no_relations"], main["corsd_paper"]
     less = against({"methods": main}, "corsd")["methods"]["no_relations"]
     written += [bare["gain"], bare["gain_low"], bare["gain_high"], -less["gain"], -less["gain_high"], -less["gain_low"]]

@@ -45,16 +45,17 @@ if find_spec("corsd_lib") is None:
 from dataclasses import replace
 
 import pandas as pd
+import plotly.express as px
 import torch
 from IPython.display import display
 from torch.nn import functional as F
 
 from corsd_lib import RelationExplorer, load_dataset, train
-from corsd_lib.analysis import class_structure, relation_quality
+from corsd_lib.analysis import class_structure, relation_quality, term_gradients
 from corsd_lib.analysis.images import run_pixels
 from corsd_lib.analysis.relations import relation_networks_at, same_class_auc
 from corsd_lib.analysis.structure import nearest_mean_accuracy
-from corsd_lib.figures import exit_accuracy_bars, image_strip, structure_over_depth
+from corsd_lib.figures import exit_accuracy_bars, image_strip, structure_over_depth, template
 from corsd_lib.losses import auxiliary_cross_entropy, class_distillation, distillation, margin_over_batch
 from corsd_lib.relation import sample_pairs
 from corsd_lib.tables import mean_interval
@@ -442,6 +443,32 @@ for judge in judges:
 # repository's [main study](../results/cifar100/study.json), "without auxiliary classifiers";
 # [11_compare_methods](11_compare_methods.ipynb) shows what the study has of it.
 #
+# ### Who pulls at the backbone?
+#
+# All terms end in one sum, but they do not pull alike. Below is the gradient of every part of the loss, times its weight, that
+# arrives in the *backbone* of the first CORSD run: how long it is, and its cosine with the gradient of cross-entropy, the
+# labels. A cosine near 1 says "the same once more"; near 0, "something else".
+#
+# **Predict:** which term pulls most, after cross-entropy itself? And the terms that carry a relation, `relation_margin` and
+# `relation_transfer`?
+
+# %%
+pull = term_gradients(runs["with"][0], batches=4)
+of_labels = pull[pull["term"].isin(["task", "exit_ce"]) & (pull["place"] == "backbone")]["norm"].sum()
+arrives = pull[pull["place"] == "backbone"].assign(share=lambda t: t["norm"] / of_labels).sort_values("share")
+relations = arrives[arrives["term"].str.startswith("relation")]["share"].sum()
+title = f"Margin and transfer together pull {relations:.2f} times as hard as cross-entropy"
+look = {"labels": {"share": "pull, cross-entropy of all exits = 1", "cosine": "cosine with labels"}, "template": template()}
+px.bar(arrives, x="share", y="term", color="cosine", range_color=[0, 1], title=title, height=420, **look)
+
+# %% [markdown]
+# The auxiliary classifiers pull like a second set of labels, and partly in the same direction: to name what is in a pair, an
+# embedding must know its own class first. The margin and the transfer, the terms that are about relations proper, hardly move
+# the backbone. That is one reason why taking all relation terms away costs the main study's network nothing that can be seen:
+# [11_compare_methods](11_compare_methods.ipynb). A larger weight is the first idea; what would you watch, before you call it
+# better?
+
+# %% [markdown]
 # ## Explore it
 #
 # The relation matrix *with* auxiliary terms minus the one *without* (first seed). Vermilion: more related with them. Blue:

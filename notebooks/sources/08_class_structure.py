@@ -49,7 +49,7 @@ import plotly.express as px
 import torch
 from IPython.display import display
 
-from corsd_lib import RelationExplorer, class_structure, committed_run, train
+from corsd_lib import RelationExplorer, class_structure, committed_run, committed_summary, train
 from corsd_lib.analysis import run_pixels
 from corsd_lib.analysis.relations import spearman
 from corsd_lib.analysis.structure import (
@@ -64,7 +64,6 @@ from corsd_lib.analysis.structure import (
 from corsd_lib.batches import evaluation_batches
 from corsd_lib.evaluation import load_data
 from corsd_lib.figures import SCALE, embedding_scatter, image_strip, structure_over_depth, structure_over_epochs, template
-from corsd_lib.files import read_json
 from corsd_lib.walkthrough import plan
 
 torch.set_num_threads(1)  # the images are tiny: a second thread would wait more than it works
@@ -437,7 +436,7 @@ structure_over_epochs(class_structure(committed_run("cifar100_small/corsd")), me
 # **Predict:** order the methods by how tight their classes are in the end. Will the tightest be the most accurate?
 
 # %%
-rows = read_json(committed_run("cifar100_small/corsd").path.parents[1] / "summary.json")["methods"]
+rows = committed_summary("cifar100_small")["methods"]
 study = {row: committed_run(f"cifar100_small/{row}") for row in rows}
 last = {row: class_structure(run, [max(run.probes)]).iloc[-1] for row, run in study.items()}
 top1 = {row: run.test["exits"][-1]["top1"] for row, run in study.items()}
