@@ -293,7 +293,7 @@ def test_deletion_draws_the_curve_of_the_map_and_says_what_it_means(
     [
         ((0.1, 0.2), "depends on what was learned"),
         ((0.9, 0.1), "an untrained network"),
-        ((-0.05, 0.4), "read its signs only"),
+        ((-0.05, 0.4), "read the signs only"),
     ],
 )
 def test_the_verdict_on_random_weights_follows_the_correlation(

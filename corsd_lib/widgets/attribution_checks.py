@@ -93,7 +93,7 @@ def weights_check(subject: Checked) -> tuple[str, go.Figure]:
     if abs(signed) >= ALIKE:
         verdict = f"above {ALIKE}: an untrained network gives much the same map, do not read it as what was learned"
     elif abs(strength) >= ALIKE:
-        verdict = f"where it is strong, above {ALIKE}, an untrained network's is too: read its signs only"
+        verdict = f"above {ALIKE}, so an untrained network's map is strong at much the same pixels: read the signs only"
     else:
         verdict = "it depends on what was learned"
     said = f"the map correlates {signed:.2f} with this one, in strength alone {strength:.2f}"
