@@ -446,8 +446,8 @@ for judge in judges:
 # ### Who pulls at the backbone?
 #
 # All terms end in one sum, but they do not pull alike. Below is the gradient of every part of the loss, times its weight, that
-# arrives in the *backbone* of the first CORSD run: how long it is, and its cosine with the gradient of cross-entropy, the
-# labels. A cosine near 1 says "the same once more"; near 0, "something else".
+# arrives in the *backbone* of the first CORSD run, at its last weights: how long it is, and its cosine with the gradient of
+# cross-entropy, the labels. A cosine near 1 says "the same once more"; near 0, "something else".
 #
 # **Predict:** which term pulls most, after cross-entropy itself? And the terms that carry a relation, `relation_margin` and
 # `relation_transfer`?
@@ -462,11 +462,11 @@ look = {"labels": {"share": "pull, cross-entropy of all exits = 1", "cosine": "c
 px.bar(arrives, x="share", y="term", color="cosine", range_color=[0, 1], title=title, height=420, **look)
 
 # %% [markdown]
-# The auxiliary classifiers pull like a second set of labels, and partly in the same direction: to name what is in a pair, an
-# embedding must know its own class first. The margin and the transfer, the terms that are about relations proper, hardly move
-# the backbone. That is one reason why taking all relation terms away costs the main study's network nothing that can be seen:
-# [11_compare_methods](11_compare_methods.ipynb). A larger weight is the first idea; what would you watch, before you call it
-# better?
+# The margin and the transfer, the terms that are about relations proper, hardly move this backbone. The auxiliary classifiers
+# do, mostly the way the labels do: to name what is in a pair, an embedding must know its own class first. In the main study
+# *all* relation terms were taken away, and nothing was lost that can be seen
+# ([11_compare_methods](11_compare_methods.ipynb)): a pull can be strong and add little to the labels. What would you watch,
+# before you call a larger weight of margin and transfer better?
 
 # %% [markdown]
 # ## Explore it

@@ -117,7 +117,7 @@ for split, count in {"train": drawn_per_class, "val": 20, "test": 40}.items():
 
 # %% [markdown]
 # One call loads them. `image_size` is the side of the square that the network will see: our files are 64 pixels wide, 24
-# will do. Where there is a `val` folder, it is the validation split.
+# will do. With all three folders `val` is the validation split; with `train` and `val` alone it would be the *test* set.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -291,9 +291,9 @@ else:
 # ## Part 3: your loss
 #
 # In BYOT the deepest exit is the teacher. There is another candidate: all exits together. In the table above the *ensemble*
-# is the mean of their probabilities. Is it better there than the best single exit? Here is an idea, then: let **every**
-# exit, the deepest included, learn from the mean of all. (We take the mean of the logits, a close relative.) We call it
-# *consensus*.
+# is the mean of their probabilities. Is it better there than the best single exit? Where it is, it could teach them all; where
+# it is not, doubt what follows. The idea: let **every** exit, the deepest included, learn from the mean of all. (We take the
+# mean of the logits, a close relative.) We call it *consensus*.
 #
 # Begin with the term alone: a pure function, tensors in, scalar out. `distillation` is the divergence that you wrote out in
 # [02_exits](02_exits.ipynb); it detaches its teacher.
@@ -438,8 +438,8 @@ exit_accuracy_bars(means, title, error=spread, ylabel="validation images right (
 #
 # With `corsd compare` and a `study.json` the same comparison is made on any data set, with records of each training and a
 # table at the end; [11_compare_methods](11_compare_methods.ipynb) shows how to read one. It trains in processes of its own,
-# which know nothing of this kernel: put the cell with your class into a module, say `my_methods.py`, and tell them with
-# `PYTHONPATH=. CORSD_METHODS=my_methods corsd compare ...`.
+# which know nothing of this kernel: put `consensus_loss`, the cell with your class and the imports of both into a module, say
+# `my_methods.py`, and tell them with `PYTHONPATH=. CORSD_METHODS=my_methods corsd compare ...`.
 
 # %% [markdown]
 # ## Recap
