@@ -59,8 +59,8 @@ def test_the_squares_of_the_parts_of_the_backbone_add_up(tiny_run: Run) -> None:
     assert inside.tolist() == pytest.approx(table["backbone"].tolist(), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_every_method_has_gradients_and_the_mean_is_over_batches(tiny: Tiny, name: str) -> None:
+@pytest.mark.parametrize("name", ["baseline", "probe", "ps_kd", "corsd_release"])
+def test_methods_of_every_kind_have_gradients_and_nothing_of_the_run_changes(tiny: Tiny, name: str) -> None:
     run = train(tiny(method=name, epochs=1, batch_size=12, sampling=METHODS[name].sampling), progress=False)
     before = {file: file.read_bytes() for file in run.path.rglob("*") if file.is_file()}
     table = term_gradients(run)
