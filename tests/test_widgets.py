@@ -56,9 +56,9 @@ def test_displayed_again_the_figure_is_a_new_one_to_the_browser(corsd: Run) -> N
 @pytest.mark.parametrize("explorer", [ExitExplorer, StageExplorer])
 def test_the_first_view_waits_for_no_data_set(corsd: Run, explorer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
-    real = probe_images.load_data
+    real = probe_images.run_data
     monkeypatch.setattr(probe_images, "_SHARED", WeakValueDictionary())
-    monkeypatch.setattr(probe_images, "load_data", lambda config, root: read.append(config.data) or real(config, root))
+    monkeypatch.setattr(probe_images, "run_data", lambda run, *where: read.append(run.config.data) or real(run, *where))
     shown, other = explorer(corsd), explorer(corsd)
     assert read == [] and "<img" not in everything(shown)
     shown._repr_mimebundle_()

@@ -45,6 +45,7 @@ class TrainingMonitor(Explorer):
 
     def __init__(self) -> None:
         self._stop = threading.Event()  # `train` looks at it after every step
+        self._ended = threading.Event()  # of the training in the thread
         self._run: Run | None = None
         self._relations: list[Scores] = []
         self._config: TrainConfig | None = None
@@ -102,6 +103,7 @@ class TrainingMonitor(Explorer):
             raise CorsdError(f"{self._config and self._config.path} is still training here: stop it first, or wait() for it")
         self._config, self._data, self._error = config, data, None
         self._stop.clear()
+        self._ended.clear()
         self.stop_button.disabled, self.resume_button.disabled = False, True
         self.status.value = html.escape(f"{config.method} on {config.data} begins: the first epoch of {config.epochs} runs…")
         self._thread = threading.Thread(target=self._train, args=(config, data), name="training", daemon=True)
@@ -110,7 +112,7 @@ class TrainingMonitor(Explorer):
     @property
     def training(self) -> bool:
         """Whether a training that `train` began goes on."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._thread is not None and not self._ended.is_set()
 
     def wait(self, timeout: float | None = None) -> Run:
         """The run of `train`, once that has ended; Ctrl-C stops the training, saves it and returns the run.
@@ -121,11 +123,11 @@ class TrainingMonitor(Explorer):
         """
         if self._thread is None or self._config is None:
             raise CorsdError("this monitor trains nothing: begin with monitor.train(config)")
-        try:
-            self._thread.join(timeout)
+        try:  # not Thread.join: interrupted, it takes a thread that runs for one that has ended (Python 3.11)
+            self._ended.wait(timeout)
         except KeyboardInterrupt:
             self._stop.set()
-            self._thread.join()
+            self._ended.wait()
         if self.training:
             raise CorsdError(f"{self._config.path} is still training after {timeout:g} seconds")
         if self._error is not None:
@@ -146,6 +148,7 @@ class TrainingMonitor(Explorer):
         finally:
             self._stop.clear()  # it was heard: the next training, here or in a cell, is told of anew
             self.stop_button.disabled = True
+            self._ended.set()
 
     def _stop_clicked(self) -> None:
         self._stop.set()
