@@ -24,7 +24,7 @@ LABELS = ("task", "exit_ce")  # cross-entropy with the labels, which every other
 
 
 def term_gradients(run: Run, data: ImageData | None = None, batches: int = 2) -> pd.DataFrame:
-    """Gradients of the weighted parts of a run's loss at its newest weights, on training batches that it has not seen.
+    """Gradients of the weighted parts of a run's loss at its newest weights, on batches of train as a further epoch would draw.
 
     One row a part of non-zero weight and a place. Columns: `term`; `place`: "backbone", and of it "stem", "stage 1" ...,
     "exit 1" ... and "relation 1" ..., shallow -> deep; `norm`, the L2 norm of weight · gradient over the place's parameters;

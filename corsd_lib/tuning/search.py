@@ -20,7 +20,7 @@ __all__ = ["Distribution", "Search", "parted"]
 
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
-# Fields of a training that are not for a study to say; those that no two trials differ in for a reason; those none chooses.
+# Fields of a training that are not for a study to say; those that make no trial another; those none chooses.
 _OUTSIDE = ("seed", "out", "resume", "data_root")
 _MACHINE = ("seed", *PLACE_FIELDS)
 _FIXED = (*_MACHINE, "data", "per_class", "validation_fraction", "method", "method_options", "epochs", "devices", "num_nodes")
@@ -152,7 +152,7 @@ def _check_parameter(where: str, name: str, what: Any, config: TrainConfig) -> N
     if name.startswith("train."):
         allowed = [f"train.{f.name}" for f in fields(TrainConfig) if f.name not in _FIXED]
         check_choice(f"{where}: parameter", name, allowed)
-    elif name in {f.name for f in fields(TrainConfig)}:
+    elif name in {f.name for f in fields(TrainConfig)} - asdict(config.build_method().options).keys():
         raise CorsdError(f"{where}: a field of the training is searched as train.{name}")
     if not _is_range(what) and not _is_choice(what):
         raise CorsdError(f"{where}; allowed: numbers low and high, with or without step, log and int, or a list of choices")
