@@ -92,8 +92,8 @@ tune: venv  ## search the weights of the rows of STUDY on images held out of tra
 study: venv  ## train what STUDY has no record of, then make its tables and figures; goes on where it was stopped
 	$(BIN)/corsd compare $(STUDY)
 
-tables: venv  ## make the tables and figures of STUDY from its records
-	$(BIN)/corsd compare $(STUDY) --tables
+tables: venv  ## make the tables and figures of STUDY from its records, in README.md too where it has the study's marks
+	$(BIN)/corsd compare $(STUDY) --tables $$(grep -q '<!-- $(notdir $(STUDY)) -->' README.md && echo --readme README.md)
 
 bench: venv  ## measure speed, write results/bench.json and the table of the README
 	$(BIN)/corsd bench --out results/bench.json --readme README.md

@@ -323,7 +323,8 @@ def _duration(seconds: float) -> str:
 def draw_figures(summary: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw `accuracy.png` and `gain.png`, and for each further group of rows `accuracy_<group>.png` and so on; seconds each.
 
-    A group of changes to one row shows gains over that row. Raises `CorsdError` where plotly, kaleido or Chromium is missing.
+    A group of changes to one row, and perhaps rows from none, shows gains over that row. Raises `CorsdError` where plotly,
+    kaleido or Chromium is missing.
     """
     try:
         from corsd_lib.figures import accuracy_by_method, gain_by_method, save_png
@@ -334,6 +335,8 @@ def draw_figures(summary: Mapping[str, Any], folder: Path) -> list[Path]:
         part = {**summary, "methods": _with_references(summary, group)}
         pictures = {"accuracy": accuracy_by_method(part)}
         parents = {m["from"] for m in part["methods"].values() if m["group"] == group}
+        if group != "methods":
+            parents.discard(None)  # a control, from no row
         versus = against(part, *parents) if len(parents) == 1 and parents <= part["methods"].keys() else part
         if any(m["gain"] is not None for m in versus["methods"].values()):
             pictures["gain"] = gain_by_method(versus)

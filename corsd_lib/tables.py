@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from corsd_lib.study import Row, Study
 
-__all__ = ["against", "markdown", "mean_interval", "short_markdown", "summarise", "table", "with_interval"]
+__all__ = ["against", "markdown", "mean_interval", "short_markdown", "summarise", "table", "trained_exits", "with_interval"]
 
 Record = dict[str, Any]  # of one training, see `corsd_lib.study.make_record`
 Interval = tuple[float | None, float | None, float | None]  # mean, low, high
@@ -41,7 +41,8 @@ def summarise(study: Study, records: Mapping[str, Mapping[int, Record]]) -> dict
 
     `methods` has an entry a row: top-1 (%) on test by exit, shallow -> deep, after the last epoch, mean over seeds and ends of
     its 95 % Student-t interval; `gain`, the difference to the baseline row at the deepest exit, points, paired by seed; images
-    passed and multiply-accumulates of a training; these and its wall time relative to the baseline row's of the same seeds.
+    passed and multiply-accumulates of a training, these relative to the baseline row's of the same seeds; wall time of the
+    fastest training relative to the baseline row's fastest, where both had the same kind of device and as many threads.
     """
     reference = records.get(study.baseline, {})
     methods = {name: _summarise_row(row, records[name], reference) for name, row in study.rows.items() if records.get(name)}
@@ -80,7 +81,7 @@ def _summarise_row(row: Row, records: Mapping[int, Record], reference: Mapping[i
         "epochs": config["epochs"],
         **{key: sum(r[key] for r in records.values()) / len(records) for key in ("images", "macs", "seconds")},
         "macs_ratio": _ratio("macs", records, reference, both),
-        "time_ratio": _ratio("seconds", records, reference, both),
+        "time_ratio": _time_ratio(records.values(), reference.values()),
         **_sources(r.get("provenance", {}) for r in records.values()),
         "train_top1": sum(r["train_top1"][-1] for r in records.values()) / len(records),
         "options": config["method_options"],
@@ -116,6 +117,25 @@ def _ratio(key: str, ours: Mapping[int, Record], theirs: Mapping[int, Record], s
     """Total of `key` over `seeds`, relative to the same of `theirs`."""
     total = sum(theirs[seed][key] for seed in seeds)
     return sum(ours[seed][key] for seed in seeds) / total if total else None
+
+
+def _time_ratio(ours: Iterable[Record], theirs: Iterable[Record]) -> float | None:
+    """Wall time of the fastest training, which other work has disturbed least, relative to the fastest of `theirs`."""
+    fastest = min(theirs, key=lambda record: record["seconds"], default=None)
+    if fastest is None or not fastest["seconds"]:
+        return None
+    alike = [r["seconds"] for r in ours if _place(r) == _place(fastest)]
+    return min(alike) / fastest["seconds"] if alike else None
+
+
+def _place(record: Record) -> tuple[Any, Any]:
+    provenance = record.get("provenance", {})
+    return provenance.get("device"), provenance.get("threads")
+
+
+def trained_exits(row: Mapping[str, Any]) -> list[bool]:
+    """Which exits of a row of `summarise` were trained: not those with less than a quarter of the deepest one's accuracy."""
+    return [top1 > row["top1"][-1] / 4 for top1 in row["top1"]]
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -170,7 +190,8 @@ def short_markdown(summary: Mapping[str, Any]) -> str:
 
 
 def _cells(m: Mapping[str, Any], exits: int) -> list[str]:
-    top1 = [with_interval(*ends) for ends in zip(m["top1"], m["top1_low"], m["top1_high"], strict=True)]
+    ends = zip(m["top1"], m["top1_low"], m["top1_high"], strict=True)
+    top1 = [with_interval(*e) if trained else "not trained" for e, trained in zip(ends, trained_exits(m), strict=True)]
     return [
         m["label"],
         m["group"],
@@ -207,8 +228,10 @@ def _note(summary: Mapping[str, Any]) -> str:
         f"Equal {equal} for all rows{' but ' if others else ''}{', '.join(others)}. Top-1 on test after the last epoch: mean "
         "over seeds ± half of its 95 % Student-t interval (– with one seed). Gain: points over "
         f"{reference['label'] if reference else summary['baseline']} at the deepest exit, paired by seed, over the seeds that "
-        "both rows have. MACs (forward and backward) and wall time of the training are relative to that row's; trainings run "
-        "side by side and beside other work, so times may be off by a factor of two. Train: top-1 of the deepest exit on the "
+        "both rows have. Intervals are of seeds, that is of initialisation, order and what else they draw; the test images are "
+        "the same. MACs (forward and backward) of the training are relative to that row's, time is of the fastest training "
+        "relative to that row's fastest: trainings run side by side and beside other work, so times are rough (– where none "
+        "ran on as many threads). Train: top-1 of the deepest exit on the "
         f"augmented images of the last epoch. Trained by revisions {_all_of(methods, 'revisions')} of the source, with PyTorch "
         f"{_all_of(methods, 'torch')}."
     )

@@ -299,7 +299,8 @@ def summary() -> dict[str, Any]:
         return {"label": group, "group": group, "from": parent, **top1, **gains}
 
     rows = {"baseline": entry("methods", None), "corsd": entry("methods", 1.0), "a": entry("ablation", 2.0, "corsd")}
-    return {"baseline": "baseline", "methods": {**rows, "rkd": entry("methods", 3.0)}}
+    rows |= {"rkd": entry("methods", 3.0, "corsd"), "control": entry("ablation", 0.5)}
+    return {"baseline": "baseline", "methods": rows}
 
 
 def test_every_group_has_its_figures_with_what_it_is_read_against(
@@ -309,13 +310,13 @@ def test_every_group_has_its_figures_with_what_it_is_read_against(
     monkeypatch.setattr(figures, "gain_by_method", lambda s: over.append((s["baseline"], list(s["methods"]))))
     assert draw_figures(summary, tmp_path) == [tmp_path / name for name in drawn]
     assert drawn == ["accuracy.png", "gain.png", "accuracy_ablation.png", "gain_ablation.png"]
-    assert list(compare._with_references(summary, "ablation")) == ["baseline", "corsd", "a"]
-    assert over == [("baseline", ["baseline", "corsd", "rkd"]), ("corsd", ["baseline", "corsd", "a"])]
+    assert list(compare._with_references(summary, "ablation")) == ["baseline", "corsd", "a", "control"]
+    assert over == [("baseline", ["baseline", "corsd", "rkd"]), ("corsd", ["baseline", "corsd", "a", "control"])]
     assert list(compare._with_references(summary, "methods")) == ["baseline", "corsd", "rkd"]
 
 
 def test_gains_are_drawn_once_there_are_some(summary: dict[str, Any], drawn: list[str], tmp_path: Path) -> None:
-    del summary["methods"]["a"], summary["methods"]["rkd"], summary["methods"]["corsd"]
+    summary["methods"] = {"baseline": summary["methods"]["baseline"]}
     draw_figures(summary, tmp_path)
     assert drawn == ["accuracy.png"]
 

@@ -9,6 +9,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from corsd_lib.files import read_json
 from corsd_lib.methods import METHODS
 from corsd_lib.network import build_network
 from corsd_lib.study import Study
-from corsd_lib.tables import against, mean_interval, short_markdown, summarise
+from corsd_lib.tables import mean_interval, short_markdown, summarise
 from corsd_lib.tuning.search import Search
 
 ROOT = Path(__file__).parents[1]
@@ -108,31 +109,45 @@ def test_relative_links_and_pictures_exist_and_pictures_have_alt_text(document: 
         assert re.search(r'alt="[^"]{20,}"', picture), picture
 
 
+def _lead(methods: dict[str, Any], row: str, other: str, k: int = -1) -> list[float]:
+    """How far exit `k` of a row lies above another row's, points: mean and 95 % interval, paired by seed."""
+    ours, theirs = methods[row]["top1_by_seed"], methods[other]["top1_by_seed"]
+    return [end for end in mean_interval(ours[s][k] - theirs[s][k] for s in ours if s in theirs) if end is not None]
+
+
 def test_the_finding_is_what_the_records_say() -> None:
     found = re.search(r"<!-- finding -->\n(.*?)<!-- /finding -->", README, flags=re.DOTALL)
     assert found is not None
     names = ("cifar100", "cub200", "cifar100_small", "cub200_small")
     main, birds, *small = (read_json(ROOT / "results" / name / "summary.json")["methods"] for name in names)
-    written = []
+    written = [*_lead(main, "corsd", "baseline"), *_lead(birds, "corsd", "baseline")]
     for study in (main, birds):
-        corsd, plain = study["corsd"], study["baseline"]
-        peers = [
-            m["gain"]
+        peers = {
+            name: _lead(study, "corsd", name)
             for name, m in study.items()
             if name != "baseline" and not name.startswith("corsd") and m["group"] == "methods"
-        ]
-        written += [corsd["gain"], corsd["gain_low"], corsd["gain_high"], corsd["top1"][-1], plain["top1"][-1], max(peers)]
+        }
         count = {3: "three", 6: "six"}[len(peers)]
-        assert f"{corsd['n']} seeds; the best of {count} peers" in " ".join(found[1].split())
+        assert f"{study['corsd']['n']} seeds; the best of {count} peers" in " ".join(found[1].split())
+        assert all(low > 0 for _, low, _ in peers.values())
+        leads = [mean for mean, *_ in peers.values()]
+        written += [study["corsd"]["top1"][-1], study["baseline"]["top1"][-1], max(study[name]["gain"] for name in peers)]
+        written += [min(leads), max(leads)]
     for study in (main, birds):
-        rows = against({"methods": study}, "corsd")["methods"].items()
-        behind = [m for name, m in rows if m["group"] == "methods" and name != "baseline" and not name.startswith("corsd")]
-        assert all(m["gain_high"] < 0 for m in behind)
-        written += [min(-m["gain"] for m in behind), max(-m["gain"] for m in behind)]
-    bare, paper = main["no_relations"], main["corsd_paper"]
-    less = against({"methods": main}, "corsd")["methods"]["no_relations"]
-    written += [bare["gain"], bare["gain_low"], bare["gain_high"], -less["gain"], -less["gain_high"], -less["gain_low"]]
-    written += [paper["gain"], paper["gain_low"], paper["gain_high"], *(methods["corsd"]["gain"] for methods in small)]
+        for k in (1, 2):
+            mean, low, high = _lead(study, "corsd", "deep_supervision", k)
+            assert low > 0
+            written += [mean, low, high]
+    for row, other in (("corsd", "deep_supervision"), ("byot", "corsd")):
+        for study in (main, birds):
+            mean, low, high = _lead(study, row, other, 0)
+            assert mean > 0 and low < 0 < high  # not decided
+            written += [mean, low, high]
+    for row, decided in (("no_class_kd", True), ("no_relations", False)):
+        mean, low, high = _lead(main, "corsd", row)
+        assert main[row]["n"] == 3 and (low > 0) == decided
+        written += [mean, low, high]
+    written += [*_lead(main, "corsd_paper", "baseline"), *(methods["corsd"]["gain"] for methods in small)]
     assert [float(number) for number in re.findall(r"-?\d+\.\d", found[1])] == [round(value, 1) for value in written]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from corsd_lib.errors import CorsdError
 from corsd_lib.study import Study
-from corsd_lib.tables import against, markdown, mean_interval, short_markdown, summarise, table, with_interval
+from corsd_lib.tables import against, markdown, mean_interval, short_markdown, summarise, table, trained_exits, with_interval
 
 # Student's t at 97.5 %, from a printed table: degrees of freedom -> t.
 T = {1: 12.706205, 2: 4.302653, 4: 2.776445}
@@ -25,8 +25,11 @@ def study(tmp_path: Path) -> Study:
     return Study.from_dict(values, tmp_path / "study.json")
 
 
-def record(*top1: float, images: int = 60_000, macs: int = 100, seconds: float = 10.0, epochs: int = 30) -> dict[str, Any]:
+def record(
+    *top1: float, images: int = 60_000, macs: int = 100, seconds: float = 10.0, epochs: int = 30, threads: int = 1
+) -> dict[str, Any]:
     return {
+        "provenance": {"device": "cpu", "threads": threads},
         "config": {"epochs": epochs, "method_options": {"margin": 1.0}},
         "test": {"exits": [{"top1": v} for v in top1]},
         "train_top1": [v + 30 for v in top1],
@@ -84,7 +87,7 @@ def test_the_summary_is_that_of_a_calculation_by_hand(study: Study) -> None:
     assert corsd["top1_by_seed"] == {"1": [40.0, 54.0], "2": [42.0, 56.0], "3": [44.0, 61.0]}
     # Seeds 1 and 2 are in both: 54 - 51 and 56 - 52. Not 57 - 51, the difference of the means.
     assert (corsd["gain"], corsd["gain_low"], corsd["gain_high"]) == pytest.approx((3.5, 3.5 - T[1] / 2, 3.5 + T[1] / 2))
-    assert (corsd["macs_ratio"], corsd["time_ratio"]) == (1.5, 1.5)
+    assert (corsd["macs_ratio"], corsd["time_ratio"]) == (1.5, 3.0)  # the fastest took 30 s, the baseline's 10
     assert (corsd["n"], corsd["seeds"], corsd["label"], corsd["group"], corsd["from"]) == (
         3,
         [1, 2, 3],
@@ -101,10 +104,26 @@ def test_what_cannot_be_said_is_none(study: Study) -> None:
     plain, alone = methods["baseline"], methods["margin"]
     assert [plain[k] for k in ("gain", "gain_low", "gain_high")] == [None] * 3 and plain["macs_ratio"] == 1
     assert (alone["top1"], alone["top1_low"], alone["top1_high"]) == ([39.0, 49.0], [None, None], [None, None])
-    assert [alone[k] for k in ("gain", "gain_low", "macs_ratio", "time_ratio")] == [None] * 4  # no seed in common
+    assert [alone[k] for k in ("gain", "gain_low", "macs_ratio")] == [None] * 3  # no seed in common
     assert (alone["from"], alone["group"]) == ("corsd", "ablation")
     one = summarise(study, {"baseline": {1: record(50.0)}, "corsd": {1: record(40.0, 53.0)}})["methods"]["corsd"]
     assert (one["gain"], one["gain_low"], one["gain_high"]) == (3.0, None, None)
+
+
+def test_times_are_compared_on_the_same_kind_of_machine_only(study: Study) -> None:
+    def ratio(*ours: dict[str, Any]) -> float | None:
+        records = {"baseline": {0: record(50.0, seconds=20.0)}, "corsd": dict(enumerate(ours))}
+        return summarise(study, records)["methods"]["corsd"]["time_ratio"]
+
+    quick = record(40.0, 53.0, seconds=10.0, threads=2)
+    assert ratio(quick) is None
+    assert ratio(quick, record(40.0, 53.0, seconds=50.0), record(40.0, 53.0, seconds=30.0)) == 1.5
+
+
+def test_the_table_says_which_exits_were_not_trained(study: Study) -> None:
+    summary = summarise(study, {"baseline": {0: record(50.0)}, "corsd": {0: record(1.0, 40.0, 50.0)}})
+    assert trained_exits(summary["methods"]["corsd"]) == [False, True, True]
+    assert "| CORSD | 1 | not trained | 40.0 ± – | 50.0 ± – |" in markdown(summary)
 
 
 def test_rows_without_a_record_are_left_out(study: Study) -> None:
@@ -126,8 +145,8 @@ TABLE = """\
 | method | group | seeds | exit 1, % | deepest exit, % | gain | epochs | images | MACs | time | train, % |
 | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 | plain network | methods | 3 |  | 51.0 ± 2.5 | – | 30 | 60,000 | x1.00 | x1.00 | 81.0 |
-| CORSD | methods | 3 | 42.0 ± 5.0 | 57.0 ± 9.0 | +3.5 ± 6.4 | 30 | 60,000 | x1.50 | x1.50 | 87.0 |
-| without / margin | ablation | 1 | 39.0 ± – | 49.0 ± – | – | 30 | 80,000 | – | – | 79.0 |
+| CORSD | methods | 3 | 42.0 ± 5.0 | 57.0 ± 9.0 | +3.5 ± 6.4 | 30 | 60,000 | x1.50 | x3.00 | 87.0 |
+| without / margin | ablation | 1 | 39.0 ± – | 49.0 ± – | – | 30 | 80,000 | – | x1.00 | 79.0 |
 """
 
 

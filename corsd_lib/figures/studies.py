@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from corsd_lib.errors import CorsdError
 from corsd_lib.figures.style import GREY, INK, PALETTE, SYMBOLS, exit_names, set_title, template
+from corsd_lib.tables import trained_exits
 
 _ENDS = ("top1", "top1_low", "top1_high")
 Point = tuple[str, float, float, float | None, float | None]  # label, height, mean, ends of the interval
@@ -19,7 +20,7 @@ def accuracy_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.
     """Test top-1 (%) of every exit of every row of a study with its 95 % interval; the title names the best deepest exit.
 
     `summary` is what `corsd_lib.tables.summarise` gives. Within a row shallow exits lie above deep ones; the dotted line is the
-    baseline's deepest exit. An exit with less than a quarter of its deepest one's accuracy was not trained and is left out.
+    baseline's deepest exit. Exits that were not trained (`corsd_lib.tables.trained_exits`) are left out.
     Raises `CorsdError` when there is no row.
     """
     methods = summary["methods"]
@@ -31,7 +32,7 @@ def accuracy_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.
         points = [
             (f"{m['label']}, {name}", row + 0.15 * (len(m["top1"]) / 2 + 0.5 - back), *(m[k][-back] for k in _ENDS))
             for row, m in enumerate(methods.values())
-            if len(m["top1"]) >= back and m["top1"][-back] > m["top1"][-1] / 4
+            if len(m["top1"]) >= back and trained_exits(m)[-back]
         ]
         if not points:
             continue
