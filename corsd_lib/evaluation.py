@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -119,15 +121,34 @@ def load_data(config: TrainConfig, data_root: str | None = None) -> ImageData:
 
 
 def run_data(run: Run, data: ImageData | None = None, data_root: str | None = None) -> ImageData:
-    """The images of a run: `data` where it is given, else those that its configuration names.
+    """The images of a run: `data` where it is given, else those that its configuration names; mean and deviation are the run's.
 
-    Raises `CorsdError` when it was trained on images that were given to `train` and are not given here.
+    Raises `CorsdError` when it was trained on images that were given to `train` and are not given here, and for other classes.
     """
-    if data is not None:
-        return data
-    if run.data.name != run.config.data:
-        raise CorsdError(f"{run.path} was trained on data that was given to train, {run.data.name!r}: give it here too")
-    return load_data(run.config, data_root)
+    if data is None:
+        if run.data.name != run.config.data:
+            raise CorsdError(f"{run.path} was trained on data that was given to train, {run.data.name!r}: give it here too")
+        data = load_data(run.config, data_root)
+        if not has_images_of(data, run.data):
+            raise CorsdError(f"{run.path} was trained on other images than {data.name!r} has here: give them here too")
+    elif tuple(data.class_names) != run.data.class_names or data.channels != run.data.channels:
+        raise CorsdError(f"data {data.name!r} has other classes or channels than {run.path} was trained on, {run.data.name!r}")
+    return replace(data, mean=run.data.mean, std=run.data.std)
+
+
+def has_images_of(data: ImageData, info: DataInfo) -> bool:
+    """Whether classes, labels and statistics of `data` are those that a run remembers; its test images may be others."""
+    if (tuple(data.class_names), data.image_size, data.channels) != (info.class_names, info.image_size, info.channels):
+        return False
+    pairs = zip((*data.mean, *data.std), (*info.mean, *info.std), strict=True)
+    alike = all(abs(now - then) < 5e-3 for now, then in pairs)  # decoders of JPEG differ by less
+    return alike and (info.splits is None or {k: list(v) for k, v in info.splits.items()} == splits_of(data))
+
+
+def splits_of(data: ImageData) -> dict[str, list[int]]:
+    """`DataInfo.splits` of a data set."""
+    splits = {"train": data.train, **({} if data.validation is None else {"validation": data.validation})}
+    return {k: [len(s), zlib.crc32(s.labels.cpu().to(torch.int64).numpy().tobytes())] for k, s in splits.items()}
 
 
 def training_batches(config: TrainConfig, data: ImageData, **place: Any) -> BatchSource:
@@ -223,21 +244,31 @@ def training_macs(config: TrainConfig, data: DataInfo) -> float:
     """
     from torch.utils.flop_counter import FlopCounterMode
 
+    right = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
     with torch.random.fork_rng([]):
         network = new_network(replace(config, pretrained=False), data).train()
         method = config.build_method(network).train()
     batch = _made_up_batch(config, data)
-    with FlopCounterMode(display=False) as of_network:
+    with FlopCounterMode(display=False, custom_mapping=right) as of_network:
         out = network(torch.zeros(2, data.channels, data.image_size, data.image_size), method.detach_exits)
     whole = ExitOutputs(*([_repeated(t, len(batch.labels)) for t in tensors] for tensors in out))
     method(whole, batch)  # what a method remembers of past batches is there in all but the first
-    with FlopCounterMode(display=False) as of_method:
+    with FlopCounterMode(display=False, custom_mapping=right) as of_method:
         method(whole, batch)["total"].backward()
     pairs = [(t, w.grad[:2]) for t, w in zip(_flat(out), _flat(whole), strict=True) if w.grad is not None]
-    with FlopCounterMode(display=False) as of_backward:
+    with FlopCounterMode(display=False, custom_mapping=right) as of_backward:
         torch.autograd.backward([t for t, _ in pairs], [grad for _, grad in pairs])
     network_flops = of_network.get_total_flops() + of_backward.get_total_flops()
     return network_flops / 2 / 2 + of_method.get_total_flops() / 2 / len(batch.labels)
+
+
+def _convolution_backward_flops(
+    grad: torch.Size, inputs: torch.Size, weight: torch.Size, *arguments: Any, out_shape: Any = None, **rest: Any
+) -> int:
+    """Gradients of inputs and weights, each as much as the forward pass; torch 2.14 counts groups as if all were connected."""
+    transposed, wanted = arguments[4], arguments[7]
+    positions = math.prod((inputs if transposed else grad)[2:])
+    return 2 * grad[0] * positions * math.prod(weight) * (bool(wanted[0]) + bool(wanted[1]))
 
 
 def _made_up_batch(config: TrainConfig, data: DataInfo) -> Batch:

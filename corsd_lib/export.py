@@ -280,7 +280,7 @@ embeddings, logits and class-by-class relations; `RelationExplorer(run)` shows t
 {_settings(run)}
 
 Source revision {provenance["revision"]} of corsd_lib {provenance["corsd_lib"]}. Python {provenance["python"]}, {versions}.
-Device {provenance["device"]}, {provenance["threads"]} threads, {provenance["system"]} {provenance["machine"]}.
+Device {provenance["device"]}, {provenance["threads"]} threads, {provenance["system"]} {provenance["machine"]}.{_resumed(run)}
 
 ## Intended use
 
@@ -292,6 +292,15 @@ The network names one of its {data.num_classes} classes for any image, of whatev
 calibration error says. Images unlike those of {data.name} were never tried. One seed says little about a method: compare
 methods over several.
 """
+
+
+def _resumed(run: Run) -> str:
+    """A sentence for each process that went on elsewhere or with another source."""
+    return "".join(
+        f"\nResumed after epoch {other['epochs_done']} with source revision {other['revision']}, PyTorch "
+        f"{other['versions']['torch']}, device {other['device']}, {other['threads']} threads."
+        for other in run.resumed
+    )
 
 
 _USE = """\

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ __all__ = [
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")  # of this call alone, also among machines that share a folder
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as file:

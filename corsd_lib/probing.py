@@ -67,10 +67,10 @@ class ProbeSet:
             matrices = self._relations(relations, out)
         state = relations.state_dict(prefix="method.relations.")
         return {
-            **{f"embeddings.{k}": e.half() for k, e in enumerate(out.embeddings)},
-            **{f"logits.{k}": z.half() for k, z in enumerate(out.logits)},
+            **{f"embeddings.{k}": _half(e) for k, e in enumerate(out.embeddings)},
+            **{f"logits.{k}": _half(z) for k, z in enumerate(out.logits)},
             **{f"relations.{k}": m for k, m in enumerate(matrices)},
-            **{k: v.half() if v.is_floating_point() else v for k, v in state.items()},
+            **{k: _half(v) if v.is_floating_point() else v for k, v in state.items()},
         }
 
     def _outputs(self, network: MultiExitNetwork, device: torch.device, maps: bool) -> ExitOutputs:
@@ -99,3 +99,9 @@ class ProbeSet:
                 scores, of = cosine_scores(out.embeddings[k]), labels
             matrices.append(relation_matrix(scores, of, self.data.num_classes))
         return matrices
+
+
+def _half(values: Tensor) -> Tensor:
+    """As float16; what is too large for it becomes its largest number, not infinite."""
+    most = torch.finfo(torch.float16).max
+    return values.clamp(-most, most).half()

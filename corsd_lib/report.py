@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 
 from corsd_lib.analysis.embedding import PROJECTIONS, stage_embedding
 from corsd_lib.analysis.exits import choose_threshold, early_exit_curve, exit_accuracy, leaving_macs
-from corsd_lib.analysis.relations import relation_quality
+from corsd_lib.analysis.relations import relation_quality, stored_kind
 from corsd_lib.analysis.structure import class_structure
 from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.figures import exit_accuracy_bars, structure_over_epochs, training_curves
@@ -233,7 +233,8 @@ def _quality_table(run: Run) -> tuple[pd.DataFrame, str]:
 
 
 def _quality_text(run: Run, kind: str) -> str:
-    what = "cosine of the embeddings" if kind == "cosine" or not _last(run).relation_state else "trained relation"
+    stored = stored_kind(run, _last(run)) if kind == "trained" else kind
+    what = {"trained": "trained relation", "cosine": "cosine of the embeddings", "l2": "distance of the embeddings"}[stored]
     return (
         f"ROC-AUC of the {what} as a detector of “same class”, over all pairs of {_probe_images(run)}: 0.5 is chance, 1 tells "
         "every pair. Hover shows the mean relation within and between classes."

@@ -15,7 +15,7 @@ Tensors are safetensors and everything else is JSON: reading a run never execute
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from os import PathLike, fspath
@@ -239,7 +239,10 @@ def _check_range(name: str, value: float, low: float, high: float = math.inf, op
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a run remembers of its data: enough to rebuild the network and name every class without the images."""
+    """What a run remembers of its data: enough to rebuild the network, name every class and know the images again.
+
+    `splits`: of train and validation the number of images and the CRC-32 of their labels; None in a run of an earlier library.
+    """
 
     name: str
     class_names: tuple[str, ...]
@@ -248,6 +251,7 @@ class DataInfo:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     image_size: int
+    splits: Mapping[str, Sequence[int]] | None = None
 
     @property
     def num_classes(self) -> int:

@@ -20,7 +20,16 @@ from torch import Tensor, nn
 from corsd_lib.capture import GraphedPasses, Passes
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import evaluate, exit_logits, load_data, run_data, top_k_accuracy, training_batches
+from corsd_lib.evaluation import (
+    evaluate,
+    exit_logits,
+    has_images_of,
+    load_data,
+    run_data,
+    splits_of,
+    top_k_accuracy,
+    training_batches,
+)
 from corsd_lib.files import read_json, read_lines, read_tensors, remove_parts, write_json, write_lines, write_tensors
 from corsd_lib.methods import Batch, Method
 from corsd_lib.network import MultiExitNetwork
@@ -115,11 +124,9 @@ def _given_or_named(data: ImageData | None, config: TrainConfig) -> ImageData:
     if not (config.path / "config.json").is_file():
         return data or load_data(config)
     run = Run(config.path)
-    data = run_data(run, data)
-    before, now = ((d.name, tuple(d.class_names), d.image_size) for d in (run.data, data))
-    if before != now:
+    if data is not None and (data.name != run.data.name or not has_images_of(data, run.data)):
         raise CorsdError(f"{run.path} was begun on {run.data.name!r}, with other classes or images than {data.name!r} has")
-    return data
+    return run_data(run, data)
 
 
 @contextmanager
@@ -198,6 +205,7 @@ class Trainer:
             tuple(data.mean),
             tuple(data.std),
             data.image_size,
+            splits_of(data),
         )
         # Two seeds: what a method brings along must not change the network's first weights.
         torch.manual_seed(config.seed)

@@ -78,3 +78,10 @@ def test_no_batch_is_refused_and_own_images_are_asked_for(tiny_run: Run, tiny: T
     with pytest.raises(CorsdError, match="was trained on data that was given to train"):
         term_gradients(run)
     assert len(term_gradients(run, data))
+
+
+def test_a_backbone_without_stages_of_its_own_has_no_stem(tiny: Tiny) -> None:
+    pytest.importorskip("timm")
+    run = train(tiny(network="timm:test_resnet", width=None, image_size=32, epochs=1), progress=False)
+    found = set(term_gradients(run)["place"])
+    assert "backbone" in found and not any(place.startswith(("stem", "stage")) for place in found)

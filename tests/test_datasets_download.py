@@ -85,6 +85,17 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+def test_two_downloads_of_one_file_at_once_fetch_it_once(server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "birds.tgz"
+    both = [threading.Thread(target=fetch, args=(server, path)) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join()
+    assert path.read_bytes() == CONTENT and names(tmp_path) == {"birds.tgz"}
+    assert server.asked == [None]
+
+
 def test_a_whole_download_is_made_once(server: Server, tmp_path: Path) -> None:
     path = tmp_path / "deep" / "down" / "birds.tgz"
     assert fetch(server, path) == path

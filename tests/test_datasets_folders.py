@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,8 @@ def test_a_large_folder_streams(folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_hidden_and_other_files_are_passed_over(folder: Path) -> None:
     (folder / "train" / ".ipynb_checkpoints").mkdir()
+    (folder / "train" / "cat" / ".ipynb_checkpoints").mkdir()
+    shutil.copy(next((folder / "train" / "cat").glob("*.png")), folder / "train" / "cat" / ".ipynb_checkpoints" / "copy.png")
     (folder / "train" / "notes.txt").write_text("mine")
     (folder / "train" / "cat" / "._000.png").write_text("what macOS leaves behind")
     (folder / "train" / "cat" / "Thumbs.db").write_text("what Windows leaves behind")

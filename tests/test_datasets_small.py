@@ -144,7 +144,7 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
         server.shutdown()
 
 
-def test_download_goes_through_torchvision(
+def test_a_download_goes_on_and_is_checked_before_it_is_unpacked(
     cifar100_root: Path, served: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, url = served
@@ -153,10 +153,16 @@ def test_download_goes_through_torchvision(
         tar.add(cifar100_root / "cifar-100-python", "cifar-100-python")
     monkeypatch.setattr(CIFAR100, "url", f"{url}/{archive.name}")
     monkeypatch.setattr(CIFAR100, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
-    data = load_dataset("cifar100", tmp_path / "fresh" / "root", download=True)
-    assert len(data.train) == 200
+    root = tmp_path / "fresh" / "root"
+    root.mkdir(parents=True)
+    (root / f"{archive.name}.part").write_bytes(archive.read_bytes()[:1000])  # of a download that broke off
+    data = load_dataset("cifar100", root, download=True)
+    assert len(data.train) == 200 and not (root / f"{archive.name}.part").exists()
+    archive.rename(folder / "elsewhere")
+    assert len(load_dataset("cifar100", root, download=True).train) == 200  # what is whole is not fetched again
+    archive = (folder / "elsewhere").rename(archive)
     monkeypatch.setattr(CIFAR100, "tgz_md5", "0" * 32)
-    with pytest.raises(CorsdError, match=r"cannot be used: .*corsd data cifar100 --download"):
+    with pytest.raises(CorsdError, match=r"md5 .*; it is corrupt .*: download it again"):
         load_dataset("cifar100", tmp_path / "other", download=True)
     monkeypatch.setattr(CIFAR100, "url", f"{url}/absent.tar.gz")
     with pytest.raises(CorsdError, match="404"):

@@ -172,6 +172,7 @@ def test_macs_of_known_layers() -> None:
     assert count_macs(known, (4, 3, 16, 16)) == 4 * expected
 
 
+GROUPED = {torch.ops.aten.convolution_backward: evaluation._convolution_backward_flops}
 INFO = DataInfo("made up", tuple("abcdefghij"), (), (), (0.5,), (0.5,), 8)
 
 
@@ -206,10 +207,22 @@ def test_macs_of_a_training_step_are_those_of_a_whole_step(changes: dict[str, An
     batch = evaluation._made_up_batch(config, INFO)
     batch = batch._replace(images=torch.randn(len(batch.labels), 1, 8, 8))
     method(network(batch.images), batch)  # a step before it, which leaves class means
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
         method(network(batch.images, method.detach_exits), batch)["total"].backward()
     assert training_macs(config, INFO) == pytest.approx(counter.get_total_flops() / 2 / len(batch.labels))
     assert training_macs(config, INFO) > training_macs(replace(config, method="baseline", method_options={}), INFO) - 1
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_gradients_of_a_grouped_convolution_cost_what_its_forward_pass_costs(groups: int, transposed: bool) -> None:
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    layer, images = kind(8, 16, 3, stride=2, groups=groups), torch.randn(5, 8, 9, 9, requires_grad=True)
+    with FlopCounterMode(display=False) as forward:
+        out = layer(images)
+    with FlopCounterMode(display=False, custom_mapping=GROUPED) as backward:
+        out.sum().backward()
+    assert backward.get_total_flops() == 2 * forward.get_total_flops() > 0
 
 
 def test_counting_a_training_draws_no_random_numbers() -> None:
@@ -308,6 +321,17 @@ def test_a_run_evaluates_on_the_splits_of_its_training(tiny_run: Run) -> None:
 def test_a_run_evaluates_on_data_that_is_given(tiny_run: Run, digits: ImageData) -> None:
     few = replace(digits, test=digits.test.subset(torch.arange(30)))
     assert evaluate(tiny_run, few).images == 30
+
+
+def test_given_data_is_normalised_as_in_the_training(tiny_run: Run, digits: ImageData) -> None:
+    own = evaluate(tiny_run, digits)
+    assert evaluate(tiny_run, replace(digits, mean=(0.9,), std=(0.1,))) == own
+
+
+def test_given_data_of_other_classes_is_refused(tiny_run: Run, digits: ImageData) -> None:
+    backwards = replace(digits, class_names=digits.class_names[::-1])
+    with pytest.raises(CorsdError, match=r"data 'digits' has other classes or channels than .* was trained on, 'digits'"):
+        evaluate(tiny_run, backwards)
 
 
 def test_the_table_has_a_row_an_exit_and_the_ensemble(tiny_run: Run) -> None:

@@ -21,7 +21,7 @@ from corsd_lib import cli, committed_run, committed_summary, export_run
 from corsd_lib.analysis.embedding import is_kept
 from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import evaluate, load_data
-from corsd_lib.export import _balanced, _spread
+from corsd_lib.export import _balanced, _card, _spread
 from corsd_lib.files import read_json, read_tensors, write_json, write_tensors
 from corsd_lib.probing import ProbeSet
 from corsd_lib.relation import VectorRelation, cosine_scores, distance_scores, relation_matrix
@@ -274,6 +274,18 @@ def test_the_card_says_how_it_was_trained_and_with_what(exported: Run) -> None:
         assert said in text
     assert exported.provenance["revision"] in text and f"torch {exported.provenance['versions']['torch']}" in text
     assert "No images of the data set are in this folder" in text and "| out |" not in text and "None" not in text
+
+
+def test_the_card_says_where_a_training_went_on(exported: Run, tmp_path: Path) -> None:
+    path = shutil.copytree(exported.path, tmp_path / "run")
+    config = read_json(path / "config.json")
+    elsewhere = {**config["provenance"], "revision": "0123abcd", "device": "cuda (some GPU)", "epochs_done": 1}
+    write_json(path / "config.json", {**config, "resumed": [elsewhere]})
+    figures = read_json(path / "test.json")
+    card = _card(load_run(path), figures, figures["trained"])
+    (said,) = [line for line in card.splitlines() if line.startswith("Resumed")]
+    assert said.startswith("Resumed after epoch 1 with source revision 0123abcd, PyTorch ") and "device cuda (some GPU)" in said
+    assert "Resumed" not in (exported.path / "README.md").read_text()
 
 
 def test_the_code_of_the_card_runs(exported: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 from corsd_lib import figures
 from corsd_lib.errors import CorsdError
+from corsd_lib.figures.style import GREY, unique_labels
 
 NAMES = ("cat", "dog", "eel")
 MATRIX = np.linspace(0, 1, 9, dtype=np.float32).reshape(3, 3)
@@ -47,8 +49,18 @@ def test_no_two_colours_of_the_palette_look_alike_to_the_colour_blind(kind: str)
     seen = [seen_by_dichromat(colour, kind) for colour in figures.PALETTE]
     distances = [np.linalg.norm(a - b) for i, a in enumerate(seen) for b in seen[:i]]
     assert min(distances) > 0.05
+    assert min(np.linalg.norm(seen_by_dichromat(GREY, kind) - one) for one in seen) > 0.05
     alike = [seen_by_dichromat(colour, kind) for colour in ("#d62728", "#7a6a00")]  # a red and an olive: the check can fail
     assert np.linalg.norm(alike[0] - alike[1]) < 0.1
+
+
+@pytest.mark.parametrize(
+    "names", [["a", "a", "b", "a"], ["x", "x", "x (2)"], ["x (2)", "x", "x"], ["<i>", "<i>", "&lt;i&gt;"]], ids=str
+)
+def test_labels_are_unique_whatever_the_names(names: list[str]) -> None:
+    labels = unique_labels(names)
+    assert len(set(labels)) == len(names) and not any("<" in label for label in labels)
+    assert all(label.startswith(html.escape(name, quote=False)) for label, name in zip(labels, names, strict=True))
 
 
 @pytest.mark.parametrize("dark", [False, True])

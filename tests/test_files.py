@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,13 @@ def test_a_killed_write_leaves_the_old_file(tmp_path: Path, step: str) -> None:
     (tmp_path / "deep" / ".other.1.part").touch()
     remove_parts(tmp_path)
     assert _names(tmp_path) == ["deep", "file"] and _names(tmp_path / "deep") == []
+
+
+def test_threads_may_write_the_same_file(tmp_path: Path) -> None:
+    file, contents = tmp_path / "file", [bytes([k]) * 1000 for k in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda content: write_atomic(file, content), contents * 4))
+    assert file.read_bytes() in contents and _names(tmp_path) == ["file"]
 
 
 def test_a_folder_that_cannot_be_made_is_one_error(tmp_path: Path) -> None:

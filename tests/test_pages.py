@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 import torch
 from explorers import EPOCHS, large_run, small_run
 
-from corsd_lib import CorsdError, Run, load_run, stage_embedding
+from corsd_lib import CorsdError, Run, TrainConfig, load_run, stage_embedding, train
 from corsd_lib.analysis import class_order, early_exit_curve
 from corsd_lib.files import read_json, write_json, write_tensors
 from corsd_lib.pages import (
@@ -31,6 +32,7 @@ from corsd_lib.pages import (
     text_panel,
     write_page,
 )
+from corsd_lib.report import report_panels
 
 EVIL = "</script><script>document.title = 'broken'</script><b>&"
 
@@ -143,7 +145,26 @@ def test_relations_are_those_of_the_run(run: Run, tmp_path: Path) -> None:
         expected = torch.stack(snapshot.relations).numpy()
         assert codes[e].shape == expected.shape and len(shown["exits"]) == len(expected)
         np.testing.assert_allclose(codes[e] / shown["levels"], expected, atol=0.501 / 254)
-    assert panel["data"]["start"] == {"exit": len(shown["exits"]), "epoch": EPOCHS, "order": "label", "selection": None}
+    start = {"exit": len(shown["exits"]), "epoch": EPOCHS, "order": "label", "selection": None, "against": "nothing"}
+    assert panel["data"]["start"] == start
+
+
+@pytest.mark.parametrize("relation", ["l2", "cosine"])
+def test_a_relation_by_a_formula_is_called_so(tmp_path: Path, relation: str) -> None:
+    config = TrainConfig(method="corsd", method_options={"relation": relation}, per_class=2, epochs=1, batch_size=20)
+    run = train(replace(config, probe_size=30, out=str(tmp_path / "run")), progress=False)
+    (shown,) = relation_panel(run).data["runs"]
+    assert shown["score"] == {"l2": "L2 relation", "cosine": "cosine relation"}[relation]
+    of_page = [panel for panel in report_panels([run], embedding="none") if panel.title.startswith("How well relations")]
+    what = {"l2": "distance of the embeddings", "cosine": "cosine of the embeddings"}[relation]
+    assert f"ROC-AUC of the {what}" in of_page[0].data["text"]
+
+
+def test_first_right_counts_the_exits_that_are_shown(corsd: Run) -> None:
+    some = stage_embedding(corsd, exits=[1, 3], method="pca")
+    labels, logits = some.labels, corsd.probes[EPOCHS].logits
+    first, last = ((logits[k].float().argmax(1) == labels).numpy() for k in (0, 2))
+    np.testing.assert_array_equal(stages_panel(corsd, some).data["first_right"][0], np.where(first, 1, np.where(last, 2, 0)))
 
 
 def test_a_pair_without_a_score_has_none(corsd: Run, tmp_path: Path) -> None:
@@ -156,7 +177,7 @@ def test_a_pair_without_a_score_has_none(corsd: Run, tmp_path: Path) -> None:
 
 def test_a_view_begins_as_asked(corsd: Run) -> None:
     data = relation_panel(corsd, exit=1, epoch=2, order="cluster", selection=(3, 7)).data
-    assert data["start"] == {"exit": 1, "epoch": 2, "order": "cluster", "selection": [3, 7]}
+    assert data["start"] == {"exit": 1, "epoch": 2, "order": "cluster", "selection": [3, 7], "against": "nothing"}
     deepest = corsd.probes[EPOCHS].relations[-1]
     assert data["orders"] == {"label": list(range(10)), "cluster": class_order("cluster", deepest).tolist()}
     assert data["superclasses"] == []  # of digits, each is its own
@@ -229,7 +250,7 @@ def test_stages_say_what_each_exit_takes_an_image_for(run: Run, tmp_path: Path) 
         hits = [[*np.flatnonzero(column == label), -1][0] + 1 for column, label in zip(expected.T, labels, strict=True)]
         np.testing.assert_array_equal(first[e], hits)
     np.testing.assert_array_equal(unpacked(data["labels"]), labels)
-    assert data["start"] == {"colour": "right", "selection": [2, 5]} and data["method"] == "PCA"
+    assert data["start"] == {"epoch": EPOCHS, "colour": "right", "selection": [2, 5]} and data["method"] == "PCA"
     assert np.allclose(data["quality"]["trustworthiness"], embedding.trustworthiness)
 
 

@@ -17,7 +17,7 @@ from corsd_lib.evaluation import load_data
 from corsd_lib.files import read_tensors, write_json, write_tensors
 from corsd_lib.methods import Method, build_method
 from corsd_lib.network import MultiExitNetwork, build_network
-from corsd_lib.probing import ProbeSet
+from corsd_lib.probing import ProbeSet, _half
 from corsd_lib.relation import MapRelation, VectorRelation
 from corsd_lib.runs import Run, TrainConfig, load_run
 from corsd_lib.training import train
@@ -285,3 +285,9 @@ def test_the_probe_file_tells_which_images(tiny_run: Run) -> None:
     assert tensors["labels"].tolist() == [label for label in range(10) for _ in range(5)]
     validation = load_data(tiny_run.config).validation
     assert validation is not None and torch.isin(tensors["index"], validation.index).all()
+
+
+def test_numbers_too_large_for_a_snapshot_stay_finite() -> None:
+    values = torch.tensor([-1e6, -2.5, 0.0, 7e4, float("nan")])
+    half = _half(values)
+    assert half.dtype == torch.float16 and half[:4].tolist() == [-65504.0, -2.5, 0.0, 65504.0] and half[4].isnan()

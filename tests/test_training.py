@@ -30,7 +30,7 @@ from torch.optim import SGD, lr_scheduler
 from corsd_lib import cli, files, training
 from corsd_lib.analysis.images import run_images
 from corsd_lib.batches import Batch, BatchSource, evaluation_batches
-from corsd_lib.datasets import load_dataset
+from corsd_lib.datasets import ImageArrays, load_dataset
 from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import evaluate, load_data
 from corsd_lib.export import export_run
@@ -675,6 +675,26 @@ def test_images_of_your_own_are_asked_for_again(tiny: Tiny, monkeypatch: pytest.
     copy = export_run(run, run.path / "copy", data=mine, snapshots=2)
     assert copy.test is not None and copy.test["data"] == "mine" == copy.data.name
     assert evaluate(run, mine).data == "mine"
+
+
+def test_own_images_under_a_known_name_are_told_from_the_known_ones(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = load_dataset("digits", per_class=5)
+    labels = torch.cat([known.train.labels[25:], known.train.labels[:25]])
+    noisy = replace(known, train=ImageArrays(known.train.images, labels, known.train.index))
+    with monkeypatch.context() as patched:
+        _at_step(patched, 2, lambda: signal.raise_signal(signal.SIGINT))
+        _train(tiny(), data=noisy)
+    with pytest.raises(CorsdError, match=r"run was begun on 'digits', with other classes or images than 'digits' has"):
+        _train(tiny(resume=True), data=known)
+    asked = r"run was trained on other images than 'digits' has here: give them here too"
+    with pytest.raises(CorsdError, match=asked):
+        _train(tiny(resume=True))
+    run = _train(tiny(resume=True), data=noisy)
+    with pytest.raises(CorsdError, match=asked):
+        evaluate(run)
+    assert run.finished and evaluate(run, noisy).data == "digits"
+    of_known = _train(tiny(out=str(run.path / "known")), data=load_dataset("digits", per_class=5))
+    assert evaluate(of_known).data == "digits"  # the named ones may be given
 
 
 def test_the_workers_of_a_training_are_those_of_its_evaluations_too(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

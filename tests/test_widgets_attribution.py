@@ -208,6 +208,26 @@ def test_a_partner_makes_it_a_pairs_relation(
     assert len(maps(explorer)) == 1 and not explorer.target_choice.disabled
 
 
+def test_a_pair_of_a_run_with_one_exit_is_explained_by_the_relation_of_that_exits_stage(tmp_path: Path) -> None:
+    release = {**TINY, "method": "corsd_release", "batch_size": 30, "epochs": 1}
+    run = train(TrainConfig(**release, out=str(tmp_path / "run")), progress=False)
+    data = load_data(run.config)
+    explorer = AttributionExplorer(run, image=3, data=data)
+    explorer.partner = 5
+    deepest, _ = attribute_run_pair(run, 3, 5, 3, data)
+    assert explorer.attributions[0].score == pytest.approx(deepest.score, rel=1e-4)
+    assert f"At stage 3 the two have the relation logit {deepest.score:.2f}" in said(explorer)
+
+
+def test_a_relation_by_distance_is_called_so(tmp_path: Path) -> None:
+    options = {**TINY, "method_options": {"relation": "l2"}, "epochs": 1}
+    run = train(TrainConfig(**options, out=str(tmp_path / "run")), progress=False)
+    explorer = AttributionExplorer(run, image=3, data=load_data(run.config))
+    explorer.partner = 5
+    assert "the two have the negative distance -" in said(explorer) and "Explained is the negative distance" in said(explorer)
+    assert "cosine" not in said(explorer)
+
+
 def test_a_method_without_relation_networks_has_the_cosine(baseline: Run) -> None:
     explorer = AttributionExplorer(baseline, image=0, partner=1)
     expected = attribute_run_pair(baseline, 0, 1, 1)
@@ -379,6 +399,7 @@ def test_names_of_classes_are_escaped_everywhere(tiny_run: Run, data: ImageData,
     content["data"]["class_names"] = names
     write_json(tmp_path / "config.json", content)
     run = load_run(tmp_path)
+    data = replace(data, class_names=tuple(names))
     explorer = AttributionExplorer(run, data=data)
     explorer.checks.deletion_button.click()
     checks = explorer.checks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import threading
 import time
@@ -142,6 +143,23 @@ def test_a_snapshot_older_than_the_epoch_keeps_its_number(tmp_path: Path) -> Non
 
     train(config, on_epoch=watch, progress=False)
     assert titles == ["relation after epoch 0", "relation after epoch 2", "relation after epoch 3"]
+
+
+def test_a_run_without_an_epoch_is_said_to_have_none(corsd: Run, tmp_path: Path) -> None:
+    path = shutil.copytree(corsd.path, tmp_path / "run")
+    (path / "metrics.jsonl").unlink()
+    monitor = TrainingMonitor()
+    monitor(load_run(path))
+    assert monitor.figure.data == () and "no epoch is finished yet" in monitor.status.value
+
+
+def test_another_training_in_the_same_folder_is_drawn_anew(tmp_path: Path) -> None:
+    monitor = TrainingMonitor()
+    monitor(small_run(tmp_path / "run", "corsd"))
+    lines_before = len(monitor.figure.data)
+    shutil.rmtree(tmp_path / "run")
+    monitor(small_run(tmp_path / "run", "baseline"))
+    assert len(monitor.figure.data) < lines_before and len(monitor.exit_choice.options) == 1
 
 
 def test_monitor_before_the_first_epoch_is_empty_but_stands() -> None:

@@ -413,7 +413,24 @@ def test_a_page_begins_as_the_explorer_is(corsd: Run) -> None:
     explorer = RelationExplorer(corsd)
     explorer.exit, explorer.epoch, explorer.order, explorer.selection = 2, 1, "cluster", (1, 2)
     (panel,) = explorer.panels()
-    assert panel.data["start"] == {"exit": 2, "epoch": 1, "order": "cluster", "selection": [1, 2]}
+    start = {"exit": 2, "epoch": 1, "order": "cluster", "selection": [1, 2], "against": "nothing"}
+    assert panel.data["start"] == start and panel.data["text"] == ""
+
+
+def test_a_page_subtracts_what_the_explorer_does_and_says_what_it_has_not(corsd: Run, grouped: Run, tmp_path: Path) -> None:
+    explorer = RelationExplorer(corsd, small_run(tmp_path / "other", "corsd"))
+    for against, there in (("deepest exit", "deepest"), (0, "first"), ("other run", "1"), (None, "nothing")):
+        explorer.against = against
+        (panel,) = explorer.panels()
+        assert panel.data["start"]["against"] == there and panel.data["text"] == ""
+    explorer.against = 1
+    explorer.kind = "cosine"
+    (panel,) = explorer.panels()
+    said = "Shown in the notebook, but not on this page: cosine relation, the difference to epoch 1."
+    assert panel.data["start"]["against"] == "nothing" and panel.data["text"] == said
+    explorer = RelationExplorer(grouped)
+    explorer.level, explorer.superclass = "image", "odd"
+    assert "relations of single images, the superclass odd alone." in explorer.panels()[0].data["text"]
 
 
 def test_runs_are_called_what_the_reader_calls_them(corsd: Run, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +18,10 @@ from corsd_lib import RelationExplorer, Run, load_dataset, load_run
 from corsd_lib.analysis.embedding import stage_embedding
 from corsd_lib.analysis.exits import first_right
 from corsd_lib.errors import CorsdError
-from corsd_lib.files import read_json, write_json, write_tensors
+from corsd_lib.evaluation import load_data
+from corsd_lib.files import read_json, read_tensors, write_json, write_tensors
 from corsd_lib.widgets import stage_facts as module
+from corsd_lib.widgets import stages
 from corsd_lib.widgets.stages import StageExplorer
 
 HTML = "<img src=x onerror=alert(1)>"
@@ -334,7 +337,34 @@ def test_the_page_begins_as_the_explorer_is(corsd: Run) -> None:
     explorer = opened(corsd)
     explorer.selection, explorer.colour = (1, 2), "right"
     (panel,) = explorer.panels()
-    assert panel.kind == "stages" and panel.data["start"] == {"colour": "right", "selection": [1, 2]}
+    assert panel.kind == "stages" and panel.data["start"] == {"epoch": EPOCHS, "colour": "right", "selection": [1, 2]}
+    explorer = opened(corsd, epochs=[0, 2])
+    explorer.epoch = 0
+    assert explorer.panels()[0].data["start"]["epoch"] == 0
+
+
+def test_the_first_image_has_its_table_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "late_image", lambda *_: 0)
+    explorer = opened(run, data=load_data(run.config))
+    assert explorer.image == 0 and "image 0 of the probe set" in explorer.table.value
+
+
+def test_more_tags_than_colours_are_cut_and_it_is_said(corsd: Run, tmp_path: Path) -> None:
+    run = large_run(corsd, tmp_path, [f"class {c}" for c in range(100)], epochs=1)
+    write_probes(tmp_path, torch.arange(100).repeat_interleave(10))
+    explorer = opened(load_run(run.path))
+    wanted = [f"class {c}" for c in range(40)]
+    explorer.highlight_tags.set_state({"value": wanted})  # as a browser does
+    assert explorer.highlight == tuple(wanted[:12]) and "Up to 12 groups" in explorer.note.value
+    assert set(colours(explorer, 0)) == {*wanted[:12], "others"}
+
+
+def test_relations_of_another_split_are_refused(corsd: Run, tmp_path: Path) -> None:
+    path = shutil.copytree(corsd.path, tmp_path / "run")
+    tensors, _ = read_tensors(path / "probe.safetensors")
+    write_tensors(path / "probe.safetensors", tensors, {"split": "test"})
+    with pytest.raises(CorsdError, match="are of other probe images"):
+        StageExplorer(corsd, RelationExplorer(load_run(path)), method="pca")
 
 
 def test_a_run_of_the_size_of_cifar100_opens_in_a_second_and_moves_at_once(corsd: Run, tmp_path: Path) -> None:

@@ -261,8 +261,9 @@ def _umap(points: Tensor, seed: int, neighbours: int, min_dist: float) -> Tensor
 
 
 def trustworthiness(embedding: Tensor, coordinates: Tensor, neighbours: int = NEIGHBOURS) -> float:
-    """How many of the neighbours in a picture (N, 2) are neighbours in the embedding (N, D) too; in [0, 1], 1: all of them.
+    """How far to trust neighbours in a picture (N, 2) of an embedding (N, D): 1 at best, about 0.5 for positions at random.
 
+    Not the share of real ones: a neighbour that the embedding does not have costs the more the farther away it is there.
     1 - 2 / (N k (2N - 3k - 1)) · sum of max(0, r(i, j) - k) over images i and the k nearest to it in the picture, j, where j
     is the r-th nearest to i in the embedding. k is `neighbours`, or less: below N / 2; NaN for fewer than 3 images.
     Source: Venna and Kaski 2001, as in scikit-learn.

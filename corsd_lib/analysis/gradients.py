@@ -56,13 +56,13 @@ def term_gradients(run: Run, data: ImageData | None = None, batches: int = 2) ->
 
 
 def _places(network: MultiExitNetwork, method: Method) -> dict[str, list[nn.Parameter]]:
-    """Parameters by where they are; what is in no stage of the backbone is its stem."""
+    """Parameters by where they are; what is in no stage is the stem, where the backbone's stages are modules of their own."""
     backbone = list(network.backbone.parameters())
     stages = [list(stage.parameters()) for stage in network.backbone.stages]
     inside = {id(p) for stage in stages for p in stage}
     parts = {
         "backbone": backbone,
-        "stem": [p for p in backbone if id(p) not in inside],
+        "stem": [p for p in backbone if inside and id(p) not in inside],
         **{f"stage {k}": stage for k, stage in enumerate(stages, 1)},
         **{f"exit {k}": list(head.parameters()) for k, head in enumerate(network.exits, 1)},
         **{f"relation {k}": list(net.parameters()) for k, net in enumerate(method.relation_networks(), 1)},

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CLASS_ORDERS",
+    "KIND_NAMES",
     "RELATION_KINDS",
     "attribute_agreement",
     "average_ranks",
@@ -45,10 +46,12 @@ __all__ = [
     "snapshot_at",
     "snapshot_scores",
     "spearman",
+    "stored_kind",
     "superclass_lift",
 ]
 
 RELATION_KINDS = ("trained", *HANDCRAFTED)
+KIND_NAMES = {"trained": "relation", "cosine": "cosine relation", "l2": "L2 relation"}
 CLASS_ORDERS = ("label", "superclass", "cluster", "superclass_cluster")
 
 
@@ -84,6 +87,13 @@ def snapshot_at(run: Run, epoch: int) -> Snapshot:
     probes = run.probes
     check_choice(f"{run.path}: snapshot after epoch", epoch, probes)
     return probes[epoch]
+
+
+def stored_kind(run: Run, snapshot: Snapshot) -> str:
+    """What the class-level relations of a snapshot are: "trained", or the formula of a method without relation networks."""
+    if snapshot.relation_state:
+        return "trained"
+    return "l2" if run.raw_config["method_options"].get("relation") == "l2" else "cosine"
 
 
 def relation_networks_at(run: Run, snapshot: Snapshot) -> nn.ModuleList:

@@ -95,7 +95,8 @@ def attribute_pair(
     if a.shape != b.shape:
         raise CorsdError(f"images of shapes {tuple(image_a.shape)} and {tuple(image_b.shape)} of a pair; allowed: one shape")
     stage, read, compare, name = _pair_parts(network, relations, exit)
-    what = [f"the {name} of a pair (a, b) at exit {exit}, for image {which}" for which in "ab"]
+    where = "exit" if isinstance(relations, str) or len(relations) == len(network.exits) else "stage"
+    what = [f"the {name} of a pair (a, b) at {where} {exit}, for image {which}" for which in "ab"]
     if method == "grad_cam":
         fixed_a, fixed_b = (read(stage(image)) for image in (a, b))
         of_a = grad_cam(lambda images: compare(read(stage(images)), fixed_b), stage, a, what[0], exit)

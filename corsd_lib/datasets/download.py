@@ -30,9 +30,9 @@ def download(url: str, path: str | Path, md5: str, size: int | None = None, *, t
 
     Bytes gather in `<path>.part`, from which a dropped download (or the next call) goes on where the server
     allows, and which takes the final name only after its `md5` (hexadecimal) agrees. `size`: expected bytes.
-    Up to `tries` connections are made, `wait` seconds and then twice as many before each further one. Raises
-    CorsdError when the server refuses or the tries are used up (the part is kept), and when the content is
-    wrong (it is renamed to `<path>.corrupt`).
+    One process downloads into a folder at a time, others wait. Up to `tries` connections are made, `wait` seconds
+    and then twice as many before each further one. Raises CorsdError when the server refuses or the tries are
+    used up (the part is kept), and when the content is wrong (it is renamed to `<path>.corrupt`).
     """
     path = Path(path)
     if path.exists():
@@ -41,6 +41,10 @@ def download(url: str, path: str | Path, md5: str, size: int | None = None, *, t
     part = path.with_name(path.name + ".part")
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+    with _writing(path), _alone_in(path.parent):
+        if path.exists():  # another process has fetched it meanwhile
+            _check_md5(path, path, md5)
+            return path
         _fetch(url, part, size, tries, wait)
         _check_md5(part, path, md5)
         os.replace(part, path)
@@ -67,6 +71,22 @@ def unpacked(archive: Path) -> Iterator[Path]:
         except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise _corrupt(archive, archive, f"cannot be unpacked ({error})") from error
         yield Path(folder)
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process downloads into `folder`: two would write into one part."""
+    try:
+        import fcntl
+    except ImportError:  # where there is no such lock, two downloads are the user's to keep apart
+        yield
+        return
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
 
 
 def _fetch(url: str, part: Path, size: int | None, tries: int, wait: float) -> None:

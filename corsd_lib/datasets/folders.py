@@ -120,7 +120,8 @@ def _list_images(folder: Path, class_names: tuple[str, ...]) -> Listing:
     from torchvision.datasets.folder import is_image_file, make_dataset
 
     def is_visible_image(path: str) -> bool:
-        return is_image_file(path) and not Path(path).name.startswith(".")
+        hidden = any(part.startswith(".") for part in Path(path).relative_to(folder).parts)
+        return is_image_file(path) and not hidden
 
     numbers = {name: number for number, name in enumerate(class_names)}
     try:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from corsd_lib.datasets.arrays import ImageArrays, ImageData, as_arrays, channel_statistics, resize_arrays
+from corsd_lib.datasets.download import download as fetch
 from corsd_lib.datasets.npz import ArrayContent, read_npz
 from corsd_lib.errors import CorsdError
 
@@ -129,11 +130,21 @@ def _read_torchvision(name: str, root: Path, download: bool) -> ArrayContent:
     if not download and not folder.is_dir():
         raise CorsdError(f"{name} is neither at {root / name}.npz nor in {folder}; fetch it with: {command}")
     try:
+        if download and not _is_whole(kind, root):
+            fetch(kind.url, root / kind.filename, kind.tgz_md5)  # torchvision's own does not go on where it broke off
         train, test = kind(root, train=True, download=download), kind(root, train=False)
     except (RuntimeError, OSError) as error:  # URLError is an OSError
         problem = str(error).removesuffix(" You can use download=True to download it").rstrip(".")
         raise CorsdError(f"{name} in {folder} cannot be used: {problem}. Delete it and fetch it with: {command}") from error
     return ArrayContent(_as_split(train), _as_split(test), class_names=tuple(train.classes))
+
+
+def _is_whole(kind: type[CIFAR10], root: Path) -> bool:
+    try:
+        kind(root)
+    except RuntimeError:  # missing, or an md5 is another
+        return False
+    return True
 
 
 def _as_split(dataset: CIFAR10) -> ImageArrays:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from corsd_lib.analysis.embedding import StageEmbedding
 from corsd_lib.analysis.exits import first_right
-from corsd_lib.analysis.relations import CLASS_ORDERS, class_order
+from corsd_lib.analysis.relations import CLASS_ORDERS, KIND_NAMES, class_order, stored_kind
 from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.figures.style import exit_names, unique_labels
 from corsd_lib.pages.page import Panel
@@ -57,21 +57,25 @@ def relation_panel(
     epoch: int | None = None,
     order: str = "label",
     selection: tuple[int, int] | None = None,
+    against: str | int = "nothing",
     labels: Sequence[str] = (),
+    text: str = "",
 ) -> Panel:
     """Class x class relations of a run (and of others, side by side) at every exit and after every epoch with a snapshot.
 
     First shown: `exit` (1-based, the deepest by default) and `epoch` (the last) of `run`, the classes in `order` (one of
     `CLASS_ORDERS`; "cluster" is by the deepest exit after the last epoch) and the pair `selection` (class indices; the two
-    most related classes by default). `labels` name the runs. Scores in [0, 1] are rounded to 1/254. Runs with fewer exits are
+    most related classes by default), minus what `against` says: "nothing", "deepest" exit, "first" epoch, or the place of a run
+    in the list. `labels` name the runs; `text` stands below. Scores in [0, 1] are rounded to 1/254. Runs with fewer exits are
     matched from the deepest, as that is what all have. Raises `CorsdError` for runs without snapshots or of different classes,
-    and for an exit, epoch, order or class that is not there.
+    and for an exit, epoch, order, class or run that is not there.
     """
     runs = [run, *([] if other is None else [other] if isinstance(other, Run) else other)]
     _check_runs(runs)
     epoch = list(run.probes)[-1] if epoch is None else epoch
     check_choice("epoch", epoch, run.probes)
     check_choice("class order", order, CLASS_ORDERS)
+    check_choice("against", against, ["nothing", "deepest", "first", *range(len(runs) if len(runs) > 1 else 0)])
     for c in selection or ():
         check_choice("class of the selection", c, range(run.data.num_classes))
     kept = [_kept(r, epoch, CELLS // len(runs)) for r in runs]
@@ -83,8 +87,14 @@ def relation_panel(
         **_classes(run.data),
         "runs": shown,
         "orders": {name: _order(name, run) for name in _orders(run.data, order)},
-        "start": {"exit": exit, "epoch": epoch, "order": order, "selection": selection and [int(c) for c in selection]},
-        "text": _left_out(runs, kept),
+        "start": {
+            "exit": exit,
+            "epoch": epoch,
+            "order": order,
+            "selection": selection and [int(c) for c in selection],
+            "against": str(against),
+        },
+        "text": " ".join(filter(None, [text, _left_out(runs, kept)])),
     }
     return Panel("relation", "How related two classes are, exit by exit and epoch by epoch", data)
 
@@ -114,12 +124,12 @@ def _left_out(runs: Sequence[Run], kept: Sequence[Sequence[int]]) -> str:
 
 def _relations(run: Run, name: str, epochs: Sequence[int]) -> dict[str, Any]:
     found = (run.probes[epoch] for epoch in epochs)  # one in memory at a time
-    snapshots = [(torch.stack(s.relations), len(s.logits), bool(s.relation_state)) for s in found]
-    codes = np.stack([_as_codes(relations) for relations, _, _ in snapshots])  # (E, K, C, C)
-    _, logits, trained = snapshots[-1]
+    snapshots = [(_as_codes(torch.stack(s.relations)), len(s.logits), stored_kind(run, s)) for s in found]
+    codes = np.stack([each for each, _, _ in snapshots])  # (E, K, C, C)
+    _, logits, kind = snapshots[-1]
     return {
         "name": name,
-        "score": "relation" if trained else "cosine relation",
+        "score": KIND_NAMES[kind],
         "exits": exit_names(codes.shape[1], "exit" if logits == codes.shape[1] else "stage"),
         "epochs": list(epochs),
         "codes": codes,
@@ -160,12 +170,17 @@ def has_superclasses(data: DataInfo) -> bool:
 # --- stages -----------------------------------------------------------------------------------------------------------
 
 
-def stages_panel(run: Run, embedding: StageEmbedding, *, colour: str = "class", selection: Sequence[int] = ()) -> Panel:
+def stages_panel(
+    run: Run, embedding: StageEmbedding, *, epoch: int | None = None, colour: str = "class", selection: Sequence[int] = ()
+) -> Panel:
     """Where the probe images lie at every exit, side by side; a selection in one is a selection in all.
 
-    First shown: the last epoch of `embedding`, points coloured by `colour` (one of `COLOURS`; "superclass" needs some) and the
-    images `selection` (positions in the probe set). Raises `CorsdError` for a colour or an image that is not there.
+    First shown: `epoch` of `embedding` (the last by default), points coloured by `colour` (one of `COLOURS`; "superclass" needs
+    some) and the images `selection` (positions in the probe set). Raises `CorsdError` for an epoch, a colour or an image that
+    is not there.
     """
+    epoch = embedding.epochs[-1] if epoch is None else epoch
+    check_choice("epoch", epoch, embedding.epochs)
     check_choice("colour", colour, [c for c in COLOURS if c != "superclass" or has_superclasses(run.data)])
     images = len(embedding.labels)
     for position in selection:
@@ -182,17 +197,17 @@ def stages_panel(run: Run, embedding: StageEmbedding, *, colour: str = "class", 
         "first_right": first,
         "quality": _quality(embedding),
         "purity_limit": _number(embedding.purity_limit),
-        "start": {"colour": colour, "selection": [int(p) for p in selection]},
+        "start": {"epoch": epoch, "colour": colour, "selection": [int(p) for p in selection]},
     }
     return Panel("stages", "Where the probe images lie at every exit", data)
 
 
 def _guesses(run: Run, embedding: StageEmbedding) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8]]:
-    """What each exit takes an image for (E, K, N), and the first exit that is right (E, N), 0 for none."""
+    """What each exit takes an image for (E, K, N), and the first that is right (E, N), 0 for none; exits of the embedding."""
     guesses, first = [], []
     for epoch in embedding.epochs:
-        logits = [z.float() for z in run.probes[epoch].logits]
-        guesses.append(torch.stack([logits[k - 1].argmax(1) for k in embedding.exits]).numpy().astype(np.uint16))
+        logits = [run.probes[epoch].logits[k - 1].float() for k in embedding.exits]
+        guesses.append(torch.stack([z.argmax(1) for z in logits]).numpy().astype(np.uint16))
         first.append(first_right(logits, embedding.labels).numpy().astype(np.uint8))
     return np.stack(guesses), np.stack(first)
 

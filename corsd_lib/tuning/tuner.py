@@ -178,12 +178,14 @@ class Tuner:
             return "stopped" if running.stopping else "failed", f"its process ended with status {running.process.exitcode}"
 
     def _answer(self, pipe: Connection, curves: Curves) -> None:
-        """Tell a trial whether it is worth another epoch; at the end of the last one that is no question."""
+        """Tell a trial whether it is worth another epoch; at the end of the last one that is no question, nor once its first
+        seed is done: the pruner looks at a trial's best value, which later seeds hardly move.
+        """
         running = self.running[pipe]
         self._report(running, curves)
         ended = running.told == len(self.search.seeds) * self.search.config.epochs
         with suppress(OSError):  # one that has died is heard of next
-            pipe.send(ended or not running.trial.should_prune())
+            pipe.send(ended or len(curves) > 1 or not running.trial.should_prune())
 
     def _report(self, running: _Running, curves: Curves) -> None:
         """Tell Optuna of the epochs since the last time."""
@@ -237,7 +239,7 @@ class Tuner:
 
 
 def _pruning(search: Search) -> dict[str, int]:
-    """Prune what is below the median of complete trials after as many epochs, not before a third of a training."""
+    """Prune a trial whose best epoch so far is below the median of complete trials' best, not before a third of a training."""
     return {"n_startup_trials": 4, "n_warmup_steps": search.config.epochs // 3}
 
 

@@ -280,7 +280,9 @@ class AttributionExplorer(Explorer):
     def _attribute(self, pixels: list[Tensor]) -> tuple[Attribution, ...]:
         images = self._inputs(pixels)
         if len(images) == 2:
-            return attribute_pair(self._network, self._relations, images[0], images[1], self.exit, **self._options())
+            missing = 0 if isinstance(self._relations, str) else len(self._relations) - len(self._network.exits)
+            exit = self.exit + missing  # a relation network of every stage, an exit only of the deepest
+            return attribute_pair(self._network, self._relations, images[0], images[1], exit, **self._options())
         return (attribute_exit(self._network, images[0], self.exit, self._class(), **self._options()),)
 
     def _class(self) -> int | None:

@@ -91,7 +91,8 @@ def weights_check(subject: Checked) -> tuple[str, go.Figure]:
         return "A map is constant, with the trained weights or with drawn ones: there is nothing to compare.", _draws_figure([])
     signed, strength = (float(np.mean(of_a_kind)) for of_a_kind in zip(*known, strict=True))
     if abs(signed) >= ALIKE:
-        verdict = f"above {ALIKE}: an untrained network gives much the same map, do not read it as what was learned"
+        which = f"above {ALIKE}" if signed > 0 else f"with the signs turned beyond {ALIKE}"
+        verdict = f"{which}: an untrained network gives much the same map, do not read it as what was learned"
     elif abs(strength) >= ALIKE:
         verdict = f"above {ALIKE}, so an untrained network's map is strong at much the same pixels: read the signs only"
     else:

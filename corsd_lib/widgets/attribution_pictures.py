@@ -88,8 +88,15 @@ def _picture_row(what: str, pixels: Tensor, values: Tensor, limit: float) -> str
 
 def pair_finding(found: Attribution) -> str:
     """What the relation of a pair is, with every number named."""
-    logit = f"relation logit {found.score:.2f}, a relation of {sigmoid(found.score):.2f}"
-    return f"At exit {found.exit} the two have the {logit if 'logit' in found.what else f'cosine {found.score:.2f}'}"
+    name, where = _score_of_pair(found)
+    relation = f", a relation of {sigmoid(found.score):.2f}" if "logit" in name else ""
+    return f"At {where} {found.exit} the two have the {name} {found.score:.2f}{relation}"
+
+
+def _score_of_pair(found: Attribution) -> tuple[str, str]:
+    """What the score of a pair is called, and whether it is of an exit or of a stage."""
+    name, _, rest = found.what.partition(" of a pair")
+    return name.rpartition("the ")[2], "stage" if " at stage " in rest else "exit"
 
 
 def exit_finding(found: Attribution, probabilities: Tensor, names: Sequence[str]) -> str:
@@ -102,8 +109,7 @@ def exit_finding(found: Attribution, probabilities: Tensor, names: Sequence[str]
 
 def completeness(found: Attribution, names: Sequence[str]) -> str:
     """What score is explained, and how much of it the map accounts for; `names` of the classes."""
-    of_pair = "relation logit" if "logit" in found.what else "cosine"
-    what = of_pair if found.target is None else f"logit of {names[found.target]}"
+    what = _score_of_pair(found)[0] if found.target is None else f"logit of {names[found.target]}"
     score = f"Explained is the {what}, f(x) = {found.score:.2f}"
     if found.baseline_score is None or found.completeness_gap is None:
         return f"{score}. Grad-CAM has no baseline, and so no check of completeness."

@@ -47,6 +47,7 @@ class TrainingMonitor(Explorer):
         self._stop = threading.Event()  # `train` looks at it after every step
         self._ended = threading.Event()  # of the training in the thread
         self._run: Run | None = None
+        self._drawn: list[Any] = []  # what the traces are of
         self._relations: list[Scores] = []
         self._config: TrainConfig | None = None
         self._data: ImageData | None = None
@@ -71,11 +72,15 @@ class TrainingMonitor(Explorer):
         """Show `run` as it now is on disk."""
         with self._drawing:
             probes, metrics = run.probes, run.metrics
+            if metrics.empty:
+                self.status.value = html.escape(f"{run.path}: no epoch is finished yet")
+                return
             self._newest = max(probes)
             self._relations = [as_scores(matrix.numpy()) for matrix in probes[self._newest].relations]
-            if self._run is None or self._run.path != run.path:
+            traces = [run.path, run.data.class_names, len(self._relations), _curve_columns(metrics)]
+            if self._drawn != traces:  # the folder may be the same: another training took it over
                 self._begin(run, metrics)
-            self._run = run
+            self._run, self._drawn = run, traces
             with self.figure.batch_update():
                 for line, column in zip(self.figure.data[1:], _curve_columns(metrics), strict=True):
                     line.x, line.y = (metrics[name].to_numpy(np.float32) for name in ("epoch", column))

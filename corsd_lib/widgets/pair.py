@@ -9,9 +9,10 @@ from contextlib import AbstractContextManager
 import ipywidgets as ipw
 import numpy as np
 
+from corsd_lib.analysis.relations import KIND_NAMES
 from corsd_lib.errors import CorsdError
 from corsd_lib.widgets.probe_images import ProbeImages, image_html
-from corsd_lib.widgets.relation_view import KIND_NAMES, Relations, RunRelations, Scores, View
+from corsd_lib.widgets.relation_view import Relations, RunRelations, Scores, View
 from corsd_lib.widgets.thumbnails import Thumbnails, html_table
 
 Pair = tuple[int, int]

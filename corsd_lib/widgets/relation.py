@@ -13,6 +13,7 @@ import numpy as np
 import plotly.graph_objects as go
 import traitlets
 
+from corsd_lib.analysis.relations import KIND_NAMES
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.pages import Panel, relation_panel
@@ -21,7 +22,7 @@ from corsd_lib.widgets.base import Explorer
 from corsd_lib.widgets.pair import PairView
 from corsd_lib.widgets.probe_images import ProbeImages
 from corsd_lib.widgets.relation_figure import RelationFigure
-from corsd_lib.widgets.relation_view import DEEPEST, KIND_NAMES, LEVELS, OTHER, Relations, Scores, View
+from corsd_lib.widgets.relation_view import DEEPEST, LEVELS, OTHER, Relations, Scores, View
 
 _ORDER_NAMES = {
     "label": "label",
@@ -201,10 +202,22 @@ class RelationExplorer(Explorer):
         return f"RelationExplorer({str(self.run.path)!r}, exit {self.exit}, epoch {self.epoch}, selection {self.selection})"
 
     def panels(self) -> list[Panel]:
-        """The relations as a panel of a page that begins at this exit, epoch, order and pair."""
-        deepest = len(self._relations.mine.exits(self._relations.mine.stored))
-        exit = self.exit + deepest - len(self._exit_options())
+        """The relations as a panel of a page that begins at this exit, epoch, order, pair and difference.
+
+        A page holds the stored relation of all classes; where another is shown here, a sentence on it says so.
+        """
+        mine = self._relations.mine
+        exit = self.exit + len(mine.exits(mine.stored)) - len(self._exit_options())
+        there = {None: "nothing", DEEPEST: "deepest", mine.epochs[0]: "first", OTHER: 1}
+        elsewhere = [
+            *([KIND_NAMES[self.kind]] if self.kind != mine.stored else []),
+            *(["relations of single images"] if self.level == "image" else []),
+            *([f"the superclass {self.superclass} alone"] if self.superclass else []),
+            *([f"the difference to epoch {self.against}"] if self.against not in there else []),
+        ]
+        text = f"Shown in the notebook, but not on this page: {', '.join(elsewhere)}." if elsewhere else ""
         start = {"exit": exit, "epoch": self.epoch, "order": self.order, "selection": self.selection}
+        start |= {"against": there.get(self.against, "nothing"), "text": text}
         return [relation_panel(self.run, self.other, labels=self._relations.run_names, **start)]
 
     @traitlets.validate("selection")

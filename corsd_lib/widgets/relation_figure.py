@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from corsd_lib.analysis.relations import KIND_NAMES
 from corsd_lib.figures.marks import boundary_shapes
 from corsd_lib.figures.relations import ALL_NAMED, MOST_NAMES, NameRoom, difference_trace, relation_heatmap, relation_trace
 from corsd_lib.figures.style import PALETTE, set_title
 from corsd_lib.widgets.base import cell_by_cell
-from corsd_lib.widgets.relation_view import KIND_NAMES, Relations, Scores, Shown
+from corsd_lib.widgets.relation_view import Relations, Scores, Shown
 
 _AXIS, _BAR = 38, 105  # pixels: an axis' title and ticks; the colour bar and what stands at it
 

@@ -14,12 +14,14 @@ import torch
 
 from corsd_lib.analysis.relations import (
     CLASS_ORDERS,
+    KIND_NAMES,
     RELATION_KINDS,
     class_order,
     class_relations,
     relation_networks_at,
     sample_order,
     snapshot_scores,
+    stored_kind,
 )
 from corsd_lib.errors import CorsdError
 from corsd_lib.figures.style import as_scores, exit_names, unique_labels
@@ -92,8 +94,7 @@ class RunRelations:
         self.snapshot = lru_cache(4)(lambda epoch: self.probes[epoch])
         self.networks = lru_cache(4)(lambda epoch: relation_networks_at(self.run, self.snapshot(epoch)))
         last = self.snapshot(self.epochs[-1])
-        formula = "l2" if run.raw_config["method_options"].get("relation") == "l2" else "cosine"
-        self.stored = "trained" if last.relation_state else formula
+        self.stored = stored_kind(run, last)
         self.kinds = RELATION_KINDS if last.relation_state else RELATION_KINDS[1:]
         self._relations, self._embeddings, self._logits = len(last.relations), len(last.embeddings), len(last.logits)
 
@@ -305,9 +306,6 @@ class Relations:
         )
         if mine != theirs:
             raise CorsdError(f"{other.run.path} was probed on other images than {self.mine.run.path}: compare their classes")
-
-
-KIND_NAMES = {"trained": "relation", "cosine": "cosine relation", "l2": "L2 relation"}
 
 
 def _matrix(relations: RunRelations, epoch: int, exit: int, kind: str, level: str, rows: Rows) -> Scores:

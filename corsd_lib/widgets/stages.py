@@ -100,9 +100,17 @@ class StageExplorer(Explorer):
         self._recolour()
         if data is None:
             self._leave("reading the images", self._read_images)
+        elif not self.table.value:  # image 0 was no change
+            self._tell()
 
     def _check_relations(self) -> None:
-        if self._relations is not None and not torch.equal(self._relations.run.probes.index, self._probes.index):
+        if self._relations is None:
+            return
+        mine, theirs = (
+            (p.split, r.data.name, p.index.tolist(), p.labels.tolist())
+            for r, p in ((self.run, self._probes), (self._relations.run, self._relations.run.probes))
+        )
+        if mine != theirs:
             raise CorsdError(f"relations of {self._relations.run.path} are of other probe images than {self.run.path} has")
 
     def _opening(self, method: str) -> StageEmbedding:
@@ -141,7 +149,7 @@ class StageExplorer(Explorer):
     def _connect(self) -> None:
         ipw.jslink((self.play, "value"), (self.epoch_slider, "index"))
         self.colour_choice.observe(lambda _: self._recolour(), "value")
-        self.highlight_tags.observe(lambda _: None if self._moving else self._draw(), "value")
+        self.highlight_tags.observe(self._tagged, "value")
         self.epoch_slider.observe(lambda _: self._draw_and_tell(), "value")
         self.method_choice.observe(self._method_chosen, "value")
         self.image_field.observe(self._image_typed, "value")
@@ -226,7 +234,7 @@ class StageExplorer(Explorer):
         return int(value)
 
     def panels(self) -> list[Panel]:
-        return [stages_panel(self.run, self.embedding, colour=self.colour, selection=self.selection)]
+        return [stages_panel(self.run, self.embedding, epoch=self.epoch, colour=self.colour, selection=self.selection)]
 
     # --- what happens then ---
 
@@ -245,6 +253,15 @@ class StageExplorer(Explorer):
     def _unbrushed(self, trace: go.Scattergl, points: Any) -> None:
         self.selection = ()
         self._mark()
+
+    def _tagged(self, change: Any) -> None:
+        if self._moving:
+            return
+        if len(change.new) > MOST:
+            self.note.value = f"<p>Up to {MOST} groups are told apart by colour and symbol.</p>"
+            self.highlight_tags.value = change.new[:MOST]  # which is told again
+        else:
+            self._draw()
 
     def _image_typed(self, change: Any) -> None:
         self.image = change.new

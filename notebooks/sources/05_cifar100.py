@@ -234,7 +234,7 @@ training_curves({"plain network": plain.metrics, "CORSD": corsd.metrics}, title)
 # %%
 for name, row in read_json(corsd.path.parents[2] / "cifar100" / "summary.json")["methods"].items():
     if name in ("baseline", "corsd"):
-        print(f"larger network, {row['label']:13}: train {row['train_top1']:.0f} %, test {row['top1'][-1]:.0f} %")
+        print(f"larger network, {row['label']:19}: train {row['train_top1']:.0f} %, test {row['top1'][-1]:.0f} %")
 
 # %% [markdown]
 # ## What travels with a run

@@ -234,9 +234,9 @@ cost.astype({"images": int}).round(2)
 
 # %% [markdown]
 # Equal images are not equal *cost*. `macs_ratio` is the arithmetic of the whole training, relative to the plain network:
-# exits and relation networks are paid for while training. `time_ratio` is the same for the clock, and depends on the machine
-# and on what else it did. Could the plain network have used that time, for more epochs, or more channels? A study of equal
-# images does not answer it, and it is honest to say so.
+# exits and relation networks are paid for while training. `time_ratio` is the same for the clock, of the fastest training,
+# and depends on the machine and on what else it did. Could the plain network have used that time, for more epochs, or more
+# channels? A study of equal images does not answer it, and it is honest to say so.
 
 # %% [markdown]
 # ## The best of many
@@ -334,8 +334,9 @@ print(f"intervals above zero: {len(above)}, below: {len(below)}, not decided: {l
 # does it: the same records, another row to measure against. Zero is now CORSD, and **left of it a row is worse**.
 #
 # **What is "CORSD" here?** The library's: the terms of the paper, *and* class KD at every exit, which is an idea of CS-KD, on
-# batches of two images a class. The first notebook trained the paper's terms alone. They have a row of their own. What their
-# weights came to on validation, where the weights of all rows were searched, says what to expect:
+# batches of two images a class; tables say *CORSD with class KD*. The first notebook trained the paper's terms alone. They
+# have a row of their own. What their weights came to on validation, where the weights of all rows were searched, says what to
+# expect:
 
 # %%
 searches = [read_json(file) for file in sorted((results / "cifar100" / "tuning").glob("*.json"))]
@@ -399,7 +400,8 @@ print("clearly behind in both studies:", "; ".join(label for label in behind if 
 #
 # **Predict:** what will be missed most: the exits' own classifiers, the pull between images of one class (*class KD*), the
 # auxiliary classifiers, the margin, the transfer? Which change will make no difference? And the row *without any relation term*
-# keeps exits and class KD and nothing else: how much of CORSD's lead over the plain network is left in it?
+# keeps exits and class KD and nothing else: how much of CORSD's lead over the plain network is left in it? One row is a
+# *control*: the plain network on CORSD's batches, two images of each class. Do the batches alone gain anything?
 
 # %%
 parts, worse, better = decided(rows_of(versus, "ablation"))
@@ -407,7 +409,7 @@ title = f"{len(parts)} other rows: {len(worse)} clearly worse than CORSD, {len(b
 gain_by_method(rows_of(versus, "ablation")).update_layout(title_text=title)
 
 # %%
-for name in ("baseline", "no_relations"):
+for name in ("baseline", "balanced_baseline", "no_relations"):
     m = versus["methods"][name]
     print(f"{m['label']}: {with_interval(m['gain'], m['gain_low'], m['gain_high'], '+')} points, measured from CORSD")
 print("clearly worse than CORSD:", "; ".join(worse) or "none")

@@ -10,7 +10,7 @@ KINDS.relation = (data, box) => {
     exit: most - runs[0].exits.length + start.exit, // counted as in the run with the most exits
     epoch: epochs.indexOf(start.epoch),
     order: start.order,
-    against: "nothing",
+    against: start.against,
     pair: start.selection ?? null,
     found: null,
   };
@@ -86,7 +86,7 @@ KINDS.relation = (data, box) => {
   const controls = el("div", { class: "controls" },
     choice("exit", exits, state.exit, set("exit", Number)), epochSlider, player(epochSlider),
     choice("order of classes", Object.keys(orders).map((o) => [o, orderNames[o]]), state.order, set("order")),
-    choice("difference to", against, "nothing", set("against")),
+    choice("difference to", against, state.against, set("against")),
     labelled("find a class", search), list);
 
   function pick() {

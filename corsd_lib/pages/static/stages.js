@@ -4,7 +4,7 @@ KINDS.stages = (data, box) => {
   const { names, superclasses, exits, epochs, start } = data;
   const labels = unpack(data.labels).values, images = labels.length;
   const coordinates = unpack(data.coordinates), guesses = unpack(data.guesses), firstRight = unpack(data.first_right);
-  const state = { epoch: epochs.length - 1, colour: start.colour, selection: start.selection };
+  const state = { epoch: epochs.indexOf(start.epoch), colour: start.colour, selection: start.selection };
   const right = (k, i) => guesses.at(state.epoch, k)[i] === labels[i];
 
   // --- groups of images by what they are coloured by ----------------------------------------------------------------------
@@ -56,7 +56,7 @@ KINDS.stages = (data, box) => {
   box.append(controls, legend, el("div", { class: "grid" }, ...maps.map(({ node }) => node)), summary, el("p", { class: "note" },
     `${data.method}, one fit for all exits and epochs; axes have no unit. Draw around points to select them, click on one to read it, double-click to clear. ` +
     `Purity: share of a point's 10 nearest that are of its class, in the picture and (in brackets) in the embedding that it is a picture of` +
-    `${data.purity_limit === null ? "" : `; at most ${data.purity_limit.toFixed(2)} here`}. Trust: share of neighbours in the picture that are real, 0 to 1.`));
+    `${data.purity_limit === null ? "" : `; at most ${data.purity_limit.toFixed(2)} here`}. Trust: trustworthiness, 1 at best, about 0.5 for positions at random; a neighbour that the embedding does not have costs the more the farther away it is there.`));
 
   /** The same range at all exits, so that an image can be followed. */
   function ranges() {
