@@ -251,7 +251,7 @@ class DataInfo:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     image_size: int
-    splits: Mapping[str, Sequence[int]] | None = None
+    splits: Mapping[str, Sequence[int]] | None = field(default=None, compare=False)
 
     @property
     def num_classes(self) -> int:
