@@ -11,7 +11,9 @@ import torch
 import yaml
 
 from corsd_lib import cli, load_run
+from corsd_lib.evaluation import training_macs
 from corsd_lib.files import read_tensors
+from corsd_lib.runs import DataInfo, TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
@@ -115,6 +117,21 @@ def test_pictures_are_figures_that_a_text_shows() -> None:
     for file in RESULTS.rglob("*"):
         if file.suffix.lower() in (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".svg", ".npz", ".npy", ".pt"):
             assert file.suffix == ".png" and file.resolve() in shown, file
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", sorted(path.parent.name for path in RESULTS.glob("*/study.json")))
+def test_the_macs_of_records_are_those_of_their_configurations(study: str) -> None:
+    classes, channels, side = {"cifar100": (100, 3, 32), "cub200": (200, 3, 64), "digits": (10, 1, 8)}[study.split("_")[0]]
+    info = DataInfo(study, tuple(map(str, range(classes))), (), (), (0.5,) * channels, (0.5,) * channels, side)
+    counted: dict[str, float] = {}
+    for file in sorted((RESULTS / study / "records").glob("*.json")):
+        record = json.loads(file.read_text())
+        config = {**record["config"], "seed": 0}  # no seed changes the count
+        key = json.dumps(config, sort_keys=True)
+        if key not in counted:
+            counted[key] = training_macs(TrainConfig.from_dict(config, file.name), info)
+        assert record["macs"] == round(record["images"] * counted[key]), file.name
 
 
 @pytest.mark.slow
