@@ -15,20 +15,24 @@ Tensors are safetensors and everything else is JSON: reading a run never execute
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
+import torch
 from torch import Tensor, nn
 
 from corsd_lib.errors import CorsdError, check_choice
-from corsd_lib.files import read_json, read_lines, read_tensors
+from corsd_lib.files import read_json, read_tensors
 from corsd_lib.methods import METHODS, Method, build_method
 from corsd_lib.network import MultiExitNetwork, build_network
+from corsd_lib.readers import read_config, read_metrics, read_probe_set, read_snapshot, read_test
+from corsd_lib.schema import shortened
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,6 +53,7 @@ __all__ = [
 # Fields of a configuration that say where and how a training runs, not what it comes to.
 PLACE_FIELDS = ("out", "resume", "data_root", "workers", "checkpoint_seconds", "cuda_graphs")
 PROBE_FIELDS = ("probe_every", "probe_size", "probe_split")  # what is recorded of it on the way
+_INTEGERS = 2**31  # above all that a training can want, below what tensors can count
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,9 @@ class TrainConfig:
         return value
 
     def _check_values(self) -> None:
+        for name, value in asdict(self).items():
+            if type(value) is int and name != "seed":
+                _check_range(name, value, low=-_INTEGERS, high=_INTEGERS)
         check_choice("method", self.method, METHODS)
         check_choice("schedule", self.schedule, ("onecycle", "cosine", "multistep", "constant"))
         check_choice("probe_split", self.probe_split, ("auto", "train", "validation", "test"))
@@ -228,13 +236,13 @@ def _check_type(name: str, value: object, hint: Any) -> None:
     kinds = [get_origin(h) or h for h in hints]
     if type(value) not in kinds and not (type(value) is int and float in kinds):
         allowed = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
-        raise CorsdError(f"{name} = {value!r} is of type {type(value).__name__}; allowed: {allowed}")
+        raise CorsdError(f"{name} = {shortened(value)} is of type {type(value).__name__}; allowed: {allowed}")
 
 
 def _check_range(name: str, value: float, low: float, high: float = math.inf, open_low: bool = False) -> None:
     inside = (low < value if open_low else low <= value) and value < high
     if not inside:
-        raise CorsdError(f"{name} = {value!r} must be {'above' if open_low else 'at least'} {low:g} and below {high:g}")
+        raise CorsdError(f"{name} = {shortened(value)} must be {'above' if open_low else 'at least'} {low:g} and below {high:g}")
 
 
 @dataclass(frozen=True)
@@ -278,10 +286,13 @@ class Snapshot:
 
 
 class Probes(Mapping[int, Snapshot]):
-    """Probe snapshots of a run by epoch, each read when asked for; `labels`, `index` (N,) and `split` of the images."""
+    """Probe snapshots of a run by epoch, each read when asked for; `labels`, `index` (N,) and `split` of the images.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Raises `CorsdError` for a file that is damaged, or whose tensors do not fit each other, the `classes` or the other snapshots.
+    """
+
+    def __init__(self, path: Path, classes: int) -> None:
+        self.path, self._classes = path, classes
         files = {f.stem.removeprefix("epoch_"): f for f in (path / "probes").glob("epoch_*.safetensors")}
         self._files = {int(epoch): files[epoch] for epoch in sorted(filter(str.isdecimal, files), key=int)}
 
@@ -294,14 +305,13 @@ class Probes(Mapping[int, Snapshot]):
     def __getitem__(self, epoch: int) -> Snapshot:
         if epoch not in self._files:
             raise KeyError(f"no probe snapshot after epoch {epoch}; there are: {list(self._files)}")
-        tensors, _ = read_tensors(self._files[epoch])
-        lists = {name: _numbered(tensors, name) for name in ("embeddings", "logits", "relations")}
-        state = {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")}
-        return Snapshot(epoch, **lists, relation_state=state)
+        file, first = self._files[epoch], next(iter(self._files.values()))
+        parts = read_snapshot(file, len(self.labels), self._classes, like=None if first is file else first)
+        return Snapshot(epoch, **parts)
 
     @cached_property
     def _set(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        return read_tensors(self.path / "probe.safetensors")
+        return read_probe_set(self.path / "probe.safetensors", self._classes)
 
     @property
     def labels(self) -> Tensor:
@@ -316,11 +326,7 @@ class Probes(Mapping[int, Snapshot]):
         return self._set[1]["split"]
 
 
-def _numbered(tensors: dict[str, Tensor], name: str) -> list[Tensor]:
-    found = (tensors.get(f"{name}.{k}") for k in range(len(tensors)))
-    return [t for t in found if t is not None]
-
-
+M = TypeVar("M", bound=nn.Module)
 _OF_A_RUN = {"train", "data", "provenance"}  # the parts of its config.json
 
 
@@ -329,7 +335,7 @@ class Run:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not (self.path / "config.json").is_file():
+        if not os.path.isfile(self.path / "config.json"):  # unlike Path.is_file it is quiet about names no file can have
             raise CorsdError(f"{self.path} holds no run: there is no config.json in it")
 
     def __repr__(self) -> str:
@@ -338,10 +344,7 @@ class Run:
 
     @cached_property
     def _json(self) -> dict[str, Any]:
-        values = read_json(self.path / "config.json")
-        if not isinstance(values, dict) or not values.keys() >= _OF_A_RUN:
-            raise CorsdError(f"{self.path / 'config.json'} is not of a run: it lacks one of train, data, provenance")
-        return values
+        return read_config(self.path / "config.json")
 
     @property
     def raw_config(self) -> dict[str, Any]:
@@ -374,13 +377,12 @@ class Run:
         """One row an epoch; columns epoch, step, lr, images, seconds, loss.<part>, train_top1.exit<k>, val_top1.exit<k> (%)."""
         import pandas as pd
 
-        return pd.DataFrame(read_lines(self.path / "metrics.jsonl"))
+        return pd.DataFrame(read_metrics(self.path / "metrics.jsonl"))
 
     @property
     def epochs_done(self) -> int:
         """Epochs that are finished."""
-        lines = read_lines(self.path / "metrics.jsonl")
-        return int(lines[-1]["epoch"]) if lines else 0
+        return len(read_metrics(self.path / "metrics.jsonl"))
 
     @property
     def finished(self) -> bool:
@@ -391,33 +393,31 @@ class Run:
     def test(self) -> dict[str, Any] | None:
         """The evaluation on the test split after the last epoch, or None before."""
         path = self.path / "test.json"
-        return read_json(path) if path.is_file() else None
+        return read_test(path) if path.is_file() else None
 
     @property
     def probes(self) -> Probes:
         """Probe snapshots by epoch, as far as they are written."""
-        return Probes(self.path)
+        return Probes(self.path, self.data.num_classes)
 
     def network(self) -> MultiExitNetwork:
         """The network in eval mode with the newest weights on disk."""
-        network = self._new_network()
-        self._load("network", network)
-        return network.eval()
+        return self._with_weights("network", self._new_network).eval()
 
     def method(self) -> Method:
         """The method in eval mode with its relation networks, newest weights on disk."""
-        method = self.config.build_method(self._new_network())
-        self._load("method", method)
-        return method.eval()
+        return self._with_weights("method", lambda: self.config.build_method(self._new_network())).eval()
 
     def _new_network(self) -> MultiExitNetwork:
         return new_network(replace(self.config, pretrained=False), self.data)
 
-    def _load(self, part: str, module: nn.Module) -> None:
+    def _with_weights(self, part: str, build: Callable[[], M]) -> M:
         for name in ("weights.safetensors", "checkpoint.safetensors"):
             if (self.path / name).is_file():
-                load_part(module, read_tensors(self.path / name)[0], part, self.path / name)
-                return
+                tensors, _ = read_tensors(self.path / name)
+                with torch.device("meta"):  # shapes alone: no memory is taken for what the file does not hold
+                    given = _checked_part(build(), tensors, part, self.path / name)
+                return _filled(build(), given)
         raise CorsdError(f"{self.path} holds no weights yet: its training was stopped before the first checkpoint")
 
 
@@ -433,21 +433,40 @@ def load_run(path: str | Path) -> Run:
 
 
 def new_network(config: TrainConfig, data: DataInfo) -> MultiExitNetwork:
-    """The network of a configuration with the exits its method wants; fresh (or pretrained) weights."""
-    return build_network(
-        config.network,
-        data.num_classes,
-        in_channels=data.channels,
-        image_size=data.image_size,
-        width=config.width,
-        stem=config.stem,
-        pretrained=config.pretrained,
-        exits=METHODS[config.method].exits,
-    )
+    """The network of a configuration with the exits its method wants; fresh (or pretrained) weights.
+
+    Raises `CorsdError` for a network that is not known, and for one that memory does not hold.
+    """
+    try:
+        return build_network(
+            config.network,
+            data.num_classes,
+            in_channels=data.channels,
+            image_size=data.image_size,
+            width=config.width,
+            stem=config.stem,
+            pretrained=config.pretrained,
+            exits=METHODS[config.method].exits,
+        )
+    except (RuntimeError, MemoryError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        asked = f"network {config.network!r} with width {config.width!r} and {data.num_classes} classes"
+        raise CorsdError(f"{asked} cannot be built: {reason}") from error
 
 
 def load_part(module: nn.Module, tensors: Mapping[str, Tensor], part: str, source: Path) -> None:
-    """Load the tensors named `part`.* into `module`; one `CorsdError` that names the first difference in architecture."""
+    """Load the tensors named `part`.* into `module`; one `CorsdError` that names the first that does not fit."""
+    _filled(module, _checked_part(module, tensors, part, source))
+
+
+def _filled(module: M, given: Mapping[str, Tensor]) -> M:
+    wanted = module.state_dict()
+    module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in given.items()})
+    return module
+
+
+def _checked_part(module: nn.Module, tensors: Mapping[str, Tensor], part: str, source: Path) -> dict[str, Tensor]:
+    """The tensors named `part`.*, without that; a `CorsdError` names the first of another shape or kind, or not finite."""
     given = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
     wanted = module.state_dict()
     for name in {**wanted, **given}:  # in the order of the module, so that the first difference is the same each time
@@ -457,4 +476,9 @@ def load_part(module: nn.Module, tensors: Mapping[str, Tensor], part: str, sourc
             raise CorsdError(
                 f"{source} is of another architecture: {part}.{name} is {have} there, {want} in this {part}{grows}"
             )
-    module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in given.items()})
+    for name, value in given.items():
+        if value.is_floating_point() != wanted[name].is_floating_point() or value.is_complex():
+            raise CorsdError(f"{source}: {part}.{name} is of {value.dtype}; allowed: {wanted[name].dtype}")
+        if not value.isfinite().all():
+            raise CorsdError(f"{source}: {part}.{name} has values that are not finite")
+    return given

@@ -21,8 +21,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from corsd_lib.compare import Environment, places
 from corsd_lib.errors import CorsdError
-from corsd_lib.files import read_json, read_lines, write_json
+from corsd_lib.files import write_json
 from corsd_lib.provenance import provenance
+from corsd_lib.readers import read_metrics, read_trials
 from corsd_lib.study import Study
 from corsd_lib.training import stop_request
 from corsd_lib.tuning.search import Search, parted
@@ -231,7 +232,7 @@ class Tuner:
             "trials": done,
             "best": _best(done, {trial.number: _earlier(trial)[0] for trial in trials if _earlier(trial)}),
         }
-        before = read_json(self.search.path) if self.search.path.is_file() else {}
+        before = read_trials(self.search.path) if self.search.path.is_file() else {}
         if before.get("trials") == done:
             return before  # nothing was trained since: the record stays that of the process that trained
         write_json(self.search.path, record)
@@ -272,7 +273,7 @@ def _earlier(trial: FrozenTrial | optuna.Trial) -> list[int]:
 
 def _seconds(folder: Path) -> float:
     """How long the epochs of the trainings in a folder took."""
-    return round(sum(line["seconds"] for file in folder.glob("*/metrics.jsonl") for line in read_lines(file)), 3)
+    return round(sum(line["seconds"] for file in folder.glob("*/metrics.jsonl") for line in read_metrics(file)), 3)
 
 
 # --- the record -------------------------------------------------------------------------------------------------------
