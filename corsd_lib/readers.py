@@ -7,7 +7,6 @@ look again. A file is read when it is asked for, whole.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from corsd_lib.errors import CorsdError
 from corsd_lib.files import read_json, read_lines, read_tensors
-from corsd_lib.schema import anything, choice, entries, fields, many, number, optional, shortened, text, whole
+from corsd_lib.schema import anything, choice, entries, fields, many, number, optional, place_text, shortened, text, whole
 
 __all__ = [
     "read_config",
@@ -72,18 +71,18 @@ def read_config(path: Path) -> dict[str, Any]:
     values = read_json(path)
     if not isinstance(values, dict) or not values.keys() >= {"train", "data", "provenance"}:
         raise CorsdError(f"{path} is not of a run: it lacks one of train, data, provenance")
-    _CONFIG(values, str(path))
+    _CONFIG(values, (str(path),))
     data = values["data"]
     wanted = {"superclass_of_class": len(data["class_names"]), "std": len(data["mean"])}
     for name, length in wanted.items():
         if len(data[name]) != length:
-            raise CorsdError(f"{path}: data: {name} has {len(data[name])} entries; allowed: {length}, as many as there are {_OF[name]}")
+            raise CorsdError(f"{path}: data: {name} has {len(data[name])} entries; allowed: {length}, as {_OF[name]} has")
     if max(data["superclass_of_class"]) >= len(data["superclass_names"]):
         raise CorsdError(f"{path}: data: superclass_of_class names more than the {len(data['superclass_names'])} superclasses")
     return values
 
 
-_OF = {"superclass_of_class": "class names", "std": "means"}
+_OF = {"superclass_of_class": "class_names", "std": "mean"}
 
 _EPOCH = {"epoch": whole(1), "step": whole(), "lr": number(0), "images": whole(1), "seconds": seconds}
 _epoch = fields(_EPOCH, more=True)
@@ -93,19 +92,17 @@ _loss = number(finite=False)  # a part of weight 0 may be anything
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`, an epoch each, all with the same columns; [] when there is no file."""
     lines = read_lines(path)
-    for number_of, line in enumerate(lines, 1):
-        where = f"{path}: line {number_of}"
-        _epoch(line, where)
-        for name, value in line.items():
-            if name not in _EPOCH:
-                (percent if re.fullmatch(r"(train|val)_top1\.exit[1-9]\d?", name) else _loss)(value, f"{where}: {name}")
-        if line.keys() != lines[0].keys():
-            differing = ", ".join(sorted(line.keys() ^ lines[0].keys()))
-            raise CorsdError(f"{where} has other columns than line 1: {shortened(differing)}")
-        if line["epoch"] != number_of:
-            raise CorsdError(f"{where}: epoch = {line['epoch']}; allowed: {number_of}, the lines count the epochs")
-    if lines:
-        _check_columns(path, list(lines[0]))
+    if not lines:
+        return lines
+    _epoch(lines[0], (str(path), "line 1"))
+    rest = [name for name in lines[0] if name not in _EPOCH]
+    line_of = fields({**_EPOCH, **{name: percent if "_top1." in name else _loss for name in rest}})
+    for count, line in enumerate(lines, 1):
+        where = (str(path), f"line {count}")
+        line_of(line, where)
+        if line["epoch"] != count:
+            raise CorsdError(f"{place_text(where)}: epoch = {line['epoch']}; allowed: {count}, the lines count the epochs")
+    _check_columns(path, rest)
     return lines
 
 
@@ -131,7 +128,7 @@ _TEST = fields(
 def read_test(path: Path) -> dict[str, Any]:
     """A `test.json`: data, split, images, exits and ensemble; of an export also "trained", the figures before."""
     values = read_json(path)
-    _TEST(values, str(path))
+    _TEST(values, (str(path),))
     trained = values.get("trained", values)["exits"]
     if len(trained) != len(values["exits"]):
         raise CorsdError(f"{path}: trained: exits has {len(trained)} entries; allowed: {len(values['exits'])}, as exits has")
@@ -152,7 +149,7 @@ def read_probe_set(path: Path, classes: int) -> tuple[dict[str, Tensor], dict[st
             raise _misfit(path, name, found, "int64 (N,) of one image or more, the same N of labels and index")
     _check_within(path, "labels", tensors["labels"], 0, classes - 1)
     _check_within(path, "index", tensors["index"], 0, 2**62)
-    choice(*SPLITS)(metadata.get("split"), f"{path}: split")
+    choice(*SPLITS)(metadata.get("split"), (str(path), "split"))
     return tensors, metadata
 
 
@@ -167,7 +164,9 @@ def read_snapshot(path: Path, images: int, classes: int, like: Path | None = Non
     if len(tensors) > len(state) + sum(map(len, parts.values())):
         known = {*(f"{name}.{k}" for name, found in parts.items() for k in range(len(found)))}
         extra = next(k for k in tensors if k not in known and not k.startswith("method."))
-        raise CorsdError(f"{path}: {shortened(extra)} is not known; allowed: embeddings.0 and so on, logits, relations, method.*")
+        raise CorsdError(
+            f"{path}: {shortened(extra)} is not known; allowed: {', '.join(parts)}, each with .0 and so on, method.*"
+        )
     exits, width = len(parts["embeddings"]), parts["embeddings"][0].shape[-1:]
     if len(parts["logits"]) != exits:
         raise CorsdError(f"{path} has logits of {len(parts['logits'])} exits; allowed: {exits}, as embeddings")
@@ -210,7 +209,8 @@ def _misfit(path: Path, name: str, tensor: Tensor, allowed: str) -> CorsdError:
 def _check_like(path: Path, tensors: Mapping[str, Tensor], like: Path) -> None:
     """Raise unless the tensors have the names and shapes of the file `like`; nothing where that cannot be read itself."""
     there = _shapes(like)
-    for name in {**there, **tensors} if there else ():
+    names = [name for name in {**there, **tensors} if there and not name.startswith("method.")]  # `load_part` knows these
+    for name in names:
         have, want = tuple(tensors[name].shape) if name in tensors else "absent", there.get(name, "absent")
         if have != want:
             raise CorsdError(f"{path}: {name} is {have} and {want} in {like.name}; allowed: the same in all snapshots of a run")
@@ -231,7 +231,8 @@ def read_embedding(path: Path, epochs: int, exits: int, images: int) -> dict[str
     """An `embeddings/*.safetensors`, by the names of `StageEmbedding`."""
     tensors, _ = read_tensors(path)
     measures = dict.fromkeys(("trustworthiness", "knn_purity", "embedding_purity"), (epochs, exits))
-    wanted: dict[str, tuple[int, ...]] = {"coordinates": (epochs, exits, images, 2), **measures, "labels": (images,), "index": (images,)}
+    of_images: dict[str, tuple[int, ...]] = {"coordinates": (epochs, exits, images, 2), "labels": (images,), "index": (images,)}
+    wanted = {**of_images, **measures}
     for name, shape in wanted.items():
         whole_numbers = name in ("labels", "index")
         found = tensors.get(name)
@@ -273,7 +274,7 @@ def read_record(path: Path, row: str, seed: int) -> dict[str, Any]:
     for part in ("config", "test"):
         if not isinstance(values, dict) or not isinstance(values.get(part), dict):
             raise CorsdError(f"{path} is no record of a training: it has no {part}")
-    _RECORD(values, str(path))
+    _RECORD(values, (str(path),))
     for name, wanted in (("row", row), ("seed", seed)):
         if values[name] != wanted:
             raise CorsdError(f"{path}: {name} = {shortened(values[name])}; allowed: {wanted!r}, as the file is named")
@@ -283,7 +284,9 @@ def read_record(path: Path, row: str, seed: int) -> dict[str, Any]:
 _TRIALS = fields(
     {},
     {
-        "best": optional(fields({"options": entries(anything)}, {"train": entries(anything), "number": whole(), "value": percent})),
+        "best": optional(
+            fields({"options": entries(anything)}, {"train": entries(anything), "number": whole(), "value": percent})
+        ),
         "trials": many(fields({}, {"number": whole(), "error": text}, more=True)),
     },
     more=True,
@@ -293,7 +296,7 @@ _TRIALS = fields(
 def read_trials(path: Path) -> dict[str, Any]:
     """A `tuning/<row>.json`: trials and the best of them, as far as they are there."""
     values = read_json(path)
-    _TRIALS(values, str(path))
+    _TRIALS(values, (str(path),))
     return values
 
 
@@ -340,9 +343,9 @@ _SUMMARY = fields(
 def read_summary(path: Path) -> dict[str, Any]:
     """A `summary.json`, see `corsd_lib.tables.summarise`."""
     values = read_json(path)
-    _SUMMARY(values, str(path))
+    _SUMMARY(values, (str(path),))
     for name, row in values["methods"].items():
         lists = [row["top1_low"], row["top1_high"], *row["top1_by_seed"].values()]
         if any(len(each) != len(row["top1"]) for each in lists):
-            raise CorsdError(f"{path}: methods: {shortened(name)}: top1 has {len(row['top1'])} exits and its ends or seeds others")
+            raise CorsdError(f"{path}: methods: {shortened(name)}: top1 has {len(row['top1'])} exits, its ends or seeds others")
     return values

@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from os import PathLike, fspath
@@ -24,8 +26,8 @@ from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
-import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.files import read_json, read_tensors
@@ -200,8 +202,11 @@ class TrainConfig:
         return {**fields, **{f"method_options.{k}": v for k, v in options.items()}}
 
     def build_method(self, network: MultiExitNetwork | None = None) -> Method:
-        """The method of this configuration."""
-        return build_method(self.method, network=network, **self.method_options)
+        """The method of this configuration. Raises `CorsdError` for unknown options, and for one that memory does not hold."""
+        try:
+            return build_method(self.method, network=network, **self.method_options)
+        except (RuntimeError, MemoryError) as error:
+            raise CorsdError(f"method {self.method!r} cannot be built: {str(error).strip().partition(chr(10))[0]}") from error
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "config") -> TrainConfig:
@@ -242,7 +247,8 @@ def _check_type(name: str, value: object, hint: Any) -> None:
 def _check_range(name: str, value: float, low: float, high: float = math.inf, open_low: bool = False) -> None:
     inside = (low < value if open_low else low <= value) and value < high
     if not inside:
-        raise CorsdError(f"{name} = {shortened(value)} must be {'above' if open_low else 'at least'} {low:g} and below {high:g}")
+        least = "above" if open_low else "at least"
+        raise CorsdError(f"{name} = {shortened(value)} must be {least} {low:g} and below {high:g}")
 
 
 @dataclass(frozen=True)
@@ -288,7 +294,7 @@ class Snapshot:
 class Probes(Mapping[int, Snapshot]):
     """Probe snapshots of a run by epoch, each read when asked for; `labels`, `index` (N,) and `split` of the images.
 
-    Raises `CorsdError` for a file that is damaged, or whose tensors do not fit each other, the `classes` or the other snapshots.
+    Raises `CorsdError` for a damaged file, and for tensors that do not fit each other, the `classes` or the other snapshots.
     """
 
     def __init__(self, path: Path, classes: int) -> None:
@@ -415,10 +421,30 @@ class Run:
         for name in ("weights.safetensors", "checkpoint.safetensors"):
             if (self.path / name).is_file():
                 tensors, _ = read_tensors(self.path / name)
-                with torch.device("meta"):  # shapes alone: no memory is taken for what the file does not hold
-                    given = _checked_part(build(), tensors, part, self.path / name)
-                return _filled(build(), given)
+                with _no_larger(sum(t.numel() for t in tensors.values()), self.path / name):
+                    module = build()
+                load_part(module, tensors, part, self.path / name)
+                return module
         raise CorsdError(f"{self.path} holds no weights yet: its training was stopped before the first checkpoint")
+
+
+@contextmanager
+def _no_larger(held: int, source: Path) -> Iterator[None]:
+    """Raise `CorsdError` when this thread makes modules of far more numbers than a file has, before they take the memory."""
+    most, count, mine = 4 * held + 2**24, 0, threading.get_ident()  # timm builds parts that it drops again
+
+    def added(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal count
+        if parameter is not None and threading.get_ident() == mine:
+            count += parameter.numel()
+            if count > most:
+                raise CorsdError(f"{source} is of another architecture: it holds {held:,} numbers, far fewer than this one has")
+
+    hook = register_module_parameter_registration_hook(added)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def portable_name(name: str) -> str:
@@ -449,24 +475,12 @@ def new_network(config: TrainConfig, data: DataInfo) -> MultiExitNetwork:
             exits=METHODS[config.method].exits,
         )
     except (RuntimeError, MemoryError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        asked = f"network {config.network!r} with width {config.width!r} and {data.num_classes} classes"
-        raise CorsdError(f"{asked} cannot be built: {reason}") from error
+        asked = f"network {config.network!r} of width {config.width!r} and {data.num_classes} classes"
+        raise CorsdError(f"{asked} cannot be built: {str(error).strip().partition(chr(10))[0]}") from error
 
 
 def load_part(module: nn.Module, tensors: Mapping[str, Tensor], part: str, source: Path) -> None:
     """Load the tensors named `part`.* into `module`; one `CorsdError` that names the first that does not fit."""
-    _filled(module, _checked_part(module, tensors, part, source))
-
-
-def _filled(module: M, given: Mapping[str, Tensor]) -> M:
-    wanted = module.state_dict()
-    module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in given.items()})
-    return module
-
-
-def _checked_part(module: nn.Module, tensors: Mapping[str, Tensor], part: str, source: Path) -> dict[str, Tensor]:
-    """The tensors named `part`.*, without that; a `CorsdError` names the first of another shape or kind, or not finite."""
     given = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
     wanted = module.state_dict()
     for name in {**wanted, **given}:  # in the order of the module, so that the first difference is the same each time
@@ -481,4 +495,4 @@ def _checked_part(module: nn.Module, tensors: Mapping[str, Tensor], part: str, s
             raise CorsdError(f"{source}: {part}.{name} is of {value.dtype}; allowed: {wanted[name].dtype}")
         if not value.isfinite().all():
             raise CorsdError(f"{source}: {part}.{name} has values that are not finite")
-    return given
+    module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in given.items()})

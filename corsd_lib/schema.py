@@ -1,7 +1,7 @@
 """What the values of a JSON file must be: small checks, put together into the schema of a file, that name what does not fit.
 
-A check is called with a value and where it stands, as in "runs/a/config.json: data: mean[0]", and raises one `CorsdError` that
-says both and what is allowed.
+A check is called with a value and where it stands, as in ("runs/a/config.json", "data", "mean", 0), and raises one `CorsdError`
+that says both and what is allowed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from corsd_lib.errors import CorsdError
 
 __all__ = [
     "Check",
+    "Place",
     "anything",
     "choice",
     "entries",
@@ -24,12 +25,14 @@ __all__ = [
     "number",
     "optional",
     "parse_json",
+    "place_text",
     "shortened",
     "text",
     "whole",
 ]
 
-Check = Callable[[Any, str], None]
+Place = tuple[str | int, ...]  # a file, and the names and list positions that lead to a value in it
+Check = Callable[[Any, Place], None]
 
 DEEPEST = 32  # objects and lists within each other; the deepest of our files has 6
 _short = Repr()
@@ -42,7 +45,7 @@ def shortened(value: object) -> str:
 
 
 def parse_json(content: str) -> Any:
-    """The value of a JSON text. `ValueError` where it is none, repeats a name in an object, nests too deeply or is no Unicode."""
+    """The value of a JSON text; `ValueError` where it is none, repeats a name in an object, nests too deep or is no Unicode."""
     try:
         value = json.loads(content, object_pairs_hook=_object)
     except RecursionError:
@@ -74,15 +77,21 @@ def _depth(value: object, left: int) -> int:
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
-def _refuse(value: object, where: str, allowed: str) -> None:
-    raise CorsdError(f"{where} = {shortened(value)}; allowed: {allowed}")
+def _refuse(value: object, where: Place, allowed: str) -> None:
+    raise CorsdError(f"{place_text(where)} = {shortened(value)}; allowed: {allowed}")
 
 
-def anything(value: Any, where: str) -> None:
+def place_text(where: Place) -> str:
+    """A place as text: "runs/a/config.json: data: mean[0]"."""
+    first, *rest = where
+    return str(first) + "".join(f"[{part}]" if isinstance(part, int) else f": {shortened(part)[1:-1]}" for part in rest)
+
+
+def anything(value: Any, where: Place) -> None:
     """Any value."""
 
 
-def text(value: Any, where: str) -> None:
+def text(value: Any, where: Place) -> None:
     """A string."""
     if type(value) is not str:
         _refuse(value, where, "a string")
@@ -91,7 +100,7 @@ def text(value: Any, where: str) -> None:
 def whole(low: int = 0, high: int = 2**63 - 1) -> Check:
     """A whole number from `low` to `high`."""
 
-    def check(value: Any, where: str) -> None:
+    def check(value: Any, where: Place) -> None:
         if type(value) is not int or not low <= value <= high:
             _refuse(value, where, f"a whole number from {low} to {high}")
 
@@ -103,7 +112,7 @@ def number(low: float = -sys.float_info.max, high: float = sys.float_info.max, f
     named = {-sys.float_info.max: "-infinity", sys.float_info.max: "infinity"}
     allowed = f"a number from {named.get(low, f'{low:g}')} to {named.get(high, f'{high:g}')}"
 
-    def check(value: Any, where: str) -> None:
+    def check(value: Any, where: Place) -> None:
         kind = type(value)
         if not finite and kind is float and not abs(value) <= sys.float_info.max:
             return
@@ -116,7 +125,7 @@ def number(low: float = -sys.float_info.max, high: float = sys.float_info.max, f
 def choice(*allowed: object) -> Check:
     """One of `allowed`."""
 
-    def check(value: Any, where: str) -> None:
+    def check(value: Any, where: Place) -> None:
         if not any(type(value) is type(other) and value == other for other in allowed):
             _refuse(value, where, ", ".join(map(str, allowed)))
 
@@ -126,7 +135,7 @@ def choice(*allowed: object) -> Check:
 def optional(check: Check) -> Check:
     """None, or what `check` allows."""
 
-    def check_unless_none(value: Any, where: str) -> None:
+    def check_unless_none(value: Any, where: Place) -> None:
         if value is not None:
             check(value, where)
 
@@ -136,13 +145,14 @@ def optional(check: Check) -> Check:
 def many(check: Check, least: int = 0, most: int | None = None) -> Check:
     """A list of `least` to `most` values that `check` allows."""
 
-    def check_all(value: Any, where: str) -> None:
+    def check_all(value: Any, where: Place) -> None:
         if type(value) is not list:
             _refuse(value, where, "a list")
         if len(value) < least or (most is not None and len(value) > most):
-            raise CorsdError(f"{where} has {len(value)} entries; allowed: {least} to {'any number' if most is None else most}")
+            allowed = f"{least} or more" if most is None else f"{least} to {most}"
+            raise CorsdError(f"{place_text(where)} has {len(value)} entries; allowed: {allowed}")
         for k, each in enumerate(value):
-            check(each, f"{where}[{k}]")
+            check(each, (*where, k))
 
     return check_all
 
@@ -150,13 +160,13 @@ def many(check: Check, least: int = 0, most: int | None = None) -> Check:
 def entries(check: Check, least: int = 0) -> Check:
     """An object of `least` or more names, whose values `check` allows."""
 
-    def check_all(value: Any, where: str) -> None:
+    def check_all(value: Any, where: Place) -> None:
         if type(value) is not dict:
             _refuse(value, where, "an object")
         if len(value) < least:
-            raise CorsdError(f"{where} has {len(value)} entries; allowed: {least} or more")
+            raise CorsdError(f"{place_text(where)} has {len(value)} entries; allowed: {least} or more")
         for name, each in value.items():
-            check(each, f"{where}: {shortened(name)[1:-1]}")
+            check(each, (*where, name))
 
     return check_all
 
@@ -165,16 +175,16 @@ def fields(required: Mapping[str, Check], others: Mapping[str, Check] | None = N
     """An object that has the fields `required`, perhaps those of `others`, and with `more` any besides."""
     known = {**required, **(others or {})}
 
-    def check_fields(value: Any, where: str) -> None:
+    def check_fields(value: Any, where: Place) -> None:
         if type(value) is not dict:
             _refuse(value, where, "an object")
         for name in required:
             if name not in value:
-                raise CorsdError(f"{where} lacks {name}; allowed: an object with {', '.join(required)}")
+                raise CorsdError(f"{place_text(where)} lacks {name}; allowed: an object with {', '.join(required)}")
         for name, each in value.items():
             if name in known:
-                known[name](each, f"{where}: {name}")
+                known[name](each, (*where, name))
             elif not more:
-                raise CorsdError(f"{where}: field {shortened(name)} is not known; allowed: {', '.join(known)}")
+                raise CorsdError(f"{place_text(where)}: field {shortened(name)} is not known; allowed: {', '.join(known)}")
 
     return check_fields

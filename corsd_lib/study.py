@@ -195,9 +195,8 @@ class Study:
             if (record := self.record(row, seed)) is not None:
                 exits = [len(r["test"]["exits"]) for r in (record, *found[row].values())]
                 if exits[0] != exits[-1]:
-                    raise CorsdError(
-                        f"{self.record_path(row, seed)}: test: exits has {exits[0]} entries; allowed: {exits[-1]}, as with other seeds"
-                    )
+                    path = self.record_path(row, seed)
+                    raise CorsdError(f"{path}: test: exits has {exits[0]} entries; allowed: {exits[-1]}, as with other seeds")
                 found[row][seed] = record
         return {row: by_seed for row, by_seed in found.items() if by_seed}
 
