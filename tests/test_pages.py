@@ -223,7 +223,8 @@ def test_many_classes_show_fewer_epochs_and_say_so(corsd: Run, tmp_path: Path) -
 
 def test_names_are_told_apart(corsd: Run, tmp_path: Path) -> None:
     run = large_run(corsd, tmp_path, [EVIL, "cat", "cat"], epochs=1, exits=1, images=4)
-    assert relation_panel(run).data["names"] == [EVIL, "cat", "cat (2)"]
+    data = relation_panel(run).data
+    assert data["names"] == [f"{EVIL[:43]}…", "cat", "cat (2)"] and data["whole_names"] == {"0": EVIL}
     assert run_names([corsd]) == ["corsd, seed 0"]
     assert run_names([corsd, corsd])[0] == f"corsd, seed 0 ({'/'.join(corsd.path.parts[-2:])})"
     assert len(set(run_names([corsd] * 3))) == 3
