@@ -19,6 +19,7 @@ from corsd_lib.files import read_json, read_lines, read_tensors
 from corsd_lib.schema import anything, choice, entries, fields, many, number, optional, place_text, shortened, text, whole
 
 __all__ = [
+    "FLOATS",
     "read_config",
     "read_embedding",
     "read_metrics",
@@ -30,6 +31,7 @@ __all__ = [
     "read_trials",
 ]
 
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # what all operations take
 SPLITS = ("train", "validation", "test")
 SIDE = 65_535  # of an image, pixels
 CLASSES = 65_535  # what explorers and pages can number
@@ -90,18 +92,18 @@ _loss = number(finite=False)  # a part of weight 0 may be anything
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, an epoch each, all with the same columns; [] when there is no file."""
+    """The lines of a `metrics.jsonl`, an epoch each without a gap, all with the same columns; [] when there is no file."""
     lines = read_lines(path)
     if not lines:
         return lines
     _epoch(lines[0], (str(path), "line 1"))
     rest = [name for name in lines[0] if name not in _EPOCH]
     line_of = fields({**_EPOCH, **{name: percent if "_top1." in name else _loss for name in rest}})
-    for count, line in enumerate(lines, 1):
-        where = (str(path), f"line {count}")
+    for count, line in enumerate(lines):
+        where = (str(path), f"line {count + 1}")
         line_of(line, where)
-        if line["epoch"] != count:
-            raise CorsdError(f"{place_text(where)}: epoch = {line['epoch']}; allowed: {count}, the lines count the epochs")
+        if line["epoch"] != lines[0]["epoch"] + count:
+            raise CorsdError(f"{place_text(where)}: epoch = {line['epoch']}; allowed: {lines[0]['epoch'] + count}")
     _check_columns(path, rest)
     return lines
 
@@ -192,7 +194,7 @@ def _numbered(path: Path, tensors: Mapping[str, Tensor], name: str) -> list[Tens
 
 
 def _check_floating(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if not tensor.is_floating_point() or tuple(tensor.shape) != shape or len(shape) != 2 or 0 in shape:
+    if tensor.dtype not in FLOATS or tuple(tensor.shape) != shape or len(shape) != 2 or 0 in shape:
         raise _misfit(path, name, tensor, f"floating point {shape if len(shape) == 2 else '(N, D)'}")
 
 
@@ -236,7 +238,8 @@ def read_embedding(path: Path, epochs: int, exits: int, images: int) -> dict[str
     for name, shape in wanted.items():
         whole_numbers = name in ("labels", "index")
         found = tensors.get(name)
-        if found is None or found.shape != shape or found.is_floating_point() == whole_numbers or found.is_complex():
+        dtypes = (torch.int64,) if whole_numbers else FLOATS
+        if found is None or found.shape != shape or found.dtype not in dtypes:
             raise CorsdError(f"{path}: {name} is not there or of another shape than {shape}")
         if name == "coordinates" and not found.isfinite().all():
             raise CorsdError(f"{path}: {name} has values that are not finite")

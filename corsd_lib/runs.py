@@ -33,7 +33,7 @@ from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.files import read_json, read_tensors
 from corsd_lib.methods import METHODS, Method, build_method
 from corsd_lib.network import MultiExitNetwork, build_network
-from corsd_lib.readers import read_config, read_metrics, read_probe_set, read_snapshot, read_test
+from corsd_lib.readers import FLOATS, read_config, read_metrics, read_probe_set, read_snapshot, read_test
 from corsd_lib.schema import shortened
 
 if TYPE_CHECKING:
@@ -388,7 +388,8 @@ class Run:
     @property
     def epochs_done(self) -> int:
         """Epochs that are finished."""
-        return len(read_metrics(self.path / "metrics.jsonl"))
+        lines = read_metrics(self.path / "metrics.jsonl")
+        return lines[-1]["epoch"] if lines else 0
 
     @property
     def finished(self) -> bool:
@@ -491,8 +492,9 @@ def load_part(module: nn.Module, tensors: Mapping[str, Tensor], part: str, sourc
                 f"{source} is of another architecture: {part}.{name} is {have} there, {want} in this {part}{grows}"
             )
     for name, value in given.items():
-        if value.is_floating_point() != wanted[name].is_floating_point() or value.is_complex():
-            raise CorsdError(f"{source}: {part}.{name} is of {value.dtype}; allowed: {wanted[name].dtype}")
+        dtype = wanted[name].dtype
+        if value.dtype not in (FLOATS if dtype in FLOATS else (dtype,)):
+            raise CorsdError(f"{source}: {part}.{name} is of {value.dtype}; allowed: {dtype}")
         if not value.isfinite().all():
             raise CorsdError(f"{source}: {part}.{name} has values that are not finite")
     module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in given.items()})

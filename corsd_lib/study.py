@@ -282,12 +282,14 @@ def _images_an_anchor(config: TrainConfig) -> int:
 def make_record(run: Run, row: str, seed: int) -> Record:
     """What stays of a finished run when its folder is gone: nothing of the user's paths, a few kilobytes."""
     epochs = read_metrics(run.path / "metrics.jsonl")
+    if not epochs or run.test is None:
+        raise CorsdError(f"{run.path} has no {'evaluation on test' if epochs else 'metrics of an epoch'}: it is not finished")
     images = sum(epoch["images"] for epoch in epochs)
     return {
         "row": row,
         "seed": seed,
         "config": {k: v for k, v in run.raw_config.items() if k not in PLACE_FIELDS} | {"data": portable_name(run.config.data)},
-        "test": {**(run.test or {}), "data": portable_name(run.data.name)},
+        "test": {**run.test, "data": portable_name(run.data.name)},
         "train_top1": [v for k, v in epochs[-1].items() if k.startswith("train_top1.")],
         "images": images,
         "macs": round(images * training_macs(run.config, run.data)),

@@ -30,12 +30,13 @@ from corsd_lib.evaluation import (
     top_k_accuracy,
     training_batches,
 )
-from corsd_lib.files import read_json, read_lines, read_tensors, remove_parts, write_json, write_lines, write_tensors
+from corsd_lib.files import read_json, read_tensors, remove_parts, write_json, write_lines, write_tensors
 from corsd_lib.methods import Batch, Method
 from corsd_lib.network import MultiExitNetwork
 from corsd_lib.optimisation import learning_rate, parameter_groups
 from corsd_lib.probing import ProbeSet
 from corsd_lib.provenance import provenance
+from corsd_lib.readers import read_metrics
 from corsd_lib.runs import DataInfo, Run, TrainConfig, differences, load_part, new_network
 
 if TYPE_CHECKING:
@@ -392,7 +393,7 @@ class Trainer:
         if self.data.validation is not None:
             logits, labels = exit_logits(self.network, self.data, self.data.validation, self.config.workers)
             record |= {f"val_top1.exit{k}": top_k_accuracy(z, labels) for k, z in enumerate(logits, 1)}
-        lines = [line for line in read_lines(self.path / "metrics.jsonl") if line["epoch"] < self.epoch]
+        lines = [line for line in read_metrics(self.path / "metrics.jsonl") if line["epoch"] < self.epoch]
         write_lines(self.path / "metrics.jsonl", [*lines, record])
         every = self.config.probe_every
         if self.epoch == self.config.epochs or (every and self.epoch % every == 0):

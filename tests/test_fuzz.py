@@ -39,17 +39,19 @@ from corsd_lib.runs import Run, TrainConfig, load_run
 from corsd_lib.study import Study, make_record
 from corsd_lib.tables import against, markdown, short_markdown, table
 from corsd_lib.tuning import Search
+from corsd_lib.tuning.tuner import _open_study
 from corsd_lib.widgets import ExitExplorer, RelationExplorer, StageExplorer, TrainingMonitor
 
 COUNT = int(os.environ.get("CORSD_FUZZ", "300"))
 FIRST = int(os.environ.get("CORSD_FUZZ_FIRST", "0"))
+EACH = 100  # mutations a test, so that several processes share them
 RUN, STUDY = "results/mine/runs/corsd", "results/mine"
 FILES = (
     *(f"{RUN}/{name}" for name in ("config.json", "config.json", "metrics.jsonl", "test.json", "probe.safetensors")),
     *(f"{RUN}/{name}.safetensors" for name in ("probes/epoch_0000", "probes/epoch_0001", "probes/epoch_0002", "weights")),
     *(f"{RUN}/checkpoint.safetensors", f"{RUN}/embeddings/pca.safetensors"),
     *(f"{STUDY}/{name}.json" for name in ("study", "records/corsd-s0", "records/baseline-s1", "tuning/corsd", "summary")),
-    "training.json",
+    *(f"{STUDY}/tuning/corsd.journal", "training.json"),
 )
 Action = Callable[[], object]
 
@@ -81,6 +83,8 @@ def _write_study(folder: Path, run: Run) -> None:
         config = {**record["config"], "seed": seed, "method": decided.method, "method_options": decided.method_options}
         write_json(study.record_path(row, seed), {**record, "config": config})
     study.write_tables()
+    search = _open_study(Search.of(study, "corsd"))
+    search.tell(search.ask(dict(Search.of(study, "corsd").distributions())), 50.0)
 
 
 @pytest.fixture(autouse=True)
@@ -151,6 +155,7 @@ def of_a_study(path: Path) -> dict[str, Action]:
         "study": lambda: Study.from_file(path),
         "jobs": lambda: [Study.from_file(path).config(*job) for job in Study.from_file(path).jobs()],
         "records": lambda: Study.from_file(path).records(),
+        "journal": lambda: _open_study(Search.of(Study.from_file(path), "corsd")).get_trials(),
         "search": lambda: Search.of(Study.from_file(path), "corsd").distributions(),
         "trials": lambda: Study.from_file(path).check_search("corsd"),
         "summary": summary(lambda s: [table(s), markdown(s), short_markdown(s), against(s, "corsd")]),
@@ -179,13 +184,15 @@ def command(*words: str) -> None:
 # --- the test ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(FIRST, FIRST + COUNT, EACH))
 def test_whatever_is_in_a_file_opening_it_works_or_ends_in_one_error(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    first: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failures = []
-    for number in range(FIRST, FIRST + COUNT):
+    for number in range(first, min(first + EACH, FIRST + COUNT)):
         folder = tmp_path / str(number)
-        shutil.copytree(whole, folder, copy_function=os.link)  # nothing writes into a file that is there: it is replaced
+        shutil.copytree(whole, folder, copy_function=_linked)
         monkeypatch.chdir(folder)
         failures += _tried(folder, number)
         err = capsys.readouterr().err
@@ -193,6 +200,11 @@ def test_whatever_is_in_a_file_opening_it_works_or_ends_in_one_error(
             failures.append(f"mutation {number} wrote more than a line of error: {err[:500]}")
         shutil.rmtree(folder)
     assert not failures, f"{len(failures)} failures\n" + "\n\n".join(failures[:20])
+
+
+def _linked(source: str, target: str) -> None:
+    """A file is replaced when it is written anew, so that a link to it will do; a journal is written on."""
+    (shutil.copy if source.endswith(".journal") else os.link)(source, target)
 
 
 def _tried(folder: Path, number: int) -> Iterator[str]:
@@ -232,4 +244,6 @@ def _actions(folder: Path, name: str, rng: random.Random) -> list[tuple[str, Act
         return [*first.items(), *rng.sample([*then.items()], 2), *rng.sample([*last.items()], rng.random() < 0.2)]
     if "training" in name:
         return [*of_a_configuration(folder / name).items()]
-    return rng.sample([*of_a_study(folder / STUDY).items()], 3)
+    actions = of_a_study(folder / STUDY)
+    chosen = rng.sample([*actions], 3)
+    return [(action, actions[action]) for action in dict.fromkeys([*(["journal"] if "journal" in name else []), *chosen])]

@@ -24,6 +24,7 @@ from corsd_lib.errors import CorsdError
 from corsd_lib.files import write_json
 from corsd_lib.provenance import provenance
 from corsd_lib.readers import read_metrics, read_trials
+from corsd_lib.schema import shortened
 from corsd_lib.study import Study
 from corsd_lib.training import stop_request
 from corsd_lib.tuning.search import Search, parted
@@ -255,10 +256,12 @@ def _open_study(search: Search) -> optuna.Study:
             pruner=optuna.pruners.MedianPruner(**_pruning(search)),
             load_if_exists=True,
         )
-    except (ValueError, KeyError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:
         raise CorsdError(f"{search.journal} is not a whole journal: {error}; remove it to begin anew") from error
     now = search.settings()
     before = study.user_attrs.get("search", now)  # without what the library could not set when it was written
+    if not isinstance(before, dict):
+        raise CorsdError(f"{search.journal} is not a whole journal: search = {shortened(before)}; remove it to begin anew")
     changes = [f"{name} was {value!r}, is {now.get(name)!r}" for name, value in before.items() if now.get(name) != value]
     if changes:
         raise CorsdError(f"{search.journal} is of another search: {', '.join(changes)}; remove it and its record to begin anew")
