@@ -99,6 +99,8 @@ def make_options(method: str, kind: type[MethodOptions], given: dict[str, Any]) 
 
 def _checked(what: str, key: str, value: Any, wanted: type[Any]) -> Any:
     """`value` in the type `wanted`, or a `CorsdError` that begins with `what`."""
+    if type(value) is int and abs(value) >= 2**31:
+        raise CorsdError(f"{what} must be below {2**31}, which is more than tensors can count")
     if wanted is float and type(value) is int:
         value = float(value)
     if type(value) is not wanted:
