@@ -57,6 +57,7 @@ test-fast: venv  ## unit tests without the slow and the browser ones
 unit: venv  ## all unit tests
 	$(UNIT) -m "not alone"
 	OMP_NUM_THREADS=1 $(PYTEST) -m alone
+	OMP_NUM_THREADS=2 CORSD_TEST_THREADS=2 $(PYTEST) -m threads
 
 # In a copy without runs: what a student has trained is neither read nor touched.
 # Each notebook in a folder of its own: two that train the same run at the same time would be in each other's way.

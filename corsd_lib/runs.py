@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 # Fields of a configuration that say where and how a training runs, not what it comes to.
-PLACE_FIELDS = ("out", "resume", "data_root", "workers", "checkpoint_seconds", "cuda_graphs")
+PLACE_FIELDS = ("out", "resume", "data_root", "workers", "checkpoint_seconds", "cuda_graphs", "deterministic")
 PROBE_FIELDS = ("probe_every", "probe_size", "probe_split")  # what is recorded of it on the way
 
 
@@ -90,6 +90,7 @@ class TrainConfig:
         channels_last: memory format of images and network.
         compile: run the network through torch.compile.
         cuda_graphs: replay each step as one launch on a GPU, which is faster for small networks; elsewhere without effect.
+        deterministic: on a GPU, use deterministic algorithms only: the same bits each time, more slowly. A CPU always does.
         workers: decoding processes of streamed data sets.
         seed: of weights, batches, augmentation and choice of images.
         out: run directory; default runs/<data>-<network>-<method>-s<seed>.
@@ -134,6 +135,7 @@ class TrainConfig:
     channels_last: bool = False
     compile: bool = False
     cuda_graphs: bool = False
+    deterministic: bool = False
     workers: int = 2
     seed: int = 0
     out: str | None = None

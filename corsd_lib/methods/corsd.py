@@ -219,7 +219,7 @@ class LogitRelation(nn.Module):
     def _margin(self, logits: Tensor, labels: Tensor, other: Tensor, margin: float) -> Tensor:
         known = (self.seen[labels] > 0) & (self.seen[other] > 0) & (other != labels)
         mean = self.class_mean / self.seen.clamp_min(1e-12)[:, None]
-        own, another = (self.relation.pair_scores(logits, mean[c]) for c in (labels, other))
+        own, another = (self.relation.pair_scores(logits, mean.index_select(0, c)) for c in (labels, other))
         return (torch.relu(margin - own + another) * known).sum() / known.sum().clamp_min(1)
 
     @torch.no_grad()

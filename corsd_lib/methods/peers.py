@@ -134,4 +134,15 @@ class PsKd(Method):
             torch.distributed.all_gather_object(seen, (rows.cpu(), predictions.cpu()))
         for where, what in seen:
             past = self._grown(int(where.max()) + 1, predictions)
-            past[where.to(past.device)] = what.to(past)
+            where, what = where.to(past.device), what.to(past)
+            past[where] = what.index_select(0, _last_occurrence(where))
+
+
+def _last_occurrence(indices: Tensor) -> Tensor:
+    """For each of `indices` (B,) the last position in it that holds the same value, (B,).
+
+    A batch may hold an image twice: which of two values is kept must not depend on the order in which threads write.
+    """
+    positions = torch.arange(len(indices), device=indices.device)
+    last = positions.new_zeros(int(indices.max()) + 1).scatter_reduce(0, indices, positions, "amax")
+    return last[indices]
