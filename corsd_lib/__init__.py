@@ -14,7 +14,7 @@ _HOME = {
     "errors": ("CorsdError",),
     "evaluation": ("Evaluation", "count_macs", "evaluate"),
     "export": ("committed_run", "committed_summary", "export_run"),
-    "methods": ("METHODS", "Method", "build_method"),
+    "methods": ("METHODS", "Method", "build_method", "check_method", "find_method", "option"),
     "network": ("ExitOutputs", "MultiExitNetwork", "build_network"),
     "relation": ("cosine_scores", "relation_matrix"),
     "report": ("write_report",),
