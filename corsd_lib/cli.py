@@ -307,10 +307,8 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    try:
-        from corsd_lib.report import write_report
-    except ModuleNotFoundError as error:
-        raise CorsdError(str(error)) from error
+    from corsd_lib.report import write_report
+
     runs = [load_run(path) for path in options.runs]
     say = partial(print, "corsd report:", file=sys.stderr, flush=True) if sys.stderr.isatty() else (lambda line: None)
     path = write_report(runs, options.out, embedding=options.embedding, say=say)

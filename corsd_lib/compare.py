@@ -326,10 +326,8 @@ def draw_figures(summary: Mapping[str, Any], folder: Path) -> list[Path]:
     A group of changes to one row, and perhaps rows from none, shows gains over that row. Raises `CorsdError` where plotly,
     kaleido or Chromium is missing.
     """
-    try:
-        from corsd_lib.figures import accuracy_by_method, gain_by_method, save_png
-    except ModuleNotFoundError as error:
-        raise CorsdError(str(error)) from error
+    from corsd_lib.figures import accuracy_by_method, gain_by_method, save_png
+
     drawn = []
     for group in dict.fromkeys(m["group"] for m in summary["methods"].values()):
         part = {**summary, "methods": _with_references(summary, group)}

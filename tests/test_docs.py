@@ -48,7 +48,9 @@ def test_the_method_of_contributing_works_as_shown() -> None:
 
 def test_a_method_from_outside_is_trained_as_contributing_says(tmp_path: Path) -> None:
     module = "from dataclasses import dataclass\nfrom torch import Tensor\nfrom corsd_lib.network import ExitOutputs\n"
-    module += "from corsd_lib.methods import METHODS, Batch, Method, MethodOptions, option\n" + blocks(CONTRIBUTING, "python")[0]
+    module += (
+        "from corsd_lib.methods import METHODS, Batch, Method, MethodOptions, option\n" + blocks(CONTRIBUTING, "python")[0]
+    )
     (tmp_path / "my_methods.py").write_text(
         "from __future__ import annotations\n" + module + "METHODS[Entropy.name] = Entropy\n"
     )

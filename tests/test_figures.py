@@ -271,7 +271,7 @@ def test_png_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         raise RuntimeError("Kaleido requires Google Chrome")
 
     monkeypatch.setattr(go.Figure, "write_image", no_browser)
-    with pytest.raises(CorsdError, match=r"figure\.png.*corsd_lib\[notebooks\].*Chromium"):
+    with pytest.raises(CorsdError, match=r"figure\.png: Kaleido requires Google Chrome.*Chromium"):
         figures.save_png(go.Figure(), tmp_path / "figure.png")
 
 
@@ -311,4 +311,4 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(module: str, m
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
-    assert "ModuleNotFoundError" in last and missing in last and "corsd_lib[notebooks]" in last
+    assert "MissingPackage" in last and missing in last and "corsd_lib[notebooks]" in last
