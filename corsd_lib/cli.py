@@ -191,15 +191,15 @@ def _methods_text() -> str:
 
 
 def _options_text(kind: type[Method]) -> str:
-    """The options of a method: default, what is allowed, and what it is."""
+    """The options of a method: default as --method-options takes it, what it is, and what is allowed."""
     from corsd_lib.methods import allowed_values, described
+    from corsd_lib.methods.base import make_options
 
     lines = [f"{kind.name}: {_purpose(kind)}"]
-    for field in fields(kind.Options):
-        text = described(kind.Options, field.name).get("help", "")
-        about = f"{text}; {allowed_values(kind.Options, field.name)}" if text else allowed_values(kind.Options, field.name)
-        value = field.default if isinstance(field.default, str) else json.dumps(field.default)  # as --method-options takes it
-        lines.append(f"  {f'{field.name}={value}':28}  {about}")
+    for name, default in vars(make_options(kind.name, kind.Options, {})).items():
+        value = default if isinstance(default, str) else json.dumps(default)
+        about = [described(kind.Options, name).get("help", ""), allowed_values(kind.Options, name)]
+        lines.append(f"  {f'{name}={value}':28}  {'; '.join(filter(None, about))}")
     return "\n".join(lines)
 
 

@@ -49,4 +49,4 @@ def stand_in(name: str, error: MissingPackage) -> type:
     def refuse(self: object, *arguments: object, **options: object) -> None:
         raise MissingPackage(str(error), name=error.name)
 
-    return type(name, (), {"__init__": refuse, "__doc__": f"Not to be used yet: {error}"})
+    return type(name, (), {"__init__": refuse, "__doc__": f"Not available: {error}"})

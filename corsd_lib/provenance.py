@@ -27,7 +27,7 @@ def provenance(device: torch.device | str | None = None) -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "unknown"
-    others = ", ".join(loaded_plugins())
+    others = ",".join(loaded_plugins())
     used = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return {
         "corsd_lib": __version__,

@@ -41,9 +41,8 @@ def mean_interval(values: Iterable[float]) -> Interval:
     if not x:
         return None, None, None
     mean = sum(x) / len(x)
-    if len(x) < FEWEST or max(x) - min(x) <= 1e-9 * max(
-        1.0, abs(mean)
-    ):  # differences of equal accuracies are equal but for rounding
+    rounding = 1e-9 * max(1.0, abs(mean))  # differences of equal accuracies are not equal to the last digit
+    if len(x) < FEWEST or max(x) - min(x) <= rounding:
         return mean, None, None
     variance = sum((v - mean) ** 2 for v in x) / (len(x) - 1)
     half = float(t.ppf(0.975, len(x) - 1)) * (variance / len(x)) ** 0.5

@@ -245,6 +245,20 @@ class ReadsAList(Broken):
         return sum_of(logits[i].square().sum() for i, y in enumerate(batch.labels.tolist()) if y == 0)
 
 
+class ReadsAnArray(Broken):
+    def extra(self, logits: Tensor, batch: Batch) -> Tensor:
+        return logits.square().mean() * float(logits.detach().numpy().max() > 0)
+
+
+class KeepsAPlainTensor(Broken):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.direction = torch.ones(3)
+
+    def extra(self, logits: Tensor, batch: Batch) -> Tensor:
+        return (logits @ self.direction).square().mean()
+
+
 class ReplacesABuffer(Broken):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -297,6 +311,8 @@ BROKEN: list[tuple[type[Method], str, str]] = [
     ),
     (PicksOut, GRAPH, r"terms waits for a value of the device \(aten.nonzero"),
     (ReadsAList, GRAPH, r"terms waits for a value of the device \(aten._local_scalar_dense"),
+    (ReadsAnArray, GRAPH, r"terms cannot run on tensors without values \(RuntimeError: .*\): compute with tensors only"),
+    (KeepsAPlainTensor, GRAPH, "terms reads a tensor that is no parameter or buffer .*: register it as a buffer"),
     (ReplacesABuffer, GRAPH, r"terms replaces the buffer mean: write into it \(copy_, add_\), or set graphs = False"),
     (DrawsNoTensor, GRAPH, "draw returned {'first': 0}: return tensors by name"),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from corsd_lib.cli import main
+from corsd_lib.datasets import load_dataset
 from corsd_lib.errors import CorsdError
+from corsd_lib.evaluation import training_batches
 from corsd_lib.methods import METHODS, build_method, find_method, known_methods, loaded_plugins, plugin_failures, registry
 from corsd_lib.provenance import provenance
 from corsd_lib.runs import TrainConfig
@@ -102,6 +105,17 @@ def test_a_broken_plugin_is_named_with_the_reason_and_no_trouble_to_others(plugi
 def test_a_plugin_may_look_up_a_method_while_it_is_loaded(plugins: Plugins) -> None:
     plugins(plugin_one=f"{PLUGIN}\nfrom corsd_lib.methods import known_methods\nassert 'doubt' in known_methods()")
     assert "doubt" in known_methods() and not plugin_failures()
+
+
+def test_a_configuration_finds_its_plugin_in_another_process(plugins: Plugins, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of `corsd tune` gets it pickled, and has loaded nothing yet."""
+    plugins(plugin_one=PLUGIN)
+    pickled = pickle.dumps(TrainConfig(method="doubt", data="digits", per_class=2, batch_size=5))
+    monkeypatch.setattr(registry, "_PLUGINS", registry._Plugins())
+    del METHODS["doubt"], sys.modules["plugin_one"]
+    config = pickle.loads(pickled)
+    assert training_batches(config, load_dataset("digits", per_class=2)).sampling == "plain"
+    assert loaded_plugins() == ["plugin_one"]
 
 
 def test_an_installed_package_brings_a_method_by_an_entry_point(plugins: Plugins, tmp_path: Path) -> None:

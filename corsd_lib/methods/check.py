@@ -343,8 +343,7 @@ def _watched(batch: Batch) -> Batch:
 
 def _check_without_values(method: Method, out: ExitOutputs, batch: Batch) -> None:
     """Forward and backward pass on tensors that have shapes but no values: what needs a value waits for the device."""
-    # What torch.compile traces with; there is no public name for it.
-    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+    from torch._subclasses.fake_tensor import FakeTensorMode  # what torch.compile traces with; it has no public name
 
     mode = FakeTensorMode()
     state: Parts = {k: mode.from_tensor(v) for k, v in (*method.named_parameters(), *method.named_buffers())}
@@ -354,7 +353,17 @@ def _check_without_values(method: Method, out: ExitOutputs, batch: Batch) -> Non
     try:
         with mode:
             torch.func.functional_call(method, state, (fake_out, _watched(still)))["total"].backward()
-    except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        raise CorsdError(
-            f"terms waits for a value of the device ({error.func}): mask in place of picking out, {_ELSE}"
-        ) from error
+    except Exception as error:
+        raise CorsdError(f"terms {_not_recorded(error)}, {_ELSE}") from error
+
+
+def _not_recorded(error: Exception) -> str:
+    """Why a pass on tensors without values ended with `error`."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
+    if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
+        return f"waits for a value of the device ({error.func}): mask in place of picking out"
+    if isinstance(error, AssertionError) and "FakeTensor" in str(error):
+        return "reads a tensor that is no parameter or buffer and not of the batch: register it as a buffer"
+    text = " ".join(str(error).split())
+    return f"cannot run on tensors without values ({type(error).__name__}: {text}): compute with tensors only"
