@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.files import read_json, read_lines, read_tensors
-from corsd_lib.methods import METHODS, Method, build_method
+from corsd_lib.methods import Method, build_method, find_method
 from corsd_lib.network import MultiExitNetwork, build_network
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class TrainConfig:
         return value
 
     def _check_values(self) -> None:
-        check_choice("method", self.method, METHODS)
+        find_method(self.method)
         check_choice("schedule", self.schedule, ("onecycle", "cosine", "multistep", "constant"))
         check_choice("probe_split", self.probe_split, ("auto", "train", "validation", "test"))
         check_choice("padding_mode", self.padding_mode, ("reflect", "zero"))
@@ -444,7 +444,7 @@ def new_network(config: TrainConfig, data: DataInfo) -> MultiExitNetwork:
         width=config.width,
         stem=config.stem,
         pretrained=config.pretrained,
-        exits=METHODS[config.method].exits,
+        exits=find_method(config.method).exits,
     )
 
 
