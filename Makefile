@@ -57,6 +57,7 @@ test-fast: venv  ## unit tests without the slow and the browser ones
 unit: venv  ## all unit tests
 	$(UNIT) -m "not alone"
 	OMP_NUM_THREADS=1 $(PYTEST) -m alone
+	OMP_NUM_THREADS=2 CORSD_TEST_THREADS=2 $(PYTEST) -m threads
 
 fuzz: venv  ## open 10,000 runs and studies with a file made wrong at random; an hour or so
 	CORSD_FUZZ=10000 $(UNIT) tests/test_fuzz.py

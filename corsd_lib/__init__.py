@@ -1,4 +1,7 @@
-"""CORSD notebooks: train, compare and look inside self-distilled networks. Names load when first used: the import is light."""
+"""CORSD notebooks: train, compare and look inside self-distilled networks. Names load when first used: the import is light.
+
+A name that needs an optional package is there without it, and raises `MissingPackage` when it is called.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ _HOME = {
     "batches": ("Batch", "BatchSource"),
     "compare": ("run_study",),
     "datasets": ("ImageArrays", "ImageData", "ImageFiles", "load_dataset"),
-    "errors": ("CorsdError",),
+    "errors": ("CorsdError", "MissingPackage"),
     "evaluation": ("Evaluation", "count_macs", "evaluate"),
     "export": ("committed_run", "committed_summary", "export_run"),
-    "methods": ("METHODS", "Method", "build_method"),
+    "methods": ("METHODS", "Method", "build_method", "check_method", "find_method", "option"),
     "network": ("ExitOutputs", "MultiExitNetwork", "build_network"),
     "relation": ("cosine_scores", "relation_matrix"),
     "report": ("write_report",),
@@ -37,7 +40,12 @@ except metadata.PackageNotFoundError:  # run from a source tree that is not inst
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'corsd_lib' has no attribute {name!r}")
-    value = getattr(import_module(f"corsd_lib.{_MODULE_OF[name]}"), name)
+    from corsd_lib.errors import MissingPackage, stand_in
+
+    try:
+        value = getattr(import_module(f"corsd_lib.{_MODULE_OF[name]}"), name)
+    except MissingPackage as error:
+        return stand_in(name, error)  # not kept: the package may be installed later
     globals()[name] = value
     return value
 

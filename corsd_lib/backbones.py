@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import CorsdError, check_choice, require
 from corsd_lib.layers import BatchNorm2d, init_convolutions
 
 
@@ -356,10 +356,9 @@ def _cut_blocks(model: Any) -> None:
 
 
 def _create_timm(name: str, **options: Any) -> nn.Module:
-    try:
-        import timm
-    except ImportError as error:
-        raise CorsdError(f"network {name!r} needs the package timm: pip install timm") from error
+    require(f"network {name!r}", "timm")
+    import timm
+
     model_name = name.removeprefix("timm:")
     if not timm.is_model(model_name):
         raise CorsdError(f"network {name!r} is not known to timm; allowed: the names of timm.list_models()")

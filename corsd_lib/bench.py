@@ -19,7 +19,7 @@ from corsd_lib.batches import BatchSource, triplet_batches
 from corsd_lib.datasets import ImageArrays, ImageData
 from corsd_lib.files import write_between
 from corsd_lib.losses import margin_over_triplets
-from corsd_lib.methods import METHODS, Batch, Corsd, build_method
+from corsd_lib.methods import Batch, Corsd, build_method, find_method
 from corsd_lib.network import ExitOutputs, build_network
 from corsd_lib.provenance import provenance
 from corsd_lib.relation import MapRelation
@@ -161,7 +161,7 @@ def _images(count: int) -> tuple[Tensor, Tensor]:
 
 def _stepper(name: str, method_name: str) -> Callable[[], None]:
     """One training step on a fixed batch: forward, objective, backward, SGD."""
-    network = build_network(name, CLASSES, exits=METHODS[method_name].exits)
+    network = build_network(name, CLASSES, exits=find_method(method_name).exits)
     method = build_method(method_name, network=network)
     optimizer = torch.optim.SGD([*network.parameters(), *method.parameters()], lr=1e-3, momentum=0.9)
     images, labels = _images(BATCH)

@@ -19,6 +19,7 @@ from corsd_lib.files import write_between
 from corsd_lib.runs import TrainConfig, load_run
 
 if TYPE_CHECKING:
+    from corsd_lib.methods import Method
     from corsd_lib.study import Study
 
 __all__ = ["main"]
@@ -43,7 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line: the usage of `corsd train` alone would fill a screen."""
+    """A parser whose errors are one line: the usage of `corsd train` alone would fill a screen.
+
+    `ending` gives the last lines of the help. It is called when the help is shown: it may load plug-ins.
+    """
+
+    ending: Callable[[], str] | None = None
+
+    def format_help(self) -> str:
+        return super().format_help() + (f"\n{self.ending()}\n" if self.ending else "")
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -59,6 +68,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--config", metavar="FILE", help="start from a JSON file, such as a run's own config.json")
     train.add_argument("--quiet", action="store_true", help="no progress bar")
     _add_config_options(train)
+    train.ending = _methods_text
+
+    methods = verbs.add_parser("methods", help="list the methods, or the options of some of them")
+    methods.set_defaults(verb=_methods)
+    methods.add_argument("methods", nargs="*", metavar="METHOD", help="whose options are listed (default: list the methods)")
 
     evaluate = verbs.add_parser("evaluate", help="accuracy, calibration and cost of every exit of a run")
     evaluate.set_defaults(verb=_evaluate)
@@ -84,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("--methods", nargs="+", metavar="METHOD", help="write the study.json first, with a row for each of these")
     new.add_argument("--equal", choices=("images", "epochs"), help="what the rows are given alike (default: images)")
     _add_config_options(new, without=("method", "seed", "out", "resume"))
+    compare.ending = _methods_text
 
     tune = verbs.add_parser("tune", help="search the options of rows of a study on a validation split of train")
     tune.set_defaults(verb=_tune)
@@ -153,6 +168,44 @@ def _method_options(config: TrainConfig, given: dict[str, Any]) -> dict[str, Any
     """Options on the command line go over those of the file, unless another method is asked for."""
     same = given.get("method", config.method) == config.method
     return {**(config.method_options if same else {}), **dict(given.get("method_options", ()))}
+
+
+def _methods(options: argparse.Namespace) -> None:
+    from corsd_lib.methods import find_method
+
+    kinds = [find_method(name) for name in options.methods]
+    print(*(map(_options_text, kinds) if kinds else [_methods_text()]), sep="\n\n")
+
+
+def _methods_text() -> str:
+    """The known methods with a line each, and the plug-ins that could not be loaded."""
+    from corsd_lib.methods import known_methods, plugin_failures
+
+    known = known_methods()
+    width = max(map(len, known))
+    lines = ["methods (their options: corsd methods METHOD):"]
+    lines += [f"  {name:{width}}  {_purpose(kind)}" for name, kind in known.items()]
+    failed = plugin_failures()
+    lines += ["", "plug-ins that could not be loaded:"] if failed else []
+    return "\n".join([*lines, *(f"  {source}: {reason}" for source, reason in failed.items())])
+
+
+def _options_text(kind: type[Method]) -> str:
+    """The options of a method: default as --method-options takes it, what it is, and what is allowed."""
+    from corsd_lib.methods import allowed_values, described
+    from corsd_lib.methods.base import make_options
+
+    lines = [f"{kind.name}: {_purpose(kind)}"]
+    for name, default in vars(make_options(kind.name, kind.Options, {})).items():
+        value = default if isinstance(default, str) else json.dumps(default)
+        about = [described(kind.Options, name).get("help", ""), allowed_values(kind.Options, name)]
+        lines.append(f"  {f'{name}={value}':28}  {'; '.join(filter(None, about))}")
+    return "\n".join(lines)
+
+
+def _purpose(kind: type[Method]) -> str:
+    """The first line of the docstring of a method."""
+    return (kind.__doc__ or "").strip().partition("\n")[0]
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -254,10 +307,8 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    try:
-        from corsd_lib.report import write_report
-    except ModuleNotFoundError as error:
-        raise CorsdError(str(error)) from error
+    from corsd_lib.report import write_report
+
     runs = [load_run(path) for path in options.runs]
     say = partial(print, "corsd report:", file=sys.stderr, flush=True) if sys.stderr.isatty() else (lambda line: None)
     path = write_report(runs, options.out, embedding=options.embedding, say=say)

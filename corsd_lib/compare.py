@@ -25,7 +25,7 @@ from corsd_lib.files import read_json, write_json
 from corsd_lib.readers import read_metrics
 from corsd_lib.runs import Run, TrainConfig
 from corsd_lib.study import Study, make_record, study_file
-from corsd_lib.tables import against, summarise, with_interval
+from corsd_lib.tables import against, gain_cell, summarise, with_interval
 from corsd_lib.training import stop_request
 
 if TYPE_CHECKING:
@@ -291,7 +291,7 @@ def _standing(jobs: Sequence[Job], figures: Mapping[str, Any] | None, places: in
         f"{sum(job.state == 'done' for job in jobs)}/{len(jobs)}",
         ", ".join(running + others),
         _top1(figures, [line for line in newest.values() if line]),
-        with_interval(figures["gain"], figures["gain_low"], figures["gain_high"], sign="+") if figures else "–",
+        gain_cell(figures) if figures else "–",
         _duration(left * sum(pace) / len(pace) / places) if pace else "–",
     ]
 
@@ -327,10 +327,8 @@ def draw_figures(summary: Mapping[str, Any], folder: Path) -> list[Path]:
     A group of changes to one row, and perhaps rows from none, shows gains over that row. Raises `CorsdError` where plotly,
     kaleido or Chromium is missing.
     """
-    try:
-        from corsd_lib.figures import accuracy_by_method, gain_by_method, save_png
-    except ModuleNotFoundError as error:
-        raise CorsdError(str(error)) from error
+    from corsd_lib.figures import accuracy_by_method, gain_by_method, save_png
+
     drawn = []
     for group in dict.fromkeys(m["group"] for m in summary["methods"].values()):
         part = {**summary, "methods": _with_references(summary, group)}

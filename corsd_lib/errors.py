@@ -1,8 +1,14 @@
-"""The one error family of the library: bad input, named, with what is allowed."""
+"""The one error family of the library: bad input, named, with what is allowed; and packages that are not installed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib import import_module
+
+__all__ = ["CorsdError", "MissingPackage", "check_choice", "missing_package", "require", "stand_in"]
+
+_EXTRA = {"optuna": "tuning", "timm": "timm"}  # package -> extra of this library that brings it; all others: "notebooks"
+_PUBLISHED_AS = {"umap": "umap-learn"}
 
 
 class CorsdError(ValueError):
@@ -14,3 +20,33 @@ def check_choice(what: str, value: object, allowed: Iterable[object]) -> None:
     choices = list(allowed)
     if value not in choices:
         raise CorsdError(f"{what} {value!r} is not known; allowed: {', '.join(map(str, choices))}")
+
+
+class MissingPackage(ModuleNotFoundError, CorsdError):
+    """An optional package is not installed. The message says what needs it, and the command that installs it."""
+
+
+def missing_package(what: str, package: str, error: ImportError) -> MissingPackage:
+    """The error that `what`, such as "tuning", cannot go on: `error` was raised by the import of `package`."""
+    missing = (error.name or package).partition(".")[0]
+    name, extra = _PUBLISHED_AS.get(missing, missing), _EXTRA.get(package, "notebooks")
+    why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
+    return MissingPackage(f"{what} needs {name}, which {why}: pip install 'corsd_lib[{extra}]'", name=missing)
+
+
+def require(what: str, *packages: str) -> None:
+    """Import `packages`; raise `MissingPackage` for the first one that cannot be imported. `what` needs them."""
+    for package in packages:
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise missing_package(what, package, error) from error
+
+
+def stand_in(name: str, error: MissingPackage) -> type:
+    """A class in place of the public `name`, whose module cannot be imported without a package: a call raises `error`."""
+
+    def refuse(self: object, *arguments: object, **options: object) -> None:
+        raise MissingPackage(str(error), name=error.name)
+
+    return type(name, (), {"__init__": refuse, "__doc__": f"Not available: {error}"})

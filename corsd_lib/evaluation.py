@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from corsd_lib.batches import Batch, BatchSource, epoch_batches, evaluation_batches
 from corsd_lib.datasets import ImageData, Split, load_dataset
 from corsd_lib.errors import CorsdError, check_choice
-from corsd_lib.methods import METHODS
+from corsd_lib.methods import find_method
 from corsd_lib.network import ExitOutputs, MultiExitNetwork
 from corsd_lib.runs import DataInfo, Run, TrainConfig, new_network
 
@@ -153,7 +153,7 @@ def splits_of(data: ImageData) -> dict[str, list[int]]:
 
 def training_batches(config: TrainConfig, data: ImageData, **place: Any) -> BatchSource:
     """The batches that a training of `config` draws from `data`; `place`: device, rank and world of `BatchSource`."""
-    kind = METHODS[config.method]
+    kind = find_method(config.method)
     return BatchSource(
         data,
         batch_size=config.batch_size,
@@ -273,7 +273,7 @@ def _convolution_backward_flops(
 
 def _made_up_batch(config: TrainConfig, data: DataInfo) -> Batch:
     """Rows and labels of a batch as the sampling of `config` draws it, without images."""
-    kind = METHODS[config.method]
+    kind = find_method(config.method)
     sampling, generator = config.sampling or kind.sampling, torch.Generator().manual_seed(0)
     labels = torch.arange(data.num_classes).repeat(config.per_class or 100)
     k = config.samples_per_class or kind.samples_per_class

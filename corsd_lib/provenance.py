@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from corsd_lib.methods import loaded_plugins
+
 __all__ = ["provenance"]
 
 
@@ -25,7 +27,7 @@ def provenance(device: torch.device | str | None = None) -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "unknown"
-    others = os.environ.get("CORSD_METHODS")
+    others = ",".join(loaded_plugins())
     used = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return {
         "corsd_lib": __version__,

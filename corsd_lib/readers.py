@@ -303,7 +303,12 @@ def read_trials(path: Path) -> dict[str, Any]:
     return values
 
 
-_maybe = {"gain": optional(number(-101, 101)), "gain_low": optional(number()), "gain_high": optional(number())}
+_gain = {
+    "gain_n": whole(),
+    "gain": optional(number(-101, 101)),
+    "gain_low": optional(number()),
+    "gain_high": optional(number()),
+}
 _SUMMARY_ROW = fields(
     {
         "label": text,
@@ -315,7 +320,7 @@ _SUMMARY_ROW = fields(
         "top1_low": many(optional(number()), 1),
         "top1_high": many(optional(number()), 1),
         "top1_by_seed": entries(many(percent, 1), 1),
-        **_maybe,
+        **_gain,
         "epochs": whole(1),
         "images": number(0, 2**53),
         "macs": macs,

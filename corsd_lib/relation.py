@@ -154,12 +154,21 @@ class VectorRelation(PairScore):
         u, v = self._halves(embeddings)  # (B, H) each
         matrix = self._score_matrix(u, v)
         i, j = torch.cat(pairs, dim=1)
-        logits = self.auxiliary(F.relu(u[i] + v[j]))  # (P + Q, C)
-        return RelationOutput(*_parted(matrix[i, j], pairs), *_parted(logits, pairs), matrix)
+        logits = self.auxiliary(F.relu(u.index_select(0, i) + v.index_select(0, j)))  # (P + Q, C)
+        return RelationOutput(*_parted(_entries(matrix, i, j), pairs), *_parted(logits, pairs), matrix)
 
     def auxiliary_logits(self, first: Tensor, second: Tensor) -> Tensor:
         """Auxiliary logits (P, C) of the pairs of two aligned sets of embeddings (P, D)."""
         return self.auxiliary(self.pair_embeddings(first, second))
+
+
+def _entries(matrix: Tensor, i: Tensor, j: Tensor) -> Tensor:
+    """`matrix[i, j]` (P,) of a matrix (B, B), with a gradient that is the same each time.
+
+    The backward pass of advanced indexing adds up repeated indices in no fixed order on several CPU threads; that of
+    `index_select` adds them in their own order.
+    """
+    return matrix.flatten().index_select(0, i * matrix.shape[1] + j)
 
 
 def _parted(values: Tensor, pairs: StructuredPairs) -> tuple[Tensor, Tensor]:
@@ -183,7 +192,7 @@ class HandcraftedRelation(nn.Module):
         """Embeddings (B, D) -> scores of all pairs and of `pairs`; no auxiliary logits. `labels` are not read."""
         matrix = self.scores(embeddings)
         none = matrix.new_zeros(0, 1)
-        return RelationOutput(matrix[*pairs.intra], matrix[*pairs.inter], none, none, matrix)
+        return RelationOutput(_entries(matrix, *pairs.intra), _entries(matrix, *pairs.inter), none, none, matrix)
 
 
 class MapRelation(nn.Module):
@@ -221,7 +230,7 @@ class MapRelation(nn.Module):
     def _pool(self, features: Tensor, i: Tensor, j: Tensor) -> Tensor:
         if not len(i):
             return features.new_zeros(0, self.embed.in_features)
-        return self.body(torch.cat([features[i], features[j]], dim=1)).mean(dim=(2, 3))
+        return self.body(torch.cat([features.index_select(0, i), features.index_select(0, j)], dim=1)).mean(dim=(2, 3))
 
     def _score(self, pooled: Tensor) -> Tensor:
         return scores_of(self.score(F.relu(self.embed(pooled))))

@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import plotly.graph_objects as go
+
+from corsd_lib.errors import CorsdError, check_choice, missing_package
+
+try:
+    import plotly.graph_objects as go
+except ImportError as error:
+    raise missing_package("a report", "plotly", error) from error
 
 from corsd_lib.analysis.embedding import PROJECTIONS, stage_embedding
 from corsd_lib.analysis.exits import choose_threshold, early_exit_curve, exit_accuracy, leaving_macs
 from corsd_lib.analysis.relations import relation_quality, stored_kind
 from corsd_lib.analysis.structure import class_structure
-from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.figures import exit_accuracy_bars, structure_over_epochs, training_curves
 from corsd_lib.figures.style import exit_names, line_style, set_title, template
 from corsd_lib.pages import (

@@ -31,7 +31,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.files import read_json, read_tensors
-from corsd_lib.methods import METHODS, Method, build_method
+from corsd_lib.methods import Method, build_method, find_method
 from corsd_lib.network import MultiExitNetwork, build_network
 from corsd_lib.readers import FLOATS, read_config, read_metrics, read_probe_set, read_snapshot, read_test
 from corsd_lib.schema import shortened
@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 # Fields of a configuration that say where and how a training runs, not what it comes to.
-PLACE_FIELDS = ("out", "resume", "data_root", "workers", "checkpoint_seconds", "cuda_graphs")
+PLACE_FIELDS = ("out", "resume", "data_root", "workers", "checkpoint_seconds", "cuda_graphs", "deterministic")
 PROBE_FIELDS = ("probe_every", "probe_size", "probe_split")  # what is recorded of it on the way
 _INTEGERS = 2**31  # above all that a training can want, below what tensors can count
 
@@ -97,6 +97,7 @@ class TrainConfig:
         channels_last: memory format of images and network.
         compile: run the network through torch.compile.
         cuda_graphs: replay each step as one launch on a GPU, which is faster for small networks; elsewhere without effect.
+        deterministic: on a GPU, use deterministic algorithms only: the same bits each time, more slowly. A CPU always does.
         workers: decoding processes of streamed data sets.
         seed: of weights, batches, augmentation and choice of images.
         out: run directory; default runs/<data>-<network>-<method>-s<seed>.
@@ -141,6 +142,7 @@ class TrainConfig:
     channels_last: bool = False
     compile: bool = False
     cuda_graphs: bool = False
+    deterministic: bool = False
     workers: int = 2
     seed: int = 0
     out: str | None = None
@@ -167,7 +169,7 @@ class TrainConfig:
         for name, value in asdict(self).items():
             if type(value) is int and name != "seed":
                 _check_range(name, value, low=-_INTEGERS, high=_INTEGERS)
-        check_choice("method", self.method, METHODS)
+        find_method(self.method)
         check_choice("schedule", self.schedule, ("onecycle", "cosine", "multistep", "constant"))
         check_choice("probe_split", self.probe_split, ("auto", "train", "validation", "test"))
         check_choice("padding_mode", self.padding_mode, ("reflect", "zero"))
@@ -473,7 +475,7 @@ def new_network(config: TrainConfig, data: DataInfo) -> MultiExitNetwork:
             width=config.width,
             stem=config.stem,
             pretrained=config.pretrained,
-            exits=METHODS[config.method].exits,
+            exits=find_method(config.method).exits,
         )
     except (RuntimeError, MemoryError) as error:
         asked = f"network {config.network!r} of width {config.width!r} and {data.num_classes} classes"

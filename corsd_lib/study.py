@@ -20,7 +20,7 @@ from typing import Any
 from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.evaluation import training_macs
 from corsd_lib.files import read_json, write_atomic, write_json
-from corsd_lib.methods import METHODS
+from corsd_lib.methods import find_method
 from corsd_lib.readers import read_metrics, read_record, read_trials
 from corsd_lib.runs import PLACE_FIELDS, Run, TrainConfig, differences, portable_name
 from corsd_lib.tables import Record, markdown, summarise, table
@@ -276,7 +276,7 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _images_an_anchor(config: TrainConfig) -> int:
-    return 3 if (config.sampling or METHODS[config.method].sampling) == "triplet" else 1
+    return 3 if (config.sampling or find_method(config.method).sampling) == "triplet" else 1
 
 
 def make_record(run: Run, row: str, seed: int) -> Record:

@@ -12,8 +12,19 @@ if TYPE_CHECKING:
 
     from corsd_lib.study import Row, Study
 
-__all__ = ["against", "markdown", "mean_interval", "short_markdown", "summarise", "table", "trained_exits", "with_interval"]
+__all__ = [
+    "against",
+    "gain_cell",
+    "markdown",
+    "mean_interval",
+    "short_markdown",
+    "summarise",
+    "table",
+    "trained_exits",
+    "with_interval",
+]
 
+FEWEST = 3  # values that an interval is made of
 Record = dict[str, Any]  # of one training, see `corsd_lib.study.make_record`
 Interval = tuple[float | None, float | None, float | None]  # mean, low, high
 
@@ -21,7 +32,8 @@ Interval = tuple[float | None, float | None, float | None]  # mean, low, high
 def mean_interval(values: Iterable[float]) -> Interval:
     """Mean of `values` and the ends of its 95 % Student-t interval: (mean, low, high).
 
-    One value has no interval, (value, None, None), and no value not even a mean.
+    (mean, None, None) for fewer than `FEWEST` values and for values that are all the same: two values, or a tie, may agree by
+    luck, and their interval would say that the mean is known exactly. No value has no mean either.
     """
     from scipy.stats import t
 
@@ -29,7 +41,8 @@ def mean_interval(values: Iterable[float]) -> Interval:
     if not x:
         return None, None, None
     mean = sum(x) / len(x)
-    if len(x) == 1:
+    rounding = 1e-9 * max(1.0, abs(mean))  # differences of equal accuracies are not equal to the last digit
+    if len(x) < FEWEST or max(x) - min(x) <= rounding:
         return mean, None, None
     variance = sum((v - mean) ** 2 for v in x) / (len(x) - 1)
     half = float(t.ppf(0.975, len(x) - 1)) * (variance / len(x)) ** 0.5
@@ -40,14 +53,15 @@ def summarise(study: Study, records: Mapping[str, Mapping[int, Record]]) -> dict
     """What `records` (row -> seed -> record) say, as plain values for `summary.json`; None where there is nothing to say.
 
     `methods` has an entry a row: top-1 (%) on test by exit, shallow -> deep, after the last epoch, mean over seeds and ends of
-    its 95 % Student-t interval; `gain`, the difference to the baseline row at the deepest exit, points, paired by seed; images
-    passed and multiply-accumulates of a training, these relative to the baseline row's of the same seeds; wall time of the
-    fastest training relative to the baseline row's fastest, where both had the same kind of device and as many threads.
+    its 95 % Student-t interval (see `mean_interval`); `gain`, the difference to the baseline row at the deepest exit, points,
+    paired by the `gain_n` seeds that both have; images passed and multiply-accumulates of a training, these relative to the
+    baseline row's of the same seeds; wall time of the fastest training relative to the baseline row's fastest, where both had
+    the same kind of device and as many threads.
     """
     reference = records.get(study.baseline, {})
     methods = {name: _summarise_row(row, records[name], reference) for name, row in study.rows.items() if records.get(name)}
     if study.baseline in methods:
-        methods[study.baseline] |= {"gain": None, "gain_low": None, "gain_high": None}
+        methods[study.baseline] |= _gain([])
     return {
         "title": study.title,
         "data": study.train.get("data", "digits"),
@@ -63,7 +77,6 @@ def _summarise_row(row: Row, records: Mapping[int, Record], reference: Mapping[i
     top1 = {seed: [e["top1"] for e in record["test"]["exits"]] for seed, record in records.items()}
     mean, low, high = zip(*map(mean_interval, zip(*top1.values(), strict=True)), strict=True)
     both = [seed for seed in records if seed in reference]
-    gain, gain_low, gain_high = mean_interval(top1[s][-1] - reference[s]["test"]["exits"][-1]["top1"] for s in both)
     config = next(iter(records.values()))["config"]
     return {
         "label": row.label,
@@ -75,9 +88,7 @@ def _summarise_row(row: Row, records: Mapping[int, Record], reference: Mapping[i
         "top1_low": list(low),
         "top1_high": list(high),
         "top1_by_seed": {str(seed): values for seed, values in top1.items()},
-        "gain": gain,
-        "gain_low": gain_low,
-        "gain_high": gain_high,
+        **_gain([top1[s][-1] - reference[s]["test"]["exits"][-1]["top1"] for s in both]),
         "epochs": config["epochs"],
         **{key: sum(r[key] for r in records.values()) / len(records) for key in ("images", "macs", "seconds")},
         "macs_ratio": _ratio("macs", records, reference, both),
@@ -86,6 +97,12 @@ def _summarise_row(row: Row, records: Mapping[int, Record], reference: Mapping[i
         "train_top1": sum(r["train_top1"][-1] for r in records.values()) / len(records),
         "options": config["method_options"],
     }
+
+
+def _gain(differences: Sequence[float]) -> dict[str, Any]:
+    """What a row's differences to another row come to, paired by seed."""
+    gain, low, high = mean_interval(differences)
+    return {"gain": gain, "gain_low": low, "gain_high": high, "gain_n": len(differences)}
 
 
 def against(summary: Mapping[str, Any], reference: str) -> dict[str, Any]:
@@ -98,8 +115,7 @@ def against(summary: Mapping[str, Any], reference: str) -> dict[str, Any]:
     gained = {}
     for name, m in methods.items():
         theirs, ours = methods[reference]["top1_by_seed"], m["top1_by_seed"]
-        ends = mean_interval(ours[s][-1] - theirs[s][-1] for s in ours if s in theirs and name != reference)
-        gained[name] = {**m, **dict(zip(("gain", "gain_low", "gain_high"), ends, strict=True))}
+        gained[name] = {**m, **_gain([ours[s][-1] - theirs[s][-1] for s in ours if s in theirs and name != reference])}
     return {**summary, "baseline": reference, "methods": gained}
 
 
@@ -156,6 +172,7 @@ def table(summary: Mapping[str, Any]) -> pd.DataFrame:
             "gain",
             "gain_low",
             "gain_high",
+            "gain_n",
             "epochs",
             "images",
             "macs",
@@ -198,7 +215,7 @@ def _cells(m: Mapping[str, Any], exits: int) -> list[str]:
         str(m["n"]),
         *([""] * (exits - len(top1))),
         *top1,
-        with_interval(m["gain"], m["gain_low"], m["gain_high"], sign="+"),
+        gain_cell(m),
         str(m["epochs"]),
         f"{m['images']:,.0f}",
         *("–" if ratio is None else f"x{ratio:.2f}" for ratio in (m["macs_ratio"], m["time_ratio"])),
@@ -210,7 +227,16 @@ def with_interval(mean: float | None, low: float | None, high: float | None, sig
     """A mean and half its interval, as in "47.2 ± 0.4"; "47.2 ± –" without an interval, "–" without a value."""
     if mean is None:
         return "–"
-    return f"{mean:{sign}.1f} ± " + ("–" if low is None or high is None else f"{(high - low) / 2:.1f}")
+    if low is None or high is None:
+        return f"{mean:{sign}.1f} ± –"
+    half = f"{(high - low) / 2:.1f}"
+    return f"{mean:{sign}.1f} ± {'<0.1' if half == '0.0' else half}"  # an interval is never of no width
+
+
+def gain_cell(m: Mapping[str, Any]) -> str:
+    """The gain of a row of `summarise`, and the number of its pairs where that is not the number of its seeds."""
+    pairs = "" if m["gain"] is None or m["gain_n"] == m["n"] else f" (n = {m['gain_n']})"
+    return with_interval(m["gain"], m["gain_low"], m["gain_high"], sign="+") + pairs
 
 
 def _exit_names(summary: Mapping[str, Any]) -> list[str]:
@@ -226,13 +252,14 @@ def _note(summary: Mapping[str, Any]) -> str:
     others = [m["label"] for m in methods.values() if reference and abs(m[equal] / reference[equal] - 1) > 0.05]
     return (
         f"Equal {equal} for all rows{' but ' if others else ''}{', '.join(others)}. Top-1 on test after the last epoch: mean "
-        "over seeds ± half of its 95 % Student-t interval (– with one seed). Gain: points over "
+        "over seeds ± half of its 95 % Student-t interval. There is none (–) with fewer than three seeds or where all seeds "
+        "agree: they may agree by luck, so nothing is decided. Gain: points over "
         f"{reference['label'] if reference else summary['baseline']} at the deepest exit, paired by seed, over the seeds that "
-        "both rows have. Intervals are of seeds, that is of initialisation, order and what else they draw; the test images are "
-        "the same. MACs (forward and backward) of the training are relative to that row's, time is of the fastest training "
-        "relative to that row's fastest: trainings run side by side and beside other work, so times are rough (– where none "
-        "ran on as many threads). Train: top-1 of the deepest exit on the "
-        f"augmented images of the last epoch. Trained by revisions {_all_of(methods, 'revisions')} of the source, with PyTorch "
+        "both rows have (n of them where the row has more). Intervals are of seeds, that is of initialisation, order and what "
+        "else they draw; the test images are the same. MACs (forward and backward) of the training are relative to that row's, "
+        "time is of the fastest training relative to that row's fastest: trainings run side by side and beside other work, so "
+        "times are rough (– where none ran on as many threads). Train: top-1 of the deepest exit on the augmented images of "
+        f"the last epoch. Trained by revisions {_all_of(methods, 'revisions')} of the source, with PyTorch "
         f"{_all_of(methods, 'torch')}."
     )
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from corsd_lib.capture import GraphedPasses, Passes
 from corsd_lib.datasets import ImageData
+from corsd_lib.determinism import deterministic_algorithms
 from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import (
     evaluate,
@@ -57,7 +58,8 @@ def train(
 
     Ctrl-C (or SIGTERM, or another thread that sets `stop`) finishes the step, saves and returns the unfinished run; the same
     configuration with `resume=True` goes on from there, or from the last checkpoint of a run that was killed, and ends with
-    the same weights, bit for bit on the same CPU and number of threads, closely on a GPU. A finished run is returned as it
+    the same weights, bit for bit on the same CPU and number of threads, and on the same GPU with `deterministic=True`, closely
+    there without. A finished run is returned as it
     is. With several devices each process forms its pairs within its own batch. `data`: images of your own, in place of those
     that `config.data` names; whoever asks the run for images later has to give them again.
 
@@ -112,7 +114,8 @@ def _train(
     gpus = [fabric.device] if fabric.device.type == "cuda" else []
     data = _given_or_named(data, config)
     alone = _held(config.path) if fabric.is_global_zero else nullcontext()
-    with alone, torch.random.fork_rng(gpus):  # the caller's random numbers are left as they were
+    # The caller's random numbers and settings are left as they were.
+    with alone, torch.random.fork_rng(gpus), deterministic_algorithms(config.deterministic):
         trainer = Trainer(fabric, config, data)
         with stop_request(stop) as stop:
             trainer.run(stop, on_epoch, progress)

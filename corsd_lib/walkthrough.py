@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corsd_lib.errors import CorsdError
+from corsd_lib.errors import CorsdError, require
 
 if TYPE_CHECKING:
     from corsd_lib.runs import Run, TrainConfig
@@ -25,6 +25,7 @@ EPOCHS, PER_CLASS, SEED = 120, 10, 0
 METHODS = {"baseline": "probe", "CORSD": "corsd"}  # `probe` is the baseline with exits that watch
 PAPER: dict[str, Any] = {"sampling": "plain", "method_options": {"class_kd": 0.0}}  # CORSD without what is ours
 NOTEBOOK = "01_walkthrough.ipynb"
+PACKAGES = ("plotly", "ipywidgets", "nbformat", "nbclient", "nbconvert", "papermill", "ipykernel")  # of the extra "notebooks"
 
 
 def plan(method: str, runs: str | Path, epochs: int = EPOCHS, per_class: int = PER_CLASS, seed: int = SEED) -> TrainConfig:
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def walk(out: Path, epochs: int) -> None:
     """Everything that `make walkthrough` does, under the folder `out`."""
+    require("the walkthrough", *PACKAGES)  # minutes before they are used
     print(
         f"Two trainings on {10 * PER_CLASS} handwritten digits, then a notebook about them. All of it goes to {out}/",
         flush=True,

@@ -14,7 +14,8 @@ from tiny import TINY
 from corsd_lib.runs import Run, TrainConfig
 from corsd_lib.training import train
 
-torch.set_num_threads(1)  # sums in another order would not be the same bit for bit; and forks want no thread pool
+# One thread, for forks want no thread pool. `make unit` runs the tests marked `threads` once more with two.
+torch.set_num_threads(int(os.environ.get("CORSD_TEST_THREADS", "1")))
 
 
 @pytest.fixture(scope="session")

@@ -311,7 +311,7 @@ def test_timm_images_too_small_for_the_model() -> None:
 
 def test_timm_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(CorsdError, match="timm:resnet18' needs the package timm: pip install timm"):
+    with pytest.raises(CorsdError, match=r"timm:resnet18' needs timm, which is not installed: pip install 'corsd_lib\[timm\]'"):
         build_backbone("timm:resnet18")
 
 

@@ -326,7 +326,7 @@ def test_figures_are_left_out_where_plotly_is_missing(
     monkeypatch.delitem(sys.modules, "corsd_lib.figures")
     monkeypatch.setitem(sys.modules, "plotly", None)
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
-    with pytest.raises(CorsdError, match=r"figures need plotly.*corsd_lib\[notebooks\]"):
+    with pytest.raises(CorsdError, match=r"a figure needs plotly.*corsd_lib\[notebooks\]"):
         draw_figures(summary, tmp_path)
 
 

@@ -42,11 +42,15 @@ def test_the_method_of_contributing_works_as_shown() -> None:
     parts = method(out, methods.Batch(torch.empty(0), torch.tensor([0, 1, 2, 0]), torch.arange(4)))
     assert parts["total"].item() == pytest.approx((parts["task"] + 0.5 * parts["confidence"]).item())
     assert 0 < parts["confidence"].item() <= torch.tensor(3.0).log().item()
+    exec(blocks(CONTRIBUTING, "python")[1], namespace)
+    namespace["test_entropy_keeps_the_rules"]()
 
 
 def test_a_method_from_outside_is_trained_as_contributing_says(tmp_path: Path) -> None:
     module = "from dataclasses import dataclass\nfrom torch import Tensor\nfrom corsd_lib.network import ExitOutputs\n"
-    module += "from corsd_lib.methods import METHODS, Batch, Method, MethodOptions\n" + blocks(CONTRIBUTING, "python")[0]
+    module += (
+        "from corsd_lib.methods import METHODS, Batch, Method, MethodOptions, option\n" + blocks(CONTRIBUTING, "python")[0]
+    )
     (tmp_path / "my_methods.py").write_text(
         "from __future__ import annotations\n" + module + "METHODS[Entropy.name] = Entropy\n"
     )
@@ -59,8 +63,11 @@ def test_a_method_from_outside_is_trained_as_contributing_says(tmp_path: Path) -
     record = read_json(tmp_path / "results/mine/records/entropy-s0.json")
     assert record["config"]["method_options"]["confidence"] == 0.1 and record["provenance"]["methods"] == "my_methods"
     environment["CORSD_METHODS"] = "nowhere"
-    said = subprocess.run([*words[:3], "data", "digits"], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert said.returncode and "CORSD_METHODS: cannot import 'nowhere'" in said.stderr.splitlines()[-1]
+    for name, code in {"baseline": 0, "entropy": 2}.items():  # a broken plug-in is no trouble to other methods
+        command = [*words[:3], "methods", name]
+        said = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+        assert said.returncode == code and len(said.stderr.splitlines()) == (code > 0), said.stderr
+    assert "module 'nowhere' of CORSD_METHODS could not be loaded: No module named 'nowhere'" in said.stderr
 
 
 def test_the_study_of_the_results_is_one(tmp_path: Path) -> None:

@@ -154,8 +154,9 @@ def study(**rows: dict[str, Any]) -> dict[str, Any]:
 
 PLAIN = entry("plain <network>", (50.0,), (52.0,))
 AHEAD = entry("ahead", (40.0, 45.0, 53.0), (42.0, 47.0, 55.0), gain=(3.0, 2.0, 4.0))
-BEHIND = entry("behind", (49.0,), gain=(-1.0, -1.5, -0.5))
+BEHIND = entry("behind", (49.0,), (51.0,), gain=(-1.0, -1.5, -0.5))
 UNSURE = entry("unsure", (44.0, 51.5), (44.0, 55.5), gain=(2.5, -10.0, 15.0))
+TIED = entry("tied", (49.0,), (51.0,), (48.0,), gain=(-1.0, None, None))
 ALONE = entry("alone", (60.0,), gain=(10.0, None, None))
 
 
@@ -169,9 +170,9 @@ def test_accuracy_by_method_shows_every_exit_of_every_row_in_line_with_its_own_k
     assert [round(y) for y in deepest.y] == [0, 1, 2] and [round(y) for y in second.y] == [1, 2]
     assert first.y[0] < second.y[0] < deepest.y[1] and deepest.y[0] == 0  # shallow above deep; a lone exit in the middle
     assert list(deepest.error_x.array) == [1, 1, 1]
-    assert deepest.hovertemplate[0].startswith("plain &lt;network&gt;, exit 3 (deepest)<br>51.00 [50.00, 52.00] %")
-    assert list(figure.layout.yaxis.ticktext) == ["plain &lt;network&gt;", "ahead", "unsure"]
-    assert "(%)" in figure.layout.xaxis.title.text and figure.layout.shapes[0].x0 == 51
+    assert deepest.hovertemplate[0].startswith("plain &lt;network&gt; (n = 2), exit 3 (deepest)<br>51.00 [50.00, 52.00] %")
+    assert list(figure.layout.yaxis.ticktext) == [f"{label} (n = 2)" for label in ("plain &lt;network&gt;", "ahead", "unsure")]
+    assert "(%), mean over n seeds" in figure.layout.xaxis.title.text and figure.layout.shapes[0].x0 == 51
     looks = [(trace.marker.color, trace.marker.symbol) for trace in figure.data]
     assert len({colour for colour, _ in looks}) == len({symbol for _, symbol in looks}) == 3
 
@@ -192,15 +193,26 @@ def test_gain_by_method_is_sorted_and_coloured_by_what_its_interval_says() -> No
     rows = {"baseline": PLAIN, "b": BEHIND, "u": UNSURE, "c": AHEAD, "a": ALONE}
     figure = figures.gain_by_method(study(**rows))
     rings, gains = figure.data[::2], figure.data[1::2]
-    assert list(figure.layout.yaxis.ticktext) == ["alone", "ahead", "unsure", "behind"]
+    labels = ["alone (n = 1)", "ahead (n = 2)", "unsure (n = 2)", "behind (n = 2)"]
+    assert list(figure.layout.yaxis.ticktext) == labels
     assert [(trace.x[0], trace.y[0]) for trace in gains] == [(10, 0), (3, 1), (2.5, 2), (-1, 3)]
     assert [trace.error_x.array for trace in gains] == [None, (1,), (12.5,), (0.5,)]
     alone, ahead, unsure, behind = (trace.marker.color for trace in gains)
     assert (alone, ahead, behind) == (unsure, *figures.PALETTE[:2])
-    assert [list(trace.x) for trace in rings] == [[10], [3, 3], [1.5, 3.5], [-1]]  # of each seed: 51.5 - 50 and 55.5 - 52
+    assert [list(trace.x) for trace in rings] == [[10], [3, 3], [1.5, 3.5], [-1, -1]]  # of each seed: 51.5 - 50 and 55.5 - 52
     assert all(trace.error_x.array is None for trace in rings)
-    assert gains[1].hovertemplate == ("ahead<br>3.00 [2.00, 4.00] points<extra></extra>",)
+    assert gains[1].hovertemplate == ("ahead (n = 2)<br>3.00 [2.00, 4.00] points<extra></extra>",)
     assert figure.layout.shapes[0].x0 == 0 and "points" in figure.layout.xaxis.title.text
+
+
+def test_a_tie_is_grey_without_a_bar_and_n_is_that_of_the_pairs() -> None:
+    figure = figures.gain_by_method(study(baseline=PLAIN, t=TIED, u=UNSURE))
+    unsure, tied = figure.data[1], figure.data[3]
+    assert tied.marker.color == unsure.marker.color and tied.error_x.array is None
+    assert list(figure.layout.yaxis.ticktext) == ["unsure (n = 2)", "tied (n = 2)"]  # of three seeds two have a partner
+    assert "n pairs of seeds" in figure.layout.xaxis.title.text
+    shown = list(figures.accuracy_by_method(study(baseline=PLAIN, t=TIED)).layout.yaxis.ticktext)
+    assert shown == ["plain &lt;network&gt; (n = 2)", "tied (n = 3)"]
 
 
 def test_an_exit_that_was_not_trained_does_not_stretch_the_axis() -> None:
@@ -220,7 +232,7 @@ def test_an_exit_that_was_not_trained_does_not_stretch_the_axis() -> None:
             [{**BEHIND, "label": str(n)} for n in range(4)],
             "No gain over the plain &lt;network&gt; has an interval above zero; 4 lie clearly below",
         ),
-        ([ALONE], "One seed a method: gains over the plain &lt;network&gt; have no interval yet"),
+        ([ALONE, TIED], "No gain over the plain &lt;network&gt; has an interval: that takes three seeds that differ"),
     ],
 )
 def test_the_title_states_the_gain_that_the_interval_bears_out(rows: list[dict[str, Any]], title: str) -> None:
@@ -271,7 +283,7 @@ def test_png_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         raise RuntimeError("Kaleido requires Google Chrome")
 
     monkeypatch.setattr(go.Figure, "write_image", no_browser)
-    with pytest.raises(CorsdError, match=r"figure\.png.*corsd_lib\[notebooks\].*Chromium"):
+    with pytest.raises(CorsdError, match=r"figure\.png: Kaleido requires Google Chrome.*Chromium"):
         figures.save_png(go.Figure(), tmp_path / "figure.png")
 
 
@@ -311,4 +323,4 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(module: str, m
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
-    assert "ModuleNotFoundError" in last and missing in last and "corsd_lib[notebooks]" in last
+    assert "MissingPackage" in last and missing in last and "corsd_lib[notebooks]" in last

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +48,93 @@ def test_every_public_name_is_there_under_its_own_name(name: str) -> None:
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'corsd_lib' has no attribute 'nothing'"):
         _ = corsd_lib.nothing
+
+
+WITHOUT = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Blocked())
+"""
+OPTIONAL = "captum umap plotly ipywidgets anywidget traitlets IPython optuna timm kaleido nbformat nbclient nbconvert papermill"
+# What needs a package, and how it says so.
+CALLS = {
+    "attribute_exit(network, image, 1)": ("attribution needs captum", "notebooks"),
+    "attribute_pair(network, 'cosine', image, image, 1)": ("attribution needs captum", "notebooks"),
+    "tune(None, 'row')": ("tuning needs optuna", "tuning"),
+    "RelationExplorer(None)": ("an explorer needs {}", "notebooks"),
+    "AttributionExplorer(None)": ("an explorer needs {}", "notebooks"),
+    "TrainingMonitor()": ("an explorer needs {}", "notebooks"),
+    "write_report([], 'report.html')": ("a report needs plotly", "notebooks"),
+    "build_network('timm:resnet18', 3)": ("network 'timm:resnet18' needs timm", "timm"),
+    "joint_projection(torch.randn(1, 1, 20, 3))": ("method 'umap', unlike 'pca', needs umap-learn", "notebooks"),
+}
+
+
+def _without(packages: str, code: str) -> subprocess.CompletedProcess[str]:
+    code = WITHOUT.format(blocked=packages.split()) + code
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+
+
+def test_every_public_name_is_there_without_the_optional_packages() -> None:
+    code = "import corsd_lib, pydoc; from corsd_lib import *\n"
+    code += "for name in corsd_lib.__all__: assert hasattr(corsd_lib, name) and name in globals(), name\n"
+    done = _without(OPTIONAL, code + "print(pydoc.render_doc(corsd_lib, renderer=pydoc.plaintext))")
+    assert done.returncode == 0, done.stderr
+    assert "attribute_exit(network" in done.stdout and "class RelationExplorer" in done.stdout
+
+
+def test_what_needs_a_package_says_so_when_it_is_called() -> None:
+    """One error, which is an ImportError and a CorsdError, names the package and the command that installs it."""
+    code = "import torch; from corsd_lib import *; from corsd_lib.analysis.embedding import joint_projection\n"
+    code += "network, image = build_network('resnet8', 3, width=4, image_size=8), torch.randn(3, 8, 8)\n"
+    for call in CALLS:
+        code += f"try: {call}\nexcept MissingPackage as e: print(isinstance(e, ImportError) and isinstance(e, CorsdError), e)\n"
+    done = _without(OPTIONAL, code)
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(CALLS), done.stderr
+    for line, (what, extra) in zip(lines, CALLS.values(), strict=True):
+        begin, end = f"True {what}".split("{}") if "{}" in what else (f"True {what}", "")
+        assert line.startswith(begin + end) and line.endswith(f", which is not installed: pip install 'corsd_lib[{extra}]'")
+
+
+@pytest.mark.parametrize("package", ["plotly", "ipywidgets", "anywidget", "captum"])
+def test_an_explorer_names_the_package_that_is_missing(package: str) -> None:
+    done = _without(package, "from corsd_lib import AttributionExplorer\nAttributionExplorer(None)")
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and "MissingPackage" in last and f"needs {package}, which is not installed" in last
+
+
+def test_a_package_that_is_there_and_broken_is_named_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "optuna.py").write_text("raise ImportError('numpy is too new')\n", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path(__file__).parents[1]}")
+    last = _without("", "from corsd_lib import tune\ntune(None, 'row')").stderr.splitlines()[-1]
+    assert "tuning needs optuna, which cannot be imported (numpy is too new): pip install 'corsd_lib[tuning]'" in last
+
+
+def test_a_static_picture_says_that_it_needs_kaleido() -> None:
+    code = "import plotly.graph_objects as go; from corsd_lib.figures import save_png\nsave_png(go.Figure(), 'picture.png')"
+    last = _without("kaleido", code).stderr.splitlines()[-1]
+    assert "MissingPackage: a static picture needs kaleido, which is not installed: pip install 'corsd_lib[notebooks]'" in last
+
+
+@pytest.mark.parametrize(
+    ("package", "command"),
+    [("optuna", "tune results/none"), ("plotly", "report run"), ("nbclient", None)],
+)
+def test_a_command_ends_with_the_one_line_that_says_so(package: str, command: str | None) -> None:
+    module, what = ("corsd_lib.cli", command.split()) if command else ("corsd_lib.walkthrough", [])
+    done = _without(package, f"from {module} import main\nmain({what!r})")
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and f"needs {package}, which is not installed: pip install 'corsd_lib[" in line
+
+
+def test_a_package_that_is_installed_later_is_found() -> None:
+    code = "import corsd_lib; first = corsd_lib.tune; sys.meta_path.pop(0)\n"
+    code += "print(first is corsd_lib.tune, corsd_lib.tune.__module__)"
+    assert _without("optuna", code).stdout.split() == ["False", "corsd_lib.tuning.tuner"]
 
 
 CLOCK = """

@@ -252,7 +252,7 @@ def test_what_is_no_record_is_named(write: Write) -> None:
 def test_a_record_says_what_a_run_came_to_and_nothing_of_its_place(tiny_run: Run) -> None:
     record = make_record(tiny_run, "corsd", 0)
     assert list(record) == ["row", "seed", "config", "test", "train_top1", "images", "macs", "seconds", "provenance"]
-    free = {"out", "resume", "data_root", "workers", "checkpoint_seconds", "cuda_graphs"}
+    free = {"out", "resume", "data_root", "workers", "checkpoint_seconds", "cuda_graphs", "deterministic"}
     assert record["config"] == {k: v for k, v in tiny_run.raw_config.items() if k not in free}
     assert (record["test"], record["provenance"]) == (tiny_run.test, tiny_run.provenance)
     metrics = tiny_run.metrics

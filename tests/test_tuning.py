@@ -479,7 +479,7 @@ def test_the_best_is_the_first_of_the_highest_complete_ones() -> None:
 def test_without_optuna_it_says_what_to_install(make: Make, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     make()
     monkeypatch.delitem(sys.modules, "corsd_lib.tuning")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(SystemExit, match="2"):
         cli.main(["tune", "results/tiny", "byot"])
     assert capsys.readouterr().err.endswith("optuna, which is not installed: pip install 'corsd_lib[tuning]'\n")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import CorsdError, check_choice, require
 from corsd_lib.files import write_tensors
 from corsd_lib.readers import read_embedding
 from corsd_lib.runs import Run
@@ -250,10 +250,9 @@ def _pca(points: Tensor) -> Tensor:
 def _umap(points: Tensor, seed: int, neighbours: int, min_dist: float) -> Tensor:
     if len(points) < 5:  # it lays points out by the graph's eigenvectors, of which there must be enough
         raise CorsdError(f"{len(points)} points for method 'umap'; allowed: 5 or more, or method 'pca'")
-    try:
-        from umap import UMAP
-    except ImportError as error:
-        raise CorsdError("method 'umap' needs umap-learn: pip install 'corsd_lib[notebooks]', or method 'pca'") from error
+    require("method 'umap', unlike 'pca',", "umap")
+    from umap import UMAP
+
     near = min(neighbours, len(points) - 1)
     model = UMAP(n_neighbors=near, min_dist=min_dist, random_state=seed, n_jobs=1)
     return torch.from_numpy(model.fit_transform(points.numpy())).float()

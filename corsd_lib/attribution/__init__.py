@@ -13,13 +13,6 @@ runs.py     the same for a run on disk and images of its data
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
-from corsd_lib.errors import CorsdError
-
-if find_spec("captum") is None:
-    raise CorsdError("attribution needs captum, which is not installed: pip install 'corsd_lib[notebooks]'")
-
 from corsd_lib.attribution.checks import DeletionCurve, Randomisation, deletion_curve, randomisation_check
 from corsd_lib.attribution.engine import Attribution
 from corsd_lib.attribution.maps import attribute_exit, attribute_pair

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import CorsdError, check_choice, require
 from corsd_lib.network import Exit, MultiExitNetwork
 
 METHODS = {"integrated_gradients": "integrated gradients", "grad_cam": "Grad-CAM"}
@@ -85,6 +85,7 @@ def integrated(
     target: int | None = None,
 ) -> list[Attribution]:
     """Integrated gradients over all `images` (1, C, H, W) jointly, an Attribution each; they share scores and gap."""
+    require("attribution", "captum")
     from captum.attr import IntegratedGradients
 
     baselines = [b.to(images[0]) for b in baselines]
@@ -109,6 +110,7 @@ def completeness_gap_of(total: float, difference: float) -> float:
 
 def grad_cam(score: Score, stage: Stage, image: Tensor, what: str, exit: int, target: int | None = None) -> Attribution:
     """Grad-CAM of a `score` that runs one image (1, C, H, W) through `stage`, once: captum keeps a layer's last run only."""
+    require("attribution", "captum")
     from captum.attr import LayerGradCam
 
     image = image.clone().requires_grad_()  # the weights are frozen: without it there is no graph

@@ -18,12 +18,12 @@ studies.py     methods side by side
 
 from __future__ import annotations
 
+from corsd_lib.errors import missing_package
+
 try:
     import plotly.graph_objects  # noqa: F401
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        f"figures need {error.name}, which is not installed: pip install 'corsd_lib[notebooks]'", name=error.name
-    ) from error
+except ImportError as error:
+    raise missing_package("a figure", "plotly", error) from error
 
 from corsd_lib.figures.calibration import reliability_diagram
 from corsd_lib.figures.curves import training_curves

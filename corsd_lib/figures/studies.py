@@ -19,8 +19,9 @@ Point = tuple[str, float, float, float | None, float | None]  # label, height, m
 def accuracy_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.Figure:
     """Test top-1 (%) of every exit of every row of a study with its 95 % interval; the title names the best deepest exit.
 
-    `summary` is what `corsd_lib.tables.summarise` gives. Within a row shallow exits lie above deep ones; the dotted line is the
-    baseline's deepest exit. Exits that were not trained (`corsd_lib.tables.trained_exits`) are left out.
+    `summary` is what `corsd_lib.tables.summarise` gives. A row says how many seeds n it has; an interval takes three that
+    differ (`corsd_lib.tables.mean_interval`). Within a row shallow exits lie above deep ones; the dotted line is the baseline's
+    deepest exit. Exits that were not trained (`corsd_lib.tables.trained_exits`) are left out.
     Raises `CorsdError` when there is no row.
     """
     methods = summary["methods"]
@@ -30,7 +31,7 @@ def accuracy_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.
     figure = go.Figure()
     for back, name in enumerate(reversed(exit_names(most)), 1):  # counted from the deepest exit, which every row has
         points = [
-            (f"{m['label']}, {name}", row + 0.15 * (len(m["top1"]) / 2 + 0.5 - back), *(m[k][-back] for k in _ENDS))
+            (f"{_with_n(m)}, {name}", row + 0.15 * (len(m["top1"]) / 2 + 0.5 - back), *(m[k][-back] for k in _ENDS))
             for row, m in enumerate(methods.values())
             if len(m["top1"]) >= back and trained_exits(m)[-back]
         ]
@@ -40,44 +41,50 @@ def accuracy_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.
         _add_points(figure, points, "%", name=name, marker={"color": PALETTE[i], "symbol": SYMBOLS[i], "size": 9})
     best, reference = max(methods.values(), key=lambda m: m["top1"][-1]), methods.get(summary["baseline"])
     title = f"Best deepest exit on average: {short_name(best['label'])}, {best['top1'][-1]:.1f} %"
-    axis = "test images right (%), mean over seeds and 95 % interval"
+    axis = "test top-1 (%), mean over n seeds, 95 % interval"
     if reference is not None:
         figure.add_vline(x=reference["top1"][-1], line={"dash": "dot", "width": 1, "color": INK[dark]})
         title += "" if best is reference else f"; {short_name(reference['label'])}, {reference['top1'][-1]:.1f} %"
         axis += f"; dotted: {html.escape(short_name(reference['label']))}"
     figure.update_layout(legend={"traceorder": "reversed", "orientation": "h", "y": 1, "yanchor": "bottom"}, xaxis_title=axis)
-    return _with_rows(figure, [m["label"] for m in methods.values()], title, dark)
+    return _with_rows(figure, [_with_n(m) for m in methods.values()], title, dark)
 
 
 def gain_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.Figure:
     """Gain of every row's deepest exit over the baseline's, points, paired by seed, with its 95 % interval; best on top.
 
-    `summary` is what `corsd_lib.tables.summarise` gives. Rings are single seeds; a row whose interval holds zero is grey. The
-    title names the largest gain with an interval above zero, else what lies clearly below. Raises `CorsdError` when no row has
-    a gain.
+    `summary` is what `corsd_lib.tables.summarise` gives. Rings are single seeds, n of them; a row whose interval holds zero or
+    that has none is grey. The title names the largest gain with an interval above zero, else what lies clearly below. Raises
+    `CorsdError` when no row has a gain.
     """
     methods = sorted((m for m in summary["methods"].values() if m["gain"] is not None), key=lambda m: -m["gain"])
     if not methods:
         raise CorsdError("gain_by_method needs a row that has a seed in common with the baseline")
     reference = summary["methods"][summary["baseline"]]
-    figure = go.Figure()
+    figure, labels = go.Figure(), list[str]()
     for row, m in enumerate(methods):
         pairs = [(s, top1[-1], reference["top1_by_seed"].get(s)) for s, top1 in m["top1_by_seed"].items()]
         seeds = [(f"{m['label']}, seed {s}", row + 0.25, a - b[-1], None, None) for s, a, b in pairs if b]
+        labels.append(f"{short_name(m['label'])} (n = {len(seeds)})")
         _add_points(figure, seeds, "points", marker={"symbol": "circle-open", "size": 6, "color": GREY})
         low, high = m["gain_low"], m["gain_high"]
         colour = GREY if low is None or low <= 0 <= high else PALETTE[0 if low > 0 else 1]
-        _add_points(figure, [(m["label"], row, m["gain"], low, high)], "points", marker={"color": colour, "size": 10})
+        _add_points(
+            figure,
+            [(f"{m['label']} (n = {len(seeds)})", row, m["gain"], low, high)],
+            "points",
+            marker={"color": colour, "size": 10},
+        )
     figure.add_vline(x=0, line={"width": 1, "color": INK[dark]})
-    figure.update_layout(showlegend=False, xaxis_title="gain (points of test top-1, paired by seed), 95 % interval")
-    return _with_rows(figure, [m["label"] for m in methods], _gain_title(methods, short_name(reference["label"])), dark)
+    figure.update_layout(showlegend=False, xaxis_title="gain (points of test top-1, mean over n pairs of seeds), 95 % interval")
+    return _with_rows(figure, labels, _gain_title(methods, short_name(reference["label"])), dark)
 
 
 def _gain_title(methods: Sequence[Mapping[str, Any]], reference: str) -> str:
     """The finding; `methods` from the largest gain down."""
     over = f"over {'the ' if reference[:1].islower() else ''}{reference}"
     if all(m["gain_low"] is None for m in methods):
-        return f"One seed a method: gains {over} have no interval yet"
+        return f"No gain {over} has an interval: that takes three seeds that differ"
     best = next((m for m in methods if (m["gain_low"] or 0) > 0), None)
     if best is None:
         below = [short_name(m["label"]) for m in methods if (m["gain_high"] or 0) < 0]
@@ -85,6 +92,11 @@ def _gain_title(methods: Sequence[Mapping[str, Any]], reference: str) -> str:
         return f"No gain {over} has an interval above zero{f'; {which}' if below else ''}"
     ends = f"[{best['gain_low']:.1f}, {best['gain_high']:.1f}]"
     return f"{short_name(best['label'])}'s deepest exit gains {best['gain']:.1f} points {ends} {over}"
+
+
+def _with_n(m: Mapping[str, Any]) -> str:
+    """The label of a row and its number of seeds."""
+    return f"{short_name(m['label'])} (n = {len(m['top1_by_seed'])})"
 
 
 def _add_points(figure: go.Figure, points: Sequence[Point], unit: str, **style: Any) -> None:
@@ -101,7 +113,7 @@ def _with_rows(figure: go.Figure, labels: Sequence[str], title: str, dark: bool)
     """The figure with rows of a study from top to bottom, and its title."""
     rows = {
         "tickvals": list(range(len(labels))),
-        "ticktext": [html.escape(short_name(label)) for label in labels],
+        "ticktext": [html.escape(label) for label in labels],
         "zeroline": False,
     }
     figure.update_layout(template=template(dark), width=860, height=130 + 42 * len(labels), xaxis_zeroline=False)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 from PIL import Image
 
-from corsd_lib.errors import CorsdError
+from corsd_lib.errors import CorsdError, require
 
 # Okabe and Ito's colours without black and the yellow that vanishes on white: told apart by all common kinds of colour vision.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -152,10 +152,11 @@ def save_png(
     """Write a static picture, `width` x `height` in CSS pixels times `scale`; some seconds, a Chromium draws it.
 
     `colors`: most colors that the file holds, up to 256, which lines and text do well with, in a third of the bytes.
-    Raises `CorsdError` for another number of colors, and when kaleido or a Chromium is missing.
+    Raises `CorsdError` for another number of colors and when a Chromium is missing, `MissingPackage` when kaleido is.
     """
     if colors is not None and not 1 <= colors <= 256:
         raise CorsdError(f"colors {colors!r} of a picture; allowed: 1 to 256")
+    require("a static picture", "kaleido")
     try:
         figure.write_image(path, format="png", width=width or figure.layout.width or 980, height=height, scale=scale)
         if colors:
@@ -163,7 +164,5 @@ def save_png(
                 small = picture.convert("RGB").quantize(colors, dither=Image.Dither.NONE)
             small.save(path, optimize=True)
     except (ImportError, RuntimeError, ValueError) as error:
-        raise CorsdError(
-            f"cannot draw {path}: {error}. A static picture needs kaleido (pip install 'corsd_lib[notebooks]') and Chromium"
-        ) from error
+        raise CorsdError(f"cannot draw {path}: {error}. A static picture needs Chromium") from error
     return Path(path)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar
+import math
+import operator
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +17,37 @@ from corsd_lib.batches import Batch
 from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.network import ExitOutputs, MultiExitNetwork
 
-__all__ = ["Batch", "Method", "MethodOptions", "make_options", "sum_of"]
+__all__ = ["Batch", "Method", "MethodOptions", "allowed_values", "described", "make_options", "option", "sum_of"]
+
+Value = TypeVar("Value", float, int, bool, str)
+
+
+def option(
+    default: Value,
+    help: str = "",
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+    below: float | None = None,
+    choices: Iterable[str] | None = None,
+) -> Value:
+    """A field of an options dataclass: its default, what it is in a line, and what is allowed.
+
+    Of a number `low` and `high` are allowed themselves, `above` and `below` are not; a float is finite. Without a lower end a
+    float is at least 0 and a whole number at least 1. `choices` of a string. A subclass that only sets another default keeps
+    the rest.
+    """
+    allowed = {"low": low, "above": above, "high": high, "below": below, "choices": None if choices is None else tuple(choices)}
+    return field(default=default, metadata={"help": help, **{k: v for k, v in allowed.items() if v is not None}})
 
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """Weights every method has. `task`: cross-entropy of the deepest exit; `label_smoothing` in [0, 1) at every exit."""
+    """Weights every method has."""
 
-    task: float = 1.0
-    label_smoothing: float = 0.0
+    task: float = option(1.0, "weight of the cross-entropy of the deepest exit")
+    label_smoothing: float = option(0.0, "share of every label that is spread evenly over the classes", below=1)
 
 
 class Method(nn.Module):
@@ -30,7 +55,8 @@ class Method(nn.Module):
 
     Of a class: `exits` "all" or "deepest", where the network gets exits; `sampling` and `samples_per_class`, the batches where
     a configuration does not say; `detach_exits`, whether shallow exits only watch; `graphs` False where `terms` reads more of
-    a batch than images, labels and draws, or waits for the device.
+    a batch than images, labels and draws, or waits for the device; `taught_by_deepest`, the terms in which the deepest exit or
+    stage teaches the shallower ones, and which give it no gradient. `check_method` holds a class to what it declares.
 
     Buffers are part of the weights and keep their shape. What a method remembers of the training for the training alone, in
     whatever shape, goes into a buffer with `persistent=False`: it is in checkpoints, and a resume gets it back.
@@ -43,6 +69,7 @@ class Method(nn.Module):
     samples_per_class: ClassVar[int] = 4  # of balanced batches
     detach_exits: ClassVar[bool] = False
     graphs: ClassVar[bool] = True
+    taught_by_deepest: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, **options: Any) -> None:
         super().__init__()
@@ -87,31 +114,80 @@ class Method(nn.Module):
 
 def make_options(method: str, kind: type[MethodOptions], given: dict[str, Any]) -> MethodOptions:
     """The options of a method, those `given` over the defaults, each of the type of its default and in its range."""
-    defaults: dict[str, Any] = asdict(kind())
+    defaults = {f.name: _default(method, f) for f in fields(kind)}
     for key in given:
-        check_choice(f"option of method {method!r}:", key, [f.name for f in fields(kind)])
+        check_choice(f"option of method {method!r}:", key, defaults)
     options = {
-        key: _checked(f"method {method!r}: {key} = {value!r}", key, value, type(defaults[key]))
+        key: _checked(f"method {method!r}", key, value, type(defaults[key]), described(kind, key))
         for key, value in {**defaults, **given}.items()  # defaults too: a run stores them, and is opened with them
     }
     return kind(**options)
 
 
-def _checked(what: str, key: str, value: Any, wanted: type[Any]) -> Any:
-    """`value` in the type `wanted`, or a `CorsdError` that begins with `what`."""
+def _default(method: str, field: Field[Any]) -> Any:
+    if field.default is MISSING:
+        raise CorsdError(f"method {method!r}: option {field.name} has no default: an option is a number, a bool or a string")
+    return field.default
+
+
+def described(kind: type[MethodOptions], key: str) -> Mapping[str, Any]:
+    """What `option` says of the field `key` of the options `kind`, "help" and limits by name; {} where nothing does."""
+    for parent in kind.__mro__:  # a subclass that sets another default says no more than that
+        found = parent.__dict__.get("__dataclass_fields__", {}).get(key)
+        if found is not None and found.metadata:
+            return found.metadata
+    return MappingProxyType({})
+
+
+def _checked(method: str, key: str, value: Any, wanted: type[Any], allowed: Mapping[str, Any]) -> Any:
+    """`value` in the type `wanted`, or a `CorsdError` that begins with `method`."""
+    what = f"{method}: {key} = {value!r}"
     if type(value) is int and abs(value) >= 2**31:
         raise CorsdError(f"{what} must be below {2**31}, which is more than tensors can count")
     if wanted is float and type(value) is int:
         value = float(value)
     if type(value) is not wanted:
         raise CorsdError(f"{what} must be of type {wanted.__name__}")
-    if wanted is float and not 0 <= value < float("inf"):
-        raise CorsdError(f"{what} must be finite and at least 0")
-    if (wanted is int and value < 1) or (key.endswith("temperature") and value == 0):
-        raise CorsdError(f"{what} must be above 0")
-    if key in ("label_smoothing", "class_mean_momentum", "last_share") and value >= 1:
-        raise CorsdError(f"{what} must be below 1")
+    if "choices" in allowed:
+        check_choice(f"{method}: {key}", value, allowed["choices"])
+    if wanted in (float, int):
+        _check_limits(what, value, wanted, allowed)
     return value
+
+
+_LIMITS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
+    "low": ("at least", operator.ge),
+    "above": ("above", operator.gt),
+    "high": ("at most", operator.le),
+    "below": ("below", operator.lt),
+}
+
+
+def _limits(wanted: type[Any], allowed: Mapping[str, Any]) -> dict[str, Any]:
+    """The limits of a number; a float without a lower end is at least 0, a whole number above 0."""
+    lower = {} if allowed.keys() & {"low", "above"} else {"low" if wanted is float else "above": 0}
+    return {name: limit for name, limit in {**lower, **allowed}.items() if name in _LIMITS}
+
+
+def _check_limits(what: str, value: float, wanted: type[Any], allowed: Mapping[str, Any]) -> None:
+    for name, limit in _limits(wanted, allowed).items():
+        words, holds = _LIMITS[name]
+        if not holds(value, limit):
+            finite = "finite and " if wanted is float and name == "low" else ""
+            raise CorsdError(f"{what} must be {finite}{words} {limit}")
+    if not math.isfinite(value):
+        raise CorsdError(f"{what} must be finite")
+
+
+def allowed_values(kind: type[MethodOptions], key: str) -> str:
+    """What the option `key` of the options `kind` may be, such as "a number, at least 0 and below 1"."""
+    wanted, allowed = type(getattr(kind, key)), described(kind, key)
+    if wanted is bool:
+        return "true or false"
+    if wanted is str:
+        return " or ".join(allowed["choices"]) if "choices" in allowed else "a string"
+    limits = " and ".join(f"{_LIMITS[name][0]} {limit}" for name, limit in _limits(wanted, allowed).items())
+    return f"{'a number' if wanted is float else 'a whole number'}, {limits}"
 
 
 def sum_of(terms: Iterable[Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from corsd_lib import losses
-from corsd_lib.methods.base import Batch, Method, MethodOptions, sum_of
+from corsd_lib.methods.base import Batch, Method, MethodOptions, option, sum_of
 from corsd_lib.network import ExitOutputs
 
 __all__ = ["Baseline", "Byot", "ByotOptions", "DeepSupervision", "DeepSupervisionOptions", "Probe"]
@@ -25,9 +25,9 @@ class Baseline(Method):
 
 @dataclass(frozen=True)
 class DeepSupervisionOptions(MethodOptions):
-    """`exit_ce`: weight of the cross-entropy of each shallow exit."""
+    """Cross-entropy of the shallow exits, as much as of the deepest one."""
 
-    exit_ce: float = 1.0
+    exit_ce: float = option(1.0, "weight of the cross-entropy of each shallow exit")
 
 
 class DeepSupervision(Method):
@@ -61,10 +61,10 @@ class ByotOptions(MethodOptions):
     The deepest exit has no teacher: its cross-entropy, `task`, keeps weight 1.
     """
 
-    exit_ce: float = 0.9
-    exit_kd: float = 0.1
-    hint: float = 1e-6
-    temperature: float = 3.0
+    exit_ce: float = option(0.9, "weight of the cross-entropy of each shallow exit")
+    exit_kd: float = option(0.1, "weight of the KL divergence of each shallow exit from the deepest one")
+    hint: float = option(1e-6, "weight of the squared distance of each shallow embedding from the deepest one")
+    temperature: float = option(3.0, "of both softmaxes of the KL divergence", above=0)
 
 
 class Byot(Method):
@@ -72,6 +72,7 @@ class Byot(Method):
 
     name = "byot"
     Options = ByotOptions
+    taught_by_deepest = ("exit_kd", "hint")
     options: ByotOptions
 
     def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from corsd_lib import losses
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import CorsdError
 from corsd_lib.layers import halvings
-from corsd_lib.methods.base import Batch, Method, MethodOptions, sum_of
+from corsd_lib.methods.base import Batch, Method, MethodOptions, option, sum_of
 from corsd_lib.network import ExitOutputs, MultiExitNetwork
 from corsd_lib.relation import (
     HANDCRAFTED,
@@ -35,35 +35,37 @@ class CorsdOptions(MethodOptions):
 
     `class_kd` is ours altogether: at every exit that learns, the prediction of another image of the class is a soft target
     (CS-KD's term), softened by `class_temperature`; 0 leaves the objective of the paper.
-    `temperature` of every KL; `margin` m of the relation margin; `fusion` "vectors" (all in-batch pairs of embeddings, ours) or
-    "maps" (concatenated feature maps of sampled pairs, the release's); `relation` "trained", or for ablation "cosine" or "l2":
-    a formula on the embeddings, without auxiliary classifier; `shared` one relation network for all stages (vectors only);
-    `hidden` width of the relation embedding;
-    `pair_limit` most intra pairs a batch for which auxiliary logits (and map relations) are computed; `block_pairs` pairs held
-    at once by the vectors fusion; `class_mean_momentum` of the running class mean logits.
     """
 
-    exit_ce: float = 1.0
-    exit_kd: float = 0.1
-    class_kd: float = 1.0
-    auxiliary_intra: float = 0.5
-    auxiliary_inter: float = 0.5
-    auxiliary_kd_intra: float = 0.1
-    auxiliary_kd_inter: float = 0.1
-    relation_transfer: float = 0.1
-    relation_margin: float = 0.1
-    logit_relation: float = 0.01
+    exit_ce: float = option(1.0, "weight of the cross-entropy of each shallow exit")
+    exit_kd: float = option(0.1, "weight of the KL divergence of each shallow exit from the deepest one")
+    class_kd: float = option(1.0, "weight of the KL divergence from the prediction of another image of the class")
+    auxiliary_intra: float = option(0.5, "weight of the auxiliary cross-entropy of intra pairs, at every stage")
+    auxiliary_inter: float = option(0.5, "weight of the auxiliary cross-entropy of inter pairs, at every stage")
+    auxiliary_kd_intra: float = option(0.1, "weight of the KL divergence from the deepest auxiliary classifier, intra pairs")
+    auxiliary_kd_inter: float = option(0.1, "weight of the KL divergence from the deepest auxiliary classifier, inter pairs")
+    relation_transfer: float = option(0.1, "weight of the squared difference of scores from the deepest stage's")
+    relation_margin: float = option(0.1, "weight of the hinge between intra and inter scores, at every stage")
+    logit_relation: float = option(0.01, "weight of the hinge between own and other running class means of the deepest logits")
 
-    temperature: float = 3.0
-    class_temperature: float = 4.0
-    margin: float = 1.0
-    fusion: str = "vectors"
-    relation: str = "trained"
-    shared: bool = False
-    hidden: int = 128
-    pair_limit: int = 4096
-    block_pairs: int = 65536
-    class_mean_momentum: float = 0.9
+    temperature: float = option(3.0, "of both softmaxes of a KL divergence between stages", above=0)
+    class_temperature: float = option(4.0, "of both softmaxes of class_kd", above=0)
+    margin: float = option(1.0, "m of relation_margin and logit_relation")
+    fusion: str = option(
+        "vectors",
+        "what a relation network reads: vectors, all pairs of embeddings (ours), or maps of sampled pairs (the release's)",
+        choices=("vectors", "maps"),
+    )
+    relation: str = option(
+        "trained",
+        "how scores are computed: trained, or for ablation a formula on embeddings, without auxiliary classifier",
+        choices=("trained", *HANDCRAFTED),
+    )
+    shared: bool = option(False, "one relation network for all stages, with fusion vectors only")
+    hidden: int = option(128, "width of the relation embedding")
+    pair_limit: int = option(4096, "most intra pairs a batch for which auxiliary logits (and map relations) are computed")
+    block_pairs: int = option(65536, "pairs held in memory at once by the vectors fusion")
+    class_mean_momentum: float = option(0.9, "momentum of the running class mean logits", below=1)
 
 
 class Corsd(Method):
@@ -79,13 +81,12 @@ class Corsd(Method):
     Options = CorsdOptions
     sampling = "balanced"
     samples_per_class = 2
+    taught_by_deepest = ("exit_kd", "auxiliary_kd_intra", "auxiliary_kd_inter", "relation_transfer")
     options: CorsdOptions
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         o = self.options
-        check_choice("fusion", o.fusion, ("vectors", "maps"))
-        check_choice("relation", o.relation, ("trained", *HANDCRAFTED))
         if o.fusion == "maps" and (o.shared or o.relation != "trained"):
             given = f"relation {o.relation!r}, shared {o.shared}"
             raise CorsdError(f"method {self.name!r}: fusion 'maps' with {given}; allowed: relation 'trained', shared False")
@@ -219,7 +220,7 @@ class LogitRelation(nn.Module):
     def _margin(self, logits: Tensor, labels: Tensor, other: Tensor, margin: float) -> Tensor:
         known = (self.seen[labels] > 0) & (self.seen[other] > 0) & (other != labels)
         mean = self.class_mean / self.seen.clamp_min(1e-12)[:, None]
-        own, another = (self.relation.pair_scores(logits, mean[c]) for c in (labels, other))
+        own, another = (self.relation.pair_scores(logits, mean.index_select(0, c)) for c in (labels, other))
         return (torch.relu(margin - own + another) * known).sum() / known.sum().clamp_min(1)
 
     @torch.no_grad()

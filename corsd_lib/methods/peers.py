@@ -10,7 +10,7 @@ from torch import Tensor
 
 from corsd_lib import losses
 from corsd_lib.batches import Batch
-from corsd_lib.methods.base import Method, MethodOptions, sum_of
+from corsd_lib.methods.base import Method, MethodOptions, option, sum_of
 from corsd_lib.methods.classic import Baseline, DeepSupervision, DeepSupervisionOptions
 from corsd_lib.network import ExitOutputs
 
@@ -35,8 +35,8 @@ class LabelSmoothing(Baseline):
 class RkdOptions(DeepSupervisionOptions):
     """Weights of the two relations on pooled features, as in studies on CIFAR: distance 25, angle 50."""
 
-    distance: float = 25.0
-    angle: float = 50.0
+    distance: float = option(25.0, "weight of the difference of normalised distances from the deepest embedding's")
+    angle: float = option(50.0, "weight of the difference of angles from the deepest embedding's")
 
 
 class Rkd(DeepSupervision):
@@ -44,6 +44,7 @@ class Rkd(DeepSupervision):
 
     name = "rkd"
     Options = RkdOptions
+    taught_by_deepest = ("distance", "angle")
 
     def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         *shallow, deepest = out.embeddings
@@ -56,10 +57,10 @@ class Rkd(DeepSupervision):
 
 @dataclass(frozen=True)
 class CsKdOptions(MethodOptions):
-    """`class_kd`: weight of the partner's prediction, the paper's 1 for CIFAR-100 (3 for CUB); its `temperature` 4."""
+    """The paper's values for CIFAR-100; for CUB its `class_kd` is 3."""
 
-    class_kd: float = 1.0
-    temperature: float = 4.0
+    class_kd: float = option(1.0, "weight of the KL divergence from the prediction of another image of the class")
+    temperature: float = option(4.0, "of both softmaxes of the KL divergence", above=0)
 
 
 class CsKd(Method):
@@ -86,9 +87,9 @@ class CsKd(Method):
 
 @dataclass(frozen=True)
 class PsKdOptions(MethodOptions):
-    """`last_share`: weight of the past prediction in the target when the training ends, in [0, 1); it grows linearly from 0."""
+    """The paper's share of the past."""
 
-    last_share: float = 0.8
+    last_share: float = option(0.8, "share of the past prediction in the target at the end; it grows linearly from 0", below=1)
 
 
 class PsKd(Method):
@@ -134,4 +135,15 @@ class PsKd(Method):
             torch.distributed.all_gather_object(seen, (rows.cpu(), predictions.cpu()))
         for where, what in seen:
             past = self._grown(int(where.max()) + 1, predictions)
-            past[where.to(past.device)] = what.to(past)
+            where, what = where.to(past.device), what.to(past)
+            past[where] = what.index_select(0, _last_occurrence(where))
+
+
+def _last_occurrence(indices: Tensor) -> Tensor:
+    """For each of `indices` (B,) the last position in it that holds the same value, (B,).
+
+    A batch may hold an image twice: which of two values is kept must not depend on the order in which threads write.
+    """
+    positions = torch.arange(len(indices), device=indices.device)
+    last = positions.new_zeros(int(indices.max()) + 1).scatter_reduce(0, indices, positions, "amax")
+    return last[indices]

@@ -7,6 +7,13 @@ static/    page.js (the page, text, tables and figures), relation.js, stages.js 
 
 from __future__ import annotations
 
+from corsd_lib.errors import missing_package
+
+try:
+    import plotly.graph_objects  # noqa: F401
+except ImportError as error:
+    raise missing_package("a page", "plotly", error) from error
+
 from corsd_lib.pages.page import Panel, write_page
 from corsd_lib.pages.panels import (
     columns_panel,

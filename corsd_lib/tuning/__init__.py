@@ -10,12 +10,12 @@ trials.py   each trial is trained in a process of its own, whose run directories
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from corsd_lib.errors import missing_package
 
-from corsd_lib.errors import CorsdError
-
-if find_spec("optuna") is None:
-    raise CorsdError("tuning needs optuna, which is not installed: pip install 'corsd_lib[tuning]'")
+try:
+    import optuna  # noqa: F401
+except ImportError as error:
+    raise missing_package("tuning", "optuna", error) from error
 
 from corsd_lib.tuning.search import Search
 from corsd_lib.tuning.tuner import tune

@@ -12,7 +12,7 @@ from typing import Any
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from corsd_lib.errors import CorsdError, check_choice
-from corsd_lib.methods import METHODS
+from corsd_lib.methods import find_method
 from corsd_lib.runs import PLACE_FIELDS, TrainConfig
 from corsd_lib.study import TRIALS, Study
 
@@ -109,7 +109,7 @@ def _with(config: TrainConfig, params: Mapping[str, Any]) -> TrainConfig:
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
     """Every setting of a training by the name that it has as a parameter."""
-    kind = METHODS[config.method]  # what a field leaves open may be the method's to say
+    kind = find_method(config.method)  # what a field leaves open may be the method's to say
     train = {f"train.{k}": getattr(kind, k, None) if v is None else v for k, v in asdict(config).items()}
     del train["train.method_options"]
     return {**asdict(config.build_method().options), **train}

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from corsd_lib.errors import missing_package
+
 try:
     import anywidget  # noqa: F401  (plotly's FigureWidget stands on it)
     import ipywidgets  # noqa: F401
     import plotly  # noqa: F401
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        f"the explorers need {error.name}, which is not installed: pip install 'corsd_lib[notebooks]'", name=error.name
-    ) from error
+except ImportError as error:
+    raise missing_package("an explorer", "ipywidgets", error) from error
 
 from corsd_lib.widgets.exits import ExitExplorer
 from corsd_lib.widgets.monitor import TrainingMonitor

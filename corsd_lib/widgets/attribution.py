@@ -17,7 +17,7 @@ from corsd_lib.attribution import Attribution, attribute_exit, attribute_pair
 from corsd_lib.attribution.engine import BASELINES, METHODS
 from corsd_lib.batches import Normalise
 from corsd_lib.datasets import ImageData
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import CorsdError, check_choice, require
 from corsd_lib.figures.images import image_attribution
 from corsd_lib.figures.style import exit_names, name_html, set_title, short_name
 from corsd_lib.network import MultiExitNetwork
@@ -75,6 +75,7 @@ class AttributionExplorer(Explorer):
         data: ImageData | None = None,
         data_root: str | None = None,
     ) -> None:
+        require("AttributionExplorer", "captum")
         self.run, self.images = run, ProbeImages(run, data, data_root)
         self._names, self._probes = run.data.class_names, run.probes
         self._short = [short_name(name) for name in self._names]

@@ -1,0 +1,369 @@
+"""`check_method`: does a class keep the rules that a training relies on? As scikit-learn's `check_estimator`; ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from corsd_lib.batches import Batch
+from corsd_lib.errors import CorsdError
+from corsd_lib.methods.base import Method, MethodOptions, make_options
+from corsd_lib.network import ExitOutputs, MultiExitNetwork, build_network
+
+__all__ = ["check_method"]
+
+CLASSES = 3
+LABELS = {  # all of them thirds of anchors, same class and other class too, as far as there are other classes
+    "six images of three classes": [0, 1, 0, 1, 2, 2],
+    "one image": [0],
+    "three images of one class": [1, 1, 1],
+    "three images of three classes": [0, 1, 2],
+}
+READ_IN_A_GRAPH = ("images", "labels", "sampling", "draws")  # of a batch; `sampling` is the same in a whole training
+Parts = dict[str, Tensor]
+
+
+def check_method(kind: type[Method], **options: Any) -> None:
+    """Raise a `CorsdError` for the first rule that `kind` breaks, with `options` over its defaults; seconds, on the CPU.
+
+    The rules: it is declared well; every term is a scalar with a weight of its name; the terms of `taught_by_deepest` give the
+    deepest exit no gradient, and what is remembered carries none; loss and gradients are finite on one image and on one class;
+    a training that is resumed from a checkpoint goes on the same; where `graphs` says so, `terms` can be recorded as a CUDA
+    graph. The random state of the caller is left as it was. The message says how to mend it.
+    """
+    _check_declaration(kind)
+    make_options(kind.name, kind.Options, options)
+    rules: dict[str, Callable[[_Case], None]] = {
+        "made of its options, then attached to a network": lambda case: None,
+        "terms have weights of their names": _check_weights,
+        "no gradient reaches a teacher": _check_teacher,
+        "finite on batches with little to relate": _check_small_batches,
+        "resumable": _check_resume,
+    }
+    if kind.graphs:
+        rules["safe in a CUDA graph (graphs = True)"] = _check_graph
+    with torch.random.fork_rng([]):
+        for name, rule in rules.items():
+            with _rule(kind, name):
+                rule(_Case.of(kind, options))
+
+
+@contextmanager
+def _rule(kind: type[Method], name: str) -> Iterator[None]:
+    """Whatever is raised inside as a `CorsdError` that names the method and the rule."""
+    try:
+        yield
+    except CorsdError as error:
+        raise CorsdError(f"method {kind.name!r} breaks the rule '{name}': {error}") from error
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise CorsdError(f"method {kind.name!r} breaks the rule '{name}': it raised {type(error).__name__}: {text}") from error
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise CorsdError(message)
+
+
+# --- what the rules are tried on --------------------------------------------------------------------------------------
+
+
+class _Case(NamedTuple):
+    """A small network and the method that was made for it."""
+
+    network: MultiExitNetwork
+    method: Method
+
+    @classmethod
+    def of(cls, kind: type[Method], options: Mapping[str, Any], seed: int = 0) -> _Case:
+        torch.manual_seed(seed)
+        network = build_network("resnet8", CLASSES, width=4, image_size=8, exits=kind.exits)
+        method = kind(**options)
+        made = method.attach(network)
+        _require(made is method, f"attach returned {type(made).__name__}: end it with `return self`")
+        return cls(network, method)
+
+    def parts(self, batch: Batch) -> Parts:
+        out = self.network(batch.images, detach_exits=self.method.detach_exits)
+        return self.method(out, self.drawn(batch))
+
+    def drawn(self, batch: Batch) -> Batch:
+        return batch._replace(draws=self.method.draw(batch))
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        parts = {"network": self.network, "method": self.method}
+        return {f"{name}.{k}": p for name, part in parts.items() for k, p in part.named_parameters()}
+
+    def memory(self) -> dict[str, Tensor]:
+        """The buffers of the method that checkpoints keep beside the weights."""
+        weights = self.method.state_dict()
+        return {k: v for k, v in self.method.named_buffers() if k not in weights}
+
+    def another(self) -> _Case:
+        """A new network and method of the same options, with other first weights."""
+        options = {f.name: getattr(self.method.options, f.name) for f in fields(self.method.options)}
+        return self.of(type(self.method), options, seed=1)
+
+
+def _batch(method: Method, labels: list[int], step: int = 0) -> Batch:
+    """Images of `labels`, others in another step; for triplets one image is an anchor thrice."""
+    labels = labels * 3 if method.sampling == "triplet" and len(labels) % 3 else labels
+    y = torch.tensor(labels)
+    images = torch.randn(len(y), 3, 8, 8, generator=torch.Generator().manual_seed(step))
+    generator = torch.Generator().manual_seed(100 + step)
+    return Batch(images, y, torch.arange(len(y)) + step, method.sampling, generator, progress=(step + 1) / 10)
+
+
+def _mixed(method: Method, step: int = 0) -> Batch:
+    return _batch(method, next(iter(LABELS.values())), step)
+
+
+# --- the rules --------------------------------------------------------------------------------------------------------
+
+
+def _check_declaration(kind: type[Method]) -> None:
+    if not (isinstance(kind, type) and issubclass(kind, Method)):
+        raise CorsdError(f"check_method of {kind!r}; allowed: a subclass of Method")
+    with _rule(kind, "declared well"):
+        allowed: dict[str, tuple[object, ...]] = {"exits": ("all", "deepest"), "sampling": ("plain", "balanced", "triplet")}
+        allowed |= {"detach_exits": (False, True), "graphs": (False, True)}
+        _require(bool(re.fullmatch(r"\w[\w.+-]*", str(kind.name))), "its `name` names files: letters, digits and _ . + -")
+        for key, values in allowed.items():
+            value = getattr(kind, key)
+            _require(value in values, f"{key} = {value!r}; allowed: {', '.join(map(repr, values))}")
+        k = kind.samples_per_class
+        _require(type(k) is int and k > 0, f"samples_per_class = {k!r}; allowed: a whole number of at least 1")
+        names = kind.taught_by_deepest
+        _require(
+            isinstance(names, tuple) and all(isinstance(name, str) for name in names),
+            f"taught_by_deepest = {names!r}; allowed: a tuple of names of terms",
+        )
+        _check_options(kind.Options)
+
+
+def _check_options(kind: type[MethodOptions]) -> None:
+    _require(isinstance(kind, type) and issubclass(kind, MethodOptions), "Options must be a subclass of MethodOptions")
+    annotated = vars(kind).get("__annotations__", {})
+    frozen = is_dataclass(kind) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    missing = [name for name in annotated if name not in {f.name for f in fields(kind)}]
+    _require(frozen and not missing, f"put @dataclass(frozen=True) on {kind.__name__}")
+
+
+def _check_weights(case: _Case) -> None:
+    method, options, batch = case.method, case.method.options, _mixed(case.method)
+    _require("total" not in method.terms(case.network(batch.images), case.drawn(batch)), _TOTAL)
+    parts = case.parts(batch)
+    terms = {name: value for name, value in parts.items() if name != "total"}
+    for name, value in terms.items():
+        weight = getattr(options, name, None)
+        _require(type(weight) is float, f"the option {name!r} is {weight!r}: the weight of a term is a float, such as 1.0")
+        _require(isinstance(value, Tensor) and value.ndim == 0, f"the term {name!r} is {_shown(value)}: return a scalar tensor")
+    wanted = sum(getattr(options, name) * value.item() for name, value in terms.items())
+    given = parts["total"].item()
+    _require(abs(given - wanted) <= 1e-4 * max(1.0, abs(wanted)), f"the total is {given:g}, the weighted terms are {wanted:g}")
+    owned = {id(p) for p in case.network.parameters()}
+    shared = [name for name, p in method.named_parameters() if id(p) in owned]
+    _require(not shared, f"{', '.join(shared[:3])} is a parameter of the network: do not keep the network in the method")
+
+
+_TOTAL = "a term is called 'total', which is the name of the weighted sum: choose another name"
+
+
+def _shown(value: object) -> str:
+    return f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+
+
+def _check_teacher(case: _Case) -> None:
+    method, batch = case.method, _mixed(case.method)
+    for _ in range(2):  # the second time there is something to remember
+        out = case.network(batch.images)
+        leaves = ExitOutputs(*([t.detach().requires_grad_() for t in tensors] for tensors in out))
+        terms = method.terms(leaves, case.drawn(batch))
+        teacher = {f"out.{name}[-1]": tensors[-1] for name, tensors in leaves._asdict().items()}
+        teacher |= {f"the deepest relation network's {k}": p for k, p in _deepest_relation(method).items()}
+        for name in method.taught_by_deepest:
+            _require(name in terms, f"taught_by_deepest names {name!r}; its terms are {', '.join(terms)}")
+            reached = _reached(terms[name], teacher)
+            _require(not reached, f"the term {name!r} gives a gradient to {', '.join(reached[:3])}: detach the teacher")
+        kept = [name for name, buffer in method.named_buffers() if buffer.requires_grad]
+        _require(not kept, f"the buffer {', '.join(kept)} carries a gradient: detach what is remembered")
+
+
+def _deepest_relation(method: Method) -> dict[str, nn.Parameter]:
+    """Parameters of the deepest relation network, those left out that it shares with another one."""
+    relations = list(method.relation_networks())
+    shared = {id(p) for relation in relations[:-1] for p in relation.parameters()}
+    return {k: p for relation in relations[-1:] for k, p in relation.named_parameters() if id(p) not in shared}
+
+
+def _reached(term: Tensor, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that a gradient of `term` reaches."""
+    if not term.requires_grad:
+        return []
+    found = torch.autograd.grad(term, list(tensors.values()), retain_graph=True, allow_unused=True)
+    return [name for name, gradient in zip(tensors, found, strict=True) if gradient is not None and bool(gradient.any())]
+
+
+def _check_small_batches(case: _Case) -> None:
+    names: set[str] = set()
+    for what, labels in LABELS.items():
+        for step in range(2):  # the second time there is something to remember
+            with _on(what):
+                parts = case.parts(_batch(case.method, labels, step))
+                wrong = [name for name, value in parts.items() if not value.isfinite()]
+                _require(not wrong, f"{', '.join(wrong)} is not finite: return 0 where there is nothing to relate")
+                names = names or set(parts)
+                _require(names == set(parts), f"the terms are {', '.join(parts)}: return the same ones for every batch")
+                _require(parts["total"].requires_grad, "the total has no gradient: do not detach what is to be trained")
+                _check_gradients(case, parts["total"])
+
+
+@contextmanager
+def _on(what: str) -> Iterator[None]:
+    try:
+        yield
+    except CorsdError as error:
+        raise CorsdError(f"on {what}: {error}") from error
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise CorsdError(f"on {what}: it raised {type(error).__name__}: {text}") from error
+
+
+def _check_gradients(case: _Case, total: Tensor) -> None:
+    parameters = case.parameters()
+    found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    wrong = [name for name, g in zip(parameters, found, strict=True) if g is not None and not g.isfinite().all()]
+    _require(not wrong, f"the gradient of {', '.join(wrong[:3])} is not finite: a root or a logarithm of 0 may be the reason")
+
+
+# --- resume -----------------------------------------------------------------------------------------------------------
+
+
+def _check_resume(case: _Case) -> None:
+    for step in range(3):
+        _train_step(case, step)
+    resumed = case.another()
+    _restore(resumed, safetensors.torch.save(_state(case)))
+    ways = [_train_step(one, 3) for one in (case, resumed)]
+    states = [_state(one) for one in (case, resumed)]
+    for what, (straight, again) in {"term": ways, "state": states}.items():
+        differing = [k for k, v in straight.items() if k not in again or not torch.equal(v, again[k])]
+        _require(
+            not differing,
+            f"after a resume the {what} {', '.join(differing[:3])} is another than without: keep all that is remembered in "
+            "buffers, and draw random numbers from batch.generator",
+        )
+
+
+def _train_step(case: _Case, step: int) -> Parts:
+    """A step of plain gradient descent; the parts of the loss, detached."""
+    torch.manual_seed(step)  # a checkpoint has the random state of torch
+    parameters = case.parameters()
+    parts = case.parts(_mixed(case.method, step))
+    found = torch.autograd.grad(parts["total"], list(parameters.values()), allow_unused=True)
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters.values(), found, strict=True):
+            if gradient is not None:
+                parameter.sub_(0.01 * gradient)
+    return {name: value.detach() for name, value in parts.items()}
+
+
+def _state(case: _Case) -> Parts:
+    """What a checkpoint has of network and method, copied."""
+    groups = {"network": case.network.state_dict(), "method": case.method.state_dict(), "memory": case.memory()}
+    return {
+        f"{group}.{k}": v.detach().clone(memory_format=torch.contiguous_format)
+        for group, tensors in groups.items()
+        for k, v in tensors.items()
+    }
+
+
+def _restore(case: _Case, content: bytes) -> None:
+    tensors = safetensors.torch.load(content)
+    groups: dict[str, Parts] = {"network": {}, "method": {}, "memory": {}}
+    for key, value in tensors.items():
+        group, _, name = key.partition(".")
+        groups[group][name] = value
+    case.network.load_state_dict(groups["network"])
+    try:
+        case.method.load_state_dict(groups["method"])
+    except RuntimeError as error:
+        raise CorsdError(
+            f"{' '.join(str(error).split())}: make what is trained in attach; a buffer that changes its shape must be "
+            "persistent=False"
+        ) from error
+    for key, value in groups["memory"].items():
+        parent, _, buffer = key.rpartition(".")
+        setattr(case.method.get_submodule(parent), buffer, value)
+
+
+# --- CUDA graphs ------------------------------------------------------------------------------------------------------
+
+
+def _check_graph(case: _Case) -> None:
+    for step in range(2):
+        method, batch = case.method, case.drawn(_mixed(case.method, step))
+        _require(
+            isinstance(batch.draws, dict) and all(isinstance(v, Tensor) for v in batch.draws.values()),
+            f"draw returned {batch.draws!r}: return tensors by name",
+        )
+        out = case.network(batch.images, detach_exits=method.detach_exits)
+        before = dict(method.named_buffers())
+        places = {name: buffer.data_ptr() for name, buffer in before.items()}
+        method(out, _watched(batch))
+        after = dict(method.named_buffers())
+        moved = [k for k, v in after.items() if before.get(k) is not v or places[k] != v.data_ptr()]
+        _require(not moved, f"terms replaces the buffer {', '.join(moved)}: write into it (copy_, add_), {_ELSE}")
+    _check_without_values(method, out, batch)  # last: it may leave parameters without values
+
+
+_ELSE = "or set graphs = False"
+
+
+def _watched(batch: Batch) -> Batch:
+    """`batch` whose fields raise when they are read, all but those that a recorded step is given anew."""
+
+    def refuse(name: str) -> property:
+        def read(self: Batch) -> Any:
+            raise CorsdError(f"terms reads batch.{name}, which a graph keeps as it was recorded: read it in draw, {_ELSE}")
+
+        return property(read)
+
+    others = [name for name in Batch._fields if name not in READ_IN_A_GRAPH]
+    watched = type("WatchedBatch", (Batch,), {name: refuse(name) for name in others})
+    return watched(**{name: getattr(batch, name) if name in READ_IN_A_GRAPH else None for name in Batch._fields})
+
+
+def _check_without_values(method: Method, out: ExitOutputs, batch: Batch) -> None:
+    """Forward and backward pass on tensors that have shapes but no values: what needs a value waits for the device."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # what torch.compile traces with; it has no public name
+
+    mode = FakeTensorMode()
+    state: Parts = {k: mode.from_tensor(v) for k, v in (*method.named_parameters(), *method.named_buffers())}
+    fake_out = ExitOutputs(*([mode.from_tensor(t.detach()).requires_grad_() for t in given] for given in out))
+    draws = {k: mode.from_tensor(v) for k, v in (batch.draws or {}).items()}
+    still = batch._replace(images=mode.from_tensor(batch.images), labels=mode.from_tensor(batch.labels), draws=draws)
+    try:
+        with mode:
+            torch.func.functional_call(method, state, (fake_out, _watched(still)))["total"].backward()
+    except Exception as error:
+        raise CorsdError(f"terms {_not_recorded(error)}, {_ELSE}") from error
+
+
+def _not_recorded(error: Exception) -> str:
+    """Why a pass on tensors without values ended with `error`."""
+    from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+
+    if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
+        return f"waits for a value of the device ({error.func}): mask in place of picking out"
+    if isinstance(error, AssertionError) and "FakeTensor" in str(error):
+        return "reads a tensor that is no parameter or buffer and not of the batch: register it as a buffer"
+    text = " ".join(str(error).split())
+    return f"cannot run on tensors without values ({type(error).__name__}: {text}): compute with tensors only"

@@ -1,0 +1,145 @@
+"""Methods by name: those of the library, and plug-ins, which are loaded when a name is looked up that is not among them.
+
+A plug-in is a module that the environment variable CORSD_METHODS names (several are separated by commas) and that adds its
+classes to `METHODS`, or an installed package's entry point of the group "corsd.methods" that is such a class:
+
+    [project.entry-points."corsd.methods"]
+    entropy = "my_package.methods:Entropy"
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib import metadata
+from typing import Any
+
+from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.methods.base import Method
+from corsd_lib.methods.classic import Baseline, Byot, DeepSupervision, Probe
+from corsd_lib.methods.corsd import Corsd, CorsdRelease
+from corsd_lib.methods.peers import CsKd, LabelSmoothing, PsKd, Rkd
+from corsd_lib.network import MultiExitNetwork
+
+__all__ = ["METHODS", "build_method", "find_method", "known_methods", "loaded_plugins", "plugin_failures"]
+
+METHODS: dict[str, type[Method]] = {
+    m.name: m for m in (Baseline, LabelSmoothing, CsKd, PsKd, Probe, DeepSupervision, Byot, Rkd, Corsd, CorsdRelease)
+}
+GROUP = "corsd.methods"
+
+
+def find_method(name: str) -> type[Method]:
+    """The class of the method `name`. Plug-ins are loaded, once a process, for a name that is not in `METHODS`.
+
+    Raises `CorsdError` for an unknown name. It lists the known ones, and each plug-in that could not be loaded with the reason.
+    """
+    known = METHODS if isinstance(name, str) and name in METHODS else known_methods()
+    try:
+        check_choice("method", name, known)
+    except CorsdError as error:
+        failed = "".join(f"; {source} could not be loaded: {reason}" for source, reason in plugin_failures().items())
+        raise CorsdError(f"{error}{failed}") from error
+    return known[name]
+
+
+def build_method(name: str, *, network: MultiExitNetwork | None = None, **options: Any) -> Method:
+    """A method by name with its weights and settings; with `network` its trainable parts are made too (`attach`).
+
+    Raises `CorsdError` for an unknown name or option, naming what is allowed.
+    """
+    method = find_method(name)(**options)
+    return method.attach(network) if network is not None else method
+
+
+def known_methods() -> dict[str, type[Method]]:
+    """All methods by name, those of plug-ins too. A plug-in that cannot be loaded is left out, see `plugin_failures`."""
+    _PLUGINS.load()
+    return METHODS
+
+
+def plugin_failures() -> dict[str, str]:
+    """Each plug-in that could not be loaded and the reason, as {"module 'my_methods' of CORSD_METHODS": "No module ..."}."""
+    _PLUGINS.load()
+    return dict(_PLUGINS.failed)
+
+
+def loaded_plugins() -> list[str]:
+    """The plug-ins that this process has loaded so far: modules by name, entry points with package and version."""
+    return list(_PLUGINS.loaded)
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+_Source = tuple[str, str, Callable[[], object]]  # as an error names it, as provenance names it, what adds to METHODS
+
+
+class _Plugins:
+    """What was loaded and what could not be; loading happens once, in one thread."""
+
+    def __init__(self) -> None:
+        self.loaded: list[str] = []
+        self.failed: dict[str, str] = {}
+        self._begun = False
+        self._lock = threading.RLock()  # a plug-in may look up a method while it is imported
+
+    def load(self) -> None:
+        with self._lock:
+            if self._begun:
+                return
+            self._begun = True
+            for source, label, add in _sources():
+                try:
+                    _adding(add)
+                except (Exception, SystemExit) as error:  # whatever a plug-in raises, the other methods go on working
+                    self.failed[source] = _reason(error)
+                else:
+                    self.loaded.append(label)
+
+
+_PLUGINS = _Plugins()
+
+
+def _sources() -> Iterator[_Source]:
+    for module in filter(None, (part.strip() for part in os.environ.get("CORSD_METHODS", "").split(","))):
+        yield f"module {module!r} of CORSD_METHODS", module, partial(importlib.import_module, module)
+    for point in metadata.entry_points(group=GROUP):
+        package = f"{point.dist.name} {point.dist.version}" if point.dist else "a package without metadata"
+        source = f"entry point {point.name!r} ({point.value}) of {package}"
+        yield source, f"{point.name} of {package}", partial(_add_entry_point, point)
+
+
+def _add_entry_point(point: metadata.EntryPoint) -> None:
+    kind = point.load()
+    if getattr(kind, "name", None) != point.name:
+        raise CorsdError(f"it must be a class whose name is {point.name!r}; it is {kind!r}")
+    METHODS[point.name] = kind
+
+
+def _adding(add: Callable[[], object]) -> None:
+    """Run `add`, which adds to `METHODS`. An entry that it must not write there is undone, and a `CorsdError` raised."""
+    before, wrong = dict(METHODS), []
+    try:
+        add()
+    finally:
+        for name, kind in before.items():
+            if METHODS.get(name) is not kind:
+                wrong.append(f"the name {name!r} is taken: choose another one")
+                METHODS[name] = kind
+        for name, kind in [entry for entry in METHODS.items() if entry[0] not in before]:
+            if not (isinstance(kind, type) and issubclass(kind, Method)):
+                wrong.append(f"METHODS[{name!r}] is {kind!r}; allowed: a subclass of Method")
+                del METHODS[name]
+    if wrong:
+        raise CorsdError("; ".join(wrong))
+
+
+def _reason(error: BaseException) -> str:
+    """An error in one line; the type says what the message alone may not, as in KeyError: 'x'."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError):
+        return f"{text} (is its folder on PYTHONPATH?)"
+    return text if isinstance(error, CorsdError) else f"{type(error).__name__}: {text}"

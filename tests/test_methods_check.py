@@ -1,0 +1,397 @@
+"""`check_method`: the methods of the library keep every rule, and a method that breaks one is told which and how to mend it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from corsd_lib import losses
+from corsd_lib.batches import Batch
+from corsd_lib.errors import CorsdError
+from corsd_lib.methods import METHODS, Method, MethodOptions, check_method, option
+from corsd_lib.methods.base import sum_of
+from corsd_lib.methods.classic import Baseline, Byot, ByotOptions, DeepSupervision
+from corsd_lib.methods.corsd import Corsd, CorsdOptions
+from corsd_lib.network import ExitOutputs, MultiExitNetwork
+from corsd_lib.relation import RelationOutput
+
+Terms = dict[str, Tensor]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_of_the_library_keeps_the_rules(name: str) -> None:
+    check_method(METHODS[name])
+
+
+@pytest.mark.parametrize("options", [{"fusion": "maps"}, {"shared": True}, {"relation": "l2"}, {"class_kd": 0.0}], ids=str)
+def test_corsd_keeps_them_with_other_options(options: dict[str, Any]) -> None:
+    check_method(METHODS["corsd"], **options)
+
+
+def test_the_random_state_of_the_caller_is_left_as_it_was() -> None:
+    torch.manual_seed(3)
+    wanted = torch.rand(2)
+    torch.manual_seed(3)
+    check_method(Baseline)
+    assert torch.equal(torch.rand(2), wanted)
+
+
+# --- one broken method a rule -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OneTerm(MethodOptions):
+    extra: float = 1.0
+
+
+class Broken(Baseline):
+    """The plain network with a term `extra`, which subclasses break."""
+
+    name = "broken"
+    Options = OneTerm
+    options: OneTerm
+
+    def terms(self, out: ExitOutputs, batch: Batch) -> Terms:
+        return {**super().terms(out, batch), "extra": self.extra(out.logits[-1], batch)}
+
+    def extra(self, logits: Tensor, batch: Batch) -> Tensor:
+        return logits.square().mean()
+
+
+class WithoutAName(Broken):
+    name = ""
+
+
+class OddExits(Broken):
+    exits = "some"
+
+
+class ATeacherInAString(Broken):
+    taught_by_deepest = "extra"  # type: ignore[assignment]
+
+
+class NotADataclass(Broken):
+    class Options(MethodOptions):
+        extra: float = 1.0
+
+
+class AttachReturnsNothing(Broken):
+    def attach(self, network: MultiExitNetwork) -> Method:
+        return None  # type: ignore[return-value]
+
+
+class WithoutAWeight(Broken):
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+
+
+@dataclass(frozen=True)
+class WholeWeight(MethodOptions):
+    extra: int = 1
+
+
+class AWholeWeight(Broken):
+    Options: ClassVar[type[MethodOptions]] = WholeWeight
+
+
+class NoScalar(Broken):
+    def extra(self, logits: Tensor, batch: Batch) -> Tensor:
+        return logits.mean(0)
+
+
+class CalledTotal(Broken):
+    def terms(self, out: ExitOutputs, batch: Batch) -> Terms:
+        return {**super().terms(out, batch), "total": out.logits[-1].mean()}
+
+
+class OtherTotal(Broken):
+    def forward(self, out: ExitOutputs, batch: Batch) -> Terms:
+        parts = super().forward(out, batch)
+        return {**parts, "total": 2 * parts["total"]}
+
+
+class KeepsTheNetwork(Broken):
+    def attach(self, network: MultiExitNetwork) -> Method:
+        self.network = network
+        return self
+
+
+class TaughtBothWays(Byot):
+    """BYOT's hint without the detachment of its teacher."""
+
+    name = "both_ways"
+    Options = ByotOptions
+
+    def terms(self, out: ExitOutputs, batch: Batch) -> Terms:
+        hint = sum_of((e - out.embeddings[-1]).square().sum() for e in out.embeddings[:-1])
+        return {**super().terms(out, batch), "hint": hint}
+
+
+class TeachesItsRelation(Corsd):
+    """The deepest relation network learns from the shallow ones, through its parameters alone."""
+
+    name = "teaches_its_relation"
+    Options = CorsdOptions
+
+    def terms(self, out: ExitOutputs, batch: Batch) -> Terms:
+        cut = ExitOutputs([f.detach() for f in out.features], [e.detach() for e in out.embeddings], out.logits)
+        return {**super().terms(out, batch), "relation_transfer": super().terms(cut, batch)["relation_transfer"]}
+
+    def _transfer(self, teacher: RelationOutput, student: RelationOutput, labels: Tensor) -> Tensor:
+        return (teacher.matrix - student.matrix).square().mean()
+
+
+class TeachesWhatIsNotThere(Broken):
+    taught_by_deepest = ("exit_kd",)
+
+
+class RemembersItsGraph(Broken):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.register_buffer("past", torch.zeros(()), persistent=False)
+
+    def extra(self, logits: Tensor, batch: Batch) -> Tensor:
+        self.past = logits.mean()
+        return self.past
+
+
+class DividesByItsPairs(Broken):
+    def extra(self, logits: Tensor, batch: Batch) -> Tensor:
+        same = (batch.labels[:, None] == batch.labels[None, :]).float() - torch.eye(len(logits))
+        return (same * (logits @ logits.T)).sum() / same.sum()
+
+
+class RootOfZero(Broken):
+    def extra(self, logits: Tensor, batch: Batch) -> Tensor:
+        return (logits - logits[0]).square().sum(1).sqrt().mean()
+
+
+class NeedsTwoImages(Broken):
+    def extra(self, logits: Tensor, batch: Batch) -> Tensor:
+        return (logits[0] - logits[1]).square().sum()
+
+
+class SometimesATerm(Broken):
+    def terms(self, out: ExitOutputs, batch: Batch) -> Terms:
+        terms = super().terms(out, batch)
+        return terms if len(batch.labels) > 1 else {"task": terms["task"]}
+
+
+class TrainsNothing(Broken):
+    def terms(self, out: ExitOutputs, batch: Batch) -> Terms:
+        return {name: value.detach() for name, value in super().terms(out, batch).items()}
+
+
+class CountsOnAnAttribute(Broken):
+    steps = 0
+
+    def extra(self, logits: Tensor, batch: Batch) -> Tensor:
+        self.steps += 1
+        return logits.square().mean() / self.steps
+
+
+class RemembersOnAnAttribute(Broken):
+    past: Tensor | None = None
+
+    def extra(self, logits: Tensor, batch: Batch) -> Tensor:
+        before, self.past = self.past, logits.detach().mean(0)
+        return logits.square().mean() if before is None else (logits - before).square().mean()
+
+
+class GrowsABuffer(Broken):
+    graphs = False
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.register_buffer("past", torch.zeros(0))
+
+    def extra(self, logits: Tensor, batch: Batch) -> Tensor:
+        self.past = torch.cat([self.past, logits.detach().mean()[None]])
+        return (logits - self.past.mean()).square().mean()
+
+
+class TrainsWhatIsMadeLate(Broken):
+    def extra(self, logits: Tensor, batch: Batch) -> Tensor:
+        if not hasattr(self, "late"):
+            self.late = nn.Linear(logits.shape[1], 1)
+        return self.late(logits).square().mean()
+
+
+class ReadsProgress(Broken):
+    def extra(self, logits: Tensor, batch: Batch) -> Tensor:
+        return logits.square().mean() * batch.progress
+
+
+class DrawsInTerms(Broken):
+    def extra(self, logits: Tensor, batch: Batch) -> Tensor:
+        return logits[torch.randperm(len(logits), generator=batch.generator)].square().mean()
+
+
+class WaitsForAValue(Broken):
+    def extra(self, logits: Tensor, batch: Batch) -> Tensor:
+        return logits.square().mean() if logits.max() > 0 else logits.square().sum()
+
+
+class PicksOut(Broken):
+    def extra(self, logits: Tensor, batch: Batch) -> Tensor:
+        return logits[batch.labels == 0].square().sum()
+
+
+class ReadsAList(Broken):
+    def extra(self, logits: Tensor, batch: Batch) -> Tensor:
+        return sum_of(logits[i].square().sum() for i, y in enumerate(batch.labels.tolist()) if y == 0)
+
+
+class ReadsAnArray(Broken):
+    def extra(self, logits: Tensor, batch: Batch) -> Tensor:
+        return logits.square().mean() * float(logits.detach().numpy().max() > 0)
+
+
+class KeepsAPlainTensor(Broken):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.direction = torch.ones(3)
+
+    def extra(self, logits: Tensor, batch: Batch) -> Tensor:
+        return (logits @ self.direction).square().mean()
+
+
+class ReplacesABuffer(Broken):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.register_buffer("mean", torch.zeros(()))
+
+    def extra(self, logits: Tensor, batch: Batch) -> Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * logits.detach().mean()
+        return (logits - self.mean).square().mean()
+
+
+class DrawsNoTensor(Broken):
+    def draw(self, batch: Batch) -> dict[str, Tensor]:
+        return {"first": 0}  # type: ignore[dict-item]
+
+
+DECLARED, MADE, NAMED = "declared well", "made of its options, then attached to a network", "terms have weights of their names"
+TEACHER, SMALL, RESUMED = "no gradient reaches a teacher", "finite on batches with little to relate", "resumable"
+GRAPH = r"safe in a CUDA graph \(graphs = True\)"
+BROKEN: list[tuple[type[Method], str, str]] = [
+    (WithoutAName, DECLARED, "its `name` names files: letters"),
+    (OddExits, DECLARED, "exits = 'some'; allowed: 'all', 'deepest'"),
+    (ATeacherInAString, DECLARED, "taught_by_deepest = 'extra'; allowed: a tuple of names of terms"),
+    (NotADataclass, DECLARED, r"put @dataclass\(frozen=True\) on Options"),
+    (AttachReturnsNothing, MADE, "attach returned NoneType: end it with `return self`"),
+    (WithoutAWeight, NAMED, "its term 'extra' has no weight: add the field `extra: float` to MethodOptions"),
+    (AWholeWeight, NAMED, "the option 'extra' is 1: the weight of a term is a float"),
+    (NoScalar, NAMED, r"the term 'extra' is of shape \(3,\): return a scalar tensor"),
+    (CalledTotal, NAMED, "a term is called 'total'.*choose another name"),
+    (OtherTotal, NAMED, "the total is .*, the weighted terms are"),
+    (KeepsTheNetwork, NAMED, r"network\.backbone.* is a parameter of the network: do not keep the network in the method"),
+    (TaughtBothWays, TEACHER, r"the term 'hint' gives a gradient to out\.embeddings\[-1\]: detach the teacher"),
+    (TeachesItsRelation, TEACHER, "the term 'relation_transfer' gives a gradient to the deepest relation network's .*: detach"),
+    (TeachesWhatIsNotThere, TEACHER, "taught_by_deepest names 'exit_kd'; its terms are task, extra"),
+    (RemembersItsGraph, TEACHER, "the buffer past carries a gradient: detach what is remembered"),
+    (DividesByItsPairs, SMALL, "on one image: .*extra is not finite: return 0 where there is nothing to relate"),
+    (RootOfZero, SMALL, "on six images of three classes: the gradient of network.* is not finite: a root"),
+    (NeedsTwoImages, SMALL, "on one image: it raised IndexError"),
+    (SometimesATerm, SMALL, "on one image: the terms are .*: return the same ones for every batch"),
+    (TrainsNothing, SMALL, "the total has no gradient: do not detach what is to be trained"),
+    (CountsOnAnAttribute, RESUMED, "after a resume the term total, extra is another than without: keep .* in buffers"),
+    (RemembersOnAnAttribute, RESUMED, "after a resume the term total, extra is another than without"),
+    (GrowsABuffer, RESUMED, "size mismatch for past.*a buffer that changes its shape must be persistent=False"),
+    (TrainsWhatIsMadeLate, RESUMED, "Unexpected key.*late.*make what is trained in attach"),
+    (ReadsProgress, GRAPH, "terms reads batch.progress, .*: read it in draw, or set graphs = False"),
+    (DrawsInTerms, GRAPH, "terms reads batch.generator"),
+    (
+        WaitsForAValue,
+        GRAPH,
+        r"terms waits for a value of the device \(aten._local_scalar_dense.*: mask in place of picking out",
+    ),
+    (PicksOut, GRAPH, r"terms waits for a value of the device \(aten.nonzero"),
+    (ReadsAList, GRAPH, r"terms waits for a value of the device \(aten._local_scalar_dense"),
+    (ReadsAnArray, GRAPH, r"terms cannot run on tensors without values \(RuntimeError: .*\): compute with tensors only"),
+    (KeepsAPlainTensor, GRAPH, "terms reads a tensor that is no parameter or buffer .*: register it as a buffer"),
+    (ReplacesABuffer, GRAPH, r"terms replaces the buffer mean: write into it \(copy_, add_\), or set graphs = False"),
+    (DrawsNoTensor, GRAPH, "draw returned {'first': 0}: return tensors by name"),
+]
+
+
+@pytest.mark.parametrize(("kind", "rule", "words"), BROKEN, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_broken_rule_is_named_with_how_to_mend_it(kind: type[Method], rule: str, words: str) -> None:
+    with pytest.raises(CorsdError, match=f"method '{kind.name}' breaks the rule '{rule}': .*{words}"):
+        check_method(kind)
+
+
+def test_the_method_that_others_break_keeps_the_rules() -> None:
+    check_method(Broken)
+
+
+@pytest.mark.parametrize("kind", [ReadsProgress, WaitsForAValue, PicksOut, ReplacesABuffer])
+def test_what_is_never_recorded_need_not_be_safe_in_a_graph(kind: type[Broken]) -> None:
+    check_method(type("Ungraphed", (kind,), {"graphs": False}))
+
+
+def test_other_things_are_no_methods() -> None:
+    for thing in ("corsd", DeepSupervision(), MethodOptions):
+        with pytest.raises(CorsdError, match=r"check_method of .*; allowed: a subclass of Method"):
+            check_method(thing)  # type: ignore[arg-type]
+    with pytest.raises(CorsdError, match=r"method 'broken': extra = -1\.0 must be finite and at least 0"):
+        check_method(Broken, extra=-1.0)
+
+
+def test_an_option_keeps_its_range_in_a_subclass_that_sets_another_default() -> None:
+    @dataclass(frozen=True)
+    class Ranges(MethodOptions):
+        share: float = option(0.5, "a share", high=1)
+        shift: float = option(0.0, low=-2, below=2)
+        count: int = option(0, low=0)
+        mode: str = option("a", choices=("a", "b"))
+        temperature: float = 0.0  # no name is special
+
+    @dataclass(frozen=True)
+    class More(Ranges):
+        share: float = 0.25
+
+    class Ranged(Baseline):
+        name, Options = "ranged", More
+
+    assert Ranged(share=1, shift=-2, count=0, mode="b").options == More(share=1.0, shift=-2.0, mode="b")
+    wrong = {
+        "share": (1.5, "at most 1"),
+        "shift": (2.0, "below 2"),
+        "count": (-1, "at least 0"),
+        "label_smoothing": (1.0, "below 1"),
+    }
+    for name, (value, words) in wrong.items():
+        with pytest.raises(CorsdError, match=f"method 'ranged': {name} = {value} must be {words}"):
+            Ranged(**{name: value})
+    for value, words in {
+        float("nan"): "finite and at least -2",
+        -3.0: "finite and at least -2",
+        float("inf"): "below 2",
+    }.items():
+        with pytest.raises(CorsdError, match=f"method 'ranged': shift = {value} must be {words}"):
+            Ranged(shift=value)
+    with pytest.raises(CorsdError, match="method 'ranged': temperature = inf must be finite"):
+        Ranged(temperature=float("inf"))
+    with pytest.raises(CorsdError, match="method 'ranged': mode 'c' is not known; allowed: a, b"):
+        Ranged(mode="c")
+
+
+def test_an_option_without_a_default_is_named() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Bare(MethodOptions):
+        weight: float
+
+    with pytest.raises(CorsdError, match="method 'mine': option weight has no default"):
+        type("Mine", (Baseline,), {"name": "mine", "Options": Bare})()
+
+
+def test_losses_stop_the_gradient_of_a_teacher_that_is_the_student_too() -> None:
+    """What `taught_by_deepest` cannot tell apart: in class KD an exit is its own teacher."""
+    z, y = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 0, 1, 1])
+    both = torch.autograd.grad(losses.class_distillation(z, z, y), z)[0]
+    student = torch.autograd.grad(losses.class_distillation(z.detach(), z, y), z)[0]
+    torch.testing.assert_close(both, student)
