@@ -110,7 +110,9 @@ class Checkpoint:
     # --- whether it is of this training ---
 
     def _wrong(self, what: str) -> CorsdError:
-        return CorsdError(f"{self.path} is not a checkpoint of this training: {what}; put back a copy, or choose another out")
+        return CorsdError(
+            f"{self.path} is not a checkpoint of this training: {what}; put back a copy, or remove it to begin anew"
+        )
 
     def _told(self, metadata: Mapping[str, str]) -> dict[str, Any]:
         """What the file says of itself."""
@@ -207,6 +209,7 @@ class Checkpoint:
     def _restore_random(self, tensors: Mapping[str, Tensor]) -> None:
         if "random.cpu" not in tensors:
             raise self._lacks("random.cpu")
+        self._check_like("random.cpu", tensors["random.cpu"], torch.get_rng_state())
         try:
             torch.set_rng_state(tensors["random.cpu"])
             if "random.cuda" in tensors and self.fabric.device.type == "cuda":
@@ -217,7 +220,7 @@ class Checkpoint:
     def _totals(self, sums: dict[str, Tensor], position: Position) -> dict[str, Tensor]:
         """The sums of the running epoch, which several processes have in the first one."""
         if bool(sums) != bool(position.step) or (sums and not {"images", "loss.total"} <= sums.keys()):
-            raise self._wrong(f"totals of {', '.join(sums) or 'nothing'} after {position.step} steps of an epoch")
+            raise self._wrong(f"totals of {', '.join(sorted(sums)) or 'nothing'} after {position.step} steps of an epoch")
         for name, value in sums.items():
             self._check_like(f"totals.{name}", value, torch.zeros((), dtype=torch.float64))
         if sums and sums["images"] < 1:
