@@ -48,6 +48,13 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
         _ = corsd_lib.nothing
 
 
+@pytest.mark.parametrize("module", ["compare", "tuning", "training", "bench", "datasets.download"])
+def test_a_module_loads_where_the_system_has_no_fcntl(module: str) -> None:
+    """As on Windows, which has no resource either."""
+    done = _loaded_after(f"sys.modules.update(fcntl=None, resource=None); import corsd_lib.{module}")
+    assert f"corsd_lib.{module}" in done
+
+
 CLOCK = """
 import sys, time
 start = time.perf_counter()
