@@ -361,8 +361,12 @@ class Trainer:
         bad = [name for name, value in self._weights().items() if not value.isfinite().all()]
         if not bad and self.fabric.is_global_zero and not self.probe.finite(self.network):
             bad = ["what the network makes of the probe set"]
-        if self._any(bool(bad))[0]:
+        changed = self._changed() if self.fabric.is_global_zero else ""
+        diverged, ended = self._any(bool(bad), bool(changed))
+        if diverged:
             raise self._diverged(self.step, f"no longer finite: {', '.join(bad[:3]) or 'weights of another process'}")
+        if ended:
+            raise CorsdError(changed or f"{self.path} was changed while it was trained, and the training ends")
 
     def _diverged(self, step: int, what: str) -> CorsdError:
         file = self.checkpoint.path
@@ -461,17 +465,23 @@ class Trainer:
 
     def _to(self, name: str) -> Path:
         """The path of a file that is about to be written; `CorsdError` when the run directory is not what it was."""
+        if changed := self._changed():
+            raise CorsdError(changed)
+        return self.path / name
+
+    def _changed(self) -> str:
+        """What has become of the run directory of this training; "" where it is as it was."""
         if not self.path.is_dir():
-            raise CorsdError(
+            return (
                 f"{self.path} was moved or removed while it was trained, and the training ends; if it was moved, resume it "
                 "where it is now (out, resume=True)"
             )
         file = self.path / "config.json"
         now = read_json(file) if file.is_file() else None
-        if not isinstance(now, dict) or now.get("provenance") != self.provenance:
-            other = "is gone" if now is None else "is of another training now"
-            raise CorsdError(f"{file} {other}, and the training ends; put it back and resume (resume=True)")
-        return self.path / name
+        if isinstance(now, dict) and now.get("provenance") == self.provenance:
+            return ""
+        other = "is gone" if now is None else "is of another training now"
+        return f"{file} {other}, and the training ends; put it back and resume (resume=True)"
 
     # --- stop and resume ---
 

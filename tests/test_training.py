@@ -1264,6 +1264,34 @@ def test_two_processes_train_one_network_stop_and_resume_together(tmp_path: Path
     assert not list(run.path.rglob(".*"))
 
 
+def test_processes_agree_that_the_run_directory_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process looks at it; all end, with one error each."""
+
+    def command(rank: int) -> None:
+        if rank == 0:
+            _at_step(monkeypatch, 2, lambda: (tmp_path / "run").rename(tmp_path / "moved"))
+        cli.main(["train", *WORDS, *SHARED, "--out", str(tmp_path / "run"), "--quiet", "--method", "baseline"])
+
+    (first, told), (second, other) = _together(tmp_path, command)
+    assert (first, second) == (2, 2), told + other
+    assert "run was moved or removed while it was trained" in told and "run was changed while it was trained" in other
+    assert _steps_saved(tmp_path / "moved") == 1 and not (tmp_path / "run").exists()
+
+
+def test_processes_agree_that_a_run_is_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process finds it under the lock; all end, with one error each."""
+    hold, words = training._held, ["train", *WORDS, *SHARED, "--out", str(tmp_path / "run"), "--quiet", "--method", "baseline"]
+
+    def late(folder: Path) -> Any:
+        folder.mkdir()
+        (folder / "weights.safetensors").touch()
+        return hold(folder)
+
+    monkeypatch.setattr(training, "_held", late)
+    for status, output in _together(tmp_path, lambda rank: cli.main(words)):
+        assert status == 2 and "run holds a weights.safetensors but no config.json: choose another out" in output
+
+
 def test_processes_agree_that_a_training_diverged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One loss that is not finite stops all of them, with one error each and no deadlock."""
     method = METHODS["baseline"]
