@@ -171,17 +171,17 @@ def _held(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CorsdError(f"cannot write {folder}: {error.strerror or error}") from error
-    try:
-        with ExitStack() as stack:
-            try:
-                stack.enter_context(locked(folder))
-            except LockedError as error:
-                raise LockedError(f"{folder} is being trained right now: wait for that training, or stop it") from error
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder))
+        except LockedError as error:
+            raise LockedError(f"{folder} is being trained right now: wait for that training, or stop it") from error
+        try:
             yield
-    finally:
-        if made:
-            with suppress(OSError):  # nothing was written, so nothing is left
-                folder.rmdir()
+        finally:
+            if made:
+                with suppress(OSError):  # nothing was written, so nothing is left
+                    folder.rmdir()
 
 
 def _check_import() -> None:
@@ -477,7 +477,10 @@ class Trainer:
                 "where it is now (out, resume=True)"
             )
         file = self.path / "config.json"
-        now = read_json(file) if file.is_file() else None
+        try:
+            now = read_json(file) if file.is_file() else None
+        except CorsdError as error:
+            return f"{error}; the training ends"
         if isinstance(now, dict) and now.get("provenance") == self.provenance:
             return ""
         other = "is gone" if now is None else "is of another training now"

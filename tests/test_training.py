@@ -739,10 +739,16 @@ def _replaced(path: Path) -> None:
     files.write_json(path / "config.json", {**config, "provenance": {**config["provenance"], "started": "later"}})
 
 
+def _damaged(path: Path) -> None:
+    shutil.copy(path / "config.json", path.with_name("config.json"))
+    (path / "config.json").write_text((path / "config.json").read_text().replace('"seed": 0', '"seed": 1'))
+
+
 CHANGES = {
     _removed: "run was moved or removed while it was trained, and the training ends; if it was moved, resume it where it is",
     _moved: "run was moved or removed while it was trained",
     _without_config: "run/config.json is gone, and the training ends; put it back and resume",
+    _damaged: "run/config.json is damaged: .*; the training ends",
     _replaced: "run/config.json is of another training now, and the training ends",
 }
 
@@ -765,10 +771,10 @@ def test_a_run_directory_that_changes_ends_the_training_and_what_is_there_can_be
     assert "\n" not in str(caught.value) and _contents(config.path.parent) == left  # nothing was written any more
     assert config.path.exists() == (change not in (_moved, _removed))
     monkeypatch.undo()
-    if change is _without_config:
-        config.path.with_name("config.json").rename(config.path / "config.json")
+    if change in (_without_config, _damaged):
+        config.path.with_name("config.json").replace(config.path / "config.json")
     if change is not _removed:
-        now = config.path if change is _without_config else config.path.with_name("moved")
+        now = config.path if change in (_without_config, _damaged) else config.path.with_name("moved")
         _assert_same_training(tiny_run, _train(replace(config, out=str(now), resume=True)))
 
 

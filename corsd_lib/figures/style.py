@@ -154,7 +154,7 @@ def _drawn(figure: str, size: dict[str, Any], folder: Path) -> bytes:
     Drawn by a process of its own, which can be ended: kaleido may wait for its Chromium without end.
     """
     with open(folder / "said", "wb") as said:  # not a pipe, which a Chromium that is left over would keep open
-        command = [sys.executable, "-c", _DRAW, json.dumps(size), str(folder / "picture.png")]
+        command = [sys.executable, "-P", "-c", _DRAW, json.dumps(size), str(folder / "picture.png")]
         # A session of its own, so that the Chromium can be ended with it.
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said, start_new_session=True)
         try:
