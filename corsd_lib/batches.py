@@ -374,6 +374,13 @@ def _decoded(
     except CorsdError as error:  # of a worker: its whole traceback, with our line at the end
         error.__traceback__ = None  # its frames would keep the workers, and to collect them later takes 10 seconds
         raise CorsdError(str(error).rstrip().rpartition("CorsdError: ")[2]) from error
+    except (BrokenPipeError, RuntimeError) as error:
+        if not isinstance(error, BrokenPipeError) and not str(error).startswith("DataLoader worker"):
+            raise
+        raise CorsdError(
+            f"a worker process that reads images ended ({error}): a script must begin what it does with "
+            "`if __name__ == '__main__':`, and memory must be enough for `workers` processes (workers=0 reads without them)"
+        ) from None  # its frames would keep the workers, and it adds nothing
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:

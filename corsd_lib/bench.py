@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from corsd_lib.batches import BatchSource, triplet_batches
 from corsd_lib.datasets import ImageArrays, ImageData
+from corsd_lib.errors import CorsdError
 from corsd_lib.files import write_between
 from corsd_lib.losses import margin_over_triplets
 from corsd_lib.methods import Batch, Corsd, build_method, find_method
@@ -27,6 +27,7 @@ from corsd_lib.relation import MapRelation
 __all__ = ["bench", "peak_memory", "table", "write_table"]
 
 CLASSES, BATCH, ANCHORS = 100, 128, 43
+SECONDS = 600  # that a process which is measured may take
 
 
 def bench(quick: bool = False) -> dict[str, Any]:
@@ -122,10 +123,8 @@ def memory_ratio(name: str) -> dict[str, Any]:
 def import_ratio(repeat: int) -> dict[str, Any]:
     """`import corsd_lib` and the names a training needs, against `import torch`, in fresh processes."""
     commands = {
-        "torch": lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True),
-        "corsd_lib": lambda: subprocess.run(
-            [sys.executable, "-c", "import torch, corsd_lib; corsd_lib.train, corsd_lib.load_dataset"], check=True
-        ),
+        "torch": lambda: _fresh("import torch"),
+        "corsd_lib": lambda: _fresh("import torch, corsd_lib; corsd_lib.train, corsd_lib.load_dataset"),
     }
     seconds = _in_turn(commands, max(repeat, 3))
     return _figure("import torch, corsd_lib / import torch", _ratio(seconds, "corsd_lib", "torch"), "below 1.5")
@@ -253,6 +252,8 @@ def peak_memory() -> float:
     status = Path("/proc/self/status")
     if status.exists():  # a child's ru_maxrss begins at its parent's: Linux's own high-water mark does not
         return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024**2
+    import resource  # which Windows does not have
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1024**3
 
@@ -266,4 +267,15 @@ step = _stepper({name!r}, {method!r})
 step(), step()
 print(peak_memory() - before)
 """
-    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    return float(_fresh(code))
+
+
+def _fresh(code: str) -> str:
+    """What Python code prints in a process of its own; `CorsdError` when it fails or takes too long."""
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise CorsdError(f"a process that is measured took more than {SECONDS} seconds and was ended") from error
+    if done.returncode:
+        raise CorsdError(f"a process that is measured failed: {done.stderr.strip().rpartition(chr(10))[2]}")
+    return done.stdout

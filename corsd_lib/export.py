@@ -18,6 +18,7 @@ from corsd_lib.files import (
     read_lines,
     read_tensors,
     remove_parts,
+    with_checksum,
     write_atomic,
     write_json,
     write_lines,
@@ -66,14 +67,16 @@ def export_run(
     _check_destination(dest, content, run)
     data = _data(run, data, data_root)
     weights = _halved(read_tensors(run.path / "weights.safetensors")[0], run.path)
-    write_json(dest / "config.json", content)  # first: it tells an export that was cut off from somebody else's folder
-    remove_parts(dest)
+    # First, for it tells an export that was cut off from somebody else's folder.
+    write_json(dest / "config.json", with_checksum(content))
+    for folder in (dest, dest / "probes", dest / "embeddings"):
+        remove_parts(folder)
     _write_probes(run, dest, snapshots, probe_images)
     write_lines(dest / "metrics.jsonl", [_rounded(line) for line in read_lines(run.path / "metrics.jsonl")])
     write_tensors(dest / "weights.safetensors", weights)
     exported = Run(dest)
     figures = asdict(evaluate(exported, data)) | {"data": exported.data.name}
-    write_json(dest / "test.json", {**figures, "trained": trained})
+    write_json(dest / "test.json", with_checksum({**figures, "trained": trained}))
     write_atomic(dest / "README.md", _card(exported, figures, trained).encode())
     _keep_umap(exported, umap)
     return exported

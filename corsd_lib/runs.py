@@ -4,12 +4,14 @@
                           "resumed": those of later processes, where they differ}
     metrics.jsonl         one line an epoch: losses by part, train (and validation) accuracy by exit, learning rate, seconds
     weights.safetensors   network.* and method.* after the last epoch
-    checkpoint.safetensors  the same and the optimiser, random states and position: what a resume needs
+    checkpoint.safetensors  the same and what else a resume needs, such as optimiser and position: see `corsd_lib.checkpoint`
     probe.safetensors     labels and rows of the probe set;  probes/epoch_0007.safetensors  its snapshot after 7 epochs
     test.json             the one evaluation on test, after the last epoch
 
 Every file is written to a neighbour and renamed: a reader, or a run killed at any moment, sees a whole file or the one before.
-Tensors are safetensors and everything else is JSON: reading a run never executes anything.
+Tensors are safetensors and everything else is JSON: reading a run never executes anything. Every file has a SHA-256 of its
+content, which is checked when it is read: `checksum` in the metadata of safetensors, in a JSON object, and in the last line of
+metrics.jsonl. A file without one, of an earlier version or edited by hand, is read as it is; see `corsd_lib.files`.
 """
 
 from __future__ import annotations

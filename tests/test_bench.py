@@ -81,6 +81,15 @@ def test_shares_and_ratios_are_of_what_they_name(monkeypatch: pytest.MonkeyPatch
         assert value == {"relations": 0.25, "release": 3.0, "baseline": 2.0}[names[0]]  # release: per anchor, 6/4 to 4/8
 
 
+def test_a_process_that_is_measured_has_a_time_limit_and_its_error_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bench._fresh("print(1.5)") == "1.5\n"
+    with pytest.raises(CorsdError, match=r"^a process that is measured failed: ValueError: no$"):
+        bench._fresh("raise ValueError('no')")
+    monkeypatch.setattr(bench, "SECONDS", 0.1)
+    with pytest.raises(CorsdError, match=r"^a process that is measured took more than 0\.1 seconds and was ended$"):
+        bench._fresh("import time; time.sleep(600)")
+
+
 def test_the_command_writes_record_and_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = {"figures": {"x": {"what": "a / b", "value": 2.0, "target": "-"}}}
     monkeypatch.setattr(bench, "bench", lambda quick: record if quick else {})

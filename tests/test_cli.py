@@ -269,7 +269,7 @@ def test_an_error_is_one_line_and_status_2(
 def test_a_place_that_cannot_be_used_is_one_line(tmp_path: Path, capsys: Captured) -> None:
     write_json(tmp_path / "study.json", {"rows": {"baseline": {"train": {"method": "baseline"}}}})
     words = ["compare", str(tmp_path), "--runs", "/dev/null/x"]
-    assert "corsd: error: /dev/null/x/baseline: Not a directory" in _fails(capsys, *words)
+    assert "corsd: error: cannot write /dev/null/x/baseline/seed0.log: Not a directory" in _fails(capsys, *words)
 
 
 def test_weights_that_leave_nothing_to_train_are_one_line(tmp_path: Path, capsys: Captured) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.server
 import io
+import os
+import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -94,6 +97,20 @@ def test_two_downloads_of_one_file_at_once_fetch_it_once(server: Server, tmp_pat
         thread.join()
     assert path.read_bytes() == CONTENT and names(tmp_path) == {"birds.tgz"}
     assert server.asked == [None]
+
+
+@pytest.mark.parametrize("missing", ["module", "locks"])
+def test_a_download_goes_on_where_there_are_no_locks(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    def unknown(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    if missing == "module":
+        monkeypatch.setitem(sys.modules, "fcntl", None)
+    else:
+        monkeypatch.setattr("fcntl.flock", unknown)
+    assert fetch(server, tmp_path / "birds.tgz").read_bytes() == CONTENT and server.asked == [None]
 
 
 def test_a_whole_download_is_made_once(server: Server, tmp_path: Path) -> None:

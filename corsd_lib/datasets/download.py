@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import hashlib
 import http.client
+import math
 import os
 import tarfile
 import tempfile
@@ -19,6 +20,7 @@ from urllib.request import Request, urlopen
 
 from corsd_lib.datasets.progress import progress_bar
 from corsd_lib.errors import CorsdError
+from corsd_lib.files import locked
 
 _BLOCK = 1 << 20
 _TIMEOUT = 60  # seconds without a byte
@@ -41,7 +43,7 @@ def download(url: str, path: str | Path, md5: str, size: int | None = None, *, t
     part = path.with_name(path.name + ".part")
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with _writing(path), _alone_in(path.parent):
+    with _writing(path), locked(path.parent, wait=math.inf):  # two processes would write into one part
         if path.exists():  # another process has fetched it meanwhile
             _check_md5(path, path, md5)
             return path
@@ -71,23 +73,6 @@ def unpacked(archive: Path) -> Iterator[Path]:
         except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise _corrupt(archive, archive, f"cannot be unpacked ({error})") from error
         yield Path(folder)
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other process downloads into `folder`: two would write into one part."""
-    try:
-        import fcntl
-    except ImportError:  # where there is no such lock, two downloads are the user's to keep apart
-        yield
-        return
-    held = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(held, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(held)
 
 
 def _fetch(url: str, part: Path, size: int | None, tries: int, wait: float) -> None:
