@@ -116,9 +116,7 @@ def _check_box(path: str, box: Box | None, width: int, height: int) -> None:
     """Raise CorsdError for a box that shares no pixel with the image; one that sticks out is moved into it."""
     if box is not None and not (box[0] < width and box[1] < height and box[2] > 0 and box[3] > 0):
         edges = ", ".join(f"{edge:g}" for edge in box)
-        raise CorsdError(
-            f"the box of image {path} (left, top, right, bottom: {edges}) lies outside its {width}x{height} pixels"
-        )
+        raise CorsdError(f"image {path} is {width}x{height}; its box (left, top, right, bottom: {edges}) lies outside")
 
 
 @contextmanager
