@@ -14,3 +14,18 @@ def check_choice(what: str, value: object, allowed: Iterable[object]) -> None:
     choices = list(allowed)
     if value not in choices:
         raise CorsdError(f"{what} {value!r} is not known; allowed: {', '.join(map(str, choices))}")
+
+
+def check_text(what: str, *texts: str) -> None:
+    """Raise `CorsdError` unless every one of `texts` can be written as UTF-8; `what` names them in the message.
+
+    Python reads file names in another encoding as surrogates, which no JSON file, table or terminal takes.
+    """
+    for text in texts:
+        if shown_text(text) != text:
+            raise CorsdError(f"{what} {shown_text(text)!r} is not valid UTF-8; allowed: text that is, so rename it")
+
+
+def shown_text(text: str) -> str:
+    """`text` with what is not valid UTF-8 in it written as an escape."""
+    return text.encode("utf-8", "backslashreplace").decode()

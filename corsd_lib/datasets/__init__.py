@@ -11,6 +11,7 @@ import torch
 from corsd_lib.datasets.arrays import AUGMENTATIONS, ImageArrays, ImageData, ImageFiles, Split
 from corsd_lib.datasets.cub import load_cub
 from corsd_lib.datasets.folders import load_folder, load_imagenet
+from corsd_lib.datasets.notices import DataNotice, say
 from corsd_lib.datasets.npz import load_npz
 from corsd_lib.datasets.selection import pick_per_class, split_validation
 from corsd_lib.datasets.small import load_cifar, load_digits
@@ -19,6 +20,7 @@ from corsd_lib.errors import CorsdError, check_choice
 __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
+    "DataNotice",
     "ImageArrays",
     "ImageData",
     "ImageFiles",
@@ -55,11 +57,15 @@ def load_dataset(
     data = _load(name, data_root(root), image_size, crop_to_box, download)
     _check_every_class(data)
     generator = torch.Generator().manual_seed(seed)
+    if validation_fraction > 0 and data.validation is not None:
+        unused = "the validation split of the data is not used: validation_fraction takes one from train"
+        data = replace(data, notices=(*data.notices, unused))
     if validation_fraction > 0:
         train, validation = split_validation(data.train, validation_fraction, data.class_names, generator)
         data = replace(data, train=train, validation=validation)
     if per_class is not None:
         data = replace(data, train=pick_per_class(data.train, per_class, data.class_names, generator))
+    say(data.name, data.notices)
     return data
 
 
