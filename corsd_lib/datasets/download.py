@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import http.client
 import os
+import shutil
 import tarfile
 import tempfile
 import time
@@ -21,6 +22,7 @@ from corsd_lib.datasets.progress import progress_bar
 from corsd_lib.errors import CorsdError
 
 _BLOCK = 1 << 20
+_UNPACKING = ".unpacking-"
 _TIMEOUT = 60  # seconds without a byte
 _DROPPED = (URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
@@ -55,13 +57,17 @@ def download(url: str, path: str | Path, md5: str, size: int | None = None, *, t
 def unpacked(archive: Path) -> Iterator[Path]:
     """Unpack a tar file into a temporary folder beside it, while the context lasts; move out what to keep.
 
-    Members that would land outside the folder are refused (tarfile's "data" filter, PEP 706). Raises
-    CorsdError for those and for a corrupt archive, which is renamed to `<archive>.corrupt`.
+    One process unpacks into a folder at a time, others wait; what a process that was killed has left there is removed.
+    Members that would land outside the folder are refused (tarfile's "data" filter, PEP 706). Raises CorsdError for those
+    and for a corrupt archive, which is renamed to `<archive>.corrupt`.
     """
-    with (
-        _writing(archive),
-        tempfile.TemporaryDirectory(dir=archive.parent, prefix=".unpacking-", ignore_cleanup_errors=True) as folder,
-    ):
+    with _writing(archive), _alone_in(archive.parent) as alone, contextlib.ExitStack() as stack:
+        if alone:
+            for left in archive.parent.glob(f"{_UNPACKING}*"):
+                shutil.rmtree(left, ignore_errors=True)
+        folder = stack.enter_context(
+            tempfile.TemporaryDirectory(dir=archive.parent, prefix=_UNPACKING, ignore_cleanup_errors=True)
+        )
         try:
             with tarfile.open(archive) as tar:
                 members = progress_bar(tar, desc=f"unpacking {archive.name}", unit=" files", delay=1, leave=False)
@@ -74,18 +80,20 @@ def unpacked(archive: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other process downloads into `folder`: two would write into one part."""
+def _alone_in(folder: Path) -> Iterator[bool]:
+    """Wait until no other process downloads into `folder`: two would write into one part. False where there are no locks."""
     try:
         import fcntl
     except ImportError:  # where there is no such lock, two downloads are the user's to keep apart
-        yield
+        yield False
         return
     held = os.open(folder, os.O_RDONLY)
+    alone = False
     try:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(held, fcntl.LOCK_EX)
-        yield
+            alone = True
+        yield alone
     finally:
         os.close(held)
 
