@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import CorsdError, check_choice, check_text
 from corsd_lib.files import read_json, read_lines, read_tensors
 from corsd_lib.methods import METHODS, Method, build_method
 from corsd_lib.network import MultiExitNetwork, build_network
@@ -60,6 +60,7 @@ class TrainConfig:
         data_root: folder that holds the data sets; default $CORSD_DATA, else `data`.
         per_class: labelled training images a class; all when not given.
         validation_fraction: share of train kept apart for tuning, in [0, 1).
+        test_fraction: share of each class that is the test set of a folder of classes without a split; 0.2 when not given.
         image_size: side of the square the network sees, pixels; the data set's own when not given.
         crop_to_box: crop to the bounding box where the data set has one.
         network: name of the backbone, see `build_network`.
@@ -104,6 +105,7 @@ class TrainConfig:
     data_root: str | None = None
     per_class: int | None = None
     validation_fraction: float = 0.0
+    test_fraction: float | None = None
     image_size: int | None = None
     crop_to_box: bool = False
     network: str = "resnet8"
@@ -157,6 +159,8 @@ class TrainConfig:
         return value
 
     def _check_values(self) -> None:
+        for name, value in (*asdict(self).items(), *self.method_options.items()):
+            check_text(name, *([value] if isinstance(value, str) else []))
         check_choice("method", self.method, METHODS)
         check_choice("schedule", self.schedule, ("onecycle", "cosine", "multistep", "constant"))
         check_choice("probe_split", self.probe_split, ("auto", "train", "validation", "test"))
@@ -171,6 +175,8 @@ class TrainConfig:
             _check_range(name, getattr(self, name), low=0)
         for name in ("validation_fraction", "momentum"):
             _check_range(name, getattr(self, name), low=0, high=1)
+        if self.test_fraction is not None:
+            _check_range("test_fraction", self.test_fraction, low=0, high=1, open_low=True)
         for share in self.milestones:
             _check_type("a milestone", share, float)
             _check_range("a milestone", share, low=0, high=1)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from corsd_lib.capture import GraphedPasses, Passes
 from corsd_lib.datasets import ImageData
+from corsd_lib.datasets.notices import silent
 from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import (
     evaluate,
@@ -109,7 +110,8 @@ def _train(
     stop: threading.Event | None,
 ) -> Run:
     gpus = [fabric.device] if fabric.device.type == "cuda" else []
-    data = _given_or_named(data, config)
+    with nullcontext() if fabric.is_global_zero else silent():  # one process speaks of the data for all
+        data = _given_or_named(data, config)
     alone = _held(config.path) if fabric.is_global_zero else nullcontext()
     with alone, torch.random.fork_rng(gpus):  # the caller's random numbers are left as they were
         trainer = Trainer(fabric, config, data)

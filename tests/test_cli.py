@@ -27,6 +27,7 @@ WORDS: dict[str, tuple[Any, str]] = {
     "data_root": ("/some where", "--data-root '/some where'"),
     "per_class": (7, "--per-class 7"),
     "validation_fraction": (0.25, "--validation-fraction 0.25"),
+    "test_fraction": (0.3, "--test-fraction 0.3"),
     "image_size": (16, "--image-size 16"),
     "crop_to_box": (True, "--crop-to-box"),
     "network": ("resnet14", "--network resnet14"),
