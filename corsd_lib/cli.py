@@ -55,9 +55,10 @@ def _check_texts(options: Mapping[str, Any]) -> None:
 
 def _shown_as_note(otherwise: Callable[..., None]) -> Callable[..., None]:
     """How a warning is shown: one line for what the library says of the data, as usual for others."""
-    from corsd_lib.datasets import DataNotice
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        from corsd_lib.datasets import DataNotice
+
         if issubclass(category, DataNotice):
             print(f"corsd: note: {message}", file=sys.stderr)
         else:

@@ -126,7 +126,8 @@ def list_images(folder: Path, class_names: tuple[str, ...]) -> Listed:
 def _skipped(kinds: Counter[str]) -> tuple[str, ...]:
     if not kinds:
         return ()
-    counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common(5))
+    often = sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0]))[:5]
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in often)
     more = f" and {len(kinds) - 5} more kinds" if len(kinds) > 5 else ""
     return (f"files that are not read: {counts}{more}; read are {', '.join(EXTENSIONS)}",)
 
