@@ -335,6 +335,7 @@ class Run:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        check_text("run", str(self.path))  # reports and tables name it
         if not (self.path / "config.json").is_file():
             raise CorsdError(f"{self.path} holds no run: there is no config.json in it")
 
