@@ -201,13 +201,22 @@ def test_other_images_never_get_kept_statistics(tmp_path: Path, computed: list[i
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{", '{"KEY": 3}', '{"KEY": [[0.5, 0.5], [0.5, 0.5]]}', '{"KEY": [[NaN, 0.5, 0.5], [1, 1, 1]]}', "[" * 99_999],
+    [
+        "",
+        "[]",
+        "{",
+        '{"KEY": 3}',
+        '{"KEY": [[0.5, 0.5], [0.5, 0.5]]}',
+        '{"KEY": [[NaN, 0.5, 0.5], [1, 1, 1]]}',
+        "[" * 99_999,
+        '{"KEY": [[BIG, 1, 1], [1, 1, 1]]}',
+    ],
 )
 def test_a_damaged_file_of_statistics_is_passed_over(tmp_path: Path, content: str) -> None:
     np.savez(tmp_path / "cifar100.npz", **npz_arrays())
     right = load_dataset("cifar100", tmp_path)
     (key,) = json.loads((tmp_path / "statistics.json").read_text())
-    (tmp_path / "statistics.json").write_text(content.replace("KEY", key))
+    (tmp_path / "statistics.json").write_text(content.replace("KEY", key).replace("BIG", "1" + "0" * 400))
     data = load_dataset("cifar100", tmp_path)
     assert (data.mean, data.std) == (right.mean, right.std)
 

@@ -109,7 +109,7 @@ def _classes(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...], Tensor]:
 def _attributes(folder: Path, classes: int) -> tuple[Tensor | None, tuple[str, ...]]:
     """Class attributes float32 (C, A), how often each was seen (percent in the file, here 0..1); A names."""
     file = folder / "attributes" / "class_attribute_labels_continuous.txt"
-    if not file.exists():
+    if not file.is_file():
         return None, ()
     try:
         values = np.loadtxt(file, dtype=np.float32, ndmin=2) / 100

@@ -41,7 +41,7 @@ def _checked(entry: Any, channels: int) -> Statistics | None:
     """An entry of the file if it can be what `channel_statistics` gives: numbers in 0..1, one a channel, no deviation of 0."""
     try:
         mean, std = (tuple(map(float, values)) for values in entry)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     sound = len(mean) == len(std) == channels and all(0 <= m <= 1 and 0 < s <= 1 for m, s in zip(mean, std, strict=True))
     return (mean, std) if sound else None
