@@ -5,17 +5,19 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from corsd_lib.batches import BatchSource, triplet_batches
-from corsd_lib.datasets import ImageArrays, ImageData
+from corsd_lib.datasets import ImageArrays, ImageData, ImageFiles
 from corsd_lib.errors import CorsdError
 from corsd_lib.files import write_between
 from corsd_lib.losses import margin_over_triplets
@@ -39,6 +41,7 @@ def bench(quick: bool = False) -> dict[str, Any]:
         "corsd_step_resnet20": step_ratio("resnet20", repeat),
         "release_formulation": release_ratio("resnet18", repeat),
         "input_pipeline": pipeline_ratio(repeat),
+        "streamed_pipeline": streamed_ratio(repeat),
         "step_memory_resnet18": memory_ratio("resnet18"),
         "import": import_ratio(repeat),
     }
@@ -111,6 +114,25 @@ def pipeline_ratio(repeat: int) -> dict[str, Any]:
     seconds = _in_turn({"ours": ours, "theirs": theirs}, repeat)
     what = "input pipeline: images a second, ours / torchvision per image in 2 workers"
     return _figure(what, _ratio(seconds, "theirs", "ours"), "at least 3")
+
+
+def streamed_ratio(repeat: int) -> dict[str, Any]:
+    """Images a second that we stream from JPEG files at 224 pixels, against torchvision's ImageFolder; 2 workers each."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = _photographs(Path(folder), 4 * BATCH)
+        source = BatchSource(data, batch_size=BATCH, augmentation="resized_crop")
+
+        def ours() -> None:
+            for _ in source(0):
+                pass
+
+        def theirs() -> None:
+            for _ in _image_folder_loader(Path(folder), data):
+                pass
+
+        seconds = _in_turn({"ours": ours, "theirs": theirs}, repeat)
+    what = "streaming from files at 224: images a second, ours / torchvision's ImageFolder, 2 workers each"
+    return _figure(what, _ratio(seconds, "theirs", "ours"), "at least 1")
 
 
 def memory_ratio(name: str) -> dict[str, Any]:
@@ -245,6 +267,38 @@ def _per_image_loader(data: ImageData) -> Iterator[Any]:
 
     loader = DataLoader(PerImage(), batch_size=BATCH, shuffle=True, drop_last=True, num_workers=2)
     return islice(iter(loader), len(pixels) // BATCH)
+
+
+def _photographs(folder: Path, count: int) -> ImageData:
+    """`count` JPEG files below `folder`/<class>/, of the size of a CUB photograph and with soft shapes as a photograph has."""
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    paths = [folder / str(i % CLASSES) / f"{i}.jpg" for i in range(count)]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        shapes = Image.fromarray(draw.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+        shapes.resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=95)
+    split = ImageFiles(tuple(map(str, paths)), torch.arange(count) % CLASSES, torch.arange(count), 224)
+    names, third = tuple(map(str, range(CLASSES))), (0.5, 0.5, 0.5)
+    return ImageData("photographs", split, split, names, names, torch.arange(CLASSES), third, third, 224, "resized_crop")
+
+
+def _image_folder_loader(folder: Path, data: ImageData) -> Iterator[Any]:
+    """The usual way: ImageFolder, RandomResizedCrop, RandomHorizontalFlip, ToTensor and Normalize, with 2 workers."""
+    from torch.utils.data import DataLoader
+    from torchvision import datasets, transforms
+
+    augment = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(data.image_size, scale=(data.crop_scale, 1.0)),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(data.mean, data.std),
+        ]
+    )
+    files = datasets.ImageFolder(folder, augment)
+    return iter(DataLoader(files, batch_size=BATCH, shuffle=True, drop_last=True, num_workers=2))
 
 
 def peak_memory() -> float:

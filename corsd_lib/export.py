@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from corsd_lib.datasets import ImageData
-from corsd_lib.errors import CorsdError
+from corsd_lib.errors import CorsdError, check_text
 from corsd_lib.evaluation import evaluate, run_data
 from corsd_lib.files import (
     read_json,
@@ -62,6 +62,7 @@ def export_run(
     is anything but an export of this run, data that is not there, and weights that float16 does not hold.
     """
     dest = Path(dest)
+    check_text("folder", str(dest))  # the copy is a run, and its name stands in its README
     _check_counts(snapshots, probe_images)
     trained, content = _figures(run), _portable(run, snapshots, probe_images)
     _check_destination(dest, content, run)

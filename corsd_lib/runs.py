@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import CorsdError, check_choice, check_text
 from corsd_lib.files import read_json, read_lines, read_tensors
 from corsd_lib.methods import Method, build_method, find_method
 from corsd_lib.network import MultiExitNetwork, build_network
@@ -62,6 +62,7 @@ class TrainConfig:
         data_root: folder that holds the data sets; default $CORSD_DATA, else `data`.
         per_class: labelled training images a class; all when not given.
         validation_fraction: share of train kept apart for tuning, in [0, 1).
+        test_fraction: share of each class that is the test set of a folder of classes without a split; 0.2 when not given.
         image_size: side of the square the network sees, pixels; the data set's own when not given.
         crop_to_box: crop to the bounding box where the data set has one.
         network: name of the backbone, see `build_network`.
@@ -107,6 +108,7 @@ class TrainConfig:
     data_root: str | None = None
     per_class: int | None = None
     validation_fraction: float = 0.0
+    test_fraction: float | None = None
     image_size: int | None = None
     crop_to_box: bool = False
     network: str = "resnet8"
@@ -162,6 +164,8 @@ class TrainConfig:
 
     def _check_values(self) -> None:
         find_method(self.method)
+        for name, value in (*asdict(self).items(), *self.method_options.items()):
+            check_text(name, *([value] if isinstance(value, str) else []))
         check_choice("schedule", self.schedule, ("onecycle", "cosine", "multistep", "constant"))
         check_choice("probe_split", self.probe_split, ("auto", "train", "validation", "test"))
         check_choice("padding_mode", self.padding_mode, ("reflect", "zero"))
@@ -175,6 +179,8 @@ class TrainConfig:
             _check_range(name, getattr(self, name), low=0)
         for name in ("validation_fraction", "momentum"):
             _check_range(name, getattr(self, name), low=0, high=1)
+        if self.test_fraction is not None:
+            _check_range("test_fraction", self.test_fraction, low=0, high=1, open_low=True)
         for share in self.milestones:
             _check_type("a milestone", share, float)
             _check_range("a milestone", share, low=0, high=1)
@@ -333,6 +339,7 @@ class Run:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        check_text("run", str(self.path))  # reports and tables name it
         if not (self.path / "config.json").is_file():
             raise CorsdError(f"{self.path} holds no run: there is no config.json in it")
 

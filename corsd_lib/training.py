@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from corsd_lib.capture import GraphedPasses, Passes
 from corsd_lib.checkpoint import Checkpoint, Position
 from corsd_lib.datasets import ImageData
+from corsd_lib.datasets.notices import silent
 from corsd_lib.determinism import deterministic_algorithms
 from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import (
@@ -129,7 +130,8 @@ def _train(
     gpus = [fabric.device] if fabric.device.type == "cuda" else []
     with _alone(fabric, config):
         if not (config.path / "test.json").is_file():  # which another process may have written meanwhile
-            data = _given_or_named(data, config)
+            with nullcontext() if fabric.is_global_zero else silent():  # one process reports what is unusual in the data
+                data = _given_or_named(data, config)
             # The caller's random numbers and settings are left as they were.
             with torch.random.fork_rng(gpus), deterministic_algorithms(config.deterministic):
                 trainer = Trainer(fabric, config, data)

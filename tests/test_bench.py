@@ -53,6 +53,31 @@ def test_both_pipelines_deliver_the_same_number_of_batches() -> None:
     assert ours == theirs == [torch.Size([bench.BATCH, 3, 32, 32])] * 3
 
 
+def test_both_ways_of_streaming_read_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "BATCH", 4)
+    data = bench._photographs(tmp_path, 10)
+    theirs = [images.shape for images, _ in bench._image_folder_loader(tmp_path, data)]
+    ours = [b.images.shape for b in bench.BatchSource(data, batch_size=4)(0)]
+    assert ours == theirs == [torch.Size([4, 3, 224, 224])] * 2
+    assert isinstance(data.train, bench.ImageFiles)
+    assert {Path(path) for path in data.train.paths} == set(tmp_path.rglob("*.jpg"))
+
+
+def test_streaming_is_measured_against_torchvisions_image_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "BATCH", 1)
+    timed: list[str] = []
+
+    def in_turn(actions: dict[str, Callable[[], object]], repeat: int) -> dict[str, list[float]]:
+        for name, action in actions.items():
+            timed.append(name)
+            action()
+        return {"ours": [2.0], "theirs": [3.0]}
+
+    monkeypatch.setattr(bench, "_in_turn", in_turn)
+    figure = bench.streamed_ratio(1)
+    assert timed == ["ours", "theirs"] and (figure["value"], figure["target"]) == (1.5, "at least 1")
+
+
 def test_peak_memory_sees_what_is_allocated() -> None:
     before = bench.peak_memory()
     held = torch.ones(2 * 2**30 // 4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import http.server
 import io
@@ -263,3 +264,35 @@ def test_a_corrupt_archive_is_set_aside_and_named(tmp_path: Path, damage: str) -
     with pytest.raises(CorsdError, match=r"a\.tgz cannot be unpacked"), unpacked(archive):
         pytest.fail("the context must not be entered")
     assert names(tmp_path) == {"a.tgz.corrupt"}
+
+
+def test_what_a_killed_process_left_is_removed_and_a_running_one_is_waited_for(tmp_path: Path) -> None:
+    archive = make_tar(tmp_path / "a.tgz", ("one.txt", b"1", ""))
+    (tmp_path / ".unpacking-killed" / "deep").mkdir(parents=True)
+    finished: list[str] = []
+
+    def other() -> None:
+        with unpacked(archive) as folder:
+            finished.append(folder.name)
+
+    with unpacked(archive) as folder:
+        assert names(tmp_path) == {"a.tgz", folder.name}
+        waiting = threading.Thread(target=other)
+        waiting.start()
+        waiting.join(0.2)
+        assert not finished and (folder / "one.txt").exists()
+    waiting.join()
+    assert len(finished) == 1 and names(tmp_path) == {"a.tgz"}
+
+
+def test_without_locks_nothing_is_taken_for_a_leftover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = make_tar(tmp_path / "a.tgz", ("one.txt", b"1", ""))
+    (tmp_path / ".unpacking-perhaps-running").mkdir()
+
+    def refused(*_: object) -> None:
+        raise OSError("no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with unpacked(archive):
+        pass
+    assert names(tmp_path) == {"a.tgz", ".unpacking-perhaps-running"}

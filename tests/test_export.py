@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -326,6 +327,12 @@ def test_what_is_there_already_is_never_overwritten(
     with pytest.raises(CorsdError, match=rf"{dest} is there already and is no export of {copied}: choose another folder"):
         export_run(load_run(copied), dest)
     assert before == (_content(dest) if dest.is_dir() else dest.read_bytes())
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_refused_before_anything_is_written(tiny_run: Run, tmp_path: Path) -> None:
+    with pytest.raises(CorsdError, match=r"folder '.*caf\\\\udce9' is not valid UTF-8"):
+        export_run(tiny_run, tmp_path / os.fsdecode(b"caf\xe9"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_the_data_it_says_why_it_is_wanted(copied: Path, tmp_path: Path) -> None:

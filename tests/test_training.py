@@ -13,10 +13,12 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +32,7 @@ from torch.optim import SGD, lr_scheduler
 from corsd_lib import cli, files, training
 from corsd_lib.analysis.images import run_images
 from corsd_lib.batches import Batch, BatchSource, evaluation_batches
-from corsd_lib.datasets import ImageArrays, load_dataset
+from corsd_lib.datasets import DataNotice, ImageArrays, load_dataset
 from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import evaluate, load_data
 from corsd_lib.export import export_run
@@ -137,6 +139,20 @@ def _wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -
         assert process.poll() is None, f"it ended too early: {process.communicate()}"
         assert time.monotonic() < end, "it takes too long"
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_of_several_processes_the_first_speaks_of_the_data(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, first: bool) -> None:
+    def loaded(*_: object) -> None:
+        warnings.warn("extra/ is not used", DataNotice, stacklevel=1)
+        raise CorsdError("that is all")
+
+    monkeypatch.setattr(training, "_given_or_named", loaded)
+    fabric: Any = SimpleNamespace(device=torch.device("cpu"), is_global_zero=first)
+    with warnings.catch_warnings(record=True) as seen, pytest.raises(CorsdError, match="that is all"):
+        warnings.simplefilter("always")
+        training._train(fabric, tiny(), None, None, False, None)
+    assert len(seen) == first
 
 
 # --- the loop is the plain loop ---
