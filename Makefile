@@ -21,7 +21,7 @@ UNIT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTEST) -n $(WORKERS)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv walkthrough lab test test-fast unit test-notebooks lint types format notebooks notebook-texts course tune study tables bench clean
+.PHONY: help venv walkthrough lab test test-fast unit fuzz test-notebooks lint types format notebooks notebook-texts course tune study tables bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-16s%s\n' "$$name" "$$text"; done
@@ -58,6 +58,9 @@ unit: venv  ## all unit tests
 	$(UNIT) -m "not alone"
 	OMP_NUM_THREADS=1 $(PYTEST) -m alone
 	OMP_NUM_THREADS=2 CORSD_TEST_THREADS=2 $(PYTEST) -m threads
+
+fuzz: venv  ## open 10,000 runs and studies with a file made wrong at random; an hour or so
+	CORSD_FUZZ=10000 $(UNIT) tests/test_fuzz.py
 
 # In a copy without runs: what a student has trained is neither read nor touched.
 # Each notebook in a folder of its own: two that train the same run at the same time would be in each other's way.

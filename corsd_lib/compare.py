@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from corsd_lib.errors import CorsdError, check_choice
-from corsd_lib.files import LockedError, locked, read_json, read_lines, write_json
+from corsd_lib.files import LockedError, locked, read_json, write_json
+from corsd_lib.readers import read_metrics
 from corsd_lib.runs import Run, TrainConfig
 from corsd_lib.study import Study, make_record, study_file
 from corsd_lib.tables import against, gain_cell, summarise, with_interval
@@ -293,7 +294,7 @@ def _standing(jobs: Sequence[Job], figures: Mapping[str, Any] | None, places: in
 
 def _newest(job: Job) -> dict[str, Any]:
     """The record of the last finished epoch of a run, {} before that."""
-    lines = read_lines(job.config.path / "metrics.jsonl")
+    lines = read_metrics(job.config.path / "metrics.jsonl")
     return lines[-1] if lines else {}
 
 

@@ -15,7 +15,6 @@ from corsd_lib.errors import CorsdError, check_text
 from corsd_lib.evaluation import evaluate, run_data
 from corsd_lib.files import (
     read_json,
-    read_lines,
     read_tensors,
     remove_parts,
     with_checksum,
@@ -24,6 +23,7 @@ from corsd_lib.files import (
     write_lines,
     write_tensors,
 )
+from corsd_lib.readers import read_config, read_metrics, read_summary
 from corsd_lib.relation import HandcraftedRelation, MapRelation, VectorRelation, cosine_scores, relation_matrix
 from corsd_lib.runs import PLACE_FIELDS, PROBE_FIELDS, Run, Snapshot, load_part, portable_name
 
@@ -73,7 +73,7 @@ def export_run(
     for folder in (dest, dest / "probes", dest / "embeddings"):
         remove_parts(folder)
     _write_probes(run, dest, snapshots, probe_images)
-    write_lines(dest / "metrics.jsonl", [_rounded(line) for line in read_lines(run.path / "metrics.jsonl")])
+    write_lines(dest / "metrics.jsonl", [_rounded(line) for line in read_metrics(run.path / "metrics.jsonl")])
     write_tensors(dest / "weights.safetensors", weights)
     exported = Run(dest)
     figures = asdict(evaluate(exported, data)) | {"data": exported.data.name}
@@ -114,7 +114,7 @@ def committed_summary(study: str) -> dict[str, Any]:
     """
     for folder in _results_folders():
         if (file := folder / study / "summary.json").is_file():
-            return read_json(file)
+            return read_summary(file)
     there = sorted({path.parts[-2] for folder in _results_folders() for path in folder.glob("*/summary.json")})
     raise _not_committed("study", study, there)
 
@@ -148,7 +148,7 @@ def _figures(run: Run) -> dict[str, Any]:
 
 def _portable(run: Run, snapshots: int, probe_images: int) -> dict[str, Any]:
     """The run's config.json without what only means something on this machine, and with how it was exported."""
-    content: dict[str, Any] = read_json(run.path / "config.json")
+    content = read_config(run.path / "config.json")
     train = content["train"] | {"data": portable_name(run.config.data), "data_root": None, "out": None, "resume": False}
     exported = {"snapshots": snapshots, "probe_images": probe_images}
     return {**content, "train": train, "data": content["data"] | {"name": portable_name(run.data.name)}, "exported": exported}

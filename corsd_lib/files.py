@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from corsd_lib.errors import CorsdError
+from corsd_lib.schema import parse_json
 
 __all__ = [
     "LockedError",
@@ -215,7 +216,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file; `CorsdError` when it is missing or damaged, also by its checksum if it has one."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CorsdError(f"{path} does not exist") from error
     except OSError as error:
@@ -230,7 +231,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        records = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    except OSError as error:
+        raise CorsdError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise CorsdError(f"{path} is not valid JSON lines: {error}") from error
     if not records or not isinstance(records[-1], dict) or "checksum" not in records[-1]:

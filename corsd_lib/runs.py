@@ -17,20 +17,26 @@ metrics.jsonl. A file without one, of an earlier version or edited by hand, is r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from corsd_lib.errors import CorsdError, check_choice, check_text
-from corsd_lib.files import read_json, read_lines, read_tensors
+from corsd_lib.files import read_json, read_tensors
 from corsd_lib.methods import Method, build_method, find_method
 from corsd_lib.network import MultiExitNetwork, build_network
+from corsd_lib.readers import FLOATS, read_config, read_metrics, read_probe_set, read_snapshot, read_test
+from corsd_lib.schema import shortened
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,6 +57,7 @@ __all__ = [
 # Fields of a configuration that say where and how a training runs, not what it comes to.
 PLACE_FIELDS = ("out", "resume", "data_root", "workers", "checkpoint_seconds", "cuda_graphs", "deterministic")
 PROBE_FIELDS = ("probe_every", "probe_size", "probe_split")  # what is recorded of it on the way
+_INTEGERS = 2**31  # above all that a training can want, below what tensors can count
 
 
 @dataclass(frozen=True)
@@ -163,9 +170,12 @@ class TrainConfig:
         return value
 
     def _check_values(self) -> None:
-        find_method(self.method)
         for name, value in (*asdict(self).items(), *self.method_options.items()):
             check_text(name, *([value] if isinstance(value, str) else []))
+        for name, value in asdict(self).items():
+            if type(value) is int and name != "seed":
+                _check_range(name, value, low=-_INTEGERS, high=_INTEGERS)
+        find_method(self.method)
         check_choice("schedule", self.schedule, ("onecycle", "cosine", "multistep", "constant"))
         check_choice("probe_split", self.probe_split, ("auto", "train", "validation", "test"))
         check_choice("padding_mode", self.padding_mode, ("reflect", "zero"))
@@ -202,8 +212,11 @@ class TrainConfig:
         return {**fields, **{f"method_options.{k}": v for k, v in options.items()}}
 
     def build_method(self, network: MultiExitNetwork | None = None) -> Method:
-        """The method of this configuration."""
-        return build_method(self.method, network=network, **self.method_options)
+        """The method of this configuration. Raises `CorsdError` for unknown options, and for one that memory does not hold."""
+        try:
+            return build_method(self.method, network=network, **self.method_options)
+        except (RuntimeError, MemoryError) as error:
+            raise CorsdError(f"method {self.method!r} cannot be built: {str(error).strip().partition(chr(10))[0]}") from error
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "config") -> TrainConfig:
@@ -238,13 +251,14 @@ def _check_type(name: str, value: object, hint: Any) -> None:
     kinds = [get_origin(h) or h for h in hints]
     if type(value) not in kinds and not (type(value) is int and float in kinds):
         allowed = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
-        raise CorsdError(f"{name} = {value!r} is of type {type(value).__name__}; allowed: {allowed}")
+        raise CorsdError(f"{name} = {shortened(value)} is of type {type(value).__name__}; allowed: {allowed}")
 
 
 def _check_range(name: str, value: float, low: float, high: float = math.inf, open_low: bool = False) -> None:
     inside = (low < value if open_low else low <= value) and value < high
     if not inside:
-        raise CorsdError(f"{name} = {value!r} must be {'above' if open_low else 'at least'} {low:g} and below {high:g}")
+        least = "above" if open_low else "at least"
+        raise CorsdError(f"{name} = {shortened(value)} must be {least} {low:g} and below {high:g}")
 
 
 @dataclass(frozen=True)
@@ -288,10 +302,13 @@ class Snapshot:
 
 
 class Probes(Mapping[int, Snapshot]):
-    """Probe snapshots of a run by epoch, each read when asked for; `labels`, `index` (N,) and `split` of the images."""
+    """Probe snapshots of a run by epoch, each read when asked for; `labels`, `index` (N,) and `split` of the images.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Raises `CorsdError` for a damaged file, and for tensors that do not fit each other, the `classes` or the other snapshots.
+    """
+
+    def __init__(self, path: Path, classes: int) -> None:
+        self.path, self._classes = path, classes
         files = {f.stem.removeprefix("epoch_"): f for f in (path / "probes").glob("epoch_*.safetensors")}
         self._files = {int(epoch): files[epoch] for epoch in sorted(filter(str.isdecimal, files), key=int)}
 
@@ -304,14 +321,13 @@ class Probes(Mapping[int, Snapshot]):
     def __getitem__(self, epoch: int) -> Snapshot:
         if epoch not in self._files:
             raise KeyError(f"no probe snapshot after epoch {epoch}; there are: {list(self._files)}")
-        tensors, _ = read_tensors(self._files[epoch])
-        lists = {name: _numbered(tensors, name) for name in ("embeddings", "logits", "relations")}
-        state = {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")}
-        return Snapshot(epoch, **lists, relation_state=state)
+        file, first = self._files[epoch], next(iter(self._files.values()))
+        parts = read_snapshot(file, len(self.labels), self._classes, like=None if first is file else first)
+        return Snapshot(epoch, **parts)
 
     @cached_property
     def _set(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        return read_tensors(self.path / "probe.safetensors")
+        return read_probe_set(self.path / "probe.safetensors", self._classes)
 
     @property
     def labels(self) -> Tensor:
@@ -326,11 +342,7 @@ class Probes(Mapping[int, Snapshot]):
         return self._set[1]["split"]
 
 
-def _numbered(tensors: dict[str, Tensor], name: str) -> list[Tensor]:
-    found = (tensors.get(f"{name}.{k}") for k in range(len(tensors)))
-    return [t for t in found if t is not None]
-
-
+M = TypeVar("M", bound=nn.Module)
 _OF_A_RUN = {"train", "data", "provenance"}  # the parts of its config.json
 
 
@@ -340,7 +352,7 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         check_text("run", str(self.path))  # reports and tables name it
-        if not (self.path / "config.json").is_file():
+        if not os.path.isfile(self.path / "config.json"):  # unlike Path.is_file it is quiet about names no file can have
             raise CorsdError(f"{self.path} holds no run: there is no config.json in it")
 
     def __repr__(self) -> str:
@@ -349,10 +361,7 @@ class Run:
 
     @cached_property
     def _json(self) -> dict[str, Any]:
-        values = read_json(self.path / "config.json")
-        if not isinstance(values, dict) or not values.keys() >= _OF_A_RUN:
-            raise CorsdError(f"{self.path / 'config.json'} is not of a run: it lacks one of train, data, provenance")
-        return values
+        return read_config(self.path / "config.json")
 
     @property
     def raw_config(self) -> dict[str, Any]:
@@ -385,13 +394,13 @@ class Run:
         """One row an epoch; columns epoch, step, lr, images, seconds, loss.<part>, train_top1.exit<k>, val_top1.exit<k> (%)."""
         import pandas as pd
 
-        return pd.DataFrame(read_lines(self.path / "metrics.jsonl"))
+        return pd.DataFrame(read_metrics(self.path / "metrics.jsonl"))
 
     @property
     def epochs_done(self) -> int:
         """Epochs that are finished."""
-        lines = read_lines(self.path / "metrics.jsonl")
-        return int(lines[-1]["epoch"]) if lines else 0
+        lines = read_metrics(self.path / "metrics.jsonl")
+        return lines[-1]["epoch"] if lines else 0
 
     @property
     def finished(self) -> bool:
@@ -402,34 +411,52 @@ class Run:
     def test(self) -> dict[str, Any] | None:
         """The evaluation on the test split after the last epoch, or None before."""
         path = self.path / "test.json"
-        return read_json(path) if path.is_file() else None
+        return read_test(path) if path.is_file() else None
 
     @property
     def probes(self) -> Probes:
         """Probe snapshots by epoch, as far as they are written."""
-        return Probes(self.path)
+        return Probes(self.path, self.data.num_classes)
 
     def network(self) -> MultiExitNetwork:
         """The network in eval mode with the newest weights on disk."""
-        network = self._new_network()
-        self._load("network", network)
-        return network.eval()
+        return self._with_weights("network", self._new_network).eval()
 
     def method(self) -> Method:
         """The method in eval mode with its relation networks, newest weights on disk."""
-        method = self.config.build_method(self._new_network())
-        self._load("method", method)
-        return method.eval()
+        return self._with_weights("method", lambda: self.config.build_method(self._new_network())).eval()
 
     def _new_network(self) -> MultiExitNetwork:
         return new_network(replace(self.config, pretrained=False), self.data)
 
-    def _load(self, part: str, module: nn.Module) -> None:
+    def _with_weights(self, part: str, build: Callable[[], M]) -> M:
         for name in ("weights.safetensors", "checkpoint.safetensors"):
             if (self.path / name).is_file():
-                load_part(module, read_tensors(self.path / name)[0], part, self.path / name)
-                return
+                tensors, _ = read_tensors(self.path / name)
+                with _no_larger(sum(t.numel() for t in tensors.values()), self.path / name):
+                    module = build()
+                load_part(module, tensors, part, self.path / name)
+                return module
         raise CorsdError(f"{self.path} holds no weights yet: its training was stopped before the first checkpoint")
+
+
+@contextmanager
+def _no_larger(held: int, source: Path) -> Iterator[None]:
+    """Raise `CorsdError` when this thread makes modules of far more numbers than a file has, before they take the memory."""
+    most, count, mine = 4 * held + 2**24, 0, threading.get_ident()  # timm builds parts that it drops again
+
+    def added(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal count
+        if parameter is not None and threading.get_ident() == mine:
+            count += parameter.numel()
+            if count > most:
+                raise CorsdError(f"{source} is of another architecture: it holds {held:,} numbers, far fewer than this one has")
+
+    hook = register_module_parameter_registration_hook(added)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def portable_name(name: str) -> str:
@@ -444,21 +471,28 @@ def load_run(path: str | Path) -> Run:
 
 
 def new_network(config: TrainConfig, data: DataInfo) -> MultiExitNetwork:
-    """The network of a configuration with the exits its method wants; fresh (or pretrained) weights."""
-    return build_network(
-        config.network,
-        data.num_classes,
-        in_channels=data.channels,
-        image_size=data.image_size,
-        width=config.width,
-        stem=config.stem,
-        pretrained=config.pretrained,
-        exits=find_method(config.method).exits,
-    )
+    """The network of a configuration with the exits its method wants; fresh (or pretrained) weights.
+
+    Raises `CorsdError` for a network that is not known, and for one that memory does not hold.
+    """
+    try:
+        return build_network(
+            config.network,
+            data.num_classes,
+            in_channels=data.channels,
+            image_size=data.image_size,
+            width=config.width,
+            stem=config.stem,
+            pretrained=config.pretrained,
+            exits=find_method(config.method).exits,
+        )
+    except (RuntimeError, MemoryError) as error:
+        asked = f"network {config.network!r} of width {config.width!r} and {data.num_classes} classes"
+        raise CorsdError(f"{asked} cannot be built: {str(error).strip().partition(chr(10))[0]}") from error
 
 
 def load_part(module: nn.Module, tensors: Mapping[str, Tensor], part: str, source: Path) -> None:
-    """Load the tensors named `part`.* into `module`; one `CorsdError` that names the first difference in architecture."""
+    """Load the tensors named `part`.* into `module`; one `CorsdError` that names the first that does not fit."""
     given = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
     wanted = module.state_dict()
     for name in {**wanted, **given}:  # in the order of the module, so that the first difference is the same each time
@@ -468,4 +502,10 @@ def load_part(module: nn.Module, tensors: Mapping[str, Tensor], part: str, sourc
             raise CorsdError(
                 f"{source} is of another architecture: {part}.{name} is {have} there, {want} in this {part}{grows}"
             )
+    for name, value in given.items():
+        dtype = wanted[name].dtype
+        if value.dtype not in (FLOATS if dtype in FLOATS else (dtype,)):
+            raise CorsdError(f"{source}: {part}.{name} is of {value.dtype}; allowed: {dtype}")
+        if not value.isfinite().all():
+            raise CorsdError(f"{source}: {part}.{name} has values that are not finite")
     module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in given.items()})

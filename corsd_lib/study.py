@@ -9,6 +9,7 @@ A record is a few kilobytes, travels in git and means that its training is done,
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,8 +19,9 @@ from typing import Any
 
 from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.evaluation import training_macs
-from corsd_lib.files import read_json, read_lines, write_atomic, write_json
+from corsd_lib.files import read_json, write_atomic, write_json
 from corsd_lib.methods import find_method
+from corsd_lib.readers import read_metrics, read_record, read_trials
 from corsd_lib.runs import PLACE_FIELDS, Run, TrainConfig, differences, portable_name
 from corsd_lib.tables import Record, markdown, summarise, table
 
@@ -145,11 +147,10 @@ class Study:
     def _tuned(self, file: str) -> dict[str, Any]:
         """The best settings that a tuning record knows."""
         path = self.path / file
-        try:
-            best = (read_json(path) if path.is_file() else {})["best"]
-            return {**best.get("train", {}), "method_options": best["options"]}
-        except (KeyError, TypeError, AttributeError) as error:
-            raise CorsdError(f"{path} has no best options: tune the row first (corsd tune)") from error
+        best = read_trials(path).get("best") if os.path.isfile(path) else None
+        if best is None:
+            raise CorsdError(f"{path} has no best options: tune the row first (corsd tune)")
+        return {**best.get("train", {}), "method_options": best["options"]}
 
     def check_search(self, row: str) -> None:
         """Raise a `CorsdError` while the search of a row has fewer trials than `tuning` wants: its best may change."""
@@ -158,7 +159,7 @@ class Study:
         wanted = entry.get("trials", TRIALS) if isinstance(entry, dict) else None
         if file is None or not isinstance(wanted, int):
             return
-        done = self.trials_done(read_json(self.path / file))
+        done = self.trials_done(read_trials(self.path / file))
         if done < wanted:
             raise CorsdError(
                 f"row {row!r}: {self.path / file} has {done} of {wanted} trials: finish the search (corsd tune) or want fewer, "
@@ -181,10 +182,7 @@ class Study:
         path = self.record_path(row, seed)
         if not path.is_file():
             return None
-        record = read_json(path)
-        for part in ("config", "test"):
-            if not isinstance(record, dict) or not isinstance(record.get(part), dict):
-                raise CorsdError(f"{path} is no record of a training: it has no {part}")
+        record = read_record(path, row, seed)
         before, now = TrainConfig.from_dict(record["config"], str(path)), self.config(row, seed)
         if changes := differences(before, replace(now, data=portable_name(now.data))):
             raise CorsdError(f"{path} is of another configuration: {changes}; remove or rename it to train again")
@@ -195,6 +193,10 @@ class Study:
         found: dict[str, dict[int, Record]] = {name: {} for name in self.rows}
         for row, seed in self.jobs():
             if (record := self.record(row, seed)) is not None:
+                exits = [len(r["test"]["exits"]) for r in (record, *found[row].values())]
+                if exits[0] != exits[-1]:
+                    path = self.record_path(row, seed)
+                    raise CorsdError(f"{path}: test: exits has {exits[0]} entries; allowed: {exits[-1]}, as with other seeds")
                 found[row][seed] = record
         return {row: by_seed for row, by_seed in found.items() if by_seed}
 
@@ -279,13 +281,15 @@ def _images_an_anchor(config: TrainConfig) -> int:
 
 def make_record(run: Run, row: str, seed: int) -> Record:
     """What stays of a finished run when its folder is gone: nothing of the user's paths, a few kilobytes."""
-    epochs = read_lines(run.path / "metrics.jsonl")
+    epochs = read_metrics(run.path / "metrics.jsonl")
+    if not epochs or run.test is None:
+        raise CorsdError(f"{run.path} has no {'evaluation on test' if epochs else 'metrics of an epoch'}: it is not finished")
     images = sum(epoch["images"] for epoch in epochs)
     return {
         "row": row,
         "seed": seed,
         "config": {k: v for k, v in run.raw_config.items() if k not in PLACE_FIELDS} | {"data": portable_name(run.config.data)},
-        "test": {**(run.test or {}), "data": portable_name(run.data.name)},
+        "test": {**run.test, "data": portable_name(run.data.name)},
         "train_top1": [v for k, v in epochs[-1].items() if k.startswith("train_top1.")],
         "images": images,
         "macs": round(images * training_macs(run.config, run.data)),

@@ -437,7 +437,9 @@ class Trainer:
         if self.data.validation is not None:
             logits, labels = exit_logits(self.network, self.data, self.data.validation, self.config.workers)
             record |= {f"val_top1.exit{k}": top_k_accuracy(z, labels) for k, z in enumerate(logits, 1)}
-        write_lines(self._to("metrics.jsonl"), [*self._recorded(self.epoch - 1), record])
+        # Columns of an earlier version that reported terms of weight 0 are left out: all lines have the same.
+        lines = [{k: v for k, v in line.items() if k in record} for line in self._recorded(self.epoch - 1)]
+        write_lines(self._to("metrics.jsonl"), [*lines, record])
         every = self.config.probe_every
         if self.epoch == self.config.epochs or (every and self.epoch % every == 0):
             self._snapshot()

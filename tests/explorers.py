@@ -24,6 +24,8 @@ def large_run(small: Run, path: Path, names: list[str], epochs: int = 30, exits:
     config = read_json(small.path / "config.json")
     config["data"] |= {"class_names": names, "superclass_names": names, "superclass_of_class": list(range(len(names)))}
     write_json(path / "config.json", config)
+    labels = torch.arange(images) % len(names)
+    write_tensors(path / "probe.safetensors", {"labels": labels, "index": torch.arange(images)}, {"split": "train"})
     generator = torch.Generator().manual_seed(0)
     for epoch in range(epochs):
         snapshot = {f"relations.{k}": torch.rand(len(names), len(names), generator=generator) for k in range(exits)}

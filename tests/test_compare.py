@@ -283,10 +283,9 @@ def test_the_live_table_says_how_every_row_stands(write: Write) -> None:
     jobs = compare._wanted(study, Path("runs/mine"), None, None, None)
     plain, byot, plain_1, byot_1 = jobs
     plain.state, byot.state, plain_1.state, byot_1.state = "done", "running", "running", "failed"
-    line = {"epoch": 12, "seconds": 4.0, "train_top1.exit1": 50.0, "train_top1.exit2": 60.0}
-    write_lines(
-        byot.config.path / "metrics.jsonl", [{**line, "epoch": 11}, {**line, "val_top1.exit1": 40.0, "val_top1.exit2": 45.0}]
-    )
+    line = {"step": 9, "lr": 0.1, "images": 90, "seconds": 4.0, "loss.total": 1.0}
+    line |= {"train_top1.exit1": 50.0, "train_top1.exit2": 60.0, "val_top1.exit1": 40.0, "val_top1.exit2": 45.0}
+    write_lines(byot.config.path / "metrics.jsonl", [{"epoch": epoch, **line} for epoch in range(1, 13)])
     record = {"config": {"epochs": 30, "method_options": {}}, "test": {"exits": [{"top1": 88.0}]}, "train_top1": [90.0]}
     records = {"baseline": {0: {**record, "images": 1, "macs": 1, "seconds": 120.0}}}
     console = Console(width=120, record=True, file=io.StringIO())

@@ -405,11 +405,11 @@ def test_a_committed_run_is_found_beside_the_package(tmp_path: Path, monkeypatch
 
 
 def test_what_a_committed_study_says_is_found_in_the_same_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "results" / "mine").mkdir(parents=True)
-    (tmp_path / "results" / "mine" / "summary.json").write_text('{"title": "of my own"}')
+    mine = {**committed_summary("digits"), "title": "of my own"}
+    write_json(tmp_path / "results" / "mine" / "summary.json", mine)
     (tmp_path / "notebooks").mkdir()
     monkeypatch.chdir(tmp_path / "notebooks")
-    assert committed_summary("mine") == {"title": "of my own"}
+    assert committed_summary("mine") == mine
     assert committed_summary("cifar100_small")["baseline"] == "baseline"
     with pytest.raises(CorsdError, match=r"no committed study 'other'; there are: .*cifar100_small.*mine"):
         committed_summary("other")

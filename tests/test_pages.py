@@ -19,7 +19,7 @@ from explorers import EPOCHS, large_run, small_run
 
 from corsd_lib import CorsdError, Run, TrainConfig, load_run, stage_embedding, train
 from corsd_lib.analysis import class_order, early_exit_curve
-from corsd_lib.files import read_json, write_json, write_tensors
+from corsd_lib.files import read_json, read_tensors, write_json, write_tensors
 from corsd_lib.pages import (
     Panel,
     columns_panel,
@@ -170,7 +170,8 @@ def test_first_right_counts_the_exits_that_are_shown(corsd: Run) -> None:
 def test_a_pair_without_a_score_has_none(corsd: Run, tmp_path: Path) -> None:
     run = large_run(corsd, tmp_path, ["a", "b"], epochs=1, exits=2, images=4)
     relations = {f"relations.{k}": torch.tensor([[0.0, torch.nan], [1.0, 0.5]]) for k in range(2)}
-    write_tensors(tmp_path / "probes" / "epoch_0000.safetensors", relations)
+    file = tmp_path / "probes" / "epoch_0000.safetensors"
+    write_tensors(file, {**read_tensors(file)[0], **relations})
     codes = relation_panel(run).data["runs"][0]["codes"]
     np.testing.assert_array_equal(codes[0], [[[0, 255], [254, 127]]] * 2)
 
@@ -222,7 +223,8 @@ def test_many_classes_show_fewer_epochs_and_say_so(corsd: Run, tmp_path: Path) -
 
 def test_names_are_told_apart(corsd: Run, tmp_path: Path) -> None:
     run = large_run(corsd, tmp_path, [EVIL, "cat", "cat"], epochs=1, exits=1, images=4)
-    assert relation_panel(run).data["names"] == [EVIL, "cat", "cat (2)"]
+    data = relation_panel(run).data
+    assert data["names"] == [f"{EVIL[:43]}…", "cat", "cat (2)"] and data["whole_names"] == {"0": EVIL}
     assert run_names([corsd]) == ["corsd, seed 0"]
     assert run_names([corsd, corsd])[0] == f"corsd, seed 0 ({'/'.join(corsd.path.parts[-2:])})"
     assert len(set(run_names([corsd] * 3))) == 3

@@ -19,7 +19,7 @@ from corsd_lib import Run, TrainConfig, load_dataset, load_run
 from corsd_lib.analysis.exits import choose_threshold, cumulative_macs, early_exit, early_exit_curve
 from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import evaluate, exit_logits
-from corsd_lib.files import read_json, write_json, write_tensors
+from corsd_lib.files import read_json, read_tensors, write_json, write_tensors
 from corsd_lib.training import train
 from corsd_lib.widgets.exits import ExitExplorer
 
@@ -268,7 +268,8 @@ def test_a_run_of_the_size_of_cifar100_opens_in_a_second_and_moves_at_once(corsd
     run = large_run(corsd, tmp_path, [f"class {c}" for c in range(100)], epochs=2, exits=3)
     generator = torch.Generator().manual_seed(0)
     tensors = {f"logits.{k}": torch.randn(1000, 100, generator=generator).half() for k in range(3)}
-    write_tensors(tmp_path / "probes" / "epoch_0001.safetensors", tensors | {"relations.0": torch.eye(100)})
+    file = tmp_path / "probes" / "epoch_0001.safetensors"
+    write_tensors(file, read_tensors(file)[0] | tensors)
     labels = torch.arange(100).repeat_interleave(10)
     write_tensors(tmp_path / "probe.safetensors", {"labels": labels, "index": torch.arange(1000)}, {"split": "train"})
     ExitExplorer(corsd)  # what the first widget of a process loads is not this run's cost

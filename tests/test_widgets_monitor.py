@@ -18,7 +18,7 @@ from tiny import TINY
 
 from corsd_lib import Run, TrainConfig, TrainingMonitor, load_run, train
 from corsd_lib.errors import CorsdError
-from corsd_lib.files import read_tensors, write_json
+from corsd_lib.files import read_json, read_tensors, write_json
 
 
 @pytest.fixture(scope="module", params=["corsd", "baseline"])
@@ -269,14 +269,16 @@ def test_an_error_of_a_training_is_shown_and_raised(config: TrainConfig) -> None
     assert not monitor.training and monitor.stop_button.disabled
 
 
-def test_data_of_ones_own_reaches_the_training_and_its_resume(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_of_ones_own_reaches_the_training_and_its_resume(
+    config: TrainConfig, tiny_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from corsd_lib.evaluation import load_data
 
     data, given = load_data(config), []
     monkeypatch.setattr("corsd_lib.widgets.monitor.train", lambda c, **options: given.append(options["data"]) or no_run(c))
 
     def no_run(config: TrainConfig) -> Run:
-        write_json(config.path / "config.json", {"train": {"epochs": 2}, "data": {}, "provenance": {}})
+        write_json(config.path / "config.json", read_json(tiny_run.path / "config.json"))
         return load_run(config.path)
 
     monitor = TrainingMonitor()

@@ -291,8 +291,8 @@ def test_a_run_on_other_classes_or_images_is_refused(corsd: Run, tmp_path: Path)
     with pytest.raises(CorsdError, match="other classes"):
         RelationExplorer(corsd, large_run(corsd, tmp_path / "a", ["a", "b"], epochs=1, images=2))
     names = list(corsd.data.class_names)
-    other = large_run(corsd, tmp_path / "b", names, epochs=1, exits=3, images=30)
     labels = corsd.probes.labels
+    other = large_run(corsd, tmp_path / "b", names, epochs=1, exits=3, images=len(labels))
     tensors = {"labels": labels, "index": corsd.probes.index + 1}
     write_tensors(other.path / "probe.safetensors", tensors, {"split": corsd.probes.split})
     explorer = RelationExplorer(corsd, load_run(other.path))

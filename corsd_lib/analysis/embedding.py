@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from corsd_lib.errors import CorsdError, check_choice, require
-from corsd_lib.files import read_tensors, write_tensors
+from corsd_lib.files import write_tensors
+from corsd_lib.readers import read_embedding
 from corsd_lib.runs import Run
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def stage_embedding(
     """
     settings = _settings(run, epochs, exits, method, seed, neighbours, min_dist)
     path = _place(run, settings)
-    tensors = None if refresh else _cached(path, run)
+    tensors = None if refresh else _cached(path, run, settings)
     if tensors is None:
         tensors = _embedded(run, settings)
         with suppress(CorsdError):  # somebody else's run, or a full disk: what was computed is still good
@@ -115,7 +116,8 @@ def is_kept(
     min_dist: float = 0.1,
 ) -> bool:
     """Whether `stage_embedding` with the same arguments only reads what the run has kept; errors as of that."""
-    return _cached(_place(run, _settings(run, epochs, exits, method, seed, neighbours, min_dist)), run) is not None
+    settings = _settings(run, epochs, exits, method, seed, neighbours, min_dist)
+    return _cached(_place(run, settings), run, settings) is not None
 
 
 def _chosen(what: str, asked: Sequence[int] | None, allowed: list[int], default: list[int]) -> list[int]:
@@ -149,13 +151,13 @@ def _place(run: Run, settings: dict[str, Any]) -> Path:
     return run.path / "embeddings" / f"{settings['method']}-{key}.safetensors"
 
 
-def _cached(path: Path, run: Run) -> dict[str, Tensor] | None:
+def _cached(path: Path, run: Run, settings: dict[str, Any]) -> dict[str, Tensor] | None:
     """What was kept, unless there is nothing, it is damaged, or the run has other probe images by now."""
     try:
-        tensors, _ = read_tensors(path)
+        tensors = read_embedding(path, len(settings["epochs"]), len(settings["exits"]), len(run.probes.labels))
     except CorsdError:
         return None
-    same = all(name in tensors and torch.equal(tensors[name], getattr(run.probes, name)) for name in ("labels", "index"))
+    same = all(torch.equal(tensors[name], getattr(run.probes, name)) for name in ("labels", "index"))
     return tensors if same else None
 
 

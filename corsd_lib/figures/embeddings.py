@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from corsd_lib.errors import CorsdError
-from corsd_lib.figures.style import GREY, GRID, PALETTE, SCALE, SYMBOLS, Matrix, set_title, template
+from corsd_lib.figures.style import GREY, GRID, PALETTE, SCALE, SYMBOLS, Matrix, hover_name, set_title, short_name, template
 
 _COLUMNS = 4  # panels in a row
 _MOST_SVG = 8000  # points; WebGL is faster above, but a browser has 16 contexts a page, and such a figure takes three of them
@@ -45,7 +45,7 @@ def embedding_scatter(
     _check_lengths(images, labels=labels, captions=captions, colour_by=colour_by)
     _check_lengths(count, titles=titles, quality=quality)
     classes = [class_names[label] for label in np.asarray(labels).tolist()]
-    hover = [_escaped(text) for text in (classes if captions is None else captions)]
+    hover = ["<br>".join(map(hover_name, text.split("\n"))) for text in (classes if captions is None else captions)]
     figure, trace = _panels([_escaped(text) for text in titles]), go.Scatter if count * images <= _MOST_SVG else go.Scattergl
     for k, panel in enumerate(points):
         x, y = np.ascontiguousarray(panel.T)
@@ -89,7 +89,7 @@ def legend_of(colour_by: Sequence[str] | Matrix, kinds: Sequence[str] | None = N
     if len(kinds) > _MOST_KINDS:
         return []
     return [
-        go.Scatter(x=[None], y=[None], mode="markers", name=_escaped(kind), hoverinfo="skip", marker=_kind_look(i))
+        go.Scatter(x=[None], y=[None], mode="markers", name=_escaped(short_name(kind)), hoverinfo="skip", marker=_kind_look(i))
         for i, kind in enumerate(kinds)
     ]
 

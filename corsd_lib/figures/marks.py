@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from corsd_lib.errors import CorsdError
-from corsd_lib.figures.style import Matrix
+from corsd_lib.figures.style import Matrix, short_name
 
 _MOST_GROUP_NAMES = 40
 _LONGEST = 26  # characters of a name at an axis
@@ -46,7 +46,7 @@ def group_ticks(groups: Matrix, labels: Sequence[str], group_names: Sequence[str
     ids = np.asarray(groups).tolist()
     if not set(ids) <= set(range(len(group_names))):
         raise CorsdError(f"groups {min(ids)} to {max(ids)} with {len(group_names)} group names; one name an id is wanted")
-    text = [html.escape(_shortened(group_names[ids[middle]]), quote=False) for middle in shown]
+    text = [html.escape(short_name(group_names[ids[middle]], _LONGEST), quote=False) for middle in shown]
     ticks = {"tickmode": "array", "tickvals": [labels[middle] for middle in shown], "ticktext": text}
     return {**ticks, "tickfont": {"size": 10 if len(shown) > 10 else 12}}
 
@@ -83,10 +83,6 @@ def clustering_shape(linkage: Matrix, order: Matrix | None, tall: float, colour:
     line = {"color": colour, "width": 1.2 if count <= 40 else 1.0}
     shape = {"type": "path", "path": "".join(parts), "xref": "x", "yref": "y domain", "line": line, "name": "dendrogram"}
     return shape, tallest
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
 
 
 def _steps(linkage: Matrix, count: int) -> npt.NDArray[np.float64]:

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 
 from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.figures.marks import boundary_shapes, clustering_shape, group_ticks, leaves_of
-from corsd_lib.figures.style import DIVERGING, SCALE, Matrix, as_scores, set_title, template, unique_labels
+from corsd_lib.figures.style import DIVERGING, SCALE, Matrix, as_scores, class_labels, hover_names, set_title, template
 
 UNITS = ("class", "image")
 ALL_NAMED = 20  # more names than this do not all fit beside the cells
@@ -47,8 +47,8 @@ def relation_heatmap(
     """
     if dendrogram is not None and order is None:
         order = leaves_of(dendrogram, len(names))
-    values, labels = _ordered(as_scores(matrix), names, order)
-    figure = go.Figure(relation_trace(values, labels))
+    values, labels, full = _ordered(as_scores(matrix), names, order)
+    figure = go.Figure(relation_trace(values, labels, full))
     _finish(figure, labels, title, groups, group_names, unit, dark)
     if dendrogram is not None:
         _add_tree(figure, dendrogram, order)
@@ -77,25 +77,30 @@ def relation_difference(
     first, second = as_scores(matrix), as_scores(reference)
     if first.shape != second.shape:
         raise CorsdError(f"a matrix of shape {first.shape} minus one of shape {second.shape}; the same shape is wanted")
-    values, labels = _ordered(first - second, names, order)
-    figure = go.Figure(difference_trace(values, labels, limit))
+    values, labels, full = _ordered(first - second, names, order)
+    figure = go.Figure(difference_trace(values, labels, limit, full))
     _finish(figure, labels, title or difference_finding(values, labels, unit), groups, group_names, unit, dark)
     return figure
 
 
-def relation_trace(values: npt.NDArray[np.float32], names: Sequence[str]) -> go.Heatmap:
-    """The heatmap of `relation_heatmap` as a trace, for figures that hold more than one thing; `names` are escaped ones."""
+def relation_trace(values: npt.NDArray[np.float32], names: Sequence[str], full: Sequence[str] | None = None) -> go.Heatmap:
+    """The heatmap of `relation_heatmap` as a trace, for figures that hold more than one thing.
+
+    `names` are escaped ones, as of `class_labels`; `full` is what hover says in their place, as of `hover_names`.
+    """
     look = {"zmin": 0, "zmax": 1, "colorscale": SCALE, "colorbar": _colour_bar("relation", ".1f")}
-    return _heatmap(values, names, "relation %{z:.3f}", look)
+    return _heatmap(values, names, full, "relation %{z:.3f}", look)
 
 
-def difference_trace(values: npt.NDArray[np.float32], names: Sequence[str], limit: float = LIMIT) -> go.Heatmap:
-    """The heatmap of `relation_difference` as a trace; `names` are escaped ones."""
+def difference_trace(
+    values: npt.NDArray[np.float32], names: Sequence[str], limit: float = LIMIT, full: Sequence[str] | None = None
+) -> go.Heatmap:
+    """The heatmap of `relation_difference` as a trace; `names` and `full` as of `relation_trace`."""
     marks = [limit * part for part in (-1, -0.5, 0, 0.5, 1)]
     text = [f"≤ {marks[0]:g}", *(f"{mark:+g}" if mark else "0" for mark in marks[1:-1]), f"≥ +{limit:g}"]
     bar = {**_colour_bar("difference of relations", ""), "tickvals": marks, "ticktext": text}
     look = {"zmin": -limit, "zmax": limit, "colorscale": DIVERGING, "colorbar": bar}
-    return _heatmap(values, names, "difference %{z:+.3f}", look)
+    return _heatmap(values, names, full, "difference %{z:+.3f}", look)
 
 
 def square_class_axes(figure: go.Figure, classes: int, *, unit: str = "class", **where: int) -> None:
@@ -150,23 +155,32 @@ def difference_finding(values: npt.NDArray[np.float32], names: Sequence[str], un
 
 def _ordered(
     values: npt.NDArray[np.float32], names: Sequence[str], order: Matrix | None
-) -> tuple[npt.NDArray[np.float32], list[str]]:
-    """Scores (C, C) and their labels in drawing order."""
+) -> tuple[npt.NDArray[np.float32], list[str], list[str]]:
+    """Scores (C, C) in drawing order, their labels, and what hover says of them."""
     count = len(names)
     if values.shape != (count, count):
         raise CorsdError(f"relation matrix of shape {values.shape} does not fit {count} class names; (C, C) is wanted")
-    labels = unique_labels(names)
+    labels, full = class_labels(names), hover_names(names)
     if order is None:
-        return values, labels
+        return values, labels, full
     places = np.asarray(order)
     if sorted(places.tolist()) != list(range(count)):
         raise CorsdError(f"order of {places.size} places is no permutation of {count} classes; each of 0 to {count - 1} once")
-    return values[np.ix_(places, places)], [labels[place] for place in places]
+    return values[np.ix_(places, places)], [labels[place] for place in places], [full[place] for place in places]
 
 
-def _heatmap(values: npt.NDArray[np.float32], names: Sequence[str], said: str, look: dict[str, Any]) -> go.Heatmap:
-    hover = f"%{{y}} with %{{x}}<br>{said}<extra></extra>"
-    return go.Heatmap(z=values, x=list(names), y=list(names), hovertemplate=hover, hoverongaps=False, **look)
+def _heatmap(
+    values: npt.NDArray[np.float32], names: Sequence[str], full: Sequence[str] | None, said: str, look: dict[str, Any]
+) -> go.Heatmap:
+    cut = full is not None and list(full) != list(names)  # only then: a text a cell weighs more than all the scores
+    pair = "%{hovertext}" if cut else "%{y} with %{x}"
+    hover = {"hovertemplate": f"{pair}<br>{said}<extra></extra>", "hovertext": pair_texts(full) if full and cut else None}
+    return go.Heatmap(z=values, x=list(names), y=list(names), hoverongaps=False, **hover, **look)
+
+
+def pair_texts(full: Sequence[str]) -> npt.NDArray[np.object_]:
+    """What hover says of every cell (C, C) of a heatmap: the first class with the second."""
+    return np.array([[f"{first} with {second}" for second in full] for first in full], object)
 
 
 def _colour_bar(title: str, form: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from corsd_lib.errors import CorsdError
-from corsd_lib.figures.style import GREY, INK, PALETTE, SYMBOLS, exit_names, set_title, template
+from corsd_lib.figures.style import GREY, INK, PALETTE, SYMBOLS, exit_names, hover_name, set_title, short_name, template
 from corsd_lib.tables import trained_exits
 
 _ENDS = ("top1", "top1_low", "top1_high")
@@ -40,12 +40,12 @@ def accuracy_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.
         i = (back - 1) % len(PALETTE)
         _add_points(figure, points, "%", name=name, marker={"color": PALETTE[i], "symbol": SYMBOLS[i], "size": 9})
     best, reference = max(methods.values(), key=lambda m: m["top1"][-1]), methods.get(summary["baseline"])
-    title = f"Best deepest exit on average: {best['label']}, {best['top1'][-1]:.1f} %"
+    title = f"Best deepest exit on average: {short_name(best['label'])}, {best['top1'][-1]:.1f} %"
     axis = "test top-1 (%), mean over n seeds, 95 % interval"
     if reference is not None:
         figure.add_vline(x=reference["top1"][-1], line={"dash": "dot", "width": 1, "color": INK[dark]})
-        title += "" if best is reference else f"; {reference['label']}, {reference['top1'][-1]:.1f} %"
-        axis += f"; dotted: {html.escape(reference['label'])}"
+        title += "" if best is reference else f"; {short_name(reference['label'])}, {reference['top1'][-1]:.1f} %"
+        axis += f"; dotted: {html.escape(short_name(reference['label']))}"
     figure.update_layout(legend={"traceorder": "reversed", "orientation": "h", "y": 1, "yanchor": "bottom"}, xaxis_title=axis)
     return _with_rows(figure, [_with_n(m) for m in methods.values()], title, dark)
 
@@ -72,7 +72,7 @@ def gain_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.Figu
         _add_points(figure, [(labels[-1], row, m["gain"], low, high)], "points", marker={"color": colour, "size": 10})
     figure.add_vline(x=0, line={"width": 1, "color": INK[dark]})
     figure.update_layout(showlegend=False, xaxis_title="gain (points of test top-1, mean over n pairs of seeds), 95 % interval")
-    return _with_rows(figure, labels, _gain_title(methods, reference["label"]), dark)
+    return _with_rows(figure, labels, _gain_title(methods, short_name(reference["label"])), dark)
 
 
 def _gain_title(methods: Sequence[Mapping[str, Any]], reference: str) -> str:
@@ -82,11 +82,11 @@ def _gain_title(methods: Sequence[Mapping[str, Any]], reference: str) -> str:
         return f"No gain {over} has an interval: that takes three seeds that differ"
     best = next((m for m in methods if (m["gain_low"] or 0) > 0), None)
     if best is None:
-        below = [m["label"] for m in methods if (m["gain_high"] or 0) < 0]
+        below = [short_name(m["label"]) for m in methods if (m["gain_high"] or 0) < 0]
         which = f"clearly below: {', '.join(below)}" if len(below) < 4 else f"{len(below)} lie clearly below"
         return f"No gain {over} has an interval above zero{f'; {which}' if below else ''}"
     ends = f"[{best['gain_low']:.1f}, {best['gain_high']:.1f}]"
-    return f"{best['label']}'s deepest exit gains {best['gain']:.1f} points {ends} {over}"
+    return f"{short_name(best['label'])}'s deepest exit gains {best['gain']:.1f} points {ends} {over}"
 
 
 def _with_n(m: Mapping[str, Any]) -> str:
@@ -100,13 +100,17 @@ def _add_points(figure: go.Figure, points: Sequence[Point], unit: str, **style: 
     bars = [None if high is None else high - mean for mean, high in zip(means, highs, strict=True)]
     error = {"array": bars, "thickness": 1.6, "width": 4} if any(bars) else None
     ends = ["" if low is None else f" [{low:.2f}, {high:.2f}]" for *_, low, high in points]
-    text = [f"{html.escape(p[0])}<br>{p[2]:.2f}{end} {unit}<extra></extra>" for p, end in zip(points, ends, strict=True)]
+    text = [f"{hover_name(p[0])}<br>{p[2]:.2f}{end} {unit}<extra></extra>" for p, end in zip(points, ends, strict=True)]
     figure.add_scatter(x=means, y=levels, error_x=error, mode="markers", hovertemplate=text, **style)
 
 
 def _with_rows(figure: go.Figure, labels: Sequence[str], title: str, dark: bool) -> go.Figure:
     """The figure with rows of a study from top to bottom, and its title."""
-    rows = {"tickvals": list(range(len(labels))), "ticktext": [html.escape(label) for label in labels], "zeroline": False}
+    rows = {
+        "tickvals": list(range(len(labels))),
+        "ticktext": [html.escape(short_name(label)) for label in labels],
+        "zeroline": False,
+    }
     figure.update_layout(template=template(dark), width=860, height=130 + 42 * len(labels), xaxis_zeroline=False)
     figure.update_yaxes(**rows, range=[len(labels) - 0.4, -0.6])
     set_title(figure, html.escape(title, quote=False), 96, below=32)

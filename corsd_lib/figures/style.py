@@ -34,6 +34,7 @@ PLOTLY = "application/vnd.plotly.v1+json"  # what a figure is called in a notebo
 INK = {False: "#1f2933", True: "#e4e7eb"}
 PAPER = {False: "#ffffff", True: "#111418"}
 GRID = "rgba(128, 128, 128, 0.25)"
+LONGEST = 44  # characters of a name that is drawn; hover has the rest of it
 GREY = "#6b7078"  # told from the palette by deuteranopes too, and 3:1 on both papers
 Matrix = npt.ArrayLike
 
@@ -102,6 +103,10 @@ def as_scores(matrix: Matrix) -> npt.NDArray[np.float32]:
 
 def unique_labels(names: Sequence[str]) -> list[str]:
     """Escaped names, a counter added where one repeats: a category axis would merge equal ones."""
+    return [html.escape(label, quote=False) for label in _unique(names)]
+
+
+def _unique(names: Sequence[str]) -> list[str]:
     given, labels = set(names), dict[str, None]()
     for name in names:
         label, count = name, 1
@@ -109,7 +114,41 @@ def unique_labels(names: Sequence[str]) -> list[str]:
             count += 1
             label = f"{name} ({count})"
         labels[label] = None
-    return [html.escape(label, quote=False) for label in labels]
+    return list(labels)
+
+
+def short_name(name: str, most: int = LONGEST) -> str:
+    """A name cut to `most` characters, so that one of thousands leaves room for the rest of a page."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Names of classes as they are drawn: short (`short_name`), each different, not escaped."""
+    return _unique([short_name(name) for name in names])
+
+
+def class_labels(names: Sequence[str]) -> list[str]:
+    """`short_names`, escaped."""
+    return unique_labels([short_name(name) for name in names])
+
+
+def hover_name(name: str) -> str:
+    """A whole name for the hover text of a figure: escaped, in lines of 80 characters, which plotly does not break."""
+    lines = [name[at : at + 80] for at in range(0, len(name), 80)] or [""]
+    return "<br>".join(html.escape(line, quote=False) for line in lines)
+
+
+def hover_names(names: Sequence[str]) -> list[str]:
+    """What hover says of classes: whole names where `class_labels` are cut, else the labels."""
+    labels = zip(names, class_labels(names), strict=True)
+    return [hover_name(name) if len(name) > LONGEST else label for name, label in labels]
+
+
+def name_html(name: str) -> str:
+    """A name in HTML: escaped, cut where it is long, and then whole on hover."""
+    if len(name) <= LONGEST:
+        return html.escape(name)
+    return f'<span title="{html.escape(name)}">{html.escape(short_name(name))}</span>'
 
 
 def set_title(figure: go.Figure, title: str, width: int, below: int = 8) -> None:

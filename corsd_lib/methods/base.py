@@ -148,6 +148,8 @@ def described(kind: type[MethodOptions], key: str) -> Mapping[str, Any]:
 def _checked(method: str, key: str, value: Any, wanted: type[Any], allowed: Mapping[str, Any]) -> Any:
     """`value` in the type `wanted`, or a `CorsdError` that begins with `method`."""
     what = f"{method}: {key} = {value!r}"
+    if type(value) is int and abs(value) >= 2**31:
+        raise CorsdError(f"{what} must be below {2**31}, which is more than tensors can count")
     if wanted is float and type(value) is int:
         value = float(value)
     if type(value) is not wanted:

@@ -21,7 +21,7 @@ from corsd_lib.analysis.embedding import StageEmbedding
 from corsd_lib.analysis.exits import first_right
 from corsd_lib.analysis.relations import CLASS_ORDERS, KIND_NAMES, class_order, stored_kind
 from corsd_lib.errors import CorsdError, check_choice
-from corsd_lib.figures.style import exit_names, unique_labels
+from corsd_lib.figures.style import LONGEST, exit_names, short_name, short_names, unique_labels
 from corsd_lib.pages.page import Panel
 from corsd_lib.runs import DataInfo, Run
 
@@ -154,12 +154,18 @@ def _order(name: str, run: Run) -> list[int]:
 
 
 def _classes(data: DataInfo) -> dict[str, Any]:
-    """Names as they are shown: equal ones told apart by a number, no markup."""
+    """Names as they are shown: short, equal ones told apart by a number, no markup; and by place the whole of those cut."""
     return {
-        "names": [html.unescape(name) for name in unique_labels(data.class_names)],
-        "superclasses": list(data.superclass_names) if has_superclasses(data) else [],
+        "names": short_names(data.class_names),
+        "whole_names": _cut(data.class_names),
+        "superclasses": [short_name(name) for name in data.superclass_names] if has_superclasses(data) else [],
+        "whole_superclasses": _cut(data.superclass_names) if has_superclasses(data) else {},
         "superclass_of_class": list(data.superclass_of_class),
     }
+
+
+def _cut(names: Sequence[str]) -> dict[str, str]:
+    return {str(c): name for c, name in enumerate(names) if len(name) > LONGEST}
 
 
 def has_superclasses(data: DataInfo) -> bool:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from corsd_lib.errors import CorsdError
-from corsd_lib.files import LockedError, read_lines
+from corsd_lib.files import LockedError
+from corsd_lib.readers import read_metrics
 from corsd_lib.runs import Run, TrainConfig
 from corsd_lib.training import train
 
@@ -125,5 +126,5 @@ def validation_curve(config: TrainConfig, hear: Callable[[list[float]], None]) -
 
 
 def _curve(config: TrainConfig) -> list[float]:
-    lines = read_lines(config.path / "metrics.jsonl")
+    lines = read_metrics(config.path / "metrics.jsonl")
     return [[value for name, value in line.items() if name.startswith("val_top1.")][-1] for line in lines]

@@ -21,8 +21,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from corsd_lib.compare import Environment, places
 from corsd_lib.errors import CorsdError
-from corsd_lib.files import POLL_SECONDS, LockedError, is_locked, locked, read_json, read_lines, write_json
+from corsd_lib.files import POLL_SECONDS, LockedError, is_locked, locked, write_json
 from corsd_lib.provenance import provenance
+from corsd_lib.readers import read_metrics, read_trials
+from corsd_lib.schema import shortened
 from corsd_lib.study import Study
 from corsd_lib.training import stop_request
 from corsd_lib.tuning.search import Search, parted
@@ -262,7 +264,7 @@ class Tuner:
             "trials": done,
             "best": _best(done, {trial.number: _earlier(trial)[0] for trial in trials if _earlier(trial)}),
         }
-        before = read_json(self.search.path) if self.search.path.is_file() else {}
+        before = read_trials(self.search.path) if self.search.path.is_file() else {}
         if before.get("trials") == done:
             return before  # nothing was trained since: the record stays that of the process that trained
         write_json(self.search.path, record)
@@ -285,10 +287,12 @@ def _open_study(search: Search) -> optuna.Study:
             pruner=optuna.pruners.MedianPruner(**_pruning(search)),
             load_if_exists=True,
         )
-    except (ValueError, KeyError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:
         raise CorsdError(f"{search.journal} is not a whole journal: {error}; remove it to begin anew") from error
     now = search.settings()
     before = study.user_attrs.get("search", now)  # without what the library could not set when it was written
+    if not isinstance(before, dict):
+        raise CorsdError(f"{search.journal} is not a whole journal: search = {shortened(before)}; remove it to begin anew")
     changes = [f"{name} was {value!r}, is {now.get(name)!r}" for name, value in before.items() if now.get(name) != value]
     if changes:
         raise CorsdError(f"{search.journal} is of another search: {', '.join(changes)}; remove it and its record to begin anew")
@@ -303,7 +307,7 @@ def _earlier(trial: FrozenTrial | optuna.Trial) -> list[int]:
 
 def _seconds(folder: Path) -> float:
     """How long the epochs of the trainings in a folder took."""
-    return round(sum(line["seconds"] for file in folder.glob("*/metrics.jsonl") for line in read_lines(file)), 3)
+    return round(sum(line["seconds"] for file in folder.glob("*/metrics.jsonl") for line in read_metrics(file)), 3)
 
 
 # --- the record -------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from corsd_lib.batches import Normalise
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice, require
 from corsd_lib.figures.images import image_attribution
-from corsd_lib.figures.style import exit_names, set_title
+from corsd_lib.figures.style import exit_names, name_html, set_title, short_name
 from corsd_lib.network import MultiExitNetwork
 from corsd_lib.pages import Panel, figure_panel
 from corsd_lib.runs import Run
@@ -78,6 +78,7 @@ class AttributionExplorer(Explorer):
         require("AttributionExplorer", "captum")
         self.run, self.images = run, ProbeImages(run, data, data_root)
         self._names, self._probes = run.data.class_names, run.probes
+        self._short = [short_name(name) for name in self._names]
         if not self._probes:
             raise CorsdError(f"{run.path} has no probe snapshots: train with probe_every above 0")
         self.attributions: tuple[Attribution, ...] = ()
@@ -101,7 +102,7 @@ class AttributionExplorer(Explorer):
         self.random_button = ipw.Button(description="a random image", icon="random")
         self.wrong_button = ipw.Button(description="one it gets wrong", icon="times")
         self.exit_choice = ipw.Dropdown(options=[(n, k) for k, n in enumerate(exits, 1)], value=len(exits), description="exit")
-        targets = [OWN, LABEL, *((name, c) for c, name in enumerate(self._names))]
+        targets = [OWN, LABEL, *((name, c) for c, name in enumerate(self._short))]
         options = [(t, t) if isinstance(t, str) else t for t in targets]
         self.target_choice = ipw.Dropdown(options=options, value=OWN, description="explain")
         self.method_choice = ipw.Dropdown(options=[(name, key) for key, name in METHODS.items()], description="method")
@@ -300,18 +301,18 @@ class AttributionExplorer(Explorer):
         shown = [self._caption(which) for which in (self.image, self.partner)[: len(pixels)]]
         new = image_attribution(torch.stack(pixels).numpy(), torch.stack([a.map for a in self.attributions]).numpy(), shown)
         first = self.attributions[0]
-        finding = pair_finding(first) if len(pixels) == 2 else exit_finding(first, probabilities[0], self._names)
+        finding = pair_finding(first) if len(pixels) == 2 else exit_finding(first, probabilities[0], self._short)
         weight = new.layout.title.text.replace("<br>", " ")
         set_title(new, f"{html.escape(finding, quote=False)}\n{weight}", 84, below=40)
         new.layout.height += 20  # for the title's second line
-        self._tell(f"{finding}. {completeness(first, self._names)}")
+        self._tell(f"{finding}. {completeness(first, self._short)}")
         self._show(as_columns(new))
         self.table.value = self._predictions(probabilities, shown)
 
     def _caption(self, which: int | Tensor) -> str:
         if isinstance(which, Tensor):
             return "your image"
-        return f"{self._names[int(self._probes.labels[which])]} (probe {which})"
+        return f"{self._short[int(self._probes.labels[which])]} (probe {which})"
 
     def _show(self, new: go.Figure) -> None:
         """`new` in the widget: changed in place where it has the same traces, so that nothing flickers."""
@@ -330,11 +331,11 @@ class AttributionExplorer(Explorer):
         target = self.attributions[0].target
         best, says = probabilities.max(dim=2)
         heads = [f"<th>{html.escape(name)}</th><th>probability</th>" for name in shown]
-        heads += [] if target is None else [f"<th>of {html.escape(self._names[target])}</th>"]
+        heads += [] if target is None else [f"<th>of {name_html(self._names[target])}</th>"]
         rows = []
         for k, (name, _) in enumerate(self.exit_choice.options):
             said = zip(says[:, k].tolist(), best[:, k].tolist(), strict=True)
-            cells = [f"<td>{html.escape(self._names[c])}</td><td>{100 * share:.1f} %</td>" for c, share in said]
+            cells = [f"<td>{name_html(self._names[c])}</td><td>{100 * share:.1f} %</td>" for c, share in said]
             cells += [] if target is None else [f"<td>{100 * probabilities[0, k, target]:.1f} %</td>"]
             rows.append(f"<tr><th>{name}</th>{''.join(cells)}</tr>")
         caption = "<caption>What every exit says</caption>"
@@ -348,4 +349,4 @@ class AttributionExplorer(Explorer):
             return "There is no map to check."
         found = self.attributions[0]
         (image,) = self._inputs(self._pixels())
-        return Checked(self._network, image, found, self._names[self.attributions[0].target], self._options())
+        return Checked(self._network, image, found, self._short[self.attributions[0].target], self._options())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from corsd_lib.attribution import Attribution
 from corsd_lib.errors import CorsdError
-from corsd_lib.figures.style import PALETTE
+from corsd_lib.figures.style import PALETTE, short_name
 from corsd_lib.runs import Run
 from corsd_lib.widgets.base import cell_by_cell
 from corsd_lib.widgets.probe_images import ProbeImages, image_html, image_source, png_of
@@ -67,13 +67,13 @@ def pair_attribution_html(run: Run, first: int, second: int, exit: int, images: 
         pixels = images.pixels([first, second])
     except CorsdError as error:
         return f"<p>No attribution here: {html.escape(str(error))}</p>"
-    names = [run.data.class_names[run.probes.labels[i]] for i in (first, second)]
+    names = [short_name(run.data.class_names[run.probes.labels[i]]) for i in (first, second)]
     limit = limit_of([a.map for a in of_both])
     rows = (
         _picture_row(f"{which} image, {name} (probe {position})", image, a.map, limit)
         for which, name, position, image, a in zip(("first", "second"), names, (first, second), pixels, of_both, strict=True)
     )
-    said = f"{pair_finding(of_both[0])}. {completeness(of_both[0], run.data.class_names)}"
+    said = f"{pair_finding(of_both[0])}. {completeness(of_both[0], [short_name(name) for name in run.data.class_names])}"
     return f"<div>{''.join(rows)}<p>{_LEGEND}</p><p>{said}</p></div>"
 
 

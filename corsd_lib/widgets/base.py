@@ -142,10 +142,13 @@ def cell_by_cell(heatmap: go.Heatmap) -> go.Heatmap:
     """
     rows, columns = np.asarray(heatmap.y), np.asarray(heatmap.x)
     x, y = np.tile(columns, len(rows)), np.repeat(rows, len(columns))
-    return heatmap.update(x=x, y=y, z=np.asarray(heatmap.z).ravel())
+    texts = None if heatmap.hovertext is None else np.asarray(heatmap.hovertext, object).ravel()
+    return heatmap.update(x=x, y=y, z=np.asarray(heatmap.z).ravel(), hovertext=texts)
 
 
 def as_matrix(heatmap: go.Heatmap) -> go.Heatmap:
     """What `cell_by_cell` was made from; better for files, where the names of the cells would weigh more than the scores."""
     columns, rows = (list(dict.fromkeys(names)) for names in (heatmap.x, heatmap.y))
-    return heatmap.update(x=columns, y=rows, z=np.asarray(heatmap.z).reshape(len(rows), len(columns)))
+    shape = len(rows), len(columns)
+    texts = None if heatmap.hovertext is None else np.asarray(heatmap.hovertext, object).reshape(shape)
+    return heatmap.update(x=columns, y=rows, z=np.asarray(heatmap.z).reshape(shape), hovertext=texts)

@@ -20,7 +20,7 @@ from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.evaluation import exit_logits
 from corsd_lib.figures.exits import early_exit_plot
-from corsd_lib.figures.style import PALETTE, exit_names
+from corsd_lib.figures.style import PALETTE, exit_names, name_html
 from corsd_lib.pages import Panel, exits_panel
 from corsd_lib.runs import Run, new_network
 from corsd_lib.widgets.base import Explorer
@@ -322,7 +322,7 @@ class ExitExplorer(Explorer):
     def _classes(self, labels: Tensor, most: int = 4) -> str:
         names = self.run.data.class_names
         counts = Counter(labels.tolist()).most_common(most)
-        return ", ".join(f"{html.escape(names[c])} {n}" for c, n in counts) or "–"
+        return ", ".join(f"{name_html(names[c])} {n}" for c, n in counts) or "–"
 
     def _leavers(self) -> str:
         """Some of the images that leave at each exit, evenly from all of them; where the data is."""

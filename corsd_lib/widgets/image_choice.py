@@ -12,6 +12,7 @@ import traitlets
 from torch import Tensor
 
 from corsd_lib.errors import CorsdError
+from corsd_lib.figures.style import short_name
 from corsd_lib.runs import DataInfo
 
 _NONE = -1  # ipywidgets shows a choice of the value None as no choice at all
@@ -27,7 +28,7 @@ class ImageChoice(ipw.HBox):
 
     def __init__(self, labels: Tensor, names: Sequence[str], description: str, optional: bool = False) -> None:
         self._of_class = {c: (labels == c).nonzero().flatten().tolist() for c in labels.unique().tolist()}
-        options = [(f"{names[c]} ({len(rows)})", c) for c, rows in self._of_class.items()]
+        options = [(f"{short_name(names[c])} ({len(rows)})", c) for c, rows in self._of_class.items()]
         none = [("none", _NONE)] if optional else []
         self.class_choice = ipw.Dropdown(options=[*none, *options], description=description, layout={"width": "280px"})
         self.number = ipw.BoundedIntText(min=1, max=1, description="number", layout={"width": "170px"})

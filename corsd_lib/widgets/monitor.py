@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.figures.relations import relation_trace, square_class_axes
-from corsd_lib.figures.style import as_scores, exit_names, line_style, set_title, template, unique_labels
+from corsd_lib.figures.style import as_scores, class_labels, exit_names, hover_names, line_style, set_title, template
 from corsd_lib.pages import Panel, figure_panel
 from corsd_lib.runs import Run, TrainConfig
 from corsd_lib.training import train
@@ -189,7 +189,8 @@ class TrainingMonitor(Explorer):
 
     def _begin(self, run: Run, metrics: pd.DataFrame) -> None:
         """Traces and controls for the classes, exits and losses of `run`, in place of those of another one."""
-        heatmap = relation_trace(self._relations[-1], unique_labels(run.data.class_names)).update(xaxis="x2", yaxis="y2")
+        names = run.data.class_names
+        heatmap = relation_trace(self._relations[-1], class_labels(names), hover_names(names)).update(xaxis="x2", yaxis="y2")
         low, high = self.figure.layout.yaxis2.domain
         heatmap.colorbar.update(y=(low + high) / 2, len=high - low, title={"font": {"size": 13}})
         self.figure.data = ()
@@ -199,9 +200,9 @@ class TrainingMonitor(Explorer):
             xaxis2={"visible": True, "nticks": 20}, yaxis2={"visible": True, "nticks": 20}
         )  # half a figure: room for half the names
         kind = "exit" if len(_columns(metrics, "train_top1.")) == len(self._relations) else "stage"
-        names = exit_names(len(self._relations), kind)
-        self.exit_choice.options = [(name, k) for k, name in enumerate(names, 1)]
-        self.exit_choice.value = len(names)
+        exits = exit_names(len(self._relations), kind)
+        self.exit_choice.options = [(name, k) for k, name in enumerate(exits, 1)]
+        self.exit_choice.value = len(exits)
         parts = [column.removeprefix("loss.") for column in _columns(metrics, "loss.")]
         self.part_choice.options, self.part_choice.value = parts, tuple(parts)
         self.exit_choice.disabled = self.part_choice.disabled = False

@@ -11,6 +11,7 @@ import numpy as np
 
 from corsd_lib.analysis.relations import KIND_NAMES
 from corsd_lib.errors import CorsdError
+from corsd_lib.figures.style import name_html
 from corsd_lib.widgets.probe_images import ProbeImages, image_html
 from corsd_lib.widgets.relation_view import Relations, RunRelations, Scores, View
 from corsd_lib.widgets.thumbnails import Thumbnails, html_table
@@ -181,7 +182,7 @@ class PairView(ipw.VBox):
         return f"{self._names[int(self._relations.mine.labels[position])]} #{position}"
 
     def _name(self, label: int) -> str:
-        return html.escape(self._names[label])
+        return name_html(self._names[label])
 
 
 def _class_table(relations: RunRelations, name: str, view: View, classes: Pair) -> str:
@@ -190,7 +191,7 @@ def _class_table(relations: RunRelations, name: str, view: View, classes: Pair) 
     epoch = min(relations.epochs, key=lambda e: abs(e - view.epoch))
     c, d = classes
     ways = [(c, d), (d, c)] if c != d else [(c, d)]
-    first, second = (html.escape(relations.run.data.class_names[k]) for k in classes)
+    first, second = (name_html(relations.run.data.class_names[k]) for k in classes)
     rows = [
         [exit, *(f"{relations.classes(epoch, k, kind)[way]:.3f}" for way in ways)]
         for k, exit in enumerate(relations.exits(kind), 1)

@@ -16,6 +16,7 @@ import traitlets
 from corsd_lib.analysis.relations import KIND_NAMES
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.figures.style import short_name
 from corsd_lib.pages import Panel, relation_panel
 from corsd_lib.runs import Run
 from corsd_lib.widgets.base import Explorer
@@ -84,7 +85,7 @@ class RelationExplorer(Explorer):
     ) -> None:
         self.run, self.other = run, other
         self._relations = Relations(run, other, labels)
-        self._names = run.data.class_names
+        self._names, self._short = run.data.class_names, [short_name(name) for name in run.data.class_names]
         mine = self._relations.mine
         self._shown = self._relations.show(View(len(mine.exits(mine.stored)), mine.epochs[-1], mine.stored))
         self._following = self._opened = False  # opened: images of the selection were asked for
@@ -115,13 +116,13 @@ class RelationExplorer(Explorer):
         self.kind_choice = ipw.Dropdown(options=kinds, value=view.kind, description="relation", **look)
         orders = [(_ORDER_NAMES[order], order) for order in relations.orders]
         self.order_choice = ipw.Dropdown(options=orders, description="order by", **look)
-        superclasses = [("all", _NONE), *((name, name) for name in relations.superclass_names)]
+        superclasses = [("all", _NONE), *((short_name(name), name) for name in relations.superclass_names)]
         self.superclass_choice = ipw.Dropdown(options=superclasses, description="superclass", **look)
         self.against_choice = ipw.Dropdown(options=self._references(), description="subtract", **look)
-        classes = [("none", _NONE), *((name, k) for k, name in enumerate(self._names))]
+        classes = [("none", _NONE), *((name, k) for k, name in enumerate(self._short))]
         look = {"style": {"description_width": "90px"}, "layout": {"width": "340px"}}
         self.class_search = ipw.Combobox(
-            options=list(self._names),
+            options=self._short,
             placeholder="name, or part of it",
             description="find class",
             continuous_update=False,
@@ -323,10 +324,10 @@ class RelationExplorer(Explorer):
         text = self.class_search.value.strip()
         if not text:
             return
-        same = [k for k, name in enumerate(self._names) if name == text]
+        same = [k for k, name in enumerate(self._names) if text in (name, self._short[k])]
         found = same or [k for k, name in enumerate(self._names) if text.casefold() in name.casefold()]
         if len(found) != 1:
-            names = ", ".join(self._names[k] for k in found[:12]) + (", …" if len(found) > 12 else "")
+            names = ", ".join(self._short[k] for k in found[:12]) + (", …" if len(found) > 12 else "")
             self._say(
                 f"{len(found)} classes with {text!r} in their names: {names}" if found else f"No class is called {text!r}"
             )

@@ -11,8 +11,16 @@ import plotly.graph_objects as go
 
 from corsd_lib.analysis.relations import KIND_NAMES
 from corsd_lib.figures.marks import boundary_shapes
-from corsd_lib.figures.relations import ALL_NAMED, MOST_NAMES, NameRoom, difference_trace, relation_heatmap, relation_trace
-from corsd_lib.figures.style import PALETTE, set_title
+from corsd_lib.figures.relations import (
+    ALL_NAMED,
+    MOST_NAMES,
+    NameRoom,
+    difference_trace,
+    pair_texts,
+    relation_heatmap,
+    relation_trace,
+)
+from corsd_lib.figures.style import PALETTE, set_title, short_name
 from corsd_lib.widgets.base import cell_by_cell
 from corsd_lib.widgets.relation_view import Relations, Scores, Shown
 
@@ -42,6 +50,8 @@ class RelationFigure:
         with self.widget.batch_update():
             if len(heatmap.x) != n**2 or tuple(heatmap.x[:n]) != tuple(names):
                 heatmap.update(x=np.tile(names, n), y=np.repeat(names, n))
+                if self._relations.cut:
+                    heatmap.hovertext = pair_texts(self._relations.hovers(shown.view, shown.rows)).ravel()
                 self._size_axes(shown, names)
             heatmap.z = shown.values.ravel()
             self._colour_cells(shown)
@@ -87,7 +97,8 @@ class RelationFigure:
     def _colour_cells(self, shown: Shown) -> None:
         heatmap, difference = self.widget.data[0], shown.view.against is not None
         if (heatmap.zmin < 0) is not difference:
-            look = (difference_trace if difference else relation_trace)(np.zeros((1, 1), np.float32), [""])
+            trace = difference_trace if difference else relation_trace
+            look = trace(np.zeros((1, 1), np.float32), [""], full=["…"] if self._relations.cut else None)
             heatmap.update({name: look[name] for name in ("zmin", "zmax", "colorscale", "colorbar", "hovertemplate")})
 
     def _subject(self, shown: Shown, marked: int) -> str:
@@ -97,7 +108,7 @@ class RelationFigure:
         mine = f"{html.escape(relations.run_names[0])}: " if relations.other else ""
         reference = relations.reference(view)
         minus = f" minus {html.escape(reference.name)}" if reference else ""
-        scope = [html.escape(view.superclass)] if view.superclass else []
+        scope = [html.escape(short_name(view.superclass))] if view.superclass else []
         if view.level == "image":
             scope.append(
                 f"{len(shown.rows)} of {marked or len(relations.mine.labels)} {'marked' if marked else 'probe'} images"

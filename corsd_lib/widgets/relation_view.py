@@ -24,7 +24,7 @@ from corsd_lib.analysis.relations import (
     stored_kind,
 )
 from corsd_lib.errors import CorsdError
-from corsd_lib.figures.style import as_scores, exit_names, unique_labels
+from corsd_lib.figures.style import LONGEST, as_scores, class_labels, exit_names, hover_names
 from corsd_lib.pages.panels import run_names
 from corsd_lib.relation import VectorRelation
 from corsd_lib.runs import Run
@@ -205,6 +205,7 @@ class Relations:
         self.superclasses = np.asarray(run.data.superclass_of_class)
         hierarchy = 1 < len(run.data.superclass_names) < run.data.num_classes
         self.superclass_names = run.data.superclass_names if hierarchy else ()
+        self.cut = any(len(name) > LONGEST for name in run.data.class_names)  # some names are drawn short
         self.orders = CLASS_ORDERS if hierarchy else ("label", "cluster")
         self._orders: dict[str, Rows] = {}
 
@@ -263,7 +264,13 @@ class Relations:
 
     def names(self, view: View, rows: Rows) -> list[str]:
         """Escaped names of classes, or of images: their class and their place in the probe set."""
-        labels = unique_labels(self.data.class_names)
+        return self._named(class_labels(self.data.class_names), view, rows)
+
+    def hovers(self, view: View, rows: Rows) -> list[str]:
+        """What hover says in place of `names`: the same, but whole where they are cut."""
+        return self._named(hover_names(self.data.class_names), view, rows)
+
+    def _named(self, labels: Sequence[str], view: View, rows: Rows) -> list[str]:
         if view.level == "class":
             return [labels[c] for c in rows]
         return [f"{labels[c]} #{n}" for c, n in zip(self.mine.labels[rows], rows, strict=True)]

@@ -5,7 +5,6 @@ N images, D embedding dimensions.
 
 from __future__ import annotations
 
-import html
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from torch.nn import functional as F
 
 from corsd_lib.analysis.embedding import StageEmbedding, own_share
 from corsd_lib.analysis.exits import first_right
-from corsd_lib.figures.style import unique_labels
+from corsd_lib.figures.style import name_html
 
 
 def tidiest(embedding: Tensor, groups: Tensor, count: int) -> list[int]:
@@ -43,11 +42,6 @@ def why_no_umap() -> str:
     return "This is PCA. UMAP shows neighbourhoods better: choose it as projection; its first fit takes up to some minutes."
 
 
-def plain(names: Sequence[str]) -> list[str]:
-    """Names as they are, a number added where one repeats."""
-    return [html.unescape(name) for name in unique_labels(names)]
-
-
 def percent(share: float) -> str:
     """A share in [0, 1] in %; a dash for none."""
     return "–" if math.isnan(share) else f"{100 * share:.0f} %"
@@ -69,7 +63,7 @@ def marked_html(marked: Sequence[int], labels: Tensor, logits: Sequence[Tensor],
         return "<p>Draw around points to mark these images everywhere; click a point to look at one.</p>"
     chosen = list(marked)
     counts = Counter(labels[chosen].tolist()).most_common()
-    classes = ", ".join(f"{html.escape(names[c])} {n}" for c, n in counts[:8])
+    classes = ", ".join(f"{name_html(names[c])} {n}" for c, n in counts[:8])
     more = f" and {len(counts) - 8} more {'class' if len(counts) == 9 else 'classes'}" if len(counts) > 8 else ""
     right = [(z[chosen].argmax(1) == labels[chosen]).double().mean().item() for z in logits]
     at = ", ".join(f"{percent(share)} at exit {k}" for k, share in enumerate(right, 1))

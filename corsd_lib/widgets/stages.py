@@ -26,13 +26,13 @@ from corsd_lib.analysis.embedding import (
 from corsd_lib.analysis.exits import first_right
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice
-from corsd_lib.figures.style import PALETTE, exit_names
+from corsd_lib.figures.style import LONGEST, PALETTE, exit_names, name_html, short_names
 from corsd_lib.pages import Panel, stages_panel
 from corsd_lib.runs import Run
 from corsd_lib.widgets.base import Explorer
 from corsd_lib.widgets.probe_images import ProbeImages, image_html
 from corsd_lib.widgets.relation import RelationExplorer
-from corsd_lib.widgets.stage_facts import late_image, marked_html, percent, plain, quality, tidiest, why_no_umap
+from corsd_lib.widgets.stage_facts import late_image, marked_html, percent, quality, tidiest, why_no_umap
 from corsd_lib.widgets.stage_panels import MOST, Codes, Points, StagePanels
 from corsd_lib.widgets.thumbnails import Thumbnails, html_table, thumbnail
 
@@ -85,8 +85,8 @@ class StageExplorer(Explorer):
         self._snapshot = lru_cache(maxsize=4)(lambda epoch: self._probes[epoch])
         self.note = ipw.HTML()
         self.embedding = self._opening(method)
-        self._names = plain(run.data.class_names)
-        self._superclasses = plain(run.data.superclass_names)
+        self._full, self._names = run.data.class_names, short_names(run.data.class_names)
+        self._superclasses = short_names(run.data.superclass_names)
         self._labels = self.embedding.labels.numpy()
         self._exits = exit_names(len(self.embedding.exits))
         self._thumbnails = Thumbnails(run, ProbeImages(run, data, data_root))
@@ -292,9 +292,10 @@ class StageExplorer(Explorer):
 
     def _captions(self) -> list[str]:
         """What hover says of an image; the same at all exits and epochs, so that it travels once."""
-        above = self.run.data.superclass_of_class if self._grouped else None
-        groups = ["" if above is None else f"\n{self._superclasses[above[c]]}" for c in self._labels]
-        return [f"{self._names[c]}{group}\nimage {i}" for i, (c, group) in enumerate(zip(self._labels, groups, strict=True))]
+        data, names = self.run.data, _whole(self._full, self._names)
+        above = _whole(data.superclass_names, self._superclasses)
+        groups = [f"\n{above[data.superclass_of_class[c]]}" if self._grouped else "" for c in self._labels]
+        return [f"{names[c]}{group}\nimage {i}" for i, (c, group) in enumerate(zip(self._labels, groups, strict=True))]
 
     @property
     def _grouped(self) -> bool:
@@ -360,7 +361,7 @@ class StageExplorer(Explorer):
     def _mark(self) -> None:
         with self.figure.batch_update():
             self._panels.mark(self.selection)
-        self.marked.value = marked_html(self.selection, self.embedding.labels, self._logits(), self._names)
+        self.marked.value = marked_html(self.selection, self.embedding.labels, self._logits(), _whole(self._full, self._names))
 
     @property
     def _e(self) -> int:
@@ -399,21 +400,26 @@ class StageExplorer(Explorer):
         logits, rows = self._snapshot(self.epoch).logits, []
         near = self._neighbours()
         pngs = self._thumbnails.of([self.image, *(p for some in near for p in some)])
-        label, names = self._labels[self.image], self._names
+        label, names = self._labels[self.image], _whole(self._full, self._names)
         for name, z, some in zip(self._exits, logits, near, strict=True):
             sure, guess = (t.item() for t in F.softmax(z[self.image].float(), dim=0).max(0))
             sign = "✓" if guess == label else "✗"
             same = sum(self._labels[p] == label for p in some)
             strip = "".join(self._thumbnail(p, pngs.get(p)) for p in some)
-            told = f"{sign} {html.escape(names[int(guess)])}<br>{100 * sure:.0f} % sure"
+            told = f"{sign} {name_html(names[int(guess)])}<br>{100 * sure:.0f} % sure"
             rows.append((name, told, f"{same} of {len(some)}", strip))
         head = ("", "taken for", "of its class", f"nearest in the embedding (not in the picture), epoch {self.epoch}")
         picture = (
             image_html(pngs[self.image], names[label]) if pngs else f"<p>{html.escape(self._thumbnails.images.missing)}</p>"
         )
-        caption = f"<b>{html.escape(names[label])}</b>, image {self.image} of the probe set"
+        caption = f"<b>{name_html(names[label])}</b>, image {self.image} of the probe set"
         self.table.value = f"{picture}{html_table(head, rows, caption)}"
 
     def _thumbnail(self, position: int, png: bytes | None) -> str:
         same = self._labels[position] == self._labels[self.image]
-        return thumbnail(png, [f"{'✓' if same else '✗'} {self._names[self._labels[position]]}"], bool(same))
+        return thumbnail(png, [f"{'✓' if same else '✗'} {self._full[self._labels[position]]}"], bool(same))
+
+
+def _whole(names: Sequence[str], drawn: Sequence[str]) -> list[str]:
+    """Names for texts that are read one at a time: whole where the `drawn` ones are cut, else those."""
+    return [name if len(name) > LONGEST else short for name, short in zip(names, drawn, strict=True)]

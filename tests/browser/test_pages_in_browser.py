@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from corsd_lib.pages import (
     text_panel,
     write_page,
 )
+from corsd_lib.report import write_report
 
 EVIL = "</script><img src=x onerror=alert(1)>&amp;"
 
@@ -110,6 +112,34 @@ def move(slider: Any, to: int) -> None:
     slider.press("Home")
     for _ in range(to):
         slider.press("ArrowRight")
+
+
+LONG = "<b>" + 9_997 * "n"
+
+
+def test_a_class_name_of_any_length_leaves_the_page_its_width(browser: Any, runs: tuple[Run, Run], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(runs[0].path, folder)
+    config = read_json(folder / "config.json")
+    names = [LONG, *config["data"]["class_names"][1:]]
+    config["data"] |= {"class_names": names, "superclass_names": [LONG, "even"]}
+    write_json(folder / "config.json", config)
+    write_report([load_run(folder)], tmp_path / "page.html")
+    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    page.set_default_timeout(60_000)
+    page.goto((tmp_path / "page.html").as_uri())
+    until(page, "document.querySelectorAll('section[data-kind=stages] .main-svg').length > 0")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1300
+    relation = panel(page, 0, "relation")
+    assert held(relation.locator(".matrix"), "Math.max(...p.data[0].x.map(name => name.length))") < 60
+    assert held(relation.locator(".matrix"), "p._fullLayout._size.w") > 250  # the cells have room beside the names
+    text = held(relation.locator(".matrix"), "p.data[0].hovertext.flat().reduce((a, b) => (a.length > b.length ? a : b))")
+    assert text.replace("<br>", "").count("n") >= 2 * 9_997  # the name of both classes, whole and in lines
+    control(relation, "first class").select_option("0")
+    control(relation, "second class").select_option("1")
+    assert relation.locator(".finding b").get_attribute("title") == f"{LONG} with {names[1]}"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1300
+    page.close()
 
 
 # --- relations --------------------------------------------------------------------------------------------------------

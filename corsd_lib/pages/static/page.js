@@ -23,6 +23,12 @@ function el(tag, attributes = {}, ...children) {
 /** Text for plotly, which reads some tags. */
 const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
 
+/** A whole name for plotly's hover: in lines of 80 characters, which it does not break itself. */
+const wrapped = (text) => (text.match(/.{1,80}/gsu) ?? [""]).map(plain).join("<br>");
+
+/** `names`, those that are cut by the whole ones, which `whole` has by place. */
+const wholes = (names, whole) => names.map((name, i) => whole[i] ?? name);
+
 const TYPES = { uint8: Uint8Array, uint16: Uint16Array, int32: Int32Array, float32: Float32Array };
 
 /** A packed array as {shape, values, at(i, j, ...)}; `at` is the part of those leading indices. */
@@ -56,10 +62,10 @@ function labelled(text, control, ...after) {
   return el("div", { class: "control" }, el("label", { for: control.id }, text), control, ...after);
 }
 
-/** A labelled list; `options` are [value, text]. */
+/** A labelled list; `options` are [value, text] or [value, text, what hover says]. */
 function choice(text, options, value, change) {
   const list = el("select", { change: () => change(list.value) });
-  list.append(...options.map(([v, t]) => el("option", { value: v }, t)));
+  list.append(...options.map(([v, t, title = null]) => el("option", { value: v, title }, t)));
   list.value = value;
   return Object.assign(labelled(text, list), { list });
 }

@@ -2,6 +2,8 @@
 
 KINDS.relation = (data, box) => {
   const { names, orders, start } = data;
+  const whole = wholes(names, data.whole_names), cut = Object.keys(data.whole_names).length > 0;
+  const title = (...classes) => (cut ? classes.map((c) => whole[c]).join(" with ") : null); // what hover says of short names
   const runs = data.runs.map((run) => ({ ...run, codes: unpack(run.codes) }));
   const epochs = [...new Set(runs.flatMap((run) => run.epochs))].sort((a, b) => a - b);
   const widest = runs.reduce((a, b) => (b.exits.length > a.exits.length ? b : a));
@@ -75,7 +77,7 @@ KINDS.relation = (data, box) => {
   const against = [["nothing", "nothing"], ["deepest", "deepest exit"], ["first", `epoch ${epochs[0]}, the first`],
     ...(runs.length > 1 ? runs.map((run, i) => [i, run.name]) : [])];
   const orderNames = { label: "label", superclass: "superclass", cluster: "cluster", superclass_cluster: "superclass, then cluster" };
-  const classes = [["", "none"], ...names.map((name, c) => [c, name])];
+  const classes = [["", "none"], ...names.map((name, c) => [c, name, title(c)])];
   const set = (name, change = (v) => v) => (v) => { state[name] = change(v); draw(); };
 
   const epochSlider = slider("epoch", epochs.length - 1, state.epoch, (i) => epochs[i], set("epoch"));
@@ -101,8 +103,8 @@ KINDS.relation = (data, box) => {
 
   function find(text) {
     const wanted = text.trim().toLowerCase();
-    const exact = names.findIndex((name) => name.toLowerCase() === wanted);
-    const part = names.findIndex((name) => name.toLowerCase().includes(wanted));
+    const exact = names.findIndex((name, c) => [name, whole[c]].some((n) => n.toLowerCase() === wanted));
+    const part = whole.findIndex((name) => name.toLowerCase().includes(wanted));
     state.found = wanted === "" ? null : exact >= 0 ? exact : part;
     draw();
   }
@@ -150,10 +152,11 @@ KINDS.relation = (data, box) => {
     const z = order.map((c) => Float32Array.from(order, (d) => matrix[c * names.length + d]));
     const labels = order.map(label), difference = state.against !== "nothing";
     const bar = { title: { text: difference ? "difference" : run.score, side: "right" }, thickness: 12, outlinewidth: 0, len: 0.9 };
+    const texts = cut ? order.map((c) => order.map((d) => `${wrapped(whole[c])} with ${wrapped(whole[d])}`)) : undefined;
     const trace = {
-      type: "heatmap", z, x: labels, y: labels, zmin: difference ? -range : 0, zmax: range,
+      type: "heatmap", hovertext: texts, z, x: labels, y: labels, zmin: difference ? -range : 0, zmax: range,
       colorscale: difference ? THEME.diverging : THEME.scale, colorbar: bar, hoverongaps: false,
-      hovertemplate: `%{y} with %{x}<br>${difference ? "difference %{z:+.2f}" : `${run.score} %{z:.2f}`}<extra></extra>`,
+      hovertemplate: `${cut ? "%{hovertext}" : "%{y} with %{x}"}<br>${difference ? "difference %{z:+.2f}" : `${run.score} %{z:.2f}`}<extra></extra>`,
     };
     const every = names.length <= 20 ? { dtick: 1 } : {};
     const axis = { type: "category", constrain: "domain", showgrid: false, ...every };
@@ -195,7 +198,7 @@ KINDS.relation = (data, box) => {
     curve.hidden = table.hidden = false;
     const [c, d] = state.pair;
     const of = (run, e, k, i, j) => value(run, run.codes.at(e, k)[i * names.length + j]);
-    pairText.replaceChildren(el("b", {}, `${names[c]} with ${names[d]}`), ` at every exit and epoch`);
+    pairText.replaceChildren(el("b", { title: title(c, d) }, `${names[c]} with ${names[d]}`), ` at every exit and epoch`);
     const many = runs.length > 1, dashes = ["solid", "dot", "dash", "dashdot"];
     const lines = runs.flatMap((run, r) => run.exits.map((name, k) => ({
       type: "scatter", mode: "lines+markers", x: run.epochs, y: run.epochs.map((_, e) => of(run, e, k, c, d)),
@@ -217,7 +220,7 @@ KINDS.relation = (data, box) => {
   function tabulate(c, d, of) {
     const ways = c === d ? [[c, d]] : [[c, d], [d, c]];
     const head = el("tr", {}, el("th", { scope: "col" }, `epoch ${epochs[state.epoch]}`),
-      ...ways.map(([i, j]) => el("th", { scope: "col" }, `${names[i]} → ${names[j]}`)));
+      ...ways.map(([i, j]) => el("th", { scope: "col", title: title(i, j) }, `${names[i]} → ${names[j]}`)));
     const rows = runs.flatMap((run) => run.exits.map((name, k) => el("tr", {},
       el("th", { scope: "row" }, runs.length > 1 ? `${run.name}, ${name}` : name),
       ...ways.map(([i, j]) => el("td", {}, score(of(run, epochOf(run), k, i, j)))))));

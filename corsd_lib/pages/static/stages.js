@@ -2,6 +2,8 @@
 
 KINDS.stages = (data, box) => {
   const { names, superclasses, exits, epochs, start } = data;
+  const whole = wholes(names, data.whole_names), wholeSuperclasses = wholes(superclasses, data.whole_superclasses);
+  const title = (name, full) => (full === undefined || full === name ? null : full); // what hover says of a short name
   const labels = unpack(data.labels).values, images = labels.length;
   const coordinates = unpack(data.coordinates), guesses = unpack(data.guesses), firstRight = unpack(data.first_right);
   const state = { epoch: epochs.indexOf(start.epoch), colour: start.colour, selection: start.selection };
@@ -19,8 +21,8 @@ KINDS.stages = (data, box) => {
 
   /** Names of groups, their looks, and the group of image i at exit k. */
   const groupings = {
-    class: () => ({ names, look, of: (k, i) => labels[i] }),
-    superclass: () => ({ names: superclasses, look, of: (k, i) => data.superclass_of_class[labels[i]] }),
+    class: () => ({ names, whole, look, of: (k, i) => labels[i] }),
+    superclass: () => ({ names: superclasses, whole: wholeSuperclasses, look, of: (k, i) => data.superclass_of_class[labels[i]] }),
     right: () => ({ names: ["wrong at that exit", "right at that exit"], of: (k, i) => +right(k, i),
       look: (g) => (g ? look(0) : { color: THEME.palette[1], symbol: "x" }) }),
     first_right: () => ({ names: ["right at no exit", ...exits.map((name) => `first right at ${name}`)],
@@ -32,7 +34,7 @@ KINDS.stages = (data, box) => {
 
   const colours = Object.keys(groupings).filter((name) => name !== "superclass" || superclasses.length);
   const epochSlider = slider("epoch", epochs.length - 1, state.epoch, (i) => epochs[i], (i) => { state.epoch = i; draw(); });
-  const members = choice("select a class", [["", "none"], ...names.map((name, c) => [c, name])], "", (c) => {
+  const members = choice("select a class", [["", "none"], ...names.map((name, c) => [c, name, title(name, whole[c])])], "", (c) => {
     select(c === "" ? [] : positions((i) => labels[i] === +c));
   });
   const clear = el("button", { type: "button", click: () => { members.list.value = ""; select([]); } }, "select nothing");
@@ -75,9 +77,9 @@ KINDS.stages = (data, box) => {
   function hover(k) {
     return positions(() => true).map((i) => {
       const guess = guesses.at(state.epoch, k)[i];
-      const found = guess === labels[i] ? "right" : `taken for ${plain(names[guess])}`;
-      const group = superclasses.length ? ` (${plain(superclasses[data.superclass_of_class[labels[i]]])})` : "";
-      return `image ${i}: ${plain(names[labels[i]])}${group}<br>${found}`;
+      const found = guess === labels[i] ? "right" : `taken for ${wrapped(whole[guess])}`;
+      const group = superclasses.length ? ` (${wrapped(wholeSuperclasses[data.superclass_of_class[labels[i]]])})` : "";
+      return `image ${i}: ${wrapped(whole[labels[i]])}${group}<br>${found}`;
     });
   }
 
@@ -114,7 +116,8 @@ KINDS.stages = (data, box) => {
       const sign = el("span", { "aria-hidden": true }, GLYPHS[THEME.symbols.indexOf(symbol)]);
       sign.style.color = color;
       const group = state.colour === "right" ? exits.length - 1 : 0; // of the deepest exit, where exits differ
-      return el("button", { type: "button", click: () => select(positions((i) => grouping.of(group, i) === g)) }, sign, ` ${name}`);
+      const said = { type: "button", title: title(name, grouping.whole?.[g]) };
+      return el("button", { ...said, click: () => select(positions((i) => grouping.of(group, i) === g)) }, sign, ` ${name}`);
     }));
   }
 

@@ -1,0 +1,354 @@
+"""One reader for each kind of file that a run or a study is kept in: what it returns has been checked against a schema.
+
+Each raises one `CorsdError` that names the file and the field in it, so that nothing that is made of runs and studies has to
+look again. A file is read when it is asked for, whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from corsd_lib.errors import CorsdError
+from corsd_lib.files import read_json, read_lines, read_tensors
+from corsd_lib.schema import anything, choice, entries, fields, many, number, optional, place_text, shortened, text, whole
+
+__all__ = [
+    "FLOATS",
+    "read_config",
+    "read_embedding",
+    "read_metrics",
+    "read_probe_set",
+    "read_record",
+    "read_snapshot",
+    "read_summary",
+    "read_test",
+    "read_trials",
+]
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # what all operations take
+SPLITS = ("train", "validation", "test")
+SIDE = 65_535  # of an image, pixels
+CLASSES = 65_535  # what explorers and pages can number
+
+percent = number(0, 100.001)  # sums of shares round
+seconds = number(0, 1e10)
+macs = number(0, 1e30)
+
+# --- a run ------------------------------------------------------------------------------------------------------------
+
+_DATA = {
+    "name": text,
+    "class_names": many(text, 1, CLASSES),
+    "superclass_names": many(text, 1, CLASSES),
+    "superclass_of_class": many(whole(0, CLASSES), 1, CLASSES),
+    "mean": many(number(-1e6, 1e6), 1, 1024),
+    "std": many(number(1e-12, 1e6), 1, 1024),
+    "image_size": whole(1, SIDE),
+}
+_FACTS = {
+    **dict.fromkeys(("corsd_lib", "revision", "python", "machine", "system", "device"), text),
+    "versions": fields({"torch": text}, more=True),
+    "threads": whole(1),
+}
+_MORE_FACTS = {"started": text, "methods": text, "cores": optional(whole(1)), "epochs_done": whole()}
+_CONFIG = fields(
+    {
+        "train": fields({"method_options": entries(anything)}, more=True),  # the rest is for `TrainConfig` to check
+        "data": fields(_DATA, {"splits": optional(entries(many(whole(), 2, 2)))}),
+        "provenance": fields(_FACTS, _MORE_FACTS, more=True),
+    },
+    {"resumed": many(fields({**_FACTS, "epochs_done": whole()}, _MORE_FACTS, more=True))},
+    more=True,
+)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The parts of a run's `config.json`, "train" with any fields."""
+    values = read_json(path)
+    if not isinstance(values, dict) or not values.keys() >= {"train", "data", "provenance"}:
+        raise CorsdError(f"{path} is not of a run: it lacks one of train, data, provenance")
+    _CONFIG(values, (str(path),))
+    data = values["data"]
+    wanted = {"superclass_of_class": len(data["class_names"]), "std": len(data["mean"])}
+    for name, length in wanted.items():
+        if len(data[name]) != length:
+            raise CorsdError(f"{path}: data: {name} has {len(data[name])} entries; allowed: {length}, as {_OF[name]} has")
+    if max(data["superclass_of_class"]) >= len(data["superclass_names"]):
+        raise CorsdError(f"{path}: data: superclass_of_class names more than the {len(data['superclass_names'])} superclasses")
+    return values
+
+
+_OF = {"superclass_of_class": "class_names", "std": "mean"}
+
+_EPOCH = {"epoch": whole(1), "step": whole(), "lr": number(0), "images": whole(1), "seconds": seconds}
+_epoch = fields(_EPOCH, more=True)
+_loss = number(finite=False)  # a part of weight 0 may be anything
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, an epoch each without a gap, all with the same columns; [] when there is no file."""
+    lines = read_lines(path)
+    if not lines:
+        return lines
+    _epoch(lines[0], (str(path), "line 1"))
+    rest = [name for name in lines[0] if name not in _EPOCH]
+    line_of = fields({**_EPOCH, **{name: percent if "_top1." in name else _loss for name in rest}})
+    for count, line in enumerate(lines):
+        where = (str(path), f"line {count + 1}")
+        line_of(line, where)
+        if line["epoch"] != lines[0]["epoch"] + count:
+            raise CorsdError(f"{place_text(where)}: epoch = {line['epoch']}; allowed: {lines[0]['epoch'] + count}")
+    _check_columns(path, rest)
+    return lines
+
+
+def _check_columns(path: Path, columns: list[str]) -> None:
+    if "loss.total" not in columns:
+        raise CorsdError(f"{path} lacks the column loss.total")
+    trained, validated = ([c for c in columns if c.startswith(f"{split}_top1.")] for split in ("train", "val"))
+    exits = [c.partition(".")[2] for c in trained]
+    wanted = [f"exit{k}" for k in range(1, len(exits) + 1)]
+    if not exits or exits != wanted or [c.partition(".")[2] for c in validated] not in ([], wanted):
+        found = ", ".join([*trained, *validated]) or "none"
+        raise CorsdError(f"{path}: columns of exits: {shortened(found)}; allowed: train_top1.exit1 and so on, the same of val")
+
+
+_QUALITY = {"top1": percent, "top5": percent, "cross_entropy": number(finite=False), "calibration_error": percent}
+_COSTS = {"macs": whole(1), "parameters": whole(1)}
+_FIGURES = {"exits": many(fields({**_QUALITY, **_COSTS}), 1), "ensemble": fields(_QUALITY)}
+_TEST = fields(
+    {"data": text, "split": choice(*SPLITS), "images": whole(1), **_FIGURES}, {"trained": fields(_FIGURES)}, more=True
+)
+
+
+def read_test(path: Path) -> dict[str, Any]:
+    """A `test.json`: data, split, images, exits and ensemble; of an export also "trained", the figures before."""
+    values = read_json(path)
+    _TEST(values, (str(path),))
+    trained = values.get("trained", values)["exits"]
+    if len(trained) != len(values["exits"]):
+        raise CorsdError(f"{path}: trained: exits has {len(trained)} entries; allowed: {len(values['exits'])}, as exits has")
+    return values
+
+
+# --- tensors of a run -------------------------------------------------------------------------------------------------
+
+
+def read_probe_set(path: Path, classes: int) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A `probe.safetensors`: labels and index, (N,) int64 of one image or more, and "split" among the metadata."""
+    tensors, metadata = read_tensors(path)
+    for name in ("labels", "index"):
+        if name not in tensors:
+            raise CorsdError(f"{path} lacks {name}")
+        found = tensors[name]
+        if found.dtype != torch.int64 or found.ndim != 1 or not len(found) or len(found) != len(tensors["labels"]):
+            raise _misfit(path, name, found, "int64 (N,) of one image or more, the same N of labels and index")
+    _check_within(path, "labels", tensors["labels"], 0, classes - 1)
+    _check_within(path, "index", tensors["index"], 0, 2**62)
+    choice(*SPLITS)(metadata.get("split"), (str(path), "split"))
+    return tensors, metadata
+
+
+def read_snapshot(path: Path, images: int, classes: int, like: Path | None = None) -> dict[str, Any]:
+    """What a `probes/epoch_*.safetensors` holds by the names of `Snapshot`: lists of tensors, and the relation networks.
+
+    `images` N and `classes` C are those of the run; `like` is another snapshot of it, whose tensors have the same shapes.
+    """
+    tensors, _ = read_tensors(path)
+    parts = {name: _numbered(path, tensors, name) for name in ("embeddings", "logits", "relations")}
+    state = {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")}
+    if len(tensors) > len(state) + sum(map(len, parts.values())):
+        known = {*(f"{name}.{k}" for name, found in parts.items() for k in range(len(found)))}
+        extra = next(k for k in tensors if k not in known and not k.startswith("method."))
+        raise CorsdError(
+            f"{path}: {shortened(extra)} is not known; allowed: {', '.join(parts)}, each with .0 and so on, method.*"
+        )
+    exits, width = len(parts["embeddings"]), parts["embeddings"][0].shape[-1:]
+    if len(parts["logits"]) != exits:
+        raise CorsdError(f"{path} has logits of {len(parts['logits'])} exits; allowed: {exits}, as embeddings")
+    shapes = {"embeddings": (images, *width), "logits": (images, classes), "relations": (classes, classes)}
+    for name, found in parts.items():
+        for k, tensor in enumerate(found):
+            _check_floating(path, f"{name}.{k}", tensor, shapes[name])
+    for k, matrix in enumerate(parts["relations"]):
+        _check_within(path, f"relations.{k}", matrix[~matrix.isnan()], -1e-3, 1 + 1e-3)
+    if like is not None:
+        _check_like(path, tensors, like)
+    return {**parts, "relation_state": state}
+
+
+def _numbered(path: Path, tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
+    """Tensors `name`.0, `name`.1 and so on; at least one."""
+    count = sum(key.startswith(f"{name}.") for key in tensors)
+    found = [tensors.get(f"{name}.{k}") for k in range(max(1, count))]
+    if None in [t if t is None else 0 for t in found]:
+        missing = next(k for k, t in enumerate(found) if t is None)
+        raise CorsdError(f"{path} lacks {name}.{missing}")
+    return [t for t in found if t is not None]
+
+
+def _check_floating(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tensor.dtype not in FLOATS or tuple(tensor.shape) != shape or len(shape) != 2 or 0 in shape:
+        raise _misfit(path, name, tensor, f"floating point {shape if len(shape) == 2 else '(N, D)'}")
+
+
+def _check_within(path: Path, name: str, values: Tensor, low: float, high: float) -> None:
+    if values.numel() and not (low <= values.min() and values.max() <= high):
+        raise CorsdError(f"{path}: {name} from {values.min():g} to {values.max():g}; allowed: {low:g} to {high:g}")
+
+
+def _misfit(path: Path, name: str, tensor: Tensor, allowed: str) -> CorsdError:
+    kind = str(tensor.dtype).removeprefix("torch.")
+    return CorsdError(f"{path}: {name} is {kind} {tuple(tensor.shape)}; allowed: {allowed}")
+
+
+def _check_like(path: Path, tensors: Mapping[str, Tensor], like: Path) -> None:
+    """Raise unless the tensors have the names and shapes of the file `like`; nothing where that cannot be read itself."""
+    there = _shapes(like)
+    names = [name for name in {**there, **tensors} if there and not name.startswith("method.")]  # `load_part` knows these
+    for name in names:
+        have, want = tuple(tensors[name].shape) if name in tensors else "absent", there.get(name, "absent")
+        if have != want:
+            raise CorsdError(f"{path}: {name} is {have} and {want} in {like.name}; allowed: the same in all snapshots of a run")
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shape by name of what a safetensors file says that it holds, without its tensors; {} where it does not say."""
+    try:
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(size, 10_000_000)))
+        return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def read_embedding(path: Path, epochs: int, exits: int, images: int) -> dict[str, Tensor]:
+    """An `embeddings/*.safetensors`, by the names of `StageEmbedding`."""
+    tensors, _ = read_tensors(path)
+    measures = dict.fromkeys(("trustworthiness", "knn_purity", "embedding_purity"), (epochs, exits))
+    of_images: dict[str, tuple[int, ...]] = {"coordinates": (epochs, exits, images, 2), "labels": (images,), "index": (images,)}
+    wanted = {**of_images, **measures}
+    for name, shape in wanted.items():
+        whole_numbers = name in ("labels", "index")
+        found = tensors.get(name)
+        dtypes = (torch.int64,) if whole_numbers else FLOATS
+        if found is None or found.shape != shape or found.dtype not in dtypes:
+            raise CorsdError(f"{path}: {name} is not there or of another shape than {shape}")
+        if name == "coordinates" and not found.isfinite().all():
+            raise CorsdError(f"{path}: {name} has values that are not finite")
+    return {name: tensors[name] for name in wanted}
+
+
+# --- a study ----------------------------------------------------------------------------------------------------------
+
+_some_quality = {k: v for k, v in _QUALITY.items() if k != "top1"}
+_RECORD = fields(
+    {
+        "row": text,
+        "seed": whole(),
+        "config": entries(anything),  # for `TrainConfig` to check
+        "test": fields(
+            {"exits": many(fields({"top1": percent}, {**_some_quality, **_COSTS}), 1)},
+            {"data": text, "split": choice(*SPLITS), "images": whole(1), "ensemble": fields(_QUALITY)},
+            more=True,
+        ),
+        "train_top1": many(percent, 1),
+        "images": whole(1, 2**53),
+        "macs": macs,
+        "seconds": seconds,
+    },
+    {
+        "provenance": fields({}, {**_FACTS, **_MORE_FACTS}, more=True),
+        "resumed": many(fields({}, {**_FACTS, **_MORE_FACTS}, more=True)),
+    },
+)
+
+
+def read_record(path: Path, row: str, seed: int) -> dict[str, Any]:
+    """A `records/<row>-s<seed>.json`, see `corsd_lib.study.make_record`."""
+    values = read_json(path)
+    for part in ("config", "test"):
+        if not isinstance(values, dict) or not isinstance(values.get(part), dict):
+            raise CorsdError(f"{path} is no record of a training: it has no {part}")
+    _RECORD(values, (str(path),))
+    for name, wanted in (("row", row), ("seed", seed)):
+        if values[name] != wanted:
+            raise CorsdError(f"{path}: {name} = {shortened(values[name])}; allowed: {wanted!r}, as the file is named")
+    return values
+
+
+_TRIALS = fields(
+    {},
+    {
+        "best": optional(
+            fields({"options": entries(anything)}, {"train": entries(anything), "number": whole(), "value": percent})
+        ),
+        "trials": many(fields({}, {"number": whole(), "error": text}, more=True)),
+    },
+    more=True,
+)
+
+
+def read_trials(path: Path) -> dict[str, Any]:
+    """A `tuning/<row>.json`: trials and the best of them, as far as they are there."""
+    values = read_json(path)
+    _TRIALS(values, (str(path),))
+    return values
+
+
+_maybe = {"gain": optional(number(-101, 101)), "gain_low": optional(number()), "gain_high": optional(number())}
+_SUMMARY_ROW = fields(
+    {
+        "label": text,
+        "group": text,
+        "from": optional(text),
+        "n": whole(1),
+        "seeds": many(whole(), 1),
+        "top1": many(percent, 1),
+        "top1_low": many(optional(number()), 1),
+        "top1_high": many(optional(number()), 1),
+        "top1_by_seed": entries(many(percent, 1), 1),
+        **_maybe,
+        "epochs": whole(1),
+        "images": number(0, 2**53),
+        "macs": macs,
+        "seconds": seconds,
+        "macs_ratio": optional(number(0)),
+        "time_ratio": optional(number(0)),
+        "revisions": many(text),
+        "torch": many(text),
+        "train_top1": percent,
+        "options": entries(anything),
+    },
+    more=True,
+)
+_SUMMARY = fields(
+    {
+        "title": text,
+        "data": text,
+        "train": entries(anything),
+        "equal": choice("images", "epochs"),
+        "baseline": text,
+        "seeds": many(whole()),
+        "methods": entries(_SUMMARY_ROW),
+    },
+    more=True,
+)
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """A `summary.json`, see `corsd_lib.tables.summarise`."""
+    values = read_json(path)
+    _SUMMARY(values, (str(path),))
+    for name, row in values["methods"].items():
+        lists = [row["top1_low"], row["top1_high"], *row["top1_by_seed"].values()]
+        if any(len(each) != len(row["top1"]) for each in lists):
+            raise CorsdError(f"{path}: methods: {shortened(name)}: top1 has {len(row['top1'])} exits, its ends or seeds others")
+    return values
