@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from corsd_lib.capture import GraphedPasses, Passes
 from corsd_lib.checkpoint import Checkpoint, Position
 from corsd_lib.datasets import ImageData
+from corsd_lib.datasets.arrays import check_class_names
 from corsd_lib.datasets.notices import silent
 from corsd_lib.determinism import deterministic_algorithms
 from corsd_lib.errors import CorsdError
@@ -75,9 +76,9 @@ def train(
     is. With several devices each process forms its pairs within its own batch. `data`: images of your own, in place of those
     that `config.data` names; whoever asks the run for images later has to give them again.
 
-    Raises `CorsdError` when the directory holds another run, or one of other data, or one that is being trained right now
-    (`LockedError`), when it is moved or removed meanwhile, when its checkpoint is damaged or not of this training, and when the
-    loss is no longer finite (the last good checkpoint is kept).
+    Raises `CorsdError` for data of one class, when the directory holds another run, or one of other data, or one that is being
+    trained right now (`LockedError`), when it is moved or removed meanwhile, when its checkpoint is damaged or not of this
+    training, and when the loss is no longer finite (the last good checkpoint is kept).
     """
     _check_import()
     _check_directory(config)  # in every process, before the first one can have written into it
@@ -132,6 +133,7 @@ def _train(
         if not (config.path / "test.json").is_file():  # which another process may have written meanwhile
             with nullcontext() if fabric.is_global_zero else silent():  # one process reports what is unusual in the data
                 data = _given_or_named(data, config)
+            check_class_names(data.name, data.class_names)
             # The caller's random numbers and settings are left as they were.
             with torch.random.fork_rng(gpus), deterministic_algorithms(config.deterministic):
                 trainer = Trainer(fabric, config, data)

@@ -141,6 +141,17 @@ def _wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize("method", list(METHODS))
+def test_data_of_one_class_is_the_same_error_for_every_method(tiny: Tiny, method: str) -> None:
+    digits = load_dataset("digits", per_class=5)
+    zeros = {part: getattr(digits, part).subset((getattr(digits, part).labels == 0).nonzero().flatten()) for part in _SPLITS}
+    own = torch.zeros(1, dtype=torch.long)
+    one = replace(digits, name="mine", class_names=("0",), superclass_names=("0",), superclass_of_class=own, **zeros)
+    with pytest.raises(CorsdError, match=r"^mine: the data has one class, '0'; at least two are needed$"):
+        _train(tiny(method=method), data=one)
+    assert not tiny().path.exists()
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_of_several_processes_the_first_speaks_of_the_data(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, first: bool) -> None:
     def loaded(*_: object) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from corsd_lib.datasets.arrays import AUGMENTATIONS, ImageArrays, ImageData, ImageFiles, Split
+from corsd_lib.datasets.arrays import AUGMENTATIONS, ImageArrays, ImageData, ImageFiles, Split, check_class_names
 from corsd_lib.datasets.cub import load_cub
 from corsd_lib.datasets.folders import load_folder, load_imagenet
 from corsd_lib.datasets.notices import DataNotice, say
@@ -121,6 +121,7 @@ def _check_test_fraction(name: str, fraction: float | None) -> None:
 
 
 def _check_every_class(data: ImageData) -> None:
+    check_class_names(data.name, data.class_names)
     counts = torch.bincount(data.train.labels, minlength=data.num_classes)
     empty = [data.class_names[c] for c in (counts == 0).nonzero().flatten().tolist()]
     if empty or not len(data.test):

@@ -94,8 +94,7 @@ class ImageData:
     network sees (stored images may be larger, for cropping); `augmentation`: the set's default, one of
     `AUGMENTATIONS`; `crop_scale`: least share of the area in a "resized_crop": 0.4 keeps most of a bird in the picture (ours),
     ImageNet has the usual 0.08; `notices`: what a user should know of how the files were read, a sentence each. Raises
-    CorsdError when names, labels and superclasses do not fit each other, for names that are not valid UTF-8, and for fewer than
-    two classes.
+    CorsdError when names, labels and superclasses do not fit each other, and for names that are not valid UTF-8.
     """
 
     name: str
@@ -117,7 +116,7 @@ class ImageData:
     def __post_init__(self) -> None:
         check_choice("augmentation", self.augmentation, AUGMENTATIONS)
         check_text("data set", self.name)
-        check_class_names(self.name, self.class_names)
+        check_text(f"{self.name}: class", *self.class_names)
         check_text(f"{self.name}: superclass", *self.superclass_names)
         check_text(f"{self.name}: attribute", *self.attribute_names)
         for part, split in self._splits().items():

@@ -116,10 +116,8 @@ def list_images(folder: Path, class_names: tuple[str, ...]) -> Listed:
     empty = [name for number, name in enumerate(class_names) if number not in found]
     if empty:
         seen = f" ({'; '.join(notices)})" if notices else ""
-        raise CorsdError(
-            f"{folder} has no image in the class folders {some(empty, 5)}{seen}; "
-            f"expected at least one in each, named {', '.join(EXTENSIONS)}"
-        )
+        named = "" if skipped else f", named {', '.join(EXTENSIONS)}"
+        raise CorsdError(f"{folder} has no image in the class folders {some(empty, 5)}{seen}; expected one in each{named}")
     return Listing(class_names, paths, labels), notices
 
 
