@@ -36,6 +36,7 @@ def bench(quick: bool = False) -> dict[str, Any]:
     """All figures by name: each a dict of `value`, `target` and `what`; and the `provenance`. Minutes on two cores."""
     repeat, begun = 2 if quick else 7, provenance()
     figures = {
+        **{f"{m}_step_study_{b}": study_step_ratio(m, b, repeat) for b in (64, 32) for m in ("corsd", "deep_supervision")},
         "corsd_step_resnet18": step_ratio("resnet18", repeat),
         "relation_share_resnet18": relation_share("resnet18", repeat),
         "corsd_step_resnet20": step_ratio("resnet20", repeat),
@@ -66,6 +67,19 @@ def step_ratio(name: str, repeat: int) -> dict[str, Any]:
     seconds = _in_turn({m: _stepper(name, m) for m in ("baseline", "corsd")}, repeat)
     target = {"resnet18": "at most 1.35", "resnet20": "at most 1.7"}[name]
     return _figure(f"CORSD step / plain step, {name}, batch {BATCH}", _ratio(seconds, "corsd", "baseline"), target)
+
+
+def study_step_ratio(method: str, batch: int, repeat: int) -> dict[str, Any]:
+    """A step of `method` against a plain step in the setting of `results/cifar100`, on one thread: the network is small."""
+    label, target = {"corsd": ("CORSD", "at most 1.5"), "deep_supervision": ("deep supervision", "at most 1.25")}[method]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        seconds = _in_turn({m: _study_stepper(m, batch) for m in ("baseline", method)}, 4 * repeat)
+    finally:
+        torch.set_num_threads(threads)
+    what = f"{label} step / plain step, ResNet-10 of width 32 in bf16, batch {batch}, one thread"
+    return _figure(what, _ratio(seconds, method, "baseline"), target)
 
 
 def relation_share(name: str, repeat: int) -> dict[str, Any]:
@@ -189,6 +203,26 @@ def _stepper(name: str, method_name: str) -> Callable[[], None]:
 
     def step() -> None:
         loss = method(network(images), Batch(images, labels, labels))["total"]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def _study_stepper(method_name: str, batch_size: int) -> Callable[[], None]:
+    """One training step in the setting of `results/cifar100`, on a fixed batch of two images a class."""
+    network = build_network("resnet10", CLASSES, width=32, stem="medium", exits=find_method(method_name).exits)
+    network.to(memory_format=torch.channels_last)
+    method = build_method(method_name, network=network)
+    optimizer = torch.optim.SGD([*network.parameters(), *method.parameters()], lr=1e-3, momentum=0.9)
+    images = _images(batch_size)[0].contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(batch_size) // 2
+
+    def step() -> None:
+        batch = Batch(images, labels, labels)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = method(network(images), batch._replace(draws=method.draw(batch)))["total"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

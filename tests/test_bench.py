@@ -40,6 +40,40 @@ def test_a_timed_step_trains(method: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert moved[0] > 0
 
 
+@pytest.mark.parametrize("method", ["corsd", "deep_supervision"])
+def test_the_setting_of_the_study_is_timed_on_one_thread(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, before = [], torch.get_num_threads()
+
+    def stepper(name: str, batch: int) -> Callable[[], None]:
+        assert batch == 32
+        return lambda: threads.append((name, torch.get_num_threads()))
+
+    monkeypatch.setattr(bench, "_study_stepper", stepper)
+    torch.set_num_threads(2)
+    try:
+        figure = bench.study_step_ratio(method, 32, repeat=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(threads) == {("baseline", 1), (method, 1)} and "batch 32" in figure["what"]
+    study = read_json(Path(__file__).parents[1] / "results/cifar100/study.json")["train"]
+    assert (study["network"], study["width"], study["stem"], study["precision"]) == ("resnet10", 32, "medium", "bf16-mixed")
+
+
+def test_a_step_in_the_setting_of_the_study_trains_every_exit() -> None:
+    gradients: list[bool] = []
+    with pytest.MonkeyPatch.context() as patch:
+        original = torch.optim.SGD.step
+
+        def step(self: torch.optim.SGD) -> None:
+            gradients.extend(p.grad is not None for p in self.param_groups[0]["params"])
+            original(self)
+
+        patch.setattr(torch.optim.SGD, "step", step)
+        bench._study_stepper("corsd", 8)()
+    assert len(gradients) > 100 and sum(gradients) > 0.9 * len(gradients)
+
+
 def test_both_ways_of_joining_pairs_give_the_same_relation_input() -> None:
     anchor, positive, negative = torch.randn(3, 5, 2, 4, 4)
     one, whole = bench._join_one_by_one(anchor, positive, negative), bench._join_at_once(anchor, positive, negative)
