@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -211,12 +212,18 @@ def augment_resized_crop(images: Tensor, size: int, generator: torch.Generator, 
 
     torchvision.transforms.v2's RandomResizedCrop with area in [`scale`, 1].
     """
-    from torchvision.transforms import v2
-
-    crop = v2.Compose([v2.RandomResizedCrop(size, scale=(scale, 1.0), antialias=True), v2.RandomHorizontalFlip()])
+    crop = _resized_crop(size, scale)
     with torch.random.fork_rng(devices=[]):  # v2 draws from torch's global generator: lend it ours
         torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # and no GPU's
         return torch.stack([crop(image) for image in images])
+
+
+@cache
+def _resized_crop(size: int, scale: float) -> Callable[[Tensor], Tensor]:
+    """The transform of `augment_resized_crop`: made once, for a worker crops one image at a time."""
+    from torchvision.transforms import v2
+
+    return v2.Compose([v2.RandomResizedCrop(size, scale=(scale, 1.0), antialias=True), v2.RandomHorizontalFlip()])
 
 
 def centre_crop(images: Tensor, size: int) -> Tensor:
@@ -315,9 +322,8 @@ class BatchSource:
         if self.augmentation != "resized_crop":
             flip = self.augmentation == "crop_flip"
             return augment_crop(images, rows, self.data.image_size, generator, flip, self.cutout)
-        images = images[rows]
         if isinstance(self.split, ImageArrays):  # streamed images are cropped where they are decoded, by the workers
-            images = augment_resized_crop(images, self.data.image_size, generator, self.data.crop_scale)
+            images = augment_resized_crop(images[rows], self.data.image_size, generator, self.data.crop_scale)
         return _cutout(images, torch.rand(2, len(rows), generator=generator).to(self.device), self.cutout)
 
     def _stream(self, rows: list[Tensor], generators: list[torch.Generator]) -> Iterator[Tensor]:
@@ -374,6 +380,13 @@ def _decoded(
     except CorsdError as error:  # of a worker: its whole traceback, with our line at the end
         error.__traceback__ = None  # its frames would keep the workers, and to collect them later takes 10 seconds
         raise CorsdError(str(error).rstrip().rpartition("CorsdError: ")[2]) from error
+    except (BrokenPipeError, RuntimeError) as error:
+        if not isinstance(error, BrokenPipeError) and not str(error).startswith("DataLoader worker"):
+            raise
+        raise CorsdError(
+            f"a worker process that reads images ended ({error}): a script must begin what it does with "
+            "`if __name__ == '__main__':`, and memory must be enough for `workers` processes (workers=0 reads without them)"
+        ) from None  # its frames would keep the workers, and it adds nothing
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from corsd_lib.batches import BatchSource, triplet_batches
-from corsd_lib.datasets import ImageArrays, ImageData
+from corsd_lib.datasets import ImageArrays, ImageData, ImageFiles
+from corsd_lib.errors import CorsdError
 from corsd_lib.files import write_between
 from corsd_lib.losses import margin_over_triplets
 from corsd_lib.methods import Batch, Corsd, build_method, find_method
@@ -27,17 +29,20 @@ from corsd_lib.relation import MapRelation
 __all__ = ["bench", "peak_memory", "table", "write_table"]
 
 CLASSES, BATCH, ANCHORS = 100, 128, 43
+SECONDS = 600  # that a process which is measured may take
 
 
 def bench(quick: bool = False) -> dict[str, Any]:
     """All figures by name: each a dict of `value`, `target` and `what`; and the `provenance`. Minutes on two cores."""
     repeat, begun = 2 if quick else 7, provenance()
     figures = {
+        **{f"{m}_step_study_{b}": study_step_ratio(m, b, repeat) for b in (64, 32) for m in ("corsd", "deep_supervision")},
         "corsd_step_resnet18": step_ratio("resnet18", repeat),
         "relation_share_resnet18": relation_share("resnet18", repeat),
         "corsd_step_resnet20": step_ratio("resnet20", repeat),
         "release_formulation": release_ratio("resnet18", repeat),
         "input_pipeline": pipeline_ratio(repeat),
+        "streamed_pipeline": streamed_ratio(repeat),
         "step_memory_resnet18": memory_ratio("resnet18"),
         "import": import_ratio(repeat),
     }
@@ -62,6 +67,19 @@ def step_ratio(name: str, repeat: int) -> dict[str, Any]:
     seconds = _in_turn({m: _stepper(name, m) for m in ("baseline", "corsd")}, repeat)
     target = {"resnet18": "at most 1.35", "resnet20": "at most 1.7"}[name]
     return _figure(f"CORSD step / plain step, {name}, batch {BATCH}", _ratio(seconds, "corsd", "baseline"), target)
+
+
+def study_step_ratio(method: str, batch: int, repeat: int) -> dict[str, Any]:
+    """A step of `method` against a plain step in the setting of `results/cifar100`, on one thread: the network is small."""
+    label, target = {"corsd": ("CORSD", "at most 1.5"), "deep_supervision": ("deep supervision", "at most 1.25")}[method]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        seconds = _in_turn({m: _study_stepper(m, batch) for m in ("baseline", method)}, 4 * repeat)
+    finally:
+        torch.set_num_threads(threads)
+    what = f"{label} step / plain step, ResNet-10 of width 32 in bf16, batch {batch}, one thread"
+    return _figure(what, _ratio(seconds, method, "baseline"), target)
 
 
 def relation_share(name: str, repeat: int) -> dict[str, Any]:
@@ -112,6 +130,25 @@ def pipeline_ratio(repeat: int) -> dict[str, Any]:
     return _figure(what, _ratio(seconds, "theirs", "ours"), "at least 3")
 
 
+def streamed_ratio(repeat: int) -> dict[str, Any]:
+    """Images a second that we stream from JPEG files at 224 pixels, against torchvision's ImageFolder; 2 workers each."""
+    with tempfile.TemporaryDirectory() as folder:
+        data = _photographs(Path(folder), 4 * BATCH)
+        source = BatchSource(data, batch_size=BATCH, augmentation="resized_crop")
+
+        def ours() -> None:
+            for _ in source(0):
+                pass
+
+        def theirs() -> None:
+            for _ in _image_folder_loader(Path(folder), data):
+                pass
+
+        seconds = _in_turn({"ours": ours, "theirs": theirs}, repeat)
+    what = "streaming from files at 224: images a second, ours / torchvision's ImageFolder, 2 workers each"
+    return _figure(what, _ratio(seconds, "theirs", "ours"), "at least 1")
+
+
 def memory_ratio(name: str) -> dict[str, Any]:
     """Peak memory of two CORSD steps over that of the imported library, against the plain network's; a fresh process each."""
     peak = {method: _peak_memory(name, method) for method in ("baseline", "corsd")}
@@ -122,10 +159,8 @@ def memory_ratio(name: str) -> dict[str, Any]:
 def import_ratio(repeat: int) -> dict[str, Any]:
     """`import corsd_lib` and the names a training needs, against `import torch`, in fresh processes."""
     commands = {
-        "torch": lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True),
-        "corsd_lib": lambda: subprocess.run(
-            [sys.executable, "-c", "import torch, corsd_lib; corsd_lib.train, corsd_lib.load_dataset"], check=True
-        ),
+        "torch": lambda: _fresh("import torch"),
+        "corsd_lib": lambda: _fresh("import torch, corsd_lib; corsd_lib.train, corsd_lib.load_dataset"),
     }
     seconds = _in_turn(commands, max(repeat, 3))
     return _figure("import torch, corsd_lib / import torch", _ratio(seconds, "corsd_lib", "torch"), "below 1.5")
@@ -168,6 +203,26 @@ def _stepper(name: str, method_name: str) -> Callable[[], None]:
 
     def step() -> None:
         loss = method(network(images), Batch(images, labels, labels))["total"]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def _study_stepper(method_name: str, batch_size: int) -> Callable[[], None]:
+    """One training step in the setting of `results/cifar100`, on a fixed batch of two images a class."""
+    network = build_network("resnet10", CLASSES, width=32, stem="medium", exits=find_method(method_name).exits)
+    network.to(memory_format=torch.channels_last)
+    method = build_method(method_name, network=network)
+    optimizer = torch.optim.SGD([*network.parameters(), *method.parameters()], lr=1e-3, momentum=0.9)
+    images = _images(batch_size)[0].contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(batch_size) // 2
+
+    def step() -> None:
+        batch = Batch(images, labels, labels)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = method(network(images), batch._replace(draws=method.draw(batch)))["total"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -248,11 +303,45 @@ def _per_image_loader(data: ImageData) -> Iterator[Any]:
     return islice(iter(loader), len(pixels) // BATCH)
 
 
+def _photographs(folder: Path, count: int) -> ImageData:
+    """`count` JPEG files below `folder`/<class>/, of the size of a CUB photograph and with soft shapes as a photograph has."""
+    from PIL import Image
+
+    draw = np.random.default_rng(0)
+    paths = [folder / str(i % CLASSES) / f"{i}.jpg" for i in range(count)]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        shapes = Image.fromarray(draw.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+        shapes.resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=95)
+    split = ImageFiles(tuple(map(str, paths)), torch.arange(count) % CLASSES, torch.arange(count), 224)
+    names, third = tuple(map(str, range(CLASSES))), (0.5, 0.5, 0.5)
+    return ImageData("photographs", split, split, names, names, torch.arange(CLASSES), third, third, 224, "resized_crop")
+
+
+def _image_folder_loader(folder: Path, data: ImageData) -> Iterator[Any]:
+    """The usual way: ImageFolder, RandomResizedCrop, RandomHorizontalFlip, ToTensor and Normalize, with 2 workers."""
+    from torch.utils.data import DataLoader
+    from torchvision import datasets, transforms
+
+    augment = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(data.image_size, scale=(data.crop_scale, 1.0)),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize(data.mean, data.std),
+        ]
+    )
+    files = datasets.ImageFolder(folder, augment)
+    return iter(DataLoader(files, batch_size=BATCH, shuffle=True, drop_last=True, num_workers=2))
+
+
 def peak_memory() -> float:
     """Largest resident memory of this process so far, GiB."""
     status = Path("/proc/self/status")
     if status.exists():  # a child's ru_maxrss begins at its parent's: Linux's own high-water mark does not
         return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024**2
+    import resource  # which Windows does not have
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1024**3
 
@@ -266,4 +355,15 @@ step = _stepper({name!r}, {method!r})
 step(), step()
 print(peak_memory() - before)
 """
-    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    return float(_fresh(code))
+
+
+def _fresh(code: str) -> str:
+    """What Python code prints in a process of its own; `CorsdError` when it fails or takes too long."""
+    try:
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise CorsdError(f"a process that is measured took more than {SECONDS} seconds and was ended") from error
+    if done.returncode:
+        raise CorsdError(f"a process that is measured failed: {done.stderr.strip().rpartition(chr(10))[2]}")
+    return done.stdout

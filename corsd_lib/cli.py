@@ -7,14 +7,15 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
 
 from corsd_lib import __version__
-from corsd_lib.errors import CorsdError
+from corsd_lib.errors import CorsdError, check_text
 from corsd_lib.files import write_between
 from corsd_lib.runs import TrainConfig, load_run
 
@@ -29,7 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a verb. What the user can mend ends with one line on stderr and status 2, Ctrl-C with nothing to save with 130."""
     options = _parser().parse_args(arguments)
     try:
-        options.verb(options)
+        _check_texts(vars(options))
+        with warnings.catch_warnings():
+            warnings.showwarning = _shown_as_note(warnings.showwarning)
+            options.verb(options)
     except CorsdError as error:
         print(f"corsd: error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -41,6 +45,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _check_texts(options: Mapping[str, Any]) -> None:
+    """Refuse names and paths that are not valid UTF-8 before anything is computed: the end of it is to print or write them."""
+    for name, value in options.items():
+        texts = value if isinstance(value, list) else [value]
+        check_text(f"argument {name}:", *(text for text in texts if isinstance(text, str)))
+
+
+def _shown_as_note(otherwise: Callable[..., None]) -> Callable[..., None]:
+    """How a warning is shown: one line for what the library says of the data, as usual for others."""
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        from corsd_lib.datasets import DataNotice
+
+        if issubclass(category, DataNotice):
+            print(f"corsd: note: {message}", file=sys.stderr)
+        else:
+            otherwise(message, category, *place, **more)
+
+    return show
 
 
 class _Parser(argparse.ArgumentParser):
@@ -132,9 +157,10 @@ def _parser() -> argparse.ArgumentParser:
 
     data = verbs.add_parser("data", help="look at a data set, or download it")
     data.set_defaults(verb=_data)
-    data.add_argument("name", help="digits, cifar10, cifar100, cub200, imagenet, folder:PATH or npz:PATH")
+    data.add_argument("name", help="digits, cifar10, cifar100, cub200, tiny_imagenet, imagenet, folder:PATH or npz:PATH")
     data.add_argument("--data-root", help="folder that holds the data sets; default: $CORSD_DATA, else data")
     data.add_argument("--image-size", type=int, help="side of the square the network sees, pixels")
+    data.add_argument("--test-fraction", type=float, help="share of each class to test on, of a folder without a split")
     data.add_argument("--download", action="store_true", help="fetch what is missing")
 
     bench = verbs.add_parser("bench", help="measure speed and memory as ratios")
@@ -317,8 +343,16 @@ def _report(options: argparse.Namespace) -> None:
 
 def _data(options: argparse.Namespace) -> None:
     from corsd_lib.datasets import load_dataset
+    from corsd_lib.datasets.notices import silent
 
-    data = load_dataset(options.name, options.data_root, image_size=options.image_size, download=options.download)
+    with silent():  # the summary has them
+        data = load_dataset(
+            options.name,
+            options.data_root,
+            test_fraction=options.test_fraction,
+            image_size=options.image_size,
+            download=options.download,
+        )
     print(data.summary())
 
 

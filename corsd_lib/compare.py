@@ -2,12 +2,11 @@
 
 Each training is a `corsd train` of its own below `runs/<study>/<row>`, with its configuration and its output beside it: seed0/,
 seed0.json, seed0.log. It holds a lock on its log for as long as it lives, even if this process is killed, so that no run is
-ever trained by two.
+ever trained by two; this process waits for a training that another one has started.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from corsd_lib.errors import CorsdError, check_choice
-from corsd_lib.files import read_json, write_json
+from corsd_lib.files import LockedError, locked, read_json, write_json
 from corsd_lib.readers import read_metrics
 from corsd_lib.runs import Run, TrainConfig
 from corsd_lib.study import Study, make_record, study_file
@@ -53,6 +52,7 @@ def run_study(
     Run directories lie below `runs` (default `runs/<study>`), `jobs` of them are trained at a time (default: one a GPU, else
     one a CPU). After each training its record and the tables are written and `report` is given a line; `live` draws a table in
     the terminal instead. Ctrl-C (or SIGTERM) lets the trainings save; called again they go on. If one fails the rest goes on.
+    A training that another process has, such as one left by a call that was killed, is waited for while the rest goes on.
 
     Raises `CorsdError` for an unknown row or seed, a record of another configuration, and a row whose search is not finished.
     """
@@ -65,7 +65,7 @@ def run_study(
         study.check_search(row)
     if waiting:
         _train_all(study, found, places(waiting[0].config, jobs, len(waiting)), report, live)
-    for job in found:  # what another process trained may be done by now
+    for job in found:  # stopped while another process trained it, which may have done it by now
         if job.state == "elsewhere" and study.record(job.row, job.seed) is not None:
             job.state = "done"
     return found
@@ -82,7 +82,7 @@ def _train_all(study: Study, jobs: list[Job], free: list[Environment], report: C
                     for job in running:
                         job.stop()
                 else:
-                    _start_more(study, waiting, running, free)
+                    _start_more(study, waiting, running, free, (lambda line: None) if live else report)
                 for job in [job for job in running if job.over]:
                     running.remove(job)
                     free.append(job.place)
@@ -97,21 +97,29 @@ def _train_all(study: Study, jobs: list[Job], free: list[Environment], report: C
                 job.stop()
 
 
-def _start_more(study: Study, waiting: list[Job], running: list[Job], free: list[Environment]) -> None:
-    """Fill the places that are free."""
-    while waiting and free:
-        job = waiting.pop(0)
+def _start_more(
+    study: Study, waiting: list[Job], running: list[Job], free: list[Environment], report: Callable[[str], object]
+) -> None:
+    """Fill the places that are free; a training that another process has stays among the waiting ones."""
+    for job in list(waiting):
+        if not free:
+            return
+        known = job.state
         if job.start(study, free[-1]):
             running.append(job)
             free.pop()
+        if job.state != "elsewhere":
+            waiting.remove(job)
+        elif known != "elsewhere":
+            report(f"{job.row}, seed {job.seed}: another process trains it, and is waited for")
 
 
 @dataclass
 class Job:
     """One training of a study, its process, and its state.
 
-    "waiting", "running", "stopping", then "done" (recorded), "failed" (with `error`), "stopped", or "elsewhere": another
-    process is training it.
+    "waiting", or "elsewhere" while another process trains it, then "running", "stopping", at last "done" (recorded), "failed"
+    (with `error`) or "stopped".
     """
 
     row: str
@@ -131,17 +139,18 @@ class Job:
 
     def start(self, study: Study, place: Environment) -> bool:
         """Start the training in `place`; False when another process has it, or has done it."""
-        log = _locked(self.beside(".log"))
-        if log is None:
+        try:
+            with locked(self.beside(".log")) as log:
+                if study.record(self.row, self.seed) is not None:
+                    self.state = "done"
+                    return False
+                assert log is not None  # which only a folder may be
+                os.ftruncate(log, 0)
+                write_json(self.beside(".json"), asdict(self.config))
+                self.process = _training(self.beside(".json"), log, place)  # from here on it has the lock
+        except LockedError:
             self.state = "elsewhere"
             return False
-        if study.record(self.row, self.seed) is not None:
-            os.close(log)
-            self.state = "done"
-            return False
-        write_json(self.beside(".json"), asdict(self.config))
-        self.process = _training(self.beside(".json"), log, place)
-        os.close(log)  # from here on the training has it, and with it the lock
         self.state, self.place = "running", place
         return True
 
@@ -234,19 +243,6 @@ def _training(config: Path, log: int, place: Environment) -> subprocess.Popen[by
         stderr=log,
         start_new_session=True,  # else Ctrl-C in the terminal would reach it twice, and twice means at once
     )
-
-
-def _locked(path: Path) -> int | None:
-    """A descriptor of the file `path`, emptied and locked for all that inherit it; None when others hold it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    os.ftruncate(descriptor, 0)
-    return descriptor
 
 
 # --- the live table ---------------------------------------------------------------------------------------------------

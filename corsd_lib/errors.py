@@ -50,3 +50,18 @@ def stand_in(name: str, error: MissingPackage) -> type:
         raise MissingPackage(str(error), name=error.name)
 
     return type(name, (), {"__init__": refuse, "__doc__": f"Not available: {error}"})
+
+
+def check_text(what: str, *texts: str) -> None:
+    """Raise `CorsdError` unless every one of `texts` can be written as UTF-8; `what` names them in the message.
+
+    Python reads file names in another encoding as surrogates, which no JSON file, table or terminal takes.
+    """
+    for text in texts:
+        if shown_text(text) != text:
+            raise CorsdError(f"{what} {shown_text(text)!r} is not valid UTF-8; allowed: text that is, so rename it")
+
+
+def shown_text(text: str) -> str:
+    """`text` with what is not valid UTF-8 in it written as an escape."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -114,6 +114,7 @@ def load_data(config: TrainConfig, data_root: str | None = None) -> ImageData:
         data_root or config.data_root,
         per_class=config.per_class,
         validation_fraction=config.validation_fraction,
+        test_fraction=config.test_fraction,
         seed=config.seed,
         image_size=config.image_size,
         crop_to_box=config.crop_to_box,

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from corsd_lib.datasets import ImageData
-from corsd_lib.errors import CorsdError
+from corsd_lib.errors import CorsdError, check_text
 from corsd_lib.evaluation import evaluate, run_data
 from corsd_lib.files import (
     read_json,
     read_tensors,
     remove_parts,
+    with_checksum,
     write_atomic,
     write_json,
     write_lines,
@@ -61,19 +62,22 @@ def export_run(
     is anything but an export of this run, data that is not there, and weights that float16 does not hold.
     """
     dest = Path(dest)
+    check_text("folder", str(dest))  # the copy is a run, and its name stands in its README
     _check_counts(snapshots, probe_images)
     trained, content = _figures(run), _portable(run, snapshots, probe_images)
     _check_destination(dest, content, run)
     data = _data(run, data, data_root)
     weights = _halved(read_tensors(run.path / "weights.safetensors")[0], run.path)
-    write_json(dest / "config.json", content)  # first: it tells an export that was cut off from somebody else's folder
-    remove_parts(dest)
+    # First, for it tells an export that was cut off from somebody else's folder.
+    write_json(dest / "config.json", with_checksum(content))
+    for folder in (dest, dest / "probes", dest / "embeddings"):
+        remove_parts(folder)
     _write_probes(run, dest, snapshots, probe_images)
     write_lines(dest / "metrics.jsonl", [_rounded(line) for line in read_metrics(run.path / "metrics.jsonl")])
     write_tensors(dest / "weights.safetensors", weights)
     exported = Run(dest)
     figures = asdict(evaluate(exported, data)) | {"data": exported.data.name}
-    write_json(dest / "test.json", {**figures, "trained": trained})
+    write_json(dest / "test.json", with_checksum({**figures, "trained": trained}))
     write_atomic(dest / "README.md", _card(exported, figures, trained).encode())
     _keep_umap(exported, umap)
     return exported

@@ -1,11 +1,19 @@
-"""Files of a run: JSON and safetensors, written whole or not at all, read without executing anything."""
+"""Files of a run: JSON and safetensors, written whole or not at all, checked and read without executing anything; and locks.
+
+A file carries its own checksum, so that the two are replaced in one step. It is a SHA-256 of the content, not of the bytes: of
+the header and the data of a safetensors file, and of the values of a JSON file, whose layout may change. A file without one, as
+earlier versions wrote them, is read as it is.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,10 +25,14 @@ from corsd_lib.errors import CorsdError
 from corsd_lib.schema import parse_json
 
 __all__ = [
+    "LockedError",
+    "is_locked",
+    "locked",
     "read_json",
     "read_lines",
     "read_tensors",
     "remove_parts",
+    "with_checksum",
     "write_atomic",
     "write_between",
     "write_json",
@@ -63,10 +75,137 @@ def write_between(document: Path, mark: str, text: str) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what writers that were killed have left in `folder` and below."""
-    for part in folder.glob("**/.*.part"):
+    """Remove what `write_atomic` left in `folder` itself where it was killed. No other process may be writing there."""
+    for part in folder.glob(".*.part"):
+        if re.fullmatch(r"\..+\.[0-9a-f]{32}\.part", part.name):
+            with suppress(OSError):
+                part.unlink()
+
+
+# --- locks ------------------------------------------------------------------------------------------------------------
+
+POLL_SECONDS = 0.1
+_held: set[int] = set()  # descriptors of the locks of this process
+
+
+class LockedError(CorsdError):
+    """Another process has locked what this one wants to use."""
+
+
+@contextmanager
+def locked(path: Path, wait: float = 0.0) -> Iterator[int | None]:
+    """Lock a folder or a file while the context lasts; a file is made if need be. The value is its descriptor.
+
+    Another process that has it is waited for up to `wait` seconds. A program that is started with the descriptor as its output
+    shares the lock and may outlive this process; processes forked from this one do not. The system unlocks when the last of
+    them ends, however that happens. Where the system (Windows) or the file system has no such locks there is none, and a folder
+    has no descriptor on a system without them. Raises `LockedError` when the wait is over, and `CorsdError` where `path` cannot
+    be opened.
+    """
+    descriptor = _opened(path)
+    try:
+        if descriptor is not None:
+            _lock(descriptor, path, wait)
+        yield descriptor
+    finally:
+        if descriptor is not None and descriptor in _held:  # in a forked process it is closed already
+            _held.remove(descriptor)
+            os.close(descriptor)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process has locked the folder or file `path` at this moment; not where there is none."""
+    try:
+        if path.exists():
+            with locked(path):
+                pass
+    except LockedError:
+        return True
+    return False
+
+
+def _opened(path: Path) -> int | None:
+    """A descriptor of a folder, or of a file to append to; None for a folder where the system has no locks for one."""
+    try:
+        if path.is_dir():
+            descriptor = os.open(path, os.O_RDONLY) if _has_locks() else None
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError as error:
+        raise CorsdError(f"cannot write {path}: {error.strerror or error}") from error
+    if descriptor is not None:
+        _held.add(descriptor)
+    return descriptor
+
+
+def _has_locks() -> bool:
+    try:
+        import fcntl  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def _lock(descriptor: int, path: Path, wait: float) -> None:
+    if not _has_locks():
+        return
+    import fcntl
+
+    end = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() >= end:
+                raise LockedError(f"{path} is in use by another process: wait for it, or stop it") from error
+            time.sleep(POLL_SECONDS)
+        except OSError:
+            return  # a file system that knows no locks
+        else:
+            return
+
+
+def _unlock_in_child() -> None:
+    """Close the locks of the parent: a worker that outlives a killed training must not keep its folder locked."""
+    for descriptor in _held:
         with suppress(OSError):
-            part.unlink()
+            os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_unlock_in_child)
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def with_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
+    """An object with the checksum of its values as the last one; `read_json` checks it and takes it away."""
+    return {**value, "checksum": _checksum(value)}
+
+
+def _checksum(*values: Any, data: bytes | memoryview = b"") -> str:
+    """SHA-256 of plain values, as JSON gives them back, and of `data`."""
+    plain = (json.dumps(json.loads(json.dumps(value)), sort_keys=True) for value in values)
+    found = hashlib.sha256("\n".join(plain).encode())
+    found.update(data)
+    return found.hexdigest()
+
+
+def _without_checksum(value: Any, path: Path) -> Any:
+    """A JSON value without its checksum; `CorsdError` when that is of another content."""
+    if not isinstance(value, dict) or "checksum" not in value:
+        return value
+    content = {k: v for k, v in value.items() if k != "checksum"}
+    if value["checksum"] != _checksum(content):
+        raise _other_content(path, "if you changed it yourself, remove its checksum")
+    return content
+
+
+def _other_content(path: Path, advice: str) -> CorsdError:
+    return CorsdError(f"{path} is damaged: its content does not agree with its checksum; {advice}, or take a copy of the file")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -75,45 +214,68 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; `CorsdError` when it is missing or damaged."""
+    """Read a JSON file; `CorsdError` when it is missing or damaged, also by its checksum if it has one."""
     try:
-        return parse_json(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CorsdError(f"{path} does not exist") from error
     except OSError as error:
         raise CorsdError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise CorsdError(f"{path} is not valid JSON: {error}") from error
+    return _without_checksum(value, path)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file, [] when there is none; `CorsdError` when it is damaged."""
+    """The records of a JSON-lines file, [] when there is none; `CorsdError` when it is damaged, also by its checksum."""
     if not path.is_file():
         return []
     try:
-        return [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        records = [parse_json(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
     except OSError as error:
         raise CorsdError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise CorsdError(f"{path} is not valid JSON lines: {error}") from error
+    if not records or not isinstance(records[-1], dict) or "checksum" not in records[-1]:
+        return records
+    checksum = records[-1].pop("checksum")
+    if checksum != _checksum(*records):
+        raise _other_content(path, "if you changed it yourself, remove the checksum of its last line")
+    return records
 
 
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    """Write a JSON-lines file, atomically."""
-    write_atomic(path, "".join(json.dumps(r) + "\n" for r in records).encode())
+    """Write a JSON-lines file, atomically; the last line has the checksum of all."""
+    checksum = _checksum(*records)
+    lines = [*records[:-1], *({**last, "checksum": checksum} for last in records[-1:])]
+    write_atomic(path, "".join(json.dumps(r) + "\n" for r in lines).encode())
+
+
+# --- tensors ----------------------------------------------------------------------------------------------------------
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors and string metadata as safetensors, atomically."""
+    """Write tensors and string metadata as safetensors, atomically; the metadata gets the checksum of it all."""
     from safetensors.torch import save
 
     # safetensors refuses views that share memory, and a part of a tensor: give each its own.
     own = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
-    write_atomic(path, save(own, dict(metadata or {})))
+    header, data = _parts(save(own))
+    header = {"__metadata__": dict(sorted((metadata or {}).items())), **header}  # safetensors writes it in a random order
+    header["__metadata__"]["checksum"] = _checksum(header, data=data)
+    plain = json.dumps(header, separators=(",", ":")).encode()
+    plain += b" " * (-len(plain) % 8)  # the data begins at a multiple of 8 bytes
+    write_atomic(path, b"".join([len(plain).to_bytes(8, "little"), plain, data]))
+
+
+def _parts(content: bytes) -> tuple[dict[str, Any], memoryview]:
+    """Header and data of a safetensors file."""
+    begin = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:begin]), memoryview(content)[begin:]
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; `CorsdError` when it is missing or damaged."""
+    """Tensors and metadata of a safetensors file; `CorsdError` when it is missing or damaged, also by its checksum if any."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -125,5 +287,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise CorsdError(f"{path} does not exist") from error
     except (SafetensorError, OSError) as error:
         raise CorsdError(f"{path} is not a whole safetensors file: {error}") from error
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    return tensors, header.get("__metadata__", {})
+    header, data = _parts(content)
+    metadata = header.get("__metadata__", {})
+    if (checksum := metadata.pop("checksum", None)) is not None and checksum != _checksum(header, data=data):
+        raise _other_content(path, "train or export it again")
+    return tensors, metadata

@@ -4,12 +4,14 @@
                           "resumed": those of later processes, where they differ}
     metrics.jsonl         one line an epoch: losses by part, train (and validation) accuracy by exit, learning rate, seconds
     weights.safetensors   network.* and method.* after the last epoch
-    checkpoint.safetensors  the same and the optimiser, random states and position: what a resume needs
+    checkpoint.safetensors  the same and what else a resume needs, such as optimiser and position: see `corsd_lib.checkpoint`
     probe.safetensors     labels and rows of the probe set;  probes/epoch_0007.safetensors  its snapshot after 7 epochs
     test.json             the one evaluation on test, after the last epoch
 
 Every file is written to a neighbour and renamed: a reader, or a run killed at any moment, sees a whole file or the one before.
-Tensors are safetensors and everything else is JSON: reading a run never executes anything.
+Tensors are safetensors and everything else is JSON: reading a run never executes anything. Every file has a SHA-256 of its
+content, which is checked when it is read: `checksum` in the metadata of safetensors, in a JSON object, and in the last line of
+metrics.jsonl. A file without one, of an earlier version or edited by hand, is read as it is; see `corsd_lib.files`.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_h
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import CorsdError, check_choice, check_text
 from corsd_lib.files import read_json, read_tensors
 from corsd_lib.methods import Method, build_method, find_method
 from corsd_lib.network import MultiExitNetwork, build_network
@@ -67,6 +69,7 @@ class TrainConfig:
         data_root: folder that holds the data sets; default $CORSD_DATA, else `data`.
         per_class: labelled training images a class; all when not given.
         validation_fraction: share of train kept apart for tuning, in [0, 1).
+        test_fraction: share of each class that is the test set of a folder of classes without a split; 0.2 when not given.
         image_size: side of the square the network sees, pixels; the data set's own when not given.
         crop_to_box: crop to the bounding box where the data set has one.
         network: name of the backbone, see `build_network`.
@@ -112,6 +115,7 @@ class TrainConfig:
     data_root: str | None = None
     per_class: int | None = None
     validation_fraction: float = 0.0
+    test_fraction: float | None = None
     image_size: int | None = None
     crop_to_box: bool = False
     network: str = "resnet8"
@@ -166,6 +170,8 @@ class TrainConfig:
         return value
 
     def _check_values(self) -> None:
+        for name, value in (*asdict(self).items(), *self.method_options.items()):
+            check_text(name, *([value] if isinstance(value, str) else []))
         for name, value in asdict(self).items():
             if type(value) is int and name != "seed":
                 _check_range(name, value, low=-_INTEGERS, high=_INTEGERS)
@@ -183,6 +189,8 @@ class TrainConfig:
             _check_range(name, getattr(self, name), low=0)
         for name in ("validation_fraction", "momentum"):
             _check_range(name, getattr(self, name), low=0, high=1)
+        if self.test_fraction is not None:
+            _check_range("test_fraction", self.test_fraction, low=0, high=1, open_low=True)
         for share in self.milestones:
             _check_type("a milestone", share, float)
             _check_range("a milestone", share, low=0, high=1)
@@ -343,6 +351,7 @@ class Run:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        check_text("run", str(self.path))  # reports and tables name it
         if not os.path.isfile(self.path / "config.json"):  # unlike Path.is_file it is quiet about names no file can have
             raise CorsdError(f"{self.path} holds no run: there is no config.json in it")
 

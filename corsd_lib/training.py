@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,7 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from corsd_lib.capture import GraphedPasses, Passes
+from corsd_lib.checkpoint import Checkpoint, Position
 from corsd_lib.datasets import ImageData
+from corsd_lib.datasets.arrays import check_class_names
+from corsd_lib.datasets.notices import silent
 from corsd_lib.determinism import deterministic_algorithms
 from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import (
@@ -31,14 +35,23 @@ from corsd_lib.evaluation import (
     top_k_accuracy,
     training_batches,
 )
-from corsd_lib.files import read_json, read_tensors, remove_parts, write_json, write_lines, write_tensors
+from corsd_lib.files import (
+    LockedError,
+    locked,
+    read_json,
+    read_lines,
+    remove_parts,
+    with_checksum,
+    write_json,
+    write_lines,
+    write_tensors,
+)
 from corsd_lib.methods import Batch, Method
 from corsd_lib.network import MultiExitNetwork
 from corsd_lib.optimisation import learning_rate, parameter_groups
 from corsd_lib.probing import ProbeSet
 from corsd_lib.provenance import provenance
-from corsd_lib.readers import read_metrics
-from corsd_lib.runs import DataInfo, Run, TrainConfig, differences, load_part, new_network
+from corsd_lib.runs import DataInfo, Run, TrainConfig, differences, new_network
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -63,9 +76,11 @@ def train(
     is. With several devices each process forms its pairs within its own batch. `data`: images of your own, in place of those
     that `config.data` names; whoever asks the run for images later has to give them again.
 
-    Raises `CorsdError` when the directory holds another run, or one of other data, or one that is being trained right now, and
-    when the loss is no longer finite (the last good checkpoint is kept).
+    Raises `CorsdError` for data of one class, when the directory holds another run, or one of other data, or one that is being
+    trained right now (`LockedError`), when it is moved or removed meanwhile, when its checkpoint is damaged or not of this
+    training, and when the loss is no longer finite (the last good checkpoint is kept).
     """
+    _check_import()
     _check_directory(config)  # in every process, before the first one can have written into it
     if (config.path / "test.json").is_file():
         return Run(config.path)
@@ -76,6 +91,8 @@ def _fabric(config: TrainConfig) -> Fabric:
     from lightning_fabric import Fabric
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
+    if config.precision == "16-mixed" and _accelerator(config.accelerator) == "cpu":  # Fabric would train bf16-mixed instead
+        raise CorsdError("precision '16-mixed' on a CPU; allowed: 32-true or bf16-mixed, or a GPU")
     try:
         return Fabric(
             accelerator=_accelerator(config.accelerator),
@@ -112,15 +129,35 @@ def _train(
     stop: threading.Event | None,
 ) -> Run:
     gpus = [fabric.device] if fabric.device.type == "cuda" else []
-    data = _given_or_named(data, config)
-    alone = _held(config.path) if fabric.is_global_zero else nullcontext()
-    # The caller's random numbers and settings are left as they were.
-    with alone, torch.random.fork_rng(gpus), deterministic_algorithms(config.deterministic):
-        trainer = Trainer(fabric, config, data)
-        with stop_request(stop) as stop:
-            trainer.run(stop, on_epoch, progress)
+    with _alone(fabric, config):
+        if not (config.path / "test.json").is_file():  # which another process may have written meanwhile
+            with nullcontext() if fabric.is_global_zero else silent():  # one process reports what is unusual in the data
+                data = _given_or_named(data, config)
+            check_class_names(data.name, data.class_names)
+            # The caller's random numbers and settings are left as they were.
+            with torch.random.fork_rng(gpus), deterministic_algorithms(config.deterministic):
+                trainer = Trainer(fabric, config, data)
+                with stop_request(stop) as stop:
+                    trainer.run(stop, on_epoch, progress)
     fabric.barrier()
     return Run(config.path)
+
+
+@contextmanager
+def _alone(fabric: Fabric, config: TrainConfig) -> Iterator[None]:
+    """Lock the run directory for the first process, which looks again at what it holds by now; all raise what it finds."""
+    problem: CorsdError | None = None
+    with ExitStack() as stack:
+        if fabric.is_global_zero:
+            try:
+                stack.enter_context(_held(config.path))
+                _check_directory(config)
+            except CorsdError as error:
+                problem = error
+        problem = fabric.broadcast(problem)
+        if problem is not None:
+            raise problem
+        yield
 
 
 def _given_or_named(data: ImageData | None, config: TrainConfig) -> ImageData:
@@ -135,33 +172,32 @@ def _given_or_named(data: ImageData | None, config: TrainConfig) -> ImageData:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Lock a run directory for this process; the system unlocks it when the process ends, however that happens."""
-    made = not folder.is_dir()
+    """Lock a run directory, made if need be, for this process."""
+    made = not os.path.isdir(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise CorsdError(f"cannot write {folder}: {error.strerror or error}") from error
-    try:
-        with suppress(ImportError):  # where there is no such lock, two trainings are the user's to keep apart
-            _lock(held, folder)
-        yield
-    finally:
-        os.close(held)
-        if made:
-            with suppress(OSError):  # nothing was written, so nothing is left
-                folder.rmdir()
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder))
+        except LockedError as error:
+            raise LockedError(f"{folder} is being trained right now: wait for that training, or stop it") from error
+        try:
+            yield
+        finally:
+            if made:
+                with suppress(OSError):  # nothing was written, so nothing is left
+                    folder.rmdir()
 
 
-def _lock(directory: int, folder: Path) -> None:
-    import fcntl
-
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise CorsdError(f"{folder} is being trained right now: wait for that training, or stop it") from error
-    except OSError:
-        return  # a file system that knows no locks
+def _check_import() -> None:
+    """Refuse to train in a worker that only imports the script that started it, as where processes are spawned."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise CorsdError(
+            "train was called by a worker process, which imports the script that started it: put what the script does below "
+            "`if __name__ == '__main__':`"
+        )
 
 
 def _check_directory(config: TrainConfig) -> None:
@@ -233,15 +269,18 @@ class Trainer:
         if not self.steps_per_epoch:
             raise CorsdError(f"batch_size {config.batch_size} x {fabric.world_size} processes leaves no batch of train")
         self.passes = self._graphed() if config.cuda_graphs else self._passes
+        self.checkpoint = Checkpoint(self.path / "checkpoint.safetensors", fabric, self.network, self.method, self.optimizer)
         self.epoch = self.step = 0
         self.spent = 0.0  # seconds that earlier processes gave to the running epoch
         self.totals: dict[str, Tensor] = {}
         self.probe = ProbeSet(data, config.probe_size, config.probe_split, config.workers)
+        self.provenance = provenance(fabric.device) if fabric.is_global_zero else {}  # of the process that began this run
         if fabric.is_global_zero:
-            remove_parts(self.path)
-        if (self.path / "checkpoint.safetensors").is_file():
+            for folder in (self.path, self.path / "probes"):
+                remove_parts(folder)
+        if self.checkpoint.path.is_file():
             self._restore()
-            if fabric.is_global_zero and self.epoch < config.epochs:
+            if fabric.is_global_zero:
                 self._note_resume()
         elif fabric.is_global_zero:
             self._begin()
@@ -329,11 +368,15 @@ class Trainer:
         bad = [name for name, value in self._weights().items() if not value.isfinite().all()]
         if not bad and self.fabric.is_global_zero and not self.probe.finite(self.network):
             bad = ["what the network makes of the probe set"]
-        if self._any(bool(bad))[0]:
+        changed = self._changed() if self.fabric.is_global_zero else ""
+        diverged, ended = self._any(bool(bad), bool(changed))
+        if diverged:
             raise self._diverged(self.step, f"no longer finite: {', '.join(bad[:3]) or 'weights of another process'}")
+        if ended:
+            raise CorsdError(changed or f"{self.path} was changed while it was trained, and the training ends")
 
     def _diverged(self, step: int, what: str) -> CorsdError:
-        file = self.path / "checkpoint.safetensors"
+        file = self.checkpoint.path
         kept = f"the last good checkpoint is kept in {file}" if file.is_file() else "there was no checkpoint yet"
         return CorsdError(
             f"training diverged at epoch {self.epoch + 1}, step {step}: {what}; {kept}. "
@@ -396,99 +439,89 @@ class Trainer:
         if self.data.validation is not None:
             logits, labels = exit_logits(self.network, self.data, self.data.validation, self.config.workers)
             record |= {f"val_top1.exit{k}": top_k_accuracy(z, labels) for k, z in enumerate(logits, 1)}
-        lines = [line for line in read_metrics(self.path / "metrics.jsonl") if line["epoch"] < self.epoch]
-        write_lines(self.path / "metrics.jsonl", [*lines, record])
+        # Columns of an earlier version that reported terms of weight 0 are left out: all lines have the same.
+        lines = [{k: v for k, v in line.items() if k in record} for line in self._recorded(self.epoch - 1)]
+        write_lines(self._to("metrics.jsonl"), [*lines, record])
         every = self.config.probe_every
         if self.epoch == self.config.epochs or (every and self.epoch % every == 0):
             self._snapshot()
 
+    def _recorded(self, epochs: int) -> list[dict[str, Any]]:
+        """The records of the first `epochs` epochs; `CorsdError` where one is missing."""
+        file = self.path / "metrics.jsonl"
+        lines = read_lines(file)
+        there = [line.get("epoch") for line in lines]
+        if there[:epochs] != list(range(1, epochs + 1)) or there[epochs:] not in ([], [epochs + 1]):
+            raise CorsdError(f"{file} has epochs {there}; allowed: each of the {epochs} that are done, and perhaps the next")
+        return lines[:epochs]
+
     def _snapshot(self) -> None:
         tensors = self.probe.snapshot(self.network, self.method)
-        write_tensors(self.path / "probes" / f"epoch_{self.epoch:04d}.safetensors", tensors)
+        write_tensors(self._to(f"probes/epoch_{self.epoch:04d}.safetensors"), tensors)
 
     def _begin(self) -> None:
         """The first files of a new run, with the snapshot of the untrained network."""
-        write_json(
-            self.path / "config.json",
-            {"train": _plain(self.config), "data": asdict(self.info), "provenance": provenance(self.fabric.device)},
-        )
+        (self.path / "metrics.jsonl").unlink(missing_ok=True)  # of a run whose checkpoint was removed: it begins anew
+        content = {"train": _plain(self.config), "data": asdict(self.info), "provenance": self.provenance}
+        write_json(self.path / "config.json", with_checksum(content))
         self.probe.write(self.path)
         self._snapshot()
 
     def _finish(self) -> None:
-        write_tensors(self.path / "weights.safetensors", self._weights())
+        write_tensors(self._to("weights.safetensors"), self._weights())
         result = asdict(evaluate(self.network, self.data, workers=self.config.workers))
-        write_json(self.path / "test.json", result)
+        write_json(self._to("test.json"), with_checksum(result))
+
+    def _to(self, name: str) -> Path:
+        """The path of a file that is about to be written; `CorsdError` when the run directory is not what it was."""
+        if changed := self._changed():
+            raise CorsdError(changed)
+        return self.path / name
+
+    def _changed(self) -> str:
+        """What has become of the run directory of this training; "" where it is as it was."""
+        if not self.path.is_dir():
+            return (
+                f"{self.path} was moved or removed while it was trained, and the training ends; if it was moved, resume it "
+                "where it is now (out, resume=True)"
+            )
+        file = self.path / "config.json"
+        try:
+            now = read_json(file) if file.is_file() else None
+        except CorsdError as error:
+            return f"{error}; the training ends"
+        if isinstance(now, dict) and now.get("provenance") == self.provenance:
+            return ""
+        other = "is gone" if now is None else "is of another training now"
+        return f"{file} {other}, and the training ends; put it back and resume (resume=True)"
 
     # --- stop and resume ---
 
     def _weights(self) -> dict[str, Tensor]:
-        parts = {"network": self.network, "method": self.method}
-        return {f"{name}.{k}": v for name, part in parts.items() for k, v in part.state_dict().items()}
-
-    def _memory(self) -> dict[str, Tensor]:
-        """What the method remembers of the training for the training alone: its buffers that are not part of its weights."""
-        weights = self.method.state_dict()
-        return {k: v for k, v in self.method.named_buffers() if k not in weights}
+        return self.checkpoint.weights()
 
     def _checkpoint(self, seconds: float = 0.0) -> None:
         """Everything a resume needs. In several processes the sums of the epoch move to the first one."""
         if self.fabric.world_size > 1 and self.totals:
             self.totals = {k: v * self.fabric.is_global_zero for k, v in self._summed().items()}
-        if not self.fabric.is_global_zero:
-            return
-        state = self.optimizer.state_dict()["state"]
-        tensors = {
-            **self._weights(),
-            **{f"optimizer.{i}.{k}": v for i, entry in state.items() for k, v in entry.items() if v is not None},
-            **{f"totals.{k}": v for k, v in self.totals.items()},
-            **{f"memory.{k}": v for k, v in self._memory().items()},
-            "random.cpu": torch.get_rng_state(),
-        }
-        if self.fabric.device.type == "cuda":
-            tensors["random.cuda"] = torch.cuda.get_rng_state(self.fabric.device)
-        precision = self.fabric.strategy.precision.state_dict()
-        position = {"epoch": self.epoch, "step": self.step, "seconds": seconds, "precision": precision}
-        write_tensors(self.path / "checkpoint.safetensors", tensors, {"position": json.dumps(position)})
+        if self.fabric.is_global_zero:
+            self._to(self.checkpoint.path.name)
+            self.checkpoint.write(Position(self.epoch, self.step, seconds), self.totals)
 
     def _note_resume(self) -> None:
         """Add to config.json what is another than it was: the source, the versions, the machine."""
         path = self.path / "config.json"
         content = read_json(path)
-        now = provenance(self.fabric.device)
-        last = [content["provenance"], *content.get("resumed", [])][-1]
-        if any(last.get(k) != v for k, v in now.items() if k != "started"):
+        now, self.provenance = self.provenance, content["provenance"]
+        last = [self.provenance, *content.get("resumed", [])][-1]
+        if self.epoch < self.config.epochs and any(last.get(k) != v for k, v in now.items() if k != "started"):
             content.setdefault("resumed", []).append({**now, "epochs_done": self.epoch})
-            write_json(path, content)
+            write_json(path, with_checksum(content))
 
     def _restore(self) -> None:
-        source = self.path / "checkpoint.safetensors"
-        tensors, metadata = read_tensors(source)
-        if "position" not in metadata:
-            raise CorsdError(f"{source} is not a checkpoint: it does not say where the training stood")
-        load_part(self.network, tensors, "network", source)
-        load_part(self.method, tensors, "method", source)
-        for key in self._memory():
-            name = f"memory.{key}"
-            if name not in tensors:
-                raise CorsdError(f"{source} lacks {name}: it is of another method or of an older version")
-            parent, _, buffer = key.rpartition(".")
-            setattr(self.method.get_submodule(parent), buffer, tensors[name].to(self.fabric.device))
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".")
-                state.setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        position = json.loads(metadata["position"])
-        self.epoch, self.step, self.spent = position["epoch"], position["step"], position.get("seconds", 0.0)
-        self.fabric.strategy.precision.load_state_dict(position["precision"])
-        sums = {k.removeprefix("totals."): v for k, v in tensors.items() if k.startswith("totals.")}
-        mine = self.fabric.is_global_zero
-        self.totals = {k: (v if mine else torch.zeros_like(v)).to(self.fabric.device) for k, v in sums.items()}
-        torch.set_rng_state(tensors["random.cpu"])
-        if "random.cuda" in tensors and self.fabric.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["random.cuda"], self.fabric.device)
+        position, self.totals = self.checkpoint.restore(self.config.epochs, self.steps_per_epoch)
+        self.epoch, self.step, self.spent = position.epoch, position.step, position.seconds
+        self._recorded(self.epoch)
 
 
 @contextmanager

@@ -514,6 +514,19 @@ def _centre_of_file(data: ImageData, row: int) -> Tensor:
     return centre_crop(tv.resize(data.train.load(row), [round(16 * 8 / 7)], antialias=True), 16)
 
 
+@pytest.mark.parametrize("augmentation", ["resized_crop", "none"])
+def test_streamed_images_are_resized_with_their_channels_last_and_arrive_as_any_other(
+    streamed: ImageData, augmentation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch resizes that layout twice as fast; a batch of it would train with other last bits than one from workers."""
+    assert isinstance(streamed.train, ImageFiles) and streamed.train.load(0).stride(0) == 1
+    batch = next(_source(streamed, workers=0, augmentation=augmentation)(0))
+    assert batch.images.is_contiguous()
+    load = ImageFiles.load
+    monkeypatch.setattr(ImageFiles, "load", lambda self, i: load(self, i).contiguous())
+    assert torch.equal(batch.images, next(_source(streamed, workers=0, augmentation=augmentation)(0)).images)
+
+
 def test_an_image_that_comes_twice_is_cropped_twice(streamed: ImageData) -> None:
     few = replace(streamed, train=streamed.train.subset(torch.tensor([0, 1])))
     (batch,) = _source(few, sampling="balanced", batch_size=8, workers=0)(0)

@@ -40,6 +40,40 @@ def test_a_timed_step_trains(method: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert moved[0] > 0
 
 
+@pytest.mark.parametrize("method", ["corsd", "deep_supervision"])
+def test_the_setting_of_the_study_is_timed_on_one_thread(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads, before = [], torch.get_num_threads()
+
+    def stepper(name: str, batch: int) -> Callable[[], None]:
+        assert batch == 32
+        return lambda: threads.append((name, torch.get_num_threads()))
+
+    monkeypatch.setattr(bench, "_study_stepper", stepper)
+    torch.set_num_threads(2)
+    try:
+        figure = bench.study_step_ratio(method, 32, repeat=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(threads) == {("baseline", 1), (method, 1)} and "batch 32" in figure["what"]
+    study = read_json(Path(__file__).parents[1] / "results/cifar100/study.json")["train"]
+    assert (study["network"], study["width"], study["stem"], study["precision"]) == ("resnet10", 32, "medium", "bf16-mixed")
+
+
+def test_a_step_in_the_setting_of_the_study_trains_every_exit() -> None:
+    gradients: list[bool] = []
+    with pytest.MonkeyPatch.context() as patch:
+        original = torch.optim.SGD.step
+
+        def step(self: torch.optim.SGD) -> None:
+            gradients.extend(p.grad is not None for p in self.param_groups[0]["params"])
+            original(self)
+
+        patch.setattr(torch.optim.SGD, "step", step)
+        bench._study_stepper("corsd", 8)()
+    assert len(gradients) > 100 and sum(gradients) > 0.9 * len(gradients)
+
+
 def test_both_ways_of_joining_pairs_give_the_same_relation_input() -> None:
     anchor, positive, negative = torch.randn(3, 5, 2, 4, 4)
     one, whole = bench._join_one_by_one(anchor, positive, negative), bench._join_at_once(anchor, positive, negative)
@@ -51,6 +85,31 @@ def test_both_pipelines_deliver_the_same_number_of_batches() -> None:
     theirs = [x.shape for x in bench._per_image_loader(data)]
     ours = [b.images.shape for b in bench.BatchSource(data, batch_size=bench.BATCH)(0)]
     assert ours == theirs == [torch.Size([bench.BATCH, 3, 32, 32])] * 3
+
+
+def test_both_ways_of_streaming_read_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "BATCH", 4)
+    data = bench._photographs(tmp_path, 10)
+    theirs = [images.shape for images, _ in bench._image_folder_loader(tmp_path, data)]
+    ours = [b.images.shape for b in bench.BatchSource(data, batch_size=4)(0)]
+    assert ours == theirs == [torch.Size([4, 3, 224, 224])] * 2
+    assert isinstance(data.train, bench.ImageFiles)
+    assert {Path(path) for path in data.train.paths} == set(tmp_path.rglob("*.jpg"))
+
+
+def test_streaming_is_measured_against_torchvisions_image_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "BATCH", 1)
+    timed: list[str] = []
+
+    def in_turn(actions: dict[str, Callable[[], object]], repeat: int) -> dict[str, list[float]]:
+        for name, action in actions.items():
+            timed.append(name)
+            action()
+        return {"ours": [2.0], "theirs": [3.0]}
+
+    monkeypatch.setattr(bench, "_in_turn", in_turn)
+    figure = bench.streamed_ratio(1)
+    assert timed == ["ours", "theirs"] and (figure["value"], figure["target"]) == (1.5, "at least 1")
 
 
 def test_peak_memory_sees_what_is_allocated() -> None:
@@ -79,6 +138,15 @@ def test_shares_and_ratios_are_of_what_they_name(monkeypatch: pytest.MonkeyPatch
         value = figure("resnet8", 1)["value"]
         assert timed == names
         assert value == {"relations": 0.25, "release": 3.0, "baseline": 2.0}[names[0]]  # release: per anchor, 6/4 to 4/8
+
+
+def test_a_process_that_is_measured_has_a_time_limit_and_its_error_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bench._fresh("print(1.5)") == "1.5\n"
+    with pytest.raises(CorsdError, match=r"^a process that is measured failed: ValueError: no$"):
+        bench._fresh("raise ValueError('no')")
+    monkeypatch.setattr(bench, "SECONDS", 0.1)
+    with pytest.raises(CorsdError, match=r"^a process that is measured took more than 0\.1 seconds and was ended$"):
+        bench._fresh("import time; time.sleep(600)")
 
 
 def test_the_command_writes_record_and_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from corsd_lib import __version__, cli
 from corsd_lib.evaluation import evaluate
@@ -27,6 +29,7 @@ WORDS: dict[str, tuple[Any, str]] = {
     "data_root": ("/some where", "--data-root '/some where'"),
     "per_class": (7, "--per-class 7"),
     "validation_fraction": (0.25, "--validation-fraction 0.25"),
+    "test_fraction": (0.3, "--test-fraction 0.3"),
     "image_size": (16, "--image-size 16"),
     "crop_to_box": (True, "--crop-to-box"),
     "network": ("resnet14", "--network resnet14"),
@@ -216,6 +219,39 @@ def test_data_describes_a_data_set(capsys: Captured) -> None:
     assert "1x16x16" in capsys.readouterr().out
 
 
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of two classes of small images without a split, and a file that is not read."""
+    for name, value in (("cat", 50), ("dog", 200)):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (9, 9), (value + i,) * 3).save(tmp_path / "pets" / name / f"{i}.png")
+    (tmp_path / "pets" / "cat" / "a.gif").write_bytes(b"x")
+    return tmp_path / "pets"
+
+
+NOTES = (
+    "files that are not read: 1 .gif; read are .jpg, .jpeg, .jfif, .png, .bmp, .ppm, .pgm, .tif, .tiff, .webp",
+    "no train/ and test/: test_fraction 0.3 of each class is test (14 train, 6 test images)",
+    "images of 9x9 or so are enlarged to 16x16; image_size sets another side",
+)
+
+
+def test_data_shows_what_was_passed_over_once(pictures: Path, capsys: Captured) -> None:
+    cli.main(["data", f"folder:{pictures}", "--test-fraction", "0.3", "--image-size", "16"])
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-3:] == [f"note: {note}" for note in NOTES] and err == ""
+
+
+def test_train_says_what_was_passed_over_once(pictures: Path, tmp_path: Path, capsys: Captured) -> None:
+    words = shlex.split("--image-size 16 --test-fraction 0.3 --width 4 --epochs 1 --batch-size 7 --accelerator cpu --quiet")
+    cli.main(["train", "--data", f"folder:{pictures}", *words, "--method", "baseline", "--out", str(tmp_path / "run")])
+    cli.main(["evaluate", str(tmp_path / "run")])  # loads the data again
+    out, err = capsys.readouterr()
+    assert err.splitlines() == [f"corsd: note: folder:{pictures}: {note}" for note in NOTES]
+    assert "test: 6 images" in out
+
+
 # --- errors ---
 
 
@@ -266,10 +302,35 @@ def test_an_error_is_one_line_and_status_2(
     assert not (tmp_path / "out").exists() and not (tmp_path / "runs").exists()  # found before anything was written
 
 
+@pytest.mark.parametrize(
+    "words,name",
+    [
+        ("train --out BAD --epochs 1", "out"),
+        ("train --data folder:BAD", "data"),
+        ("train --data-root BAD", "data_root"),
+        ("train --config BAD", "config"),
+        ("data npz:BAD", "name"),
+        ("data digits --data-root BAD", "data_root"),
+        ("evaluate BAD", "run"),
+        ("export BAD OUT", "run"),
+        ("report OUT BAD", "runs"),
+        ("report OUT --out BAD", "out"),
+        ("compare BAD", "study"),
+        ("compare OUT --rows BAD", "rows"),
+        ("tune OUT BAD", "rows"),
+        ("bench --out BAD", "out"),
+    ],
+)
+def test_a_name_that_is_not_utf_8_is_one_line(capsys: Captured, tmp_path: Path, words: str, name: str) -> None:
+    bad = os.fsdecode(b"caf\xe9")
+    places = [word.replace("BAD", bad).replace("OUT", str(tmp_path / "out")) for word in words.split()]
+    assert re.search(rf"corsd: error: argument {name}: '.*caf\\\\udce9' is not valid UTF-8", _fails(capsys, *places))
+
+
 def test_a_place_that_cannot_be_used_is_one_line(tmp_path: Path, capsys: Captured) -> None:
     write_json(tmp_path / "study.json", {"rows": {"baseline": {"train": {"method": "baseline"}}}})
     words = ["compare", str(tmp_path), "--runs", "/dev/null/x"]
-    assert "corsd: error: /dev/null/x/baseline: Not a directory" in _fails(capsys, *words)
+    assert "corsd: error: cannot write /dev/null/x/baseline/seed0.log: Not a directory" in _fails(capsys, *words)
 
 
 def test_weights_that_leave_nothing_to_train_are_one_line(tmp_path: Path, capsys: Captured) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import torch
 from corsd_lib import cli, compare, figures
 from corsd_lib.compare import Job, draw_figures, new_study, places, progress_table, run_study
 from corsd_lib.errors import CorsdError
-from corsd_lib.files import read_json, write_json, write_lines
+from corsd_lib.files import is_locked, locked, read_json, write_json, write_lines
 from corsd_lib.runs import TrainConfig
 from corsd_lib.study import Study
 from corsd_lib.tables import summarise
@@ -179,14 +181,41 @@ def test_unknown_rows_and_seeds_are_named(write: Write) -> None:
 # --- one training, one owner ---
 
 
-def test_a_training_that_another_process_has_is_left_to_it(write: Write, here: list[dict[str, str]]) -> None:
-    study = write()
-    held = compare._locked(Path("runs/mine/baseline/seed0.log"))
-    assert held is not None and compare._locked(Path("runs/mine/baseline/seed0.log")) is None
-    jobs = run_study(study, seeds=[0], report=lambda line: None)
-    assert [(job.row, job.state) for job in jobs] == [("baseline", "elsewhere"), ("byot", "done")]
-    os.close(held)
-    assert run_study(study, seeds=[0], report=lambda line: None)[0].state == "done"
+def test_a_training_that_another_process_has_is_waited_for_while_the_rest_goes_on(
+    write: Write, here: list[dict[str, str]]
+) -> None:
+    study, lines = write(), list[str]()
+    with ExitStack() as other:
+        other.enter_context(locked(Path("runs/mine/baseline/seed0.log")))
+
+        def report(line: str) -> None:
+            lines.append(line)
+            if line.startswith("byot"):
+                other.close()
+
+        jobs = run_study(study, seeds=[0], jobs=1, report=report)
+    assert [(job.row, job.state) for job in jobs] == [("baseline", "done"), ("byot", "done")]
+    assert lines == [
+        "baseline, seed 0: another process trains it, and is waited for",
+        "byot, seed 0: done; 1 of 2 done",
+        "baseline, seed 0: done; 2 of 2 done",
+    ]
+
+
+def test_a_stop_ends_the_wait_for_another_process(write: Write, here: list[dict[str, str]]) -> None:
+    with locked(Path("runs/mine/baseline/seed0.log")):
+        (job,) = run_study(write(), rows=["baseline"], seeds=[0], report=lambda line: signal.raise_signal(signal.SIGTERM))
+    assert job.state == "elsewhere" and here == []
+
+
+def test_it_trains_where_there_are_no_locks(write: Write, here: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", unknown)
+    assert [job.state for job in run_study(write(), rows=["byot"], seeds=[0], report=lambda line: None)] == ["done"]
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    assert [job.state for job in run_study(write(), rows=["baseline"], seeds=[0], report=lambda line: None)] == ["done"]
 
 
 def test_what_another_process_finished_meanwhile_is_not_trained_again(write: Write, here: list[dict[str, str]]) -> None:
@@ -194,21 +223,6 @@ def test_what_another_process_finished_meanwhile_is_not_trained_again(write: Wri
     (job,) = compare._wanted(study, Path("runs/mine"), None, ["baseline"], [0])
     run_study(study, rows=["baseline"], seeds=[0], report=lambda line: None)  # between a look at the records and the start
     assert job.start(study, {}) is False and job.state == "done" and len(here) == 1
-
-
-def test_the_lock_lives_as_long_as_the_training_even_without_its_owner(tmp_path: Path) -> None:
-    held = compare._locked(tmp_path / "log")
-    assert held is not None
-    training = subprocess.Popen(["sleep", "60"], stderr=held)
-    os.close(held)
-    try:
-        assert compare._locked(tmp_path / "log") is None
-    finally:
-        training.kill()
-        training.wait()
-    again = compare._locked(tmp_path / "log")
-    assert again is not None
-    os.close(again)
 
 
 # --- how many at a time ---
@@ -488,14 +502,33 @@ def test_stopped_in_the_middle_it_goes_on_to_the_same_records(write: Write, draw
     assert not Path("runs").exists() and time.monotonic() - started < 30  # records alone: nothing is trained again
 
 
+@pytest.mark.slow
+def test_killed_and_started_again_at_once_it_ends_with_all_records(write: Write, drawn: list[str]) -> None:
+    """The trainings of a command that is killed go on: the next command waits for them and records what they came to."""
+    study = write(epochs=150)  # so many that they are not done when the second command looks
+    words = [sys.executable, "-m", "corsd_lib", "compare", "results/mine", "--jobs", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    metrics = [Path(f"runs/mine/{row}/seed0/metrics.jsonl") for row in ROWS]
+    wait_until(lambda: all(file.is_file() for file in metrics), process)
+    process.kill()
+    process.communicate()
+    again = subprocess.run([*words, "--seeds", "0"], capture_output=True, text=True, env=environment, timeout=300)
+    assert again.returncode == 0 and again.stderr == "", again.stderr
+    assert {row: list(seeds) for row, seeds in study.records().items()} == {row: [0] for row in ROWS}
+    for row in ROWS:
+        record = study.record(row, 0)
+        assert record is not None and "resumed" not in record  # one process trained it from beginning to end
+
+
 def test_a_training_that_is_killed_has_failed(write: Write) -> None:
     study = write(epochs=1000)
     (job,) = compare._wanted(study, Path("runs/mine"), None, ["baseline"], [0])
     assert job.start(study, {}) and job.process is not None and not job.over
-    assert compare._locked(job.beside(".log")) is None
+    assert is_locked(job.beside(".log"))  # as long as the training lives, whatever becomes of this process
     job.process.kill()
     job.process.wait()
-    assert job.over
+    assert job.over and not is_locked(job.beside(".log"))
     job.conclude(study)
     assert str(job) == "baseline, seed 0: failed: it was ended by signal 9, as when memory runs out"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corsd_lib.datasets import DATASETS, ImageArrays, ImageData, ImageFiles, data_root, load_dataset
+from corsd_lib.datasets import DATASETS, DataNotice, ImageArrays, ImageData, ImageFiles, data_root, load_dataset
 from corsd_lib.datasets.arrays import as_arrays, channel_statistics, resize_arrays
+from corsd_lib.datasets.notices import say, silent
 from corsd_lib.datasets.selection import pick_per_class, split_validation, stratified_rows
 from corsd_lib.errors import CorsdError
 
@@ -254,10 +256,26 @@ def test_image_data_refuses_what_does_not_fit_together() -> None:
             r"superclass_of_class is 1 at row 1; allowed: 0\.\.0",
         ),
         ({"mean": (0.5, 0.5)}, "mean"),
+        ({"class_names": ("a", "\udce9")}, r"mine: class '\\\\udce9' is not valid UTF-8"),
+        ({"superclass_names": ("\udce9",)}, r"mine: superclass '\\\\udce9' is not valid UTF-8"),
+        ({"attribute_names": ("\udce9",)}, r"mine: attribute '\\\\udce9' is not valid UTF-8"),
         ({"augmentation": "blur"}, "augmentation 'blur' .* crop, crop_flip, resized_crop"),
     ):
         with pytest.raises(CorsdError, match=message):
             image_data(**changes)
+
+
+def test_notices_are_lines_of_the_summary_and_warned_of_once_a_process() -> None:
+    data = image_data(notices=("two files are not read", "extra/ is not used"))
+    assert data.summary().splitlines()[-2:] == ["note: two files are not read", "note: extra/ is not used"]
+    with pytest.warns(DataNotice) as seen:
+        say(data.name, data.notices)
+    assert [str(warning.message) for warning in seen] == [f"mine: {notice}" for notice in data.notices]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # forgets, as every library that uses catch_warnings makes Python do, what was shown
+        say(data.name, data.notices)
+        with silent():
+            say(data.name, ("another",))
 
 
 @pytest.mark.parametrize("shape", [(700, 3, 5, 7), (3, 1, 300, 300), (1, 2, 1, 1)])

@@ -169,7 +169,10 @@ def test_a_truncated_or_absent_image_is_named(folder: Path) -> None:
         ("bounding_boxes.txt", 7, "7 1 2 0 4", "width and height above 0"),
         ("bounding_boxes.txt", 7, "7 nan 2 3 4", "finite"),
         ("classes.txt", 2, "5 002.Laysan_Albatross", r"classes\.txt numbers its classes \[1, 5, 3\]"),
-        ("../attributes.txt", 2, "", "line 2"),
+        ("../attributes.txt", 2, "", "names 1 attributes; expected 2"),
+        ("images.txt", 2, "", r"images\.txt, line 2: ''"),
+        ("classes.txt", 2, "2 001.Black_footed_Albatross", r"classes\.txt has 'Black footed Albatross' more than once"),
+        ("bounding_boxes.txt", 7, "7 100 0 5 5", r"Bird_0007\.jpg is 100x80; its box .* lies outside"),
         ("attributes/class_attribute_labels_continuous.txt", 1, "0.0 101", "percentages 0..100"),
         ("attributes/class_attribute_labels_continuous.txt", 1, "0.0 nan", "percentages 0..100"),
         ("attributes/class_attribute_labels_continuous.txt", 1, "", "has 2 rows; expected 3"),
@@ -182,6 +185,21 @@ def test_a_wrong_line_is_named(folder: Path, name: str, line: int, text: str, me
     write(folder, name, lines)
     with pytest.raises(CorsdError, match=message):
         load_dataset("cub200", folder.parent, crop_to_box=True)
+
+
+def test_a_blank_last_line_is_no_error(folder: Path) -> None:
+    before = load_dataset("cub200", folder.parent, crop_to_box=True)
+    for name in ("classes", "images", "image_class_labels", "train_test_split", "bounding_boxes", "../attributes"):
+        path = folder / f"{name}.txt"
+        path.write_text(path.read_text() + "\n  \n")
+    after = load_dataset("cub200", folder.parent, crop_to_box=True)
+    assert torch.equal(before.train.labels, after.train.labels) and before.attribute_names == after.attribute_names
+
+
+def test_a_text_file_in_another_encoding_is_named(folder: Path) -> None:
+    (folder / "classes.txt").write_bytes("1 001.Königsalbatros\n".encode("latin-1"))
+    with pytest.raises(CorsdError, match=r"classes\.txt is not valid UTF-8"):
+        load_dataset("cub200", folder.parent)
 
 
 @pytest.mark.parametrize("name", ["classes.txt", "images.txt", "image_class_labels.txt", "train_test_split.txt"])
@@ -235,6 +253,13 @@ def test_download_unpacks_the_archive_once(archive: Path, tmp_path: Path) -> Non
     archive.unlink()
     (root / "CUB_200_2011.tgz").unlink()
     assert len(load_dataset("cub200", root, download=True).train) == 4  # there already: nothing is asked for
+
+
+def test_what_another_process_has_unpacked_meanwhile_is_kept(archive: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    make_cub(root)
+    cub.fetch_cub(root)
+    assert len(load_dataset("cub200", root).train) == 4
 
 
 def test_an_archive_put_there_by_hand_is_used(archive: Path, tmp_path: Path) -> None:

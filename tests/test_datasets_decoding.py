@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import os
+import random
+import socket
+import struct
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from corsd_lib.datasets import ImageFiles
 from corsd_lib.datasets.decoding import read_rgb, read_squares, square_around, stored_side
@@ -150,3 +157,87 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         read_rgb(str(tmp_path / "deep.png"))
     with pytest.raises(CorsdError, match=r"absent\.jpg does not exist"):
         read_rgb(str(tmp_path / "absent.jpg"))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.eps"])
+def test_the_content_must_be_a_format_that_is_listed(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    smooth(20, 10).save(tmp_path / "a.eps")
+    path = (tmp_path / "a.eps").rename(tmp_path / name)
+
+    def started(*_: object, **__: object) -> None:
+        pytest.fail("Ghostscript would be started")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", started)
+    for read in (read_rgb, lambda path: read_squares([path], 4)):
+        with pytest.raises(CorsdError, match=rf"{name} cannot be read: its content is none of JPEG, PNG, BMP, PPM, TIFF, WEBP"):
+            read(str(path))
+
+
+def test_a_wrong_name_is_no_matter_where_the_content_is_listed(tmp_path: Path) -> None:
+    smooth(20, 10).save(tmp_path / "a.gif")
+    assert read_rgb(str((tmp_path / "a.gif").rename(tmp_path / "a.jpg"))).shape == (10, 20, 3)
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that promises so many pixels, black, and holds the first few."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [9_500, 100_000])
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(
+    tmp_path: Path, side: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "bomb.png"
+    path.write_bytes(png_header(side, side))
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it is decoded"))
+    for read in (read_rgb, lambda path: read_squares([path], 4)):
+        with warnings.catch_warnings(), pytest.raises(CorsdError, match=r"bomb\.png .*; allowed: 89,478,485 in all"):
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            read(str(path))
+
+
+def test_only_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")  # to open it would wait for ever
+    (tmp_path / "folder.png").mkdir()
+    with socket.socket(socket.AF_UNIX) as bound:
+        place = os.getcwd()
+        os.chdir(tmp_path)  # the path of a socket must be short
+        bound.bind("socket.png")
+        os.chdir(place)
+        (tmp_path / "device.png").symlink_to("/dev/zero")
+        for name in ("pipe", "folder", "socket", "device"):
+            with pytest.raises(CorsdError, match=rf"{name}\.png is no regular file; allowed: files, and links to files"):
+                read_rgb(str(tmp_path / f"{name}.png"))
+    path = save(smooth(8, 8), tmp_path / "a.png")
+    (tmp_path / "link.png").symlink_to(path)
+    assert read_rgb(str(tmp_path / "link.png")).shape == (8, 8, 3)
+
+
+def test_a_box_outside_its_image_is_named(tmp_path: Path) -> None:
+    path = save(smooth(100, 80), tmp_path / "a.png")
+    for box in ((100, 0, 120, 20), (0, 80, 10, 90), (-20, 0, 0, 10), (0, -9, 5, 0), (300, 300, 310, 310)):
+        with pytest.raises(CorsdError, match=rf"a\.png is 100x80; its box .*: {box[0]}, {box[1]}, .* lies outside"):
+            read_squares([path], 8, [box])
+    assert read_squares([path], 8, [(-20.0, 10.0, 15.0, 45.0)]).shape == (1, 3, 8, 8)  # one that sticks out is moved
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's, about what it reads in spite of damage
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF"])
+def test_damaged_bytes_are_pixels_or_one_error(tmp_path: Path, kind: str) -> None:
+    draw, buffer, path = random.Random(0), io.BytesIO(), tmp_path / "a.jpg"
+    smooth(13, 9).save(buffer, kind)
+    for _ in range(50):
+        content = bytearray(buffer.getvalue())
+        for _ in range(draw.randint(1, 4)):
+            content[draw.randrange(min(len(content), 200))] = draw.randrange(256)
+        path.write_bytes(content[: draw.choice([len(content), draw.randrange(len(content))])])
+        for read in (read_rgb, lambda path: read_squares([path], 4)[0].numpy()):
+            try:
+                assert read(str(path)).dtype == np.uint8
+            except CorsdError as error:
+                assert "a.jpg" in str(error)

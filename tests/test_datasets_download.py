@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import http.server
 import io
+import os
+import sys
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -94,6 +98,20 @@ def test_two_downloads_of_one_file_at_once_fetch_it_once(server: Server, tmp_pat
         thread.join()
     assert path.read_bytes() == CONTENT and names(tmp_path) == {"birds.tgz"}
     assert server.asked == [None]
+
+
+@pytest.mark.parametrize("missing", ["module", "locks"])
+def test_a_download_goes_on_where_there_are_no_locks(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    def unknown(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    if missing == "module":
+        monkeypatch.setitem(sys.modules, "fcntl", None)
+    else:
+        monkeypatch.setattr("fcntl.flock", unknown)
+    assert fetch(server, tmp_path / "birds.tgz").read_bytes() == CONTENT and server.asked == [None]
 
 
 def test_a_whole_download_is_made_once(server: Server, tmp_path: Path) -> None:
@@ -246,3 +264,35 @@ def test_a_corrupt_archive_is_set_aside_and_named(tmp_path: Path, damage: str) -
     with pytest.raises(CorsdError, match=r"a\.tgz cannot be unpacked"), unpacked(archive):
         pytest.fail("the context must not be entered")
     assert names(tmp_path) == {"a.tgz.corrupt"}
+
+
+def test_what_a_killed_process_left_is_removed_and_a_running_one_is_waited_for(tmp_path: Path) -> None:
+    archive = make_tar(tmp_path / "a.tgz", ("one.txt", b"1", ""))
+    (tmp_path / ".unpacking-killed" / "deep").mkdir(parents=True)
+    finished: list[str] = []
+
+    def other() -> None:
+        with unpacked(archive) as folder:
+            finished.append(folder.name)
+
+    with unpacked(archive) as folder:
+        assert names(tmp_path) == {"a.tgz", folder.name}
+        waiting = threading.Thread(target=other)
+        waiting.start()
+        waiting.join(0.2)
+        assert not finished and (folder / "one.txt").exists()
+    waiting.join()
+    assert len(finished) == 1 and names(tmp_path) == {"a.tgz"}
+
+
+def test_without_locks_nothing_is_taken_for_a_leftover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = make_tar(tmp_path / "a.tgz", ("one.txt", b"1", ""))
+    (tmp_path / ".unpacking-perhaps-running").mkdir()
+
+    def refused(*_: object) -> None:
+        raise OSError("no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with unpacked(archive):
+        pass
+    assert names(tmp_path) == {"a.tgz", ".unpacking-perhaps-running"}

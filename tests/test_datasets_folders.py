@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from corsd_lib.datasets import ImageArrays, ImageFiles, folders, load_dataset
+from corsd_lib.datasets import ImageArrays, ImageData, ImageFiles, folders, load_dataset
 from corsd_lib.datasets.arrays import IMAGENET_MEAN, IMAGENET_STD
 from corsd_lib.errors import CorsdError
+
+pytestmark = pytest.mark.filterwarnings("ignore::corsd_lib.datasets.DataNotice")
 
 
 def make_images(folder: Path, classes: dict[str, int], size: tuple[int, int] = (30, 20)) -> None:
@@ -83,23 +88,204 @@ def test_hidden_and_other_files_are_passed_over(folder: Path) -> None:
 def test_wrong_folders_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CorsdError, match=r"absent is no folder of images: there is no such folder"):
         load_dataset(f"folder:{tmp_path / 'absent'}")
-    with pytest.raises(
-        CorsdError, match=r"train has cat/, dog/ in it; expected train/ and val/ or test/, each with a folder a cl"
-    ):
-        load_dataset(f"folder:{folder / 'train'}")
-    (folder / "val" / "fox").mkdir()
-    with pytest.raises(CorsdError, match="train/ and val/ differ in the classes fox"):
-        load_dataset(f"folder:{folder}")
-    (folder / "train" / "fox").mkdir()
-    with pytest.raises(CorsdError, match="expected at least one image in every class folder") as caught:
-        load_dataset(f"folder:{folder}")
-    assert "fox" in str(caught.value)
+    with pytest.raises(CorsdError, match=r"000\.png is no folder of images: it is a file"):
+        load_dataset(f"folder:{folder / 'train' / 'cat' / '000.png'}")
+    with pytest.raises(CorsdError, match=r"cat has no class folders; expected one folder of images a class"):
+        load_dataset(f"folder:{folder / 'train' / 'cat'}")
     (folder / "val").rename(folder / "aside")
-    with pytest.raises(CorsdError, match="has aside/, train/ in it"):
+    with pytest.raises(
+        CorsdError, match=r"has aside/, train/ in it; expected train/ and val/ or test/, .*to split .* of train/, name"
+    ):
         load_dataset(f"folder:{folder}")
     (folder / "val").mkdir()
-    with pytest.raises(CorsdError, match=r"differ|has no class folders"):
+    with pytest.raises(CorsdError, match=r"val has no class folders; expected one folder of images a class, as in train/"):
         load_dataset(f"folder:{folder}")
+
+
+def test_a_refusal_says_which_side_lacks_which_class(folder: Path) -> None:
+    make_images(folder / "val", {"fox": 1})
+    with pytest.raises(CorsdError, match="train/ lacks fox; expected the same class folders in both"):
+        load_dataset(f"folder:{folder}")
+    make_images(folder / "train", {"owl": 1, "elk": 1})
+    with pytest.raises(CorsdError, match="train/ lacks fox and val/ lacks elk, owl; expected"):
+        load_dataset(f"folder:{folder}")
+
+
+def test_a_class_without_readable_images_is_named_with_what_is_read(folder: Path) -> None:
+    for part in ("train", "val"):
+        (folder / part / "fox").mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "train" / "fox" / "a.gif")
+    with pytest.raises(CorsdError) as caught:
+        load_dataset(f"folder:{folder}")
+    message = str(caught.value)
+    assert (
+        "train has no image in the class folders fox (files that are not read: 1 .gif; read are .jpg, .jpeg, .jfif" in message
+    )
+    assert message.endswith(".webp); expected one in each")
+    (folder / "train" / "fox" / "a.gif").unlink()
+    with pytest.raises(CorsdError, match=r"class folders fox; expected one in each, named \.jpg, .*, \.webp$"):
+        load_dataset(f"folder:{folder}")
+
+
+# ------------------------------------------------------------------------------- names of folders and files
+
+
+def notices(data: ImageData) -> tuple[str, ...]:
+    """But for the one about small images."""
+    return tuple(notice for notice in data.notices if "enlarged" not in notice)
+
+
+@pytest.mark.parametrize("name", ["val", "Valid", "validation", "DEV"])
+def test_the_validation_folder_has_many_names(folder: Path, name: str) -> None:
+    (folder / "val").rename(folder / name)
+    assert values(load_dataset(f"folder:{folder}").test) == [10, 20, 21]  # type: ignore[arg-type]
+    make_images(folder / "test", {"cat": 4, "dog": 1})
+    data = load_dataset(f"folder:{folder}")
+    assert data.validation is not None and (len(data.validation), len(data.test)) == (3, 5) and notices(data) == ()
+
+
+@pytest.mark.parametrize("train,test", [("Train", "TEST"), ("Training", "Testing")])
+def test_train_and_test_have_other_names_too(folder: Path, train: str, test: str) -> None:
+    (folder / "train").rename(folder / train)
+    (folder / "val").rename(folder / test)
+    assert (len(load_dataset(f"folder:{folder}").train), len(load_dataset(f"folder:{folder}").test)) == (5, 3)
+
+
+def test_two_folders_of_one_meaning_are_refused(folder: Path) -> None:
+    make_images(folder / "valid", {"cat": 1, "dog": 1})
+    with pytest.raises(CorsdError, match="has val/ and valid/, which both mean validation; expected one of them"):
+        load_dataset(f"folder:{folder}")
+
+
+def test_every_folder_that_is_not_used_is_named(folder: Path) -> None:
+    make_images(folder / "extra", {"cat": 1})
+    (folder / "__MACOSX").mkdir()
+    make_images(folder / "test", {"cat": 1, "dog": 1})
+    assert notices(load_dataset(f"folder:{folder}")) == ("extra/ is not used",)
+    asked = load_dataset(f"folder:{folder}", validation_fraction=0.5)
+    assert "the validation split of the data is not used: validation_fraction takes one from train" in asked.notices
+
+
+@pytest.mark.parametrize("below", [".", "images"])
+def test_test_images_without_labels_are_passed_over(folder: Path, below: str) -> None:
+    (folder / "test" / below).mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "test" / below / "a.png")
+    data = load_dataset(f"folder:{folder}")
+    assert len(data.test) == 3 and data.validation is None
+    assert notices(data) == ("test/ is not used: it has no class folders",)
+
+
+def test_folders_of_the_system_are_no_classes(folder: Path) -> None:
+    for name in ("__MACOSX", "@eaDir", ".ipynb_checkpoints", "__pycache__", "$RECYCLE.BIN", "lost+found"):
+        make_images(folder / "train", {name: 1})
+        make_images(folder / "train" / "cat", {name: 1})
+    data = load_dataset(f"folder:{folder}")
+    assert data.class_names == ("cat", "dog") and len(data.train) == 5 and notices(data) == ()
+
+
+def test_files_that_are_not_read_are_counted_by_kind(folder: Path) -> None:
+    cat = folder / "train" / "cat"
+    for name in ("a.gif", "b.GIF", "c.heic", "README"):
+        (cat / name).write_bytes(b"x")
+    for name in ("Thumbs.db", ".DS_Store", "._000.png"):
+        (cat / name).write_bytes(b"what systems leave behind")
+    shutil.copy(cat / "000.png", folder / "val" / "lost.png")
+    assert notices(load_dataset(f"folder:{folder}")) == (
+        "train/: files that are not read: 2 .gif, 1 .heic, 1 no extension; "
+        "read are .jpg, .jpeg, .jfif, .png, .bmp, .ppm, .pgm, .tif, .tiff, .webp",
+        "val/: images that are not read: 1, beside the class folders",
+    )
+
+
+def test_jfif_is_read(folder: Path) -> None:
+    Image.new("RGB", (30, 20), (77,) * 3).save(folder / "train" / "cat" / "new.JFIF", "JPEG")
+    data = load_dataset(f"folder:{folder}")
+    assert isinstance(data.train, ImageArrays) and 77 in values(data.train) and notices(data) == ()
+
+
+def test_one_class_is_refused_before_images_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in ("train", "val"):
+        make_images(tmp_path / part, {"cat": 2})
+    monkeypatch.setattr(folders, "read_squares", lambda *_, **__: pytest.fail("images are read"))
+    for path, message in (
+        (tmp_path, "train: the data has one class, 'cat'; at"),
+        (tmp_path / "val", "val: the data has one class"),
+    ):
+        with pytest.raises(CorsdError, match=message):
+            load_dataset(f"folder:{path}")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS has no such file names")
+def test_names_that_are_not_utf_8_are_refused_before_images_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "read_squares", lambda *_, **__: pytest.fail("images are read"))
+    for part in ("train", "val"):
+        (folder / part / "cat").rename(folder / part / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(CorsdError, match=r"train: class 'caf\\\\udce9' is not valid UTF-8"):
+        load_dataset(f"folder:{folder}")
+    with pytest.raises(CorsdError, match=r"data set 'folder:caf\\\\udce9' is not valid UTF-8"):
+        load_dataset("folder:" + os.fsdecode(b"caf\xe9"))
+    with pytest.raises(CorsdError, match=r"data root 'caf\\\\udce9' is not valid UTF-8"):
+        load_dataset("digits", os.fsdecode(b"caf\xe9"))
+
+
+@pytest.mark.parametrize("size,said", [((30, 20), True), ((64, 90), False), ((28, 28), True)])
+def test_small_images_are_said_to_be_enlarged(tmp_path: Path, size: tuple[int, int], said: bool) -> None:
+    for part in ("train", "val"):
+        make_images(tmp_path / part, {"cat": 2, "dog": 2}, size)
+    found = load_dataset(f"folder:{tmp_path}").notices
+    width, height = size
+    notice = f"images of {width}x{height} or so are enlarged to 64x64; image_size sets another side"
+    assert found == ((notice,) if said else ())
+    assert load_dataset(f"folder:{tmp_path}", image_size=20).notices == ()
+
+
+# ------------------------------------------------------------------------------------ folders without a split
+
+
+@pytest.fixture
+def classes(tmp_path: Path) -> Path:
+    make_images(tmp_path, {"cat": 10, "dog": 5, "owl": 3})
+    return tmp_path
+
+
+def test_a_folder_of_classes_is_split(classes: Path) -> None:
+    data = load_dataset(f"folder:{classes}")
+    assert isinstance(data.train, ImageArrays) and isinstance(data.test, ImageArrays)
+    assert torch.bincount(data.train.labels).tolist() == [8, 4, 2] and torch.bincount(data.test.labels).tolist() == [2, 1, 1]
+    both = sorted(values(data.train) + values(data.test))
+    assert both == sorted([*range(10, 20), *range(20, 25), *range(30, 33)])
+    assert notices(data) == ("no train/ and test/: test_fraction 0.2 of each class is test (14 train, 4 test images)",)
+
+
+def test_that_split_hangs_on_the_fraction_and_on_no_seed(classes: Path) -> None:
+    name = f"folder:{classes}"
+    tests = [load_dataset(name, seed=seed, validation_fraction=v).test for seed in (0, 1, 7) for v in (0.0, 0.3)]
+    assert len({tuple(values(test)) for test in tests}) == 1  # type: ignore[arg-type]
+    assert torch.bincount(load_dataset(name, test_fraction=0.5).test.labels).tolist() == [5, 3, 2]
+    (classes / "rat").mkdir()
+    Image.new("RGB", (9, 9)).save(classes / "rat" / "only.png")
+    with pytest.raises(CorsdError, match=r"test_fraction 0\.2 needs at least 2 train images of every class; class 'rat' has 1"):
+        load_dataset(name)
+
+
+def test_a_test_fraction_is_refused_where_it_has_no_effect(folder: Path) -> None:
+    with pytest.raises(
+        CorsdError, match=r"test_fraction is 0\.3 for .*, which has train/ and val/; allowed: where there is no"
+    ):
+        load_dataset(f"folder:{folder}", test_fraction=0.3)
+    with pytest.raises(CorsdError, match=r"test_fraction is 0\.3 for 'digits'; allowed: only for folder:PATH without a split"):
+        load_dataset("digits", test_fraction=0.3)
+    for fraction in (0.0, 1.0, -1.0, float("nan")):
+        with pytest.raises(CorsdError, match=r"test_fraction is .*; allowed: above 0 and below 1, or None"):
+            load_dataset(f"folder:{folder}", test_fraction=fraction)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    make_images(tmp_path, {"bus": 2, "car": 2, "train": 2})
+    assert load_dataset(f"folder:{tmp_path}").class_names == ("bus", "car", "train")
+    shutil.rmtree(tmp_path / "bus")
+    with pytest.raises(CorsdError, match="has car/, train/ in it"):  # as train/ and test1/ would be, without labels
+        load_dataset(f"folder:{tmp_path}")
 
 
 def test_a_truncated_image_is_named(folder: Path) -> None:
@@ -126,6 +312,20 @@ def test_imagenet_streams_torchvisions_layout(tmp_path: Path, below: str) -> Non
     assert load_dataset("imagenet", tmp_path, image_size=160).train.image_size == 160
     torch.save(({"n01440764": ("tench", "Tinca tinca")}, []), tmp_path / below / "meta.bin")
     assert load_dataset("imagenet", tmp_path).class_names == ("tench", "n01443537")
+
+
+@pytest.mark.parametrize("content", [b"", b"no such file", {"a": 1}, ({"n01440764": 3}, []), ([], []), ({"n01440764": ()}, [])])
+def test_a_meta_file_that_is_another_is_one_error(tmp_path: Path, content: Any) -> None:
+    for part in ("train", "val"):
+        make_images(tmp_path / part, {"n01440764": 1, "n01443537": 1})
+    if isinstance(content, bytes):
+        (tmp_path / "meta.bin").write_bytes(content)
+    else:
+        torch.save(content, tmp_path / "meta.bin")
+    with pytest.raises(
+        CorsdError, match=r"meta\.bin (cannot be read: it is not|holds other things than names; expected) the meta"
+    ):
+        load_dataset("imagenet", tmp_path)
 
 
 def test_the_thousand_classes_have_words(tmp_path: Path) -> None:

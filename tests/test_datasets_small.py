@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import json
 import pickle
 import tarfile
 import threading
@@ -16,7 +17,8 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from corsd_lib.datasets import ImageArrays, load_dataset
+from corsd_lib.datasets import ImageArrays, load_dataset, statistics
+from corsd_lib.datasets.arrays import channel_statistics
 from corsd_lib.datasets.small import CIFAR10_SUPERCLASSES, CIFAR100_SUPERCLASSES, cifar_classes
 from corsd_lib.errors import CorsdError
 
@@ -131,6 +133,101 @@ def test_npz_below_the_root_comes_first(cifar100_root: Path) -> None:
     np.savez(cifar100_root / "cifar100.npz", **arrays, class_names=np.array(names[::-1]))
     with pytest.raises(CorsdError, match="class_names are not those of cifar100"):
         load_dataset("cifar100", cifar100_root)
+
+
+def npz_arrays(side: int = 32, seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "train_x": rng.integers(0, 256, (100, 32, side, 3), dtype=np.uint8),
+        "train_y": np.arange(100, dtype=np.uint8),
+        "test_x": rng.integers(0, 256, (1, 32, side, 3), dtype=np.uint8),
+        "test_y": np.array([99], dtype=np.uint8),
+    }
+
+
+def test_images_that_are_not_square_are_not_squeezed_unasked(tmp_path: Path) -> None:
+    np.savez(tmp_path / "cifar100.npz", **npz_arrays(side=40))
+    with pytest.raises(CorsdError, match=r"cifar100\.npz: images are 32x40; allowed: square ones, or give image_size"):
+        load_dataset("cifar100", tmp_path)
+    assert load_dataset("cifar100", tmp_path, image_size=32).image_size == 32
+
+
+def test_validation_arrays_of_a_known_set_are_used(tmp_path: Path) -> None:
+    arrays = npz_arrays()
+    np.savez(tmp_path / "cifar100.npz", **arrays, val_x=arrays["test_x"], val_y=arrays["test_y"])
+    data = load_dataset("cifar100", tmp_path)
+    assert data.validation is not None and data.validation.labels.tolist() == [99]
+
+
+# ------------------------------------------------------------------------------------------------ kept statistics
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of images of every computation of statistics."""
+    calls: list[int] = []
+
+    def counted(images: torch.Tensor) -> statistics.Statistics:
+        calls.append(len(images))
+        return channel_statistics(images)
+
+    monkeypatch.setattr(statistics, "channel_statistics", counted)
+    return calls
+
+
+@pytest.mark.parametrize("source", ["torchvision", "npz"])
+def test_statistics_are_computed_once(cifar100_root: Path, computed: list[int], source: str) -> None:
+    if source == "npz":
+        np.savez(cifar100_root / "cifar100.npz", **npz_arrays())
+    first, second = (load_dataset("cifar100", cifar100_root) for _ in range(2))
+    assert len(computed) == 1
+    assert (first.mean, first.std) == (second.mean, second.std) == channel_statistics(first.train.images)  # type: ignore[union-attr]
+
+
+def test_other_images_never_get_kept_statistics(tmp_path: Path, computed: list[int]) -> None:
+    arrays = npz_arrays()
+    for change in range(4):  # a bit, then two images in turn, then all
+        if change == 1:
+            arrays["train_x"][7, 3, 3, 1] ^= 1
+        if change == 2:
+            arrays["train_x"][[0, 1]] = arrays["train_x"][[1, 0]]
+        np.savez(tmp_path / "cifar100.npz", **(npz_arrays(seed=5) if change == 3 else arrays))
+        data = load_dataset("cifar100", tmp_path)
+        assert (data.mean, data.std) == channel_statistics(data.train.images)  # type: ignore[union-attr]
+        assert len(computed) == change + 1
+    resized = load_dataset("cifar100", tmp_path, image_size=8)
+    assert (resized.mean, resized.std) == channel_statistics(resized.train.images)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{",
+        '{"KEY": 3}',
+        '{"KEY": [[0.5, 0.5], [0.5, 0.5]]}',
+        '{"KEY": [[NaN, 0.5, 0.5], [1, 1, 1]]}',
+        "[" * 99_999,
+        '{"KEY": [[BIG, 1, 1], [1, 1, 1]]}',
+    ],
+)
+def test_a_damaged_file_of_statistics_is_passed_over(tmp_path: Path, content: str) -> None:
+    np.savez(tmp_path / "cifar100.npz", **npz_arrays())
+    right = load_dataset("cifar100", tmp_path)
+    (key,) = json.loads((tmp_path / "statistics.json").read_text())
+    (tmp_path / "statistics.json").write_text(content.replace("KEY", key).replace("BIG", "1" + "0" * 400))
+    data = load_dataset("cifar100", tmp_path)
+    assert (data.mean, data.std) == (right.mean, right.std)
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, computed: list[int]
+) -> None:
+    np.savez(tmp_path / "cifar100.npz", **npz_arrays())
+    (tmp_path / "statistics.json").mkdir()  # a rename onto it fails, for root too
+    assert load_dataset("cifar100", tmp_path).mean == load_dataset("cifar100", tmp_path).mean and len(computed) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"cifar100.npz", "statistics.json"}
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 
 from corsd_lib import figures
 from corsd_lib.errors import CorsdError
+from corsd_lib.figures import style
 from corsd_lib.figures.style import GREY, unique_labels
 
 NAMES = ("cat", "dog", "eel")
@@ -279,12 +281,30 @@ def test_a_long_title_is_broken_and_given_room() -> None:
 
 
 def test_png_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def no_browser(*_: Any, **__: Any) -> None:
-        raise RuntimeError("Kaleido requires Google Chrome")
-
-    monkeypatch.setattr(go.Figure, "write_image", no_browser)
+    monkeypatch.setattr(style, "_DRAW", "import sys; sys.exit('Kaleido requires Google Chrome')")
     with pytest.raises(CorsdError, match=r"figure\.png: Kaleido requires Google Chrome.*Chromium"):
         figures.save_png(go.Figure(), tmp_path / "figure.png")
+    monkeypatch.setattr(style, "_DRAW", "import os; os.kill(os.getpid(), 9)")
+    with pytest.raises(CorsdError, match=r"figure\.png: its process ended with status -9"):
+        figures.save_png(go.Figure(), tmp_path / "figure.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_png_of_a_browser_that_never_answers_ends_in_an_error_and_leaves_no_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As kaleido has been seen to wait for its Chromium, which is a process of its process."""
+    browser = "import subprocess; p = subprocess.Popen(['sleep', '600'])"
+    monkeypatch.setattr(style, "_DRAW", f"{browser}; open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid)); p.wait()")
+    monkeypatch.setattr(style, "DRAW_SECONDS", 3)
+    with pytest.raises(CorsdError, match=r"cannot draw .*figure\.png: it was not drawn within 3 seconds"):
+        figures.save_png(go.Figure(), tmp_path / "figure.png")
+    pid = int((tmp_path / "pid").read_text())
+    end = time.monotonic() + 60
+    while Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert not (tmp_path / "figure.png").exists()
 
 
 @pytest.mark.slow

@@ -1,7 +1,15 @@
 from __future__ import annotations
 
+import errno
+import fcntl
+import json
 import os
 import pickle
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,10 +20,14 @@ import torch
 from corsd_lib import files
 from corsd_lib.errors import CorsdError
 from corsd_lib.files import (
+    LockedError,
+    is_locked,
+    locked,
     read_json,
     read_lines,
     read_tensors,
     remove_parts,
+    with_checksum,
     write_atomic,
     write_between,
     write_json,
@@ -62,10 +74,28 @@ def test_a_killed_write_leaves_the_old_file(tmp_path: Path, step: str) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9
     assert file.read_bytes() == b"old"
     assert len(_names(tmp_path)) == 2  # and what it had begun to write, which the next training sweeps away
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / ".other.1.part").touch()
     remove_parts(tmp_path)
-    assert _names(tmp_path) == ["deep", "file"] and _names(tmp_path / "deep") == []
+    assert _names(tmp_path) == ["file"]
+
+
+def test_only_what_this_library_began_to_write_here_is_removed(tmp_path: Path) -> None:
+    """Below it may be the folder of a run that is being trained, or a repository of the user's."""
+    ours = f".weights.safetensors.{'0123456789abcdef' * 2}.part"
+    others = [
+        ".movie.part",
+        ".file.1.part",
+        "file.part",
+        f"weights.{'0' * 32}.part",
+        f".{'0' * 32}.part",
+        f".x.{'g' * 32}.part",
+    ]
+    for folder in (tmp_path, tmp_path / ".git", tmp_path / "other run"):
+        folder.mkdir(exist_ok=True)
+        for name in (ours, *others):
+            (folder / name).touch()
+    remove_parts(tmp_path)
+    assert _names(tmp_path) == sorted([*others, ".git", "other run"])
+    assert all(_names(tmp_path / name) == sorted([ours, *others]) for name in (".git", "other run"))
 
 
 def test_threads_may_write_the_same_file(tmp_path: Path) -> None:
@@ -198,6 +228,205 @@ def test_text_goes_between_the_marks_of_a_document(tmp_path: Path) -> None:
     write_between(document, "b", "two")
     text = "<!-- a -->\none\n<!-- /a -->\nbetween\n<!-- b -->\ntwo\n<!-- /b -->\nthe end"
     assert document.read_text(encoding="utf-8") == text
+
+
+# --- checksums ---
+
+
+def _read_flat(file: Path) -> dict[str, Any]:
+    tensors, metadata = read_tensors(file)
+    return {**{k: v.tolist() for k, v in tensors.items()}, **metadata}
+
+
+def _written(file: Path) -> Callable[[], dict[str, Any]]:
+    """Write a file of the kind that its name says; what reads it."""
+    if file.suffix == ".safetensors":
+        write_tensors(file, {"a": torch.arange(40.0), "b": torch.arange(7)}, {"position": '{"epoch": 3}', "note": "ü"})
+        return lambda: _read_flat(file)
+    if file.suffix == ".jsonl":
+        write_lines(file, [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25}])
+        return lambda: {f"{i}.{k}": v for i, line in enumerate(read_lines(file)) for k, v in line.items()}
+    write_json(file, with_checksum({"train": {"lr": 0.1, "milestones": (0.5,)}, "data": ["ü"], 3: None}))
+    return lambda: read_json(file)
+
+
+KINDS = ["a.safetensors", "a.json", "a.jsonl"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_flipped_bit_is_named_and_never_read(tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    read = _written(file)
+    content, whole = read(), file.read_bytes()
+    assert b"checksum" in whole and "checksum" not in str(content)
+    draw, harmless = random.Random(0), 0
+    for place in range(len(whole)):
+        bit = draw.randrange(8)
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+        try:
+            now = read()
+        except CorsdError as error:
+            assert str(error).startswith(f"{file} "), error
+            continue
+        harmless += 1  # in the name of the checksum or in white space: what was written is there
+        assert all(now[key] == value for key, value in content.items()), (place, now)
+    assert harmless < 0.1 * len(whole)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_same_content_is_the_same_file(tmp_path: Path, name: str) -> None:
+    _written(tmp_path / name)
+    before = (tmp_path / name).read_bytes()
+    for _ in range(5):  # safetensors alone would write its metadata in another order each time
+        _written(tmp_path / name)
+        assert (tmp_path / name).read_bytes() == before
+
+
+def test_a_file_without_a_checksum_is_read_as_it_is(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.arange(3)}, tmp_path / "a.safetensors", {"position": "x"})
+    (tmp_path / "a.json").write_text('{"a": 1}')
+    (tmp_path / "a.jsonl").write_text('{"epoch": 1}\n\n{"epoch": 2}\n')
+    assert read_tensors(tmp_path / "a.safetensors")[1] == {"position": "x"}
+    assert read_json(tmp_path / "a.json") == {"a": 1} and read_lines(tmp_path / "a.jsonl") == [{"epoch": 1}, {"epoch": 2}]
+
+
+def test_a_checksum_is_of_the_values_and_an_edit_by_hand_is_told_how_it_is_accepted(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    write_json(file, with_checksum({"lr": 0.1, "epochs": 2}))
+    plain = json.loads(file.read_text())
+    assert list(plain) == ["lr", "epochs", "checksum"]
+    file.write_text(json.dumps(plain, sort_keys=True))  # as an editor may lay it out
+    assert read_json(file) == {"lr": 0.1, "epochs": 2}
+    file.write_text(json.dumps({**plain, "lr": 0.2}))
+    with pytest.raises(CorsdError, match=rf"{file} is damaged: .*if you changed it yourself, remove its checksum"):
+        read_json(file)
+    file.write_text(json.dumps({"lr": 0.2, "epochs": 2}))
+    assert read_json(file) == {"lr": 0.2, "epochs": 2}
+
+
+def test_other_programs_read_a_safetensors_file_with_its_checksum(tmp_path: Path) -> None:
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    file = tmp_path / "a.safetensors"
+    _written(file)
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    assert metadata["note"] == "ü" and len(metadata["checksum"]) == 64
+    assert load_file(file)["b"].tolist() == list(range(7))
+    save_file(load_file(file), file, metadata)  # the same content, in another order perhaps
+    assert read_tensors(file)[1]["note"] == "ü"
+    save_file({**load_file(file), "b": torch.arange(7) + 1}, file, metadata)
+    with pytest.raises(CorsdError, match=rf"{file} is damaged: its content does not agree with its checksum"):
+        read_tensors(file)
+
+
+def test_a_line_that_is_lost_is_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    write_lines(file, [{"epoch": k} for k in (1, 2, 3)])
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text(lines[0] + lines[2])
+    with pytest.raises(CorsdError, match=rf"{file} is damaged: .*remove the checksum of its last line"):
+        read_lines(file)
+
+
+# --- locks ---
+
+
+@pytest.fixture(params=["folder", "file"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    if request.param == "folder":
+        (tmp_path / "folder").mkdir()
+    return tmp_path / request.param
+
+
+def test_one_process_has_a_lock_at_a_time(place: Path) -> None:
+    assert not is_locked(place)
+    with locked(place):
+        assert is_locked(place)
+        with pytest.raises(LockedError, match=rf"{place} is in use by another process"), locked(place):
+            pytest.fail("it is locked")
+    with locked(place):
+        pass
+    assert not is_locked(place) and not is_locked(place.parent / "nothing") and _names(place.parent) == [place.name]
+
+
+def test_a_lock_is_waited_for(place: Path) -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with locked(place, wait=60):
+            order.append("second")
+
+    with ThreadPoolExecutor(1) as pool, locked(place):
+        waiting = pool.submit(second)
+        time.sleep(0.05)
+        order.append("first")
+    waiting.result()
+    assert order == ["first", "second"]
+    with locked(place), pytest.raises(LockedError), locked(place, wait=0.15):
+        pytest.fail("the wait is over")
+
+
+def test_a_program_that_is_given_the_descriptor_shares_the_lock_and_a_fork_does_not(tmp_path: Path) -> None:
+    with locked(tmp_path / "log") as log:
+        program = subprocess.Popen(["sleep", "60"], stderr=log)
+    try:
+        assert is_locked(tmp_path / "log")
+    finally:
+        program.kill()
+        program.wait()
+    assert not is_locked(tmp_path / "log")
+    (here, begun), (end, there) = os.pipe(), os.pipe()
+    with locked(tmp_path):
+        if (pid := os.fork()) == 0:  # such as a worker that reads images and outlives a training that is killed
+            os.write(begun, b"x")
+            os.read(end, 1)
+            os._exit(0)
+    try:
+        os.read(here, 1)
+        assert not is_locked(tmp_path)
+    finally:
+        os.write(there, b"x")
+        os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("number", [errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, errno.EBADF])
+def test_without_locks_in_the_file_system_it_goes_on_without_one(
+    place: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def unknown(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    with locked(place), locked(place, wait=60):
+        assert not is_locked(place)
+
+
+def test_without_locks_in_the_system_it_goes_on_without_one(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows has no fcntl, and opens no folders."""
+    open_ = os.open
+
+    def windows(path: Path, *flags: int) -> int:
+        if os.path.isdir(path):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return open_(path, *flags)
+
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setattr(os, "open", windows)
+    with locked(place) as one, locked(place) as other:
+        assert (one is None) == (other is None) == (place.name == "folder")
+
+
+def test_what_cannot_be_locked_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(CorsdError, match=rf"cannot write {tmp_path}/file/log: File exists"),
+        locked(tmp_path / "file" / "log"),
+    ):
+        pytest.fail("there is no such place")
 
 
 @pytest.mark.parametrize(

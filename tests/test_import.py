@@ -137,6 +137,13 @@ def test_a_package_that_is_installed_later_is_found() -> None:
     assert _without("optuna", code).stdout.split() == ["False", "corsd_lib.tuning.tuner"]
 
 
+@pytest.mark.parametrize("module", ["compare", "tuning", "training", "bench", "datasets.download"])
+def test_a_module_loads_where_the_system_has_no_fcntl(module: str) -> None:
+    """As on Windows, which has no resource either."""
+    done = _loaded_after(f"sys.modules.update(fcntl=None, resource=None); import corsd_lib.{module}")
+    assert f"corsd_lib.{module}" in done
+
+
 CLOCK = """
 import sys, time
 start = time.perf_counter()

@@ -17,6 +17,7 @@ from corsd_lib.errors import CorsdError
 from corsd_lib.methods import METHODS, Batch, CorsdOptions, LogitRelation, Method, MethodOptions, build_method
 from corsd_lib.methods.base import make_options
 from corsd_lib.methods.classic import Baseline
+from corsd_lib.methods.corsd import OF_RELATIONS
 from corsd_lib.network import ExitOutputs, MultiExitNetwork, build_network
 from corsd_lib.relation import RelationOutput, cosine_scores, distance_scores, sample_pairs, triplet_pairs
 
@@ -452,3 +453,34 @@ def test_corsd_without_a_network_says_what_to_do() -> None:
     batch = make_batch([0, 1])
     with pytest.raises(CorsdError, match="call attach"):
         build_method("corsd")(network(batch.images), batch)
+
+
+ZERO = {name: 0.0 for name in ("exit_ce", "exit_kd", "class_kd", "hint", "distance", "angle", *OF_RELATIONS, "logit_relation")}
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if asdict(METHODS[n]().options).keys() & ZERO.keys()])
+def test_a_term_of_weight_zero_is_not_computed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    zero = {k: v for k, v in ZERO.items() if k in asdict(METHODS[name]().options)}
+    network, method = make(name, **zero)
+    batch = make_batch([0, 1, 2, 0, 1, 2], method.sampling)
+    out = network(batch.images)
+
+    def called(*arguments: object, **options: object) -> None:
+        raise AssertionError("a term of weight 0 was computed")
+
+    for loss in ("distillation", "class_distillation", "feature_hint", "rkd_distance", "rkd_angle", "margin_over_batch"):
+        monkeypatch.setattr(losses, loss, called)
+    for relation in method.relation_networks():
+        monkeypatch.setattr(relation, "forward", called)
+    parts = method(out, batch)
+    assert set(parts) == {"total", "task"} and parts["total"] == parts["task"]
+
+
+@pytest.mark.parametrize("term", OF_RELATIONS)
+def test_a_relation_term_alone_is_what_it_is_among_all(term: str) -> None:
+    batch = make_batch([0, 1, 2, 0, 1, 2])
+    values = []
+    for options in ({}, {k: 0.0 for k in (*OF_RELATIONS, "logit_relation") if k != term}):
+        network, method = make("corsd", **options)
+        values.append(method(network(batch.images), batch._replace(generator=torch.Generator().manual_seed(2)))[term])
+    assert torch.equal(*values) and values[0] > 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -24,6 +25,12 @@ Tiny = Callable[..., TrainConfig]
 def copied(tiny_run: Run, tmp_path: Path) -> Path:
     """A copy of the tiny run that a test may damage."""
     return Path(shutil.copytree(tiny_run.path, tmp_path / "copy"))
+
+
+def test_a_run_in_a_folder_whose_name_is_not_utf_8_is_refused(tiny_run: Run, tmp_path: Path) -> None:
+    shutil.copytree(tiny_run.path, tmp_path / os.fsdecode(b"caf\xe9"))
+    with pytest.raises(CorsdError, match=r"run '.*caf\\\\udce9' is not valid UTF-8"):
+        load_run(tmp_path / os.fsdecode(b"caf\xe9"))
 
 
 # --- the configuration ---
@@ -50,6 +57,14 @@ def copied(tiny_run: Run, tmp_path: Path) -> Path:
         ({"lr": float("inf")}, "lr = inf must be above 0 and below inf"),
         ({"momentum": 1.0}, "momentum = 1.0 must be at least 0 and below 1"),
         ({"validation_fraction": -0.1}, "validation_fraction = -0.1 must be at least 0 and below 1"),
+        ({"test_fraction": 0.0}, "test_fraction = 0.0 must be above 0 and below 1"),
+        ({"test_fraction": 1.0}, "test_fraction = 1.0 must be above 0 and below 1"),
+        *[
+            ({name: "a\udce9"}, rf"{name} 'a\\\\udce9' is not valid UTF-8; allowed: text that is, so rename it")
+            for name in ("data", "data_root", "out", "network", "method")
+        ],
+        ({"out": Path("a\udce9")}, r"out 'a\\\\udce9' is not valid UTF-8"),
+        ({"method_options": {"fusion": "\ud800"}}, r"fusion '\\\\ud800' is not valid UTF-8"),
         ({"milestones": (0.5, 1.5)}, "a milestone = 1.5 must be at least 0 and below 1"),
         ({"milestones": ["half"]}, "a milestone = 'half' is of type str; allowed: float"),
         ({"nesterov": True, "momentum": 0.0}, "nesterov = True wants a momentum above 0"),

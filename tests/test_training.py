@@ -13,10 +13,12 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +32,7 @@ from torch.optim import SGD, lr_scheduler
 from corsd_lib import cli, files, training
 from corsd_lib.analysis.images import run_images
 from corsd_lib.batches import Batch, BatchSource, evaluation_batches
-from corsd_lib.datasets import ImageArrays, load_dataset
+from corsd_lib.datasets import DataNotice, ImageArrays, load_dataset
 from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import evaluate, load_data
 from corsd_lib.export import export_run
@@ -42,6 +44,7 @@ from corsd_lib.training import Trainer, train
 
 Tiny = Callable[..., TrainConfig]
 _SPLITS = ("train", "test")
+PATHS = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])}
 TINY: dict[str, Any] = {"per_class": 5, "width": 4, "epochs": 2, "batch_size": 16, "lr": 0.05, "accelerator": "cpu"}
 
 
@@ -121,12 +124,46 @@ def _corsd(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
+def _pictures(folder: Path) -> None:
+    """A data set of two classes as files."""
+    draw = np.random.default_rng(0)
+    for part, kind, i in itertools.product(("train", "val"), "ab", range(12)):
+        file = folder / part / kind / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (18, 18, 3), dtype=np.uint8)).save(file)
+
+
 def _wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
     end = time.monotonic() + 120
     while not condition():
         assert process.poll() is None, f"it ended too early: {process.communicate()}"
         assert time.monotonic() < end, "it takes too long"
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_data_of_one_class_is_the_same_error_for_every_method(tiny: Tiny, method: str) -> None:
+    digits = load_dataset("digits", per_class=5)
+    zeros = {part: getattr(digits, part).subset((getattr(digits, part).labels == 0).nonzero().flatten()) for part in _SPLITS}
+    own = torch.zeros(1, dtype=torch.long)
+    one = replace(digits, name="mine", class_names=("0",), superclass_names=("0",), superclass_of_class=own, **zeros)
+    with pytest.raises(CorsdError, match=r"^mine: the data has one class, '0'; at least two are needed$"):
+        _train(tiny(method=method), data=one)
+    assert not tiny().path.exists()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_of_several_processes_the_first_speaks_of_the_data(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, first: bool) -> None:
+    def loaded(*_: object) -> None:
+        warnings.warn("extra/ is not used", DataNotice, stacklevel=1)
+        raise CorsdError("that is all")
+
+    monkeypatch.setattr(training, "_given_or_named", loaded)
+    fabric: Any = SimpleNamespace(device=torch.device("cpu"), is_global_zero=first)
+    with warnings.catch_warnings(record=True) as seen, pytest.raises(CorsdError, match="that is all"):
+        warnings.simplefilter("always")
+        training._train(fabric, tiny(), None, None, False, None)
+    assert len(seen) == first
 
 
 # --- the loop is the plain loop ---
@@ -656,6 +693,144 @@ def test_two_trainings_do_not_share_a_directory(tiny: Tiny) -> None:
     assert _train(tiny(), on_epoch=again).finished
 
 
+def test_a_training_that_began_before_the_lock_was_had_is_not_gone_on_with_under_other_settings(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look at the directory and the lock, another process trains there, and is stopped."""
+    fabric, others = training._fabric, [tiny(lr=0.1, resume=True)]
+
+    def late(config: TrainConfig) -> Any:
+        while others:
+            with monkeypatch.context() as patched:
+                _at_step(patched, 4, lambda: signal.raise_signal(signal.SIGINT))
+                _train(others.pop())
+        return fabric(config)
+
+    monkeypatch.setattr(training, "_fabric", late)
+    with pytest.raises(CorsdError, match=r"run holds a run of another configuration: lr was 0.1, is 0.05; remove it or choose"):
+        _train(tiny(resume=True))
+    others.append(tiny("new"))
+    with pytest.raises(CorsdError, match=r"new holds a run already: resume it"):
+        _train(tiny("new"))
+
+
+def test_a_run_that_another_process_finished_before_the_lock_was_had_is_returned(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fabric, others = training._fabric, [tiny(resume=True)]
+    before: list[dict[str, Any]] = []
+
+    def late(config: TrainConfig) -> Any:
+        while others:
+            before.append(_contents(_train(others.pop()).path))
+        return fabric(config)
+
+    monkeypatch.setattr(training, "_fabric", late)
+    assert _contents(_train(tiny(resume=True)).path) == before[0]
+
+
+def test_it_trains_where_there_are_no_locks(tiny: Tiny, tiny_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows, which opens no folders either."""
+    open_ = os.open
+
+    def windows(path: Path, *flags: int) -> int:
+        if os.path.isdir(path):
+            raise PermissionError(13, "Permission denied")
+        return open_(path, *flags)
+
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setattr(os, "open", windows)
+    _assert_same_training(tiny_run, _train(tiny(validation_fraction=0.2)))
+
+
+# --- a run directory that changes while it is trained ---
+
+
+def _removed(path: Path) -> None:
+    shutil.rmtree(path)
+
+
+def _moved(path: Path) -> None:
+    path.rename(path.with_name("moved"))
+
+
+def _without_config(path: Path) -> None:
+    (path / "config.json").rename(path.with_name("config.json"))
+
+
+def _replaced(path: Path) -> None:
+    """Moved, and another training is begun in its place."""
+    _moved(path)
+    path.mkdir()
+    config = files.read_json(path.with_name("moved") / "config.json")
+    files.write_json(path / "config.json", {**config, "provenance": {**config["provenance"], "started": "later"}})
+
+
+def _damaged(path: Path) -> None:
+    shutil.copy(path / "config.json", path.with_name("config.json"))
+    (path / "config.json").write_text((path / "config.json").read_text().replace('"seed": 0', '"seed": 1'))
+
+
+CHANGES = {
+    _removed: "run was moved or removed while it was trained, and the training ends; if it was moved, resume it where it is",
+    _moved: "run was moved or removed while it was trained",
+    _without_config: "run/config.json is gone, and the training ends; put it back and resume",
+    _damaged: "run/config.json is damaged: .*; the training ends",
+    _replaced: "run/config.json is of another training now, and the training ends",
+}
+
+
+@pytest.mark.parametrize("step", [2, 6])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__.strip("_"))
+def test_a_run_directory_that_changes_ends_the_training_and_what_is_there_can_be_used(
+    tiny: Tiny, tiny_run: Run, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None], step: int
+) -> None:
+    config = tiny(validation_fraction=0.2, checkpoint_seconds=0.0)
+    left: dict[str, Any] = {}
+
+    def changed() -> None:
+        change(config.path)
+        left.update(_contents(config.path.parent))
+
+    _at_step(monkeypatch, step, changed)
+    with pytest.raises(CorsdError, match=CHANGES[change]) as caught:
+        _train(config)
+    assert "\n" not in str(caught.value) and _contents(config.path.parent) == left  # nothing was written any more
+    assert config.path.exists() == (change not in (_moved, _removed))
+    monkeypatch.undo()
+    if change in (_without_config, _damaged):
+        config.path.with_name("config.json").replace(config.path / "config.json")
+    if change is not _removed:
+        now = config.path if change in (_without_config, _damaged) else config.path.with_name("moved")
+        _assert_same_training(tiny_run, _train(replace(config, out=str(now), resume=True)))
+
+
+def test_a_run_directory_that_is_removed_between_the_last_epoch_and_the_end_is_noticed(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny()
+
+    def evaluated(*_: Any, **__: Any) -> Any:
+        shutil.rmtree(config.path)
+        return evaluate(tiny_network, load_data(config))
+
+    tiny_network = build_network("resnet8", 10, in_channels=1, image_size=8, width=4).eval()
+    monkeypatch.setattr(training, "evaluate", evaluated)
+    with pytest.raises(CorsdError, match="run was moved or removed while it was trained"):
+        _train(config)
+    assert not config.path.exists()
+
+
+def test_what_others_are_writing_below_the_run_directory_is_left_alone(tiny: Tiny, tmp_path: Path) -> None:
+    """Another run that is being trained there, or a repository."""
+    parts = [tmp_path / folder / f".config.json.{'0' * 32}.part" for folder in ("run/other", "run/.git", "run", "run/probes")]
+    for part in parts:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        part.touch()
+    _train(tiny(epochs=1))
+    assert [part.exists() for part in parts] == [True, True, False, False]
+
+
 def test_images_of_your_own_are_asked_for_again(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     data = load_dataset("digits", per_class=5)
     mine, other = (replace(data, name=name) for name in ("mine", "another"))
@@ -781,6 +956,51 @@ def test_a_directory_that_cannot_be_written_is_one_error(tiny: Tiny, tmp_path: P
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize("accelerator", ["cpu", "auto"])
+def test_float16_on_a_cpu_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, accelerator: str) -> None:
+    """Fabric would train in bfloat16, and config.json would say float16."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = tiny(accelerator=accelerator, precision="16-mixed")
+    with pytest.raises(CorsdError, match="precision '16-mixed' on a CPU; allowed: 32-true or bf16-mixed, or a GPU"):
+        _train(config)
+    assert not config.path.exists()
+
+
+SCRIPT = """
+import multiprocessing
+import corsd_lib.datasets.folders
+from corsd_lib import TrainConfig, train
+
+corsd_lib.datasets.folders.MEMORY_LIMIT = 0  # images are read by workers
+config = TrainConfig(
+    data="folder:pictures", image_size=16, width=4, batch_size=4, epochs=1, probe_size=4, accelerator="cpu", method="baseline",
+    out="run", workers=1,
+)
+GUARD
+    multiprocessing.set_start_method("spawn", force=True)  # as on Windows and macOS
+    print(train(config, progress=False))
+"""
+
+
+@pytest.mark.parametrize("guard", [pytest.param(True, marks=pytest.mark.slow), False])
+def test_a_script_without_a_guard_is_told_of_it_where_workers_are_spawned(tmp_path: Path, guard: bool) -> None:
+    _pictures(tmp_path / "pictures")
+    (tmp_path / "script.py").write_text(SCRIPT.replace("GUARD", "if __name__ == '__main__':" if guard else "if True:"))
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300, env={**os.environ, **PATHS}
+    )
+    assert ("finished" in done.stdout) == (done.returncode == 0) == guard, done.stderr
+    if not guard:
+        begin, asked = (
+            "CorsdError: train was called by a worker process, which imports the script",
+            "`if __name__ == '__main__':`",
+        )
+        assert any(begin in line and asked in line for line in done.stderr.splitlines())
+        last = done.stderr.splitlines()[-1]
+        assert "CorsdError: a worker process that reads images ended" in last and asked in last
+        assert "is being trained right now" not in done.stderr
+
+
 def test_devices_that_are_not_there_are_one_error(tiny: Tiny) -> None:
     with pytest.raises(CorsdError, match="cannot train with accelerator 'tpu', devices 1, num_nodes 1, precision '32-true': "):
         _train(tiny(accelerator="tpu"))
@@ -899,6 +1119,7 @@ def test_killed_again_and_again_it_comes_to_the_end(tiny: Tiny) -> None:
     _assert_same_training(whole, load_run(config.path))
 
 
+KILLS = int(os.environ.get("CORSD_KILLS", "4"))  # of a sweep: CORSD_KILLS=50 python -m pytest ... -k killed_at_any_time
 LONGER: dict[str, Any] = {"per_class": 40, "epochs": 4}  # 25 steps an epoch: a second in all
 WORDS = [f"--{k.replace('_', '-')}={v}" for k, v in {**TINY, **LONGER, "probe_size": 50, "checkpoint_seconds": 0.02}.items()]
 
@@ -916,26 +1137,54 @@ def _steps_saved(out: Path) -> int:
     return 25 * position["epoch"] + position["step"]
 
 
-def test_killed_at_any_time_it_resumes_bit_for_bit(tmp_path: Path, longer_run: Run) -> None:
-    out = tmp_path / "run"
-    moments: list[Callable[[], bool]] = [
-        lambda: (out / "config.json").is_file(),  # before the first checkpoint, or just after it
-        lambda: _steps_saved(out) % 25 > 0,  # within an epoch
-        lambda: (out / "metrics.jsonl").is_file(),  # where an epoch was recorded and the next begins
-        lambda: _steps_saved(out) > 60,
-    ]
-    deaths = 0
-    for moment in moments:
-        pid = os.fork()
-        if pid == 0:
-            os._exit(_exit_status(lambda: cli.main(["train", *WORDS, "--out", str(out), "--resume", "--quiet"])))
-        while not (moment() or (out / "test.json").is_file()):
-            time.sleep(0.001)
-        os.kill(pid, signal.SIGKILL)
-        deaths += _awaited(pid) == -signal.SIGKILL  # on a busy machine it may come to its end before it is caught
-    assert deaths >= 2
-    cli.main(["train", *WORDS, "--out", str(out), "--resume", "--quiet"])
-    _assert_same_training(longer_run, load_run(out))
+def _longer_in_child(out: Path, threads: int) -> int:
+    """Train the longer run, or go on with it, in a process of its own: its id."""
+    words = ["train", *WORDS, "--out", str(out), "--resume", "--quiet"]
+    if threads > 1:  # not by a fork, and threads that wait for each other must not keep the processors from other processes
+        environment = {**os.environ, **PATHS, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
+        return os.posix_spawn(sys.executable, [sys.executable, "-m", "corsd_lib", *words], environment)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(_exit_status(lambda: cli.main(words)))
+    return pid
+
+
+def _killed_when(moment: Callable[[], bool], out: Path, threads: int) -> bool:
+    """Kill the training at a moment; whether that came before its end, which it may not on a busy machine."""
+    pid = _longer_in_child(out, threads)
+    while not (moment() or (out / "test.json").is_file()):
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGKILL)
+    return _awaited(pid) == -signal.SIGKILL
+
+
+def _moments(out: Path) -> Iterator[Callable[[], bool]]:
+    """When to kill: four moments of every run first, then any."""
+    yield lambda: (out / "config.json").is_file()  # before the first checkpoint, or just after it
+    yield lambda: _steps_saved(out) % 25 > 0  # within an epoch
+    yield lambda: (out / "metrics.jsonl").is_file()  # where an epoch was recorded and the next begins
+    yield lambda: _steps_saved(out) > 60
+    draw = random.Random(out.name)
+    while True:
+        wanted, end = _steps_saved(out) + draw.randrange(25), time.monotonic() + draw.random()
+        yield lambda wanted=wanted, end=end: _steps_saved(out) >= wanted and time.monotonic() > end  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_killed_at_any_time_it_resumes_bit_for_bit(tmp_path: Path, threads: int) -> None:
+    """As many kills as $CORSD_KILLS says, over as many runs as they take."""
+    assert _awaited(_longer_in_child(tmp_path / "whole", threads), 300) == 0
+    kills = tries = 0
+    while kills < KILLS:
+        out = tmp_path / f"run{tries}"
+        for moment in _moments(out):
+            kills += _killed_when(moment, out, threads)
+            if kills == KILLS or (out / "test.json").is_file():
+                break
+        tries += 1
+        assert tries <= 3 + KILLS
+        assert _awaited(_longer_in_child(out, threads), 300) == 0
+        _assert_same_training(load_run(tmp_path / "whole"), load_run(out))
 
 
 @pytest.mark.slow
@@ -961,11 +1210,7 @@ def test_the_command_survives_a_kill_and_its_hint_after_ctrl_c_goes_on(tmp_path:
 
 def test_ctrl_c_does_not_reach_the_decoding_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C of a terminal goes to the whole process group, the workers of a streamed data set among it."""
-    draw = np.random.default_rng(0)
-    for part, kind, i in itertools.product(("train", "val"), "ab", range(12)):
-        file = tmp_path / "pictures" / part / kind / f"{i}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draw.integers(0, 256, (18, 18, 3), dtype=np.uint8)).save(file)
+    _pictures(tmp_path / "pictures")
     monkeypatch.setattr("corsd_lib.datasets.folders.MEMORY_LIMIT", 0)
     sizes = ["--image-size", "16", "--width", "4", "--batch-size", "4", "--epochs", "2", "--probe-size", "4"]
     names = ["--data", f"folder:{tmp_path / 'pictures'}", "--accelerator", "cpu", "--method", "baseline", "--quiet"]
@@ -1050,6 +1295,34 @@ def test_two_processes_train_one_network_stop_and_resume_together(tmp_path: Path
     assert run.finished and run.metrics["images"].tolist() == [48, 48] and run.metrics["step"].tolist() == [3, 6]
     assert all(v.isfinite().all() for v in _weights(run).values()) and np.isfinite(run.metrics.to_numpy()).all()
     assert not list(run.path.rglob(".*"))
+
+
+def test_processes_agree_that_the_run_directory_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process looks at it; all end, with one error each."""
+
+    def command(rank: int) -> None:
+        if rank == 0:
+            _at_step(monkeypatch, 2, lambda: (tmp_path / "run").rename(tmp_path / "moved"))
+        cli.main(["train", *WORDS, *SHARED, "--out", str(tmp_path / "run"), "--quiet", "--method", "baseline"])
+
+    (first, told), (second, other) = _together(tmp_path, command)
+    assert (first, second) == (2, 2), told + other
+    assert "run was moved or removed while it was trained" in told and "run was changed while it was trained" in other
+    assert _steps_saved(tmp_path / "moved") == 1 and not (tmp_path / "run").exists()
+
+
+def test_processes_agree_that_a_run_is_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process finds it under the lock; all end, with one error each."""
+    hold, words = training._held, ["train", *WORDS, *SHARED, "--out", str(tmp_path / "run"), "--quiet", "--method", "baseline"]
+
+    def late(folder: Path) -> Any:
+        folder.mkdir()
+        (folder / "weights.safetensors").touch()
+        return hold(folder)
+
+    monkeypatch.setattr(training, "_held", late)
+    for status, output in _together(tmp_path, lambda rank: cli.main(words)):
+        assert status == 2 and "run holds a weights.safetensors but no config.json: choose another out" in output
 
 
 def test_processes_agree_that_a_training_diverged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

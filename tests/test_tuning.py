@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from multiprocessing import Pipe
 from pathlib import Path
 from statistics import fmean
@@ -19,7 +22,8 @@ from optuna.trial import TrialState
 from corsd_lib import cli, training
 from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import load_data
-from corsd_lib.files import read_json, write_json
+from corsd_lib.files import locked, read_json, write_json
+from corsd_lib.runs import TrainConfig
 from corsd_lib.study import Study
 from corsd_lib.training import train
 from corsd_lib.tuning import Search, trials, tune, tuner
@@ -316,13 +320,103 @@ def test_a_search_that_is_killed_goes_on(make: Make) -> None:
         time.sleep(0.01)
     process.kill()
     process.wait()
+    # At once: its trials still train, each until the end of its epoch, where it finds that nobody hears it.
     done = tune(study, "byot", jobs=2, report=lambda _: None)["trials"]
     assert [trial["state"] for trial in done] == ["failed", "failed", "complete", "complete"]
+    assert [trial["error"] for trial in done[:2]] == ["stopped, taken up by trial 2", "stopped, taken up by trial 3"]
     assert [trial["params"] for trial in done[:2]] == [trial["params"] for trial in done[2:]]
     assert [trial["epochs"] for trial in done[2:]] == [60, 60]
 
 
 # --- one journal, one search, one process ---
+
+
+def _elsewhere(folder: Path) -> ExitStack:
+    """What another process does that trains in a run directory: it has files there, and its lock."""
+    folder.mkdir(parents=True)
+    (folder / "part of a run").touch()
+    other = ExitStack()
+    other.enter_context(locked(folder))
+    return other
+
+
+def test_a_process_of_a_search_that_was_killed_is_waited_for(make: Make) -> None:
+    study = make()
+    search = Search.of(study, "byot")
+    search.path.parent.mkdir(parents=True)
+    Tuner(search, Path("runs/tiny/tuning/byot"), None, lambda _: None).study.ask(dict(search.distributions()))
+    folder = Path("runs/tiny/tuning/byot/0/seed3")
+    other, lines = _elsewhere(folder), list[str]()
+
+    def report(line: str) -> None:
+        lines.append(line)
+        if line.startswith("waiting"):
+            assert (folder / "part of a run").exists()
+            other.close()
+
+    record = tune(study, "byot", jobs=1, trials=1, report=report)
+    assert lines[0] == f"waiting for the process that still trains {folder}: it ends after its epoch" and len(lines) == 2
+    assert [trial["state"] for trial in record["trials"]] == ["failed", "complete"]
+    assert record["trials"][0]["error"] == "stopped, taken up by trial 1"
+
+
+def test_a_stop_ends_the_wait_for_a_process_of_an_earlier_search(make: Make) -> None:
+    folder = Path("runs/tiny/tuning/byot/0/seed3")
+    with _elsewhere(folder), pytest.raises(KeyboardInterrupt):
+        tune(make(), "byot", jobs=1, report=lambda _: signal.raise_signal(signal.SIGINT))
+    assert (folder / "part of a run").exists() and not Path("results/tiny/tuning/byot.json").exists()
+
+
+def test_a_trial_waits_for_the_lock_of_its_run_directory(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process may have it later than where the search looked: that is no trial, and nothing is removed under it."""
+    study, lines, others = make(), list[str](), list[ExitStack]()
+    start = tuner.start_trial
+
+    def taken(configs: list[TrainConfig], place: dict[str, str]) -> Any:
+        if not others:
+            others.append(_elsewhere(configs[0].path))
+        return start(configs, place)
+
+    def report(line: str) -> None:
+        lines.append(line)
+        if line.startswith("trial 0 waits"):
+            others[0].close()
+
+    monkeypatch.setattr(tuner, "start_trial", taken)
+    record = tune(study, "byot", jobs=1, trials=1, report=report)
+    assert lines[0].startswith("trial 0 waits: runs/tiny/tuning/byot/0/seed3 is being trained right now") and len(lines) == 2
+    assert [trial["state"] for trial in record["trials"]] == ["complete"]
+
+
+def test_runs_of_a_trial_are_not_removed_while_one_is_trained(tmp_path: Path) -> None:
+    with _elsewhere(tmp_path / "3" / "seed1"):
+        tuner._remove(tmp_path / "3")
+        assert (tmp_path / "3" / "seed1" / "part of a run").exists()
+    tuner._remove(tmp_path / "3")
+    assert not (tmp_path / "3").exists()
+
+
+@pytest.mark.parametrize("missing", ["module", "locks"])
+def test_it_searches_where_there_are_no_locks(make: Make, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    def unknown(*_: Any) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    if missing == "module":
+        monkeypatch.setitem(sys.modules, "fcntl", None)
+    else:
+        monkeypatch.setattr("fcntl.flock", unknown)
+    record = tune(make(), "byot", jobs=1, trials=1, report=lambda _: None)
+    assert [trial["state"] for trial in record["trials"]] == ["complete"]
+
+
+def test_trials_are_started_where_there_is_no_fork_server(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows."""
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    asked: list[str] = []
+    get = multiprocessing.get_context
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: asked.append(method) or get("forkserver"))
+    assert len(tune(make(), "byot", jobs=1, trials=1, report=lambda _: None)["trials"]) == 1
+    assert asked == ["spawn"]
 
 
 def test_two_processes_do_not_work_on_one_journal(make: Make) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import load_data
 from corsd_lib.files import read_json, write_json
+from corsd_lib.runs import TrainConfig
 from corsd_lib.widgets import probe_images
 from corsd_lib.widgets.probe_images import ProbeImages, image_html, png_of
 
@@ -91,3 +93,16 @@ def test_an_image_in_html_names_what_it_is_and_escapes_it() -> None:
     text = image_html(b"\\x89PNG", 'a "<b>" & c', side=64)
     assert 'alt="a &quot;&lt;b&gt;&quot; &amp; c"' in text and "width:64px" in text
     assert base64.b64encode(b"\\x89PNG").decode() in text
+
+
+def test_runs_share_images_only_where_all_that_chooses_images_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: set[str] = set()
+
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            asked.add(name)
+            return getattr(TrainConfig(), name)
+
+    monkeypatch.setattr("corsd_lib.evaluation.load_dataset", lambda *_, **__: None)
+    load_data(Watched())  # type: ignore[arg-type]
+    assert asked == set(probe_images._OF_DATA)

@@ -8,17 +8,20 @@ from pathlib import Path
 
 import torch
 
-from corsd_lib.datasets.arrays import AUGMENTATIONS, ImageArrays, ImageData, ImageFiles, Split
+from corsd_lib.datasets.arrays import AUGMENTATIONS, ImageArrays, ImageData, ImageFiles, Split, check_class_names
 from corsd_lib.datasets.cub import load_cub
 from corsd_lib.datasets.folders import load_folder, load_imagenet
+from corsd_lib.datasets.notices import DataNotice, say
 from corsd_lib.datasets.npz import load_npz
 from corsd_lib.datasets.selection import pick_per_class, split_validation
 from corsd_lib.datasets.small import load_cifar, load_digits
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.datasets.tiny_imagenet import load_tiny_imagenet
+from corsd_lib.errors import CorsdError, check_choice, check_text
 
 __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
+    "DataNotice",
     "ImageArrays",
     "ImageData",
     "ImageFiles",
@@ -27,7 +30,7 @@ __all__ = [
     "load_dataset",
 ]
 
-DATASETS = ("digits", "cifar10", "cifar100", "cub200", "imagenet", "folder:PATH", "npz:PATH")
+DATASETS = ("digits", "cifar10", "cifar100", "cub200", "tiny_imagenet", "imagenet", "folder:PATH", "npz:PATH")
 
 
 def load_dataset(
@@ -36,6 +39,7 @@ def load_dataset(
     *,
     per_class: int | None = None,
     validation_fraction: float = 0.0,
+    test_fraction: float | None = None,
     seed: int = 0,
     image_size: int | None = None,
     crop_to_box: bool = False,
@@ -43,23 +47,31 @@ def load_dataset(
 ) -> ImageData:
     """Load a data set by name, one of `DATASETS`, from `root` (else $CORSD_DATA, else "data").
 
-    Images are uint8 0..255, in memory as (N, C, H, W) or streamed from files where they would not fit
-    (imagenet, large folders). First `validation_fraction` in [0, 1) of train is held out as `validation`,
-    class by class; then `per_class` images of each class are picked from what remains; the same `seed` gives
-    the same images. Statistics are those of the full train split. `image_size` (pixels): the side that the
-    network sees, by default the set's own. `crop_to_box` (cub200): crop to the bird. `download` (cifar10,
-    cifar100, cub200): fetch what is missing. Raises CorsdError for unknown names, missing or corrupt files
-    and values out of range.
+    Images are uint8 0..255, in memory as (N, C, H, W) or streamed from files where they would not fit (imagenet, large
+    folders). First `validation_fraction` in [0, 1) of train is held out as `validation`, class by class; then `per_class`
+    images of each class are picked from what remains; the same `seed` gives the same images. `test_fraction` in (0, 1): how
+    much of each class a folder of classes without a split gives to test, 0.2 when None, the same images whatever the seed.
+    Statistics are those of the full train split. `image_size` (pixels): the side that the network sees, by default the set's
+    own. `crop_to_box` (cub200): crop to the bird. `download` (cifar10, cifar100, cub200): fetch what is missing. What a user
+    should know of how the files were read is in `notices` of the result, and is warned of once a process (`DataNotice`).
+    Raises CorsdError for unknown names, missing or corrupt files, values out of range, and data of fewer than two classes.
     """
+    check_text("data set", name)
+    check_text("data root", str(data_root(root)))
     _check_options(name, per_class, validation_fraction, image_size, crop_to_box)
-    data = _load(name, data_root(root), image_size, crop_to_box, download)
+    _check_test_fraction(name, test_fraction)
+    data = _load(name, data_root(root), image_size, crop_to_box, test_fraction, download)
     _check_every_class(data)
     generator = torch.Generator().manual_seed(seed)
+    if validation_fraction > 0 and data.validation is not None:
+        unused = "the validation split of the data is not used: validation_fraction takes one from train"
+        data = replace(data, notices=(*data.notices, unused))
     if validation_fraction > 0:
         train, validation = split_validation(data.train, validation_fraction, data.class_names, generator)
         data = replace(data, train=train, validation=validation)
     if per_class is not None:
         data = replace(data, train=pick_per_class(data.train, per_class, data.class_names, generator))
+    say(data.name, data.notices)
     return data
 
 
@@ -68,16 +80,20 @@ def data_root(root: str | Path | None = None) -> Path:
     return Path(root or os.environ.get("CORSD_DATA") or "data").expanduser()
 
 
-def _load(name: str, root: Path, image_size: int | None, crop_to_box: bool, download: bool) -> ImageData:
+def _load(
+    name: str, root: Path, image_size: int | None, crop_to_box: bool, test_fraction: float | None, download: bool
+) -> ImageData:
     kind, _, path = name.partition(":")
     if kind == "folder":
-        return load_folder(name, Path(path).expanduser(), image_size)
+        return load_folder(name, Path(path).expanduser(), image_size, test_fraction)
     if kind == "npz":
         return load_npz(name, Path(path).expanduser(), image_size)
     if kind == "digits":
         return load_digits(image_size)
     if kind == "cub200":
         return load_cub(root, image_size, crop_to_box, download)
+    if kind == "tiny_imagenet":
+        return load_tiny_imagenet(root, image_size)
     if kind == "imagenet":
         return load_imagenet(root, image_size)
     return load_cifar(name, root, image_size, download)
@@ -97,7 +113,15 @@ def _check_options(
         raise CorsdError(f"crop_to_box is on for {name!r}; allowed: only for cub200, the set with bounding boxes")
 
 
+def _check_test_fraction(name: str, fraction: float | None) -> None:
+    if fraction is not None and not 0 < fraction < 1:
+        raise CorsdError(f"test_fraction is {fraction!r}; allowed: above 0 and below 1, or None")
+    if fraction is not None and not name.startswith("folder:"):
+        raise CorsdError(f"test_fraction is {fraction!r} for {name!r}; allowed: only for folder:PATH without a split")
+
+
 def _check_every_class(data: ImageData) -> None:
+    check_class_names(data.name, data.class_names)
     counts = torch.bincount(data.train.labels, minlength=data.num_classes)
     empty = [data.class_names[c] for c in (counts == 0).nonzero().flatten().tolist()]
     if empty or not len(data.test):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor
 
 from corsd_lib.datasets.decoding import read_rgb
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import CorsdError, check_choice, check_text
 
 AUGMENTATIONS = ("crop", "crop_flip", "resized_crop")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation, a value a channel
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -75,7 +78,8 @@ class ImageFiles:
 
     def load(self, i: int) -> Tensor:
         """Image `i` in full size: uint8 (3, H, W), RGB. Raises CorsdError that names an unreadable file."""
-        return torch.from_numpy(read_rgb(self.paths[i])).permute(2, 0, 1).contiguous()
+        # Channels stay last in memory: torch resizes that layout about twice as fast, to the same pixels.
+        return torch.from_numpy(read_rgb(self.paths[i])).permute(2, 0, 1)
 
 
 Split = ImageArrays | ImageFiles
@@ -89,7 +93,8 @@ class ImageData:
     train split; `attributes` float32 (C, A) in [0, 1] or None; `image_size`: side of the square that the
     network sees (stored images may be larger, for cropping); `augmentation`: the set's default, one of
     `AUGMENTATIONS`; `crop_scale`: least share of the area in a "resized_crop": 0.4 keeps most of a bird in the picture (ours),
-    ImageNet has the usual 0.08. Raises CorsdError when names, labels and superclasses do not fit each other.
+    ImageNet has the usual 0.08; `notices`: what a user should know of how the files were read, a sentence each. Raises
+    CorsdError when names, labels and superclasses do not fit each other, and for names that are not valid UTF-8.
     """
 
     name: str
@@ -106,9 +111,14 @@ class ImageData:
     attributes: Tensor | None = None
     attribute_names: tuple[str, ...] = ()
     crop_scale: float = 0.4
+    notices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_choice("augmentation", self.augmentation, AUGMENTATIONS)
+        check_text("data set", self.name)
+        check_text(f"{self.name}: class", *self.class_names)
+        check_text(f"{self.name}: superclass", *self.superclass_names)
+        check_text(f"{self.name}: attribute", *self.attribute_names)
         for part, split in self._splits().items():
             check_range(f"{self.name}: {part} label", split.labels, self.num_classes)
         if len(self.superclass_of_class) != self.num_classes:
@@ -133,18 +143,19 @@ class ImageData:
         return self.train.images.shape[1] if isinstance(self.train, ImageArrays) else 3
 
     def summary(self) -> str:
-        """A few lines for a reader: sizes, classes, superclasses, image side, statistics."""
+        """A few lines for a reader: sizes, classes, superclasses, image side, statistics, notices."""
         sizes = ", ".join(f"{len(split):,} {part}" for part, split in self._splits().items())
         side = _by((self.channels, self.image_size, self.image_size))
         lines = [
             f"{self.name}: {sizes} images, {side}",
-            f"{self.num_classes} classes: {_some(self.class_names)}",
+            f"{self.num_classes} classes: {some(self.class_names)}",
         ]
         if len(self.superclass_names) != self.num_classes:
-            lines.append(f"{len(self.superclass_names)} superclasses: {_some(self.superclass_names)}")
+            lines.append(f"{len(self.superclass_names)} superclasses: {some(self.superclass_names)}")
         if self.attributes is not None:
-            lines.append(f"{self.attributes.shape[1]} attributes a class: {_some(self.attribute_names)}")
+            lines.append(f"{self.attributes.shape[1]} attributes a class: {some(self.attribute_names)}")
         lines.append(f"mean {_decimals(self.mean)}, std {_decimals(self.std)}; augmentation {self.augmentation}")
+        lines += [f"note: {notice}" for notice in self.notices]
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -159,7 +170,7 @@ class ImageData:
         return {"train": self.train, **held_out, "test": self.test}
 
 
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: Tensor) -> Statistics:
     """Mean and population standard deviation of pixels / 255 by channel; images uint8 (N, C, H, W), N > 0.
 
     The sums are exact: of whole numbers, in float64.
@@ -203,6 +214,22 @@ def check_range(what: str, values: Tensor, count: int) -> None:
         raise CorsdError(f"{what} is {int(values[row])} at row {row}; allowed: 0..{count - 1}")
 
 
+def check_class_names(what: str, names: Sequence[str]) -> None:
+    """Raise CorsdError unless there are at least two classes, with names that can be written as UTF-8."""
+    check_text(f"{what}: class", *names)
+    if len(names) < 2:
+        raise CorsdError(
+            f"{what}: the data has {'one class, ' + repr(names[0]) if names else 'no class'}; at least two are needed"
+        )
+
+
+def check_distinct(what: str, names: Sequence[str]) -> None:
+    """Raise CorsdError that names the first of `names` that is there more than once."""
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    if twice is not None:
+        raise CorsdError(f"{what} has {twice!r} more than once; expected distinct names")
+
+
 def _check_labels_and_index(labels: Tensor, index: Tensor, count: int) -> None:
     for what, values in (("labels", labels), ("index", index)):
         if values.dtype != torch.int64 or values.shape != (count,):
@@ -217,7 +244,7 @@ def _by(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _some(names: Sequence[str], count: int = 4) -> str:
+def some(names: Sequence[str], count: int = 4) -> str:
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from corsd_lib.datasets.arrays import ImageArrays, ImageData, channel_statistics
+from corsd_lib.datasets.arrays import ImageArrays, ImageData, channel_statistics, check_distinct
 from corsd_lib.datasets.decoding import Box, read_squares, stored_side
 from corsd_lib.datasets.download import download, unpacked
 from corsd_lib.errors import CorsdError
@@ -68,6 +68,8 @@ def fetch_cub(root: Path) -> None:
     """
     archive = download(CUB_URL, root / f"{FOLDER}.tgz", CUB_MD5, CUB_BYTES)
     with unpacked(archive) as contents:
+        if (root / FOLDER).is_dir():  # another process has unpacked it meanwhile
+            return
         if not (contents / FOLDER).is_dir():
             raise CorsdError(f"{archive} holds no folder {FOLDER}; expected the official archive")
         if (contents / "attributes.txt").exists():  # the official archive has it beside the folder
@@ -97,6 +99,7 @@ def _classes(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...], Tensor]:
     table = _table(folder / "classes.txt", lambda text: re.sub(r"^\d+\.", "", text).replace("_", " "))
     if list(table) != list(range(1, len(table) + 1)):
         raise CorsdError(f"{folder / 'classes.txt'} numbers its classes {list(table)[:3]}...; expected 1, 2, 3, ...")
+    check_distinct(f"{folder / 'classes.txt'}", tuple(table.values()))
     groups = [name.split()[-1] for name in table.values()]
     superclass_names = tuple(dict.fromkeys(groups))
     of_class = torch.tensor([superclass_names.index(group) for group in groups])
@@ -106,7 +109,7 @@ def _classes(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...], Tensor]:
 def _attributes(folder: Path, classes: int) -> tuple[Tensor | None, tuple[str, ...]]:
     """Class attributes float32 (C, A), how often each was seen (percent in the file, here 0..1); A names."""
     file = folder / "attributes" / "class_attribute_labels_continuous.txt"
-    if not file.exists():
+    if not file.is_file():
         return None, ()
     try:
         values = np.loadtxt(file, dtype=np.float32, ndmin=2) / 100
@@ -126,8 +129,12 @@ def _table(file: Path, parse: Callable[[str], Value], ids: dict[int, str] | None
     """Lines `<id> <value>` of an official text file -> {id: value}; for exactly the given ids, if given."""
     if not file.is_file():
         raise CorsdError(f"{file} is missing; expected the official layout of CUB-200-2011")
+    try:
+        lines = file.read_text(encoding="utf-8").rstrip().splitlines()  # editors leave blank lines at the end
+    except UnicodeDecodeError as error:
+        raise CorsdError(f"{file} is not valid UTF-8: {error}") from error
     table: dict[int, Value] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             key, value = line.split(maxsplit=1)
             table[int(key)] = parse(value.strip())

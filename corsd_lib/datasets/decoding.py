@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 MARGIN = 8 / 7  # stored side / side that the network sees: room for random crops, as 256 / 224 on ImageNet
+# By the content of a file, not its name: Pillow knows other formats too, and one of them (EPS) starts a program.
+FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF")
+MAX_PIXELS = 89_478_485  # of one image: Pillow's own limit, 256 MiB as RGB
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -31,7 +35,16 @@ def stored_side(image_size: int) -> int:
 def read_rgb(path: str) -> np.ndarray:
     """Decode one file in full size: uint8 (H, W, 3). Raises CorsdError that names an unreadable file."""
     with _opened(path) as image:
-        return np.array(image.convert("RGB"))
+        return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def image_sizes(paths: Sequence[str]) -> list[tuple[int, int]]:
+    """(width, height) of every file, from its header alone. Raises CorsdError that names an unreadable file."""
+    sizes = []
+    for path in paths:
+        with _opened(path) as image:
+            sizes.append(image.size)
+    return sizes
 
 
 def read_squares(paths: Sequence[str], side: int, boxes: Sequence[Box] | None = None, *, label: str = "decoding") -> Tensor:
@@ -89,6 +102,7 @@ def _read_square(path: str, side: int, box: Box | None) -> np.ndarray:
 
     with _opened(path) as image:
         width, height = image.size
+        _check_box(path, box, width, height)
         left, top, right, bottom = square_around(box, width, height) if box else _centre_square(width, height)
         shrink = side / min(right - left, bottom - top)
         # JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the cost; never below what the square needs.
@@ -98,12 +112,24 @@ def _read_square(path: str, side: int, box: Box | None) -> np.ndarray:
         return np.asarray(image.convert("RGB").resize((side, side), Resampling.BILINEAR, box=region))
 
 
+def _check_box(path: str, box: Box | None, width: int, height: int) -> None:
+    """Raise CorsdError for a box that shares no pixel with the image; one that sticks out is moved into it."""
+    if box is not None and not (box[0] < width and box[1] < height and box[2] > 0 and box[3] > 0):
+        edges = ", ".join(f"{edge:g}" for edge in box)
+        raise CorsdError(f"image {path} is {width}x{height}; its box (left, top, right, bottom: {edges}) lies outside")
+
+
 @contextmanager
 def _opened(path: str) -> Iterator[Image]:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for a writer
+            raise CorsdError(f"image {path} is no regular file; allowed: files, and links to files")
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                size = f"{image.width}x{image.height}"
+                raise CorsdError(f"image {path} has {size} pixels; allowed: {MAX_PIXELS:,} in all")
             if image.mode in _DEEP_MODES:
                 raise CorsdError(f"image {path} has pixels of mode {image.mode}; allowed: 8 bits a channel")
             yield image
@@ -111,5 +137,10 @@ def _opened(path: str) -> Iterator[Image]:
         raise
     except FileNotFoundError:
         raise CorsdError(f"image {path} does not exist") from None
+    except Image.DecompressionBombError as error:
+        raise CorsdError(f"image {path} has too many pixels; allowed: {MAX_PIXELS:,} in all") from error
+    except Image.UnidentifiedImageError as error:
+        known = ", ".join(FORMATS)
+        raise CorsdError(f"image {path} cannot be read: its content is none of {known}, or is damaged") from error
     except Exception as error:  # PIL's decoders raise OSError, SyntaxError, ValueError, struct.error and more
         raise CorsdError(f"image {path} cannot be read, it may be truncated or corrupt: {error}") from error

@@ -6,7 +6,9 @@ import contextlib
 import gzip
 import hashlib
 import http.client
+import math
 import os
+import shutil
 import tarfile
 import tempfile
 import time
@@ -19,8 +21,10 @@ from urllib.request import Request, urlopen
 
 from corsd_lib.datasets.progress import progress_bar
 from corsd_lib.errors import CorsdError
+from corsd_lib.files import is_locked, locked
 
 _BLOCK = 1 << 20
+_UNPACKING = ".unpacking-"
 _TIMEOUT = 60  # seconds without a byte
 _DROPPED = (URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
@@ -41,7 +45,7 @@ def download(url: str, path: str | Path, md5: str, size: int | None = None, *, t
     part = path.with_name(path.name + ".part")
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with _writing(path), _alone_in(path.parent):
+    with _writing(path), locked(path.parent, wait=math.inf):  # two processes would write into one part
         if path.exists():  # another process has fetched it meanwhile
             _check_md5(path, path, md5)
             return path
@@ -55,13 +59,17 @@ def download(url: str, path: str | Path, md5: str, size: int | None = None, *, t
 def unpacked(archive: Path) -> Iterator[Path]:
     """Unpack a tar file into a temporary folder beside it, while the context lasts; move out what to keep.
 
-    Members that would land outside the folder are refused (tarfile's "data" filter, PEP 706). Raises
-    CorsdError for those and for a corrupt archive, which is renamed to `<archive>.corrupt`.
+    One process unpacks into a folder at a time, others wait; what a process that was killed has left there is removed.
+    Members that would land outside the folder are refused (tarfile's "data" filter, PEP 706). Raises CorsdError for those
+    and for a corrupt archive, which is renamed to `<archive>.corrupt`.
     """
-    with (
-        _writing(archive),
-        tempfile.TemporaryDirectory(dir=archive.parent, prefix=".unpacking-", ignore_cleanup_errors=True) as folder,
-    ):
+    with _writing(archive), locked(archive.parent, wait=math.inf), contextlib.ExitStack() as stack:
+        if is_locked(archive.parent):  # by us: not where there are no locks, and then a folder may be in use
+            for left in archive.parent.glob(f"{_UNPACKING}*"):
+                shutil.rmtree(left, ignore_errors=True)
+        folder = stack.enter_context(
+            tempfile.TemporaryDirectory(dir=archive.parent, prefix=_UNPACKING, ignore_cleanup_errors=True)
+        )
         try:
             with tarfile.open(archive) as tar:
                 members = progress_bar(tar, desc=f"unpacking {archive.name}", unit=" files", delay=1, leave=False)
@@ -71,23 +79,6 @@ def unpacked(archive: Path) -> Iterator[Path]:
         except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise _corrupt(archive, archive, f"cannot be unpacked ({error})") from error
         yield Path(folder)
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other process downloads into `folder`: two would write into one part."""
-    try:
-        import fcntl
-    except ImportError:  # where there is no such lock, two downloads are the user's to keep apart
-        yield
-        return
-    held = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(held, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(held)
 
 
 def _fetch(url: str, part: Path, size: int | None, tries: int, wait: float) -> None:

@@ -1,8 +1,8 @@
-"""Image folders: ImageNet, and anybody's own `train/<class>/*.jpg`."""
+"""Image folders: ImageNet, and anybody's own `train/<class>/*.jpg`, or `<class>/*.jpg` without a split."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -18,18 +18,23 @@ from corsd_lib.datasets.arrays import (
     Split,
     channel_statistics,
 )
-from corsd_lib.datasets.decoding import read_squares, stored_side
-from corsd_lib.errors import CorsdError
+from corsd_lib.datasets.decoding import image_sizes, read_squares, stored_side
+from corsd_lib.datasets.listing import Listing, class_folders, list_images, list_parts, split_folders, visible_folders
+from corsd_lib.datasets.selection import held_out_rows
+from corsd_lib.errors import CorsdError, shown_text
 
 MEMORY_LIMIT = 2 * 1024**3  # bytes of pixels that a folder may take in memory; above, it streams
+TEST_FRACTION = 0.2  # of a folder of classes without a split
+SAMPLE = 50  # images whose size tells whether a folder is one of small images
 
 
-class Listing(NamedTuple):
-    """The image files of one split and the class of each, in the order of the sorted class folders."""
+class Parts(NamedTuple):
+    """The listings of a data set's splits, and what a user should know of them."""
 
-    class_names: tuple[str, ...]
-    paths: tuple[str, ...]
-    labels: tuple[int, ...]
+    train: Listing
+    test: Listing
+    validation: Listing | None = None
+    notices: tuple[str, ...] = ()
 
 
 def load_imagenet(root: Path, image_size: int | None) -> ImageData:
@@ -37,7 +42,7 @@ def load_imagenet(root: Path, image_size: int | None) -> ImageData:
 
     Streamed from files, `image_size` 224 by default; mean and std are the constants in general use. Class
     names are words where torchvision's meta.bin or the full thousand classes tell them, else folder names.
-    Raises CorsdError when the folders are missing or differ.
+    Raises CorsdError when the folders are missing or differ, and for a meta.bin that is another file.
     """
     folder = next((f for f in (root / "imagenet", root) if (f / "train").is_dir() and (f / "val").is_dir()), None)
     if folder is None:
@@ -45,41 +50,90 @@ def load_imagenet(root: Path, image_size: int | None) -> ImageData:
             f"imagenet is neither in {root / 'imagenet'} nor in {root}; expected train/ and val/ with a "
             "folder a class there (its licence forbids automatic download: get it from https://image-net.org)"
         )
-    train, val = _listings(folder, ("train", "val"))
+    listings, notices = list_parts(folder, {"train": "train", "test": "val"})
+    train, val = listings["train"], listings["test"]
     names = _imagenet_names(folder, train.class_names)
     side = image_size or 224
-    data = _image_data("imagenet", _stream(train, side), _stream(val, side), None, names, side)
-    return replace(data, crop_scale=0.08)
+    data = image_data("imagenet", _stream(train, side), _stream(val, side), None, names, side)
+    return replace(data, crop_scale=0.08, notices=notices)
 
 
-def load_folder(name: str, folder: Path, image_size: int | None) -> ImageData:
+def load_folder(name: str, folder: Path, image_size: int | None, test_fraction: float | None = None) -> ImageData:
     """Any folder with train/ and test/ or val/, each with the same class folders; `image_size` 64 by default.
 
     The last is the test set; where there are all three, val/ is the validation split (unless a fraction of train is asked
-    for). Images whose squares (side 8/7 of `image_size`, from the centre) fit together in `MEMORY_LIMIT` bytes are kept in
-    memory with their own statistics; above, they stream from files, with ImageNet's, and random crops are of the whole
-    picture. Orientation tags (EXIF) are not applied, as in torchvision. Raises CorsdError for missing folders, differing
-    classes, a class without images, an unreadable image.
+    for); val/ may be called valid/, validation/ or dev/. A folder of class folders alone is split: `test_fraction` of each
+    class (0.2 by default) is the test set, the same images whatever the seed of a training. Images whose squares (side 8/7 of
+    `image_size`, from the centre) fit together in `MEMORY_LIMIT` bytes are kept in memory with their own statistics; above,
+    they stream from files, with ImageNet's, and random crops are of the whole picture. Orientation tags (EXIF) are not applied,
+    as in torchvision. Raises CorsdError for missing folders, differing classes, a class without images, an unreadable image,
+    and for a `test_fraction` where there is a split.
     """
-    parts = [part for part in ("train", "val", "test") if (folder / part).is_dir()]
-    if not folder.is_dir():
-        raise CorsdError(f"{folder} is no folder of images: there is no such folder")
-    if "train" not in parts or len(parts) < 2:
-        there = ", ".join(sorted(f"{f.name}/" for f in folder.iterdir() if f.is_dir())[:5]) or "no folder"
-        raise CorsdError(f"{folder} has {there} in it; expected train/ and val/ or test/, each with a folder a class")
-    listings = dict(zip(parts, _listings(folder, parts), strict=True))
+    parts = _parts(folder, test_fraction)
     side = image_size or 64
-    needed = sum(len(listing.paths) for listing in listings.values()) * 3 * stored_side(side) ** 2
-    place = _stream if needed > MEMORY_LIMIT else _in_memory
-    splits = {part: place(listing, side) for part, listing in listings.items()}
-    test = splits["test" if "test" in splits else "val"]
-    validation = splits["val"] if len(parts) == 3 else None
-    return _image_data(name, splits["train"], test, validation, listings["train"].class_names, side)
+    listings = [parts.train, parts.test, *([parts.validation] if parts.validation else [])]
+    train, test, *validation = placed(listings, side, stored_side(side))
+    data = image_data(name, train, test, validation[0] if validation else None, parts.train.class_names, side)
+    return replace(data, notices=(*parts.notices, *_enlarged(parts.train.paths, side)))
 
 
-def _image_data(
+def placed(listings: Sequence[Listing], side: int, stored: int) -> list[Split]:
+    """The images of every listing, in memory as squares of `stored` pixels where all fit in `MEMORY_LIMIT`, else as files.
+
+    `side`: of the square that the network sees, pixels. Raises CorsdError for an image that cannot be read.
+    """
+    needed = sum(len(listing.paths) for listing in listings) * 3 * stored**2
+    return [_stream(one, side) if needed > MEMORY_LIMIT else _in_memory(one, stored) for one in listings]
+
+
+def _parts(folder: Path, test_fraction: float | None) -> Parts:
+    if not folder.is_dir():
+        problem = "it is a file" if folder.exists() else "there is no such folder"
+        raise CorsdError(f"{folder} is no folder of images: {problem}")
+    splits, unused = split_folders(folder)
+    if set(splits) == {"train"} and len(unused) > 1 and not visible_folders(folder / splits["train"]):
+        splits = {}  # it is a class, as among vehicles
+    if not splits:
+        return _split_classes(folder, TEST_FRACTION if test_fraction is None else test_fraction)
+    if test_fraction is not None:
+        there = " and ".join(f"{name}/" for name in splits.values())
+        raise CorsdError(f"test_fraction is {test_fraction} for {folder}, which has {there}; allowed: where there is no split")
+    if "train" not in splits or len(splits) < 2:
+        there = ", ".join(f"{shown_text(name)}/" for name in visible_folders(folder)[:5])
+        one = f"; to split the images of {splits['train']}/, name that folder" if "train" in splits else ""
+        raise CorsdError(f"{folder} has {there} in it; expected train/ and val/ or test/, each with a folder a class{one}")
+    listings, notices = list_parts(folder, splits)
+    test = listings.get("test") or listings["validation"]
+    notices = (*notices, *(f"{name}/ is not used" for name in unused))
+    return Parts(listings["train"], test, listings.get("validation") if "test" in listings else None, notices)
+
+
+def _split_classes(folder: Path, fraction: float) -> Parts:
+    """A folder of class folders alone: the same rows of it are the test set every time."""
+    names = class_folders(folder)
+    whole, notices = list_images(folder, names)
+    labels = torch.tensor(whole.labels)
+    held_out = held_out_rows(labels, fraction, names, torch.Generator().manual_seed(0), "test_fraction").tolist()
+    train, test = (whole.subset([row for row, out in enumerate(held_out) if out == wanted]) for wanted in (False, True))
+    sizes = f"{len(train.paths):,} train, {len(test.paths):,} test images"
+    return Parts(
+        train, test, notices=(*notices, f"no train/ and test/: test_fraction {fraction} of each class is test ({sizes})")
+    )
+
+
+def _enlarged(paths: Sequence[str], side: int) -> tuple[str, ...]:
+    """A notice where at least half of the images are smaller than the network sees them; some of them are looked at."""
+    sizes = image_sizes(paths[:: -(-len(paths) // SAMPLE)])
+    middle = sorted(sizes, key=min)[len(sizes) // 2]
+    if min(middle) >= side:
+        return ()
+    return (f"images of {middle[0]}x{middle[1]} or so are enlarged to {side}x{side}; image_size sets another side",)
+
+
+def image_data(
     name: str, train: Split, test: Split, validation: Split | None, class_names: tuple[str, ...], side: int
 ) -> ImageData:
+    """A data set of own classes; mean and deviation are those of train where it is in memory, else ImageNet's."""
     usual = (IMAGENET_MEAN, IMAGENET_STD)
     mean, std = channel_statistics(train.images) if isinstance(train, ImageArrays) else usual
     own = torch.arange(len(class_names))
@@ -91,55 +145,31 @@ def _stream(listing: Listing, side: int) -> Split:
     return ImageFiles(listing.paths, torch.tensor(listing.labels), torch.arange(count), side)
 
 
-def _in_memory(listing: Listing, side: int) -> Split:
-    images = read_squares(listing.paths, stored_side(side), label="reading images")
+def _in_memory(listing: Listing, stored: int) -> Split:
+    images = read_squares(listing.paths, stored, label="reading images")
     return ImageArrays(images, torch.tensor(listing.labels), torch.arange(len(images)))
-
-
-def _listings(folder: Path, parts: Sequence[str]) -> list[Listing]:
-    """The listing of every part, after a check that all have the same classes."""
-    classes = {part: _class_folders(folder / part) for part in parts}
-    for part in parts[1:]:
-        differing = sorted(set(classes[parts[0]]) ^ set(classes[part]))
-        if differing:
-            raise CorsdError(
-                f"{folder}: {parts[0]}/ and {part}/ differ in the classes {', '.join(differing[:5])}; "
-                "expected the same class folders in both"
-            )
-    return [_list_images(folder / part, classes[part]) for part in parts]
-
-
-def _class_folders(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(e.name for e in folder.iterdir() if e.is_dir() and not e.name.startswith(".")))
-    if not names:
-        raise CorsdError(f"{folder} has no class folders; expected one folder of images a class")
-    return names
-
-
-def _list_images(folder: Path, class_names: tuple[str, ...]) -> Listing:
-    from torchvision.datasets.folder import is_image_file, make_dataset
-
-    def is_visible_image(path: str) -> bool:
-        hidden = any(part.startswith(".") for part in Path(path).relative_to(folder).parts)
-        return is_image_file(path) and not hidden
-
-    numbers = {name: number for number, name in enumerate(class_names)}
-    try:
-        samples = make_dataset(folder, numbers, is_valid_file=is_visible_image)
-    except FileNotFoundError as error:
-        raise CorsdError(f"{folder}: {error}; expected at least one image in every class folder") from error
-    paths, labels = zip(*samples, strict=True)
-    return Listing(class_names, paths, labels)
 
 
 def _imagenet_names(folder: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
     """Words for WordNet ids (n01440764): from the devkit as torchvision parsed it, or the usual thousand."""
     meta = folder / "meta.bin"
     if meta.is_file():
-        words, _ = torch.load(meta, weights_only=True)
-        return tuple(words[wnid][0] if wnid in words else wnid for wnid in wnids)
+        words = _words(meta)
+        return tuple(words.get(wnid, (wnid,))[0] for wnid in wnids)
     if len(wnids) == 1000 and all(wnid.startswith("n") and wnid[1:].isdigit() for wnid in wnids):
         from torchvision.models import ResNet18_Weights
 
         return tuple(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])  # in the order of the sorted ids
     return wnids
+
+
+def _words(meta: Path) -> Mapping[str, Sequence[str]]:
+    """The names of every WordNet id in torchvision's meta.bin: (names by id, ids of the validation images)."""
+    try:
+        words, _ = torch.load(meta, weights_only=True)
+        sound = all(isinstance(names, tuple) and names and isinstance(names[0], str) for names in words.values())
+    except Exception as error:  # torch and pickle raise UnpicklingError, RuntimeError, EOFError, KeyError and more
+        raise CorsdError(f"{meta} cannot be read: it is not the meta.bin that torchvision's ImageNet writes") from error
+    if not sound:
+        raise CorsdError(f"{meta} holds other things than names; expected the meta.bin that torchvision's ImageNet writes")
+    return words

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,21 +9,48 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from corsd_lib.datasets.arrays import ImageArrays, ImageData, as_arrays, channel_statistics, resize_arrays
-from corsd_lib.errors import CorsdError
+from corsd_lib.datasets.archive import read_archive
+from corsd_lib.datasets.arrays import (
+    ImageArrays,
+    ImageData,
+    as_arrays,
+    channel_statistics,
+    check_class_names,
+    check_distinct,
+    resize_arrays,
+    some,
+)
+from corsd_lib.datasets.selection import VALIDATION_NAMES
+from corsd_lib.errors import CorsdError, check_text
 
 REQUIRED = ("train_x", "train_y", "test_x", "test_y")
+VALIDATION = tuple(f"{name}_{part}" for name in VALIDATION_NAMES for part in "xy")
 OPTIONAL = ("class_names", "superclass_names", "superclass_of_class")
 
 
 class ArrayContent(NamedTuple):
-    """What a file of arrays holds; None stands for what it leaves out."""
+    """What a file of arrays holds; None stands for what it leaves out. `checksum` is of the bytes of the train images."""
 
     train: ImageArrays
     test: ImageArrays
+    checksum: str
     class_names: tuple[str, ...] | None = None
     superclass_names: tuple[str, ...] | None = None
     superclass_of_class: Tensor | None = None  # int64 (C,)
+    validation: ImageArrays | None = None
+    notices: tuple[str, ...] = ()
+
+    def resized(self, path: Path, image_size: int | None, side: int) -> ArrayContent:
+        """With images of `side` pixels. Raises CorsdError where `image_size` was not asked for and they are not square."""
+        height, width = self.train.images.shape[2:]
+        if image_size is None and height != width:
+            raise CorsdError(f"{path}: images are {height}x{width}; allowed: square ones, or give image_size to resize them")
+        train, test = _resized(self.train, side), _resized(self.test, side)
+        return self._replace(train=train, test=test, validation=self.validation and _resized(self.validation, side))
+
+
+def _resized(split: ImageArrays, side: int) -> ImageArrays:
+    return ImageArrays(resize_arrays(split.images, side), split.labels, split.index)
 
 
 def load_npz(name: str, path: Path, image_size: int | None) -> ImageData:
@@ -36,18 +61,16 @@ def load_npz(name: str, path: Path, image_size: int | None) -> ImageData:
     ones (mostly characters) are not.
     """
     content = read_npz(path)
-    height, width = content.train.images.shape[2:]
-    if image_size is None and height != width:
-        raise CorsdError(f"{path}: images are {height}x{width}; allowed: square ones, or give image_size to resize them")
-    side = image_size or height
-    train, test = (ImageArrays(resize_arrays(s.images, side), s.labels, s.index) for s in (content.train, content.test))
+    side = image_size or content.train.images.shape[2]
+    content = content.resized(path, image_size, side)
+    train = content.train
     class_names = content.class_names or tuple(map(str, range(int(train.labels.max()) + 1)))
     own = torch.arange(len(class_names))
     mean, std = channel_statistics(train.images)
     return ImageData(
         name,
         train,
-        test,
+        content.test,
         class_names=class_names,
         superclass_names=content.superclass_names or class_names,
         superclass_of_class=own if content.superclass_of_class is None else content.superclass_of_class,
@@ -55,72 +78,90 @@ def load_npz(name: str, path: Path, image_size: int | None) -> ImageData:
         std=std,
         image_size=side,
         augmentation="crop_flip" if train.images.shape[1] == 3 else "crop",
+        validation=content.validation,
+        notices=content.notices,
     )
 
 
 def read_npz(path: Path) -> ArrayContent:
     """Read and check an .npz file; nothing in it is unpickled.
 
-    Required: `train_x`, `test_x` uint8 (N, H, W, 3), or (N, H, W) for grey; `train_y`, `test_y` whole numbers
-    (N,) in 0..C-1. Optional: `class_names` (C,) strings; `superclass_names` (S,) strings with
-    `superclass_of_class` (C,) whole numbers in 0..S-1. Raises CorsdError that names the file, the array and
-    what is allowed.
+    Required: `train_x`, `test_x` uint8 (N, H, W, 3), or (N, H, W) or (N, H, W, 1) for grey; `train_y`, `test_y` whole numbers
+    (N,) or (N, 1) in 0..C-1. Optional: `val_x` and `val_y` (or `valid_`, `validation_`, `dev_`) likewise; `class_names` (C,)
+    strings; `superclass_names` (S,) strings with `superclass_of_class` (C,) whole numbers in 0..S-1. Raises CorsdError that
+    names the file, the array and what is allowed.
     """
-    arrays = _read_arrays(path)
+    known = (*REQUIRED, *VALIDATION, *OPTIONAL)
+    archive = read_archive(path, f"an .npz file with {', '.join(REQUIRED)}", known.__contains__, REQUIRED)
+    arrays = archive.arrays
     class_names = _names(path, arrays, "class_names")
-    train, test = _split(path, arrays, "train", class_names), _split(path, arrays, "test", class_names)
-    if train.images.shape[1:] != test.images.shape[1:]:
-        shapes = " and ".join(str(arrays[key].shape[1:]) for key in ("train_x", "test_x"))
-        raise CorsdError(f"{path}: train_x and test_x hold images of shapes {shapes}; expected the same")
-    classes = len(class_names) if class_names else _count_classes(path, train, test)
+    held_out = _validation_part(path, arrays)
+    parts = ("train", "test", *([held_out] if held_out else []))
+    splits = {part: _split(path, arrays, part, class_names) for part in parts}
+    _check_shapes(path, arrays, splits)
+    classes = len(class_names) if class_names else _count_classes(path, splits)
+    if class_names is None:
+        check_class_names(str(path), tuple(map(str, range(classes))))
     superclass_names = _names(path, arrays, "superclass_names")
-    superclass_of_class = _superclasses(path, arrays, classes, superclass_names)
-    return ArrayContent(train, test, class_names, superclass_names, superclass_of_class)
+    return ArrayContent(
+        splits["train"],
+        splits["test"],
+        _checksum(archive.checksums["train_x"], arrays["train_x"]),
+        class_names,
+        superclass_names,
+        _superclasses(path, arrays, classes, superclass_names),
+        splits[held_out] if held_out else None,
+        (f"arrays that are not used: {some(archive.others)}",) if archive.others else (),
+    )
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise CorsdError(f"{path} does not exist; expected an .npz file with {', '.join(REQUIRED)}")
-    try:
-        file = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise CorsdError(f"{path} is not a readable .npz file: {error}") from error
-    if not isinstance(file, np.lib.npyio.NpzFile):
-        raise CorsdError(f"{path} holds a single array; expected an .npz file with {', '.join(REQUIRED)}")
-    with file:
-        missing = [key for key in REQUIRED if key not in file.files]
-        if missing:
-            raise CorsdError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(file.files) or 'nothing'}")
-        return {key: _read_array(path, file, key) for key in (*REQUIRED, *OPTIONAL) if key in file.files}
+def _validation_part(path: Path, arrays: dict[str, np.ndarray]) -> str | None:
+    """The name before the `_x` and `_y` of the validation split, None where there is none."""
+    there = [name for name in VALIDATION_NAMES if f"{name}_x" in arrays or f"{name}_y" in arrays]
+    if len(there) > 1:
+        raise CorsdError(f"{path} has arrays of {' and '.join(there)}, all of them validation; expected one")
+    for key in (f"{name}_{part}" for name in there for part in "xy"):
+        if key not in arrays:
+            raise CorsdError(f"{path} lacks {key}; expected {there[0]}_x and {there[0]}_y, or neither")
+    return there[0] if there else None
 
 
-def _read_array(path: Path, file: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
-    try:
-        return file[key]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise CorsdError(f"{path}: array {key} cannot be read: {error}") from error
+def _check_shapes(path: Path, arrays: dict[str, np.ndarray], splits: dict[str, ImageArrays]) -> None:
+    for part, split in splits.items():
+        if split.images.shape[1:] != splits["train"].images.shape[1:]:
+            shapes = " and ".join(str(arrays[key].shape[1:]) for key in ("train_x", f"{part}_x"))
+            raise CorsdError(f"{path}: train_x and {part}_x hold images of shapes {shapes}; expected the same")
+
+
+def _checksum(crc: int, images: np.ndarray) -> str:
+    """Of all bytes: the CRC-32 that was verified while they were read, which costs nothing more, and a 64-bit sum of them."""
+    words = np.ascontiguousarray(images).reshape(-1)
+    whole = len(words) // 8 * 8
+    total = int(words[:whole].view(np.uint64).sum()) + int(words[whole:].sum())
+    return f"{crc:08x}{total % 2**64:016x}"
 
 
 def _split(path: Path, arrays: dict[str, np.ndarray], part: str, class_names: tuple[str, ...] | None) -> ImageArrays:
     pixels, key = arrays[f"{part}_x"], f"{path}: {part}_x"
-    grey, colour = pixels.ndim == 3, pixels.ndim == 4 and pixels.shape[3] == 3
+    grey = pixels.ndim == 3 or (pixels.ndim == 4 and pixels.shape[3] == 1)
+    colour = pixels.ndim == 4 and pixels.shape[3] == 3
     if pixels.dtype != np.uint8 or not (grey or colour) or not pixels.size:
-        raise CorsdError(
-            f"{key} is {pixels.dtype} of shape {pixels.shape}; allowed: uint8 of shape (N, H, W, 3) or (N, H, W), not empty"
-        )
+        allowed = "uint8 of shape (N, H, W, 3), (N, H, W, 1) or (N, H, W), not empty"
+        raise CorsdError(f"{key} is {pixels.dtype} of shape {pixels.shape}; allowed: {allowed}")
     images = torch.from_numpy(pixels)
-    images = images.unsqueeze(1) if grey else images.permute(0, 3, 1, 2)  # -> (N, 1 or 3, H, W)
+    images = images.reshape(pixels.shape[:3]).unsqueeze(1) if grey else images.permute(0, 3, 1, 2)  # -> (N, 1 or 3, H, W)
     labels = _whole_numbers(path, arrays, f"{part}_y", len(pixels), len(class_names) if class_names else None)
     return as_arrays(images.contiguous(), labels)
 
 
 def _whole_numbers(path: Path, arrays: dict[str, np.ndarray], key: str, length: int, count: int | None) -> Tensor:
-    """An array of `length` whole numbers in 0..count-1 (no upper end if None) -> int64 (length,)."""
+    """An array of `length` whole numbers, (length,) or (length, 1), in 0..count-1 (no upper end if None) -> int64 (length,)."""
     values = arrays[key]
-    if values.dtype.kind not in "iu" or values.shape != (length,):
+    if values.dtype.kind not in "iu" or values.shape not in ((length,), (length, 1)):
         raise CorsdError(
             f"{path}: {key} is {values.dtype} of shape {values.shape}; expected whole numbers of shape ({length},)"
         )
+    values = values.reshape(length)
     limit = 2**31 if count is None else count
     wrong = np.flatnonzero((values < 0) | (values >= limit))
     if wrong.size:
@@ -128,14 +169,16 @@ def _whole_numbers(path: Path, arrays: dict[str, np.ndarray], key: str, length: 
     return torch.from_numpy(values.astype(np.int64))
 
 
-def _count_classes(path: Path, train: ImageArrays, test: ImageArrays) -> int:
+def _count_classes(path: Path, splits: dict[str, ImageArrays]) -> int:
     """Number of classes of an unnamed set, whose train labels must be 0..C-1 without a gap."""
-    found = train.labels.unique()
+    found = splits["train"].labels.unique()
     gap = (found != torch.arange(len(found))).nonzero()
     if len(gap):
         raise CorsdError(f"{path}: train_y has no label {int(gap[0])} but has {int(found[-1])}; expected 0..C-1, no gap")
-    if int(test.labels.max()) >= len(found):
-        raise CorsdError(f"{path}: test_y has label {int(test.labels.max())}; allowed: 0..{len(found) - 1}, as in train_y")
+    for part, split in splits.items():
+        largest = int(split.labels.max())
+        if largest >= len(found):
+            raise CorsdError(f"{path}: {part}_y has label {largest}; allowed: 0..{len(found) - 1}, as in train_y")
     return len(found)
 
 
@@ -145,7 +188,13 @@ def _names(path: Path, arrays: dict[str, np.ndarray], key: str) -> tuple[str, ..
     names = arrays[key]
     if names.dtype.kind != "U" or names.ndim != 1 or not names.size:
         raise CorsdError(f"{path}: {key} is {names.dtype} of shape {names.shape}; expected strings of shape (n,), n > 0")
-    return tuple(map(str, names))
+    try:
+        texts = tuple(map(str, names))
+    except ValueError as error:  # numpy keeps any 32 bits for a character
+        raise CorsdError(f"{path}: {key} cannot be read: {error}") from error
+    check_text(f"{path}: {key}", *texts)
+    check_distinct(f"{path}: {key}", texts)
+    return texts
 
 
 def _superclasses(

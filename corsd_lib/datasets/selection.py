@@ -8,6 +8,8 @@ from torch import Tensor
 from corsd_lib.datasets.arrays import Split
 from corsd_lib.errors import CorsdError
 
+VALIDATION_NAMES = ("val", "valid", "validation", "dev")  # what people call their validation split
+
 
 def split_validation(
     train: Split, fraction: float, class_names: tuple[str, ...], generator: torch.Generator
@@ -17,17 +19,28 @@ def split_validation(
     `fraction` in (0, 1); at least one image of every class stays in train. Raises CorsdError for a class with
     fewer than two images.
     """
-    counts = torch.bincount(train.labels, minlength=len(class_names))
+    held_out = held_out_rows(train.labels, fraction, class_names, generator, "validation_fraction")
+    return train.subset((~held_out).nonzero().flatten()), train.subset(held_out.nonzero().flatten())
+
+
+def held_out_rows(
+    labels: Tensor, fraction: float, class_names: tuple[str, ...], generator: torch.Generator, what: str
+) -> Tensor:
+    """Which rows are held out, bool (N,): of every class round(`fraction` * its images), at least one and not all.
+
+    `labels` int64 (N,). Raises CorsdError that names `what`, the option, and a class with fewer than two images.
+    """
+    counts = torch.bincount(labels, minlength=len(class_names))
     if int(counts.min()) < 2:
         poorest = int(counts.argmin())
         raise CorsdError(
-            f"validation_fraction {fraction} needs at least 2 train images of every class; "
+            f"{what} {fraction} needs at least 2 train images of every class; "
             f"class {class_names[poorest]!r} has {int(counts[poorest])}"
         )
     wanted = torch.minimum((counts.double() * fraction + 0.5).floor().long().clamp_min(1), counts - 1)
-    held_out = torch.zeros(len(train), dtype=torch.bool)
-    held_out[stratified_rows(train.labels, wanted, generator)] = True
-    return train.subset((~held_out).nonzero().flatten()), train.subset(held_out.nonzero().flatten())
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    held_out[stratified_rows(labels, wanted, generator)] = True
+    return held_out
 
 
 def pick_per_class(train: Split, per_class: int, class_names: tuple[str, ...], generator: torch.Generator) -> Split:

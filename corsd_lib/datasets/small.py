@@ -12,6 +12,7 @@ from torch import Tensor
 from corsd_lib.datasets.arrays import ImageArrays, ImageData, as_arrays, channel_statistics, resize_arrays
 from corsd_lib.datasets.download import download as fetch
 from corsd_lib.datasets.npz import ArrayContent, read_npz
+from corsd_lib.datasets.statistics import kept_statistics
 from corsd_lib.errors import CorsdError
 
 if TYPE_CHECKING:
@@ -105,12 +106,14 @@ def load_cifar(name: str, root: Path, image_size: int | None, download: bool) ->
     if content.class_names != class_names and content.superclass_names is None:
         raise CorsdError(f"{file}: class_names are not those of {name}; allowed: the official ones, or superclasses too")
     side = image_size or 32
-    train, test = (ImageArrays(resize_arrays(s.images, side), s.labels, s.index) for s in (content.train, content.test))
-    mean, std = channel_statistics(train.images)
+    as_stored = content.train.images.shape[2:] == (side, side)
+    content = content.resized(file, image_size, side)
+    images = content.train.images
+    mean, std = kept_statistics(images, content.checksum, root) if as_stored else channel_statistics(images)
     return ImageData(
         name,
-        train,
-        test,
+        content.train,
+        content.test,
         class_names=content.class_names or class_names,
         superclass_names=content.superclass_names or superclass_names,
         superclass_of_class=superclass_of_class if content.superclass_of_class is None else content.superclass_of_class,
@@ -118,6 +121,8 @@ def load_cifar(name: str, root: Path, image_size: int | None, download: bool) ->
         std=std,
         image_size=side,
         augmentation="crop_flip",
+        validation=content.validation,
+        notices=content.notices,
     )
 
 
@@ -136,7 +141,8 @@ def _read_torchvision(name: str, root: Path, download: bool) -> ArrayContent:
     except (RuntimeError, OSError) as error:  # URLError is an OSError
         problem = str(error).removesuffix(" You can use download=True to download it").rstrip(".")
         raise CorsdError(f"{name} in {folder} cannot be used: {problem}. Delete it and fetch it with: {command}") from error
-    return ArrayContent(_as_split(train), _as_split(test), class_names=tuple(train.classes))
+    checksum = "-".join(md5 for _, md5 in kind.train_list)  # torchvision has just compared the files with them
+    return ArrayContent(_as_split(train), _as_split(test), checksum, class_names=tuple(train.classes))
 
 
 def _is_whole(kind: type[CIFAR10], root: Path) -> bool:

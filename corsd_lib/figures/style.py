@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import html
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +21,7 @@ import plotly.graph_objects as go
 from PIL import Image
 
 from corsd_lib.errors import CorsdError, require
+from corsd_lib.files import write_atomic
 
 # Okabe and Ito's colours without black and the yellow that vanishes on white: told apart by all common kinds of colour vision.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -29,6 +37,17 @@ GRID = "rgba(128, 128, 128, 0.25)"
 LONGEST = 44  # characters of a name that is drawn; hover has the rest of it
 GREY = "#6b7078"  # told from the palette by deuteranopes too, and 3:1 on both papers
 Matrix = npt.ArrayLike
+
+DRAW_SECONDS = 180  # that a static picture may take: some seconds on a free machine
+_DRAW = """
+import json, sys
+try:
+    import plotly.io
+    size, path = sys.argv[1:]
+    plotly.io.from_json(sys.stdin.buffer.read().decode()).write_image(path, format="png", **json.loads(size))
+except Exception as error:
+    sys.exit(" ".join(str(error).split()))
+"""
 
 
 def template(dark: bool = False) -> go.layout.Template:
@@ -152,17 +171,56 @@ def save_png(
     """Write a static picture, `width` x `height` in CSS pixels times `scale`; some seconds, a Chromium draws it.
 
     `colors`: most colors that the file holds, up to 256, which lines and text do well with, in a third of the bytes.
-    Raises `CorsdError` for another number of colors and when a Chromium is missing, `MissingPackage` when kaleido is.
+    Raises `CorsdError` for another number of colors, when a Chromium is missing and when it takes minutes, and
+    `MissingPackage` when kaleido is missing.
     """
     if colors is not None and not 1 <= colors <= 256:
         raise CorsdError(f"colors {colors!r} of a picture; allowed: 1 to 256")
     require("a static picture", "kaleido")
-    try:
-        figure.write_image(path, format="png", width=width or figure.layout.width or 980, height=height, scale=scale)
-        if colors:
-            with Image.open(path) as picture:
-                small = picture.convert("RGB").quantize(colors, dither=Image.Dither.NONE)
-            small.save(path, optimize=True)
-    except (ImportError, RuntimeError, ValueError) as error:
-        raise CorsdError(f"cannot draw {path}: {error}. A static picture needs Chromium") from error
+    size = {"width": width or figure.layout.width or 980, "height": height, "scale": scale}
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        try:
+            picture = _drawn(figure.to_json(), size, Path(folder))
+        except RuntimeError as error:
+            raise CorsdError(f"cannot draw {path}: {error}. A static picture needs Chromium") from error
+    write_atomic(Path(path), _with_colors(picture, colors) if colors else picture)
     return Path(path)
+
+
+def _drawn(figure: str, size: dict[str, Any], folder: Path) -> bytes:
+    """The PNG of a figure as JSON; `folder`: for what is between. Raises `RuntimeError` saying why there is none.
+
+    Drawn by a process of its own, which can be ended: kaleido may wait for its Chromium without end.
+    """
+    with open(folder / "said", "wb") as said:  # not a pipe, which a Chromium that is left over would keep open
+        command = [sys.executable, "-P", "-c", _DRAW, json.dumps(size), str(folder / "picture.png")]
+        # A session of its own, so that the Chromium can be ended with it.
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said, start_new_session=True)
+        try:
+            process.communicate(figure.encode(), timeout=DRAW_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise RuntimeError(f"it was not drawn within {DRAW_SECONDS} seconds") from error
+        finally:
+            _end(process)
+    if process.returncode or not (folder / "picture.png").is_file():
+        lines = (folder / "said").read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        raise RuntimeError(lines[-1] if lines else f"its process ended with status {process.returncode}")
+    return (folder / "picture.png").read_bytes()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and those that it has started, if it has not ended."""
+    if process.poll() is None:
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+        process.wait()
+
+
+def _with_colors(picture: bytes, colors: int) -> bytes:
+    """A PNG with at most so many colors."""
+    small = io.BytesIO()
+    with Image.open(io.BytesIO(picture)) as whole:
+        whole.convert("RGB").quantize(colors, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return small.getvalue()

@@ -1,8 +1,8 @@
 """What is optimised: each method says which terms it has, with which weights, and owns the extra modules that it trains.
 
 A method is an `nn.Module` called with the outputs of all exits and the batch; it returns the total and its parts by name. The
-weight of a part is the option of the same name, so total = sum over parts of option[name] * part[name]; a part of weight 0 is
-still reported, and trains nothing. To add a method: one options dataclass, one class with `terms`, one line in `METHODS`; from
+weight of a part is the option of the same name, so total = sum over parts of option[name] * part[name]; a part of weight 0
+is neither computed nor reported. To add a method: one options dataclass, one class with `terms`, one line in `METHODS`; from
 outside, the same in a plug-in (see `registry`). `check_method` says whether a class keeps the rules that a training relies on.
 """
 

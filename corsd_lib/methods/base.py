@@ -87,15 +87,21 @@ class Method(nn.Module):
         return {}
 
     def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        """The parts of the objective by name, unweighted scalars."""
+        """The parts of the objective by name, unweighted scalars; see `computed` for those that may have weight 0."""
         raise NotImplementedError
+
+    def computed(self, parts: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
+        """The parts by name whose weight is not 0; the functions of the others are not called, so they cost nothing."""
+        return {name: part() for name, part in parts.items() if self._weight(name)}
 
     def forward(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         """Exit outputs and batch -> {"total": weighted sum, part: unweighted value, ...}, scalars."""
         parts = self.terms(out, batch)
         weights = {name: self._weight(name) for name in parts}
         if not any(weights.values()):
-            raise CorsdError(f"method {self.name!r}: {', '.join(parts)} all have weight 0: there is nothing to train")
+            raise CorsdError(
+                f"method {self.name!r}: {', '.join(parts) or 'its terms'} all have weight 0: there is nothing to train"
+            )
         return {"total": sum_of(weights[name] * parts[name] for name in parts if weights[name]), **parts}
 
     def _weight(self, part: str) -> float:

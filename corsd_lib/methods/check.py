@@ -189,6 +189,9 @@ def _check_teacher(case: _Case) -> None:
         teacher = {f"out.{name}[-1]": tensors[-1] for name, tensors in leaves._asdict().items()}
         teacher |= {f"the deepest relation network's {k}": p for k, p in _deepest_relation(method).items()}
         for name in method.taught_by_deepest:
+            weight = getattr(method.options, name, None)
+            if weight == 0:  # not computed
+                continue
             _require(name in terms, f"taught_by_deepest names {name!r}; its terms are {', '.join(terms)}")
             reached = _reached(terms[name], teacher)
             _require(not reached, f"the term {name!r} gives a gradient to {', '.join(reached[:3])}: detach the teacher")

@@ -37,10 +37,11 @@ class DeepSupervision(Method):
     Options = DeepSupervisionOptions
 
     def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        return {
-            "task": self._cross_entropy(out.logits[-1], batch.labels),
-            "exit_ce": sum_of(self._cross_entropy(z, batch.labels) for z in out.logits[:-1]),
+        parts = {
+            "task": lambda: self._cross_entropy(out.logits[-1], batch.labels),
+            "exit_ce": lambda: sum_of(self._cross_entropy(z, batch.labels) for z in out.logits[:-1]),
         }
+        return self.computed(parts)
 
 
 class Probe(DeepSupervision):
@@ -77,9 +78,10 @@ class Byot(Method):
 
     def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         *shallow, deepest = out.logits
-        return {
-            "task": self._cross_entropy(deepest, batch.labels),
-            "exit_ce": sum_of(self._cross_entropy(z, batch.labels) for z in shallow),
-            "exit_kd": sum_of(losses.distillation(deepest, z, self.options.temperature) for z in shallow),
-            "hint": sum_of(losses.feature_hint(out.embeddings[-1], e) for e in out.embeddings[:-1]),
+        parts = {
+            "task": lambda: self._cross_entropy(deepest, batch.labels),
+            "exit_ce": lambda: sum_of(self._cross_entropy(z, batch.labels) for z in shallow),
+            "exit_kd": lambda: sum_of(losses.distillation(deepest, z, self.options.temperature) for z in shallow),
+            "hint": lambda: sum_of(losses.feature_hint(out.embeddings[-1], e) for e in out.embeddings[:-1]),
         }
+        return self.computed(parts)

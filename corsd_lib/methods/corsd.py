@@ -29,6 +29,16 @@ from corsd_lib.relation import (
 __all__ = ["Corsd", "CorsdOptions", "CorsdRelease", "CorsdReleaseOptions", "LogitRelation"]
 
 
+OF_RELATIONS = (  # terms that read the relation networks
+    "auxiliary_intra",
+    "auxiliary_inter",
+    "auxiliary_kd_intra",
+    "auxiliary_kd_inter",
+    "relation_transfer",
+    "relation_margin",
+)
+
+
 @dataclass(frozen=True)
 class CorsdOptions(MethodOptions):
     """Weights of CORSD's terms (the first block, one part each) and its settings. The defaults are ours.
@@ -127,12 +137,13 @@ class Corsd(Method):
         """Cross-entropy of the exits, what the deepest one teaches them, and what two images of a class teach each other."""
         *shallow, deepest = out.logits
         between = partial(losses.class_distillation, labels=batch.labels, temperature=self.options.class_temperature)
-        return {
-            "task": self._cross_entropy(deepest, batch.labels),
-            "exit_ce": sum_of(self._cross_entropy(z, batch.labels) for z in shallow),
-            "exit_kd": sum_of(losses.distillation(deepest, z, self.options.temperature) for z in shallow),
-            "class_kd": sum_of(between(z, z) for z in (out.logits if self._shallow_exits_learn else [deepest])),
+        parts = {
+            "task": lambda: self._cross_entropy(deepest, batch.labels),
+            "exit_ce": lambda: sum_of(self._cross_entropy(z, batch.labels) for z in shallow),
+            "exit_kd": lambda: sum_of(losses.distillation(deepest, z, self.options.temperature) for z in shallow),
+            "class_kd": lambda: sum_of(between(z, z) for z in (out.logits if self._shallow_exits_learn else [deepest])),
         }
+        return self.computed(parts)
 
     @property
     def _shallow_exits_learn(self) -> bool:
@@ -146,20 +157,23 @@ class Corsd(Method):
         o, labels = self.options, batch.labels
         draws = batch.draws or self.draw(batch)
         pairs = StructuredPairs(draws["intra"], draws["inter"])
+        logit_relation = {"logit_relation": lambda: self.logit_relation(out.logits[-1], labels, draws["other"], o.margin)}
+        if not any(getattr(o, name) for name in OF_RELATIONS):  # the relation networks would be computed for nothing
+            return self.computed(logit_relation)
         inputs = out.embeddings if o.fusion == "vectors" else out.features
         relations = [net(x, labels, pairs) for net, x in zip(self.relations, inputs, strict=True)]
         *shallow, deepest = relations
         intra_labels, inter_labels = labels[pairs.intra], labels[pairs.inter]  # (2, P), (2, Q)
         kd, ce = losses.distillation, losses.auxiliary_cross_entropy
-        return {
-            "auxiliary_intra": sum_of(ce(r.intra_logits, *intra_labels) for r in relations),
-            "auxiliary_inter": sum_of(ce(r.inter_logits, *inter_labels) for r in relations),
-            "auxiliary_kd_intra": sum_of(kd(deepest.intra_logits, r.intra_logits, o.temperature) for r in shallow),
-            "auxiliary_kd_inter": sum_of(kd(deepest.inter_logits, r.inter_logits, o.temperature) for r in shallow),
-            "relation_transfer": sum_of(self._transfer(deepest, r, labels) for r in shallow),
-            "relation_margin": sum_of(self._margin(r, labels) for r in relations),
-            "logit_relation": self.logit_relation(out.logits[-1], labels, draws["other"], o.margin),
+        parts = {
+            "auxiliary_intra": lambda: sum_of(ce(r.intra_logits, *intra_labels) for r in relations),
+            "auxiliary_inter": lambda: sum_of(ce(r.inter_logits, *inter_labels) for r in relations),
+            "auxiliary_kd_intra": lambda: sum_of(kd(deepest.intra_logits, r.intra_logits, o.temperature) for r in shallow),
+            "auxiliary_kd_inter": lambda: sum_of(kd(deepest.inter_logits, r.inter_logits, o.temperature) for r in shallow),
+            "relation_transfer": lambda: sum_of(self._transfer(deepest, r, labels) for r in shallow),
+            "relation_margin": lambda: sum_of(self._margin(r, labels) for r in relations),
         }
+        return self.computed({**parts, **logit_relation})
 
     def draw(self, batch: Batch) -> dict[str, Tensor]:
         """The structured pairs of a batch, "intra" (2, P) and "inter" (2, Q), and for each image an "other" class (B,)."""

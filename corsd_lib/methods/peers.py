@@ -48,11 +48,11 @@ class Rkd(DeepSupervision):
 
     def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         *shallow, deepest = out.embeddings
-        return {
-            **super().terms(out, batch),
-            "distance": sum_of(losses.rkd_distance(deepest, e) for e in shallow),
-            "angle": sum_of(losses.rkd_angle(deepest, e) for e in shallow),
+        relations = {
+            "distance": lambda: sum_of(losses.rkd_distance(deepest, e) for e in shallow),
+            "angle": lambda: sum_of(losses.rkd_angle(deepest, e) for e in shallow),
         }
+        return {**super().terms(out, batch), **self.computed(relations)}
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,11 @@ class CsKd(Method):
 
     def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         logits = out.logits[-1]
-        return {
-            "task": self._cross_entropy(logits, batch.labels),
-            "class_kd": losses.class_distillation(logits, logits, batch.labels, self.options.temperature),
+        parts = {
+            "task": lambda: self._cross_entropy(logits, batch.labels),
+            "class_kd": lambda: losses.class_distillation(logits, logits, batch.labels, self.options.temperature),
         }
+        return self.computed(parts)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 # Fields of a training that are not for a study to say; those that make no trial another; those none chooses.
 _OUTSIDE = ("seed", "out", "resume", "data_root")
 _MACHINE = ("seed", *PLACE_FIELDS)
-_FIXED = (*_MACHINE, "data", "per_class", "validation_fraction", "method", "method_options", "epochs", "devices", "num_nodes")
+_DATA = ("data", "per_class", "validation_fraction", "test_fraction")
+_FIXED = (*_MACHINE, *_DATA, "method", "method_options", "epochs", "devices", "num_nodes")
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from corsd_lib.compare import Environment, places
 from corsd_lib.errors import CorsdError
-from corsd_lib.files import write_json
+from corsd_lib.files import POLL_SECONDS, LockedError, is_locked, locked, write_json
 from corsd_lib.provenance import provenance
 from corsd_lib.readers import read_metrics, read_trials
 from corsd_lib.schema import shortened
@@ -52,7 +52,8 @@ def tune(
     `trials` in all, those of earlier calls counted (default: what `tuning` says); trial 0 is the row as it stands. `jobs` are
     trained at a time (default: one a GPU, else one a CPU) below `runs` (default `runs/<study>`); `report` is given a line a
     trial. Ctrl-C (or SIGTERM) lets them save and ends in `KeyboardInterrupt`; called again, the search goes on. A training that
-    fails is a failed trial, and an error only where it is that of the row as it stands.
+    fails is a failed trial, and an error only where it is that of the row as it stands. A process that still trains for a
+    search that was killed is waited for: it ends after its epoch.
 
     Raises `CorsdError` for a bad entry, for a journal of another search, and while another process is at work on it.
     """
@@ -64,7 +65,8 @@ def tune(
     free = places(search.config, jobs, search.trials)
     folder = Path(runs or f"runs/{study.name}") / "tuning" / row
     with _held(search.journal), stop_request() as stop:
-        record = Tuner(search, folder, data_root, report).run(free, stop)
+        _wait_for_others(folder, report, stop)
+        record = {} if stop.is_set() else Tuner(search, folder, data_root, report).run(free, stop)
         if stop.is_set():
             report(f"stopped; the same search goes on from {search.journal}")
             raise KeyboardInterrupt
@@ -73,15 +75,35 @@ def tune(
 
 @contextmanager
 def _held(file: Path) -> Iterator[None]:
-    """Lock a journal for this process; the system unlocks it when the process ends, however that happens."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "ab") as held:
+    """Lock the journal of a search for this process."""
+    with ExitStack() as stack:
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CorsdError(f"another process is at work on {file}: wait for it, or stop it") from error
+            stack.enter_context(locked(file))
+        except LockedError as error:
+            raise LockedError(f"another process is at work on {file}: wait for it, or stop it") from error
         os.truncate(file, file.read_bytes().rfind(b"\n") + 1)  # a line cut off by a power cut would spoil the next one
         yield
+
+
+def _wait_for_others(folder: Path, report: Callable[[str], object], stop: threading.Event) -> None:
+    """Wait until no process of a search that was killed trains below `folder`, or until `stop`."""
+    told = False
+    while not stop.is_set() and (busy := _in_training(folder)):
+        if not told:
+            report(f"waiting for the process that still trains {busy[0]}: it ends after its epoch")
+            told = True
+        time.sleep(POLL_SECONDS)
+
+
+def _in_training(folder: Path) -> list[Path]:
+    """The run directories in `folder` and in those in it that a process has locked."""
+    return [path for path in sorted([*folder.glob("seed*"), *folder.glob("*/seed*")]) if path.is_dir() and is_locked(path)]
+
+
+def _remove(folder: Path) -> None:
+    """Remove the runs of a trial, unless one is being trained."""
+    if not _in_training(folder):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass
@@ -94,6 +116,7 @@ class _Running:
     process: BaseProcess
     told: int = 0
     stopping: bool = False
+    waiting: bool = False
 
 
 class Tuner:
@@ -123,6 +146,8 @@ class Tuner:
                     outcome, content = self._received(pipe)
                     if outcome == "epoch":
                         self._answer(pipe, content)
+                    elif outcome == "locked":
+                        self._say_once(self.running[pipe], content)
                     else:
                         running = self.running.pop(pipe)
                         free.append(running.place)
@@ -159,7 +184,7 @@ class Tuner:
         first = [*_earlier(trial), trial.number][0]
         folder = self.runs / str(first)
         if first == trial.number:
-            shutil.rmtree(folder, ignore_errors=True)  # of a search whose journal was removed
+            _remove(folder)  # of a search whose journal was removed
         process, pipe = start_trial(self.search.configs(trial.params, folder, self.data_root), place)
         self.running[pipe] = _Running(trial, folder, place, process)
 
@@ -189,6 +214,12 @@ class Tuner:
         with suppress(OSError):  # one that has died is heard of next
             pipe.send(ended or len(curves) > 1 or not running.trial.should_prune())
 
+    def _say_once(self, running: _Running, why: str) -> None:
+        """Report a trial that waits for its run directory."""
+        if not running.waiting:
+            self.report(f"trial {running.trial.number} waits: {why}")
+            running.waiting = True
+
     def _report(self, running: _Running, curves: Curves) -> None:
         """Tell Optuna of the epochs since the last time."""
         values = objective(curves)
@@ -211,7 +242,7 @@ class Tuner:
         else:
             trial.set_user_attr("error", content.partition("; ")[0])
             self.study.tell(trial, state=TrialState.FAIL)
-        shutil.rmtree(running.folder, ignore_errors=True)
+        _remove(running.folder)
         record = self._write()
         self.report(_line(next(t for t in record["trials"] if t["number"] == trial.number), record["best"]))
         if outcome == "failed" and "own" in trial.user_attrs:

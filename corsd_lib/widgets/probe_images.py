@@ -69,7 +69,16 @@ class ProbeImages:
         return png_of(pixels, factor)
 
 
-_OF_DATA = ("data", "data_root", "per_class", "validation_fraction", "seed", "image_size", "crop_to_box")  # see `load_data`
+_OF_DATA = (
+    "data",
+    "data_root",
+    "per_class",
+    "validation_fraction",
+    "test_fraction",
+    "seed",
+    "image_size",
+    "crop_to_box",
+)  # see `load_data`
 _SHARED: WeakValueDictionary[str, ImageData] = WeakValueDictionary()
 _READING = threading.Lock()
 

@@ -1,0 +1,249 @@
+"""The checkpoint of a training: what a resume needs, under which names, and whether a file is one of this training.
+
+network.* method.*        weights and buffers, as in weights.safetensors
+optimizer.<i>.<name>      state of the optimiser for its i-th parameter
+memory.*                  what the method remembers of the training for the training alone
+totals.*                  sums of the running epoch, float64; none between epochs
+random.cpu random.cuda    states of torch's random generators
+metadata "position"       epoch, step, seconds, state of the gradient scaler, and type and shape of every tensor above
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from corsd_lib.errors import CorsdError
+from corsd_lib.files import read_tensors, write_tensors
+from corsd_lib.methods import Method
+from corsd_lib.network import MultiExitNetwork
+from corsd_lib.runs import load_part
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+__all__ = ["Checkpoint", "Position"]
+
+_NAMES = re.compile(r"(network|method|memory|totals)\..+|optimizer\.\d+\.\w+|random\.(cpu|cuda)")
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a training stands: `epoch` epochs are done, and `step` steps of the next one, which took `seconds`."""
+
+    epoch: int
+    step: int
+    seconds: float = 0.0
+
+
+class Checkpoint:
+    """The file `path` and the parts of a training whose state it holds; in several processes the first one writes it."""
+
+    def __init__(
+        self, path: Path, fabric: Fabric, network: MultiExitNetwork, method: Method, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self.path, self.fabric = path, fabric
+        self.network, self.method, self.optimizer = network, method, optimizer
+
+    def weights(self) -> dict[str, Tensor]:
+        """State of network and method, what `weights.safetensors` holds."""
+        parts: dict[str, nn.Module] = {"network": self.network, "method": self.method}
+        return {f"{name}.{k}": v for name, part in parts.items() for k, v in part.state_dict().items()}
+
+    def write(self, position: Position, totals: Mapping[str, Tensor]) -> None:
+        """Write all that a resume needs; `totals`: the sums of the running epoch, {} between epochs."""
+        tensors = {
+            **self.weights(),
+            **self._optimizer_state(),
+            **{f"totals.{k}": v for k, v in totals.items()},
+            **{f"memory.{k}": v for k, v in self._memory().items()},
+            "random.cpu": torch.get_rng_state(),
+        }
+        if self.fabric.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.fabric.device)
+        told = {
+            "epoch": position.epoch,
+            "step": position.step,
+            "seconds": position.seconds,
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "tensors": {k: _kind(v) for k, v in tensors.items()},
+        }
+        write_tensors(self.path, tensors, {"position": json.dumps(told, sort_keys=True)})
+
+    def restore(self, epochs: int, steps: int) -> tuple[Position, dict[str, Tensor]]:
+        """Put the state back: the position in a training of `epochs` epochs of `steps` steps each, and the sums of the epoch.
+
+        Raises `CorsdError` naming the first thing that this training would not have written there.
+        """
+        tensors, metadata = read_tensors(self.path)
+        told = self._told(metadata)
+        position = self._position(told, epochs, steps)
+        self._check_names(tensors, told.get("tensors"))
+        load_part(self.network, tensors, "network", self.path)
+        load_part(self.method, tensors, "method", self.path)
+        self._check_weights(tensors)
+        self._restore_optimizer(_below(tensors, "optimizer"))
+        self._restore_memory(tensors)
+        self._restore_precision(told.get("precision"))
+        self._restore_random(tensors)
+        return position, self._totals(_below(tensors, "totals"), position)
+
+    # --- what is in it ---
+
+    def _memory(self) -> dict[str, Tensor]:
+        """What the method remembers of the training for the training alone: its buffers that are not part of its weights."""
+        weights = self.method.state_dict()
+        return {k: v for k, v in self.method.named_buffers() if k not in weights}
+
+    def _optimizer_state(self) -> dict[str, Tensor]:
+        state = self.optimizer.state_dict()["state"]
+        return {f"optimizer.{i}.{k}": v for i, entry in state.items() for k, v in entry.items() if v is not None}
+
+    # --- whether it is of this training ---
+
+    def _wrong(self, what: str) -> CorsdError:
+        return CorsdError(
+            f"{self.path} is not a checkpoint of this training: {what}; put back a copy, or remove it to begin anew"
+        )
+
+    def _told(self, metadata: Mapping[str, str]) -> dict[str, Any]:
+        """What the file says of itself."""
+        if "position" not in metadata:
+            raise CorsdError(f"{self.path} is not a checkpoint: it does not say where the training stood")
+        try:
+            told = json.loads(metadata["position"])
+        except ValueError as error:
+            raise self._wrong(f"its position is not valid JSON ({error})") from error
+        if not isinstance(told, dict):
+            raise self._wrong(f"its position is {told!r}; allowed: an object")
+        return told
+
+    def _position(self, told: Mapping[str, Any], epochs: int, steps: int) -> Position:
+        epoch, step, seconds = told.get("epoch"), told.get("step"), told.get("seconds", 0.0)
+        if type(epoch) is not int or not 0 <= epoch <= epochs:
+            raise self._wrong(f"epoch = {epoch!r}; allowed: a whole number from 0 to {epochs}")
+        low, high = int(epoch == 0), steps - 1 if epoch < epochs else 0  # the first one is written after a step
+        if type(step) is not int or not low <= step <= high:
+            raise self._wrong(f"step = {step!r} after epoch {epoch}; allowed: a whole number from {low} to {high}")
+        if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
+            raise self._wrong(f"seconds = {seconds!r}; allowed: a finite number of at least 0")
+        return Position(epoch, step, seconds)
+
+    def _check_names(self, tensors: Mapping[str, Tensor], told: object) -> None:
+        """The tensors are those that were written; one of an earlier version does not say which these are."""
+        for name in tensors:
+            if not _NAMES.fullmatch(name):
+                raise self._wrong(f"a training writes no {name}")
+        if told is None:
+            if self._momentum() and not _below(tensors, "optimizer"):
+                raise self._lacks("optimizer.0.momentum_buffer")
+            return
+        if not isinstance(told, dict):
+            raise self._wrong(f"its list of tensors is {told!r}; allowed: an object")
+        for name in {**told, **tensors}:
+            was, now = told.get(name, "absent"), _kind(tensors[name]) if name in tensors else "absent"
+            if was != now:
+                raise self._lacks(name) if now == "absent" else self._wrong(f"{name} was {was}, is {now}")
+
+    def _lacks(self, name: str) -> CorsdError:
+        return CorsdError(f"{self.path} lacks {name}: it is incomplete, of another method or of an older version")
+
+    def _check_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """Types and values; `load_part` looks at names and shapes alone, for an exported run has other types."""
+        for name, value in self.weights().items():
+            if tensors[name].dtype != value.dtype:
+                raise self._wrong(f"{name} is of type {tensors[name].dtype}; allowed: {value.dtype}")
+            if not tensors[name].isfinite().all():
+                raise self._wrong(f"{name} is not finite")
+
+    def _momentum(self) -> bool:
+        return any(group["momentum"] for group in self.optimizer.param_groups)
+
+    def _restore_optimizer(self, given: Mapping[str, Tensor]) -> None:
+        """State by parameter. Which parameters have one depends on which had a gradient so far."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        names = ("momentum_buffer",) if self._momentum() else ()
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in given.items():
+            index, _, name = key.partition(".")
+            if name not in names or int(index) >= len(parameters):
+                raise self._wrong(f"a training writes no optimizer.{key}")
+            self._check_like(f"optimizer.{key}", value, parameters[int(index)])
+            state.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+    def _check_like(self, name: str, value: Tensor, other: Tensor) -> None:
+        if _kind(value) != _kind(other):
+            raise self._wrong(f"{name} is {_kind(value)}; allowed: {_kind(other)}")
+        if not value.isfinite().all():
+            raise self._wrong(f"{name} is not finite")
+
+    def _restore_memory(self, tensors: Mapping[str, Tensor]) -> None:
+        """Buffers that may have changed their shape since the method was made."""
+        wanted = self._memory()
+        for key in _below(tensors, "memory"):
+            if key not in wanted:
+                raise self._wrong(f"this method has no memory.{key}")
+        for key in wanted:
+            if f"memory.{key}" not in tensors:
+                raise self._lacks(f"memory.{key}")
+            parent, _, buffer = key.rpartition(".")
+            setattr(self.method.get_submodule(parent), buffer, tensors[f"memory.{key}"].to(self.fabric.device))
+
+    def _restore_precision(self, given: object) -> None:
+        """State of the gradient scaler of "16-mixed", {} of the others."""
+        precision = self.fabric.strategy.precision
+        if problem := _scaler_problem(given, precision.state_dict()):
+            raise self._wrong(problem)
+        assert isinstance(given, dict)
+        precision.load_state_dict(given)
+
+    def _restore_random(self, tensors: Mapping[str, Tensor]) -> None:
+        if "random.cpu" not in tensors:
+            raise self._lacks("random.cpu")
+        self._check_like("random.cpu", tensors["random.cpu"], torch.get_rng_state())
+        try:
+            torch.set_rng_state(tensors["random.cpu"])
+            if "random.cuda" in tensors and self.fabric.device.type == "cuda":
+                torch.cuda.set_rng_state(tensors["random.cuda"], self.fabric.device)
+        except (RuntimeError, TypeError) as error:
+            raise self._wrong(f"random.cpu or random.cuda is no state of a random generator ({error})") from error
+
+    def _totals(self, sums: dict[str, Tensor], position: Position) -> dict[str, Tensor]:
+        """The sums of the running epoch, which several processes have in the first one."""
+        if bool(sums) != bool(position.step) or (sums and not {"images", "loss.total"} <= sums.keys()):
+            raise self._wrong(f"totals of {', '.join(sorted(sums)) or 'nothing'} after {position.step} steps of an epoch")
+        for name, value in sums.items():
+            self._check_like(f"totals.{name}", value, torch.zeros((), dtype=torch.float64))
+        if sums and sums["images"] < 1:
+            raise self._wrong(f"totals.images = {sums['images'].item():g}; allowed: at least 1")
+        mine = self.fabric.is_global_zero
+        return {k: (v if mine else torch.zeros_like(v)).to(self.fabric.device) for k, v in sums.items()}
+
+
+def _kind(tensor: Tensor) -> str:
+    """Type and shape, such as "float32 [16, 3]"."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _below(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
+
+
+def _scaler_problem(given: object, now: Mapping[str, Any]) -> str:
+    """What is wrong with the stored state of a gradient scaler whose state now is `now`; "" if nothing."""
+    if not isinstance(given, dict) or given.keys() != now.keys():
+        return f"precision = {given!r}; allowed: {', '.join(now) or 'an empty object'}"
+    for name, value in given.items():
+        low = 0 if name.startswith("_") else 1e-45  # a count may be 0, a factor must not
+        if type(value) not in (int, float) or not low <= value < math.inf:
+            return f"precision: {name} = {value!r}; allowed: a finite number {'of at least' if low == 0 else 'above'} 0"
+    return ""

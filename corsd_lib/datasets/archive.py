@@ -1,0 +1,118 @@
+"""Arrays out of an .npz file, a zip file: sizes are checked before anything is expanded, and nothing is unpickled."""
+
+from __future__ import annotations
+
+import math
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from corsd_lib.errors import CorsdError, shown_text
+
+# Deflate reaches 1000:1 on zeros. Photographs reach 2:1, drawn characters 10:1 or so: what is beyond this is no data set.
+LARGEST_RATIO = 100
+HARMLESS = 256 * 1024**2  # bytes of an array that may be compressed by any ratio
+
+
+class Archive(NamedTuple):
+    """Arrays by name; `others`: names that are in the file too; `checksums`: CRC-32 of each array's bytes, verified."""
+
+    arrays: dict[str, np.ndarray]
+    others: tuple[str, ...]
+    checksums: dict[str, int]
+
+
+def read_archive(path: Path, expected: str, wanted: Callable[[str], bool], required: Iterable[str]) -> Archive:
+    """Read the arrays of `path` whose names are `wanted`; `expected` says in messages what kind of file that is.
+
+    Raises CorsdError for a path that is no file, a damaged file, an array that is `required` and not there, one whose header
+    does not fit the size that is declared, one that expands more than a hundredfold to more than 256 MiB, and for arrays that
+    together exceed the available memory. Sizes are those that headers declare: nothing is expanded to find them.
+    """
+    if not path.exists():
+        raise CorsdError(f"{path} does not exist; expected {expected}")
+    if not path.is_file():
+        raise CorsdError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}; expected {expected}")
+    try:
+        with zipfile.ZipFile(path) as file:
+            return _read(path, file, wanted, required)
+    except CorsdError:
+        raise
+    except Exception as error:  # zipfile raises BadZipFile, NotImplementedError, OSError, ValueError, struct.error and more
+        if isinstance(error, zipfile.BadZipFile) and _is_single_array(path):
+            raise CorsdError(f"{path} holds a single array; expected {expected}") from error
+        raise CorsdError(f"{path} is not a readable .npz file: {error}") from error
+
+
+def _read(path: Path, file: zipfile.ZipFile, wanted: Callable[[str], bool], required: Iterable[str]) -> Archive:
+    members = {shown_text(member.filename.removesuffix(".npy")): member for member in file.infolist()}
+    missing = [name for name in required if name not in members]
+    if missing:
+        raise CorsdError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(members) or 'nothing'}")
+    chosen = {name: member for name, member in members.items() if wanted(name)}
+    for name, member in chosen.items():
+        with _naming(path, name):
+            _check_member(file, member)
+    if sum(member.compress_size for member in chosen.values()) > path.stat().st_size:
+        raise CorsdError(f"{path} is not a readable .npz file: its arrays lie on top of each other or behind its end")
+    total, free = sum(member.file_size for member in chosen.values()), _available_memory()
+    if free is not None and total > free:
+        raise CorsdError(f"{path} expands to {_gigabytes(total)}; available memory: {_gigabytes(free)}")
+    arrays = {}
+    for name, member in chosen.items():
+        with _naming(path, name), file.open(member) as stream:
+            arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
+    others = tuple(name for name in members if name not in chosen)
+    return Archive(arrays, others, {name: member.CRC for name, member in chosen.items()})
+
+
+@contextmanager
+def _naming(path: Path, name: str) -> Iterator[None]:
+    """Whatever is wrong with an array becomes one error that names it."""
+    try:
+        yield
+    except Exception as error:  # zipfile, zlib, lzma and numpy each raise their own, and tokenize its own for a torn header
+        raise CorsdError(f"{path}: array {name} cannot be read: {error or type(error).__name__}") from error
+
+
+def _check_member(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """Raise ValueError unless the header of an array fits the size that the zip file declares, and that is a likely one."""
+    with file.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+        length = stream.tell() + math.prod(shape) * dtype.itemsize
+    if dtype.hasobject:
+        raise ValueError("Object arrays are not read: they would have to be unpickled")
+    if min(shape, default=0) < 0 or length != member.file_size:
+        raise ValueError(f"it declares {dtype} of shape {shape}, which does not fit its {member.file_size:,} bytes")
+    if member.file_size > max(HARMLESS, LARGEST_RATIO * member.compress_size):
+        sizes = f"{_gigabytes(member.compress_size)} that expand to {_gigabytes(member.file_size)}"
+        raise ValueError(f"it has {sizes}; allowed: up to {LARGEST_RATIO} times as much")
+
+
+def _is_single_array(path: Path) -> bool:
+    with open(path, "rb") as stream:
+        return stream.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX
+
+
+def _available_memory() -> int | None:
+    """Bytes that can be had without swapping, or all that the machine has; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.3g} GB"
