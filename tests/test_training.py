@@ -544,13 +544,18 @@ def test_a_stopped_training_ends_as_if_never_stopped(
 
 
 def test_an_epoch_in_two_pieces_took_the_seconds_of_both(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    stop, step = threading.Event(), Trainer._step
+    stop, step, now = threading.Event(), Trainer._step, [0.0]
+
+    def clock() -> float:
+        now[0] += 0.001
+        return now[0]
 
     def slow(self: Trainer, batch: Batch) -> Any:
-        time.sleep(0.5)
+        now[0] += 0.5
         stop.set()
         return step(self, batch)
 
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=clock))  # no clock of a machine that others use too
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_step", slow)
         train(tiny(), progress=False, stop=stop)
