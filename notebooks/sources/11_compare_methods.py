@@ -114,7 +114,7 @@ accuracy_by_method(small)
 # Each row is a method, each mark an exit; a method without shallow exits has one mark. The title names the row that is
 # furthest to the right, as the bold row of a table does. **That is all that it says.** Two questions come first:
 #
-# 1. Where are the bars of the intervals? A row with one seed has none.
+# 1. Where are the bars of the intervals? A row with fewer than three seeds has none.
 # 2. How far apart are the rows, and would they stay in this order with another seed?
 
 # %% [markdown]
@@ -136,7 +136,7 @@ def interval_by_hand(values):
 
 # %% [markdown]
 # The library's tables use the same few lines. One seed has no interval at all: the library says `None`, and its figures
-# draw no bar.
+# draw no bar. The same goes for two seeds, and for seeds that all agree: they may do so by luck.
 
 # %%
 # NBVAL_CHECK_OUTPUT
@@ -209,7 +209,7 @@ gain_by_method(small)
 def verdict(row):
     low, high = row["gain_low"], row["gain_high"]
     if low is None:
-        return "one seed has no interval"
+        return "it has no interval (that takes three seeds that differ)"
     return "its interval holds zero" if low <= 0 <= high else f"its interval is {'above' if low > 0 else 'below'} zero"
 
 
@@ -372,7 +372,7 @@ for m in peers:
 
 # %% [markdown]
 # **Clearly** means here: the interval of the paired difference lies on one side of zero. *Not decided* is not *equal*: look
-# at how wide the interval is. With two seeds a row is decided only if its two differences happen to be nearly alike. And
+# at how wide the interval is. With two seeds nothing is decided: two differences may agree by luck. And
 # CORSD has more weights than its peers, and its search got more trials; a careful reader holds that against it. The best
 # weight of several peers lies at the *end* of what was tried, so more might be had from them. Even what is decided holds for
 # one data set, few images of each class, a small network. It says nothing about the numbers of the paper.
@@ -477,7 +477,7 @@ gain_by_method(mine)
 # b²). Compare the paired interval with *that*, not with either alone.
 
 # %%
-alone = [row["top1_high"][-1] - row["top1"][-1] for row in mine["methods"].values() if row["n"] > 1]
+alone = [row["top1_high"][-1] - row["top1"][-1] for row in mine["methods"].values() if row["top1_high"][-1] is not None]
 if len(alone) == 2:
     print(f"If nothing were shared, the interval of the difference would reach {sum(a**2 for a in alone) ** 0.5:.1f} points.")
 for row in mine["methods"].values():
