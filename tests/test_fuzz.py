@@ -155,7 +155,7 @@ def of_a_study(path: Path) -> dict[str, Action]:
         "study": lambda: Study.from_file(path),
         "jobs": lambda: [Study.from_file(path).config(*job) for job in Study.from_file(path).jobs()],
         "records": lambda: Study.from_file(path).records(),
-        "journal": lambda: _open_study(Search.of(Study.from_file(path), "corsd")).get_trials(),
+        "journal": lambda: _open_study(Search.of(Study.from_file(path), "corsd")),
         "search": lambda: Search.of(Study.from_file(path), "corsd").distributions(),
         "trials": lambda: Study.from_file(path).check_search("corsd"),
         "summary": summary(lambda s: [table(s), markdown(s), short_markdown(s), against(s, "corsd")]),
