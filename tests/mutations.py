@@ -53,6 +53,19 @@ def mutate(name: str, content: bytes, rng: random.Random) -> Mutated:
     return ", ".join(done), after
 
 
+def without_checksum(name: str, content: bytes) -> bytes:
+    """The same file without its checksum, which would be all that is looked at once the content has changed."""
+    if name.endswith(".safetensors"):
+        size = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + size])
+        header.get("__metadata__", {}).pop("checksum", None)
+        text = json.dumps(header).encode()
+        return len(text).to_bytes(8, "little") + text + content[8 + size :]
+    values = [json.loads(line) for line in content.splitlines()] if name.endswith(".jsonl") else [json.loads(content)]
+    values[-1].pop("checksum", None)
+    return "\n".join(map(json.dumps, values)).encode()
+
+
 # --- bytes ------------------------------------------------------------------------------------------------------------
 
 

@@ -458,6 +458,16 @@ def test_a_search_outlives_a_setting_that_the_library_gains(make: Make, monkeypa
     assert "train.cutout" not in tuner._open_study(search).user_attrs["search"]
 
 
+@pytest.mark.parametrize("line", [b"{\n", b"[]\n", b"3\n", b'{"op_code": 0}\n', b'{"op_code": 2, "wor'])
+def test_a_last_line_that_is_none_of_a_journal_is_named(make: Make, line: bytes) -> None:
+    search = Search.of(make(), "byot")
+    search.path.parent.mkdir(parents=True)
+    tuner._open_study(search)
+    search.journal.write_bytes(search.journal.read_bytes() + line)
+    with pytest.raises(CorsdError, match=r"byot\.journal is not a whole journal: .*; remove it to begin anew"):
+        tuner._open_study(search)
+
+
 def test_a_journal_goes_on_after_a_power_cut_and_one_that_is_damaged_is_named(make: Make) -> None:
     study = make()
     tune(study, "byot", trials=1, jobs=1, report=lambda _: None)

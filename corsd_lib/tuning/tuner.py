@@ -279,7 +279,8 @@ def _pruning(search: Search) -> dict[str, int]:
 def _open_study(search: Search) -> optuna.Study:
     """The study of a search in its journal. Raises `CorsdError` when that is damaged, or of another search."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
+    now = search.settings()
+    with _damage_named(search.journal):
         study = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(search.journal))),
             study_name=search.path.stem,
@@ -287,17 +288,24 @@ def _open_study(search: Search) -> optuna.Study:
             pruner=optuna.pruners.MedianPruner(**_pruning(search)),
             load_if_exists=True,
         )
-    except (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:
-        raise CorsdError(f"{search.journal} is not a whole journal: {error}; remove it to begin anew") from error
-    now = search.settings()
-    before = study.user_attrs.get("search", now)  # without what the library could not set when it was written
-    if not isinstance(before, dict):
-        raise CorsdError(f"{search.journal} is not a whole journal: search = {shortened(before)}; remove it to begin anew")
-    changes = [f"{name} was {value!r}, is {now.get(name)!r}" for name, value in before.items() if now.get(name) != value]
+        before = study.user_attrs.get("search", now)  # without what the library could not set when it was written
+        if not isinstance(before, dict):
+            raise TypeError(f"search = {shortened(before)}")
+        changes = [f"{name} was {value!r}, is {now.get(name)!r}" for name, value in before.items() if now.get(name) != value]
+        if not changes:
+            study.set_user_attr("search", before)
     if changes:
         raise CorsdError(f"{search.journal} is of another search: {', '.join(changes)}; remove it and its record to begin anew")
-    study.set_user_attr("search", before)
     return study
+
+
+@contextmanager
+def _damage_named(journal: Path) -> Iterator[None]:
+    """What Optuna raises for a damaged journal, of whatever type, as one `CorsdError`."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:
+        raise CorsdError(f"{journal} is not a whole journal: {error}; remove it to begin anew") from error
 
 
 def _earlier(trial: FrozenTrial | optuna.Trial) -> list[int]:
