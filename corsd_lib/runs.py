@@ -507,5 +507,5 @@ def load_part(module: nn.Module, tensors: Mapping[str, Tensor], part: str, sourc
         if value.dtype not in (FLOATS if dtype in FLOATS else (dtype,)):
             raise CorsdError(f"{source}: {part}.{name} is of {value.dtype}; allowed: {dtype}")
         if not value.isfinite().all():
-            raise CorsdError(f"{source}: {part}.{name} has values that are not finite")
+            raise CorsdError(f"{source}: {part}.{name} is not finite")
     module.load_state_dict({k: v.to(wanted[k].dtype) for k, v in given.items()})

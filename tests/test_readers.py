@@ -311,7 +311,7 @@ def test_a_snapshot_is_read_though_the_first_one_is_damaged(run: Run) -> None:
 @pytest.mark.parametrize(
     "value,message",
     [
-        (torch.full((10,), torch.nan), "network.exits.2.classifier.bias has values that are not finite"),
+        (torch.full((10,), torch.nan), "network.exits.2.classifier.bias is not finite"),
         (torch.zeros(10).long(), "network.exits.2.classifier.bias is of torch.int64; allowed: torch.float32"),
         (torch.zeros(10).to(torch.float8_e4m3fn), "network.exits.2.classifier.bias is of torch.float8"),
     ],
