@@ -322,7 +322,7 @@ _SUMMARY_ROW = fields(
         "top1_by_seed": entries(many(percent, 1), 1),
         **_gain,
         "epochs": whole(1),
-        "images": number(0, 2**53),
+        "images": number(1, 2**53),
         "macs": macs,
         "seconds": seconds,
         "macs_ratio": optional(number(0)),
@@ -353,7 +353,18 @@ def read_summary(path: Path) -> dict[str, Any]:
     values = read_json(path)
     _SUMMARY(values, (str(path),))
     for name, row in values["methods"].items():
-        lists = [row["top1_low"], row["top1_high"], *row["top1_by_seed"].values()]
-        if any(len(each) != len(row["top1"]) for each in lists):
-            raise CorsdError(f"{path}: methods: {shortened(name)}: top1 has {len(row['top1'])} exits, its ends or seeds others")
+        _check_row(f"{path}: methods: {shortened(name)[1:-1]}", row, values["baseline"] in values["methods"])
     return values
+
+
+def _check_row(where: str, row: Mapping[str, Any], reference: bool) -> None:
+    """Exits and ends of intervals that belong together; `reference`: there is a row that gains can be over."""
+    if any(len(each) != len(row["top1"]) for each in (row["top1_low"], row["top1_high"], *row["top1_by_seed"].values())):
+        raise CorsdError(f"{where}: top1 has {len(row['top1'])} exits; allowed: as many as its ends and its seeds have")
+    ends = [*zip(row["top1_low"], row["top1_high"], strict=True), (row["gain_low"], row["gain_high"])]
+    if any((low is None) != (high is None) for low, high in ends):
+        raise CorsdError(f"{where}: an interval with one end; allowed: both, or null for both")
+    if row["gain"] is None and row["gain_low"] is not None:
+        raise CorsdError(f"{where}: gain = None with an interval; allowed: a number, or null for all three")
+    if row["gain"] is not None and not reference:
+        raise CorsdError(f"{where}: gain = {row['gain']} over a baseline that is no row; allowed: null")

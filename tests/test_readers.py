@@ -358,7 +358,11 @@ def test_a_summary_that_is_wrong_is_named(tmp_path: Path) -> None:
     for change, message in (
         (drop("methods"), "summary.json lacks methods"),
         (put("methods", "baseline", "gain", to="1"), "summary.json: methods: baseline: gain = '1'; allowed"),
-        (put("methods", "corsd", "top1_low", to=[None, None]), "methods: 'corsd': top1 has 3 exits"),
+        (put("methods", "corsd", "top1_low", to=[None, None]), "methods: corsd: top1 has 3 exits; allowed: as many"),
+        (put("methods", "corsd", "top1_low", 0, to=None), "methods: corsd: an interval with one end"),
+        (put("methods", "corsd", "gain_high", to=None), "methods: corsd: an interval with one end"),
+        (put("methods", "corsd", "gain", to=None), "methods: corsd: gain = None with an interval"),
+        (put("baseline", to="other"), "gain = .* over a baseline that is no row"),
     ):
         values = json.loads(json.dumps(whole))
         change(values)

@@ -249,6 +249,54 @@ def test_what_is_no_record_is_named(write: Write) -> None:
             study.record("corsd", 0)
 
 
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"seed": "0"}, "seed = '0'; allowed: a whole number from 0"),
+        ({"seed": 1}, "seed = 1; allowed: 0, as the file is named"),
+        ({"row": "byot"}, "row = 'byot'; allowed: 'corsd', as the file is named"),
+        ({"train_top1": []}, "train_top1 has 0 entries; allowed: 1 or more"),
+        ({"images": 1.5}, r"images = 1\.5; allowed: a whole number from 1"),
+        ({"macs": 10**400}, "macs = 1000.*; allowed: a number from 0 to 1e.30"),
+        ({"seconds": None}, "seconds = None; allowed: a number from 0"),
+        ({"test": {"exits": []}}, "test: exits has 0 entries; allowed: 1 or more"),
+        ({"test": {"exits": [{"top1": "50"}]}}, r"test: exits\[0\]: top1 = '50'; allowed: a number from 0 to 100"),
+        ({"provenance": {"revision": 3}}, "provenance: revision = 3; allowed: a string"),
+        ({"best": 3}, "field 'best' is not known; allowed: row, seed, config"),
+    ],
+)
+def test_a_field_of_a_record_that_is_wrong_is_named(write: Write, change: dict[str, Any], message: str) -> None:
+    study = write()
+    write_json(study.record_path("corsd", 0), {**record_of(study, "corsd", 0, 50.0), **change})
+    with pytest.raises(CorsdError, match=rf"corsd-s0\.json: {message}"):
+        study.records()
+
+
+def test_seeds_of_a_row_have_as_many_exits(write: Write) -> None:
+    study = write()
+    for seed, top1 in ((0, (40.0, 50.0)), (1, (50.0,))):
+        write_json(study.record_path("corsd", seed), record_of(study, "corsd", seed, *top1))
+    with pytest.raises(CorsdError, match=r"corsd-s1\.json: test: exits has 1 entries; allowed: 2, as with other seeds"):
+        study.write_tables()
+
+
+@pytest.mark.parametrize(
+    "record,message",
+    [
+        ({"best": {"options": 3}}, "best: options = 3; allowed: an object"),
+        ({"best": []}, r"best = \[\]; allowed: an object"),
+        ([], r"corsd\.json = \[\]; allowed: an object"),
+        ({"best": {"options": {}}, "trials": [3]}, r"trials\[0\] = 3; allowed: an object"),
+        ({"best": {"options": {}}, "trials": [{"error": 3}]}, r"trials\[0\]: error = 3; allowed: a string"),
+    ],
+)
+def test_a_tuning_record_that_is_wrong_is_named(write: Write, record: Any, message: str) -> None:
+    study = write()
+    write_json(study.path / "tuning" / "corsd.json", record)
+    with pytest.raises(CorsdError, match=message):
+        study.config("corsd", 0)
+
+
 def test_a_record_says_what_a_run_came_to_and_nothing_of_its_place(tiny_run: Run) -> None:
     record = make_record(tiny_run, "corsd", 0)
     assert list(record) == ["row", "seed", "config", "test", "train_top1", "images", "macs", "seconds", "provenance"]
