@@ -143,7 +143,12 @@ def _figures(run: Run) -> dict[str, Any]:
     if not run.finished or test is None:
         done = f"{run.epochs_done} of {run.config.epochs} epochs"
         raise CorsdError(f"{run.path} is not finished ({done}): only a finished run is exported")
-    return {name: test.get("trained", test)[name] for name in ("exits", "ensemble")}
+    figures = {name: test.get("trained", test)[name] for name in ("exits", "ensemble")}
+    exits = len(run.network().exits)
+    if len(figures["exits"]) != exits:
+        file = run.path / "test.json"
+        raise CorsdError(f"{file}: exits has {len(figures['exits'])} entries; allowed: {exits}, as the network of its weights")
+    return figures
 
 
 def _portable(run: Run, snapshots: int, probe_images: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,12 @@ from corsd_lib import RelationExplorer, Run, TrainConfig, load_run, train
 from corsd_lib.files import read_json, write_json, write_tensors
 
 EPOCHS = 3
+LONG = "n" * 10_000  # the name of a class
+
+
+def longest_word(text: str) -> int:
+    """Characters of the longest word that is seen of HTML: what is in its tags, titles included, is not."""
+    return max(map(len, re.sub(r"<[^>]*>", " ", text).split()))
 
 
 def small_run(path: Path, method: str, **options: Any) -> Run:

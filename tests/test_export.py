@@ -377,6 +377,17 @@ def test_export_on_the_command_line_says_how_large_it_is(
     assert capsys.readouterr().out.startswith(f"{dest}: {size:.2f} MB, of which weights ")
 
 
+def test_figures_of_other_exits_than_the_weights_have_are_refused_before_anything_is_written(
+    copied: Path, tmp_path: Path
+) -> None:
+    test = read_json(copied / "test.json")
+    test["exits"].pop()
+    write_json(copied / "test.json", test)
+    with pytest.raises(CorsdError, match=r"test\.json: exits has 2 entries; allowed: 3, as the network of its weights"):
+        export_run(load_run(copied), tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+
+
 def test_an_error_on_the_command_line_is_one_line(copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (copied / "weights.safetensors").unlink()
     with pytest.raises(SystemExit) as end:

@@ -19,7 +19,7 @@ import pytest
 from corsd_lib import figures
 from corsd_lib.errors import CorsdError
 from corsd_lib.figures import style
-from corsd_lib.figures.style import GREY, unique_labels
+from corsd_lib.figures.style import GREY, LONGEST, class_labels, hover_name, hover_names, name_html, short_names, unique_labels
 
 NAMES = ("cat", "dog", "eel")
 MATRIX = np.linspace(0, 1, 9, dtype=np.float32).reshape(3, 3)
@@ -63,6 +63,37 @@ def test_labels_are_unique_whatever_the_names(names: list[str]) -> None:
     labels = unique_labels(names)
     assert len(set(labels)) == len(names) and not any("<" in label for label in labels)
     assert all(label.startswith(html.escape(name, quote=False)) for label, name in zip(labels, names, strict=True))
+
+
+LONG = ["<b>" + "n" * 9_997, "cat", "<b>" + "n" * 500]
+
+
+def test_long_names_are_cut_and_stay_different() -> None:
+    assert short_names(["cat", "cat", "d" * LONGEST]) == ["cat", "cat (2)", "d" * LONGEST]
+    assert short_names(LONG) == ["<b>" + "n" * (LONGEST - 4) + "…", "cat", "<b>" + "n" * (LONGEST - 4) + "… (2)"]
+    assert [html.unescape(label) for label in class_labels(LONG)] == short_names(LONG) and "<" not in "".join(
+        class_labels(LONG)
+    )
+
+
+def test_hover_and_title_have_the_whole_of_a_long_name() -> None:
+    lines = hover_name(LONG[0]).split("<br>")
+    assert html.unescape("".join(lines)) == LONG[0] and max(len(html.unescape(line)) for line in lines) == 80
+    assert hover_names(LONG) == [hover_name(LONG[0]), "cat", hover_name(LONG[2])]
+    assert name_html("a & b") == "a &amp; b"
+    whole, short = name_html(LONG[0]).removeprefix('<span title="').removesuffix("</span>").split('">')
+    assert html.unescape(whole) == LONG[0] and html.unescape(short) == short_names(LONG)[0]
+
+
+def test_a_heatmap_keeps_room_for_its_cells_whatever_its_names() -> None:
+    plain = figures.relation_heatmap(np.eye(3), ["a", "cat", "b"])
+    assert plain.data[0].hovertext is None
+    for drawn in (figures.relation_heatmap(np.eye(3), LONG), figures.relation_difference(np.eye(3), np.zeros((3, 3)), LONG)):
+        (heatmap,) = drawn.data
+        assert list(heatmap.x) == class_labels(LONG) and drawn.layout.width < plain.layout.width + 400
+        assert heatmap.hovertext[0][1] == f"{hover_name(LONG[0])} with cat" and "%{hovertext}" in heatmap.hovertemplate
+    turned = figures.relation_heatmap(np.eye(3), LONG, order=[1, 0, 2])
+    assert turned.data[0].hovertext[0][1] == f"cat with {hover_name(LONG[0])}"
 
 
 @pytest.mark.parametrize("dark", [False, True])

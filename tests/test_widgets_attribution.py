@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from explorers import LONG, longest_word
 from PIL import Image
 from tiny import TINY
 
@@ -407,6 +408,24 @@ def test_names_of_classes_are_escaped_everywhere(tiny_run: Run, data: ImageData,
     texts += [checks.figure.to_json() if checks.figure else "", pair_attribution_html(run, 0, 1, 1, ProbeImages(run, data))]
     for text in texts:
         assert "<img src=x" not in text and "&lt;img src=x" in text
+
+
+def test_a_long_name_is_written_short_and_whole_on_hover(tiny_run: Run, data: ImageData, tmp_path: Path) -> None:
+    for file in ("probe.safetensors", "probes/epoch_0002.safetensors", "weights.safetensors"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes((tiny_run.path / file).read_bytes())
+    content = read_json(tiny_run.path / "config.json")
+    content["data"]["class_names"] = [LONG] * 10
+    write_json(tmp_path / "config.json", content)
+    run = load_run(tmp_path)
+    data = replace(data, class_names=(LONG,) * 10)
+    explorer = AttributionExplorer(run, data=data)
+    explorer.target = LONG
+    assert longest_word(explorer.sentence.value) < 60 and longest_word(explorer.table.value) < 60
+    assert f'title="{LONG}"' in explorer.table.value and LONG not in explorer.figure.to_json()
+    for control in (explorer.target_choice, explorer.image_choice.class_choice):
+        assert max(len(option[0] if isinstance(option, tuple) else option) for option in control.options) < 60
+    assert longest_word(pair_attribution_html(run, 0, 1, 1, ProbeImages(run, data))) < 60
 
 
 def test_classes_without_a_probe_image_are_not_offered() -> None:

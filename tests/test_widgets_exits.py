@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from explorers import large_run, small_run
+from explorers import LONG, large_run, longest_word, small_run
 from torch import Tensor
 
 from corsd_lib import Run, TrainConfig, load_dataset, load_run
@@ -254,6 +254,13 @@ def test_names_are_escaped_everywhere(corsd: Run, tmp_path: Path) -> None:
     assert "<img src=x" not in text
     with_images = ExitExplorer(run, data=load_dataset("digits"))
     assert "<img src=x" not in with_images.strips.value + with_images.table.value
+
+
+def test_a_long_name_is_written_short_and_whole_on_hover(corsd: Run, tmp_path: Path) -> None:
+    explorer = ExitExplorer(large_run(corsd, tmp_path, [LONG, "b"], epochs=1, exits=3, images=4))
+    explorer.complete()
+    table = explorer.table.value  # the classes that leave at each exit, where there are no images
+    assert longest_word(table) < 60 and f'title="{LONG}"' in table
 
 
 def test_the_page_begins_as_the_explorer_is(corsd: Run) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from explorers import EPOCHS, click, large_run, shown, small_run
+from explorers import EPOCHS, LONG, click, large_run, longest_word, shown, small_run
 
 from corsd_lib import RelationExplorer, Run, load_run
 from corsd_lib.analysis import class_order, class_relations, snapshot_scores
@@ -140,6 +140,25 @@ def test_names_of_classes_are_escaped_everywhere(corsd: Run, tmp_path: Path) -> 
     explorer.selection = (0, 1)
     assert "<img" not in explorer.table.value and "&lt;img" in explorer.table.value
     assert "<img" not in explorer.figure.to_json() and "&lt;img" in explorer.figure.data[0].x[0]
+
+
+def test_a_long_name_is_drawn_short_and_whole_on_hover(corsd: Run, tmp_path: Path) -> None:
+    explorer = RelationExplorer(large_run(corsd, tmp_path, [LONG, "b", LONG + "m"], epochs=1, images=6))
+    explorer.selection = (0, 1)
+    assert longest_word(explorer.table.value) < 60 and f'title="{LONG}"' in explorer.table.value
+    assert explorer.figure.layout.width < 1000 and max(map(len, explorer.figure.data[0].x)) < 60
+    assert len(set(explorer.figure.data[0].x)) == 3
+    for level in ("class", "image"):
+        explorer.level = level
+        assert explorer.figure.data[0].hovertext[0].replace("<br>", "").startswith(LONG)
+    explorer.against = "deepest exit"
+    assert "%{hovertext}" in explorer.figure.data[0].hovertemplate
+    for control in (explorer.first_class, explorer.second_class):
+        assert max(len(text) for text, _ in control.options) < 60
+    explorer.class_search.value = explorer.class_search.options[1]
+    assert explorer.selection is not None and explorer.selection[0] == 1
+    explorer.class_search.value = LONG + "m"
+    assert explorer.selection[0] == 2
 
 
 def test_a_class_without_pairs_leaves_a_gap_and_the_rest_stands(corsd: Run, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from explorers import EPOCHS, large_run, small_run
+from explorers import EPOCHS, LONG, large_run, longest_word, small_run
 
 from corsd_lib import RelationExplorer, Run, load_dataset, load_run
 from corsd_lib.analysis.embedding import stage_embedding
@@ -331,6 +331,21 @@ def test_names_are_escaped_everywhere(corsd: Run, tmp_path: Path) -> None:
         explorer.colour = colour
         text = explorer.figure.to_json() + explorer.table.value + explorer.marked.value
         assert "<img" not in text and "<i>" not in text and "&lt;img" in text
+
+
+def test_a_long_name_is_drawn_short_and_whole_on_hover(corsd: Run, tmp_path: Path) -> None:
+    run = grouped_run(corsd, tmp_path, 2, 1)
+    config = read_json(tmp_path / "config.json")
+    config["data"] |= {"class_names": [LONG, "b"], "superclass_names": [LONG]}
+    write_json(tmp_path / "config.json", config)
+    explorer = opened(load_run(run.path))
+    explorer.selection = range(10)
+    for colour in ("superclass", "class"):
+        explorer.colour = colour
+        assert longest_word(explorer.marked.value) < 60 and f'title="{LONG}"' in explorer.marked.value
+        assert max(len(trace.name or "") for trace in explorer.figure.data) < 60
+    texts = "".join(explorer.figure.data[0].text)
+    assert LONG in texts.replace("<br>", "") and max(map(len, texts.split("<br>"))) < 120
 
 
 def test_the_page_begins_as_the_explorer_is(corsd: Run) -> None:
