@@ -304,7 +304,7 @@ def _damage_named(journal: Path) -> Iterator[None]:
     """What Optuna raises for a damaged journal, of whatever type, as one `CorsdError`."""
     try:
         yield
-    except (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:
         raise CorsdError(f"{journal} is not a whole journal: {error}; remove it to begin anew") from error
 
 
