@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import html
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +20,7 @@ except ImportError as error:
     raise missing_package("a report", "plotly", error) from error
 
 from corsd_lib.analysis.embedding import PROJECTIONS, stage_embedding
-from corsd_lib.analysis.exits import choose_threshold, early_exit_curve, exit_accuracy, leaving_macs
+from corsd_lib.analysis.exits import choose_threshold, early_exit_curve, exit_accuracy, run_macs
 from corsd_lib.analysis.relations import relation_quality, stored_kind
 from corsd_lib.analysis.structure import class_structure
 from corsd_lib.figures import exit_accuracy_bars, structure_over_epochs, training_curves
@@ -39,7 +38,7 @@ from corsd_lib.pages import (
     text_panel,
     write_page,
 )
-from corsd_lib.runs import PLACE_FIELDS, PROBE_FIELDS, Run, Snapshot, new_network, portable_name
+from corsd_lib.runs import PLACE_FIELDS, PROBE_FIELDS, Run, Snapshot, portable_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -316,8 +315,7 @@ def _early_exits(named: Named) -> list[Panel]:
 
 def _early_exit(run: Run) -> Panel:
     """Leaving early on the probe images of the last snapshot: all that a run holds of itself."""
-    last, network = _last(run), new_network(replace(run.config, pretrained=False), run.data)
-    macs, deepest = leaving_macs(network, run.data)
+    last, (macs, deepest) = _last(run), run_macs(run)
     curve = early_exit_curve([z.float() for z in last.logits], run.probes.labels, macs)
     return exits_panel(
         run, curve, rule="confidence", threshold=choose_threshold(curve), macs=macs, deepest_macs=deepest, split="probe"

@@ -216,7 +216,7 @@ class TrainConfig:
         try:
             return build_method(self.method, network=network, **self.method_options)
         except (RuntimeError, MemoryError) as error:
-            raise CorsdError(f"method {self.method!r} cannot be built: {str(error).strip().partition(chr(10))[0]}") from error
+            raise CorsdError(f"method {self.method!r} cannot be built: {_first_line(error)}") from error
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "config") -> TrainConfig:
@@ -243,6 +243,10 @@ def differences(before: TrainConfig, now: TrainConfig) -> str:
     differing = [k for k in {**old, **new} if old.get(k) != new.get(k)]
     changes = ", ".join(f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in differing[:4])
     return f"{changes}, and {len(differing) - 4} more" if len(differing) > 4 else changes
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _check_type(name: str, value: object, hint: Any) -> None:
@@ -488,7 +492,7 @@ def new_network(config: TrainConfig, data: DataInfo) -> MultiExitNetwork:
         )
     except (RuntimeError, MemoryError) as error:
         asked = f"network {config.network!r} of width {config.width!r} and {data.num_classes} classes"
-        raise CorsdError(f"{asked} cannot be built: {str(error).strip().partition(chr(10))[0]}") from error
+        raise CorsdError(f"{asked} cannot be built: {_first_line(error)}") from error
 
 
 def load_part(module: nn.Module, tensors: Mapping[str, Tensor], part: str, source: Path) -> None:

@@ -16,6 +16,7 @@ from tiny import TINY
 from corsd_lib import cli
 from corsd_lib.analysis import stage_embedding
 from corsd_lib.analysis.embedding import is_kept
+from corsd_lib.analysis.exits import run_macs
 from corsd_lib.errors import CorsdError
 from corsd_lib.files import read_json, read_lines, read_tensors, write_json, write_lines, write_tensors
 from corsd_lib.readers import read_summary
@@ -387,3 +388,16 @@ def test_checking_a_long_run_costs_less_than_reading_it(run: Run) -> None:
         return min(times)
 
     assert seconds(lambda: run.epochs_done) < 4 * seconds(lambda: read_lines(run.path / "metrics.jsonl"))
+
+
+# --- what a configuration says of snapshots ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", [{"width": 2**15}, {"network": "resnet10"}, {"method": "baseline", "method_options": {}}])
+def test_snapshots_of_another_network_are_refused_before_it_takes_memory(run: Run, change: dict[str, Any]) -> None:
+    assert run_macs(run)[0][-1] > run_macs(run)[1] > 0
+    values = read_json(run.path / "config.json")
+    values["train"] |= change
+    write_json(run.path / "config.json", values)
+    with pytest.raises(CorsdError, match=r"snapshots of 3 exits with embeddings of 16 dimensions, but network 'resnet"):
+        run_macs(load_run(run.path))

@@ -170,7 +170,7 @@ def test_a_run_of_cifar100s_size_stays_below_10_mb(corsd: Run, tmp_path: Path, m
     names = [f"class {c}" for c in range(100)]
     run = large_run(corsd, tmp_path / "run", names)
     config = read_json(run.path / "config.json")
-    config["train"]["network"] = "resnet10"  # of four stages
+    config["train"] |= {"network": "resnet10", "width": 8}  # of four stages, 64 channels in the last
     config["data"] |= {"superclass_names": names[:20], "superclass_of_class": [c % 20 for c in range(100)]}
     write_json(run.path / "config.json", config)
     labels = torch.arange(100).repeat_interleave(10)

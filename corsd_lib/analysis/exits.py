@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +20,7 @@ from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.evaluation import count_macs, evaluating, exit_logits, run_data, top_k_accuracy
 from corsd_lib.network import MultiExitNetwork
-from corsd_lib.runs import DataInfo, Run
+from corsd_lib.runs import DataInfo, Run, new_network
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +39,7 @@ __all__ = [
     "first_right",
     "leaving_macs",
     "overthinking",
+    "run_macs",
 ]
 
 RULES = ("confidence", "entropy", "patience")
@@ -200,6 +201,23 @@ def leaving_macs(network: MultiExitNetwork, data: ImageData | DataInfo) -> tuple
     before = _backbone_macs(network.backbone, shape, [tuple(x.shape) for x in inputs])
     to_exit = [before[stage] for stage in network.exit_stages]
     return [macs + sum(heads[: k + 1]) for k, macs in enumerate(to_exit)], to_exit[-1] + heads[-1]
+
+
+def run_macs(run: Run) -> tuple[list[int], int]:
+    """`leaving_macs` of the network of a run with snapshots; its weights need not be there.
+
+    Raises `CorsdError` where the snapshots are of another network than the configuration says.
+    """
+    with torch.device("meta"):  # neither weights nor random numbers are wanted
+        network = new_network(replace(run.config, pretrained=False), run.data)
+    snapshot = run.probes[max(run.probes)]
+    have, want = (len(snapshot.logits), snapshot.embeddings[0].shape[1]), (len(network.exits), network.embedding_dim)
+    if have != want:  # before memory is taken for it
+        raise CorsdError(
+            f"{run.path}: snapshots of {have[0]} exits with embeddings of {have[1]} dimensions, but network "
+            f"{run.config.network!r} of config.json has {want[0]} exits and {want[1]} dimensions"
+        )
+    return leaving_macs(network.to_empty(device="cpu"), run.data)
 
 
 def _backbone_macs(backbone: StagedBackbone, shape: tuple[int, ...], inputs: Sequence[tuple[int, ...]]) -> list[int]:

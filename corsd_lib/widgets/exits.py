@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import math
 from collections import Counter
-from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from corsd_lib.analysis.exits import RULES, choose_threshold, early_exit_curve, exits_left, leaving_macs
+from corsd_lib.analysis.exits import RULES, choose_threshold, early_exit_curve, exits_left, run_macs
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.evaluation import exit_logits
 from corsd_lib.figures.exits import early_exit_plot
 from corsd_lib.figures.style import PALETTE, exit_names, name_html
 from corsd_lib.pages import Panel, exits_panel
-from corsd_lib.runs import Run, new_network
+from corsd_lib.runs import Run
 from corsd_lib.widgets.base import Explorer
 from corsd_lib.widgets.probe_images import ProbeImages
 from corsd_lib.widgets.thumbnails import Thumbnails, html_table, thumbnail
@@ -207,11 +206,7 @@ class ExitExplorer(Explorer):
     @cached_property
     def _costs(self) -> tuple[list[int], int]:
         """MACs of leaving at each exit, and of the plain network; of the architecture, so weights need not be there yet."""
-        data = self.run.data
-        with torch.device("meta"):  # neither weights nor random numbers are wanted
-            network = new_network(replace(self.run.config, pretrained=False), data)
-        network.to_empty(device="cpu")
-        return leaving_macs(network, data)
+        return run_macs(self.run)
 
     def _answers_on(self, split: str) -> tuple[list[Tensor], Tensor]:
         """Logits, K x (N, C), and labels (N,) of a split; the network is asked once."""
