@@ -60,6 +60,7 @@ WORDS: dict[str, tuple[Any, str]] = {
     "channels_last": (True, "--channels-last"),
     "compile": (True, "--compile"),
     "cuda_graphs": (True, "--cuda-graphs"),
+    "deterministic": (True, "--deterministic"),
     "workers": (0, "--workers 0"),
     "seed": (9, "--seed 9"),
     "out": ("a run", "--out 'a run'"),

@@ -14,7 +14,7 @@ from corsd_lib.batches import evaluation_batches
 from corsd_lib.datasets import ImageArrays, ImageData, ImageFiles, Split, load_dataset
 from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import load_data
-from corsd_lib.files import read_tensors, write_json, write_tensors
+from corsd_lib.files import read_json, read_tensors, write_json, write_tensors
 from corsd_lib.methods import Method, build_method
 from corsd_lib.network import MultiExitNetwork, build_network
 from corsd_lib.probing import ProbeSet, _half
@@ -110,9 +110,14 @@ def test_runs_of_two_methods_look_at_the_same_images(tiny: Tiny, tiny_run: Run) 
 @pytest.mark.parametrize(
     "method,exits,stages", [("baseline", 1, 1), ("probe", 3, 3), ("byot", 3, 3), ("corsd", 3, 3), ("corsd_release", 1, 3)]
 )
-def test_a_snapshot_has_the_documented_shapes(digits: ImageData, tmp_path: Path, method: str, exits: int, stages: int) -> None:
-    tensors = ProbeSet(digits, 40).snapshot(*_parts(method))
-    write_json(tmp_path / "config.json", {})
+def test_a_snapshot_has_the_documented_shapes(
+    digits: ImageData, tiny_run: Run, tmp_path: Path, method: str, exits: int, stages: int
+) -> None:
+    probe = ProbeSet(digits, 40)
+    probe.write(tmp_path)
+    tensors = probe.snapshot(*_parts(method))
+    config = read_json(tiny_run.path / "config.json")
+    write_json(tmp_path / "config.json", {**config, "train": {**config["train"], "method": method, "method_options": {}}})
     write_tensors(tmp_path / "probes" / "epoch_0003.safetensors", tensors)
     snapshot = load_run(tmp_path).probes[3]
     assert [(e.shape, e.dtype) for e in snapshot.embeddings] == [((40, 16), torch.float16)] * exits
