@@ -186,11 +186,11 @@ def read_snapshot(path: Path, images: int, classes: int, like: Path | None = Non
 def _numbered(path: Path, tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
     """Tensors `name`.0, `name`.1 and so on; at least one."""
     count = sum(key.startswith(f"{name}.") for key in tensors)
-    found = [tensors.get(f"{name}.{k}") for k in range(max(1, count))]
-    if None in [t if t is None else 0 for t in found]:
-        missing = next(k for k, t in enumerate(found) if t is None)
-        raise CorsdError(f"{path} lacks {name}.{missing}")
-    return [t for t in found if t is not None]
+    names = [f"{name}.{k}" for k in range(max(1, count))]
+    for each in names:
+        if each not in tensors:
+            raise CorsdError(f"{path} lacks {each}")
+    return [tensors[each] for each in names]
 
 
 def _check_floating(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:

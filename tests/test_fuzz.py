@@ -30,6 +30,7 @@ from corsd_lib.analysis import (
     stage_embedding,
 )
 from corsd_lib.analysis.exits import first_right, overthinking
+from corsd_lib.analysis.relations import snapshot_at
 from corsd_lib.errors import CorsdError
 from corsd_lib.export import committed_run, committed_summary
 from corsd_lib.figures import accuracy_by_method, gain_by_method, training_curves
@@ -127,7 +128,7 @@ def made_of_a_run(path: Path) -> dict[str, Action]:
 
 
 def _answers(run: Run) -> tuple[list[torch.Tensor], torch.Tensor]:
-    return [z.float() for z in run.probes[1].logits], run.probes.labels
+    return [z.float() for z in snapshot_at(run, 1).logits], run.probes.labels
 
 
 def slow_of_a_run(path: Path) -> dict[str, Action]:
