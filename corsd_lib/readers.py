@@ -271,16 +271,15 @@ _RECORD = fields(
 )
 
 
-def read_record(path: Path, row: str, seed: int) -> dict[str, Any]:
+def read_record(path: Path, seed: int) -> dict[str, Any]:
     """A `records/<row>-s<seed>.json`, see `corsd_lib.study.make_record`."""
     values = read_json(path)
     for part in ("config", "test"):
         if not isinstance(values, dict) or not isinstance(values.get(part), dict):
             raise CorsdError(f"{path} is no record of a training: it has no {part}")
     _RECORD(values, (str(path),))
-    for name, wanted in (("row", row), ("seed", seed)):
-        if values[name] != wanted:
-            raise CorsdError(f"{path}: {name} = {shortened(values[name])}; allowed: {wanted!r}, as the file is named")
+    if values["seed"] != seed:
+        raise CorsdError(f"{path}: seed = {values['seed']}; allowed: {seed}, as the file is named")
     return values
 
 

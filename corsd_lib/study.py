@@ -182,7 +182,7 @@ class Study:
         path = self.record_path(row, seed)
         if not path.is_file():
             return None
-        record = read_record(path, row, seed)
+        record = read_record(path, seed)
         before, now = TrainConfig.from_dict(record["config"], str(path)), self.config(row, seed)
         if changes := differences(before, replace(now, data=portable_name(now.data))):
             raise CorsdError(f"{path} is of another configuration: {changes}; remove or rename it to train again")

@@ -85,7 +85,8 @@ class StageExplorer(Explorer):
         self._snapshot = lru_cache(maxsize=4)(lambda epoch: self._probes[epoch])
         self.note = ipw.HTML()
         self.embedding = self._opening(method)
-        self._full, self._names = run.data.class_names, short_names(run.data.class_names)
+        self._names = short_names(run.data.class_names)
+        self._told = _whole(run.data.class_names, self._names)
         self._superclasses = short_names(run.data.superclass_names)
         self._labels = self.embedding.labels.numpy()
         self._exits = exit_names(len(self.embedding.exits))
@@ -292,7 +293,7 @@ class StageExplorer(Explorer):
 
     def _captions(self) -> list[str]:
         """What hover says of an image; the same at all exits and epochs, so that it travels once."""
-        data, names = self.run.data, _whole(self._full, self._names)
+        data, names = self.run.data, self._told
         above = _whole(data.superclass_names, self._superclasses)
         groups = [f"\n{above[data.superclass_of_class[c]]}" if self._grouped else "" for c in self._labels]
         return [f"{names[c]}{group}\nimage {i}" for i, (c, group) in enumerate(zip(self._labels, groups, strict=True))]
@@ -361,7 +362,7 @@ class StageExplorer(Explorer):
     def _mark(self) -> None:
         with self.figure.batch_update():
             self._panels.mark(self.selection)
-        self.marked.value = marked_html(self.selection, self.embedding.labels, self._logits(), _whole(self._full, self._names))
+        self.marked.value = marked_html(self.selection, self.embedding.labels, self._logits(), self._told)
 
     @property
     def _e(self) -> int:
@@ -400,7 +401,7 @@ class StageExplorer(Explorer):
         logits, rows = self._snapshot(self.epoch).logits, []
         near = self._neighbours()
         pngs = self._thumbnails.of([self.image, *(p for some in near for p in some)])
-        label, names = self._labels[self.image], _whole(self._full, self._names)
+        label, names = self._labels[self.image], self._told
         for name, z, some in zip(self._exits, logits, near, strict=True):
             sure, guess = (t.item() for t in F.softmax(z[self.image].float(), dim=0).max(0))
             sign = "✓" if guess == label else "✗"
@@ -417,7 +418,7 @@ class StageExplorer(Explorer):
 
     def _thumbnail(self, position: int, png: bytes | None) -> str:
         same = self._labels[position] == self._labels[self.image]
-        return thumbnail(png, [f"{'✓' if same else '✗'} {self._full[self._labels[position]]}"], bool(same))
+        return thumbnail(png, [f"{'✓' if same else '✗'} {self._told[self._labels[position]]}"], bool(same))
 
 
 def _whole(names: Sequence[str], drawn: Sequence[str]) -> list[str]:
