@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from ipywidgets import Widget
 from mutations import mutate, without_checksum
 
 from corsd_lib import cli, compare
@@ -200,6 +201,7 @@ def test_whatever_is_in_a_file_opening_it_works_or_ends_in_one_error(
         if "Traceback" in err or any(not line.startswith("corsd: error: ") for line in err.splitlines()):
             failures.append(f"mutation {number} wrote more than a line of error: {err[:500]}")
         shutil.rmtree(folder)
+        Widget.close_all()  # which ipywidgets would keep for as long as the process lives
     assert not failures, f"{len(failures)} failures\n" + "\n\n".join(failures[:20])
 
 
