@@ -39,7 +39,6 @@ from corsd_lib.files import (
     LockedError,
     locked,
     read_json,
-    read_lines,
     remove_parts,
     with_checksum,
     write_json,
@@ -51,6 +50,7 @@ from corsd_lib.network import MultiExitNetwork
 from corsd_lib.optimisation import learning_rate, parameter_groups
 from corsd_lib.probing import ProbeSet
 from corsd_lib.provenance import provenance
+from corsd_lib.readers import read_metrics
 from corsd_lib.runs import DataInfo, Run, TrainConfig, differences, new_network
 
 if TYPE_CHECKING:
@@ -449,8 +449,8 @@ class Trainer:
     def _recorded(self, epochs: int) -> list[dict[str, Any]]:
         """The records of the first `epochs` epochs; `CorsdError` where one is missing."""
         file = self.path / "metrics.jsonl"
-        lines = read_lines(file)
-        there = [line.get("epoch") for line in lines]
+        lines = read_metrics(file)
+        there = [line["epoch"] for line in lines]
         if there[:epochs] != list(range(1, epochs + 1)) or there[epochs:] not in ([], [epochs + 1]):
             raise CorsdError(f"{file} has epochs {there}; allowed: each of the {epochs} that are done, and perhaps the next")
         return lines[:epochs]

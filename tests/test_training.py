@@ -1387,3 +1387,18 @@ def test_cuda_graphs_change_nothing_where_there_is_no_gpu(tiny: Tiny) -> None:
     graphs = _train(tiny("graphs", cuda_graphs=True, accelerator="cpu"))
     assert _weights(graphs).keys() == _weights(_train(tiny("eager"))).keys()
     assert all(torch.equal(v, _weights(Run(tiny("eager").path))[k]) for k, v in _weights(graphs).items())
+
+
+@pytest.mark.parametrize(
+    "line", ["[1]", "1", '{"epoch": true}', '{"epoch": 1}', '{"epoch": 1, "step": 3, "loss.total": "abc"}'], ids=str
+)
+def test_a_resume_refuses_metrics_that_nothing_can_read(tiny: Tiny, line: str) -> None:
+    stop = threading.Event()
+    config = tiny(epochs=3)
+    _train(config, stop=stop, on_epoch=lambda run: stop.set())
+    file = config.path / "metrics.jsonl"
+    file.write_text(line + "\n", encoding="utf-8")
+    checkpoint = (config.path / "checkpoint.safetensors").read_bytes()
+    with pytest.raises(CorsdError, match=r"metrics\.jsonl"):
+        _train(replace(config, resume=True))
+    assert (config.path / "checkpoint.safetensors").read_bytes() == checkpoint and file.read_text() == line + "\n"
