@@ -159,7 +159,7 @@ def test_of_several_processes_the_first_speaks_of_the_data(tiny: Tiny, monkeypat
         raise CorsdError("that is all")
 
     monkeypatch.setattr(training, "_given_or_named", loaded)
-    fabric: Any = SimpleNamespace(device=torch.device("cpu"), is_global_zero=first)
+    fabric: Any = SimpleNamespace(device=torch.device("cpu"), is_global_zero=first, broadcast=lambda problem: problem)
     with warnings.catch_warnings(record=True) as seen, pytest.raises(CorsdError, match="that is all"):
         warnings.simplefilter("always")
         training._train(fabric, tiny(), None, None, False, None)
