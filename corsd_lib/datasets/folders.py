@@ -63,11 +63,11 @@ def load_folder(name: str, folder: Path, image_size: int | None, test_fraction: 
 
     The last is the test set; where there are all three, val/ is the validation split (unless a fraction of train is asked
     for); val/ may be called valid/, validation/ or dev/. A folder of class folders alone is split: `test_fraction` of each
-    class (0.2 by default) is the test set, the same whatever the seed of a training, as long as no file changes its name. Images whose squares (side 8/7 of
-    `image_size`, from the centre) fit together in `MEMORY_LIMIT` bytes are kept in memory with their own statistics; above,
-    they stream from files, with ImageNet's, and random crops are of the whole picture. Orientation tags (EXIF) are not applied,
-    as in torchvision. Raises CorsdError for missing folders, differing classes, a class without images, an unreadable image,
-    and for a `test_fraction` where there is a split.
+    class (0.2 by default) is the test set, the same whatever the seed of a training, as long as no file changes its name.
+    Images whose squares (side 8/7 of `image_size`, from the centre) fit together in `MEMORY_LIMIT` bytes are kept in memory
+    with their own statistics; above, they stream from files, with ImageNet's, and random crops are of the whole picture.
+    Orientation tags (EXIF) are not applied, as in torchvision. Raises CorsdError for missing folders, differing classes, a
+    class without images, an unreadable image, and for a `test_fraction` where there is a split.
     """
     parts = _parts(folder, test_fraction)
     side = image_size or 64
