@@ -117,9 +117,13 @@ class PairScore(nn.Module):
         """Scores (B, B) in (0, 1) of all ordered pairs of vectors (B, D); 1 = related."""
         return self.log_odds(vectors).sigmoid()
 
-    def log_odds(self, vectors: Tensor) -> Tensor:
-        """Log-odds (B, B) of the scores of all ordered pairs of vectors (B, D), at least float32."""
-        return self._log_odds_matrix(*self._halves(vectors))
+    def log_odds(self, vectors: Tensor, others: Tensor | None = None) -> Tensor:
+        """Log-odds of the scores of all ordered pairs of vectors (B, D) with `others` (M, D): (B, M), at least float32.
+
+        Without `others` of the pairs of the vectors themselves, (B, B).
+        """
+        first, second = self._halves(vectors)
+        return self._log_odds_matrix(first, second if others is None else self._halves(others)[1])
 
     def pair_scores(self, first: Tensor, second: Tensor) -> Tensor:
         """Scores (P,) of the pairs of two aligned sets of vectors (P, D)."""
