@@ -17,9 +17,11 @@ from torch import Tensor
 
 __all__ = [
     "auxiliary_cross_entropy",
+    "class_affinity",
     "class_distillation",
     "cross_entropy",
     "distillation",
+    "ensembled_targets",
     "feature_hint",
     "full_precision",
     "margin_over_batch",
@@ -27,10 +29,15 @@ __all__ = [
     "mixed_cross_entropy",
     "normalised_distances",
     "pairwise_distances",
+    "relation_affinity",
+    "relation_cross_entropy",
     "relation_transfer",
+    "relation_transfer_by_row_correlation",
+    "relation_transfer_by_row_divergence",
     "relation_transfer_over_batch",
     "rkd_angle",
     "rkd_distance",
+    "target_divergence",
 ]
 
 
@@ -226,3 +233,87 @@ def _angles(embeddings: Tensor) -> Tensor:
     apart = square > 1e-8 * square.detach().mean()
     towards = towards * torch.where(apart, square, 1.0).rsqrt() * apart
     return towards @ towards.transpose(1, 2)
+
+
+# --- relations as probabilities, and what they teach ------------------------------------------------------------------
+
+
+def relation_cross_entropy(log_odds: Tensor, labels: Tensor) -> Tensor:
+    """Balanced binary cross-entropy of "same class?" over every ordered pair of a batch; nats, >= 0.
+
+    `log_odds` (B, B) of the relation scores, `labels` (B,). Intra and inter pairs weigh one half each; a kind that is absent is
+    left out. A proper scoring rule: at its minimum the score is P(y_i = y_j) where both answers are equally frequent. Ours.
+    """
+    kinds = torch.stack(_kinds(labels))  # (2, B, B)
+    nats = torch.stack([F.softplus(-log_odds), F.softplus(log_odds)])
+    counts = kinds.sum((1, 2))
+    means = (nats * kinds).sum((1, 2)) / counts.clamp_min(1)
+    return means.sum() / (counts > 0).sum().clamp_min(1)
+
+
+def relation_affinity(log_odds: Tensor) -> Tensor:
+    """Row-softmax (B, B) of `log_odds` (B, B) without the diagonal: rows sum to 1, the diagonal is 0; (1, 1) of one image is 1.
+
+    BAKE's affinity with any relation in place of the cosine, arXiv 2104.13298.
+    """
+    if len(log_odds) < 2:
+        return torch.ones_like(log_odds)
+    eye = torch.eye(len(log_odds), dtype=torch.bool, device=log_odds.device)
+    return log_odds.masked_fill(eye, -torch.inf).softmax(1)
+
+
+def class_affinity(labels: Tensor) -> Tensor:
+    """Row-stochastic (B, B) of labels (B,): equal shares of the other images of the class; an image without any is its own."""
+    intra = _kinds(labels)[0].float()
+    alone = intra.sum(1) == 0
+    return (intra + torch.diag(alone.float())) / intra.sum(1).clamp_min(1)[:, None]
+
+
+@full_precision
+def ensembled_targets(probabilities: Tensor, affinity: Tensor, omega: float = 0.5) -> Tensor:
+    """(1 - w)(I - wA)^-1 P: predictions (B, C) mixed along a row-stochastic affinity (B, B); rows sum to 1, no gradient.
+
+    The limit of repeating Q = wAQ + (1 - w)P, for `omega` w in [0, 1). BAKE, arXiv 2104.13298.
+    """
+    with torch.no_grad():
+        system = torch.eye(len(affinity), device=affinity.device, dtype=affinity.dtype) - omega * affinity
+        return torch.linalg.solve_ex(system, (1 - omega) * probabilities)[0]  # I - wA is never singular: nothing to check
+
+
+@full_precision
+def target_divergence(target: Tensor, logits: Tensor, temperature: float = 4.0) -> Tensor:
+    """T² · KL(target ‖ softmax(logits / T)), mean over the rows; `target` (B, C) probabilities, `logits` (B, C); >= 0 nats."""
+    if not len(logits):
+        return logits.sum() * 0.0
+    entropy = torch.special.entr(target.detach()).sum(1)
+    cross = -(target.detach() * _log_softmax(logits / temperature)).sum(1)
+    return (cross - entropy).mean() * temperature**2
+
+
+def relation_transfer_by_row_divergence(teacher: Tensor, student: Tensor) -> Tensor:
+    """KL between the row-softmaxes of log-odds (B, B) without the diagonal, mean over the rows; >= 0 nats. Ours.
+
+    No gradient reaches `teacher`.
+    """
+    if len(student) < 2:
+        return student.sum() * 0.0
+    log_p, log_q = (_off_diagonal(m).log_softmax(1) for m in (teacher.detach(), student))
+    return F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+def relation_transfer_by_row_correlation(teacher: Tensor, student: Tensor) -> Tensor:
+    """1 - Pearson correlation of the rows of log-odds (B, B) with the teacher's, without the diagonal, mean; in [0, 2].
+
+    No gradient reaches `teacher`. DIST's relation, arXiv 2205.10536, between images in place of classes; ours.
+    """
+    if len(student) < 3:  # two numbers always correlate
+        return student.sum() * 0.0
+    rows = (_off_diagonal(m) for m in (teacher.detach(), student))
+    t, s = (F.normalize(r - r.mean(1, keepdim=True), dim=1, eps=1e-6) for r in rows)
+    return 1 - (t * s).sum(1).mean()
+
+
+def _off_diagonal(matrix: Tensor) -> Tensor:
+    """(B, B) -> (B, B - 1): its rows without the diagonal."""
+    n = len(matrix)
+    return matrix.flatten()[1:].view(n - 1, n + 1)[:, :-1].reshape(n, n - 1)

@@ -49,7 +49,8 @@ class RelationOutput(NamedTuple):
     """What a relation network says of a batch: scores in (0, 1) and auxiliary logits, of intra and of inter pairs.
 
     `intra` (P,), `inter` (Q,): scores and `intra_logits` (P, C), `inter_logits` (Q, C) of the given `StructuredPairs`; `matrix`
-    (B, B): the scores of all ordered pairs, where the network computes them (`VectorRelation`).
+    (B, B): the scores of all ordered pairs, where the network computes them (`VectorRelation`), and `log_odds` (B, B) their
+    log r / (1 - r), where the score is a sigmoid of them.
     """
 
     intra: Tensor
@@ -57,6 +58,7 @@ class RelationOutput(NamedTuple):
     intra_logits: Tensor
     inter_logits: Tensor
     matrix: Tensor | None = None
+    log_odds: Tensor | None = None
 
 
 def sample_pairs(labels: Tensor, generator: torch.Generator | None = None, limit: int = 4096) -> StructuredPairs:
@@ -101,22 +103,31 @@ class PairScore(nn.Module):
     scores of all B² ordered pairs cost two B x D products and one broadcast add. Vectors are layer-normalised first (no
     parameters), since their scale differs from stage to stage. Above `block_pairs` pairs the scores are computed in blocks
     of rows that are recomputed in the backward pass, so that memory grows with the block and not with B² x hidden.
+    `symmetric` sets V = U: then r_ij = r_ji by construction.
     """
 
-    def __init__(self, dim: int, hidden: int = 128, block_pairs: int = 65536) -> None:
+    def __init__(self, dim: int, hidden: int = 128, block_pairs: int = 65536, symmetric: bool = False) -> None:
         super().__init__()
         self.first = nn.Linear(dim, hidden)
-        self.second = nn.Linear(dim, hidden, bias=False)
+        self.second = None if symmetric else nn.Linear(dim, hidden, bias=False)
         self.score = nn.Linear(hidden, 1)
         self.block_pairs = block_pairs
 
     def scores(self, vectors: Tensor) -> Tensor:
         """Scores (B, B) in (0, 1) of all ordered pairs of vectors (B, D); 1 = related."""
-        return self._score_matrix(*self._halves(vectors))
+        return self.log_odds(vectors).sigmoid()
+
+    def log_odds(self, vectors: Tensor, others: Tensor | None = None) -> Tensor:
+        """Log-odds of the scores of all ordered pairs of vectors (B, D) with `others` (M, D): (B, M), at least float32.
+
+        Without `others` of the pairs of the vectors themselves, (B, B).
+        """
+        first, second = self._halves(vectors)
+        return self._log_odds_matrix(first, second if others is None else self._halves(others)[1])
 
     def pair_scores(self, first: Tensor, second: Tensor) -> Tensor:
         """Scores (P,) of the pairs of two aligned sets of vectors (P, D)."""
-        return self._score(self.pair_embeddings(first, second))
+        return log_odds_of(self.score(self.pair_embeddings(first, second))).sigmoid()
 
     def pair_embeddings(self, first: Tensor, second: Tensor) -> Tensor:
         """Relation embeddings h (P, H) >= 0 of the pairs of two aligned sets of vectors (P, D)."""
@@ -125,37 +136,37 @@ class PairScore(nn.Module):
     def _halves(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Vectors (B, D) -> U·e + b and V·e, (B, H) each."""
         e = F.layer_norm(vectors, vectors.shape[1:])
-        return self.first(e), self.second(e)
+        return self.first(e), F.linear(e, self.first.weight) if self.second is None else self.second(e)
 
-    def _score(self, h: Tensor) -> Tensor:
-        return scores_of(self.score(h))
-
-    def _score_matrix(self, u: Tensor, v: Tensor) -> Tensor:
+    def _log_odds_matrix(self, u: Tensor, v: Tensor) -> Tensor:
         blocks = u.split(max(1, self.block_pairs // max(1, len(v))))
         if len(blocks) == 1 or not (torch.is_grad_enabled() and u.requires_grad):
-            return torch.cat([self._score_rows(block, v) for block in blocks])
-        recompute = partial(checkpoint, self._score_rows, use_reentrant=False, preserve_rng_state=False)
+            return torch.cat([self._log_odds_rows(block, v) for block in blocks])
+        recompute = partial(checkpoint, self._log_odds_rows, use_reentrant=False, preserve_rng_state=False)
         return torch.cat([recompute(block, v) for block in blocks])
 
-    def _score_rows(self, u: Tensor, v: Tensor) -> Tensor:
+    def _log_odds_rows(self, u: Tensor, v: Tensor) -> Tensor:
         h = (u[:, None, :] + v[None, :, :]).relu_()  # (rows, B, H): the only tensor of this size
-        return self._score(h)
+        return log_odds_of(self.score(h))
 
 
 class VectorRelation(PairScore):
     """Relation network on exit embeddings: `PairScore` and an auxiliary classifier q_ij = A·h_ij on the same h. CORSD; ours."""
 
-    def __init__(self, dim: int, num_classes: int, hidden: int = 128, block_pairs: int = 65536) -> None:
-        super().__init__(dim, hidden, block_pairs)
+    def __init__(
+        self, dim: int, num_classes: int, hidden: int = 128, block_pairs: int = 65536, symmetric: bool = False
+    ) -> None:
+        super().__init__(dim, hidden, block_pairs, symmetric)
         self.auxiliary = nn.Linear(hidden, num_classes)
 
     def forward(self, embeddings: Tensor, labels: Tensor, pairs: StructuredPairs) -> RelationOutput:
         """Embeddings (B, D) -> scores of all pairs, scores and auxiliary logits of `pairs`; `labels` are not read."""
         u, v = self._halves(embeddings)  # (B, H) each
-        matrix = self._score_matrix(u, v)
+        log_odds = self._log_odds_matrix(u, v)
+        matrix = log_odds.sigmoid()
         i, j = torch.cat(pairs, dim=1)
         logits = self.auxiliary(F.relu(u.index_select(0, i) + v.index_select(0, j)))  # (P + Q, C)
-        return RelationOutput(*_parted(_entries(matrix, i, j), pairs), *_parted(logits, pairs), matrix)
+        return RelationOutput(*_parted(_entries(matrix, i, j), pairs), *_parted(logits, pairs), matrix, log_odds)
 
     def auxiliary_logits(self, first: Tensor, second: Tensor) -> Tensor:
         """Auxiliary logits (P, C) of the pairs of two aligned sets of embeddings (P, D)."""
@@ -233,12 +244,12 @@ class MapRelation(nn.Module):
         return self.body(torch.cat([features.index_select(0, i), features.index_select(0, j)], dim=1)).mean(dim=(2, 3))
 
     def _score(self, pooled: Tensor) -> Tensor:
-        return scores_of(self.score(F.relu(self.embed(pooled))))
+        return log_odds_of(self.score(F.relu(self.embed(pooled)))).sigmoid()
 
 
-def scores_of(logits: Tensor) -> Tensor:
-    """Sigmoid of score logits (..., 1) -> (...) in at least float32: mixed precision must not blur sums over all triplets."""
-    return logits.squeeze(-1).to(torch.promote_types(logits.dtype, torch.float32)).sigmoid()
+def log_odds_of(logits: Tensor) -> Tensor:
+    """Score logits (..., 1) -> (...) in at least float32: mixed precision must not blur sums over all triplets."""
+    return logits.squeeze(-1).to(torch.promote_types(logits.dtype, torch.float32))
 
 
 @full_precision

@@ -32,6 +32,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "corsd, shared": {"method": "corsd", "method_options": {"shared": True}},
     "corsd, cosine": {"method": "corsd", "method_options": {"relation": "cosine"}},
     "corsd, l2": {"method": "corsd", "method_options": {"relation": "l2"}},
+    "corsd, relations that teach": {
+        "method": "corsd",
+        "method_options": {"relation_ce": 0.5, "relation_kd": 1.0, "relation_warmup": 0.5, "transfer": "row_kl"},
+    },
 }
 # Batches of 128 images of 10 classes: enough pairs for PyTorch to share the work among threads.
 LARGE: dict[str, Any] = {"per_class": 40, "batch_size": 128, "epochs": 2, "probe_every": 0, "width": 8}

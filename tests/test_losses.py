@@ -353,3 +353,121 @@ def test_mixed_precision_does_not_blur_a_loss(loss: Callable[[Tensor, Tensor], T
     scale = 2.0**12  # float16 wants one, as in training
     (left,), (right,) = torch.autograd.grad(value * scale, mixed), torch.autograd.grad(reference * scale, exact)
     assert (left.double() - right).norm() < 5e-3 * right.norm()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=20, deadline=None)
+@given(sizes=SIZES)
+def test_relation_cross_entropy_is_the_balanced_loop_over_pairs(dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
+    b, _, seed = sizes
+    g = torch.Generator().manual_seed(seed)
+    log_odds = 3 * torch.randn(b, b, generator=g, dtype=dtype)
+    labels = torch.randint(3, (b,), generator=g)
+
+    def slow(log_odds: Tensor) -> Tensor:
+        nats: dict[bool, list[Tensor]] = {True: [], False: []}
+        for i in range(b):
+            for j in range(b):
+                if i != j:
+                    same = bool(labels[i] == labels[j])
+                    score = 1 / (1 + (-log_odds[i, j]).exp())
+                    nats[same].append(-(score if same else 1 - score).log())
+        means = [torch.stack(v).mean() for v in nats.values() if v]
+        return sum(means, log_odds.sum() * 0.0) / max(len(means), 1)
+
+    check_equal(lambda m: losses.relation_cross_entropy(m, labels), slow, log_odds)
+
+
+def test_relation_cross_entropy_is_least_where_the_score_is_the_probability_of_one_class() -> None:
+    """Two kinds of pairs that look alike are told apart at best by how frequent they are, each kind weighing one half."""
+    labels = torch.tensor([0, 0, 0, 1])  # 6 ordered intra pairs, 6 inter: one score for all pairs is at best 1/2
+    scores = torch.linspace(-2, 2, 41)
+    values = [losses.relation_cross_entropy(torch.full((4, 4), s.item()), labels) for s in scores]
+    assert scores[torch.stack(values).argmin()].abs() < 1e-6
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=20, deadline=None)
+@given(sizes=SIZES, omega=st.sampled_from([0.0, 0.5, 0.9]))
+def test_ensembled_targets_are_the_limit_of_passing_predictions_on(
+    dtype: torch.dtype, sizes: tuple[int, ...], omega: float
+) -> None:
+    b, c, seed = sizes
+    g = torch.Generator().manual_seed(seed)
+    p = torch.randn(b, c, generator=g, dtype=dtype).softmax(1)
+    log_odds = torch.randn(b, b, generator=g, dtype=dtype)
+    affinity = losses.relation_affinity(log_odds)
+    wanted = torch.zeros_like(affinity)
+    for i in range(b):
+        total = sum(log_odds[i, j].exp() for j in range(b) if j != i)
+        for j in range(b):
+            wanted[i, j] = float(b == 1) if i == j else log_odds[i, j].exp() / total
+    torch.testing.assert_close(affinity, wanted)
+    q = p
+    for _ in range(300):
+        q = omega * affinity @ q + (1 - omega) * p
+    targets = losses.ensembled_targets(p.requires_grad_(), affinity, omega)
+    torch.testing.assert_close(targets, q.detach(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(targets.sum(1), torch.ones(b, dtype=dtype))
+    assert not targets.requires_grad
+
+
+def test_class_affinity_shares_evenly_among_the_other_images_of_a_class() -> None:
+    wanted = [[0, 0.5, 0, 0.5], [0.5, 0, 0, 0.5], [0, 0, 1, 0], [0.5, 0.5, 0, 0]]
+    assert losses.class_affinity(torch.tensor([4, 4, 2, 4])).tolist() == wanted
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=20, deadline=None)
+@given(sizes=SIZES)
+def test_target_divergence_is_the_loop_over_classes(dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
+    b, c, seed = sizes
+    g = torch.Generator().manual_seed(seed)
+    target = torch.randn(b, c, generator=g, dtype=dtype).softmax(1)
+    target[0] = torch.eye(c, dtype=dtype)[0]  # a target of probability 0 adds nothing
+    logits = torch.randn(b, c, generator=g, dtype=dtype)
+
+    def slow(logits: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=dtype)
+        for i in range(b):
+            q = softmax(logits[i], 4.0)
+            for k in range(c):
+                if target[i, k] > 0:
+                    total = total + target[i, k] * (target[i, k].log() - q[k].log())
+        return 16 * total / b
+
+    check_equal(lambda z: losses.target_divergence(target, z), slow, logits)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=20, deadline=None)
+@given(sizes=SIZES)
+def test_transfers_of_rows_are_loops_over_rows_without_the_diagonal(dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
+    b, _, seed = sizes
+    g = torch.Generator().manual_seed(seed)
+    teacher, student = torch.randn(2, b, b, generator=g, dtype=dtype)
+
+    def without(matrix: Tensor, i: int) -> Tensor:
+        return torch.stack([matrix[i, j] for j in range(b) if j != i])
+
+    def divergence(student: Tensor) -> Tensor:
+        total = student.sum() * 0.0
+        for i in range(b if b > 1 else 0):
+            p, q = softmax(without(teacher, i)), softmax(without(student, i))
+            total = total + sum(p[k] * (p[k].log() - q[k].log()) for k in range(b - 1)) / b
+        return total
+
+    def correlation(student: Tensor) -> Tensor:
+        total = student.sum() * 0.0
+        for i in range(b if b > 2 else 0):
+            both = torch.stack([without(teacher, i), without(student, i)])
+            total = total + (1 - torch.corrcoef(both)[0, 1]) / b
+        return total
+
+    check_equal(lambda s: losses.relation_transfer_by_row_divergence(teacher, s), divergence, student)
+    check_equal(lambda s: losses.relation_transfer_by_row_correlation(teacher, s), correlation, student)
+    attached = teacher.clone().requires_grad_()
+    both = losses.relation_transfer_by_row_divergence(attached, student) + losses.relation_transfer_by_row_correlation(
+        attached, student
+    )
+    assert not both.requires_grad

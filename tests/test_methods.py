@@ -19,7 +19,7 @@ from corsd_lib.methods.base import make_options
 from corsd_lib.methods.classic import Baseline
 from corsd_lib.methods.corsd import OF_RELATIONS
 from corsd_lib.network import ExitOutputs, MultiExitNetwork, build_network
-from corsd_lib.relation import RelationOutput, cosine_scores, distance_scores, sample_pairs, triplet_pairs
+from corsd_lib.relation import RelationOutput, VectorRelation, cosine_scores, distance_scores, sample_pairs, triplet_pairs
 
 CLASSES = 3
 
@@ -412,8 +412,11 @@ def test_label_smoothing_reaches_every_hard_label() -> None:
         ("corsd", {"exit_ce": -1.0}, "exit_ce = -1.0 must be finite and at least 0"),
         ("corsd", {"fusion": "mean"}, "fusion 'mean' is not known; allowed: vectors, maps"),
         ("corsd", {"relation": "dot"}, "relation 'dot' is not known; allowed: trained, cosine, l2"),
-        ("corsd", {"fusion": "maps", "shared": True}, "fusion 'maps' with relation 'trained', shared True; allowed"),
-        ("corsd", {"fusion": "maps", "relation": "l2"}, "fusion 'maps' with relation 'l2', shared False; allowed"),
+        ("corsd", {"fusion": "maps", "shared": True}, "fusion 'maps' with relation 'trained', shared True, symmetric False"),
+        ("corsd", {"fusion": "maps", "relation": "l2"}, "fusion 'maps' with relation 'l2', shared False, symmetric False"),
+        ("corsd", {"fusion": "maps", "relation_ce": 1.0}, "fusion 'maps', relation 'trained'; relation_ce need"),
+        ("corsd", {"relation": "l2", "relation_kd": 1.0}, "relation_kd with affinity 'trained' need"),
+        ("corsd", {"relation": "l2", "transfer": "row_kl"}, "transfer 'row_kl' need fusion 'vectors', relation 'trained'"),
         ("ps_kd", {"last_share": 1.0}, "last_share = 1.0 must be below 1"),
         ("corsd", {"temperature": 0}, "temperature = 0 must be above 0"),
         ("corsd", {"class_mean_momentum": 1.0}, "class_mean_momentum = 1.0 must be below 1"),
@@ -455,7 +458,10 @@ def test_corsd_without_a_network_says_what_to_do() -> None:
         build_method("corsd")(network(batch.images), batch)
 
 
-ZERO = {name: 0.0 for name in ("exit_ce", "exit_kd", "class_kd", "hint", "distance", "angle", *OF_RELATIONS, "logit_relation")}
+ZERO = {
+    name: 0.0
+    for name in ("exit_ce", "exit_kd", "class_kd", "hint", "distance", "angle", *OF_RELATIONS, "logit_relation", "relation_kd")
+}
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if asdict(METHODS[n]().options).keys() & ZERO.keys()])
@@ -481,6 +487,89 @@ def test_a_relation_term_alone_is_what_it_is_among_all(term: str) -> None:
     batch = make_batch([0, 1, 2, 0, 1, 2])
     values = []
     for options in ({}, {k: 0.0 for k in (*OF_RELATIONS, "logit_relation") if k != term}):
+        options = {**options, term: 0.1}
         network, method = make("corsd", **options)
         values.append(method(network(batch.images), batch._replace(generator=torch.Generator().manual_seed(2)))[term])
     assert torch.equal(*values) and values[0] > 0
+
+
+def log_odds(relation: VectorRelation, embeddings: Tensor) -> Tensor:
+    """Log-odds of every ordered pair, one pair at a time."""
+    e = F.layer_norm(embeddings, embeddings.shape[1:])
+    second = relation.first.weight if relation.second is None else relation.second.weight
+    rows = [torch.stack([relation.score(F.relu(relation.first(a) + second @ b))[0] for b in e.unbind()]) for a in e.unbind()]
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("affinity", ["trained", "cosine", "l2", "labels"])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_relation_kd_teaches_each_exit_its_own_predictions_mixed_along_the_deepest_relation(
+    affinity: str, symmetric: bool
+) -> None:
+    network, method = make("corsd", relation_kd=0.5, affinity=affinity, relation_share=0.6, symmetric=symmetric)
+    batch = make_batch([0, 0, 1, 1, 2, 0])
+    out = network(batch.images)
+    deepest = out.embeddings[-1]
+    same = batch.labels[:, None] == batch.labels[None, :]
+    unit = F.normalize(deepest, dim=1)
+    related = {
+        "trained": lambda: log_odds(method.relation_networks()[-1], deepest),
+        "cosine": lambda: unit @ unit.T,
+        "l2": lambda: -losses.normalised_distances(deepest),
+        "labels": lambda: torch.where(same, 0.0, -1e9),
+    }[affinity]()
+    weights = related.detach().exp().fill_diagonal_(0)
+    weights[4] = torch.eye(6)[4] if affinity == "labels" else weights[4]  # the only image of its class
+    weights /= weights.sum(1, keepdim=True)
+    wanted = torch.zeros(())
+    for logits in out.logits:
+        p = q = (logits.detach() / 4).softmax(1)
+        for _ in range(60):  # the fixed point of Q = wAQ + (1 - w)P
+            q = 0.6 * weights @ q + 0.4 * p
+        wanted = wanted + 16 * (q * (q.log() - (logits / 4).log_softmax(1))).sum(1).mean()
+    both = nn.ModuleDict({"network": network, "method": method})
+    parts = method(out, batch)
+    torch.testing.assert_close(parts["relation_kd"], wanted, rtol=1e-3, atol=1e-5)
+    found = gradients(both, parts["relation_kd"])
+    assert sum(v for k, v in found.items() if k.startswith("method")) == 0, "who teaches whom is not learned from the answers"
+    assert all(found[f"network.exits.{k}.classifier.weight"] > 0 for k in range(len(network.exits)))
+
+
+def test_relation_kd_grows_over_its_warm_up() -> None:
+    network, method = make("corsd", relation_kd=1.0, relation_warmup=0.5)
+    batch = make_batch([0, 0, 1, 1, 2, 0])
+    out = network(batch.images)
+    values = [method(out, batch._replace(progress=p))["relation_kd"].item() for p in (0.0, 0.25, 0.5, 0.9)]
+    assert values[0] == 0 and values[2] == values[3] > 0
+    assert values[1] == pytest.approx(values[2] / 2)
+
+
+@pytest.mark.parametrize("transfer", ["row_kl", "row_correlation"])
+def test_a_transfer_of_rows_teaches_the_shallow_stages_only(transfer: str) -> None:
+    network, method = make("corsd", transfer=transfer, relation_ce=1.0)
+    batch = make_batch([0, 0, 1, 1, 2, 0])
+    out = network(batch.images)
+    *shallow, deepest = (log_odds(net, e) for net, e in zip(method.relation_networks(), out.embeddings, strict=True))
+    loss = {
+        "row_kl": losses.relation_transfer_by_row_divergence,
+        "row_correlation": losses.relation_transfer_by_row_correlation,
+    }[transfer]
+    parts = method(out, batch)
+    torch.testing.assert_close(parts["relation_transfer"], sum(loss(deepest, s) for s in shallow), rtol=1e-4, atol=1e-5)
+    wanted = sum(losses.relation_cross_entropy(s, batch.labels) for s in (*shallow, deepest))
+    torch.testing.assert_close(parts["relation_ce"], wanted, rtol=1e-4, atol=1e-5)
+    both = nn.ModuleDict({"network": network, "method": method})
+    found = gradients(both, parts["relation_transfer"])
+    last = len(network.exits) - 1
+    assert all(
+        v == 0 for k, v in found.items() if k.startswith((f"method.relations.{last}", f"network.backbone.stages.{last}"))
+    )
+    assert sum(v for k, v in found.items() if k.startswith("method.relations.0")) > 0
+
+
+def test_a_symmetric_relation_does_not_change_with_the_order_of_a_pair() -> None:
+    network, method = make("corsd", symmetric=True)
+    out = network(make_batch([0, 0, 1, 1, 2, 0]).images)
+    for net, embeddings in zip(method.relation_networks(), out.embeddings, strict=True):
+        scores = net.scores(embeddings)
+        torch.testing.assert_close(scores, scores.T)

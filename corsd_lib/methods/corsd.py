@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from corsd_lib.relation import (
     RelationOutput,
     StructuredPairs,
     VectorRelation,
+    cosine_scores,
     sample_pairs,
     triplet_pairs,
 )
@@ -36,7 +38,10 @@ OF_RELATIONS = (  # terms that read the relation networks
     "auxiliary_kd_inter",
     "relation_transfer",
     "relation_margin",
+    "relation_ce",
 )
+TRANSFERS = ("squared", "row_kl", "row_correlation")
+AFFINITIES = ("trained", "cosine", "l2", "labels")
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,10 @@ class CorsdOptions(MethodOptions):
     relation_transfer: float = option(0.1, "weight of the squared difference of scores from the deepest stage's")
     relation_margin: float = option(0.1, "weight of the hinge between intra and inter scores, at every stage")
     logit_relation: float = option(0.01, "weight of the hinge between own and other running class means of the deepest logits")
+    relation_ce: float = option(0.0, "weight of the balanced cross-entropy of 'same class?', at every stage (ours)")
+    relation_kd: float = option(
+        0.0, "weight of the KL divergence from predictions mixed along the relation, at every exit (ours)"
+    )
 
     temperature: float = option(3.0, "of both softmaxes of a KL divergence between stages", above=0)
     class_temperature: float = option(4.0, "of both softmaxes of class_kd", above=0)
@@ -70,6 +79,23 @@ class CorsdOptions(MethodOptions):
         "trained",
         "how scores are computed: trained, or for ablation a formula on embeddings, without auxiliary classifier",
         choices=("trained", *HANDCRAFTED),
+    )
+    transfer: str = option(
+        "squared",
+        "what relation_transfer compares: squared differences of scores, or of log-odds the row-softmaxes (row_kl) or their "
+        "correlation (row_correlation)",
+        choices=TRANSFERS,
+    )
+    affinity: str = option(
+        "trained",
+        "what relation_kd mixes predictions along: the deepest trained relation, or for ablation a formula on the deepest "
+        "embeddings, or the labels",
+        choices=AFFINITIES,
+    )
+    relation_share: float = option(0.5, "share of the other images in the targets of relation_kd", below=1)
+    relation_warmup: float = option(0.0, "share of the training over which the weight of relation_kd grows from 0", below=1)
+    symmetric: bool = option(
+        False, "one weight matrix for both images of a pair, so that r_ij = r_ji, with fusion vectors only"
     )
     shared: bool = option(False, "one relation network for all stages, with fusion vectors only")
     hidden: int = option(128, "width of the relation embedding")
@@ -97,9 +123,14 @@ class Corsd(Method):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         o = self.options
-        if o.fusion == "maps" and (o.shared or o.relation != "trained"):
-            given = f"relation {o.relation!r}, shared {o.shared}"
-            raise CorsdError(f"method {self.name!r}: fusion 'maps' with {given}; allowed: relation 'trained', shared False")
+        if o.fusion == "maps" and (o.shared or o.symmetric or o.relation != "trained"):
+            given = f"relation {o.relation!r}, shared {o.shared}, symmetric {o.symmetric}"
+            allowed = "relation 'trained', shared False, symmetric False"
+            raise CorsdError(f"method {self.name!r}: fusion 'maps' with {given}; allowed: {allowed}")
+        if (o.fusion == "maps" or o.relation != "trained") and self._reads_log_odds():
+            given = f"fusion {o.fusion!r}, relation {o.relation!r}"
+            wanted = f"{', '.join(self._reads_log_odds())} need fusion 'vectors', relation 'trained'"
+            raise CorsdError(f"method {self.name!r}: {given}; {wanted}")
         self.relations = nn.ModuleList()
 
     def attach(self, network: MultiExitNetwork) -> Method:
@@ -116,7 +147,7 @@ class Corsd(Method):
         stages, o = len(network.exit_stages), self.options
         if o.relation != "trained":
             return [HandcraftedRelation(o.relation) for _ in range(stages)]
-        size = (network.embedding_dim, network.num_classes, o.hidden, o.block_pairs)
+        size = (network.embedding_dim, network.num_classes, o.hidden, o.block_pairs, o.symmetric)
         return [VectorRelation(*size)] * stages if o.shared else [VectorRelation(*size) for _ in range(stages)]
 
     def _map_relations(self, network: MultiExitNetwork) -> list[nn.Module]:
@@ -126,6 +157,16 @@ class Corsd(Method):
             MapRelation(stage.channels, n, deepest.channels, network.num_classes, self.options.hidden)
             for stage, n in zip(info, steps, strict=True)
         ]
+
+    def _reads_log_odds(self) -> list[str]:
+        """The chosen options that read the log-odds of all pairs of a batch."""
+        o = self.options
+        chosen = {
+            "relation_ce": o.relation_ce,
+            "relation_kd with affinity 'trained'": o.relation_kd and o.affinity == "trained",
+            f"transfer {o.transfer!r}": o.transfer != "squared",
+        }
+        return [name for name, is_chosen in chosen.items() if is_chosen]
 
     def relation_networks(self) -> nn.ModuleList:
         return self.relations
@@ -157,9 +198,14 @@ class Corsd(Method):
         o, labels = self.options, batch.labels
         draws = batch.draws or self.draw(batch)
         pairs = StructuredPairs(draws["intra"], draws["inter"])
-        logit_relation = {"logit_relation": lambda: self.logit_relation(out.logits[-1], labels, draws["other"], o.margin)}
-        if not any(getattr(o, name) for name in OF_RELATIONS):  # the relation networks would be computed for nothing
-            return self.computed(logit_relation)
+        rest = {
+            "logit_relation": lambda: self.logit_relation(out.logits[-1], labels, draws["other"], o.margin),
+            "relation_kd": lambda: self._relation_kd(out, labels, relations[-1:], draws),
+        }
+        relations: list[RelationOutput] = []
+        trained = o.relation_kd and o.affinity == "trained"
+        if not trained and not any(getattr(o, name) for name in OF_RELATIONS):  # they would be computed for nothing
+            return self.computed(rest)
         inputs = out.embeddings if o.fusion == "vectors" else out.features
         relations = [net(x, labels, pairs) for net, x in zip(self.relations, inputs, strict=True)]
         *shallow, deepest = relations
@@ -172,13 +218,17 @@ class Corsd(Method):
             "auxiliary_kd_inter": lambda: sum_of(kd(deepest.inter_logits, r.inter_logits, o.temperature) for r in shallow),
             "relation_transfer": lambda: sum_of(self._transfer(deepest, r, labels) for r in shallow),
             "relation_margin": lambda: sum_of(self._margin(r, labels) for r in relations),
+            "relation_ce": lambda: sum_of(losses.relation_cross_entropy(_log_odds(r), labels) for r in relations),
         }
-        return self.computed({**parts, **logit_relation})
+        return self.computed({**parts, **rest})
 
     def draw(self, batch: Batch) -> dict[str, Tensor]:
         """The structured pairs of a batch, "intra" (2, P) and "inter" (2, Q), and for each image an "other" class (B,)."""
         intra, inter = self._pairs(batch)
-        return {"intra": intra, "inter": inter, "other": self.logit_relation.draw(batch.labels, batch.generator)}
+        draws = {"intra": intra, "inter": inter, "other": self.logit_relation.draw(batch.labels, batch.generator)}
+        if self.options.relation_warmup:  # as a tensor: a recorded graph would repeat a number
+            draws["grown"] = torch.tensor(min(1.0, batch.progress / self.options.relation_warmup)).to(batch.labels.device)
+        return draws
 
     def _pairs(self, batch: Batch) -> StructuredPairs:
         if self.options.relation != "trained":  # no auxiliary classifier, so no pair to classify
@@ -187,7 +237,35 @@ class Corsd(Method):
             return triplet_pairs(len(batch.labels), batch.labels.device)
         return sample_pairs(batch.labels, batch.generator, self.options.pair_limit)
 
+    def _relation_kd(
+        self, out: ExitOutputs, labels: Tensor, deepest: list[RelationOutput], draws: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Every exit learns from its own predictions of the batch, mixed along the relation of the deepest stage."""
+        o = self.options
+        affinity = self._affinity(out.embeddings[-1].detach(), labels, deepest)
+        terms = []
+        for logits in out.logits if self._shallow_exits_learn else out.logits[-1:]:
+            target = losses.ensembled_targets(
+                (logits.detach().float() / o.class_temperature).softmax(1), affinity, o.relation_share
+            )
+            terms.append(losses.target_divergence(target, logits, o.class_temperature))
+        return sum_of(terms) * draws.get("grown", 1.0)
+
+    def _affinity(self, embeddings: Tensor, labels: Tensor, deepest: list[RelationOutput]) -> Tensor:
+        """Who teaches whom (B, B), rows sum to 1."""
+        if self.options.affinity == "trained":
+            return losses.relation_affinity(_log_odds(deepest[-1]).detach())
+        if self.options.affinity == "labels":
+            return losses.class_affinity(labels)
+        if self.options.affinity == "cosine":  # as in BAKE: the cosine itself, in [-1, 1]
+            return losses.relation_affinity(2 * cosine_scores(embeddings) - 1)
+        return losses.relation_affinity(-losses.normalised_distances(embeddings))
+
     def _transfer(self, teacher: RelationOutput, student: RelationOutput, labels: Tensor) -> Tensor:
+        if self.options.transfer == "row_kl":
+            return losses.relation_transfer_by_row_divergence(_log_odds(teacher), _log_odds(student))
+        if self.options.transfer == "row_correlation":
+            return losses.relation_transfer_by_row_correlation(_log_odds(teacher), _log_odds(student))
         if teacher.matrix is not None and student.matrix is not None:
             return losses.relation_transfer_over_batch(teacher.matrix, student.matrix, labels)
         return losses.relation_transfer((teacher.intra, teacher.inter), (student.intra, student.inter))
@@ -196,6 +274,12 @@ class Corsd(Method):
         if relation.matrix is not None:
             return losses.margin_over_batch(relation.matrix, labels, self.options.margin)
         return losses.margin_over_triplets(relation.intra, relation.inter, self.options.margin)
+
+
+def _log_odds(relation: RelationOutput) -> Tensor:
+    """The log-odds (B, B) of a trained relation on vectors, which has them."""
+    assert relation.log_odds is not None
+    return relation.log_odds
 
 
 class LogitRelation(nn.Module):

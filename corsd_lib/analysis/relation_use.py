@@ -1,0 +1,144 @@
+"""What a relation score means and what it is good for: calibration as P(same class), and class prototypes at inference.
+
+N images, C classes, D embedding width. Exit numbers count from 1, the shallowest.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from corsd_lib.batches import evaluation_batches
+from corsd_lib.datasets import ImageData, Split
+from corsd_lib.errors import CorsdError
+from corsd_lib.evaluation import evaluating, run_data, top_k_accuracy
+from corsd_lib.network import MultiExitNetwork
+from corsd_lib.relation import VectorRelation
+from corsd_lib.runs import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["class_prototypes", "prototype_accuracy", "relation_calibration", "relation_calibration_error"]
+
+WEIGHTS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)  # weights of the second opinion that are tried on validation images
+
+
+# --- a score as a probability -----------------------------------------------------------------------------------------
+
+
+def relation_calibration(scores: Tensor, labels: Tensor, bins: int = 10) -> pd.DataFrame:
+    """Reliability of r_ij as P(y_i = y_j): a row for each of `bins` equal bins [low, high) of the score, the last one closed.
+
+    `scores` (N, N) in [0, 1], `labels` (N,); over the ordered pairs i != j, intra and inter pairs weighing one half each, as in
+    `losses.relation_cross_entropy`. Columns in %: low, high; `share` of the weight, `score` mean score and `same` the share of
+    intra pairs in the bin, NaN in an empty bin. Raises `CorsdError` for shapes that do not fit, fewer than one bin, and
+    where one of the two kinds of pairs is missing. Ours, after Guo et al. 2017, arXiv 1706.04599.
+    """
+    import pandas as pd
+
+    if bins < 1:
+        raise CorsdError(f"bins = {bins} of a reliability diagram; allowed: 1 or more")
+    values, same, weight = _weighted_pairs(scores, labels)
+    bin_of = (values * bins).long().clamp(0, bins - 1)
+    sums = torch.zeros(3, bins, dtype=torch.double)
+    sums.index_add_(1, bin_of, torch.stack([weight, weight * values, weight * same]))
+    edges = 100.0 * torch.arange(bins + 1, dtype=torch.double) / bins
+    means = 100.0 * sums[1:] / sums[0]  # 0 / 0 = NaN: an empty bin has neither
+    columns = {"low": edges[:-1], "high": edges[1:], "share": 100 * sums[0], "score": means[0], "same": means[1]}
+    return pd.DataFrame({name: column.numpy() for name, column in columns.items()})
+
+
+def relation_calibration_error(scores: Tensor, labels: Tensor, bins: int = 10) -> float:
+    """Expected calibration error of r_ij as P(y_i = y_j), in points: mean of |score - same| of `relation_calibration`."""
+    table = relation_calibration(scores, labels, bins)
+    return float(((table["score"] - table["same"]).abs() * table["share"] / 100).sum())
+
+
+def _weighted_pairs(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Score, "same class" and weight (P,) of the ordered pairs i != j, double; the weights of either kind sum to one half."""
+    n = len(labels)
+    if scores.shape != (n, n):
+        raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {n} labels; (N, N) is wanted")
+    off_diagonal = ~torch.eye(n, dtype=torch.bool)
+    same = (labels[:, None] == labels[None, :])[off_diagonal]
+    counts = torch.stack([(~same).sum(), same.sum()]).double()
+    if not counts.all():
+        raise CorsdError(f"{int(counts[1])} pairs of one class and {int(counts[0])} of two; at least one of each is wanted")
+    return scores[off_diagonal].double(), same.double(), (0.5 / counts)[same.long()]
+
+
+# --- relations to class prototypes at inference -----------------------------------------------------------------------
+
+
+def class_prototypes(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Mean embedding (C, D) of every class of embeddings (N, D), labels (N,).
+
+    Raises `CorsdError` for a class without images.
+    """
+    counts = torch.bincount(labels, minlength=num_classes)
+    if not counts.all():
+        raise CorsdError(f"no image of the classes {(counts == 0).nonzero().flatten().tolist()[:5]}: they have no prototype")
+    sums = torch.zeros(num_classes, embeddings.shape[1], dtype=torch.double).index_add_(0, labels, embeddings.double())
+    return (sums / counts[:, None]).to(embeddings.dtype)
+
+
+def prototype_accuracy(run: Run, data: ImageData | None = None, split: str = "test") -> pd.DataFrame:
+    """Whether the relation to class prototypes adds to what an exit answers: top-1 (%) on `split`, a row an exit.
+
+    Columns: exit; `classifier`, the exit alone; `relation` and `cosine`, the class whose prototype (mean embedding of its
+    training images, not augmented) is the most related; `with_relation` and `with_cosine`, the class with the largest
+    log-probability of the exit + w · z, z the relation's log-odds or the cosine, standardised over the classes;
+    `weight_relation` and `weight_cosine`, the w best on validation images; `macs`, multiply-accumulates an image that the
+    relation adds. Raises `CorsdError` for a run without trained relations of embeddings, or without validation images. Ours.
+    """
+    import pandas as pd
+
+    data = run_data(run, data)
+    network, networks = run.network(), run.method().relation_networks()
+    relations = [net for net in networks if isinstance(net, VectorRelation)]
+    if not relations or len(relations) < len(networks):
+        raise CorsdError(f"{run.path} has no trained relation of embeddings, which prototypes need")
+    if data.validation is None:
+        raise CorsdError(f"{run.path} has no validation images, on which the weight of the relation is chosen")
+    known, chosen, asked = (_outputs(network, data, rows) for rows in (data.train, data.validation, getattr(data, split)))
+    rows = []
+    for k, relation in enumerate(relations):
+        prototypes = class_prototypes(known[0][k], known[2], data.num_classes)
+        row: dict[str, float] = {"exit": k + 1, "classifier": top_k_accuracy(asked[1][k], asked[2])}
+        for name in ("relation", "cosine"):
+            on_chosen, on_asked = (_second_opinion(name, relation, out[0][k], prototypes) for out in (chosen, asked))
+            weight = max(WEIGHTS, key=lambda w: top_k_accuracy(_combined(chosen[1][k], on_chosen, w), chosen[2]))
+            row[name] = top_k_accuracy(on_asked, asked[2])
+            row[f"with_{name}"] = top_k_accuracy(_combined(asked[1][k], on_asked, weight), asked[2])
+            row[f"weight_{name}"] = weight
+        width, hidden = prototypes.shape[1], relation.first.out_features
+        rows.append({**row, "macs": width * hidden + len(prototypes) * hidden})
+    return pd.DataFrame(rows)
+
+
+def _second_opinion(name: str, relation: VectorRelation, embeddings: Tensor, prototypes: Tensor) -> Tensor:
+    """Log-odds of the relation, or cosines, of embeddings (N, D) and prototypes (C, D); (N, C)."""
+    if name == "cosine":
+        return F.normalize(embeddings, dim=1) @ F.normalize(prototypes, dim=1).T
+    with torch.no_grad():
+        return torch.cat([relation.log_odds(block, prototypes) for block in embeddings.split(256)])
+
+
+def _combined(logits: Tensor, opinion: Tensor, weight: float) -> Tensor:
+    spread = opinion.std(1, keepdim=True).clamp_min(1e-12)
+    return logits.log_softmax(1) + weight * (opinion - opinion.mean(1, keepdim=True)) / spread
+
+
+def _outputs(network: MultiExitNetwork, data: ImageData, split: Split) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Embeddings and logits of every exit, and labels, of the images of a split as they are, not augmented."""
+    with evaluating(network):
+        outs = [(network(images), labels) for images, labels in evaluation_batches(data, split)]
+    embeddings, logits = (
+        [torch.cat(exit) for exit in zip(*(getattr(out, name) for out, _ in outs), strict=True)]
+        for name in ("embeddings", "logits")
+    )
+    return embeddings, logits, torch.cat([labels for _, labels in outs])
