@@ -118,6 +118,9 @@ def load_data(config: TrainConfig, data_root: str | None = None) -> ImageData:
         seed=config.seed,
         image_size=config.image_size,
         crop_to_box=config.crop_to_box,
+        hold_out_classes=config.hold_out_classes,
+        hold_out=config.hold_out,
+        hold_out_seed=config.hold_out_seed,
     )
 
 
@@ -134,16 +137,24 @@ def run_data(run: Run, data: ImageData | None = None, data_root: str | None = No
             raise CorsdError(f"{run.path} was trained on other images than {data.name!r} has here: give them here too")
     elif tuple(data.class_names) != run.data.class_names or data.channels != run.data.channels:
         raise CorsdError(f"data {data.name!r} has other classes or channels than {run.path} was trained on, {run.data.name!r}")
-    return replace(data, mean=run.data.mean, std=run.data.std)
+    unseen = None if data.unseen is None else replace(data.unseen, mean=run.data.mean, std=run.data.std)
+    return replace(data, mean=run.data.mean, std=run.data.std, unseen=unseen)
 
 
 def has_images_of(data: ImageData, info: DataInfo) -> bool:
     """Whether classes, labels and statistics of `data` are those that a run remembers; its test images may be others."""
     if (tuple(data.class_names), data.image_size, data.channels) != (info.class_names, info.image_size, info.channels):
         return False
+    if unseen_class_names(data) != info.unseen_class_names:
+        return False
     pairs = zip((*data.mean, *data.std), (*info.mean, *info.std), strict=True)
     alike = all(abs(now - then) < 5e-3 for now, then in pairs)  # decoders of JPEG differ by less
     return alike and (info.splits is None or {k: list(v) for k, v in info.splits.items()} == splits_of(data))
+
+
+def unseen_class_names(data: ImageData) -> tuple[str, ...]:
+    """Names of the classes that `data` holds out; () where it holds out none."""
+    return () if data.unseen is None else tuple(data.unseen.class_names)
 
 
 def splits_of(data: ImageData) -> dict[str, list[int]]:
