@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +29,7 @@ __all__ = [
     "calibration_error",
     "count_macs",
     "evaluate",
+    "exit_embeddings",
     "exit_logits",
     "load_data",
     "run_data",
@@ -195,12 +197,24 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 def exit_logits(network: MultiExitNetwork, data: ImageData, split: Split, workers: int = 2) -> tuple[list[Tensor], Tensor]:
     """Logits of every exit, K x (N, C) float32 on the CPU, and labels (N,) of a split in its order."""
+    return _of_exits(network, data, split, workers, attrgetter("logits")), split.labels
+
+
+def exit_embeddings(network: MultiExitNetwork, data: ImageData, split: Split, workers: int = 2) -> list[Tensor]:
+    """Embeddings of every exit, K x (N, D) float32 on the CPU, of a split in its order, normalised as `data`."""
+    return _of_exits(network, data, split, workers, attrgetter("embeddings"))
+
+
+def _of_exits(
+    network: MultiExitNetwork, data: ImageData, split: Split, workers: int, part: Callable[[ExitOutputs], list[Tensor]]
+) -> list[Tensor]:
+    """A part of what a network gives in eval mode, such as its logits, of all images of a split."""
     device = next(network.parameters()).device
     collected: list[list[Tensor]] = []
     with evaluating(network):
         for images, _ in evaluation_batches(data, split, device, workers=workers):
-            collected.append([z.float().cpu() for z in network(images).logits])
-    return [torch.cat(z) for z in zip(*collected, strict=True)], split.labels
+            collected.append([t.float().cpu() for t in part(network(images))])
+    return [torch.cat(t) for t in zip(*collected, strict=True)]
 
 
 def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
