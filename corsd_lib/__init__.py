@@ -9,7 +9,15 @@ from importlib import import_module, metadata
 from typing import Any
 
 _HOME = {
-    "analysis": ("class_structure", "early_exit", "early_exit_curve", "exit_accuracy", "run_images", "stage_embedding"),
+    "analysis": (
+        "class_structure",
+        "early_exit",
+        "early_exit_curve",
+        "exit_accuracy",
+        "run_images",
+        "stage_embedding",
+        "unseen_class_report",
+    ),
     "attribution": ("attribute_exit", "attribute_pair"),
     "batches": ("Batch", "BatchSource"),
     "compare": ("run_study",),

@@ -288,7 +288,8 @@ def _write_study(study: Study, report: Callable[[str], object], figures: bool, r
     except CorsdError as error:
         drawn = []
         report(f"no figures: {error}")
-    report(f"{study.path}: {', '.join(['summary.json', 'table.csv', 'table.md', *(file.name for file in drawn)])}")
+    unseen = [name for name in ("unseen.csv", "unseen.md") if (study.path / name).is_file()]
+    report(f"{study.path}: {', '.join(['summary.json', 'table.csv', 'table.md', *unseen, *(file.name for file in drawn)])}")
 
 
 def _study(options: argparse.Namespace) -> Study:

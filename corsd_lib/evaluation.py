@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +29,7 @@ __all__ = [
     "calibration_error",
     "count_macs",
     "evaluate",
+    "exit_embeddings",
     "exit_logits",
     "load_data",
     "run_data",
@@ -118,6 +120,9 @@ def load_data(config: TrainConfig, data_root: str | None = None) -> ImageData:
         seed=config.seed,
         image_size=config.image_size,
         crop_to_box=config.crop_to_box,
+        hold_out_classes=config.hold_out_classes,
+        hold_out=config.hold_out,
+        hold_out_seed=config.hold_out_seed,
     )
 
 
@@ -134,16 +139,24 @@ def run_data(run: Run, data: ImageData | None = None, data_root: str | None = No
             raise CorsdError(f"{run.path} was trained on other images than {data.name!r} has here: give them here too")
     elif tuple(data.class_names) != run.data.class_names or data.channels != run.data.channels:
         raise CorsdError(f"data {data.name!r} has other classes or channels than {run.path} was trained on, {run.data.name!r}")
-    return replace(data, mean=run.data.mean, std=run.data.std)
+    unseen = None if data.unseen is None else replace(data.unseen, mean=run.data.mean, std=run.data.std)
+    return replace(data, mean=run.data.mean, std=run.data.std, unseen=unseen)
 
 
 def has_images_of(data: ImageData, info: DataInfo) -> bool:
     """Whether classes, labels and statistics of `data` are those that a run remembers; its test images may be others."""
     if (tuple(data.class_names), data.image_size, data.channels) != (info.class_names, info.image_size, info.channels):
         return False
+    if unseen_class_names(data) != info.unseen_class_names:
+        return False
     pairs = zip((*data.mean, *data.std), (*info.mean, *info.std), strict=True)
     alike = all(abs(now - then) < 5e-3 for now, then in pairs)  # decoders of JPEG differ by less
     return alike and (info.splits is None or {k: list(v) for k, v in info.splits.items()} == splits_of(data))
+
+
+def unseen_class_names(data: ImageData) -> tuple[str, ...]:
+    """Names of the classes that `data` holds out; () where it holds out none."""
+    return () if data.unseen is None else tuple(data.unseen.class_names)
 
 
 def splits_of(data: ImageData) -> dict[str, list[int]]:
@@ -184,12 +197,24 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 def exit_logits(network: MultiExitNetwork, data: ImageData, split: Split, workers: int = 2) -> tuple[list[Tensor], Tensor]:
     """Logits of every exit, K x (N, C) float32 on the CPU, and labels (N,) of a split in its order."""
+    return _of_exits(network, data, split, workers, attrgetter("logits")), split.labels
+
+
+def exit_embeddings(network: MultiExitNetwork, data: ImageData, split: Split, workers: int = 2) -> list[Tensor]:
+    """Embeddings of every exit, K x (N, D) float32 on the CPU, of a split in its order, normalised as `data`."""
+    return _of_exits(network, data, split, workers, attrgetter("embeddings"))
+
+
+def _of_exits(
+    network: MultiExitNetwork, data: ImageData, split: Split, workers: int, part: Callable[[ExitOutputs], list[Tensor]]
+) -> list[Tensor]:
+    """A part of what a network gives in eval mode, such as its logits, of all images of a split."""
     device = next(network.parameters()).device
     collected: list[list[Tensor]] = []
     with evaluating(network):
         for images, _ in evaluation_batches(data, split, device, workers=workers):
-            collected.append([z.float().cpu() for z in network(images).logits])
-    return [torch.cat(z) for z in zip(*collected, strict=True)], split.labels
+            collected.append([t.float().cpu() for t in part(network(images))])
+    return [torch.cat(t) for t in zip(*collected, strict=True)]
 
 
 def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:

@@ -60,7 +60,7 @@ _MORE_FACTS = {"started": text, "methods": text, "cores": optional(whole(1)), "e
 _CONFIG = fields(
     {
         "train": fields({"method_options": entries(anything)}, more=True),  # the rest is for `TrainConfig` to check
-        "data": fields(_DATA, {"splits": optional(entries(many(whole(), 2, 2)))}),
+        "data": fields(_DATA, {"splits": optional(entries(many(whole(), 2, 2))), "unseen_class_names": many(text, 0, CLASSES)}),
         "provenance": fields(_FACTS, _MORE_FACTS, more=True),
     },
     {"resumed": many(fields({**_FACTS, "epochs_done": whole()}, _MORE_FACTS, more=True))},
@@ -249,6 +249,18 @@ def read_embedding(path: Path, epochs: int, exits: int, images: int) -> dict[str
 # --- a study ----------------------------------------------------------------------------------------------------------
 
 _some_quality = {k: v for k, v in _QUALITY.items() if k != "top1"}
+_of_unseen = {name: optional(percent) for name in ("recall_at_1", "map_at_r", "r_precision")}
+_few_shot = {f"{name}{ending}": optional(percent) for name in ("one_shot", "five_shot") for ending in ("", "_half")}
+_UNSEEN = fields(
+    {
+        "classes": whole(2),
+        "images": whole(1),
+        "ways": whole(2),
+        "queries": whole(1),
+        "episodes": whole(1),
+        "figures": many(fields({"exit": whole(1), "score": text, **_of_unseen, **_few_shot}), 1),
+    }
+)
 _RECORD = fields(
     {
         "row": text,
@@ -265,6 +277,7 @@ _RECORD = fields(
         "seconds": seconds,
     },
     {
+        "unseen": _UNSEEN,
         "provenance": fields({}, {**_FACTS, **_MORE_FACTS}, more=True),
         "resumed": many(fields({}, {**_FACTS, **_MORE_FACTS}, more=True)),
     },

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_h
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from corsd_lib.datasets import HOLD_OUT
 from corsd_lib.errors import CorsdError, check_choice, check_text
 from corsd_lib.files import read_json, read_tensors
 from corsd_lib.methods import Method, build_method, find_method
@@ -72,6 +73,9 @@ class TrainConfig:
         test_fraction: share of each class that is the test set of a folder of classes without a split; 0.2 when not given.
         image_size: side of the square the network sees, pixels; the data set's own when not given.
         crop_to_box: crop to the bounding box where the data set has one.
+        hold_out_classes: classes that are not trained on, kept to evaluate embeddings on classes never seen; 0 for none.
+        hold_out: which these are: "random", "last" (in the order of labels), or "superclasses" (whole ones, of equal size).
+        hold_out_seed: of the draw of these classes; "last" draws none.
         network: name of the backbone, see `build_network`.
         width: channels of the first stage; the backbone's own when not given.
         stem: "auto", "small" (3x3), "medium" (3x3 of stride 2) or "large" (7x7 and pooling), for the ImageNet-type backbones.
@@ -118,6 +122,9 @@ class TrainConfig:
     test_fraction: float | None = None
     image_size: int | None = None
     crop_to_box: bool = False
+    hold_out_classes: int = 0
+    hold_out: str = "random"
+    hold_out_seed: int = 0
     network: str = "resnet8"
     width: int | None = None
     stem: str = "auto"
@@ -178,12 +185,13 @@ class TrainConfig:
         find_method(self.method)
         check_choice("schedule", self.schedule, ("onecycle", "cosine", "multistep", "constant"))
         check_choice("probe_split", self.probe_split, ("auto", "train", "validation", "test"))
+        check_choice("hold_out", self.hold_out, HOLD_OUT)
         check_choice("padding_mode", self.padding_mode, ("reflect", "zero"))
         check_choice("precision", self.precision, ("32-true", "bf16-mixed", "16-mixed"))
         for name in ("epochs", "batch_size", "devices", "num_nodes", "lr"):
             _check_range(name, getattr(self, name), low=0, open_low=True)
         _check_range("seed", self.seed, low=0, high=2**63)
-        for name in ("cutout", "clip_norm", "weight_decay", "workers"):
+        for name in ("hold_out_classes", "hold_out_seed", "cutout", "clip_norm", "weight_decay", "workers"):
             _check_range(name, getattr(self, name), low=0)
         for name in ("probe_every", "probe_size", "checkpoint_seconds"):
             _check_range(name, getattr(self, name), low=0)
@@ -270,6 +278,7 @@ class DataInfo:
     """What a run remembers of its data: enough to rebuild the network, name every class and know the images again.
 
     `splits`: of train and validation the number of images and the CRC-32 of their labels; None in a run of an earlier library.
+    `unseen_class_names`: the classes that were held out of the training.
     """
 
     name: str
@@ -280,6 +289,7 @@ class DataInfo:
     std: tuple[float, ...]
     image_size: int
     splits: Mapping[str, Sequence[int]] | None = field(default=None, compare=False)
+    unseen_class_names: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:

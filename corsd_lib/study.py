@@ -3,6 +3,7 @@
     results/<study>/study.json                   what is compared, and what all rows have in common
                     records/<row>-s<seed>.json   one finished training: configuration, test figures, images, cost, provenance
                     summary.json table.csv table.md   what `Study.write_tables` makes of the records
+                    unseen.csv unseen.md         the same of classes that were held out of the trainings, where some were
 
 A record is a few kilobytes, travels in git and means that its training is done, on any machine.
 """
@@ -24,6 +25,7 @@ from corsd_lib.methods import find_method
 from corsd_lib.readers import read_metrics, read_record, read_trials
 from corsd_lib.runs import PLACE_FIELDS, Run, TrainConfig, differences, portable_name
 from corsd_lib.tables import Record, markdown, summarise, table
+from corsd_lib.unseen_tables import unseen_lines, unseen_markdown
 
 __all__ = ["TRIALS", "Row", "Study", "make_record"]
 
@@ -201,14 +203,26 @@ class Study:
         return {row: by_seed for row, by_seed in found.items() if by_seed}
 
     def write_tables(self) -> dict[str, Any]:
-        """Write `summary.json`, `table.csv` and `table.md` from the records; the summary."""
-        summary = summarise(self, self.records())
+        """Write `summary.json`, `table.csv` and `table.md` from the records; the summary.
+
+        Where classes were held out of the trainings, `unseen.csv` and `unseen.md` say what the rows make of these.
+        """
+        import pandas as pd
+
+        records = self.records()
+        summary = summarise(self, records)
         write_json(self.path / "summary.json", summary)
         write_atomic(self.path / "table.csv", table(summary).to_csv(index=False).encode())
+        self._write_markdown("table.md", self.title, markdown(summary))
+        if lines := unseen_lines(self, records):
+            write_atomic(self.path / "unseen.csv", pd.DataFrame(lines).to_csv(index=False).encode())
+            self._write_markdown("unseen.md", f"{self.title}: classes never seen", f"{unseen_markdown(self, lines)}\n")
+        return summary
+
+    def _write_markdown(self, name: str, title: str, text: str) -> None:
         folder = self.path.resolve()
         rerun = f"corsd compare {folder.parent.name}/{folder.name}"  # no path of this machine
-        write_atomic(self.path / "table.md", f"# {self.title}\n\n{markdown(summary)}\nRerun: `{rerun}`\n".encode())
-        return summary
+        write_atomic(self.path / name, f"# {title}\n\n{text}\nRerun: `{rerun}`\n".encode())
 
 
 # --- reading study.json -----------------------------------------------------------------------------------------------
@@ -279,6 +293,13 @@ def _images_an_anchor(config: TrainConfig) -> int:
     return 3 if (config.sampling or find_method(config.method).sampling) == "triplet" else 1
 
 
+def _unseen(run: Run) -> dict[str, Any]:
+    """The figures of the classes that were held out of a training, as the field `unseen` of its record."""
+    from corsd_lib.analysis.unseen import unseen_class_record
+
+    return {"unseen": unseen_class_record(run)} if run.config.hold_out_classes else {}
+
+
 def make_record(run: Run, row: str, seed: int) -> Record:
     """What stays of a finished run when its folder is gone: nothing of the user's paths, a few kilobytes."""
     epochs = read_metrics(run.path / "metrics.jsonl")
@@ -295,5 +316,6 @@ def make_record(run: Run, row: str, seed: int) -> Record:
         "macs": round(images * training_macs(run.config, run.data)),
         "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
         "provenance": run.provenance,
+        **_unseen(run),
         **({"resumed": run.resumed} if run.resumed else {}),
     }

@@ -34,6 +34,7 @@ from corsd_lib.evaluation import (
     splits_of,
     top_k_accuracy,
     training_batches,
+    unseen_class_names,
 )
 from corsd_lib.files import (
     LockedError,
@@ -162,6 +163,11 @@ def _alone(fabric: Fabric, config: TrainConfig) -> Iterator[None]:
 
 def _given_or_named(data: ImageData | None, config: TrainConfig) -> ImageData:
     """The images to train on; an unfinished run goes on with those that it began with."""
+    if data is not None and len(unseen_class_names(data)) != config.hold_out_classes:
+        raise CorsdError(
+            f"hold_out_classes = {config.hold_out_classes}, and {data.name!r}, which is given to train, holds out "
+            f"{len(unseen_class_names(data))}; allowed: the same, so give load_dataset its hold_out_classes"
+        )
     if not (config.path / "config.json").is_file():
         return data or load_data(config)
     run = Run(config.path)
@@ -246,6 +252,7 @@ class Trainer:
             tuple(data.std),
             data.image_size,
             splits_of(data),
+            unseen_class_names(data),
         )
         # Two seeds: what a method brings along must not change the network's first weights.
         torch.manual_seed(config.seed)

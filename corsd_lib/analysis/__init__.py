@@ -5,6 +5,8 @@ structure.py  inter- and intra-class structure, alikeness of exits and of runs
 embedding.py  the probe images in two dimensions, and how far to trust the picture
 exits.py      accuracy, agreement, calibration, leaving early
 gradients.py  how strongly every part of the loss pulls, and where it arrives
+retrieval.py  retrieval and few-shot figures of embeddings and of scores of pairs
+unseen.py     these figures of classes that were held out of the training
 images.py     the images themselves, where the data is
 """
 
@@ -16,6 +18,7 @@ from corsd_lib.analysis.gradients import term_gradients
 from corsd_lib.analysis.images import run_images, run_pixels
 from corsd_lib.analysis.relations import class_order, class_relations, relation_quality, snapshot_scores
 from corsd_lib.analysis.structure import class_structure
+from corsd_lib.analysis.unseen import unseen_class_report
 
 __all__ = [
     "StageEmbedding",
@@ -31,4 +34,5 @@ __all__ = [
     "snapshot_scores",
     "stage_embedding",
     "term_gradients",
+    "unseen_class_report",
 ]

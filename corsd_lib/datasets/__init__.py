@@ -11,6 +11,7 @@ import torch
 from corsd_lib.datasets.arrays import AUGMENTATIONS, ImageArrays, ImageData, ImageFiles, Split, check_class_names
 from corsd_lib.datasets.cub import load_cub
 from corsd_lib.datasets.folders import load_folder, load_imagenet
+from corsd_lib.datasets.holdout import HOLD_OUT, split_classes
 from corsd_lib.datasets.notices import DataNotice, say
 from corsd_lib.datasets.npz import load_npz
 from corsd_lib.datasets.selection import pick_per_class, split_validation
@@ -21,6 +22,7 @@ from corsd_lib.errors import CorsdError, check_choice, check_text
 __all__ = [
     "AUGMENTATIONS",
     "DATASETS",
+    "HOLD_OUT",
     "DataNotice",
     "ImageArrays",
     "ImageData",
@@ -43,6 +45,9 @@ def load_dataset(
     seed: int = 0,
     image_size: int | None = None,
     crop_to_box: bool = False,
+    hold_out_classes: int = 0,
+    hold_out: str = "random",
+    hold_out_seed: int = 0,
     download: bool = False,
 ) -> ImageData:
     """Load a data set by name, one of `DATASETS`, from `root` (else $CORSD_DATA, else "data").
@@ -52,7 +57,9 @@ def load_dataset(
     images of each class are picked from what remains; the same `seed` gives the same images. `test_fraction` in (0, 1): how
     much of each class a folder of classes without a split gives to test, 0.2 when None, the same images whatever the seed.
     Statistics are those of the full train split. `image_size` (pixels): the side that the network sees, by default the set's
-    own. `crop_to_box` (cub200): crop to the bird. `download` (cifar10, cifar100, cub200): fetch what is missing. What a user
+    own. `crop_to_box` (cub200): crop to the bird. `hold_out_classes`: classes that are taken out of all splits before anything
+    else is chosen, and become `unseen` of the result, where `per_class` takes nothing away; `hold_out`, one of `HOLD_OUT`, and
+    `hold_out_seed` say which (`datasets.holdout`). `download` (cifar10, cifar100, cub200): fetch what is missing. What a user
     should know of how the files were read is in `notices` of the result, and is warned of once a process (`DataNotice`).
     Raises CorsdError for unknown names, missing or corrupt files, values out of range, and data of fewer than two classes.
     """
@@ -62,6 +69,9 @@ def load_dataset(
     _check_test_fraction(name, test_fraction)
     data = _load(name, data_root(root), image_size, crop_to_box, test_fraction, download)
     _check_every_class(data)
+    if hold_out_classes:
+        data = split_classes(data, hold_out_classes, hold_out, hold_out_seed)
+        _check_every_class(data)
     generator = torch.Generator().manual_seed(seed)
     if validation_fraction > 0 and data.validation is not None:
         unused = "the validation split of the data is not used: validation_fraction takes one from train"

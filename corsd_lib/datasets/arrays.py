@@ -93,7 +93,8 @@ class ImageData:
     train split; `attributes` float32 (C, A) in [0, 1] or None; `image_size`: side of the square that the
     network sees (stored images may be larger, for cropping); `augmentation`: the set's default, one of
     `AUGMENTATIONS`; `crop_scale`: least share of the area in a "resized_crop": 0.4 keeps most of a bird in the picture (ours),
-    ImageNet has the usual 0.08; `notices`: what a user should know of how the files were read, a sentence each. Raises
+    ImageNet has the usual 0.08; `notices`: what a user should know of how the files were read, a sentence each; `unseen`: the
+    classes that are held out of everything else, with labels and names of their own (`datasets.holdout`). Raises
     CorsdError when names, labels and superclasses do not fit each other, and for names that are not valid UTF-8.
     """
 
@@ -112,6 +113,7 @@ class ImageData:
     attribute_names: tuple[str, ...] = ()
     crop_scale: float = 0.4
     notices: tuple[str, ...] = ()
+    unseen: ImageData | None = None
 
     def __post_init__(self) -> None:
         check_choice("augmentation", self.augmentation, AUGMENTATIONS)
@@ -154,6 +156,9 @@ class ImageData:
             lines.append(f"{len(self.superclass_names)} superclasses: {some(self.superclass_names)}")
         if self.attributes is not None:
             lines.append(f"{self.attributes.shape[1]} attributes a class: {some(self.attribute_names)}")
+        if self.unseen is not None:
+            held_out, images = self.unseen.num_classes, len(self.unseen.test)
+            lines.append(f"{held_out} classes held out, {images:,} test images: {some(self.unseen.class_names)}")
         lines.append(f"mean {_decimals(self.mean)}, std {_decimals(self.std)}; augmentation {self.augmentation}")
         lines += [f"note: {notice}" for notice in self.notices]
         return "\n".join(lines)

@@ -78,6 +78,9 @@ _OF_DATA = (
     "seed",
     "image_size",
     "crop_to_box",
+    "hold_out_classes",
+    "hold_out",
+    "hold_out_seed",
 )  # see `load_data`
 _SHARED: WeakValueDictionary[str, ImageData] = WeakValueDictionary()
 _READING = threading.Lock()

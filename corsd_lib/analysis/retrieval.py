@@ -1,0 +1,243 @@
+"""Retrieval and few-shot figures: how well embeddings, or scores of pairs, tell classes apart, seen in training or not.
+
+N images, D dimensions. Scores (N, N) are higher for images that are more alike; row i is the query, column j what is retrieved.
+Musgrave et al. 2020, A Metric Learning Reality Check, arXiv 2003.08505, for recall@1, R-precision and MAP@R.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from corsd_lib.errors import CorsdError, check_choice
+
+__all__ = [
+    "SIMILARITIES",
+    "Episodes",
+    "FewShot",
+    "embedding_few_shot",
+    "embedding_retrieval",
+    "few_shot_accuracy",
+    "map_at_r",
+    "r_precision",
+    "recall_at_1",
+    "retrieval_figures",
+]
+
+BLOCK = 512  # queries at a time: memory grows with BLOCK x N
+
+
+def cosine_similarity(queries: Tensor, others: Tensor) -> Tensor:
+    """Cosines (Q, N) of two sets of vectors (Q, D) and (N, D)."""
+    return F.normalize(queries, dim=-1) @ F.normalize(others, dim=-1).transpose(-1, -2)
+
+
+def euclidean_similarity(queries: Tensor, others: Tensor) -> Tensor:
+    """Negative Euclidean distances (Q, N) of two sets of vectors (Q, D) and (N, D)."""
+    return -torch.cdist(queries, others)
+
+
+SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cosine": cosine_similarity,
+    "euclidean": euclidean_similarity,
+}
+
+
+# --- retrieval --------------------------------------------------------------------------------------------------------
+
+
+def recall_at_1(scores: Tensor, labels: Tensor) -> float:
+    """Share (%) of images whose highest-scored other image is of their class; see `retrieval_figures`."""
+    return retrieval_figures(scores, labels)["recall_at_1"]
+
+
+def r_precision(scores: Tensor, labels: Tensor) -> float:
+    """Mean share (%) of an image's class among its R highest-scored other images; see `retrieval_figures`."""
+    return retrieval_figures(scores, labels)["r_precision"]
+
+
+def map_at_r(scores: Tensor, labels: Tensor) -> float:
+    """Mean average precision at R (%); see `retrieval_figures`."""
+    return retrieval_figures(scores, labels)["map_at_r"]
+
+
+def retrieval_figures(scores: Tensor, labels: Tensor) -> dict[str, float]:
+    """recall_at_1, r_precision and map_at_r (%) of scores (N, N) for labels (N,), each image a query against all others.
+
+    R is the number of other images of the query's class. R-precision is the share of that class among the R highest scores;
+    MAP@R is 1/R · sum of P(k) over the ranks k <= R that hold an image of the class, P(k) the share of the class among the
+    first k. Means over the queries that have another image of their class; NaN where none has. Of equal scores every order is
+    equally likely, and a figure is the mean over all orders: no order of images helps or harms. Musgrave et al. 2020,
+    arXiv 2003.08505; the rule for ties is ours. Raises `CorsdError` for other shapes and for scores that are NaN.
+    """
+    if scores.shape != (len(labels), len(labels)):
+        raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels; (N, N) is wanted")
+    rows = torch.arange(len(labels)).split(BLOCK)
+    return _mean_figures(_query_figures(scores[block], labels, block) for block in rows)
+
+
+def embedding_retrieval(embeddings: Tensor, labels: Tensor, similarity: str = "cosine") -> dict[str, float]:
+    """`retrieval_figures` of embeddings (N, D) by one of `SIMILARITIES`, in blocks: no (N, N) is held in memory."""
+    check_choice("similarity", similarity, SIMILARITIES)
+    _check_embeddings(embeddings, labels)
+    e, compare = embeddings.double(), SIMILARITIES[similarity]
+    rows = torch.arange(len(labels)).split(BLOCK)
+    return _mean_figures(_query_figures(compare(e[block], e), labels, block) for block in rows)
+
+
+def _mean_figures(blocks: Iterable[Tensor]) -> dict[str, float]:
+    """Means (%) of the figures (3, Q) of blocks of queries, those without a value left out."""
+    figures = torch.cat([torch.empty(3, 0, dtype=torch.double), *blocks], dim=1)
+    means = (100 * figures.nanmean(1)).tolist()
+    return dict(zip(("recall_at_1", "r_precision", "map_at_r"), means, strict=True))
+
+
+def _query_figures(scores: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
+    """recall@1, R-precision and MAP@R, (3, Q) double in [0, 1], of scores (Q, N) of the images `queries` (Q,); NaN if R = 0."""
+    if scores.isnan().any():
+        raise CorsdError("scores hold NaN; allowed: numbers, higher for images that are more alike")
+    if len(labels) < 2:
+        return torch.full((3, len(queries)), torch.nan, dtype=torch.double)
+    others = torch.arange(len(labels)) != queries[:, None]
+    scores = scores[others].view(len(queries), -1).double()  # (Q, N - 1)
+    same = (labels[queries][:, None] == labels)[others].view(scores.shape)
+    r = same.sum(1, keepdim=True)  # (Q, 1)
+    most = max(1, int(r.max()))
+    ordered, order = scores.sort(dim=1, descending=True)
+    precision, share = _expected_precision(ordered, same.gather(1, order).double(), most)
+    within = torch.arange(1, most + 1) <= r
+    mean_of_r = torch.stack([share * within, precision * within]).sum(2) / r.T
+    first = torch.where(r.T > 0, share[:, 0], torch.nan)
+    return torch.cat([first, mean_of_r])
+
+
+def _expected_precision(scores: Tensor, same: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Of ranks k = 1..`most`, (Q, most) each: expected rel(k) · P(k), and expected rel(k), over all orders of equal scores.
+
+    `scores` (Q, M) in descending order, `same` (Q, M) 1 where the image there is of the query's class. In a group of g equal
+    scores of which s are of the class, any place holds one with probability s/g; given that, each of the other places before it
+    holds one with probability (s - 1)/(g - 1).
+    """
+    new = torch.ones_like(scores, dtype=torch.bool)
+    new[:, 1:] = scores[:, 1:] != scores[:, :-1]
+    group = new.cumsum(1) - 1  # (Q, M) number of the group of equal scores
+    ones = torch.ones_like(same)
+    sizes, members = (torch.zeros_like(same).scatter_add_(1, group, values) for values in (ones, same))
+    before, members_before = (values.cumsum(1) - values for values in (sizes, members))  # by group
+    group = group[:, :most]
+    g, s, n, c = (values.gather(1, group) for values in (sizes, members, before, members_before))
+    rank = torch.arange(1, most + 1)
+    share = s / g
+    earlier = c + (rank - n - 1) * (s - 1).clamp_min(0) / (g - 1).clamp_min(1)
+    return share * (1 + earlier) / rank, share
+
+
+def _check_embeddings(embeddings: Tensor, labels: Tensor) -> None:
+    if embeddings.ndim != 2 or len(embeddings) != len(labels):
+        raise CorsdError(f"embeddings of shape {tuple(embeddings.shape)} do not fit {len(labels)} labels; (N, D) is wanted")
+
+
+# --- few shots --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """What is asked of a few-shot classifier: `count` draws of `ways` classes, of each `shots` examples and `queries` more.
+
+    Drawn evenly with `seed`, without repetition within an episode, from the classes that have as many images. The usual 5 ways,
+    15 queries and 600 episodes: Chen et al. 2019, arXiv 1904.04232.
+    """
+
+    ways: int = 5
+    shots: int = 1
+    queries: int = 15
+    count: int = 600
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, low in (
+            *((name, getattr(self, name), 1) for name in ("shots", "queries", "count")),
+            ("ways", self.ways, 2),
+            ("seed", self.seed, 0),
+        ):
+            if type(value) is not int or value < low:
+                raise CorsdError(f"{name} of episodes is {value!r}; allowed: a whole number of at least {low}")
+
+    def draw(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of examples (E, W, S) and queries (E, W, Q) of all E episodes; `CorsdError` where images are too few."""
+        rows = _rows_by_class(labels, self.shots + self.queries)
+        if len(rows) < self.ways:
+            raise CorsdError(
+                f"{len(rows)} classes have {self.shots + self.queries} images, for {self.shots} shots and {self.queries} "
+                f"queries; {self.ways} ways want as many classes"
+            )
+        generator = torch.Generator().manual_seed(self.seed)
+        ways = torch.rand(self.count, len(rows), generator=generator).argsort(1)[:, : self.ways]  # (E, W)
+        found = rows[ways]  # (E, W, M), -1 where a class has no more images
+        place = torch.rand(found.shape, generator=generator).masked_fill_(found < 0, 2).argsort(2)
+        chosen = found.gather(2, place[..., : self.shots + self.queries])
+        return chosen[..., : self.shots], chosen[..., self.shots :]
+
+
+class FewShot(NamedTuple):
+    """Mean accuracy (%) over episodes, and half of its 95 % interval, 1.96 standard errors."""
+
+    accuracy: float
+    half: float
+
+
+def embedding_few_shot(
+    embeddings: Tensor, labels: Tensor, episodes: Episodes | None = None, similarity: str = "cosine"
+) -> FewShot:
+    """Accuracy of naming queries by the nearest class prototype, of embeddings (N, D), labels (N,).
+
+    The prototype is the mean of the examples' embeddings, with "cosine" of their directions. Of equally near prototypes each is
+    named equally often. Snell et al. 2017, Prototypical Networks, arXiv 1703.05175. Raises `CorsdError` for an unknown
+    similarity and too few images.
+    """
+    check_choice("similarity", similarity, SIMILARITIES)
+    _check_embeddings(embeddings, labels)
+    e, compare = embeddings.double(), SIMILARITIES[similarity]
+    if similarity == "cosine":
+        e = F.normalize(e, dim=1)
+    examples, queries = (episodes or Episodes()).draw(labels)
+    blocks = zip(examples.split(32), queries.flatten(1).split(32), strict=True)
+    return _accuracy(torch.cat([compare(e[query], e[shots].mean(2)) for shots, query in blocks]))
+
+
+def few_shot_accuracy(scores: Tensor, labels: Tensor, episodes: Episodes | None = None) -> FewShot:
+    """Accuracy of naming queries by the class whose examples have the highest mean score, of scores (N, N), labels (N,).
+
+    Row i of the scores is the query, column j the example. For scores of pairs that have no prototype, such as those of a
+    relation network; ours, after Sung et al. 2018, arXiv 1711.06025. Ties and errors as of `embedding_few_shot`.
+    """
+    if scores.shape != (len(labels), len(labels)):
+        raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels; (N, N) is wanted")
+    examples, queries = (episodes or Episodes()).draw(labels)
+    of_pairs = scores[queries.flatten(1)[:, :, None, None], examples[:, None]]  # (E, W·Q, W, S)
+    return _accuracy(of_pairs.double().mean(3))
+
+
+def _rows_by_class(labels: Tensor, least: int) -> Tensor:
+    """Rows (classes, M) of every class with at least `least` images, filled up with -1."""
+    rows = [(labels == label).nonzero().flatten() for label in labels.unique().tolist()]
+    kept = [each for each in rows if len(each) >= least]
+    if not kept:
+        return torch.empty(0, 0, dtype=torch.long)
+    return torch.nn.utils.rnn.pad_sequence(kept, batch_first=True, padding_value=-1)
+
+
+def _accuracy(scores: Tensor) -> FewShot:
+    """Of scores (E, W·Q, W) of queries that are ordered by their class."""
+    episodes, queries, ways = scores.shape
+    own = torch.arange(ways).repeat_interleave(queries // ways)
+    best = scores == scores.amax(2, keepdim=True)
+    right = best[:, torch.arange(queries), own] / best.sum(2)  # (E, W·Q)
+    of_episodes = 100 * right.double().mean(1)
+    half = 1.96 * of_episodes.std().item() / episodes**0.5 if episodes > 1 else float("nan")
+    return FewShot(of_episodes.mean().item(), half)

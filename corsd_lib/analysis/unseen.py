@@ -1,0 +1,114 @@
+"""Retrieval and few-shot figures of a run on classes that were held out of its training, by exit and by score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from corsd_lib.analysis.retrieval import (
+    SIMILARITIES,
+    Episodes,
+    FewShot,
+    embedding_few_shot,
+    embedding_retrieval,
+    few_shot_accuracy,
+    retrieval_figures,
+)
+from corsd_lib.datasets import ImageData
+from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.evaluation import exit_embeddings, run_data
+from corsd_lib.relation import VectorRelation
+from corsd_lib.runs import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["unseen_class_record", "unseen_class_report"]
+
+WAYS, QUERIES = 5, 15
+SHOTS = {"one_shot": 1, "five_shot": 5}
+
+
+def unseen_class_report(
+    run: Run, data: ImageData | None = None, *, data_root: str | None = None, images: str = "test"
+) -> pd.DataFrame:
+    """How well the newest weights of a run tell apart the classes that were held out of its training.
+
+    One row an exit and score: "cosine" and "euclidean" of the exit's embeddings, and "relation", the score of the relation
+    network there, for a method that trains one on embeddings. Columns, in %: `recall_at_1`, `map_at_r`, `r_precision` (see
+    `retrieval_figures`), each image against all others; `one_shot` and `five_shot`, the accuracy of naming 15 queries a class
+    among 5 classes (all where fewer are held out) from so many examples, mean over 600 episodes, and half of its 95 % interval
+    over these, `one_shot_half` and `five_shot_half`; NaN where classes have too few images. `images`: "test", or "all", train
+    and test together, as is usual for CUB-200-2011. The images are loaded where `data` is not given. Ours, of published
+    figures. Raises `CorsdError` for a run without held-out classes.
+    """
+    import pandas as pd
+
+    embeddings, labels = _embedded(run, data, data_root, images)
+    return pd.DataFrame(_figures(run, embeddings, labels))
+
+
+def unseen_class_record(run: Run, data_root: str | None = None) -> dict[str, Any]:
+    """`unseen_class_report` of the test images as plain values, a figure that is NaN as None; four decimals."""
+    embeddings, labels = _embedded(run, None, data_root, "test")
+    figures = [{k: _plain(v) for k, v in row.items()} for row in _figures(run, embeddings, labels)]
+    classes = len(run.data.unseen_class_names)
+    setting = {"ways": min(WAYS, classes), "queries": QUERIES, "episodes": Episodes.count}
+    return {"classes": classes, "images": len(labels), **setting, "figures": figures}
+
+
+def _plain(value: float | str) -> float | str | None:
+    if not isinstance(value, float):
+        return value
+    return round(value, 4) if value == value else None
+
+
+def _embedded(run: Run, data: ImageData | None, data_root: str | None, images: str) -> tuple[list[Tensor], Tensor]:
+    """Embeddings of every exit, K x (N, D), and labels (N,) of images of the held-out classes."""
+    check_choice("images", images, ("test", "all"))
+    data = run_data(run, data, data_root)
+    if data.unseen is None:
+        raise CorsdError(f"{run.path} has no held-out classes: train with hold_out_classes, or give data that has some")
+    splits = [data.unseen.test] if images == "test" else [data.unseen.train, data.unseen.test]
+    network = run.network()
+    parts = [exit_embeddings(network, data, split, run.config.workers) for split in splits]
+    return [torch.cat(e) for e in zip(*parts, strict=True)], torch.cat([split.labels for split in splits])
+
+
+def _figures(run: Run, embeddings: list[Tensor], labels: Tensor) -> list[dict[str, Any]]:
+    """The rows of the report."""
+    networks = _trained_relations(run)
+    rows = []
+    for k, vectors in enumerate(embeddings):
+        for name in SIMILARITIES:
+            few_shots = _few_shots(partial(embedding_few_shot, vectors, labels, similarity=name), labels)
+            rows.append({"exit": k + 1, "score": name, **embedding_retrieval(vectors, labels, name), **few_shots})
+        if networks:
+            with torch.no_grad():
+                scores = networks[k].scores(vectors)
+            few_shots = _few_shots(partial(few_shot_accuracy, scores, labels), labels)
+            rows.append({"exit": k + 1, "score": "relation", **retrieval_figures(scores, labels), **few_shots})
+    return rows
+
+
+def _trained_relations(run: Run) -> list[VectorRelation]:
+    """The relation networks that read embeddings, one an exit; [] where there are none, or their score is not trained."""
+    method = run.method()
+    networks = [network for network in method.relation_networks() if isinstance(network, VectorRelation)]
+    # Of CORSD's terms only the margin trains the deepest score, which then teaches the others.
+    return networks if getattr(method.options, "relation_margin", 1.0) else []
+
+
+def _few_shots(classify: Callable[..., FewShot], labels: Tensor) -> dict[str, float]:
+    """Accuracy by the number of shots, and half of its interval; `classify` is given the episodes."""
+    sizes = torch.bincount(labels)
+    ways, found = min(WAYS, len(sizes)), dict[str, float]()
+    for name, shots in SHOTS.items():
+        enough = int((sizes >= shots + QUERIES).sum()) >= ways
+        result = classify(episodes=Episodes(ways, shots, QUERIES)) if enough else FewShot(float("nan"), float("nan"))
+        found |= {name: result.accuracy, f"{name}_half": result.half}
+    return found

@@ -1,0 +1,79 @@
+"""Classes that are kept out of the training, to evaluate embeddings on classes that a network has never seen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from corsd_lib.datasets.arrays import ImageData, Split
+from corsd_lib.errors import CorsdError, check_choice
+
+HOLD_OUT = ("random", "last", "superclasses")
+
+
+def split_classes(data: ImageData, count: int, how: str = "random", seed: int = 0) -> ImageData:
+    """`data` without `count` of its C classes, which become its `unseen`; 2 <= `count` <= C - 2.
+
+    `how`: "random", drawn with `seed`, such that a larger `count` holds out the same classes and more; "last", the last in
+    the order of labels, as is usual for CUB-200-2011; "superclasses", whole superclasses drawn with `seed`. In both parts
+    labels are renumbered in their order, and so are the superclasses that have a class there. Mean and deviation stay those of
+    the full train split. Raises `CorsdError` for a count out of range, and of "superclasses" where these are not of one
+    size that divides `count`.
+    """
+    if not 2 <= count <= data.num_classes - 2:
+        most = data.num_classes - 2
+        raise CorsdError(f"hold_out_classes is {count} for {data.name}, {data.num_classes} classes; allowed: 0, or 2 to {most}")
+    held_out = torch.zeros(data.num_classes, dtype=torch.bool)
+    held_out[_chosen(data, count, how, seed)] = True
+    unseen = _with_classes(data, held_out)
+    if not len(unseen.test):
+        raise CorsdError(f"{data.name} has no test image of the {count} held-out classes; expected one or more")
+    return replace(_with_classes(data, ~held_out), unseen=unseen)
+
+
+def _chosen(data: ImageData, count: int, how: str, seed: int) -> Tensor:
+    """Labels int64 (count,) of the classes to hold out."""
+    check_choice("hold_out", how, HOLD_OUT)
+    if how == "last":
+        return torch.arange(data.num_classes - count, data.num_classes)
+    generator = torch.Generator().manual_seed(seed)
+    if how == "random":
+        return torch.randperm(data.num_classes, generator=generator)[:count]
+    size = _superclass_size(data)
+    if count % size:
+        raise CorsdError(f"hold_out_classes is {count} for whole superclasses of {data.name}; allowed: multiples of {size}")
+    drawn = torch.randperm(len(data.superclass_names), generator=generator)[: count // size]
+    return torch.isin(data.superclass_of_class, drawn).nonzero().flatten()
+
+
+def _superclass_size(data: ImageData) -> int:
+    """How many classes each superclass has."""
+    sizes = torch.bincount(data.superclass_of_class, minlength=len(data.superclass_names)).unique().tolist()
+    if len(sizes) > 1 or sizes == [1]:
+        found = "no superclasses" if sizes == [1] else f"superclasses of {sizes[0]} to {sizes[-1]} classes"
+        raise CorsdError(f"hold_out is 'superclasses' for {data.name}, which has {found}; allowed: superclasses of one size")
+    return sizes[0]
+
+
+def _with_classes(data: ImageData, kept: Tensor) -> ImageData:
+    """`data` with the classes `kept`, bool (C,), alone."""
+    classes = kept.nonzero().flatten()
+    groups, superclass_of_class = data.superclass_of_class[classes].unique(return_inverse=True)
+    return replace(
+        data,
+        train=_split_with(data.train, kept),
+        test=_split_with(data.test, kept),
+        validation=None if data.validation is None else _split_with(data.validation, kept),
+        class_names=tuple(data.class_names[c] for c in classes.tolist()),
+        superclass_names=tuple(data.superclass_names[g] for g in groups.tolist()),
+        superclass_of_class=superclass_of_class,
+        attributes=None if data.attributes is None else data.attributes[classes],
+    )
+
+
+def _split_with(split: Split, kept: Tensor) -> Split:
+    """The images of a split whose class is `kept`, bool (C,), with labels renumbered."""
+    images = split.subset(kept[split.labels].nonzero().flatten())
+    return replace(images, labels=(kept.cumsum(0) - 1)[images.labels])
