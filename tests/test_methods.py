@@ -37,6 +37,12 @@ def make_batch(labels: list[int], sampling: str = "plain") -> Batch:
     return Batch(images, y, torch.arange(len(y)), sampling, torch.Generator().manual_seed(2))
 
 
+def shown(network: MultiExitNetwork, method: Method, batch: Batch) -> tuple[ExitOutputs, Batch]:
+    """Outputs of the images as the method shows them, and the batch with what it has drawn."""
+    batch = batch._replace(draws=method.draw(batch))
+    return network(method.images(batch), detach_exits=method.detach_exits), batch
+
+
 def gradients(module: nn.Module, loss: Tensor) -> dict[str, float]:
     module.zero_grad()
     loss.backward()
@@ -47,7 +53,7 @@ def gradients(module: nn.Module, loss: Tensor) -> dict[str, float]:
 def test_total_is_the_weighted_sum_of_the_parts(name: str) -> None:
     network, method = make(name)
     batch = make_batch([0, 1, 2, 0, 1, 2], method.sampling)
-    parts = method(network(batch.images), batch)
+    parts = method(*shown(network, method, batch))
     total = parts.pop("total")
     weights = asdict(method.options)
     assert total.item() == pytest.approx(sum(weights[k] * v.item() for k, v in parts.items()), rel=1e-5)
@@ -62,7 +68,7 @@ def test_batches_with_little_to_relate_are_finite(name: str, labels: list[int]) 
         labels = labels * 3
     batch = make_batch(labels, method.sampling)
     for _ in range(2):  # the second time the class means are known
-        parts = method(network(batch.images), batch)
+        parts = method(*shown(network, method, batch))
         assert all(math.isfinite(v.item()) for v in parts.values())
         found = gradients(nn.ModuleList([network, method]), parts["total"])
         assert all(math.isfinite(v) for v in found.values()) and sum(found.values()) > 0
@@ -462,8 +468,7 @@ ZERO = {name: 0.0 for name in ("exit_ce", "exit_kd", "class_kd", "hint", "distan
 def test_a_term_of_weight_zero_is_not_computed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     zero = {k: v for k, v in ZERO.items() if k in asdict(METHODS[name]().options)}
     network, method = make(name, **zero)
-    batch = make_batch([0, 1, 2, 0, 1, 2], method.sampling)
-    out = network(batch.images)
+    out, batch = shown(network, method, make_batch([0, 1, 2, 0, 1, 2], method.sampling))
 
     def called(*arguments: object, **options: object) -> None:
         raise AssertionError("a term of weight 0 was computed")
