@@ -31,6 +31,7 @@ __all__ = [
     "relation_transfer_over_batch",
     "rkd_angle",
     "rkd_distance",
+    "two_label_cross_entropy",
 ]
 
 
@@ -226,3 +227,14 @@ def _angles(embeddings: Tensor) -> Tensor:
     apart = square > 1e-8 * square.detach().mean()
     towards = towards * torch.where(apart, square, 1.0).rsqrt() * apart
     return towards @ towards.transpose(1, 2)
+
+
+def two_label_cross_entropy(
+    logits: Tensor, first: Tensor, second: Tensor, share: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
+    """share · CE(z, first) + (1 - share) · CE(z, second), mean over logits (B, C) with two labels (B,) each; >= 0 nats.
+
+    `share` () in [0, 1] of the first label. The loss of mixup, arXiv 1710.09412, and of CutMix, arXiv 1905.04899.
+    """
+    one, other = (cross_entropy(logits, labels, label_smoothing) for labels in (first, second))
+    return share * one + (1 - share) * other

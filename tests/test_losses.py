@@ -353,3 +353,27 @@ def test_mixed_precision_does_not_blur_a_loss(loss: Callable[[Tensor, Tensor], T
     scale = 2.0**12  # float16 wants one, as in training
     (left,), (right,) = torch.autograd.grad(value * scale, mixed), torch.autograd.grad(reference * scale, exact)
     assert (left.double() - right).norm() < 5e-3 * right.norm()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=20, deadline=None)
+@given(sizes=SIZES, smoothing=st.sampled_from([0.0, 0.1]))
+def test_two_label_cross_entropy_is_that_of_the_mixed_label(
+    dtype: torch.dtype, sizes: tuple[int, ...], smoothing: float
+) -> None:
+    b, c, seed = sizes
+    g = torch.Generator().manual_seed(seed)
+    logits = torch.randn(b, c, generator=g, dtype=dtype)
+    first, second = torch.randint(c, (2, b), generator=g)
+    share = torch.rand((), generator=g, dtype=dtype)
+
+    def slow(logits: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=dtype)
+        for i in range(b):
+            q = softmax(logits[i])
+            for k in range(c):
+                hard = share * float(k == first[i]) + (1 - share) * float(k == second[i])
+                total = total - ((1 - smoothing) * hard + smoothing / c) * q[k].log()
+        return total / b
+
+    check_equal(lambda z: losses.two_label_cross_entropy(z, first, second, share, smoothing), slow, logits)

@@ -21,13 +21,18 @@ from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.methods.base import Method
 from corsd_lib.methods.classic import Baseline, Byot, DeepSupervision, Probe
 from corsd_lib.methods.corsd import Corsd, CorsdRelease
+from corsd_lib.methods.mixing import Cutmix, CutmixExits, Mixup
 from corsd_lib.methods.peers import CsKd, LabelSmoothing, PsKd, Rkd
 from corsd_lib.network import MultiExitNetwork
 
 __all__ = ["METHODS", "build_method", "find_method", "known_methods", "loaded_plugins", "plugin_failures"]
 
 METHODS: dict[str, type[Method]] = {
-    m.name: m for m in (Baseline, LabelSmoothing, CsKd, PsKd, Probe, DeepSupervision, Byot, Rkd, Corsd, CorsdRelease)
+    m.name: m
+    for m in (
+        *(Baseline, LabelSmoothing, Mixup, Cutmix, CsKd, PsKd),  # the plain network
+        *(Probe, DeepSupervision, CutmixExits, Byot, Rkd, Corsd, CorsdRelease),
+    )
 }
 GROUP = "corsd.methods"
 
