@@ -17,9 +17,12 @@ from torch import Tensor
 
 __all__ = [
     "auxiliary_cross_entropy",
+    "batch_affinity",
     "class_distillation",
     "cross_entropy",
     "distillation",
+    "ensembled_distillation",
+    "ensembled_targets",
     "feature_hint",
     "full_precision",
     "margin_over_batch",
@@ -27,6 +30,7 @@ __all__ = [
     "mixed_cross_entropy",
     "normalised_distances",
     "pairwise_distances",
+    "partner_distillation",
     "relation_transfer",
     "relation_transfer_over_batch",
     "rkd_angle",
@@ -238,3 +242,53 @@ def two_label_cross_entropy(
     """
     one, other = (cross_entropy(logits, labels, label_smoothing) for labels in (first, second))
     return share * one + (1 - share) * other
+
+
+@full_precision
+def partner_distillation(logits: Tensor, partner: Tensor, learns: Tensor, temperature: float = 4.0) -> Tensor:
+    """T² · KL(sg softmax(z_partner / T) ‖ softmax(z / T)), mean over the images that learn; >= 0 nats, 0 if none does.
+
+    Logits (B, C), `partner` (B,) the place of each image's teacher in the batch, `learns` bool (B,). No gradient reaches a
+    teacher. With both images of a pair learning: intra-class patch swap, arXiv 2505.14124.
+    """
+    log_q = _log_softmax(logits / temperature)
+    log_p = log_q.detach().index_select(0, partner)
+    kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)  # (B,)
+    return (kl * learns).sum() / learns.sum().clamp_min(1) * temperature**2
+
+
+@full_precision
+def batch_affinity(embeddings: Tensor) -> Tensor:
+    """Softmax of the cosines between an embedding and all others of the batch, a row each: (B, D) -> (B, B).
+
+    Rows sum to 1, the diagonal is 0; of one embedding it is all 0. BAKE, Ge et al. 2021, arXiv 2104.13298.
+    """
+    directions = F.normalize(embeddings, dim=1)
+    itself = torch.eye(len(embeddings), dtype=torch.bool, device=embeddings.device)
+    shares = (directions @ directions.T).exp().masked_fill(itself, 0.0)  # a cosine is at most 1: no exponential overflows
+    return shares / shares.sum(1, keepdim=True).clamp_min(torch.finfo(shares.dtype).tiny)
+
+
+@full_precision
+def ensembled_targets(probabilities: Tensor, affinity: Tensor, omega: float) -> Tensor:
+    """(1 - w) · (I - w·A)^-1 · P: each row of P mixed with those of its neighbours, of their neighbours and so on; (B, C).
+
+    `probabilities` P (B, C), rows that sum to 1; `affinity` A (B, B), rows that sum to 1 and a diagonal of 0; `omega` w in
+    [0, 1), the share of the neighbours. Rows of the result sum to 1. BAKE, Ge et al. 2021, arXiv 2104.13298.
+    """
+    eye = torch.eye(len(affinity), dtype=affinity.dtype, device=affinity.device)
+    return torch.linalg.solve(eye - omega * affinity, (1 - omega) * probabilities)
+
+
+@full_precision
+def ensembled_distillation(logits: Tensor, embeddings: Tensor, omega: float = 0.5, temperature: float = 4.0) -> Tensor:
+    """T² · KL(sg Q ‖ P), mean over the batch, P = softmax(z / T) and Q its `ensembled_targets` by `batch_affinity`; >= 0 nats.
+
+    Logits (B, C), embeddings (B, D). No gradient reaches Q. One image has no neighbour: 0. BAKE, arXiv 2104.13298.
+    """
+    if len(logits) < 2:
+        return logits.sum() * 0.0
+    log_p = _log_softmax(logits / temperature)
+    with torch.no_grad():
+        q = ensembled_targets(log_p.exp(), batch_affinity(embeddings), omega).clamp_min(0)  # rounding may leave it below 0
+    return F.kl_div(log_p, q, reduction="batchmean") * temperature**2

@@ -377,3 +377,120 @@ def test_two_label_cross_entropy_is_that_of_the_mixed_label(
         return total / b
 
     check_equal(lambda z: losses.two_label_cross_entropy(z, first, second, share, smoothing), slow, logits)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=20, deadline=None)
+@given(sizes=SIZES, temperature=st.sampled_from([1.0, 4.0]))
+def test_partner_distillation_is_the_loop_over_images_that_learn(
+    dtype: torch.dtype, sizes: tuple[int, ...], temperature: float
+) -> None:
+    b, c, seed = sizes
+    g = torch.Generator().manual_seed(seed)
+    logits = torch.randn(b, c, generator=g, dtype=dtype)
+    partner, learns = torch.randint(b, (b,), generator=g), torch.rand(b, generator=g) < 0.5
+
+    def slow(student: Tensor) -> Tensor:
+        total = student.sum() * 0.0
+        for i in range(b):
+            if learns[i]:
+                p, q = softmax(logits[partner[i]], temperature), softmax(student[i], temperature)
+                total = total + sum(p[k] * (p[k].log() - q[k].log()) for k in range(c))
+        return temperature**2 * total / max(int(learns.sum()), 1)
+
+    check_equal(lambda z: losses.partner_distillation(z, partner, learns, temperature), slow, logits)
+
+
+# --- batch knowledge ensembling ---
+
+
+def slow_affinity(embeddings: Tensor) -> Tensor:
+    b = len(embeddings)
+    shares = torch.zeros(b, b, dtype=embeddings.dtype)
+    for i in range(b):
+        for j in range(b):
+            if i != j:
+                a, other = embeddings[i], embeddings[j]
+                shares[i, j] = (sum(a * other) / (sum(a * a).sqrt() * sum(other * other).sqrt())).exp()
+    return torch.stack([row / sum(row) for row in shares]) if b > 1 else shares
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=20, deadline=None)
+@given(sizes=SIZES)
+def test_batch_affinity_is_the_softmax_of_cosines_with_others(dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
+    b, d, seed = sizes
+    embeddings = torch.randn(b, d, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    affinity = losses.batch_affinity(embeddings)
+    torch.testing.assert_close(affinity, slow_affinity(embeddings))
+    assert (affinity.diagonal() == 0).all() and affinity.sum(1).tolist() == pytest.approx([float(b > 1)] * b)
+
+
+def test_batch_affinity_of_an_embedding_of_zeros_is_finite() -> None:
+    affinity = losses.batch_affinity(torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+    torch.testing.assert_close(affinity, torch.tensor([[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=20, deadline=None)
+@given(sizes=SIZES, omega=st.sampled_from([0.0, 0.3, 0.9]))
+def test_ensembled_targets_are_the_sum_over_ever_more_distant_neighbours(
+    dtype: torch.dtype, sizes: tuple[int, ...], omega: float
+) -> None:
+    """(1 - w) Σ_t (wA)^t P, as propagation step by step has it; and so is its gradient."""
+    b, c, seed = sizes
+    g = torch.Generator().manual_seed(seed)
+    probabilities = torch.randn(b + 1, c, generator=g, dtype=dtype).softmax(1)
+    affinity = losses.batch_affinity(torch.randn(b + 1, 3, generator=g, dtype=dtype))
+
+    def summed(targets: Tensor) -> Tensor:
+        return (targets * torch.linspace(-1, 1, targets.numel(), dtype=dtype).view_as(targets)).sum()
+
+    def slow(p: Tensor, a: Tensor) -> Tensor:
+        targets = p
+        for _ in range(200):
+            targets = (1 - omega) * p + omega * a @ targets
+        return summed(targets)
+
+    targets = losses.ensembled_targets(probabilities, affinity, omega)
+    assert targets.sum(1).tolist() == pytest.approx([1.0] * (b + 1), abs=1e-5) and targets.min() > 0
+    check_equal(lambda p, a: summed(losses.ensembled_targets(p, a, omega)), slow, probabilities, affinity)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=20, deadline=None)
+@given(sizes=SIZES, temperature=st.sampled_from([1.0, 4.0]))
+def test_ensembled_distillation_is_the_kl_from_the_targets(
+    dtype: torch.dtype, sizes: tuple[int, ...], temperature: float
+) -> None:
+    b, c, seed = sizes
+    g = torch.Generator().manual_seed(seed)
+    logits, embeddings = torch.randn(b, c, generator=g, dtype=dtype), torch.randn(b, 5, generator=g, dtype=dtype)
+
+    def slow(student: Tensor) -> Tensor:
+        total = student.sum() * 0.0
+        p = torch.stack([softmax(z, temperature) for z in logits])
+        inverse = torch.linalg.inv(torch.eye(b, dtype=dtype) - 0.5 * slow_affinity(embeddings))
+        for i in range(b if b > 1 else 0):
+            q = 0.5 * sum(inverse[i, j] * p[j] for j in range(b))
+            total = total + sum(q[k] * (q[k].log() - softmax(student[i], temperature)[k].log()) for k in range(c))
+        return temperature**2 * total / b
+
+    check_equal(lambda z: losses.ensembled_distillation(z, embeddings, 0.5, temperature), slow, logits)
+    assert not losses.ensembled_distillation(logits, embeddings.requires_grad_()).requires_grad
+
+
+def test_ensembled_distillation_of_certain_predictions_is_finite() -> None:
+    """Probabilities of 0 in float32: no logarithm of 0, no gradient without a value."""
+    logits = (torch.eye(6, 4) * 1e4).requires_grad_()
+    loss = losses.ensembled_distillation(logits, torch.randn(6, 3), 0.5, 1.0)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert loss.isfinite() and gradient.isfinite().all()
+
+
+def test_the_targets_are_solved_in_full_precision_under_autocast() -> None:
+    g = torch.Generator().manual_seed(0)
+    logits, embeddings = torch.randn(8, 5, generator=g), torch.randn(8, 3, generator=g)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = losses.ensembled_distillation(logits, embeddings)
+    assert mixed.dtype == torch.float32 and torch.equal(mixed, losses.ensembled_distillation(logits, embeddings))

@@ -461,7 +461,14 @@ def test_corsd_without_a_network_says_what_to_do() -> None:
         build_method("corsd")(network(batch.images), batch)
 
 
-ZERO = {name: 0.0 for name in ("exit_ce", "exit_kd", "class_kd", "hint", "distance", "angle", *OF_RELATIONS, "logit_relation")}
+ZERO = {
+    name: 0.0
+    for name in (
+        *("exit_ce", "exit_kd", "class_kd", "hint", "distance", "angle", "swap_kd"),
+        *("ensemble_kd",),
+        *(*OF_RELATIONS, "logit_relation"),
+    )
+}
 
 
 @pytest.mark.parametrize("name", [n for n in METHODS if asdict(METHODS[n]().options).keys() & ZERO.keys()])
@@ -473,7 +480,10 @@ def test_a_term_of_weight_zero_is_not_computed(name: str, monkeypatch: pytest.Mo
     def called(*arguments: object, **options: object) -> None:
         raise AssertionError("a term of weight 0 was computed")
 
-    for loss in ("distillation", "class_distillation", "feature_hint", "rkd_distance", "rkd_angle", "margin_over_batch"):
+    for loss in (
+        *("distillation", "class_distillation", "feature_hint", "rkd_distance", "rkd_angle", "margin_over_batch"),
+        *("partner_distillation", "ensembled_distillation"),
+    ):
         monkeypatch.setattr(losses, loss, called)
     for relation in method.relation_networks():
         monkeypatch.setattr(relation, "forward", called)

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from corsd_lib import losses
 from corsd_lib.errors import CorsdError
 from corsd_lib.methods import METHODS, Batch, Method, build_method
-from corsd_lib.methods.mixing import rectangle
+from corsd_lib.methods.mixing import class_partners, rectangle
 from corsd_lib.network import ExitOutputs, build_network
 
 CLASSES = 4
@@ -120,7 +121,7 @@ def test_a_share_of_the_batches_is_left_as_it_is(name: str) -> None:
     assert 70 < whole < 130
 
 
-@pytest.mark.parametrize("name", ["mixup", "cutmix", "cutmix_exits"])
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "cutmix_exits", "ips"])
 def test_a_mixture_keeps_the_memory_format_and_the_batch(name: str) -> None:
     method = build_method(name)
     batch = make_batch()
@@ -130,7 +131,7 @@ def test_a_mixture_keeps_the_memory_format_and_the_batch(name: str) -> None:
     assert torch.equal(batch.images, before)
 
 
-@pytest.mark.parametrize("name", ["mixup", "cutmix", "cutmix_exits"])
+@pytest.mark.parametrize("name", ["mixup", "cutmix", "cutmix_exits", "ips"])
 def test_without_a_draw_nothing_is_mixed_twice(name: str) -> None:
     method = build_method(name)
     for call in (lambda: method.images(make_batch()), lambda: method(outputs(6), make_batch())):
@@ -149,7 +150,92 @@ def test_bad_options_are_named(options: dict[str, Any], words: str) -> None:
         build_method("cutmix", **options)
 
 
-@pytest.mark.parametrize(("name", "exits"), [("mixup", 1), ("cutmix", 1), ("cutmix_exits", 3)])
+@pytest.mark.parametrize(("name", "exits"), [("mixup", 1), ("cutmix", 1), ("cutmix_exits", 3), ("ips", 1)])
 def test_the_exits_are_those_of_the_method(name: str, exits: int) -> None:
     network = build_network("resnet8", CLASSES, width=4, exits=METHODS[name].exits, image_size=8)
     assert len(network.exits) == exits
+
+
+# --- intra-class patch swap ---
+
+
+def pairs_of(labels: list[int], sides: tuple[int, int] = (9, 7), seed: int = 0) -> Batch:
+    """Images of one grey each, that of their place in the batch."""
+    images = torch.arange(len(labels)).float().view(-1, 1, 1, 1).expand(-1, 3, *sides).contiguous()
+    return Batch(images, torch.tensor(labels), torch.arange(len(labels)), "balanced", torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 1, 1, 2, 2], [0, 1, 2, 0, 0, 1, 3, 0, 0], [5], [1, 1, 1], [0, 1, 2]], ids=str)
+def test_partners_are_of_the_class_and_as_many_as_there_can_be(labels: list[int]) -> None:
+    seen = set()
+    for seed in range(20):
+        partner = class_partners(torch.tensor(labels), torch.Generator().manual_seed(seed)).tolist()
+        assert all(partner[j] == i and labels[i] == labels[j] for i, j in enumerate(partner))
+        for label in set(labels):
+            alone = [i for i, j in enumerate(partner) if i == j and labels[i] == label]
+            assert len(alone) == labels.count(label) % 2
+        seen.add(tuple(partner))
+    assert len(seen) > 1 or max(labels.count(label) for label in labels) < 3
+
+
+def test_a_pair_swaps_whole_patches_by_one_mask() -> None:
+    """Patches of 4 pixels in images of 9 x 7: nine patches, those at the right and lower edge cut."""
+    method, swapped = build_method("ips"), 0
+    for seed in range(20):
+        batch = drawn(method, pairs_of([0, 0, 1, 1, 2, 0], seed=seed))
+        assert batch.draws is not None and batch.draws["swap"].shape == (6, 1, 3, 2)
+        partner, images = batch.draws["partner"].tolist(), method.images(batch)
+        for i, j in enumerate(partner):
+            assert set(images[i].unique().tolist()) <= {i, j}
+            assert torch.equal(images[i] + images[j], torch.full_like(images[i], i + j))
+            for rows, columns in ((slice(y, y + 4), slice(x, x + 4)) for y in (0, 4, 8) for x in (0, 4)):
+                assert len(images[i, :, rows, columns].unique()) == 1
+            swapped += int((images[i, 0, ::4, ::4] == j).sum()) * (i != j)
+    pairs = 20 * 4 * 6  # four of the six images have a partner
+    assert 0.4 < swapped / pairs < 0.6
+
+
+@pytest.mark.parametrize(("options", "wanted"), [({"probability": 0.0}, 0), ({"share": 0.0}, 0), ({"probability": 1.0}, 1)])
+def test_probability_and_share_say_how_much_is_swapped(options: dict[str, float], wanted: int) -> None:
+    method = build_method("ips", **options)
+    batch = drawn(method, pairs_of([0, 0, 1, 1, 2, 2]))
+    assert torch.equal(method.images(batch), batch.images[[0, 1, 2, 3, 4, 5] if not wanted else [1, 0, 3, 2, 5, 4]])
+
+
+def test_a_share_of_the_pairs_is_swapped() -> None:
+    method, swapped = build_method("ips", share=0.5, probability=1.0), 0
+    for seed in range(50):
+        batch = drawn(method, pairs_of([0, 0, 1, 1, 2, 2], seed=seed))
+        moved = method.images(batch)[:, 0, 0, 0] != batch.images[:, 0, 0, 0]
+        assert moved[0] == moved[1] and moved[2] == moved[3] and moved[4] == moved[5]
+        swapped += int(moved.sum()) // 2
+    assert 50 < swapped < 100
+
+
+@pytest.mark.parametrize("direction", ["symmetric", "confident"])
+def test_the_images_of_a_pair_teach_each_other(direction: str) -> None:
+    method = build_method("ips", direction=direction)
+    batch, out = drawn(method, pairs_of([0, 0, 1, 1, 2, 0])), outputs(6, 1)
+    assert batch.draws is not None
+    (z,), y, partner = out.logits, batch.labels, batch.draws["partner"].tolist()
+    sure = z.softmax(1)[torch.arange(6), y].tolist()
+    taught = [(j, i) for i, j in enumerate(partner) if i != j and (direction == "symmetric" or sure[j] > sure[i])]
+    assert len(taught) == (4 if direction == "symmetric" else 2)
+    parts = method(out, batch)
+    wanted = sum(losses.distillation(z[[j]], z[[i]], 4.0).item() for j, i in taught) / len(taught)
+    assert parts["swap_kd"].item() == pytest.approx(wanted, rel=1e-5)
+    assert parts["task"].item() == pytest.approx(F.cross_entropy(z, y).item(), rel=1e-5)
+
+
+def test_without_kd_the_swap_is_an_augmentation_alone() -> None:
+    method = build_method("ips", swap_kd=0.0)
+    batch = drawn(method, pairs_of([0, 0, 1, 1]))
+    assert set(method(outputs(4, 1), batch)) == {"total", "task"}
+    assert not torch.equal(method.images(batch), batch.images)
+
+
+@pytest.mark.parametrize("patch", [9, 32])
+def test_a_patch_that_holds_the_image_is_named(patch: int) -> None:
+    method = build_method("ips", patch=patch)
+    with pytest.raises(CorsdError, match=rf"method 'ips': patch = {patch} must be below the image side 9"):
+        method.draw(pairs_of([0, 0]))
