@@ -19,6 +19,7 @@ __all__ = [
     "auxiliary_cross_entropy",
     "batch_affinity",
     "class_distillation",
+    "correlation_distillation",
     "cross_entropy",
     "distillation",
     "ensembled_distillation",
@@ -292,3 +293,26 @@ def ensembled_distillation(logits: Tensor, embeddings: Tensor, omega: float = 0.
     with torch.no_grad():
         q = ensembled_targets(log_p.exp(), batch_affinity(embeddings), omega).clamp_min(0)  # rounding may leave it below 0
     return F.kl_div(log_p, q, reduction="batchmean") * temperature**2
+
+
+@full_precision
+def correlation_distillation(
+    teacher: Tensor, student: Tensor, temperature: float = 4.0, inter: float = 1.0, intra: float = 1.0
+) -> Tensor:
+    """T² · (inter · (1 - mean correlation of rows) + intra · (1 - mean correlation of columns)) of softmax(z / T); >= 0.
+
+    Logits (B, C). Rows: how one image relates to the classes; columns: how one class relates to the images. Pearson's
+    correlation, 0 with a row or column that is constant; one image has no columns to correlate. No gradient reaches
+    `teacher`. DIST, Huang et al. 2022, arXiv 2205.10536, equations 6 to 9.
+    """
+    p, q = (_log_softmax(z / temperature).exp() for z in (teacher.detach(), student))
+    loss = inter * (1 - _correlation(p, q).mean())
+    if len(student) > 1:
+        loss = loss + intra * (1 - _correlation(p.T, q.T).mean())
+    return loss * temperature**2
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation of each row of `a` with the same row of `b`, (N, M) -> (N,); the authors' eps of 1e-8."""
+    a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
+    return F.cosine_similarity(a, b, dim=1, eps=1e-8)

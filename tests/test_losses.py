@@ -494,3 +494,47 @@ def test_the_targets_are_solved_in_full_precision_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         mixed = losses.ensembled_distillation(logits, embeddings)
     assert mixed.dtype == torch.float32 and torch.equal(mixed, losses.ensembled_distillation(logits, embeddings))
+
+
+# --- DIST ---
+
+
+def slow_correlation(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    a, b = ([x - sum(values) / len(values) for x in values] for values in (a, b))
+    products = (sum(x * y for x, y in zip(u, v, strict=True)) for u, v in ((a, b), (a, a), (b, b)))
+    together, one, other = products
+    return together / (one.sqrt() * other.sqrt())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=20, deadline=None)
+@given(sizes=SIZES, temperature=st.sampled_from([1.0, 4.0]), weights=st.sampled_from([(1.0, 1.0), (0.0, 2.0), (0.5, 0.0)]))
+def test_correlation_distillation_is_pearsons_over_rows_and_columns(
+    dtype: torch.dtype, sizes: tuple[int, ...], temperature: float, weights: tuple[float, float]
+) -> None:
+    b, c, seed = sizes
+    g = torch.Generator().manual_seed(seed)
+    teacher, student = torch.randn(2, b, c + 1, generator=g, dtype=dtype)
+
+    def slow(student: Tensor) -> Tensor:
+        p, q = ([list(softmax(z, temperature)) for z in logits] for logits in (teacher, student))
+        rows = sum(slow_correlation(p[i], q[i]) for i in range(b)) / b
+        loss = weights[0] * (1 - rows)
+        if b > 1:
+            columns = [([p[i][k] for i in range(b)], [q[i][k] for i in range(b)]) for k in range(c + 1)]
+            loss = loss + weights[1] * (1 - sum(slow_correlation(*column) for column in columns) / (c + 1))
+        return temperature**2 * loss
+
+    check_equal(lambda s: losses.correlation_distillation(teacher, s, temperature, *weights), slow, student)
+
+
+def test_correlation_distillation_ignores_scale_and_is_finite_where_nothing_varies() -> None:
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 4, generator=g, dtype=torch.float64)
+    assert losses.correlation_distillation(logits, logits + 3.0).item() == pytest.approx(0.0, abs=1e-9)
+    for teacher in (torch.zeros(6, 4), torch.randn(6, 4, generator=g)):
+        for constant in (torch.zeros(6, 4), torch.randn(1, 4, generator=g).expand(6, 4), torch.eye(6, 4) * 1e4):
+            student = constant.clone().requires_grad_()
+            loss = losses.correlation_distillation(teacher, student, 1.0)
+            (gradient,) = torch.autograd.grad(loss, student)
+            assert loss.isfinite() and gradient.isfinite().all()

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -185,6 +186,43 @@ def test_rkd_teaches_distances_and_angles_to_every_shallow_exit_and_none_to_the_
     found = gradients(network, parts["distance"] + parts["angle"])
     assert found["exits.0.bottleneck.0.0.weight"] > 0 and found["exits.1.bottleneck.0.0.weight"] > 0
     assert all(v == 0 for k, v in found.items() if k.startswith("backbone.stages.2"))
+
+
+def test_in_dks_every_exit_teaches_every_other_one() -> None:
+    network, method = make("dks")
+    batch = make_batch([0, 1, 2, 0])
+    out = network(batch.images)
+    parts = method(out, batch)
+    wanted = 0.0
+    for k, student in enumerate(out.logits):
+        for j, teacher in enumerate(out.logits):
+            p, q = (teacher / 4).softmax(1), (student / 4).softmax(1)
+            wanted += 16 * (p * (p / q).log()).sum(1).mean().item() * (j != k)
+    assert parts["synergy"].item() == pytest.approx(wanted, rel=1e-4)
+    assert parts["exit_ce"].item() == pytest.approx(sum(F.cross_entropy(z, batch.labels).item() for z in out.logits[:-1]))
+    z = [z.detach().requires_grad_() for z in out.logits]
+    found = torch.autograd.grad(method(ExitOutputs(*out[:2], z), batch)["synergy"], z)
+    students = [sum(losses.distillation(t, s, 4.0) for j, t in enumerate(z) if j != k) for k, s in enumerate(z)]
+    for one, gradient in zip(students, found, strict=True):  # teachers are detached: each exit learns as a student alone
+        torch.testing.assert_close(sum(torch.autograd.grad(one, z, allow_unused=True, materialize_grads=True)), gradient)
+
+
+def test_dist_teaches_correlations_to_every_shallow_exit_and_none_to_the_deepest() -> None:
+    network, method = make("dist", inter=0.5, intra=2.0, temperature=2.0)
+    batch = make_batch([0, 1, 2, 0, 1])
+    out = network(batch.images)
+    parts = method(out, batch)
+    *shallow, deepest = (np.array((z / 2).softmax(1).tolist()) for z in out.logits)
+    wanted = 0.0
+    for exit in shallow:
+        rows = [np.corrcoef(a, b)[0, 1] for a, b in zip(deepest, exit, strict=True)]
+        columns = [np.corrcoef(a, b)[0, 1] for a, b in zip(deepest.T, exit.T, strict=True)]
+        wanted += 4 * (0.5 * (1 - np.mean(rows)) + 2.0 * (1 - np.mean(columns)))
+    assert parts["correlation"].item() == pytest.approx(wanted, rel=1e-3)
+    assert method.options.correlation == 2.0
+    found = gradients(network, parts["correlation"])
+    assert found["exits.0.classifier.weight"] > 0 and found["exits.1.classifier.weight"] > 0
+    assert all(v == 0 for k, v in found.items() if k.startswith(("backbone.stages.2", "exits.2")))
 
 
 def test_label_smoothing_is_the_baseline_with_soft_labels() -> None:
@@ -465,7 +503,7 @@ ZERO = {
     name: 0.0
     for name in (
         *("exit_ce", "exit_kd", "class_kd", "hint", "distance", "angle", "swap_kd"),
-        *("ensemble_kd",),
+        *("ensemble_kd", "synergy", "correlation"),
         *(*OF_RELATIONS, "logit_relation"),
     )
 }
@@ -482,7 +520,7 @@ def test_a_term_of_weight_zero_is_not_computed(name: str, monkeypatch: pytest.Mo
 
     for loss in (
         *("distillation", "class_distillation", "feature_hint", "rkd_distance", "rkd_angle", "margin_over_batch"),
-        *("partner_distillation", "ensembled_distillation"),
+        *("partner_distillation", "ensembled_distillation", "correlation_distillation"),
     ):
         monkeypatch.setattr(losses, loss, called)
     for relation in method.relation_networks():

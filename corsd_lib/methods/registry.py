@@ -22,6 +22,7 @@ from corsd_lib.methods.base import Method
 from corsd_lib.methods.classic import Baseline, Byot, DeepSupervision, Probe
 from corsd_lib.methods.corsd import Corsd, CorsdRelease
 from corsd_lib.methods.ensembling import Bake
+from corsd_lib.methods.exit_peers import Dist, Dks
 from corsd_lib.methods.mixing import Cutmix, CutmixExits, Ips, Mixup
 from corsd_lib.methods.peers import CsKd, LabelSmoothing, PsKd, Rkd
 from corsd_lib.network import MultiExitNetwork
@@ -32,7 +33,7 @@ METHODS: dict[str, type[Method]] = {
     m.name: m
     for m in (
         *(Baseline, LabelSmoothing, Mixup, Cutmix, Ips, CsKd, PsKd, Bake),  # the plain network
-        *(Probe, DeepSupervision, CutmixExits, Byot, Rkd, Corsd, CorsdRelease),
+        *(Probe, DeepSupervision, CutmixExits, Byot, Dks, Dist, Rkd, Corsd, CorsdRelease),
     )
 }
 GROUP = "corsd.methods"
