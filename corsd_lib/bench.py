@@ -202,7 +202,9 @@ def _stepper(name: str, method_name: str) -> Callable[[], None]:
     images, labels = _images(BATCH)
 
     def step() -> None:
-        loss = method(network(images), Batch(images, labels, labels))["total"]
+        batch = Batch(images, labels, labels)
+        batch = batch._replace(draws=method.draw(batch))
+        loss = method(network(method.images(batch)), batch)["total"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -221,8 +223,9 @@ def _study_stepper(method_name: str, batch_size: int) -> Callable[[], None]:
 
     def step() -> None:
         batch = Batch(images, labels, labels)
+        batch = batch._replace(draws=method.draw(batch))
         with torch.autocast("cpu", torch.bfloat16):
-            loss = method(network(images), batch._replace(draws=method.draw(batch)))["total"]
+            loss = method(network(method.images(batch)), batch)["total"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

@@ -266,7 +266,7 @@ def training_macs(config: TrainConfig, data: DataInfo) -> float:
     """Multiply-accumulates an image of a training step, forward and backward, of the network and of what the method adds.
 
     Convolutions and matrix products, as `count_macs`. The network is counted on two images, for it costs the same for each; the
-    method on made-up outputs of a whole batch drawn as in the training, for pairs grow with the square of the batch.
+    method on images and made-up outputs of a whole batch drawn as in the training, for pairs grow with the square of the batch.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -275,11 +275,13 @@ def training_macs(config: TrainConfig, data: DataInfo) -> float:
         network = new_network(replace(config, pretrained=False), data).train()
         method = config.build_method(network).train()
     batch = _made_up_batch(config, data)
+    batch = batch._replace(draws=method.draw(batch))
     with FlopCounterMode(display=False, custom_mapping=right) as of_network:
         out = network(torch.zeros(2, data.channels, data.image_size, data.image_size), method.detach_exits)
     whole = ExitOutputs(*([_repeated(t, len(batch.labels)) for t in tensors] for tensors in out))
     method(whole, batch)  # what a method remembers of past batches is there in all but the first
     with FlopCounterMode(display=False, custom_mapping=right) as of_method:
+        method.images(batch)
         method(whole, batch)["total"].backward()
     pairs = [(t, w.grad[:2]) for t, w in zip(_flat(out), _flat(whole), strict=True) if w.grad is not None]
     with FlopCounterMode(display=False, custom_mapping=right) as of_backward:
@@ -298,13 +300,14 @@ def _convolution_backward_flops(
 
 
 def _made_up_batch(config: TrainConfig, data: DataInfo) -> Batch:
-    """Rows and labels of a batch as the sampling of `config` draws it, without images."""
+    """Rows and labels of a batch as the sampling of `config` draws it; its images are zeros that take no memory."""
     kind = find_method(config.method)
     sampling, generator = config.sampling or kind.sampling, torch.Generator().manual_seed(0)
     labels = torch.arange(data.num_classes).repeat(config.per_class or 100)
     k = config.samples_per_class or kind.samples_per_class
     rows = epoch_batches(labels, sampling, config.batch_size, k, generator)[0]
-    return Batch(torch.empty(0), labels[rows], rows, sampling, generator, progress=0.5)
+    images = torch.zeros(()).expand(len(rows), data.channels, data.image_size, data.image_size)
+    return Batch(images, labels[rows], rows, sampling, generator, progress=0.5)
 
 
 def _flat(out: ExitOutputs) -> list[Tensor]:

@@ -17,10 +17,13 @@ from torch import Tensor
 
 __all__ = [
     "auxiliary_cross_entropy",
+    "batch_affinity",
     "class_affinity",
     "class_distillation",
+    "correlation_distillation",
     "cross_entropy",
     "distillation",
+    "ensembled_distillation",
     "ensembled_targets",
     "feature_hint",
     "full_precision",
@@ -29,6 +32,7 @@ __all__ = [
     "mixed_cross_entropy",
     "normalised_distances",
     "pairwise_distances",
+    "partner_distillation",
     "relation_affinity",
     "relation_cross_entropy",
     "relation_transfer",
@@ -38,6 +42,7 @@ __all__ = [
     "rkd_angle",
     "rkd_distance",
     "target_divergence",
+    "two_label_cross_entropy",
 ]
 
 
@@ -270,24 +275,14 @@ def class_affinity(labels: Tensor) -> Tensor:
 
 
 @full_precision
-def ensembled_targets(probabilities: Tensor, affinity: Tensor, omega: float = 0.5) -> Tensor:
-    """(1 - w)(I - wA)^-1 P: predictions (B, C) mixed along a row-stochastic affinity (B, B); rows sum to 1, no gradient.
-
-    The limit of repeating Q = wAQ + (1 - w)P, for `omega` w in [0, 1). BAKE, arXiv 2104.13298.
-    """
-    with torch.no_grad():
-        system = torch.eye(len(affinity), device=affinity.device, dtype=affinity.dtype) - omega * affinity
-        return torch.linalg.solve_ex(system, (1 - omega) * probabilities)[0]  # I - wA is never singular: nothing to check
-
-
-@full_precision
 def target_divergence(target: Tensor, logits: Tensor, temperature: float = 4.0) -> Tensor:
-    """T² · KL(target ‖ softmax(logits / T)), mean over the rows; `target` (B, C) probabilities, `logits` (B, C); >= 0 nats."""
+    """T² · KL(target ‖ softmax(logits / T)), mean over the rows; `target` (B, C) probabilities, `logits` (B, C); >= 0 nats.
+
+    No gradient reaches `target`, which rounding may leave just below 0.
+    """
     if not len(logits):
         return logits.sum() * 0.0
-    entropy = torch.special.entr(target.detach()).sum(1)
-    cross = -(target.detach() * _log_softmax(logits / temperature)).sum(1)
-    return (cross - entropy).mean() * temperature**2
+    return F.kl_div(_log_softmax(logits / temperature), target.detach().clamp_min(0), reduction="batchmean") * temperature**2
 
 
 def relation_transfer_by_row_divergence(teacher: Tensor, student: Tensor) -> Tensor:
@@ -317,3 +312,84 @@ def _off_diagonal(matrix: Tensor) -> Tensor:
     """(B, B) -> (B, B - 1): its rows without the diagonal."""
     n = len(matrix)
     return matrix.flatten()[1:].view(n - 1, n + 1)[:, :-1].reshape(n, n - 1)
+
+
+def two_label_cross_entropy(
+    logits: Tensor, first: Tensor, second: Tensor, share: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
+    """share · CE(z, first) + (1 - share) · CE(z, second), mean over logits (B, C) with two labels (B,) each; >= 0 nats.
+
+    `share` () in [0, 1] of the first label. The loss of mixup, arXiv 1710.09412, and of CutMix, arXiv 1905.04899.
+    """
+    one, other = (cross_entropy(logits, labels, label_smoothing) for labels in (first, second))
+    return share * one + (1 - share) * other
+
+
+@full_precision
+def partner_distillation(logits: Tensor, partner: Tensor, learns: Tensor, temperature: float = 4.0) -> Tensor:
+    """T² · KL(sg softmax(z_partner / T) ‖ softmax(z / T)), mean over the images that learn; >= 0 nats, 0 if none does.
+
+    Logits (B, C), `partner` (B,) the place of each image's teacher in the batch, `learns` bool (B,). No gradient reaches a
+    teacher. With both images of a pair learning: intra-class patch swap, arXiv 2505.14124.
+    """
+    log_q = _log_softmax(logits / temperature)
+    log_p = log_q.detach().index_select(0, partner)
+    kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)  # (B,)
+    return (kl * learns).sum() / learns.sum().clamp_min(1) * temperature**2
+
+
+@full_precision
+def batch_affinity(embeddings: Tensor) -> Tensor:
+    """Softmax of the cosines between an embedding and all others of the batch, a row each: (B, D) -> (B, B).
+
+    See `relation_affinity`. BAKE, Ge et al. 2021, arXiv 2104.13298.
+    """
+    directions = F.normalize(embeddings, dim=1)
+    return relation_affinity(directions @ directions.T)
+
+
+@full_precision
+def ensembled_targets(probabilities: Tensor, affinity: Tensor, omega: float) -> Tensor:
+    """(1 - w) · (I - w·A)^-1 · P: each row of P mixed with those of its neighbours, of their neighbours and so on; (B, C).
+
+    `probabilities` P (B, C), rows that sum to 1; `affinity` A (B, B), rows that sum to 1 and a diagonal of 0; `omega` w in
+    [0, 1), the share of the neighbours. Rows of the result sum to 1. BAKE, Ge et al. 2021, arXiv 2104.13298.
+    """
+    eye = torch.eye(len(affinity), dtype=affinity.dtype, device=affinity.device)
+    return torch.linalg.solve_ex(eye - omega * affinity, (1 - omega) * probabilities)[0]  # never singular: nothing to check
+
+
+@full_precision
+def ensembled_distillation(logits: Tensor, embeddings: Tensor, omega: float = 0.5, temperature: float = 4.0) -> Tensor:
+    """T² · KL(sg Q ‖ P), mean over the batch, P = softmax(z / T) and Q its `ensembled_targets` by `batch_affinity`; >= 0 nats.
+
+    Logits (B, C), embeddings (B, D). No gradient reaches Q. One image has no neighbour: 0. BAKE, arXiv 2104.13298.
+    """
+    if len(logits) < 2:
+        return logits.sum() * 0.0
+    with torch.no_grad():
+        q = ensembled_targets((logits / temperature).softmax(1), batch_affinity(embeddings), omega)
+    return target_divergence(q, logits, temperature)
+
+
+@full_precision
+def correlation_distillation(
+    teacher: Tensor, student: Tensor, temperature: float = 4.0, inter: float = 1.0, intra: float = 1.0
+) -> Tensor:
+    """T² · (inter · (1 - mean correlation of rows) + intra · (1 - mean correlation of columns)) of softmax(z / T); >= 0.
+
+    Logits (B, C). Rows: how one image relates to the classes; columns: how one class relates to the images. Pearson's
+    correlation, 0 with a row or column that is constant; one image has no columns to correlate. No gradient reaches
+    `teacher`. DIST, Huang et al. 2022, arXiv 2205.10536, equations 6 to 9.
+    """
+    p, q = (_log_softmax(z / temperature).exp() for z in (teacher.detach(), student))
+    loss = inter * (1 - _correlation(p, q).mean())
+    if len(student) > 1:
+        loss = loss + intra * (1 - _correlation(p.T, q.T).mean())
+    return loss * temperature**2
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation of each row of `a` with the same row of `b`, (N, M) -> (N,); the authors' eps of 1e-8."""
+    a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
+    return F.cosine_similarity(a, b, dim=1, eps=1e-8)

@@ -234,7 +234,7 @@ class Step(nn.Module):
         self.network, self.method = network, method
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], list[Tensor]]:
-        out = self.network(batch.images, detach_exits=self.method.detach_exits)
+        out = self.network(self.method.images(batch), detach_exits=self.method.detach_exits)
         return self.method(out, batch), [z.detach() for z in out.logits]
 
 

@@ -6,13 +6,17 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
+from torch import Tensor
 
 from corsd_lib.analysis import term_gradients
+from corsd_lib.datasets import ImageArrays
 from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import load_data, training_batches
-from corsd_lib.methods import METHODS
+from corsd_lib.methods import METHODS, Batch
+from corsd_lib.methods.classic import Baseline
 from corsd_lib.runs import Run, TrainConfig
 from corsd_lib.training import train
 
@@ -25,7 +29,8 @@ def _by_hand(run: Run, term: str, modules: Callable[[torch.nn.Module, torch.nn.M
     for wanted in ((term,), ("task", "exit_ce")):
         network, method = run.network().train(), run.method().train()
         batch = next(training_batches(run.config, load_data(run.config))(run.config.epochs))
-        parts = method(network(batch.images), batch._replace(draws=method.draw(batch)))
+        batch = batch._replace(draws=method.draw(batch))
+        parts = method(network(method.images(batch)), batch)
         sum(getattr(method.options, k) * parts[k] for k in wanted).backward()
         place = modules(network, method)
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in place.parameters()]
@@ -68,6 +73,29 @@ def test_methods_of_every_kind_have_gradients_and_nothing_of_the_run_changes(tin
     assert set(table["term"]) <= set(run.raw_config["method_options"])
     assert {file: file.read_bytes() for file in before} == before
     assert term_gradients(run).equals(table)
+
+
+class Turned(Baseline):
+    """The plain network, trained on images that stand on their heads."""
+
+    name = "turned"
+
+    def images(self, batch: Batch) -> Tensor:
+        return batch.images.flip(2)
+
+
+def test_images_are_those_that_the_method_shows_the_network(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, Turned.name, Turned)
+    upright = load_data(tiny())
+    assert isinstance(upright.train, ImageArrays)
+    turned = replace(upright, train=replace(upright.train, images=upright.train.images.flip(2)))
+    tables: list[pd.DataFrame] = []
+    for name, data in (("turned", upright), ("baseline", turned), ("baseline", upright)):
+        run = train(tiny(f"{len(tables)}", method=name, augmentation="none", epochs=1), data=data, progress=False)
+        tables.append(term_gradients(run, data))
+    ours, theirs, others = tables
+    assert not ours.equals(others)
+    assert ours.equals(theirs)
 
 
 def test_no_batch_is_refused_and_own_images_are_asked_for(tiny_run: Run, tiny: Tiny) -> None:

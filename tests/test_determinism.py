@@ -69,7 +69,7 @@ def test_gradients_of_a_batch_are_the_same_each_time(variant: str) -> None:
         for name, buffer in method.named_buffers():  # what a step leaves behind, such as class means
             if name in buffers and buffer.shape == buffers[name].shape:
                 buffer.copy_(buffers[name])
-        total = method(network(batch.images), batch)["total"]
+        total = method(network(method.images(batch)), batch)["total"]
         found = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
         return {str(k): g for k, g in enumerate(found)}
 

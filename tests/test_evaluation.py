@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from corsd_lib import evaluation
-from corsd_lib.batches import evaluation_batches
+from corsd_lib.batches import Batch, evaluation_batches
 from corsd_lib.datasets import ImageData, load_dataset
 from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import (
@@ -24,6 +25,8 @@ from corsd_lib.evaluation import (
     top_k_accuracy,
     training_macs,
 )
+from corsd_lib.methods import METHODS
+from corsd_lib.methods.classic import Baseline
 from corsd_lib.network import MultiExitNetwork, build_network
 from corsd_lib.runs import DataInfo, Run, TrainConfig, new_network
 from corsd_lib.training import train
@@ -206,9 +209,10 @@ def test_macs_of_a_training_step_are_those_of_a_whole_step(changes: dict[str, An
     method = config.build_method(network).train()
     batch = evaluation._made_up_batch(config, INFO)
     batch = batch._replace(images=torch.randn(len(batch.labels), 1, 8, 8))
-    method(network(batch.images), batch)  # a step before it, which leaves class means
+    batch = batch._replace(draws=method.draw(batch))
+    method(network(method.images(batch)), batch)  # a step before it, which leaves class means
     with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
-        method(network(batch.images, method.detach_exits), batch)["total"].backward()
+        method(network(method.images(batch), method.detach_exits), batch)["total"].backward()
     assert training_macs(config, INFO) == pytest.approx(counter.get_total_flops() / 2 / len(batch.labels))
     assert training_macs(config, INFO) > training_macs(replace(config, method="baseline", method_options={}), INFO) - 1
 
@@ -223,6 +227,18 @@ def test_gradients_of_a_grouped_convolution_cost_what_its_forward_pass_costs(gro
     with FlopCounterMode(display=False, custom_mapping=GROUPED) as backward:
         out.sum().backward()
     assert backward.get_total_flops() == 2 * forward.get_total_flops() > 0
+
+
+def test_macs_of_a_training_step_hold_what_the_method_does_to_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Blurred(Baseline):
+        name = "blurred"
+
+        def images(self, batch: Batch) -> Tensor:
+            return F.conv2d(batch.images, torch.ones(1, 1, 3, 3, device=batch.images.device), padding=1)
+
+    monkeypatch.setitem(METHODS, Blurred.name, Blurred)
+    config = TrainConfig(method="blurred", width=4, batch_size=16, per_class=5)
+    assert training_macs(config, INFO) == training_macs(replace(config, method="baseline"), INFO) + 8 * 8 * 9
 
 
 def test_counting_a_training_draws_no_random_numbers() -> None:

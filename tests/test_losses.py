@@ -357,6 +357,191 @@ def test_mixed_precision_does_not_blur_a_loss(loss: Callable[[Tensor, Tensor], T
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(max_examples=20, deadline=None)
+@given(sizes=SIZES, smoothing=st.sampled_from([0.0, 0.1]))
+def test_two_label_cross_entropy_is_that_of_the_mixed_label(
+    dtype: torch.dtype, sizes: tuple[int, ...], smoothing: float
+) -> None:
+    b, c, seed = sizes
+    g = torch.Generator().manual_seed(seed)
+    logits = torch.randn(b, c, generator=g, dtype=dtype)
+    first, second = torch.randint(c, (2, b), generator=g)
+    share = torch.rand((), generator=g, dtype=dtype)
+
+    def slow(logits: Tensor) -> Tensor:
+        total = torch.zeros((), dtype=dtype)
+        for i in range(b):
+            q = softmax(logits[i])
+            for k in range(c):
+                hard = share * float(k == first[i]) + (1 - share) * float(k == second[i])
+                total = total - ((1 - smoothing) * hard + smoothing / c) * q[k].log()
+        return total / b
+
+    check_equal(lambda z: losses.two_label_cross_entropy(z, first, second, share, smoothing), slow, logits)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=20, deadline=None)
+@given(sizes=SIZES, temperature=st.sampled_from([1.0, 4.0]))
+def test_partner_distillation_is_the_loop_over_images_that_learn(
+    dtype: torch.dtype, sizes: tuple[int, ...], temperature: float
+) -> None:
+    b, c, seed = sizes
+    g = torch.Generator().manual_seed(seed)
+    logits = torch.randn(b, c, generator=g, dtype=dtype)
+    partner, learns = torch.randint(b, (b,), generator=g), torch.rand(b, generator=g) < 0.5
+
+    def slow(student: Tensor) -> Tensor:
+        total = student.sum() * 0.0
+        for i in range(b):
+            if learns[i]:
+                p, q = softmax(logits[partner[i]], temperature), softmax(student[i], temperature)
+                total = total + sum(p[k] * (p[k].log() - q[k].log()) for k in range(c))
+        return temperature**2 * total / max(int(learns.sum()), 1)
+
+    check_equal(lambda z: losses.partner_distillation(z, partner, learns, temperature), slow, logits)
+
+
+# --- batch knowledge ensembling ---
+
+
+def slow_affinity(embeddings: Tensor) -> Tensor:
+    b = len(embeddings)
+    shares = torch.zeros(b, b, dtype=embeddings.dtype)
+    for i in range(b):
+        for j in range(b):
+            if i != j:
+                a, other = embeddings[i], embeddings[j]
+                shares[i, j] = (sum(a * other) / (sum(a * a).sqrt() * sum(other * other).sqrt())).exp()
+    return torch.stack([row / sum(row) for row in shares]) if b > 1 else torch.ones_like(shares)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=20, deadline=None)
+@given(sizes=SIZES)
+def test_batch_affinity_is_the_softmax_of_cosines_with_others(dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
+    b, d, seed = sizes
+    embeddings = torch.randn(b, d, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    affinity = losses.batch_affinity(embeddings)
+    torch.testing.assert_close(affinity, slow_affinity(embeddings))
+    assert (affinity.diagonal() == float(b == 1)).all() and affinity.sum(1).tolist() == pytest.approx([1.0] * b)
+
+
+def test_batch_affinity_of_an_embedding_of_zeros_is_finite() -> None:
+    affinity = losses.batch_affinity(torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+    torch.testing.assert_close(affinity, torch.tensor([[0.0, 0.5, 0.5], [0.5, 0.0, 0.5], [0.5, 0.5, 0.0]]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=20, deadline=None)
+@given(sizes=SIZES, omega=st.sampled_from([0.0, 0.3, 0.9]))
+def test_ensembled_targets_are_the_sum_over_ever_more_distant_neighbours(
+    dtype: torch.dtype, sizes: tuple[int, ...], omega: float
+) -> None:
+    """(1 - w) Σ_t (wA)^t P, as propagation step by step has it; and so is its gradient."""
+    b, c, seed = sizes
+    g = torch.Generator().manual_seed(seed)
+    probabilities = torch.randn(b + 1, c, generator=g, dtype=dtype).softmax(1)
+    affinity = losses.batch_affinity(torch.randn(b + 1, 3, generator=g, dtype=dtype))
+
+    def summed(targets: Tensor) -> Tensor:
+        return (targets * torch.linspace(-1, 1, targets.numel(), dtype=dtype).view_as(targets)).sum()
+
+    def slow(p: Tensor, a: Tensor) -> Tensor:
+        targets = p
+        for _ in range(200):
+            targets = (1 - omega) * p + omega * a @ targets
+        return summed(targets)
+
+    targets = losses.ensembled_targets(probabilities, affinity, omega)
+    assert targets.sum(1).tolist() == pytest.approx([1.0] * (b + 1), abs=1e-5) and targets.min() > 0
+    check_equal(lambda p, a: summed(losses.ensembled_targets(p, a, omega)), slow, probabilities, affinity)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=20, deadline=None)
+@given(sizes=SIZES, temperature=st.sampled_from([1.0, 4.0]))
+def test_ensembled_distillation_is_the_kl_from_the_targets(
+    dtype: torch.dtype, sizes: tuple[int, ...], temperature: float
+) -> None:
+    b, c, seed = sizes
+    g = torch.Generator().manual_seed(seed)
+    logits, embeddings = torch.randn(b, c, generator=g, dtype=dtype), torch.randn(b, 5, generator=g, dtype=dtype)
+
+    def slow(student: Tensor) -> Tensor:
+        total = student.sum() * 0.0
+        p = torch.stack([softmax(z, temperature) for z in logits])
+        inverse = torch.linalg.inv(torch.eye(b, dtype=dtype) - 0.5 * slow_affinity(embeddings))
+        for i in range(b if b > 1 else 0):
+            q = 0.5 * sum(inverse[i, j] * p[j] for j in range(b))
+            total = total + sum(q[k] * (q[k].log() - softmax(student[i], temperature)[k].log()) for k in range(c))
+        return temperature**2 * total / b
+
+    check_equal(lambda z: losses.ensembled_distillation(z, embeddings, 0.5, temperature), slow, logits)
+    assert not losses.ensembled_distillation(logits, embeddings.requires_grad_()).requires_grad
+
+
+def test_ensembled_distillation_of_certain_predictions_is_finite() -> None:
+    """Probabilities of 0 in float32: no logarithm of 0, no gradient without a value."""
+    logits = (torch.eye(6, 4) * 1e4).requires_grad_()
+    loss = losses.ensembled_distillation(logits, torch.randn(6, 3), 0.5, 1.0)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert loss.isfinite() and gradient.isfinite().all()
+
+
+def test_the_targets_are_solved_in_full_precision_under_autocast() -> None:
+    g = torch.Generator().manual_seed(0)
+    logits, embeddings = torch.randn(8, 5, generator=g), torch.randn(8, 3, generator=g)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = losses.ensembled_distillation(logits, embeddings)
+    assert mixed.dtype == torch.float32 and torch.equal(mixed, losses.ensembled_distillation(logits, embeddings))
+
+
+# --- DIST ---
+
+
+def slow_correlation(a: list[Tensor], b: list[Tensor]) -> Tensor:
+    a, b = ([x - sum(values) / len(values) for x in values] for values in (a, b))
+    products = (sum(x * y for x, y in zip(u, v, strict=True)) for u, v in ((a, b), (a, a), (b, b)))
+    together, one, other = products
+    return together / (one.sqrt() * other.sqrt())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=20, deadline=None)
+@given(sizes=SIZES, temperature=st.sampled_from([1.0, 4.0]), weights=st.sampled_from([(1.0, 1.0), (0.0, 2.0), (0.5, 0.0)]))
+def test_correlation_distillation_is_pearsons_over_rows_and_columns(
+    dtype: torch.dtype, sizes: tuple[int, ...], temperature: float, weights: tuple[float, float]
+) -> None:
+    b, c, seed = sizes
+    g = torch.Generator().manual_seed(seed)
+    teacher, student = torch.randn(2, b, c + 1, generator=g, dtype=dtype)
+
+    def slow(student: Tensor) -> Tensor:
+        p, q = ([list(softmax(z, temperature)) for z in logits] for logits in (teacher, student))
+        rows = sum(slow_correlation(p[i], q[i]) for i in range(b)) / b
+        loss = weights[0] * (1 - rows)
+        if b > 1:
+            columns = [([p[i][k] for i in range(b)], [q[i][k] for i in range(b)]) for k in range(c + 1)]
+            loss = loss + weights[1] * (1 - sum(slow_correlation(*column) for column in columns) / (c + 1))
+        return temperature**2 * loss
+
+    check_equal(lambda s: losses.correlation_distillation(teacher, s, temperature, *weights), slow, student)
+
+
+def test_correlation_distillation_ignores_scale_and_is_finite_where_nothing_varies() -> None:
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 4, generator=g, dtype=torch.float64)
+    assert losses.correlation_distillation(logits, logits + 3.0).item() == pytest.approx(0.0, abs=1e-9)
+    for teacher in (torch.zeros(6, 4), torch.randn(6, 4, generator=g)):
+        for constant in (torch.zeros(6, 4), torch.randn(1, 4, generator=g).expand(6, 4), torch.eye(6, 4) * 1e4):
+            student = constant.clone().requires_grad_()
+            loss = losses.correlation_distillation(teacher, student, 1.0)
+            (gradient,) = torch.autograd.grad(loss, student)
+            assert loss.isfinite() and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=20, deadline=None)
 @given(sizes=SIZES)
 def test_relation_cross_entropy_is_the_balanced_loop_over_pairs(dtype: torch.dtype, sizes: tuple[int, ...]) -> None:
     b, _, seed = sizes
@@ -384,32 +569,6 @@ def test_relation_cross_entropy_is_least_where_the_score_is_the_probability_of_o
     scores = torch.linspace(-2, 2, 41)
     values = [losses.relation_cross_entropy(torch.full((4, 4), s.item()), labels) for s in scores]
     assert scores[torch.stack(values).argmin()].abs() < 1e-6
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@settings(max_examples=20, deadline=None)
-@given(sizes=SIZES, omega=st.sampled_from([0.0, 0.5, 0.9]))
-def test_ensembled_targets_are_the_limit_of_passing_predictions_on(
-    dtype: torch.dtype, sizes: tuple[int, ...], omega: float
-) -> None:
-    b, c, seed = sizes
-    g = torch.Generator().manual_seed(seed)
-    p = torch.randn(b, c, generator=g, dtype=dtype).softmax(1)
-    log_odds = torch.randn(b, b, generator=g, dtype=dtype)
-    affinity = losses.relation_affinity(log_odds)
-    wanted = torch.zeros_like(affinity)
-    for i in range(b):
-        total = sum(log_odds[i, j].exp() for j in range(b) if j != i)
-        for j in range(b):
-            wanted[i, j] = float(b == 1) if i == j else log_odds[i, j].exp() / total
-    torch.testing.assert_close(affinity, wanted)
-    q = p
-    for _ in range(300):
-        q = omega * affinity @ q + (1 - omega) * p
-    targets = losses.ensembled_targets(p.requires_grad_(), affinity, omega)
-    torch.testing.assert_close(targets, q.detach(), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(targets.sum(1), torch.ones(b, dtype=dtype))
-    assert not targets.requires_grad
 
 
 def test_class_affinity_shares_evenly_among_the_other_images_of_a_class() -> None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,12 @@ def make_batch(labels: list[int], sampling: str = "plain") -> Batch:
     return Batch(images, y, torch.arange(len(y)), sampling, torch.Generator().manual_seed(2))
 
 
+def shown(network: MultiExitNetwork, method: Method, batch: Batch) -> tuple[ExitOutputs, Batch]:
+    """Outputs of the images as the method shows them, and the batch with what it has drawn."""
+    batch = batch._replace(draws=method.draw(batch))
+    return network(method.images(batch), detach_exits=method.detach_exits), batch
+
+
 def gradients(module: nn.Module, loss: Tensor) -> dict[str, float]:
     module.zero_grad()
     loss.backward()
@@ -47,7 +54,7 @@ def gradients(module: nn.Module, loss: Tensor) -> dict[str, float]:
 def test_total_is_the_weighted_sum_of_the_parts(name: str) -> None:
     network, method = make(name)
     batch = make_batch([0, 1, 2, 0, 1, 2], method.sampling)
-    parts = method(network(batch.images), batch)
+    parts = method(*shown(network, method, batch))
     total = parts.pop("total")
     weights = asdict(method.options)
     assert total.item() == pytest.approx(sum(weights[k] * v.item() for k, v in parts.items()), rel=1e-5)
@@ -62,7 +69,7 @@ def test_batches_with_little_to_relate_are_finite(name: str, labels: list[int]) 
         labels = labels * 3
     batch = make_batch(labels, method.sampling)
     for _ in range(2):  # the second time the class means are known
-        parts = method(network(batch.images), batch)
+        parts = method(*shown(network, method, batch))
         assert all(math.isfinite(v.item()) for v in parts.values())
         found = gradients(nn.ModuleList([network, method]), parts["total"])
         assert all(math.isfinite(v) for v in found.values()) and sum(found.values()) > 0
@@ -179,6 +186,43 @@ def test_rkd_teaches_distances_and_angles_to_every_shallow_exit_and_none_to_the_
     found = gradients(network, parts["distance"] + parts["angle"])
     assert found["exits.0.bottleneck.0.0.weight"] > 0 and found["exits.1.bottleneck.0.0.weight"] > 0
     assert all(v == 0 for k, v in found.items() if k.startswith("backbone.stages.2"))
+
+
+def test_in_dks_every_exit_teaches_every_other_one() -> None:
+    network, method = make("dks")
+    batch = make_batch([0, 1, 2, 0])
+    out = network(batch.images)
+    parts = method(out, batch)
+    wanted = 0.0
+    for k, student in enumerate(out.logits):
+        for j, teacher in enumerate(out.logits):
+            p, q = (teacher / 4).softmax(1), (student / 4).softmax(1)
+            wanted += 16 * (p * (p / q).log()).sum(1).mean().item() * (j != k)
+    assert parts["synergy"].item() == pytest.approx(wanted, rel=1e-4)
+    assert parts["exit_ce"].item() == pytest.approx(sum(F.cross_entropy(z, batch.labels).item() for z in out.logits[:-1]))
+    z = [z.detach().requires_grad_() for z in out.logits]
+    found = torch.autograd.grad(method(ExitOutputs(*out[:2], z), batch)["synergy"], z)
+    students = [sum(losses.distillation(t, s, 4.0) for j, t in enumerate(z) if j != k) for k, s in enumerate(z)]
+    for one, gradient in zip(students, found, strict=True):  # teachers are detached: each exit learns as a student alone
+        torch.testing.assert_close(sum(torch.autograd.grad(one, z, allow_unused=True, materialize_grads=True)), gradient)
+
+
+def test_dist_teaches_correlations_to_every_shallow_exit_and_none_to_the_deepest() -> None:
+    network, method = make("dist", inter=0.5, intra=2.0, temperature=2.0)
+    batch = make_batch([0, 1, 2, 0, 1])
+    out = network(batch.images)
+    parts = method(out, batch)
+    *shallow, deepest = (np.array((z / 2).softmax(1).tolist()) for z in out.logits)
+    wanted = 0.0
+    for exit in shallow:
+        rows = [np.corrcoef(a, b)[0, 1] for a, b in zip(deepest, exit, strict=True)]
+        columns = [np.corrcoef(a, b)[0, 1] for a, b in zip(deepest.T, exit.T, strict=True)]
+        wanted += 4 * (0.5 * (1 - np.mean(rows)) + 2.0 * (1 - np.mean(columns)))
+    assert parts["correlation"].item() == pytest.approx(wanted, rel=1e-3)
+    assert method.options.correlation == 2.0
+    found = gradients(network, parts["correlation"])
+    assert found["exits.0.classifier.weight"] > 0 and found["exits.1.classifier.weight"] > 0
+    assert all(v == 0 for k, v in found.items() if k.startswith(("backbone.stages.2", "exits.2")))
 
 
 def test_label_smoothing_is_the_baseline_with_soft_labels() -> None:
@@ -460,7 +504,11 @@ def test_corsd_without_a_network_says_what_to_do() -> None:
 
 ZERO = {
     name: 0.0
-    for name in ("exit_ce", "exit_kd", "class_kd", "hint", "distance", "angle", *OF_RELATIONS, "logit_relation", "relation_kd")
+    for name in (
+        *("exit_ce", "exit_kd", "class_kd", "hint", "distance", "angle", "swap_kd"),
+        *("ensemble_kd", "synergy", "correlation"),
+        *(*OF_RELATIONS, "logit_relation", "relation_kd"),
+    )
 }
 
 
@@ -468,13 +516,15 @@ ZERO = {
 def test_a_term_of_weight_zero_is_not_computed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     zero = {k: v for k, v in ZERO.items() if k in asdict(METHODS[name]().options)}
     network, method = make(name, **zero)
-    batch = make_batch([0, 1, 2, 0, 1, 2], method.sampling)
-    out = network(batch.images)
+    out, batch = shown(network, method, make_batch([0, 1, 2, 0, 1, 2], method.sampling))
 
     def called(*arguments: object, **options: object) -> None:
         raise AssertionError("a term of weight 0 was computed")
 
-    for loss in ("distillation", "class_distillation", "feature_hint", "rkd_distance", "rkd_angle", "margin_over_batch"):
+    for loss in (
+        *("distillation", "class_distillation", "feature_hint", "rkd_distance", "rkd_angle", "margin_over_batch"),
+        *("partner_distillation", "ensembled_distillation", "correlation_distillation"),
+    ):
         monkeypatch.setattr(losses, loss, called)
     for relation in method.relation_networks():
         monkeypatch.setattr(relation, "forward", called)

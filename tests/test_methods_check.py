@@ -269,12 +269,66 @@ class ReplacesABuffer(Broken):
         return (logits - self.mean).square().mean()
 
 
+class WritesIntoTheBatch(Broken):
+    def images(self, batch: Batch) -> Tensor:
+        return batch.images.mul_(0.5)
+
+
+class CropsTheImages(Broken):
+    def images(self, batch: Batch) -> Tensor:
+        return batch.images[..., 1:]
+
+
+class ImagesOfAnotherType(Broken):
+    def images(self, batch: Batch) -> Tensor:
+        return batch.images.double()
+
+
+class NoImages(Broken):
+    def images(self, batch: Batch) -> Tensor:
+        return None  # type: ignore[return-value]
+
+
+class DividesByTheSpread(Broken):
+    def images(self, batch: Batch) -> Tensor:
+        return batch.images / batch.images.std(0, correction=0)
+
+
+class DrawsInImages(Broken):
+    def images(self, batch: Batch) -> Tensor:
+        return batch.images + torch.randn(batch.images.shape, generator=batch.generator)
+
+
+class ReadsProgressInImages(Broken):
+    def images(self, batch: Batch) -> Tensor:
+        return batch.images * batch.progress
+
+
+class PicksOutImages(Broken):
+    def images(self, batch: Batch) -> Tensor:
+        images = batch.images.clone()
+        images[batch.labels == 0] = batch.images[batch.labels == 0].flip(3)
+        return images
+
+
+class MixesInImages(Broken):
+    """Keeps the rules: `images` mixes by what `draw` has drawn."""
+
+    def draw(self, batch: Batch) -> dict[str, Tensor]:
+        return {"order": torch.randperm(len(batch.labels), generator=batch.generator)}
+
+    def images(self, batch: Batch) -> Tensor:
+        assert batch.draws is not None
+        return (batch.images + batch.images.index_select(0, batch.draws["order"])) / 2
+
+
 class DrawsNoTensor(Broken):
     def draw(self, batch: Batch) -> dict[str, Tensor]:
         return {"first": 0}  # type: ignore[dict-item]
 
 
 DECLARED, MADE, NAMED = "declared well", "made of its options, then attached to a network", "terms have weights of their names"
+SHOWN = "images are new ones of the same shape"
 TEACHER, SMALL, RESUMED = "no gradient reaches a teacher", "finite on batches with little to relate", "resumable"
 GRAPH = r"safe in a CUDA graph \(graphs = True\)"
 BROKEN: list[tuple[type[Method], str, str]] = [
@@ -289,6 +343,16 @@ BROKEN: list[tuple[type[Method], str, str]] = [
     (CalledTotal, NAMED, "a term is called 'total'.*choose another name"),
     (OtherTotal, NAMED, "the total is .*, the weighted terms are"),
     (KeepsTheNetwork, NAMED, r"network\.backbone.* is a parameter of the network: do not keep the network in the method"),
+    (WritesIntoTheBatch, SHOWN, r"on six images of three classes: images writes into batch\.images: clone it"),
+    (
+        CropsTheImages,
+        SHOWN,
+        r"images returned a tensor of shape \(6, 3, 8, 7\) and type torch.float32: return .* \(6, 3, 8, 8\)",
+    ),
+    (ImagesOfAnotherType, SHOWN, "and type torch.float64: return a tensor .* and type torch.float32"),
+    (NoImages, SHOWN, "images returned None: return a tensor of shape"),
+    (DividesByTheSpread, SHOWN, "on one image: images returned values that are not finite"),
+    (DrawsInImages, SHOWN, r"images differ for the same batch: draw in draw\(batch\), and read batch\.draws"),
     (TaughtBothWays, TEACHER, r"the term 'hint' gives a gradient to out\.embeddings\[-1\]: detach the teacher"),
     (TeachesItsRelation, TEACHER, "the term 'relation_transfer' gives a gradient to the deepest relation network's .*: detach"),
     (TeachesWhatIsNotThere, TEACHER, "taught_by_deepest names 'exit_kd'; its terms are task, extra"),
@@ -314,6 +378,8 @@ BROKEN: list[tuple[type[Method], str, str]] = [
     (ReadsAnArray, GRAPH, r"terms cannot run on tensors without values \(RuntimeError: .*\): compute with tensors only"),
     (KeepsAPlainTensor, GRAPH, "terms reads a tensor that is no parameter or buffer .*: register it as a buffer"),
     (ReplacesABuffer, GRAPH, r"terms replaces the buffer mean: write into it \(copy_, add_\), or set graphs = False"),
+    (ReadsProgressInImages, GRAPH, "images reads batch.progress, .*: read it in draw, or set graphs = False"),
+    (PicksOutImages, GRAPH, r"images waits for a value of the device \(aten"),
     (DrawsNoTensor, GRAPH, "draw returned {'first': 0}: return tensors by name"),
 ]
 
@@ -326,9 +392,10 @@ def test_a_broken_rule_is_named_with_how_to_mend_it(kind: type[Method], rule: st
 
 def test_the_method_that_others_break_keeps_the_rules() -> None:
     check_method(Broken)
+    check_method(MixesInImages)
 
 
-@pytest.mark.parametrize("kind", [ReadsProgress, WaitsForAValue, PicksOut, ReplacesABuffer])
+@pytest.mark.parametrize("kind", [ReadsProgress, WaitsForAValue, PicksOut, ReplacesABuffer, ReadsProgressInImages])
 def test_what_is_never_recorded_need_not_be_safe_in_a_graph(kind: type[Broken]) -> None:
     check_method(type("Ungraphed", (kind,), {"graphs": False}))
 

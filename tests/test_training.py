@@ -37,6 +37,7 @@ from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import evaluate, load_data
 from corsd_lib.export import export_run
 from corsd_lib.methods import METHODS, build_method
+from corsd_lib.methods.classic import Baseline
 from corsd_lib.network import build_network
 from corsd_lib.optimisation import learning_rate, parameter_groups
 from corsd_lib.runs import Run, TrainConfig, load_run
@@ -227,7 +228,8 @@ def _plain_loop(config: TrainConfig) -> dict[str, Tensor]:
     for epoch in range(config.epochs):
         for step, batch in enumerate(source(epoch)):
             batch = batch._replace(progress=(epoch * steps + step) / (config.epochs * steps))
-            loss = method(network(batch.images), batch)["total"]
+            batch = batch._replace(draws=method.draw(batch))
+            loss = method(network(method.images(batch)), batch)["total"]
             optimizer.zero_grad()
             loss.backward()
             if config.clip_norm:
@@ -293,6 +295,28 @@ def test_weight_decay_groups_hold_every_parameter_once(everything: bool) -> None
 
 
 # --- seeds, modes, and what must not leak ---
+
+
+def test_images_are_those_of_the_method_in_training_steps_and_as_they_are_elsewhere(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[bool] = []
+
+    class Turned(Baseline):
+        name = "turned"
+
+        def images(self, batch: Batch) -> Tensor:
+            calls.append(self.training)
+            return batch.images.flip(2)
+
+    monkeypatch.setitem(METHODS, Turned.name, Turned)
+    upright = load_data(tiny(validation_fraction=0.2))
+    assert isinstance(upright.train, ImageArrays)
+    turned = replace(upright, train=replace(upright.train, images=upright.train.images.flip(2)))
+    ours = _train(tiny("ours", method="turned", augmentation="none", validation_fraction=0.2), data=upright)
+    theirs = _train(tiny("theirs", method="baseline", augmentation="none", validation_fraction=0.2), data=turned)
+    _assert_same_training(ours, theirs)
+    assert calls == [True] * 6  # once a step: validation, probes and test never call it
 
 
 def test_same_seed_same_weights_other_seed_other_weights(tiny: Tiny, tiny_run: Run) -> None:

@@ -54,9 +54,13 @@ class Method(nn.Module):
     """Base of all methods: holds the options, sums the weighted parts; `attach(network)` makes the trainable parts.
 
     Of a class: `exits` "all" or "deepest", where the network gets exits; `sampling` and `samples_per_class`, the batches where
-    a configuration does not say; `detach_exits`, whether shallow exits only watch; `graphs` False where `terms` reads more of
-    a batch than images, labels and draws, or waits for the device; `taught_by_deepest`, the terms in which the deepest exit or
-    stage teaches the shallower ones, and which give it no gradient. `check_method` holds a class to what it declares.
+    a configuration does not say; `detach_exits`, whether shallow exits only watch; `graphs` False where `images` or `terms`
+    reads more of a batch than images, labels and draws, or waits for the device; `taught_by_deepest`, the terms in which the
+    deepest exit or stage teaches the shallower ones, and which give it no gradient. `check_method` holds a class to what it
+    declares.
+
+    A training step calls `draw`, then `images`, then the network, then the method itself. Evaluation and probes call none of
+    them: they show the network the images as they are.
 
     Buffers are part of the weights and keep their shape. What a method remembers of the training for the training alone, in
     whatever shape, goes into a buffer with `persistent=False`: it is in checkpoints, and a resume gets it back.
@@ -82,9 +86,18 @@ class Method(nn.Module):
     def draw(self, batch: Batch) -> dict[str, Tensor]:
         """What this method draws at random for a batch and what it reads of its labels, tensors on their device.
 
-        Kept apart from `terms`, which then is the same sequence of operations for all batches of a shape: what a CUDA graph is.
+        Kept apart from `images` and `terms`, which then are the same sequence of operations for all batches of a shape: what a
+        CUDA graph is.
         """
         return {}
+
+    def images(self, batch: Batch) -> Tensor:
+        """What the network sees in a training step, normalised (B, C, H, W): `batch.images`, or a new tensor like it.
+
+        The same sequence of operations for all batches of a shape, on images, labels and what `draw` has drawn (`batch.draws`).
+        The accuracy that a training records is that on these images.
+        """
+        return batch.images
 
     def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         """The parts of the objective by name, unweighted scalars; see `computed` for those that may have weight 0."""

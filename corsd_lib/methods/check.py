@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from corsd_lib.batches import Batch
+from corsd_lib.batches import SAMPLINGS, Batch
 from corsd_lib.errors import CorsdError
 from corsd_lib.methods.base import Method, MethodOptions, make_options
 from corsd_lib.network import ExitOutputs, MultiExitNetwork, build_network
@@ -33,15 +33,17 @@ Parts = dict[str, Tensor]
 def check_method(kind: type[Method], **options: Any) -> None:
     """Raise a `CorsdError` for the first rule that `kind` breaks, with `options` over its defaults; seconds, on the CPU.
 
-    The rules: it is declared well; every term is a scalar with a weight of its name; the terms of `taught_by_deepest` give the
-    deepest exit no gradient, and what is remembered carries none; loss and gradients are finite on one image and on one class;
-    a training that is resumed from a checkpoint goes on the same; where `graphs` says so, `terms` can be recorded as a CUDA
-    graph. The random state of the caller is left as it was. The message says how to mend it.
+    The rules: it is declared well; `images` are new ones of the same shape, the same for the same draws; every term is a scalar
+    with a weight of its name; the terms of `taught_by_deepest` give the deepest exit no gradient, and what is
+    remembered carries none; loss and gradients are finite on one image and on one class; a training that is resumed from a
+    checkpoint goes on the same; where `graphs` says so, `images` and `terms` can be recorded as a CUDA graph. The random state
+    of the caller is left as it was. The message says how to mend it.
     """
     _check_declaration(kind)
     make_options(kind.name, kind.Options, options)
     rules: dict[str, Callable[[_Case], None]] = {
         "made of its options, then attached to a network": lambda case: None,
+        "images are new ones of the same shape": _check_images,
         "terms have weights of their names": _check_weights,
         "no gradient reaches a teacher": _check_teacher,
         "finite on batches with little to relate": _check_small_batches,
@@ -91,8 +93,11 @@ class _Case(NamedTuple):
         return cls(network, method)
 
     def parts(self, batch: Batch) -> Parts:
-        out = self.network(batch.images, detach_exits=self.method.detach_exits)
-        return self.method(out, self.drawn(batch))
+        batch = self.drawn(batch)
+        return self.method(self.outputs(batch), batch)
+
+    def outputs(self, drawn: Batch) -> ExitOutputs:
+        return self.network(self.method.images(drawn), detach_exits=self.method.detach_exits)
 
     def drawn(self, batch: Batch) -> Batch:
         return batch._replace(draws=self.method.draw(batch))
@@ -132,7 +137,7 @@ def _check_declaration(kind: type[Method]) -> None:
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise CorsdError(f"check_method of {kind!r}; allowed: a subclass of Method")
     with _rule(kind, "declared well"):
-        allowed: dict[str, tuple[object, ...]] = {"exits": ("all", "deepest"), "sampling": ("plain", "balanced", "triplet")}
+        allowed: dict[str, tuple[object, ...]] = {"exits": ("all", "deepest"), "sampling": SAMPLINGS}
         allowed |= {"detach_exits": (False, True), "graphs": (False, True)}
         _require(bool(re.fullmatch(r"\w[\w.+-]*", str(kind.name))), "its `name` names files: letters, digits and _ . + -")
         for key, values in allowed.items():
@@ -157,9 +162,10 @@ def _check_options(kind: type[MethodOptions]) -> None:
 
 
 def _check_weights(case: _Case) -> None:
-    method, options, batch = case.method, case.method.options, _mixed(case.method)
-    _require("total" not in method.terms(case.network(batch.images), case.drawn(batch)), _TOTAL)
-    parts = case.parts(batch)
+    method, options, batch = case.method, case.method.options, case.drawn(_mixed(case.method))
+    out = case.outputs(batch)
+    _require("total" not in method.terms(out, batch), _TOTAL)
+    parts = method(out, batch)
     terms = {name: value for name, value in parts.items() if name != "total"}
     for name, value in terms.items():
         weight = getattr(options, name, None)
@@ -180,12 +186,31 @@ def _shown(value: object) -> str:
     return f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
+def _check_images(case: _Case) -> None:
+    for what, labels in LABELS.items():
+        with _on(what):
+            batch = case.drawn(_batch(case.method, labels))
+            still = batch._replace(images=batch.images.clone())
+            first, again = case.method.images(batch), case.method.images(still)
+            _require(torch.equal(batch.images, _batch(case.method, labels).images), "images writes into batch.images: clone it")
+            given, wanted = (_described(images) for images in (first, batch.images))
+            _require(given == wanted, f"images returned {given}: return {wanted}")
+            _require(bool(first.isfinite().all()), "images returned values that are not finite")
+            _require(torch.equal(first, again), "images differ for the same batch: draw in draw(batch), and read batch.draws")
+
+
+def _described(images: object) -> str:
+    if not isinstance(images, Tensor):
+        return repr(images)
+    return f"a tensor of shape {tuple(images.shape)} and type {images.dtype}"
+
+
 def _check_teacher(case: _Case) -> None:
-    method, batch = case.method, _mixed(case.method)
+    method, batch = case.method, case.drawn(_mixed(case.method))
     for _ in range(2):  # the second time there is something to remember
-        out = case.network(batch.images)
+        out = case.outputs(batch)
         leaves = ExitOutputs(*([t.detach().requires_grad_() for t in tensors] for tensors in out))
-        terms = method.terms(leaves, case.drawn(batch))
+        terms = method.terms(leaves, batch)
         teacher = {f"out.{name}[-1]": tensors[-1] for name, tensors in leaves._asdict().items()}
         teacher |= {f"the deepest relation network's {k}": p for k, p in _deepest_relation(method).items()}
         for name in method.taught_by_deepest:
@@ -317,9 +342,9 @@ def _check_graph(case: _Case) -> None:
             isinstance(batch.draws, dict) and all(isinstance(v, Tensor) for v in batch.draws.values()),
             f"draw returned {batch.draws!r}: return tensors by name",
         )
-        out = case.network(batch.images, detach_exits=method.detach_exits)
         before = dict(method.named_buffers())
         places = {name: buffer.data_ptr() for name, buffer in before.items()}
+        out = case.network(method.images(_watched(batch, "images")), detach_exits=method.detach_exits)
         method(out, _watched(batch))
         after = dict(method.named_buffers())
         moved = [k for k, v in after.items() if before.get(k) is not v or places[k] != v.data_ptr()]
@@ -330,12 +355,12 @@ def _check_graph(case: _Case) -> None:
 _ELSE = "or set graphs = False"
 
 
-def _watched(batch: Batch) -> Batch:
-    """`batch` whose fields raise when they are read, all but those that a recorded step is given anew."""
+def _watched(batch: Batch, by: str = "terms") -> Batch:
+    """`batch` whose fields raise when `by` reads them, all but those that a recorded step is given anew."""
 
     def refuse(name: str) -> property:
         def read(self: Batch) -> Any:
-            raise CorsdError(f"terms reads batch.{name}, which a graph keeps as it was recorded: read it in draw, {_ELSE}")
+            raise CorsdError(f"{by} reads batch.{name}, which a graph keeps as it was recorded: read it in draw, {_ELSE}")
 
         return property(read)
 
@@ -353,11 +378,30 @@ def _check_without_values(method: Method, out: ExitOutputs, batch: Batch) -> Non
     fake_out = ExitOutputs(*([mode.from_tensor(t.detach()).requires_grad_() for t in given] for given in out))
     draws = {k: mode.from_tensor(v) for k, v in (batch.draws or {}).items()}
     still = batch._replace(images=mode.from_tensor(batch.images), labels=mode.from_tensor(batch.labels), draws=draws)
+    with mode:
+        torch.func.functional_call(_Recorded(method), {f"method.{k}": v for k, v in state.items()}, (fake_out, still))
+
+
+class _Recorded(nn.Module):
+    """What a graph records of a method: `images`, then `terms` and the backward pass."""
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, out: ExitOutputs, batch: Batch) -> None:
+        with _recorded("images"):
+            self.method.images(_watched(batch, "images"))
+        with _recorded("terms"):
+            self.method(out, _watched(batch))["total"].backward()
+
+
+@contextmanager
+def _recorded(by: str) -> Iterator[None]:
     try:
-        with mode:
-            torch.func.functional_call(method, state, (fake_out, _watched(still)))["total"].backward()
+        yield
     except Exception as error:
-        raise CorsdError(f"terms {_not_recorded(error)}, {_ELSE}") from error
+        raise CorsdError(f"{by} {_not_recorded(error)}, {_ELSE}") from error
 
 
 def _not_recorded(error: Exception) -> str:

@@ -23,7 +23,6 @@ from corsd_lib.relation import (
     RelationOutput,
     StructuredPairs,
     VectorRelation,
-    cosine_scores,
     sample_pairs,
     triplet_pairs,
 )
@@ -257,8 +256,8 @@ class Corsd(Method):
             return losses.relation_affinity(_log_odds(deepest[-1]).detach())
         if self.options.affinity == "labels":
             return losses.class_affinity(labels)
-        if self.options.affinity == "cosine":  # as in BAKE: the cosine itself, in [-1, 1]
-            return losses.relation_affinity(2 * cosine_scores(embeddings) - 1)
+        if self.options.affinity == "cosine":
+            return losses.batch_affinity(embeddings)
         return losses.relation_affinity(-losses.normalised_distances(embeddings))
 
     def _transfer(self, teacher: RelationOutput, student: RelationOutput, labels: Tensor) -> Tensor:

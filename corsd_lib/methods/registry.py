@@ -21,13 +21,20 @@ from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.methods.base import Method
 from corsd_lib.methods.classic import Baseline, Byot, DeepSupervision, Probe
 from corsd_lib.methods.corsd import Corsd, CorsdRelease
+from corsd_lib.methods.ensembling import Bake
+from corsd_lib.methods.exit_peers import Dist, Dks
+from corsd_lib.methods.mixing import Cutmix, CutmixExits, Ips, Mixup
 from corsd_lib.methods.peers import CsKd, LabelSmoothing, PsKd, Rkd
 from corsd_lib.network import MultiExitNetwork
 
 __all__ = ["METHODS", "build_method", "find_method", "known_methods", "loaded_plugins", "plugin_failures"]
 
 METHODS: dict[str, type[Method]] = {
-    m.name: m for m in (Baseline, LabelSmoothing, CsKd, PsKd, Probe, DeepSupervision, Byot, Rkd, Corsd, CorsdRelease)
+    m.name: m
+    for m in (
+        *(Baseline, LabelSmoothing, Mixup, Cutmix, Ips, CsKd, PsKd, Bake),  # the plain network
+        *(Probe, DeepSupervision, CutmixExits, Byot, Dks, Dist, Rkd, Corsd, CorsdRelease),
+    )
 }
 GROUP = "corsd.methods"
 

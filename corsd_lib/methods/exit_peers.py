@@ -1,0 +1,71 @@
+"""Peers that teach between the exits of one network: all of them each other (DKS), or by correlation (DIST)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import permutations
+
+from torch import Tensor
+
+from corsd_lib import losses
+from corsd_lib.batches import Batch
+from corsd_lib.methods.base import option, sum_of
+from corsd_lib.methods.classic import DeepSupervision, DeepSupervisionOptions
+from corsd_lib.network import ExitOutputs
+
+__all__ = ["Dist", "DistOptions", "Dks", "DksOptions"]
+
+
+@dataclass(frozen=True)
+class DksOptions(DeepSupervisionOptions):
+    """The weights of the authors, and the temperature of public re-implementations."""
+
+    synergy: float = option(1.0, "weight of the KL divergence of each exit from each other one")
+    temperature: float = option(4.0, "of both softmaxes of the KL divergence", above=0)
+
+
+class Dks(DeepSupervision):
+    """Exits that teach each other: each of them, the deepest too, learns from all others. DKS, arXiv 1906.00675.
+
+    The terms are sums over exits and over ordered pairs of exits. No gradient reaches a teacher.
+    """
+
+    name = "dks"
+    Options = DksOptions
+    options: DksOptions
+
+    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+        pairs = list(permutations(out.logits, 2))
+        synergy = {"synergy": lambda: sum_of(losses.distillation(t, s, self.options.temperature) for t, s in pairs)}
+        return {**super().terms(out, batch), **self.computed(synergy)}
+
+
+@dataclass(frozen=True)
+class DistOptions(DeepSupervisionOptions):
+    """The authors' values for CIFAR-100, of a teacher and a student; on ImageNet their temperature is 1."""
+
+    correlation: float = option(2.0, "weight of what separates each shallow exit's correlations from the deepest one's")
+    inter: float = option(1.0, "share of the correlation over the classes of an image")
+    intra: float = option(1.0, "share of the correlation over the images of the batch, class by class")
+    temperature: float = option(4.0, "of both softmaxes", above=0)
+
+
+class Dist(DeepSupervision):
+    """Exits, and predictions of the deepest that the shallow ones must correlate with, not equal. DIST, arXiv 2205.10536.
+
+    The paper's loss between a teacher and a student, here from the deepest exit to each shallow one (ours).
+    """
+
+    name = "dist"
+    Options = DistOptions
+    taught_by_deepest = ("correlation",)
+    options: DistOptions
+
+    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+        (*shallow, deepest), o = out.logits, self.options
+        correlation = {
+            "correlation": lambda: sum_of(
+                losses.correlation_distillation(deepest, z, o.temperature, o.inter, o.intra) for z in shallow
+            )
+        }
+        return {**super().terms(out, batch), **self.computed(correlation)}
