@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from corsd_lib.batches import Batch, BatchSource, epoch_batches, evaluation_batches
+from corsd_lib.batches import Batch, BatchSource, epoch_batches, evaluation_batches, step_generator
 from corsd_lib.datasets import ImageData, Split, load_dataset
+from corsd_lib.datasets.selection import with_label_noise
 from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.methods import find_method
 from corsd_lib.network import ExitOutputs, MultiExitNetwork
@@ -37,6 +38,9 @@ __all__ = [
     "training_batches",
     "training_macs",
 ]
+
+
+_NOISE = 2**40  # in the place of an epoch: no training has as many
 
 
 @dataclass(frozen=True)
@@ -166,8 +170,15 @@ def splits_of(data: ImageData) -> dict[str, list[int]]:
 
 
 def training_batches(config: TrainConfig, data: ImageData, **place: Any) -> BatchSource:
-    """The batches that a training of `config` draws from `data`; `place`: device, rank and world of `BatchSource`."""
+    """The batches that a training of `config` draws from `data`; `place`: device, rank and world of `BatchSource`.
+
+    Their labels, and the labels that decide which images meet in a batch, have the noise that `config` wants; those of `data`
+    stay as they are. The noise is drawn from `config.seed`, from a stream of its own.
+    """
     kind = find_method(config.method)
+    if config.label_noise:
+        noise = step_generator(config.seed, _NOISE)
+        data = replace(data, train=with_label_noise(data.train, config.label_noise, data.num_classes, noise))
     return BatchSource(
         data,
         batch_size=config.batch_size,

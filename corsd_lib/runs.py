@@ -76,6 +76,7 @@ class TrainConfig:
         hold_out_classes: classes that are not trained on, kept to evaluate embeddings on classes never seen; 0 for none.
         hold_out: which these are: "random", "last" (in the order of labels), or "superclasses" (whole ones, of equal size).
         hold_out_seed: of the draw of these classes; "last" draws none.
+        label_noise: share of the training images whose label is wrong, in [0, 1): drawn evenly from the other classes.
         network: name of the backbone, see `build_network`.
         width: channels of the first stage; the backbone's own when not given.
         stem: "auto", "small" (3x3), "medium" (3x3 of stride 2) or "large" (7x7 and pooling), for the ImageNet-type backbones.
@@ -106,7 +107,7 @@ class TrainConfig:
         cuda_graphs: replay each step as one launch on a GPU, which is faster for small networks; elsewhere without effect.
         deterministic: on a GPU, use deterministic algorithms only: the same bits each time, more slowly. A CPU always does.
         workers: decoding processes of streamed data sets.
-        seed: of weights, batches, augmentation and choice of images.
+        seed: of weights, batches, augmentation, choice of images and label noise.
         out: run directory; default runs/<data>-<network>-<method>-s<seed>.
         resume: go on with the run in `out` if there is one; without it an existing run is never touched.
         probe_every: epochs between probe snapshots, 0 for none but the first and the last.
@@ -125,6 +126,7 @@ class TrainConfig:
     hold_out_classes: int = 0
     hold_out: str = "random"
     hold_out_seed: int = 0
+    label_noise: float = 0.0
     network: str = "resnet8"
     width: int | None = None
     stem: str = "auto"
@@ -195,7 +197,7 @@ class TrainConfig:
             _check_range(name, getattr(self, name), low=0)
         for name in ("probe_every", "probe_size", "checkpoint_seconds"):
             _check_range(name, getattr(self, name), low=0)
-        for name in ("validation_fraction", "momentum"):
+        for name in ("validation_fraction", "label_noise", "momentum"):
             _check_range(name, getattr(self, name), low=0, high=1)
         if self.test_fraction is not None:
             _check_range("test_fraction", self.test_fraction, low=0, high=1, open_low=True)

@@ -1,6 +1,8 @@
-"""Which train images are used: a stratified validation split, and n images a class."""
+"""Which train images are used, a stratified validation split and n images a class, and noise on their labels."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -53,6 +55,20 @@ def pick_per_class(train: Split, per_class: int, class_names: tuple[str, ...], g
             f"allowed: 1..{int(counts.min())} (a validation split is taken off first)"
         )
     return train.subset(stratified_rows(train.labels, torch.full_like(counts, per_class), generator))
+
+
+def with_label_noise(train: Split, share: float, num_classes: int, generator: torch.Generator) -> Split:
+    """Train with round(`share` * N) wrong labels, each drawn evenly from the other classes; `share` in [0, 1).
+
+    Symmetric noise, van Rooyen et al. 2015, arXiv 1505.07634, such that `share` is that of wrong labels. From one state of the
+    generator a larger share has the wrong labels of a smaller one and more. `num_classes` is 2 or more.
+    """
+    order = torch.randperm(len(train), generator=generator)
+    shift = torch.randint(1, num_classes, (len(train),), generator=generator)
+    wrong = order[: int(share * len(train) + 0.5)]
+    labels = train.labels.clone()
+    labels[wrong] = (labels[wrong] + shift[wrong]) % num_classes
+    return replace(train, labels=labels)
 
 
 def stratified_rows(labels: Tensor, wanted: Tensor, generator: torch.Generator) -> Tensor:

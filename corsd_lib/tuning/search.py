@@ -23,7 +23,16 @@ Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 # Fields of a training that are not for a study to say; those that make no trial another; those none chooses.
 _OUTSIDE = ("seed", "out", "resume", "data_root")
 _MACHINE = ("seed", *PLACE_FIELDS)
-_DATA = ("data", "per_class", "validation_fraction", "test_fraction", "hold_out_classes", "hold_out", "hold_out_seed")
+_DATA = (
+    "data",
+    "per_class",
+    "validation_fraction",
+    "test_fraction",
+    "hold_out_classes",
+    "hold_out",
+    "hold_out_seed",
+    "label_noise",
+)
 _FIXED = (*_MACHINE, *_DATA, "method", "method_options", "epochs", "devices", "num_nodes")
 
 
