@@ -1,4 +1,4 @@
-"""How batches are made: which rows (plain, class-balanced, triplets), and how whole batches are augmented on the device.
+"""How batches are made: which rows (plain, balanced, triplets, overlapping), and how whole batches are augmented on the device.
 
 Everything random is drawn from a generator seeded by (seed, epoch, step), so a batch depends on its place in the training
 and on nothing else: not on the number of workers, not on where a run was stopped and resumed.
@@ -27,6 +27,7 @@ __all__ = [
     "augment_crop",
     "balanced_batches",
     "evaluation_batches",
+    "overlapping_batches",
     "pad_images",
     "plain_batches",
     "step_generator",
@@ -34,7 +35,7 @@ __all__ = [
 ]
 
 AUGMENTATIONS = ("none", *DATA_AUGMENTATIONS)
-SAMPLINGS = ("plain", "balanced", "triplet")
+SAMPLINGS = ("plain", "balanced", "triplet", "overlapping")
 PADDING_MODES = ("reflect", "zero")
 Item = tuple[int, int | None]  # row of a streamed image, and the seed of its random crop
 
@@ -43,8 +44,9 @@ class Batch(NamedTuple):
     """One training batch on the training device.
 
     `images` (B, C, H, W) float, `labels` (B,), `rows` (B,) of the images in the train split, `sampling` how rows were
-    drawn ("plain", "balanced", or "triplet": thirds of anchors, same class, other class), `generator` a CPU generator seeded
-    for this step, `progress` in [0, 1) of the whole training, `draws` what the method has drawn for it (see `Method.draw`).
+    drawn ("plain", "balanced", "triplet": thirds of anchors, same class, other class, or "overlapping": half of them again),
+    `generator` a CPU generator seeded for this step, `progress` in [0, 1) of the whole training, `draws` what the method has
+    drawn for it (see `Method.draw`).
     """
 
     images: Tensor
@@ -128,6 +130,20 @@ def triplet_batches(labels: Tensor, batch_size: int, generator: torch.Generator)
     return batches
 
 
+def overlapping_batches(labels: Tensor, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """Shuffled rows such that the first half of a batch is the second half of the one before it; DLB, arXiv 2203.16172.
+
+    An epoch over n images passes 2n: each row is new once and repeated once. The first batch repeats the half that ends the
+    epoch, so that this holds for all rows. An odd `batch_size` is rounded down; an incomplete half is dropped. Where there are
+    not two halves, the only batch is all rows. Raises `CorsdError` for a `batch_size` below 2.
+    """
+    if batch_size < 2:
+        raise CorsdError(f"overlapping batches want a batch_size of at least 2; got {batch_size}")
+    order, half = torch.randperm(len(labels), generator=generator), batch_size // 2
+    halves = order[: len(order) // half * half].split(half)
+    return [torch.cat([halves[i - 1], halves[i]]) for i in range(len(halves))] if len(halves) > 1 else [order]
+
+
 def _class_rows(labels: Tensor) -> list[Tensor]:
     sizes = labels.unique(return_counts=True)[1]
     return list(labels.argsort(stable=True).split(sizes.tolist()))
@@ -157,7 +173,7 @@ def epoch_batches(
     check_choice("sampling", sampling, SAMPLINGS)
     if sampling == "balanced":
         return balanced_batches(labels, batch_size, generator, samples_per_class)
-    draw = plain_batches if sampling == "plain" else triplet_batches
+    draw = {"plain": plain_batches, "triplet": triplet_batches, "overlapping": overlapping_batches}[sampling]
     return draw(labels, batch_size, generator)
 
 
@@ -247,7 +263,8 @@ class BatchSource:
     """Training batches of a split on a device: draws rows, augments and normalises them.
 
     `augmentation` one of `AUGMENTATIONS`, `padding` pixels of the pad-crop (default: an eighth of the side, 4 at 32),
-    `cutout` side in pixels. In several processes each takes every `world`-th batch, and pairs are formed within a batch.
+    `cutout` side in pixels. In several processes each takes every `world`-th batch, of overlapping ones a stretch of
+    neighbours, and pairs are formed within a batch. An image that comes again is augmented again.
     Raises `CorsdError` for an unknown choice or a number out of range.
     """
 
@@ -289,7 +306,10 @@ class BatchSource:
         """Rows of the train split of every batch that this process sees in `epoch`."""
         generator = step_generator(self.seed, epoch)
         batches = epoch_batches(self.split.labels, self.sampling, self.batch_size, self.samples_per_class, generator)
-        return batches[self.rank : len(batches) - len(batches) % self.world : self.world]
+        share = len(batches) // self.world
+        if self.sampling == "overlapping":
+            return batches[self.rank * share : (self.rank + 1) * share]
+        return batches[self.rank : share * self.world : self.world]
 
     def __call__(self, epoch: int, start: int = 0, progress: Callable[[int], float] | None = None) -> Iterator[Batch]:
         """The batches of `epoch` from step `start` on."""

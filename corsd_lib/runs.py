@@ -83,9 +83,9 @@ class TrainConfig:
         pretrained: start from torchvision's (or timm's) weights.
         method: name of the objective, see `build_method`.
         method_options: its weights and settings by name; the rest keep the method's defaults.
-        epochs: passes over the training rows, each an anchor once; "triplet" batches pass three images an anchor.
+        epochs: passes over the training rows, each an anchor once; "triplet" batches pass 3 images an anchor, "overlapping" 2.
         batch_size: images a step and process.
-        sampling: "plain", "balanced", "triplet", or the method's own when not given.
+        sampling: "plain", "balanced", "triplet", "overlapping", or the method's own when not given.
         samples_per_class: K of balanced batches, or the method's own when not given.
         augmentation: "none", "crop", "crop_flip", "resized_crop", or the data set's own when not given.
         padding_mode: "reflect" or "zero", of the pad-crop.

@@ -130,8 +130,8 @@ class Study:
         """The training of a row with a seed, below `runs/<study>`.
 
         Where rows are given equal images, epochs are divided by the images that the row passes an anchor, relative to the
-        baseline row: only "triplet" sampling passes three. Raises `CorsdError` for an unknown row and for a tuning record
-        that is not there.
+        baseline row: "triplet" sampling passes three, "overlapping" two, for a repeated image counts again. Raises
+        `CorsdError` for an unknown row and for a tuning record that is not there.
         """
         check_choice("row", row, self.rows)
         config = self._base_config(row)
@@ -290,7 +290,7 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _images_an_anchor(config: TrainConfig) -> int:
-    return 3 if (config.sampling or find_method(config.method).sampling) == "triplet" else 1
+    return {"triplet": 3, "overlapping": 2}.get(config.sampling or find_method(config.method).sampling, 1)
 
 
 def _unseen(run: Run) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import multiprocessing
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.utils.data import get_worker_info
 from torchvision.transforms.v2 import functional as tv
 
 from corsd_lib.batches import (
+    SAMPLINGS,
     BatchSource,
     Normalise,
     augment_crop,
@@ -24,6 +26,7 @@ from corsd_lib.batches import (
     centre_crop,
     epoch_batches,
     evaluation_batches,
+    overlapping_batches,
     pad_images,
     plain_batches,
     step_generator,
@@ -226,6 +229,31 @@ def test_triplets_want_two_classes_and_three_images(sizes: tuple[int, ...], batc
         triplet_batches(_labels(*sizes), batch_size, _generator())
 
 
+@pytest.mark.parametrize("count,batch_size", [(30, 6), (31, 6), (29, 7), (12, 12), (8, 2)])
+@pytest.mark.parametrize("seed", range(3))
+def test_half_of_an_overlapping_batch_is_half_of_the_one_before(count: int, batch_size: int, seed: int) -> None:
+    half = batch_size // 2
+    batches = overlapping_batches(_labels(count), batch_size, _generator(seed))
+    assert len(batches) == count // half and {len(batch) for batch in batches} == {2 * half}
+    for before, batch in zip([batches[-1], *batches], batches, strict=False):
+        assert torch.equal(batch[:half], before[half:])
+    counts = _count(batches, count)
+    assert sorted(counts.tolist()) == [0] * (count % half) + [2] * (count - count % half)  # new once, repeated once
+    other = overlapping_batches(_labels(count), batch_size, _generator(seed + 10))
+    assert not torch.equal(torch.cat(batches), torch.cat(other))
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_too_few_images_to_overlap_are_one_batch(count: int) -> None:
+    (batch,) = overlapping_batches(_labels(count), 8, _generator())
+    assert sorted(batch.tolist()) == list(range(count))
+
+
+def test_overlapping_batches_want_two_images() -> None:
+    with pytest.raises(CorsdError, match="overlapping batches want a batch_size of at least 2; got 1"):
+        overlapping_batches(_labels(9), 1, _generator())
+
+
 def test_an_unknown_sampling_is_named() -> None:
     with pytest.raises(CorsdError, match="sampling 'pairs' is not known; allowed: plain, balanced, triplet"):
         epoch_batches(_labels(4, 4), "pairs", 4, 2, _generator())
@@ -343,7 +371,7 @@ def _same(a: Batch, b: Batch) -> bool:
     return tensors and a[3:4] + a[5:] == b[3:4] + b[5:] and torch.equal(a.generator.get_state(), b.generator.get_state())
 
 
-@pytest.mark.parametrize("sampling", ["plain", "balanced", "triplet"])
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("augmentation", ["none", "crop", "crop_flip", "resized_crop"])
 def test_a_resumed_epoch_is_the_tail_of_the_whole_one(sampling: str, augmentation: str) -> None:
     options: dict[str, Any] = {"sampling": sampling, "samples_per_class": 2, "augmentation": augmentation, "cutout": 3}
@@ -429,6 +457,21 @@ def test_processes_share_an_epoch_without_overlap(sampling: str, world: int) -> 
     assert all(torch.equal(a, b) for a, b in zip(woven, alone, strict=False))
     if sampling == "plain":
         assert _count(woven, len(data.train)).max() == 1
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_overlapping_batches_keep_their_neighbours_in_several_processes(world: int) -> None:
+    data = _data(_labels(19, 22, 20))
+    alone = _source(data, sampling="overlapping").rows(1)
+    shares = [_source(data, sampling="overlapping", rank=rank, world=world).rows(1) for rank in range(world)]
+    assert {len(share) for share in shares} == {len(alone) // world}
+    assert all(torch.equal(a[3:], b[:3]) for share in shares for a, b in pairwise(share))
+    assert all(torch.equal(a, b) for a, b in zip((b for share in shares for b in share), alone, strict=False))
+
+
+def test_a_repeated_image_is_cropped_anew() -> None:
+    first, second = list(_source(_data(_labels(12), stored=10), sampling="overlapping", augmentation="crop")(0))[:2]
+    assert torch.equal(first.rows[3:], second.rows[:3]) and not torch.equal(first.images[3:], second.images[:3])
 
 
 def test_processes_draw_other_crops() -> None:

@@ -45,7 +45,7 @@ def test_the_first_epoch_is_that_of_a_cpu(on_gpu: Tiny) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
-@pytest.mark.parametrize("method", ["corsd", "ps_kd"])
+@pytest.mark.parametrize("method", ["corsd", "ps_kd", "dlb"])
 def test_a_stopped_training_ends_as_one_that_was_not(on_gpu: Tiny, method: str, precision: str) -> None:
     config = on_gpu("stopped", method=method, precision=precision, epochs=3)
     whole = train(replace(config, out=str(config.path.with_name("whole"))), progress=False)

@@ -506,7 +506,7 @@ ZERO = {
     name: 0.0
     for name in (
         *("exit_ce", "exit_kd", "class_kd", "hint", "distance", "angle", "swap_kd"),
-        *("ensemble_kd", "synergy", "correlation"),
+        *("ensemble_kd", "last_kd", "synergy", "correlation"),
         *(*OF_RELATIONS, "logit_relation", "relation_kd"),
     )
 }

@@ -35,6 +35,46 @@ def test_bake_teaches_each_image_the_ensemble_of_the_batch() -> None:
     assert parts["task"].item() == pytest.approx(F.cross_entropy(z, batch.labels).item(), rel=1e-5)
 
 
+def test_dlb_learns_from_what_the_last_batch_said_of_the_same_images() -> None:
+    method = build_method("dlb", temperature=2.0)
+    assert (method.sampling, method.exits, method.graphs) == ("overlapping", "deepest", False)
+    first, second = outputs(4, seed=1), outputs(4, seed=2)
+    assert method(first, make_batch([0, 1, 2, 3]))["last_kd"].item() == 0.0  # nothing was said yet
+    method.eval()
+    method(outputs(4, seed=3), make_batch([2, 3, 4, 5]))  # nothing is remembered of it
+    method.train()
+    before, now = first.logits[-1], second.logits[-1].requires_grad_()
+    parts = method(second, make_batch([3, 2, 4, 5]))
+    p, q = (before[[3, 2]] / 2).softmax(1), (now[:2] / 2).softmax(1)
+    assert parts["last_kd"].item() == pytest.approx(4 * (p * (p / q).log()).sum(1).mean().item(), rel=1e-4)
+    assert parts["task"].item() == pytest.approx(F.cross_entropy(now, torch.tensor([3, 2, 0, 1])).item(), rel=1e-5)
+    (gradient,) = torch.autograd.grad(parts["last_kd"], now)
+    assert gradient[:2].abs().sum() > 0 and not gradient[2:].any()
+    assert method.rows.tolist() == [3, 2, 4, 5] and torch.equal(method.logits, now.detach())
+
+
+def test_a_batch_that_repeats_nothing_has_nothing_to_learn_from() -> None:
+    method = build_method("dlb")
+    method(outputs(2), make_batch([0, 1]))
+    logits = outputs(2, seed=2).logits[-1].requires_grad_()
+    loss = method(ExitOutputs([], [], [logits]), make_batch([5, 6]))["last_kd"]
+    assert loss.item() == 0 and not torch.autograd.grad(loss, logits)[0].any()
+
+
+def test_dlb_remembers_what_other_processes_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = torch.tensor([[0.5, 0.0, 2.0, 1.0]])
+
+    def gather(seen: list[object], mine: object) -> None:
+        seen[:] = [mine, (torch.tensor([7]), theirs)]
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    method = build_method("dlb")
+    method(outputs(2), make_batch([0, 1]))
+    assert method.rows.tolist() == [0, 1, 7] and torch.equal(method.logits[2:], theirs)
+
+
 def test_a_share_of_the_others_of_one_is_refused() -> None:
     with pytest.raises(CorsdError, match=r"method 'bake': omega = 1\.0 must be below 1"):
         build_method("bake", omega=1.0)

@@ -136,6 +136,12 @@ def test_a_row_of_triplets_is_given_the_same_images(
     assert study.config("balanced", 0).epochs == study.config("baseline", 0).epochs == epochs
 
 
+def test_a_row_that_repeats_half_of_each_batch_is_given_half_of_the_epochs(write: Write) -> None:
+    rows = {**ROWS, "dlb": {"train": {"method": "dlb"}}, "plain": {"from": "dlb", "train": {"sampling": "plain"}}}
+    study = write(train={"epochs": 30}, rows=rows)
+    assert [study.config(row, 0).epochs for row in ("dlb", "plain", "baseline")] == [15, 30, 30]
+
+
 def test_rows_of_one_image_get_more_epochs_than_a_baseline_of_triplets(write: Write) -> None:
     study = write(baseline="release")
     assert (study.config("release", 0).epochs, study.config("baseline", 0).epochs) == (30, 90)

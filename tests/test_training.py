@@ -605,6 +605,19 @@ def test_what_a_method_remembers_of_the_training_is_in_the_checkpoint(tiny: Tiny
         _train(replace(config, resume=True))
 
 
+def test_the_last_batch_of_dlb_is_in_the_checkpoint(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """50 images in halves of 8: six batches an epoch. The one after the stop learns from the one before it."""
+    whole = _train(tiny("whole", method="dlb"))
+    assert whole.metrics["step"].tolist() == [6, 12] and not any("rows" in name for name in _weights(whole))
+    config = tiny("cut", method="dlb")
+    _at_step(monkeypatch, 9, lambda: signal.raise_signal(signal.SIGINT))
+    run = _train(config)
+    monkeypatch.undo()
+    tensors, _ = files.read_tensors(run.path / "checkpoint.safetensors")
+    assert tensors["memory.rows"].shape == (16,) and tensors["memory.logits"].shape == (16, 10)
+    _assert_same_training(whole, _train(replace(config, resume=True)))
+
+
 def test_a_stop_in_the_last_step_finishes_the_run(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     _at_step(monkeypatch, 6, lambda: signal.raise_signal(signal.SIGINT))
     assert _train(tiny()).finished

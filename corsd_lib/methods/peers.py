@@ -130,14 +130,19 @@ class PsKd(Method):
 
     def _remember(self, rows: Tensor, predictions: Tensor) -> None:
         """In several processes each remembers what all of them saw: an image may come to another one next time."""
-        seen = [(rows, predictions)]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            seen = [(rows, predictions)] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(seen, (rows.cpu(), predictions.cpu()))
-        for where, what in seen:
+        for where, what in of_all_processes(rows, predictions):
             past = self._grown(int(where.max()) + 1, predictions)
             where, what = where.to(past.device), what.to(past)
             past[where] = what.index_select(0, _last_occurrence(where))
+
+
+def of_all_processes(rows: Tensor, predictions: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """`rows` (B,) and `predictions` (B, C) of each process, those of others on the CPU."""
+    seen = [(rows, predictions)]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        seen = [(rows, predictions)] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(seen, (rows.cpu(), predictions.cpu()))
+    return seen
 
 
 def _last_occurrence(indices: Tensor) -> Tensor:

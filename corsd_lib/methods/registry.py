@@ -21,7 +21,7 @@ from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.methods.base import Method
 from corsd_lib.methods.classic import Baseline, Byot, DeepSupervision, Probe
 from corsd_lib.methods.corsd import Corsd, CorsdRelease
-from corsd_lib.methods.ensembling import Bake
+from corsd_lib.methods.ensembling import Bake, Dlb
 from corsd_lib.methods.exit_peers import Dist, Dks
 from corsd_lib.methods.mixing import Cutmix, CutmixExits, Ips, Mixup
 from corsd_lib.methods.peers import CsKd, LabelSmoothing, PsKd, Rkd
@@ -32,7 +32,7 @@ __all__ = ["METHODS", "build_method", "find_method", "known_methods", "loaded_pl
 METHODS: dict[str, type[Method]] = {
     m.name: m
     for m in (
-        *(Baseline, LabelSmoothing, Mixup, Cutmix, Ips, CsKd, PsKd, Bake),  # the plain network
+        *(Baseline, LabelSmoothing, Mixup, Cutmix, Ips, CsKd, PsKd, Dlb, Bake),  # the plain network
         *(Probe, DeepSupervision, CutmixExits, Byot, Dks, Dist, Rkd, Corsd, CorsdRelease),
     )
 }
