@@ -128,6 +128,9 @@ def test_the_finding_is_what_the_records_say() -> None:
     names = ("cifar100", "cub200", "cifar100_small", "cub200_small")
     main, birds, *small = (read_json(ROOT / "results" / name / "summary.json")["methods"] for name in names)
     written = [*_lead(main, "corsd", "baseline"), *_lead(birds, "corsd", "baseline")]
+    for k in (-1, 1):
+        assert _lead(birds, "corsd", "no_relations", k)[1] > 0
+        written += _lead(birds, "corsd", "no_relations", k)
     for study in (main, birds):
         peers = {
             name: _lead(study, "corsd", name)
@@ -154,8 +157,20 @@ def test_the_finding_is_what_the_records_say() -> None:
         mean, low, high = _lead(main, "corsd", row)
         assert main[row]["n"] == 3 and (low > 0) == decided
         written += [mean, low, high]
-    written += [*_lead(main, "corsd_paper", "baseline"), *(methods["corsd"]["gain"] for methods in small)]
+    written += _lead(main, "corsd_paper", "baseline")
+    written += [end for k in range(4) for end in _lead(birds, "corsd", "no_relations", k)]
+    written += [methods["corsd"]["gain"] for methods in small]
     assert [float(number) for number in re.findall(r"-?\d+\.\d", found[1])] == [round(value, 1) for value in written]
+
+
+def test_what_relations_add_on_birds_is_as_the_records_say() -> None:
+    methods = read_json(ROOT / "results" / "cub200" / "summary.json")["methods"]
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    said = re.findall(r"-?\d+\.\d", text.partition("<!-- birds -->")[2].partition("<!-- /birds -->")[0])
+    added = [_lead(methods, "corsd", "no_relations", k) for k in range(4)]
+    lost = [_lead(methods, "deep_supervision", "no_relations", k) for k in (0, 1)]
+    assert methods["no_relations"]["n"] == 3 and all(low > 0 for _, low, _ in added[1:] + lost) and added[0][1] < 0
+    assert [float(number) for number in said] == [round(end, 1) for ends in added + lost for end in ends]
 
 
 def test_the_ablation_is_as_its_records_say() -> None:
