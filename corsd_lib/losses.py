@@ -353,7 +353,8 @@ def ensembled_targets(probabilities: Tensor, affinity: Tensor, omega: float) -> 
     """(1 - w) · (I - w·A)^-1 · P: each row of P mixed with those of its neighbours, of their neighbours and so on; (B, C).
 
     `probabilities` P (B, C), rows that sum to 1; `affinity` A (B, B), rows that sum to 1 and a diagonal of 0; `omega` w in
-    [0, 1), the share of the neighbours. Rows of the result sum to 1. BAKE, Ge et al. 2021, arXiv 2104.13298.
+    [0, 1), the share of the neighbours; above 0.99 float32 has few digits left. Rows of the result sum to 1. BAKE, Ge et al.
+    2021, arXiv 2104.13298.
     """
     eye = torch.eye(len(affinity), dtype=affinity.dtype, device=affinity.device)
     return torch.linalg.solve_ex(eye - omega * affinity, (1 - omega) * probabilities)[0]  # never singular: nothing to check
@@ -380,7 +381,7 @@ def correlation_distillation(
 
     Logits (B, C). Rows: how one image relates to the classes; columns: how one class relates to the images. Pearson's
     correlation, 0 with a row or column that is constant; one image has no columns to correlate. No gradient reaches
-    `teacher`. DIST, Huang et al. 2022, arXiv 2205.10536, equations 6 to 9.
+    `teacher`. DIST, Huang et al. 2022, arXiv 2205.10536.
     """
     p, q = (_log_softmax(z / temperature).exp() for z in (teacher.detach(), student))
     loss = inter * (1 - _correlation(p, q).mean())

@@ -76,5 +76,7 @@ def test_dlb_remembers_what_other_processes_saw(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_share_of_the_others_of_one_is_refused() -> None:
-    with pytest.raises(CorsdError, match=r"method 'bake': omega = 1\.0 must be below 1"):
+    with pytest.raises(CorsdError, match=r"method 'bake': omega = 1\.0 must be at most 0\.99"):
         build_method("bake", omega=1.0)
+    parts = build_method("bake", omega=0.99)(outputs(64), make_batch(list(range(64))))
+    assert parts["ensemble_kd"].isfinite() and parts["ensemble_kd"] > 0

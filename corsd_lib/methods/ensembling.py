@@ -22,7 +22,7 @@ class BakeOptions(MethodOptions):
     """The values of the authors' code."""
 
     ensemble_kd: float = option(1.0, "weight of the KL divergence from the ensembled predictions of the batch")
-    omega: float = option(0.5, "share of the other images in an ensembled prediction", below=1)
+    omega: float = option(0.5, "share of the other images in an ensembled prediction", high=0.99)
     temperature: float = option(4.0, "of both softmaxes of the KL divergence", above=0)
 
 

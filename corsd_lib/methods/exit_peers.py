@@ -18,7 +18,7 @@ __all__ = ["Dist", "DistOptions", "Dks", "DksOptions"]
 
 @dataclass(frozen=True)
 class DksOptions(DeepSupervisionOptions):
-    """The weights of the authors, and the temperature of public re-implementations."""
+    """The authors' weight and temperature."""
 
     synergy: float = option(1.0, "weight of the KL divergence of each exit from each other one")
     temperature: float = option(4.0, "of both softmaxes of the KL divergence", above=0)
@@ -45,8 +45,8 @@ class DistOptions(DeepSupervisionOptions):
     """The authors' values for CIFAR-100, of a teacher and a student; on ImageNet their temperature is 1."""
 
     correlation: float = option(2.0, "weight of what separates each shallow exit's correlations from the deepest one's")
-    inter: float = option(1.0, "share of the correlation over the classes of an image")
-    intra: float = option(1.0, "share of the correlation over the images of the batch, class by class")
+    inter: float = option(1.0, "b, weight of the correlation over the classes of an image")
+    intra: float = option(1.0, "g, weight of the correlation over the images of the batch, class by class")
     temperature: float = option(4.0, "of both softmaxes", above=0)
 
 
