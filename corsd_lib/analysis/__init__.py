@@ -1,6 +1,7 @@
 """What a run says: arrays in, numbers out; no plotting.
 
 relations.py  scores of pairs, class-level relations, orders, how well they tell classes apart and with what they agree
+relation_use.py  what a score is worth: calibration as P(same class), class prototypes at inference
 structure.py  inter- and intra-class structure, alikeness of exits and of runs
 embedding.py  the probe images in two dimensions, and how far to trust the picture
 exits.py      accuracy, agreement, calibration, leaving early
@@ -16,6 +17,7 @@ from corsd_lib.analysis.embedding import StageEmbedding, stage_embedding
 from corsd_lib.analysis.exits import early_exit, early_exit_curve, exit_accuracy
 from corsd_lib.analysis.gradients import term_gradients
 from corsd_lib.analysis.images import run_images, run_pixels
+from corsd_lib.analysis.relation_use import prototype_accuracy, relation_calibration
 from corsd_lib.analysis.relations import class_order, class_relations, relation_quality, snapshot_scores
 from corsd_lib.analysis.structure import class_structure
 from corsd_lib.analysis.unseen import unseen_class_report
@@ -28,6 +30,8 @@ __all__ = [
     "early_exit",
     "early_exit_curve",
     "exit_accuracy",
+    "prototype_accuracy",
+    "relation_calibration",
     "relation_quality",
     "run_images",
     "run_pixels",
