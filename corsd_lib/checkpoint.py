@@ -76,7 +76,7 @@ class Checkpoint:
             "precision": self.fabric.strategy.precision.state_dict(),
             "tensors": {k: _kind(v) for k, v in tensors.items()},
         }
-        write_tensors(self.path, tensors, {"position": json.dumps(told, sort_keys=True)})
+        write_tensors(self.path, tensors, {"position": json.dumps(told, sort_keys=True)}, within=self.path.parent)
 
     def restore(self, epochs: int, steps: int) -> tuple[Position, dict[str, Tensor]]:
         """Put the state back: the position in a training of `epochs` epochs of `steps` steps each, and the sums of the epoch.

@@ -73,12 +73,12 @@ def export_run(
     for folder in (dest, dest / "probes", dest / "embeddings"):
         remove_parts(folder)
     _write_probes(run, dest, snapshots, probe_images)
-    write_lines(dest / "metrics.jsonl", [_rounded(line) for line in read_metrics(run.path / "metrics.jsonl")])
-    write_tensors(dest / "weights.safetensors", weights)
+    write_lines(dest / "metrics.jsonl", [_rounded(line) for line in read_metrics(run.path / "metrics.jsonl")], within=dest)
+    write_tensors(dest / "weights.safetensors", weights, within=dest)
     exported = Run(dest)
     figures = asdict(evaluate(exported, data)) | {"data": exported.data.name}
-    write_json(dest / "test.json", with_checksum({**figures, "trained": trained}))
-    write_atomic(dest / "README.md", _card(exported, figures, trained).encode())
+    write_json(dest / "test.json", with_checksum({**figures, "trained": trained}), within=dest)
+    write_atomic(dest / "README.md", _card(exported, figures, trained).encode(), within=dest)
     _keep_umap(exported, umap)
     return exported
 
@@ -197,11 +197,11 @@ def _write_probes(run: Run, dest: Path, snapshots: int, probe_images: int) -> No
     probes, kept = run.probes, _spread(list(run.probes), snapshots)
     rows = _balanced(probes.labels, max(2, probe_images // run.data.num_classes))
     labels, index = probes.labels[rows], probes.index[rows]
-    write_tensors(dest / "probe.safetensors", {"labels": labels, "index": index}, {"split": probes.split})
+    write_tensors(dest / "probe.safetensors", {"labels": labels, "index": index}, {"split": probes.split}, within=dest)
     networks = run.method().relation_networks()
     smaller = {epoch: _smaller(run, probes[epoch], rows, labels, networks) for epoch in kept}
     for epoch, tensors in smaller.items():
-        write_tensors(dest / "probes" / f"epoch_{epoch:04d}.safetensors", tensors)
+        write_tensors(dest / "probes" / f"epoch_{epoch:04d}.safetensors", tensors, within=dest)
     for file in (dest / "probes").glob("epoch_*.safetensors"):  # of an earlier export with other snapshots
         if int(file.stem.removeprefix("epoch_")) not in smaller:
             file.unlink()

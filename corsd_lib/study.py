@@ -201,13 +201,17 @@ class Study:
         return {row: by_seed for row, by_seed in found.items() if by_seed}
 
     def write_tables(self) -> dict[str, Any]:
-        """Write `summary.json`, `table.csv` and `table.md` from the records; the summary."""
+        """Write `summary.json`, `table.csv` and `table.md` from the records; the summary.
+
+        Raises `CorsdError` where the folder of the study is not there.
+        """
         summary = summarise(self, self.records())
-        write_json(self.path / "summary.json", summary)
-        write_atomic(self.path / "table.csv", table(summary).to_csv(index=False).encode())
+        write_json(self.path / "summary.json", summary, within=self.path)
+        write_atomic(self.path / "table.csv", table(summary).to_csv(index=False).encode(), within=self.path)
         folder = self.path.resolve()
         rerun = f"corsd compare {folder.parent.name}/{folder.name}"  # no path of this machine
-        write_atomic(self.path / "table.md", f"# {self.title}\n\n{markdown(summary)}\nRerun: `{rerun}`\n".encode())
+        text = f"# {self.title}\n\n{markdown(summary)}\nRerun: `{rerun}`\n"
+        write_atomic(self.path / "table.md", text.encode(), within=self.path)
         return summary
 
 

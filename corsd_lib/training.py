@@ -38,6 +38,7 @@ from corsd_lib.evaluation import (
 from corsd_lib.files import (
     LockedError,
     locked,
+    make_folder,
     read_json,
     remove_parts,
     with_checksum,
@@ -174,10 +175,7 @@ def _given_or_named(data: ImageData | None, config: TrainConfig) -> ImageData:
 def _held(folder: Path) -> Iterator[None]:
     """Lock a run directory, made if need be, for this process."""
     made = not os.path.isdir(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CorsdError(f"cannot write {folder}: {error.strerror or error}") from error
+    make_folder(folder)
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(folder))
@@ -441,7 +439,7 @@ class Trainer:
             record |= {f"val_top1.exit{k}": top_k_accuracy(z, labels) for k, z in enumerate(logits, 1)}
         # Columns of an earlier version that reported terms of weight 0 are left out: all lines have the same.
         lines = [{k: v for k, v in line.items() if k in record} for line in self._recorded(self.epoch - 1)]
-        write_lines(self._to("metrics.jsonl"), [*lines, record])
+        write_lines(self._to("metrics.jsonl"), [*lines, record], within=self.path)
         every = self.config.probe_every
         if self.epoch == self.config.epochs or (every and self.epoch % every == 0):
             self._snapshot()
@@ -457,20 +455,20 @@ class Trainer:
 
     def _snapshot(self) -> None:
         tensors = self.probe.snapshot(self.network, self.method)
-        write_tensors(self._to(f"probes/epoch_{self.epoch:04d}.safetensors"), tensors)
+        write_tensors(self._to(f"probes/epoch_{self.epoch:04d}.safetensors"), tensors, within=self.path)
 
     def _begin(self) -> None:
         """The first files of a new run, with the snapshot of the untrained network."""
         (self.path / "metrics.jsonl").unlink(missing_ok=True)  # of a run whose checkpoint was removed: it begins anew
         content = {"train": _plain(self.config), "data": asdict(self.info), "provenance": self.provenance}
-        write_json(self.path / "config.json", with_checksum(content))
+        write_json(self.path / "config.json", with_checksum(content), within=self.path)
         self.probe.write(self.path)
         self._snapshot()
 
     def _finish(self) -> None:
-        write_tensors(self._to("weights.safetensors"), self._weights())
+        write_tensors(self._to("weights.safetensors"), self._weights(), within=self.path)
         result = asdict(evaluate(self.network, self.data, workers=self.config.workers))
-        write_json(self._to("test.json"), with_checksum(result))
+        write_json(self._to("test.json"), with_checksum(result), within=self.path)
 
     def _to(self, name: str) -> Path:
         """The path of a file that is about to be written; `CorsdError` when the run directory is not what it was."""
@@ -516,7 +514,7 @@ class Trainer:
         last = [self.provenance, *content.get("resumed", [])][-1]
         if self.epoch < self.config.epochs and any(last.get(k) != v for k, v in now.items() if k != "started"):
             content.setdefault("resumed", []).append({**now, "epochs_done": self.epoch})
-            write_json(path, with_checksum(content))
+            write_json(path, with_checksum(content), within=self.path)
 
     def _restore(self) -> None:
         position, self.totals = self.checkpoint.restore(self.config.epochs, self.steps_per_epoch)

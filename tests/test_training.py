@@ -32,6 +32,7 @@ from torch.optim import SGD, lr_scheduler
 from corsd_lib import cli, files, training
 from corsd_lib.analysis.images import run_images
 from corsd_lib.batches import Batch, BatchSource, evaluation_batches
+from corsd_lib.checkpoint import Checkpoint
 from corsd_lib.datasets import DataNotice, ImageArrays, load_dataset
 from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import evaluate, load_data
@@ -822,6 +823,21 @@ def test_a_run_directory_that_is_removed_between_the_last_epoch_and_the_end_is_n
     tiny_network = build_network("resnet8", 10, in_channels=1, image_size=8, width=4).eval()
     monkeypatch.setattr(training, "evaluate", evaluated)
     with pytest.raises(CorsdError, match="run was moved or removed while it was trained"):
+        _train(config)
+    assert not config.path.exists()
+
+
+def test_a_run_directory_that_is_removed_while_a_file_is_made_ready_is_not_made_anew(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, write = tiny(), Checkpoint.write
+
+    def removed(self: Checkpoint, *arguments: Any) -> None:
+        shutil.rmtree(config.path)
+        write(self, *arguments)
+
+    monkeypatch.setattr(Checkpoint, "write", removed)
+    with pytest.raises(CorsdError, match="run was moved or removed meanwhile"):
         _train(config)
     assert not config.path.exists()
 

@@ -328,6 +328,41 @@ def test_a_search_that_is_killed_goes_on(make: Make) -> None:
     assert [trial["epochs"] for trial in done[2:]] == [60, 60]
 
 
+# --- folders that are moved or removed while it trains ---
+
+
+@pytest.mark.parametrize("name", ["results/tiny", "results/tiny/tuning/byot.journal", "runs/tiny/tuning/byot"])
+def test_a_journal_or_runs_that_are_moved_end_the_search_and_it_goes_on_where_they_are(
+    make: Make, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    study, path = make(), Path(name)
+    with monkeypatch.context() as patched:
+        _at_epoch(patched, 1, 1, lambda running: path.rename(path.with_name("moved")))
+        with pytest.raises(
+            CorsdError, match=rf"(\.journal|{name}) was moved, removed or replaced while the search ran"
+        ) as caught:
+            tune(study, "byot", trials=2, jobs=1, report=lambda _: None)
+    assert "\n" not in str(caught.value) and not path.exists()
+    path.with_name("moved").rename(path)
+    record = tune(study, "byot", trials=2, jobs=1, report=lambda _: None)
+    assert [trial["state"] for trial in record["trials"]] == ["complete", "failed", "complete"]
+    assert record["trials"][1]["error"] == "stopped, taken up by trial 2"
+
+
+def test_a_journal_that_is_replaced_ends_the_search(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make()
+    journal = Search.of(study, "byot").journal
+
+    def replaced(running: Any) -> None:
+        journal.rename(journal.with_name("moved"))
+        journal.write_bytes(b"of another search")
+
+    _at_epoch(monkeypatch, 0, 1, replaced)
+    with pytest.raises(CorsdError, match=r"byot\.journal was moved, removed or replaced while the search ran"):
+        tune(study, "byot", jobs=1, report=lambda _: None)
+    assert journal.read_bytes() == b"of another search" and not Search.of(study, "byot").path.exists()
+
+
 # --- one journal, one search, one process ---
 
 
