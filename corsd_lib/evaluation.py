@@ -130,26 +130,64 @@ def run_data(run: Run, data: ImageData | None = None, data_root: str | None = No
         if run.data.name != run.config.data:
             raise CorsdError(f"{run.path} was trained on data that was given to train, {run.data.name!r}: give it here too")
         data = load_data(run.config, data_root)
-        if not has_images_of(data, run.data):
-            raise CorsdError(f"{run.path} was trained on other images than {data.name!r} has here: give them here too")
+        if changes := image_changes(data, run.data):
+            raise CorsdError(
+                f"{run.path} was trained on other images than {data.name!r} has here: {changes}; put them back, or give them "
+                "here too"
+            )
     elif tuple(data.class_names) != run.data.class_names or data.channels != run.data.channels:
         raise CorsdError(f"data {data.name!r} has other classes or channels than {run.path} was trained on, {run.data.name!r}")
     return replace(data, mean=run.data.mean, std=run.data.std)
 
 
-def has_images_of(data: ImageData, info: DataInfo) -> bool:
-    """Whether classes, labels and statistics of `data` are those that a run remembers; its test images may be others."""
-    if (tuple(data.class_names), data.image_size, data.channels) != (info.class_names, info.image_size, info.channels):
-        return False
+def image_changes(data: ImageData, info: DataInfo) -> str:
+    """What of classes, splits and statistics of `data` is another than a run remembers; "" where it is nothing.
+
+    Its test images may be others, but no image that it was trained on.
+    """
+    if tuple(data.class_names) != info.class_names:
+        return "its classes are others"
+    if (data.image_size, data.channels) != (info.image_size, info.channels):
+        now, then = ((of.channels, of.image_size, of.image_size) for of in (data, info))
+        return f"images are {now}, were {then}"
+    if changes := _split_changes(data, info):
+        return changes
     pairs = zip((*data.mean, *data.std), (*info.mean, *info.std), strict=True)
     alike = all(abs(now - then) < 5e-3 for now, then in pairs)  # decoders of JPEG differ by less
-    return alike and (info.splits is None or {k: list(v) for k, v in info.splits.items()} == splits_of(data))
+    return "" if alike else "mean or deviation of the pixels of train differ"
+
+
+def _split_changes(data: ImageData, info: DataInfo) -> str:
+    """What of the splits is another than a run remembers; of an earlier library it may remember less, or nothing."""
+    then, now = info.splits or {}, splits_of(data)
+    if data.own_split and not all(len(remembered) == 3 for remembered in (then or {"train": ()}).values()):
+        return "it was trained with an earlier version of this library, which split a folder of classes by position"
+    for name in {**then, **(now if then else {})}:
+        if name not in now or name not in then:
+            return f"the split {name} {'is new' if name in now else 'is gone'}"
+        if now[name][0] != then[name][0]:
+            return f"{name} has {now[name][0]:,} images, had {then[name][0]:,}"
+        if now[name][1] != then[name][1]:
+            return f"{name} has as many images, but of other classes"
+        if now[name][: len(then[name])] != list(then[name]):
+            return f"{name} has as many images of each class, but others: some were exchanged or renamed"
+    return ""
 
 
 def splits_of(data: ImageData) -> dict[str, list[int]]:
     """`DataInfo.splits` of a data set."""
     splits = {"train": data.train, **({} if data.validation is None else {"validation": data.validation})}
-    return {k: [len(s), zlib.crc32(s.labels.cpu().to(torch.int64).numpy().tobytes())] for k, s in splits.items()}
+    return {name: [len(split), _checksum(split.labels), _content(split)] for name, split in splits.items()}
+
+
+def _checksum(values: Tensor) -> int:
+    return zlib.crc32(values.cpu().to(torch.int64).numpy().tobytes())
+
+
+def _content(split: Split) -> int:
+    """The CRC-32 of which images a split holds, in their order: of their names, else of their rows."""
+    names = split.names
+    return zlib.crc32("\n".join(names).encode("utf-8", "surrogateescape")) if names else _checksum(split.index)
 
 
 def training_batches(config: TrainConfig, data: ImageData, **place: Any) -> BatchSource:

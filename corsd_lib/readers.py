@@ -60,7 +60,7 @@ _MORE_FACTS = {"started": text, "methods": text, "cores": optional(whole(1)), "e
 _CONFIG = fields(
     {
         "train": fields({"method_options": entries(anything)}, more=True),  # the rest is for `TrainConfig` to check
-        "data": fields(_DATA, {"splits": optional(entries(many(whole(), 2, 2)))}),
+        "data": fields(_DATA, {"splits": optional(entries(many(whole(), 2, 3)))}),
         "provenance": fields(_FACTS, _MORE_FACTS, more=True),
     },
     {"resumed": many(fields({**_FACTS, "epochs_done": whole()}, _MORE_FACTS, more=True))},

@@ -269,7 +269,8 @@ def _check_range(name: str, value: float, low: float, high: float = math.inf, op
 class DataInfo:
     """What a run remembers of its data: enough to rebuild the network, name every class and know the images again.
 
-    `splits`: of train and validation the number of images and the CRC-32 of their labels; None in a run of an earlier library.
+    `splits`: of train and validation the number of images, the CRC-32 of their labels, and the CRC-32 of which images they are:
+    of the file names, or of the rows where they are no files. A run of an earlier library lacks the last one, or all.
     """
 
     name: str

@@ -28,7 +28,7 @@ from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import (
     evaluate,
     exit_logits,
-    has_images_of,
+    image_changes,
     load_data,
     run_data,
     splits_of,
@@ -166,7 +166,7 @@ def _given_or_named(data: ImageData | None, config: TrainConfig) -> ImageData:
     if not (config.path / "config.json").is_file():
         return data or load_data(config)
     run = Run(config.path)
-    if data is not None and (data.name != run.data.name or not has_images_of(data, run.data)):
+    if data is not None and (data.name != run.data.name or image_changes(data, run.data)):
         raise CorsdError(f"{run.path} was begun on {run.data.name!r}, with other classes or images than {data.name!r} has")
     return run_data(run, data)
 

@@ -245,7 +245,7 @@ def test_the_same_export_again_gives_the_same_files(tiny_run: Run, exported: Run
 def test_an_export_that_was_cut_off_is_made_whole(
     tiny_run: Run, exported: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(*_: Any) -> None:
+    def killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     dest = tmp_path / "export"

@@ -116,7 +116,7 @@ def test_values_of_any_size_are_short_in_messages() -> None:
         (put("data", "std", 0, to=0), r"data: std\[0\] = 0; allowed: a number from 1e-12"),
         (put("data", "std", to=[0.5, 0.5]), "data: std has 2 entries; allowed: 1, as mean has"),
         (put("data", "image_size", to=10**30), "data: image_size = 1000000000000000000000000000000; allowed"),
-        (put("data", "splits", "train", to=[1]), "data: splits: train has 1 entries; allowed: 2 to 2"),
+        (put("data", "splits", "train", to=[1]), "data: splits: train has 1 entries; allowed: 2 to 3"),
         (put("provenance", "versions", to="2.9"), "provenance: versions = '2.9'; allowed: an object"),
         (drop("provenance", "device"), "provenance lacks device"),
         (put("resumed", to=[{"revision": "a"}]), r"resumed\[0\] lacks corsd_lib"),

@@ -882,7 +882,7 @@ def test_own_images_under_a_known_name_are_told_from_the_known_ones(tiny: Tiny, 
         _train(tiny(), data=noisy)
     with pytest.raises(CorsdError, match=r"run was begun on 'digits', with other classes or images than 'digits' has"):
         _train(tiny(resume=True), data=known)
-    asked = r"run was trained on other images than 'digits' has here: give them here too"
+    asked = r"run was trained on other images than 'digits' has here: train .* of other classes; put them back, or give them"
     with pytest.raises(CorsdError, match=asked):
         _train(tiny(resume=True))
     run = _train(tiny(resume=True), data=noisy)

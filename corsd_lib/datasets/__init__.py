@@ -49,8 +49,8 @@ def load_dataset(
 
     Images are uint8 0..255, in memory as (N, C, H, W) or streamed from files where they would not fit (imagenet, large
     folders). First `validation_fraction` in [0, 1) of train is held out as `validation`, class by class; then `per_class`
-    images of each class are picked from what remains; the same `seed` gives the same images. `test_fraction` in (0, 1): how
-    much of each class a folder of classes without a split gives to test, 0.2 when None, the same images whatever the seed.
+    images of each class are picked from what remains; the same `seed` gives the same images. `test_fraction` in (0, 1): about
+    how much of each class a folder of classes without a split gives to test, 0.2 when None, the same images whatever the seed.
     Statistics are those of the full train split. `image_size` (pixels): the side that the network sees, by default the set's
     own. `crop_to_box` (cub200): crop to the bird. `download` (cifar10, cifar100, cub200): fetch what is missing. What a user
     should know of how the files were read is in `notices` of the result, and is warned of once a process (`DataNotice`).

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from corsd_lib.datasets.arrays import check_class_names, some
+from corsd_lib.datasets.arrays import check_class_names, names_below, some
 from corsd_lib.datasets.selection import VALIDATION_NAMES
 from corsd_lib.errors import CorsdError, check_text, shown_text
 
@@ -22,15 +22,21 @@ SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 
 
 class Listing(NamedTuple):
-    """The image files of one split and the class of each, in the order of the sorted class folders."""
+    """The image files of one split and the class of each, in the order of the sorted class folders; all below `root`."""
 
     class_names: tuple[str, ...]
     paths: tuple[str, ...]
     labels: tuple[int, ...]
+    root: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The paths below `root`: class/file, wherever the folder lies."""
+        return names_below(self.root, self.paths)
 
     def subset(self, rows: Sequence[int]) -> Listing:
         """The files at positions `rows`, in that order."""
-        return Listing(self.class_names, tuple(self.paths[r] for r in rows), tuple(self.labels[r] for r in rows))
+        return Listing(self.class_names, tuple(self.paths[r] for r in rows), tuple(self.labels[r] for r in rows), self.root)
 
 
 Listed = tuple[Listing, tuple[str, ...]]  # and notices of what was passed over
@@ -118,7 +124,7 @@ def list_images(folder: Path, class_names: tuple[str, ...]) -> Listed:
         seen = f" ({'; '.join(notices)})" if notices else ""
         named = "" if skipped else f", named {', '.join(EXTENSIONS)}"
         raise CorsdError(f"{folder} has no image in the class folders {some(empty, 5)}{seen}; expected one in each{named}")
-    return Listing(class_names, paths, labels), notices
+    return Listing(class_names, paths, labels, str(folder)), notices
 
 
 def _skipped(kinds: Counter[str]) -> tuple[str, ...]:
