@@ -515,6 +515,29 @@ def test_a_journal_goes_on_after_a_power_cut_and_one_that_is_damaged_is_named(ma
         tune(study, "byot")
 
 
+@pytest.mark.parametrize("journal", ["missing", "empty", "of an earlier time"])
+def test_a_record_whose_journal_lacks_its_trials_is_not_overwritten(make: Make, capsys: Captured, journal: str) -> None:
+    study = make()
+    search = Search.of(study, "byot")
+    write_json(search.path, {"trials": [{"number": 0, "state": "complete"}, {"number": 1}], "best": {"options": {}}})
+    before = search.path.read_bytes()
+    if journal == "empty":
+        search.journal.touch()
+    elif journal == "of an earlier time":
+        search.path.rename(search.path.with_suffix(".aside"))
+        tuner._open_study(search).add_trial(optuna.create_trial(value=1.0))
+        search.path.with_suffix(".aside").rename(search.path)
+    files = sorted(search.path.parent.iterdir())
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["tune", "results/tiny", "byot"])
+    lost = 1 if journal == "of an earlier time" else 2
+    assert capsys.readouterr().err == (
+        f"corsd: error: results/tiny/tuning/byot.json has {lost} trials that its journal results/tiny/tuning/byot.journal "
+        "lacks, and would be overwritten: put the journal back to go on, or remove or rename the record to search again\n"
+    )
+    assert search.path.read_bytes() == before and sorted(search.path.parent.iterdir()) == files and not Path("runs").exists()
+
+
 # --- bad entries ---
 
 

@@ -56,8 +56,9 @@ def tune(
     fails is a failed trial, and an error only where it is that of the row as it stands. A process that still trains for a
     search that was killed is waited for: it ends after its epoch.
 
-    Raises `CorsdError` for a bad entry, for a journal of another search, while another process is at work on it, and when the
-    journal or the folder of the runs is moved or removed meanwhile: the trials save, as with Ctrl-C.
+    Raises `CorsdError` for a bad entry, for a journal of another search, for a record that has trials which the journal lacks,
+    while another process is at work on it, and when the journal or the folder of the runs is moved or removed meanwhile: the
+    trials save, as with Ctrl-C.
     """
     search = Search.of(study, row)
     if trials is not None:
@@ -66,6 +67,8 @@ def tune(
         search = replace(search, trials=trials)
     free = places(search.config, jobs, search.trials)
     folder = Path(runs or f"runs/{study.name}") / "tuning" / row
+    if not search.journal.is_file() or not search.journal.stat().st_size:
+        _check_record(search, set())  # before an empty journal is made
     with _held(search.journal), stop_request() as stop:
         _wait_for_others(folder, report, stop)
         record = {} if stop.is_set() else Tuner(search, folder, data_root, report).run(free, stop)
@@ -334,7 +337,19 @@ def _open_study(search: Search) -> optuna.Study:
             study.set_user_attr("search", before)
     if changes:
         raise CorsdError(f"{search.journal} is of another search: {', '.join(changes)}; remove it and its record to begin anew")
+    _check_record(search, {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()})
     return study
+
+
+def _check_record(search: Search, known: set[int]) -> None:
+    """Raise `CorsdError` where the record has trials that are not among those the journal knows: they would be lost."""
+    trials = read_trials(search.path).get("trials", []) if search.path.is_file() else []
+    lost = sum(trial.get("number") not in known for trial in trials)
+    if lost:
+        raise CorsdError(
+            f"{search.path} has {lost} trials that its journal {search.journal} lacks, and would be overwritten: put the "
+            "journal back to go on, or remove or rename the record to search again"
+        )
 
 
 @contextmanager
