@@ -188,6 +188,43 @@ def test_folders_of_the_system_are_no_classes(folder: Path) -> None:
     assert data.class_names == ("cat", "dog") and len(data.train) == 5 and notices(data) == ()
 
 
+ONCE = "links to a folder above them, or to one that is read already: {}, not followed; each folder is read once"
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "../../val/cat", "../dog", "../dog/deeper"])
+def test_links_to_folders_that_are_read_already_multiply_nothing(folder: Path, target: str) -> None:
+    make_images(folder / "train" / "dog", {"deeper": 1})
+    before = [load_dataset(f"folder:{folder}").train.names, load_dataset(f"folder:{folder}").test.names]
+    os.symlink(target, folder / "train" / "cat" / "a link")
+    os.symlink(target, folder / "train" / "cat" / "another")
+    data = load_dataset(f"folder:{folder}")
+    assert [data.train.names, data.test.names] == before
+    assert notices(data) == (f"train/: {ONCE.format(2)}",)
+
+
+def test_links_in_a_folder_without_a_split_multiply_nothing(classes: Path) -> None:
+    before = load_dataset(f"folder:{classes}")
+    os.symlink("..", classes / "cat" / "parent")
+    os.symlink("../owl", classes / "dog" / "owls")
+    data = load_dataset(f"folder:{classes}")
+    assert (data.train.names, data.test.names) == (before.train.names, before.test.names)
+    assert notices(data)[0] == ONCE.format(2)
+
+
+def test_links_to_folders_that_are_read_nowhere_else_are_followed_once(folder: Path, tmp_path: Path) -> None:
+    make_images(tmp_path / "pool", {"more": 2, "fox": 1})
+    os.symlink(tmp_path / "pool" / "more", folder / "train" / "cat" / "more")
+    for part in ("train", "val"):
+        os.symlink(tmp_path / "pool" / "fox", folder / part / "fox")
+    with pytest.raises(CorsdError, match=rf"val has no image in the class folders fox \({ONCE.format(1)}\)"):
+        load_dataset(f"folder:{folder}")
+    (folder / "val" / "fox").unlink()
+    make_images(folder / "val", {"fox": 1})
+    data = load_dataset(f"folder:{folder}")
+    assert [name for name in data.train.names if "cat" not in name] == ["dog/000.png", "dog/001.png", "fox/000.png"]
+    assert data.train.names[3:5] == ("cat/more/000.png", "cat/more/001.png") and notices(data) == ("pool/ is not used",)
+
+
 def test_files_that_are_not_read_are_counted_by_kind(folder: Path) -> None:
     cat = folder / "train" / "cat"
     for name in ("a.gif", "b.GIF", "c.heic", "README"):
