@@ -15,7 +15,6 @@ from corsd_lib.errors import CorsdError, check_text
 from corsd_lib.evaluation import evaluate, run_data
 from corsd_lib.files import (
     read_json,
-    read_tensors,
     remove_parts,
     with_checksum,
     write_atomic,
@@ -23,7 +22,7 @@ from corsd_lib.files import (
     write_lines,
     write_tensors,
 )
-from corsd_lib.readers import read_config, read_metrics, read_summary
+from corsd_lib.readers import read_config, read_metrics, read_summary, read_weights
 from corsd_lib.relation import HandcraftedRelation, MapRelation, VectorRelation, cosine_scores, relation_matrix
 from corsd_lib.runs import PLACE_FIELDS, PROBE_FIELDS, Run, Snapshot, load_part, portable_name
 
@@ -67,7 +66,7 @@ def export_run(
     trained, content = _figures(run), _portable(run, snapshots, probe_images)
     _check_destination(dest, content, run)
     data = _data(run, data, data_root)
-    weights = _halved(read_tensors(run.path / "weights.safetensors")[0], run.path)
+    weights = _halved(read_weights(run.path / "weights.safetensors"), run.path)
     # First, for it tells an export that was cut off from somebody else's folder.
     write_json(dest / "config.json", with_checksum(content))
     for folder in (dest, dest / "probes", dest / "embeddings"):

@@ -224,12 +224,12 @@ def _without_checksum(value: Any, path: Path) -> Any:
         return value
     content = {k: v for k, v in value.items() if k != "checksum"}
     if value["checksum"] != _checksum(content):
-        raise _other_content(path, "if you changed it yourself, remove its checksum")
+        raise _other_content(path, "if you changed it yourself, remove its checksum, or take a copy of the file")
     return content
 
 
 def _other_content(path: Path, advice: str) -> CorsdError:
-    return CorsdError(f"{path} is damaged: its content does not agree with its checksum; {advice}, or take a copy of the file")
+    return CorsdError(f"{path} is damaged: its content does not agree with its checksum; {advice}")
 
 
 def write_json(path: Path, value: Any, within: Path | None = None) -> None:
@@ -264,7 +264,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return records
     checksum = records[-1].pop("checksum")
     if checksum != _checksum(*records):
-        raise _other_content(path, "if you changed it yourself, remove the checksum of its last line")
+        raise _other_content(
+            path, "if you changed it yourself, remove the checksum of its last line, or take a copy of the file"
+        )
     return records
 
 
@@ -303,8 +305,11 @@ def _parts(content: bytes) -> tuple[dict[str, Any], memoryview]:
     return json.loads(content[8:begin]), memoryview(content)[begin:]
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; `CorsdError` when it is missing or damaged, also by its checksum if any."""
+def read_tensors(path: Path, advice: str = "put back a copy") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; `CorsdError` when it is missing or damaged, also by its checksum if any.
+
+    `advice`: what can be done about a damaged one, the end of the message.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -315,9 +320,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except FileNotFoundError as error:
         raise CorsdError(f"{path} does not exist") from error
     except (SafetensorError, OSError) as error:
-        raise CorsdError(f"{path} is not a whole safetensors file: {error}") from error
+        raise CorsdError(f"{path} is not a whole safetensors file: {error}; {advice}") from error
     header, data = _parts(content)
     metadata = header.get("__metadata__", {})
     if (checksum := metadata.pop("checksum", None)) is not None and checksum != _checksum(header, data=data):
-        raise _other_content(path, "train or export it again")
+        raise _other_content(path, advice)
     return tensors, metadata

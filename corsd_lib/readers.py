@@ -19,7 +19,9 @@ from corsd_lib.files import read_json, read_lines, read_tensors
 from corsd_lib.schema import anything, choice, entries, fields, many, number, optional, place_text, shortened, text, whole
 
 __all__ = [
+    "CHECKPOINT_ADVICE",
     "FLOATS",
+    "read_checkpoint",
     "read_config",
     "read_embedding",
     "read_metrics",
@@ -29,6 +31,7 @@ __all__ = [
     "read_summary",
     "read_test",
     "read_trials",
+    "read_weights",
 ]
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # what all operations take
@@ -139,10 +142,26 @@ def read_test(path: Path) -> dict[str, Any]:
 
 # --- tensors of a run -------------------------------------------------------------------------------------------------
 
+# What can be done about damaged ones.
+_OF_WEIGHTS = "put back a copy, or remove it and test.json and resume the run; export an export again"
+CHECKPOINT_ADVICE = "put back a copy, or remove it to begin anew"
+_OF_PROBE_SET = "put back a copy, or remove it, and test.json if there is one, and resume the run; export an export again"
+_OF_SNAPSHOT = "put back a copy, or remove it: the other snapshots are used without it"
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `weights.safetensors`, by name: network.* and method.*."""
+    return read_tensors(path, _OF_WEIGHTS)[0]
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a `checkpoint.safetensors`; `corsd_lib.checkpoint` says whether they fit a training."""
+    return read_tensors(path, CHECKPOINT_ADVICE)
+
 
 def read_probe_set(path: Path, classes: int) -> tuple[dict[str, Tensor], dict[str, str]]:
     """A `probe.safetensors`: labels and index, (N,) int64 of one image or more, and "split" among the metadata."""
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = read_tensors(path, _OF_PROBE_SET)
     for name in ("labels", "index"):
         if name not in tensors:
             raise CorsdError(f"{path} lacks {name}")
@@ -160,7 +179,7 @@ def read_snapshot(path: Path, images: int, classes: int, like: Path | None = Non
 
     `images` N and `classes` C are those of the run; `like` is another snapshot of it, whose tensors have the same shapes.
     """
-    tensors, _ = read_tensors(path)
+    tensors, _ = read_tensors(path, _OF_SNAPSHOT)
     parts = {name: _numbered(path, tensors, name) for name in ("embeddings", "logits", "relations")}
     state = {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")}
     if len(tensors) > len(state) + sum(map(len, parts.values())):

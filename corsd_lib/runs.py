@@ -32,10 +32,19 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from corsd_lib.errors import CorsdError, check_choice, check_text
-from corsd_lib.files import read_json, read_tensors
+from corsd_lib.files import read_json
 from corsd_lib.methods import Method, build_method, find_method
 from corsd_lib.network import MultiExitNetwork, build_network
-from corsd_lib.readers import FLOATS, read_config, read_metrics, read_probe_set, read_snapshot, read_test
+from corsd_lib.readers import (
+    FLOATS,
+    read_checkpoint,
+    read_config,
+    read_metrics,
+    read_probe_set,
+    read_snapshot,
+    read_test,
+    read_weights,
+)
 from corsd_lib.schema import shortened
 
 if TYPE_CHECKING:
@@ -435,12 +444,13 @@ class Run:
         return new_network(replace(self.config, pretrained=False), self.data)
 
     def _with_weights(self, part: str, build: Callable[[], M]) -> M:
-        for name in ("weights.safetensors", "checkpoint.safetensors"):
-            if (self.path / name).is_file():
-                tensors, _ = read_tensors(self.path / name)
-                with _no_larger(sum(t.numel() for t in tensors.values()), self.path / name):
+        weights, checkpoint = self.path / "weights.safetensors", self.path / "checkpoint.safetensors"
+        for path, read in ((weights, read_weights), (checkpoint, lambda path: read_checkpoint(path)[0])):
+            if path.is_file():
+                tensors = read(path)
+                with _no_larger(sum(t.numel() for t in tensors.values()), path):
                     module = build()
-                load_part(module, tensors, part, self.path / name)
+                load_part(module, tensors, part, path)
                 return module
         raise CorsdError(f"{self.path} holds no weights yet: its training was stopped before the first checkpoint")
 

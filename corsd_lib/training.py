@@ -51,7 +51,7 @@ from corsd_lib.network import MultiExitNetwork
 from corsd_lib.optimisation import learning_rate, parameter_groups
 from corsd_lib.probing import ProbeSet
 from corsd_lib.provenance import provenance
-from corsd_lib.readers import read_metrics
+from corsd_lib.readers import read_metrics, read_probe_set, read_snapshot
 from corsd_lib.runs import DataInfo, Run, TrainConfig, differences, new_network
 
 if TYPE_CHECKING:
@@ -520,6 +520,20 @@ class Trainer:
         position, self.totals = self.checkpoint.restore(self.config.epochs, self.steps_per_epoch)
         self.epoch, self.step, self.spent = position.epoch, position.step, position.seconds
         self._recorded(self.epoch)
+        self._check_probes()
+
+    def _check_probes(self) -> None:
+        """Read the probe set and the snapshots so far, which a training that goes on leaves as they are; write a missing set.
+
+        Raises `CorsdError` for one that is damaged or does not fit.
+        """
+        file, classes = self.path / "probe.safetensors", self.data.num_classes
+        if file.is_file():
+            read_probe_set(file, classes)
+        elif self.fabric.is_global_zero:
+            self.probe.write(self.path)
+        for snapshot in sorted((self.path / "probes").glob("epoch_*.safetensors")):
+            read_snapshot(snapshot, len(self.probe.split), classes)
 
 
 @contextmanager

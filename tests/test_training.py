@@ -40,6 +40,7 @@ from corsd_lib.export import export_run
 from corsd_lib.methods import METHODS, build_method
 from corsd_lib.network import build_network
 from corsd_lib.optimisation import learning_rate, parameter_groups
+from corsd_lib.report import write_report
 from corsd_lib.runs import Run, TrainConfig, load_run
 from corsd_lib.training import Trainer, train
 
@@ -962,12 +963,59 @@ def test_a_damaged_checkpoint_is_one_error(tiny: Tiny, tiny_run: Run, monkeypatc
     file = run.path / "checkpoint.safetensors"
     if damage == "truncated":
         file.write_bytes(file.read_bytes()[:-7])
-        message = "is not a whole safetensors file"
+        message = "is not a whole safetensors file: .*; put back a copy, or remove it to begin anew$"
     else:
         shutil.copy(tiny_run.path / "weights.safetensors", file)
-        message = "is not a checkpoint: it does not say where the training stood"
+        message = "is not a checkpoint: it does not say where the training stood; put back a copy, or remove it to begin anew$"
     with pytest.raises(CorsdError, match=rf"{file} {message}"):
         _train(tiny(resume=True))
+
+
+def _flipped(file: Path) -> None:
+    """One bit of the last tensor is another."""
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["probe", "probes/epoch_0000", "probes/epoch_0001"])
+def test_a_damaged_probe_file_is_found_at_a_resume_and_can_be_removed(
+    tiny: Tiny, tiny_run: Run, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    with monkeypatch.context() as patched:
+        _at_step(patched, 4, lambda: signal.raise_signal(signal.SIGINT))
+        run = _train(tiny(validation_fraction=0.2))
+    file = run.path / f"{name}.safetensors"
+    whole = file.read_bytes()
+    _flipped(file)
+    advice = "the other snapshots are used without it" if "/" in name else "resume the run; export an export again"
+    with pytest.raises(CorsdError, match=rf"^{file} is damaged: .*; put back a copy, or remove it.*{advice}$"):
+        _train(tiny(validation_fraction=0.2, resume=True))
+    file.unlink()
+    again = _train(tiny(validation_fraction=0.2, resume=True))
+    if name == "probe":
+        assert file.read_bytes() == whole
+        _assert_same_training(tiny_run, again)
+    else:
+        there = [epoch for epoch in (0, 1, 2) if epoch != int(name[-1])]
+        assert list(again.probes) == there and torch.equal(again.probes[2].logits[-1], tiny_run.probes[2].logits[-1])
+        assert write_report([again], again.path / "report.html", embedding="pca").is_file()
+
+
+@pytest.mark.parametrize("name", ["weights", "probe"])
+def test_what_is_said_of_damaged_files_of_a_finished_run_mends_it(tiny_run: Run, tmp_path: Path, name: str) -> None:
+    path = shutil.copytree(tiny_run.path, tmp_path / "copy")
+    file = path / f"{name}.safetensors"
+    _flipped(file)
+    with pytest.raises(CorsdError, match=r"remove it,? and test\.json.* and resume the run"):
+        _ = load_run(path).network(), load_run(path).probes.labels
+    file.unlink()
+    (path / "test.json").unlink()
+    again = _train(replace(tiny_run.config, out=str(path), resume=True))
+    assert {f.name: f.read_bytes() for f in path.rglob("*.safetensors")} == {
+        f.name: f.read_bytes() for f in tiny_run.path.rglob("*.safetensors")
+    }
+    assert again.test == tiny_run.test
 
 
 def test_a_directory_that_cannot_be_written_is_one_error(tiny: Tiny, tmp_path: Path) -> None:
