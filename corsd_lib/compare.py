@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import PROCESSES_A_CPU, CorsdError, check_choice, check_processes
 from corsd_lib.files import LockedError, locked, make_folder, read_json, write_json
 from corsd_lib.readers import read_metrics
 from corsd_lib.runs import Run, TrainConfig
@@ -256,10 +256,12 @@ def _wanted(
 def places(config: TrainConfig, jobs: int | None, most: int) -> list[Environment]:
     """Environments of the processes that train at a time, at most `most`: a GPU each, else the CPUs divided among them.
 
-    `jobs`: how many; more of them than GPUs share these in turn. Raises `CorsdError` for fewer than one.
+    `jobs`: how many; more of them than GPUs share these in turn. Raises `CorsdError` for fewer than one, and for more than this
+    machine can run.
     """
     if jobs is not None and jobs < 1:
         raise CorsdError(f"jobs = {jobs} must be at least 1")
+    check_processes("jobs", jobs or 1, PROCESSES_A_CPU)
     gpus, cpus = _gpus(config), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = min(most, jobs or len(gpus) or cpus)
     threads = str(max(1, cpus // count))

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corsd_lib.batches import Batch, BatchSource, epoch_batches, evaluation_batches
-from corsd_lib.datasets import ImageData, Split, load_dataset
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.datasets import ImageData, ImageFiles, Split, load_dataset
+from corsd_lib.errors import PROCESSES_A_CPU, CorsdError, check_choice, check_processes
 from corsd_lib.methods import find_method
 from corsd_lib.network import ExitOutputs, MultiExitNetwork
 from corsd_lib.runs import DataInfo, Run, TrainConfig, new_network
@@ -72,13 +72,14 @@ def evaluate(
 
     For a run the data it was trained on is loaded when not given. A network is left in the mode it came in, on `device` if
     that is given. `workers` processes read images that are streamed (default: as many as trained the run, else 2). Raises
-    `CorsdError` for a split that is not there and for data of another number of classes.
+    `CorsdError` for a split that is not there, for data of another number of classes, and for more workers than this machine
+    can run.
     """
     check_choice("split", split, ("train", "validation", "test"))
+    of_run = 2
     if isinstance(what, Run):
         data = run_data(what, data, data_root)
-        network = what.network()
-        workers = what.config.workers if workers is None else workers
+        network, of_run = what.network(), what.config.workers
     elif data is None:
         raise CorsdError("evaluate(network, data): a network alone does not know its data, give it")
     else:
@@ -86,11 +87,13 @@ def evaluate(
     rows: Split | None = getattr(data, split)
     if rows is None:
         raise CorsdError(f"data {data.name!r} has no split {split!r}: set a validation_fraction, or use 'test'")
+    if isinstance(rows, ImageFiles):
+        check_processes("workers", workers or 0, PROCESSES_A_CPU)
     if data.num_classes != network.num_classes:
         raise CorsdError(f"data {data.name!r} has {data.num_classes} classes, the network {network.num_classes}")
     if device is not None:
         network = _moved(network, device)
-    logits, labels = exit_logits(network, data, rows, 2 if workers is None else workers)
+    logits, labels = exit_logits(network, data, rows, of_run if workers is None else workers)
     exits = [{**scores(z, labels), **cost} for z, cost in zip(logits, exit_costs(network, data), strict=True)]
     mean = torch.stack([F.softmax(z, dim=1) for z in logits]).mean(0)
     return Evaluation(data.name, split, len(labels), exits, scores(mean.clamp_min(1e-12).log(), labels))

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from corsd_lib.capture import GraphedPasses, Passes
 from corsd_lib.checkpoint import Checkpoint, Position
-from corsd_lib.datasets import ImageData
+from corsd_lib.datasets import ImageData, ImageFiles
 from corsd_lib.datasets.arrays import check_class_names
 from corsd_lib.datasets.notices import silent
 from corsd_lib.determinism import deterministic_algorithms
-from corsd_lib.errors import CorsdError
+from corsd_lib.errors import PROCESSES_A_CPU, CorsdError, check_processes
 from corsd_lib.evaluation import (
     evaluate,
     exit_logits,
@@ -79,7 +79,8 @@ def train(
 
     Raises `CorsdError` for data of one class, when the directory holds another run, or one of other data, or one that is being
     trained right now (`LockedError`), when it is moved or removed meanwhile, when its checkpoint is damaged or not of this
-    training, and when the loss is no longer finite (the last good checkpoint is kept).
+    training, for more processes than this machine can run, and when the loss is no longer finite (the last good checkpoint is
+    kept).
     """
     _check_import()
     _check_directory(config)  # in every process, before the first one can have written into it
@@ -94,6 +95,8 @@ def _fabric(config: TrainConfig) -> Fabric:
 
     if config.precision == "16-mixed" and _accelerator(config.accelerator) == "cpu":  # Fabric would train bf16-mixed instead
         raise CorsdError("precision '16-mixed' on a CPU; allowed: 32-true or bf16-mixed, or a GPU")
+    if _accelerator(config.accelerator) == "cpu":  # of GPUs Fabric knows how many there are
+        check_processes("devices", config.devices)
     try:
         return Fabric(
             accelerator=_accelerator(config.accelerator),
@@ -235,6 +238,8 @@ class Trainer:
 
     def __init__(self, fabric: Fabric, config: TrainConfig, data: ImageData) -> None:
         self.fabric, self.config, self.data, self.path = fabric, config, data, config.path
+        if isinstance(data.train, ImageFiles):
+            check_processes("workers", config.workers, PROCESSES_A_CPU)
         self.info = DataInfo(
             data.name,
             tuple(data.class_names),

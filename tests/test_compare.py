@@ -362,6 +362,13 @@ def test_no_job_at_a_time_is_refused() -> None:
         places(TrainConfig(), 0, 3)
 
 
+def test_more_jobs_than_the_machine_can_run_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert len(places(TrainConfig(accelerator="cpu"), 16, 99)) == 16
+    with pytest.raises(CorsdError, match=r"^jobs = 17 is more than this machine can run; allowed: up to 16, 8 a CPU$"):
+        places(TrainConfig(accelerator="cpu"), 17, 3)
+
+
 def test_a_training_gets_the_environment_of_its_place(write: Write, here: list[dict[str, str]]) -> None:
     run_study(write(), rows=["baseline"], seeds=[0], jobs=1, report=lambda line: None)
     assert here == places(TrainConfig(accelerator="cpu"), 1, 1)
@@ -498,6 +505,16 @@ def test_every_setting_of_a_training_can_be_common_to_a_new_study(write: Write) 
     assert study.train == {"method_options": {"exit_ce": 0.5}, "milestones": [0.2, 0.4], "nesterov": True}
     assert (study.equal, study.baseline, study.seeds, study.title) == ("epochs", "corsd", (4,), "digits")
     assert new_study("s/study.json", ["corsd", "byot"], [4], study.train, "epochs") == study
+
+
+@pytest.mark.parametrize("seed", ["-1", f"{10**30}", f"{2**63}"])
+def test_an_impossible_seed_is_named_before_anything_is_written(write: Write, capsys: Captured, seed: str) -> None:
+    write()
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["compare", "results/new", "--methods", "baseline", "--seeds", "0", seed])
+    allowed = "one or more different whole numbers of at least 0 and below 9,223,372,036,854,775,808"
+    assert capsys.readouterr().err == f"corsd: error: results/new/study.json: seeds = [0, {seed}]; allowed: {allowed}\n"
+    assert not Path("results/new").exists()
 
 
 def test_failures_are_told_at_the_end_with_status_1(

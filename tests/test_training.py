@@ -33,7 +33,7 @@ from corsd_lib import cli, files, training
 from corsd_lib.analysis.images import run_images
 from corsd_lib.batches import Batch, BatchSource, evaluation_batches
 from corsd_lib.checkpoint import Checkpoint
-from corsd_lib.datasets import DataNotice, ImageArrays, load_dataset
+from corsd_lib.datasets import DataNotice, ImageArrays, ImageData, ImageFiles, load_dataset
 from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import evaluate, load_data
 from corsd_lib.export import export_run
@@ -1033,6 +1033,34 @@ def test_float16_on_a_cpu_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(CorsdError, match="precision '16-mixed' on a CPU; allowed: 32-true or bf16-mixed, or a GPU"):
         _train(config)
     assert not config.path.exists()
+
+
+def test_more_processes_than_the_machine_can_run_are_refused(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr("lightning_fabric.Fabric.launch", lambda *_: pytest.fail("processes are started"))
+    with pytest.raises(CorsdError, match=r"^devices = 100000 is more than this machine can run; allowed: up to 2, 1 a CPU$"):
+        _train(tiny(devices=100_000))
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_workers_than_the_machine_can_run_are_refused(
+    tiny: Tiny, tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    labels = torch.arange(20) % 2
+    files = ImageFiles(("none",) * 20, labels, torch.arange(20), 8)
+    third = (0.5,) * 3
+    data = ImageData("files", files, files, ("a", "b"), ("a", "b"), torch.arange(2), third, third, 8)
+    message = r"^workers = 17 is more than this machine can run; allowed: up to 16, 8 a CPU$"
+    with pytest.raises(CorsdError, match=message):
+        _train(tiny(workers=17), data=data)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(CorsdError, match=message):
+        evaluate(build_network("resnet8", 2, width=4).eval(), data, workers=17)
+    assert evaluate(tiny_run, workers=17).images == 797  # images in memory need no workers
+    assert _train(tiny(workers=17, epochs=1)).finished
 
 
 SCRIPT = """
