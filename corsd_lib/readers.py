@@ -38,8 +38,9 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # what a
 SPLITS = ("train", "validation", "test")
 SIDE = 65_535  # of an image, pixels
 CLASSES = 65_535  # what explorers and pages can number
+_COUNTS = 2**62  # of images: as good as no limit
 
-percent = number(0, 100.001)  # sums of shares round
+percent = number(0, 100.001, allowed="a number from 0 to 100")  # sums of shares round
 seconds = number(0, 1e10)
 macs = number(0, 1e30)
 
@@ -169,7 +170,7 @@ def read_probe_set(path: Path, classes: int) -> tuple[dict[str, Tensor], dict[st
         if found.dtype != torch.int64 or found.ndim != 1 or not len(found) or len(found) != len(tensors["labels"]):
             raise _misfit(path, name, found, "int64 (N,) of one image or more, the same N of labels and index")
     _check_within(path, "labels", tensors["labels"], 0, classes - 1)
-    _check_within(path, "index", tensors["index"], 0, 2**62)
+    _check_within(path, "index", tensors["index"], 0, _COUNTS)
     choice(*SPLITS)(metadata.get("split"), (str(path), "split"))
     return tensors, metadata
 
@@ -219,7 +220,9 @@ def _check_floating(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...
 
 def _check_within(path: Path, name: str, values: Tensor, low: float, high: float) -> None:
     if values.numel() and not (low <= values.min() and values.max() <= high):
-        raise CorsdError(f"{path}: {name} from {values.min():g} to {values.max():g}; allowed: {low:g} to {high:g}")
+        found = " to ".join(f"{v}" if isinstance(v, int) else f"{v:g}" for v in (values.min().item(), values.max().item()))
+        allowed = f"{low:g} to {high:g}" if high < _COUNTS else f"whole numbers of at least {low:g}"
+        raise CorsdError(f"{path}: {name} from {found}; allowed: {allowed}")
 
 
 def _misfit(path: Path, name: str, tensor: Tensor, allowed: str) -> CorsdError:

@@ -26,7 +26,7 @@ from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -53,12 +53,14 @@ if TYPE_CHECKING:
 __all__ = [
     "PLACE_FIELDS",
     "PROBE_FIELDS",
+    "SEEDS",
     "DataInfo",
     "Probes",
     "Run",
     "Snapshot",
     "TrainConfig",
     "differences",
+    "is_seed",
     "load_run",
     "portable_name",
 ]
@@ -67,6 +69,8 @@ __all__ = [
 PLACE_FIELDS = ("out", "resume", "data_root", "workers", "checkpoint_seconds", "cuda_graphs", "deterministic")
 PROBE_FIELDS = ("probe_every", "probe_size", "probe_split")  # what is recorded of it on the way
 _INTEGERS = 2**31  # above all that a training can want, below what tensors can count
+_SEEDS = 2**63  # above those that random generators and files take
+SEEDS = f"whole numbers of at least 0 and below {_SEEDS:,}"
 
 
 @dataclass(frozen=True)
@@ -182,8 +186,8 @@ class TrainConfig:
         for name, value in (*asdict(self).items(), *self.method_options.items()):
             check_text(name, *([value] if isinstance(value, str) else []))
         for name, value in asdict(self).items():
-            if type(value) is int and name != "seed":
-                _check_range(name, value, low=-_INTEGERS, high=_INTEGERS)
+            if type(value) is int and name != "seed" and value > 0:
+                _check_range(name, value, low=0, high=_INTEGERS)
         find_method(self.method)
         check_choice("schedule", self.schedule, ("onecycle", "cosine", "multistep", "constant"))
         check_choice("probe_split", self.probe_split, ("auto", "train", "validation", "test"))
@@ -191,7 +195,7 @@ class TrainConfig:
         check_choice("precision", self.precision, ("32-true", "bf16-mixed", "16-mixed"))
         for name in ("epochs", "batch_size", "devices", "num_nodes", "lr"):
             _check_range(name, getattr(self, name), low=0, open_low=True)
-        _check_range("seed", self.seed, low=0, high=2**63)
+        _check_range("seed", self.seed, low=0, high=_SEEDS)
         for name in ("cutout", "clip_norm", "weight_decay", "workers"):
             _check_range(name, getattr(self, name), low=0)
         for name in ("probe_every", "probe_size", "checkpoint_seconds"):
@@ -271,7 +275,13 @@ def _check_range(name: str, value: float, low: float, high: float = math.inf, op
     inside = (low < value if open_low else low <= value) and value < high
     if not inside:
         least = "above" if open_low else "at least"
-        raise CorsdError(f"{name} = {shortened(value)} must be {least} {low:g} and below {high:g}")
+        below = f" and below {high:,}" if type(high) is int or type(value) is float else ""
+        raise CorsdError(f"{name} = {shortened(value)} must be {least} {low:g}{below}")
+
+
+def is_seed(value: object) -> TypeGuard[int]:
+    """Whether a value is one of `SEEDS`."""
+    return type(value) is int and 0 <= value < _SEEDS
 
 
 @dataclass(frozen=True)

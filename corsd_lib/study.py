@@ -22,7 +22,8 @@ from corsd_lib.evaluation import training_macs
 from corsd_lib.files import read_json, write_atomic, write_json
 from corsd_lib.methods import find_method
 from corsd_lib.readers import read_metrics, read_record, read_trials
-from corsd_lib.runs import PLACE_FIELDS, Run, TrainConfig, differences, portable_name
+from corsd_lib.runs import PLACE_FIELDS, SEEDS, Run, TrainConfig, differences, is_seed, portable_name
+from corsd_lib.schema import shortened
 from corsd_lib.tables import Record, markdown, summarise, table
 
 __all__ = ["TRIALS", "Row", "Study", "make_record"]
@@ -242,9 +243,9 @@ def _checked(values: object, where: str, kinds: Mapping[str, Any]) -> dict[str, 
 
 
 def _seeds(values: Sequence[object], where: str) -> tuple[int, ...]:
-    seeds = tuple(value for value in values if type(value) is int and value >= 0)
+    seeds = tuple(value for value in values if is_seed(value))
     if not seeds or len(set(seeds)) != len(values):
-        raise CorsdError(f"{where}: seeds = {values!r}; allowed: one or more different whole numbers of at least 0")
+        raise CorsdError(f"{where}: seeds = {shortened(values)}; allowed: one or more different {SEEDS}")
     return seeds
 
 

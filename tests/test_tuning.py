@@ -581,6 +581,7 @@ def test_a_bad_range_is_named(make: Make, what: Any, message: str) -> None:
         ({"trials": 0}, "trials = 0; allowed: a whole number of at least 1"),
         ({"seeds": []}, r"seeds = \[\]; allowed: one or more whole numbers"),
         ({"seeds": [-1]}, r"seeds = \[-1\]; allowed: one or more whole numbers"),
+        ({"seeds": [10**30]}, r"seeds = \[1000.*\]; allowed: one or more whole numbers"),
         ({"train": [3]}, r"train = \[3\]; allowed: an object of fields and values"),
         ({"train": {"seed": 3}}, "train: field 'seed' is not known; allowed: data, "),
         ({"train": {"validation_fraction": 0.4, "devices": 2}}, "devices = 2, num_nodes = 1; allowed: 1 and 1"),
