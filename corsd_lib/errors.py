@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "check_choice",
     "check_processes",
     "missing_package",
+    "named",
     "require",
     "stand_in",
 ]
@@ -61,6 +63,19 @@ def stand_in(name: str, error: MissingPackage) -> type:
         raise MissingPackage(str(error), name=error.name)
 
     return type(name, (), {"__init__": refuse, "__doc__": f"Not available: {error}"})
+
+
+@contextmanager
+def named(source: object) -> Iterator[None]:
+    """Put the name of `source`, such as a file, before the message of a `CorsdError` raised inside that does not have it."""
+    try:
+        yield
+    except MissingPackage:  # it names the package, and what installs it
+        raise
+    except CorsdError as error:
+        if str(source) in str(error):
+            raise
+        raise CorsdError(f"{source}: {error}") from error
 
 
 def check_processes(what: str, count: int, a_cpu: int = 1) -> None:

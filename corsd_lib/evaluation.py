@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from corsd_lib.batches import Batch, BatchSource, epoch_batches, evaluation_batches
 from corsd_lib.datasets import ImageData, ImageFiles, Split, load_dataset
-from corsd_lib.errors import PROCESSES_A_CPU, CorsdError, check_choice, check_processes
+from corsd_lib.errors import PROCESSES_A_CPU, CorsdError, check_choice, check_processes, named
 from corsd_lib.methods import find_method
 from corsd_lib.network import ExitOutputs, MultiExitNetwork
 from corsd_lib.runs import DataInfo, Run, TrainConfig, new_network
@@ -132,7 +132,8 @@ def run_data(run: Run, data: ImageData | None = None, data_root: str | None = No
     if data is None:
         if run.data.name != run.config.data:
             raise CorsdError(f"{run.path} was trained on data that was given to train, {run.data.name!r}: give it here too")
-        data = load_data(run.config, data_root)
+        with named(run.path):
+            data = load_data(run.config, data_root)
         if changes := image_changes(data, run.data):
             raise CorsdError(
                 f"{run.path} was trained on other images than {data.name!r} has here: {changes}; put them back, or give them "

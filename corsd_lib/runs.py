@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, get_args, get_origin,
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from corsd_lib.errors import CorsdError, check_choice, check_text
+from corsd_lib.errors import CorsdError, check_choice, check_text, named
 from corsd_lib.files import read_json
 from corsd_lib.methods import Method, build_method, find_method
 from corsd_lib.network import MultiExitNetwork, build_network
@@ -233,11 +233,12 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "config") -> TrainConfig:
-        """A configuration from plain values; raises `CorsdError` naming an unknown field."""
+        """A configuration from plain values; raises `CorsdError` naming `source` and an unknown field or a bad value."""
         known = [f.name for f in fields(cls)]
         for name in values:
             check_choice(f"{source}: field", name, known)
-        return cls(**values)
+        with named(source):
+            return cls(**values)
 
     @classmethod
     def from_file(cls, path: str | Path) -> TrainConfig:
@@ -448,10 +449,16 @@ class Run:
 
     def method(self) -> Method:
         """The method in eval mode with its relation networks, newest weights on disk."""
-        return self._with_weights("method", lambda: self.config.build_method(self._new_network())).eval()
+        return self._with_weights("method", self._new_method).eval()
 
     def _new_network(self) -> MultiExitNetwork:
-        return new_network(replace(self.config, pretrained=False), self.data)
+        with named(self.path / "config.json"):
+            return new_network(replace(self.config, pretrained=False), self.data)
+
+    def _new_method(self) -> Method:
+        network = self._new_network()
+        with named(self.path / "config.json"):
+            return self.config.build_method(network)
 
     def _with_weights(self, part: str, build: Callable[[], M]) -> M:
         weights, checkpoint = self.path / "weights.safetensors", self.path / "checkpoint.safetensors"

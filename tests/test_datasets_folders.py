@@ -368,6 +368,52 @@ def test_a_truncated_image_is_named(folder: Path) -> None:
         load_dataset(f"folder:{folder}")
 
 
+# ---------------------------------------------------------------------------------------- where a folder is looked for
+
+
+def test_a_relative_folder_is_looked_for_below_the_root_and_in_the_working_directory(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("root", "work"):
+        (tmp_path / place).mkdir()
+    for part in ("train", "val"):
+        (folder / part).rename(tmp_path / "root" / part)
+    (tmp_path / "root").rename(tmp_path / "pets")
+    (tmp_path / "work").rename(tmp_path / "root")
+    (tmp_path / "pets").rename(tmp_path / "root" / "pets")
+    monkeypatch.chdir(tmp_path / "root")
+    for root in (None, tmp_path / "elsewhere"):
+        assert load_dataset("folder:pets", root).name == "folder:pets"
+    monkeypatch.chdir(tmp_path)
+    assert load_dataset("folder:pets", tmp_path / "root").name == "folder:pets"
+    with pytest.raises(CorsdError) as caught:
+        load_dataset("folder:pets")
+    assert str(caught.value) == (
+        f"pets does not exist: it is not at {tmp_path}/pets; a relative path is meant from the working directory, or from a "
+        "data root (--data-root, root=)"
+    )
+    with pytest.raises(CorsdError) as caught:
+        load_dataset("npz:pets.npz", "other")
+    assert (
+        str(caught.value) == f"pets.npz does not exist: it is neither at {tmp_path}/other/pets.npz nor at {tmp_path}/pets.npz"
+    )
+
+
+def test_a_run_on_a_relative_folder_opens_from_anywhere_with_a_data_root(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"image_size": 8, "method": "baseline", "width": 4, "epochs": 1, "batch_size": 2}
+    monkeypatch.chdir(folder.parent)
+    name = f"folder:{folder.name}"
+    run = train(TrainConfig(data=name, **settings, accelerator="cpu", out=str(tmp_path / "run")), progress=False)
+    (tmp_path / "away").mkdir()
+    monkeypatch.chdir(tmp_path / "away")
+    again = load_run(run.path)
+    with pytest.raises(CorsdError, match=rf"^{run.path}: {folder.name} does not exist: it is not at {tmp_path}/away/"):
+        evaluate(again)
+    assert evaluate(again, data_root=str(folder.parent)).data == name and again.config.data == name
+
+
 # ---------------------------------------------------------------------------------------- a folder that changes
 
 

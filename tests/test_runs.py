@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from corsd_lib.errors import CorsdError
-from corsd_lib.files import read_tensors, write_json, write_tensors
+from corsd_lib.files import read_json, read_tensors, write_json, write_tensors
 from corsd_lib.runs import Run, TrainConfig, load_part, load_run, new_network
 
 Tiny = Callable[..., TrainConfig]
@@ -201,6 +201,37 @@ def test_snapshots_are_read_only_when_asked_for(copied: Path) -> None:
     assert probes[0].epoch == 0
     with pytest.raises(CorsdError, match=r"epoch_0001.safetensors is not a whole safetensors file"):
         probes[1]
+
+
+def test_a_method_that_is_not_found_names_the_run_and_where_it_may_come_from(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CORSD_METHODS", raising=False)
+    content = read_json(copied / "config.json")
+    content["train"]["method"] = "of_a_plug_in"
+    write_json(copied / "config.json", content)
+    message = (
+        rf"^{copied}/config.json: method 'of_a_plug_in' is not known; allowed: .*; one of your own is found where CORSD_METHODS"
+    )
+    for read in (lambda run: run.config, repr, lambda run: run.network()):
+        with pytest.raises(CorsdError, match=message):
+            read(load_run(copied))
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"lr": -1.0}, "lr = -1.0 must be above 0"),
+        ({"network": "resnet99"}, "network 'resnet99' is not known"),
+        ({"method_options": {"hidden": -3}}, "method 'corsd': hidden"),
+    ],
+)
+def test_a_bad_value_in_a_run_is_named_with_its_file(copied: Path, changes: dict[str, Any], message: str) -> None:
+    content = read_json(copied / "config.json")
+    content["train"].update(changes)
+    write_json(copied / "config.json", content)
+    with pytest.raises(CorsdError, match=rf"^{copied}/config.json: {message}"):
+        load_run(copied).method()
 
 
 @pytest.mark.parametrize("content", [{"epochs": 3}, [], {"train": {}, "data": {}}])
