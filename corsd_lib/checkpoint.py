@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from corsd_lib.errors import CorsdError
-from corsd_lib.files import read_tensors, write_tensors
+from corsd_lib.files import write_tensors
 from corsd_lib.methods import Method
 from corsd_lib.network import MultiExitNetwork
+from corsd_lib.readers import CHECKPOINT_ADVICE, read_checkpoint
 from corsd_lib.runs import load_part
 
 if TYPE_CHECKING:
@@ -76,14 +77,14 @@ class Checkpoint:
             "precision": self.fabric.strategy.precision.state_dict(),
             "tensors": {k: _kind(v) for k, v in tensors.items()},
         }
-        write_tensors(self.path, tensors, {"position": json.dumps(told, sort_keys=True)})
+        write_tensors(self.path, tensors, {"position": json.dumps(told, sort_keys=True)}, within=self.path.parent)
 
     def restore(self, epochs: int, steps: int) -> tuple[Position, dict[str, Tensor]]:
         """Put the state back: the position in a training of `epochs` epochs of `steps` steps each, and the sums of the epoch.
 
         Raises `CorsdError` naming the first thing that this training would not have written there.
         """
-        tensors, metadata = read_tensors(self.path)
+        tensors, metadata = read_checkpoint(self.path)
         told = self._told(metadata)
         position = self._position(told, epochs, steps)
         self._check_names(tensors, told.get("tensors"))
@@ -110,14 +111,12 @@ class Checkpoint:
     # --- whether it is of this training ---
 
     def _wrong(self, what: str) -> CorsdError:
-        return CorsdError(
-            f"{self.path} is not a checkpoint of this training: {what}; put back a copy, or remove it to begin anew"
-        )
+        return CorsdError(f"{self.path} is not a checkpoint of this training: {what}; {CHECKPOINT_ADVICE}")
 
     def _told(self, metadata: Mapping[str, str]) -> dict[str, Any]:
         """What the file says of itself."""
         if "position" not in metadata:
-            raise CorsdError(f"{self.path} is not a checkpoint: it does not say where the training stood")
+            raise CorsdError(f"{self.path} is not a checkpoint: it does not say where the training stood; {CHECKPOINT_ADVICE}")
         try:
             told = json.loads(metadata["position"])
         except ValueError as error:
@@ -154,7 +153,9 @@ class Checkpoint:
                 raise self._lacks(name) if now == "absent" else self._wrong(f"{name} was {was}, is {now}")
 
     def _lacks(self, name: str) -> CorsdError:
-        return CorsdError(f"{self.path} lacks {name}: it is incomplete, of another method or of an older version")
+        return CorsdError(
+            f"{self.path} lacks {name}: it is incomplete, of another method or of an older version; {CHECKPOINT_ADVICE}"
+        )
 
     def _check_weights(self, tensors: Mapping[str, Tensor]) -> None:
         """Types; `load_part` takes any, for an exported run has other ones."""

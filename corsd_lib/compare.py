@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corsd_lib.errors import CorsdError, check_choice
-from corsd_lib.files import LockedError, locked, read_json, write_json
+from corsd_lib.errors import PROCESSES_A_CPU, CorsdError, check_choice, check_processes
+from corsd_lib.files import LockedError, locked, make_folder, read_json, write_json
 from corsd_lib.readers import read_metrics
 from corsd_lib.runs import Run, TrainConfig
 from corsd_lib.study import Study, make_record, study_file
@@ -54,9 +54,11 @@ def run_study(
     the terminal instead. Ctrl-C (or SIGTERM) lets the trainings save; called again they go on. If one fails the rest goes on.
     A training that another process has, such as one left by a call that was killed, is waited for while the rest goes on.
 
-    Raises `CorsdError` for an unknown row or seed, a record of another configuration, and a row whose search is not finished.
+    Raises `CorsdError` for an unknown row or seed, a record of another configuration, a row whose search is not finished, and
+    when the folder of the study or that of the runs is moved or removed meanwhile: the trainings save, as with Ctrl-C.
     """
-    found = _wanted(study, Path(runs or f"runs/{study.name}"), data_root, rows, seeds)
+    folder = Path(runs or f"runs/{study.name}")
+    found = _wanted(study, folder, data_root, rows, seeds)
     records = study.records()  # one of another configuration ends it here, before anything is trained
     for job in found:
         job.state = "done" if job.seed in records.get(job.row, {}) else "waiting"
@@ -64,26 +66,65 @@ def run_study(
     for row in dict.fromkeys(job.row for job in waiting):
         study.check_search(row)
     if waiting:
-        _train_all(study, found, places(waiting[0].config, jobs, len(waiting)), report, live)
+        free = places(waiting[0].config, jobs, len(waiting))
+        _train_all(study, found, free, report, live, _Folders.of(study, folder))
     for job in found:  # stopped while another process trained it, which may have done it by now
         if job.state == "elsewhere" and study.record(job.row, job.seed) is not None:
             job.state = "done"
     return found
 
 
-def _train_all(study: Study, jobs: list[Job], free: list[Environment], report: Callable[[str], object], live: bool) -> None:
+@dataclass(frozen=True)
+class _Folders:
+    """The study and the folder `runs` of its run directories, which stay where they are while a comparison lasts."""
+
+    study: Study
+    runs: Path
+    on_disk: bool  # a study that was made from a dictionary need not have a file
+
+    @classmethod
+    def of(cls, study: Study, runs: Path) -> _Folders:
+        """These folders, `runs` made if need be."""
+        make_folder(runs)
+        return cls(study, runs, study_file(study.path).is_file())
+
+    def check(self) -> None:
+        """Raise `CorsdError` where one of them was moved or removed."""
+        kept = f"what was trained is kept in {self.runs}"
+        if self.on_disk and not study_file(self.study.path).is_file():
+            raise CorsdError(
+                f"{study_file(self.study.path)} was moved or removed while the study was trained, and the comparison ends; "
+                f"{kept}: put it back, or compare the study where it is now (runs={str(self.runs)!r}, --runs)"
+            )
+        if not self.runs.is_dir():
+            raise CorsdError(
+                f"{self.runs} was moved or removed while the study was trained, and the comparison ends; what is recorded is "
+                "kept: put it back, or name the folder where it is now (runs, --runs)"
+            )
+
+
+def _train_all(
+    study: Study,
+    jobs: list[Job],
+    free: list[Environment],
+    report: Callable[[str], object],
+    live: bool,
+    folders: _Folders,
+) -> None:
     """Train the waiting ones of `jobs`, one in each place that is `free`, until all are done or a stop is asked for."""
     waiting, running = [job for job in jobs if job.state == "waiting"], list[Job]()
     summary, count = summarise(study, study.records()), len(free)
     with stop_request() as stop, _shown(live, lambda: progress_table(study, jobs, summary, count)) as refresh:
         try:
             while running or (waiting and not stop.is_set()):
+                folders.check()
                 if stop.is_set():
                     for job in running:
                         job.stop()
                 else:
                     _start_more(study, waiting, running, free, (lambda line: None) if live else report)
                 for job in [job for job in running if job.over]:
+                    folders.check()
                     running.remove(job)
                     free.append(job.place)
                     job.conclude(study)
@@ -177,7 +218,8 @@ class Job:
 
     def _record(self, study: Study) -> None:
         try:
-            write_json(study.record_path(self.row, self.seed), make_record(Run(self.config.path), self.row, self.seed))
+            record = make_record(Run(self.config.path), self.row, self.seed)
+            write_json(study.record_path(self.row, self.seed), record, within=study.path)
         except CorsdError as error:
             self.state, self.error = "failed", str(error)
         else:
@@ -187,7 +229,10 @@ class Job:
         """What a training that failed has said last; one that was killed had no time to say anything."""
         if status is not None and status < 0:
             return f"it was ended by signal {-status}" + (", as when memory runs out" if -status == signal.SIGKILL else "")
-        said = self.beside(".log").read_text(encoding="utf-8", errors="replace").strip()
+        try:
+            said = self.beside(".log").read_text(encoding="utf-8", errors="replace").strip()
+        except OSError as error:
+            said = f"it ended with status {status}, and its log cannot be read: {error}"
         return said.rpartition("\n")[2].removeprefix("corsd: error: ") or f"it ended with status {status}"
 
 
@@ -211,10 +256,12 @@ def _wanted(
 def places(config: TrainConfig, jobs: int | None, most: int) -> list[Environment]:
     """Environments of the processes that train at a time, at most `most`: a GPU each, else the CPUs divided among them.
 
-    `jobs`: how many; more of them than GPUs share these in turn. Raises `CorsdError` for fewer than one.
+    `jobs`: how many; more of them than GPUs share these in turn. Raises `CorsdError` for fewer than one, and for more than this
+    machine can run.
     """
     if jobs is not None and jobs < 1:
         raise CorsdError(f"jobs = {jobs} must be at least 1")
+    check_processes("jobs", jobs or 1, PROCESSES_A_CPU)
     gpus, cpus = _gpus(config), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = min(most, jobs or len(gpus) or cpus)
     threads = str(max(1, cpus // count))
@@ -336,7 +383,8 @@ def draw_figures(summary: Mapping[str, Any], folder: Path) -> list[Path]:
         if any(m["gain"] is not None for m in versus["methods"].values()):
             pictures["gain"] = gain_by_method(versus)
         ending = ".png" if group == "methods" else f"_{group}.png"
-        drawn += [save_png(picture, folder / f"{name}{ending}", colors=256) for name, picture in pictures.items()]
+        for name, picture in pictures.items():
+            drawn.append(save_png(picture, folder / f"{name}{ending}", colors=256, within=folder))
     return drawn
 
 

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 
-__all__ = ["CorsdError", "MissingPackage", "check_choice", "missing_package", "require", "stand_in"]
+__all__ = [
+    "PROCESSES_A_CPU",
+    "CorsdError",
+    "MissingPackage",
+    "check_choice",
+    "check_processes",
+    "missing_package",
+    "named",
+    "require",
+    "stand_in",
+]
 
+PROCESSES_A_CPU = 8  # at most, of those that wait for files or for a GPU most of the time
 _EXTRA = {"optuna": "tuning", "timm": "timm"}  # package -> extra of this library that brings it; all others: "notebooks"
 _PUBLISHED_AS = {"umap": "umap-learn"}
 
@@ -50,6 +63,29 @@ def stand_in(name: str, error: MissingPackage) -> type:
         raise MissingPackage(str(error), name=error.name)
 
     return type(name, (), {"__init__": refuse, "__doc__": f"Not available: {error}"})
+
+
+@contextmanager
+def named(source: object) -> Iterator[None]:
+    """Put the name of `source`, such as a file, before the message of a `CorsdError` raised inside that does not have it."""
+    try:
+        yield
+    except MissingPackage:  # it names the package, and what installs it
+        raise
+    except CorsdError as error:
+        if str(source) in str(error):
+            raise
+        raise CorsdError(f"{source}: {error}") from error
+
+
+def check_processes(what: str, count: int, a_cpu: int = 1) -> None:
+    """Raise `CorsdError` where `count` processes are more than `a_cpu` for each CPU of this machine; `what` names them.
+
+    The system ends arbitrary processes when they have used up its memory.
+    """
+    most = a_cpu * (os.cpu_count() or 1)
+    if count > most:
+        raise CorsdError(f"{what} = {count} is more than this machine can run; allowed: up to {most}, {a_cpu} a CPU")
 
 
 def check_text(what: str, *texts: str) -> None:

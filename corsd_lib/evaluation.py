@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from corsd_lib.batches import Batch, BatchSource, epoch_batches, evaluation_batches, step_generator
-from corsd_lib.datasets import ImageData, Split, load_dataset
+from corsd_lib.datasets import ImageData, ImageFiles, Split, load_dataset
 from corsd_lib.datasets.selection import with_label_noise
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import PROCESSES_A_CPU, CorsdError, check_choice, check_processes, named
 from corsd_lib.methods import find_method
 from corsd_lib.network import ExitOutputs, MultiExitNetwork
 from corsd_lib.runs import DataInfo, Run, TrainConfig, new_network
@@ -78,13 +78,14 @@ def evaluate(
 
     For a run the data it was trained on is loaded when not given. A network is left in the mode it came in, on `device` if
     that is given. `workers` processes read images that are streamed (default: as many as trained the run, else 2). Raises
-    `CorsdError` for a split that is not there and for data of another number of classes.
+    `CorsdError` for a split that is not there, for data of another number of classes, and for more workers than this machine
+    can run.
     """
     check_choice("split", split, ("train", "validation", "test"))
+    of_run = 2
     if isinstance(what, Run):
         data = run_data(what, data, data_root)
-        network = what.network()
-        workers = what.config.workers if workers is None else workers
+        network, of_run = what.network(), what.config.workers
     elif data is None:
         raise CorsdError("evaluate(network, data): a network alone does not know its data, give it")
     else:
@@ -92,11 +93,13 @@ def evaluate(
     rows: Split | None = getattr(data, split)
     if rows is None:
         raise CorsdError(f"data {data.name!r} has no split {split!r}: set a validation_fraction, or use 'test'")
+    if isinstance(rows, ImageFiles):
+        check_processes("workers", workers or 0, PROCESSES_A_CPU)
     if data.num_classes != network.num_classes:
         raise CorsdError(f"data {data.name!r} has {data.num_classes} classes, the network {network.num_classes}")
     if device is not None:
         network = _moved(network, device)
-    logits, labels = exit_logits(network, data, rows, 2 if workers is None else workers)
+    logits, labels = exit_logits(network, data, rows, of_run if workers is None else workers)
     exits = [{**scores(z, labels), **cost} for z, cost in zip(logits, exit_costs(network, data), strict=True)]
     mean = torch.stack([F.softmax(z, dim=1) for z in logits]).mean(0)
     return Evaluation(data.name, split, len(labels), exits, scores(mean.clamp_min(1e-12).log(), labels))
@@ -138,24 +141,53 @@ def run_data(run: Run, data: ImageData | None = None, data_root: str | None = No
     if data is None:
         if run.data.name != run.config.data:
             raise CorsdError(f"{run.path} was trained on data that was given to train, {run.data.name!r}: give it here too")
-        data = load_data(run.config, data_root)
-        if not has_images_of(data, run.data):
-            raise CorsdError(f"{run.path} was trained on other images than {data.name!r} has here: give them here too")
+        with named(run.path):
+            data = load_data(run.config, data_root)
+        if changes := image_changes(data, run.data):
+            raise CorsdError(
+                f"{run.path} was trained on other images than {data.name!r} has here: {changes}; put them back, or give them "
+                "here too"
+            )
     elif tuple(data.class_names) != run.data.class_names or data.channels != run.data.channels:
         raise CorsdError(f"data {data.name!r} has other classes or channels than {run.path} was trained on, {run.data.name!r}")
     unseen = None if data.unseen is None else replace(data.unseen, mean=run.data.mean, std=run.data.std)
     return replace(data, mean=run.data.mean, std=run.data.std, unseen=unseen)
 
 
-def has_images_of(data: ImageData, info: DataInfo) -> bool:
-    """Whether classes, labels and statistics of `data` are those that a run remembers; its test images may be others."""
-    if (tuple(data.class_names), data.image_size, data.channels) != (info.class_names, info.image_size, info.channels):
-        return False
+def image_changes(data: ImageData, info: DataInfo) -> str:
+    """What of classes, splits and statistics of `data` is another than a run remembers; "" where it is nothing.
+
+    Its test images may be others, but no image that it was trained on.
+    """
+    if tuple(data.class_names) != info.class_names:
+        return "its classes are others"
     if unseen_class_names(data) != info.unseen_class_names:
-        return False
+        return "its held-out classes are others"
+    if (data.image_size, data.channels) != (info.image_size, info.channels):
+        now, then = ((of.channels, of.image_size, of.image_size) for of in (data, info))
+        return f"images are {now}, were {then}"
+    if changes := _split_changes(data, info):
+        return changes
     pairs = zip((*data.mean, *data.std), (*info.mean, *info.std), strict=True)
     alike = all(abs(now - then) < 5e-3 for now, then in pairs)  # decoders of JPEG differ by less
-    return alike and (info.splits is None or {k: list(v) for k, v in info.splits.items()} == splits_of(data))
+    return "" if alike else "mean or deviation of the pixels of train differ"
+
+
+def _split_changes(data: ImageData, info: DataInfo) -> str:
+    """What of the splits is another than a run remembers; of an earlier library it may remember less, or nothing."""
+    then, now = info.splits or {}, splits_of(data)
+    if data.own_split and not all(len(remembered) == 3 for remembered in (then or {"train": ()}).values()):
+        return "it was trained with an earlier version of this library, which split a folder of classes by position"
+    for name in {**then, **(now if then else {})}:
+        if name not in now or name not in then:
+            return f"the split {name} {'is new' if name in now else 'is gone'}"
+        if now[name][0] != then[name][0]:
+            return f"{name} has {now[name][0]:,} images, had {then[name][0]:,}"
+        if now[name][1] != then[name][1]:
+            return f"{name} has as many images, but of other classes"
+        if now[name][: len(then[name])] != list(then[name]):
+            return f"{name} has as many images of each class, but others: some were exchanged or renamed"
+    return ""
 
 
 def unseen_class_names(data: ImageData) -> tuple[str, ...]:
@@ -166,7 +198,17 @@ def unseen_class_names(data: ImageData) -> tuple[str, ...]:
 def splits_of(data: ImageData) -> dict[str, list[int]]:
     """`DataInfo.splits` of a data set."""
     splits = {"train": data.train, **({} if data.validation is None else {"validation": data.validation})}
-    return {k: [len(s), zlib.crc32(s.labels.cpu().to(torch.int64).numpy().tobytes())] for k, s in splits.items()}
+    return {name: [len(split), _checksum(split.labels), _content(split)] for name, split in splits.items()}
+
+
+def _checksum(values: Tensor) -> int:
+    return zlib.crc32(values.cpu().to(torch.int64).numpy().tobytes())
+
+
+def _content(split: Split) -> int:
+    """The CRC-32 of which images a split holds, in their order: of their names, else of their rows."""
+    names = split.names
+    return zlib.crc32("\n".join(names).encode("utf-8", "surrogateescape")) if names else _checksum(split.index)
 
 
 def training_batches(config: TrainConfig, data: ImageData, **place: Any) -> BatchSource:

@@ -15,7 +15,6 @@ from corsd_lib.errors import CorsdError, check_text
 from corsd_lib.evaluation import evaluate, run_data
 from corsd_lib.files import (
     read_json,
-    read_tensors,
     remove_parts,
     with_checksum,
     write_atomic,
@@ -23,7 +22,7 @@ from corsd_lib.files import (
     write_lines,
     write_tensors,
 )
-from corsd_lib.readers import read_config, read_metrics, read_summary
+from corsd_lib.readers import read_config, read_metrics, read_summary, read_weights
 from corsd_lib.relation import HandcraftedRelation, MapRelation, VectorRelation, cosine_scores, relation_matrix
 from corsd_lib.runs import PLACE_FIELDS, PROBE_FIELDS, Run, Snapshot, load_part, portable_name
 
@@ -67,18 +66,18 @@ def export_run(
     trained, content = _figures(run), _portable(run, snapshots, probe_images)
     _check_destination(dest, content, run)
     data = _data(run, data, data_root)
-    weights = _halved(read_tensors(run.path / "weights.safetensors")[0], run.path)
+    weights = _halved(read_weights(run.path / "weights.safetensors"), run.path)
     # First, for it tells an export that was cut off from somebody else's folder.
     write_json(dest / "config.json", with_checksum(content))
     for folder in (dest, dest / "probes", dest / "embeddings"):
         remove_parts(folder)
     _write_probes(run, dest, snapshots, probe_images)
-    write_lines(dest / "metrics.jsonl", [_rounded(line) for line in read_metrics(run.path / "metrics.jsonl")])
-    write_tensors(dest / "weights.safetensors", weights)
+    write_lines(dest / "metrics.jsonl", [_rounded(line) for line in read_metrics(run.path / "metrics.jsonl")], within=dest)
+    write_tensors(dest / "weights.safetensors", weights, within=dest)
     exported = Run(dest)
     figures = asdict(evaluate(exported, data)) | {"data": exported.data.name}
-    write_json(dest / "test.json", with_checksum({**figures, "trained": trained}))
-    write_atomic(dest / "README.md", _card(exported, figures, trained).encode())
+    write_json(dest / "test.json", with_checksum({**figures, "trained": trained}), within=dest)
+    write_atomic(dest / "README.md", _card(exported, figures, trained).encode(), within=dest)
     _keep_umap(exported, umap)
     return exported
 
@@ -197,11 +196,11 @@ def _write_probes(run: Run, dest: Path, snapshots: int, probe_images: int) -> No
     probes, kept = run.probes, _spread(list(run.probes), snapshots)
     rows = _balanced(probes.labels, max(2, probe_images // run.data.num_classes))
     labels, index = probes.labels[rows], probes.index[rows]
-    write_tensors(dest / "probe.safetensors", {"labels": labels, "index": index}, {"split": probes.split})
+    write_tensors(dest / "probe.safetensors", {"labels": labels, "index": index}, {"split": probes.split}, within=dest)
     networks = run.method().relation_networks()
     smaller = {epoch: _smaller(run, probes[epoch], rows, labels, networks) for epoch in kept}
     for epoch, tensors in smaller.items():
-        write_tensors(dest / "probes" / f"epoch_{epoch:04d}.safetensors", tensors)
+        write_tensors(dest / "probes" / f"epoch_{epoch:04d}.safetensors", tensors, within=dest)
     for file in (dest / "probes").glob("epoch_*.safetensors"):  # of an earlier export with other snapshots
         if int(file.stem.removeprefix("epoch_")) not in smaller:
             file.unlink()

@@ -28,6 +28,7 @@ __all__ = [
     "LockedError",
     "is_locked",
     "locked",
+    "make_folder",
     "read_json",
     "read_lines",
     "read_tensors",
@@ -41,11 +42,15 @@ __all__ = [
 ]
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
+def write_atomic(path: Path, content: bytes, within: Path | None = None) -> None:
+    """Write a file whole or not at all.
+
+    Missing folders above it are made. With `within`, only those below that folder, which a job that runs for long has begun
+    with: one that was moved or removed meanwhile is not made anew. Raises `CorsdError` where the file cannot be written.
+    """
     part = path.with_name(f".{path.name}.{uuid4().hex}.part")  # of this call alone, also among machines that share a folder
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folders(path.parent, within)
         with open(part, "wb") as file:
             file.write(content)
             file.flush()
@@ -55,6 +60,25 @@ def write_atomic(path: Path, content: bytes) -> None:
         with suppress(OSError):
             part.unlink()
         raise CorsdError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, if need be; `CorsdError` where that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CorsdError(f"cannot write {folder}: {error.strerror or error}") from error
+
+
+def _make_folders(folder: Path, within: Path | None) -> None:
+    """Make a folder and those above it; with `within`, only those below it."""
+    if within is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        return
+    if not within.is_dir():
+        raise CorsdError(f"cannot write into {folder}: {within} was moved or removed meanwhile")
+    for part in reversed([part for part in (folder, *folder.parents) if within in part.parents]):
+        part.mkdir(exist_ok=True)
 
 
 def write_between(document: Path, mark: str, text: str) -> None:
@@ -200,17 +224,17 @@ def _without_checksum(value: Any, path: Path) -> Any:
         return value
     content = {k: v for k, v in value.items() if k != "checksum"}
     if value["checksum"] != _checksum(content):
-        raise _other_content(path, "if you changed it yourself, remove its checksum")
+        raise _other_content(path, "if you changed it yourself, remove its checksum, or take a copy of the file")
     return content
 
 
 def _other_content(path: Path, advice: str) -> CorsdError:
-    return CorsdError(f"{path} is damaged: its content does not agree with its checksum; {advice}, or take a copy of the file")
+    return CorsdError(f"{path} is damaged: its content does not agree with its checksum; {advice}")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, atomically."""
-    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+def write_json(path: Path, value: Any, within: Path | None = None) -> None:
+    """Write `value` as JSON, atomically; `within` as in `write_atomic`."""
+    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(), within)
 
 
 def read_json(path: Path) -> Any:
@@ -240,22 +264,29 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return records
     checksum = records[-1].pop("checksum")
     if checksum != _checksum(*records):
-        raise _other_content(path, "if you changed it yourself, remove the checksum of its last line")
+        raise _other_content(
+            path, "if you changed it yourself, remove the checksum of its last line, or take a copy of the file"
+        )
     return records
 
 
-def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    """Write a JSON-lines file, atomically; the last line has the checksum of all."""
+def write_lines(path: Path, records: list[dict[str, Any]], within: Path | None = None) -> None:
+    """Write a JSON-lines file, atomically; the last line has the checksum of all. `within` as in `write_atomic`."""
     checksum = _checksum(*records)
     lines = [*records[:-1], *({**last, "checksum": checksum} for last in records[-1:])]
-    write_atomic(path, "".join(json.dumps(r) + "\n" for r in lines).encode())
+    write_atomic(path, "".join(json.dumps(r) + "\n" for r in lines).encode(), within)
 
 
 # --- tensors ----------------------------------------------------------------------------------------------------------
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors and string metadata as safetensors, atomically; the metadata gets the checksum of it all."""
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, within: Path | None = None
+) -> None:
+    """Write tensors and string metadata as safetensors, atomically; the metadata gets the checksum of it all.
+
+    `within` as in `write_atomic`.
+    """
     from safetensors.torch import save
 
     # safetensors refuses views that share memory, and a part of a tensor: give each its own.
@@ -265,7 +296,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     header["__metadata__"]["checksum"] = _checksum(header, data=data)
     plain = json.dumps(header, separators=(",", ":")).encode()
     plain += b" " * (-len(plain) % 8)  # the data begins at a multiple of 8 bytes
-    write_atomic(path, b"".join([len(plain).to_bytes(8, "little"), plain, data]))
+    write_atomic(path, b"".join([len(plain).to_bytes(8, "little"), plain, data]), within)
 
 
 def _parts(content: bytes) -> tuple[dict[str, Any], memoryview]:
@@ -274,8 +305,11 @@ def _parts(content: bytes) -> tuple[dict[str, Any], memoryview]:
     return json.loads(content[8:begin]), memoryview(content)[begin:]
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; `CorsdError` when it is missing or damaged, also by its checksum if any."""
+def read_tensors(path: Path, advice: str = "put back a copy") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file; `CorsdError` when it is missing or damaged, also by its checksum if any.
+
+    `advice`: what can be done about a damaged one, the end of the message.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -286,9 +320,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except FileNotFoundError as error:
         raise CorsdError(f"{path} does not exist") from error
     except (SafetensorError, OSError) as error:
-        raise CorsdError(f"{path} is not a whole safetensors file: {error}") from error
+        raise CorsdError(f"{path} is not a whole safetensors file: {error}; {advice}") from error
     header, data = _parts(content)
     metadata = header.get("__metadata__", {})
     if (checksum := metadata.pop("checksum", None)) is not None and checksum != _checksum(header, data=data):
-        raise _other_content(path, "train or export it again")
+        raise _other_content(path, advice)
     return tensors, metadata

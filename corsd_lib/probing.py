@@ -49,7 +49,7 @@ class ProbeSet:
     def write(self, path: Path) -> None:
         """Labels and rows of the probe images, into a run."""
         tensors = {"labels": self.split.labels, "index": self.split.index}
-        write_tensors(path / "probe.safetensors", tensors, {"split": self.split_name})
+        write_tensors(path / "probe.safetensors", tensors, {"split": self.split_name}, within=path)
 
     def finite(self, network: MultiExitNetwork) -> bool:
         """Whether all logits of some probe images are finite, in eval mode."""

@@ -19,7 +19,9 @@ from corsd_lib.files import read_json, read_lines, read_tensors
 from corsd_lib.schema import anything, choice, entries, fields, many, number, optional, place_text, shortened, text, whole
 
 __all__ = [
+    "CHECKPOINT_ADVICE",
     "FLOATS",
+    "read_checkpoint",
     "read_config",
     "read_embedding",
     "read_metrics",
@@ -29,14 +31,16 @@ __all__ = [
     "read_summary",
     "read_test",
     "read_trials",
+    "read_weights",
 ]
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # what all operations take
 SPLITS = ("train", "validation", "test")
 SIDE = 65_535  # of an image, pixels
 CLASSES = 65_535  # what explorers and pages can number
+_COUNTS = 2**62  # of images: as good as no limit
 
-percent = number(0, 100.001)  # sums of shares round
+percent = number(0, 100.001, allowed="a number from 0 to 100")  # sums of shares round
 seconds = number(0, 1e10)
 macs = number(0, 1e30)
 
@@ -60,7 +64,7 @@ _MORE_FACTS = {"started": text, "methods": text, "cores": optional(whole(1)), "e
 _CONFIG = fields(
     {
         "train": fields({"method_options": entries(anything)}, more=True),  # the rest is for `TrainConfig` to check
-        "data": fields(_DATA, {"splits": optional(entries(many(whole(), 2, 2))), "unseen_class_names": many(text, 0, CLASSES)}),
+        "data": fields(_DATA, {"splits": optional(entries(many(whole(), 2, 3))), "unseen_class_names": many(text, 0, CLASSES)}),
         "provenance": fields(_FACTS, _MORE_FACTS, more=True),
     },
     {"resumed": many(fields({**_FACTS, "epochs_done": whole()}, _MORE_FACTS, more=True))},
@@ -139,10 +143,26 @@ def read_test(path: Path) -> dict[str, Any]:
 
 # --- tensors of a run -------------------------------------------------------------------------------------------------
 
+# What can be done about damaged ones.
+_OF_WEIGHTS = "put back a copy, or remove it and test.json and resume the run; export an export again"
+CHECKPOINT_ADVICE = "put back a copy, or remove it to begin anew"
+_OF_PROBE_SET = "put back a copy, or remove it, and test.json if there is one, and resume the run; export an export again"
+_OF_SNAPSHOT = "put back a copy, or remove it: the other snapshots are used without it"
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a `weights.safetensors`, by name: network.* and method.*."""
+    return read_tensors(path, _OF_WEIGHTS)[0]
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a `checkpoint.safetensors`; `corsd_lib.checkpoint` says whether they fit a training."""
+    return read_tensors(path, CHECKPOINT_ADVICE)
+
 
 def read_probe_set(path: Path, classes: int) -> tuple[dict[str, Tensor], dict[str, str]]:
     """A `probe.safetensors`: labels and index, (N,) int64 of one image or more, and "split" among the metadata."""
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = read_tensors(path, _OF_PROBE_SET)
     for name in ("labels", "index"):
         if name not in tensors:
             raise CorsdError(f"{path} lacks {name}")
@@ -150,7 +170,7 @@ def read_probe_set(path: Path, classes: int) -> tuple[dict[str, Tensor], dict[st
         if found.dtype != torch.int64 or found.ndim != 1 or not len(found) or len(found) != len(tensors["labels"]):
             raise _misfit(path, name, found, "int64 (N,) of one image or more, the same N of labels and index")
     _check_within(path, "labels", tensors["labels"], 0, classes - 1)
-    _check_within(path, "index", tensors["index"], 0, 2**62)
+    _check_within(path, "index", tensors["index"], 0, _COUNTS)
     choice(*SPLITS)(metadata.get("split"), (str(path), "split"))
     return tensors, metadata
 
@@ -160,7 +180,7 @@ def read_snapshot(path: Path, images: int, classes: int, like: Path | None = Non
 
     `images` N and `classes` C are those of the run; `like` is another snapshot of it, whose tensors have the same shapes.
     """
-    tensors, _ = read_tensors(path)
+    tensors, _ = read_tensors(path, _OF_SNAPSHOT)
     parts = {name: _numbered(path, tensors, name) for name in ("embeddings", "logits", "relations")}
     state = {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")}
     if len(tensors) > len(state) + sum(map(len, parts.values())):
@@ -200,7 +220,9 @@ def _check_floating(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...
 
 def _check_within(path: Path, name: str, values: Tensor, low: float, high: float) -> None:
     if values.numel() and not (low <= values.min() and values.max() <= high):
-        raise CorsdError(f"{path}: {name} from {values.min():g} to {values.max():g}; allowed: {low:g} to {high:g}")
+        found = " to ".join(f"{v}" if isinstance(v, int) else f"{v:g}" for v in (values.min().item(), values.max().item()))
+        allowed = f"{low:g} to {high:g}" if high < _COUNTS else f"whole numbers of at least {low:g}"
+        raise CorsdError(f"{path}: {name} from {found}; allowed: {allowed}")
 
 
 def _misfit(path: Path, name: str, tensor: Tensor, allowed: str) -> CorsdError:

@@ -26,17 +26,26 @@ from functools import cached_property
 from os import PathLike, fspath
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from corsd_lib.datasets import HOLD_OUT
-from corsd_lib.errors import CorsdError, check_choice, check_text
-from corsd_lib.files import read_json, read_tensors
+from corsd_lib.errors import CorsdError, check_choice, check_text, named
+from corsd_lib.files import read_json
 from corsd_lib.methods import Method, build_method, find_method
 from corsd_lib.network import MultiExitNetwork, build_network
-from corsd_lib.readers import FLOATS, read_config, read_metrics, read_probe_set, read_snapshot, read_test
+from corsd_lib.readers import (
+    FLOATS,
+    read_checkpoint,
+    read_config,
+    read_metrics,
+    read_probe_set,
+    read_snapshot,
+    read_test,
+    read_weights,
+)
 from corsd_lib.schema import shortened
 
 if TYPE_CHECKING:
@@ -45,12 +54,14 @@ if TYPE_CHECKING:
 __all__ = [
     "PLACE_FIELDS",
     "PROBE_FIELDS",
+    "SEEDS",
     "DataInfo",
     "Probes",
     "Run",
     "Snapshot",
     "TrainConfig",
     "differences",
+    "is_seed",
     "load_run",
     "portable_name",
 ]
@@ -59,6 +70,8 @@ __all__ = [
 PLACE_FIELDS = ("out", "resume", "data_root", "workers", "checkpoint_seconds", "cuda_graphs", "deterministic")
 PROBE_FIELDS = ("probe_every", "probe_size", "probe_split")  # what is recorded of it on the way
 _INTEGERS = 2**31  # above all that a training can want, below what tensors can count
+_SEEDS = 2**63  # above those that random generators and files take
+SEEDS = f"whole numbers of at least 0 and below {_SEEDS:,}"
 
 
 @dataclass(frozen=True)
@@ -182,8 +195,8 @@ class TrainConfig:
         for name, value in (*asdict(self).items(), *self.method_options.items()):
             check_text(name, *([value] if isinstance(value, str) else []))
         for name, value in asdict(self).items():
-            if type(value) is int and name != "seed":
-                _check_range(name, value, low=-_INTEGERS, high=_INTEGERS)
+            if type(value) is int and name != "seed" and value > 0:
+                _check_range(name, value, low=0, high=_INTEGERS)
         find_method(self.method)
         check_choice("schedule", self.schedule, ("onecycle", "cosine", "multistep", "constant"))
         check_choice("probe_split", self.probe_split, ("auto", "train", "validation", "test"))
@@ -192,7 +205,7 @@ class TrainConfig:
         check_choice("precision", self.precision, ("32-true", "bf16-mixed", "16-mixed"))
         for name in ("epochs", "batch_size", "devices", "num_nodes", "lr"):
             _check_range(name, getattr(self, name), low=0, open_low=True)
-        _check_range("seed", self.seed, low=0, high=2**63)
+        _check_range("seed", self.seed, low=0, high=_SEEDS)
         for name in ("hold_out_classes", "hold_out_seed", "cutout", "clip_norm", "weight_decay", "workers"):
             _check_range(name, getattr(self, name), low=0)
         for name in ("probe_every", "probe_size", "checkpoint_seconds"):
@@ -230,11 +243,12 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "config") -> TrainConfig:
-        """A configuration from plain values; raises `CorsdError` naming an unknown field."""
+        """A configuration from plain values; raises `CorsdError` naming `source` and an unknown field or a bad value."""
         known = [f.name for f in fields(cls)]
         for name in values:
             check_choice(f"{source}: field", name, known)
-        return cls(**values)
+        with named(source):
+            return cls(**values)
 
     @classmethod
     def from_file(cls, path: str | Path) -> TrainConfig:
@@ -272,14 +286,21 @@ def _check_range(name: str, value: float, low: float, high: float = math.inf, op
     inside = (low < value if open_low else low <= value) and value < high
     if not inside:
         least = "above" if open_low else "at least"
-        raise CorsdError(f"{name} = {shortened(value)} must be {least} {low:g} and below {high:g}")
+        below = f" and below {high:,}" if type(high) is int or type(value) is float else ""
+        raise CorsdError(f"{name} = {shortened(value)} must be {least} {low:g}{below}")
+
+
+def is_seed(value: object) -> TypeGuard[int]:
+    """Whether a value is one of `SEEDS`."""
+    return type(value) is int and 0 <= value < _SEEDS
 
 
 @dataclass(frozen=True)
 class DataInfo:
     """What a run remembers of its data: enough to rebuild the network, name every class and know the images again.
 
-    `splits`: of train and validation the number of images and the CRC-32 of their labels; None in a run of an earlier library.
+    `splits`: of train and validation the number of images, the CRC-32 of their labels, and the CRC-32 of which images they are:
+    of the file names, or of the rows where they are no files. A run of an earlier library lacks the last one, or all.
     `unseen_class_names`: the classes that were held out of the training.
     """
 
@@ -440,18 +461,25 @@ class Run:
 
     def method(self) -> Method:
         """The method in eval mode with its relation networks, newest weights on disk."""
-        return self._with_weights("method", lambda: self.config.build_method(self._new_network())).eval()
+        return self._with_weights("method", self._new_method).eval()
 
     def _new_network(self) -> MultiExitNetwork:
-        return new_network(replace(self.config, pretrained=False), self.data)
+        with named(self.path / "config.json"):
+            return new_network(replace(self.config, pretrained=False), self.data)
+
+    def _new_method(self) -> Method:
+        network = self._new_network()
+        with named(self.path / "config.json"):
+            return self.config.build_method(network)
 
     def _with_weights(self, part: str, build: Callable[[], M]) -> M:
-        for name in ("weights.safetensors", "checkpoint.safetensors"):
-            if (self.path / name).is_file():
-                tensors, _ = read_tensors(self.path / name)
-                with _no_larger(sum(t.numel() for t in tensors.values()), self.path / name):
+        weights, checkpoint = self.path / "weights.safetensors", self.path / "checkpoint.safetensors"
+        for path, read in ((weights, read_weights), (checkpoint, lambda path: read_checkpoint(path)[0])):
+            if path.is_file():
+                tensors = read(path)
+                with _no_larger(sum(t.numel() for t in tensors.values()), path):
                     module = build()
-                load_part(module, tensors, part, self.path / name)
+                load_part(module, tensors, part, path)
                 return module
         raise CorsdError(f"{self.path} holds no weights yet: its training was stopped before the first checkpoint")
 

@@ -99,18 +99,19 @@ def text(value: Any, where: Place) -> None:
 
 def whole(low: int = 0, high: int = 2**63 - 1) -> Check:
     """A whole number from `low` to `high`."""
+    allowed = f"a whole number from {low} {f'to {high}' if high < 2**53 else 'up'}"
 
     def check(value: Any, where: Place) -> None:
         if type(value) is not int or not low <= value <= high:
-            _refuse(value, where, f"a whole number from {low} to {high}")
+            _refuse(value, where, allowed)
 
     return check
 
 
-def number(low: float = -sys.float_info.max, high: float = sys.float_info.max, finite: bool = True) -> Check:
-    """A number from `low` to `high`; with `finite` False also NaN and the infinities."""
+def number(low: float = -sys.float_info.max, high: float = sys.float_info.max, finite: bool = True, allowed: str = "") -> Check:
+    """A number from `low` to `high`; with `finite` False also NaN and the infinities. `allowed`: as a message says it."""
     named = {-sys.float_info.max: "-infinity", sys.float_info.max: "infinity"}
-    allowed = f"a number from {named.get(low, f'{low:g}')} to {named.get(high, f'{high:g}')}"
+    allowed = allowed or f"a number from {named.get(low, f'{low:g}')} to {named.get(high, f'{high:g}')}"
 
     def check(value: Any, where: Place) -> None:
         kind = type(value)

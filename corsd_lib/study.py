@@ -23,7 +23,8 @@ from corsd_lib.evaluation import training_macs
 from corsd_lib.files import read_json, write_atomic, write_json
 from corsd_lib.methods import find_method
 from corsd_lib.readers import read_metrics, read_record, read_trials
-from corsd_lib.runs import PLACE_FIELDS, Run, TrainConfig, differences, portable_name
+from corsd_lib.runs import PLACE_FIELDS, SEEDS, Run, TrainConfig, differences, is_seed, portable_name
+from corsd_lib.schema import shortened
 from corsd_lib.tables import Record, markdown, summarise, table
 from corsd_lib.unseen_tables import unseen_lines, unseen_markdown
 
@@ -205,24 +206,25 @@ class Study:
     def write_tables(self) -> dict[str, Any]:
         """Write `summary.json`, `table.csv` and `table.md` from the records; the summary.
 
-        Where classes were held out of the trainings, `unseen.csv` and `unseen.md` say what the rows make of these.
+        Where classes were held out of the trainings, `unseen.csv` and `unseen.md` say what the rows make of these. Raises
+        `CorsdError` where the folder of the study is not there.
         """
         import pandas as pd
 
         records = self.records()
         summary = summarise(self, records)
-        write_json(self.path / "summary.json", summary)
-        write_atomic(self.path / "table.csv", table(summary).to_csv(index=False).encode())
+        write_json(self.path / "summary.json", summary, within=self.path)
+        write_atomic(self.path / "table.csv", table(summary).to_csv(index=False).encode(), within=self.path)
         self._write_markdown("table.md", self.title, markdown(summary))
         if lines := unseen_lines(self, records):
-            write_atomic(self.path / "unseen.csv", pd.DataFrame(lines).to_csv(index=False).encode())
+            write_atomic(self.path / "unseen.csv", pd.DataFrame(lines).to_csv(index=False).encode(), within=self.path)
             self._write_markdown("unseen.md", f"{self.title}: classes never seen", f"{unseen_markdown(self, lines)}\n")
         return summary
 
     def _write_markdown(self, name: str, title: str, text: str) -> None:
         folder = self.path.resolve()
         rerun = f"corsd compare {folder.parent.name}/{folder.name}"  # no path of this machine
-        write_atomic(self.path / name, f"# {title}\n\n{text}\nRerun: `{rerun}`\n".encode())
+        write_atomic(self.path / name, f"# {title}\n\n{text}\nRerun: `{rerun}`\n".encode(), within=self.path)
 
 
 # --- reading study.json -----------------------------------------------------------------------------------------------
@@ -252,9 +254,9 @@ def _checked(values: object, where: str, kinds: Mapping[str, Any]) -> dict[str, 
 
 
 def _seeds(values: Sequence[object], where: str) -> tuple[int, ...]:
-    seeds = tuple(value for value in values if type(value) is int and value >= 0)
+    seeds = tuple(value for value in values if is_seed(value))
     if not seeds or len(set(seeds)) != len(values):
-        raise CorsdError(f"{where}: seeds = {values!r}; allowed: one or more different whole numbers of at least 0")
+        raise CorsdError(f"{where}: seeds = {shortened(values)}; allowed: one or more different {SEEDS}")
     return seeds
 
 

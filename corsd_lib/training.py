@@ -20,15 +20,15 @@ from torch import Tensor, nn
 
 from corsd_lib.capture import GraphedPasses, Passes
 from corsd_lib.checkpoint import Checkpoint, Position
-from corsd_lib.datasets import ImageData
+from corsd_lib.datasets import ImageData, ImageFiles
 from corsd_lib.datasets.arrays import check_class_names
 from corsd_lib.datasets.notices import silent
 from corsd_lib.determinism import deterministic_algorithms
-from corsd_lib.errors import CorsdError
+from corsd_lib.errors import PROCESSES_A_CPU, CorsdError, check_processes
 from corsd_lib.evaluation import (
     evaluate,
     exit_logits,
-    has_images_of,
+    image_changes,
     load_data,
     run_data,
     splits_of,
@@ -39,6 +39,7 @@ from corsd_lib.evaluation import (
 from corsd_lib.files import (
     LockedError,
     locked,
+    make_folder,
     read_json,
     remove_parts,
     with_checksum,
@@ -51,7 +52,7 @@ from corsd_lib.network import MultiExitNetwork
 from corsd_lib.optimisation import learning_rate, parameter_groups
 from corsd_lib.probing import ProbeSet
 from corsd_lib.provenance import provenance
-from corsd_lib.readers import read_metrics
+from corsd_lib.readers import read_metrics, read_probe_set, read_snapshot
 from corsd_lib.runs import DataInfo, Run, TrainConfig, differences, new_network
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def train(
 
     Raises `CorsdError` for data of one class, when the directory holds another run, or one of other data, or one that is being
     trained right now (`LockedError`), when it is moved or removed meanwhile, when its checkpoint is damaged or not of this
-    training, and when the loss is no longer finite (the last good checkpoint is kept).
+    training, for more processes than this machine can run, and when the loss is no longer finite (the last good checkpoint is
+    kept).
     """
     _check_import()
     _check_directory(config)  # in every process, before the first one can have written into it
@@ -94,6 +96,8 @@ def _fabric(config: TrainConfig) -> Fabric:
 
     if config.precision == "16-mixed" and _accelerator(config.accelerator) == "cpu":  # Fabric would train bf16-mixed instead
         raise CorsdError("precision '16-mixed' on a CPU; allowed: 32-true or bf16-mixed, or a GPU")
+    if _accelerator(config.accelerator) == "cpu":  # of GPUs Fabric knows how many there are
+        check_processes("devices", config.devices)
     try:
         return Fabric(
             accelerator=_accelerator(config.accelerator),
@@ -171,7 +175,7 @@ def _given_or_named(data: ImageData | None, config: TrainConfig) -> ImageData:
     if not (config.path / "config.json").is_file():
         return data or load_data(config)
     run = Run(config.path)
-    if data is not None and (data.name != run.data.name or not has_images_of(data, run.data)):
+    if data is not None and (data.name != run.data.name or image_changes(data, run.data)):
         raise CorsdError(f"{run.path} was begun on {run.data.name!r}, with other classes or images than {data.name!r} has")
     return run_data(run, data)
 
@@ -180,10 +184,7 @@ def _given_or_named(data: ImageData | None, config: TrainConfig) -> ImageData:
 def _held(folder: Path) -> Iterator[None]:
     """Lock a run directory, made if need be, for this process."""
     made = not os.path.isdir(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CorsdError(f"cannot write {folder}: {error.strerror or error}") from error
+    make_folder(folder)
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(folder))
@@ -243,6 +244,8 @@ class Trainer:
 
     def __init__(self, fabric: Fabric, config: TrainConfig, data: ImageData) -> None:
         self.fabric, self.config, self.data, self.path = fabric, config, data, config.path
+        if isinstance(data.train, ImageFiles):
+            check_processes("workers", config.workers, PROCESSES_A_CPU)
         self.info = DataInfo(
             data.name,
             tuple(data.class_names),
@@ -448,7 +451,7 @@ class Trainer:
             record |= {f"val_top1.exit{k}": top_k_accuracy(z, labels) for k, z in enumerate(logits, 1)}
         # Columns of an earlier version that reported terms of weight 0 are left out: all lines have the same.
         lines = [{k: v for k, v in line.items() if k in record} for line in self._recorded(self.epoch - 1)]
-        write_lines(self._to("metrics.jsonl"), [*lines, record])
+        write_lines(self._to("metrics.jsonl"), [*lines, record], within=self.path)
         every = self.config.probe_every
         if self.epoch == self.config.epochs or (every and self.epoch % every == 0):
             self._snapshot()
@@ -464,20 +467,20 @@ class Trainer:
 
     def _snapshot(self) -> None:
         tensors = self.probe.snapshot(self.network, self.method)
-        write_tensors(self._to(f"probes/epoch_{self.epoch:04d}.safetensors"), tensors)
+        write_tensors(self._to(f"probes/epoch_{self.epoch:04d}.safetensors"), tensors, within=self.path)
 
     def _begin(self) -> None:
         """The first files of a new run, with the snapshot of the untrained network."""
         (self.path / "metrics.jsonl").unlink(missing_ok=True)  # of a run whose checkpoint was removed: it begins anew
         content = {"train": _plain(self.config), "data": asdict(self.info), "provenance": self.provenance}
-        write_json(self.path / "config.json", with_checksum(content))
+        write_json(self.path / "config.json", with_checksum(content), within=self.path)
         self.probe.write(self.path)
         self._snapshot()
 
     def _finish(self) -> None:
-        write_tensors(self._to("weights.safetensors"), self._weights())
+        write_tensors(self._to("weights.safetensors"), self._weights(), within=self.path)
         result = asdict(evaluate(self.network, self.data, workers=self.config.workers))
-        write_json(self._to("test.json"), with_checksum(result))
+        write_json(self._to("test.json"), with_checksum(result), within=self.path)
 
     def _to(self, name: str) -> Path:
         """The path of a file that is about to be written; `CorsdError` when the run directory is not what it was."""
@@ -523,12 +526,26 @@ class Trainer:
         last = [self.provenance, *content.get("resumed", [])][-1]
         if self.epoch < self.config.epochs and any(last.get(k) != v for k, v in now.items() if k != "started"):
             content.setdefault("resumed", []).append({**now, "epochs_done": self.epoch})
-            write_json(path, with_checksum(content))
+            write_json(path, with_checksum(content), within=self.path)
 
     def _restore(self) -> None:
         position, self.totals = self.checkpoint.restore(self.config.epochs, self.steps_per_epoch)
         self.epoch, self.step, self.spent = position.epoch, position.step, position.seconds
         self._recorded(self.epoch)
+        self._check_probes()
+
+    def _check_probes(self) -> None:
+        """Read the probe set and the snapshots so far, which a training that goes on leaves as they are; write a missing set.
+
+        Raises `CorsdError` for one that is damaged or does not fit.
+        """
+        file, classes = self.path / "probe.safetensors", self.data.num_classes
+        if file.is_file():
+            read_probe_set(file, classes)
+        elif self.fabric.is_global_zero:
+            self.probe.write(self.path)
+        for snapshot in sorted((self.path / "probes").glob("epoch_*.safetensors")):
+            read_snapshot(snapshot, len(self.probe.split), classes)
 
 
 @contextmanager

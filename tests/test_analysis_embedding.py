@@ -380,6 +380,22 @@ def test_a_run_in_umap(run: Run) -> None:
     assert torch.equal(stage_embedding(run, [0, 2], refresh=True).coordinates, result.coordinates)
 
 
+def test_a_run_that_is_removed_while_it_is_embedded_is_not_made_anew(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = load_run(shutil.copytree(run.path, tmp_path / "another"))
+    embedded = module._embedded
+
+    def removed(*arguments: Any) -> Any:
+        found = embedded(*arguments)
+        shutil.rmtree(copy.path)
+        return found
+
+    monkeypatch.setattr(module, "_embedded", removed)
+    assert stage_embedding(copy, method="pca", refresh=True).method == "pca"
+    assert not copy.path.exists()
+
+
 def test_what_is_kept_is_known_without_fitting(run: Run) -> None:
     assert not is_kept(run, [0, 2], method="pca")
     stage_embedding(run, [2, 0], method="pca")

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,12 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from corsd_lib import cli, compare, figures
 from corsd_lib.compare import Job, draw_figures, new_study, places, progress_table, run_study
 from corsd_lib.errors import CorsdError
+from corsd_lib.figures import style
 from corsd_lib.files import is_locked, locked, read_json, write_json, write_lines
 from corsd_lib.runs import TrainConfig
 from corsd_lib.study import Study
@@ -62,6 +65,9 @@ class Ended:
 
     def poll(self) -> int:
         return self.returncode
+
+    def terminate(self) -> None:
+        """As of a process that has ended: nothing."""
 
 
 @pytest.fixture
@@ -178,6 +184,94 @@ def test_unknown_rows_and_seeds_are_named(write: Write) -> None:
         run_study(write(), seeds=[7])
 
 
+# --- folders that are moved or removed while it trains ---
+
+
+def _in_training(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
+    """Do `action` when the second training is over, before it is recorded."""
+    training, count = compare._training, iter(range(100))
+
+    def watched(*arguments: Any) -> Any:
+        ended = training(*arguments)
+        if next(count) == 1:
+            action()
+        return ended
+
+    monkeypatch.setattr(compare, "_training", watched)
+
+
+@pytest.mark.parametrize("change", ["moved", "removed", "study.json"])
+def test_a_study_that_is_moved_while_it_is_trained_ends_it_and_is_not_made_anew(
+    write: Write, here: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    study = write()
+
+    def act() -> None:
+        if change == "removed":
+            shutil.rmtree(study.path)
+        else:
+            path = study.path / "study.json" if change == "study.json" else study.path
+            path.rename(path.with_name("moved"))
+
+    _in_training(monkeypatch, act)
+    message = (
+        r"^results/mine/study\.json was moved or removed while the study was trained, and the comparison ends; what was "
+        r"trained is kept in runs/mine: put it back, or compare the study where it is now \(runs='runs/mine', --runs\)$"
+    )
+    with pytest.raises(CorsdError, match=message):
+        run_study(study, jobs=1, report=lambda line: None)
+    assert study.path.exists() == (change == "study.json") and len(here) == 2
+    if change != "moved":
+        return
+    jobs = run_study(Study.from_file("results/moved"), runs="runs/mine", seeds=[0], report=lambda line: None)
+    assert [job.state for job in jobs] == ["done", "done"] and len(here) == 3  # the last one finds that its run is finished
+    assert sorted(file.name for file in Path("results/moved/records").iterdir()) == ["baseline-s0.json", "byot-s0.json"]
+
+
+def test_runs_that_are_moved_while_they_are_trained_end_it(
+    write: Write, here: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = write()
+    _in_training(monkeypatch, lambda: Path("runs/mine").rename("runs/moved"))
+    with pytest.raises(CorsdError, match=r"^runs/mine was moved or removed while the study was trained, .* where it is now"):
+        run_study(study, jobs=1, report=lambda line: None)
+    assert not Path("runs/mine").exists()
+    jobs = run_study(study, runs="runs/moved", seeds=[0], report=lambda line: None)
+    assert [job.state for job in jobs] == ["done", "done"] and len(here) == 3
+
+
+def test_a_study_without_a_file_is_trained_too(write: Write, here: list[dict[str, str]]) -> None:
+    write()
+    study = Study.from_dict(read_json(Path("results/mine/study.json")), Path("elsewhere/study.json"))
+    study.path.mkdir()
+    (job,) = run_study(study, rows=["baseline"], seeds=[0], report=lambda line: None)
+    assert job.state == "done"
+
+
+def test_a_log_that_is_gone_is_a_failure_of_its_training_alone(write: Write) -> None:
+    job = Job("baseline", 0, TrainConfig(out="runs/x"), process=subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]))
+    assert job.process is not None and job.process.wait(60) == 3
+    job.conclude(write())
+    assert job.state == "failed" and job.error.startswith("it ended with status 3, and its log cannot be read: ")
+
+
+def test_figures_are_not_drawn_into_a_folder_that_is_gone(
+    summary: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(style, "_drawn", lambda *_: (tmp_path / "study").rmdir() or _picture())
+    monkeypatch.setattr(style, "require", lambda *_: None)
+    (tmp_path / "study").mkdir()
+    with pytest.raises(CorsdError, match="study was moved or removed meanwhile"):
+        draw_figures(summary, tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
+def _picture() -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(content, "PNG")
+    return content.getvalue()
+
+
 # --- one training, one owner ---
 
 
@@ -266,6 +360,13 @@ def test_each_gpu_has_a_training(
 def test_no_job_at_a_time_is_refused() -> None:
     with pytest.raises(CorsdError, match="jobs = 0 must be at least 1"):
         places(TrainConfig(), 0, 3)
+
+
+def test_more_jobs_than_the_machine_can_run_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert len(places(TrainConfig(accelerator="cpu"), 16, 99)) == 16
+    with pytest.raises(CorsdError, match=r"^jobs = 17 is more than this machine can run; allowed: up to 16, 8 a CPU$"):
+        places(TrainConfig(accelerator="cpu"), 17, 3)
 
 
 def test_a_training_gets_the_environment_of_its_place(write: Write, here: list[dict[str, str]]) -> None:
@@ -404,6 +505,16 @@ def test_every_setting_of_a_training_can_be_common_to_a_new_study(write: Write) 
     assert study.train == {"method_options": {"exit_ce": 0.5}, "milestones": [0.2, 0.4], "nesterov": True}
     assert (study.equal, study.baseline, study.seeds, study.title) == ("epochs", "corsd", (4,), "digits")
     assert new_study("s/study.json", ["corsd", "byot"], [4], study.train, "epochs") == study
+
+
+@pytest.mark.parametrize("seed", ["-1", f"{10**30}", f"{2**63}"])
+def test_an_impossible_seed_is_named_before_anything_is_written(write: Write, capsys: Captured, seed: str) -> None:
+    write()
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["compare", "results/new", "--methods", "baseline", "--seeds", "0", seed])
+    allowed = "one or more different whole numbers of at least 0 and below 9,223,372,036,854,775,808"
+    assert capsys.readouterr().err == f"corsd: error: results/new/study.json: seeds = [0, {seed}]; allowed: {allowed}\n"
+    assert not Path("results/new").exists()
 
 
 def test_failures_are_told_at_the_end_with_status_1(

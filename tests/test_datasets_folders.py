@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ from PIL import Image
 from corsd_lib.datasets import ImageArrays, ImageData, ImageFiles, folders, load_dataset
 from corsd_lib.datasets.arrays import IMAGENET_MEAN, IMAGENET_STD
 from corsd_lib.errors import CorsdError
+from corsd_lib.evaluation import evaluate, image_changes, load_data
+from corsd_lib.files import read_json, write_json
+from corsd_lib.runs import TrainConfig, load_run
+from corsd_lib.training import train
 
 pytestmark = pytest.mark.filterwarnings("ignore::corsd_lib.datasets.DataNotice")
 
@@ -183,6 +188,43 @@ def test_folders_of_the_system_are_no_classes(folder: Path) -> None:
     assert data.class_names == ("cat", "dog") and len(data.train) == 5 and notices(data) == ()
 
 
+ONCE = "links to a folder above them, or to one that is read already: {}, not followed; each folder is read once"
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "../../val/cat", "../dog", "../dog/deeper"])
+def test_links_to_folders_that_are_read_already_multiply_nothing(folder: Path, target: str) -> None:
+    make_images(folder / "train" / "dog", {"deeper": 1})
+    before = [load_dataset(f"folder:{folder}").train.names, load_dataset(f"folder:{folder}").test.names]
+    os.symlink(target, folder / "train" / "cat" / "a link")
+    os.symlink(target, folder / "train" / "cat" / "another")
+    data = load_dataset(f"folder:{folder}")
+    assert [data.train.names, data.test.names] == before
+    assert notices(data) == (f"train/: {ONCE.format(2)}",)
+
+
+def test_links_in_a_folder_without_a_split_multiply_nothing(classes: Path) -> None:
+    before = load_dataset(f"folder:{classes}")
+    os.symlink("..", classes / "cat" / "parent")
+    os.symlink("../owl", classes / "dog" / "owls")
+    data = load_dataset(f"folder:{classes}")
+    assert (data.train.names, data.test.names) == (before.train.names, before.test.names)
+    assert notices(data)[0] == ONCE.format(2)
+
+
+def test_links_to_folders_that_are_read_nowhere_else_are_followed_once(folder: Path, tmp_path: Path) -> None:
+    make_images(tmp_path / "pool", {"more": 2, "fox": 1})
+    os.symlink(tmp_path / "pool" / "more", folder / "train" / "cat" / "more")
+    for part in ("train", "val"):
+        os.symlink(tmp_path / "pool" / "fox", folder / part / "fox")
+    with pytest.raises(CorsdError, match=rf"val has no image in the class folders fox \({ONCE.format(1)}\)"):
+        load_dataset(f"folder:{folder}")
+    (folder / "val" / "fox").unlink()
+    make_images(folder / "val", {"fox": 1})
+    data = load_dataset(f"folder:{folder}")
+    assert [name for name in data.train.names if "cat" not in name] == ["dog/000.png", "dog/001.png", "fox/000.png"]
+    assert data.train.names[3:5] == ("cat/more/000.png", "cat/more/001.png") and notices(data) == ("pool/ is not used",)
+
+
 def test_files_that_are_not_read_are_counted_by_kind(folder: Path) -> None:
     cat = folder / "train" / "cat"
     for name in ("a.gif", "b.GIF", "c.heic", "README"):
@@ -244,24 +286,55 @@ def test_small_images_are_said_to_be_enlarged(tmp_path: Path, size: tuple[int, i
 
 @pytest.fixture
 def classes(tmp_path: Path) -> Path:
-    make_images(tmp_path, {"cat": 10, "dog": 5, "owl": 3})
+    make_images(tmp_path, {"cat": 10, "dog": 6, "owl": 5})
     return tmp_path
 
 
 def test_a_folder_of_classes_is_split(classes: Path) -> None:
     data = load_dataset(f"folder:{classes}")
-    assert isinstance(data.train, ImageArrays) and isinstance(data.test, ImageArrays)
-    assert torch.bincount(data.train.labels).tolist() == [8, 4, 2] and torch.bincount(data.test.labels).tolist() == [2, 1, 1]
+    assert isinstance(data.train, ImageArrays) and isinstance(data.test, ImageArrays) and data.own_split
+    of_cat = [name for name in data.test.names if name.startswith("cat")]
+    assert of_cat == ["cat/000.png", "cat/001.png", "cat/004.png", "cat/005.png"]  # the same on every machine, ever
+    assert torch.bincount(data.train.labels).tolist() == [6, 3, 3] and torch.bincount(data.test.labels).tolist() == [4, 3, 2]
     both = sorted(values(data.train) + values(data.test))
-    assert both == sorted([*range(10, 20), *range(20, 25), *range(30, 33)])
-    assert notices(data) == ("no train/ and test/: test_fraction 0.2 of each class is test (14 train, 4 test images)",)
+    assert both == sorted([*range(10, 20), *range(20, 26), *range(30, 35)])
+    assert notices(data) == ("no train/ and test/: about test_fraction 0.2 of each class is test (12 train, 9 test images)",)
+
+
+def test_images_that_come_and_go_leave_all_others_where_they_are(tmp_path: Path) -> None:
+    make_images(tmp_path / "data", {"cat": 40, "dog": 40}, (8, 8))
+
+    def names() -> tuple[set[str], set[str]]:
+        data = load_dataset(f"folder:{tmp_path / 'data'}", image_size=8)
+        return set(data.train.names), set(data.test.names)
+
+    train, test = names()
+    assert 8 <= len(test) <= 24 and len(train) + len(test) == 80  # 16 expected, with a deviation of 3.6
+    renamed = tmp_path / "data" / "cat" / "a first one.png"
+    (tmp_path / "data" / "cat" / "020.png").rename(renamed)
+    (tmp_path / "data" / "dog" / "000.png").unlink()
+    shutil.copy(renamed, tmp_path / "data" / "dog" / "0000.png")
+    new, old = {"cat/a first one.png", "dog/0000.png"}, {"cat/020.png", "dog/000.png"}
+    now_train, now_test = names()
+    assert (now_train - new, now_test - new) == (train - old, test - old)
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    shutil.copytree(tmp_path / "elsewhere", tmp_path / "data")
+    assert names() == (now_train, now_test)
+
+
+def test_small_classes_have_images_on_both_sides(tmp_path: Path) -> None:
+    make_images(tmp_path, {str(number): 2 for number in range(30)}, (8, 8))
+    for fraction in (0.001, 0.2, 0.999):
+        data = load_dataset(f"folder:{tmp_path}", image_size=8, test_fraction=fraction)
+        assert torch.bincount(data.train.labels).tolist() == torch.bincount(data.test.labels).tolist() == [1] * 30
 
 
 def test_that_split_hangs_on_the_fraction_and_on_no_seed(classes: Path) -> None:
     name = f"folder:{classes}"
     tests = [load_dataset(name, seed=seed, validation_fraction=v).test for seed in (0, 1, 7) for v in (0.0, 0.3)]
     assert len({tuple(values(test)) for test in tests}) == 1  # type: ignore[arg-type]
-    assert torch.bincount(load_dataset(name, test_fraction=0.5).test.labels).tolist() == [5, 3, 2]
+    half = load_dataset(name, test_fraction=0.5)
+    assert set(tests[0].names) <= set(half.test.names) and len(half.test) > len(tests[0])
     (classes / "rat").mkdir()
     Image.new("RGB", (9, 9)).save(classes / "rat" / "only.png")
     with pytest.raises(CorsdError, match=r"test_fraction 0\.2 needs at least 2 train images of every class; class 'rat' has 1"):
@@ -293,6 +366,92 @@ def test_a_truncated_image_is_named(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(CorsdError, match=r"dog/001\.png cannot be read"):
         load_dataset(f"folder:{folder}")
+
+
+# ---------------------------------------------------------------------------------------- where a folder is looked for
+
+
+def test_a_relative_folder_is_looked_for_below_the_root_and_in_the_working_directory(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("root", "work"):
+        (tmp_path / place).mkdir()
+    for part in ("train", "val"):
+        (folder / part).rename(tmp_path / "root" / part)
+    (tmp_path / "root").rename(tmp_path / "pets")
+    (tmp_path / "work").rename(tmp_path / "root")
+    (tmp_path / "pets").rename(tmp_path / "root" / "pets")
+    monkeypatch.chdir(tmp_path / "root")
+    for root in (None, tmp_path / "elsewhere"):
+        assert load_dataset("folder:pets", root).name == "folder:pets"
+    monkeypatch.chdir(tmp_path)
+    assert load_dataset("folder:pets", tmp_path / "root").name == "folder:pets"
+    with pytest.raises(CorsdError) as caught:
+        load_dataset("folder:pets")
+    assert str(caught.value) == (
+        f"pets does not exist: it is not at {tmp_path}/pets; a relative path is meant from the working directory, or from a "
+        "data root (--data-root, root=)"
+    )
+    with pytest.raises(CorsdError) as caught:
+        load_dataset("npz:pets.npz", "other")
+    assert (
+        str(caught.value) == f"pets.npz does not exist: it is neither at {tmp_path}/other/pets.npz nor at {tmp_path}/pets.npz"
+    )
+
+
+def test_a_run_on_a_relative_folder_opens_from_anywhere_with_a_data_root(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"image_size": 8, "method": "baseline", "width": 4, "epochs": 1, "batch_size": 2}
+    monkeypatch.chdir(folder.parent)
+    name = f"folder:{folder.name}"
+    run = train(TrainConfig(data=name, **settings, accelerator="cpu", out=str(tmp_path / "run")), progress=False)
+    (tmp_path / "away").mkdir()
+    monkeypatch.chdir(tmp_path / "away")
+    again = load_run(run.path)
+    with pytest.raises(CorsdError, match=rf"^{run.path}: {folder.name} does not exist: it is not at {tmp_path}/away/"):
+        evaluate(again)
+    assert evaluate(again, data_root=str(folder.parent)).data == name and again.config.data == name
+
+
+# ---------------------------------------------------------------------------------------- a folder that changes
+
+
+def test_a_run_refuses_a_folder_whose_train_images_are_others(tmp_path: Path) -> None:
+    make_images(tmp_path / "data", {"cat": 12, "dog": 12}, (8, 8))
+    settings: dict[str, Any] = {"data": f"folder:{tmp_path / 'data'}", "image_size": 8, "method": "baseline", "width": 4}
+    config = TrainConfig(**settings, epochs=1, batch_size=8, accelerator="cpu", probe_size=8, out=str(tmp_path / "run"))
+    run = train(config, progress=False)
+    test, first = load_data(config).test.names[0], load_data(config).train.names[0]
+    other = next(name for i in range(99) if folders._hashed(name := f"{first[:-4]}{i}.png") > folders.TEST_FRACTION)
+    (tmp_path / "data" / test).rename(tmp_path / "aside.png")
+    assert run.test is not None and evaluate(run).images == run.test["images"] - 1  # no image that it was trained on
+    (tmp_path / "data" / first).rename(tmp_path / "data" / other)
+    what = "train has as many images of each class, but others: some were exchanged or renamed"
+    with pytest.raises(CorsdError, match=rf"run was trained on other images than 'folder:.*' has here: {what}; put them back"):
+        evaluate(run)
+    (run.path / "test.json").unlink()
+    with pytest.raises(CorsdError, match=what):
+        train(replace(config, resume=True), progress=False)
+    (tmp_path / "data" / other).unlink()
+    with pytest.raises(CorsdError, match=rf"has here: train has {len(load_data(config).train)} images, had "):
+        evaluate(run)
+
+
+def test_a_run_of_an_earlier_library_opens_and_is_not_tested_on_a_split_by_name(tmp_path: Path, folder: Path) -> None:
+    settings: dict[str, Any] = {"image_size": 8, "method": "baseline", "width": 4, "epochs": 1, "batch_size": 2}
+    config = TrainConfig(data=f"folder:{folder}", **settings, accelerator="cpu", out=str(tmp_path / "run"))
+    run = train(config, progress=False)
+    file = run.path / "config.json"
+    content = read_json(file)
+    content["data"]["splits"] = {name: values[:2] for name, values in content["data"]["splits"].items()}
+    write_json(file, content)
+    old = load_run(run.path)
+    assert evaluate(old).images == 3 and old.data.splits == {"train": [5, run.data.splits["train"][1]]}  # type: ignore[index]
+    data = replace(load_data(config), own_split=True)
+    for splits in (old.data.splits, None):
+        told = image_changes(data, replace(old.data, splits=splits))
+        assert told == "it was trained with an earlier version of this library, which split a folder of classes by position"
 
 
 # -------------------------------------------------------------------------------------------------- imagenet

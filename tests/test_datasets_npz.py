@@ -174,6 +174,26 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
         load_dataset(f"npz:{tmp_path / 'pipe.npz'}")
 
 
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"test_y": np.array([-1, 0])}, r"test_y is -1 at row 0; allowed: 0\.\.C-1 for C classes$"),
+        ({"test_y": np.array([0, 2**40])}, r"test_y is 1099511627776 at row 1; allowed: 0\.\.C-1 for C classes$"),
+        (
+            {"class_names": np.array(["a", "b"])},
+            r"train_y is 2 at row \d; allowed: 0\.\.1, for class_names has 2$",
+        ),
+        (
+            {"superclass_names": np.array(["a", "b"]), "superclass_of_class": np.array([0, 1, 5])},
+            r"superclass_of_class is 5 at row 2; allowed: 0\.\.1, for superclass_names has 2$",
+        ),
+    ],
+)
+def test_a_limit_of_labels_says_where_it_is_from(tmp_path: Path, changes: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(CorsdError, match=message):
+        load(tmp_path, good() | changes)
+
+
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "dev"])
 def test_validation_arrays_are_the_validation_split(tmp_path: Path, name: str) -> None:
     arrays = good() | {f"{name}_x": good()["test_x"][::-1], f"{name}_y": np.array([1, 2])}

@@ -110,6 +110,20 @@ def test_an_explorer_opens_it(exported: Run) -> None:
     widgets.TrainingMonitor()(exported)
 
 
+def test_an_export_whose_folder_is_moved_meanwhile_is_not_begun_anew(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def moved(*arguments: Any) -> Any:
+        found = evaluate(*arguments)
+        (tmp_path / "copy").rename(tmp_path / "moved")
+        return found
+
+    monkeypatch.setattr("corsd_lib.export.evaluate", moved)
+    with pytest.raises(CorsdError, match="copy was moved or removed meanwhile"):
+        export_run(tiny_run, tmp_path / "copy", snapshots=2, probe_images=10)
+    assert not (tmp_path / "copy").exists()
+
+
 # --- snapshots ---
 
 
@@ -231,7 +245,7 @@ def test_the_same_export_again_gives_the_same_files(tiny_run: Run, exported: Run
 def test_an_export_that_was_cut_off_is_made_whole(
     tiny_run: Run, exported: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(*_: Any) -> None:
+    def killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     dest = tmp_path / "export"

@@ -49,6 +49,24 @@ def test_a_written_file_is_there_whole_and_alone(tmp_path: Path) -> None:
     assert _names(tmp_path / "deep" / "er") == ["file"]
 
 
+def test_a_folder_that_a_job_began_with_is_not_made_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "job"
+    write_atomic(folder / "a" / "first", b"", folder.parent)
+    write_atomic(folder / "b" / "c" / "second", b"", folder)
+    assert _names(folder) == ["a", "b"] and _names(folder / "b" / "c") == ["second"]
+    folder.rename(tmp_path / "moved")
+    writers: list[Callable[[], None]] = [
+        lambda: write_atomic(folder / "file", b"", folder),
+        lambda: write_json(folder / "a" / "file", {}, within=folder),
+        lambda: write_lines(folder / "b" / "c" / "file", [{}], within=folder),
+        lambda: write_tensors(folder / "file", {}, within=folder),
+    ]
+    for write in writers:
+        with pytest.raises(CorsdError, match=rf"cannot write into {folder}.*: {folder} was moved or removed meanwhile"):
+            write()
+    assert _names(tmp_path) == ["moved"]
+
+
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     file = tmp_path / "file"

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from corsd_lib.errors import CorsdError
-from corsd_lib.files import read_tensors, write_json, write_tensors
+from corsd_lib.files import read_json, read_tensors, write_json, write_tensors
 from corsd_lib.runs import Run, TrainConfig, load_part, load_run, new_network
 
 Tiny = Callable[..., TrainConfig]
@@ -52,6 +52,10 @@ def test_a_run_in_a_folder_whose_name_is_not_utf_8_is_refused(tiny_run: Run, tmp
         ({"batch_size": -1}, "batch_size = -1 must be above 0"),
         ({"samples_per_class": 0}, "samples_per_class = 0 must be above 0"),
         ({"devices": 0}, "devices = 0 must be above 0"),
+        ({"devices": -(10**12)}, "devices = -1000000000000 must be above 0$"),
+        ({"epochs": 10**12}, "epochs = 1000000000000 must be at least 0 and below 2,147,483,648$"),
+        ({"width": 2**31}, "width = 2147483648 must be at least 0 and below 2,147,483,648$"),
+        ({"seed": 2**63}, "seed = .* must be at least 0 and below 9,223,372,036,854,775,808$"),
         ({"lr": 0.0}, "lr = 0.0 must be above 0"),
         ({"lr": float("nan")}, "lr = nan must be above 0"),
         ({"lr": float("inf")}, "lr = inf must be above 0 and below inf"),
@@ -197,6 +201,37 @@ def test_snapshots_are_read_only_when_asked_for(copied: Path) -> None:
     assert probes[0].epoch == 0
     with pytest.raises(CorsdError, match=r"epoch_0001.safetensors is not a whole safetensors file"):
         probes[1]
+
+
+def test_a_method_that_is_not_found_names_the_run_and_where_it_may_come_from(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CORSD_METHODS", raising=False)
+    content = read_json(copied / "config.json")
+    content["train"]["method"] = "of_a_plug_in"
+    write_json(copied / "config.json", content)
+    message = (
+        rf"^{copied}/config.json: method 'of_a_plug_in' is not known; allowed: .*; one of your own is found where CORSD_METHODS"
+    )
+    for read in (lambda run: run.config, repr, lambda run: run.network()):
+        with pytest.raises(CorsdError, match=message):
+            read(load_run(copied))
+
+
+@pytest.mark.parametrize(
+    "changes,message",
+    [
+        ({"lr": -1.0}, "lr = -1.0 must be above 0"),
+        ({"network": "resnet99"}, "network 'resnet99' is not known"),
+        ({"method_options": {"hidden": -3}}, "method 'corsd': hidden"),
+    ],
+)
+def test_a_bad_value_in_a_run_is_named_with_its_file(copied: Path, changes: dict[str, Any], message: str) -> None:
+    content = read_json(copied / "config.json")
+    content["train"].update(changes)
+    write_json(copied / "config.json", content)
+    with pytest.raises(CorsdError, match=rf"^{copied}/config.json: {message}"):
+        load_run(copied).method()
 
 
 @pytest.mark.parametrize("content", [{"epochs": 3}, [], {"train": {}, "data": {}}])

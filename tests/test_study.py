@@ -179,6 +179,7 @@ def test_a_seed_of_every_row_comes_before_the_next_seed(write: Write) -> None:
         ({"seeds": []}, r"seeds = \[\]; allowed: one or more different whole numbers"),
         ({"seeds": [0, 0]}, r"seeds = \[0, 0\]; allowed"),
         ({"seeds": [True]}, r"seeds = \[True\]; allowed"),
+        ({"seeds": [2**63]}, r"seeds = \[9223372036854775808\]; allowed: .* and below 9,223,372,036,854,775,808"),
         ({"rows": {"baseline": {"seeds": [-1]}}}, r"row 'baseline': seeds = \[-1\]; allowed"),
     ],
 )

@@ -32,7 +32,8 @@ from torch.optim import SGD, lr_scheduler
 from corsd_lib import cli, files, training
 from corsd_lib.analysis.images import run_images
 from corsd_lib.batches import Batch, BatchSource, evaluation_batches
-from corsd_lib.datasets import DataNotice, ImageArrays, load_dataset
+from corsd_lib.checkpoint import Checkpoint
+from corsd_lib.datasets import DataNotice, ImageArrays, ImageData, ImageFiles, load_dataset
 from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import evaluate, load_data
 from corsd_lib.export import export_run
@@ -40,6 +41,7 @@ from corsd_lib.methods import METHODS, build_method
 from corsd_lib.methods.classic import Baseline
 from corsd_lib.network import build_network
 from corsd_lib.optimisation import learning_rate, parameter_groups
+from corsd_lib.report import write_report
 from corsd_lib.runs import Run, TrainConfig, load_run
 from corsd_lib.training import Trainer, train
 
@@ -863,6 +865,21 @@ def test_a_run_directory_that_is_removed_between_the_last_epoch_and_the_end_is_n
     assert not config.path.exists()
 
 
+def test_a_run_directory_that_is_removed_while_a_file_is_made_ready_is_not_made_anew(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, write = tiny(), Checkpoint.write
+
+    def removed(self: Checkpoint, *arguments: Any) -> None:
+        shutil.rmtree(config.path)
+        write(self, *arguments)
+
+    monkeypatch.setattr(Checkpoint, "write", removed)
+    with pytest.raises(CorsdError, match="run was moved or removed meanwhile"):
+        _train(config)
+    assert not config.path.exists()
+
+
 def test_what_others_are_writing_below_the_run_directory_is_left_alone(tiny: Tiny, tmp_path: Path) -> None:
     """Another run that is being trained there, or a repository."""
     parts = [tmp_path / folder / f".config.json.{'0' * 32}.part" for folder in ("run/other", "run/.git", "run", "run/probes")]
@@ -903,7 +920,7 @@ def test_own_images_under_a_known_name_are_told_from_the_known_ones(tiny: Tiny, 
         _train(tiny(), data=noisy)
     with pytest.raises(CorsdError, match=r"run was begun on 'digits', with other classes or images than 'digits' has"):
         _train(tiny(resume=True), data=known)
-    asked = r"run was trained on other images than 'digits' has here: give them here too"
+    asked = r"run was trained on other images than 'digits' has here: train .* of other classes; put them back, or give them"
     with pytest.raises(CorsdError, match=asked):
         _train(tiny(resume=True))
     run = _train(tiny(resume=True), data=noisy)
@@ -983,12 +1000,59 @@ def test_a_damaged_checkpoint_is_one_error(tiny: Tiny, tiny_run: Run, monkeypatc
     file = run.path / "checkpoint.safetensors"
     if damage == "truncated":
         file.write_bytes(file.read_bytes()[:-7])
-        message = "is not a whole safetensors file"
+        message = "is not a whole safetensors file: .*; put back a copy, or remove it to begin anew$"
     else:
         shutil.copy(tiny_run.path / "weights.safetensors", file)
-        message = "is not a checkpoint: it does not say where the training stood"
+        message = "is not a checkpoint: it does not say where the training stood; put back a copy, or remove it to begin anew$"
     with pytest.raises(CorsdError, match=rf"{file} {message}"):
         _train(tiny(resume=True))
+
+
+def _flipped(file: Path) -> None:
+    """One bit of the last tensor is another."""
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["probe", "probes/epoch_0000", "probes/epoch_0001"])
+def test_a_damaged_probe_file_is_found_at_a_resume_and_can_be_removed(
+    tiny: Tiny, tiny_run: Run, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    with monkeypatch.context() as patched:
+        _at_step(patched, 4, lambda: signal.raise_signal(signal.SIGINT))
+        run = _train(tiny(validation_fraction=0.2))
+    file = run.path / f"{name}.safetensors"
+    whole = file.read_bytes()
+    _flipped(file)
+    advice = "the other snapshots are used without it" if "/" in name else "resume the run; export an export again"
+    with pytest.raises(CorsdError, match=rf"^{file} is damaged: .*; put back a copy, or remove it.*{advice}$"):
+        _train(tiny(validation_fraction=0.2, resume=True))
+    file.unlink()
+    again = _train(tiny(validation_fraction=0.2, resume=True))
+    if name == "probe":
+        assert file.read_bytes() == whole
+        _assert_same_training(tiny_run, again)
+    else:
+        there = [epoch for epoch in (0, 1, 2) if epoch != int(name[-1])]
+        assert list(again.probes) == there and torch.equal(again.probes[2].logits[-1], tiny_run.probes[2].logits[-1])
+        assert write_report([again], again.path / "report.html", embedding="pca").is_file()
+
+
+@pytest.mark.parametrize("name", ["weights", "probe"])
+def test_what_is_said_of_damaged_files_of_a_finished_run_mends_it(tiny_run: Run, tmp_path: Path, name: str) -> None:
+    path = shutil.copytree(tiny_run.path, tmp_path / "copy")
+    file = path / f"{name}.safetensors"
+    _flipped(file)
+    with pytest.raises(CorsdError, match=r"remove it,? and test\.json.* and resume the run"):
+        _ = load_run(path).network(), load_run(path).probes.labels
+    file.unlink()
+    (path / "test.json").unlink()
+    again = _train(replace(tiny_run.config, out=str(path), resume=True))
+    assert {f.name: f.read_bytes() for f in path.rglob("*.safetensors")} == {
+        f.name: f.read_bytes() for f in tiny_run.path.rglob("*.safetensors")
+    }
+    assert again.test == tiny_run.test
 
 
 def test_a_directory_that_cannot_be_written_is_one_error(tiny: Tiny, tmp_path: Path) -> None:
@@ -1006,6 +1070,34 @@ def test_float16_on_a_cpu_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(CorsdError, match="precision '16-mixed' on a CPU; allowed: 32-true or bf16-mixed, or a GPU"):
         _train(config)
     assert not config.path.exists()
+
+
+def test_more_processes_than_the_machine_can_run_are_refused(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr("lightning_fabric.Fabric.launch", lambda *_: pytest.fail("processes are started"))
+    with pytest.raises(CorsdError, match=r"^devices = 100000 is more than this machine can run; allowed: up to 2, 1 a CPU$"):
+        _train(tiny(devices=100_000))
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_workers_than_the_machine_can_run_are_refused(
+    tiny: Tiny, tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    labels = torch.arange(20) % 2
+    files = ImageFiles(("none",) * 20, labels, torch.arange(20), 8)
+    third = (0.5,) * 3
+    data = ImageData("files", files, files, ("a", "b"), ("a", "b"), torch.arange(2), third, third, 8)
+    message = r"^workers = 17 is more than this machine can run; allowed: up to 16, 8 a CPU$"
+    with pytest.raises(CorsdError, match=message):
+        _train(tiny(workers=17), data=data)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(CorsdError, match=message):
+        evaluate(build_network("resnet8", 2, width=4).eval(), data, workers=17)
+    assert evaluate(tiny_run, workers=17).images == 797  # images in memory need no workers
+    assert _train(tiny(workers=17, epochs=1)).finished
 
 
 SCRIPT = """

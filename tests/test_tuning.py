@@ -328,6 +328,41 @@ def test_a_search_that_is_killed_goes_on(make: Make) -> None:
     assert [trial["epochs"] for trial in done[2:]] == [60, 60]
 
 
+# --- folders that are moved or removed while it trains ---
+
+
+@pytest.mark.parametrize("name", ["results/tiny", "results/tiny/tuning/byot.journal", "runs/tiny/tuning/byot"])
+def test_a_journal_or_runs_that_are_moved_end_the_search_and_it_goes_on_where_they_are(
+    make: Make, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    study, path = make(), Path(name)
+    with monkeypatch.context() as patched:
+        _at_epoch(patched, 1, 1, lambda running: path.rename(path.with_name("moved")))
+        with pytest.raises(
+            CorsdError, match=rf"(\.journal|{name}) was moved, removed or replaced while the search ran"
+        ) as caught:
+            tune(study, "byot", trials=2, jobs=1, report=lambda _: None)
+    assert "\n" not in str(caught.value) and not path.exists()
+    path.with_name("moved").rename(path)
+    record = tune(study, "byot", trials=2, jobs=1, report=lambda _: None)
+    assert [trial["state"] for trial in record["trials"]] == ["complete", "failed", "complete"]
+    assert record["trials"][1]["error"] == "stopped, taken up by trial 2"
+
+
+def test_a_journal_that_is_replaced_ends_the_search(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make()
+    journal = Search.of(study, "byot").journal
+
+    def replaced(running: Any) -> None:
+        journal.rename(journal.with_name("moved"))
+        journal.write_bytes(b"of another search")
+
+    _at_epoch(monkeypatch, 0, 1, replaced)
+    with pytest.raises(CorsdError, match=r"byot\.journal was moved, removed or replaced while the search ran"):
+        tune(study, "byot", jobs=1, report=lambda _: None)
+    assert journal.read_bytes() == b"of another search" and not Search.of(study, "byot").path.exists()
+
+
 # --- one journal, one search, one process ---
 
 
@@ -480,6 +515,29 @@ def test_a_journal_goes_on_after_a_power_cut_and_one_that_is_damaged_is_named(ma
         tune(study, "byot")
 
 
+@pytest.mark.parametrize("journal", ["missing", "empty", "of an earlier time"])
+def test_a_record_whose_journal_lacks_its_trials_is_not_overwritten(make: Make, capsys: Captured, journal: str) -> None:
+    study = make()
+    search = Search.of(study, "byot")
+    write_json(search.path, {"trials": [{"number": 0, "state": "complete"}, {"number": 1}], "best": {"options": {}}})
+    before = search.path.read_bytes()
+    if journal == "empty":
+        search.journal.touch()
+    elif journal == "of an earlier time":
+        search.path.rename(search.path.with_suffix(".aside"))
+        tuner._open_study(search).add_trial(optuna.create_trial(value=1.0))
+        search.path.with_suffix(".aside").rename(search.path)
+    files = sorted(search.path.parent.iterdir())
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["tune", "results/tiny", "byot"])
+    lost = 1 if journal == "of an earlier time" else 2
+    assert capsys.readouterr().err == (
+        f"corsd: error: results/tiny/tuning/byot.json has {lost} trials that its journal results/tiny/tuning/byot.journal "
+        "lacks, and would be overwritten: put the journal back to go on, or remove or rename the record to search again\n"
+    )
+    assert search.path.read_bytes() == before and sorted(search.path.parent.iterdir()) == files and not Path("runs").exists()
+
+
 # --- bad entries ---
 
 
@@ -523,6 +581,7 @@ def test_a_bad_range_is_named(make: Make, what: Any, message: str) -> None:
         ({"trials": 0}, "trials = 0; allowed: a whole number of at least 1"),
         ({"seeds": []}, r"seeds = \[\]; allowed: one or more whole numbers"),
         ({"seeds": [-1]}, r"seeds = \[-1\]; allowed: one or more whole numbers"),
+        ({"seeds": [10**30]}, r"seeds = \[1000.*\]; allowed: one or more whole numbers"),
         ({"train": [3]}, r"train = \[3\]; allowed: an object of fields and values"),
         ({"train": {"seed": 3}}, "train: field 'seed' is not known; allowed: data, "),
         ({"train": {"validation_fraction": 0.4, "devices": 2}}, "devices = 2, num_nodes = 1; allowed: 1 and 1"),

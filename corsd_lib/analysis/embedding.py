@@ -100,7 +100,7 @@ def stage_embedding(
     if tensors is None:
         tensors = _embedded(run, settings)
         with suppress(CorsdError):  # somebody else's run, or a full disk: what was computed is still good
-            write_tensors(path, tensors, {"settings": json.dumps(settings)})
+            write_tensors(path, tensors, {"settings": json.dumps(settings)}, within=run.path)
     limit = purity_limit(tensors["labels"])
     chosen, places = tuple(settings["epochs"]), tuple(settings["exits"])
     return StageEmbedding(**tensors, epochs=chosen, exits=places, method=method, purity_limit=limit)

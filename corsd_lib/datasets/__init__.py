@@ -52,10 +52,11 @@ def load_dataset(
 ) -> ImageData:
     """Load a data set by name, one of `DATASETS`, from `root` (else $CORSD_DATA, else "data").
 
+    A relative PATH of folder:PATH and npz:PATH is looked for below `root` where that is given, then in the working directory.
     Images are uint8 0..255, in memory as (N, C, H, W) or streamed from files where they would not fit (imagenet, large
     folders). First `validation_fraction` in [0, 1) of train is held out as `validation`, class by class; then `per_class`
-    images of each class are picked from what remains; the same `seed` gives the same images. `test_fraction` in (0, 1): how
-    much of each class a folder of classes without a split gives to test, 0.2 when None, the same images whatever the seed.
+    images of each class are picked from what remains; the same `seed` gives the same images. `test_fraction` in (0, 1): about
+    how much of each class a folder of classes without a split gives to test, 0.2 when None, the same images whatever the seed.
     Statistics are those of the full train split. `image_size` (pixels): the side that the network sees, by default the set's
     own. `crop_to_box` (cub200): crop to the bird. `hold_out_classes`: classes that are taken out of all splits before anything
     else is chosen, and become `unseen` of the result, where `per_class` takes nothing away; `hold_out`, one of `HOLD_OUT`, and
@@ -67,7 +68,7 @@ def load_dataset(
     check_text("data root", str(data_root(root)))
     _check_options(name, per_class, validation_fraction, image_size, crop_to_box)
     _check_test_fraction(name, test_fraction)
-    data = _load(name, data_root(root), image_size, crop_to_box, test_fraction, download)
+    data = _load(name, root, image_size, crop_to_box, test_fraction, download)
     _check_every_class(data)
     if hold_out_classes:
         data = split_classes(data, hold_out_classes, hold_out, hold_out_seed)
@@ -90,14 +91,37 @@ def data_root(root: str | Path | None = None) -> Path:
     return Path(root or os.environ.get("CORSD_DATA") or "data").expanduser()
 
 
+def _own_place(path: str, root: str | Path | None) -> Path:
+    """Where a folder or file of one's own lies; a relative `path` below `root`, if that is given, or the working directory.
+
+    Raises CorsdError that says where it was looked for.
+    """
+    own = Path(path).expanduser()
+    if own.is_absolute():
+        return own
+    places = [*([Path(root).expanduser() / own] if root else []), own]
+    found = next((place for place in places if place.exists()), None)
+    if found is None:
+        looked = " nor at ".join(str(place.absolute()) for place in places)
+        hint = "" if root else "; a relative path is meant from the working directory, or from a data root (--data-root, root=)"
+        raise CorsdError(f"{path} does not exist: it is {'neither' if root else 'not'} at {looked}{hint}")
+    return found
+
+
 def _load(
-    name: str, root: Path, image_size: int | None, crop_to_box: bool, test_fraction: float | None, download: bool
+    name: str,
+    given: str | Path | None,
+    image_size: int | None,
+    crop_to_box: bool,
+    test_fraction: float | None,
+    download: bool,
 ) -> ImageData:
     kind, _, path = name.partition(":")
+    root = data_root(given)
     if kind == "folder":
-        return load_folder(name, Path(path).expanduser(), image_size, test_fraction)
+        return load_folder(name, _own_place(path, given), image_size, test_fraction)
     if kind == "npz":
-        return load_npz(name, Path(path).expanduser(), image_size)
+        return load_npz(name, _own_place(path, given), image_size)
     if kind == "digits":
         return load_digits(image_size)
     if kind == "cub200":

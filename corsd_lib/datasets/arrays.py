@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,18 +26,21 @@ class ImageArrays:
     """Images of one split in memory.
 
     `images` uint8 (N, C, H, W), values 0..255; `labels` int64 (N,); `index` int64 (N,), the row of each image
-    in the official order of its split: it stays with the image through `subset`. Raises CorsdError for other
-    dtypes or shapes.
+    in the official order of its split: it stays with the image through `subset`. `names`: N file names, as of `ImageFiles`,
+    or none for images that are no files. Raises CorsdError for other dtypes or shapes.
     """
 
     images: Tensor
     labels: Tensor
     index: Tensor
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
             raise CorsdError(f"images are {_describe(self.images)}; expected uint8 of shape (N, C, H, W)")
         _check_labels_and_index(self.labels, self.index, len(self.images))
+        if self.names and len(self.names) != len(self.images):
+            raise CorsdError(f"names are {len(self.names)} for {len(self.images)} images; expected one an image, or none")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -46,7 +50,8 @@ class ImageArrays:
 
     def subset(self, rows: Tensor) -> ImageArrays:
         """The images at positions `rows`, int64 (M,), in that order; a copy."""
-        return ImageArrays(self.images[rows], self.labels[rows], self.index[rows])
+        names = tuple(self.names[row] for row in rows.tolist()) if self.names else ()
+        return ImageArrays(self.images[rows], self.labels[rows], self.index[rows], names)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -54,13 +59,15 @@ class ImageFiles:
     """Images of one split as files, decoded when asked for and never kept in memory.
 
     `paths`: N file names; `labels`, `index` int64 (N,) as in `ImageArrays`; `image_size`: side in pixels of
-    the square that the network will see. Raises CorsdError when the lengths differ.
+    the square that the network will see; `root`: the folder that all of them lie below, if there is one. Raises CorsdError when
+    the lengths differ.
     """
 
     paths: tuple[str, ...]
     labels: Tensor
     index: Tensor
     image_size: int
+    root: str = ""
 
     def __post_init__(self) -> None:
         _check_labels_and_index(self.labels, self.index, len(self.paths))
@@ -74,7 +81,12 @@ class ImageFiles:
     def subset(self, rows: Tensor) -> ImageFiles:
         """The files at positions `rows`, int64 (M,), in that order."""
         paths = tuple(self.paths[row] for row in rows.tolist())
-        return ImageFiles(paths, self.labels[rows], self.index[rows], self.image_size)
+        return ImageFiles(paths, self.labels[rows], self.index[rows], self.image_size, self.root)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The paths below `root`, their parts separated by "/": the same wherever the folder lies."""
+        return names_below(self.root, self.paths)
 
     def load(self, i: int) -> Tensor:
         """Image `i` in full size: uint8 (3, H, W), RGB. Raises CorsdError that names an unreadable file."""
@@ -94,8 +106,9 @@ class ImageData:
     network sees (stored images may be larger, for cropping); `augmentation`: the set's default, one of
     `AUGMENTATIONS`; `crop_scale`: least share of the area in a "resized_crop": 0.4 keeps most of a bird in the picture (ours),
     ImageNet has the usual 0.08; `notices`: what a user should know of how the files were read, a sentence each; `unseen`: the
-    classes that are held out of everything else, with labels and names of their own (`datasets.holdout`). Raises
-    CorsdError when names, labels and superclasses do not fit each other, and for names that are not valid UTF-8.
+    classes that are held out of everything else, with labels and names of their own (`datasets.holdout`); `own_split`: whether
+    the test set is one that this library takes by `test_fraction`. Raises CorsdError when names, labels and superclasses do not
+    fit each other, and for names that are not valid UTF-8.
     """
 
     name: str
@@ -114,6 +127,7 @@ class ImageData:
     crop_scale: float = 0.4
     notices: tuple[str, ...] = ()
     unseen: ImageData | None = None
+    own_split: bool = False
 
     def __post_init__(self) -> None:
         check_choice("augmentation", self.augmentation, AUGMENTATIONS)
@@ -209,6 +223,11 @@ def resize_arrays(images: Tensor, image_size: int) -> Tensor:
 def as_arrays(images: Tensor, labels: Tensor | Sequence[int]) -> ImageArrays:
     """A whole split: images uint8 (N, C, H, W), labels (N,); index becomes 0..N-1."""
     return ImageArrays(images, torch.as_tensor(labels, dtype=torch.int64), torch.arange(len(images)))
+
+
+def names_below(root: str, paths: Sequence[str]) -> tuple[str, ...]:
+    """Paths below the folder `root` as names that do not depend on where it lies: without it, parts separated by "/"."""
+    return tuple(path.removeprefix(root + os.sep).replace(os.sep, "/") for path in paths)
 
 
 def check_range(what: str, values: Tensor, count: int) -> None:

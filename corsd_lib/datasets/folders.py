@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +21,12 @@ from corsd_lib.datasets.arrays import (
 )
 from corsd_lib.datasets.decoding import image_sizes, read_squares, stored_side
 from corsd_lib.datasets.listing import Listing, class_folders, list_images, list_parts, split_folders, visible_folders
-from corsd_lib.datasets.selection import held_out_rows
+from corsd_lib.datasets.selection import check_two_each
 from corsd_lib.errors import CorsdError, shown_text
 
 MEMORY_LIMIT = 2 * 1024**3  # bytes of pixels that a folder may take in memory; above, it streams
 TEST_FRACTION = 0.2  # of a folder of classes without a split
+SPLIT_SEED = 0  # of that split: all trainings on a folder are tested on the same images
 SAMPLE = 50  # images whose size tells whether a folder is one of small images
 
 
@@ -35,6 +37,7 @@ class Parts(NamedTuple):
     test: Listing
     validation: Listing | None = None
     notices: tuple[str, ...] = ()
+    own_split: bool = False  # train and test were one folder
 
 
 def load_imagenet(root: Path, image_size: int | None) -> ImageData:
@@ -62,8 +65,8 @@ def load_folder(name: str, folder: Path, image_size: int | None, test_fraction: 
     """Any folder with train/ and test/ or val/, each with the same class folders; `image_size` 64 by default.
 
     The last is the test set; where there are all three, val/ is the validation split (unless a fraction of train is asked
-    for); val/ may be called valid/, validation/ or dev/. A folder of class folders alone is split: `test_fraction` of each
-    class (0.2 by default) is the test set, the same whatever the seed of a training, as long as no file changes its name.
+    for); val/ may be called valid/, validation/ or dev/. A folder of class folders alone is split: about `test_fraction` of
+    each class (0.2 by default) is the test set, see `split_classes`.
     Images whose squares (side 8/7 of `image_size`, from the centre) fit together in `MEMORY_LIMIT` bytes are kept in memory
     with their own statistics; above, they stream from files, with ImageNet's, and random crops are of the whole picture.
     Orientation tags (EXIF) are not applied, as in torchvision. Raises CorsdError for missing folders, differing classes, a
@@ -74,7 +77,8 @@ def load_folder(name: str, folder: Path, image_size: int | None, test_fraction: 
     listings = [parts.train, parts.test, *([parts.validation] if parts.validation else [])]
     train, test, *validation = placed(listings, side, stored_side(side))
     data = image_data(name, train, test, validation[0] if validation else None, parts.train.class_names, side)
-    return replace(data, notices=(*parts.notices, *_enlarged(parts.train.paths, side)))
+    notices = (*parts.notices, *_enlarged(parts.train.paths, side))
+    return replace(data, notices=notices, own_split=parts.own_split)
 
 
 def placed(listings: Sequence[Listing], side: int, stored: int) -> list[Split]:
@@ -94,7 +98,7 @@ def _parts(folder: Path, test_fraction: float | None) -> Parts:
     if set(splits) == {"train"} and len(unused) > 1 and not visible_folders(folder / splits["train"]):
         splits = {}  # it is a class, as among vehicles
     if not splits:
-        return _split_classes(folder, TEST_FRACTION if test_fraction is None else test_fraction)
+        return split_classes(folder, TEST_FRACTION if test_fraction is None else test_fraction)
     if test_fraction is not None:
         there = " and ".join(f"{name}/" for name in splits.values())
         raise CorsdError(f"test_fraction is {test_fraction} for {folder}, which has {there}; allowed: where there is no split")
@@ -108,17 +112,42 @@ def _parts(folder: Path, test_fraction: float | None) -> Parts:
     return Parts(listings["train"], test, listings.get("validation") if "test" in listings else None, notices)
 
 
-def _split_classes(folder: Path, fraction: float) -> Parts:
-    """A folder of class folders alone: the same positions in its sorted listing are the test set every time."""
+def split_classes(folder: Path, fraction: float) -> Parts:
+    """Split a folder of class folders alone into train and test.
+
+    An image is of the test set where a hash of its own name, class/file, and of `SPLIT_SEED` is below `fraction`, in (0, 1):
+    whatever images are added, removed or renamed, all others stay where they are, and the seed of a training is no matter. So
+    a class has about `fraction` of its images in the test set, more exactly the more it has. At least one image of each class
+    is in either: where the hash leaves one side empty it gets the image that is nearest to it, which may go back when images
+    are added. Raises CorsdError for a class with fewer than two images. Ours.
+    """
     names = class_folders(folder)
     whole, notices = list_images(folder, names)
-    labels = torch.tensor(whole.labels)
-    held_out = held_out_rows(labels, fraction, names, torch.Generator().manual_seed(0), "test_fraction").tolist()
-    train, test = (whole.subset([row for row, out in enumerate(held_out) if out == wanted]) for wanted in (False, True))
+    check_two_each(torch.tensor(whole.labels), fraction, names, "test_fraction")
+    held_out = _held_out(whole, fraction)
+    rows = range(len(whole.paths))
+    train, test = whole.subset([r for r in rows if r not in held_out]), whole.subset([r for r in rows if r in held_out])
     sizes = f"{len(train.paths):,} train, {len(test.paths):,} test images"
-    return Parts(
-        train, test, notices=(*notices, f"no train/ and test/: test_fraction {fraction} of each class is test ({sizes})")
-    )
+    said = f"no train/ and test/: about test_fraction {fraction} of each class is test ({sizes})"
+    return Parts(train, test, notices=(*notices, said), own_split=True)
+
+
+def _held_out(listing: Listing, fraction: float) -> set[int]:
+    """The rows of a listing, two of every class or more, whose hash is below `fraction`: of each class some and not all."""
+    of_class: dict[int, list[tuple[float, int]]] = {}
+    for row, (name, label) in enumerate(zip(listing.names, listing.labels, strict=True)):
+        of_class.setdefault(label, []).append((_hashed(name), row))
+    held_out: set[int] = set()
+    for pairs in map(sorted, of_class.values()):
+        count = sum(value < fraction for value, _ in pairs)
+        held_out.update(row for _, row in pairs[: min(max(count, 1), len(pairs) - 1)])
+    return held_out
+
+
+def _hashed(name: str) -> float:
+    """A number in [0, 1) that depends on nothing but the name."""
+    digest = hashlib.sha256(f"{SPLIT_SEED}:{name}".encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def _enlarged(paths: Sequence[str], side: int) -> tuple[str, ...]:
@@ -142,12 +171,12 @@ def image_data(
 
 def _stream(listing: Listing, side: int) -> Split:
     count = len(listing.paths)
-    return ImageFiles(listing.paths, torch.tensor(listing.labels), torch.arange(count), side)
+    return ImageFiles(listing.paths, torch.tensor(listing.labels), torch.arange(count), side, listing.root)
 
 
 def _in_memory(listing: Listing, stored: int) -> Split:
     images = read_squares(listing.paths, stored, label="reading images")
-    return ImageArrays(images, torch.tensor(listing.labels), torch.arange(len(images)))
+    return ImageArrays(images, torch.tensor(listing.labels), torch.arange(len(images)), listing.names)
 
 
 def _imagenet_names(folder: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from corsd_lib.datasets.arrays import check_class_names, some
+from corsd_lib.datasets.arrays import check_class_names, names_below, some
 from corsd_lib.datasets.selection import VALIDATION_NAMES
 from corsd_lib.errors import CorsdError, check_text, shown_text
 
@@ -22,15 +23,21 @@ SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 
 
 class Listing(NamedTuple):
-    """The image files of one split and the class of each, in the order of the sorted class folders."""
+    """The image files of one split and the class of each, in the order of the sorted class folders; all below `root`."""
 
     class_names: tuple[str, ...]
     paths: tuple[str, ...]
     labels: tuple[int, ...]
+    root: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The paths below `root`: class/file, wherever the folder lies."""
+        return names_below(self.root, self.paths)
 
     def subset(self, rows: Sequence[int]) -> Listing:
         """The files at positions `rows`, in that order."""
-        return Listing(self.class_names, tuple(self.paths[r] for r in rows), tuple(self.labels[r] for r in rows))
+        return Listing(self.class_names, tuple(self.paths[r] for r in rows), tuple(self.labels[r] for r in rows), self.root)
 
 
 Listed = tuple[Listing, tuple[str, ...]]  # and notices of what was passed over
@@ -83,42 +90,89 @@ def list_parts(folder: Path, splits: Mapping[str, str]) -> tuple[dict[str, Listi
         if split != "train":
             _check_same_classes(folder, splits["train"], classes, name)
     notices = [f"{splits[split]}/ is not used: it has no class folders" for split in unlabelled]
+    read = _Read([folder / name / one for name in used.values() for one in classes])
     listings = {}
     for split, name in used.items():
-        listings[split], more = list_images(folder / name, classes)
+        listings[split], more = list_images(folder / name, classes, read)
         notices += [f"{name}/: {notice}" for notice in more]
     return listings, tuple(notices)
 
 
-def list_images(folder: Path, class_names: tuple[str, ...]) -> Listed:
-    """The images below every class folder of `folder`, at any depth, and notices of the files that were passed over.
+class _Read:
+    """The real directories below the class folders of a data set, each of which is read once however many links lead to it.
 
-    Raises CorsdError for a class without images.
+    First by the class folder that it lies in without a link, so that a link never takes images from another class or split; a
+    link to a folder above itself, a loop, is not followed.
     """
-    from torchvision.datasets.folder import make_dataset
 
+    def __init__(self, class_folders: Sequence[Path]) -> None:
+        self.folders: dict[Path, list[tuple[str, list[str]]]] = {folder: [] for folder in class_folders}
+        self.again: Counter[Path] = Counter()  # class folder -> folders that links in it lead to and that are not read again
+        self._seen: set[str] = set()
+        waiting = sorted(((folder, str(folder)) for folder in class_folders), key=lambda pair: os.path.islink(pair[1]))
+        while waiting:
+            waiting = [(folder, link) for folder, place in waiting for link in self._walk(folder, place)]
+
+    def _walk(self, folder: Path, place: str) -> list[str]:
+        """Read `place`, which is or lies below the class folder `folder`, without links to folders; these."""
+        links: list[str] = []
+        real = os.path.realpath(place)
+        if os.path.islink(place) and os.path.realpath(os.path.dirname(place)).startswith(os.path.join(real, "")):
+            self.again[folder] += 1
+            return links
+        for directory, below, files in os.walk(place):
+            real = os.path.realpath(directory)
+            if real in self._seen:
+                self.again[folder] += 1
+                below.clear()
+                continue
+            self._seen.add(real)
+            below[:] = [name for name in below if not _of_system(name)]
+            links += [path for name in below if os.path.islink(path := os.path.join(directory, name))]
+            self.folders[folder].append((directory, sorted(files)))
+        return sorted(links)
+
+
+def list_images(folder: Path, class_names: tuple[str, ...], read: _Read | None = None) -> Listed:
+    """The images below every class folder of `folder`, at any depth, and notices of what was passed over.
+
+    Every real directory is read once, see `_Read`; `read`: of a data set of which `folder` is one split. Raises CorsdError for
+    a class without images.
+    """
+    read = read or _Read([folder / name for name in class_names])
     skipped: Counter[str] = Counter()
+    paths, labels = list[str](), list[int]()
+    for number, name in sorted(enumerate(class_names), key=lambda pair: pair[1]):
+        found = [os.path.join(place, file) for place, files in sorted(read.folders[folder / name]) for file in files]
+        images = [path for path in found if _is_image(os.path.basename(path), skipped)]
+        paths += images
+        labels += [number] * len(images)
+    again = sum(read.again[folder / name] for name in class_names)
+    notices = _skipped(skipped) + _beside(folder) + _read_once(again)
+    return _listing(folder, class_names, paths, labels, notices, bool(skipped))
 
-    def is_image(path: str) -> bool:
-        *folders, name = Path(path).relative_to(folder).parts
-        if any(map(_of_system, folders)) or name.startswith(".") or name.lower() in SYSTEM_FILES:
-            return False
-        known = name.lower().endswith(EXTENSIONS)
-        if not known:
-            skipped[shown_text(Path(name).suffix.lower()) or "no extension"] += 1
-        return known
 
-    numbers = {name: number for number, name in enumerate(class_names)}
-    samples = make_dataset(str(folder), numbers, is_valid_file=is_image, allow_empty=True)
-    paths, labels = tuple(path for path, _ in samples), tuple(label for _, label in samples)
-    notices = _skipped(skipped) + _beside(folder)
+def _is_image(name: str, skipped: Counter[str]) -> bool:
+    """Whether a file is read, by its name; those that are no images are counted by kind."""
+    if name.startswith(".") or name.lower() in SYSTEM_FILES:
+        return False
+    known = name.lower().endswith(EXTENSIONS)
+    if not known:
+        skipped[shown_text(Path(name).suffix.lower()) or "no extension"] += 1
+    return known
+
+
+def _listing(
+    folder: Path, class_names: tuple[str, ...], paths: list[str], labels: list[int], notices: tuple[str, ...], others: bool
+) -> Listed:
+    """The listing, if every class has an image; `others`: there are files that are not read."""
     found = set(labels)
     empty = [name for number, name in enumerate(class_names) if number not in found]
     if empty:
         seen = f" ({'; '.join(notices)})" if notices else ""
-        named = "" if skipped else f", named {', '.join(EXTENSIONS)}"
+        named = "" if others else f", named {', '.join(EXTENSIONS)}"
         raise CorsdError(f"{folder} has no image in the class folders {some(empty, 5)}{seen}; expected one in each{named}")
-    return Listing(class_names, paths, labels), notices
+    return Listing(class_names, tuple(paths), tuple(labels), str(folder)), notices
 
 
 def _skipped(kinds: Counter[str]) -> tuple[str, ...]:
@@ -128,6 +182,12 @@ def _skipped(kinds: Counter[str]) -> tuple[str, ...]:
     counts = ", ".join(f"{count:,} {kind}" for kind, count in often)
     more = f" and {len(kinds) - 5} more kinds" if len(kinds) > 5 else ""
     return (f"files that are not read: {counts}{more}; read are {', '.join(EXTENSIONS)}",)
+
+
+def _read_once(again: int) -> tuple[str, ...]:
+    if not again:
+        return ()
+    return (f"links to a folder above them, or to one that is read already: {again:,}, not followed; each folder is read once",)
 
 
 def _beside(folder: Path) -> tuple[str, ...]:

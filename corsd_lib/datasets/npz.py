@@ -162,10 +162,11 @@ def _whole_numbers(path: Path, arrays: dict[str, np.ndarray], key: str, length: 
             f"{path}: {key} is {values.dtype} of shape {values.shape}; expected whole numbers of shape ({length},)"
         )
     values = values.reshape(length)
-    limit = 2**31 if count is None else count
-    wrong = np.flatnonzero((values < 0) | (values >= limit))
+    wrong = np.flatnonzero((values < 0) | (values >= (2**31 if count is None else count)))
     if wrong.size:
-        raise CorsdError(f"{path}: {key} is {values[wrong[0]]} at row {wrong[0]}; allowed: 0..{limit - 1}")
+        names = "superclass_names" if key == "superclass_of_class" else "class_names"
+        allowed = "0..C-1 for C classes" if count is None else f"0..{count - 1}, for {names} has {count}"
+        raise CorsdError(f"{path}: {key} is {values[wrong[0]]} at row {wrong[0]}; allowed: {allowed}")
     return torch.from_numpy(values.astype(np.int64))
 
 

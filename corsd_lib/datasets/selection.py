@@ -21,16 +21,17 @@ def split_validation(
     `fraction` in (0, 1); at least one image of every class stays in train. Raises CorsdError for a class with
     fewer than two images.
     """
-    held_out = held_out_rows(train.labels, fraction, class_names, generator, "validation_fraction")
+    counts = check_two_each(train.labels, fraction, class_names, "validation_fraction")
+    wanted = torch.minimum((counts.double() * fraction + 0.5).floor().long().clamp_min(1), counts - 1)
+    held_out = torch.zeros(len(train), dtype=torch.bool)
+    held_out[stratified_rows(train.labels, wanted, generator)] = True
     return train.subset((~held_out).nonzero().flatten()), train.subset(held_out.nonzero().flatten())
 
 
-def held_out_rows(
-    labels: Tensor, fraction: float, class_names: tuple[str, ...], generator: torch.Generator, what: str
-) -> Tensor:
-    """Which rows are held out, bool (N,): of every class round(`fraction` * its images), at least one and not all.
+def check_two_each(labels: Tensor, fraction: float, class_names: tuple[str, ...], what: str) -> Tensor:
+    """How many images every class has, int64 (C,), of `labels` int64 (N,).
 
-    `labels` int64 (N,). Raises CorsdError that names `what`, the option, and a class with fewer than two images.
+    Raises CorsdError that names `what`, the option with the value `fraction`, and a class with fewer than two images.
     """
     counts = torch.bincount(labels, minlength=len(class_names))
     if int(counts.min()) < 2:
@@ -39,10 +40,7 @@ def held_out_rows(
             f"{what} {fraction} needs at least 2 train images of every class; "
             f"class {class_names[poorest]!r} has {int(counts[poorest])}"
         )
-    wanted = torch.minimum((counts.double() * fraction + 0.5).floor().long().clamp_min(1), counts - 1)
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
-    held_out[stratified_rows(labels, wanted, generator)] = True
-    return held_out
+    return counts
 
 
 def pick_per_class(train: Split, per_class: int, class_names: tuple[str, ...], generator: torch.Generator) -> Split:

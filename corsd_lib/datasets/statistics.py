@@ -25,7 +25,7 @@ def kept_statistics(images: Tensor, checksum: str, root: Path) -> Statistics:
     if found is None:
         found = channel_statistics(images)
         with suppress(CorsdError, OSError):
-            write_json(root / FILE, {**kept, checksum: found})
+            write_json(root / FILE, {**kept, checksum: found}, within=root)
     return found
 
 

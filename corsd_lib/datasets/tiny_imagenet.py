@@ -54,7 +54,7 @@ def _validation(folder: Path, wnids: tuple[str, ...]) -> Listing:
         labels.append(numbers[wnid])
     if not paths:
         raise CorsdError(f"{folder / ANNOTATIONS} is empty; expected a line an image of val/images")
-    return Listing(wnids, tuple(paths), tuple(labels))
+    return Listing(wnids, tuple(paths), tuple(labels), str(folder / "val"))
 
 
 def _names(file: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:

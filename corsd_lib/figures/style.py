@@ -167,12 +167,13 @@ def save_png(
     height: int | None = None,
     scale: float = 2,
     colors: int | None = None,
+    within: Path | None = None,
 ) -> Path:
     """Write a static picture, `width` x `height` in CSS pixels times `scale`; some seconds, a Chromium draws it.
 
     `colors`: most colors that the file holds, up to 256, which lines and text do well with, in a third of the bytes.
-    Raises `CorsdError` for another number of colors, when a Chromium is missing and when it takes minutes, and
-    `MissingPackage` when kaleido is missing.
+    `within`: a folder that `path` lies in and that is not made anew where it is gone. Raises `CorsdError` for another number of
+    colors, when a Chromium is missing and when it takes minutes, and `MissingPackage` when kaleido is missing.
     """
     if colors is not None and not 1 <= colors <= 256:
         raise CorsdError(f"colors {colors!r} of a picture; allowed: 1 to 256")
@@ -183,7 +184,7 @@ def save_png(
             picture = _drawn(figure.to_json(), size, Path(folder))
         except RuntimeError as error:
             raise CorsdError(f"cannot draw {path}: {error}. A static picture needs Chromium") from error
-    write_atomic(Path(path), _with_colors(picture, colors) if colors else picture)
+    write_atomic(Path(path), _with_colors(picture, colors) if colors else picture, within)
     return Path(path)
 
 

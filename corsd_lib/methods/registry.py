@@ -49,7 +49,8 @@ def find_method(name: str) -> type[Method]:
         check_choice("method", name, known)
     except CorsdError as error:
         failed = "".join(f"; {source} could not be loaded: {reason}" for source, reason in plugin_failures().items())
-        raise CorsdError(f"{error}{failed}") from error
+        own = "" if os.environ.get("CORSD_METHODS") else "; one of your own is found where CORSD_METHODS names its module"
+        raise CorsdError(f"{error}{failed}{own}") from error
     return known[name]
 
 

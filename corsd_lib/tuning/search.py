@@ -13,7 +13,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.methods import find_method
-from corsd_lib.runs import PLACE_FIELDS, TrainConfig
+from corsd_lib.runs import PLACE_FIELDS, SEEDS, TrainConfig, is_seed
+from corsd_lib.schema import shortened
 from corsd_lib.study import TRIALS, Study
 
 __all__ = ["Distribution", "Search", "parted"]
@@ -139,8 +140,8 @@ def _checked(where: str, entry: object) -> dict[str, Any]:
     trials, seeds = entry.get("trials", 1), entry.get("seeds", [0])
     if type(trials) is not int or trials < 1:
         raise CorsdError(f"{where}: trials = {trials!r}; allowed: a whole number of at least 1")
-    if not isinstance(seeds, list) or not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
-        raise CorsdError(f"{where}: seeds = {seeds!r}; allowed: one or more whole numbers of at least 0")
+    if not isinstance(seeds, list) or not seeds or not all(map(is_seed, seeds)):
+        raise CorsdError(f"{where}: seeds = {shortened(seeds)}; allowed: one or more {SEEDS}")
     return entry
 
 

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from corsd_lib.compare import Environment, places
 from corsd_lib.errors import CorsdError
-from corsd_lib.files import POLL_SECONDS, LockedError, is_locked, locked, write_json
+from corsd_lib.files import POLL_SECONDS, LockedError, is_locked, locked, make_folder, write_json
 from corsd_lib.provenance import provenance
 from corsd_lib.readers import read_metrics, read_trials
 from corsd_lib.schema import shortened
@@ -34,6 +34,7 @@ __all__ = ["Tuner", "tune"]
 
 METRIC = "top-1 (%) of the deepest exit on validation after the last epoch, mean over seeds"
 SAMPLER: dict[str, Any] = {"multivariate": True, "constant_liar": True, "n_startup_trials": 10}
+Identity = tuple[int, int] | None  # device and number of a file or folder; None where there is none
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
 
@@ -55,7 +56,9 @@ def tune(
     fails is a failed trial, and an error only where it is that of the row as it stands. A process that still trains for a
     search that was killed is waited for: it ends after its epoch.
 
-    Raises `CorsdError` for a bad entry, for a journal of another search, and while another process is at work on it.
+    Raises `CorsdError` for a bad entry, for a journal of another search, for a record that has trials which the journal lacks,
+    while another process is at work on it, and when the journal or the folder of the runs is moved or removed meanwhile: the
+    trials save, as with Ctrl-C.
     """
     search = Search.of(study, row)
     if trials is not None:
@@ -64,6 +67,8 @@ def tune(
         search = replace(search, trials=trials)
     free = places(search.config, jobs, search.trials)
     folder = Path(runs or f"runs/{study.name}") / "tuning" / row
+    if not search.journal.is_file() or not search.journal.stat().st_size:
+        _check_record(search, set())  # before an empty journal is made
     with _held(search.journal), stop_request() as stop:
         _wait_for_others(folder, report, stop)
         record = {} if stop.is_set() else Tuner(search, folder, data_root, report).run(free, stop)
@@ -126,6 +131,7 @@ class Tuner:
         self.search, self.runs, self.data_root, self.report = search, runs, data_root, report
         self.study = _open_study(search)
         self.running: dict[Connection, _Running] = {}
+        self.places: dict[Path, Identity] = {}  # which must stay what they are while it runs
         self.provenance = provenance()
         self.provenance["versions"]["optuna"] = optuna.__version__
         self._take_up()
@@ -133,6 +139,8 @@ class Tuner:
     def run(self, places: Sequence[Environment], stop: threading.Event) -> dict[str, Any]:
         """Train a trial in each of `places` until as many as wanted are done, or until `stop`; the record."""
         free = list(places)
+        make_folder(self.runs)
+        self.places = {path: _identity(path) for path in (self.search.journal, self.runs)}
         try:
             while True:
                 while free and not stop.is_set() and self._begun() < self.search.trials:
@@ -140,6 +148,8 @@ class Tuner:
                 if not self.running:
                     return self._write()
                 ready = wait(list(self.running), timeout=0.2)
+                for path, identity in self.places.items():
+                    _check_same(path, identity)
                 if stop.is_set():
                     self._stop()
                 for pipe in [pipe for pipe in self.running if pipe in ready]:
@@ -154,7 +164,8 @@ class Tuner:
                         self._finish(running, outcome, content)
         finally:
             self._stop()
-            for running in self.running.values():
+            for pipe, running in self.running.items():
+                pipe.close()  # one that waits for an answer ends, with what it has saved
                 running.process.join()
 
     def _take_up(self) -> None:
@@ -267,7 +278,7 @@ class Tuner:
         before = read_trials(self.search.path) if self.search.path.is_file() else {}
         if before.get("trials") == done:
             return before  # nothing was trained since: the record stays that of the process that trained
-        write_json(self.search.path, record)
+        write_json(self.search.path, record, within=self.search.path.parent)
         return record
 
 
@@ -276,13 +287,43 @@ def _pruning(search: Search) -> dict[str, int]:
     return {"n_startup_trials": 4, "n_warmup_steps": search.config.epochs // 3}
 
 
+class _Journal(JournalFileBackend):
+    """A journal that is not made anew where it is moved or removed while the search runs."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self.path, self.identity = path, _identity(path)
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        _check_same(self.path, self.identity)
+        super().append_logs(logs)
+
+
+def _identity(path: Path) -> Identity:
+    """What tells a file or folder from another one of its name."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _check_same(path: Path, identity: Identity) -> None:
+    """Raise `CorsdError` where a file or folder is no longer what the search began with."""
+    if _identity(path) != identity:
+        raise CorsdError(
+            f"{path} was moved, removed or replaced while the search ran, and the search ends; finished trials are kept in the "
+            "journal: put it back, or go on where it is now (study, runs)"
+        )
+
+
 def _open_study(search: Search) -> optuna.Study:
     """The study of a search in its journal. Raises `CorsdError` when that is damaged, or of another search."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     now = search.settings()
     with _damage_named(search.journal):
         study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(search.journal))),
+            storage=JournalStorage(_Journal(search.journal)),
             study_name=search.path.stem,
             direction="maximize",
             pruner=optuna.pruners.MedianPruner(**_pruning(search)),
@@ -296,7 +337,19 @@ def _open_study(search: Search) -> optuna.Study:
             study.set_user_attr("search", before)
     if changes:
         raise CorsdError(f"{search.journal} is of another search: {', '.join(changes)}; remove it and its record to begin anew")
+    _check_record(search, {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()})
     return study
+
+
+def _check_record(search: Search, known: set[int]) -> None:
+    """Raise `CorsdError` where the record has trials that are not among those the journal knows: they would be lost."""
+    trials = read_trials(search.path).get("trials", []) if search.path.is_file() else []
+    lost = sum(trial.get("number") not in known for trial in trials)
+    if lost:
+        raise CorsdError(
+            f"{search.path} has {lost} trials that its journal {search.journal} lacks, and would be overwritten: put the "
+            "journal back to go on, or remove or rename the record to search again"
+        )
 
 
 @contextmanager

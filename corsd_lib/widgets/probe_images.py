@@ -89,7 +89,7 @@ _READING = threading.Lock()
 def _shared_data(run: Run, root: str | None) -> ImageData:
     """The data set of a run; the one that another explorer still holds when it is the same, as CIFAR-100 takes 180 MB."""
     asked = [*(getattr(run.config, name) for name in _OF_DATA), run.data.name]
-    key = repr([*asked, root, os.environ.get("CORSD_DATA"), os.getcwd()])
+    key = repr([*asked, run.data.splits, root, os.environ.get("CORSD_DATA"), os.getcwd()])
     with _READING:
         data = _SHARED.get(key) or run_data(run, None, root)
         _SHARED[key] = data
