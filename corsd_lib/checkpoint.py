@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from corsd_lib.errors import CorsdError
+from corsd_lib.errors import CorsdError, shortened
 from corsd_lib.files import read_tensors, write_tensors
 from corsd_lib.methods import Method
 from corsd_lib.network import MultiExitNetwork
@@ -123,18 +123,18 @@ class Checkpoint:
         except ValueError as error:
             raise self._wrong(f"its position is not valid JSON ({error})") from error
         if not isinstance(told, dict):
-            raise self._wrong(f"its position is {told!r}; allowed: an object")
+            raise self._wrong(f"its position is {shortened(told)}; allowed: an object")
         return told
 
     def _position(self, told: Mapping[str, Any], epochs: int, steps: int) -> Position:
         epoch, step, seconds = told.get("epoch"), told.get("step"), told.get("seconds", 0.0)
         if type(epoch) is not int or not 0 <= epoch <= epochs:
-            raise self._wrong(f"epoch = {epoch!r}; allowed: a whole number from 0 to {epochs}")
+            raise self._wrong(f"epoch = {shortened(epoch)}; allowed: a whole number from 0 to {epochs}")
         low, high = int(epoch == 0), steps - 1 if epoch < epochs else 0  # the first one is written after a step
         if type(step) is not int or not low <= step <= high:
-            raise self._wrong(f"step = {step!r} after epoch {epoch}; allowed: a whole number from {low} to {high}")
+            raise self._wrong(f"step = {shortened(step)} after epoch {epoch}; allowed: a whole number from {low} to {high}")
         if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
-            raise self._wrong(f"seconds = {seconds!r}; allowed: a finite number of at least 0")
+            raise self._wrong(f"seconds = {shortened(seconds)}; allowed: a finite number of at least 0")
         return Position(epoch, step, seconds)
 
     def _check_names(self, tensors: Mapping[str, Tensor], told: object) -> None:
@@ -147,7 +147,7 @@ class Checkpoint:
                 raise self._lacks("optimizer.0.momentum_buffer")
             return
         if not isinstance(told, dict):
-            raise self._wrong(f"its list of tensors is {told!r}; allowed: an object")
+            raise self._wrong(f"its list of tensors is {shortened(told)}; allowed: an object")
         for name in {**told, **tensors}:
             was, now = told.get(name, "absent"), _kind(tensors[name]) if name in tensors else "absent"
             if was != now:
@@ -239,9 +239,11 @@ def _below(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
 def _scaler_problem(given: object, now: Mapping[str, Any]) -> str:
     """What is wrong with the stored state of a gradient scaler whose state now is `now`; "" if nothing."""
     if not isinstance(given, dict) or given.keys() != now.keys():
-        return f"precision = {given!r}; allowed: {', '.join(now) or 'an empty object'}"
+        return f"precision = {shortened(given)}; allowed: {', '.join(now) or 'an empty object'}"
     for name, value in given.items():
         low = 0 if name.startswith("_") else 1e-45  # a count may be 0, a factor must not
         if type(value) not in (int, float) or not low <= value < math.inf:
-            return f"precision: {name} = {value!r}; allowed: a finite number {'of at least' if low == 0 else 'above'} 0"
+            return (
+                f"precision: {name} = {shortened(value)}; allowed: a finite number {'of at least' if low == 0 else 'above'} 0"
+            )
     return ""

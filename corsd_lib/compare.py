@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.files import LockedError, locked, read_json, write_json
 from corsd_lib.readers import read_metrics
 from corsd_lib.runs import Run, TrainConfig
@@ -214,7 +214,7 @@ def places(config: TrainConfig, jobs: int | None, most: int) -> list[Environment
     `jobs`: how many; more of them than GPUs share these in turn. Raises `CorsdError` for fewer than one.
     """
     if jobs is not None and jobs < 1:
-        raise CorsdError(f"jobs = {jobs} must be at least 1")
+        raise CorsdError(f"jobs = {shortened(jobs)} must be at least 1")
     gpus, cpus = _gpus(config), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = min(most, jobs or len(gpus) or cpus)
     threads = str(max(1, cpus // count))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from corsd_lib.batches import Batch
-from corsd_lib.errors import CorsdError
+from corsd_lib.errors import CorsdError, shortened
 from corsd_lib.methods.base import Method, MethodOptions, make_options
 from corsd_lib.network import ExitOutputs, MultiExitNetwork, build_network
 
@@ -130,20 +130,20 @@ def _mixed(method: Method, step: int = 0) -> Batch:
 
 def _check_declaration(kind: type[Method]) -> None:
     if not (isinstance(kind, type) and issubclass(kind, Method)):
-        raise CorsdError(f"check_method of {kind!r}; allowed: a subclass of Method")
+        raise CorsdError(f"check_method of {shortened(kind)}; allowed: a subclass of Method")
     with _rule(kind, "declared well"):
         allowed: dict[str, tuple[object, ...]] = {"exits": ("all", "deepest"), "sampling": ("plain", "balanced", "triplet")}
         allowed |= {"detach_exits": (False, True), "graphs": (False, True)}
         _require(bool(re.fullmatch(r"\w[\w.+-]*", str(kind.name))), "its `name` names files: letters, digits and _ . + -")
         for key, values in allowed.items():
             value = getattr(kind, key)
-            _require(value in values, f"{key} = {value!r}; allowed: {', '.join(map(repr, values))}")
+            _require(value in values, f"{key} = {shortened(value)}; allowed: {', '.join(map(repr, values))}")
         k = kind.samples_per_class
-        _require(type(k) is int and k > 0, f"samples_per_class = {k!r}; allowed: a whole number of at least 1")
+        _require(type(k) is int and k > 0, f"samples_per_class = {shortened(k)}; allowed: a whole number of at least 1")
         names = kind.taught_by_deepest
         _require(
             isinstance(names, tuple) and all(isinstance(name, str) for name in names),
-            f"taught_by_deepest = {names!r}; allowed: a tuple of names of terms",
+            f"taught_by_deepest = {shortened(names)}; allowed: a tuple of names of terms",
         )
         _check_options(kind.Options)
 
@@ -163,7 +163,9 @@ def _check_weights(case: _Case) -> None:
     terms = {name: value for name, value in parts.items() if name != "total"}
     for name, value in terms.items():
         weight = getattr(options, name, None)
-        _require(type(weight) is float, f"the option {name!r} is {weight!r}: the weight of a term is a float, such as 1.0")
+        _require(
+            type(weight) is float, f"the option {name!r} is {shortened(weight)}: the weight of a term is a float, such as 1.0"
+        )
         _require(isinstance(value, Tensor) and value.ndim == 0, f"the term {name!r} is {_shown(value)}: return a scalar tensor")
     wanted = sum(getattr(options, name) * value.item() for name, value in terms.items())
     given = parts["total"].item()
@@ -315,7 +317,7 @@ def _check_graph(case: _Case) -> None:
         method, batch = case.method, case.drawn(_mixed(case.method, step))
         _require(
             isinstance(batch.draws, dict) and all(isinstance(v, Tensor) for v in batch.draws.values()),
-            f"draw returned {batch.draws!r}: return tensors by name",
+            f"draw returned {shortened(batch.draws)}: return tensors by name",
         )
         out = case.network(batch.images, detach_exits=method.detach_exits)
         before = dict(method.named_buffers())

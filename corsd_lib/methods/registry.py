@@ -17,7 +17,7 @@ from functools import partial
 from importlib import metadata
 from typing import Any
 
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.methods.base import Method
 from corsd_lib.methods.classic import Baseline, Byot, DeepSupervision, Probe
 from corsd_lib.methods.corsd import Corsd, CorsdRelease
@@ -115,7 +115,7 @@ def _sources() -> Iterator[_Source]:
 def _add_entry_point(point: metadata.EntryPoint) -> None:
     kind = point.load()
     if getattr(kind, "name", None) != point.name:
-        raise CorsdError(f"it must be a class whose name is {point.name!r}; it is {kind!r}")
+        raise CorsdError(f"it must be a class whose name is {point.name!r}; it is {shortened(kind)}")
     METHODS[point.name] = kind
 
 
@@ -131,7 +131,7 @@ def _adding(add: Callable[[], object]) -> None:
                 METHODS[name] = kind
         for name, kind in [entry for entry in METHODS.items() if entry[0] not in before]:
             if not (isinstance(kind, type) and issubclass(kind, Method)):
-                wrong.append(f"METHODS[{name!r}] is {kind!r}; allowed: a subclass of Method")
+                wrong.append(f"METHODS[{name!r}] is {shortened(kind)}; allowed: a subclass of Method")
                 del METHODS[name]
     if wrong:
         raise CorsdError("; ".join(wrong))
