@@ -403,6 +403,8 @@ def test_padding_defaults_to_an_eighth_of_the_side() -> None:
     data = _data(_labels(4, 4), stored=32, side=32)
     assert _source(data).images.shape[-1] == 32 + 2 * 4
     assert _source(_data(_labels(4, 4), stored=6, side=6)).images.shape[-1] == 6 + 2 * 1
+    one = _data(_labels(4, 4), stored=1, side=1)  # has no neighbour to reflect
+    assert [_source(one, padding_mode=mode).images.shape[-1] for mode in ("reflect", "zero")] == [1, 3]
     black = _source(data, padding=5, padding_mode="zero").images
     assert black.shape[-1] == 42 and black[..., :5, :].max() == 0
 
