@@ -24,7 +24,7 @@ from corsd_lib.datasets import ImageData
 from corsd_lib.datasets.arrays import check_class_names
 from corsd_lib.datasets.notices import silent
 from corsd_lib.determinism import deterministic_algorithms
-from corsd_lib.errors import CorsdError
+from corsd_lib.errors import CorsdError, enough_memory, shortened
 from corsd_lib.evaluation import (
     evaluate,
     exit_logits,
@@ -84,7 +84,11 @@ def train(
     _check_directory(config)  # in every process, before the first one can have written into it
     if (config.path / "test.json").is_file():
         return Run(config.path)
-    return _fabric(config).launch(lambda fabric: _train(fabric, config, data, on_epoch, progress, stop))
+    with enough_memory(f"training {config.path}", _LESS_MEMORY):
+        return _fabric(config).launch(lambda fabric: _train(fabric, config, data, on_epoch, progress, stop))
+
+
+_LESS_MEMORY = "; a smaller batch_size, image_size or width may help, and what is saved is kept (resume=True)"
 
 
 def _fabric(config: TrainConfig) -> Fabric:
@@ -102,7 +106,9 @@ def _fabric(config: TrainConfig) -> Fabric:
             strategy=_data_parallel() if config.devices * config.num_nodes > 1 else "auto",
         )
     except (ValueError, RuntimeError, ImportError, MisconfigurationException) as error:
-        asked = ", ".join(f"{name} {getattr(config, name)!r}" for name in ("accelerator", "devices", "num_nodes", "precision"))
+        asked = ", ".join(
+            f"{name} {shortened(getattr(config, name))}" for name in ("accelerator", "devices", "num_nodes", "precision")
+        )
         raise CorsdError(f"cannot train with {asked}: {' '.join(str(error).split())}") from error
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from corsd_lib import losses
 from corsd_lib.batches import Batch
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.network import ExitOutputs, MultiExitNetwork
 
 __all__ = ["Batch", "Method", "MethodOptions", "allowed_values", "described", "make_options", "option", "sum_of"]
@@ -34,9 +34,9 @@ def option(
 ) -> Value:
     """A field of an options dataclass: its default, what it is in a line, and what is allowed.
 
-    Of a number `low` and `high` are allowed themselves, `above` and `below` are not; a float is finite. Without a lower end a
-    float is at least 0 and a whole number at least 1. `choices` of a string. A subclass that only sets another default keeps
-    the rest.
+    Of a number `low` and `high` are allowed themselves, `above` and `below` are not. Without a lower end a float is at least 0
+    and a whole number at least 1. A float is between -1e38 and 1e38. `choices` of a string. A subclass that only sets another
+    default keeps the rest.
     """
     allowed = {"low": low, "above": above, "high": high, "below": below, "choices": None if choices is None else tuple(choices)}
     return field(default=default, metadata={"help": help, **{k: v for k, v in allowed.items() if v is not None}})
@@ -147,7 +147,7 @@ def described(kind: type[MethodOptions], key: str) -> Mapping[str, Any]:
 
 def _checked(method: str, key: str, value: Any, wanted: type[Any], allowed: Mapping[str, Any]) -> Any:
     """`value` in the type `wanted`, or a `CorsdError` that begins with `method`."""
-    what = f"{method}: {key} = {value!r}"
+    what = f"{method}: {key} = {shortened(value)}"
     if type(value) is int and abs(value) >= 2**31:
         raise CorsdError(f"{what} must be below {2**31}, which is more than tensors can count")
     if wanted is float and type(value) is int:
@@ -183,6 +183,8 @@ def _check_limits(what: str, value: float, wanted: type[Any], allowed: Mapping[s
             raise CorsdError(f"{what} must be {finite}{words} {limit}")
     if not math.isfinite(value):
         raise CorsdError(f"{what} must be finite")
+    if abs(value) >= 1e38:  # its square must not overflow, nor may it be infinite in a tensor
+        raise CorsdError(f"{what} must be between -1e+38 and 1e+38, near which single precision ends")
 
 
 def allowed_values(kind: type[MethodOptions], key: str) -> str:
