@@ -291,9 +291,16 @@ class BatchSource:
 
     def rows(self, epoch: int) -> list[Tensor]:
         """Rows of the train split of every batch that this process sees in `epoch`."""
-        generator = step_generator(self.seed, epoch)
-        batches = epoch_batches(self.split.labels, self.sampling, self.batch_size, self.samples_per_class, generator)
+        batches = self._rows_of_all(epoch)
         return batches[self.rank : len(batches) - len(batches) % self.world : self.world]
+
+    def images_of(self, epoch: int, steps: int) -> int:
+        """How many images all processes together see in the first `steps` steps of `epoch`."""
+        return sum(len(batch) for batch in self._rows_of_all(epoch)[: steps * self.world])
+
+    def _rows_of_all(self, epoch: int) -> list[Tensor]:
+        generator = step_generator(self.seed, epoch)
+        return epoch_batches(self.split.labels, self.sampling, self.batch_size, self.samples_per_class, generator)
 
     def __call__(self, epoch: int, start: int = 0, progress: Callable[[int], float] | None = None) -> Iterator[Batch]:
         """The batches of `epoch` from step `start` on."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -410,6 +411,8 @@ class Trainer:
         names = [*(f"loss.{name}" for name in parts), *(f"train_top1.exit{k}" for k in range(1, len(right) + 1)), "images"]
         one = torch.cat([values, 100 * right.double(), values.new_full((1,), images)])
         if self.totals:
+            if missing := [name for name in names if name not in self.totals]:  # only after a resume
+                raise CorsdError(f"{self.checkpoint.path} lacks totals.{missing[0]}: it is incomplete, or of another version")
             one += torch.stack([self.totals[name] for name in names])
         self.totals = dict(zip(names, one, strict=True))
 
@@ -459,6 +462,10 @@ class Trainer:
         there = [line["epoch"] for line in lines]
         if there[:epochs] != list(range(1, epochs + 1)) or there[epochs:] not in ([], [epochs + 1]):
             raise CorsdError(f"{file} has epochs {there}; allowed: each of the {epochs} that are done, and perhaps the next")
+        for line in lines:
+            if line["step"] != line["epoch"] * self.steps_per_epoch:
+                allowed = line["epoch"] * self.steps_per_epoch
+                raise CorsdError(f"{file}: epoch {line['epoch']}: step = {line['step']}; allowed: {allowed}")
         return lines[:epochs]
 
     def _snapshot(self) -> None:
@@ -525,7 +532,13 @@ class Trainer:
             write_json(path, with_checksum(content))
 
     def _restore(self) -> None:
-        position, self.totals = self.checkpoint.restore(self.config.epochs, self.steps_per_epoch)
+        begun_with = Run(self.path).provenance["versions"].get("torch")
+        position, self.totals = self.checkpoint.restore(
+            self.config.epochs,
+            self.steps_per_epoch,
+            images=lambda p: self.source.images_of(p.epoch, p.step),
+            same_start=begun_with == version("torch"),
+        )
         self.epoch, self.step, self.spent = position.epoch, position.step, position.seconds
         self._recorded(self.epoch)
 
