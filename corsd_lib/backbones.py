@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from corsd_lib.errors import CorsdError, check_choice, require
+from corsd_lib.errors import CorsdError, check_choice, require, shortened
 from corsd_lib.layers import BatchNorm2d, init_convolutions
 
 
@@ -134,12 +134,14 @@ def build_backbone(
     channels. Raises `CorsdError` for anything else.
     """
     check_choice("stem", stem, _STEMS)
+    if not isinstance(name, str):
+        raise _unknown(name)
     for what, value in (("in_channels", in_channels), ("width", width), ("image_size", image_size)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise CorsdError(f"{what} {value!r} of network {name!r}; allowed: an integer of 1 or more")
+        if value is not None and (type(value) is not int or not 1 <= value < 2**31):
+            raise CorsdError(f"{what} {shortened(value)} of network {name!r}; allowed: an integer of 1 or more, below {2**31}")
     if name.startswith("timm:"):
         if width is not None or stem != "auto":
-            given = f"width {width!r}, stem {stem!r}"
+            given = f"width {shortened(width)}, stem {shortened(stem)}"
             raise CorsdError(f"network {name!r} with {given}; allowed: width None, stem 'auto'")
         return _build_timm(name, in_channels, image_size, pretrained)
     if stem == "auto":
@@ -217,7 +219,7 @@ def _check_pretrained(name: str, in_channels: int, width: int | None, stem: str)
     wanted = {"stem": "large", "width": 64, "in_channels": 3}
     for what, value in wanted.items():
         if given[what] != value:
-            raise CorsdError(f"pretrained {name} with {what} {given[what]!r}; allowed: {value!r}")
+            raise CorsdError(f"pretrained {name} with {what} {shortened(given[what])}; allowed: {shortened(value)}")
 
 
 def _download(name: str) -> dict[str, Tensor]:
@@ -289,10 +291,9 @@ def _build_wide_resnet(name: str, in_channels: int, width: int | None, stem_kind
 
 def _parse_wide(name: str) -> tuple[int, int]:
     """Blocks a stage and widening factor of `wrn<depth>_<widening>`; where every unknown name ends up."""
-    match = re.fullmatch(r"wrn(\d+)_(\d+)", name)
+    match = re.fullmatch(r"wrn(\d{1,6})_(\d{1,6})", name)
     if match is None:
-        allowed = ", ".join(backbone_names())
-        raise CorsdError(f"network {name!r} is not known; allowed: {allowed}, any wrn<6n+4>_<widening>, timm:<model>")
+        raise _unknown(name)
     depth, widening = int(match[1]), int(match[2])
     if depth < 10 or (depth - 4) % 6 or widening < 1:
         raise CorsdError(
@@ -300,6 +301,11 @@ def _parse_wide(name: str) -> tuple[int, int]:
             "allowed: depth 6n + 4 (10, 16, 22, 28, ...), widening 1 or more"
         )
     return (depth - 4) // 6, widening
+
+
+def _unknown(name: object) -> CorsdError:
+    allowed = ", ".join(backbone_names())
+    return CorsdError(f"network {shortened(name)} is not known; allowed: {allowed}, any wrn<6n+4>_<widening>, timm:<model>")
 
 
 # --- timm ---
@@ -361,7 +367,7 @@ def _create_timm(name: str, **options: Any) -> nn.Module:
 
     model_name = name.removeprefix("timm:")
     if not timm.is_model(model_name):
-        raise CorsdError(f"network {name!r} is not known to timm; allowed: the names of timm.list_models()")
+        raise CorsdError(f"network {shortened(name)} is not known to timm; allowed: the names of timm.list_models()")
     try:
         return timm.create_model(model_name, features_only=True, **options)
     except Exception as error:  # each model raises its own where it has no features to give

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from corsd_lib.datasets import AUGMENTATIONS as DATA_AUGMENTATIONS
 from corsd_lib.datasets import ImageArrays, ImageData, ImageFiles, Split
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import CorsdError, check_choice, shortened
 
 __all__ = [
     "AUGMENTATIONS",
@@ -91,7 +91,9 @@ def balanced_batches(labels: Tensor, batch_size: int, generator: torch.Generator
     groups = _class_rows(labels)
     k = max(samples_per_class, min(batch_size // len(groups), len(labels) // len(groups)))
     if k < 2 or batch_size < k:
-        raise CorsdError(f"balanced batches want 2 <= samples_per_class <= batch_size; got {k} and {batch_size}")
+        raise CorsdError(
+            f"balanced batches want 2 <= samples_per_class <= batch_size; got {shortened(k)} and {shortened(batch_size)}"
+        )
     plain = len(labels) // batch_size * batch_size or len(labels)
     rounds = max(1, round(plain / (k * len(groups))))
     passes = [_shuffled_passes(group, -(-rounds * k // len(group)), k, generator) for group in groups]
@@ -113,7 +115,7 @@ def triplet_batches(labels: Tensor, batch_size: int, generator: torch.Generator)
     is dropped unless it is the only one. Raises `CorsdError` with fewer than two classes or `batch_size` below 3.
     """
     if batch_size < 3 or len(labels.unique()) < 2:
-        raise CorsdError(f"triplets want a batch_size of at least 3 (got {batch_size}) and two classes")
+        raise CorsdError(f"triplets want a batch_size of at least 3 (got {shortened(batch_size)}) and two classes")
     anchors = plain_batches(labels, batch_size // 3, generator)
     by_class = labels.argsort(stable=True)
     _, inverse, sizes = labels.unique(return_inverse=True, return_counts=True)
@@ -188,7 +190,7 @@ def pad_images(images: Tensor, padding: int, mode: str = "reflect") -> Tensor:
     for dim in (2, 3):  # torch reflects no uint8: pick rows and columns instead
         side = images.shape[dim]
         if padding >= side:
-            raise CorsdError(f"reflect padding {padding} must be smaller than the image side {side}")
+            raise CorsdError(f"reflect padding {shortened(padding)} must be smaller than the image side {side}")
         index = torch.arange(-padding, side + padding, device=images.device).abs()
         images = images.index_select(dim, torch.where(index >= side, 2 * (side - 1) - index, index))
     return images
@@ -291,10 +293,12 @@ class BatchSource:
         check_choice("padding mode", padding_mode, PADDING_MODES)
         for name, value, low in (("batch_size", batch_size, 1), ("padding", padding or 0, 0), ("cutout", cutout, 0)):
             if value < low:
-                raise CorsdError(f"{name} = {value!r} must be at least {low}")
+                raise CorsdError(f"{name} = {shortened(value)} must be at least {low}")
         self.data, self.split, self.sampling = data, data.train, sampling
         self.batch_size, self.samples_per_class = batch_size, samples_per_class
-        self.padding = max(1, data.image_size // 8) if padding is None else padding
+        self.padding = padding if padding is not None else max(1, data.image_size // 8)
+        if padding is None and padding_mode == "reflect":
+            self.padding = min(self.padding, data.image_size - 1)  # one pixel has no neighbour to reflect
         self.padding_mode, self.cutout = padding_mode, cutout
         self.seed, self.device, self.workers = seed, torch.device(device), workers
         self.rank, self.world = rank, world
@@ -304,12 +308,19 @@ class BatchSource:
 
     def rows(self, epoch: int) -> list[Tensor]:
         """Rows of the train split of every batch that this process sees in `epoch`."""
-        generator = step_generator(self.seed, epoch)
-        batches = epoch_batches(self.split.labels, self.sampling, self.batch_size, self.samples_per_class, generator)
+        batches = self._rows_of_all(epoch)
         share = len(batches) // self.world
         if self.sampling == "overlapping":
             return batches[self.rank * share : (self.rank + 1) * share]
         return batches[self.rank : share * self.world : self.world]
+
+    def images_of(self, epoch: int, steps: int) -> int:
+        """How many images all processes together see in the first `steps` steps of `epoch`."""
+        return sum(len(batch) for batch in self._rows_of_all(epoch)[: steps * self.world])
+
+    def _rows_of_all(self, epoch: int) -> list[Tensor]:
+        generator = step_generator(self.seed, epoch)
+        return epoch_batches(self.split.labels, self.sampling, self.batch_size, self.samples_per_class, generator)
 
     def __call__(self, epoch: int, start: int = 0, progress: Callable[[int], float] | None = None) -> Iterator[Batch]:
         """The batches of `epoch` from step `start` on."""

@@ -11,9 +11,8 @@ metadata "position"       epoch, step, seconds, state of the gradient scaler, an
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,19 +20,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from corsd_lib.errors import CorsdError
+from corsd_lib.backbones import SequentialBackbone
+from corsd_lib.errors import CorsdError, shortened
 from corsd_lib.files import write_tensors
 from corsd_lib.methods import Method
 from corsd_lib.network import MultiExitNetwork
 from corsd_lib.readers import CHECKPOINT_ADVICE, read_checkpoint
 from corsd_lib.runs import load_part
+from corsd_lib.schema import parse_json
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 __all__ = ["Checkpoint", "Position"]
 
-_NAMES = re.compile(r"(network|method|memory|totals)\..+|optimizer\.\d+\.\w+|random\.(cpu|cuda)")
+_NAMES = re.compile(r"(network|method|memory|totals)\..+|optimizer\.(0|[1-9][0-9]{0,8})\.\w+|random\.(cpu|cuda)")
+_SECONDS = 1e10  # of an epoch, as metrics.jsonl may have
 
 
 @dataclass(frozen=True)
@@ -79,15 +81,23 @@ class Checkpoint:
         }
         write_tensors(self.path, tensors, {"position": json.dumps(told, sort_keys=True)}, within=self.path.parent)
 
-    def restore(self, epochs: int, steps: int) -> tuple[Position, dict[str, Tensor]]:
+    def restore(
+        self, epochs: int, steps: int, images: Callable[[Position], int], same_start: bool
+    ) -> tuple[Position, dict[str, Tensor]]:
         """Put the state back: the position in a training of `epochs` epochs of `steps` steps each, and the sums of the epoch.
 
-        Raises `CorsdError` naming the first thing that this training would not have written there.
+        Network and method are as a training makes them. `images`: those of the steps of the running epoch that are done;
+        `same_start`: whether the training began with the weights that they have now, which another version of torch may draw
+        differently. Raises `CorsdError` naming the first thing that this training would not have written there.
         """
         tensors, metadata = read_checkpoint(self.path)
         told = self._told(metadata)
         position = self._position(told, epochs, steps)
         self._check_names(tensors, told.get("tensors"))
+        totals = self._totals(_below(tensors, "totals"), position, images)
+        if same_start:
+            self._check_momenta(tensors)
+        self._check_steps(tensors, position.epoch * steps + position.step)
         load_part(self.network, tensors, "network", self.path)
         load_part(self.method, tensors, "method", self.path)
         self._check_weights(tensors)
@@ -95,7 +105,7 @@ class Checkpoint:
         self._restore_memory(tensors)
         self._restore_precision(told.get("precision"))
         self._restore_random(tensors)
-        return position, self._totals(_below(tensors, "totals"), position)
+        return position, totals
 
     # --- what is in it ---
 
@@ -118,35 +128,35 @@ class Checkpoint:
         if "position" not in metadata:
             raise CorsdError(f"{self.path} is not a checkpoint: it does not say where the training stood; {CHECKPOINT_ADVICE}")
         try:
-            told = json.loads(metadata["position"])
+            told = parse_json(metadata["position"])
         except ValueError as error:
             raise self._wrong(f"its position is not valid JSON ({error})") from error
         if not isinstance(told, dict):
-            raise self._wrong(f"its position is {told!r}; allowed: an object")
+            raise self._wrong(f"its position is {shortened(told)}; allowed: an object")
         return told
 
     def _position(self, told: Mapping[str, Any], epochs: int, steps: int) -> Position:
         epoch, step, seconds = told.get("epoch"), told.get("step"), told.get("seconds", 0.0)
         if type(epoch) is not int or not 0 <= epoch <= epochs:
-            raise self._wrong(f"epoch = {epoch!r}; allowed: a whole number from 0 to {epochs}")
+            raise self._wrong(f"epoch = {shortened(epoch)}; allowed: a whole number from 0 to {epochs}")
         low, high = int(epoch == 0), steps - 1 if epoch < epochs else 0  # the first one is written after a step
         if type(step) is not int or not low <= step <= high:
-            raise self._wrong(f"step = {step!r} after epoch {epoch}; allowed: a whole number from {low} to {high}")
-        if type(seconds) not in (int, float) or not 0 <= seconds < math.inf:
-            raise self._wrong(f"seconds = {seconds!r}; allowed: a finite number of at least 0")
+            raise self._wrong(f"step = {shortened(step)} after epoch {epoch}; allowed: a whole number from {low} to {high}")
+        if type(seconds) not in (int, float) or not 0 <= seconds <= _SECONDS:
+            raise self._wrong(f"seconds = {shortened(seconds)}; allowed: a finite number of at least 0, at most {_SECONDS:g}")
         return Position(epoch, step, seconds)
 
     def _check_names(self, tensors: Mapping[str, Tensor], told: object) -> None:
         """The tensors are those that were written; one of an earlier version does not say which these are."""
         for name in tensors:
             if not _NAMES.fullmatch(name):
-                raise self._wrong(f"a training writes no {name}")
+                raise self._wrong(f"a training writes no {shortened(name)[1:-1]}")
         if told is None:
             if self._momentum() and not _below(tensors, "optimizer"):
                 raise self._lacks("optimizer.0.momentum_buffer")
             return
         if not isinstance(told, dict):
-            raise self._wrong(f"its list of tensors is {told!r}; allowed: an object")
+            raise self._wrong(f"its list of tensors is {shortened(told)}; allowed: an object")
         for name in {**told, **tensors}:
             was, now = told.get(name, "absent"), _kind(tensors[name]) if name in tensors else "absent"
             if was != now:
@@ -165,6 +175,32 @@ class Checkpoint:
 
     def _momentum(self) -> bool:
         return any(group["momentum"] for group in self.optimizer.param_groups)
+
+    def _check_momenta(self, tensors: Mapping[str, Tensor]) -> None:
+        """A parameter without momentum never had a gradient: its weights are those that it began with."""
+        if not self._momentum():
+            return
+        names = {id(p): f"{part}.{k}" for part in ("network", "method") for k, p in getattr(self, part).named_parameters()}
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for i, parameter in enumerate(parameters):
+            now, buffer = tensors.get(names[id(parameter)]), f"optimizer.{i}.momentum_buffer"
+            if now is None or now.shape != parameter.shape or buffer in tensors or not parameter.requires_grad:
+                continue
+            if not torch.allclose(now.to(parameter), parameter, rtol=1e-3, atol=1e-5):  # processors round differently
+                raise self._lacks(f"{buffer}, and {names[id(parameter)]} was trained")
+
+    def _check_steps(self, tensors: Mapping[str, Tensor], steps: int) -> None:
+        """The batches that the first norm of the network has seen: one a step, or none where a batch is a single pixel.
+
+        A plug-in may run the network more often.
+        """
+        ours = type(self.method).__module__.startswith("corsd_lib.")
+        counter = "backbone.stem.norm.num_batches_tracked"
+        made, now = self.network.state_dict().get(counter), tensors.get(f"network.{counter}")
+        if not (ours and isinstance(self.network.backbone, SequentialBackbone)) or made is None or now is None:
+            return
+        if now.numel() == 1 and now.item() - made.item() not in (0, steps):
+            raise self._wrong(f"network.{counter} = {now.item()} after {steps} steps; allowed: {made.item() + steps}")
 
     def _restore_optimizer(self, given: Mapping[str, Tensor]) -> None:
         """State by parameter. Which parameters have one depends on which had a gradient so far."""
@@ -216,16 +252,29 @@ class Checkpoint:
         except (RuntimeError, TypeError) as error:
             raise self._wrong(f"random.cpu or random.cuda is no state of a random generator ({error})") from error
 
-    def _totals(self, sums: dict[str, Tensor], position: Position) -> dict[str, Tensor]:
+    def _totals(self, sums: dict[str, Tensor], position: Position, images: Callable[[Position], int]) -> dict[str, Tensor]:
         """The sums of the running epoch, which several processes have in the first one."""
         if bool(sums) != bool(position.step) or (sums and not {"images", "loss.total"} <= sums.keys()):
             raise self._wrong(f"totals of {', '.join(sorted(sums)) or 'nothing'} after {position.step} steps of an epoch")
         for name, value in sums.items():
             self._check_like(f"totals.{name}", value, torch.zeros((), dtype=torch.float64))
-        if sums and sums["images"] < 1:
-            raise self._wrong(f"totals.images = {sums['images'].item():g}; allowed: at least 1")
+        if sums:
+            self._check_sums({name: value.item() for name, value in sums.items()}, images(position))
         mine = self.fabric.is_global_zero
         return {k: (v if mine else torch.zeros_like(v)).to(self.fabric.device) for k, v in sums.items()}
+
+    def _check_sums(self, sums: Mapping[str, float], images: int) -> None:
+        if sums["images"] != images:
+            raise self._wrong(f"totals.images = {sums['images']:g}; allowed: {images}, those of its steps")
+        exits = [f"train_top1.exit{k}" for k in range(1, len(self.network.exits) + 1)]
+        for name in exits:
+            if name not in sums:
+                raise self._lacks(f"totals.{name}")
+            if not 0 <= sums[name] <= 100 * images:
+                raise self._wrong(f"totals.{name} = {sums[name]:g}; allowed: 0 to {100 * images}")
+        for name in sums:
+            if name not in ("images", *exits) and not name.startswith("loss."):
+                raise self._wrong(f"a training writes no totals.{shortened(name)[1:-1]}")
 
 
 def _kind(tensor: Tensor) -> str:
@@ -240,9 +289,11 @@ def _below(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
 def _scaler_problem(given: object, now: Mapping[str, Any]) -> str:
     """What is wrong with the stored state of a gradient scaler whose state now is `now`; "" if nothing."""
     if not isinstance(given, dict) or given.keys() != now.keys():
-        return f"precision = {given!r}; allowed: {', '.join(now) or 'an empty object'}"
+        return f"precision = {shortened(given)}; allowed: {', '.join(now) or 'an empty object'}"
     for name, value in given.items():
         low = 0 if name.startswith("_") else 1e-45  # a count may be 0, a factor must not
-        if type(value) not in (int, float) or not low <= value < math.inf:
-            return f"precision: {name} = {value!r}; allowed: a finite number {'of at least' if low == 0 else 'above'} 0"
+        if type(value) not in (int, float) or not low <= value < 1e38:
+            return (
+                f"precision: {name} = {shortened(value)}; allowed: a finite number {'of at least' if low == 0 else 'above'} 0"
+            )
     return ""

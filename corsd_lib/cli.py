@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
 
 from corsd_lib import __version__
-from corsd_lib.errors import CorsdError, check_text
+from corsd_lib.errors import CorsdError, check_text, shortened
 from corsd_lib.files import write_between
 from corsd_lib.runs import TrainConfig, load_run
+from corsd_lib.schema import parse_json
 
 if TYPE_CHECKING:
     from corsd_lib.methods import Method
@@ -80,6 +81,7 @@ class _Parser(argparse.ArgumentParser):
         return super().format_help() + (f"\n{self.ending()}\n" if self.ending else "")
 
     def error(self, message: str) -> NoReturn:
+        message = message if len(message) <= 600 else f"{message[:300]} ... {message[-300:]}"  # it repeats what was typed
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
@@ -421,8 +423,8 @@ def _key_value(text: str) -> tuple[str, Any]:
     """`exit_kd=0.2` -> ("exit_kd", 0.2); a value that is no JSON is a string."""
     name, sign, value = text.partition("=")
     if not sign:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, as in exit_kd=0.2")
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not NAME=VALUE, as in exit_kd=0.2")
     try:
-        return name, json.loads(value)
+        return name, parse_json(value)
     except ValueError:
         return name, value

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from corsd_lib.errors import PROCESSES_A_CPU, CorsdError, check_choice, check_processes
+from corsd_lib.errors import PROCESSES_A_CPU, CorsdError, check_choice, check_processes, shortened
 from corsd_lib.files import LockedError, locked, make_folder, read_json, write_json
 from corsd_lib.readers import read_metrics
 from corsd_lib.runs import Run, TrainConfig
@@ -260,7 +260,7 @@ def places(config: TrainConfig, jobs: int | None, most: int) -> list[Environment
     machine can run.
     """
     if jobs is not None and jobs < 1:
-        raise CorsdError(f"jobs = {jobs} must be at least 1")
+        raise CorsdError(f"jobs = {shortened(jobs)} must be at least 1")
     check_processes("jobs", jobs or 1, PROCESSES_A_CPU)
     gpus, cpus = _gpus(config), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = min(most, jobs or len(gpus) or cpus)

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from numbers import Integral
+from reprlib import Repr
 
 __all__ = [
     "PROCESSES_A_CPU",
@@ -13,9 +15,12 @@ __all__ = [
     "MissingPackage",
     "check_choice",
     "check_processes",
+    "enough_memory",
+    "is_whole",
     "missing_package",
     "named",
     "require",
+    "shortened",
     "stand_in",
 ]
 
@@ -28,11 +33,50 @@ class CorsdError(ValueError):
     """Bad input, or a run that cannot go on. The message names the thing, its value and what is allowed."""
 
 
+def is_whole(value: object, low: int, high: int) -> bool:
+    """Whether `value` is a whole number of Python or numpy from `low` to `high`; a bool is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and low <= int(value) <= high
+
+
+class _Short(Repr):
+    """`repr` of limited length, also of integers that Python refuses to write out: those of more than 4,300 digits."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        if x.bit_length() < 3000:
+            return super().repr_int(x, level)
+        return f"<{'negative ' if x < 0 else ''}integer of about {x.bit_length() * 0.30103:,.0f} digits>"
+
+
+_short = _Short()
+_short.maxstring = _short.maxother = _short.maxlong = 80
+
+
+def shortened(value: object) -> str:
+    """`repr` of a value for a message: strings, numbers, lists and objects of any size in some 80 characters each."""
+    return _short.repr(value)
+
+
 def check_choice(what: str, value: object, allowed: Iterable[object]) -> None:
     """Raise `CorsdError` unless `value` is one of `allowed`; `what` names it in the message."""
     choices = list(allowed)
     if value not in choices:
-        raise CorsdError(f"{what} {value!r} is not known; allowed: {', '.join(map(str, choices))}")
+        raise CorsdError(f"{what} {shortened(value)} is not known; allowed: {', '.join(map(str, choices)) or 'none'}")
+
+
+_NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")  # of torch
+
+
+@contextmanager
+def enough_memory(what: str, advice: str = "") -> Iterator[None]:
+    """What Python, numpy and torch raise inside where memory is not enough, as one `CorsdError` about `what`."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error).strip().partition("\n")[0]
+        if not isinstance(error, MemoryError) and not any(words in text for words in _NO_MEMORY):
+            raise
+        reason = text.rpartition("DefaultCPUAllocator: ")[2]
+        raise CorsdError(f"{what} takes more memory than there is{f' ({reason})' if reason else ''}{advice}") from error
 
 
 class MissingPackage(ModuleNotFoundError, CorsdError):
@@ -95,7 +139,7 @@ def check_text(what: str, *texts: str) -> None:
     """
     for text in texts:
         if shown_text(text) != text:
-            raise CorsdError(f"{what} {shown_text(text)!r} is not valid UTF-8; allowed: text that is, so rename it")
+            raise CorsdError(f"{what} {shortened(text)} is not valid UTF-8; allowed: text that is, so rename it")
 
 
 def shown_text(text: str) -> str:

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from corsd_lib.batches import Batch, BatchSource, epoch_batches, evaluation_batches, step_generator
 from corsd_lib.datasets import ImageData, ImageFiles, Split, load_dataset
 from corsd_lib.datasets.selection import with_label_noise
-from corsd_lib.errors import PROCESSES_A_CPU, CorsdError, check_choice, check_processes, named
+from corsd_lib.errors import (
+    PROCESSES_A_CPU,
+    CorsdError,
+    check_choice,
+    check_processes,
+    enough_memory,
+    named,
+    shortened,
+)
 from corsd_lib.methods import find_method
 from corsd_lib.network import ExitOutputs, MultiExitNetwork
 from corsd_lib.runs import DataInfo, Run, TrainConfig, new_network
@@ -99,7 +107,8 @@ def evaluate(
         raise CorsdError(f"data {data.name!r} has {data.num_classes} classes, the network {network.num_classes}")
     if device is not None:
         network = _moved(network, device)
-    logits, labels = exit_logits(network, data, rows, of_run if workers is None else workers)
+    with enough_memory(f"the evaluation on {data.name!r}"):
+        logits, labels = exit_logits(network, data, rows, of_run if workers is None else workers)
     exits = [{**scores(z, labels), **cost} for z, cost in zip(logits, exit_costs(network, data), strict=True)]
     mean = torch.stack([F.softmax(z, dim=1) for z in logits]).mean(0)
     return Evaluation(data.name, split, len(labels), exits, scores(mean.clamp_min(1e-12).log(), labels))
@@ -112,7 +121,7 @@ def _moved(network: MultiExitNetwork, device: torch.device | str) -> MultiExitNe
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: a torch built without CUDA
         reason = str(error).strip().partition("\n")[0]
         raise CorsdError(
-            f"device {str(device)!r} cannot be used: {reason}; allowed: cpu, or cuda where there is a GPU"
+            f"device {shortened(str(device))} cannot be used: {reason}; allowed: cpu, or cuda where there is a GPU"
         ) from error
 
 

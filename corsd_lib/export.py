@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from corsd_lib.datasets import ImageData
-from corsd_lib.errors import CorsdError, check_text
+from corsd_lib.errors import CorsdError, check_text, shortened
 from corsd_lib.evaluation import evaluate, run_data
 from corsd_lib.files import (
     read_json,
@@ -126,14 +126,14 @@ def _results_folders() -> list[Path]:
 
 def _not_committed(what: str, name: str, there: list[str]) -> CorsdError:
     listed = ", ".join(there) or "none, work in a clone of the repository"
-    return CorsdError(f"there is no committed {what} {name!r}; there are: {listed}")
+    return CorsdError(f"there is no committed {what} {shortened(name)}; there are: {listed}")
 
 
 def _check_counts(snapshots: int, probe_images: int) -> None:
     if snapshots < 2:
-        raise CorsdError(f"snapshots = {snapshots} must be at least 2: the first and the last")
+        raise CorsdError(f"snapshots = {shortened(snapshots)} must be at least 2: the first and the last")
     if probe_images < 0:
-        raise CorsdError(f"probe_images = {probe_images} must be at least 0")
+        raise CorsdError(f"probe_images = {shortened(probe_images)} must be at least 0")
 
 
 def _figures(run: Run) -> dict[str, Any]:

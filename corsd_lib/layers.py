@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from corsd_lib.errors import CorsdError
+from corsd_lib.errors import CorsdError, shortened
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -79,9 +79,11 @@ def downsampling(in_channels: int, out_channels: int, reduction_steps: int) -> n
     below 0. Source: layout of arXiv 1905.08094, figure 2; the channel rule is ours.
     """
     if in_channels < 1 or out_channels < 1:
-        raise CorsdError(f"channels {in_channels} -> {out_channels} of a downsampling; allowed: 1 or more")
+        raise CorsdError(
+            f"channels {shortened(in_channels)} -> {shortened(out_channels)} of a downsampling; allowed: 1 or more"
+        )
     if reduction_steps < 0:
-        raise CorsdError(f"reduction_steps {reduction_steps} of a downsampling; allowed: 0 or more")
+        raise CorsdError(f"reduction_steps {shortened(reduction_steps)} of a downsampling; allowed: 0 or more")
     if reduction_steps == 0 and in_channels == out_channels:
         return nn.Sequential()
     if reduction_steps == 0:
@@ -98,7 +100,7 @@ def halvings(reduction: int, deepest_reduction: int) -> int:
     one. Source: ours.
     """
     if not 1 <= reduction <= deepest_reduction:
-        raise CorsdError(f"reduction {reduction} of a stage; allowed: 1 to the deepest's {deepest_reduction}")
+        raise CorsdError(f"reduction {shortened(reduction)} of a stage; allowed: 1 to the deepest's {deepest_reduction}")
     return math.ceil(math.log2(deepest_reduction / reduction))
 
 

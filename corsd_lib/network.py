@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from corsd_lib.backbones import StagedBackbone, StageInfo, build_backbone
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import CorsdError, check_choice, enough_memory, is_whole, shortened
 from corsd_lib.layers import downsampling, halvings
 
 
@@ -53,8 +53,10 @@ class MultiExitNetwork(nn.Module):
     def __init__(self, backbone: StagedBackbone, num_classes: int, exits: str = "all") -> None:
         super().__init__()
         check_choice("exits", exits, ("all", "deepest"))
-        if num_classes < 1:
-            raise CorsdError(f"num_classes {num_classes!r} of a network; allowed: 1 or more")
+        if not is_whole(num_classes, 1, 2**31 - 1):
+            raise CorsdError(
+                f"num_classes {shortened(num_classes)} of a network; allowed: a whole number of 1 or more, below {2**31}"
+            )
         info = backbone.feature_info
         deepest_exit = Exit(info[-1], info[-1], num_classes)
         shallow_exits = [Exit(stage, info[-1], num_classes) for stage in info[:-1]] if exits == "all" else []
@@ -87,7 +89,7 @@ class MultiExitNetwork(nn.Module):
         In the network's own train or eval mode. Raises `CorsdError` for an exit that is not there.
         """
         if not 0 <= k < len(self.exits):
-            raise CorsdError(f"exit {k!r} of {len(self.exits)} exits; allowed: 0 to {len(self.exits) - 1}")
+            raise CorsdError(f"exit {shortened(k)} of {len(self.exits)} exits; allowed: 0 to {len(self.exits) - 1}")
         backbone = self.backbone.truncated(self.exit_stages[k] + 1)
         return TruncatedNetwork(backbone, copy.deepcopy(self.exits[k])).train(self.training)
 
@@ -127,10 +129,12 @@ def build_network(
 ) -> MultiExitNetwork:
     """Build a backbone by name (see `build_backbone`) and put exits on it (see `MultiExitNetwork`).
 
-    Weights are drawn from torch's global generator. Raises `CorsdError` for an unknown name or option.
+    Weights are drawn from torch's global generator. Raises `CorsdError` for an unknown name or option, and for a network
+    that memory does not hold.
     """
     check_choice("exits", exits, ("all", "deepest"))  # before the backbone is built, and perhaps downloaded
-    backbone = build_backbone(
-        name, in_channels=in_channels, width=width, stem=stem, image_size=image_size, pretrained=pretrained
-    )
-    return MultiExitNetwork(backbone, num_classes, exits)
+    with enough_memory(f"network {shortened(name)} of width {shortened(width)} and {shortened(num_classes)} classes"):
+        backbone = build_backbone(
+            name, in_channels=in_channels, width=width, stem=stem, image_size=image_size, pretrained=pretrained
+        )
+        return MultiExitNetwork(backbone, num_classes, exits)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.layers import downsampling
 from corsd_lib.losses import full_precision, normalised_distances
 
@@ -91,7 +91,7 @@ def _other_class(y: Tensor, same: Tensor, anchors: Tensor, generator: torch.Gene
 def triplet_pairs(batch_size: int, device: torch.device | str = "cpu") -> StructuredPairs:
     """Pairs of a batch laid out as [anchors, same class, other class], each a third of `batch_size` rows (the release's)."""
     if batch_size % 3:
-        raise CorsdError(f"a triplet batch of {batch_size} rows is not a multiple of 3")
+        raise CorsdError(f"a triplet batch of {shortened(batch_size)} rows is not a multiple of 3")
     anchor, positive, negative = torch.arange(batch_size, device=device).view(3, -1)
     return StructuredPairs(torch.stack([anchor, positive]), torch.stack([anchor, negative]))
 

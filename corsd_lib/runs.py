@@ -69,6 +69,7 @@ __all__ = [
 # Fields of a configuration that say where and how a training runs, not what it comes to.
 PLACE_FIELDS = ("out", "resume", "data_root", "workers", "checkpoint_seconds", "cuda_graphs", "deterministic")
 PROBE_FIELDS = ("probe_every", "probe_size", "probe_split")  # what is recorded of it on the way
+_FLOATS = 1e38  # near the largest number of single precision, in which the optimiser computes
 _INTEGERS = 2**31  # above all that a training can want, below what tensors can count
 _SEEDS = 2**63  # above those that random generators and files take
 SEEDS = f"whole numbers of at least 0 and below {_SEEDS:,}"
@@ -192,6 +193,7 @@ class TrainConfig:
         return value
 
     def _check_values(self) -> None:
+        _check_options(self.method_options)
         for name, value in (*asdict(self).items(), *self.method_options.items()):
             check_text(name, *([value] if isinstance(value, str) else []))
         for name, value in asdict(self).items():
@@ -203,10 +205,12 @@ class TrainConfig:
         check_choice("hold_out", self.hold_out, HOLD_OUT)
         check_choice("padding_mode", self.padding_mode, ("reflect", "zero"))
         check_choice("precision", self.precision, ("32-true", "bf16-mixed", "16-mixed"))
-        for name in ("epochs", "batch_size", "devices", "num_nodes", "lr"):
+        for name in ("epochs", "batch_size", "devices", "num_nodes"):
             _check_range(name, getattr(self, name), low=0, open_low=True)
+        _check_range("lr", self.lr, low=0, high=_FLOATS, open_low=True)
+        _check_range("weight_decay", self.weight_decay, low=0, high=_FLOATS)
         _check_range("seed", self.seed, low=0, high=_SEEDS)
-        for name in ("hold_out_classes", "hold_out_seed", "cutout", "clip_norm", "weight_decay", "workers"):
+        for name in ("hold_out_classes", "hold_out_seed", "cutout", "clip_norm", "workers"):
             _check_range(name, getattr(self, name), low=0)
         for name in ("probe_every", "probe_size", "checkpoint_seconds"):
             _check_range(name, getattr(self, name), low=0)
@@ -265,7 +269,7 @@ def differences(before: TrainConfig, now: TrainConfig) -> str:
     """What decides a training and is not the same in both, such as "lr was 0.1, is 0.2"; "" where there is nothing."""
     old, new = before.decisive(), now.decisive()
     differing = [k for k in {**old, **new} if old.get(k) != new.get(k)]
-    changes = ", ".join(f"{k} was {old.get(k)!r}, is {new.get(k)!r}" for k in differing[:4])
+    changes = ", ".join(f"{k} was {shortened(old.get(k))}, is {shortened(new.get(k))}" for k in differing[:4])
     return f"{changes}, and {len(differing) - 4} more" if len(differing) > 4 else changes
 
 
@@ -280,6 +284,17 @@ def _check_type(name: str, value: object, hint: Any) -> None:
     if type(value) not in kinds and not (type(value) is int and float in kinds):
         allowed = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
         raise CorsdError(f"{name} = {shortened(value)} is of type {type(value).__name__}; allowed: {allowed}")
+
+
+def _check_options(options: Mapping[Any, object]) -> None:
+    """Raise `CorsdError` unless `options` are plain values by name; which of them a method has is for the method to say."""
+    for name, value in options.items():
+        if type(name) is not str:
+            raise CorsdError(f"method_options: the name {shortened(name)} is of type {type(name).__name__}; allowed: str")
+        if type(value) not in (bool, int, float, str):
+            kind = type(value).__name__
+            given = f"{shortened(name)[1:-1]} = {shortened(value)}"
+            raise CorsdError(f"method_options: {given} is of type {kind}; allowed: bool, int, float or str")
 
 
 def _check_range(name: str, value: float, low: float, high: float = math.inf, open_low: bool = False) -> None:
@@ -531,7 +546,7 @@ def new_network(config: TrainConfig, data: DataInfo) -> MultiExitNetwork:
             exits=find_method(config.method).exits,
         )
     except (RuntimeError, MemoryError) as error:
-        asked = f"network {config.network!r} of width {config.width!r} and {data.num_classes} classes"
+        asked = f"network {shortened(config.network)} of width {shortened(config.width)} and {data.num_classes} classes"
         raise CorsdError(f"{asked} cannot be built: {_first_line(error)}") from error
 
 

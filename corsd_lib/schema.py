@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
-from reprlib import Repr
 from typing import Any
 
-from corsd_lib.errors import CorsdError
+from corsd_lib.errors import CorsdError, shortened
 
 __all__ = [
     "Check",
@@ -35,13 +34,6 @@ Place = tuple[str | int, ...]  # a file, and the names and list positions that l
 Check = Callable[[Any, Place], None]
 
 DEEPEST = 32  # objects and lists within each other; the deepest of our files has 6
-_short = Repr()
-_short.maxstring = _short.maxother = _short.maxlong = 80
-
-
-def shortened(value: object) -> str:
-    """`repr` of a value for a message: strings, numbers, lists and objects of any size in some 80 characters each."""
-    return _short.repr(value)
 
 
 def parse_json(content: str) -> Any:

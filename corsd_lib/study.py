@@ -18,13 +18,12 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.evaluation import training_macs
 from corsd_lib.files import read_json, write_atomic, write_json
 from corsd_lib.methods import find_method
 from corsd_lib.readers import read_metrics, read_record, read_trials
 from corsd_lib.runs import PLACE_FIELDS, SEEDS, Run, TrainConfig, differences, is_seed, portable_name
-from corsd_lib.schema import shortened
 from corsd_lib.tables import Record, markdown, summarise, table
 from corsd_lib.unseen_tables import unseen_lines, unseen_markdown
 
@@ -241,15 +240,15 @@ def study_file(path: str | Path) -> Path:
 def _checked(values: object, where: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
     """`values` if it is an object whose fields are among `kinds`, and of these types; else a `CorsdError`."""
     if not isinstance(values, dict):
-        raise CorsdError(f"{where} = {values!r}; allowed: an object of fields and values")
+        raise CorsdError(f"{where} = {shortened(values)}; allowed: an object of fields and values")
     for name, value in values.items():
         check_choice(f"{where}: field", name, kinds)
         if not isinstance(value, kinds[name]):
             allowed = " or ".join(k.__name__ for k in (kinds[name] if isinstance(kinds[name], tuple) else [kinds[name]]))
-            raise CorsdError(f"{where}: {name} = {value!r} is of type {type(value).__name__}; allowed: {allowed}")
+            raise CorsdError(f"{where}: {name} = {shortened(value)} is of type {type(value).__name__}; allowed: {allowed}")
     options = values.get("train", {}).get("method_options", {})
     if not isinstance(options, dict):
-        raise CorsdError(f"{where}: train: method_options = {options!r}; allowed: an object of options and values")
+        raise CorsdError(f"{where}: train: method_options = {shortened(options)}; allowed: an object of options and values")
     return values
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,7 +25,7 @@ from corsd_lib.datasets import ImageData, ImageFiles
 from corsd_lib.datasets.arrays import check_class_names
 from corsd_lib.datasets.notices import silent
 from corsd_lib.determinism import deterministic_algorithms
-from corsd_lib.errors import PROCESSES_A_CPU, CorsdError, check_processes
+from corsd_lib.errors import PROCESSES_A_CPU, CorsdError, check_processes, enough_memory, shortened
 from corsd_lib.evaluation import (
     evaluate,
     exit_logits,
@@ -87,7 +88,11 @@ def train(
     _check_directory(config)  # in every process, before the first one can have written into it
     if (config.path / "test.json").is_file():
         return Run(config.path)
-    return _fabric(config).launch(lambda fabric: _train(fabric, config, data, on_epoch, progress, stop))
+    with enough_memory(f"training {config.path}", _LESS_MEMORY):
+        return _fabric(config).launch(lambda fabric: _train(fabric, config, data, on_epoch, progress, stop))
+
+
+_LESS_MEMORY = "; a smaller batch_size, image_size or width may help, and what is saved is kept (resume=True)"
 
 
 def _fabric(config: TrainConfig) -> Fabric:
@@ -107,7 +112,9 @@ def _fabric(config: TrainConfig) -> Fabric:
             strategy=_data_parallel() if config.devices * config.num_nodes > 1 else "auto",
         )
     except (ValueError, RuntimeError, ImportError, MisconfigurationException) as error:
-        asked = ", ".join(f"{name} {getattr(config, name)!r}" for name in ("accelerator", "devices", "num_nodes", "precision"))
+        asked = ", ".join(
+            f"{name} {shortened(getattr(config, name))}" for name in ("accelerator", "devices", "num_nodes", "precision")
+        )
         raise CorsdError(f"cannot train with {asked}: {' '.join(str(error).split())}") from error
 
 
@@ -414,6 +421,8 @@ class Trainer:
         names = [*(f"loss.{name}" for name in parts), *(f"train_top1.exit{k}" for k in range(1, len(right) + 1)), "images"]
         one = torch.cat([values, 100 * right.double(), values.new_full((1,), images)])
         if self.totals:
+            if missing := [name for name in names if name not in self.totals]:  # only after a resume
+                raise CorsdError(f"{self.checkpoint.path} lacks totals.{missing[0]}: it is incomplete, or of another version")
             one += torch.stack([self.totals[name] for name in names])
         self.totals = dict(zip(names, one, strict=True))
 
@@ -463,6 +472,10 @@ class Trainer:
         there = [line["epoch"] for line in lines]
         if there[:epochs] != list(range(1, epochs + 1)) or there[epochs:] not in ([], [epochs + 1]):
             raise CorsdError(f"{file} has epochs {there}; allowed: each of the {epochs} that are done, and perhaps the next")
+        for line in lines:
+            if line["step"] != line["epoch"] * self.steps_per_epoch:
+                allowed = line["epoch"] * self.steps_per_epoch
+                raise CorsdError(f"{file}: epoch {line['epoch']}: step = {line['step']}; allowed: {allowed}")
         return lines[:epochs]
 
     def _snapshot(self) -> None:
@@ -529,7 +542,13 @@ class Trainer:
             write_json(path, with_checksum(content), within=self.path)
 
     def _restore(self) -> None:
-        position, self.totals = self.checkpoint.restore(self.config.epochs, self.steps_per_epoch)
+        begun_with = Run(self.path).provenance["versions"].get("torch")
+        position, self.totals = self.checkpoint.restore(
+            self.config.epochs,
+            self.steps_per_epoch,
+            images=lambda p: self.source.images_of(p.epoch, p.step),
+            same_start=begun_with == version("torch"),
+        )
         self.epoch, self.step, self.spent = position.epoch, position.step, position.seconds
         self._recorded(self.epoch)
         self._check_probes()

@@ -431,6 +431,8 @@ def test_padding_defaults_to_an_eighth_of_the_side() -> None:
     data = _data(_labels(4, 4), stored=32, side=32)
     assert _source(data).images.shape[-1] == 32 + 2 * 4
     assert _source(_data(_labels(4, 4), stored=6, side=6)).images.shape[-1] == 6 + 2 * 1
+    one = _data(_labels(4, 4), stored=1, side=1)  # has no neighbour to reflect
+    assert [_source(one, padding_mode=mode).images.shape[-1] for mode in ("reflect", "zero")] == [1, 3]
     black = _source(data, padding=5, padding_mode="zero").images
     assert black.shape[-1] == 42 and black[..., :5, :].max() == 0
 
@@ -623,3 +625,11 @@ def test_evaluation_of_files_is_that_of_a_loop(streamed: ImageData) -> None:
         assert torch.equal(torch.cat([images for images, _ in parts]), expected)
         assert torch.equal(torch.cat([labels for _, labels in parts]), streamed.test.labels)
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("sampling", ["plain", "balanced", "triplet"])
+def test_images_of_the_first_steps_are_those_of_all_processes(sampling: str) -> None:
+    sources = [_source(_data(_labels(9, 9, 9)), sampling=sampling, batch_size=6, rank=rank, world=2) for rank in (0, 1)]
+    for steps in range(len(sources[0].rows(3)) + 1):
+        seen = sum(len(rows) for source in sources for rows in source.rows(3)[:steps])
+        assert [source.images_of(3, steps) for source in sources] == [seen, seen]

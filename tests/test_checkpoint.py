@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from corsd_lib.checkpoint import _scaler_problem
 from corsd_lib.errors import CorsdError
-from corsd_lib.files import read_lines, read_tensors, write_lines, write_tensors
+from corsd_lib.files import read_json, read_lines, read_tensors, write_json, write_lines, write_tensors
+from corsd_lib.methods.corsd import OF_RELATIONS
 from corsd_lib.runs import Run, TrainConfig
 from corsd_lib.training import Trainer, train
 
@@ -143,12 +145,74 @@ def test_a_random_state_that_is_none_is_named(within: Path, tmp_path: Path) -> N
     assert "is no state of a random generator" in _refused(within, tmp_path, spoil)
 
 
-@pytest.mark.parametrize("images", [0.0, -5.0])
-def test_sums_over_no_images_are_named(within: Path, tmp_path: Path, images: float) -> None:
+@pytest.mark.parametrize("images", [0.0, -5.0, 17.0, 1e30])
+def test_sums_over_other_images_than_those_of_the_steps_are_named(within: Path, tmp_path: Path, images: float) -> None:
     def spoil(tensors: Tensors, position: Position) -> None:
         tensors["totals.images"].fill_(images)
 
-    assert f"totals.images = {images:g}; allowed: at least 1" in _refused(within, tmp_path, spoil)
+    assert f"totals.images = {images:g}; allowed: 16" in _refused(within, tmp_path, spoil)
+
+
+@pytest.mark.parametrize("name", ["totals.loss.exit_ce", "totals.train_top1.exit2"])
+def test_a_sum_that_is_missing_from_the_list_too_is_named(within: Path, tmp_path: Path, name: str) -> None:
+    def drop(tensors: Tensors, position: Position) -> None:
+        del tensors[name], position["tensors"][name]
+
+    assert f"lacks {name}" in _refused(within, tmp_path, drop)
+
+
+@pytest.mark.parametrize(("name", "value"), [("train_top1.exit1", 1601.0), ("train_top1.exit9", 1.0), ("other", 1.0)])
+def test_a_sum_that_cannot_be_is_named(within: Path, tmp_path: Path, name: str, value: float) -> None:
+    def put(tensors: Tensors, position: Position) -> None:
+        tensors[f"totals.{name}"] = torch.tensor(value, dtype=torch.float64)
+        position["tensors"][f"totals.{name}"] = "float64 []"
+
+    assert f"totals.{name}" in _refused(within, tmp_path, put)
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("which", ["first", "last", "all but one"])
+def test_momenta_that_were_dropped_are_named(within: Path, tmp_path: Path, which: str, listed: bool) -> None:
+    def drop(tensors: Tensors, position: Position) -> None:
+        names = [name for name in tensors if name.startswith("optimizer.")]
+        for name in {"first": names[:1], "last": names[-1:], "all but one": names[1:]}[which]:
+            del tensors[name], position["tensors"][name]
+        if not listed:
+            del position["tensors"]
+
+    said = _refused(within, tmp_path, drop)
+    assert re.search(r"lacks optimizer\.\d+\.momentum_buffer, and (network|method)\..* was trained", said), said
+
+
+def test_what_never_had_a_gradient_needs_no_momentum(tmp_path: Path) -> None:
+    """A term of weight 0 leaves its relation networks as they were made."""
+    weights = dict.fromkeys((*OF_RELATIONS, "logit_relation"), 0.0)
+    config = _stopped(tmp_path / "run", 4, method_options=weights)
+    tensors, _ = read_tensors(config.path / "checkpoint.safetensors")
+    state, parameters = (sum(name.startswith(part) for name in tensors) for part in ("optimizer.", "method.relations."))
+    assert state and parameters and train(config, progress=False).finished
+
+
+def test_a_training_of_another_torch_goes_on_whatever_it_began_with(within: Path, tmp_path: Path) -> None:
+    """Its first weights cannot be drawn again, and say nothing of what was trained."""
+    out = Path(shutil.copytree(within, tmp_path / "copy"))
+    content = read_json(out / "config.json")
+    content["provenance"]["versions"]["torch"] = "1.0"
+    write_json(out / "config.json", content)
+    draw = torch.manual_seed
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(torch, "manual_seed", lambda seed: draw(seed + 5))
+        assert train(TrainConfig(**{**TINY, "out": str(out), "resume": True}), progress=False).finished
+
+
+@pytest.mark.parametrize("index", ["00", "01", "9" * 5000, "\u0663"])
+def test_an_index_that_no_training_writes_is_named(within: Path, tmp_path: Path, index: str) -> None:
+    def rename(tensors: Tensors, position: Position) -> None:
+        for values in (tensors, position["tensors"]):
+            values[f"optimizer.{index}.momentum_buffer"] = values.pop("optimizer.1.momentum_buffer")
+
+    said = _refused(within, tmp_path, rename)
+    assert "a training writes no optimizer." in said and len(said) < 500
 
 
 def test_sums_between_epochs_are_named(between: Path, tmp_path: Path) -> None:
@@ -196,7 +260,11 @@ def test_memory_of_another_shape_or_missing_is_named(tmp_path: Path) -> None:
         ({"epoch": 2, "step": 1}, "step = 1 after epoch 2; allowed: a whole number from 0 to 0"),
         ({"step": 0}, "after 0 steps of an epoch"),
         ({"epoch": 2, "step": 0}, "after 0 steps of an epoch"),
+        ({"epoch": 0}, "backbone.stem.norm.num_batches_tracked = 4 after 1 steps; allowed: 1"),
+        ({"step": 2}, "totals.images = 16; allowed: 32"),
+        ({"epoch": 10**4000}, "epoch = <integer of about 4,000 digits>; allowed: a whole number from 0 to 2"),
         ({"seconds": -1.0}, "seconds = -1.0; allowed: a finite number of at least 0"),
+        ({"seconds": 1e308}, "seconds = 1e+308; allowed: a finite number of at least 0, at most 1e+10"),
         ({"seconds": float("inf")}, "seconds = inf; allowed"),
         ({"seconds": [1]}, r"seconds = [1]; allowed"),
         ({"precision": {"scale": 1.0}}, "precision = {'scale': 1.0}; allowed: an empty object"),
@@ -211,7 +279,9 @@ def test_a_position_that_no_training_of_these_epochs_has_is_named(
     assert "checkpoint.safetensors is not a checkpoint of this training: " in said and message in said
 
 
-@pytest.mark.parametrize("position", ["", "[1]", '{"epoch": 1e400, "step": 0}', "{", '{"epoch": 1, "step": 1}'])
+@pytest.mark.parametrize(
+    "position", ["[" * 99_999, "", "[1]", '{"epoch": 1e400, "step": 0}', "{", '{"epoch": 1, "step": 1}'], ids=len
+)
 def test_a_position_that_is_not_one_is_one_error(within: Path, tmp_path: Path, position: str) -> None:
     out = Path(shutil.copytree(within, tmp_path / "copy"))
     file = out / "checkpoint.safetensors"
@@ -227,6 +297,14 @@ def test_a_metrics_file_that_lacks_an_epoch_is_named(within: Path, tmp_path: Pat
     write_lines(out / "metrics.jsonl", [{**record, "epoch": epoch} for epoch in epochs])
     found = r"has epochs .*; allowed: each of the 1 that are done|: line \d: epoch = .*; allowed: "
     with pytest.raises(CorsdError, match=rf"{out}/metrics.jsonl ?({found})"):
+        train(TrainConfig(**{**TINY, "out": str(out), "resume": True}), progress=False)
+
+
+def test_metrics_of_epochs_of_another_length_are_named(within: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(within, tmp_path / "copy"))
+    (record,) = read_lines(out / "metrics.jsonl")
+    write_lines(out / "metrics.jsonl", [{**record, "step": 4}])
+    with pytest.raises(CorsdError, match=rf"{out}/metrics.jsonl: epoch 1: step = 4; allowed: 3"):
         train(TrainConfig(**{**TINY, "out": str(out), "resume": True}), progress=False)
 
 

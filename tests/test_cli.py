@@ -262,6 +262,11 @@ def test_train_says_what_was_passed_over_once(pictures: Path, tmp_path: Path, ca
         ("train --epochs many", "corsd train: error: argument --epochs: invalid int value: 'many'"),
         ("train --epoch-s 3", "corsd: error: unrecognized arguments: --epoch-s 3"),
         ("train --nesterov yes", "corsd: error: unrecognized arguments: yes"),
+        ("train --lr 1e308 --out OUT", "error: lr = 1e+308 must be above 0 and below 1e+38"),
+        ("train --weight-decay 1e308 --out OUT", "error: weight_decay = 1e+308 must be at least 0 and below 1e+38"),
+        ("train --method-options temperature=1e200 --out OUT", "temperature = 1e+200 must be between -1e+38 and 1e+38"),
+        ("train --image-size 100000 --out OUT", "error: image_size is 100000; allowed: a whole number of at least 1"),
+        ("train --data npz:~no_such_user/x --out OUT", "'~no_such_user' has no home folder"),
         ("train --method-options exit_kd", "argument --method-options: 'exit_kd' is not NAME=VALUE, as in exit_kd=0.2"),
         ("train --method-options exit=1 --out OUT", "error: option of method 'corsd': 'exit' is not known; allowed: task, "),
         ("train --method-options exit_kd=much --out OUT", "error: method 'corsd': exit_kd = 'much' must be of type float"),
@@ -326,7 +331,32 @@ def test_an_error_is_one_line_and_status_2(
 def test_a_name_that_is_not_utf_8_is_one_line(capsys: Captured, tmp_path: Path, words: str, name: str) -> None:
     bad = os.fsdecode(b"caf\xe9")
     places = [word.replace("BAD", bad).replace("OUT", str(tmp_path / "out")) for word in words.split()]
-    assert re.search(rf"corsd: error: argument {name}: '.*caf\\\\udce9' is not valid UTF-8", _fails(capsys, *places))
+    assert re.search(rf"corsd: error: argument {name}: '.*caf\\udce9' is not valid UTF-8", _fails(capsys, *places))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--epochs", "1" * 9999],
+        ["train", "--lr", "x" * 9999],
+        ["train", "--method-options", "x" * 9999],
+        ["train", "--method-options", "task=" + "1" * 9999],
+        ["train", "--method-options", "task=" + "[" * 99_999],
+        ["train", "--method-options", "task=" + "[1," * 9999 + "1" + "]" * 9999],
+        ["train", "--method-options", "x" * 9999 + "=1"],
+        ["train", "--method", "x" * 9999],
+        ["train", "--network", "x" * 9999, "--out", "OUT"],
+        ["train", "--data", "x" * 9999, "--out", "OUT"],
+        ["train", "--schedule", "x" * 9999],
+        ["x" * 9999],
+        ["data", "digits", "--image-size", "9" * 4000],
+        ["methods", "x" * 9999],
+    ],
+    ids=lambda words: " ".join(words)[:40],
+)
+def test_what_was_typed_is_not_repeated_whole(capsys: Captured, tmp_path: Path, words: list[str]) -> None:
+    said = _fails(capsys, *(str(tmp_path / "out") if word == "OUT" else word for word in words))
+    assert len(said) < 1500
 
 
 def test_a_place_that_cannot_be_used_is_one_line(tmp_path: Path, capsys: Captured) -> None:

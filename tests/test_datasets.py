@@ -14,11 +14,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from corsd_lib.datasets import DATASETS, DataNotice, ImageArrays, ImageData, ImageFiles, data_root, load_dataset
+from corsd_lib.datasets import (
+    DATASETS,
+    LARGEST_SIDE,
+    DataNotice,
+    ImageArrays,
+    ImageData,
+    ImageFiles,
+    archive,
+    data_root,
+    load_dataset,
+)
 from corsd_lib.datasets.arrays import as_arrays, channel_statistics, resize_arrays
+from corsd_lib.datasets.decoding import read_squares
 from corsd_lib.datasets.notices import say, silent
 from corsd_lib.datasets.selection import pick_per_class, split_validation, stratified_rows
 from corsd_lib.errors import CorsdError
+from corsd_lib.readers import SIDE
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +202,27 @@ def test_an_unknown_name_lists_all_names() -> None:
         ({"per_class": 0}, "per_class is 0"),
         ({"per_class": 2.5}, r"per_class is 2\.5"),
         ({"per_class": True}, "per_class is True"),
+        ({"per_class": 10**5000}, "per_class is <integer of about 5,000 digits>; allowed: a whole number of at least 1"),
+        ({"image_size": 10**5000}, "image_size is <integer of about 5,000 digits>"),
+        ({"image_size": 100_000}, "image_size is 100000; allowed: a whole number of at least 1 and at most 65535, or None"),
+        ({"seed": -1}, "seed is -1; allowed: a whole number of at least 0"),
+        ({"seed": 2**63}, "seed is 9223372036854775808"),
+        ({"seed": None}, "seed is None"),
+        ({"seed": "1"}, "seed is '1'"),
+        ({"seed": 1.0}, r"seed is 1\.0"),
+        ({"seed": True}, "seed is True"),
+        ({"seed": torch.tensor(1.5)}, r"seed is tensor\(1\.5"),
+        ({"per_class": np.zeros(2, int)}, r"per_class is array"),
+        ({"validation_fraction": None}, "validation_fraction is None"),
+        ({"validation_fraction": 10**400}, "validation_fraction is 1000"),
+        ({"validation_fraction": "0.1"}, r"validation_fraction is '0\.1'"),
+        ({"validation_fraction": False}, "validation_fraction is False"),
+        ({"test_fraction": "0.1"}, r"test_fraction is '0\.1'; allowed: above 0 and below 1, or None"),
+        ({"test_fraction": True}, "test_fraction is True"),
+        ({"download": "no"}, "download is 'no'; allowed: True or False"),
+        ({"crop_to_box": 1}, "crop_to_box is 1; allowed: True or False"),
+        ({"root": 3}, "data root 3 is of type int; allowed: a path, or None"),
+        ({"root": "~no_such_user/x"}, "data root '~no_such_user/x': '~no_such_user' has no home folder"),
         ({"image_size": -8}, "image_size is -8"),
         ({"validation_fraction": 1.0}, r"validation_fraction is 1\.0"),
         ({"validation_fraction": -0.1}, r"validation_fraction is -0\.1"),
@@ -200,6 +233,45 @@ def test_an_unknown_name_lists_all_names() -> None:
 def test_options_out_of_range_are_named(options: dict, message: str) -> None:
     with pytest.raises(CorsdError, match=message):
         load_dataset("digits", **options)
+
+
+@pytest.mark.parametrize("name", [3, None, b"digits", Path("digits")])
+def test_a_name_that_is_no_string_lists_all_names(name: object) -> None:
+    with pytest.raises(CorsdError, match=r"data set .* is of type \w+; allowed: digits, "):
+        load_dataset(name)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["npz", "folder"])
+def test_a_path_that_the_system_cannot_take_is_one_error(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(CorsdError, match="data set '~no_such_user/x': '~no_such_user' has no home folder"):
+        load_dataset(f"{kind}:~no_such_user/x")
+    with pytest.raises(CorsdError, match=f"cannot read data set '{kind}:(?!x{{200}}).*': File name too long"):
+        load_dataset(f"{kind}:{'x' * 5000}")
+
+
+def test_numbers_of_numpy_will_do() -> None:
+    plain = load_dataset("digits", per_class=3, seed=2, image_size=9, validation_fraction=0.25)
+    numbers = {
+        "per_class": np.int64(3),
+        "seed": np.uint8(2),
+        "image_size": np.int32(9),
+        "validation_fraction": np.float32(0.25),
+    }
+    data = load_dataset("digits", **numbers)
+    assert torch.equal(data.train.index, plain.train.index) and data.image_size == plain.image_size == 9
+    assert type(data.image_size) is int
+
+
+def test_sides_are_those_that_a_run_may_have() -> None:
+    assert LARGEST_SIDE == SIDE
+
+
+def test_images_that_memory_does_not_hold_are_refused_before_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "_available_memory", lambda: 10**6)
+    with pytest.raises(CorsdError, match=r"1,797 images of 30x30 pixels take 0\.00162 GB; available memory: 0\.001 GB"):
+        load_dataset("digits", image_size=30)
+    with pytest.raises(CorsdError, match=r"2 images of 1000x1000 pixels take 0\.006 GB; available memory: 0\.001 GB"):
+        read_squares(["a.png", "b.png"], 1000)
 
 
 def test_root_is_the_argument_else_the_environment_else_data(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,9 +328,9 @@ def test_image_data_refuses_what_does_not_fit_together() -> None:
             r"superclass_of_class is 1 at row 1; allowed: 0\.\.0",
         ),
         ({"mean": (0.5, 0.5)}, "mean"),
-        ({"class_names": ("a", "\udce9")}, r"mine: class '\\\\udce9' is not valid UTF-8"),
-        ({"superclass_names": ("\udce9",)}, r"mine: superclass '\\\\udce9' is not valid UTF-8"),
-        ({"attribute_names": ("\udce9",)}, r"mine: attribute '\\\\udce9' is not valid UTF-8"),
+        ({"class_names": ("a", "\udce9")}, r"mine: class '\\udce9' is not valid UTF-8"),
+        ({"superclass_names": ("\udce9",)}, r"mine: superclass '\\udce9' is not valid UTF-8"),
+        ({"attribute_names": ("\udce9",)}, r"mine: attribute '\\udce9' is not valid UTF-8"),
         ({"augmentation": "blur"}, "augmentation 'blur' .* crop, crop_flip, resized_crop"),
     ):
         with pytest.raises(CorsdError, match=message):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import random
+from dataclasses import dataclass, field, make_dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -327,16 +329,150 @@ class DrawsNoTensor(Broken):
         return {"first": 0}  # type: ignore[dict-item]
 
 
+class ANameOfNone(Broken):
+    name = None  # type: ignore[assignment]
+
+
+class ATakenName(Broken):
+    name = "corsd"
+
+
+class WithoutTerms(Method):
+    name = "broken"
+
+
+class AttachChangesAWeight(Broken):
+    def attach(self, network: MultiExitNetwork) -> Method:
+        next(network.parameters()).data.mul_(2)
+        return self
+
+
+class AttachFreezesAWeight(Broken):
+    def attach(self, network: MultiExitNetwork) -> Method:
+        next(network.parameters()).requires_grad_(False)
+        return self
+
+
+class AttachAddsAModule(Broken):
+    def attach(self, network: MultiExitNetwork) -> Method:
+        network.extra = nn.Linear(2, 2)
+        return self
+
+
+class AttachLeavesAHook(Broken):
+    def attach(self, network: MultiExitNetwork) -> Method:
+        network.backbone.register_forward_hook(lambda *given: None)
+        return self
+
+
+class ReturnsNoTerms(Broken):
+    def terms(self, out: ExitOutputs, batch: Batch) -> Terms:
+        return None  # type: ignore[return-value]
+
+
+class ReturnsAList(Broken):
+    def terms(self, out: ExitOutputs, batch: Batch) -> Terms:
+        return [out.logits[-1].mean()]  # type: ignore[return-value]
+
+
+class NamesATermByANumber(Broken):
+    def terms(self, out: ExitOutputs, batch: Batch) -> Terms:
+        return {**super().terms(out, batch), 3: out.logits[-1].mean()}  # type: ignore[dict-item]
+
+
+class ReturnsANumber(Broken):
+    def extra(self, logits: Tensor, batch: Batch) -> Tensor:
+        return 1.0  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class FarBelowZero(MethodOptions):
+    extra: float = option(-1e9, low=-1e10)
+
+
+class ClimbsAway(Broken):
+    Options: ClassVar[type[MethodOptions]] = FarBelowZero
+
+
+class DrawsFromTorch(Broken):
+    def extra(self, logits: Tensor, batch: Batch) -> Tensor:
+        return (logits * torch.rand(3)).mean()
+
+
+class DrawsFromNumpy(Broken):
+    def draw(self, batch: Batch) -> dict[str, Tensor]:
+        return {"noise": torch.tensor(np.random.rand(3))}
+
+
+class DrawsFromPython(Broken):
+    def extra(self, logits: Tensor, batch: Batch) -> Tensor:
+        return logits.mean() * random.random()
+
+
+class ChangesLabels(Broken):
+    graphs = False
+
+    def draw(self, batch: Batch) -> dict[str, Tensor]:
+        batch.labels.zero_()
+        return {}
+
+
+class ChangesLogits(Broken):
+    def extra(self, logits: Tensor, batch: Batch) -> Tensor:
+        logits.data.zero_()
+        return logits.square().mean()
+
+
+class KeepsItsGraph(Broken):
+    graphs = False
+
+    def extra(self, logits: Tensor, batch: Batch) -> Tensor:
+        self.past = logits
+        return logits.square().mean()
+
+
+class KeepsGraphsInAList(Broken):
+    graphs = False
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.past: dict[str, list[Tensor]] = {"logits": []}
+
+    def extra(self, logits: Tensor, batch: Batch) -> Tensor:
+        self.past["logits"].append(logits)
+        return logits.square().mean()
+
+
 DECLARED, MADE, NAMED = "declared well", "made of its options, then attached to a network", "terms have weights of their names"
 SHOWN = "images are new ones of the same shape"
 TEACHER, SMALL, RESUMED = "no gradient reaches a teacher", "finite on batches with little to relate", "resumable"
+TIDY = "random numbers from the generator of a batch, which is left as it was"
 GRAPH = r"safe in a CUDA graph \(graphs = True\)"
 BROKEN: list[tuple[type[Method], str, str]] = [
-    (WithoutAName, DECLARED, "its `name` names files: letters"),
+    (WithoutAName, DECLARED, "its `name`, '', names files: letters"),
+    (ANameOfNone, DECLARED, "its `name`, None, names files: letters"),
+    (ATakenName, DECLARED, r"the name 'corsd' is taken by corsd_lib\.methods\.corsd\.Corsd: choose another one"),
+    (WithoutTerms, DECLARED, r"it has no terms: define terms\(self, out, batch\)"),
     (OddExits, DECLARED, "exits = 'some'; allowed: 'all', 'deepest'"),
     (ATeacherInAString, DECLARED, "taught_by_deepest = 'extra'; allowed: a tuple of names of terms"),
     (NotADataclass, DECLARED, r"put @dataclass\(frozen=True\) on Options"),
     (AttachReturnsNothing, MADE, "attach returned NoneType: end it with `return self`"),
+    (AttachChangesAWeight, MADE, r"attach changes the network \(backbone\.stem\.conv\.weight\): make"),
+    (AttachFreezesAWeight, MADE, r"attach changes the network \(requires_grad of backbone\.stem\.conv\.weight\)"),
+    (AttachAddsAModule, MADE, r"attach changes the network \(module extra, "),
+    (AttachLeavesAHook, MADE, r"attach changes the network \(module backbone\)"),
+    (ReturnsNoTerms, NAMED, "terms returned None of type NoneType; allowed: a dict of scalar tensors by name"),
+    (ReturnsAList, NAMED, r"terms returned \[tensor.*\] of type list; allowed: a dict"),
+    (NamesATermByANumber, NAMED, "a term is named 3; allowed: a string"),
+    (ReturnsANumber, NAMED, r"the term 'extra' is 1\.0: return a scalar tensor"),
+    (ClimbsAway, RESUMED, "is not finite after three steps of gradient descent .*: a weight or a term is too large"),
+    (DrawsFromTorch, TIDY, "it draws from the random numbers of torch, numpy or Python: draw them in draw, from batch.gen"),
+    (DrawsFromNumpy, TIDY, "it draws from the random numbers of torch, numpy or Python"),
+    (DrawsFromPython, TIDY, "it draws from the random numbers of torch, numpy or Python"),
+    (ChangesLabels, TIDY, r"it changes batch\.labels in place: work on a copy"),
+    (ChangesLogits, TIDY, r"it changes out\.logits\[2?0?\] in place"),
+    (KeepsItsGraph, TEACHER, "the attribute past carries a gradient, and keeps its graph in memory: detach"),
+    (KeepsGraphsInAList, TEACHER, "the attribute past carries a gradient"),
     (WithoutAWeight, NAMED, "its term 'extra' has no weight: add the field `extra: float` to MethodOptions"),
     (AWholeWeight, NAMED, "the option 'extra' is 1: the weight of a term is a float"),
     (NoScalar, NAMED, r"the term 'extra' is of shape \(3,\): return a scalar tensor"),
@@ -386,7 +522,7 @@ BROKEN: list[tuple[type[Method], str, str]] = [
 
 @pytest.mark.parametrize(("kind", "rule", "words"), BROKEN, ids=lambda value: getattr(value, "__name__", ""))
 def test_a_broken_rule_is_named_with_how_to_mend_it(kind: type[Method], rule: str, words: str) -> None:
-    with pytest.raises(CorsdError, match=f"method '{kind.name}' breaks the rule '{rule}': .*{words}"):
+    with pytest.raises(CorsdError, match=f"method {kind.name!r} breaks the rule '{rule}': .*{words}"):
         check_method(kind)
 
 
@@ -445,6 +581,44 @@ def test_an_option_keeps_its_range_in_a_subclass_that_sets_another_default() -> 
         Ranged(temperature=float("inf"))
     with pytest.raises(CorsdError, match="method 'ranged': mode 'c' is not known; allowed: a, b"):
         Ranged(mode="c")
+
+
+def test_a_class_that_is_defined_again_keeps_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a cell of a notebook is run again."""
+    monkeypatch.setitem(METHODS, "broken", type("Broken", (Broken,), {"__module__": Broken.__module__}))
+    check_method(Broken)
+    monkeypatch.setitem(METHODS, "broken", type("Other", (Broken,), {"__module__": Broken.__module__}))
+    with pytest.raises(CorsdError, match=r"the name 'broken' is taken by .*\.Other"):
+        check_method(Broken)
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"low": "a"}, "low = 'a'; allowed: a number"),
+        ({"high": True}, "high = True; allowed: a number"),
+        ({"below": [1]}, r"below = \[1\]; allowed: a number"),
+        ({"choices": "ab"}, "choices = 'ab'; allowed: strings"),
+        ({"choices": (1, 2)}, r"choices = \(1, 2\); allowed: strings"),
+    ],
+)
+def test_a_limit_that_is_none_is_named_where_the_option_is_declared(limits: dict[str, Any], words: str) -> None:
+    with pytest.raises(CorsdError, match=f"^option: {words}, or None$"):
+        option(1.0, **limits)
+
+
+@pytest.mark.parametrize("default", [None, (1,), torch.float32], ids=repr)
+def test_an_option_whose_default_is_no_plain_value_is_named(default: Any) -> None:
+    fields = [("extra", float, 1.0), ("list", Any, field(default=default))]
+    kind = make_dataclass("Odd", fields, bases=(MethodOptions,), frozen=True)
+    words = r"method 'broken': option list has the default .* of type .*: an option is a number, a bool or a string"
+    with pytest.raises(CorsdError, match=words):
+        check_method(type("Odd", (Broken,), {"Options": kind}))
+
+
+def test_a_method_without_terms_says_so_when_it_is_trained() -> None:
+    with pytest.raises(CorsdError, match=r"method 'broken' has no terms: define terms\(self, out, batch\)"):
+        WithoutTerms()(ExitOutputs([], [], []), None)
 
 
 def test_an_option_without_a_default_is_named() -> None:

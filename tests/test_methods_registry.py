@@ -84,10 +84,21 @@ def test_a_plugin_is_loaded_when_a_method_is_looked_up_and_only_then(plugins: Pl
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("import not_there_at_all", r"No module named 'not_there_at_all' \(is its folder on PYTHONPATH\?\)"),
+        ("import not_there.at_all", r"No module named 'not_there' \(it imports not_there, which is not installed\)"),
         ("{}['x']", "KeyError: 'x'"),
         ("if True", r"SyntaxError: expected ':'"),
-        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("raise SystemExit(3)", r"SystemExit: 3 \(it ends the process while it is imported; allowed: definitions alone\)"),
+        ("raise SystemExit", r"SystemExit \(it ends the process while it is imported"),
+        (
+            PLUGIN.replace("[Doubt.name]", "[3]"),
+            r"METHODS\[3\] is Doubt, whose name is 'doubt'; allowed: its name, METHODS\[D",
+        ),
+        (PLUGIN.replace("[Doubt.name]", "['x']"), r"METHODS\['x'\] is Doubt, whose name is 'doubt'"),
+        (PLUGIN.replace('"doubt"', "None"), r"METHODS\[None\] is Doubt, whose name is None"),
+        (
+            PLUGIN.replace("(Baseline)", "(__import__('corsd_lib').Method)"),
+            "is Doubt, which has no terms; allowed: a class that",
+        ),
         (PLUGIN.replace('"doubt"', '"corsd"'), "the name 'corsd' is taken: choose another one"),
         ("from corsd_lib.methods import METHODS\nMETHODS['x'] = 3", r"METHODS\['x'\] is 3; allowed: a subclass of Method"),
         ("from corsd_lib.methods import METHODS\ndel METHODS['corsd']", "the name 'corsd' is taken"),
@@ -100,6 +111,15 @@ def test_a_broken_plugin_is_named_with_the_reason_and_no_trouble_to_others(plugi
         TrainConfig(method="x")
     assert find_method("corsd") is corsd and find_method("doubt").name == "doubt" and "x" not in METHODS
     assert list(plugin_failures()) == ["module 'plugin_broken' of CORSD_METHODS"] and loaded_plugins() == ["plugin_well"]
+
+
+def test_a_plugin_that_is_not_found_is_told_from_one_that_lacks_a_package(
+    plugins: Plugins, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugins()
+    monkeypatch.setenv("CORSD_METHODS", "no_such_plugin,no_such_package.methods,")
+    reasons = list(plugin_failures().values())
+    assert [reason.partition("(")[2] for reason in reasons] == ["is its folder on PYTHONPATH?)"] * 2
 
 
 def test_a_plugin_may_look_up_a_method_while_it_is_loaded(plugins: Plugins) -> None:
@@ -128,9 +148,12 @@ def test_an_installed_package_brings_a_method_by_an_entry_point(plugins: Plugins
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("doubt = nowhere:Doubt", "No module named 'nowhere'"),
+        ("doubt = nowhere:Doubt", r"No module named 'nowhere' \(is its folder on PYTHONPATH\?\)"),
         ("doubt = doubt_module:Certainty", "AttributeError: .*Certainty"),
-        ("certainty = doubt_module:Doubt", "it must be a class whose name is 'certainty'; it is <class 'doubt_module.Doubt'>"),
+        (
+            "certainty = doubt_module:Doubt",
+            "it must be a class whose name is 'certainty'; it is <class 'doubt_module.Doubt'>, whose name is 'doubt'",
+        ),
     ],
 )
 def test_a_broken_entry_point_is_named_with_its_package(plugins: Plugins, tmp_path: Path, line: str, reason: str) -> None:

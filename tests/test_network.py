@@ -250,5 +250,18 @@ def test_build_network_names_what_is_wrong() -> None:
         _network(exits="some")
     with pytest.raises(CorsdError, match=r"num_classes 0.*1 or more"):
         build_network("resnet8", 0)
+    for wrong in (True, 2.0, "3", None, 2**31):
+        with pytest.raises(CorsdError, match=r"num_classes .* of a network; allowed: a whole number of 1 or more"):
+            build_network("resnet8", wrong)  # type: ignore[arg-type]
+    with pytest.raises(CorsdError, match=r"num_classes <integer of about 5,000 digits>"):
+        build_network("resnet8", 10**5000)
+    with pytest.raises(CorsdError, match=r"network 'resnet8' of width None and 2000000000 classes takes more memory"):
+        build_network("resnet8", 2 * 10**9)
+    for wrong in (3, None, "wrn" + "1" * 5000 + "_2", "wrn16_" + "1" * 5000, "x" * 5000):
+        with pytest.raises(CorsdError, match=r"network (?!.{200}.*is not known).* is not known; allowed: resnet8"):
+            build_network(wrong, 3)  # type: ignore[arg-type]
+    for wrong in (True, 1.0, 2**31, 10**5000):
+        with pytest.raises(CorsdError, match=r"width .* of network 'resnet8'; allowed: an integer of 1 or more"):
+            build_network("resnet8", 3, width=wrong)  # type: ignore[arg-type]
     with pytest.raises(CorsdError, match=r"resnet9.*resnet8"):
         build_network("resnet9", 10)

@@ -166,7 +166,7 @@ def test_a_network_that_memory_does_not_hold_is_refused_before_it_is_made(run: R
         values = read_json(run.path / "config.json")
         values["train"][field] = value
         write_json(run.path / "config.json", values)
-        with pytest.raises(CorsdError, match=r"of another architecture: it holds [0-9,]+ numbers|cannot be built"):
+        with pytest.raises(CorsdError, match=r"of another architecture: it holds [0-9,]+ numbers|more memory than there is"):
             load_run(run.path).network()
     options = {**run.raw_config["method_options"], "hidden": 2**31 - 1}
     values["train"] |= {"width": TINY["width"], "method_options": options}

@@ -1201,6 +1201,25 @@ def test_a_state_that_is_not_finite_is_never_recorded(tiny: Tiny, monkeypatch: p
     _assert_all_finite(run.path / "checkpoint.safetensors")
 
 
+def test_a_training_that_memory_does_not_hold_is_one_error_and_keeps_its_checkpoint(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes = Trainer._passes
+
+    def larger(self: Trainer, batch: Any) -> Any:
+        return passes(self, batch) if self._done() < 4 else torch.empty(2**60, dtype=torch.uint8)
+
+    with monkeypatch.context() as patched, pytest.raises(CorsdError, match=r"memory than there is.*; a smaller batch_size"):
+        patched.setattr(Trainer, "_passes", larger)
+        _train(tiny())
+    assert _train(tiny(resume=True)).finished
+
+
+@pytest.mark.parametrize("changes", [{}, {"padding_mode": "zero"}, {"augmentation": "none"}])
+def test_images_of_one_pixel_are_trained_on(tiny: Tiny, changes: dict[str, Any]) -> None:
+    assert _train(tiny(image_size=1, epochs=1, **changes)).finished
+
+
 def test_a_training_that_diverges_at_once_says_that_there_is_no_checkpoint(tiny: Tiny) -> None:
     with pytest.raises(CorsdError, match=r"training diverged at epoch 1, step \d: .*there was no checkpoint yet"):
         _train(tiny(lr=1e20))

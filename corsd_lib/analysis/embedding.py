@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from corsd_lib.errors import CorsdError, check_choice, require
+from corsd_lib.errors import CorsdError, check_choice, require, shortened
 from corsd_lib.files import write_tensors
 from corsd_lib.readers import read_embedding
 from corsd_lib.runs import Run
@@ -124,7 +124,7 @@ def _chosen(what: str, asked: Sequence[int] | None, allowed: list[int], default:
     values = default if asked is None else [int(v) for v in asked]
     if not values or not set(values) <= set(allowed) or len(set(values)) < len(values):
         listed = ", ".join(map(str, allowed)) or "none, the run has no probe snapshot yet"
-        raise CorsdError(f"{what} {values} of an embedding; allowed: one or more, each once, of {listed}")
+        raise CorsdError(f"{what} {shortened(values)} of an embedding; allowed: one or more, each once, of {listed}")
     return sorted(values)
 
 
@@ -233,9 +233,9 @@ def joint_projection(
 def _check_settings(method: str, neighbours: int, min_dist: float) -> None:
     check_choice("method of an embedding", method, PROJECTIONS)
     if neighbours < 2:
-        raise CorsdError(f"neighbours = {neighbours} of an embedding; allowed: 2 or more")
+        raise CorsdError(f"neighbours = {shortened(neighbours)} of an embedding; allowed: 2 or more")
     if not 0 <= min_dist <= 1:
-        raise CorsdError(f"min_dist = {min_dist} of an embedding; allowed: 0 to 1")
+        raise CorsdError(f"min_dist = {shortened(min_dist)} of an embedding; allowed: 0 to 1")
 
 
 def _pca(points: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from corsd_lib.backbones import SequentialBackbone, StagedBackbone
 from corsd_lib.datasets import ImageData
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.evaluation import count_macs, evaluating, exit_logits, run_data, top_k_accuracy
 from corsd_lib.network import MultiExitNetwork
 from corsd_lib.runs import DataInfo, Run, new_network
@@ -99,7 +99,7 @@ def calibration_bins(logits: Tensor, labels: Tensor, bins: int = 15) -> pd.DataF
 
     _check([logits], labels)
     if bins < 1:
-        raise CorsdError(f"bins = {bins} of a reliability diagram; allowed: 1 or more")
+        raise CorsdError(f"bins = {shortened(bins)} of a reliability diagram; allowed: 1 or more")
     confidence, guess = F.softmax(logits.double(), dim=1).max(1)
     bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
     images = torch.bincount(bin_of, minlength=bins)
@@ -176,7 +176,9 @@ def choose_threshold(curve: pd.DataFrame, loss: float = 1.0) -> float:
     allowed = curve[curve["loss"] <= loss]
     if allowed.empty:
         least = f"{curve['loss'].min():.2f}" if len(curve) else "none, the curve is empty"
-        raise CorsdError(f"loss = {loss} points: no threshold of the curve loses so little; the smallest loss is {least}")
+        raise CorsdError(
+            f"loss = {shortened(loss)} points: no threshold of the curve loses so little; the smallest loss is {least}"
+        )
     return float(allowed.sort_values(["macs", "loss"], kind="stable")["threshold"].iloc[0])
 
 
@@ -335,7 +337,7 @@ def _default_bars(readiness: Tensor, rule: str) -> Tensor:
 def _as_thresholds(thresholds: Sequence[float]) -> Tensor:
     values = torch.as_tensor(thresholds, dtype=torch.double)
     if values.ndim != 1 or bool(values.isnan().any()):
-        raise CorsdError(f"thresholds {thresholds!r} of an early-exit curve; allowed: a list of numbers")
+        raise CorsdError(f"thresholds {shortened(thresholds)} of an early-exit curve; allowed: a list of numbers")
     return values
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from corsd_lib.datasets import ImageData
-from corsd_lib.errors import CorsdError
+from corsd_lib.errors import CorsdError, shortened
 from corsd_lib.evaluation import run_data, training_batches
 from corsd_lib.methods import Method
 from corsd_lib.network import MultiExitNetwork
@@ -35,7 +35,7 @@ def term_gradients(run: Run, data: ImageData | None = None, batches: int = 2) ->
     import pandas as pd
 
     if batches < 1:
-        raise CorsdError(f"batches = {batches} of term_gradients must be at least 1")
+        raise CorsdError(f"batches = {shortened(batches)} of term_gradients must be at least 1")
     network, method = run.network().train(), run.method().train()
     places = _places(network, method)
     source = training_batches(run.config, run_data(run, data))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from corsd_lib.batches import evaluation_batches
 from corsd_lib.datasets import ImageData, Split
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.evaluation import run_data
 from corsd_lib.runs import Run
 
@@ -46,12 +46,16 @@ def _rows_of(run: Run, positions: Sequence[int], data: ImageData, split: str) ->
     count = len(run.probes.index) if split == "probe" else len(images)
     wrong = [p for p in positions if p not in range(count)]
     if wrong or not len(positions):
-        raise CorsdError(f"positions {wrong or list(positions)} of {count} images of {split}; allowed: 0 to {count - 1}")
+        raise CorsdError(
+            f"positions {shortened(wrong or list(positions))} of {count} images of {split}; allowed: 0 to {count - 1}"
+        )
     wanted = torch.as_tensor(positions)
     if split != "probe":
         return images.subset(wanted)
     same = run.probes.index[wanted][:, None] == images.index  # (N, rows of the split)
     if not bool(same.any(1).all()):
         missing = wanted[~same.any(1)].tolist()
-        raise CorsdError(f"probe images {missing} are not in split {name!r} of data {data.name!r}: load it as the run did")
+        raise CorsdError(
+            f"probe images {shortened(missing)} are not in split {name!r} of data {data.name!r}: load it as the run did"
+        )
     return images.subset(same.int().argmax(1))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from corsd_lib.errors import CorsdError, check_choice, require
+from corsd_lib.errors import CorsdError, check_choice, require, shortened
 from corsd_lib.network import Exit, MultiExitNetwork
 
 METHODS = {"integrated_gradients": "integrated gradients", "grad_cam": "Grad-CAM"}
@@ -149,13 +149,13 @@ def check_request(method: str, baseline: str, steps: int) -> None:
 
 def check_count(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise CorsdError(f"{name} = {value!r}; allowed: a whole number of at least 1")
+        raise CorsdError(f"{name} = {shortened(value)}; allowed: a whole number of at least 1")
 
 
 def checked_exit(exit: int, count: int, of: str) -> int:
     """The index from 0 of exit `exit` from 1."""
     if isinstance(exit, bool) or exit not in range(1, count + 1):
-        raise CorsdError(f"exit {exit!r} of {count} {of}; allowed: 1 (shallowest) to {count}")
+        raise CorsdError(f"exit {shortened(exit)} of {count} {of}; allowed: 1 (shallowest) to {count}")
     return int(exit) - 1
 
 

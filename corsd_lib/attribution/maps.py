@@ -21,7 +21,7 @@ from corsd_lib.attribution.engine import (
     grad_cam,
     integrated,
 )
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.network import MultiExitNetwork
 from corsd_lib.relation import HANDCRAFTED, HandcraftedRelation, MapRelation, VectorRelation, cosine_scores
 
@@ -65,7 +65,7 @@ def _class_or_own(target: int | None, classes: int, logits: Tensor) -> int:
     if target is None:
         return int(logits.argmax())
     if isinstance(target, bool) or target not in range(classes):
-        raise CorsdError(f"target {target!r} of {classes} classes; allowed: 0 to {classes - 1}, or None")
+        raise CorsdError(f"target {shortened(target)} of {classes} classes; allowed: 0 to {classes - 1}, or None")
     return int(target)
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +22,7 @@ from corsd_lib.datasets.npz import load_npz
 from corsd_lib.datasets.selection import pick_per_class, split_validation
 from corsd_lib.datasets.small import load_cifar, load_digits
 from corsd_lib.datasets.tiny_imagenet import load_tiny_imagenet
-from corsd_lib.errors import CorsdError, check_choice, check_text
+from corsd_lib.errors import CorsdError, check_choice, check_text, enough_memory, is_whole, shortened
 
 __all__ = [
     "AUGMENTATIONS",
@@ -33,6 +38,7 @@ __all__ = [
 ]
 
 DATASETS = ("digits", "cifar10", "cifar100", "cub200", "tiny_imagenet", "imagenet", "folder:PATH", "npz:PATH")
+LARGEST_SIDE = 65_535  # pixels; what a run on disk may have
 
 
 def load_dataset(
@@ -64,11 +70,15 @@ def load_dataset(
     should know of how the files were read is in `notices` of the result, and is warned of once a process (`DataNotice`).
     Raises CorsdError for unknown names, missing or corrupt files, values out of range, and data of fewer than two classes.
     """
-    check_text("data set", name)
-    check_text("data root", str(data_root(root)))
-    _check_options(name, per_class, validation_fraction, image_size, crop_to_box)
-    _check_test_fraction(name, test_fraction)
-    data = _load(name, root, image_size, crop_to_box, test_fraction, download)
+    _check_name(name, root)
+    _check_flags(name, crop_to_box=crop_to_box, download=download)
+    seed = _whole("seed", seed, 0, 2**63 - 1)
+    per_class = None if per_class is None else _whole("per_class", per_class, 1, 2**31 - 1, ", or None")
+    image_size = None if image_size is None else _whole("image_size", image_size, 1, LARGEST_SIDE, ", or None")
+    validation_fraction = _share("validation_fraction", validation_fraction)
+    test_fraction = None if test_fraction is None else _test_share(name, test_fraction)
+    with enough_memory(f"data set {name!r}"), _readable(name):
+        data = _load(name, root, image_size, crop_to_box, test_fraction, download)
     _check_every_class(data)
     if hold_out_classes:
         data = split_classes(data, hold_out_classes, hold_out, hold_out_seed)
@@ -88,7 +98,27 @@ def load_dataset(
 
 def data_root(root: str | Path | None = None) -> Path:
     """Where data sets lie: `root`, else the environment's CORSD_DATA, else the folder "data"."""
-    return Path(root or os.environ.get("CORSD_DATA") or "data").expanduser()
+    return _expanded("data root", root or os.environ.get("CORSD_DATA") or "data")
+
+
+def _expanded(what: str, path: str | Path) -> Path:
+    """A path with the home folder in place of ~. Raises CorsdError where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        user = Path(path).parts[0]
+        raise CorsdError(f"{what} {shortened(str(path))}: {user!r} has no home folder; allowed: a user who has one") from error
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """What the system says of a file or folder that cannot be read, as CorsdError."""
+    try:
+        yield
+    except OSError as error:
+        too_long = error.errno == errno.ENAMETOOLONG or not error.filename
+        where = f"data set {shortened(name)}" if too_long else error.filename
+        raise CorsdError(f"cannot read {where}: {error.strerror or error}") from error
 
 
 def _own_place(path: str, root: str | Path | None) -> Path:
@@ -96,10 +126,10 @@ def _own_place(path: str, root: str | Path | None) -> Path:
 
     Raises CorsdError that says where it was looked for.
     """
-    own = Path(path).expanduser()
+    own = _expanded("data set", path)
     if own.is_absolute():
         return own
-    places = [*([Path(root).expanduser() / own] if root else []), own]
+    places = [*([_expanded("data root", root) / own] if root else []), own]
     found = next((place for place in places if place.exists()), None)
     if found is None:
         looked = " nor at ".join(str(place.absolute()) for place in places)
@@ -133,25 +163,47 @@ def _load(
     return load_cifar(name, root, image_size, download)
 
 
-def _check_options(
-    name: str, per_class: int | None, validation_fraction: float, image_size: int | None, crop_to_box: bool
-) -> None:
+def _check_name(name: object, root: str | Path | None) -> None:
+    if not isinstance(name, str):
+        raise CorsdError(f"data set {shortened(name)} is of type {type(name).__name__}; allowed: {', '.join(DATASETS)}")
+    if root is not None and not isinstance(root, str | os.PathLike):
+        raise CorsdError(f"data root {shortened(root)} is of type {type(root).__name__}; allowed: a path, or None")
     kind, colon, path = name.partition(":")
     check_choice("data set", f"{kind}:PATH" if colon and path else name, DATASETS)
-    for what, value in (("per_class", per_class), ("image_size", image_size)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise CorsdError(f"{what} is {value!r}; allowed: a whole number of at least 1, or None")
-    if not 0 <= validation_fraction < 1:
-        raise CorsdError(f"validation_fraction is {validation_fraction!r}; allowed: 0 up to but not including 1")
-    if crop_to_box and name != "cub200":
-        raise CorsdError(f"crop_to_box is on for {name!r}; allowed: only for cub200, the set with bounding boxes")
+    check_text("data set", name)
+    check_text("data root", str(data_root(root)))
 
 
-def _check_test_fraction(name: str, fraction: float | None) -> None:
-    if fraction is not None and not 0 < fraction < 1:
-        raise CorsdError(f"test_fraction is {fraction!r}; allowed: above 0 and below 1, or None")
-    if fraction is not None and not name.startswith("folder:"):
-        raise CorsdError(f"test_fraction is {fraction!r} for {name!r}; allowed: only for folder:PATH without a split")
+def _check_flags(name: str, **flags: object) -> None:
+    for what, value in flags.items():
+        if not isinstance(value, bool):
+            raise CorsdError(f"{what} is {shortened(value)}; allowed: True or False")
+    if flags["crop_to_box"] and name != "cub200":
+        raise CorsdError(f"crop_to_box is on for {shortened(name)}; allowed: only for cub200, the set with bounding boxes")
+
+
+def _whole(what: str, value: Any, low: int, high: int, otherwise: str = "") -> int:
+    """A whole number of Python or numpy, or CorsdError; `otherwise`: what else is allowed."""
+    if not is_whole(value, low, high):
+        raise CorsdError(
+            f"{what} is {shortened(value)}; allowed: a whole number of at least {low} and at most {high}{otherwise}"
+        )
+    return int(value)
+
+
+def _share(what: str, value: object) -> float:
+    """A number of Python or numpy in [0, 1), or CorsdError."""
+    if isinstance(value, Real) and not isinstance(value, bool) and value < 1 and not value < 0:
+        return float(value)
+    raise CorsdError(f"{what} is {shortened(value)}; allowed: 0 up to but not including 1")
+
+
+def _test_share(name: str, value: object) -> float:
+    if not isinstance(value, Real) or isinstance(value, bool) or not value < 1 or value <= 0:
+        raise CorsdError(f"test_fraction is {shortened(value)}; allowed: above 0 and below 1, or None")
+    if not name.startswith("folder:"):
+        raise CorsdError(f"test_fraction is {value!r} for {name!r}; allowed: only for folder:PATH without a split")
+    return float(value)
 
 
 def _check_every_class(data: ImageData) -> None:

@@ -60,9 +60,7 @@ def _read(path: Path, file: zipfile.ZipFile, wanted: Callable[[str], bool], requ
             _check_member(file, member)
     if sum(member.compress_size for member in chosen.values()) > path.stat().st_size:
         raise CorsdError(f"{path} is not a readable .npz file: its arrays lie on top of each other or behind its end")
-    total, free = sum(member.file_size for member in chosen.values()), _available_memory()
-    if free is not None and total > free:
-        raise CorsdError(f"{path} expands to {_gigabytes(total)}; available memory: {_gigabytes(free)}")
+    check_memory(f"{path} expands to", sum(member.file_size for member in chosen.values()))
     arrays = {}
     for name, member in chosen.items():
         with _naming(path, name), file.open(member) as stream:
@@ -99,6 +97,13 @@ def _check_member(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
 def _is_single_array(path: Path) -> bool:
     with open(path, "rb") as stream:
         return stream.read(len(np.lib.format.MAGIC_PREFIX)) == np.lib.format.MAGIC_PREFIX
+
+
+def check_memory(what: str, needed: int) -> None:
+    """Raise CorsdError that begins with `what` where as many bytes as are `needed` exceed the available memory."""
+    free = _available_memory()
+    if free is not None and needed > free:
+        raise CorsdError(f"{what} {_gigabytes(needed)}; available memory: {_gigabytes(free)}")
 
 
 def _available_memory() -> int | None:

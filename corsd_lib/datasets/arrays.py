@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from corsd_lib.datasets.archive import check_memory
 from corsd_lib.datasets.decoding import read_rgb
-from corsd_lib.errors import CorsdError, check_choice, check_text
+from corsd_lib.errors import CorsdError, check_choice, check_text, shortened
 
 AUGMENTATIONS = ("crop", "crop_flip", "resized_crop")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -210,11 +211,17 @@ def channel_statistics(images: Tensor) -> Statistics:
 
 
 def resize_arrays(images: Tensor, image_size: int) -> Tensor:
-    """Images uint8 (N, C, H, W) -> uint8 (N, C, image_size, image_size), bilinear; untouched if they fit."""
+    """Images uint8 (N, C, H, W) -> uint8 (N, C, image_size, image_size), bilinear; untouched if they fit.
+
+    Raises CorsdError where the available memory does not hold them.
+    """
     if images.shape[-2:] == (image_size, image_size):
         return images
-    resized = torch.empty(*images.shape[:2], image_size, image_size, dtype=torch.uint8)
-    for block, out in zip(images.split(1024), resized.split(1024), strict=True):
+    count, channels = images.shape[:2]
+    check_memory(f"{count:,} images of {image_size}x{image_size} pixels take", count * channels * image_size**2)
+    resized = torch.empty(count, channels, image_size, image_size, dtype=torch.uint8)
+    block_size = max(1, min(1024, 2**26 // (channels * image_size**2)))  # images that are float32 at a time
+    for block, out in zip(images.split(block_size), resized.split(block_size), strict=True):
         scaled = torch.nn.functional.interpolate(block.float(), (image_size, image_size), mode="bilinear", antialias=True)
         out.copy_(scaled.round_().clamp_(0, 255))
     return resized
@@ -251,7 +258,7 @@ def check_distinct(what: str, names: Sequence[str]) -> None:
     """Raise CorsdError that names the first of `names` that is there more than once."""
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
-        raise CorsdError(f"{what} has {twice!r} more than once; expected distinct names")
+        raise CorsdError(f"{what} has {shortened(twice)} more than once; expected distinct names")
 
 
 def _check_labels_and_index(labels: Tensor, index: Tensor, count: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from corsd_lib.datasets.arrays import ImageArrays, ImageData, channel_statistics, check_distinct
 from corsd_lib.datasets.decoding import Box, read_squares, stored_side
 from corsd_lib.datasets.download import download, unpacked
-from corsd_lib.errors import CorsdError
+from corsd_lib.errors import CorsdError, shortened
 
 CUB_URL = "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz?download=1"
 CUB_MD5 = "97eceeb196236b17998738112f37df78"
@@ -139,7 +139,7 @@ def _table(file: Path, parse: Callable[[str], Value], ids: dict[int, str] | None
             key, value = line.split(maxsplit=1)
             table[int(key)] = parse(value.strip())
         except ValueError as error:
-            raise CorsdError(f"{file}, line {number}: {line!r} is not what belongs there ({error})") from error
+            raise CorsdError(f"{file}, line {number}: {shortened(line)} is not what belongs there ({error})") from error
     if not table or (ids is not None and table.keys() != ids.keys()):
         raise CorsdError(f"{file} has {len(table)} entries that do not match images.txt; expected one an image")
     return table

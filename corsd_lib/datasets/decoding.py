@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from corsd_lib.datasets.archive import check_memory
 from corsd_lib.datasets.progress import progress_bar
 from corsd_lib.errors import CorsdError
 
@@ -51,8 +52,10 @@ def read_squares(paths: Sequence[str], side: int, boxes: Sequence[Box] | None = 
     """Decode files to squares: uint8 (N, 3, side, side), several at once in threads.
 
     With a box an image gives the square around it (`square_around`); without, its centre square of the full
-    short side. Raises CorsdError that names the first file that cannot be read.
+    short side. Raises CorsdError that names the first file that cannot be read, and where the available memory does not hold
+    them.
     """
+    check_memory(f"{len(paths):,} images of {side}x{side} pixels take", len(paths) * 3 * side**2)
     squares = np.empty((len(paths), 3, side, side), dtype=np.uint8)
 
     def read(rows: range) -> int:

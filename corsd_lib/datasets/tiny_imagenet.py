@@ -10,7 +10,7 @@ from pathlib import Path
 from corsd_lib.datasets.arrays import ImageData
 from corsd_lib.datasets.folders import image_data, placed
 from corsd_lib.datasets.listing import Listing, class_folders, list_images
-from corsd_lib.errors import CorsdError
+from corsd_lib.errors import CorsdError, shortened
 
 FOLDER = "tiny-imagenet-200"
 ANNOTATIONS = Path("val", "val_annotations.txt")
@@ -48,7 +48,7 @@ def _validation(folder: Path, wnids: tuple[str, ...]) -> Listing:
         wnid = rest.partition("\t")[0]
         if wnid not in numbers:
             raise CorsdError(
-                f"{folder / ANNOTATIONS}, line {number}: {line!r} names no class of train/; expected FILE, tab, CLASS"
+                f"{folder / ANNOTATIONS}, line {number}: {shortened(line)} names no class of train/; expected FILE, tab, CLASS"
             )
         paths.append(str(folder / "val" / "images" / name))
         labels.append(numbers[wnid])

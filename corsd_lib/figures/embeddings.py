@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from corsd_lib.errors import CorsdError
+from corsd_lib.errors import CorsdError, shortened
 from corsd_lib.figures.style import GREY, GRID, PALETTE, SCALE, SYMBOLS, Matrix, hover_name, set_title, short_name, template
 
 _COLUMNS = 4  # panels in a row
@@ -104,7 +104,7 @@ def _codes(names: Any, kinds: Sequence[str] | None) -> Any:
     place = {kind: i for i, kind in enumerate(kinds)}
     unknown = sorted(set(names.tolist()) - set(place))
     if unknown:
-        raise CorsdError(f"colour_by {unknown[0]!r} is no kind; allowed: {', '.join(kinds)}")
+        raise CorsdError(f"colour_by {shortened(unknown[0])} is no kind; allowed: {', '.join(kinds)}")
     return np.array([place[name] for name in names.tolist()], np.int64)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import plotly.graph_objects as go
 
-from corsd_lib.errors import CorsdError
+from corsd_lib.errors import CorsdError, shortened
 from corsd_lib.figures.style import GREY, INK, PALETTE, SYMBOLS, exit_names, line_style, set_title, template
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _row_of(rows: Sequence[Row], threshold: float, name: str) -> Row:
     values = [row["threshold"] for row in rows]
     curve = f"the curve of {name}" if name else "the curve"
     raise CorsdError(
-        f"chosen {threshold!r} is no threshold of {curve}; allowed: its own, {min(values):.4g} to {max(values):.4g}"
+        f"chosen {shortened(threshold)} is no threshold of {curve}; allowed: its own, {min(values):.4g} to {max(values):.4g}"
     )
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import plotly.graph_objects as go
 from PIL import Image
 
-from corsd_lib.errors import CorsdError, require
+from corsd_lib.errors import CorsdError, require, shortened
 from corsd_lib.files import write_atomic
 
 # Okabe and Ito's colours without black and the yellow that vanishes on white: told apart by all common kinds of colour vision.
@@ -176,7 +176,7 @@ def save_png(
     colors, when a Chromium is missing and when it takes minutes, and `MissingPackage` when kaleido is missing.
     """
     if colors is not None and not 1 <= colors <= 256:
-        raise CorsdError(f"colors {colors!r} of a picture; allowed: 1 to 256")
+        raise CorsdError(f"colors {shortened(colors)} of a picture; allowed: 1 to 256")
     require("a static picture", "kaleido")
     size = {"width": width or figure.layout.width or 980, "height": height, "scale": scale}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

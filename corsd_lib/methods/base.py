@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from corsd_lib import losses
 from corsd_lib.batches import Batch
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.network import ExitOutputs, MultiExitNetwork
 
 __all__ = ["Batch", "Method", "MethodOptions", "allowed_values", "described", "make_options", "option", "sum_of"]
@@ -34,11 +34,17 @@ def option(
 ) -> Value:
     """A field of an options dataclass: its default, what it is in a line, and what is allowed.
 
-    Of a number `low` and `high` are allowed themselves, `above` and `below` are not; a float is finite. Without a lower end a
-    float is at least 0 and a whole number at least 1. `choices` of a string. A subclass that only sets another default keeps
-    the rest.
+    Of a number `low` and `high` are allowed themselves, `above` and `below` are not. Without a lower end a float is at least 0
+    and a whole number at least 1. A float is between -1e38 and 1e38. `choices` of a string. A subclass that only sets another
+    default keeps the rest. Raises `CorsdError` for a limit that is no number and a choice that is no string.
     """
-    allowed = {"low": low, "above": above, "high": high, "below": below, "choices": None if choices is None else tuple(choices)}
+    for name, limit in (("low", low), ("above", above), ("high", high), ("below", below)):
+        if limit is not None and type(limit) not in (int, float):
+            raise CorsdError(f"option: {name} = {shortened(limit)}; allowed: a number, or None")
+    names = None if choices is None else tuple(choices)
+    if isinstance(choices, str) or not all(isinstance(name, str) for name in names or ()):
+        raise CorsdError(f"option: choices = {shortened(choices)}; allowed: strings, or None")
+    allowed = {"low": low, "above": above, "high": high, "below": below, "choices": names}
     return field(default=default, metadata={"help": help, **{k: v for k, v in allowed.items() if v is not None}})
 
 
@@ -101,7 +107,7 @@ class Method(nn.Module):
 
     def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         """The parts of the objective by name, unweighted scalars; see `computed` for those that may have weight 0."""
-        raise NotImplementedError
+        raise CorsdError(f"method {self.name!r} has no terms: define terms(self, out, batch)")
 
     def computed(self, parts: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
         """The parts by name whose weight is not 0; the functions of the others are not called, so they cost nothing."""
@@ -109,7 +115,7 @@ class Method(nn.Module):
 
     def forward(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         """Exit outputs and batch -> {"total": weighted sum, part: unweighted value, ...}, scalars."""
-        parts = self.terms(out, batch)
+        parts = checked_terms(self.name, self.terms(out, batch))
         weights = {name: self._weight(name) for name in parts}
         if not any(weights.values()):
             raise CorsdError(
@@ -131,6 +137,22 @@ class Method(nn.Module):
         return losses.cross_entropy(logits, labels, self.options.label_smoothing)
 
 
+def checked_terms(method: str, parts: Any) -> dict[str, Tensor]:
+    """What `terms` returned, or a `CorsdError` where it is not scalar tensors by name."""
+    if not isinstance(parts, dict):
+        raise CorsdError(
+            f"method {method!r}: terms returned {shortened(parts)} of type {type(parts).__name__}; "
+            "allowed: a dict of scalar tensors by name"
+        )
+    for name, value in parts.items():
+        if not isinstance(name, str):
+            raise CorsdError(f"method {method!r}: a term is named {shortened(name)}; allowed: a string")
+        if not isinstance(value, Tensor) or value.ndim:
+            given = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else shortened(value)
+            raise CorsdError(f"method {method!r}: the term {name!r} is {given}: return a scalar tensor")
+    return parts
+
+
 def make_options(method: str, kind: type[MethodOptions], given: dict[str, Any]) -> MethodOptions:
     """The options of a method, those `given` over the defaults, each of the type of its default and in its range."""
     defaults = {f.name: _default(method, f) for f in fields(kind)}
@@ -146,6 +168,9 @@ def make_options(method: str, kind: type[MethodOptions], given: dict[str, Any]) 
 def _default(method: str, field: Field[Any]) -> Any:
     if field.default is MISSING:
         raise CorsdError(f"method {method!r}: option {field.name} has no default: an option is a number, a bool or a string")
+    if type(field.default) not in (bool, int, float, str):
+        given = f"the default {shortened(field.default)} of type {type(field.default).__name__}"
+        raise CorsdError(f"method {method!r}: option {field.name} has {given}: an option is a number, a bool or a string")
     return field.default
 
 
@@ -160,7 +185,7 @@ def described(kind: type[MethodOptions], key: str) -> Mapping[str, Any]:
 
 def _checked(method: str, key: str, value: Any, wanted: type[Any], allowed: Mapping[str, Any]) -> Any:
     """`value` in the type `wanted`, or a `CorsdError` that begins with `method`."""
-    what = f"{method}: {key} = {value!r}"
+    what = f"{method}: {key} = {shortened(value)}"
     if type(value) is int and abs(value) >= 2**31:
         raise CorsdError(f"{what} must be below {2**31}, which is more than tensors can count")
     if wanted is float and type(value) is int:
@@ -196,6 +221,8 @@ def _check_limits(what: str, value: float, wanted: type[Any], allowed: Mapping[s
             raise CorsdError(f"{what} must be {finite}{words} {limit}")
     if not math.isfinite(value):
         raise CorsdError(f"{what} must be finite")
+    if abs(value) >= 1e38:  # its square must not overflow, nor may it be infinite in a tensor
+        raise CorsdError(f"{what} must be between -1e+38 and 1e+38, near which single precision ends")
 
 
 def allowed_values(kind: type[MethodOptions], key: str) -> str:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import random
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from corsd_lib.batches import SAMPLINGS, Batch
-from corsd_lib.errors import CorsdError
-from corsd_lib.methods.base import Method, MethodOptions, make_options
+from corsd_lib.errors import CorsdError, shortened
+from corsd_lib.methods.base import Method, MethodOptions, checked_terms, make_options
+from corsd_lib.methods.registry import known_methods
 from corsd_lib.network import ExitOutputs, MultiExitNetwork, build_network
 
 __all__ = ["check_method"]
@@ -33,11 +37,12 @@ Parts = dict[str, Tensor]
 def check_method(kind: type[Method], **options: Any) -> None:
     """Raise a `CorsdError` for the first rule that `kind` breaks, with `options` over its defaults; seconds, on the CPU.
 
-    The rules: it is declared well; `images` are new ones of the same shape, the same for the same draws; every term is a scalar
-    with a weight of its name; the terms of `taught_by_deepest` give the deepest exit no gradient, and what is
-    remembered carries none; loss and gradients are finite on one image and on one class; a training that is resumed from a
-    checkpoint goes on the same; where `graphs` says so, `images` and `terms` can be recorded as a CUDA graph. The random state
-    of the caller is left as it was. The message says how to mend it.
+    The rules: it is declared well, under a name of its own; `attach` leaves the network as it is; `images` are new ones of the
+    same shape, the same for the same draws; every term is a scalar with a weight of its name; the terms of `taught_by_deepest`
+    give the deepest exit no gradient, and what is remembered carries none; random numbers are drawn from the generator of the
+    batch, which is left as it was; loss and gradients are finite on one image and on one class; a training that is resumed from
+    a checkpoint goes on the same; where `graphs` says so, `images` and `terms` can be recorded as a CUDA graph. The random
+    state of the caller is left as it was. The message says how to mend it.
     """
     _check_declaration(kind)
     make_options(kind.name, kind.Options, options)
@@ -46,6 +51,7 @@ def check_method(kind: type[Method], **options: Any) -> None:
         "images are new ones of the same shape": _check_images,
         "terms have weights of their names": _check_weights,
         "no gradient reaches a teacher": _check_teacher,
+        "random numbers from the generator of a batch, which is left as it was": _check_side_effects,
         "finite on batches with little to relate": _check_small_batches,
         "resumable": _check_resume,
     }
@@ -88,7 +94,13 @@ class _Case(NamedTuple):
         torch.manual_seed(seed)
         network = build_network("resnet8", CLASSES, width=4, image_size=8, exits=kind.exits)
         method = kind(**options)
+        before = _contents(network)
         made = method.attach(network)
+        after = _contents(network)
+        changed = [name for name in {**before, **after} if not _same(before.get(name), after.get(name))]
+        _require(
+            not changed, f"attach changes the network ({', '.join(changed[:3])}): make what is trained beside it in the method"
+        )
         _require(made is method, f"attach returned {type(made).__name__}: end it with `return self`")
         return cls(network, method)
 
@@ -130,27 +142,56 @@ def _mixed(method: Method, step: int = 0) -> Batch:
     return _batch(method, next(iter(LABELS.values())), step)
 
 
+def _contents(network: nn.Module) -> dict[str, Any]:
+    """What a training reads of a network: its modules, their mode and hooks, its tensors and which of them are trained."""
+    modules = {
+        f"module {name}": (type(m), m.training, len(m._forward_hooks), len(m._forward_pre_hooks))
+        for name, m in network.named_modules()
+    }
+    trained = {f"requires_grad of {name}": p.requires_grad for name, p in network.named_parameters()}
+    return {**modules, **trained, **{k: v.detach().clone() for k, v in network.state_dict().items()}}
+
+
+def _same(before: object, now: object) -> bool:
+    if isinstance(before, Tensor) and isinstance(now, Tensor):
+        return before.shape == now.shape and torch.equal(before, now)
+    return type(before) is type(now) and before == now
+
+
 # --- the rules --------------------------------------------------------------------------------------------------------
 
 
 def _check_declaration(kind: type[Method]) -> None:
     if not (isinstance(kind, type) and issubclass(kind, Method)):
-        raise CorsdError(f"check_method of {kind!r}; allowed: a subclass of Method")
+        raise CorsdError(f"check_method of {shortened(kind)}; allowed: a subclass of Method")
     with _rule(kind, "declared well"):
         allowed: dict[str, tuple[object, ...]] = {"exits": ("all", "deepest"), "sampling": SAMPLINGS}
         allowed |= {"detach_exits": (False, True), "graphs": (False, True)}
-        _require(bool(re.fullmatch(r"\w[\w.+-]*", str(kind.name))), "its `name` names files: letters, digits and _ . + -")
+        sound = isinstance(kind.name, str) and re.fullmatch(r"\w[\w.+-]*", kind.name)
+        _require(bool(sound), f"its `name`, {shortened(kind.name)}, names files: letters, digits and _ . + -")
+        _check_name_is_free(kind)
+        _require(
+            kind.terms is not Method.terms or kind.forward is not Method.forward,
+            "it has no terms: define terms(self, out, batch)",
+        )
         for key, values in allowed.items():
             value = getattr(kind, key)
-            _require(value in values, f"{key} = {value!r}; allowed: {', '.join(map(repr, values))}")
+            _require(value in values, f"{key} = {shortened(value)}; allowed: {', '.join(map(repr, values))}")
         k = kind.samples_per_class
-        _require(type(k) is int and k > 0, f"samples_per_class = {k!r}; allowed: a whole number of at least 1")
+        _require(type(k) is int and k > 0, f"samples_per_class = {shortened(k)}; allowed: a whole number of at least 1")
         names = kind.taught_by_deepest
         _require(
             isinstance(names, tuple) and all(isinstance(name, str) for name in names),
-            f"taught_by_deepest = {names!r}; allowed: a tuple of names of terms",
+            f"taught_by_deepest = {shortened(names)}; allowed: a tuple of names of terms",
         )
         _check_options(kind.Options)
+
+
+def _check_name_is_free(kind: type[Method]) -> None:
+    other = known_methods().get(kind.name, kind)
+    same = (other.__module__, other.__qualname__) == (kind.__module__, kind.__qualname__)  # a cell that was run again
+    taken = f"{other.__module__}.{other.__qualname__}"
+    _require(same, f"the name {kind.name!r} is taken by {taken}: choose another one")
 
 
 def _check_options(kind: type[MethodOptions]) -> None:
@@ -164,13 +205,14 @@ def _check_options(kind: type[MethodOptions]) -> None:
 def _check_weights(case: _Case) -> None:
     method, options, batch = case.method, case.method.options, case.drawn(_mixed(case.method))
     out = case.outputs(batch)
-    _require("total" not in method.terms(out, batch), _TOTAL)
+    _require("total" not in checked_terms(method.name, method.terms(out, batch)), _TOTAL)
     parts = method(out, batch)
     terms = {name: value for name, value in parts.items() if name != "total"}
-    for name, value in terms.items():
+    for name in terms:
         weight = getattr(options, name, None)
-        _require(type(weight) is float, f"the option {name!r} is {weight!r}: the weight of a term is a float, such as 1.0")
-        _require(isinstance(value, Tensor) and value.ndim == 0, f"the term {name!r} is {_shown(value)}: return a scalar tensor")
+        _require(
+            type(weight) is float, f"the option {name!r} is {shortened(weight)}: the weight of a term is a float, such as 1.0"
+        )
     wanted = sum(getattr(options, name) * value.item() for name, value in terms.items())
     given = parts["total"].item()
     _require(abs(given - wanted) <= 1e-4 * max(1.0, abs(wanted)), f"the total is {given:g}, the weighted terms are {wanted:g}")
@@ -180,10 +222,6 @@ def _check_weights(case: _Case) -> None:
 
 
 _TOTAL = "a term is called 'total', which is the name of the weighted sum: choose another name"
-
-
-def _shown(value: object) -> str:
-    return f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
 
 
 def _check_images(case: _Case) -> None:
@@ -222,6 +260,11 @@ def _check_teacher(case: _Case) -> None:
             _require(not reached, f"the term {name!r} gives a gradient to {', '.join(reached[:3])}: detach the teacher")
         kept = [name for name, buffer in method.named_buffers() if buffer.requires_grad]
         _require(not kept, f"the buffer {', '.join(kept)} carries a gradient: detach what is remembered")
+        kept = _attributes_with_a_graph(method)
+        _require(
+            not kept,
+            f"the attribute {', '.join(kept)} carries a gradient, and keeps its graph in memory: detach what is remembered",
+        )
 
 
 def _deepest_relation(method: Method) -> dict[str, nn.Parameter]:
@@ -237,6 +280,52 @@ def _reached(term: Tensor, tensors: Mapping[str, Tensor]) -> list[str]:
         return []
     found = torch.autograd.grad(term, list(tensors.values()), retain_graph=True, allow_unused=True)
     return [name for name, gradient in zip(tensors, found, strict=True) if gradient is not None and bool(gradient.any())]
+
+
+def _attributes_with_a_graph(method: Method) -> list[str]:
+    """Names of attributes that hold tensors with a gradient, other than parameters and buffers, also in lists and dicts."""
+    found = []
+    for prefix, module in method.named_modules():
+        for name, value in vars(module).items():
+            if name not in ("_parameters", "_buffers", "_modules") and _holds_a_graph(value):
+                found.append(f"{prefix}.{name}".lstrip("."))
+    return found
+
+
+def _holds_a_graph(value: object) -> bool:
+    if isinstance(value, Tensor):
+        return value.requires_grad and not isinstance(value, nn.Parameter)
+    if isinstance(value, dict):
+        return any(map(_holds_a_graph, value.values()))
+    return isinstance(value, list | tuple | set | deque) and any(map(_holds_a_graph, value))
+
+
+def _check_side_effects(case: _Case) -> None:
+    for step in range(2):
+        batch = _mixed(case.method, step)
+        out = case.network(batch.images, detach_exits=case.method.detach_exits)
+        before, states = _values(batch, out), _random_states()
+        drawn = case.drawn(batch)
+        case.method(out, drawn)
+        _require(
+            not step or _random_states() == states,  # what is made in the first step is for the resume to find
+            "it draws from the random numbers of torch, numpy or Python: draw them in draw, from batch.generator, which is the "
+            "same in a resumed training",
+        )
+        changed = [name for name, value in _values(batch, out).items() if not torch.equal(value, before[name])]
+        _require(not changed, f"it changes {', '.join(changed[:3])} in place: work on a copy (clone)")
+
+
+def _values(batch: Batch, out: ExitOutputs) -> Parts:
+    """Copies of the tensors of a batch and of what the network gives for it, by name."""
+    of_batch = {f"batch.{name}": getattr(batch, name) for name in ("images", "labels", "rows")}
+    of_out = {f"out.{name}[{k}]": t for name, tensors in out._asdict().items() for k, t in enumerate(tensors)}
+    return {name: value.detach().clone() for name, value in {**of_batch, **of_out}.items()}
+
+
+def _random_states() -> tuple[str, ...]:
+    """The states of the generators that belong to everybody."""
+    return (str(torch.get_rng_state().tolist()), str(random.getstate()), str(np.random.get_state(legacy=False)))
 
 
 def _check_small_batches(case: _Case) -> None:
@@ -280,6 +369,12 @@ def _check_resume(case: _Case) -> None:
     resumed = case.another()
     _restore(resumed, safetensors.torch.save(_state(case)))
     ways = [_train_step(one, 3) for one in (case, resumed)]
+    wrong = [name for name, value in ways[0].items() if not value.isfinite()]
+    _require(
+        not wrong,
+        f"{', '.join(wrong)} is not finite after three steps of gradient descent at a rate of 0.01: a weight or a term is too "
+        "large, or its gradient leads away from a minimum",
+    )
     states = [_state(one) for one in (case, resumed)]
     for what, (straight, again) in {"term": ways, "state": states}.items():
         differing = [k for k, v in straight.items() if k not in again or not torch.equal(v, again[k])]
@@ -340,7 +435,7 @@ def _check_graph(case: _Case) -> None:
         method, batch = case.method, case.drawn(_mixed(case.method, step))
         _require(
             isinstance(batch.draws, dict) and all(isinstance(v, Tensor) for v in batch.draws.values()),
-            f"draw returned {batch.draws!r}: return tensors by name",
+            f"draw returned {shortened(batch.draws)}: return tensors by name",
         )
         before = dict(method.named_buffers())
         places = {name: buffer.data_ptr() for name, buffer in before.items()}

@@ -17,7 +17,7 @@ from functools import partial
 from importlib import metadata
 from typing import Any
 
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.methods.base import Method
 from corsd_lib.methods.classic import Baseline, Byot, DeepSupervision, Probe
 from corsd_lib.methods.corsd import Corsd, CorsdRelease
@@ -82,7 +82,8 @@ def loaded_plugins() -> list[str]:
 
 # --- loading ----------------------------------------------------------------------------------------------------------
 
-_Source = tuple[str, str, Callable[[], object]]  # as an error names it, as provenance names it, what adds to METHODS
+# As an error names it, as provenance names it, its module, what adds to METHODS.
+_Source = tuple[str, str, str, Callable[[], object]]
 
 
 class _Plugins:
@@ -99,11 +100,11 @@ class _Plugins:
             if self._begun:
                 return
             self._begun = True
-            for source, label, add in _sources():
+            for source, label, module, add in _sources():
                 try:
                     _adding(add)
                 except (Exception, SystemExit) as error:  # whatever a plug-in raises, the other methods go on working
-                    self.failed[source] = _reason(error)
+                    self.failed[source] = _reason(error, module)
                 else:
                     self.loaded.append(label)
 
@@ -113,17 +114,17 @@ _PLUGINS = _Plugins()
 
 def _sources() -> Iterator[_Source]:
     for module in filter(None, (part.strip() for part in os.environ.get("CORSD_METHODS", "").split(","))):
-        yield f"module {module!r} of CORSD_METHODS", module, partial(importlib.import_module, module)
+        yield f"module {module!r} of CORSD_METHODS", module, module, partial(importlib.import_module, module)
     for point in metadata.entry_points(group=GROUP):
         package = f"{point.dist.name} {point.dist.version}" if point.dist else "a package without metadata"
         source = f"entry point {point.name!r} ({point.value}) of {package}"
-        yield source, f"{point.name} of {package}", partial(_add_entry_point, point)
+        yield source, f"{point.name} of {package}", point.module, partial(_add_entry_point, point)
 
 
 def _add_entry_point(point: metadata.EntryPoint) -> None:
     kind = point.load()
-    if getattr(kind, "name", None) != point.name:
-        raise CorsdError(f"it must be a class whose name is {point.name!r}; it is {kind!r}")
+    if (name := getattr(kind, "name", None)) != point.name:
+        raise CorsdError(f"it must be a class whose name is {point.name!r}; it is {shortened(kind)}, whose name is {name!r}")
     METHODS[point.name] = kind
 
 
@@ -138,16 +139,30 @@ def _adding(add: Callable[[], object]) -> None:
                 wrong.append(f"the name {name!r} is taken: choose another one")
                 METHODS[name] = kind
         for name, kind in [entry for entry in METHODS.items() if entry[0] not in before]:
-            if not (isinstance(kind, type) and issubclass(kind, Method)):
-                wrong.append(f"METHODS[{name!r}] is {kind!r}; allowed: a subclass of Method")
+            if problem := _misfit(name, kind):
+                wrong.append(f"METHODS[{shortened(name)}] {problem}")
                 del METHODS[name]
     if wrong:
         raise CorsdError("; ".join(wrong))
 
 
-def _reason(error: BaseException) -> str:
-    """An error in one line; the type says what the message alone may not, as in KeyError: 'x'."""
+def _misfit(name: object, kind: object) -> str:
+    """What is wrong with an entry of `METHODS`; "" if nothing."""
+    if not (isinstance(kind, type) and issubclass(kind, Method)):
+        return f"is {shortened(kind)}; allowed: a subclass of Method"
+    if name != kind.name or not isinstance(name, str):
+        return f"is {kind.__name__}, whose name is {shortened(kind.name)}; allowed: its name, METHODS[{kind.__name__}.name]"
+    if kind.terms is Method.terms and kind.forward is Method.forward:
+        return f"is {kind.__name__}, which has no terms; allowed: a class that defines terms(self, out, batch)"
+    return ""
+
+
+def _reason(error: BaseException, module: str) -> str:
+    """An error in one line; the type says what the message alone may not, as in KeyError: 'x'. `module`: of the plug-in."""
     text = " ".join(str(error).split())
     if isinstance(error, ModuleNotFoundError):
-        return f"{text} (is its folder on PYTHONPATH?)"
+        own = error.name is None or f"{module}.".startswith(f"{error.name}.")
+        return f"{text} ({'is its folder on PYTHONPATH?' if own else f'it imports {error.name}, which is not installed'})"
+    if isinstance(error, SystemExit):
+        return f"{f'SystemExit: {text}'.rstrip(' :')} (it ends the process while it is imported; allowed: definitions alone)"
     return text if isinstance(error, CorsdError) else f"{type(error).__name__}: {text}"

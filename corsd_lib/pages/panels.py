@@ -20,7 +20,7 @@ from torch import Tensor
 from corsd_lib.analysis.embedding import StageEmbedding
 from corsd_lib.analysis.exits import first_right
 from corsd_lib.analysis.relations import CLASS_ORDERS, KIND_NAMES, class_order, stored_kind
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.figures.style import LONGEST, exit_names, short_name, short_names, unique_labels
 from corsd_lib.pages.page import Panel
 from corsd_lib.runs import DataInfo, Run
@@ -289,7 +289,7 @@ def run_names(runs: Sequence[Run], labels: Sequence[str] = ()) -> list[str]:
     """
     if labels:
         if isinstance(labels, str) or not len(set(labels)) == len(labels) == len(runs):
-            raise CorsdError(f"labels {labels!r} of {len(runs)} runs; allowed: as many, each different")
+            raise CorsdError(f"labels {shortened(labels)} of {len(runs)} runs; allowed: as many, each different")
         return list(labels)
     names = [f"{run.config.method}, seed {run.config.seed}" for run in runs]
     if len(set(names)) < len(names):

@@ -11,10 +11,9 @@ from typing import Any
 
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.methods import find_method
 from corsd_lib.runs import PLACE_FIELDS, SEEDS, TrainConfig, is_seed
-from corsd_lib.schema import shortened
 from corsd_lib.study import TRIALS, Study
 
 __all__ = ["Distribution", "Search", "parted"]
@@ -62,7 +61,7 @@ class Search:
         entry = _checked(where, study.tuning[row])
         config = _trial_config(where, study, row, entry.get("train", {}))
         for name, what in entry["space"].items():
-            _check_parameter(f"{where}: {name} = {what!r}", name, what, config)
+            _check_parameter(f"{where}: {name} = {shortened(what)}", name, what, config)
             if study.rows[row].tuned and name in study.rows[row].train["method_options"]:
                 raise CorsdError(f"{where}: {name} is also in the row's method_options, which go over what is found")
         values = _settings(config)
@@ -132,14 +131,14 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
 def _checked(where: str, entry: object) -> dict[str, Any]:
     """The entry of a row, its fields of the right types; what is in space and train is not looked at yet."""
     if not isinstance(entry, dict) or not isinstance(entry.get("space"), dict) or not entry["space"]:
-        raise CorsdError(f"{where} = {entry!r}; allowed: an object that has a space of one parameter or more")
+        raise CorsdError(f"{where} = {shortened(entry)}; allowed: an object that has a space of one parameter or more")
     for name in entry:
         check_choice(f"{where}: field", name, ("trials", "seeds", "space", "train"))
     if not isinstance(entry.get("train", {}), dict):
-        raise CorsdError(f"{where}: train = {entry['train']!r}; allowed: an object of fields and values")
+        raise CorsdError(f"{where}: train = {shortened(entry['train'])}; allowed: an object of fields and values")
     trials, seeds = entry.get("trials", 1), entry.get("seeds", [0])
     if type(trials) is not int or trials < 1:
-        raise CorsdError(f"{where}: trials = {trials!r}; allowed: a whole number of at least 1")
+        raise CorsdError(f"{where}: trials = {shortened(trials)}; allowed: a whole number of at least 1")
     if not isinstance(seeds, list) or not seeds or not all(map(is_seed, seeds)):
         raise CorsdError(f"{where}: seeds = {shortened(seeds)}; allowed: one or more {SEEDS}")
     return entry
@@ -175,7 +174,9 @@ def _check_parameter(where: str, name: str, what: Any, config: TrainConfig) -> N
         raise CorsdError(f"{where}: {error}") from error
     own = _settings(config)[name]
     if not _allows(found, own):
-        raise CorsdError(f"{where}: the row itself, which is trial 0, has {own!r}: widen the space so that it is within")
+        raise CorsdError(
+            f"{where}: the row itself, which is trial 0, has {shortened(own)}: widen the space so that it is within"
+        )
 
 
 def _is_range(what: Any) -> bool:

@@ -63,7 +63,7 @@ def tune(
     search = Search.of(study, row)
     if trials is not None:
         if trials < 1:
-            raise CorsdError(f"trials = {trials} must be at least 1")
+            raise CorsdError(f"trials = {shortened(trials)} must be at least 1")
         search = replace(search, trials=trials)
     free = places(search.config, jobs, search.trials)
     folder = Path(runs or f"runs/{study.name}") / "tuning" / row
@@ -332,7 +332,11 @@ def _open_study(search: Search) -> optuna.Study:
         before = study.user_attrs.get("search", now)  # without what the library could not set when it was written
         if not isinstance(before, dict):
             raise TypeError(f"search = {shortened(before)}")
-        changes = [f"{name} was {value!r}, is {now.get(name)!r}" for name, value in before.items() if now.get(name) != value]
+        changes = [
+            f"{name} was {shortened(value)}, is {shortened(now.get(name))}"
+            for name, value in before.items()
+            if now.get(name) != value
+        ]
         if not changes:
             study.set_user_attr("search", before)
     if changes:

@@ -17,7 +17,7 @@ from corsd_lib.attribution import Attribution, attribute_exit, attribute_pair
 from corsd_lib.attribution.engine import BASELINES, METHODS
 from corsd_lib.batches import Normalise
 from corsd_lib.datasets import ImageData
-from corsd_lib.errors import CorsdError, check_choice, require
+from corsd_lib.errors import CorsdError, check_choice, require, shortened
 from corsd_lib.figures.images import image_attribution
 from corsd_lib.figures.style import exit_names, name_html, set_title, short_name
 from corsd_lib.network import MultiExitNetwork
@@ -201,7 +201,7 @@ class AttributionExplorer(Explorer):
             return None
         if isinstance(value, int | np.integer) and not isinstance(value, bool):
             if value not in range(count):
-                raise CorsdError(f"{proposal.trait.name} {value} of {count} probe images; allowed: 0 to {count - 1}")
+                raise CorsdError(f"{proposal.trait.name} {shortened(value)} of {count} probe images; allowed: 0 to {count - 1}")
             return int(value)
         return own_pixels(value, self.run.data)
 

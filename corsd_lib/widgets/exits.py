@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from corsd_lib.analysis.exits import RULES, choose_threshold, early_exit_curve, exits_left, run_macs
 from corsd_lib.datasets import ImageData
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.evaluation import exit_logits
 from corsd_lib.figures.exits import early_exit_plot
 from corsd_lib.figures.style import PALETTE, exit_names, name_html
@@ -123,7 +123,7 @@ class ExitExplorer(Explorer):
         fits = _is_number(value) and low <= value <= high
         if not fits or (self.rule == "patience" and value != int(value)):
             kind = "a whole number from" if self.rule == "patience" else "a number from"
-            raise CorsdError(f"threshold {value!r} of {self.rule}; allowed: {kind} {low} to {high}")
+            raise CorsdError(f"threshold {shortened(value)} of {self.rule}; allowed: {kind} {low} to {high}")
         self._set_threshold(float(value))
 
     @property
@@ -147,7 +147,7 @@ class ExitExplorer(Explorer):
     @loss.setter
     def loss(self, points: float) -> None:
         if not _is_number(points) or not 0 <= points <= 100:
-            raise CorsdError(f"loss {points!r}; allowed: 0 to 100 points")
+            raise CorsdError(f"loss {shortened(points)}; allowed: 0 to 100 points")
         self.loss_field.value = float(points)
 
     @property

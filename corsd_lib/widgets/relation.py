@@ -15,7 +15,7 @@ import traitlets
 
 from corsd_lib.analysis.relations import KIND_NAMES
 from corsd_lib.datasets import ImageData
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.figures.style import short_name
 from corsd_lib.pages import Panel, relation_panel
 from corsd_lib.runs import Run
@@ -226,7 +226,7 @@ class RelationExplorer(Explorer):
         if proposal.value is None:
             return None
         if not isinstance(proposal.value, tuple | list) or len(proposal.value) != 2:
-            raise CorsdError(f"selection {proposal.value!r} must be two classes, by index or by name, or None")
+            raise CorsdError(f"selection {shortened(proposal.value)} must be two classes, by index or by name, or None")
         first, second = map(self._class_index, proposal.value)
         return first, second
 
@@ -243,7 +243,7 @@ class RelationExplorer(Explorer):
             return None
         found = self._positions("images", proposal.value)
         if len(set(found)) != 2 or len(found) != 2:
-            raise CorsdError(f"images {proposal.value!r} must be the positions of two different probe images, or None")
+            raise CorsdError(f"images {shortened(proposal.value)} must be the positions of two different probe images, or None")
         return found[0], found[1]
 
     @traitlets.validate("marked")
@@ -257,7 +257,7 @@ class RelationExplorer(Explorer):
         except (TypeError, ValueError):
             found = (-1,)
         if any(position not in range(count) for position in found):
-            raise CorsdError(f"{what} {given!r}: positions of probe images are wanted; allowed: 0 to {count - 1}")
+            raise CorsdError(f"{what} {shortened(given)}: positions of probe images are wanted; allowed: 0 to {count - 1}")
         return found
 
     # --- what happens then ---

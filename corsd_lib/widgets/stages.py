@@ -25,7 +25,7 @@ from corsd_lib.analysis.embedding import (
 )
 from corsd_lib.analysis.exits import first_right
 from corsd_lib.datasets import ImageData
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.figures.style import LONGEST, PALETTE, exit_names, name_html, short_names
 from corsd_lib.pages import Panel, stages_panel
 from corsd_lib.runs import Run
@@ -179,7 +179,7 @@ class StageExplorer(Explorer):
     @highlight.setter
     def highlight(self, names: Sequence[str]) -> None:
         if isinstance(names, str) or len(names) > MOST or len(set(names)) < len(names):
-            raise CorsdError(f"highlight {names!r}; allowed: up to {MOST} names, each once")
+            raise CorsdError(f"highlight {shortened(names)}; allowed: up to {MOST} names, each once")
         for name in names:
             check_choice(self.colour, name, self.highlight_tags.allowed_tags)
         self.highlight_tags.value = list(names)
@@ -221,7 +221,7 @@ class StageExplorer(Explorer):
     @traitlets.validate("selection")
     def _valid_selection(self, proposal: Any) -> tuple[int, ...]:
         if isinstance(proposal.value, str) or not isinstance(proposal.value, Iterable):
-            raise CorsdError(f"selection {proposal.value!r}; allowed: positions in the probe set, () for none")
+            raise CorsdError(f"selection {shortened(proposal.value)}; allowed: positions in the probe set, () for none")
         return tuple(sorted({self._position(p) for p in proposal.value}))
 
     @traitlets.validate("image")
@@ -231,7 +231,7 @@ class StageExplorer(Explorer):
     def _position(self, value: Any) -> int:
         count = len(self.embedding.labels)
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < count:
-            raise CorsdError(f"image {value!r} of {count} probe images; allowed: 0 to {count - 1}")
+            raise CorsdError(f"image {shortened(value)} of {count} probe images; allowed: 0 to {count - 1}")
         return int(value)
 
     def panels(self) -> list[Panel]:
