@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from corsd_lib.errors import PROCESSES_A_CPU, CorsdError, check_choice, check_processes, shortened
-from corsd_lib.files import LockedError, locked, make_folder, read_json, write_json
+from corsd_lib.files import LockedError, locked, make_folder, read_json, with_checksum, write_json
 from corsd_lib.readers import read_metrics
 from corsd_lib.runs import Run, TrainConfig
 from corsd_lib.study import Study, make_record, study_file
@@ -219,7 +219,7 @@ class Job:
     def _record(self, study: Study) -> None:
         try:
             record = make_record(Run(self.config.path), self.row, self.seed)
-            write_json(study.record_path(self.row, self.seed), record, within=study.path)
+            write_json(study.record_path(self.row, self.seed), with_checksum(record), within=study.path)
         except CorsdError as error:
             self.state, self.error = "failed", str(error)
         else:

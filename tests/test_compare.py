@@ -143,6 +143,20 @@ def test_a_finished_run_without_a_record_is_not_trained_again(write: Write, here
     assert Path("runs/mine/baseline/seed0/weights.safetensors").stat().st_mtime_ns == weights
 
 
+def test_a_record_that_is_changed_is_told_from_one_that_was_written(write: Write, here: list[dict[str, str]]) -> None:
+    study = write()
+    run_study(study, rows=["baseline"], seeds=[0], report=lambda line: None)
+    file = study.record_path("baseline", 0)
+    content = json.loads(file.read_text())
+    content["images"] += 1
+    write_json(file, content)
+    with pytest.raises(CorsdError, match=rf"{file} is damaged: its content does not agree with its checksum"):
+        study.records()
+    del content["checksum"]  # as records of an earlier library are
+    write_json(file, content)
+    assert study.records()["baseline"][0]["images"] == content["images"]
+
+
 def test_a_training_that_fails_is_reported_and_the_others_go_on(write: Write, here: list[dict[str, str]]) -> None:
     rows = {"baseline": ROWS["baseline"], "blown": {"train": {"method": "byot", "batch_size": 16, "lr": 1e30}}}
     jobs = run_study(write(rows), seeds=[0], report=lambda line: None)

@@ -97,6 +97,7 @@ def test_a_few_choices_are_all_tried_once(make: Make) -> None:
 def test_the_command_searches_records_and_leaves_no_runs(make: Make, capsys: Captured) -> None:
     make()
     cli.main(["tune", "results/tiny", "byot", "--jobs", "2", "--runs", "elsewhere"])
+    assert "checksum" in json.loads(Path("results/tiny/tuning/byot.json").read_text())
     record, out = read_json(Path("results/tiny/tuning/byot.json")), capsys.readouterr().out.splitlines()
     assert list(record) == [
         *("row", "direction", "metric", "space", "seeds", "train", "sampler", "pruner", "provenance", "trials", "best")

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from corsd_lib.compare import Environment, places
 from corsd_lib.errors import CorsdError
-from corsd_lib.files import POLL_SECONDS, LockedError, is_locked, locked, make_folder, write_json
+from corsd_lib.files import POLL_SECONDS, LockedError, is_locked, locked, make_folder, with_checksum, write_json
 from corsd_lib.provenance import provenance
 from corsd_lib.readers import read_metrics, read_trials
 from corsd_lib.schema import shortened
@@ -278,7 +278,7 @@ class Tuner:
         before = read_trials(self.search.path) if self.search.path.is_file() else {}
         if before.get("trials") == done:
             return before  # nothing was trained since: the record stays that of the process that trained
-        write_json(self.search.path, record, within=self.search.path.parent)
+        write_json(self.search.path, with_checksum(record), within=self.search.path.parent)
         return record
 
 
