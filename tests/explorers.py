@@ -1,4 +1,4 @@
-"""What tests of explorers share: small and large runs, and the browser's part without a browser."""
+"""What tests of explorers share: small and large runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from corsd_lib import RelationExplorer, Run, TrainConfig, load_run, train
+from corsd_lib import Run, TrainConfig, load_run, train
 from corsd_lib.files import read_json, write_json, write_tensors
 
 EPOCHS = 3
@@ -51,13 +51,3 @@ def shown(explorer: Any) -> np.ndarray:
     for x, y, z in zip(heatmap.x, heatmap.y, heatmap.z, strict=True):
         matrix[rows.index(y), columns.index(x)] = z
     return matrix
-
-
-def click(explorer: RelationExplorer, row: int, column: int) -> None:
-    """A click on a cell by FigureWidget's own way from the browser, which is private: here and nowhere else."""
-    heatmap = explorer.figure.data[0]
-    cell = next(i for i, names in enumerate(zip(heatmap.x, heatmap.y, strict=True)) if names == (str(column), str(row)))
-    points = {"trace_indexes": [0], "point_indexes": [cell], "xs": [str(column)], "ys": [str(row)], "zs": [0.0]}
-    modifiers = {"alt": False, "ctrl": False, "meta": False, "shift": False, "button": 0, "buttons": 1}
-    state = {"event_type": "plotly_click", "points": points, "device_state": modifiers, "selector": None}
-    explorer.figure._handler_js2py_pointsCallback({"new": state})

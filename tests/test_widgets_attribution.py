@@ -28,10 +28,9 @@ from corsd_lib.evaluation import load_data
 from corsd_lib.export import export_run
 from corsd_lib.files import read_json, write_json
 from corsd_lib.widgets import attribution_checks
-from corsd_lib.widgets.attribution import AttributionExplorer, pair_attribution_html
+from corsd_lib.widgets.attribution import AttributionExplorer
 from corsd_lib.widgets.attribution_pictures import RAISED, map_png
 from corsd_lib.widgets.image_choice import ImageChoice, own_pixels
-from corsd_lib.widgets.probe_images import ProbeImages
 
 
 @pytest.fixture(scope="module")
@@ -236,24 +235,6 @@ def test_a_method_without_relation_networks_has_the_cosine(baseline: Run) -> Non
     assert [name for name, _ in explorer.exit_choice.options] == ["exit 1 (the only one)"]
 
 
-def test_a_pair_as_html_shows_both_images_and_says_what_is_explained(tiny_run: Run, data: ImageData) -> None:
-    text = pair_attribution_html(tiny_run, 3, 30, 2, ProbeImages(tiny_run, data))
-    found, _ = attribute_run_pair(tiny_run, 3, 30, 2, data)
-    assert f"relation logit {found.score:.2f}" in text and f"f(baseline) = {found.baseline_score:.2f}" in text
-    assert f"Completeness gap {100 * (found.completeness_gap or 0):.2g} %" in text
-    assert text.count("<img") == 6 and text.count("<figure") == 2
-    shown = re.findall(r"base64,([^\"]+)\"", text)
-    for png, pixels in zip((shown[0], shown[3]), run_pixels(tiny_run, [3, 30], data), strict=True):
-        picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(png))))
-        np.testing.assert_array_equal(picture[::16, ::16, 0], pixels[0].numpy())
-
-
-def test_a_pair_as_html_without_data_or_weights_is_a_sentence(tiny_run: Run, data: ImageData, tmp_path: Path) -> None:
-    assert "No images here" in pair_attribution_html(tiny_run, 0, 1, 1, ProbeImages(tiny_run, data_less(data)))
-    text = pair_attribution_html(tiny_run, 0, 1, 9, ProbeImages(tiny_run, data))
-    assert text.startswith("<p>No attribution here: exit 9 of 3")
-
-
 def data_less(data: ImageData) -> ImageData:
     return replace(data, validation=None)
 
@@ -405,7 +386,7 @@ def test_names_of_classes_are_escaped_everywhere(tiny_run: Run, data: ImageData,
     explorer.checks.deletion_button.click()
     checks = explorer.checks
     texts = [explorer.sentence.value, explorer.table.value, explorer.figure.to_json(), checks.sentence.value]
-    texts += [checks.figure.to_json() if checks.figure else "", pair_attribution_html(run, 0, 1, 1, ProbeImages(run, data))]
+    texts += [checks.figure.to_json() if checks.figure else ""]
     for text in texts:
         assert "<img src=x" not in text and "&lt;img src=x" in text
 
@@ -425,7 +406,6 @@ def test_a_long_name_is_written_short_and_whole_on_hover(tiny_run: Run, data: Im
     assert f'title="{LONG}"' in explorer.table.value and LONG not in explorer.figure.to_json()
     for control in (explorer.target_choice, explorer.image_choice.class_choice):
         assert max(len(option[0] if isinstance(option, tuple) else option) for option in control.options) < 60
-    assert longest_word(pair_attribution_html(run, 0, 1, 1, ProbeImages(run, data))) < 60
 
 
 def test_classes_without_a_probe_image_are_not_offered() -> None:

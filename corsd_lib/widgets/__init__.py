@@ -1,7 +1,8 @@
-"""Explorers: ipywidgets over runs and figures; no maths.
+"""Explorers: widgets over runs; no maths.
 
-base.py           what every explorer is: a box in the page's colours, a busy sign, files of what is shown
-relation.py       RelationExplorer; relation_view.py what it shows, relation_figure.py how, pair.py what lies behind a cell
+host.py           what an explorer is: an anywidget around the script of the pages, its state, data and answers
+relation.py       RelationExplorer; relation_view.py what it shows, pair.py what lies behind a cell, relation_picture.py a figure
+base.py           what those are that are figures in a box
 stages.py         StageExplorer; stage_panels.py its pictures, stage_facts.py its words
 exits.py          ExitExplorer
 attribution.py    AttributionExplorer; attribution_pictures.py, attribution_checks.py its parts

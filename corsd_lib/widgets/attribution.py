@@ -28,14 +28,13 @@ from corsd_lib.widgets.attribution_pictures import (
     as_columns,
     completeness,
     exit_finding,
-    pair_attribution_html,
     pair_finding,
 )
 from corsd_lib.widgets.base import Explorer
 from corsd_lib.widgets.image_choice import ImageChoice, own_pixels
 from corsd_lib.widgets.probe_images import ProbeImages
 
-__all__ = ["AttributionExplorer", "pair_attribution_html"]
+__all__ = ["AttributionExplorer"]
 
 OWN, LABEL = "own prediction", "true label"
 STEPS = (20, 50, 100, 200, 500)
