@@ -69,13 +69,13 @@ def write_page(path: str | Path, panels: Sequence[Panel], title: str = "") -> Pa
     """
     if not panels:
         raise CorsdError(f"{path}: a page of no panels; allowed: one or more")
-    page = {"title": title, "panels": [panel._asdict() for panel in panels]}
-    scripts = [*([_plotly()] if _has_figure(page["panels"]) else []), explorer_script("page.js")]
+    shown = [panel._asdict() for panel in panels]
+    scripts = [*([_plotly()] if _has_figure(shown) else []), explorer_script("page.js")]
     content = _PAGE.format(
         policy=_POLICY.format(hashes=" ".join(map(_hash, scripts))),
         title=html.escape(title or "corsd"),
         style=_static("page.css") + explorer_style(),
-        data=_json(page),
+        data=_json({"title": title, "panels": shown}),
         code="\n".join(f"<script>{script}</script>" for script in scripts),
     )
     write_atomic(Path(path), content.encode())

@@ -48,6 +48,7 @@ class Explorer(anywidget.AnyWidget):
 
     def __init__(self, data: Mapping[str, Any], **state: Any) -> None:
         self._answering = threading.RLock()  # questions may come in another thread than cells run in
+        self._wanted: Mapping[str, Any] = {}  # what the browser chose together
         super().__init__(_kind=self.script, _names=list(self.chosen), _data=with_bytes(data), **state)
         self.on_msg(self._asked)
 
@@ -57,14 +58,20 @@ class Explorer(anywidget.AnyWidget):
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
         """What the browser chose. What cannot be is refused and said there, and the browser is told what stands."""
+        self._wanted = {name: sync_data[name] for name in self.chosen if name in sync_data}
         try:
-            for name in set(self.chosen) & set(sync_data):
-                self.check(name, sync_data[name])
+            for name, value in self._wanted.items():
+                self.check(name, value)
+            super().set_state(sync_data)
         except CorsdError as error:
-            self.send_state(list(set(self.chosen) & set(sync_data)))
+            self.send_state(list(self._wanted))
             self.send({"said": str(error)})
-            return
-        super().set_state(sync_data)
+        finally:
+            self._wanted = {}
+
+    def proposed(self, name: str) -> Any:
+        """The value that a trait has, or is about to get together with others from the browser."""
+        return self._wanted.get(name, getattr(self, name))
 
     def _asked(self, widget: Any, content: Any, buffers: Any) -> None:
         if "question" not in content:
@@ -83,8 +90,8 @@ class Explorer(anywidget.AnyWidget):
         finally:
             self.send(answer, beside)
 
-    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:
-        bundle, _ = super()._repr_mimebundle_(**options)
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:  # type: ignore[override]  # IPython takes both
+        bundle = (super()._repr_mimebundle_(**options) or ({}, {}))[0]
         return {**bundle, "text/plain": repr(self), PLOTLY: {**json.loads(self.picture().to_json()), "config": BUTTONS}}
 
     def picture(self) -> go.Figure:

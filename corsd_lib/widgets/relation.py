@@ -105,7 +105,7 @@ class RelationExplorer(Explorer):
         return shown.values[np.ix_(shown.order, shown.order)]
 
     def _view(self, **other: Any) -> View:
-        return View(**{name: getattr(self, name) for name in _VIEW} | other)
+        return View(**{name: self.proposed(name) for name in _VIEW} | other)
 
     def _shown(self) -> Shown:
         return self._relations.show(self._view(), self.marked if self.level == "image" else ())
@@ -120,7 +120,7 @@ class RelationExplorer(Explorer):
             self._check_field(name, value)
             if name in ("level", "superclass", "against"):
                 view = self._view(**{name: value})
-                self._relations.check(view, self.marked if view.level == "image" else ())
+                self._relations.check(view, self.proposed("marked") if view.level == "image" else ())
             return value
         if name == "colours":
             check_choice("colours", value, COLOURS)
@@ -132,9 +132,9 @@ class RelationExplorer(Explorer):
         return self._pair_of_classes(value) if name == "selection" else self._pair_of_images(value)
 
     def _check_field(self, name: str, value: Any) -> None:
-        mine = self._relations.mine
+        mine, kind = self._relations.mine, self.proposed("kind")
         allowed: dict[str, Sequence[Any]] = {
-            "exit": range(1, len(mine.exits(self.kind if self.kind in mine.kinds else mine.stored)) + 1),
+            "exit": range(1, len(mine.exits(kind if kind in mine.kinds else mine.stored)) + 1),
             "epoch": mine.epochs,
             "kind": mine.kinds,
             "level": LEVELS,

@@ -9,8 +9,7 @@ KINDS.exits = (box, host) => {
   const key = () => `${state.split}/${state.rule}`;
   const keep = (packed) => {
     const columns = Object.fromEntries(["threshold", "accuracy", "loss", "macs"].map((name) => [name, unpack(packed[name]).values]));
-    const right = packed.right ? unpack(packed.right) : null;
-    curves.set(`${packed.split}/${packed.rule}`, { ...packed, ...columns, shares: unpack(packed.shares), right });
+    curves.set(`${packed.split}/${packed.rule}`, { ...packed, ...columns, shares: unpack(packed.shares) });
   };
   data.curves.forEach(keep);
   const others = (data.others ?? []).map((other) => ({ ...other, macs: unpack(other.macs).values, accuracy: unpack(other.accuracy).values, threshold: unpack(other.threshold).values }));
@@ -18,8 +17,14 @@ KINDS.exits = (box, host) => {
 
   // --- controls -----------------------------------------------------------------------------------------------------------
 
-  const rule = choice("rule", data.rules.map((r) => [r, r]), state.rule, (v) => store.set({ rule: v, threshold: null }));
-  const split = choice("images", data.splits, state.split, (v) => store.set({ split: v, threshold: null }));
+  /** Another curve, at its cheapest threshold; where that is not known here, Python says. */
+  function other(patch) {
+    const c = curves.get(`${patch.split ?? state.split}/${patch.rule ?? state.rule}`), here = c && (patch.split ?? state.split) !== "test";
+    store.set({ ...patch, threshold: here ? c.threshold[cheapestOf(c)] : null });
+  }
+
+  const rule = choice("rule", data.rules.map((r) => [r, r]), state.rule, (v) => other({ rule: v }));
+  const split = choice("images", data.splits, state.split, (v) => other({ split: v }));
   split.hidden = !ask;
   rule.hidden = data.rules.length < 2;
   const say = (t) => { const c = curves.get(key()); return c ? (state.rule === "patience" ? String(c.threshold[t]) : c.threshold[t].toFixed(3)) : ""; };
@@ -51,7 +56,8 @@ KINDS.exits = (box, host) => {
   }
 
   function choose() {
-    if (!ask) return store.set({ threshold: curves.get(key()).threshold[cheapestOf(curves.get(key()))] });
+    const c = curves.get(key());
+    if (!ask || (c && state.split !== "test")) return store.set({ threshold: c.threshold[cheapestOf(c)] });
     busy(box, "choosing", question("choose", { ...state })).then((answer) => { if (answer !== undefined) store.set(answer); }, said);
   }
 
@@ -62,9 +68,9 @@ KINDS.exits = (box, host) => {
     split.set(state.split);
     loss.value = state.loss;
     undo.disabled = !store.undoable;
-    const c = curves.get(key());
-    box.classList.toggle("stale", !c);
-    if (!c) {
+    const c = curves.get(key()), here = c && state.threshold !== null ? Math.abs(c.threshold[placeOf(c)] - state.threshold) < 1e-5 : c;
+    box.classList.toggle("stale", !here);
+    if (!c || (ask && !here)) {
       busy(box, "asking the network", question("curve", { ...state })).then((answer) => {
         if (answer === undefined) return;
         keep(answer);
@@ -73,8 +79,8 @@ KINDS.exits = (box, host) => {
       }, (error) => { store.undo(); said(error); });
       return;
     }
-    if (state.threshold === null) { choose(); if (!ask) return; }
-    const t = state.threshold === null ? cheapestOf(c) : placeOf(c);
+    if (state.threshold === null) { choose(); return; }
+    const t = placeOf(c);
     slide.size(c.threshold.length - 1);
     slide.querySelector("label").textContent = SIGNS[state.rule];
     slide.set(t);
@@ -88,9 +94,7 @@ KINDS.exits = (box, host) => {
     const share = Array.from(c.shares.at(t));
     const colours = exits.map((_, k) => THEME.palette[k % THEME.palette.length]);
     bars.draw(exits.map((name, k) => ({ name, share: share[k], text: percent(share[k]), color: colours[k] })));
-    const right = c.right ? Array.from(c.right.at(t)) : null;
-    table.replaceChildren(tableOf(["", "MACs", "share", ...(right ? ["correct"] : [])], exits.map((name, k) => [name, count(costs[k]), percent(share[k], 1),
-      ...(right ? [share[k] ? `${right[k].toFixed(1)} %` : "–"] : [])])));
+    table.replaceChildren(tableOf(["", "MACs an image", "share"], exits.map((name, k) => [name, count(costs[k]), percent(share[k], 1)])));
     note.textContent = `Measured on ${c.images}. ${c.caution ?? ""} MACs: multiply-accumulates an image, those of exits passed in vain counted; 100 % is the plain network without shallow exits.`;
     if (ask) showImages();
   }
@@ -117,8 +121,11 @@ KINDS.exits = (box, host) => {
       return node;
     };
     strips.replaceChildren(...(missing ? [el("p", { class: "note" }, missing)] : []),
-      ...rows.map(({ name, count: all, images }) => el("div", {}, el("h4", {}, `Leaving at ${name}: ${all.toLocaleString("en")} images${images.length < all && images.length ? `, ${images.length} of them from the most to the least confident` : ""}`),
-        el("div", { class: "strip" }, ...images.map(thumb)))));
+      ...rows.map(({ name, count: all, correct, classes, images }) => {
+        const some = images.length && images.length < all ? `; ${images.length} of them, from the most to the least confident` : "";
+        const title = `Leaving at ${name}: ${all.toLocaleString("en")} images${all ? `, ${correct.toFixed(1)} % correct` : ""}${some}`;
+        return el("div", {}, el("h4", {}, title), images.length ? el("div", { class: "strip" }, ...images.map(thumb)) : el("p", { class: "note" }, classes));
+      }));
   }
 
   store.on(draw);
