@@ -6,7 +6,6 @@ import json
 from typing import Any
 from weakref import WeakValueDictionary
 
-import ipywidgets as ipw
 import pytest
 from explorers import small_run
 
@@ -30,20 +29,14 @@ def test_a_widget_also_offers_its_figure_where_no_kernel_answers(corsd: Run) -> 
         assert bundle["text/plain"].startswith(f"{type(widget).__name__}(")
 
 
-@pytest.mark.parametrize("explorer", [ExitExplorer, StageExplorer])
-def test_the_first_view_waits_for_no_data_set(corsd: Run, explorer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("explorer", [ExitExplorer, StageExplorer, RelationExplorer])
+def test_the_first_view_reads_no_data_set_and_two_explorers_share_it(
+    corsd: Run, explorer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[str] = []
     real = probe_images.run_data
     monkeypatch.setattr(probe_images, "_SHARED", WeakValueDictionary())
     monkeypatch.setattr(probe_images, "run_data", lambda run, *where: read.append(run.config.data) or real(run, *where))
     shown, other = explorer(corsd), explorer(corsd)
-    assert read == [] and "<img" not in everything(shown)
-    shown._repr_mimebundle_()
-    shown.complete()  # or what displaying began
-    assert read == ["digits"] and "<img" in everything(shown) and shown._busy.value == ""
-    other.complete()
-    assert read == ["digits"] and "<img" in everything(other)  # the same images, read once
-
-
-def everything(explorer: Any) -> str:
-    return "".join(part.value for part in vars(explorer).values() if isinstance(part, ipw.HTML))
+    assert read == []
+    assert shown._thumbnails.of([0]) and other._thumbnails.of([0]) and read == ["digits"]

@@ -97,7 +97,7 @@ def test_a_threshold_of_the_browser_is_one_of_the_curve_and_lets_its_images_leav
 
 def test_images_that_leave_are_sorted_by_confidence(corsd: Run) -> None:
     explorer = ExitExplorer(corsd, data=load_dataset("digits", per_class=8, validation_fraction=0.4))
-    logits, labels = answers(corsd)
+    logits, _labels = answers(corsd)
     for k, exit in enumerate(images_at(explorer)["exits"]):
         places = (explorer.left_at == k + 1).nonzero().flatten()
         sure = logits[k][places].softmax(1).amax(1).sort(descending=True).values

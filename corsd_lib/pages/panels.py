@@ -311,8 +311,8 @@ def stages_fit(embedding: StageEmbedding) -> dict[str, Any]:
     }
 
 
-def tidy_groups(run: Run, epoch: int) -> dict[str, list[int]]:
-    """Classes, and superclasses, to colour: all where colours do for them, else the six that are tidiest at the deepest exit.
+def tidy_groups(run: Run, epoch: int) -> dict[str, list[str]]:
+    """Names of classes, and superclasses, to colour: all where colours do for them, else the six tidiest at the deepest exit.
 
     Tidy: most of an image's 10 nearest in the embedding are of its group.
     """
@@ -326,7 +326,8 @@ def tidy_groups(run: Run, epoch: int) -> dict[str, list[int]]:
         if len(kinds) > MOST_GROUPS:
             own = own_share(run.probes[epoch].embeddings[-1].float(), groups)
             kinds = sorted(kinds, key=lambda g: -own[groups == g].mean().item())[: len(PALETTE)]
-        chosen[name] = kinds
+        named = _classes(run.data)["names" if name == "class" else "superclasses"]
+        chosen[name] = [named[kind] for kind in kinds]
     return chosen
 
 

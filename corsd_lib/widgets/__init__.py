@@ -1,9 +1,9 @@
 """Explorers: widgets over runs; no maths.
 
 host.py           what an explorer is: an anywidget around the script of the pages, its state, data and answers
-relation.py       RelationExplorer; relation_view.py what it shows, pair.py what lies behind a cell, relation_picture.py a figure
+relation.py       RelationExplorer; relation_view.py what it shows, pair.py what is behind a cell, relation_picture.py a figure
 base.py           what those are that are figures in a box
-stages.py         StageExplorer; stage_panels.py its pictures, stage_facts.py its words
+stages.py         StageExplorer; stage_facts.py its words, stage_picture.py a figure
 exits.py          ExitExplorer
 attribution.py    AttributionExplorer; attribution_pictures.py, attribution_checks.py its parts
 monitor.py        TrainingMonitor

@@ -26,7 +26,7 @@ KINDS.stages = (box, host) => {
     if (state.colour === "right") return { names: ["wrong at that exit", "right at that exit"], of, look: (g) => (g ? look(0) : { color: THEME.palette[1], symbol: 4 }), shown: [0, 1] };
     if (state.colour === "first_right") return { names: ["right at no exit", ...exits.map((name) => `first right at ${name}`)], of, look: (g) => (g ? look(g - 1) : grey), shown: [0, ...exits.map((_, k) => k + 1)] };
     const all = state.colour === "class" ? names : superclasses;
-    const shown = state.highlight.filter((g) => g < all.length), place = new Map(shown.map((g, i) => [g, i]));
+    const shown = state.highlight.map((name) => all.indexOf(name)).filter((g) => g >= 0), place = new Map(shown.map((g, i) => [g, i]));
     return { names: all, of, look: (g) => (place.has(g) ? look(place.get(g)) : grey), shown, place };
   }
   const texts = { class: "class", superclass: "superclass", right: "right or wrong at that exit", first_right: "first exit that is right" };
@@ -44,7 +44,7 @@ KINDS.stages = (box, host) => {
   method.hidden = data.methods.length < 2;
   const members = choice("select a class", [[null, "none"], ...names.map((name, c) => [c, name, whole[c] === name ? null : whole[c]])], null,
     (c) => store.set({ selection: c === null ? [] : positions((i) => labels[i] === c) }));
-  const more = choice("add a colour to", [[null, "…"]], null, (g) => g !== null && store.set({ highlight: [...state.highlight, g].slice(-MOST) }));
+  const more = choice("add a colour to", [[null, "…"]], null, (name) => name !== null && store.set({ highlight: [...state.highlight, name].slice(-MOST) }));
   const clear = button("select nothing", () => store.set({ selection: [] }));
   const undo = button("undo", () => store.undo(), { title: "Ctrl+Z" });
   const legend = el("div", { class: "legend", role: "group", "aria-label": "select a group" });
@@ -111,7 +111,7 @@ KINDS.stages = (box, host) => {
       return node;
     }));
     more.hidden = !how.place || how.shown.length === how.names.length;
-    more.fill([[null, "…"], ...how.names.map((name, g) => [g, name]).filter(([g]) => how.place && !how.place.has(g))]);
+    more.fill([[null, "…"], ...how.names.filter((_, g) => how.place && !how.place.has(g)).map((name) => [name, name])]);
   }
 
   function summarise() {
