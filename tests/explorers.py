@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from corsd_lib import Run, TrainConfig, load_run, train
@@ -40,14 +39,3 @@ def large_run(small: Run, path: Path, names: list[str], epochs: int = 30, exits:
         snapshot |= {f"logits.{k}": torch.zeros(images, len(names)).half() for k in range(exits)}
         write_tensors(path / "probes" / f"epoch_{epoch:04d}.safetensors", snapshot)
     return load_run(path)
-
-
-def shown(explorer: Any) -> np.ndarray:
-    """The matrix that the heatmap of an explorer draws, cell by cell from its columns."""
-    heatmap = explorer.figure.data[0]
-    assert heatmap.z.dtype == np.float32 and heatmap.z.ndim == 1  # what FigureWidget sends in binary
-    columns, rows = list(dict.fromkeys(heatmap.x)), list(dict.fromkeys(heatmap.y))
-    matrix = np.full((len(rows), len(columns)), -1, np.float32)
-    for x, y, z in zip(heatmap.x, heatmap.y, heatmap.z, strict=True):
-        matrix[rows.index(y), columns.index(x)] = z
-    return matrix

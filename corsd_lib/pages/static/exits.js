@@ -130,5 +130,5 @@ KINDS.exits = (box, host) => {
 
   store.on(draw);
   draw();
-  return { curve, bars, curves, draw };
+  return { curve, bars, curves, draw, say: (text) => { message.textContent = text; } };
 };

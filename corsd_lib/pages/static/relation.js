@@ -418,5 +418,5 @@ KINDS.relation = (box, host) => {
   links.hear("marked", ({ key, positions }) => { if (key === data.key) store.set({ marked: positions }); }, host);
   store.on(draw);
   draw();
-  return { maps, runs, curve, draw, shown: () => maps[0].map.shown };
+  return { maps, runs, curve, draw, say: note, shown: () => maps[0].map.shown };
 };

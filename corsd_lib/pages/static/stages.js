@@ -203,5 +203,5 @@ KINDS.stages = (box, host) => {
     draw();
   });
   draw();
-  return { maps, fits, draw };
+  return { maps, fits, draw, say: (text) => { message.textContent = text; } };
 };

@@ -40,14 +40,21 @@ function render({ model, el: box }) {
   });
   const [ask, deaf] = asker(model);
   const receive = () => store.receive(now());
-  const data = model.get("_data"), feed = model.get("_feed");
-  const host = { data, store, ask, links: notebookLinks, feed: (listener) => { model.on("change:_feed", () => listener(model.get("_feed"))); return feed; } };
+  const fed = []; // who is told of data that changes
+  const tell = () => fed.forEach((listener) => listener(model.get("_feed")));
+  const feed = (listener) => { fed.push(listener); return model.get("_feed"); };
+  const host = { data: model.get("_data"), store, ask, links: notebookLinks, feed };
   model.on("change", receive);
+  model.on("change:_feed", tell);
+  const heard = ({ said }) => { if (said) place.corsd?.say?.(said); };
+  model.on("msg:custom", heard);
   const place = el("div", {});
   box.append(place);
   place.corsd = mount(model.get("_kind"), place, host);
   return () => {
     model.off("change", receive);
+    model.off("change:_feed", tell);
+    model.off("msg:custom", heard);
     deaf();
     notebookLinks.leave(host);
   };
