@@ -3,8 +3,8 @@
 page.py    the file: our script and style, and the panels' data, each once; plotly.js where a figure needs it
 panels.py  what there is to show of runs, as plain values and packed arrays
 static/    one script for pages and notebooks: logic.js (numbers), core.js (elements, state, theme), matrix.js, chart.js and
-           points.js (what is drawn), relation.js, stages.js and exits.js (an explorer each), and its two hosts, page.js and
-           widget.js; explorer.css, and page.css around it
+           points.js (what is drawn), relation.js, stages.js, exits.js, monitor.js and attribution.js (an explorer each), and
+           its two hosts, page.js and widget.js; explorer.css, and page.css around it
 """
 
 from __future__ import annotations

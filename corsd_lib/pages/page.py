@@ -22,7 +22,10 @@ from corsd_lib.files import write_atomic
 __all__ = ["ARRAYS", "Panel", "explorer_script", "explorer_style", "write_page"]
 
 # In this order: what comes later uses what comes before. The host, a page or a widget, comes last.
-SCRIPTS = ("logic.js", "core.js", "matrix.js", "chart.js", "points.js", "relation.js", "stages.js", "exits.js", "monitor.js")
+SCRIPTS = (
+    *("logic.js", "core.js", "matrix.js", "chart.js", "points.js"),
+    *("relation.js", "stages.js", "exits.js", "monitor.js", "attribution.js"),
+)
 ARRAYS = ("uint8", "uint16", "int32", "float32")  # what a browser reads as it is
 
 # Nothing may be asked of any server, and of the scripts only these run. Styles: plotly.js sets them as it draws.

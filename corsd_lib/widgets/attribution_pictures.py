@@ -6,7 +6,6 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-import plotly.graph_objects as go
 import torch
 from PIL import Image
 from plotly.colors import hex_to_rgb
@@ -14,9 +13,8 @@ from torch import Tensor
 
 from corsd_lib.attribution import Attribution
 from corsd_lib.figures.style import PALETTE
-from corsd_lib.widgets.base import cell_by_cell
-from corsd_lib.widgets.probe_images import image_source, png_of
 
+COMPLETE = 0.05  # completeness gap up to which a map accounts for the difference of the scores
 RAISED, LOWERED = PALETTE[1], PALETTE[0]
 
 
@@ -72,21 +70,8 @@ def completeness(found: Attribution, names: Sequence[str]) -> str:
     if found.baseline_score is None or found.completeness_gap is None:
         return f"{score}. Grad-CAM has no baseline, and so no check of completeness."
     gap = found.completeness_gap
-    verdict = "the map accounts for the difference" if gap <= 0.05 else "above 5 %, take more steps before reading the map"
+    verdict = "the map accounts for the difference" if gap <= COMPLETE else "above 5 %, take more steps before reading the map"
     return f"{score}, f(baseline) = {found.baseline_score:.2f}. Completeness gap {100 * gap:.2g} %: {verdict}."
-
-
-def as_columns(figure: go.Figure) -> go.Figure:
-    """The same figure for a FigureWidget: images as PNGs, maps as columns, which travel in binary."""
-    for trace in figure.data:
-        if trace.type == "image":
-            pixels = torch.from_numpy(np.array(trace.z, np.uint8)).permute(2, 0, 1)
-            trace.update(source=image_source(png_of(pixels)), z=None)
-        elif trace.type == "heatmap":
-            z = np.asarray(trace.z, np.float32)
-            trace.update(x=np.arange(z.shape[1], dtype=np.float32), y=np.arange(z.shape[0], dtype=np.float32))
-            cell_by_cell(trace)
-    return figure
 
 
 def sigmoid(logit: float) -> float:

@@ -16,14 +16,19 @@ function scaleOf(low, high, from, to, log = false) {
   return map;
 }
 
+/** A piece of a line, for a legend. */
+const lineSign = (color, dash = "solid") => svg("svg", { width: 22, height: 8, "aria-hidden": "true" },
+  svg("line", { x1: 0, x2: 22, y1: 4, y2: 4, stroke: color, "stroke-width": 3, "stroke-dasharray": DASHES[dash] }));
+
 const shortNumber = (x) => (Math.abs(x) >= 1e4 || (x !== 0 && Math.abs(x) < 1e-3) ? x.toExponential(0) : String(+x.toPrecision(4))).replace("-", "−");
 
 /**
  * `draw({lines, x, y, verticals, horizontals, marks})`: lines [{name, x, y, color, dash, points, group}]; axes x and y
  * {title, low, high, log}, range from the data where it is not given; verticals [{at}], horizontals [{at, text}];
- * marks [{x, y, color, text}]. `say(line, i)` is what hover says of a point. `pick(line, i)` is told a click.
+ * marks [{x, y, color, text}]. `say(line, i)` is what hover says of a point. `pick(line, i)` is told a click. Without `legends`
+ * something else names the lines.
  */
-function lineChart({ label, height = 280, say, pick = null }) {
+function lineChart({ label, height = 280, say, pick = null, legends = true }) {
   const drawing = svg("svg", { role: "img", "aria-label": label });
   const legend = el("div", { class: "legend", role: "group", "aria-label": `lines of ${label}` });
   const node = el("div", { class: "chart" }, legend, drawing);
@@ -84,14 +89,12 @@ function lineChart({ label, height = 280, say, pick = null }) {
 
   function drawLegend() {
     const groups = [...new Map(spec.lines.map((line) => [line.group ?? line.name, line])).entries()];
-    legend.hidden = groups.length < 2;
+    legend.hidden = groups.length < 2 || !legends;
     legend.replaceChildren(...groups.map(([name, line]) => {
-      const sign = svg("svg", { width: 22, height: 8, "aria-hidden": "true" },
-        svg("line", { x1: 0, x2: 22, y1: 4, y2: 4, stroke: line.color, "stroke-width": 3, "stroke-dasharray": DASHES[line.dash ?? "solid"] }));
       const pressed = alone === name;
       const said = { "aria-pressed": String(pressed), title: pressed ? "show all" : "show this one alone" };
       const node = button(` ${name}`, () => { alone = pressed ? null : name; draw(); }, said);
-      node.prepend(sign);
+      node.prepend(lineSign(line.color, line.dash));
       return node;
     }));
   }

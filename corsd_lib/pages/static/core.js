@@ -61,10 +61,14 @@ function picture(bytes, alt, side) {
 // --- controls ---------------------------------------------------------------------------------------------------------
 
 let ids = 0;
+const mine = Math.random().toString(36).slice(2, 8);
+
+/** An id that no other explorer on the page has, of whatever copy of this script. */
+const newId = () => `corsd-${mine}-${++ids}`;
 
 /** A labelled control. */
 function labelled(text, control, ...after) {
-  control.id = `corsd-control-${++ids}`;
+  control.id = newId();
   return el("div", { class: "control" }, el("label", { for: control.id }, text), control, ...after);
 }
 

@@ -64,7 +64,7 @@ function matrixView({ pick, move, clear, zoomed, images = null }) {
       g.strokeStyle = THEME.palette[1];
       g.lineWidth = 2.5;
       g.beginPath();
-      g.arc(across(i + 0.5), at(i + 0.5), Math.max(4, size * 0.7), 0, 7);
+      g.arc(across(i + 0.5), at(i + 0.5), Math.min(14, Math.max(4, size * 0.6)), 0, 7);
       g.stroke();
     }
     if (spec.frame) {

@@ -10,7 +10,7 @@ KINDS.monitor = (box, host) => {
   const parts = el("div", { class: "legend", role: "group", "aria-label": "parts of the loss" });
   const title = el("p", { class: "finding", role: "status" }), status = el("p", { class: "note", role: "status" });
   const accuracy = lineChart({ label: "accuracy of every exit", height: 280, say: (line, i) => [line.name, `epoch ${line.x[i]}: ${line.y[i].toFixed(1)} %`] });
-  const loss = lineChart({ label: "parts of the loss", height: 280, say: (line, i) => [line.name, `epoch ${line.x[i]}: ${line.y[i].toPrecision(3)}`] });
+  const loss = lineChart({ label: "parts of the loss", height: 280, legends: false, say: (line, i) => [line.name, `epoch ${line.x[i]}: ${line.y[i].toPrecision(3)}`] });
   const map = matrixView({ pick() {}, move() {}, clear() {} });
   map.limit(320);
   const caption = el("figcaption", {}), table = scrolling("exits");
@@ -51,7 +51,11 @@ KINDS.monitor = (box, host) => {
     const shown = feed.parts.map((name, k) => [name, k]).filter(([name]) => state.parts.includes(name));
     loss.draw({ lines: shown.map(([name, k]) => ({ name, x, y: column(`loss.${name}`), color: color(k), dash: dash(k) })), x: { title: "epoch", low: 0 }, y: { title: "value", log: true } });
     parts.hidden = feed.parts.length < 2;
-    parts.replaceChildren(...feed.parts.map((name) => button(name, () => toggle(name), { "aria-pressed": String(state.parts.includes(name)) })));
+    parts.replaceChildren(...feed.parts.map((name, k) => {
+      const node = button(` ${name}`, () => toggle(name), { "aria-pressed": String(state.parts.includes(name)), title: "show or hide" });
+      node.prepend(lineSign(color(k), dash(k)));
+      return node;
+    }));
     drawRelation();
     const last = (prefix, k) => { const name = of(prefix)[k]; return name ? `${column(name).at(-1).toFixed(1)} %` : "–"; };
     const validated = of("val_top1.").length > 0;

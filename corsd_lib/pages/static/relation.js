@@ -100,7 +100,7 @@ KINDS.relation = (box, host) => {
   };
   const epochSlider = slider("epoch", epochs.length - 1, epochs.indexOf(state.epoch), (i) => epochs[i], (i) => store.set({ epoch: epochs[i] }));
   const play = player(() => epochs.length, () => epochs.indexOf(state.epoch), (i) => store.set({ epoch: epochs[i] }));
-  const list = el("datalist", { id: `corsd-classes-${++ids}` }, ...names.map((name) => el("option", { value: name })));
+  const list = el("datalist", { id: newId() }, ...names.map((name) => el("option", { value: name })));
   const search = el("input", { type: "search", list: list.id, placeholder: "part of a name", input: () => search_() });
   const undo = button("undo", () => store.undo(), { title: "Ctrl+Z" });
   const resetView = button("reset view", () => maps.forEach(({ map }) => map.reset()), { disabled: true });
