@@ -1,4 +1,4 @@
-"""What tests of explorers share: small and large runs, and the browser's part without a browser."""
+"""What tests of explorers share: small and large runs."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from corsd_lib import RelationExplorer, Run, TrainConfig, load_run, train
+from corsd_lib import Run, TrainConfig, load_run, train
 from corsd_lib.files import read_json, write_json, write_tensors
 
 EPOCHS = 3
@@ -40,24 +39,3 @@ def large_run(small: Run, path: Path, names: list[str], epochs: int = 30, exits:
         snapshot |= {f"logits.{k}": torch.zeros(images, len(names)).half() for k in range(exits)}
         write_tensors(path / "probes" / f"epoch_{epoch:04d}.safetensors", snapshot)
     return load_run(path)
-
-
-def shown(explorer: Any) -> np.ndarray:
-    """The matrix that the heatmap of an explorer draws, cell by cell from its columns."""
-    heatmap = explorer.figure.data[0]
-    assert heatmap.z.dtype == np.float32 and heatmap.z.ndim == 1  # what FigureWidget sends in binary
-    columns, rows = list(dict.fromkeys(heatmap.x)), list(dict.fromkeys(heatmap.y))
-    matrix = np.full((len(rows), len(columns)), -1, np.float32)
-    for x, y, z in zip(heatmap.x, heatmap.y, heatmap.z, strict=True):
-        matrix[rows.index(y), columns.index(x)] = z
-    return matrix
-
-
-def click(explorer: RelationExplorer, row: int, column: int) -> None:
-    """A click on a cell by FigureWidget's own way from the browser, which is private: here and nowhere else."""
-    heatmap = explorer.figure.data[0]
-    cell = next(i for i, names in enumerate(zip(heatmap.x, heatmap.y, strict=True)) if names == (str(column), str(row)))
-    points = {"trace_indexes": [0], "point_indexes": [cell], "xs": [str(column)], "ys": [str(row)], "zs": [0.0]}
-    modifiers = {"alt": False, "ctrl": False, "meta": False, "shift": False, "button": 0, "buttons": 1}
-    state = {"event_type": "plotly_click", "points": points, "device_state": modifiers, "selector": None}
-    explorer.figure._handler_js2py_pointsCallback({"new": state})

@@ -1,8 +1,7 @@
-"""ExitExplorer without a browser: its controls are moved as a browser would, and what is shown is computed anew."""
+"""The Python side of the exit explorer: what is shown is computed anew here; tests/browser has the other side."""
 
 from __future__ import annotations
 
-import re
 import shutil
 import time
 from collections import Counter
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from explorers import LONG, large_run, longest_word, small_run
+from explorers import LONG, large_run, small_run
 from torch import Tensor
 
 from corsd_lib import Run, TrainConfig, load_dataset, load_run
@@ -52,9 +51,16 @@ def leavers(run: Run, ready: Any) -> list[list[int]]:
     return places
 
 
-def cells(explorer: ExitExplorer) -> list[list[str]]:
-    rows = explorer.table.value.split("<tr>")[2:]
-    return [[re.sub("<[^>]*>", "", cell) for cell in re.findall("<td>(.*?)</td>", row)] for row in rows]
+def images_at(explorer: ExitExplorer) -> dict[str, Any]:
+    """What the browser is told of the images that leave."""
+    return explorer.ask_images(**{name: getattr(explorer, name) for name in explorer.chosen})
+
+
+def sent(explorer: ExitExplorer, rule: str = "confidence", split: str = "probe") -> dict[str, np.ndarray]:
+    """A curve that was sent at first."""
+    (curve,) = (c for c in explorer._data["curves"] if (c["rule"], c["split"]) == (rule, split))
+    names = ("threshold", "accuracy", "macs", "loss", "shares")
+    return {name: np.frombuffer(curve[name]["bytes"], np.float32).reshape(curve[name]["shape"]) for name in names}
 
 
 def test_opens_on_the_probe_images_at_the_cheapest_threshold_that_loses_a_point(run: Run) -> None:
@@ -67,31 +73,46 @@ def test_opens_on_the_probe_images_at_the_cheapest_threshold_that_loses_a_point(
     assert explorer.figures == pytest.approx(dict(row))
     assert run.test is not None
     assert explorer.saved == pytest.approx(100 * (1 - row["macs"] / run.test["exits"][-1]["macs"]))
-    assert explorer.figure.data[0].y.dtype == np.float32
-    np.testing.assert_allclose(explorer.figure.data[0].y, curve["accuracy"], rtol=1e-5)
+    np.testing.assert_allclose(explorer.picture().data[0].y, curve["accuracy"], rtol=1e-5)
+    np.testing.assert_allclose(sent(explorer)["accuracy"], explorer.curve["accuracy"], rtol=1e-5)
 
 
-def test_the_slider_moves_the_point_the_table_and_the_images(corsd: Run) -> None:
+def test_a_threshold_of_the_browser_is_one_of_the_curve_and_lets_its_images_leave(corsd: Run) -> None:
     explorer = ExitExplorer(corsd)
     at = len(explorer.curve) // 2
-    explorer.threshold_slider.set_state({"index": at})
+    explorer.set_state({"threshold": float(sent(explorer)["threshold"][at])})  # in single precision
     row = explorer.curve.iloc[at]
     assert explorer.threshold == row["threshold"]
-    star = next(t for t in explorer.figure.data if len(t.y) == 1 and t.y[0] == pytest.approx(row["accuracy"]))
+    star = next(t for t in explorer.picture().data if len(t.y) == 1 and t.y[0] == pytest.approx(row["accuracy"]))
     assert star.x[0] == pytest.approx(100 * row["macs"] / explorer._costs[1], rel=1e-4)  # % of the plain network
     logits, labels = answers(corsd)
     places = leavers(corsd, lambda p: p.max() >= row["threshold"])
-    for k, (images, shown) in enumerate(zip(places, cells(explorer), strict=True), 1):
+    for k, (images, shown) in enumerate(zip(places, images_at(explorer)["exits"], strict=True), 1):
         assert (explorer.left_at == k).nonzero().flatten().tolist() == images
-        assert row[f"share.exit{k}"] == pytest.approx(len(images) / len(labels))
+        assert row[f"share.exit{k}"] == pytest.approx(len(images) / len(labels)) == sent(explorer)["shares"][at, k - 1]
         right = [int(logits[k - 1][i].argmax()) == int(labels[i]) for i in images]
-        rate = f"{100 * np.mean(right):.1f} %" if images else "–"
-        assert shown[:4] == [
-            f"{explorer._costs[0][k - 1] / 1e6:.2f}",
-            str(len(images)),
-            f"{100 * len(images) / len(labels):.1f} %",
-            rate,
-        ]
+        assert shown["count"] == len(images)
+        assert shown["correct"] == (pytest.approx(100 * np.mean(right)) if images else None)
+
+
+def test_images_that_leave_are_sorted_by_confidence(corsd: Run) -> None:
+    explorer = ExitExplorer(corsd, data=load_dataset("digits", per_class=8, validation_fraction=0.4))
+    logits, _labels = answers(corsd)
+    for k, exit in enumerate(images_at(explorer)["exits"]):
+        places = (explorer.left_at == k + 1).nonzero().flatten()
+        sure = logits[k][places].softmax(1).amax(1).sort(descending=True).values
+        said = [int(image["lines"][1].rstrip(" %sure").split()[-1]) for image in exit["images"]]
+        assert said == sorted(said, reverse=True) and len(said) == min(12, len(places))
+        if said:
+            assert said[0] == round(100 * sure[0].item()) and all(i["png"].startswith(b"\x89PNG") for i in exit["images"])
+
+
+def test_another_run_stands_beside(corsd: Run, run: Run) -> None:
+    explorer = ExitExplorer(corsd, run)
+    others = explorer._data["others"]
+    assert [other["rule"] for other in others] == ["confidence", "entropy", "patience"]
+    curve = early_exit_curve(*answers(run), cumulative_macs(run.network(), run.data))
+    np.testing.assert_allclose(np.frombuffer(others[0]["accuracy"]["bytes"], np.float32), curve["accuracy"], rtol=1e-5)
 
 
 def test_a_threshold_between_those_of_the_curve_can_be_set(corsd: Run) -> None:
@@ -100,18 +121,22 @@ def test_a_threshold_between_those_of_the_curve_can_be_set(corsd: Run) -> None:
     assert explorer.threshold == 0.4321 and 0.4321 in set(explorer.curve["threshold"])
     places = leavers(corsd, lambda p: p.max() >= 0.4321)
     assert [(explorer.left_at == k).sum().item() for k in (1, 2, 3)] == list(map(len, places))
-    assert "0.4321" in explorer.reading.value
+    curve = explorer.ask_curve(**{name: getattr(explorer, name) for name in explorer.chosen})
+    assert np.float32(0.4321) in curve["threshold"]
 
 
 def test_every_rule_lets_others_leave(corsd: Run) -> None:
     explorer = ExitExplorer(corsd)
-    explorer.rule_choice.set_state({"index": 1})
-    assert explorer.rule == "entropy" and "entropy ≤" in explorer.reading.value
+    explorer.set_state({"rule": "entropy", "threshold": None})
+    assert explorer.rule == "entropy" and explorer.threshold == choose_threshold(explorer.curve)
     explorer.threshold = 0.7
     places = leavers(corsd, lambda p: -(p * p.log()).sum() / np.log(10) <= 0.7)
     assert [(explorer.left_at == k).sum().item() for k in (1, 2, 3)] == list(map(len, places))
     explorer.rule = "patience"
-    assert [t for _, t in explorer.threshold_slider.options] == [1, 2, 3]
+    assert sent(explorer, "patience")["threshold"].tolist() == [1, 2, 3]
+    explorer.set_state({"rule": "confidence", "threshold": 0.5})  # as an undo in the browser
+    assert explorer.threshold == pytest.approx(0.5)
+    explorer.rule = "patience"
     explorer.threshold = 2
     first, second, _ = (z.argmax(1) for z in answers(corsd)[0])
     assert explorer.left_at.tolist() == [2 if a == b else 3 for a, b in zip(first, second, strict=True)]
@@ -127,17 +152,17 @@ def test_the_button_takes_the_cheapest_threshold_that_loses_so_little(corsd: Run
     explorer = ExitExplorer(corsd)
     for loss in (0.0, 5.0, 100.0):
         explorer.loss = loss
-        explorer.choose_button.click()
+        assert explorer.choose() == explorer.threshold
         assert explorer.threshold == choose_threshold(explorer.curve, loss)
     assert explorer.figures["share.exit1"] == 1.0  # losing anything, all leave at once
-    explorer.loss_field.set_state({"value": 0.0})
+    explorer.set_state({"loss": 0})
     assert explorer.choose() == choose_threshold(explorer.curve, 0.0)
 
 
 def test_splits_of_the_data_are_asked_of_the_network(corsd: Run) -> None:
     data = load_dataset("digits", per_class=8, validation_fraction=0.4)
     explorer = ExitExplorer(corsd, data=data)
-    explorer.split_choice.set_state({"index": 2})
+    explorer.set_state({"split": "test", "threshold": None})
     assert explorer.split == "test"
     macs, network = cumulative_macs(corsd.network(), corsd.data), corsd.network()
     on_test = early_exit_curve(*exit_logits(network, data, data.test), macs)
@@ -157,32 +182,28 @@ def test_on_test_the_threshold_is_one_chosen_on_validation(corsd: Run) -> None:
     assert explorer.threshold == pytest.approx(found.threshold)
     assert explorer.figures["accuracy"] == pytest.approx(found.test["accuracy"])
     assert explorer.saved == pytest.approx(found.saved)
-    assert f"chooses on {len(data.validation)} images of validation" in explorer.note.value
+    assert "chooses on validation images" in explorer._caution("test")
+    assert explorer.ask_choose("confidence", "test", 1.0) == {"threshold": explorer.threshold}
 
 
 def test_what_figures_are_worth_is_said(corsd: Run, tmp_path: Path) -> None:
-    assert "30 probe images of validation" in ExitExplorer(corsd).note.value
-    assert "better here than on new images" in ExitExplorer(corsd).note.value
+    curve = ExitExplorer(corsd)._data["curves"][0]
+    assert curve["images"] == "30 probe images of validation" and "better here than on new images" in curve["caution"]
     run = large_run(corsd, tmp_path, ["a", "b"], epochs=1, exits=3, images=4)
     for split, said in (("train", "The network was trained on them"), ("test", "choose a threshold on validation")):
         write_tensors(
             tmp_path / "probe.safetensors", {"labels": torch.arange(4) % 2, "index": torch.arange(4)}, {"split": split}
         )
-        assert said in ExitExplorer(load_run(run.path)).note.value
+        assert said in ExitExplorer(load_run(run.path))._data["curves"][0]["caution"]
 
 
-def test_images_that_leave_are_shown_and_classes_counted_where_the_data_is_not(corsd: Run, tmp_path: Path) -> None:
-    explorer = ExitExplorer(corsd, data=load_dataset("digits", per_class=8, validation_fraction=0.4))
-    counts = [int((explorer.left_at == k).sum()) for k in (1, 2, 3)]
-    assert explorer.strips.value.count("<img") == sum(min(12, n) for n in counts)
-    assert [f"{min(12, n)} of {n}" in explorer.strips.value for n in counts] == [True] * 3
-    assert all(len(row) == 4 for row in cells(explorer))
+def test_classes_are_counted_where_the_data_is_not(corsd: Run, tmp_path: Path) -> None:
     bare = without_data(corsd, tmp_path)
-    bare.complete()
-    assert "No images here" in bare.strips.value and "<img" not in bare.strips.value
-    for k, row in enumerate(cells(bare), 1):
+    found = images_at(bare)
+    assert "No images here" in found["missing"] and all(exit["images"] == [] for exit in found["exits"])
+    for k, exit in enumerate(found["exits"], 1):
         classes = Counter(corsd.probes.labels[bare.left_at == k].tolist()).most_common(4)
-        assert row[4] == (", ".join(f"{c} {n}" for c, n in classes) or "–")
+        assert exit["classes"] == ", ".join(f"{c} {n}" for c, n in classes)
 
 
 def without_data(run: Run, path: Path) -> ExitExplorer:
@@ -198,8 +219,8 @@ def test_a_split_without_its_data_is_refused_and_the_old_one_kept(corsd: Run, tm
     explorer = without_data(corsd, tmp_path)
     with pytest.raises(CorsdError, match=r"split 'test' needs the data"):
         explorer.split = "test"
-    explorer.split_choice.set_state({"index": 1})
-    assert explorer.split == explorer.split_choice.value == "probe" and "needs the data" in explorer.note.value
+    explorer.set_state({"split": "validation", "threshold": None})
+    assert explorer.split == "probe" and explorer.threshold is not None
     with pytest.raises(CorsdError, match=r"split 'train'.*probe, validation, test"):
         explorer.split = "train"
     with pytest.raises(CorsdError, match="split 'train'"):
@@ -246,29 +267,17 @@ def test_weights_are_not_needed_to_know_costs_and_random_numbers_stay(corsd: Run
     assert ExitExplorer(corsd)._costs[1] == evaluate(corsd, load_dataset("digits", per_class=8)).exits[-1]["macs"]
 
 
-def test_names_are_escaped_everywhere(corsd: Run, tmp_path: Path) -> None:
-    run = large_run(corsd, tmp_path, ["<img src=x onerror=alert(1)>", "b"], epochs=1, exits=3, images=4)
-    write_tensors(tmp_path / "probe.safetensors", {"labels": torch.arange(4) % 2, "index": torch.arange(4)}, {"split": "test"})
-    explorer = ExitExplorer(run)
-    text = explorer.table.value + explorer.strips.value + explorer.figure.to_json()
-    assert "<img src=x" not in text
-    with_images = ExitExplorer(run, data=load_dataset("digits"))
-    assert "<img src=x" not in with_images.strips.value + with_images.table.value
-
-
-def test_a_long_name_is_written_short_and_whole_on_hover(corsd: Run, tmp_path: Path) -> None:
+def test_a_long_name_is_written_short(corsd: Run, tmp_path: Path) -> None:
     explorer = ExitExplorer(large_run(corsd, tmp_path, [LONG, "b"], epochs=1, exits=3, images=4))
-    explorer.complete()
-    table = explorer.table.value  # the classes that leave at each exit, where there are no images
-    assert longest_word(table) < 60 and f'title="{LONG}"' in table
+    assert max(len(exit["classes"]) for exit in images_at(explorer)["exits"]) < 120
 
 
 def test_the_page_begins_as_the_explorer_is(corsd: Run) -> None:
     explorer = ExitExplorer(corsd)
     explorer.rule = "entropy"
     (panel,) = explorer.panels()
-    assert panel.kind == "exits" and panel.data["rule"] == "entropy"
-    assert panel.data["threshold"][panel.data["start"]] == pytest.approx(explorer.threshold)
+    start = panel.data["start"]
+    assert panel.kind == "exits" and start["rule"] == "entropy" and start["threshold"] == pytest.approx(explorer.threshold)
 
 
 def test_a_run_of_the_size_of_cifar100_opens_in_a_second_and_moves_at_once(corsd: Run, tmp_path: Path) -> None:
@@ -285,5 +294,5 @@ def test_a_run_of_the_size_of_cifar100_opens_in_a_second_and_moves_at_once(corsd
     assert time.process_time() - begin < 1.0
     begin = time.process_time()
     for at in (10, 40, 70, 90):
-        explorer.threshold_slider.index = at
+        explorer.threshold = explorer.curve["threshold"].iloc[at]
     assert (time.process_time() - begin) / 4 < 0.05

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from corsd_lib.evaluation import load_data
 from corsd_lib.files import read_json, write_json
 from corsd_lib.runs import TrainConfig
 from corsd_lib.widgets import probe_images
-from corsd_lib.widgets.probe_images import ProbeImages, image_html, png_of
+from corsd_lib.widgets.probe_images import ProbeImages, png_of
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +86,6 @@ def test_a_png_holds_every_pixel_as_a_square(tiny_run: Run, data: ImageData) -> 
 def test_a_png_keeps_colours_and_sides() -> None:
     pixels = torch.randint(0, 256, (3, 4, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     np.testing.assert_array_equal(opened(png_of(pixels)), pixels.permute(1, 2, 0).numpy())
-
-
-def test_an_image_in_html_names_what_it_is_and_escapes_it() -> None:
-    text = image_html(b"\\x89PNG", 'a "<b>" & c', side=64)
-    assert 'alt="a &quot;&lt;b&gt;&quot; &amp; c"' in text and "width:64px" in text
-    assert base64.b64encode(b"\\x89PNG").decode() in text
 
 
 def test_runs_share_images_only_where_all_that_chooses_images_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,15 @@
-"""Explorers without a browser: each control is moved as a browser would, and what the figure holds is compared with the run."""
+"""The Python side of the relation explorer: what is chosen, what is sent and answered; tests/browser has the other side."""
 
 from __future__ import annotations
 
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from explorers import EPOCHS, LONG, click, large_run, longest_word, shown, small_run
+from explorers import EPOCHS, LONG, large_run, small_run
 
 from corsd_lib import RelationExplorer, Run, load_run
 from corsd_lib.analysis import class_order, class_relations, snapshot_scores
@@ -44,43 +43,79 @@ def grouped(corsd: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return load_run(path)
 
 
+def chosen(explorer: RelationExplorer, **changed: Any) -> dict[str, Any]:
+    """What the browser sends along with a question."""
+    return {name: getattr(explorer, name) for name in explorer.chosen} | changed
+
+
+def packed(array: dict[str, Any]) -> np.ndarray:
+    return np.frombuffer(array["bytes"], array["dtype"]).reshape(array["shape"])
+
+
 def test_explorer_opens_at_the_deepest_exit_and_last_epoch_on_the_most_related_pair(run: Run) -> None:
     explorer = RelationExplorer(run)
     exits = len(run.probes[EPOCHS].logits)
     assert (explorer.exit, explorer.epoch) == (exits, EPOCHS)
     relation = run.probes[EPOCHS].relations[-1]
-    np.testing.assert_array_equal(shown(explorer), relation.numpy())
+    np.testing.assert_array_equal(explorer.matrix, relation.numpy())
     others = relation.clone().fill_diagonal_(-1)
     assert explorer.selection is not None and others[explorer.selection] == others.max()
     kind = "relation" if run.config.method == "corsd" else "cosine relation"
     within = relation.diag().mean()
-    assert f"<br>{kind} {within:.2f} within a class" in explorer.figure.layout.title.text
+    assert f"<br>{kind} {within:.2f} within a class" in explorer.picture().layout.title.text
 
 
-def test_every_exit_and_epoch_shows_its_own_matrix(run: Run) -> None:
+def test_the_browser_has_every_exit_and_epoch_from_the_beginning(run: Run) -> None:
     explorer = RelationExplorer(run)
-    assert list(explorer.epoch_slider.options) == list(run.probes) == list(range(EPOCHS + 1))
+    (shown,) = explorer._data["runs"]
+    codes = packed(shown["codes"])
+    assert shown["epochs"] == list(run.probes) == list(range(EPOCHS + 1))
     for epoch, snapshot in run.probes.items():
         for k, relation in enumerate(snapshot.relations, 1):
-            explorer.epoch_slider.value, explorer.exit_choice.value = epoch, k
-            np.testing.assert_array_equal(shown(explorer), relation.numpy())
+            np.testing.assert_allclose(codes[epoch, k - 1] / shown["levels"], relation, atol=1e-5)
+            explorer.exit, explorer.epoch = k, epoch
             np.testing.assert_array_equal(explorer.matrix, relation.numpy())
-            assert f"epoch {epoch}<br>" in explorer.figure.layout.title.text
+            assert f"epoch {epoch}<br>" in explorer.picture().layout.title.text
 
 
-def test_the_browser_moves_slider_and_list(corsd: Run) -> None:
-    explorer = RelationExplorer(corsd)
-    explorer.epoch_slider.set_state({"index": 1})
-    explorer.exit_choice.set_state({"index": 0})
-    assert (explorer.epoch, explorer.exit) == (1, 1)
-    np.testing.assert_array_equal(shown(explorer), corsd.probes[1].relations[0].numpy())
-    assert explorer.play.max == EPOCHS  # it drives the slider's index in the browser
+def test_what_the_browser_chooses_is_read_and_told_here(corsd: Run) -> None:
+    explorer, told = RelationExplorer(corsd), []
+    explorer.observe(lambda change: told.append((change.name, change.new)), ["exit", "selection"])
+    explorer.set_state({"epoch": 1, "exit": 1, "selection": [7, 3], "images": None})
+    assert (explorer.epoch, explorer.exit, explorer.selection) == (1, 1, (7, 3))
+    assert sorted(told) == [("exit", 1), ("selection", (7, 3))]
+    np.testing.assert_array_equal(explorer.matrix, corsd.probes[1].relations[0].numpy())
+
+
+def test_what_cannot_be_is_refused_in_the_browser_too(corsd: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    explorer, sent = RelationExplorer(corsd), []
+    monkeypatch.setattr(explorer, "send", lambda content, buffers=None: sent.append(content))
+    explorer.set_state({"exit": 9, "epoch": 1})
+    assert (explorer.exit, explorer.epoch) == (3, EPOCHS)
+    assert sent == [{"said": "exit 9 is not known; allowed: 1, 2, 3"}]
+
+
+def test_a_question_gets_one_answer_with_its_number_and_an_error_says_why(corsd: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    explorer, sent = RelationExplorer(corsd), []
+    monkeypatch.setattr(explorer, "send", lambda content, buffers=None: sent.append((content, buffers)))
+    explorer._asked(None, {"question": "a/1", "what": "classes", "given": {"wanted": ["0/cosine/2"]}}, [])
+    ((content, buffers),) = sent
+    (found,) = content["value"]
+    assert content["answer"] == "a/1" and found["codes"]["buffer"] == 0 and len(buffers) == 1
+    codes = np.frombuffer(buffers[0], found["codes"]["dtype"]).reshape(found["codes"]["shape"])
+    for k in range(3):
+        np.testing.assert_allclose(codes[k] / found["levels"], class_relations(corsd, 2, k + 1, "cosine"), atol=1e-5)
+    sent.clear()
+    explorer._asked(
+        None, {"question": "a/2", "what": "images", "given": chosen(explorer, level="image", against="other run")}, []
+    )
+    assert [content["answer"] for content, _ in sent] == ["a/2"] and "no other run" in sent[0][0]["error"]
 
 
 def test_exit_and_epoch_can_be_set_and_bad_ones_are_refused(corsd: Run) -> None:
     explorer = RelationExplorer(corsd)
     explorer.exit, explorer.epoch = 2, 0
-    np.testing.assert_array_equal(shown(explorer), corsd.probes[0].relations[1].numpy())
+    np.testing.assert_array_equal(explorer.matrix, corsd.probes[0].relations[1].numpy())
     with pytest.raises(CorsdError, match=r"exit 4.*1, 2, 3"):
         explorer.exit = 4
     with pytest.raises(CorsdError, match=r"epoch 99.*0, 1, 2, 3"):
@@ -88,36 +123,14 @@ def test_exit_and_epoch_can_be_set_and_bad_ones_are_refused(corsd: Run) -> None:
     assert (explorer.exit, explorer.epoch) == (2, 0)
 
 
-def test_a_click_selects_a_pair_and_lists_its_relation_at_every_exit(corsd: Run) -> None:
-    explorer = RelationExplorer(corsd)
-    click(explorer, 7, 3)
-    assert explorer.selection == (7, 3)
-    assert (explorer.first_class.value, explorer.second_class.value) == (7, 3)
-    assert table(explorer) == [[f"{m[7, 3]:.3f}", f"{m[3, 7]:.3f}"] for m in corsd.probes[EPOCHS].relations]
-    explorer.epoch = 1
-    assert table(explorer) == [[f"{m[7, 3]:.3f}", f"{m[3, 7]:.3f}"] for m in corsd.probes[1].relations]
-    (frame,) = explorer.figure.layout.shapes
-    assert (frame.x0, frame.x1, frame.y0, frame.y1) == (2.5, 3.5, 6.5, 7.5)  # x is the second image's class
-    click(explorer, 5, 5)
-    assert table(explorer) == [[f"{m[5, 5]:.3f}"] for m in corsd.probes[1].relations]
-
-
-def table(explorer: RelationExplorer) -> list[list[str]]:
-    rows = explorer.table.value.split("<tr>")[2:]
-    return [[cell.split("</td>")[0] for cell in row.split("<td>")[1:]] for row in rows]
-
-
-def test_selection_is_set_by_names_by_indices_and_by_the_class_lists_and_told_once(corsd: Run) -> None:
+def test_selection_is_set_by_names_and_by_indices_and_told_once(corsd: Run) -> None:
     explorer, told = RelationExplorer(corsd), []
     explorer.observe(lambda change: told.append(change.new), "selection")
     explorer.selection = ("3", "8")
     explorer.selection = [4, 9]
-    explorer.first_class.value = 6
     explorer.selection = None
-    assert told == [(3, 8), (4, 9), (6, 9), None]
-    assert explorer.figure.layout.shapes == () and "Click a cell" in explorer.table.value
-    assert (explorer.first_class.value, explorer.second_class.value) == ("", "")
-    assert explorer.first_class.index == explorer.first_class.options.index(("none", ""))  # and not an empty list
+    assert told == [(3, 8), (4, 9), None]
+    assert not [shape for shape in explorer.picture().layout.shapes if shape.type == "rect"]
 
 
 @pytest.mark.parametrize("bad", [(3,), "3", 5, (3, 10), (-1, 2), ("3", "ten"), (1, 2, 3)])
@@ -135,30 +148,19 @@ def test_a_run_without_snapshots_is_refused_by_name(corsd: Run, tmp_path: Path) 
         RelationExplorer(load_run(tmp_path))
 
 
-def test_names_of_classes_are_escaped_everywhere(corsd: Run, tmp_path: Path) -> None:
+def test_names_of_classes_are_escaped_in_the_picture(corsd: Run, tmp_path: Path) -> None:
     explorer = RelationExplorer(large_run(corsd, tmp_path, ["<img src=x onerror=alert(1)>", "a&b"], epochs=1, images=2))
-    explorer.selection = (0, 1)
-    assert "<img" not in explorer.table.value and "&lt;img" in explorer.table.value
-    assert "<img" not in explorer.figure.to_json() and "&lt;img" in explorer.figure.data[0].x[0]
+    picture = explorer.picture()
+    assert "<img" not in picture.to_json() and "&lt;img" in picture.data[0].x[0]
 
 
-def test_a_long_name_is_drawn_short_and_whole_on_hover(corsd: Run, tmp_path: Path) -> None:
+def test_a_long_name_is_drawn_short(corsd: Run, tmp_path: Path) -> None:
     explorer = RelationExplorer(large_run(corsd, tmp_path, [LONG, "b", LONG + "m"], epochs=1, images=6))
-    explorer.selection = (0, 1)
-    assert longest_word(explorer.table.value) < 60 and f'title="{LONG}"' in explorer.table.value
-    assert explorer.figure.layout.width < 1000 and max(map(len, explorer.figure.data[0].x)) < 60
-    assert len(set(explorer.figure.data[0].x)) == 3
-    for level in ("class", "image"):
-        explorer.level = level
-        assert explorer.figure.data[0].hovertext[0].replace("<br>", "").startswith(LONG)
-    explorer.against = "deepest exit"
-    assert "%{hovertext}" in explorer.figure.data[0].hovertemplate
-    for control in (explorer.first_class, explorer.second_class):
-        assert max(len(text) for text, _ in control.options) < 60
-    explorer.class_search.value = explorer.class_search.options[1]
-    assert explorer.selection is not None and explorer.selection[0] == 1
-    explorer.class_search.value = LONG + "m"
-    assert explorer.selection[0] == 2
+    picture = explorer.picture()
+    assert picture.layout.width < 1000 and max(map(len, picture.data[0].x)) < 60 and len(set(picture.data[0].x)) == 3
+    assert max(map(len, explorer._data["names"])) < 60 and explorer._data["whole_names"]["0"] == LONG
+    explorer.selection = (LONG + "m", "b")
+    assert explorer.selection == (2, 1)
 
 
 def test_a_class_without_pairs_leaves_a_gap_and_the_rest_stands(corsd: Run, tmp_path: Path) -> None:
@@ -167,9 +169,9 @@ def test_a_class_without_pairs_leaves_a_gap_and_the_rest_stands(corsd: Run, tmp_
     tensors = {"relations.0": relation, "logits.0": torch.zeros(3, 3), "embeddings.0": torch.zeros(3, 2)}
     write_tensors(run.path / "probes" / "epoch_0000.safetensors", tensors)
     explorer = RelationExplorer(run)
-    np.testing.assert_array_equal(shown(explorer), relation.numpy())
+    np.testing.assert_array_equal(explorer.matrix, relation.numpy())
     assert explorer.selection == (1, 0)
-    assert "0.85 within a class, 0.30 between classes" in explorer.figure.layout.title.text
+    assert "0.85 within a class, 0.30 between classes" in explorer.picture().layout.title.text
 
 
 def test_relations_of_stages_without_exits_are_called_stages(corsd: Run, tmp_path: Path) -> None:
@@ -183,25 +185,26 @@ def test_relations_of_stages_without_exits_are_called_stages(corsd: Run, tmp_pat
             "embeddings.0": torch.zeros(2, 2),
         },
     )
-    assert [name for name, _ in RelationExplorer(run).exit_choice.options] == ["stage 1 (shallowest)", "stage 2 (deepest)"]
+    (shown,) = RelationExplorer(run)._data["runs"]
+    assert shown["kinds"]["cosine"] == ["stage 1 (shallowest)", "stage 2 (deepest)"]
 
 
-def test_a_run_of_the_size_of_cifar100_opens_in_a_second_and_ships_little(corsd: Run, tmp_path: Path) -> None:
-    run = large_run(corsd, tmp_path, [f"class {i}" for i in range(100)])
-    RelationExplorer(corsd)  # what the first widget of a process loads is not this run's cost
-    opened, changed = [], []
-    for _ in range(3):  # the best of three: a garbage collection of what other tests left is not its cost
-        begin = time.process_time()
-        explorer = RelationExplorer(load_run(run.path))
-        opened.append(time.process_time() - begin)
-        begin = time.process_time()
-        for exit_number in (1, 2, 3, 4):
-            explorer.exit = exit_number
-        changed.append((time.process_time() - begin) / 4)
-    assert min(opened) < 1.0 and min(changed) < 0.05
-    assert explorer.figure.data[0].z.nbytes < 100_000
-    kept = explorer._relations.mine.kept
-    assert [epoch for epoch in run.probes if ("classes", epoch) in kept] == [29]  # only what was looked at is read
+def test_a_run_of_the_size_of_cifar100_ships_little_and_once(corsd: Run, tmp_path: Path) -> None:
+    explorer = RelationExplorer(large_run(corsd, tmp_path / "a", [f"class {i}" for i in range(100)], epochs=5, images=200))
+    (shown,) = explorer._data["runs"]
+    assert shown["codes"]["shape"] == [5, 4, 100, 100] and shown["levels"] == 65534
+    assert len(shown["codes"]["bytes"]) == 2 * 5 * 4 * 100 * 100 < 3_000_000
+    explorer = RelationExplorer(large_run(corsd, tmp_path / "b", [f"class {i}" for i in range(100)], epochs=40, images=200))
+    assert len(explorer._data["runs"][0]["codes"]["bytes"]) == 40 * 4 * 100 * 100
+
+
+def test_epochs_that_would_be_too_much_are_asked_for(corsd: Run, tmp_path: Path) -> None:
+    run = large_run(corsd, tmp_path, [str(c) for c in range(400)], epochs=9, exits=4, images=800)
+    explorer = RelationExplorer(run)
+    (shown,) = explorer._data["runs"]
+    assert shown["all_epochs"] == list(range(9)) and len(shown["epochs"]) < 9
+    (found,) = explorer.ask_classes([f"0/{shown['stored']}/1"])
+    np.testing.assert_allclose(found["codes"][2] / found["levels"], run.probes[1].relations[2], atol=1e-5)
 
 
 # --- classes and images, relations, orders, what is subtracted ---
@@ -209,98 +212,100 @@ def test_a_run_of_the_size_of_cifar100_opens_in_a_second_and_ships_little(corsd:
 
 def test_every_relation_at_either_level_is_what_the_analysis_says(corsd: Run) -> None:
     explorer = RelationExplorer(corsd)
-    rows = list(range(20))
     for kind in ("trained", "cosine", "l2"):
-        explorer.kind_choice.value, explorer.level_choice.value = kind, "class"
-        np.testing.assert_allclose(shown(explorer), class_relations(corsd, EPOCHS, 3, kind), atol=1e-6)
-        explorer.level_choice.value = "image"
+        explorer.kind, explorer.level = kind, "class"
+        np.testing.assert_allclose(explorer.matrix, class_relations(corsd, EPOCHS, 3, kind), atol=1e-6)
+        explorer.level = "image"
         scores = snapshot_scores(corsd, EPOCHS, 3, kind).numpy()
         np.fill_diagonal(scores, np.nan)  # an image and itself are no pair
-        assert sorted(explorer.rows) == rows
+        assert sorted(explorer.rows) == list(range(20))
         np.testing.assert_allclose(explorer.matrix, scores[np.ix_(explorer.rows, explorer.rows)], atol=1e-6)
-    assert "20 of 20 probe images" in explorer.figure.layout.title.text
+        answer = explorer.ask_images(**chosen(explorer))
+        assert answer["rows"].tolist() == explorer.rows and answer["values"].dtype == np.float32
+        np.testing.assert_array_equal(answer["values"], explorer.matrix)
+        assert answer["classes"].tolist() == [corsd.probes.labels[row] for row in explorer.rows]
+    assert "20 of 20 probe images" in explorer.picture().layout.title.text
 
 
-def test_what_can_be_set_is_followed_by_the_controls_and_bad_values_change_nothing(grouped: Run) -> None:
-    explorer = RelationExplorer(grouped)
-    for name, control, value, bad in [
-        ("kind", explorer.kind_choice, "l2", "l1"),
-        ("level", explorer.level_choice, "image", "pixel"),
-        ("order", explorer.order_choice, "superclass_cluster", "size"),
-        ("superclass", explorer.superclass_choice, "odd", "prime"),
-        ("against", explorer.against_choice, 0, "other run"),
+def test_what_can_be_set_is_observed_and_bad_values_change_nothing(grouped: Run) -> None:
+    explorer, told = RelationExplorer(grouped), []
+    explorer.observe(lambda change: told.append(change.name))
+    for name, value, bad in [
+        ("kind", "l2", "l1"),
+        ("level", "image", "pixel"),
+        ("order", "superclass_cluster", "size"),
+        ("superclass", "odd", "prime"),
+        ("against", 0, "other run"),
+        ("colours", "fitted", "loud"),
     ]:
         setattr(explorer, name, value)
-        assert control.value == value
         with pytest.raises(CorsdError, match=f"{name} '{bad}'|kind '{bad}'"):
             setattr(explorer, name, bad)
-        assert getattr(explorer, name) == value
+        assert getattr(explorer, name) == value and told.pop() == name
     explorer.superclass = explorer.against = None
-    assert (explorer.superclass_choice.index, explorer.against_choice.index) == (0, 0)
+    assert (explorer.superclass, explorer.against) == (None, None)
 
 
-def test_orders_move_names_and_not_cells_and_part_superclasses(grouped: Run) -> None:
+def test_orders_move_rows_and_part_superclasses(grouped: Run) -> None:
     explorer = RelationExplorer(grouped)
-    before = shown(explorer)
+    before = explorer.matrix
     for name in ("superclass", "cluster", "superclass_cluster", "label"):
-        explorer.order_choice.value = name
+        explorer.order = name
         deepest = class_relations(grouped, EPOCHS, 3)
         order = class_order(name, deepest, torch.tensor(grouped.data.superclass_of_class)).tolist()
-        assert explorer.rows == order
-        np.testing.assert_array_equal(shown(explorer), before)
+        assert explorer.rows == explorer._data["orders"][name] == order
         np.testing.assert_array_equal(explorer.matrix, before[np.ix_(order, order)])
-        for axis in (explorer.figure.layout.xaxis, explorer.figure.layout.yaxis):
-            assert list(axis.categoryarray) == [str(c) for c in order]
-        lines = [shape for shape in explorer.figure.layout.shapes if shape.name == "boundaries"]
+        picture = explorer.picture()
+        assert list(picture.data[0].x) == list(picture.data[0].y) == [str(c) for c in order]
+        lines = [shape for shape in picture.layout.shapes if shape.name == "boundaries"]
         assert len(lines) == ("superclass" in name)
         row, column = (order.index(c) for c in explorer.selection)
-        frame = explorer.figure.layout.shapes[-1]
+        frame = picture.layout.shapes[-1]
         assert (frame.x0, frame.y0) == (column - 0.5, row - 0.5)
     explorer.order, explorer.exit, explorer.epoch = "cluster", 1, 0
     assert explorer.rows == class_order("cluster", class_relations(grouped, EPOCHS, 3)).tolist()  # the same at every view
 
 
-def test_a_superclass_shows_its_classes_and_clicks_still_mean_classes(grouped: Run) -> None:
+def test_a_superclass_shows_its_classes(grouped: Run) -> None:
     explorer = RelationExplorer(grouped)
-    explorer.superclass_choice.value = "odd"
-    assert explorer.rows == [1, 3, 5, 7, 9] and "odd, 5 of 10 classes" in explorer.figure.layout.title.text
-    np.testing.assert_array_equal(shown(explorer), grouped.probes[EPOCHS].relations[2].numpy()[1::2, 1::2])
-    click(explorer, 7, 3)
-    assert explorer.selection == (7, 3)
-    frame = explorer.figure.layout.shapes[-1]
+    explorer.superclass = "odd"
+    assert explorer.rows == [1, 3, 5, 7, 9] and "odd, 5 of 10 classes" in explorer.picture().layout.title.text
+    np.testing.assert_array_equal(explorer.matrix, grouped.probes[EPOCHS].relations[2].numpy()[1::2, 1::2])
+    explorer.selection = (7, 3)
+    frame = explorer.picture().layout.shapes[-1]
     assert (frame.x0, frame.y0) == (0.5, 2.5)
     explorer.selection = (0, 1)  # not among them: no frame
-    assert not [shape for shape in explorer.figure.layout.shapes if shape.type == "rect"]
+    assert not [shape for shape in explorer.picture().layout.shapes if shape.type == "rect"]
 
 
 def test_differences_are_what_two_views_differ_by(corsd: Run) -> None:
     explorer = RelationExplorer(corsd)
     explorer.exit = 1
     first, deepest = (corsd.probes[EPOCHS].relations[k].numpy() for k in (0, 2))
-    explorer.against_choice.value = "deepest exit"
-    np.testing.assert_allclose(shown(explorer), first - deepest, atol=1e-6)
-    heatmap = explorer.figure.data[0]
+    explorer.against = "deepest exit"
+    np.testing.assert_allclose(explorer.matrix, first - deepest, atol=1e-6)
+    heatmap = explorer.picture().data[0]
     assert heatmap.zmin == -heatmap.zmax < 0 and "difference" in heatmap.hovertemplate
-    assert "minus exit 3 (deepest)" in explorer.figure.layout.title.text
+    assert "minus exit 3 (deepest)" in explorer.picture().layout.title.text
     explorer.against = 0
-    np.testing.assert_allclose(shown(explorer), first - corsd.probes[0].relations[0].numpy(), atol=1e-6)
-    assert f"epoch {EPOCHS} minus epoch 0" in explorer.figure.layout.title.text
+    np.testing.assert_allclose(explorer.matrix, first - corsd.probes[0].relations[0].numpy(), atol=1e-6)
+    assert f"epoch {EPOCHS} minus epoch 0" in explorer.picture().layout.title.text
     explorer.against = None
-    np.testing.assert_array_equal(shown(explorer), first)
-    assert (explorer.figure.data[0].zmin, explorer.figure.data[0].zmax) == (0, 1)
+    np.testing.assert_array_equal(explorer.matrix, first)
+    assert (explorer.picture().data[0].zmin, explorer.picture().data[0].zmax) == (0, 1)
 
 
-def test_another_run_is_matched_from_the_deepest_exit(corsd: Run, baseline: Run) -> None:
+def test_another_run_is_compared_from_its_deepest_exit_and_nearest_epoch(corsd: Run, baseline: Run) -> None:
     explorer = RelationExplorer(corsd, baseline)
-    explorer.against_choice.value = "other run"
+    assert [run["stored"] for run in explorer._data["runs"]] == ["trained", "cosine"]
+    explorer.against = "other run"
     theirs = baseline.probes[EPOCHS].relations[-1].numpy()
     for exit_number in (1, 3):
         explorer.exit = exit_number
         wanted = corsd.probes[EPOCHS].relations[exit_number - 1].numpy() - theirs
-        np.testing.assert_allclose(shown(explorer), wanted, atol=1e-6)
-    assert "minus baseline, seed 0" in explorer.figure.layout.title.text.replace("<br>", " ")
-    assert "(cosine relation)" in explorer.figure.layout.title.text
-    assert explorer.table.value.count("<table>") == 2  # a table a run
+        np.testing.assert_allclose(explorer.matrix, wanted, atol=1e-6)
+    title = explorer.picture().layout.title.text.replace("<br>", " ")
+    assert "minus baseline, seed 0" in title and "(cosine relation)" in title
     explorer.level = "image"
     scores = snapshot_scores(corsd, EPOCHS, 3) - snapshot_scores(baseline, EPOCHS, 1)
     np.testing.assert_allclose(explorer.matrix[0, 1], scores[explorer.rows[0], explorer.rows[1]], atol=1e-6)
@@ -318,34 +323,25 @@ def test_a_run_on_other_classes_or_images_is_refused(corsd: Run, tmp_path: Path)
     explorer.against = "other run"
     with pytest.raises(CorsdError, match="other images"):
         explorer.level = "image"
-    assert (explorer.level, explorer.level_choice.value) == ("class", "class")
-    explorer.level_choice.value = "image"  # from the browser: a sentence, and the old view
-    assert "other images" in explorer.note.value and explorer.level_choice.value == "class"
-    np.testing.assert_allclose(shown(explorer), corsd.probes[EPOCHS].relations[2] - other.probes[0].relations[2], atol=1e-6)
+    explorer.set_state({"level": "image"})  # from the browser: a sentence there, and the old view
+    assert explorer.level == "class"
+    np.testing.assert_allclose(explorer.matrix, corsd.probes[EPOCHS].relations[2] - other.probes[0].relations[2], atol=1e-6)
 
 
 # --- the pair behind a click ---
 
 
-def test_a_click_opens_the_most_related_images_of_the_classes_and_is_told_once(corsd: Run) -> None:
+def test_a_selection_opens_its_most_related_images_and_each_is_told_once(corsd: Run) -> None:
     explorer, told = RelationExplorer(corsd), []
     assert explorer.images is None  # nothing is computed of images before somebody asks
     explorer.observe(lambda change: told.append((change.name, change.new)), ["selection", "images"])
-    click(explorer, 7, 3)
+    explorer.set_state({"selection": [7, 3], "images": None})
     labels, scores = corsd.probes.labels, snapshot_scores(corsd, EPOCHS, 3)
     block = scores[labels == 7][:, labels == 3]
     pair: Any = explorer.images
     a, b = pair
     assert (labels[a], labels[b]) == (7, 3) and scores[a, b] == pytest.approx(block.max().item(), abs=1e-6)
-    assert told == [("images", (a, b)), ("selection", (7, 3))] or told == [("selection", (7, 3)), ("images", (a, b))]
-    click(explorer, *explorer.selection)
-    assert explorer.images == (a, b) and len(told) == 2
-
-
-def test_a_click_on_the_pair_of_the_first_view_opens_it(corsd: Run) -> None:
-    explorer = RelationExplorer(corsd)
-    click(explorer, *explorer.selection)
-    assert explorer.images is not None
+    assert sorted(told) == [("images", (a, b)), ("selection", (7, 3))]
 
 
 def test_images_can_be_set_and_select_their_classes(corsd: Run) -> None:
@@ -359,60 +355,20 @@ def test_images_can_be_set_and_select_their_classes(corsd: Run) -> None:
     assert explorer.images == (4, 15)
 
 
-def test_a_click_on_two_images_opens_them(corsd: Run) -> None:
-    explorer = RelationExplorer(corsd)
-    explorer.level = "image"
-    first, second = explorer.rows[2], explorer.rows[17]
-    labels = corsd.probes.labels.tolist()
-    names: list[Any] = [f"{labels[n]} #{n}" for n in (first, second)]  # cells are found by what their axes say
-    one, two = names
-    click(explorer, one, two)
-    assert explorer.images == (first, second) and explorer.selection == (labels[first], labels[second])
-    frame = explorer.figure.layout.shapes[-1]
-    assert (frame.x0, frame.y0) == (16.5, 1.5)
-    click(explorer, one, one)  # an image and itself: no pair
-    assert explorer.images == (first, second)
-
-
-def test_a_class_is_found_by_a_part_of_its_name(corsd: Run, tmp_path: Path) -> None:
-    explorer = RelationExplorer(corsd)
-    explorer.class_search.set_state({"value": "7"})
-    related = corsd.probes[EPOCHS].relations[2][7].clone()
-    related[7] = -1
-    assert explorer.selection == (7, related.argmax().item())
-    run = large_run(corsd, tmp_path, ["oak tree", "pine tree", "<b>at"], epochs=1, images=3)
-    explorer = RelationExplorer(run)
-    before = explorer.selection
-    explorer.class_search.value = "TREE"
-    assert "2 classes" in explorer.note.value and "pine tree" in explorer.note.value and explorer.selection == before
-    explorer.class_search.value = "<b>x"
-    assert "No class" in explorer.note.value and "<b>" not in explorer.note.value
-    explorer.class_search.value = "at"
-    assert explorer.selection[0] == 2
-
-
 def test_marked_images_ring_their_classes_and_are_shown_alone_as_images(corsd: Run) -> None:
     explorer = RelationExplorer(corsd)
     labels = corsd.probes.labels.tolist()
     explorer.marked = [2, 9, 14]
     assert explorer.marked == (2, 9, 14)
-    rings = explorer.figure.data[1]
+    rings = explorer.picture().data[1]
     assert set(rings.x) == set(rings.y) == {str(labels[p]) for p in (2, 9, 14)}
     explorer.level = "image"
-    assert sorted(explorer.rows) == [2, 9, 14] and "3 of 3 marked images" in explorer.figure.layout.title.text
-    assert explorer.figure.data[1].x == ()
-    explorer.unmark.click()
-    assert explorer.marked == () and len(explorer.rows) == 20
+    assert sorted(explorer.rows) == [2, 9, 14] and "3 of 3 marked images" in explorer.picture().layout.title.text
+    assert len(explorer.picture().data) == 1
+    explorer.marked = ()
+    assert len(explorer.rows) == 20
     with pytest.raises(CorsdError, match=r"marked.*0 to 19"):
         explorer.marked = (20,)
-
-
-def test_all_images_of_the_selected_classes_are_one_button_away(corsd: Run) -> None:
-    explorer = RelationExplorer(corsd)
-    explorer.selection = (2, 6)
-    explorer._pair_view.all_images.click()
-    assert explorer.level == "image"
-    assert sorted(explorer.rows) == [n for n, c in enumerate(corsd.probes.labels.tolist()) if c in (2, 6)]
 
 
 def test_of_many_images_as_many_of_every_class_are_shown(corsd: Run, tmp_path: Path) -> None:
@@ -422,54 +378,36 @@ def test_of_many_images_as_many_of_every_class_are_shown(corsd: Run, tmp_path: P
     explorer = RelationExplorer(load_run(run.path))
     explorer.level = "image"
     assert torch.bincount(labels[explorer.rows]).tolist() == [2] * 100
-    assert "200 of 1000 probe images" in explorer.figure.layout.title.text
-    begin = time.process_time()
-    explorer.exit = 1
-    assert time.process_time() - begin < 0.1
+    assert "200 of 1000 probe images" in explorer.picture().layout.title.text
 
 
-def test_a_page_begins_as_the_explorer_is(corsd: Run) -> None:
-    explorer = RelationExplorer(corsd)
-    explorer.exit, explorer.epoch, explorer.order, explorer.selection = 2, 1, "cluster", (1, 2)
-    (panel,) = explorer.panels()
-    start = {"exit": 2, "epoch": 1, "order": "cluster", "selection": [1, 2], "against": "nothing"}
-    assert panel.data["start"] == start and panel.data["text"] == ""
-
-
-def test_a_page_subtracts_what_the_explorer_does_and_says_what_it_has_not(corsd: Run, grouped: Run, tmp_path: Path) -> None:
-    explorer = RelationExplorer(corsd, small_run(tmp_path / "other", "corsd"))
-    for against, there in (("deepest exit", "deepest"), (0, "first"), ("other run", "1"), (None, "nothing")):
-        explorer.against = against
-        (panel,) = explorer.panels()
-        assert panel.data["start"]["against"] == there and panel.data["text"] == ""
-    explorer.against = 1
-    explorer.kind = "cosine"
-    (panel,) = explorer.panels()
-    said = "Shown in the notebook, but not on this page: cosine relation, the difference to epoch 1."
-    assert panel.data["start"]["against"] == "nothing" and panel.data["text"] == said
+def test_a_page_begins_as_the_explorer_is(grouped: Run) -> None:
     explorer = RelationExplorer(grouped)
-    explorer.level, explorer.superclass = "image", "odd"
-    assert "relations of single images, the superclass odd alone." in explorer.panels()[0].data["text"]
+    explorer.exit, explorer.epoch, explorer.order, explorer.selection = 2, 1, "cluster", (1, 2)
+    explorer.superclass, explorer.against, explorer.colours, explorer.marked = "odd", 1, "fitted", (3, 4)
+    (panel,) = explorer.panels()
+    start = chosen(explorer, selection=[1, 2], marked=[3, 4], images=None)
+    assert panel.data["start"] == start and panel.data["text"] == ""
+    explorer.superclass, explorer.against = None, "deepest exit"
+    assert explorer.panels()[0].data["start"]["against"] == "deepest exit"
+
+
+def test_a_page_says_what_it_has_not(corsd: Run, tmp_path: Path) -> None:
+    explorer = RelationExplorer(corsd, small_run(tmp_path / "other", "corsd"))
+    explorer.against, explorer.kind, explorer.level = "other run", "cosine", "image"
+    (panel,) = explorer.panels()
+    assert panel.data["text"] == "Shown in the notebook, but not on this page: cosine relation, relations of single images."
+    start = panel.data["start"]
+    assert (start["kind"], start["level"], start["against"]) == ("trained", "class", "other run")
 
 
 def test_runs_are_called_what_the_reader_calls_them(corsd: Run, tmp_path: Path) -> None:
     other = small_run(tmp_path / "again", "corsd")
     explorer = RelationExplorer(corsd, other, labels=("first", "<second>"))
-    assert explorer.figure.layout.title.text.startswith("first: exit 3")
+    assert explorer.picture().layout.title.text.startswith("first: exit 3")
     explorer.against = "other run"
-    assert "minus &lt;second&gt;: exit 3 (deepest), epoch" in explorer.figure.layout.title.text.replace("<br>", " ")
+    assert "minus &lt;second&gt;: exit 3 (deepest), epoch" in explorer.picture().layout.title.text.replace("<br>", " ")
     assert [run["name"] for run in explorer.panels()[0].data["runs"]] == ["first", "<second>"]
     for labels in (("one",), ("same", "same"), "ab"):
         with pytest.raises(CorsdError, match="labels"):
             RelationExplorer(corsd, other, labels=labels)
-
-
-def test_cells_keep_their_place_whatever_stands_above_and_beside_them(corsd: Run) -> None:
-    explorer = RelationExplorer(corsd)
-    for level, against in (("class", None), ("image", None), ("image", "deepest exit"), ("class", 0)):
-        explorer.level, explorer.against = level, against
-        layout = explorer.figure.layout
-        sides = layout.width - layout.margin.l - layout.margin.r, layout.height - layout.margin.t - layout.margin.b
-        assert sides == (360, 360) and layout.margin.autoexpand is False
-        explorer.marked = (0, 5)
-        assert layout.xaxis.autorange is layout.yaxis.autorange is False and layout.yaxis.range[1] == -0.5

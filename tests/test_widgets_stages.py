@@ -1,27 +1,24 @@
-"""StageExplorer without a browser: its controls are moved as a browser would, and the figure is compared with the run."""
+"""The Python side of the stage explorer: what is chosen, sent and drawn is compared with the run."""
 
 from __future__ import annotations
 
 import math
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from explorers import EPOCHS, LONG, large_run, longest_word, small_run
+from explorers import EPOCHS, LONG, large_run, small_run
 
 from corsd_lib import RelationExplorer, Run, load_dataset, load_run
 from corsd_lib.analysis.embedding import stage_embedding
 from corsd_lib.analysis.exits import first_right
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import load_data
 from corsd_lib.files import read_json, read_tensors, write_json, write_tensors
 from corsd_lib.widgets import stage_facts as module
-from corsd_lib.widgets import stages
 from corsd_lib.widgets.stages import StageExplorer
 
 HTML = "<img src=x onerror=alert(1)>"
@@ -37,29 +34,24 @@ def corsd(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return small_run(tmp_path_factory.mktemp("runs") / "corsd", "corsd")
 
 
-def browser(explorer: StageExplorer, event: str, panel: int, images: Sequence[int]) -> None:
-    """What the browser tells of points of a panel, by FigureWidget's own way, which is private: here and nowhere else."""
-    trace = explorer.figure.data[panel]
-    points = {"trace_indexes": [panel] * len(images), "point_indexes": list(images)}
-    points |= {"xs": [float(trace.x[i]) for i in images], "ys": [float(trace.y[i]) for i in images]}
-    selector = {"type": "lasso", "selector_state": {"xs": [0.0], "ys": [0.0]}} if event == "plotly_selected" else None
-    message = {"event_type": event, "points": points, "device_state": None, "selector": selector}
-    explorer.figure._handler_js2py_pointsCallback({"new": message})
-
-
 def opened(run: Run, **options: Any) -> StageExplorer:
     return StageExplorer(run, method="pca", **options)
 
 
 def colours(explorer: StageExplorer, panel: int) -> list[str]:
-    """The name that the legend has for every point of a panel, by its colour and symbol; "" for one it does not explain."""
-    trace, legend = explorer.figure.data[panel], explorer.figure.data[2 * len(explorer.embedding.exits) :]
+    """The name that the legend of the picture has for every point of a panel, by its colour and symbol."""
+    picture = explorer.picture()
+    trace, legend = picture.data[panel], picture.data[2 * len(explorer.embedding.exits) :]
     marker = trace.marker
-    assert marker.color.dtype == np.float32  # sent in binary
     steps = [colour for _, colour in marker.colorscale][::2]
     symbols = [marker.symbol] * len(trace.x) if isinstance(marker.symbol, str) else marker.symbol
-    names = {(t.marker.color, t.marker.symbol): t.name for t in legend if t.showlegend}
-    return [names.get((steps[int(c)], s), "") for c, s in zip(marker.color, symbols, strict=True)]
+    names = {(t.marker.color, t.marker.symbol): t.name for t in legend}
+    return [names[steps[int(c)], s] for c, s in zip(marker.color, symbols, strict=True)]
+
+
+def image_of(explorer: StageExplorer) -> dict[str, Any]:
+    """What the browser is told of the image that is looked at."""
+    return explorer.ask_image(**{name: getattr(explorer, name) for name in explorer.chosen})
 
 
 def neighbours(run: Run, exit: int, image: int, epoch: int = EPOCHS) -> list[int]:
@@ -69,21 +61,23 @@ def neighbours(run: Run, exit: int, image: int, epoch: int = EPOCHS) -> list[int
 
 def test_opens_with_every_image_at_every_exit_after_the_last_epoch(run: Run) -> None:
     explorer = opened(run)
-    coordinates = stage_embedding(run, method="pca").coordinates[0]
-    assert len(explorer._panels.points) == len(run.probes[EPOCHS].logits)
-    for trace, expected in zip(explorer._panels.points, coordinates, strict=True):
-        assert trace.x.dtype == trace.y.dtype == np.float32 and trace.x.ndim == 1
+    coordinates = stage_embedding(run, method="pca").coordinates
+    (fit,) = explorer._data["fits"]
+    sent = np.frombuffer(fit["coordinates"]["bytes"], np.float32).reshape(fit["coordinates"]["shape"])
+    np.testing.assert_array_equal(sent, coordinates.numpy())
+    picture = explorer.picture()
+    for trace, expected in zip(picture.data, coordinates[0], strict=False):
         np.testing.assert_array_equal(np.stack([trace.x, trace.y], 1), expected.numpy())
     assert (explorer.epoch, explorer.method, explorer.colour, explorer.selection) == (EPOCHS, "pca", "class", ())
     purity = stage_embedding(run, method="pca").embedding_purity[0]
-    title = explorer.figure.layout.title.text.replace("<br>", " ")
+    title = picture.layout.title.text.replace("<br>", " ")
     assert f"{100 * purity[0]:.0f} % are of its class at exit 1" in title and f"Epoch {EPOCHS}, drawn by PCA" in title
 
 
 def test_under_each_panel_stands_how_far_to_trust_it(corsd: Run) -> None:
     explorer, table = opened(corsd), stage_embedding(corsd, method="pca").table()
     for axis, row in zip(("xaxis", "xaxis2", "xaxis3"), table.itertuples(), strict=True):
-        text = explorer.figure.layout[axis].title.text
+        text = explorer.picture().layout[axis].title.text
         assert f"trustworthiness {row.trustworthiness:.2f} of 1" in text
         assert f"{100 * row.knn_purity:.0f} % in the picture" in text
         assert f"{100 * row.embedding_purity:.0f} % in the embedding" in text
@@ -98,8 +92,7 @@ def test_classes_have_a_colour_and_symbol_each(corsd: Run) -> None:
 def test_colours_of_right_and_of_the_first_exit_that_is_right(corsd: Run) -> None:
     explorer, labels = opened(corsd), corsd.probes.labels
     logits = [z.float() for z in corsd.probes[EPOCHS].logits]
-    explorer.colour_choice.set_state({"index": 1})
-    assert explorer.colour == "right"
+    explorer.colour = "right"
     for k, z in enumerate(logits):
         assert colours(explorer, k) == ["right" if r else "wrong" for r in (z.argmax(1) == labels).tolist()]
     explorer.colour = "first_right"
@@ -116,7 +109,7 @@ def test_superclasses_are_offered_where_there_are_some(corsd: Run, tmp_path: Pat
     assert explorer.colour == "superclass" and len(explorer.highlight) == 6  # of 20, as many as there are colours
     shown = [f"group {g}" if f"group {g}" in explorer.highlight else "others" for g in groups]
     assert colours(explorer, 0) == shown
-    explorer.highlight_tags.set_state({"value": ["group 3", "group 7"]})
+    explorer.set_state({"highlight": ["group 3", "group 7"]})
     assert colours(explorer, 1) == [f"group {g}" if g in (3, 7) else "others" for g in groups]
 
 
@@ -154,41 +147,21 @@ def write_probes(path: Path, labels: torch.Tensor) -> None:
     write_tensors(path / "probe.safetensors", {"labels": labels, "index": torch.arange(len(labels))}, {"split": "train"})
 
 
-def test_a_lasso_marks_the_same_images_everywhere_and_is_told_once(corsd: Run) -> None:
+def test_what_is_selected_in_the_browser_is_told_once_and_marked_in_the_picture(corsd: Run) -> None:
     explorer, told = opened(corsd), []
     explorer.observe(lambda change: told.append(change.new), "selection")
-    browser(explorer, "plotly_selected", 1, [7, 3, 11])
+    explorer.set_state({"selection": [7, 3, 11]})
     assert told == [(3, 7, 11)]
-    assert [trace.selectedpoints.tolist() for trace in explorer._panels.points] == [[3, 7, 11]] * 3
-    assert "3 images marked" in explorer.marked.value
-    browser(explorer, "plotly_selected", 2, [3, 7, 11])  # the same again, in another panel
-    assert [trace.selectedpoints.tolist() for trace in explorer._panels.points] == [[3, 7, 11]] * 3
-    browser(explorer, "plotly_selected", 0, [2])
-    browser(explorer, "plotly_deselect", 0, [])
-    assert told == [(3, 7, 11), (2,), ()]
-    assert all(trace.selectedpoints is None for trace in explorer._panels.points)
-
-
-def test_an_empty_lasso_marks_nothing(corsd: Run) -> None:
-    explorer = opened(corsd)
-    explorer.selection = [4, 2]
-    browser(explorer, "plotly_selected", 1, [])
-    assert explorer.selection == () and all(trace.selectedpoints is None for trace in explorer._panels.points)
-
-
-def test_marked_images_are_counted_by_class_and_by_who_gets_them_right(corsd: Run) -> None:
-    explorer = opened(corsd)
-    explorer.selection = range(5)
-    labels, text = corsd.probes.labels[:5], explorer.marked.value
-    assert f"{labels[0]} {int((labels == labels[0]).sum())}" in text
-    for k, z in enumerate(corsd.probes[EPOCHS].logits, 1):
-        assert f"{100 * (z[:5].argmax(1) == labels).double().mean():.0f} % at exit {k}" in text
+    assert [trace.selectedpoints.tolist() for trace in explorer.picture().data[:3]] == [[3, 7, 11]] * 3
+    explorer.set_state({"selection": []})
+    assert told == [(3, 7, 11), ()] and explorer.picture().data[0].selectedpoints is None
 
 
 def test_a_lasso_marks_in_a_relation_explorer(corsd: Run) -> None:
     relations = RelationExplorer(corsd)
     explorer = opened(corsd, relations=relations)
-    browser(explorer, "plotly_selected", 0, [5, 1])
+    assert explorer._data["key"] == relations._data["key"]  # so that the browser needs no kernel for it
+    explorer.set_state({"selection": [5, 1]})
     assert tuple(relations.marked) == (1, 5)
     explorer.selection = ()
     assert tuple(relations.marked) == ()
@@ -200,23 +173,18 @@ def test_relations_of_other_images_are_refused(corsd: Run, tmp_path: Path) -> No
         opened(corsd, relations=RelationExplorer(other))
 
 
-def test_a_click_shows_an_image_its_predictions_and_its_neighbours_in_the_embedding(run: Run) -> None:
-    explorer, told = opened(run), []
-    explorer.observe(lambda change: told.append(change.new), "image")
-    explorer.image = 0
-    told.clear()
-    browser(explorer, "plotly_click", 0, [17])
-    assert told == [17] and explorer.image_field.value == 17
-    labels = run.probes.labels.tolist()
-    rows = explorer.table.value.split("<tr>")[2:]
-    for k, (row, z) in enumerate(zip(rows, run.probes[EPOCHS].logits, strict=True)):
+def test_an_image_has_its_predictions_and_its_neighbours_in_the_embedding(run: Run) -> None:
+    explorer = opened(run)
+    explorer.image = 17
+    found, picture = image_of(explorer), explorer.picture()
+    exits = len(run.probes[EPOCHS].logits)
+    for k, (row, z) in enumerate(zip(found["rows"], run.probes[EPOCHS].logits, strict=True)):
         p = z[17].float().softmax(0)
-        assert f"{int(p.argmax())}<br>{100 * p.max():.0f} % sure" in row
-        near = neighbours(run, k, 17)
-        assert f"<td>{sum(labels[i] == labels[17] for i in near)} of 8</td>" in row
-        points = np.stack([explorer._panels.points[k].x, explorer._panels.points[k].y], 1)
-        ring = explorer._panels.rings[k]
-        np.testing.assert_array_equal(np.stack([ring.x, ring.y], 1)[1::2], points[near])
+        assert f"{int(p.argmax())}, {100 * p.max():.0f} % sure" in row["guess"]
+        assert row["near"] == neighbours(run, k, 17)
+        points = np.stack([picture.data[k].x, picture.data[k].y], 1)
+        ring = picture.data[exits + k]
+        np.testing.assert_array_equal(np.stack([ring.x, ring.y], 1)[1::2], points[row["near"]])
         np.testing.assert_array_equal((ring.x[0], ring.y[0]), points[17])
 
 
@@ -231,47 +199,40 @@ def test_the_first_image_is_one_that_only_the_deepest_exit_gets_right(corsd: Run
     assert opened(run).image == 2  # 1 and 2 are, and 2 is the surer one
 
 
-def test_images_are_shown_where_the_data_is_and_a_sentence_where_not(corsd: Run, tmp_path: Path) -> None:
-    explorer = opened(corsd, data=load_dataset("digits", per_class=2))
-    assert explorer.table.value.count("<img") == 1 + 3 * 8
-    missing = opened(grouped_run(corsd, tmp_path, 4, 2))
-    missing.complete()
-    assert "No images here" in missing.table.value and "<img" not in missing.table.value
+def test_images_are_sent_where_the_data_is_and_a_sentence_where_not(corsd: Run, tmp_path: Path) -> None:
+    found = image_of(opened(corsd, data=load_dataset("digits", per_class=2)))
+    assert found["png"].startswith(b"\x89PNG") and [len(row["pngs"]) for row in found["rows"]] == [8] * 3
+    missing = image_of(opened(grouped_run(corsd, tmp_path, 4, 2)))
+    assert "No images here" in missing["missing"] and missing["png"] is None
 
 
 def test_epochs_embedded_together_are_moved_through(corsd: Run) -> None:
     explorer = opened(corsd, epochs=[0, 2, 3])
-    assert list(explorer.epoch_slider.options) == [0, 2, 3] and explorer.play.max == 2
+    assert explorer._data["epochs"] == [0, 2, 3]
     together = stage_embedding(corsd, [0, 2, 3], method="pca")
-    explorer.epoch_slider.set_state({"index": 1})
-    assert explorer.epoch == 2
-    for k, trace in enumerate(explorer._panels.points):
+    explorer.set_state({"epoch": 2})
+    for k, trace in enumerate(explorer.picture().data[:3]):
         np.testing.assert_array_equal(np.stack([trace.x, trace.y], 1), together.coordinates[1, k].numpy())
-    assert "Epoch 2, drawn by PCA" in explorer.figure.layout.title.text and "epoch 2" in explorer.table.value
-    before = explorer.figure.layout.xaxis.range
-    explorer.epoch = 0
-    assert explorer.figure.layout.xaxis.range == before  # only points move
+    assert "Epoch 2, drawn by PCA" in explorer.picture().layout.title.text
     with pytest.raises(CorsdError, match=r"epoch 1 .*0, 2, 3"):
         explorer.epoch = 1
-    assert explorer.epoch == 0
+    assert explorer.epoch == 2
 
 
 def test_umap_is_fitted_when_asked_for_and_found_the_next_time(corsd: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    fitted, signs = [], []
+    fitted = []
 
     def quick(points: torch.Tensor, *settings: Any) -> torch.Tensor:
         fitted.append(len(points))
-        signs.append(explorer._busy.value)
         return points[:, :2].clone()
 
     monkeypatch.setattr("corsd_lib.analysis.embedding._umap", quick)
     explorer = StageExplorer(corsd, epochs=[1, 3])
-    assert explorer.method == "pca" and "choose it as projection" in explorer.note.value and fitted == []
-    explorer.method_choice.set_state({"index": 0})
-    assert explorer.method == "umap" and fitted == [2 * 3 * 20] and "UMAP of 120 points" in signs[0]
-    assert explorer.note.value == "" and explorer._busy.value == ""
-    coordinates = stage_embedding(corsd, [1, 3]).coordinates[-1, 0]
-    np.testing.assert_array_equal(explorer._panels.points[0].x, coordinates[:, 0].numpy())
+    assert explorer.method == "pca" and "choose it as projection" in explorer._data["message"] and fitted == []
+    found = explorer.ask_fit("umap")
+    explorer.set_state({"method": "umap"})
+    assert explorer.method == "umap" and fitted == [2 * 3 * 20]
+    np.testing.assert_array_equal(found["coordinates"], stage_embedding(corsd, [1, 3]).coordinates.numpy())
     assert StageExplorer(corsd, epochs=[1, 3]).method == "umap" and len(fitted) == 1
     assert StageExplorer(corsd, epochs=[2]).method == "pca"  # kept for other epochs
 
@@ -280,11 +241,11 @@ def test_without_umap_there_is_pca_and_a_sentence(corsd: Run, monkeypatch: pytes
     monkeypatch.setitem(__import__("sys").modules, "umap", None)
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     explorer = StageExplorer(corsd, epochs=[0, 1])
-    assert explorer.method == "pca" and "umap-learn" in explorer.note.value
+    assert explorer.method == "pca" and "umap-learn" in explorer._data["message"]
     with pytest.raises(CorsdError, match="umap-learn"):
         explorer.method = "umap"
-    explorer.method_choice.set_state({"index": 0})
-    assert explorer.method == explorer.method_choice.value == "pca" and "umap-learn" in explorer.note.value
+    explorer.set_state({"method": "umap"})
+    assert explorer.method == "pca"
 
 
 @pytest.mark.parametrize("bad", [3, "3", None, 1.5, [30], [-1], [1.5], [True], ["a"]])
@@ -320,58 +281,44 @@ def test_a_run_without_snapshots_is_refused_by_name(corsd: Run, tmp_path: Path) 
         StageExplorer(load_run(tmp_path))
 
 
-def test_names_are_escaped_everywhere(corsd: Run, tmp_path: Path) -> None:
+def test_names_are_escaped_in_the_picture_and_long_ones_short(corsd: Run, tmp_path: Path) -> None:
     run = grouped_run(corsd, tmp_path, 2, 1)
     config = read_json(tmp_path / "config.json")
-    config["data"] |= {"class_names": [HTML, "b"], "superclass_names": ["<i>all</i>"]}
+    config["data"] |= {"class_names": [HTML, LONG], "superclass_names": ["<i>all</i>"]}
     write_json(tmp_path / "config.json", config)
     explorer = opened(load_run(run.path))
-    explorer.selection = range(10)
     for colour in ("superclass", "class"):
         explorer.colour = colour
-        text = explorer.figure.to_json() + explorer.table.value + explorer.marked.value
-        assert "<img" not in text and "<i>" not in text and "&lt;img" in text
-
-
-def test_a_long_name_is_drawn_short_and_whole_on_hover(corsd: Run, tmp_path: Path) -> None:
-    run = grouped_run(corsd, tmp_path, 2, 1)
-    config = read_json(tmp_path / "config.json")
-    config["data"] |= {"class_names": [LONG, "b"], "superclass_names": [LONG]}
-    write_json(tmp_path / "config.json", config)
-    explorer = opened(load_run(run.path))
-    explorer.selection = range(10)
-    for colour in ("superclass", "class"):
-        explorer.colour = colour
-        assert longest_word(explorer.marked.value) < 60 and f'title="{LONG}"' in explorer.marked.value
-        assert max(len(trace.name or "") for trace in explorer.figure.data) < 60
-    texts = "".join(explorer.figure.data[0].text)
-    assert LONG in texts.replace("<br>", "") and max(map(len, texts.split("<br>"))) < 120
+        picture = explorer.picture()
+        assert "<img" not in picture.to_json() and "<i>" not in picture.to_json()
+        assert max(len(trace.name or "") for trace in picture.data) < 60
+    assert "&lt;img" in explorer.picture().to_json()
 
 
 def test_the_page_begins_as_the_explorer_is(corsd: Run) -> None:
     explorer = opened(corsd)
     explorer.selection, explorer.colour = (1, 2), "right"
     (panel,) = explorer.panels()
-    assert panel.kind == "stages" and panel.data["start"] == {"epoch": EPOCHS, "colour": "right", "selection": [1, 2]}
+    start = panel.data["start"]
+    assert panel.kind == "stages" and {name: start[name] for name in ("epoch", "colour", "selection", "image")} == {
+        "epoch": EPOCHS,
+        "colour": "right",
+        "selection": [1, 2],
+        "image": explorer.image,
+    }
     explorer = opened(corsd, epochs=[0, 2])
     explorer.epoch = 0
     assert explorer.panels()[0].data["start"]["epoch"] == 0
 
 
-def test_the_first_image_has_its_table_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "late_image", lambda *_: 0)
-    explorer = opened(run, data=load_data(run.config))
-    assert explorer.image == 0 and "image 0 of the probe set" in explorer.table.value
-
-
-def test_more_tags_than_colours_are_cut_and_it_is_said(corsd: Run, tmp_path: Path) -> None:
+def test_more_groups_than_colours_are_refused(corsd: Run, tmp_path: Path) -> None:
     run = large_run(corsd, tmp_path, [f"class {c}" for c in range(100)], epochs=1)
     write_probes(tmp_path, torch.arange(100).repeat_interleave(10))
     explorer = opened(load_run(run.path))
-    wanted = [f"class {c}" for c in range(40)]
-    explorer.highlight_tags.set_state({"value": wanted})  # as a browser does
-    assert explorer.highlight == tuple(wanted[:12]) and "Up to 12 groups" in explorer.note.value
-    assert set(colours(explorer, 0)) == {*wanted[:12], "others"}
+    before = explorer.highlight
+    explorer.set_state({"highlight": [f"class {c}" for c in range(40)]})
+    assert explorer.highlight == before and len(before) == 6
+    assert set(colours(explorer, 0)) == {*before, "others"}
 
 
 def test_relations_of_another_split_are_refused(corsd: Run, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Pages: one HTML file that answers to clicks without a kernel or a network.
 
-page.py    the file: plotly.js, our script and style, and the panels' data, each once
+page.py    the file: our script and style, and the panels' data, each once; plotly.js where a figure needs it
 panels.py  what there is to show of runs, as plain values and packed arrays
-static/    page.js (the page, text, tables and figures), relation.js, stages.js and exits.js (a panel each), page.css
+static/    one script for pages and notebooks: logic.js (numbers), core.js (elements, state, theme), matrix.js, chart.js and
+           points.js (what is drawn), relation.js, stages.js, exits.js, monitor.js and attribution.js (an explorer each), and
+           its two hosts, page.js and widget.js; explorer.css, and page.css around it
 """
 
 from __future__ import annotations

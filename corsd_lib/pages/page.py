@@ -1,4 +1,4 @@
-"""The file: plotly.js, our script and style, and the panels' data, each once; nothing is fetched, nothing is sent."""
+"""The file: our script, style and data, plotly.js where a figure needs it, each once; nothing is fetched, nothing is sent."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ from corsd_lib.errors import CorsdError
 from corsd_lib.figures.style import DIVERGING, GREY, GRID, INK, PALETTE, PAPER, SCALE, SYMBOLS
 from corsd_lib.files import write_atomic
 
-__all__ = ["Panel", "write_page"]
+__all__ = ["ARRAYS", "Panel", "explorer_script", "explorer_style", "write_page"]
 
-SCRIPTS = ("page.js", "relation.js", "stages.js", "exits.js")
+# In this order: what comes later uses what comes before. The host, a page or a widget, comes last.
+SCRIPTS = (
+    *("logic.js", "core.js", "matrix.js", "chart.js", "points.js"),
+    *("relation.js", "stages.js", "exits.js", "monitor.js", "attribution.js"),
+)
 ARRAYS = ("uint8", "uint16", "int32", "float32")  # what a browser reads as it is
 
-# Nothing may be asked of any server, and of the scripts only these two run. Styles: plotly.js sets them as it draws.
+# Nothing may be asked of any server, and of the scripts only these run. Styles: plotly.js sets them as it draws.
 _POLICY = "default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
 
 _PAGE = """\
@@ -42,8 +46,7 @@ _PAGE = """\
 <body>
 <noscript>This page draws with JavaScript of its own, which is switched off here.</noscript>
 <script type="application/json" id="page-data">{data}</script>
-<script>{plotly}</script>
-<script>{script}</script>
+{code}
 </body>
 </html>
 """
@@ -63,27 +66,43 @@ class Panel(NamedTuple):
 def write_page(path: str | Path, panels: Sequence[Panel], title: str = "") -> Path:
     """Write `panels` one below the other into one self-contained HTML file, whole or not at all, and return its path.
 
-    It is 4.8 MB (plotly.js) and what the panels hold; it needs no network, in light and dark. `title` is escaped. Raises
-    `CorsdError` for a page without panels and where the file cannot be written.
+    Of explorers it is some hundred kilobytes and what they show; 4.8 MB more (plotly.js) where a panel is a figure. It needs no
+    network, in light and dark. `title` is escaped. Raises `CorsdError` for a page without panels and where the file cannot be
+    written.
     """
     if not panels:
         raise CorsdError(f"{path}: a page of no panels; allowed: one or more")
-    page = {"title": title, "theme": _theme(), "panels": [panel._asdict() for panel in panels]}
-    plotly, script = _plotly(), _script()
+    shown = [panel._asdict() for panel in panels]
+    scripts = [*([_plotly()] if _has_figure(shown) else []), explorer_script("page.js")]
     content = _PAGE.format(
-        policy=_POLICY.format(hashes=f"{_hash(plotly)} {_hash(script)}"),
+        policy=_POLICY.format(hashes=" ".join(map(_hash, scripts))),
         title=html.escape(title or "corsd"),
-        style=_static("page.css"),
-        data=_json(page),
-        plotly=plotly,
-        script=script,
+        style=_static("page.css") + explorer_style(),
+        data=_json({"title": title, "panels": shown}),
+        code="\n".join(f"<script>{script}</script>" for script in scripts),
     )
     write_atomic(Path(path), content.encode())
     return Path(path)
 
 
+def _has_figure(panels: Sequence[Mapping[str, Any]]) -> bool:
+    return any(panel["kind"] == "figure" or _has_figure(panel["data"].get("panels", ())) for panel in panels)
+
+
+@cache
+def explorer_script(host: str) -> str:
+    """The script of all explorers with its host: "page.js", or "widget.js", an ES module."""
+    theme = json.dumps(_theme(), separators=(",", ":"))
+    return "\n".join([f'"use strict";const THEME = {theme};', *map(_static, (*SCRIPTS, host))])
+
+
+def explorer_style() -> str:
+    """The style of all explorers, of which every rule begins with the class of their elements."""
+    return _static("explorer.css")
+
+
 def _theme() -> dict[str, Any]:
-    """The figures' colours for the script; first light, then dark."""
+    """The figures' colours for the script; of two, first light, then dark."""
     return {
         "ink": [INK[False], INK[True]],
         "paper": [PAPER[False], PAPER[True]],
@@ -120,11 +139,6 @@ def _plotly() -> str:
     from plotly.offline import get_plotlyjs
 
     return get_plotlyjs().replace("\r", "")  # a browser hashes what it reads, and it reads every end of line as \n
-
-
-@cache
-def _script() -> str:
-    return "".join(_static(name) for name in SCRIPTS)
 
 
 def _static(name: str) -> str:

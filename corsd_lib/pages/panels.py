@@ -5,6 +5,7 @@ E epochs with a snapshot, K exits (shallow -> deep), N probe images, C classes.
 
 from __future__ import annotations
 
+import hashlib
 import html
 import json
 from collections import Counter
@@ -17,13 +18,13 @@ import plotly.graph_objects as go
 import torch
 from torch import Tensor
 
-from corsd_lib.analysis.embedding import StageEmbedding
+from corsd_lib.analysis.embedding import StageEmbedding, own_share
 from corsd_lib.analysis.exits import first_right
 from corsd_lib.analysis.relations import CLASS_ORDERS, KIND_NAMES, class_order, stored_kind
 from corsd_lib.errors import CorsdError, check_choice, shortened
-from corsd_lib.figures.style import LONGEST, exit_names, short_name, short_names, unique_labels
+from corsd_lib.figures.style import LONGEST, PALETTE, exit_names, short_name, short_names, unique_labels
 from corsd_lib.pages.page import Panel
-from corsd_lib.runs import DataInfo, Run
+from corsd_lib.runs import DataInfo, Run, portable_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,9 +42,13 @@ __all__ = [
     "text_panel",
 ]
 
+PROJECTION_NAMES = {"umap": "UMAP", "pca": "PCA"}
+MOST_GROUPS = 2 * len(PALETTE)  # in colour: six colours and two symbols; more are not told apart
 COLOURS = ("class", "superclass", "right", "first_right")
 CELLS = 4_000_000  # of all the matrices of a panel: a byte each
 LEVELS = 254  # a score in [0, 1] travels as one byte, to 0.002; 255 is no score
+FINE_LEVELS = 65_534  # or as two bytes, where they all weigh at most so many:
+FINE_BYTES = 3_000_000
 
 
 # --- relations --------------------------------------------------------------------------------------------------------
@@ -66,9 +71,9 @@ def relation_panel(
     First shown: `exit` (1-based, the deepest by default) and `epoch` (the last) of `run`, the classes in `order` (one of
     `CLASS_ORDERS`; "cluster" is by the deepest exit after the last epoch) and the pair `selection` (class indices; the two
     most related classes by default), minus what `against` says: "nothing", "deepest" exit, "first" epoch, or the place of a run
-    in the list. `labels` name the runs; `text` stands below. Scores in [0, 1] are rounded to 1/254. Runs with fewer exits are
-    matched from the deepest, as that is what all have. Raises `CorsdError` for runs without snapshots or of different classes,
-    and for an exit, epoch, order, class or run that is not there.
+    in the list. `labels` name the runs; `text` stands below. Scores in [0, 1] are rounded to 1/254, few of them to 1/65534.
+    Runs with fewer exits are matched from the deepest, as that is what all have. Raises `CorsdError` for runs without snapshots
+    or of different classes, and for an exit, epoch, order, class or run that is not there.
     """
     runs = [run, *([] if other is None else [other] if isinstance(other, Run) else other)]
     _check_runs(runs)
@@ -78,25 +83,87 @@ def relation_panel(
     check_choice("against", against, ["nothing", "deepest", "first", *range(len(runs) if len(runs) > 1 else 0)])
     for c in selection or ():
         check_choice("class of the selection", c, range(run.data.num_classes))
-    kept = [_kept(r, epoch, CELLS // len(runs)) for r in runs]
-    shown = [_relations(r, name, epochs) for r, name, epochs in zip(runs, run_names(runs, labels), kept, strict=True)]
-    exits = len(shown[0]["exits"])
+    data = relation_data(runs, labels=labels, epoch=epoch, order=order)
+    exits = len(data["runs"][0]["kinds"][data["runs"][0]["stored"]])
     exit = exits if exit is None else exit
     check_choice("exit", exit, range(1, exits + 1))
-    data = {
+    start = relation_state(run, exit=exit, epoch=epoch, order=order, selection=selection or first_pair(run, exit, epoch))
+    start["against"] = _reference(against, next(iter(run.probes)), len(runs))
+    data |= {"start": start, "text": " ".join(filter(None, [text, data["text"]]))}
+    return Panel("relation", "How related two classes are, exit by exit and epoch by epoch", data)
+
+
+def _reference(against: str | int, first: int, runs: int) -> str | int | None:
+    """What is subtracted as the script has it."""
+    if against == 1 and runs == 2:
+        return "other run"
+    named: dict[str | int, str | int | None] = {"nothing": None, "deepest": "deepest exit", "first": first}
+    return named.get(against, f"run {against}")
+
+
+def relation_state(
+    run: Run, *, exit: int, epoch: int, order: str = "label", selection: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """What is chosen of relations at first: every field of the script's state."""
+    return {
+        "exit": exit,
+        "epoch": epoch,
+        "kind": stored_kind(run, run.probes[list(run.probes)[-1]]),
+        "level": "class",
+        "order": order,
+        "superclass": None,
+        "against": None,
+        "colours": "fixed",
+        "selection": None if selection is None else [int(c) for c in selection],
+        "images": None,
+        "marked": [],
+    }
+
+
+def first_pair(run: Run, exit: int, epoch: int) -> tuple[int, int] | None:
+    """The two different classes that are most related, as a first thing to look at; None where no pair has a relation."""
+    matrix = run.probes[epoch].relations[exit - 1].clone().fill_diagonal_(-1).nan_to_num(-1)
+    row, column = divmod(int(matrix.argmax()), len(matrix))
+    return (row, column) if matrix[row, column] >= 0 else None
+
+
+def relation_data(
+    runs: Sequence[Run],
+    *,
+    labels: Sequence[str] = (),
+    epoch: int | None = None,
+    order: str = "label",
+    orders: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What the script shows of the relations of `runs`, without what is chosen; see `relation_panel`.
+
+    The scores of `epoch` are there whatever is left out. Offered are the `orders`, else those by label and cluster and `order`.
+    """
+    run, last = runs[0], list(runs[0].probes)[-1]
+    kept = [_kept(r, last if epoch is None else epoch, CELLS // len(runs)) for r in runs]
+    named = zip(runs, run_names(runs, labels), kept, strict=True)
+    cells = sum(
+        len(epochs) * len(r.probes[epochs[-1]].relations) * r.data.num_classes**2 for r, epochs in zip(runs, kept, strict=True)
+    )
+    levels = FINE_LEVELS if 2 * cells <= FINE_BYTES else LEVELS
+    shown = [_relations(r, name, epochs, levels) for r, name, epochs in named]
+    return {
         **_classes(run.data),
         "runs": shown,
-        "orders": {name: _order(name, run) for name in _orders(run.data, order)},
-        "start": {
-            "exit": exit,
-            "epoch": epoch,
-            "order": order,
-            "selection": selection and [int(c) for c in selection],
-            "against": str(against),
-        },
-        "text": " ".join(filter(None, [text, _left_out(runs, kept)])),
+        "kinds": [[shown[0]["stored"], KIND_NAMES[shown[0]["stored"]]]],
+        "kind_names": KIND_NAMES,
+        "orders": {name: _order(name, run) for name in orders or _orders(run.data, order)},
+        "labels": run.probes.labels.numpy().astype(np.uint16),
+        "key": _probe_key(run),
+        "text": _left_out(runs, kept),
     }
-    return Panel("relation", "How related two classes are, exit by exit and epoch by epoch", data)
+
+
+def _probe_key(run: Run) -> str:
+    """The same for runs of the same probe images: what is marked in one is marked in the other."""
+    probes = run.probes
+    which = [portable_name(run.data.name), probes.split, probes.index.tolist()]
+    return hashlib.sha256(json.dumps(which).encode()).hexdigest()[:16]
 
 
 def _check_runs(runs: Sequence[Run]) -> None:
@@ -122,25 +189,30 @@ def _left_out(runs: Sequence[Run], kept: Sequence[Sequence[int]]) -> str:
     return "" if shown == there else f"{shown} of {there} snapshots are on this page: all would be too many megabytes."
 
 
-def _relations(run: Run, name: str, epochs: Sequence[int]) -> dict[str, Any]:
+def _relations(run: Run, name: str, epochs: Sequence[int], levels: int) -> dict[str, Any]:
     found = (run.probes[epoch] for epoch in epochs)  # one in memory at a time
-    snapshots = [(_as_codes(torch.stack(s.relations)), len(s.logits), stored_kind(run, s)) for s in found]
+    snapshots = [(as_codes(torch.stack(s.relations), levels), len(s.logits), stored_kind(run, s)) for s in found]
     codes = np.stack([each for each, _, _ in snapshots])  # (E, K, C, C)
     _, logits, kind = snapshots[-1]
     return {
         "name": name,
-        "score": KIND_NAMES[kind],
-        "exits": exit_names(codes.shape[1], "exit" if logits == codes.shape[1] else "stage"),
+        "stored": kind,
+        "kinds": {kind: exit_names(codes.shape[1], "exit" if logits == codes.shape[1] else "stage")},
         "epochs": list(epochs),
         "codes": codes,
-        "levels": LEVELS,
+        "levels": levels,
     }
 
 
-def _as_codes(scores: Tensor) -> npt.NDArray[np.uint8]:
+def as_codes(scores: Tensor, levels: int = LEVELS) -> npt.NDArray[Any]:
+    """Scores in [0, 1] as whole numbers, 1 = `levels`, above that for NaN; a byte each, or two with `FINE_LEVELS`."""
     known = ~scores.isnan()
-    codes = (scores.nan_to_num(0.0) * LEVELS).round().clamp(0, LEVELS)
-    return torch.where(known, codes, torch.full_like(codes, LEVELS + 1)).byte().numpy()
+    codes = (scores.nan_to_num(0.0).clamp(0, 1) * levels).round()
+    return (
+        torch.where(known, codes, torch.full_like(codes, levels + 1))
+        .numpy()
+        .astype(np.uint8 if levels == LEVELS else np.uint16)
+    )
 
 
 def _orders(data: DataInfo, asked: str) -> list[str]:
@@ -159,6 +231,7 @@ def _classes(data: DataInfo) -> dict[str, Any]:
         "names": short_names(data.class_names),
         "whole_names": _cut(data.class_names),
         "superclasses": [short_name(name) for name in data.superclass_names] if has_superclasses(data) else [],
+        "superclass_names": list(data.superclass_names) if has_superclasses(data) else [],
         "whole_superclasses": _cut(data.superclass_names) if has_superclasses(data) else {},
         "superclass_of_class": list(data.superclass_of_class),
     }
@@ -191,21 +264,71 @@ def stages_panel(
     images = len(embedding.labels)
     for position in selection:
         check_choice("image of the selection", int(position), range(images))
+    start = stages_state(run, embedding, epoch=epoch, colour=colour, selection=selection)
+    return Panel("stages", "Where the probe images lie at every exit", {**stages_data(run, embedding), "start": start})
+
+
+def stages_state(
+    run: Run, embedding: StageEmbedding, *, epoch: int, colour: str = "class", selection: Sequence[int] = ()
+) -> dict[str, Any]:
+    """What is chosen of stages at first: every field of the script's state."""
+    groups = tidy_groups(run, embedding.epochs[-1])
+    return {
+        "epoch": epoch,
+        "colour": colour,
+        "highlight": groups.get(colour, []),
+        "method": embedding.method,
+        "image": None,
+        "selection": [int(p) for p in selection],
+    }
+
+
+def stages_data(run: Run, embedding: StageEmbedding) -> dict[str, Any]:
+    """What the script shows of an embedding, without what is chosen."""
     guesses, first = _guesses(run, embedding)
-    data = {
+    return {
         **_classes(run.data),
         "labels": embedding.labels.numpy().astype(np.uint16),
         "epochs": list(embedding.epochs),
         "exits": [exit_names(len(run.probes[embedding.epochs[-1]].embeddings))[k - 1] for k in embedding.exits],
-        "method": {"umap": "UMAP", "pca": "PCA"}[embedding.method],
-        "coordinates": embedding.coordinates.numpy().astype(np.float32),
+        "fits": [stages_fit(embedding)],
+        "methods": [[embedding.method, PROJECTION_NAMES[embedding.method]]],
         "guesses": guesses,
         "first_right": first,
-        "quality": _quality(embedding),
         "purity_limit": _number(embedding.purity_limit),
-        "start": {"epoch": epoch, "colour": colour, "selection": [int(p) for p in selection]},
+        "tidiest": tidy_groups(run, embedding.epochs[-1]),
+        "key": _probe_key(run),
     }
-    return Panel("stages", "Where the probe images lie at every exit", data)
+
+
+def stages_fit(embedding: StageEmbedding) -> dict[str, Any]:
+    """Coordinates of a projection, and how far to trust them."""
+    return {
+        "method": embedding.method,
+        "title": PROJECTION_NAMES[embedding.method],
+        "coordinates": embedding.coordinates.numpy().astype(np.float32),
+        "quality": _quality(embedding),
+    }
+
+
+def tidy_groups(run: Run, epoch: int) -> dict[str, list[str]]:
+    """Names of classes, and superclasses, to colour: all where colours do for them, else the six tidiest at the deepest exit.
+
+    Tidy: most of an image's 10 nearest in the embedding are of its group.
+    """
+    labels = run.probes.labels
+    found = {"class": labels}
+    if has_superclasses(run.data):
+        found["superclass"] = torch.tensor(run.data.superclass_of_class)[labels]
+    chosen = {}
+    for name, groups in found.items():
+        kinds = groups.unique().tolist()
+        if len(kinds) > MOST_GROUPS:
+            own = own_share(run.probes[epoch].embeddings[-1].float(), groups)
+            kinds = sorted(kinds, key=lambda g: -own[groups == g].mean().item())[: len(PALETTE)]
+        named = _classes(run.data)["names" if name == "class" else "superclasses"]
+        chosen[name] = [named[kind] for kind in kinds]
+    return chosen
 
 
 def _guesses(run: Run, embedding: StageEmbedding) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8]]:
@@ -241,19 +364,35 @@ def exits_panel(
     """
     if curve.empty:
         raise CorsdError(f"{run.path}: an early-exit curve without a threshold; allowed: one or more")
-    shares = [c for c in curve.columns if str(c).startswith("share.")]
-    columns = {name: curve[name].to_numpy(np.float32) for name in ("threshold", "accuracy", "loss", "macs")}
+    whose = f"the {len(run.probes.labels):,} probe images, of {run.probes.split}" if split == "probe" else split
+    shown = exits_curve(curve, rule=rule, split=split, images=whose)
+    start = int(np.abs(curve["threshold"].to_numpy() - threshold).argmin())
     data = {
-        **columns,
-        "shares": curve[shares].to_numpy(np.float32),  # (T, K)
-        "exits": exit_names(len(shares)),
-        "exit_macs": [float(m) for m in macs],
-        "deepest_macs": float(deepest_macs),
-        "rule": rule,
-        "images": f"the {len(run.probes.labels):,} probe images, of {run.probes.split}" if split == "probe" else split,
-        "start": int(np.abs(curve["threshold"].to_numpy() - threshold).argmin()),
+        **exits_data(run, macs, deepest_macs),
+        "curves": [shown],
+        "rules": [rule],
+        "splits": [[split, whose]],
+        "start": {"rule": rule, "split": split, "threshold": float(shown["threshold"][start]), "loss": 1.0},
     }
     return Panel("exits", "What leaving early saves, and what it costs", data)
+
+
+def exits_data(run: Run, macs: Sequence[float], deepest_macs: float) -> dict[str, Any]:
+    """What the script shows of leaving early, without curves and what is chosen."""
+    return {
+        "name": run_names([run])[0],
+        "exits": exit_names(len(macs)),
+        "exit_macs": [float(m) for m in macs],
+        "deepest_macs": float(deepest_macs),
+    }
+
+
+def exits_curve(curve: pd.DataFrame, *, rule: str, split: str, images: str, caution: str = "") -> dict[str, Any]:
+    """An `early_exit_curve` as the script has it; `images` says on which it was measured, `caution` what that makes of it."""
+    shares = [c for c in curve.columns if str(c).startswith("share.")]
+    columns = {name: curve[name].to_numpy(np.float32) for name in ("threshold", "accuracy", "loss", "macs")}
+    said = {"rule": rule, "split": split, "images": images, "caution": caution}
+    return {**columns, **said, "shares": curve[shares].to_numpy(np.float32)}  # (T, K)
 
 
 # --- anything else ----------------------------------------------------------------------------------------------------

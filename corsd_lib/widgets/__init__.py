@@ -1,15 +1,17 @@
-"""Explorers: ipywidgets over runs and figures; no maths.
+"""Explorers: widgets over runs; no maths.
 
-base.py           what every explorer is: a box in the page's colours, a busy sign, files of what is shown
-relation.py       RelationExplorer; relation_view.py what it shows, relation_figure.py how, pair.py what lies behind a cell
-stages.py         StageExplorer; stage_panels.py its pictures, stage_facts.py its words
+host.py           what an explorer is: an anywidget around the script of the pages, its state, data and answers
+relation.py       RelationExplorer; relation_view.py what it shows, pair.py what is behind a cell, relation_picture.py a figure
+stages.py         StageExplorer; stage_facts.py its words, stage_picture.py a figure
 exits.py          ExitExplorer
-attribution.py    AttributionExplorer; attribution_pictures.py, attribution_checks.py its parts
-monitor.py        TrainingMonitor
-probe_images.py   the images behind a run's snapshots, where the data is; thumbnails.py, image_choice.py: shown and chosen
+attribution.py    AttributionExplorer; attribution_pictures.py, attribution_checks.py its parts, own_images.py
+monitor.py        TrainingMonitor; monitor_picture.py a figure
+probe_images.py   the images behind a run's snapshots, where the data is; thumbnails.py: small ones
 
-An explorer reads a `Run` and nothing else: live or from a file, of this machine or of another. Matrices travel to the browser
-in binary, 4 bytes a score, never as lists.
+The script is in `corsd_lib.pages`: what it can decide in the browser is decided there, also while the kernel is busy.
+
+An explorer reads a `Run` and nothing else: live or from a file, of this machine or of another. Data travels to the browser
+once and in binary.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any
 from corsd_lib.errors import missing_package
 
 try:
-    import anywidget  # noqa: F401  (plotly's FigureWidget stands on it)
+    import anywidget  # noqa: F401
     import ipywidgets  # noqa: F401
     import plotly  # noqa: F401
 except ImportError as error:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections import Counter
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import ipywidgets as ipw
+import numpy as np
 import plotly.graph_objects as go
 import torch
+import traitlets
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,136 +19,102 @@ from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.evaluation import exit_logits
 from corsd_lib.figures.exits import early_exit_plot
-from corsd_lib.figures.style import PALETTE, exit_names, name_html
-from corsd_lib.pages import Panel, exits_panel
+from corsd_lib.figures.style import exit_names, short_name
+from corsd_lib.pages import Panel, exits_panel, run_names
+from corsd_lib.pages.panels import exits_curve, exits_data
 from corsd_lib.runs import Run
-from corsd_lib.widgets.base import Explorer
+from corsd_lib.widgets.host import Chosen, Explorer, checked
 from corsd_lib.widgets.probe_images import ProbeImages
-from corsd_lib.widgets.thumbnails import Thumbnails, html_table, thumbnail
+from corsd_lib.widgets.thumbnails import Thumbnails
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SPLITS = ("probe", "validation", "test")
 STRIP = 12  # images shown of those that leave at an exit
-SIGNS = {"confidence": "confidence ≥", "entropy": "entropy ≤", "patience": "exits in agreement ≥"}
+SNAP = 1e-6  # thresholds that are so near are the same: browsers have them in single precision
 
 
 class ExitExplorer(Explorer):
-    """What an image costs, and how many are right, when each leaves at the first exit that is sure enough.
+    """What an image costs, and how many are correct, when each leaves at the first exit that is sure enough.
 
     Choose a rule and move its threshold: the point on the curve of accuracy (%) over mean multiply-accumulates an image, the
-    share that leaves at each exit, and the images that do. A button takes the cheapest threshold that loses at most so many
-    points. `explorer.rule` ("confidence", "entropy", "patience"), `.threshold`, `.split` ("probe", the probe images of the last
-    snapshot, which need no data; "validation"; "test") and `.loss` can be read and set; `.curve` is what is drawn, `.figures`
-    its row at the threshold, `.saved` what that saves (%), `.left_at` (N,) the exits that images leave at, 1 = shallowest.
-    Raises `CorsdError` for a run without snapshots, and for a split without its data.
+    share that leaves at each exit, and the images that do, from the most to the least confident. A button takes the cheapest
+    threshold that loses at most so many points; the curve of the run `other` stands beside. `explorer.rule` ("confidence",
+    "entropy", "patience"), `.threshold`, `.split` ("probe", the probe images of the last snapshot, which need no data;
+    "validation"; "test") and `.loss` can be read, set and observed; `.curve` is what is drawn, `.figures` its row at the
+    threshold, `.saved` what that saves (%), `.left_at` (N,) the exits that images leave at, 1 = shallowest. Raises `CorsdError`
+    for a run without snapshots, and for a split without its data.
     """
 
-    def __init__(self, run: Run, *, data: ImageData | None = None, data_root: str | None = None, split: str = "probe") -> None:
+    script = "exits"
+    chosen = ("rule", "split", "threshold", "loss")
+
+    rule = Chosen("confidence", help='what lets an image leave: "confidence", "entropy" or "patience", see `early_exit_curve`')
+    split = Chosen("probe", help='whose figures are shown: "probe", "validation" or "test"')
+    threshold = Chosen(help="of the rule: confidence in [0, 1.01], entropy in [-0.01, 1], patience in whole exits from 1")
+    loss = Chosen(1.0, help="how many points of accuracy `choose` may lose against the deepest exit")
+
+    def __init__(
+        self,
+        run: Run,
+        other: Run | None = None,
+        *,
+        data: ImageData | None = None,
+        data_root: str | None = None,
+        split: str = "probe",
+    ) -> None:
         self.run, self._probes = run, run.probes
         if not self._probes:
             raise CorsdError(f"{run.path} has no probe snapshots to explore: train with probe_every above 0")
         check_choice("split", split, SPLITS)
         self._images = ProbeImages(run, data, data_root)
-        self._images.wanted = data is not None  # the first view does not wait for them
         self._thumbnails = Thumbnails(run, self._images)
         self._answers: dict[str, tuple[list[Tensor], Tensor]] = {}
         self._curves: dict[tuple[str, str], pd.DataFrame] = {}
-        self._split, self._moving = "probe", True
         self._exits = exit_names(len(self._answers_on("probe")[0]))
-        self._build_controls()
-        curve = self._curve_of("probe", RULES[0])
-        figure = go.FigureWidget(self._plot(curve, choose_threshold(curve)))
-        super().__init__(figure, self._arranged(figure))
-        self._moving = False
-        if split == "probe":
-            self.choose()
-        else:
-            self.split = split
-        if not self._images.wanted:
-            self._leave("reading the images", self._read_images)
-        self._connect()
-
-    def _build_controls(self) -> None:
-        look = {"style": {"description_width": "70px"}}
-        self.rule_choice = ipw.Dropdown(options=RULES, description="rule", layout={"width": "210px"}, **look)
-        whose = f"probe images (of {self._probes.split})"
-        names = ((whose, "probe"), ("all of validation", "validation"), ("all of test", "test"))
-        self.split_choice = ipw.Dropdown(options=names, description="images", layout={"width": "330px"}, **look)
-        self.threshold_slider = ipw.SelectionSlider(
-            options=[("", 0.0)], description="threshold", layout={"width": "460px"}, readout=False, **look
-        )
-        self.reading = ipw.HTML()
-        self.loss_field = ipw.BoundedFloatText(
-            value=1.0, min=0.0, max=100.0, step=0.5, description="lose at most (points)", style={"description_width": "140px"}
-        )
-        self.loss_field.layout.width = "220px"
-        self.choose_button = ipw.Button(description="cheapest threshold", tooltip="that loses at most so many points")
-        self.table, self.strips, self.note = ipw.HTML(), ipw.HTML(), ipw.HTML()
-
-    def _arranged(self, figure: go.FigureWidget) -> list[ipw.Widget]:
-        wrap = {"flex_flow": "row wrap", "align_items": "center"}
-        choices = ipw.HBox([self.rule_choice, self.split_choice, self.loss_field, self.choose_button], layout=wrap)
-        slider = ipw.HBox([self.threshold_slider, self.reading], layout=wrap)
-        side = ipw.VBox([self.table], layout={"padding": "40px 0 0 16px"})
-        return [choices, slider, ipw.HBox([figure, side], layout={"flex_flow": "row wrap"}), self.note, self.strips]
-
-    def _connect(self) -> None:
-        self.rule_choice.observe(self._rule_chosen, "value")
-        self.split_choice.observe(self._split_chosen, "value")
-        self.threshold_slider.observe(lambda _: None if self._moving else self._draw(), "value")
-        self.choose_button.on_click(lambda _: self.choose())
+        self._answers_on(split)
+        shown = dict.fromkeys([("probe", rule) for rule in RULES] + [(split, RULES[0])])
+        packed = [self._packed(*each) for each in shown]
+        splits = [[name, self._whose(name) if name in self._answers else f"all of {name}"] for name in SPLITS]
+        data_ = {**exits_data(run, *self._costs), "curves": packed, "rules": list(RULES), "splits": splits}
+        data_["others"] = [] if other is None else _beside(other)
+        super().__init__(data_, split=split, threshold=self._cheapest(split, RULES[0], 1.0))
 
     # --- what can be read and set ---
 
-    @property
-    def rule(self) -> str:
-        """What lets an image leave: "confidence", "entropy" or "patience", see `early_exit_curve`."""
-        return self.rule_choice.value
+    _valid = checked(*chosen)
 
-    @rule.setter
-    def rule(self, name: str) -> None:
-        check_choice("rule", name, RULES)
-        self.rule_choice.value = name
+    def check(self, name: str, value: Any) -> Any:
+        if name == "rule":
+            check_choice("rule", value, RULES)
+        elif name == "split":
+            check_choice("split", value, SPLITS)
+            self._answers_on(value)  # or its error, before anything changes
+        elif name == "loss":
+            if not _is_number(value) or not 0 <= value <= 100:
+                raise CorsdError(f"loss {shortened(value)}; allowed: 0 to 100 points")
+            return float(value)
+        elif value is not None:
+            return self._known_threshold(value)
+        return value
 
-    @property
-    def threshold(self) -> float:
-        """Of the rule: confidence in [0, 1.01], entropy in [-0.01, 1], patience in whole exits from 1."""
-        return self.threshold_slider.value
+    def _known_threshold(self, value: Any) -> float:
+        """A threshold of the curve; another one is taken into it."""
+        rule = self.proposed("rule")
+        low, high = {"confidence": (0, 1.01), "entropy": (-0.01, 1), "patience": (1, len(self._exits))}[rule]
+        fits = _is_number(value) and low - SNAP <= value <= high + SNAP
+        if not fits or (rule == "patience" and value != int(value)):
+            kind = "a whole number from" if rule == "patience" else "a number from"
+            raise CorsdError(f"threshold {shortened(value)} of {rule}; allowed: {kind} {low} to {high}")
+        curve = self._curve_of(self.proposed("split"), rule, also=float(value))
+        return float(curve["threshold"].iloc[int((curve["threshold"] - value).abs().argmin())])
 
-    @threshold.setter
-    def threshold(self, value: float) -> None:
-        low, high = {"confidence": (0, 1.01), "entropy": (-0.01, 1), "patience": (1, len(self._exits))}[self.rule]
-        fits = _is_number(value) and low <= value <= high
-        if not fits or (self.rule == "patience" and value != int(value)):
-            kind = "a whole number from" if self.rule == "patience" else "a number from"
-            raise CorsdError(f"threshold {shortened(value)} of {self.rule}; allowed: {kind} {low} to {high}")
-        self._set_threshold(float(value))
-
-    @property
-    def split(self) -> str:
-        """Whose figures are shown: "probe", "validation" or "test"."""
-        return self._split
-
-    @split.setter
-    def split(self, name: str) -> None:
-        check_choice("split", name, SPLITS)
-        self._answers_on(name)  # or its error, before anything changes
-        self._split = name
-        self._moving, self.split_choice.value, self._moving = True, name, False
-        self.choose()
-
-    @property
-    def loss(self) -> float:
-        """How many points of accuracy `choose` may lose against the deepest exit."""
-        return self.loss_field.value
-
-    @loss.setter
-    def loss(self, points: float) -> None:
-        if not _is_number(points) or not 0 <= points <= 100:
-            raise CorsdError(f"loss {shortened(points)}; allowed: 0 to 100 points")
-        self.loss_field.value = float(points)
+    @traitlets.observe("rule", "split")
+    def _other_curve(self, change: Any) -> None:
+        """Another curve has another cheapest threshold, unless the browser says which one it wants."""
+        if self._wanted.get("threshold") is None:
+            self.choose()
 
     @property
     def curve(self) -> pd.DataFrame:
@@ -158,7 +124,9 @@ class ExitExplorer(Explorer):
     @property
     def figures(self) -> dict[str, float]:
         """Row of the curve at the threshold: threshold, accuracy (%), loss (points), macs (mean an image), share.exit<k>."""
-        return self._row(self.threshold)
+        curve = self.curve
+        row = curve.iloc[int((curve["threshold"] - self.threshold).abs().argmin())]
+        return {str(name): float(value) for name, value in row.items()}
 
     @property
     def saved(self) -> float:
@@ -176,30 +144,50 @@ class ExitExplorer(Explorer):
         On test it is one chosen on validation (on the probe images where the data has none): what is chosen on the images it is
         judged on looks better than it is.
         """
-        value = choose_threshold(self._curve_of(self._chosen_on(), self.rule), self.loss)
-        self._set_threshold(value)
-        return value
+        self.threshold = self._cheapest(self.split, self.rule, self.loss)
+        return self.threshold
 
     def __repr__(self) -> str:
         return (
             f"ExitExplorer({str(self.run.path)!r}, {self.split} images, {self.rule} {self.threshold:.4g}: "
-            f"{self.figures['accuracy']:.1f} % right, {self.saved:.1f} % of MACs saved)"
+            f"{self.figures['accuracy']:.1f} % correct, {self.saved:.1f} % of MACs saved)"
         )
 
-    def panels(self) -> list[Panel]:
-        macs, deepest = self._costs
-        curve = self.curve
-        return [
-            exits_panel(
-                self.run,
-                curve,
-                rule=self.rule,
-                threshold=self.threshold,
-                macs=macs,
-                deepest_macs=deepest,
-                split=self.split,
-            )
+    # --- what the browser asks for ---
+
+    def ask_curve(self, rule: str, split: str, threshold: float | None, **others: Any) -> dict[str, Any]:
+        """The curve of a split and a rule, with a threshold that was set in Python."""
+        self._curve_of(split, rule, threshold)
+        return self._packed(split, rule)
+
+    def ask_choose(self, rule: str, split: str, loss: float, **others: Any) -> dict[str, float]:
+        return {"threshold": self._cheapest(split, rule, loss)}
+
+    def ask_images(self, rule: str, split: str, threshold: float, **others: Any) -> dict[str, Any]:
+        """Of the images that leave at each exit some, from the most to the least confident; where the data is not, classes."""
+        logits, labels = self._answers_on(split)
+        left = exits_left(logits, rule, threshold)
+        exits = [
+            self._leavers(name, (left == k + 1).nonzero().flatten(), logits[k], labels, split)
+            for k, name in enumerate(self._exits)
         ]
+        return {"exits": exits, "missing": self._images.missing}
+
+    def _leavers(self, name: str, places: Tensor, logits: Tensor, labels: Tensor, split: str) -> dict[str, Any]:
+        names = self.run.data.class_names
+        confidence, guess = F.softmax(logits[places].double(), dim=1).max(1)
+        order = confidence.argsort(descending=True, stable=True)
+        some = order[torch.linspace(0, len(order) - 1, min(STRIP, len(order))).long()] if len(order) else order
+        pngs = self._thumbnails.of(places[some].tolist(), split)
+        images = []
+        for place, sure, g in zip(places[some].tolist(), confidence[some].tolist(), guess[some].tolist(), strict=True):
+            label = int(labels[place])
+            told = f"✓ {100 * sure:.0f} % sure" if g == label else f"✗ as {short_name(names[g])}, {100 * sure:.0f} %"
+            images.append({"png": pngs.get(place), "lines": [short_name(names[label]), told], "right": g == label})
+        frequent = Counter(labels[places].tolist()).most_common(4)
+        correct = 100.0 * (guess == labels[places]).double().mean().item() if len(places) else None
+        classes = ", ".join(f"{short_name(names[c])} {n}" for c, n in frequent)
+        return {"name": name, "count": len(places), "correct": correct, "classes": classes, "images": images if pngs else []}
 
     # --- what that is made of ---
 
@@ -211,23 +199,17 @@ class ExitExplorer(Explorer):
     def _answers_on(self, split: str) -> tuple[list[Tensor], Tensor]:
         """Logits, K x (N, C), and labels (N,) of a split; the network is asked once."""
         if split not in self._answers:
-            self._answers[split] = self._of_probes() if split == "probe" else self._of_data(split)
+            self._answers[split] = _of_probes(self.run) if split == "probe" else self._of_data(split)
         return self._answers[split]
 
-    def _of_probes(self) -> tuple[list[Tensor], Tensor]:
-        last = self._probes[list(self._probes)[-1]]
-        return [z.float() for z in last.logits], self._probes.labels
-
     def _of_data(self, split: str) -> tuple[list[Tensor], Tensor]:
-        self._images.wanted = True
         if self._images.missing:
-            raise CorsdError(f"split {split!r} needs the data. {self._images.missing}")
+            raise CorsdError(f"split {shortened(split)} needs the data. {self._images.missing}")
         data = self._images.data
         images = getattr(data, split)
         if images is None:
-            raise CorsdError(f"data {data.name!r} has no split {split!r}: set a validation_fraction")
-        with self.busy(f"asking the network about {len(images):,} images of {split}"):
-            return exit_logits(self.run.network(), data, images)
+            raise CorsdError(f"data {data.name!r} has no split {shortened(split)}: set a validation_fraction")
+        return exit_logits(self.run.network(), data, images)
 
     def _curve_of(self, split: str, rule: str, also: float | None = None) -> pd.DataFrame:
         """The curve with its default thresholds, and with those that were asked for besides."""
@@ -235,126 +217,71 @@ class ExitExplorer(Explorer):
         macs = self._costs[0]
         if found is None:
             found = early_exit_curve(*self._answers_on(split), macs, rule)
-        if also is not None and also not in set(found["threshold"]):
+        if also is not None and (found["threshold"] - also).abs().min() > SNAP:
             thresholds = sorted([*found["threshold"], also], reverse=rule == "entropy")
             found = early_exit_curve(*self._answers_on(split), macs, rule, thresholds)
         self._curves[split, rule] = found
         return found
 
-    def _row(self, threshold: float) -> dict[str, float]:
-        curve = self.curve
-        row = curve[curve["threshold"] == threshold].iloc[0]
-        return {str(name): float(value) for name, value in row.items()}
+    def _cheapest(self, split: str, rule: str, loss: float) -> float:
+        chosen_on = self._chosen_on(split)
+        value = choose_threshold(self._curve_of(chosen_on, rule), loss)
+        self._curve_of(split, rule, also=value)
+        return value
 
-    def _chosen_on(self) -> str:
-        if self.split != "test":
-            return self.split
+    def _packed(self, split: str, rule: str) -> dict[str, Any]:
+        curve, said = self._curve_of(split, rule), self._whose(split)
+        return exits_curve(curve, rule=rule, split=split, images=said, caution=self._caution(split))
+
+    def _chosen_on(self, split: str) -> str:
+        if split != "test":
+            return split
         return "probe" if self._images.data.validation is None else "validation"
 
     def _whose(self, split: str) -> str:
         count = len(self._answers_on(split)[1])
         return f"{count:,} probe images of {self._probes.split}" if split == "probe" else f"{count:,} images of {split}"
 
-    # --- what happens then ---
+    def _caution(self, split: str) -> str:
+        """What the images on which the figures stand make of a threshold chosen here."""
+        if split == "test":
+            on = self._chosen_on(split)
+            return f"The button chooses on {on} images. A threshold moved by hand until the test looks good is no result."
+        if split == "validation" or self._probes.split == "validation":
+            return "A threshold chosen on them looks better here than on new images: choose it here, then look at test once."
+        if self._probes.split == "test":
+            return "They are of test: choose a threshold on validation, not here."
+        return "The network was trained on them: it is surer of them and more often correct than of new images."
 
-    def _rule_chosen(self, change: Any) -> None:
-        self.choose()
+    # --- files ---
 
-    def _split_chosen(self, change: Any) -> None:
-        if self._moving:
-            return
-        try:
-            self.split = change.new
-        except CorsdError as error:  # a list in a browser cannot raise: say it, and stay where we were
-            self._moving, self.split_choice.value, self._moving = True, self._split, False
-            self.note.value = f"<p><b>{html.escape(str(error))}</b></p>"
-
-    def _set_threshold(self, value: float) -> None:
-        curve = self._curve_of(self.split, self.rule, also=value)
-        thresholds = [float(t) for t in curve["threshold"]]
-        self._moving = True  # new options move the slider to the first of them: nobody's choice
-        if thresholds != [t for _, t in self.threshold_slider.options]:
-            self.threshold_slider.options = [(f"{t:.4g}", t) for t in thresholds]
-        self.threshold_slider.index = thresholds.index(value)
-        self._moving = False
-        self._draw()
-
-    def _read_images(self) -> None:
-        self._images.wanted = True
-        self._draw()
-
-    def _plot(self, curve: pd.DataFrame, chosen: float) -> go.Figure:
-        figure = early_exit_plot({self.rule: curve}, deepest_macs=self._costs[1], chosen=chosen)
+    def picture(self) -> go.Figure:
+        figure = early_exit_plot({self.rule: self.curve}, deepest_macs=self._costs[1], chosen=self.threshold)
         return figure.update_layout(width=620, height=440)
 
-    def _draw(self) -> None:
-        self.complete()
-        new = self._plot(self.curve, self.threshold)
-        with self.figure.batch_update():
-            for old, trace in zip(self.figure.data, new.data, strict=True):
-                old.update(trace.to_plotly_json(), overwrite=True)
-            self.figure.update_layout(title=new.layout.title, margin=new.layout.margin)
-        self.reading.value = f"<b>{SIGNS[self.rule]} {self.threshold:.4g}</b>"
-        self.table.value = self._shares()
-        self.note.value = self._caution()
-        self.strips.value = self._leavers()
+    def panels(self) -> list[Panel]:
+        macs, deepest = self._costs
+        how: dict[str, Any] = {"rule": self.rule, "threshold": self.threshold, "split": self.split}
+        panel = exits_panel(self.run, self.curve, macs=macs, deepest_macs=deepest, **how)
+        panel.data["start"]["loss"] = self.loss
+        return [panel]
 
-    def _shares(self) -> str:
-        """A row an exit: cost, how many leave, how many of them are right, and of which classes where no image can tell."""
-        logits, labels = self._answers_on(self.split)
-        left, rows = self.left_at, []
-        no_images = self._images.wanted and self._images.missing
-        for k, (name, macs, z) in enumerate(zip(self._exits, self._costs[0], logits, strict=True), 1):
-            there = left == k
-            count, share = int(there.sum()), 100.0 * there.double().mean().item()
-            right = f"{100.0 * (z[there].argmax(1) == labels[there]).double().mean().item():.1f} %" if count else "–"
-            bar = f'<div style="width:{share:.0f}px;height:8px;background:{PALETTE[0]}" aria-hidden="true"></div>'
-            classes = [self._classes(labels[there])] if no_images else []
-            rows.append((name, f"{macs / 1e6:.2f}", f"{count:,}", f"{share:.1f} %{bar}", right, *classes))
-        head = ("", "million MACs", "images", "share", "right", *(["most frequent classes"] if no_images else []))
-        return html_table(head, rows, f"Who leaves where, of {self._whose(self.split)}")
 
-    def _classes(self, labels: Tensor, most: int = 4) -> str:
-        names = self.run.data.class_names
-        counts = Counter(labels.tolist()).most_common(most)
-        return ", ".join(f"{name_html(names[c])} {n}" for c, n in counts) or "–"
+def _of_probes(run: Run) -> tuple[list[Tensor], Tensor]:
+    """Logits, K x (N, C), of the last snapshot, and labels (N,)."""
+    probes = run.probes
+    return [z.float() for z in probes[list(probes)[-1]].logits], probes.labels
 
-    def _leavers(self) -> str:
-        """Some of the images that leave at each exit, evenly from all of them; where the data is."""
-        if self._images.missing:
-            return f"<p>{html.escape(self._images.missing)}</p>"
-        logits, labels = self._answers_on(self.split)
-        left, parts = self.left_at, []
-        for k, (name, z) in enumerate(zip(self._exits, logits, strict=True), 1):
-            places = (left == k).nonzero().flatten()
-            some = places[torch.linspace(0, len(places) - 1, min(STRIP, len(places))).long()].tolist()
-            parts.append(f"<p><b>Leaving at {name}</b>, {len(some)} of {len(places):,}</p>{self._strip(some, z, labels)}")
-        return "".join(parts)
 
-    def _strip(self, positions: list[int], logits: Tensor, labels: Tensor) -> str:
-        names, pngs = self.run.data.class_names, self._thumbnails.of(positions, self.split)
-        confidence, guess = F.softmax(logits[positions].double(), dim=1).max(1)
-        cells = []
-        for p, sure, g in zip(positions, confidence.tolist(), guess.tolist(), strict=True):
-            right = g == int(labels[p])
-            told = f"✓ {100 * sure:.0f} % sure" if right else f"✗ as {names[g]}"
-            cells.append(thumbnail(pngs.get(p), [names[int(labels[p])], told], right))
-        return f"<div>{''.join(cells)}</div>"
-
-    def _caution(self) -> str:
-        """On which images these figures stand, and what that makes of a threshold chosen here."""
-        if self.split == "test":
-            rest = (
-                f"The button chooses on {self._whose(self._chosen_on())}. "
-                "A threshold moved by hand until the test looks good is no result."
-            )
-        elif self.split == "validation" or self._probes.split == "validation":
-            rest = "A threshold chosen on them looks better here than on new images: choose it here, then look at test once."
-        elif self._probes.split == "test":
-            rest = "They are of test: choose a threshold on validation, not here."
-        else:
-            rest = "The network was trained on them: it is surer of them and more often right than of new images."
-        return f"<p>Figures on {self._whose(self.split)}. {rest}</p>"
+def _beside(run: Run) -> list[dict[str, Any]]:
+    """Curves of another run on its own probe images, by every rule."""
+    macs, deepest = run_macs(run)
+    found = []
+    for rule in RULES:
+        curve = early_exit_curve(*_of_probes(run), macs, rule)
+        columns = {name: curve[name].to_numpy(np.float32) for name in ("threshold", "accuracy", "macs")}
+        found.append({**columns, "name": run_names([run])[0], "rule": rule, "split": "probe", "deepest_macs": float(deepest)})
+    return found
 
 
 def _is_number(value: object) -> bool:

@@ -2,99 +2,132 @@
 
 from __future__ import annotations
 
-import html
+import re
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import ipywidgets as ipw
 import numpy as np
 import plotly.graph_objects as go
+import torch
 
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice
-from corsd_lib.figures.relations import relation_trace, square_class_axes
-from corsd_lib.figures.style import as_scores, class_labels, exit_names, hover_names, line_style, set_title, template
-from corsd_lib.pages import Panel, figure_panel
+from corsd_lib.figures.style import as_scores, exit_names, short_names
+from corsd_lib.pages import Panel
+from corsd_lib.pages.panels import as_codes
 from corsd_lib.runs import Run, TrainConfig
 from corsd_lib.training import train
-from corsd_lib.widgets.base import Explorer, Scores, cell_by_cell
+from corsd_lib.widgets.host import Chosen, Explorer, checked, with_bytes
+from corsd_lib.widgets.monitor_picture import curve_columns, empty_picture, finding, monitor_picture
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_WAITING = "Nothing trains yet: <code>monitor.train(config)</code>, or <code>train(config, on_epoch=monitor)</code>."
-_STOPPING = (
-    "Stop: the step is finished, everything is saved. The same configuration with <code>resume=True</code> goes on from there."
-)
+_WAITING = "Nothing trains yet: monitor.train(config), or train(config, on_epoch=monitor)."
+_STOPPING = "Stop: the step is finished, everything is saved. The same configuration with resume=True goes on from there."
 _BY_HAND = " Ctrl-C, or ■ above the notebook, stops a training in a cell and keeps its run."
+SHARE = 0.02  # of a training's time that drawing may take
 
 
 class TrainingMonitor(Explorer):
     """Watches a training: accuracy of every exit, parts of the loss, and a relation as it forms; and stops it.
 
     `monitor.train(config)` trains in the background: the cell ends at once, the notebook stays free, the buttons stop the
-    training and let it go on; `monitor.wait()` gives the run. `train(config, on_epoch=monitor)` trains in the cell, which no
-    click can reach: Ctrl-C, or the notebook's ■, stops that one. Either way a stopped run is saved and resumes bit for bit.
-    `monitor(run)` shows any run as far as it is, a finished one too.
+    training and let it go on; `monitor.wait()` gives the run. `train(config, on_epoch=monitor)` trains in the cell; there the
+    stop button interrupts the kernel as Ctrl-C or the notebook's ■ does, where a Jupyter server is asked that way. However it
+    is stopped, a run is saved and resumes bit for bit. `monitor(run)` shows any run as far as it is, a finished one too. An
+    epoch is left out where drawing would take more than 2 % of the training's time.
 
-    `exit` (1 = shallowest) and `parts` (names of parts of the loss) choose what is drawn and can be set. The relation of a
-    method without relation networks is the cosine.
+    `exit` (1 = shallowest) and `parts` (names of parts of the loss) choose what is drawn; they can be set and observed. The
+    relation of a method without relation networks is the cosine. `status` says in a sentence how far it is.
     """
+
+    script = "monitor"
+    chosen = ("exit", "parts")
+
+    exit = Chosen(help="the exit whose relation is drawn, 1 = shallowest; None before the first epoch")
+    parts = Chosen((), help="names of the parts of the loss that are drawn")
 
     def __init__(self) -> None:
         self._stop = threading.Event()  # `train` looks at it after every step
         self._ended = threading.Event()  # of the training in the thread
         self._run: Run | None = None
-        self._drawn: list[Any] = []  # what the traces are of
-        self._relations: list[Scores] = []
+        self._drawn: list[Any] = []  # what the lines are of
         self._config: TrainConfig | None = None
-        self._data: ImageData | None = None
+        self._data_given: ImageData | None = None
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
-        self._drawing = threading.RLock()  # a training draws in its thread, a control in another
-        self.stop_button = ipw.Button(description="stop", icon="stop", disabled=True, tooltip="finish the step, save, and end")
-        self.resume_button = ipw.Button(description="go on", icon="play", disabled=True, tooltip="resume what was stopped")
-        self.exit_choice = ipw.Dropdown(description="relation of", disabled=True)
-        self.part_choice = ipw.SelectMultiple(description="loss parts", rows=4, disabled=True)
-        self.status = ipw.HTML(_WAITING)
-        figure = go.FigureWidget(_empty_figure())
-        buttons = ipw.VBox([ipw.HBox([self.stop_button, self.resume_button]), self.exit_choice])
-        controls = ipw.HBox([buttons, self.part_choice], layout={"flex_flow": "row wrap"})
-        super().__init__(figure, [controls, self.status, figure])
-        self.stop_button.on_click(lambda _: self._stop_clicked())
-        self.resume_button.on_click(lambda _: self._resume_clicked())
-        self.exit_choice.observe(lambda _: self._draw_relation(), "value")
-        self.part_choice.observe(lambda _: self._show_parts(), "value")
+        self._drawing = threading.RLock()  # a training draws in its thread, a cell in another
+        self._took = self._since = 0.0  # seconds that the last drawing took, and when it ended
+        self._now: dict[str, Any] = {"status": _WAITING, "running": False, "resumable": False, "kernel": None}
+        super().__init__({}, _feed=self._now)
+        _after_cells(self._cell_ended)
 
     def __call__(self, run: Run) -> None:
         """Show `run` as it now is on disk."""
         with self._drawing:
-            probes, metrics = run.probes, run.metrics
-            if metrics.empty:
-                self.status.value = html.escape(f"{run.path}: no epoch is finished yet")
+            if self._too_often(run):
                 return
-            self._newest = max(probes)
-            self._relations = [as_scores(matrix.numpy()) for matrix in probes[self._newest].relations]
-            traces = [run.path, run.data.class_names, len(self._relations), _curve_columns(metrics)]
-            if self._drawn != traces:  # the folder may be the same: another training took it over
-                self._begin(run, metrics)
-            self._run, self._drawn = run, traces
-            with self.figure.batch_update():
-                for line, column in zip(self.figure.data[1:], _curve_columns(metrics), strict=True):
-                    line.x, line.y = (metrics[name].to_numpy(np.float32) for name in ("epoch", column))
-                set_title(self.figure, html.escape(_finding(run, metrics), quote=False), 110, below=36)
-            self._draw_relation()
-            if not self._stop.is_set():
-                how = "" if self.training or run.finished else _BY_HAND
-                self.status.value = html.escape(f"{_progress(run, metrics)}{how}")
+            begun = time.monotonic()
+            metrics = run.metrics
+            if metrics.empty:
+                self._tell(status=f"{run.path}: no epoch is finished yet")
+                return
+            self._show(run, metrics)
+            self._since = time.monotonic()
+            self._took = self._since - begun
+
+    def _too_often(self, run: Run) -> bool:
+        """Whether drawing this epoch too would slow the training by more than `SHARE`."""
+        new = self._run is None or self._run.path != run.path or run.finished or run.epochs_done == run.config.epochs
+        return not new and time.monotonic() - self._since < self._took / SHARE
+
+    def _show(self, run: Run, metrics: pd.DataFrame) -> None:
+        newest = max(run.probes)
+        snapshot = run.probes[newest]
+        lines = [run.path, run.data.class_names, len(snapshot.relations), curve_columns(metrics)]
+        kind = "exit" if len(_columns(metrics, "train_top1.")) == len(snapshot.relations) else "stage"
+        exits = exit_names(len(snapshot.relations), kind)
+        parts = [column.removeprefix("loss.") for column in _columns(metrics, "loss.")]
+        begins = self._drawn != lines  # the folder may be the same: another training took it over
+        self._run, self._drawn = run, lines
+        self._now |= {
+            "title": finding(run, metrics),
+            "exits": exits,
+            "exit_names": exit_names(len(_columns(metrics, "train_top1."))),
+            "parts": parts,
+            "names": short_names(run.data.class_names),
+            "epoch": newest,
+            "epochs": run.config.epochs,
+            "columns": {name: metrics[name].to_numpy(np.float32) for name in ("epoch", *curve_columns(metrics))},
+            "relations": as_codes(torch.stack(snapshot.relations)),
+        }
+        in_cell = not self.training and not run.finished
+        self._now["kernel"] = _kernel_at_work() if in_cell else None
+        if begins:
+            self.exit, self.parts = len(exits), tuple(parts)
+        if not self._stop.is_set():
+            how = "" if self.training or run.finished else _BY_HAND
+            self._tell(status=f"{_progress(run, metrics)}{how}")
+        else:
+            self._tell()
+
+    def _tell(self, **news: Any) -> None:
+        """Send what is new to the browser, and all that it knew with it: a page that opens later has it too."""
+        with self._drawing:
+            self._now = self._now | news
+            self._feed = with_bytes(self._now)
+
+    @property
+    def status(self) -> str:
+        """How far the training is, in a sentence."""
+        return self._now["status"]
 
     def __repr__(self) -> str:
         return f"TrainingMonitor({self._run or 'no epoch yet'})"
-
-    def panels(self) -> list[Panel]:
-        return [figure_panel(self.picture())]
 
     # --- training in the background ---
 
@@ -106,11 +139,11 @@ class TrainingMonitor(Explorer):
         """
         if self.training:
             raise CorsdError(f"{self._config and self._config.path} is still training here: stop it first, or wait() for it")
-        self._config, self._data, self._error = config, data, None
+        self._config, self._data_given, self._error = config, data, None
         self._stop.clear()
         self._ended.clear()
-        self.stop_button.disabled, self.resume_button.disabled = False, True
-        self.status.value = html.escape(f"{config.method} on {config.data} begins: the first epoch of {config.epochs} runs…")
+        begins = f"{config.method} on {config.data} begins: the first epoch of {config.epochs} runs…"
+        self._tell(status=begins, running=True, resumable=False, kernel=None)
         self._thread = threading.Thread(target=self._train, args=(config, data), name="training", daemon=True)
         self._thread.start()
 
@@ -139,172 +172,92 @@ class TrainingMonitor(Explorer):
             raise self._error
         return Run(self._config.path)
 
+    def stop(self) -> None:
+        """Stop the training that `train` began, as the button does: the step is finished and all is saved."""
+        if self.training:
+            self._stop.set()
+            self._tell(status=_STOPPING, running=False)
+
+    def resume(self) -> None:
+        """Go on with what was stopped, as the button does."""
+        if self._config is not None and not self.training:
+            self.train(replace(self._config, resume=True), data=self._data_given)
+
+    def ask_stop(self) -> None:
+        self.stop()
+
+    def ask_resume(self) -> None:
+        self.resume()
+
     def _train(self, config: TrainConfig, data: ImageData | None) -> None:
         try:
             run = train(config, data=data, on_epoch=self, progress=False, stop=self._stop)
         except Exception as error:
             self._error = error
-            self.status.value = f'<span role="alert">The training ended with an error: {html.escape(str(error))}</span>'
+            self._now |= {"status": f"The training ended with an error: {error}"}
         else:
+            self._since = 0.0
             if run.epochs_done:
                 self(run)
-            self.status.value = html.escape(_end(run))
-            self.resume_button.disabled = run.finished
+            self._now |= {"status": _end(run), "resumable": not run.finished}
         finally:
             self._stop.clear()  # it was heard: the next training, here or in a cell, is told of anew
-            self.stop_button.disabled = True
             self._ended.set()
+            self._tell(running=False)
 
-    def _stop_clicked(self) -> None:
-        self._stop.set()
-        self.stop_button.disabled = True
-        self.status.value = _STOPPING
+    def _cell_ended(self, *_: Any) -> None:
+        if self._now["kernel"] is not None:
+            self._tell(kernel=None)
 
-    def _resume_clicked(self) -> None:
-        if self._config is not None and not self.training:
-            self.train(replace(self._config, resume=True), data=self._data)
+    # --- what is chosen, and files ---
 
-    # --- what is drawn ---
+    _valid = checked(*chosen)
 
-    @property
-    def exit(self) -> int | None:
-        """The exit whose relation is drawn, 1 = shallowest; None before the first epoch."""
-        return self.exit_choice.value
+    def check(self, name: str, value: Any) -> Any:
+        if name == "exit":
+            if value is not None:
+                check_choice("exit", value, range(1, len(self._now.get("exits", ())) + 1))
+            return value
+        for part in value:
+            check_choice("part of the loss", part, self._now.get("parts", ()))
+        return tuple(value)
 
-    @exit.setter
-    def exit(self, number: int) -> None:
-        check_choice("exit", number, [value for _, value in self.exit_choice.options])
-        self.exit_choice.value = number
+    def picture(self) -> go.Figure:
+        if self._run is None or self.exit is None:
+            return empty_picture()
+        newest = max(self._run.probes)
+        relation = as_scores(self._run.probes[newest].relations[self.exit - 1].numpy())
+        return monitor_picture(self._run, self._run.metrics, relation, newest, self.parts)
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Names of the parts of the loss that are drawn."""
-        return self.part_choice.value
-
-    @parts.setter
-    def parts(self, names: Sequence[str]) -> None:
-        for name in names:
-            check_choice("part of the loss", name, self.part_choice.options)
-        self.part_choice.value = tuple(names)
-
-    def _begin(self, run: Run, metrics: pd.DataFrame) -> None:
-        """Traces and controls for the classes, exits and losses of `run`, in place of those of another one."""
-        names = run.data.class_names
-        heatmap = relation_trace(self._relations[-1], class_labels(names), hover_names(names)).update(xaxis="x2", yaxis="y2")
-        low, high = self.figure.layout.yaxis2.domain
-        heatmap.colorbar.update(y=(low + high) / 2, len=high - low, title={"font": {"size": 13}})
-        self.figure.data = ()
-        self.figure.add_traces([cell_by_cell(heatmap), *_curves(_curve_columns(metrics))])
-        square_class_axes(self.figure, run.data.num_classes, row=1, col=2)  # plotly.js wants traces before their axes
-        self.figure.update_layout(
-            xaxis2={"visible": True, "nticks": 20}, yaxis2={"visible": True, "nticks": 20}
-        )  # half a figure: room for half the names
-        kind = "exit" if len(_columns(metrics, "train_top1.")) == len(self._relations) else "stage"
-        exits = exit_names(len(self._relations), kind)
-        self.exit_choice.options = [(name, k) for k, name in enumerate(exits, 1)]
-        self.exit_choice.value = len(exits)
-        parts = [column.removeprefix("loss.") for column in _columns(metrics, "loss.")]
-        self.part_choice.options, self.part_choice.value = parts, tuple(parts)
-        self.exit_choice.disabled = self.part_choice.disabled = False
-
-    def _draw_relation(self) -> None:
-        with self._drawing:
-            if self.exit is None or self.exit > len(self._relations):
-                return  # a list that is being filled
-            matrix = self._relations[self.exit - 1]
-            with self.figure.batch_update():
-                self.figure.data[0].z = matrix.ravel()
-                self.figure.layout.annotations[0].text = _relation_title(matrix, self._newest)
-
-    def _show_parts(self) -> None:
-        with self._drawing, self.figure.batch_update():
-            for line in self.figure.data[1:]:
-                if line.yaxis == "y3":
-                    line.visible = line.name in self.parts
+    def panels(self) -> list[Panel]:
+        start = {"exit": self.exit, "parts": list(self.parts)}
+        return [
+            Panel("monitor", "How the training went", {"start": start, "feed": self._now | {"running": False, "kernel": None}})
+        ]
 
 
-def _empty_figure() -> go.Figure:
-    """Accuracy and relation side by side, the loss below, its legend beside it."""
-    from plotly.subplots import make_subplots
+def _kernel_at_work() -> str | None:
+    """The id by which a Jupyter server knows the kernel that runs this cell; None where there is none."""
+    try:
+        from ipykernel.connect import get_connection_file
 
-    titles = (
-        "",
-        "the relation comes here after the first epoch",
-        "parts of the loss, unweighted",
-    )  # the first panel has its legend there
-    figure = make_subplots(
-        rows=2,
-        cols=2,
-        specs=[[{}, {}], [{}, None]],
-        subplot_titles=titles,
-        column_widths=[0.54, 0.46],
-        row_heights=[0.62, 0.38],
-        horizontal_spacing=0.14,
-        vertical_spacing=0.15,
-    )
-    figure.update_annotations(font_size=13, yshift=4)
-    figure.update_xaxes(title="epoch", rangemode="tozero", col=1)
-    figure.update_yaxes(title="images right (%), dotted: validation", range=[0, 101], row=1, col=1)
-    figure.update_yaxes(title="value", type="log", tickformat="~g", row=2, col=1)
-    figure.update_xaxes(visible=False, row=1, col=2)
-    figure.update_yaxes(visible=False, row=1, col=2)
-    clear = {"bgcolor": "rgba(0,0,0,0)", "font": {"size": 12}, "tracegroupgap": 0}
-    legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"}
-    right, high = figure.layout.xaxis.domain[1], figure.layout.yaxis3.domain[1]
-    beside = {"x": right + 0.02, "xanchor": "left", "y": high, "yanchor": "top"}
-    figure.update_layout(template=template(), width=960, height=680, legend=legend | clear, legend2=beside | clear)
-    set_title(figure, "no epoch yet", 110, below=36)
-    return figure
+        found = re.fullmatch(r".*kernel-([0-9a-f-]{36})\.json", get_connection_file())
+    except Exception:  # no kernel, or one of another kind
+        return None
+    return found[1] if found else None
 
 
-def _columns(metrics: pd.DataFrame, prefix: str) -> list[str]:
+def _after_cells(call: Any) -> None:
+    """Have `call` called when a cell ends, where there are cells."""
+    from IPython.core.getipython import get_ipython
+
+    shell = get_ipython()
+    if shell is not None:
+        shell.events.register("post_run_cell", call)
+
+
+def _columns(metrics: pd.DataFrame, prefix: str) -> Sequence[str]:
     return [column for column in map(str, metrics) if column.startswith(prefix)]
-
-
-def _curve_columns(metrics: pd.DataFrame) -> list[str]:
-    """Columns in the order of the traces: train and validation accuracy of the exits, parts of the loss."""
-    return [column for prefix in ("train_top1.", "val_top1.", "loss.") for column in _columns(metrics, prefix)]
-
-
-def _curves(columns: Sequence[str]) -> list[go.Scatter]:
-    return [_curve(column, columns) for column in columns]
-
-
-def _curve(column: str, columns: Sequence[str]) -> go.Scatter:
-    """An empty line for a column, in its panel; validation is dotted, and comes and goes with its exit's train line."""
-    kind, _, name = column.partition(".")
-    same = [c for c in columns if c.startswith(f"{kind}.")]
-    place = same.index(column)
-    line: dict[str, Any] = line_style(place)
-    if kind == "loss":
-        hover = f"%{{y:.3g}}<extra>{html.escape(name)}</extra>"
-        return go.Scatter(name=name, mode="lines", line=line, legend="legend2", xaxis="x3", yaxis="y3", hovertemplate=hover)
-    label, validation = exit_names(len(same))[place], kind == "val_top1"
-    return go.Scatter(
-        name=label,
-        mode="lines",
-        line=line | ({"dash": "dot"} if validation else {}),
-        legendgroup=label,
-        showlegend=not validation,
-        hovertemplate=f"%{{y:.1f}} %<extra>{label}, {'validation' if validation else 'train'}</extra>",
-        xaxis="x",
-        yaxis="y",
-    )
-
-
-def _finding(run: Run, metrics: pd.DataFrame) -> str:
-    """How far it is, and what that is worth: on validation where there is one."""
-    kind, images = ("val_top1.", "validation") if _columns(metrics, "val_top1.") else ("train_top1.", "train")
-    right = [metrics[column].iloc[-1] for column in _columns(metrics, kind)]
-    shallow = f", exit 1 on {right[0]:.1f} %" if len(right) > 1 else ""
-    state = f"{run.config.method}: epoch {run.epochs_done} of {run.config.epochs}"
-    return f"{state}, exit {len(right)} is right on {right[-1]:.1f} % of the {images} images{shallow}"
-
-
-def _relation_title(matrix: Scores, epoch: int) -> str:
-    own = np.eye(len(matrix), dtype=bool)
-    means = [f"{matrix[of].mean(where=~np.isnan(matrix[of])):.2f}" for of in (own, ~own)]
-    return f"relation after epoch {epoch}: {means[0]} within a class, {means[1]} between"
 
 
 def _progress(run: Run, metrics: pd.DataFrame) -> str:

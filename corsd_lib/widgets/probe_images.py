@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import io
 import os
 import threading
@@ -103,14 +101,3 @@ def png_of(pixels: Tensor, factor: int = 1) -> bytes:
     file = io.BytesIO()
     image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST).save(file, "PNG")
     return file.getvalue()
-
-
-def image_html(png: bytes, alt: str, side: int = 128) -> str:
-    """An <img> of a PNG, drawn without smoothing, for an HTML widget; `alt` is escaped."""
-    style = f"width:{side}px;height:{side}px;object-fit:contain;image-rendering:pixelated"
-    return f'<img src="{image_source(png)}" alt="{html.escape(alt)}" style="{style}">'
-
-
-def image_source(png: bytes) -> str:
-    """A PNG as the address of itself."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

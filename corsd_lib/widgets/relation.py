@@ -2,77 +2,61 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import replace
-from typing import Any, Generic, Self, TypeVar, overload
+from collections.abc import Sequence
+from typing import Any
 
-import ipywidgets as ipw
 import numpy as np
 import plotly.graph_objects as go
+import torch
 import traitlets
 
 from corsd_lib.analysis.relations import KIND_NAMES
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice, shortened
-from corsd_lib.figures.style import short_name
 from corsd_lib.pages import Panel, relation_panel
+from corsd_lib.pages.panels import FINE_LEVELS, as_codes, first_pair, relation_data, relation_state
 from corsd_lib.runs import Run
-from corsd_lib.widgets.base import Explorer
-from corsd_lib.widgets.pair import PairView
+from corsd_lib.widgets.host import Chosen, Explorer, checked
+from corsd_lib.widgets.pair import most_related_images, pair_facts, pixel_facts
 from corsd_lib.widgets.probe_images import ProbeImages
-from corsd_lib.widgets.relation_figure import RelationFigure
-from corsd_lib.widgets.relation_view import DEEPEST, LEVELS, OTHER, Relations, Scores, View
+from corsd_lib.widgets.relation_picture import relation_picture
+from corsd_lib.widgets.relation_view import DEEPEST, LEVELS, OTHER, Relations, Scores, Shown, View
+from corsd_lib.widgets.thumbnails import Thumbnails
 
-_ORDER_NAMES = {
-    "label": "label",
-    "superclass": "superclass",
-    "cluster": "cluster",
-    "superclass_cluster": "cluster within superclass",
-}
-T = TypeVar("T")
-_NONE = ""  # in a list of choices: ipywidgets shows a choice of the value None as no choice at all
-_HOW_TO = "Click a cell to open the pair; drag to zoom, double-click to zoom out."
-
-
-class _Viewed(Generic[T]):
-    """A field of the `View` that a `RelationExplorer` shows: read, or asked for."""
-
-    def __init__(self, name: str, doc: str) -> None:
-        self.name, self.__doc__ = name, doc
-
-    @overload
-    def __get__(self, explorer: None, owner: type) -> Self: ...
-    @overload
-    def __get__(self, explorer: RelationExplorer, owner: type) -> T: ...
-    def __get__(self, explorer: RelationExplorer | None, owner: type) -> Self | T:
-        return self if explorer is None else getattr(explorer._shown.view, self.name)
-
-    def __set__(self, explorer: RelationExplorer, value: T) -> None:
-        explorer._ask(self.name, value)
+_VIEW = ("exit", "epoch", "kind", "level", "order", "superclass", "against")
+COLOURS = ("fixed", "fitted")
 
 
 class RelationExplorer(Explorer):
     """Relations of a run, at every exit and after every epoch that has a snapshot, down to two images and their pixels.
 
     Choose exit and epoch (or play them), the relation, classes or images, their order, a superclass, and what to subtract; a
-    click on a cell, or the lists, opens the pair. `other`: a run on the same classes to compare with; `labels`: what the two
-    are called, by default method and seed. The images are those of `data`, else of the run's own from `data_root`; without it a
-    sentence stands in their place.
+    click on a cell, the arrow keys, or the lists open a pair, and lists name pairs worth a look. `other`: a run on the same
+    classes to compare with; `labels`: what the two are called, by default method and seed. The images are those of `data`, else
+    of the run's own from `data_root`; without it a sentence stands in their place.
 
-    All of it can be read and set: `exit` (1 = shallowest), `epoch`, `kind` ("trained", "cosine" or "l2"), `level` ("class" or
-    "image"), `order` (see `class_order`; clusters are those of the deepest exit after the last epoch), `superclass` (a name or
-    None), `against` ("deepest exit", an epoch, "other run" or None); the traits `selection` (two classes, by index or name, or
-    None), `images` (two probe positions or None) and `marked` (probe positions). `matrix` is what is shown: (n, n) float32 in
-    [0, 1], a difference in [-1, 1], rows as in `rows`. What cannot be raises `CorsdError` and leaves all as it was.
+    All of it can be read, set and observed: `exit` (1 = shallowest), `epoch`, `kind` ("trained", "cosine" or "l2"), `level`
+    ("class" or "image"), `order` (see `class_order`; clusters are those of the deepest exit after the last epoch), `superclass`
+    (a name or None), `against` ("deepest exit", an epoch, "other run" or None), `colours` ("fixed" or "fitted" to the data),
+    `selection` (two classes, by index or name, or None), `images` (two probe positions or None) and `marked` (probe positions).
+    `matrix` is what is shown: (n, n) float32 in [0, 1], a difference in [-1, 1], rows as in `rows`. What cannot be raises
+    `CorsdError` and leaves all as it was.
     """
 
-    selection = traitlets.Any(allow_none=True, help="(first class, second class) as indices, or None")
-    images = traitlets.Any(allow_none=True, help="(first, second) probe image, by position, or None")
-    marked = traitlets.Any(
-        (), help="positions of probe images: their classes are marked, and at level image only they are shown"
-    )
+    script = "relation"
+    chosen = (*_VIEW, "colours", "selection", "images", "marked")
+
+    exit = Chosen(help="the exit that is shown, 1 = shallowest")
+    epoch = Chosen(help="the number of epochs after which the relation is shown")
+    kind = Chosen(help='which relation: "trained", "cosine" or "l2"')
+    level = Chosen("class", help='what the cells are of, "class" or "image"')
+    order = Chosen("label", help="the order of the classes")
+    superclass = Chosen(help="the superclass that is shown alone, by name")
+    against = Chosen(help='what is subtracted: "deepest exit", an epoch, "other run" or None')
+    colours = Chosen("fixed", help='the colour range: "fixed" or "fitted" to what is shown')
+    selection = Chosen(help="(first class, second class) as indices, or None")
+    images = Chosen(help="(first, second) probe image, by position, or None")
+    marked = Chosen((), help="positions of probe images: their classes are marked, and at level image only they are shown")
 
     def __init__(
         self,
@@ -84,171 +68,101 @@ class RelationExplorer(Explorer):
         data_root: str | None = None,
     ) -> None:
         self.run, self.other = run, other
-        self._relations = Relations(run, other, labels)
-        self._names, self._short = run.data.class_names, [short_name(name) for name in run.data.class_names]
-        mine = self._relations.mine
-        self._shown = self._relations.show(View(len(mine.exits(mine.stored)), mine.epochs[-1], mine.stored))
-        self._following = self._opened = False  # opened: images of the selection were asked for
-        self._make_controls()
-        pictures = ProbeImages(run, data, data_root)
-        self._pair_view = PairView(self._relations, pictures, self._open_images, self._relate_selected, self.busy)
-        self.table = self._pair_view.table
-        self._figure = RelationFigure(self._relations, self._shown)
-        super().__init__(self._figure.widget, self._layout())
-        self._connect()
-        self._figure.draw(self._shown)
-        with self._follow():
-            self.selection = self._strongest_pair()
-        self._pair_changed()
+        self._open = False  # what is chosen at first has no consequences
+        self._relations = relations = Relations(run, other, labels)
+        self._images = ProbeImages(run, data, data_root)
+        self._thumbnails = Thumbnails(run, self._images)
+        mine = relations.mine
+        epoch, exit = mine.epochs[-1], len(mine.exits(mine.stored))
+        first = first_pair(run, exit, epoch)
+        state = relation_state(run, exit=exit, epoch=epoch, selection=first) | {"selection": first, "marked": ()}
+        super().__init__(self._what_is_shown(), **state)
+        self._open = True
 
-    # --- controls ---
-
-    def _make_controls(self) -> None:
-        relations, mine, view = self._relations, self._relations.mine, self._shown.view
-        look = {"style": {"description_width": "80px"}, "layout": {"width": "270px"}}
-        self.exit_choice = ipw.Dropdown(options=self._exit_options(), value=view.exit, description="exit", **look)
-        self.epoch_slider = ipw.SelectionSlider(options=mine.epochs, value=view.epoch, description="epoch")
-        last = len(mine.epochs) - 1
-        self.play = ipw.Play(min=0, max=last, value=last, interval=300, show_repeat=False)
-        levels = [(f"{level} x {level}", level) for level in LEVELS]
-        self.level_choice = ipw.Dropdown(options=levels, description="level", **look)
-        kinds = [("trained" if kind == "trained" else KIND_NAMES[kind], kind) for kind in mine.kinds]
-        self.kind_choice = ipw.Dropdown(options=kinds, value=view.kind, description="relation", **look)
-        orders = [(_ORDER_NAMES[order], order) for order in relations.orders]
-        self.order_choice = ipw.Dropdown(options=orders, description="order by", **look)
-        superclasses = [("all", _NONE), *((short_name(name), name) for name in relations.superclass_names)]
-        self.superclass_choice = ipw.Dropdown(options=superclasses, description="superclass", **look)
-        self.against_choice = ipw.Dropdown(options=self._references(), description="subtract", **look)
-        classes = [("none", _NONE), *((name, k) for k, name in enumerate(self._short))]
-        look = {"style": {"description_width": "90px"}, "layout": {"width": "340px"}}
-        self.class_search = ipw.Combobox(
-            options=self._short,
-            placeholder="name, or part of it",
-            description="find class",
-            continuous_update=False,
-            **look,
-        )
-        self.first_class = ipw.Dropdown(options=classes, description="first class", **look)
-        self.second_class = ipw.Dropdown(options=classes, description="second class", **look)
-        self.unmark = ipw.Button(description="Forget", icon="times", layout={"width": "max-content", "display": "none"})
-        self.note = ipw.HTML(_HOW_TO)
-
-    def _exit_options(self) -> list[tuple[str, int]]:
-        return [(name, k) for k, name in enumerate(self._relations.mine.exits(self._shown.view.kind), 1)]
-
-    def _references(self) -> list[tuple[str, str | int | None]]:
-        epochs = [(f"epoch {epoch}", epoch) for epoch in self._relations.mine.epochs]
-        others = [(f"other run: {self._relations.run_names[1]}", OTHER)] if self.other else []
-        return [("nothing", _NONE), (DEEPEST, DEEPEST), *others, *epochs]
-
-    def _layout(self) -> list[ipw.Widget]:
-        wrap = {"flex_flow": "row wrap"}
-        when = ipw.HBox([self.exit_choice, self.play, self.epoch_slider, self.against_choice], layout=wrap)
-        hierarchy = [self.superclass_choice] if self._relations.superclass_names else []
-        what = ipw.HBox([self.level_choice, self.kind_choice, self.order_choice, *hierarchy], layout=wrap)
-        lists = [self.class_search, self.first_class, self.second_class, self.unmark]
-        pair = ipw.VBox(
-            [*lists, self._pair_view], layout={"padding": "20px 0 0 16px", "flex": "1 1 400px", "min_width": "400px"}
-        )
-        return [when, what, self.note, ipw.HBox([self._figure.widget, pair], layout=wrap)]
-
-    def _connect(self) -> None:
-        ipw.jslink((self.play, "value"), (self.epoch_slider, "index"))
-        for control in self._view_controls().values():
-            control.observe(self._controls_changed, "value")
-        self.first_class.observe(self._classes_chosen, "value")
-        self.second_class.observe(self._classes_chosen, "value")
-        self.class_search.observe(self._searched, "value")
-        self.unmark.on_click(lambda _: self.set_trait("marked", ()))
-        self.figure.data[0].on_click(self._clicked)
-
-    def _view_controls(self) -> dict[str, ipw.ValueWidget]:
-        """The control of every field of a `View`."""
-        return {
-            "exit": self.exit_choice,
-            "epoch": self.epoch_slider,
-            "kind": self.kind_choice,
-            "level": self.level_choice,
-            "order": self.order_choice,
-            "superclass": self.superclass_choice,
-            "against": self.against_choice,
-        }
+    def _what_is_shown(self) -> dict[str, Any]:
+        relations = self._relations
+        runs = [r for r in (relations.mine, relations.other) if r]
+        data = relation_data([r.run for r in runs], labels=relations.run_names, orders=relations.orders)
+        for shown, run in zip(data["runs"], runs, strict=True):
+            shown |= {"kinds": {kind: run.exits(kind) for kind in run.kinds}, "all_epochs": run.epochs}
+        kinds = [[kind, "trained" if kind == "trained" else KIND_NAMES[kind]] for kind in relations.mine.kinds]
+        if not relations.superclass_names:
+            data |= {"superclasses": [], "superclass_names": []}
+        # Epochs that are left out are asked for; what is marked in one explorer is marked in those that are given it.
+        return data | {"kinds": kinds, "text": "", "images": True, "key": f"{id(self)}"}
 
     # --- what can be read and set ---
-
-    exit = _Viewed[int]("exit", "The exit that is shown, 1 = shallowest.")
-    epoch = _Viewed[int]("epoch", "The number of epochs after which the relation is shown.")
-    kind = _Viewed[str]("kind", 'Which relation: "trained", "cosine" or "l2".')
-    level = _Viewed[str]("level", 'What the cells are of, "class" or "image".')
-    order = _Viewed[str]("order", "The order of the classes.")
-    superclass = _Viewed[str | None]("superclass", "The superclass that is shown alone, by name.")
-    against = _Viewed[str | int | None]("against", 'What is subtracted: "deepest exit", an epoch, "other run" or nothing.')
 
     @property
     def rows(self) -> list[int]:
         """What the rows, and columns, of the heatmap are, from the top: classes, or positions of probe images."""
-        return self._shown.ordered
+        return self._shown().ordered
 
     @property
     def matrix(self) -> Scores:
         """What is shown, (n, n) float32: in [0, 1], or in [-1, 1] where something is subtracted."""
-        return self._shown.values[np.ix_(self._shown.order, self._shown.order)]
+        shown = self._shown()
+        return shown.values[np.ix_(shown.order, shown.order)]
 
-    def _ask(self, name: str, value: Any) -> None:
-        options = self._view_controls()[name].options
-        check_choice(name, value, [_chosen(option[1] if isinstance(option, tuple) else option) for option in options])
-        self._show(replace(self._shown.view, **{name: value}))
+    def _view(self, **other: Any) -> View:
+        return View(**{name: self.proposed(name) for name in _VIEW} | other)
+
+    def _shown(self) -> Shown:
+        return self._relations.show(self._view(), self.marked if self.level == "image" else ())
 
     def __repr__(self) -> str:
         return f"RelationExplorer({str(self.run.path)!r}, exit {self.exit}, epoch {self.epoch}, selection {self.selection})"
 
-    def panels(self) -> list[Panel]:
-        """The relations as a panel of a page that begins at this exit, epoch, order, pair and difference.
+    _valid = checked(*chosen)
 
-        A page holds the stored relation of all classes; where another is shown here, a sentence on it says so.
-        """
-        mine = self._relations.mine
-        exit = self.exit + len(mine.exits(mine.stored)) - len(self._exit_options())
-        there = {None: "nothing", DEEPEST: "deepest", mine.epochs[0]: "first", OTHER: 1}
-        elsewhere = [
-            *([KIND_NAMES[self.kind]] if self.kind != mine.stored else []),
-            *(["relations of single images"] if self.level == "image" else []),
-            *([f"the superclass {self.superclass} alone"] if self.superclass else []),
-            *([f"the difference to epoch {self.against}"] if self.against not in there else []),
-        ]
-        text = f"Shown in the notebook, but not on this page: {', '.join(elsewhere)}." if elsewhere else ""
-        start = {"exit": exit, "epoch": self.epoch, "order": self.order, "selection": self.selection}
-        start |= {"against": there.get(self.against, "nothing"), "text": text}
-        return [relation_panel(self.run, self.other, labels=self._relations.run_names, **start)]
-
-    @traitlets.validate("selection")
-    def _valid_selection(self, proposal: Any) -> tuple[int, int] | None:
-        if proposal.value is None:
+    def check(self, name: str, value: Any) -> Any:
+        if name in _VIEW:
+            self._check_field(name, value)
+            if name in ("level", "superclass", "against"):
+                view = self._view(**{name: value})
+                self._relations.check(view, self.proposed("marked") if view.level == "image" else ())
+            return value
+        if name == "colours":
+            check_choice("colours", value, COLOURS)
+            return value
+        if name == "marked":
+            return self._positions("marked", value)
+        if value is None:
             return None
-        if not isinstance(proposal.value, tuple | list) or len(proposal.value) != 2:
-            raise CorsdError(f"selection {shortened(proposal.value)} must be two classes, by index or by name, or None")
-        first, second = map(self._class_index, proposal.value)
+        return self._pair_of_classes(value) if name == "selection" else self._pair_of_images(value)
+
+    def _check_field(self, name: str, value: Any) -> None:
+        mine, kind = self._relations.mine, self.proposed("kind")
+        allowed: dict[str, Sequence[Any]] = {
+            "exit": range(1, len(mine.exits(kind if kind in mine.kinds else mine.stored)) + 1),
+            "epoch": mine.epochs,
+            "kind": mine.kinds,
+            "level": LEVELS,
+            "order": self._relations.orders,
+            "superclass": [None, *self._relations.superclass_names],
+            "against": [None, DEEPEST, *([OTHER] if self.other else []), *mine.epochs],
+        }
+        check_choice(name, value, allowed[name])
+
+    def _pair_of_classes(self, value: Any) -> tuple[int, int]:
+        if not isinstance(value, tuple | list) or len(value) != 2:
+            raise CorsdError(f"selection {shortened(value)} must be two classes, by index or by name, or None")
+        first, second = map(self._class_index, value)
         return first, second
 
     def _class_index(self, which: int | str) -> int:
+        names = self.run.data.class_names
         if isinstance(which, str):
-            check_choice("class", which, self._names)
-            return self._names.index(which)
-        check_choice("class", which, range(len(self._names)))
+            check_choice("class", which, names)
+            return names.index(which)
+        check_choice("class", which, range(len(names)))
         return int(which)
 
-    @traitlets.validate("images")
-    def _valid_images(self, proposal: Any) -> tuple[int, int] | None:
-        if proposal.value is None:
-            return None
-        found = self._positions("images", proposal.value)
+    def _pair_of_images(self, value: Any) -> tuple[int, int]:
+        found = self._positions("images", value)
         if len(set(found)) != 2 or len(found) != 2:
-            raise CorsdError(f"images {shortened(proposal.value)} must be the positions of two different probe images, or None")
+            raise CorsdError(f"images {shortened(value)} must be the positions of two different probe images, or None")
         return found[0], found[1]
-
-    @traitlets.validate("marked")
-    def _valid_marked(self, proposal: Any) -> tuple[int, ...]:
-        return self._positions("marked", proposal.value)
 
     def _positions(self, what: str, given: Any) -> tuple[int, ...]:
         count = len(self._relations.mine.labels)
@@ -260,155 +174,97 @@ class RelationExplorer(Explorer):
             raise CorsdError(f"{what} {shortened(given)}: positions of probe images are wanted; allowed: 0 to {count - 1}")
         return found
 
-    # --- what happens then ---
+    # --- what follows from a choice ---
 
-    @contextmanager
-    def _follow(self) -> Iterator[None]:
-        """Controls and traits are brought in line with each other: what changes meanwhile is nobody's choice."""
-        before, self._following = self._following, True
-        try:
-            yield
-        finally:
-            self._following = before
-
-    def _controls_changed(self, change: Any) -> None:
-        if self._following:
-            return
-        try:
-            self._show(View(**{name: _chosen(control.value) for name, control in self._view_controls().items()}))
-        except CorsdError as error:
-            self._line_up()
-            self._say(str(error))
-
-    def _say(self, text: str) -> None:
-        self.note.value = f'<span role="status">{html.escape(text)}</span>'
-
-    def _show(self, view: View) -> None:
-        """Show `view`, or raise and leave all as it was."""
-        slow = view.level == "image" or "cluster" in view.order
-        with self.busy("relating") if slow else nullcontext():
-            self._shown = self._relations.show(view, self.marked if view.level == "image" else ())
-            self._line_up()
-            self._figure.draw(self._shown, len(self.marked))
-            self._draw_pair()
-
-    def _line_up(self) -> None:
-        """The controls say what is shown."""
-        with self._follow():
-            if self.exit_choice.options != tuple(self._exit_options()):
-                self.exit_choice.options = self._exit_options()
-            for name, control in self._view_controls().items():
-                value = getattr(self._shown.view, name)
-                control.value = _NONE if value is None else value
-            self.note.value = _HOW_TO
-
-    def _clicked(self, trace: go.Heatmap, points: Any, state: Any) -> None:
-        if not points.point_inds:
-            return
-        rows = self._shown.rows
-        first, second = (int(rows[k]) for k in divmod(int(points.point_inds[0]), len(rows)))  # the cell's place in the columns
-        if self.level == "class":
-            if self.selection == (first, second):  # no change that would be told, but perhaps other images are open
-                self._open_likeliest()
-            self.selection = first, second
-        elif first != second:
-            self.images = first, second
-
-    def _classes_chosen(self, change: Any) -> None:
-        pair = (self.first_class.value, self.second_class.value)
-        if _NONE not in pair and not self._following:
-            self.selection = pair
-
-    def _searched(self, change: Any) -> None:
-        """Open the class that was typed, or the only one with that in its name, beside the one most related to it."""
-        text = self.class_search.value.strip()
-        if not text:
-            return
-        same = [k for k, name in enumerate(self._names) if text in (name, self._short[k])]
-        found = same or [k for k, name in enumerate(self._names) if text.casefold() in name.casefold()]
-        if len(found) != 1:
-            names = ", ".join(self._short[k] for k in found[:12]) + (", …" if len(found) > 12 else "")
-            self._say(
-                f"{len(found)} classes with {text!r} in their names: {names}" if found else f"No class is called {text!r}"
-            )
-            return
-        mine, view = self._relations.mine, self._shown.view
-        related = mine.classes(view.epoch, view.exit, view.kind)[found[0]].copy()
-        related[found[0]] = np.nan
-        self.note.value = _HOW_TO
-        self.selection = found[0], found[0] if np.isnan(related).all() else int(np.nanargmax(related))
+    @traitlets.observe("kind")
+    def _kind_chosen(self, change: Any) -> None:
+        self.exit = min(self.exit, len(self._relations.mine.exits(self.kind)))
 
     @traitlets.observe("selection")
     def _selected(self, change: Any) -> None:
-        if not self._following:
-            self._open_likeliest()
-
-    def _open_likeliest(self) -> None:
-        """Open the most related images of the selected classes."""
-        self._opened = self.selection is not None
-        with self.busy("looking at the images"), self._follow():
-            self.images = self._most_related_images()
-            self._pair_changed()
-
-    def _most_related_images(self) -> tuple[int, int] | None:
-        """By the relation that is shown; by the cosine where that one is not of single images."""
-        if self.selection is None:
-            return None
-        mine, view = self._relations.mine, self._shown.view
-        for asked in (view, replace(view, kind="cosine", exit=len(mine.exits("cosine")))):
-            with suppress(CorsdError):
-                return next((pair for _, pair in mine.ranked(asked, *self.selection)), None)
-        return None
-
-    def _open_images(self, pair: tuple[int, int]) -> None:
-        self.images = pair
+        """The most related images of the selected classes are opened with them."""
+        if self._open and (self.selection is None or self._classes_of_images() != self.selection):
+            self.images = most_related_images(self._relations.mine, self._view(), self.selection)
 
     @traitlets.observe("images")
     def _images_chosen(self, change: Any) -> None:
-        if self._following:
-            return
-        with self.busy("looking at the images"), self._follow():
-            if self.images is not None:
-                self.selection = tuple(int(self._relations.mine.labels[position]) for position in self.images)
-            self._pair_changed()
+        if self.images is not None:
+            self.selection = self._classes_of_images()
 
-    def _relate_selected(self) -> None:
-        """All images of the selected classes against each other."""
-        if self.selection is not None:
-            self.marked = tuple(np.flatnonzero(np.isin(self._relations.mine.labels, self.selection)).tolist())
-            self._show(replace(self._shown.view, level="image", superclass=None))
+    def _classes_of_images(self) -> tuple[int, ...] | None:
+        labels = self._relations.mine.labels
+        return None if self.images is None else tuple(int(labels[position]) for position in self.images)
 
-    @traitlets.observe("marked")
-    def _marks_changed(self, change: Any) -> None:
-        self.unmark.layout.display = None if self.marked else "none"
-        self.unmark.description = f"Forget {len(self.marked)} marks"
-        try:
-            self._show(self._shown.view)
-        except CorsdError as error:  # none of them is in the superclass
-            self._say(str(error))
+    # --- what the browser asks for ---
 
-    def _pair_changed(self) -> None:
-        with self._follow():
-            self.first_class.value, self.second_class.value = self.selection or (_NONE, _NONE)
-        self._draw_pair()
+    def ask_classes(self, wanted: Sequence[str]) -> list[dict[str, Any]]:
+        """Relations of classes by "run/kind/epoch": of what is not stored, or was left out."""
+        found = []
+        for place, kind, epoch in (each.split("/") for each in wanted):
+            run = self._relations.mine if place == "0" or self._relations.other is None else self._relations.other
+            matrices = [run.classes(int(epoch), k, kind) for k in range(1, len(run.exits(kind)) + 1)]
+            codes = as_codes(torch.from_numpy(np.stack(matrices)), FINE_LEVELS)
+            found.append({"run": int(place), "kind": kind, "epoch": int(epoch), "codes": codes, "levels": FINE_LEVELS})
+        return found
 
-    def _draw_pair(self) -> None:
-        view, by_class = self._shown.view, self.level == "class"
-        labels = self._relations.mine.labels if by_class and self.marked else np.array([])
-        self._figure.draw_over(
-            self._shown, self.selection if by_class else self.images, {int(labels[p]) for p in self.marked if by_class}
-        )
-        self._pair_view.show(view, self.selection, self.images, self._opened)
+    def ask_images(self, **state: Any) -> dict[str, Any]:
+        """Cells of single images, in display order."""
+        shown = self._relations.show(_view_of(state), state["marked"])
+        rows = np.asarray(shown.ordered, np.int32)
+        return {
+            "rows": rows,
+            "classes": self._relations.mine.labels[rows].astype(np.int32),
+            "values": np.ascontiguousarray(shown.values[np.ix_(shown.order, shown.order)]),
+        }
 
-    def _strongest_pair(self) -> tuple[int, int] | None:
-        """The two different classes that are most related: a first thing to look at."""
-        others = np.where(np.eye(len(self._names), dtype=bool), np.nan, self.matrix)
-        if np.isnan(others).all():
-            return None
-        row, column = np.unravel_index(np.nanargmax(others), others.shape)
-        return int(row), int(column)
+    def ask_pair(self, **state: Any) -> dict[str, Any]:
+        """Two images of the selected classes: those that are open, else the most related."""
+        view, mine = _view_of(state), self._relations.mine
+        classes, images = tuple(state["selection"]), state["images"]
+        if images is None or tuple(int(mine.labels[p]) for p in images) != classes:
+            images = most_related_images(mine, view, classes)
+            if classes == self.selection:  # else the browser has moved on, and says so next
+                self.images = images
+        return pair_facts(self._relations, self._thumbnails, view, classes, images and tuple(images))
+
+    def ask_pixels(self, **state: Any) -> dict[str, Any]:
+        """Which pixels relate the two images that are open, by the newest weights."""
+        view, mine = _view_of(state), self._relations.mine
+        exit = view.exit + len(mine.exits(mine.stored)) - len(mine.exits(view.kind))
+        return pixel_facts(mine.run, tuple(state["images"]), exit, self._images)
+
+    def ask_faces(self, positions: Sequence[int]) -> dict[int, bytes]:
+        """PNGs of probe images; none where the data is not."""
+        return dict(self._thumbnails.of(positions))
+
+    # --- files ---
+
+    def picture(self) -> go.Figure:
+        return relation_picture(self._relations, self._shown(), self.selection, self.images, self.marked)
+
+    def panels(self) -> list[Panel]:
+        """The relations as a panel of a page that begins at this exit, epoch, order, pair and difference.
+
+        A page holds the stored relation of all classes; where another is shown here, a sentence on it says so.
+        """
+        mine = self._relations.mine
+        exit = self.exit + len(mine.exits(mine.stored)) - len(mine.exits(self.kind))
+        elsewhere = [
+            *([KIND_NAMES[self.kind]] if self.kind != mine.stored else []),
+            *(["relations of single images"] if self.level == "image" else []),
+        ]
+        text = f"Shown in the notebook, but not on this page: {', '.join(elsewhere)}." if elsewhere else ""
+        names = self._relations.run_names
+        panel = relation_panel(self.run, self.other, labels=names, exit=exit, epoch=self.epoch, order=self.order, text=text)
+        kept = {"superclass", "against", "colours", "selection", "marked"}
+        panel.data["start"] |= {name: _plain(getattr(self, name)) for name in kept}
+        return [panel]
 
 
-def _chosen(value: Any) -> Any:
-    """What a control's value stands for; 0, an epoch, is not nothing."""
-    return None if value == _NONE else value
+def _view_of(state: dict[str, Any]) -> View:
+    """What a question is about: the state as the browser had it."""
+    return View(**{name: state[name] for name in _VIEW})
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -215,6 +215,11 @@ class Relations:
         rows = self.rows(view, marked)
         return Shown(view, rows, self.values(view, rows), self.places(view, rows))
 
+    def check(self, view: View, marked: Sequence[int] = ()) -> None:
+        """Raise `CorsdError` for a view that cannot be, without computing it."""
+        self.rows(view, marked)
+        self.reference(view)
+
     def rows(self, view: View, marked: Sequence[int] = ()) -> Rows:
         """The classes, or probe images, of a view, sorted: (n,).
 

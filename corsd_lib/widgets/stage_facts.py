@@ -1,4 +1,4 @@
-"""What the texts and colours of a `StageExplorer` are made of.
+"""What the texts of a `StageExplorer` are made of.
 
 N images, D embedding dimensions.
 """
@@ -6,7 +6,6 @@ N images, D embedding dimensions.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -14,16 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from corsd_lib.analysis.embedding import StageEmbedding, own_share
+from corsd_lib.analysis.embedding import NEIGHBOURS, StageEmbedding
 from corsd_lib.analysis.exits import first_right
-from corsd_lib.figures.style import name_html
-
-
-def tidiest(embedding: Tensor, groups: Tensor, count: int) -> list[int]:
-    """The `count` groups of `groups` (N,) of whose images most of the 10 nearest in an embedding (N, D) are their own."""
-    own = own_share(embedding, groups)
-    purity = {int(g): own[groups == g].mean().item() for g in groups.unique()}
-    return sorted(purity, key=lambda g: -purity[g])[:count]
 
 
 def late_image(logits: Sequence[Tensor], labels: Tensor) -> int:
@@ -57,14 +48,12 @@ def quality(embedding: StageEmbedding, epoch: int) -> list[str]:
     ]
 
 
-def marked_html(marked: Sequence[int], labels: Tensor, logits: Sequence[Tensor], names: Sequence[str]) -> str:
-    """How many images are marked, of which classes, and how many of them are right at each exit; how to mark, when none is."""
-    if not marked:
-        return "<p>Draw around points to mark these images everywhere; click a point to look at one.</p>"
-    chosen = list(marked)
-    counts = Counter(labels[chosen].tolist()).most_common()
-    classes = ", ".join(f"{name_html(names[c])} {n}" for c, n in counts[:8])
-    more = f" and {len(counts) - 8} more {'class' if len(counts) == 9 else 'classes'}" if len(counts) > 8 else ""
-    right = [(z[chosen].argmax(1) == labels[chosen]).double().mean().item() for z in logits]
-    at = ", ".join(f"{percent(share)} at exit {k}" for k, share in enumerate(right, 1))
-    return f"<p><b>{len(chosen)} images marked</b>: {classes}{more}. Right: {at}.</p>"
+def finding(embedding: StageEmbedding, epoch: int) -> str:
+    """What the `epoch`-th epoch shows, in a line."""
+    purity = embedding.embedding_purity[epoch].tolist()
+    near, deepest = min(NEIGHBOURS, len(embedding.labels) - 1), len(purity)
+    last = f" and {percent(purity[-1])} at exit {deepest}" if deepest > 1 else ""
+    return (
+        f"Of an image's {near} nearest in the embedding {percent(purity[0])} are of its class at exit 1{last} "
+        f"({percent(embedding.purity_limit)} at most)"
+    )

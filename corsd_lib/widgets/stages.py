@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-import ipywidgets as ipw
 import numpy as np
 import plotly.graph_objects as go
 import torch
@@ -15,56 +13,48 @@ import traitlets
 from torch import Tensor
 from torch.nn import functional as F
 
-from corsd_lib.analysis.embedding import (
-    NEIGHBOURS,
-    PROJECTIONS,
-    StageEmbedding,
-    is_kept,
-    nearest_images,
-    stage_embedding,
-)
+from corsd_lib.analysis.embedding import PROJECTIONS, StageEmbedding, is_kept, nearest_images, stage_embedding
 from corsd_lib.analysis.exits import first_right
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice, shortened
-from corsd_lib.figures.style import LONGEST, PALETTE, exit_names, name_html, short_names
-from corsd_lib.pages import Panel, stages_panel
+from corsd_lib.figures.style import exit_names, short_name
+from corsd_lib.pages import Panel, has_superclasses, stages_panel
+from corsd_lib.pages.panels import COLOURS, MOST_GROUPS, PROJECTION_NAMES, stages_data, stages_fit, stages_state
 from corsd_lib.runs import Run
-from corsd_lib.widgets.base import Explorer
-from corsd_lib.widgets.probe_images import ProbeImages, image_html
+from corsd_lib.widgets.host import Chosen, Explorer, checked
+from corsd_lib.widgets.probe_images import ProbeImages
 from corsd_lib.widgets.relation import RelationExplorer
-from corsd_lib.widgets.stage_facts import late_image, marked_html, percent, quality, tidiest, why_no_umap
-from corsd_lib.widgets.stage_panels import MOST, Codes, Points, StagePanels
-from corsd_lib.widgets.thumbnails import Thumbnails, html_table, thumbnail
+from corsd_lib.widgets.stage_facts import finding, late_image, quality, why_no_umap
+from corsd_lib.widgets.stage_picture import Codes, stage_picture
+from corsd_lib.widgets.thumbnails import Thumbnails
 
-COLOURS = {
-    "superclass": "superclass",
-    "class": "class",
-    "right": "right or wrong at that exit",
-    "first_right": "first exit that is right",
-}
-METHODS = {"umap": "UMAP", "pca": "PCA"}
+NEAR = 8  # neighbours of an image that are shown
 
 
 class StageExplorer(Explorer):
     """The probe images of a run in two dimensions, a panel an exit, all of one joint fit.
 
-    Draw around points with the lasso or a box: the same images are marked in every panel, and in the `RelationExplorer`
-    `relations`, when given. A click on a point shows the image, what each exit takes it for, and the images nearest to it at
-    each exit: in the embedding, of which the picture is only a shadow; rings say where they lie. Under every panel stands how
-    far to trust it. `explorer.selection` (tuple of probe positions) and `.image` (one position) are traits; `.colour`
-    ("superclass", "class", "right", "first_right"), `.highlight` (names of the groups in colour, the others are grey), `.epoch`
-    (one of `epochs`, which are embedded together; the last one alone by default) and `.method` can be read and set.
+    Draw around points: the same images are marked in every panel, and in the `RelationExplorer` `relations`, when given. A
+    click on a point shows the image, what each exit takes it for, and the images nearest to it at each exit: in the embedding,
+    of which the picture is only a shadow; rings say where they lie. Under every panel stands how far to trust it.
+    `explorer.selection` (tuple of probe positions), `.image` (one position), `.colour` ("superclass", "class", "right",
+    "first_right"), `.highlight` (names of the groups in colour, up to 12; the others are grey), `.epoch` (one of `epochs`,
+    which are embedded together; the last one alone by default) and `.method` can be read, set and observed.
 
     `method` "umap" is shown at once when the run has kept it; its first fit takes up to some minutes, so that PCA is shown
     until it is asked for. Raises `CorsdError` for a run without snapshots, an epoch without one, and `relations` of other
     probe images.
     """
 
-    # not `Any`, which lets None past the validators
-    selection: traitlets.TraitType[Any, Any] = traitlets.TraitType(
-        (), help="positions of the marked images in the probe set, ascending"
-    )
-    image: traitlets.TraitType[Any, Any] = traitlets.TraitType(0, help="position of the image that is looked at")
+    script = "stages"
+    chosen = ("epoch", "colour", "highlight", "method", "image", "selection")
+
+    epoch = Chosen(help="the number of epochs after which the images are shown")
+    colour = Chosen("class", help='what the colours say: "superclass" (where there are some), "class", "right", "first_right"')
+    highlight = Chosen((), help="names of the classes (or superclasses) in colour, up to 12")
+    method = Chosen("pca", help='the projection: "umap" or "pca"')
+    image = Chosen(0, help="position of the image that is looked at")
+    selection = Chosen((), help="positions of the marked images in the probe set, ascending")
 
     def __init__(
         self,
@@ -83,26 +73,20 @@ class StageExplorer(Explorer):
         self._check_relations()
         self._epochs = None if epochs is None else tuple(epochs)
         self._snapshot = lru_cache(maxsize=4)(lambda epoch: self._probes[epoch])
-        self.note = ipw.HTML()
-        self.embedding = self._opening(method)
-        self._names = short_names(run.data.class_names)
-        self._told = _whole(run.data.class_names, self._names)
-        self._superclasses = short_names(run.data.superclass_names)
-        self._labels = self.embedding.labels.numpy()
-        self._exits = exit_names(len(self.embedding.exits))
         self._thumbnails = Thumbnails(run, ProbeImages(run, data, data_root))
-        self._thumbnails.images.wanted = data is not None  # the first view waits for none
-        self._moving, self._caught = False, set[int]()
-        self._build_controls()
-        self._panels = StagePanels(self.embedding.coordinates.numpy(), self._exits, self._captions())
-        super().__init__(self._panels.figure, self._arranged())
-        self._connect()
-        self.image = late_image(self._logits(), self.embedding.labels)
-        self._recolour()
-        if data is None:
-            self._leave("reading the images", self._read_images)
-        elif not self.table.value:  # image 0 was no change
-            self._tell()
+        self._fits: dict[str, StageEmbedding] = {}
+        said = ""
+        if method == "umap" and not is_kept(run, self._epochs):
+            method, said = "pca", why_no_umap()
+        opening = self._fit(method)
+        colour = "superclass" if has_superclasses(run.data) else "class"
+        state = stages_state(run, opening, epoch=opening.epochs[-1], colour=colour)
+        logits = [z.float() for z in self._snapshot(opening.epochs[-1]).logits]
+        state |= {"image": late_image(logits, opening.labels), "selection": (), "highlight": tuple(state["highlight"])}
+        self._shown = stages_data(run, opening)
+        methods = [[name, PROJECTION_NAMES[name]] for name in PROJECTIONS]
+        key = relations._data["key"] if relations else f"{id(self)}"
+        super().__init__({**self._shown, "methods": methods, "message": said, "key": key}, **state)
 
     def _check_relations(self) -> None:
         if self._relations is None:
@@ -114,313 +98,145 @@ class StageExplorer(Explorer):
         if mine != theirs:
             raise CorsdError(f"relations of {self._relations.run.path} are of other probe images than {self.run.path} has")
 
-    def _opening(self, method: str) -> StageEmbedding:
-        """What is there at once: UMAP where it was kept, else PCA and a sentence."""
-        if method == "umap" and not is_kept(self.run, self._epochs):
-            method, self.note.value = "pca", f"<p>{why_no_umap()}</p>"
-        return stage_embedding(self.run, self._epochs, method=method)
-
-    def _build_controls(self) -> None:
-        e, look = self.embedding, {"style": {"description_width": "70px"}}
-        colours = [(text, name) for name, text in COLOURS.items() if self._grouped or name != "superclass"]
-        self.colour_choice = ipw.Dropdown(options=colours, description="colour by", layout={"width": "280px"}, **look)
-        self.highlight_tags = ipw.TagsInput(allow_duplicates=False, layout={"min_width": "180px"})
-        self.highlight_box = ipw.HBox([ipw.Label("in colour"), self.highlight_tags])
-        self.epoch_slider = ipw.SelectionSlider(options=e.epochs, value=e.epochs[-1], description="epoch", **look)
-        self.play = ipw.Play(min=0, max=len(e.epochs) - 1, value=len(e.epochs) - 1, interval=700, show_repeat=False)
-        self.method_choice = ipw.Dropdown(
-            options=[(text, name) for name, text in METHODS.items()],
-            value=e.method,
-            description="projection",
-            layout={"width": "170px"},
-            **look,
-        )
-        self.image_field = ipw.BoundedIntText(
-            min=0, max=len(e.labels) - 1, description="image", layout={"width": "150px"}, **look
-        )
-        self.table, self.marked = ipw.HTML(), ipw.HTML()
-
-    def _arranged(self) -> list[ipw.Widget]:
-        wrap = {"flex_flow": "row wrap", "align_items": "center"}
-        controls = [self.colour_choice, self.method_choice, self.image_field]
-        if len(self.embedding.epochs) > 1:
-            controls += [self.play, self.epoch_slider]
-        return [ipw.HBox(controls, layout=wrap), self.highlight_box, self.note, self._panels.figure, self.marked, self.table]
-
-    def _connect(self) -> None:
-        ipw.jslink((self.play, "value"), (self.epoch_slider, "index"))
-        self.colour_choice.observe(lambda _: self._recolour(), "value")
-        self.highlight_tags.observe(self._tagged, "value")
-        self.epoch_slider.observe(lambda _: self._draw_and_tell(), "value")
-        self.method_choice.observe(self._method_chosen, "value")
-        self.image_field.observe(self._image_typed, "value")
-        for trace in self._panels.points:
-            trace.on_click(self._clicked)
-            trace.on_selection(self._brushed)
-        self._panels.points[0].on_deselect(self._unbrushed)
+    def _fit(self, method: str) -> StageEmbedding:
+        if method not in self._fits:
+            self._fits[method] = stage_embedding(self.run, self._epochs, method=method)
+        return self._fits[method]
 
     # --- what can be read and set ---
 
-    @property
-    def colour(self) -> str:
-        """What the colours say: "superclass" (where there are some), "class", "right" or "first_right"."""
-        return self.colour_choice.value
-
-    @colour.setter
-    def colour(self, name: str) -> None:
-        check_choice("colour", name, [value for _, value in self.colour_choice.options])
-        self.colour_choice.value = name
+    _valid = checked(*chosen)
 
     @property
-    def highlight(self) -> tuple[str, ...]:
-        """Names of the classes (or superclasses) in colour, up to 12; the others are grey."""
-        return tuple(self.highlight_tags.value)
+    def embedding(self) -> StageEmbedding:
+        """The coordinates that are shown."""
+        return self._fit(self.method)
 
-    @highlight.setter
-    def highlight(self, names: Sequence[str]) -> None:
-        if isinstance(names, str) or len(names) > MOST or len(set(names)) < len(names):
-            raise CorsdError(f"highlight {shortened(names)}; allowed: up to {MOST} names, each once")
+    def check(self, name: str, value: Any) -> Any:
+        if name == "epoch":
+            check_choice("epoch", value, self._shown["epochs"])
+        elif name == "colour":
+            check_choice("colour", value, [c for c in COLOURS if c != "superclass" or has_superclasses(self.run.data)])
+        elif name == "method":
+            check_choice("method", value, PROJECTIONS)
+            self._fit(value)  # or its error, before anything changes
+        elif name == "highlight":
+            return self._groups_of(value)
+        elif name == "image":
+            return self._position(value)
+        elif isinstance(value, str) or not isinstance(value, Iterable):
+            raise CorsdError(f"selection {shortened(value)}; allowed: positions in the probe set, () for none")
+        else:
+            return tuple(sorted({self._position(p) for p in value}))
+        return value
+
+    def _groups_of(self, names: Any) -> tuple[str, ...]:
+        if isinstance(names, str) or not isinstance(names, Iterable):
+            raise CorsdError(f"highlight {shortened(names)}; allowed: up to {MOST_GROUPS} names, each once")
+        names = tuple(names)
+        if len(names) > MOST_GROUPS or len(set(names)) < len(names):
+            raise CorsdError(f"highlight {shortened(names)}; allowed: up to {MOST_GROUPS} names, each once")
+        colour = self.proposed("colour")
         for name in names:
-            check_choice(self.colour, name, self.highlight_tags.allowed_tags)
-        self.highlight_tags.value = list(names)
+            check_choice(colour, name, self._group_names(colour))
+        return names
 
-    @property
-    def epoch(self) -> int:
-        """The number of epochs after which the images are shown."""
-        return self.epoch_slider.value
-
-    @epoch.setter
-    def epoch(self, number: int) -> None:
-        check_choice("epoch", number, self.embedding.epochs)
-        self.epoch_slider.value = number
-
-    @property
-    def method(self) -> str:
-        """The projection: "umap" or "pca"."""
-        return self.embedding.method
-
-    @method.setter
-    def method(self, name: str) -> None:
-        check_choice("method", name, PROJECTIONS)
-        if name == self.method:
-            return
-        points = self.embedding.coordinates[..., 0].numel()
-        with self.busy(f"{METHODS[name]} of {points:,} points" + (", some minutes the first time" if name == "umap" else "")):
-            self.embedding = stage_embedding(self.run, self._epochs, method=name)
-        self.note.value = ""
-        self._moving, self.method_choice.value, self._moving = True, name, False
-        self._panels.frame(self.embedding.coordinates.numpy())
-        self._draw()
-
-    def __repr__(self) -> str:
-        return (
-            f"StageExplorer({str(self.run.path)!r}, {METHODS[self.method]}, epoch {self.epoch}, colour {self.colour}, "
-            f"image {self.image}, {len(self.selection)} selected)"
-        )
-
-    @traitlets.validate("selection")
-    def _valid_selection(self, proposal: Any) -> tuple[int, ...]:
-        if isinstance(proposal.value, str) or not isinstance(proposal.value, Iterable):
-            raise CorsdError(f"selection {shortened(proposal.value)}; allowed: positions in the probe set, () for none")
-        return tuple(sorted({self._position(p) for p in proposal.value}))
-
-    @traitlets.validate("image")
-    def _valid_image(self, proposal: Any) -> int:
-        return self._position(proposal.value)
+    def _group_names(self, colour: str) -> list[str]:
+        return {"class": self._shown["names"], "superclass": self._shown["superclasses"]}.get(colour, [])
 
     def _position(self, value: Any) -> int:
-        count = len(self.embedding.labels)
+        count = len(self._probes.labels)
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < count:
             raise CorsdError(f"image {shortened(value)} of {count} probe images; allowed: 0 to {count - 1}")
         return int(value)
 
-    def panels(self) -> list[Panel]:
-        return [stages_panel(self.run, self.embedding, epoch=self.epoch, colour=self.colour, selection=self.selection)]
-
-    # --- what happens then ---
-
-    def _clicked(self, trace: go.Scattergl, points: Any, state: Any) -> None:
-        if points.point_inds:
-            self.image = int(points.point_inds[0])
-
-    def _brushed(self, trace: go.Scattergl, points: Any, selector: Any) -> None:
-        """Told once for every panel, in their order, with that panel's points; only one of them has any."""
-        self._caught |= set(map(int, points.point_inds))
-        if trace is self._panels.points[-1]:
-            caught, self._caught = self._caught, set()
-            self.selection = tuple(caught)
-            self._mark()  # also when it is the same as before: each panel has by now marked only its own points
-
-    def _unbrushed(self, trace: go.Scattergl, points: Any) -> None:
-        self.selection = ()
-        self._mark()
-
-    def _tagged(self, change: Any) -> None:
-        if self._moving:
-            return
-        if len(change.new) > MOST:
-            self.note.value = f"<p>Up to {MOST} groups are told apart by colour and symbol.</p>"
-            self.highlight_tags.value = change.new[:MOST]  # which is told again
-        else:
-            self._draw()
-
-    def _image_typed(self, change: Any) -> None:
-        self.image = change.new
-
-    def _method_chosen(self, change: Any) -> None:
-        if self._moving:
-            return
-        try:
-            self.method = change.new
-        except CorsdError as error:  # a list in a browser cannot raise: say it, and stay where we were
-            self._moving, self.method_choice.value, self._moving = True, self.method, False
-            self.note.value = f"<p>{html.escape(str(error))}</p>"
+    @traitlets.observe("colour")
+    def _coloured(self, change: Any) -> None:
+        """Other groups are in colour, unless the browser says which."""
+        if "highlight" not in self._wanted:
+            self.highlight = tuple(self._shown["tidiest"].get(self.colour, ()))
 
     @traitlets.observe("selection")
     def _selected(self, change: Any) -> None:
         if self._relations is not None:
             self._relations.marked = self.selection
-        self._mark()
 
-    @traitlets.observe("image")
-    def _image_chosen(self, change: Any) -> None:
-        self.image_field.value = self.image
-        with self.figure.batch_update():
-            self._panels.ring(self._coordinates, self.image, self._neighbours())
-        self._tell()
+    def __repr__(self) -> str:
+        return (
+            f"StageExplorer({str(self.run.path)!r}, {PROJECTION_NAMES[self.method]}, epoch {self.epoch}, colour {self.colour}, "
+            f"image {self.image}, {len(self.selection)} selected)"
+        )
 
-    # --- what is drawn ---
+    # --- what the browser asks for ---
 
-    def _captions(self) -> list[str]:
-        """What hover says of an image; the same at all exits and epochs, so that it travels once."""
-        data, names = self.run.data, self._told
-        above = _whole(data.superclass_names, self._superclasses)
-        groups = [f"\n{above[data.superclass_of_class[c]]}" if self._grouped else "" for c in self._labels]
-        return [f"{names[c]}{group}\nimage {i}" for i, (c, group) in enumerate(zip(self._labels, groups, strict=True))]
+    def ask_fit(self, method: str) -> dict[str, Any]:
+        """Coordinates of a projection; the first UMAP takes up to some minutes."""
+        return stages_fit(self._fit(method))
+
+    def ask_faces(self, positions: Sequence[int]) -> dict[int, bytes]:
+        """PNGs of probe images; none where the data is not."""
+        return dict(self._thumbnails.of(positions))
+
+    def ask_image(self, image: int, epoch: int, **others: Any) -> dict[str, Any]:
+        """An image, what each exit takes it for, and its neighbours at each."""
+        near = self._neighbours(image, epoch)
+        pngs = self._thumbnails.of([image, *(p for some in near for p in some)])
+        names, label = self.run.data.class_names, int(self._probes.labels[image])
+        rows = []
+        for exit, z, some in zip(self._exits, self._snapshot(epoch).logits, near, strict=True):
+            sure, guess = (t.item() for t in F.softmax(z[image].float(), dim=0).max(0))
+            told = f"{'✓' if guess == label else '✗'} {short_name(names[int(guess)])}, {100 * sure:.0f} % sure"
+            rows.append({"exit": exit, "guess": told, "near": some, "pngs": {p: pngs[p] for p in some if p in pngs}})
+        title = f"{short_name(names[label])}, image {image} of the probe set"
+        return {"title": title, "png": pngs.get(image), "missing": self._thumbnails.images.missing, "rows": rows}
 
     @property
-    def _grouped(self) -> bool:
-        return len(self._superclasses) != len(self._names)
+    def _exits(self) -> list[str]:
+        return exit_names(len(self._snapshot(self.epoch).embeddings))
 
-    def _draw_and_tell(self) -> None:
-        self._draw()
-        self._tell()
+    def _neighbours(self, image: int, epoch: int) -> list[list[int]]:
+        """Positions of the images nearest to an image at every exit, nearest first: in the embedding, not in the picture."""
+        return [nearest_images(e, NEAR, [image])[0].tolist() for e in self._snapshot(epoch).embeddings]
 
-    def _draw(self) -> None:
-        coordinates, kinds = self._coordinates, self._kinds()
-        rest = "right at no exit" if self.colour == "first_right" else "others"
-        with self.figure.batch_update():
-            self._panels.move(coordinates)
-            self._panels.paint(self._codes(), kinds, rest, COLOURS[self.colour])
-            self._panels.ring(coordinates, self.image, self._neighbours())
-            self._panels.tell(self._finding(), quality(self.embedding, self._e))
-        self._mark()
+    # --- files ---
 
-    def _recolour(self) -> None:
-        """Another meaning of the colours: the groups that there are, and those of them in colour."""
-        names = {"class": self._names, "superclass": self._superclasses}.get(self.colour, [])
-        self._moving = True  # the tags are told before the picture is drawn
-        self.highlight_tags.value = []
-        self.highlight_tags.allowed_tags = names
-        self.highlight_tags.value = self._tidiest(names) if names else []
-        self._moving = False
-        self.highlight_box.layout.display = None if len(names) > MOST else "none"
-        self._draw()
+    def panels(self) -> list[Panel]:
+        how: dict[str, Any] = {"epoch": self.epoch, "colour": self.colour, "selection": self.selection}
+        panel = stages_panel(self.run, self.embedding, **how)
+        panel.data["start"] |= {"highlight": list(self.highlight), "image": self.image}
+        return [panel]
 
-    def _tidiest(self, names: list[str]) -> list[str]:
-        """All groups where colours do for them; else those of which most neighbours are their own, at the deepest exit."""
-        if len(names) <= MOST:
-            return names
-        embedding = self._snapshot(self.epoch).embeddings[-1].float()
-        return [names[g] for g in tidiest(embedding, torch.from_numpy(self._groups()), len(PALETTE))]
+    def picture(self) -> go.Figure:
+        embedding, e = self.embedding, self.embedding.epochs.index(self.epoch)
+        codes, kinds = self._codes()
+        names = self.run.data.class_names
+        return stage_picture(
+            embedding.coordinates[e].numpy(),
+            codes,
+            kinds,
+            exits=self._exits,
+            captions=[f"{short_name(names[c])}\nimage {i}" for i, c in enumerate(embedding.labels.tolist())],
+            quality=quality(embedding, e),
+            what=self.colour.replace("_", " "),
+            rest="right at no exit" if self.colour == "first_right" else "others",
+            selection=self.selection,
+            near=self._neighbours(self.image, self.epoch),
+            image=self.image,
+            title=f"{finding(embedding, e)}\nEpoch {self.epoch}, drawn by {PROJECTION_NAMES[self.method]}",
+        )
 
-    def _groups(self) -> Codes:
-        """(N,) class or superclass of the images, whichever the colours say."""
-        return np.asarray(self.run.data.superclass_of_class)[self._labels] if self.colour == "superclass" else self._labels
-
-    def _kinds(self) -> list[str]:
-        """What the legend explains, but for the grey."""
+    def _codes(self) -> tuple[Codes, list[str]]:
+        """(K, N) place of every image in the kinds at every exit, and those; behind the last: grey."""
+        exits, labels = len(self._exits), self._probes.labels
+        logits: list[Tensor] = [z.float() for z in self._snapshot(self.epoch).logits]
         if self.colour == "right":
-            return ["right", "wrong"]
-        if self.colour == "first_right":
-            return [f"{name} first" for name in self._exits]
-        return list(self.highlight)
-
-    def _codes(self) -> Codes:
-        """(K, N) place of every image in `_kinds` at every exit; behind the last: grey."""
-        exits, logits = len(self.embedding.exits), self._logits()
-        labels = self.embedding.labels
-        if self.colour == "right":
-            return torch.stack([z.argmax(1) != labels for z in logits]).long().numpy()
+            return torch.stack([z.argmax(1) != labels for z in logits]).long().numpy(), ["right", "wrong"]
         if self.colour == "first_right":
             first = first_right(logits, labels)
-            return torch.where(first == 0, exits, first - 1).repeat(exits, 1).numpy()
+            codes = torch.where(first == 0, exits, first - 1).repeat(exits, 1).numpy()
+            return codes, [f"{name} first" for name in self._exits]
+        of_class = np.arange(self.run.data.num_classes)
+        groups = of_class if self.colour == "class" else np.asarray(self.run.data.superclass_of_class)
         place = {name: i for i, name in enumerate(self.highlight)}
-        of_group = np.array([place.get(name, len(place)) for name in self.highlight_tags.allowed_tags])
-        return np.tile(of_group[self._groups()], (exits, 1))
-
-    def _mark(self) -> None:
-        with self.figure.batch_update():
-            self._panels.mark(self.selection)
-        self.marked.value = marked_html(self.selection, self.embedding.labels, self._logits(), self._told)
-
-    @property
-    def _e(self) -> int:
-        return self.embedding.epochs.index(self.epoch)
-
-    @property
-    def _coordinates(self) -> Points:
-        """(K, N, 2) of the epoch."""
-        return self.embedding.coordinates[self._e].numpy()
-
-    def _logits(self) -> list[Tensor]:
-        return [z.float() for z in self._snapshot(self.epoch).logits]
-
-    def _finding(self) -> str:
-        e, purity = self.embedding, self.embedding.embedding_purity[self._e].tolist()
-        near, deepest = min(NEIGHBOURS, len(e.labels) - 1), len(purity)
-        last = f" and {percent(purity[-1])} at exit {deepest}" if deepest > 1 else ""
-        return (
-            f"Of an image's {near} nearest in the embedding {percent(purity[0])} are of its class at exit 1{last} "
-            f"({percent(e.purity_limit)} at most)\nEpoch {self.epoch}, drawn by {METHODS[self.method]}"
-        )
-
-    # --- what is told ---
-
-    def _neighbours(self) -> list[list[int]]:
-        """Positions of the images nearest to the image at every exit, nearest first: in the embedding, not in the picture."""
-        return [nearest_images(e, 8, [self.image])[0].tolist() for e in self._snapshot(self.epoch).embeddings]
-
-    def _read_images(self) -> None:
-        self._thumbnails.images.wanted = True
-        self._tell()
-
-    def _tell(self) -> None:
-        """The image, what each exit takes it for, and its neighbours at each."""
-        self.complete()
-        logits, rows = self._snapshot(self.epoch).logits, []
-        near = self._neighbours()
-        pngs = self._thumbnails.of([self.image, *(p for some in near for p in some)])
-        label, names = self._labels[self.image], self._told
-        for name, z, some in zip(self._exits, logits, near, strict=True):
-            sure, guess = (t.item() for t in F.softmax(z[self.image].float(), dim=0).max(0))
-            sign = "✓" if guess == label else "✗"
-            same = sum(self._labels[p] == label for p in some)
-            strip = "".join(self._thumbnail(p, pngs.get(p)) for p in some)
-            told = f"{sign} {name_html(names[int(guess)])}<br>{100 * sure:.0f} % sure"
-            rows.append((name, told, f"{same} of {len(some)}", strip))
-        head = ("", "taken for", "of its class", f"nearest in the embedding (not in the picture), epoch {self.epoch}")
-        picture = (
-            image_html(pngs[self.image], names[label]) if pngs else f"<p>{html.escape(self._thumbnails.images.missing)}</p>"
-        )
-        caption = f"<b>{name_html(names[label])}</b>, image {self.image} of the probe set"
-        self.table.value = f"{picture}{html_table(head, rows, caption)}"
-
-    def _thumbnail(self, position: int, png: bytes | None) -> str:
-        same = self._labels[position] == self._labels[self.image]
-        return thumbnail(png, [f"{'✓' if same else '✗'} {self._told[self._labels[position]]}"], bool(same))
-
-
-def _whole(names: Sequence[str], drawn: Sequence[str]) -> list[str]:
-    """Names for texts that are read one at a time: whole where the `drawn` ones are cut, else those."""
-    return [name if len(name) > LONGEST else short for name, short in zip(names, drawn, strict=True)]
+        of_group = np.array([place.get(name, len(place)) for name in self._group_names(self.colour)])
+        return np.tile(of_group[groups[labels.numpy()]], (exits, 1)), list(self.highlight)

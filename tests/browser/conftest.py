@@ -85,23 +85,32 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def opened(browser: Any, lab: str, lab_folder: Path, small_run: Run) -> Iterator[Callable[..., Any]]:
+def throttle() -> int:
+    """How many times slower the browser's processor is made."""
+    return 1
+
+
+@pytest.fixture
+def opened(browser: Any, lab: str, lab_folder: Path, small_run: Run, throttle: int) -> Iterator[Callable[..., Any]]:
     """`opened(name, code, ...)`: a page with a notebook of these cells, all of them run. No error may come to its console."""
     page = browser.new_page(viewport={"width": 1500, "height": 2000})
     page.set_default_timeout(90_000)  # a busy machine is slow, not broken
+    slow = page.context.new_cdp_session(page)
     errors: list[str] = []
     page.on("console", lambda m: errors.append(m.text) if m.type == "error" and not m.text.startswith(NOT_OURS) else None)
     page.on("pageerror", lambda error: errors.append(str(error)))
 
     def run_all(name: str, *cells: str) -> Any:
+        name = f"{name}_{throttle}"
         kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
         code = [nbformat.v4.new_code_cell(cell) for cell in cells]
         nbformat.write(nbformat.v4.new_notebook(cells=code, metadata={"kernelspec": kernel}), lab_folder / f"{name}.ipynb")
         page.goto(f"{lab}/lab/workspaces/{name}/tree/{name}.ipynb")
         page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # cells that are run before the kernel is there are dropped
+        slow.send("Emulation.setCPUThrottlingRate", {"rate": throttle})  # JupyterLab itself may load in peace
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_text("Run All Cells", exact=True).click()
-        page.wait_for_selector(".corsd .js-plotly-plot .main-svg", timeout=90_000)
+        page.wait_for_selector(".corsd canvas, .corsd .chart svg, .corsd .js-plotly-plot .main-svg", timeout=90_000)
         return page
 
     yield run_all

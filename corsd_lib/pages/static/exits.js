@@ -1,47 +1,134 @@
-// Exits: an early-exit curve with its threshold to move, and who leaves where.
+// Exits: an early-exit curve with its threshold to move, who leaves where, and the images that do.
 
-KINDS.exits = (data, box) => {
-  const { exits, rule, deepest_macs: deepest } = data;
-  const [threshold, accuracy, loss, macs] = ["threshold", "accuracy", "loss", "macs"].map((name) => unpack(data[name]).values);
-  const shares = unpack(data.shares);
-  const signs = { confidence: "leave when at least", entropy: "leave when at most", patience: "leave after agreeing exits:" };
-  const units = { confidence: "confidence", entropy: "entropy (share of the largest)", patience: "exits in a row that agree" };
-  let chosen = data.start;
+const SIGNS = { confidence: "confidence at least", entropy: "entropy at most", patience: "exits in agreement, at least" };
 
-  const say = (t) => (rule === "patience" ? String(threshold[t]) : threshold[t].toFixed(3));
-  const slide = slider(`${units[rule]}, ${signs[rule]}`, threshold.length - 1, chosen, say, (t) => { chosen = t; draw(); });
-  const finding = el("p", { class: "finding", role: "status" });
-  const curve = el("div", { class: "plot exit-curve" }), bars = el("div", { class: "plot exit-shares" });
-  const note = el("p", { class: "note" }, `Measured on ${data.images}. MACs: multiply-accumulates an image, those of exits passed in vain ` +
-    `counted; 100 % is the plain network without shallow exits.`);
-  box.append(el("div", { class: "controls" }, slide), finding, el("div", { class: "grid" }, curve, bars), note);
+KINDS.exits = (box, host) => {
+  const { data, store, ask } = host, { state } = store;
+  const { exits, deepest_macs: deepest, exit_macs: costs } = data;
+  const curves = new Map(); // by split and rule
+  const key = () => `${state.split}/${state.rule}`;
+  const keep = (packed) => {
+    const columns = Object.fromEntries(["threshold", "accuracy", "loss", "macs"].map((name) => [name, unpack(packed[name]).values]));
+    curves.set(`${packed.split}/${packed.rule}`, { ...packed, ...columns, shares: unpack(packed.shares) });
+  };
+  data.curves.forEach(keep);
+  const others = (data.others ?? []).map((other) => ({ ...other, macs: unpack(other.macs).values, accuracy: unpack(other.accuracy).values, threshold: unpack(other.threshold).values }));
+  const question = ask && newestOf(ask), questionOfImages = ask && newestOf(ask);
 
-  const cost = (t) => (100 * macs[t]) / deepest;
+  // --- controls -----------------------------------------------------------------------------------------------------------
 
-  function draw() {
-    const saved = 100 - cost(chosen), lost = loss[chosen];
-    const against = Math.abs(lost) < 0.005 ? "as the deepest exit" : `${Math.abs(lost).toFixed(1)} points ${lost > 0 ? "below" : "above"} the deepest exit`;
-    finding.replaceChildren(el("b", {}, `${accuracy[chosen].toFixed(1)} % right`), `, ${against}, for ${count(macs[chosen])} MACs an image: ` +
-      `${Math.abs(saved).toFixed(0)} % ${saved >= 0 ? "fewer" : "more"} than the plain network`);
-    const all = Array.from(macs, (_, t) => t);
-    const names = all.map((t) => `threshold ${say(t)}`);
-    const line = { type: "scatter", mode: "lines+markers", x: all.map(cost), y: accuracy, text: names, marker: { size: 5 },
-      line: { color: THEME.palette[0], width: 2 }, hovertemplate: "%{text}<br>%{y:.1f} % right<br>%{x:.0f} % of the MACs<extra></extra>" };
-    const mark = { type: "scatter", mode: "markers", x: [cost(chosen)], y: [accuracy[chosen]], hoverinfo: "skip",
-      marker: { size: 14, color: THEME.palette[1], line: { color: ink(), width: 1 } } };
-    const best = accuracy[chosen] + loss[chosen];
-    plot(curve, [line, mark], {
-      xaxis: { title: { text: "mean MACs an image (% of the plain network)" } }, yaxis: { title: { text: "images right (%)" } }, showlegend: false,
-      shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: best, y1: best, line: { color: THEME.grey, width: 1, dash: "dot" } }],
-      annotations: [{ xref: "paper", x: 0, y: best, text: "deepest exit", showarrow: false, xanchor: "left", yanchor: "bottom", font: { size: 11 } }],
-    });
-    const share = Array.from(shares.at(chosen), (s) => 100 * s);
-    plot(bars, [{ type: "bar", x: exits, y: share, marker: { color: exits.map((_, k) => THEME.palette[k % THEME.palette.length]) },
-      text: share.map((s) => `${s.toFixed(0)} %`), textposition: "outside", cliponaxis: false,
-      customdata: data.exit_macs.map(count), hovertemplate: "%{x}<br>%{y:.1f} % of the images leave here<br>at %{customdata} MACs each<extra></extra>" }],
-      { xaxis: { title: { text: "" } }, yaxis: { title: { text: "images that leave here (%)" }, range: [0, 108] }, showlegend: false });
+  /** Another curve, at its cheapest threshold; where that is not known here, Python says. */
+  function other(patch) {
+    const c = curves.get(`${patch.split ?? state.split}/${patch.rule ?? state.rule}`), here = c && (patch.split ?? state.split) !== "test";
+    store.set({ ...patch, threshold: here ? c.threshold[cheapestOf(c)] : null });
   }
 
-  drawn(draw);
-  curve.on("plotly_click", ({ points }) => { if (points[0].curveNumber === 0) slide.set(points[0].pointIndex); });
+  const rule = choice("rule", data.rules.map((r) => [r, r]), state.rule, (v) => other({ rule: v }));
+  const split = choice("images", data.splits, state.split, (v) => other({ split: v }));
+  split.hidden = !ask;
+  rule.hidden = data.rules.length < 2;
+  const say = (t) => { const c = curves.get(key()); return c ? (state.rule === "patience" ? String(c.threshold[t]) : c.threshold[t].toFixed(3)) : ""; };
+  const slide = slider(SIGNS[state.rule], 1, 0, say, (t) => store.set({ threshold: curves.get(key()).threshold[t] }));
+  const loss = el("input", { type: "number", min: 0, max: 100, step: 0.5, value: state.loss, change: () => store.set({ loss: Math.min(100, Math.max(0, +loss.value || 0)) }) });
+  const cheapest = button("cheapest threshold", () => choose(), { title: "that loses at most so many points" });
+  const undo = button("undo", () => store.undo(), { title: "Ctrl+Z" });
+  const finding = el("p", { class: "finding", role: "status" });
+  const message = el("p", { class: "message", role: "status" });
+  const curve = lineChart({ label: "accuracy over cost", height: 340, pick: (line, i) => { if (line.own) store.set({ threshold: curves.get(key()).threshold[i] }); },
+    say: (line, i) => [line.name, `threshold ${line.threshold[i].toFixed(3)}`, `${line.y[i].toFixed(1)} % correct`, `${line.x[i].toFixed(0)} % of the MACs`] });
+  const bars = barChart({ label: "share of the images that leaves at each exit" });
+  const table = scrolling("exits"), note = el("p", { class: "note" }), strips = el("div", { class: "strips" });
+  box.append(el("div", { class: "controls" }, group("which images leave", rule, split, slide), group("choose", labelled("lose at most (points)", loss), cheapest, undo)),
+    message, finding, el("div", { class: "beside" }, curve.node, el("div", {}, el("h4", {}, "Images that leave at each exit"), bars.node, table)), note, strips);
+
+  // --- what is drawn ------------------------------------------------------------------------------------------------------
+
+  const cost = (macs) => (100 * macs) / deepest;
+
+  /** Place of the threshold in the curve: the nearest one. */
+  const placeOf = (c) => c.threshold.reduce((best, t, i) => (Math.abs(t - state.threshold) < Math.abs(c.threshold[best] - state.threshold) ? i : best), 0);
+
+  /** The cheapest threshold that loses at most `loss` points, or the most accurate one. */
+  function cheapestOf(c) {
+    const fits = Array.from(c.threshold.keys()).filter((t) => c.loss[t] <= state.loss + 1e-6);
+    const of = fits.length ? fits : Array.from(c.threshold.keys()).filter((t) => c.loss[t] === extent(c.loss)[0]);
+    return of.reduce((best, t) => (c.macs[t] < c.macs[best] ? t : best), of[0]);
+  }
+
+  function choose() {
+    const c = curves.get(key());
+    if (!ask || (c && state.split !== "test")) return store.set({ threshold: c.threshold[cheapestOf(c)] });
+    busy(box, "choosing", question("choose", { ...state })).then((answer) => { if (answer !== undefined) store.set(answer); }, said);
+  }
+
+  const said = (error) => { message.textContent = error.message; };
+
+  function draw() {
+    rule.set(state.rule);
+    split.set(state.split);
+    loss.value = state.loss;
+    undo.disabled = !store.undoable;
+    const c = curves.get(key()), here = c && state.threshold !== null ? Math.abs(c.threshold[placeOf(c)] - state.threshold) < 1e-5 : c;
+    box.classList.toggle("stale", !here);
+    if (!c || (ask && !here)) {
+      busy(box, "asking the network", question("curve", { ...state })).then((answer) => {
+        if (answer === undefined) return;
+        keep(answer);
+        message.textContent = "";
+        draw();
+      }, (error) => { store.undo(); said(error); });
+      return;
+    }
+    if (state.threshold === null) { choose(); return; }
+    const t = placeOf(c);
+    slide.size(c.threshold.length - 1);
+    slide.querySelector("label").textContent = SIGNS[state.rule];
+    slide.set(t);
+    tell(c, t);
+    const line = { name: data.name, own: true, x: Array.from(c.macs, cost), y: c.accuracy, threshold: c.threshold, color: THEME.palette[0], points: true };
+    const beside = others.filter((o) => o.rule === state.rule && o.split === state.split).map((o, i) => ({
+      name: o.name, x: Array.from(o.macs, (m) => (100 * m) / o.deepest_macs), y: o.accuracy, threshold: o.threshold, color: THEME.palette[(i + 2) % 6], dash: "dash", points: false }));
+    const best = c.accuracy[t] + c.loss[t];
+    curve.draw({ lines: [line, ...beside], x: { title: "mean MACs an image (% of the plain network)" }, y: { title: "images correct (%)" },
+      horizontals: [{ at: best, text: "deepest exit" }], marks: [{ x: cost(c.macs[t]), y: c.accuracy[t], color: THEME.palette[1], text: say(t) }] });
+    const share = Array.from(c.shares.at(t));
+    const colours = exits.map((_, k) => THEME.palette[k % THEME.palette.length]);
+    bars.draw(exits.map((name, k) => ({ name, share: share[k], text: percent(share[k]), color: colours[k] })));
+    table.replaceChildren(tableOf(["", "MACs an image", "share"], exits.map((name, k) => [name, count(costs[k]), percent(share[k], 1)])));
+    note.textContent = `Measured on ${c.images}. ${c.caution ?? ""} MACs: multiply-accumulates an image, those of exits passed in vain counted; 100 % is the plain network without shallow exits.`;
+    if (ask) showImages();
+  }
+
+  function tell(c, t) {
+    const saved = 100 - cost(c.macs[t]), lost = c.loss[t];
+    const against = Math.abs(lost) < 0.005 ? "as the deepest exit" : `${Math.abs(lost).toFixed(1)} points ${lost > 0 ? "below" : "above"} the deepest exit`;
+    finding.replaceChildren(el("b", {}, `${c.accuracy[t].toFixed(1)} % correct`), `, ${against}, for ${count(c.macs[t])} MACs an image: ` +
+      `${Math.abs(saved).toFixed(0)} % ${saved >= 0 ? "fewer" : "more"} than the plain network`);
+  }
+
+  let timer = null;
+
+  /** The images that leave at each exit, most confident first; once the threshold rests. */
+  function showImages() {
+    clearTimeout(timer);
+    timer = setTimeout(() => questionOfImages("images", { ...state }).then((answer) => answer && fill(answer), said), 150);
+  }
+
+  function fill({ exits: rows, missing }) {
+    const thumb = ({ png, lines, right }) => {
+      const node = el("div", { class: `thumb ${right ? "right" : "wrong"}`, title: lines.join(", ") });
+      node.append(...(png ? [picture(png, lines.join(", "), 64)] : []), ...lines.map((line) => el("div", {}, line)));
+      return node;
+    };
+    strips.replaceChildren(...(missing ? [el("p", { class: "note" }, missing)] : []),
+      ...rows.map(({ name, count: all, correct, classes, images }) => {
+        const some = images.length && images.length < all ? `; ${images.length} of them, from the most to the least confident` : "";
+        const title = `Leaving at ${name}: ${all.toLocaleString("en")} images${all ? `, ${correct.toFixed(1)} % correct` : ""}${some}`;
+        return el("div", {}, el("h4", {}, title), images.length ? el("div", { class: "strip" }, ...images.map(thumb)) : el("p", { class: "note" }, classes));
+      }));
+  }
+
+  store.on(draw);
+  draw();
+  return { curve, bars, curves, draw, say: (text) => { message.textContent = text; } };
 };

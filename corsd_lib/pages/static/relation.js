@@ -1,250 +1,422 @@
-// Relations: a heatmap a run, one set of controls for all, and the pair of classes that was clicked on.
+// Relations: a heatmap a run, one set of controls for all, the pair that is selected, and the pairs worth a look.
 
-KINDS.relation = (data, box) => {
-  const { names, orders, start } = data;
-  const whole = wholes(names, data.whole_names), cut = Object.keys(data.whole_names).length > 0;
-  const title = (...classes) => (cut ? classes.map((c) => whole[c]).join(" with ") : null); // what hover says of short names
-  const runs = data.runs.map((run) => ({ ...run, codes: unpack(run.codes) }));
-  const epochs = [...new Set(runs.flatMap((run) => run.epochs))].sort((a, b) => a - b);
-  const widest = runs.reduce((a, b) => (b.exits.length > a.exits.length ? b : a));
-  const most = widest.exits.length;
-  const state = {
-    exit: most - runs[0].exits.length + start.exit, // counted as in the run with the most exits
-    epoch: epochs.indexOf(start.epoch),
-    order: start.order,
-    against: start.against,
-    pair: start.selection ?? null,
-    found: null,
-  };
+const DEEPEST = "deepest exit", OTHER = "other run";
+const ORDER_NAMES = { label: "label", superclass: "superclass", cluster: "cluster", superclass_cluster: "superclass, then cluster" };
+
+KINDS.relation = (box, host) => {
+  const { data, store, ask, links } = host;
+  const { names, orders, superclasses, superclass_of_class: above, kinds } = data;
+  const { state } = store, n = names.length;
+  const whole = wholes(names, data.whole_names), labels = data.labels ? unpack(data.labels).values : [];
+  const runs = data.runs.map((run, place) => {
+    const codes = unpack(run.codes), known = new Map();
+    run.epochs.forEach((epoch, e) => known.set(`${run.stored}/${epoch}`, { at: (k) => codes.at(e, k), levels: run.levels }));
+    return { ...run, place, known, all: run.all_epochs ?? run.epochs };
+  });
+  const [mine] = runs;
+  const epochs = ask ? mine.all : [...new Set(runs.flatMap((run) => run.epochs))].sort((a, b) => a - b);
+  const many = runs.length > 1;
+  const question = ask && newestOf(ask), questionOfPair = ask && newestOf(ask);
 
   // --- scores -----------------------------------------------------------------------------------------------------------
 
-  /** What a run shows: its own exit counted from the deepest, and its last snapshot up to the epoch. */
-  const exitOf = (run) => Math.max(0, run.exits.length - 1 - (most - state.exit));
-  const epochOf = (run) => Math.max(0, run.epochs.findLastIndex((epoch) => epoch <= epochs[state.epoch]));
+  const kindOf = (run) => (run.kinds[state.kind] ? state.kind : run.stored);
+  const exitsOf = (run) => run.kinds[kindOf(run)];
+  const epochOf = (run) => nearest(run.all, state.epoch);
+  /** Place of the exit of a run that is as far from its deepest as the chosen one is from that of the first run. */
+  const exitOf = (run) => Math.min(exitsOf(run).length, Math.max(1, state.exit + exitsOf(run).length - exitsOf(mine).length)) - 1;
 
-  const value = (run, code) => (code > run.levels ? NaN : code / run.levels);
-
-  /** Scores (C * C) of a run's snapshot and exit, classes by label. */
-  const scores = (run, epoch, exit) => Float32Array.from(run.codes.at(epoch, exit), (code) => value(run, code));
-
-  /** What is subtracted from a run's scores of a snapshot and exit, or null. */
-  function reference(run, epoch, exit) {
-    if (state.against === "deepest") return scores(run, epoch, run.exits.length - 1);
-    if (state.against === "first") return scores(run, 0, exit);
-    if (state.against === "nothing") return null;
-    const other = runs[+state.against];
-    return scores(other, epochOf(other), exitOf(other));
+  /** Scores (n * n) of classes by label; undefined where they are not here. */
+  function scores(run, epoch, exit, kind = kindOf(run)) {
+    const codes = run.known.get(`${kind}/${epoch}`);
+    return codes && decoded(codes.at(exit), codes.levels);
   }
 
-  function shown(run, epoch = epochOf(run), exit = exitOf(run)) {
-    const own = scores(run, epoch, exit), other = reference(run, epoch, exit);
-    return other ? own.map((s, i) => s - other[i]) : own;
+  /** The run, epoch and exit of what is subtracted from a run, or null. */
+  function reference(run) {
+    const { against } = state;
+    if (against === null) return null;
+    if (against === DEEPEST) return [run, epochOf(run), exitsOf(run).length - 1];
+    const other = against === OTHER ? runs[1] : String(against).startsWith("run ") ? runs[+against.slice(4)] : null;
+    return other ? [other, epochOf(other), exitOf(other)] : [run, nearest(run.all, against), exitOf(run)];
   }
 
-  /** The largest difference at any exit and epoch, so that colours mean the same at all of them. */
-  function reach() {
-    let largest = 0;
-    for (const run of runs) {
-      run.epochs.forEach((_, e) => run.exits.forEach((_, k) => {
-        for (const d of shown(run, e, k)) if (Math.abs(d) > largest) largest = Math.abs(d);
-      }));
+  /** Scores by class as they are shown, less the reference; undefined where something is not here. */
+  function shownScores(run) {
+    const own = scores(run, epochOf(run), exitOf(run)), to = reference(run);
+    if (!to) return own;
+    const others = scores(...to);
+    return own && others && difference(own, others);
+  }
+
+  /** Epochs that a view wants and that are not here. */
+  const missing = () => [...new Set(runs.flatMap((run) => {
+    const wanted = [[run, epochOf(run)], ...(reference(run) ? [reference(run)] : [])];
+    return wanted.filter(([r, epoch]) => !r.known.has(`${kindOf(r)}/${epoch}`)).map(([r, epoch]) => `${r.place}/${kindOf(r)}/${epoch}`);
+  }))];
+
+  function keep(answer) {
+    for (const { run, kind, epoch, codes, levels } of answer) {
+      const packed = unpack(codes);
+      runs[run].known.set(`${kind}/${epoch}`, { at: (k) => packed.at(k), levels });
     }
-    return Math.max(0.1, Math.ceil(largest * 10) / 10);
   }
 
-  /** Mean of the entries of (C * C) that `kept(row, column)` keeps and that have a score. */
-  function mean(matrix, kept) {
-    let sum = 0, n = 0;
-    matrix.forEach((s, i) => {
-      if (!Number.isNaN(s) && kept(Math.floor(i / names.length), i % names.length)) { sum += s; n += 1; }
-    });
-    return sum / n;
+  // --- what is shown in a map: cells in display order ---------------------------------------------------------------------
+
+  const inScope = (c) => state.superclass === null || data.superclass_names[above[c]] === state.superclass;
+
+  function classCells(run) {
+    const rows = orders[state.order].filter(inScope), values = shownScores(run);
+    return values && { level: "class", rows, values: ordered(values, n, rows), groups: rows.map((c) => above[c]), classes: rows };
   }
 
-  function strongest(matrix) {
-    let best = null;
-    matrix.forEach((s, i) => {
-      const other = Math.floor(i / names.length) !== i % names.length;
-      if (other && !Number.isNaN(s) && (best === null || s > matrix[best])) best = i;
-    });
-    return best === null ? null : [Math.floor(best / names.length), best % names.length];
+  let imageCells = null; // the newest answer, with the view that it is of
+
+  const viewKey = () => JSON.stringify([state.kind, state.exit, state.epoch, state.order, state.superclass, state.against, state.marked]);
+
+  function nameOf(cells, i) {
+    const row = cells.rows[i];
+    return cells.level === "class" ? names[row] : `${names[cells.classes[i]]} #${row}`;
   }
+  const wholeOf = (cells, i) => (cells.level === "class" ? whole[cells.rows[i]] : `${whole[cells.classes[i]]} #${cells.rows[i]}`);
 
   // --- controls -----------------------------------------------------------------------------------------------------------
 
-  const exits = widest.exits.map((name, k) => [k + 1, name]);
-  const against = [["nothing", "nothing"], ["deepest", "deepest exit"], ["first", `epoch ${epochs[0]}, the first`],
-    ...(runs.length > 1 ? runs.map((run, i) => [i, run.name]) : [])];
-  const orderNames = { label: "label", superclass: "superclass", cluster: "cluster", superclass_cluster: "superclass, then cluster" };
-  const classes = [["", "none"], ...names.map((name, c) => [c, name, title(c)])];
-  const set = (name, change = (v) => v) => (v) => { state[name] = change(v); draw(); };
+  const set = (name) => (value) => store.set({ [name]: value });
+  const least = ask ? 1 : 1 + exitsOf(mine).length - Math.max(...runs.map((run) => exitsOf(run).length));
+  const widest = () => runs.reduce((a, b) => (exitsOf(b).length > exitsOf(a).length ? b : a));
+  const exitOptions = () => (ask ? exitsOf(mine).map((name, k) => [k + 1, name]) : exitsOf(widest()).map((name, k) => [k + least, name]));
+  const others = runs.length === 2 && state.against !== "run 0" ? [[OTHER, runs[1].name]] : runs.map((run, r) => [`run ${r}`, run.name]);
+  const againstOptions = [[null, "nothing"], [DEEPEST, DEEPEST], ...(many ? others : []), ...epochs.map((e) => [e, `epoch ${e}`])];
+  const controls = {
+    exit: choice("exit", exitOptions(), state.exit, set("exit")),
+    kind: choice("relation", kinds, state.kind, set("kind")),
+    level: choice("cells are", [["class", "classes"], ["image", "images"]], state.level, set("level")),
+    order: choice("order of classes", Object.keys(orders).map((o) => [o, ORDER_NAMES[o]]), state.order, set("order")),
+    superclass: choice("superclass", [[null, "all"], ...data.superclass_names.map((name, g) => [name, superclasses[g]])], state.superclass, set("superclass")),
+    against: choice("subtract", againstOptions, state.against, set("against")),
+    colours: choice("colours", [["fixed", "fixed range"], ["fitted", "fitted range"]], state.colours, set("colours")),
+  };
+  const epochSlider = slider("epoch", epochs.length - 1, epochs.indexOf(state.epoch), (i) => epochs[i], (i) => store.set({ epoch: epochs[i] }));
+  const play = player(() => epochs.length, () => epochs.indexOf(state.epoch), (i) => store.set({ epoch: epochs[i] }));
+  const list = el("datalist", { id: newId() }, ...names.map((name) => el("option", { value: name })));
+  const search = el("input", { type: "search", list: list.id, placeholder: "part of a name", input: () => search_() });
+  const undo = button("undo", () => store.undo(), { title: "Ctrl+Z" });
+  const resetView = button("reset view", () => maps.forEach(({ map }) => map.reset()), { disabled: true });
+  const forget = button("", () => store.set({ marked: [] }), { hidden: true });
+  const copy = button(ask ? "copy as Python" : "copy as link", () => copied());
+  if (!ask) [controls.kind, controls.level].forEach((c) => { c.hidden = true; });
+  controls.superclass.hidden = !superclasses.length;
+  const bar = el("div", { class: "controls" },
+    group("which relation", controls.exit, controls.kind, controls.level, controls.superclass),
+    group("when", epochSlider, play),
+    group("how it is drawn", controls.order, controls.against, controls.colours),
+    group("find", labelled("find a class", search), list, forget, resetView, undo, copy));
 
-  const epochSlider = slider("epoch", epochs.length - 1, state.epoch, (i) => epochs[i], set("epoch"));
-  const first = choice("first class", classes, "", () => pick());
-  const second = choice("second class", classes, "", () => pick());
-  const list = el("datalist", { id: `classes-${++ids}` }, ...names.map((name) => el("option", { value: name })));
-  const search = el("input", { type: "search", list: list.id, placeholder: "part of a name", input: () => find(search.value) });
-  const controls = el("div", { class: "controls" },
-    choice("exit", exits, state.exit, set("exit", Number)), epochSlider, player(epochSlider),
-    choice("order of classes", Object.keys(orders).map((o) => [o, orderNames[o]]), state.order, set("order")),
-    choice("difference to", against, state.against, set("against")),
-    labelled("find a class", search), list);
-
-  function pick() {
-    if (first.list.value !== "" && second.list.value !== "") select([+first.list.value, +second.list.value]);
-  }
-
-  function select(pair) {
-    state.pair = pair;
-    [first.list.value, second.list.value] = pair ?? ["", ""];
-    draw();
-  }
-
-  function find(text) {
-    const wanted = text.trim().toLowerCase();
-    const exact = names.findIndex((name, c) => [name, whole[c]].some((n) => n.toLowerCase() === wanted));
-    const part = whole.findIndex((name) => name.toLowerCase().includes(wanted));
-    state.found = wanted === "" ? null : exact >= 0 ? exact : part;
-    draw();
+  function copied() {
+    const asked = Object.fromEntries(["kind", "level", "exit", "epoch", "order", "superclass", "against", "selection"].map((k) => [k, state[k]]));
+    const python = (v) => (v === null ? "None" : Array.isArray(v) ? `(${v.join(", ")})` : JSON.stringify(v));
+    const line = `${Object.keys(asked).map((k) => `explorer.${k}`).join(", ")} = ${Object.values(asked).map(python).join(", ")}`;
+    const text = ask ? line : links.address(state);
+    const told = (said) => { copy.textContent = said; setTimeout(() => { copy.textContent = ask ? "copy as Python" : "copy as link"; }, 1500); };
+    (navigator.clipboard?.writeText(text) ?? Promise.reject()).then(() => told("copied"), () => { note(text); told("shown below"); });
   }
 
   // --- what is drawn ------------------------------------------------------------------------------------------------------
 
-  const maps = runs.map(() => ({ node: el("figure", {}), text: el("figcaption", {}), div: el("div", { class: "plot matrix" }) }));
-  maps.forEach(({ node, text, div }) => node.append(text, div));
-  const found = el("p", { class: "found", role: "status" });
+  let searched = []; // classes that the search found
+  const maps = runs.map((run) => {
+    const text = el("figcaption", { role: "status" });
+    const map = matrixView({
+      pick: (i, j) => pick(run, i, j),
+      move: (i, j) => step(run, i, j),
+      clear: () => store.set({ selection: null, images: null }),
+      zoomed: (is) => { resetView.disabled = !is; },
+      images: ask && data.images ? (at, faces) => showFaces(run, at, faces) : null,
+    });
+    return { run, text, map, node: el("figure", {}, text, map.node), cells: null };
+  });
+  const message = el("p", { class: "message", role: "status" });
+  const note = (text) => { message.textContent = text; };
+  const first = choice("first class", [], null, (c) => select(c, second.list.value === "null" ? null : JSON.parse(second.list.value)));
+  const second = choice("second class", [], null, (d) => select(JSON.parse(first.list.value), d));
+  for (const control of [first, second]) control.fill([[null, "none"], ...names.map((name, c) => [c, name, whole[c] === name ? null : whole[c]])]);
   const pairText = el("p", { class: "finding", role: "status" });
-  const curve = el("div", { class: "plot curve" });
+  const curve = lineChart({ label: "relation of the pair over the epochs", height: 240,
+    say: (line, i) => [line.name, `epoch ${line.x[i]}: ${score(line.y[i], 3)}`], pick: (line, i) => store.set({ epoch: nearest(epochs, line.x[i]) }) });
   const table = scrolling("scores of the pair");
-  const pair = el("div", { class: "pair" }, el("div", { class: "controls" }, first, second), pairText, curve, table);
-  const all = el("div", { class: "grid" }, ...maps.map(({ node }) => node));
-  box.append(controls, found, el("div", { class: runs.length > 1 ? "below" : "beside" }, all, pair), ...paragraph(data.text));
+  const imagesOfPair = el("div", { class: "pair-images" });
+  const tops = el("div", { class: "tops" });
+  const topChoice = choice("pairs", topOptions(), "related", () => drawTops());
+  const pair = el("div", { class: "pair" }, el("h4", {}, "The pair"), el("div", { class: "controls" }, first, second), pairText, curve.node, table, imagesOfPair);
+  const side = el("div", { class: "side" }, pair, el("div", {}, el("h4", {}, "Pairs worth a look"), topChoice, tops));
+  const all = el("div", { class: many ? "grid" : "" }, ...maps.map(({ node }) => node));
+  box.append(bar, message, el("div", { class: many ? "below" : "beside" }, all, side), ...paragraph(data.text));
 
-  const label = (c) => plain(names[c]);
-  const frame = (x0, x1, y0, y1, color, width) =>
-    ({ type: "rect", x0: x0 - 0.5, x1: x1 + 0.5, y0: y0 - 0.5, y1: y1 + 0.5, line: { color, width } });
-
-  /** Boundaries of superclasses, the class that was found, and the pair. */
-  function shapes(order) {
-    const marks = [], last = order.length - 1;
-    if (state.order.startsWith("superclass")) {
-      for (let i = 1; i <= last; i++) {
-        if (data.superclass_of_class[order[i]] === data.superclass_of_class[order[i - 1]]) continue;
-        const line = { color: ink(), width: 1 };
-        marks.push({ type: "line", x0: i - 0.5, x1: i - 0.5, y0: -0.5, y1: last + 0.5, line });
-        marks.push({ type: "line", x0: -0.5, x1: last + 0.5, y0: i - 0.5, y1: i - 0.5, line });
-      }
-    }
-    if (state.found !== null && state.found >= 0) {
-      const at = order.indexOf(state.found);
-      marks.push(frame(0, last, at, at, THEME.palette[4], 2), frame(at, at, 0, last, THEME.palette[4], 2));
-    }
-    if (state.pair) {
-      const [row, column] = state.pair.map((c) => order.indexOf(c));
-      marks.push(frame(column, column, row, row, THEME.palette[1], 3));
-    }
-    return marks;
+  function topOptions() {
+    return [["related", "most related"], ["surprising", "more than both classes' popularity explains"], ["changed", `most changed since epoch ${epochs[0]}`],
+      ["exits", "most different from the deepest exit"], ...(many ? [["runs", `most different from ${runs[1].name}`]] : [])];
   }
 
-  function heatmap(run, div, range) {
-    const order = orders[state.order], matrix = shown(run);
-    const z = order.map((c) => Float32Array.from(order, (d) => matrix[c * names.length + d]));
-    const labels = order.map(label), difference = state.against !== "nothing";
-    const bar = { title: { text: difference ? "difference" : run.score, side: "right" }, thickness: 12, outlinewidth: 0, len: 0.9 };
-    const texts = cut ? order.map((c) => order.map((d) => `${wrapped(whole[c])} with ${wrapped(whole[d])}`)) : undefined;
-    const trace = {
-      type: "heatmap", hovertext: texts, z, x: labels, y: labels, zmin: difference ? -range : 0, zmax: range,
-      colorscale: difference ? THEME.diverging : THEME.scale, colorbar: bar, hoverongaps: false,
-      hovertemplate: `${cut ? "%{hovertext}" : "%{y} with %{x}"}<br>${difference ? "difference %{z:+.2f}" : `${run.score} %{z:.2f}`}<extra></extra>`,
-    };
-    const every = names.length <= 20 ? { dtick: 1 } : {};
-    const axis = { type: "category", constrain: "domain", showgrid: false, ...every };
-    plot(div, [trace], {
-      xaxis: { ...axis, title: { text: "class of the second image" } },
-      yaxis: { ...axis, title: { text: "class of the first image" }, autorange: "reversed", scaleanchor: "x" },
-      shapes: shapes(order),
+  function caption(entry) {
+    const { run, text, cells } = entry;
+    const to = reference(run);
+    const where = `${many ? `${run.name}: ` : ""}${exitsOf(run)[exitOf(run)]}, epoch ${epochOf(run)}`;
+    const minus = to ? ` minus ${many && to[0] !== run ? `${to[0].name}: ` : ""}${exitsOf(to[0])[to[2]]}, epoch ${to[1]}` : "";
+    const scope = [...(state.superclass ? [state.superclass] : []), ...(cells.level === "image" ? [`${cells.rows.length} of ${state.marked.length || labels.length} ${state.marked.length ? "marked" : "probe"} images`] : [])];
+    const { within, between } = groupMeans(cells.values, cells.classes), form = to ? signed : score;
+    const said = [[within, "within a class"], [between, "between classes"]].filter(([v]) => !Number.isNaN(v)).map(([v, w]) => `${form(v)} ${w}`);
+    const kind = data.kind_names[kindOf(run)];
+    text.replaceChildren(el("b", {}, said.length ? `${kind} ${said.join(", ")}` : "No pair has a relation here"), el("br"), where + minus + (scope.length ? `; ${scope.join(", ")}` : ""));
+  }
+
+  function drawMap(entry) {
+    const { run, map, cells } = entry, size = cells.rows.length, isDifference = reference(run) !== null;
+    const place = new Map(cells.rows.map((row, i) => [row, i]));
+    const chosen = cells.level === "class" ? state.selection : state.images;
+    const frame = chosen && chosen.every((row) => place.has(row)) ? chosen.map((row) => place.get(row)) : null;
+    const [low, high] = colourRange(cells.values, size, state.colours === "fitted", isDifference);
+    const parted = cells.level === "image" ? spans(cells.classes) : state.order.startsWith("superclass") ? spans(cells.groups) : null;
+    const naming = cells.level === "image" ? (g) => names[g] : (g) => superclasses[g] ?? "";
+    const marked = cells.level === "class" ? new Set(state.marked.map((p) => labels[p])) : new Set();
+    const form = isDifference ? (v) => `difference ${signed(v, 3)}` : (v) => `${data.kind_names[kindOf(run)]} ${score(v, 3)}`;
+    map.draw({
+      n: size, values: cells.values, low, high, scale: isDifference ? "diverging" : "scale",
+      names: (i) => nameOf(cells, i),
+      groups: parted && superclasses.length + (cells.level === "image") > 0 && parted.length <= 60 ? parted.map((s) => ({ name: naming(s.group), from: s.from, to: s.to })) : null,
+      lines: parted ? parted.slice(1).map((s) => s.from) : [],
+      cell: (i, j) => ({ title: `${wholeOf(cells, i)} with ${wholeOf(cells, j)}`, value: form(cells.values[i * size + j]) }),
+      frame, rows: cells.level === "class" ? searched.flatMap((c) => (place.has(c) ? [place.get(c)] : [])) : [],
+      rings: cells.rows.flatMap((row, i) => (marked.has(row) ? [i] : [])),
+      axes: cells.level === "class" ? ["class of the first image", "class of the second image"] : ["first image", "second image"],
+      label: `${entry.text.textContent}. Arrow keys move the selected cell${frame ? `, ${nameOf(cells, frame[0])} with ${nameOf(cells, frame[1])}` : ""}.`,
     });
-  }
-
-  function caption(run, text) {
-    const matrix = shown(run);
-    const within = mean(matrix, (c, d) => c === d), between = mean(matrix, (c, d) => c !== d);
-    const where = `${runs.length > 1 ? `${run.name}: ` : ""}${run.exits[exitOf(run)]}, epoch ${run.epochs[epochOf(run)]}`;
-    const sign = (s) => (Number.isNaN(s) ? "–" : `${s < 0 ? "−" : "+"}${Math.abs(s).toFixed(2)}`);
-    const finding = state.against === "nothing"
-      ? `${run.score} ${score(within)} within a class, ${score(between)} between classes`
-      : `against ${against.find(([v]) => String(v) === state.against)[1]}: ${sign(within)} within a class, ${sign(between)} between classes`;
-    text.replaceChildren(el("b", {}, where), el("br"), finding);
-  }
-
-  function related() {
-    if (state.found === null) return "";
-    if (state.found < 0) return `No class has “${search.value.trim()}” in its name.`;
-    const run = runs[0], matrix = scores(run, epochOf(run), exitOf(run));
-    const others = names.map((_, d) => [d, matrix[state.found * names.length + d]])
-      .filter(([d, s]) => d !== state.found && !Number.isNaN(s)).sort((a, b) => b[1] - a[1]);
-    const say = (some) => some.map(([d, s]) => `${names[d]} ${score(s)}`).join(", ");
-    const to = runs.length > 1 ? ` (${run.name})` : "";
-    return `${names[state.found]}${to}: most related to ${say(others.slice(0, 3))}; least to ${say(others.slice(-3).reverse())}.`;
-  }
-
-  function drawPair() {
-    if (!state.pair) {
-      pairText.textContent = "Click on a cell, or choose two classes.";
-      curve.hidden = table.hidden = true;
-      return;
-    }
-    curve.hidden = table.hidden = false;
-    const [c, d] = state.pair;
-    const of = (run, e, k, i, j) => value(run, run.codes.at(e, k)[i * names.length + j]);
-    pairText.replaceChildren(el("b", { title: title(c, d) }, `${names[c]} with ${names[d]}`), ` at every exit and epoch`);
-    const many = runs.length > 1, dashes = ["solid", "dot", "dash", "dashdot"];
-    const lines = runs.flatMap((run, r) => run.exits.map((name, k) => ({
-      type: "scatter", mode: "lines+markers", x: run.epochs, y: run.epochs.map((_, e) => of(run, e, k, c, d)),
-      name: plain(many ? `${run.name}, ${name}` : name), marker: { size: 5 },
-      line: { color: THEME.palette[k % THEME.palette.length], dash: dashes[r % dashes.length], width: 2 },
-      hovertemplate: "epoch %{x}<br>%{y:.2f}<extra>%{fullData.name}</extra>",
-    })));
-    const now = epochs[state.epoch];
-    plot(curve, lines, {
-      xaxis: { title: { text: "epoch" }, rangemode: "tozero" },
-      yaxis: { title: { text: runs[0].score }, range: [-0.02, 1.02] },
-      legend: { orientation: "h", y: -0.3, yanchor: "top", x: 0, font: { size: 11 } },
-      shapes: [{ type: "line", x0: now, x1: now, yref: "paper", y0: 0, y1: 1, line: { color: THEME.grey, width: 1, dash: "dot" } }],
-    });
-    tabulate(c, d, of);
-  }
-
-  /** The pair at every exit at the epoch that is shown, both ways round: a trained relation need not be symmetric. */
-  function tabulate(c, d, of) {
-    const ways = c === d ? [[c, d]] : [[c, d], [d, c]];
-    const head = el("tr", {}, el("th", { scope: "col" }, `epoch ${epochs[state.epoch]}`),
-      ...ways.map(([i, j]) => el("th", { scope: "col", title: title(i, j) }, `${names[i]} → ${names[j]}`)));
-    const rows = runs.flatMap((run) => run.exits.map((name, k) => el("tr", {},
-      el("th", { scope: "row" }, runs.length > 1 ? `${run.name}, ${name}` : name),
-      ...ways.map(([i, j]) => el("td", {}, score(of(run, epochOf(run), k, i, j)))))));
-    table.replaceChildren(el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)));
   }
 
   function draw() {
-    const range = state.against === "nothing" ? 1 : reach();
-    runs.forEach((run, r) => {
-      const { node, text, div } = maps[r];
-      node.hidden = String(r) === state.against; // a run has no difference to itself
-      if (node.hidden) return;
-      caption(run, text);
-      heatmap(run, div, range);
-    });
-    found.textContent = related();
+    lineUp();
+    if (ask) complete();
+    for (const entry of maps) {
+      const hidden = state.level === "image" ? entry !== maps[0] : reference(entry.run)?.[0] === entry.run && String(state.against).startsWith("run ") || (state.against === OTHER && entry !== maps[0]);
+      entry.node.hidden = hidden;
+      if (hidden) continue;
+      const cells = state.level === "image" ? (imageCells?.key === viewKey() ? imageCells : null) : classCells(entry.run);
+      entry.node.classList.toggle("stale", !cells); // the old picture stands, pale, until the new one is here
+      if (!cells) continue;
+      entry.cells = cells;
+      caption(entry);
+      drawMap(entry);
+    }
     drawPair();
+    drawTops();
   }
 
-  state.pair ??= strongest(scores(runs[0], epochOf(runs[0]), exitOf(runs[0])));
-  [first.list.value, second.list.value] = state.pair ?? ["", ""];
-  drawn(draw);
-  maps.forEach(({ div }) => div.on("plotly_click", ({ points }) => {
-    const [row, column] = points[0].pointIndex ?? points[0].pointNumber;
-    select([orders[state.order][row], orders[state.order][column]]);
-  }));
+  /** The controls say what is chosen. */
+  function lineUp() {
+    controls.exit.fill(exitOptions());
+    for (const [name, control] of Object.entries(controls)) control.set(state[name]);
+    epochSlider.set(epochs.indexOf(nearest(epochs, state.epoch)));
+    undo.disabled = !store.undoable;
+    forget.hidden = !state.marked.length;
+    forget.textContent = `forget ${state.marked.length} marks`;
+    first.set(state.selection?.[0] ?? null);
+    second.set(state.selection?.[1] ?? null);
+  }
+
+  /** Ask Python for what is shown and not here. */
+  function complete() {
+    if (state.level === "image") {
+      if (imageCells?.key === viewKey()) return;
+      const key = viewKey();
+      wait("relating images", question("images", { ...state }), (answer) => {
+        imageCells = { key, level: "image", rows: Array.from(unpack(answer.rows).values), classes: Array.from(unpack(answer.classes).values), values: unpack(answer.values).values };
+      });
+      return;
+    }
+    const wanted = missing();
+    if (wanted.length) wait("relating classes", question("classes", { wanted }), keep);
+    else question.forget();
+  }
+
+  /** Take in an answer and draw; what cannot be is said, and the choice before stands again. */
+  function wait(what, promise, take) {
+    busy(box, what, promise).then((answer) => {
+      if (answer === undefined) return;
+      take(answer);
+      note("");
+      draw();
+    }, (error) => {
+      store.undo();
+      note(error.message);
+    });
+  }
+
+  // --- the pair -----------------------------------------------------------------------------------------------------------
+
+  function select(c, d) {
+    if (c === null || d === null) return;
+    store.set({ selection: [c, d], images: null });
+  }
+
+  function pick(run, i, j) {
+    const { cells } = maps[run.place];
+    const chosen = [cells.rows[i], cells.rows[j]];
+    if (cells.level === "class") store.set({ selection: chosen, images: same(chosen, state.selection) ? state.images : null });
+    else if (i !== j) store.set({ images: chosen, selection: [cells.classes[i], cells.classes[j]] });
+    if (ask && same(chosen, state.selection)) opened();
+  }
+
+  function step(run, di, dj) {
+    const { cells } = maps[run.place], last = cells.rows.length - 1;
+    const now = (cells.level === "class" ? state.selection : state.images) ?? [cells.rows[0], cells.rows[0]];
+    const [i, j] = now.map((row) => Math.max(0, cells.rows.indexOf(row)));
+    const clip = (v) => Math.min(last, Math.max(0, v));
+    if (cells.level === "class") store.set({ selection: [cells.rows[clip(i + di)], cells.rows[clip(j + dj)]], images: null });
+    else pick(run, clip(i + di), clip(j + dj));
+  }
+
+  const dashes = ["solid", "dot", "dash", "dashdot"];
+
+  /** Known scores of classes c and d of a run at an exit: {x: epochs, y: scores}. */
+  function history(run, exit, c, d) {
+    const here = run.all.filter((epoch) => run.known.has(`${kindOf(run)}/${epoch}`));
+    const of = (epoch) => { const codes = run.known.get(`${kindOf(run)}/${epoch}`); return decoded(codes.at(exit).subarray(c * n + d, c * n + d + 1), codes.levels)[0]; };
+    return { x: here, y: here.map(of) };
+  }
+
+  function drawPair() {
+    const chosen = state.selection;
+    curve.node.hidden = table.hidden = imagesOfPair.hidden = !chosen;
+    if (!chosen) { pairText.textContent = "Click a cell, or choose two classes."; return; }
+    const [c, d] = chosen, kind = data.kind_names[kindOf(mine)];
+    const now = runs.map((run) => scores(run, epochOf(run), exitOf(run))?.[c * n + d]).filter((v) => v !== undefined);
+    pairText.replaceChildren(el("b", { title: whole[c] !== names[c] || whole[d] !== names[d] ? `${whole[c]} with ${whole[d]}` : null }, `${names[c]} with ${names[d]}`),
+      now.length ? `: ${kind} ${now.map((v) => score(v, 3)).join(" and ")}` : "");
+    curve.draw({
+      lines: runs.flatMap((run, r) => exitsOf(run).map((name, k) => ({
+        name: many ? `${run.name}, ${name}` : name, ...history(run, k, c, d), points: true,
+        color: THEME.palette[k % THEME.palette.length], dash: dashes[r % dashes.length],
+      }))),
+      x: { title: "epoch", low: 0 }, y: { title: kind, low: 0, high: 1 }, verticals: [{ at: state.epoch }],
+    });
+    tabulate(c, d);
+    if (ask) showImages();
+  }
+
+  /** The pair at every exit at the epoch that is shown, both ways round: a trained relation need not be symmetric. */
+  function tabulate(c, d) {
+    const ways = c === d ? [[c, d]] : [[c, d], [d, c]];
+    const rows = runs.flatMap((run) => exitsOf(run).map((name, k) => {
+      const matrix = scores(run, epochOf(run), k);
+      return [many ? `${run.name}, ${name}` : name, ...ways.map(([i, j]) => (matrix ? score(matrix[i * n + j], 3) : "…"))];
+    }));
+    table.replaceChildren(tableOf([`epoch ${epochOf(mine)}`, ...ways.map(([i, j]) => `${names[i]} → ${names[j]}`)], rows));
+  }
+
+  let openedPair = null, wantsImages = false;
+
+  /** The reader asked for the images of the pair. */
+  function opened() {
+    wantsImages = true;
+    showImages();
+  }
+
+  function showImages() {
+    if (!wantsImages && !state.images) {
+      imagesOfPair.replaceChildren(button("show its images", opened));
+      return;
+    }
+    const key = JSON.stringify([state.selection, state.images, state.kind, state.exit, state.epoch]);
+    if (key === openedPair) return;
+    openedPair = key;
+    busy(box, "looking at the images", questionOfPair("pair", { ...state })).then((answer) => {
+      if (answer !== undefined && key === openedPair) fillImages(answer);
+    }, (error) => { openedPair = null; imagesOfPair.replaceChildren(el("p", { class: "note" }, error.message)); });
+  }
+
+  function fillImages({ images, missing: none, table: scored, ranked, note: noted }) {
+    const figure = ({ png, title, caption: said, right }) => el("figure", { class: right ? "right" : "wrong" },
+      ...(png ? [picture(png, title, 128)] : []), el("figcaption", {}, el("b", {}, title), el("br"), said));
+    const strip = (title, pairs) => (pairs.length ? [el("div", { class: "strip-title" }, title), el("div", { class: "strip" }, ...pairs.map(({ pair: chosen, score: s, pngs, titles }) =>
+      button("", () => store.set({ images: chosen }), { class: "thumb-pair", title: titles.join(" with "), "aria-pressed": String(same(chosen, state.images)) })).map((node, i) => {
+        const { pngs, titles, pair: chosen, score: s } = pairs[i];
+        node.append(...(pngs ?? []).map((png, k) => picture(png, titles[k], 48)), el("span", {}, `#${chosen[0]}, #${chosen[1]}: ${score(s, 3)}`));
+        return node;
+      }))] : []);
+    const pixels = el("div", { class: "pixels" });
+    const buttons = images.length ? el("div", { class: "controls" },
+      button("which pixels relate them?", () => busy(box, "asking which pixels relate the two images", questionOfPair("pixels", { ...state })).then((answer) => answer && fillPixels(pixels, answer), (error) => pixels.replaceChildren(error.message))),
+      button("all images of these classes", () => store.set({ level: "image", superclass: null, marked: Array.from(labels.keys()).filter((p) => state.selection.includes(labels[p])) }))) : "";
+    imagesOfPair.replaceChildren(el("div", { class: "two" }, ...images.map(figure)), ...(none ? [el("p", { class: "note" }, none)] : []),
+      ...(scored ? [scrolling("relation of the two images", tableOf(scored.head, scored.rows, scored.caption))] : []), ...(noted ? [el("p", { class: "note" }, noted)] : []),
+      ...strip("most related", ranked.most), ...strip("least related", ranked.least), buttons, pixels);
+  }
+
+  function fillPixels(node, { rows, text }) {
+    node.replaceChildren(...rows.map(({ title, pngs }) => el("figure", {}, el("figcaption", {}, title), el("div", { class: "two" }, ...pngs.map(([png, alt]) => picture(png, alt, 128))))),
+      el("p", { class: "note" }, text));
+  }
+
+  // --- thumbnails on hover ------------------------------------------------------------------------------------------------
+
+  const faces = new Map(); // PNG by position, asked for once
+  const positionOf = (cells, i) => (cells.level === "image" ? cells.rows[i] : Array.from(labels).indexOf(cells.rows[i]));
+  let hovered = null;
+
+  function showFaces(run, [i, j], node) {
+    const { cells } = maps[run.place];
+    const wanted = [positionOf(cells, i), positionOf(cells, j)].filter((p) => p >= 0);
+    const fill = () => node.replaceChildren(...wanted.flatMap((p) => (faces.get(p) ? [picture(faces.get(p), names[labels[p]], 48)] : [])));
+    const news = wanted.filter((p) => !faces.has(p));
+    if (!news.length) return fill();
+    clearTimeout(hovered);
+    hovered = setTimeout(() => { // a mouse that rests, not one that passes
+      ask("faces", { positions: news }).then((pngs) => { news.forEach((p) => faces.set(p, pngs[p] ?? null)); fill(); }, () => {});
+    }, 120);
+  }
+
+  // --- pairs worth a look -------------------------------------------------------------------------------------------------
+
+  function topValues() {
+    const what = JSON.parse(topChoice.list.value), own = scores(mine, epochOf(mine), exitOf(mine));
+    if (!own) return null;
+    if (what === "related") return [own, false];
+    if (what === "surprising") return [surprise(own, n), false];
+    const other = { changed: () => scores(mine, mine.all[0], exitOf(mine)), exits: () => scores(mine, epochOf(mine), exitsOf(mine).length - 1), runs: () => scores(runs[1], epochOf(runs[1]), exitOf(runs[1])) }[what]();
+    return other ? [difference(own, other), true] : null;
+  }
+
+  function drawTops() {
+    const found_ = topValues();
+    if (!found_) { tops.replaceChildren(el("p", { class: "note" }, "This needs scores that are not here yet.")); return; }
+    const [values, bothWays] = found_;
+    const what = JSON.parse(topChoice.list.value), form = what === "related" ? (v) => score(v, 3) : (v) => signed(v, 3);
+    const scope = what === "related" && state.superclass === null ? values : values.map((v, i) => (inScope(Math.floor(i / n)) && inScope(i % n) ? v : NaN));
+    tops.replaceChildren(el("ol", {}, ...topPairs(scope, n, 10, bothWays).map(({ row, column, value }) => el("li", {},
+      button(`${names[row]} with ${names[column]}`, () => select(row, column), { "aria-pressed": String(same(state.selection, [row, column])) }), ` ${form(value)}`))));
+  }
+
+  // --- search and links ---------------------------------------------------------------------------------------------------
+
+  function search_() {
+    const text = search.value, hits = found(names, text).concat(found(whole, text)).filter((c, i, a) => a.indexOf(c) === i);
+    searched = hits;
+    if (!text.trim()) note("");
+    else if (!hits.length) note(`No class has “${text.trim()}” in its name.`);
+    else if (hits.length > 1) note(`${hits.length} classes: ${hits.slice(0, 12).map((c) => names[c]).join(", ")}${hits.length > 12 ? ", …" : ""}.`);
+    else {
+      const [c] = hits, matrix = scores(mine, epochOf(mine), exitOf(mine));
+      const related = matrix ? names.map((_, d) => [d, matrix[c * n + d]]).filter(([d, s]) => d !== c && !Number.isNaN(s)).sort((a, b) => b[1] - a[1]) : [];
+      const say = (some) => some.map(([d, s]) => `${names[d]} ${score(s)}`).join(", ");
+      note(related.length ? `${names[c]}${many ? ` (${mine.name})` : ""}: most related to ${say(related.slice(0, 3))}; least to ${say(related.slice(-3).reverse())}.` : "");
+      if (related.length) select(c, related[0][0]);
+    }
+    draw();
+  }
+
+  links.hear("marked", ({ key, positions }) => { if (key === data.key) store.set({ marked: positions }); }, host);
+  store.on(draw);
+  draw();
+  return { maps, runs, curve, draw, say: note, shown: () => maps[0].map.shown };
 };

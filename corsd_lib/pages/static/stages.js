@@ -1,157 +1,207 @@
 // Stages: the probe images at every exit side by side; what is selected in one is selected in all.
 
-KINDS.stages = (data, box) => {
-  const { names, superclasses, exits, epochs, start } = data;
+KINDS.stages = (box, host) => {
+  const { data, store, ask, links } = host, { state } = store;
+  const { names, superclasses, exits, epochs } = data;
   const whole = wholes(names, data.whole_names), wholeSuperclasses = wholes(superclasses, data.whole_superclasses);
-  const title = (name, full) => (full === undefined || full === name ? null : full); // what hover says of a short name
   const labels = unpack(data.labels).values, images = labels.length;
-  const coordinates = unpack(data.coordinates), guesses = unpack(data.guesses), firstRight = unpack(data.first_right);
-  const state = { epoch: epochs.indexOf(start.epoch), colour: start.colour, selection: start.selection };
-  const right = (k, i) => guesses.at(state.epoch, k)[i] === labels[i];
+  const guesses = unpack(data.guesses), firstRight = unpack(data.first_right);
+  const fits = new Map(); // embeddings by method
+  const keep = (fit) => fits.set(fit.method, { ...fit, at: unpack(fit.coordinates).at });
+  data.fits.forEach(keep);
+  const e = () => Math.max(0, epochs.indexOf(state.epoch));
+  const right = (k, i) => guesses.at(e(), k)[i] === labels[i];
+  const positions = (kept) => Array.from({ length: images }, (_, i) => i).filter(kept);
+  const question = ask && newestOf(ask), questionOfImage = ask && newestOf(ask), questionOfMarks = ask && newestOf(ask);
 
   // --- groups of images by what they are coloured by ----------------------------------------------------------------------
 
-  const GLYPHS = ["●", "◆", "■", "▲", "✕", "✚"];
-  const looks = THEME.palette.length * THEME.symbols.length;
-  const look = (g) => ({
-    color: THEME.palette[g % THEME.palette.length],
-    symbol: THEME.symbols[Math.floor(g / THEME.palette.length) % THEME.symbols.length],
-  });
-  const grey = { color: THEME.grey, symbol: "x" };
+  const MOST = 2 * THEME.palette.length; // more are not told apart by colour and symbol
+  const look = (g) => ({ color: THEME.palette[g % THEME.palette.length], symbol: Math.floor(g / THEME.palette.length) });
+  const grey = { color: THEME.grey, symbol: 0, small: true };
 
   /** Names of groups, their looks, and the group of image i at exit k. */
-  const groupings = {
-    class: () => ({ names, whole, look, of: (k, i) => labels[i] }),
-    superclass: () => ({ names: superclasses, whole: wholeSuperclasses, look, of: (k, i) => data.superclass_of_class[labels[i]] }),
-    right: () => ({ names: ["wrong at that exit", "right at that exit"], of: (k, i) => +right(k, i),
-      look: (g) => (g ? look(0) : { color: THEME.palette[1], symbol: "x" }) }),
-    first_right: () => ({ names: ["right at no exit", ...exits.map((name) => `first right at ${name}`)],
-      of: (k, i) => firstRight.at(state.epoch)[i], look: (g) => (g ? look(g - 1) : grey) }),
-  };
-  const texts = { class: "class", superclass: "superclass", right: "right or wrong", first_right: "first exit that is right" };
+  function grouping() {
+    const of = { class: (k, i) => labels[i], superclass: (k, i) => data.superclass_of_class[labels[i]], right: (k, i) => +right(k, i), first_right: (k, i) => firstRight.at(e())[i] }[state.colour];
+    if (state.colour === "right") return { names: ["wrong at that exit", "right at that exit"], of, look: (g) => (g ? look(0) : { color: THEME.palette[1], symbol: 4 }), shown: [0, 1] };
+    if (state.colour === "first_right") return { names: ["right at no exit", ...exits.map((name) => `first right at ${name}`)], of, look: (g) => (g ? look(g - 1) : grey), shown: [0, ...exits.map((_, k) => k + 1)] };
+    const all = state.colour === "class" ? names : superclasses;
+    const shown = state.highlight.map((name) => all.indexOf(name)).filter((g) => g >= 0), place = new Map(shown.map((g, i) => [g, i]));
+    return { names: all, of, look: (g) => (place.has(g) ? look(place.get(g)) : grey), shown, place };
+  }
+  const texts = { class: "class", superclass: "superclass", right: "right or wrong at that exit", first_right: "first exit that is right" };
+
+  /** Groups in colour at first: all where colours do for them, else those that Python found tidiest. */
+  const opening = (name) => (name === "class" ? data.tidiest.class : name === "superclass" ? data.tidiest.superclass : []);
 
   // --- controls -----------------------------------------------------------------------------------------------------------
 
-  const colours = Object.keys(groupings).filter((name) => name !== "superclass" || superclasses.length);
-  const epochSlider = slider("epoch", epochs.length - 1, state.epoch, (i) => epochs[i], (i) => { state.epoch = i; draw(); });
-  const members = choice("select a class", [["", "none"], ...names.map((name, c) => [c, name, title(name, whole[c])])], "", (c) => {
-    select(c === "" ? [] : positions((i) => labels[i] === +c));
-  });
-  const clear = el("button", { type: "button", click: () => { members.list.value = ""; select([]); } }, "select nothing");
+  const colours = Object.keys(texts).filter((name) => name !== "superclass" || superclasses.length);
+  const epochSlider = slider("epoch", epochs.length - 1, e(), (i) => epochs[i], (i) => store.set({ epoch: epochs[i] }));
+  const play = player(() => epochs.length, e, (i) => store.set({ epoch: epochs[i] }), 900);
+  const colour_ = choice("colour", colours.map((name) => [name, texts[name]]), state.colour, (v) => store.set({ colour: v, highlight: opening(v) }));
+  const method = choice("projection", data.methods, state.method, (v) => store.set({ method: v }));
+  method.hidden = data.methods.length < 2;
+  const members = choice("select a class", [[null, "none"], ...names.map((name, c) => [c, name, whole[c] === name ? null : whole[c]])], null,
+    (c) => store.set({ selection: c === null ? [] : positions((i) => labels[i] === c) }));
+  const more = choice("add a colour to", [[null, "…"]], null, (name) => name !== null && store.set({ highlight: [...state.highlight, name].slice(-MOST) }));
+  const clear = button("select nothing", () => store.set({ selection: [] }));
+  const undo = button("undo", () => store.undo(), { title: "Ctrl+Z" });
   const legend = el("div", { class: "legend", role: "group", "aria-label": "select a group" });
-  const parts = epochs.length > 1 ? [epochSlider, player(epochSlider)] : [];
-  const colour = choice("colour", colours.map((name) => [name, texts[name]]), state.colour, (v) => { state.colour = v; draw(); });
-  const controls = el("div", { class: "controls" }, colour, ...parts, members, clear);
-
-  const positions = (kept) => Array.from({ length: images }, (_, i) => i).filter(kept);
-
-  function select(selection) {
-    state.selection = selection;
-    draw(); // whole: plotly forgets selected points when the outline that was drawn around them goes
-  }
+  const when = group("when", epochSlider, play);
+  when.hidden = epochs.length < 2;
+  const bar = el("div", { class: "controls" }, group("what is in colour", colour_, more), group("picture", method), when, group("selection", members, clear, undo));
 
   // --- what is drawn ------------------------------------------------------------------------------------------------------
 
-  const maps = exits.map(() => ({ node: el("figure", {}), text: el("figcaption", {}), div: el("div", { class: "plot stage" }) }));
-  maps.forEach(({ node, text, div }) => node.append(text, div));
+  const finding = el("p", { class: "finding", role: "status" });
+  const message = el("p", { class: "message", role: "status" }, data.message ?? "");
+  const maps = exits.map((_, k) => {
+    const text = el("figcaption", {});
+    const view = pointsView({ pick: (i) => store.set(ask ? { image: i } : { image: i, selection: [i] }), caught: (some) => store.set({ selection: some }), clear: () => store.set({ selection: [] }), hover: (i) => hover(k, i) });
+    return { node: el("figure", {}, view.node, text), text, view };
+  });
   const summary = el("div", { class: "finding", role: "status" });
-  box.append(controls, legend, el("div", { class: "grid" }, ...maps.map(({ node }) => node)), summary, el("p", { class: "note" },
-    `${data.method}, one fit for all exits and epochs; axes have no unit. Draw around points to select them, click on one to read it, double-click to clear. ` +
-    `Purity: share of a point's 10 nearest that are of its class, in the picture and (in brackets) in the embedding that it is a picture of` +
-    `${data.purity_limit === null ? "" : `; at most ${data.purity_limit.toFixed(2)} here`}. Trust: trustworthiness, 1 at best, about 0.5 for positions at random; a neighbour that the embedding does not have costs the more the farther away it is there.`));
+  const marked = el("div", { class: "strip" }), facts = el("div", {});
+  const note = el("p", { class: "note" });
+  box.append(bar, message, finding, legend, el("div", { class: "grid stage-grid" }, ...maps.map(({ node }) => node)), summary, marked, facts, note);
+
+  function hover(k, i) {
+    const guess = guesses.at(e(), k)[i];
+    const above = superclasses.length ? ` (${wholeSuperclasses[data.superclass_of_class[labels[i]]]})` : "";
+    return [el("b", {}, `image ${i}: ${whole[labels[i]]}${above}`), el("br"), guess === labels[i] ? "right" : `taken for ${whole[guess]}`];
+  }
 
   /** The same range at all exits, so that an image can be followed. */
-  function ranges() {
-    const points = coordinates.at(state.epoch);
-    return [0, 1].map((axis) => {
-      let low = Infinity, high = -Infinity;
-      for (let i = axis; i < points.length; i += 2) {
-        low = Math.min(low, points[i]);
-        high = Math.max(high, points[i]);
-      }
-      const edge = 0.05 * (high - low || 1);
-      return [low - edge, high + edge];
-    });
+  function range(fit) {
+    const all = fit.at(e()), x = extent(all.filter((_, i) => i % 2 === 0)), y = extent(all.filter((_, i) => i % 2));
+    return [[x[0], y[0]], [x[1], y[1]]];
   }
 
-  function hover(k) {
-    return positions(() => true).map((i) => {
-      const guess = guesses.at(state.epoch, k)[i];
-      const found = guess === labels[i] ? "right" : `taken for ${wrapped(whole[guess])}`;
-      const group = superclasses.length ? ` (${wrapped(wholeSuperclasses[data.superclass_of_class[labels[i]]])})` : "";
-      return `image ${i}: ${wrapped(whole[labels[i]])}${group}<br>${found}`;
-    });
-  }
+  let near = null; // neighbours of the image at every exit, from Python, with what they are of
+  const nearKey = () => JSON.stringify([state.image, state.epoch]);
 
-  function picture(k, div, range) {
-    const grouping = groupings[state.colour](), at = coordinates.at(state.epoch, k);
-    const points = Array.from({ length: images }, (_, i) => grouping.look(grouping.of(k, i)));
-    const trace = {
-      type: "scatter", mode: "markers", x: Float32Array.from(labels, (_, i) => at[2 * i]), y: Float32Array.from(labels, (_, i) => at[2 * i + 1]),
-      marker: { size: 6, color: points.map((p) => p.color), symbol: points.map((p) => p.symbol), opacity: 0.75 },
-      selected: { marker: { opacity: 1, size: 9 } }, unselected: { marker: { opacity: 0.12 } },
-      selectedpoints: state.selection.length ? state.selection : null,
-      text: hover(k), hovertemplate: "%{text}<extra></extra>",
-    };
-    const axis = { showticklabels: false, zeroline: false, ticks: "" };
-    plot(div, [trace], {
-      xaxis: { ...axis, range: range[0], constrain: "domain" }, yaxis: { ...axis, range: range[1], scaleanchor: "x", constrain: "domain" },
-      dragmode: "lasso", clickmode: "event+select", showlegend: false, hovermode: "closest",
+  function drawMaps(fit) {
+    const how = grouping(), [low, high] = range(fit), chosen = state.selection.length ? new Set(state.selection) : null;
+    maps.forEach(({ view, text }, k) => {
+      const looks = Array.from({ length: images }, (_, i) => how.look(how.of(k, i)));
+      const rings = state.image === null ? [] : [state.image, ...(near?.key === nearKey() ? near.of[k] : [])];
+      view.draw({ at: fit.at(e(), k), low, high, look: (i) => looks[i], chosen, rings, label: `${exits[k]}, epoch ${state.epoch}: ${images} images as points` });
+      const say = (name) => { const v = fit.quality[name][e()][k]; return v === null ? "–" : v.toFixed(2); };
+      const hits = positions((i) => right(k, i)).length / images;
+      const tidier = fit.quality.knn_purity[e()][k] > fit.quality.embedding_purity[e()][k] + 0.01;
+      text.replaceChildren(el("b", {}, exits[k]), `: ${percent(hits)} right`, el("br"), `purity ${say("knn_purity")} in the picture, ${say("embedding_purity")} in the embedding${tidier ? ": tidier than it is" : ""}`, el("br"), `trustworthiness ${say("trustworthiness")} of 1`);
     });
-  }
-
-  function caption(k, text) {
-    const say = (name) => { const v = data.quality[name][state.epoch][k]; return v === null ? "–" : v.toFixed(2); };
-    const hits = positions((i) => right(k, i)).length / images;
-    text.replaceChildren(el("b", {}, `${exits[k]}, epoch ${epochs[state.epoch]}`), el("br"),
-      `${percent(hits)} right, purity ${say("knn_purity")} (${say("embedding_purity")}), trust ${say("trustworthiness")}`);
+    const purity = fit.quality.embedding_purity[e()], last = purity.length - 1;
+    const share = (v) => (v === null ? "–" : percent(v));
+    finding.replaceChildren(el("b", {}, `Of an image's 10 nearest in the embedding ${share(purity[0])} are of its class at exit 1${last ? ` and ${share(purity[last])} at the deepest` : ""}`),
+      el("br"), `Epoch ${state.epoch}, drawn by ${fit.title}`);
+    note.textContent = `${fit.title}, one fit for all exits and epochs; axes have no unit. Draw around points to select them, click on one to read it, double-click or Escape to clear. ` +
+      `Purity: share of a point's 10 nearest that are of its class${data.purity_limit === null ? "" : `; at most ${data.purity_limit.toFixed(2)} here`}. Trustworthiness: 1 at best, about 0.5 for positions at random.`;
   }
 
   function drawLegend() {
-    const grouping = groupings[state.colour]();
-    legend.hidden = grouping.names.length > looks;
-    if (legend.hidden) return;
-    legend.replaceChildren(...grouping.names.map((name, g) => {
-      const { color, symbol } = grouping.look(g);
-      const sign = el("span", { "aria-hidden": true }, GLYPHS[THEME.symbols.indexOf(symbol)]);
+    const how = grouping(), k = state.colour === "right" ? exits.length - 1 : 0; // of the deepest exit, where exits differ
+    legend.replaceChildren(...how.shown.map((g) => {
+      const { color, symbol } = how.look(g), sign = el("span", { "aria-hidden": true }, GLYPHS[symbol]);
       sign.style.color = color;
-      const group = state.colour === "right" ? exits.length - 1 : 0; // of the deepest exit, where exits differ
-      const said = { type: "button", title: title(name, grouping.whole?.[g]) };
-      return el("button", { ...said, click: () => select(positions((i) => grouping.of(group, i) === g)) }, sign, ` ${name}`);
+      const of = positions((i) => how.of(k, i) === g), alone = of.length > 0 && same(of, state.selection);
+      const node = button("", () => store.set({ selection: alone ? [] : of }), { "aria-pressed": String(alone), title: alone ? "show all" : "show these alone" });
+      node.append(sign, ` ${how.names[g]}`);
+      return node;
     }));
+    more.hidden = !how.place || how.shown.length === how.names.length;
+    more.fill([[null, "…"], ...how.names.filter((_, g) => how.place && !how.place.has(g)).map((name) => [name, name])]);
   }
 
   function summarise() {
     const chosen = state.selection;
-    if (!chosen.length) return summary.replaceChildren("Nothing is selected.");
+    clear.disabled = !chosen.length;
+    if (!chosen.length) { summary.replaceChildren("Nothing is selected."); marked.replaceChildren(); return; }
     const counts = new Map();
     chosen.forEach((i) => counts.set(labels[i], (counts.get(labels[i]) ?? 0) + 1));
     const most = [...counts].sort((a, b) => b[1] - a[1]);
-    const some = most.slice(0, 8).map(([c, n]) => `${names[c]} ${n}`).join(", ") + (most.length > 8 ? ` and ${most.length - 8} more classes` : "");
-    const guess = (k) => names[guesses.at(state.epoch, k)[chosen[0]]];
-    const exit = chosen.length === 1
-      ? (name, k) => `${name}: ${guess(k)}`
-      : (name, k) => `${name}: ${chosen.filter((i) => right(k, i)).length}`;
-    const what = chosen.length === 1 ? `image ${chosen[0]}: ${names[labels[chosen[0]]]}` : `${chosen.length} images: ${some}`;
-    summary.replaceChildren(el("b", {}, what), el("br"), `${chosen.length === 1 ? "taken for" : "right at"} ${exits.map(exit).join(", ")}`);
+    const some = most.slice(0, 8).map(([c, m]) => `${names[c]} ${m}`).join(", ") + (most.length > 8 ? ` and ${most.length - 8} more classes` : "");
+    const guess = (k) => names[guesses.at(e(), k)[chosen[0]]], single = chosen.length === 1;
+    const exit = single ? (name, k) => `${name}: ${guess(k)}` : (name, k) => `${name}: ${chosen.filter((i) => right(k, i)).length}`;
+    summary.replaceChildren(el("b", {}, single ? `image ${chosen[0]}: ${names[labels[chosen[0]]]}` : `${chosen.length} images: ${some}`), el("br"), `${single ? "taken for" : "right at"} ${exits.map(exit).join(", ")}`);
   }
 
-  let drawing = false; // plotly tells of a selection of nothing as the outline around the last one goes
+  const deepest = exits.length - 1;
+
+  function thumb(i, png) {
+    const ok = right(deepest, i), text = [names[labels[i]], ok ? "✓" : `✗ ${names[guesses.at(e(), deepest)[i]]}`];
+    const node = el("div", { class: `thumb ${ok ? "right" : "wrong"}`, title: text.join(", ") });
+    node.append(...(png ? [picture(png, text.join(", "), 64)] : []), ...text.map((line) => el("div", {}, line)));
+    return node;
+  }
+
+  let timer = null, markedKey = null, factsKey = null;
+
+  /** Thumbnails of what is selected, and what is known of the image; once the choice rests. */
+  function askImages() {
+    clearTimeout(timer);
+    timer = setTimeout(() => {
+      const key = JSON.stringify([state.selection, state.epoch]);
+      if (key !== markedKey) {
+        markedKey = key;
+        if (!state.selection.length) marked.replaceChildren();
+        else questionOfMarks("faces", { positions: state.selection.slice(0, 24) }).then((pngs) => pngs && key === markedKey && marked.replaceChildren(
+          ...state.selection.slice(0, 24).filter((i) => pngs[i]).map((i) => thumb(i, pngs[i])), ...(state.selection.length > 24 && Object.keys(pngs).length ? [el("span", { class: "note" }, `24 of ${state.selection.length}`)] : [])), () => {});
+      }
+      if (nearKey() !== factsKey) {
+        const mine = factsKey = nearKey();
+        busy(box, "looking at the image", questionOfImage("image", { ...state })).then((answer) => {
+          if (answer === undefined || mine !== nearKey()) return;
+          near = { key: mine, of: answer.rows.map(({ near: some }) => some) };
+          tell(answer);
+          drawMaps(fits.get(state.method));
+        }, (error) => { factsKey = null; message.textContent = error.message; });
+      }
+    }, 120);
+  }
+
+  function tell({ title, png, missing, rows }) {
+    const line = ({ exit, guess, near: some, pngs }) => {
+      const strip = el("div", { class: "strip" }, ...some.map((p) => {
+        const node = el("div", { class: `thumb ${labels[p] === labels[state.image] ? "right" : "wrong"}` }, ...(pngs[p] ? [picture(pngs[p], names[labels[p]], 48)] : []), el("div", {}, names[labels[p]]));
+        return node;
+      }));
+      return [exit, guess, `${some.filter((p) => labels[p] === labels[state.image]).length} of ${some.length}`, strip];
+    };
+    facts.replaceChildren(el("h4", {}, title), ...(png ? [picture(png, title, 96)] : []), ...(missing ? [el("p", { class: "note" }, missing)] : []),
+      scrolling("nearest images", tableOf(["", "taken for", "of its class", `nearest in the embedding (not in the picture), epoch ${state.epoch}`], rows.map(line))));
+  }
 
   function draw() {
-    const range = ranges();
-    drawing = true;
-    exits.forEach((_, k) => { caption(k, maps[k].text); picture(k, maps[k].div, range); });
-    drawing = false;
+    colour_.set(state.colour);
+    method.set(state.method);
+    epochSlider.set(e());
+    undo.disabled = !store.undoable;
+    const one = state.selection.length ? labels[state.selection[0]] : null;
+    members.set(one !== null && same(state.selection, positions((i) => labels[i] === one)) ? one : null);
+    const fit = fits.get(state.method);
+    box.classList.toggle("stale", !fit);
+    if (!fit) {
+      busy(box, `${state.method.toUpperCase()}, some minutes the first time`, question("fit", { method: state.method })).then((answer) => {
+        if (answer === undefined) return;
+        keep(answer);
+        message.textContent = "";
+        draw();
+      }, (error) => { store.undo(); message.textContent = error.message; });
+      return;
+    }
+    question?.forget();
+    drawMaps(fit);
     drawLegend();
     summarise();
+    if (ask) askImages();
   }
 
-  drawn(draw);
-  maps.forEach(({ div }) => {
-    // Later: plotly still adds its outline after it has told.
-    const told = (selection) => { if (!drawing) setTimeout(() => select(selection)); };
-    div.on("plotly_selected", (event) => { if (event?.points) told(event.points.map((p) => p.pointIndex)); });
-    div.on("plotly_deselect", () => told([]));
+  store.on((patch) => {
+    if ("selection" in patch) links.tell("marked", { key: data.key, positions: state.selection }, host);
+    draw();
   });
+  draw();
+  return { maps, fits, draw, say: (text) => { message.textContent = text; } };
 };

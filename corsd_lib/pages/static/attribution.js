@@ -1,0 +1,122 @@
+// Attributions: which pixels made an exit decide, or two images related; only Python can compute them.
+
+KINDS.attribution = (box, host) => {
+  const { data, store, ask } = host, { state } = store;
+  const { names } = data, labels = Array.from(unpack(data.labels).values), guesses = unpack(data.guesses);
+  const question = newestOf(ask), questionOfCheck = newestOf(ask);
+  const ofClass = (c) => labels.flatMap((label, i) => (label === c ? [i] : []));
+  const classes = names.map((name, c) => [c, `${name} (${ofClass(c).length})`]).filter(([c]) => ofClass(c).length);
+
+  // --- controls -----------------------------------------------------------------------------------------------------------
+
+  /** A list of classes and a number within the class for the image `name` of the state. */
+  function chooser(name, text, optional) {
+    const list = choice(text, [], null, (c) => { if (c !== "yours") store.set({ [name]: c === null ? null : ofClass(c)[0] }); });
+    const number = el("input", { type: "number", min: 1, change: () => {
+      const all = ofClass(labels[state[name]]);
+      store.set({ [name]: all[Math.min(all.length, Math.max(1, Math.round(+number.value) || 1)) - 1] });
+    } });
+    const show = () => {
+      const value = state[name], known = Number.isInteger(value);
+      list.fill([...(optional ? [[null, "none"]] : []), ...(value === "yours" ? [["yours", "an image of your own"]] : []), ...classes]);
+      list.set(known ? labels[value] : value);
+      number.disabled = !known;
+      if (!known) return;
+      number.max = ofClass(labels[value]).length;
+      number.value = ofClass(labels[value]).indexOf(value) + 1;
+    };
+    return { nodes: [list, labelled(`number of the ${text}`, number)], show };
+  }
+  const image = chooser("image", "image", false), partner = chooser("partner", "partner", true);
+  const draw_ = (some) => {
+    const others = some.filter((i) => i !== state.image);
+    if (others.length) store.set({ image: others[Math.floor(Math.random() * others.length)] });
+    else message.textContent = `Exit ${state.exit} gets no other image of the probe set wrong.`;
+  };
+  const random = button("a random image", () => draw_(Array.from(labels.keys())));
+  const wrong = button("one it gets wrong", () => draw_(labels.flatMap((label, i) => (guesses.at(state.exit - 1)[i] !== label ? [i] : []))));
+  const set = (name) => (value) => store.set({ [name]: value });
+  const controls = {
+    exit: choice("exit", data.exits.map((name, k) => [k + 1, name]), state.exit, set("exit")),
+    target: choice("explain", [...data.targets.map((t) => [t, t]), ...names.map((name, c) => [c, name, data.whole_names[c]])], state.target, set("target")),
+    method: choice("method", data.methods, state.method, set("method")),
+    baseline: choice("baseline", data.baselines, state.baseline, set("baseline")),
+    steps: choice("steps", data.steps.map((s) => [s, String(s)]), state.steps, set("steps")),
+  };
+  const undo = button("undo", () => store.undo(), { title: "Ctrl+Z" });
+  box.append(el("div", { class: "controls" }, group("image", ...image.nodes, random, wrong), group("partner", ...partner.nodes), group("what is explained", controls.exit, controls.target),
+    group("how", controls.method, controls.baseline, controls.steps), undo));
+
+  // --- what is drawn ------------------------------------------------------------------------------------------------------
+
+  const message = el("p", { class: "message", role: "status" });
+  const finding = el("p", { class: "finding", role: "status" }), note = el("p", { class: "note" }), more = el("div", {});
+  const pictures = el("div", { class: "attributions" }), table = scrolling("what every exit says");
+  const weights = button("check: draw the weights anew", () => test("weights", "drawing weights anew", showWeights));
+  const deletion = button("check: delete its pixels", () => test("deletion", "deleting pixels", showDeletion));
+  const checks = el("div", { class: "controls" }, weights, deletion), result = el("div", { class: "check" });
+  const shown = el("div", { class: "beside" }, pictures, el("div", {}, table, el("h4", {}, "Is this map about this network?"), checks, result));
+  box.append(message, finding, note, more, shown);
+  const curve = lineChart({ label: "probability as pixels are deleted", height: 240, say: (line, i) => [line.name, `${line.x[i].toFixed(0)} % deleted: ${line.y[i].toFixed(1)} %`] });
+
+  let asked = null;
+
+  function draw() {
+    image.show();
+    partner.show();
+    for (const [name, control] of Object.entries(controls)) control.set(state[name]);
+    controls.target.list.disabled = state.partner !== null;
+    controls.baseline.list.disabled = controls.steps.list.disabled = state.method === "grad_cam";
+    undo.disabled = !store.undoable;
+    const key = JSON.stringify(state);
+    if (key === asked) return;
+    asked = key;
+    result.replaceChildren();
+    questionOfCheck.forget();
+    shown.classList.add("stale");
+    busy(box, "attributing", question("map", { ...state })).then((answer) => {
+      if (answer === undefined) return;
+      asked = JSON.stringify(state); // Python may have taken more steps
+      fill(answer);
+    }, (error) => {
+      shown.hidden = true;
+      finding.textContent = note.textContent = "";
+      more.replaceChildren();
+      message.textContent = error.message;
+    });
+  }
+
+  function fill({ finding: said, completeness: gap, complete, rows, table: facts, testable }) {
+    shown.hidden = false;
+    shown.classList.remove("stale");
+    message.textContent = "";
+    finding.replaceChildren(el("b", {}, `${said}.`));
+    note.textContent = `${gap} Orange raised the score, blue lowered it${rows.length > 1 ? "; one scale for both maps" : ""}. A map that is complete adds up to the score less the baseline's score; the gap is what is missing of that.`;
+    more.replaceChildren(...(complete === false && state.steps < data.steps.at(-1) ? [button("take more steps", () => store.set({ steps: data.steps.find((s) => s > state.steps) }))] : []));
+    pictures.replaceChildren(...rows.map(({ title, pngs }) => el("figure", {}, el("figcaption", {}, el("b", {}, title)),
+      el("div", { class: "two" }, ...pngs.map(([png, what]) => el("figure", {}, picture(png, `${what} of ${title}`, 176), el("figcaption", {}, what)))))));
+    table.replaceChildren(tableOf(facts.head, facts.rows, "What every exit says"));
+    weights.disabled = deletion.disabled = !testable;
+    checks.title = testable ? "" : "These checks are for an exit's decision: choose no partner.";
+  }
+
+  function test(what, words, show) {
+    busy(box, words, questionOfCheck(what, {})).then((answer) => answer && show(answer), (error) => result.replaceChildren(el("p", {}, error.message)));
+  }
+
+  function showWeights({ sentence, signed: with_, strength }) {
+    const line = (name, values) => [name, ...values.map((v) => score(v))];
+    const head = ["rank correlation with the map of", ...with_.map((_, i) => `draw ${i + 1}`)];
+    result.replaceChildren(el("p", { role: "status" }, sentence), ...(with_.length ? [scrolling("correlations", tableOf(head, [line("signed", with_), line("strength", strength)]))] : []));
+  }
+
+  function showDeletion({ sentence, of, x, lines }) {
+    const at = unpack(x).values, looks = [{ color: THEME.palette[1] }, { color: THEME.grey, dash: "dot" }];
+    result.replaceChildren(el("p", { role: "status" }, sentence), curve.node);
+    curve.draw({ lines: lines.map(({ name, y }, i) => ({ name, x: at, y: unpack(y).values, ...looks[i] })), x: { title: "pixels deleted (%)", low: 0, high: 100 }, y: { title: of, low: 0 } });
+  }
+
+  store.on(draw);
+  draw();
+  return { curve, draw, say: (text) => { message.textContent = text; } };
+};

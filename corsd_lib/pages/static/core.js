@@ -1,0 +1,318 @@
+// What all explorers share: elements, controls, the state, questions to Python, the theme and tooltips.
+//
+// An explorer is a function (box, host) that fills the element `box`. host = {data, store, ask, links}:
+//   data   what is shown, plain values and packed arrays
+//   store  what is chosen; see `makeStore`
+//   ask    (what, arguments) -> promise of what only Python can compute; null where there is no Python
+//   links  what explorers of one page tell each other; see `makeLinks`
+// No text from data ever becomes markup.
+
+const KINDS = {};
+
+// --- elements ---------------------------------------------------------------------------------------------------------
+
+function filled(node, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (typeof value === "function") node.addEventListener(name, value);
+    else if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value === true ? "" : value);
+  }
+  node.append(...children);
+  return node;
+}
+
+/** An element with attributes (functions are listeners) and children, strings as text. */
+const el = (tag, attributes = {}, ...children) => filled(document.createElement(tag), attributes, children);
+
+/** The same of SVG. */
+const svg = (tag, attributes = {}, ...children) => filled(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
+
+const paragraph = (text) => (text ? [el("p", {}, text)] : []);
+
+/** A region that scrolls sideways where it is too wide, from the keyboard too. */
+const scrolling = (label, ...children) => el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, ...children);
+
+/** A table of texts (or elements); the first cell of a row names it. */
+function tableOf(head, rows, caption = "") {
+  const line = ([name, ...cells]) => el("tr", {}, el("th", { scope: "row" }, name), ...cells.map((c) => el("td", {}, c)));
+  const top = el("tr", {}, ...head.map((name) => el("th", { scope: "col" }, name)));
+  return el("table", {}, ...(caption ? [el("caption", {}, caption)] : []), el("thead", {}, top), el("tbody", {}, ...rows.map(line)));
+}
+
+const percent = (share, digits = 0) => (Number.isNaN(share) ? "–" : `${(100 * share).toFixed(digits)} %`);
+const score = (value, digits = 2) => (Number.isNaN(value) ? "–" : value.toFixed(digits));
+const signed = (value, digits = 2) => (Number.isNaN(value) ? "–" : `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`);
+
+/** Multiply-accumulates in words. */
+function count(number) {
+  const [unit, size] = [["G", 1e9], ["M", 1e6], ["k", 1e3]].find(([, s]) => number >= s) ?? ["", 1];
+  return `${(number / size).toPrecision(3)} ${unit}`;
+}
+
+/** `names`, those that are cut by the whole ones, which `whole` has by place. */
+const wholes = (names, whole) => names.map((name, i) => whole[i] ?? name);
+
+/** An image of PNG bytes (a DataView), with the text `alt`. */
+function picture(bytes, alt, side) {
+  const address = URL.createObjectURL(new Blob([bytes], { type: "image/png" }));
+  const free = () => URL.revokeObjectURL(address);
+  return el("img", { src: address, alt, title: alt, width: side, height: side, load: free, error: free });
+}
+
+// --- controls ---------------------------------------------------------------------------------------------------------
+
+let ids = 0;
+const mine = Math.random().toString(36).slice(2, 8);
+
+/** An id that no other explorer on the page has, of whatever copy of this script. */
+const newId = () => `corsd-${mine}-${++ids}`;
+
+/** A labelled control. */
+function labelled(text, control, ...after) {
+  control.id = newId();
+  return el("div", { class: "control" }, el("label", { for: control.id }, text), control, ...after);
+}
+
+const group = (name, ...children) => el("div", { class: "group", role: "group", "aria-label": name }, ...children);
+
+/** A labelled list; `options` are [value, text] or [value, text, what hover says]; values of any JSON type. */
+function choice(text, options, value, change) {
+  const list = el("select", { change: () => change(JSON.parse(list.value)) });
+  const fill = (some) => list.replaceChildren(...some.map(([v, t, title = null]) => el("option", { value: JSON.stringify(v), title }, t)));
+  fill(options);
+  const box = labelled(text, list);
+  return Object.assign(box, { list, fill, set: (v) => { list.value = JSON.stringify(v); } });
+}
+
+/** A labelled slider over whole numbers; `say` puts the number into words. `set` moves it and tells nobody. */
+function slider(text, last, value, say, change) {
+  const range = el("input", { type: "range", min: 0, max: last, step: 1, value, disabled: last < 1 });
+  const output = el("output", {});
+  const show = () => {
+    output.textContent = say(+range.value);
+    range.setAttribute("aria-valuetext", output.textContent);
+  };
+  const box = labelled(text, range, output);
+  output.htmlFor = range.id;
+  range.addEventListener("input", () => { show(); change(+range.value); });
+  show();
+  const size = (most) => { range.max = most; range.disabled = most < 1; };
+  return Object.assign(box, { range, size, set: (v) => { range.value = v; show(); } });
+}
+
+const button = (text, click, attributes = {}) => el("button", { type: "button", click, ...attributes }, text);
+
+/** A button that goes through `count()` places from where `at()` is, or from the first when that is the last. */
+function player(count, at, go, interval = 500) {
+  let timer = null;
+  const stop = () => { clearInterval(timer); timer = null; show(); };
+  const step = () => {
+    if (!node.isConnected) return stop();
+    go(Math.min(at() + 1, count() - 1));
+    if (at() >= count() - 1) stop();
+  };
+  const node = button("", () => {
+    if (timer !== null) return stop();
+    if (at() >= count() - 1) go(0);
+    timer = setInterval(step, interval);
+    show();
+  }, { class: "play", disabled: count() < 2 });
+  const show = () => { node.textContent = timer === null ? "▶ play" : "❚❚ pause"; };
+  show();
+  return node;
+}
+
+// --- the state --------------------------------------------------------------------------------------------------------
+
+const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
+
+/** What is chosen: `state`, `set(patch)`, `undo()`, `on(listener)`. `sync(patch)` tells the host of every change made here. */
+function makeStore(state, sync = () => {}) {
+  const listeners = [], past = [];
+  const changed = (patch) => Object.fromEntries(Object.entries(patch).filter(([name, value]) => !same(state[name], value)));
+  const apply = (patch) => {
+    Object.assign(state, patch);
+    listeners.forEach((listener) => listener(patch));
+  };
+  return {
+    state,
+    on: (listener) => listeners.push(listener),
+    /** A choice of the reader. */
+    set(patch) {
+      const news = changed(patch);
+      if (!Object.keys(news).length) return;
+      past.push(Object.fromEntries(Object.keys(news).map((name) => [name, state[name]])));
+      if (past.length > 100) past.shift();
+      apply(news);
+      sync(news);
+    },
+    /** A change that comes from outside. */
+    receive(patch) {
+      const news = changed(patch);
+      if (Object.keys(news).length) apply(news);
+    },
+    undo() {
+      const before = past.pop();
+      if (!before) return;
+      apply(before);
+      sync(before);
+    },
+    get undoable() { return past.length > 0; },
+  };
+}
+
+/** What explorers of one page tell each other: `hear(name, listener, me)`, `tell(name, value, me)`, and `leave(me)` at the end. */
+function makeLinks() {
+  let listeners = [];
+  return {
+    hear: (name, listener, me) => listeners.push({ name, listener, me }),
+    tell: (name, value, me) => listeners.filter((l) => l.name === name && l.me !== me).forEach((l) => l.listener(value)),
+    leave: (me) => { listeners = listeners.filter((l) => l.me !== me); },
+  };
+}
+
+/** Questions of one kind: an answer to any but the newest of them is dropped (undefined). */
+function newestOf(ask) {
+  let newest = 0;
+  const questions = async (...question) => {
+    const mine = ++newest;
+    try {
+      const answer = await ask(...question);
+      return mine === newest ? answer : undefined;
+    } catch (error) {
+      if (mine === newest) throw error;
+      return undefined;
+    }
+  };
+  questions.forget = () => { newest += 1; };
+  return questions;
+}
+
+// --- theme and size -----------------------------------------------------------------------------------------------------
+
+const themed = new Set();
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const still = matchMedia("(prefers-reduced-motion: reduce)");
+let watching = false;
+
+/** Draw whenever the colours of the page around `node` change, and its size does. */
+function redrawn(node, draw) {
+  const entry = { node, draw };
+  let width = -1;
+  new ResizeObserver(() => {
+    if (node.clientWidth === width || node.clientWidth === 0) return;
+    width = node.clientWidth;
+    draw();
+  }).observe(node);
+  themed.add(entry);
+  if (watching) return;
+  watching = true;
+  const all = () => themed.forEach((e) => (e.node.isConnected ? e.draw() : e.seen ? themed.delete(e) : undefined));
+  const options = { attributes: true, attributeFilter: ["class", "theme", "data-theme", "data-jp-theme-light", "data-vscode-theme-kind"] };
+  for (const root of [document.documentElement, document.body]) new MutationObserver(all).observe(root, options);
+  dark.addEventListener("change", all);
+}
+
+/** A colour of the style of `node`: "ink", "soft", "line", "accent" or "paper". */
+const colour = (node, name) => getComputedStyle(node).getPropertyValue(`--${name}`).trim() || "#888";
+
+/** 256 colours of a scale of [place, "#rrggbb"], as four bytes each. */
+function lookup(scale) {
+  const stops = scale.map(([at, text]) => [at, [1, 3, 5].map((i) => parseInt(text.slice(i, i + 2), 16))]);
+  const table = new Uint8ClampedArray(256 * 4);
+  for (let i = 0; i < 256; i++) {
+    const x = i / 255, k = Math.max(1, stops.findIndex(([at]) => at >= x));
+    const [a, from] = stops[k - 1], [b, to] = stops[k];
+    const t = (x - a) / (b - a);
+    for (let c = 0; c < 3; c++) table[4 * i + c] = from[c] + (to[c] - from[c]) * t;
+    table[4 * i + 3] = 255;
+  }
+  return table;
+}
+const COLOURS = { scale: lookup(THEME.scale), diverging: lookup(THEME.diverging) };
+
+/** A canvas over the width of `node`, `height` pixels high, ready to draw in units of CSS pixels. */
+function sized(canvas, width, height) {
+  const ratio = globalThis.devicePixelRatio || 1;
+  canvas.width = Math.max(1, Math.round(width * ratio));
+  canvas.height = Math.max(1, Math.round(height * ratio));
+  canvas.style.width = `${width}px`;
+  canvas.style.height = `${height}px`;
+  const g = canvas.getContext("2d");
+  g.setTransform(ratio, 0, 0, ratio, 0, 0);
+  g.clearRect(0, 0, width, height);
+  return g;
+}
+
+const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
+
+/** A text cut to `room` pixels. */
+function fitting(g, text, room) {
+  if (g.measureText(text).width <= room) return text;
+  let low = 0, high = text.length;
+  while (low < high) {
+    const middle = Math.ceil((low + high) / 2);
+    if (g.measureText(`${text.slice(0, middle)}…`).width <= room) low = middle;
+    else high = middle - 1;
+  }
+  return `${text.slice(0, low)}…`;
+}
+
+// --- tooltips -----------------------------------------------------------------------------------------------------------
+
+/** A box that follows the mouse over `node`: `show(x, y, ...children)` in pixels of the node, `hide()`. */
+function tooltip(node) {
+  const box = el("div", { class: "tip", hidden: true, "aria-hidden": "true" });
+  node.append(box);
+  return {
+    box,
+    show(x, y, ...children) {
+      box.replaceChildren(...children);
+      box.hidden = false;
+      const width = node.clientWidth, mine = box.offsetWidth, tall = box.offsetHeight;
+      box.style.left = `${Math.max(0, Math.min(x + 14, width - mine))}px`;
+      box.style.top = `${y + 18 + tall > node.clientHeight && y > tall + 8 ? y - tall - 8 : y + 18}px`;
+    },
+    hide() { box.hidden = true; },
+  };
+}
+
+/** Place of a mouse event in the pixels of `node`. */
+function placeIn(node, event) {
+  const at = node.getBoundingClientRect();
+  return [event.clientX - at.left, event.clientY - at.top];
+}
+
+// --- an explorer in its element -------------------------------------------------------------------------------------------
+
+const busySigns = new WeakMap();
+
+/** `what` is being computed, until the promise settles. */
+function busy(box, what, promise) {
+  const sign = busySigns.get(box) ?? el("div", { class: "busy", role: "status", hidden: true });
+  if (!busySigns.has(box)) { busySigns.set(box, sign); box.append(sign); sign.waiting = 0; }
+  sign.waiting += 1;
+  sign.textContent = `${what}…`;
+  sign.hidden = false;
+  const done = () => { sign.waiting -= 1; if (!sign.waiting) sign.hidden = true; };
+  promise.then(done, done);
+  return promise;
+}
+
+/** Fill `box` with the explorer of a kind; keys work in all of it, and the notebook's shortcuts do not. */
+function mount(kind, box, host) {
+  box.classList.add("corsd", kind);
+  box.setAttribute("data-lm-suppress-shortcuts", "true");
+  box.addEventListener("keydown", (event) => {
+    if ((event.ctrlKey || event.metaKey) && !event.shiftKey && event.key.toLowerCase() === "z" && !event.target.matches("input[type=search]")) {
+      host.store.undo();
+      event.preventDefault();
+    }
+    event.stopPropagation();
+  });
+  try {
+    return KINDS[kind](box, host);
+  } catch (error) { // never blank: what went wrong is said where it went wrong
+    box.append(el("p", { role: "alert" }, `This cannot be drawn: ${error.message}`));
+    throw error;
+  }
+}

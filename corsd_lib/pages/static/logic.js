@@ -1,0 +1,163 @@
+"use strict";
+// What explorers compute: plain functions of numbers, without elements, tested against Python's numbers.
+// A matrix is a Float32Array of n * n scores, row by row; NaN where a pair has none.
+
+const TYPES = { uint8: Uint8Array, uint16: Uint16Array, int32: Int32Array, float32: Float32Array };
+
+/** A packed array, in base64 or as a DataView, as {shape, values, at(i, j, ...)}; `at` is the part of those leading indices. */
+function unpack({ dtype, shape, base64, bytes }) {
+  const raw = bytes === undefined
+    ? Uint8Array.from(atob(base64), (c) => c.charCodeAt(0))
+    : new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength).slice(); // a copy begins where numbers may begin
+  const values = new TYPES[dtype](raw.buffer);
+  const at = (...indices) => {
+    let size = values.length, start = 0;
+    indices.forEach((index, axis) => { size /= shape[axis]; start += index * size; });
+    return values.subarray(start, start + size);
+  };
+  return { shape, values, at };
+}
+
+/** Scores in [0, 1] from codes: `levels` is 1, a higher code is no score. */
+function decoded(codes, levels) {
+  const scores = new Float32Array(codes.length);
+  for (let i = 0; i < codes.length; i++) scores[i] = codes[i] > levels ? NaN : codes[i] / levels;
+  return scores;
+}
+
+function difference(scores, others) {
+  const result = new Float32Array(scores.length);
+  for (let i = 0; i < scores.length; i++) result[i] = scores[i] - others[i];
+  return result;
+}
+
+/** The rows and columns `order` of a matrix of n classes, in that order. */
+function ordered(matrix, n, order) {
+  const m = order.length, result = new Float32Array(m * m);
+  for (let i = 0; i < m; i++) {
+    const row = order[i] * n;
+    for (let j = 0; j < m; j++) result[i * m + j] = matrix[row + order[j]];
+  }
+  return result;
+}
+
+/** Mean scores {within, between} of pairs of the same and of different `groups` (n); NaN where there are none. */
+function groupMeans(matrix, groups) {
+  const n = groups.length, sum = [0, 0], count = [0, 0];
+  for (let i = 0; i < n; i++) {
+    for (let j = 0; j < n; j++) {
+      const s = matrix[i * n + j], other = +(groups[i] !== groups[j]);
+      if (Number.isNaN(s)) continue;
+      sum[other] += s;
+      count[other] += 1;
+    }
+  }
+  return { within: sum[0] / count[0], between: sum[1] / count[1] };
+}
+
+/** The pair of different rows with the highest score, [row, column], or null. */
+function strongest(matrix, n) {
+  let best = null, most = -Infinity;
+  for (let i = 0; i < n * n; i++) {
+    if (matrix[i] > most && Math.floor(i / n) !== i % n) [best, most] = [i, matrix[i]];
+  }
+  return best === null ? null : [Math.floor(best / n), best % n];
+}
+
+/** How much more related each pair is than its row and column let expect: score - row mean - column mean + mean, without the diagonal. */
+function surprise(matrix, n) {
+  const row = new Float64Array(n), column = new Float64Array(n), inRow = new Float64Array(n), inColumn = new Float64Array(n);
+  let sum = 0, count = 0;
+  for (let i = 0; i < n; i++) {
+    for (let j = 0; j < n; j++) {
+      const s = matrix[i * n + j];
+      if (i === j || Number.isNaN(s)) continue;
+      row[i] += s; inRow[i] += 1; column[j] += s; inColumn[j] += 1; sum += s; count += 1;
+    }
+  }
+  const result = new Float32Array(n * n).fill(NaN);
+  for (let i = 0; i < n; i++) {
+    for (let j = 0; j < n; j++) {
+      if (i !== j) result[i * n + j] = matrix[i * n + j] - row[i] / inRow[i] - column[j] / inColumn[j] + sum / count;
+    }
+  }
+  return result;
+}
+
+/** The `count` pairs of different rows with the highest values, or of the largest size with `signed`: [{row, column, value}]. */
+function topPairs(values, n, count, signed = false) {
+  const size = signed ? Math.abs : (v) => v;
+  const best = [];
+  for (let i = 0; i < n * n; i++) {
+    const v = values[i];
+    if (Number.isNaN(v) || Math.floor(i / n) === i % n) continue;
+    if (best.length === count && size(v) <= size(best[count - 1].value)) continue;
+    let place = best.length;
+    while (place > 0 && size(best[place - 1].value) < size(v)) place -= 1;
+    best.splice(place, 0, { row: Math.floor(i / n), column: i % n, value: v });
+    if (best.length > count) best.pop();
+  }
+  return best;
+}
+
+/** Lowest and highest number of some values; [0, 1] where there is none. */
+function extent(values) {
+  let low = Infinity, high = -Infinity;
+  for (const v of values) {
+    if (v < low) low = v;
+    if (v > high) high = v;
+  }
+  return low > high ? [0, 1] : [low, high];
+}
+
+/** Colour range of scores: 0 to 1, or with `fitted` what is there off the diagonal. */
+function colourRange(matrix, n, fitted, isDifference) {
+  const off = fitted ? matrix.filter((_, i) => Math.floor(i / n) !== i % n) : [];
+  const [low, high] = extent(off);
+  if (!isDifference) return fitted && high > low ? [low, high] : [0, 1];
+  const most = fitted ? Math.max(Math.abs(low), Math.abs(high)) || 0.5 : 0.5;
+  return [-most, most];
+}
+
+/** Runs of equal neighbours: [{group, from, to}], `to` not included. */
+function spans(groups) {
+  const found = [];
+  Array.from(groups).forEach((group, i) => {
+    const last = found[found.length - 1];
+    if (last && last.group === group) last.to = i + 1;
+    else found.push({ group, from: i, to: i + 1 });
+  });
+  return found;
+}
+
+/** The number of `numbers` that is nearest to `wanted`; of two as near, the first. */
+function nearest(numbers, wanted) {
+  return numbers.reduce((best, x) => (Math.abs(x - wanted) < Math.abs(best - wanted) ? x : best), numbers[0]);
+}
+
+/** Round numbers between `low` and `high`, about `count` of them. */
+function ticks(low, high, count) {
+  const raw = (high - low) / Math.max(1, count), power = 10 ** Math.floor(Math.log10(raw || 1));
+  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= raw * 0.999) ?? power;
+  const found = [];
+  for (let k = Math.ceil(low / step - 1e-9); k * step <= high + 1e-9 * step; k++) found.push(+(k * step).toPrecision(12));
+  return found;
+}
+
+/** Whether point (x, y) is inside the polygon of [x, y] corners. */
+function inside(x, y, corners) {
+  let odd = false;
+  for (let i = 0, j = corners.length - 1; i < corners.length; j = i++) {
+    const [ax, ay] = corners[i], [bx, by] = corners[j];
+    if (ay > y !== by > y && x < ((bx - ax) * (y - ay)) / (by - ay) + ax) odd = !odd;
+  }
+  return odd;
+}
+
+/** Places of classes that a text means: the one of that name, else all with it in their names. */
+function found(names, text) {
+  const wanted = text.trim().toLowerCase(), low = names.map((name) => name.toLowerCase());
+  if (!wanted) return [];
+  const same = low.flatMap((name, c) => (name === wanted ? [c] : []));
+  return same.length ? same : low.flatMap((name, c) => (name.includes(wanted) ? [c] : []));
+}

@@ -1,0 +1,140 @@
+// Points on a canvas: one picture of a set of points; drawn around with the mouse, clicked, and moved smoothly.
+
+const GLYPHS = ["●", "◆", "■", "▲", "✕", "✚"];
+
+/** One point in its symbol, at (x, y), of radius r. */
+function glyph(g, symbol, x, y, r) {
+  g.beginPath();
+  if (symbol === 0) g.arc(x, y, r, 0, 7);
+  else if (symbol === 1) { g.moveTo(x, y - r * 1.3); g.lineTo(x + r * 1.3, y); g.lineTo(x, y + r * 1.3); g.lineTo(x - r * 1.3, y); }
+  else if (symbol === 2) g.rect(x - r, y - r, 2 * r, 2 * r);
+  else if (symbol === 3) { g.moveTo(x, y - r * 1.2); g.lineTo(x + r * 1.2, y + r); g.lineTo(x - r * 1.2, y + r); }
+  else { g.save(); g.translate(x, y); if (symbol === 4) g.rotate(Math.PI / 4); g.rect(-r * 1.3, -r * 0.4, r * 2.6, r * 0.8); g.rect(-r * 0.4, -r * 1.3, r * 0.8, r * 2.6); g.restore(); }
+  g.fill();
+}
+
+/**
+ * `draw({at, low, high, look, chosen, rings, label})`: at a Float32Array of x, y; the square from `low` to `high` is shown;
+ * look(i) -> {color, symbol, small}; chosen a Set or null; rings [image, ...neighbours] or []. Points move to where they are
+ * next, at once where less motion is wished. `pick(i)` is told a click, `caught(positions)` what was drawn around,
+ * `hover(i)` gives what is said of a point.
+ */
+function pointsView({ pick, caught, clear, hover, height = 320 }) {
+  const canvas = el("canvas", { tabindex: 0, role: "img" });
+  const node = el("div", { class: "points" }, canvas);
+  const tip = tooltip(node);
+  let spec = null, now = null, timer = null, lasso = null;
+
+  function place(i) {
+    const width = node.clientWidth, side = Math.min(width, height) - 16, [lx, ly] = spec.low, [hx, hy] = spec.high;
+    const unit = side / Math.max(hx - lx, hy - ly);
+    return [width / 2 + (now[2 * i] - (lx + hx) / 2) * unit, height / 2 - (now[2 * i + 1] - (ly + hy) / 2) * unit];
+  }
+
+  function draw(next) {
+    if (next) {
+      const moved = spec && next.at.length === now?.length && !same(Array.from(next.at.subarray(0, 8)), Array.from(spec.at.subarray(0, 8)));
+      spec = next;
+      if (moved && !still.matches && node.clientWidth) return glide();
+      cancelAnimationFrame(timer);
+      now = Float32Array.from(spec.at);
+    }
+    paint();
+  }
+
+  /** From where the points are to where they go, in a third of a second; a page in the background jumps. */
+  function glide() {
+    cancelAnimationFrame(timer);
+    const from = Float32Array.from(now), begin = performance.now();
+    const step = (time) => {
+      const t = Math.min(1, Math.max(0, (time - begin) / 350)), s = t * t * (3 - 2 * t);
+      for (let i = 0; i < now.length; i++) now[i] = from[i] + (spec.at[i] - from[i]) * s;
+      paint();
+      if (t < 1) timer = requestAnimationFrame(step);
+    };
+    paint();
+    timer = requestAnimationFrame(step);
+  }
+
+  function paint() {
+    if (!spec || node.clientWidth === 0) return;
+    const g = sized(canvas, node.clientWidth, height), { chosen } = spec;
+    g.strokeStyle = colour(node, "line");
+    g.strokeRect(0.5, 0.5, node.clientWidth - 1, height - 1);
+    const order = Array.from({ length: now.length / 2 }, (_, i) => i);
+    const front = (i) => (chosen ? +chosen.has(i) : 0) * 2 + +!spec.look(i).small;
+    order.sort((a, b) => front(a) - front(b));
+    for (const i of order) {
+      const { color, symbol, small } = spec.look(i), [x, y] = place(i);
+      g.globalAlpha = chosen ? (chosen.has(i) ? 1 : 0.12) : small ? 0.5 : 0.8;
+      g.fillStyle = color;
+      glyph(g, symbol, x, y, small ? 2 : chosen?.has(i) ? 4.5 : 3.5);
+    }
+    g.globalAlpha = 1;
+    const [image, ...near] = spec.rings;
+    g.strokeStyle = colour(node, "ink");
+    if (image !== undefined) {
+      const [x, y] = place(image);
+      g.lineWidth = 1;
+      for (const p of near) {
+        const [u, v] = place(p);
+        g.beginPath(); g.moveTo(x, y); g.lineTo(u, v); g.stroke();
+        g.beginPath(); g.arc(u, v, 5, 0, 7); g.stroke();
+      }
+      g.lineWidth = 2;
+      g.beginPath(); g.arc(x, y, 9, 0, 7); g.stroke();
+    }
+    if (lasso) {
+      g.setLineDash([4, 3]);
+      g.lineWidth = 1.5;
+      g.beginPath();
+      lasso.forEach(([x, y], i) => (i ? g.lineTo(x, y) : g.moveTo(x, y)));
+      g.closePath();
+      g.stroke();
+    }
+    canvas.setAttribute("aria-label", spec.label);
+  }
+
+  function nearest_([x, y], within = 10) {
+    let best = null, least = within ** 2;
+    for (let i = 0; i < now.length / 2; i++) {
+      const [u, v] = place(i), d = (u - x) ** 2 + (v - y) ** 2;
+      if (d < least) [best, least] = [i, d];
+    }
+    return best;
+  }
+
+  canvas.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0) return;
+    lasso = [placeIn(canvas, event)];
+    canvas.setPointerCapture?.(event.pointerId);
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    const at = placeIn(canvas, event);
+    if (lasso) { lasso.push(at); tip.hide(); paint(); return; }
+    const i = now && nearest_(at);
+    if (i === null) tip.hide();
+    else tip.show(...place(i), ...hover(i));
+  });
+  canvas.addEventListener("pointerup", (event) => {
+    const drawn = lasso;
+    lasso = null; // the outline goes as soon as it has done its work
+    if (!drawn) return;
+    const xs = drawn.map(([x]) => x), ys = drawn.map(([, y]) => y);
+    const size = Math.max(Math.max(...xs) - Math.min(...xs), Math.max(...ys) - Math.min(...ys));
+    if (size < 6) {
+      const i = nearest_(placeIn(canvas, event));
+      if (i !== null) pick(i);
+      paint();
+      return;
+    }
+    caught(Array.from({ length: now.length / 2 }, (_, i) => i).filter((i) => inside(...place(i), drawn)));
+    paint();
+  });
+  canvas.addEventListener("pointercancel", () => { lasso = null; paint(); });
+  canvas.addEventListener("pointerleave", () => tip.hide());
+  canvas.addEventListener("dblclick", () => clear());
+  canvas.addEventListener("keydown", (event) => { if (event.key === "Escape") clear(); });
+  redrawn(node, () => paint());
+  return { node, draw, place: (i) => place(i), get shown() { return { ...spec, now }; } };
+}

@@ -1,0 +1,63 @@
+// The host in a notebook: an anywidget. Traits are the state, binary buffers the data, custom messages the questions to Python.
+
+const notebookLinks = (globalThis.corsdLinks ??= makeLinks());
+
+/** An answer with its binary parts, which came beside it, back in their places. */
+function whole_(value, buffers) {
+  if (Array.isArray(value)) return value.map((v) => whole_(v, buffers));
+  if (value === null || typeof value !== "object") return value;
+  if (Number.isInteger(value.buffer)) {
+    const { buffer, ...rest } = value;
+    return "dtype" in rest ? { ...rest, bytes: buffers[buffer] } : buffers[buffer];
+  }
+  return Object.fromEntries(Object.entries(value).map(([name, v]) => [name, whole_(v, buffers)]));
+}
+
+function asker(model) {
+  const me = Math.random().toString(36).slice(2), waiting = new Map();
+  let asked = 0;
+  const listen = (content, buffers) => {
+    const { resolve, reject } = waiting.get(content.answer) ?? {};
+    if (!resolve) return;
+    waiting.delete(content.answer);
+    if (content.error !== undefined) reject(new Error(content.error));
+    else resolve(whole_(content.value, buffers));
+  };
+  model.on("msg:custom", listen);
+  const ask = (what, given) => new Promise((resolve, reject) => {
+    const question = `${me}/${++asked}`;
+    waiting.set(question, { resolve, reject });
+    model.send({ question, what, given });
+  });
+  return [ask, () => model.off("msg:custom", listen)];
+}
+
+function render({ model, el: box }) {
+  const names = model.get("_names"), now = () => Object.fromEntries(names.map((name) => [name, model.get(name)]));
+  const store = makeStore(now(), (patch) => {
+    Object.entries(patch).forEach(([name, value]) => model.set(name, value));
+    model.save_changes();
+  });
+  const [ask, deaf] = asker(model);
+  const receive = () => store.receive(now());
+  const fed = []; // who is told of data that changes
+  const tell = () => fed.forEach((listener) => listener(model.get("_feed")));
+  const feed = (listener) => { fed.push(listener); return model.get("_feed"); };
+  const host = { data: model.get("_data"), store, ask, links: notebookLinks, feed };
+  model.on("change", receive);
+  model.on("change:_feed", tell);
+  const heard = ({ said }) => { if (said) place.corsd?.say?.(said); };
+  model.on("msg:custom", heard);
+  const place = el("div", {});
+  box.append(place);
+  place.corsd = mount(model.get("_kind"), place, host);
+  return () => {
+    model.off("change", receive);
+    model.off("change:_feed", tell);
+    model.off("msg:custom", heard);
+    deaf();
+    notebookLinks.leave(host);
+  };
+}
+
+export default { render };

@@ -1,0 +1,168 @@
+"""What every explorer is: an anywidget around the script of the pages, with its state, its data and its answers."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import anywidget
+import numpy as np
+import numpy.typing as npt
+import plotly.graph_objects as go
+import traitlets
+
+from corsd_lib.errors import CorsdError
+from corsd_lib.figures.style import PLOTLY, save_png
+from corsd_lib.pages import Panel, write_page
+from corsd_lib.pages.page import ARRAYS, explorer_script, explorer_style
+
+# Of plotly's buttons over a stored picture: none that sends it to plotly's servers, none that takes room from the title.
+BUTTONS = {
+    "displaylogo": False,
+    "showSendToCloud": False,
+    "modeBarButtonsToRemove": ["zoomIn2d", "zoomOut2d", "autoScale2d"],
+}
+
+
+class Explorer(anywidget.AnyWidget):
+    """An explorer in a notebook. What can be decided in the browser is decided there; the kernel is told, and may be busy.
+
+    A subclass names its `script` and its traits in `chosen`; they are the state of the script, the same in both places.
+    `check(name, value)` returns a value as it is kept, or raises `CorsdError`. A question `what` of the script is answered by
+    the method `ask_<what>`, which is given its arguments and returns plain values, arrays and bytes. A saved notebook, where no
+    kernel answers, has `picture()`.
+    """
+
+    _esm = explorer_script("widget.js")
+    _css = explorer_style()
+    script: ClassVar[str]
+    chosen: ClassVar[tuple[str, ...]]
+
+    _kind = traitlets.Unicode().tag(sync=True)
+    _names = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    _data = traitlets.Dict().tag(sync=True)
+    _feed = traitlets.Dict().tag(sync=True)  # data that changes
+
+    def __init__(self, data: Mapping[str, Any], **state: Any) -> None:
+        self._answering = threading.RLock()  # questions may come in another thread than cells run in
+        self._wanted: Mapping[str, Any] = {}  # what the browser chose together
+        super().__init__(_kind=self.script, _names=list(self.chosen), _data=with_bytes(data), **state)
+        self.on_msg(self._asked)
+
+    def check(self, name: str, value: Any) -> Any:
+        """`value` of a trait as it is kept; raises `CorsdError` for what cannot be."""
+        return value
+
+    def set_state(self, sync_data: dict[str, Any]) -> None:
+        """What the browser chose. What cannot be is refused and said there, and the browser is told what stands."""
+        self._wanted = {name: sync_data[name] for name in self.chosen if name in sync_data}
+        try:
+            for name, value in self._wanted.items():
+                self.check(name, value)
+            super().set_state(sync_data)
+        except CorsdError as error:
+            self.send_state(list(self._wanted))
+            self.send({"said": str(error)})
+        finally:
+            self._wanted = {}
+
+    def proposed(self, name: str) -> Any:
+        """The value that a trait has, or is about to get together with others from the browser."""
+        return self._wanted.get(name, getattr(self, name))
+
+    def _asked(self, widget: Any, content: Any, buffers: Any) -> None:
+        if "question" not in content:
+            return
+        answer: dict[str, Any] = {"answer": content["question"]}
+        beside: list[bytes] = []
+        try:
+            with self._answering:
+                value = getattr(self, f"ask_{content['what']}")(**content["given"])
+            answer["value"] = in_buffers(value, beside)
+        except CorsdError as error:
+            answer["error"] = str(error)
+        except Exception as error:  # the browser waits for an answer
+            answer["error"] = f"{type(error).__name__}: {error}"
+            raise
+        finally:
+            self.send(answer, beside)
+
+    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:  # type: ignore[override]  # IPython takes both
+        bundle = (super()._repr_mimebundle_(**options) or ({}, {}))[0]
+        return {**bundle, "text/plain": repr(self), PLOTLY: {**json.loads(self.picture().to_json()), "config": BUTTONS}}
+
+    def picture(self) -> go.Figure:
+        """What is shown now as a static figure."""
+        raise NotImplementedError
+
+    def save_png(self, path: str | Path, **options: Any) -> Path:
+        """Write what is shown now as a static picture; options and errors as of `corsd_lib.figures.save_png`."""
+        return save_png(self.picture(), path, **options)
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write one HTML file that answers as the explorer does, without kernel or network, and begins as it is now."""
+        return write_page(path, self.panels())
+
+    def panels(self) -> list[Panel]:
+        """What `to_html` writes."""
+        raise NotImplementedError
+
+
+def checked(*names: str) -> Callable[..., Any]:
+    """A validator of these traits by the `check` of their explorer."""
+
+    def valid(explorer: Explorer, proposal: Any) -> Any:
+        return explorer.check(proposal.trait.name, proposal.value)
+
+    return traitlets.validate(*names)(valid)
+
+
+class Chosen(traitlets.TraitType[Any, Any]):
+    """A field of what is chosen: any value that the explorer's `check` lets pass, None as well; the same in the browser."""
+
+    def __init__(self, default: Any = None, help: str = "") -> None:
+        super().__init__(default, help=help)
+        self.tag(sync=True)
+
+    def validate(self, obj: Any, value: Any) -> Any:
+        return value
+
+
+def with_bytes(value: Any) -> Any:
+    """Plain values with their arrays as type, shape and bytes, which travel in binary."""
+    return _packed(value, lambda content: {"bytes": content}, lambda content: content)
+
+
+def in_buffers(value: Any, beside: list[bytes]) -> Any:
+    """The same for a message: bytes go into `beside`, and their place there stands for them."""
+
+    def placed(content: bytes) -> dict[str, Any]:
+        beside.append(content)
+        return {"buffer": len(beside) - 1}
+
+    return _packed(value, placed, placed)
+
+
+def _packed(value: Any, array: Callable[[bytes], dict[str, Any]], raw: Callable[[bytes], Any]) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _packed(part, array, raw) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_packed(part, array, raw) for part in value]
+    if isinstance(value, bytes):
+        return raw(value)
+    if isinstance(value, np.ndarray):
+        return {
+            "dtype": _known(value),
+            "shape": list(value.shape),
+            **array(value.astype(value.dtype.newbyteorder("<")).tobytes()),
+        }
+    return value
+
+
+def _known(array: npt.NDArray[Any]) -> str:
+    if array.dtype.name not in ARRAYS:
+        raise CorsdError(f"an array of {array.dtype} for a browser; allowed: arrays of {', '.join(ARRAYS)}")
+    return array.dtype.name

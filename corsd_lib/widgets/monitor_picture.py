@@ -1,0 +1,117 @@
+"""A training as a static figure: accuracy of every exit, parts of the loss, and the relation of an exit."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from corsd_lib.figures.relations import relation_trace, square_class_axes
+from corsd_lib.figures.style import class_labels, exit_names, hover_names, line_style, set_title, template
+from corsd_lib.runs import Run
+from corsd_lib.widgets.relation_view import Scores
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def monitor_picture(run: Run, metrics: pd.DataFrame, relation: Scores, epoch: int, parts: Collection[str]) -> go.Figure:
+    """What a monitor shows of `run`: all its `metrics`, of the loss only `parts`, and a relation (C, C) after `epoch`."""
+    figure, names = empty_picture(), run.data.class_names
+    heatmap = relation_trace(relation, class_labels(names), hover_names(names)).update(xaxis="x2", yaxis="y2")
+    low, high = figure.layout.yaxis2.domain
+    heatmap.colorbar.update(y=(low + high) / 2, len=high - low, title={"font": {"size": 13}})
+    columns = curve_columns(metrics)
+    figure.add_traces([heatmap, *(_curve(column, columns) for column in columns)])
+    for line, column in zip(figure.data[1:], columns, strict=True):
+        line.x, line.y = (metrics[name].to_numpy(np.float32) for name in ("epoch", column))
+        if line.yaxis == "y3":
+            line.visible = line.name in parts
+    square_class_axes(figure, run.data.num_classes, row=1, col=2)
+    figure.update_layout(xaxis2={"visible": True, "nticks": 20}, yaxis2={"visible": True, "nticks": 20})  # half a figure
+    figure.layout.annotations[0].text = relation_title(relation, epoch)
+    set_title(figure, html.escape(finding(run, metrics), quote=False), 110, below=36)
+    return figure
+
+
+def empty_picture() -> go.Figure:
+    """Accuracy and relation side by side, the loss below, its legend beside it."""
+    from plotly.subplots import make_subplots
+
+    titles = (
+        "",
+        "the relation comes here after the first epoch",
+        "parts of the loss, unweighted",
+    )  # the first panel has its legend there
+    figure = make_subplots(
+        rows=2,
+        cols=2,
+        specs=[[{}, {}], [{}, None]],
+        subplot_titles=titles,
+        column_widths=[0.54, 0.46],
+        row_heights=[0.62, 0.38],
+        horizontal_spacing=0.14,
+        vertical_spacing=0.15,
+    )
+    figure.update_annotations(font_size=13, yshift=4)
+    figure.update_xaxes(title="epoch", rangemode="tozero", col=1)
+    figure.update_yaxes(title="images right (%), dotted: validation", range=[0, 101], row=1, col=1)
+    figure.update_yaxes(title="value", type="log", tickformat="~g", row=2, col=1)
+    figure.update_xaxes(visible=False, row=1, col=2)
+    figure.update_yaxes(visible=False, row=1, col=2)
+    clear = {"bgcolor": "rgba(0,0,0,0)", "font": {"size": 12}, "tracegroupgap": 0}
+    legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"}
+    right, high = figure.layout.xaxis.domain[1], figure.layout.yaxis3.domain[1]
+    beside = {"x": right + 0.02, "xanchor": "left", "y": high, "yanchor": "top"}
+    figure.update_layout(template=template(), width=960, height=680, legend=legend | clear, legend2=beside | clear)
+    set_title(figure, "no epoch yet", 110, below=36)
+    return figure
+
+
+def _columns(metrics: pd.DataFrame, prefix: str) -> list[str]:
+    return [column for column in map(str, metrics) if column.startswith(prefix)]
+
+
+def curve_columns(metrics: pd.DataFrame) -> list[str]:
+    """Columns in the order of the traces: train and validation accuracy of the exits, parts of the loss."""
+    return [column for prefix in ("train_top1.", "val_top1.", "loss.") for column in _columns(metrics, prefix)]
+
+
+def _curve(column: str, columns: Sequence[str]) -> go.Scatter:
+    """An empty line for a column, in its panel; validation is dotted, and comes and goes with its exit's train line."""
+    kind, _, name = column.partition(".")
+    same = [c for c in columns if c.startswith(f"{kind}.")]
+    place = same.index(column)
+    line: dict[str, Any] = line_style(place)
+    if kind == "loss":
+        hover = f"%{{y:.3g}}<extra>{html.escape(name)}</extra>"
+        return go.Scatter(name=name, mode="lines", line=line, legend="legend2", xaxis="x3", yaxis="y3", hovertemplate=hover)
+    label, validation = exit_names(len(same))[place], kind == "val_top1"
+    return go.Scatter(
+        name=label,
+        mode="lines",
+        line=line | ({"dash": "dot"} if validation else {}),
+        legendgroup=label,
+        showlegend=not validation,
+        hovertemplate=f"%{{y:.1f}} %<extra>{label}, {'validation' if validation else 'train'}</extra>",
+        xaxis="x",
+        yaxis="y",
+    )
+
+
+def finding(run: Run, metrics: pd.DataFrame) -> str:
+    """How far it is, and what that is worth: on validation where there is one."""
+    kind, images = ("val_top1.", "validation") if _columns(metrics, "val_top1.") else ("train_top1.", "train")
+    right = [metrics[column].iloc[-1] for column in _columns(metrics, kind)]
+    shallow = f", exit 1 on {right[0]:.1f} %" if len(right) > 1 else ""
+    state = f"{run.config.method}: epoch {run.epochs_done} of {run.config.epochs}"
+    return f"{state}, exit {len(right)} is right on {right[-1]:.1f} % of the {images} images{shallow}"
+
+
+def relation_title(matrix: Scores, epoch: int) -> str:
+    own = np.eye(len(matrix), dtype=bool)
+    means = [f"{matrix[of].mean(where=~np.isnan(matrix[of])):.2f}" for of in (own, ~own)]
+    return f"relation after epoch {epoch}: {means[0]} within a class, {means[1]} between"

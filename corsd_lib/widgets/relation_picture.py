@@ -1,0 +1,101 @@
+"""What a relation explorer shows as a static figure, in words and cells."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from corsd_lib.analysis.relations import KIND_NAMES
+from corsd_lib.figures.marks import boundary_shapes
+from corsd_lib.figures.relations import ALL_NAMED, NameRoom, relation_difference, relation_heatmap
+from corsd_lib.figures.style import PALETTE, set_title, short_name
+from corsd_lib.widgets.relation_view import Relations, Scores, Shown
+
+_BESIDE = 105  # pixels: the colour bar and what stands at it
+
+
+def relation_picture(
+    relations: Relations,
+    shown: Shown,
+    selection: tuple[int, int] | None,
+    images: tuple[int, int] | None,
+    marked: Sequence[int] = (),
+) -> go.Figure:
+    """Cells in display order with lines between groups, a frame around the pair, and rings around marked classes."""
+    by_class = shown.view.level == "class"
+    names = [html.unescape(name) for name in relations.names(shown.view, shown.rows)]
+    unit: dict[str, Any] = {"order": shown.order, "unit": shown.view.level}
+    title = f"{_subject(relations, shown, len(marked))}\n{_finding(relations, shown)}"
+    if shown.view.against is None:
+        figure = relation_heatmap(shown.values, names, **unit)
+    else:
+        figure = relation_difference(shown.values, np.zeros_like(shown.values), names, **unit)
+    side = 360 if len(names) <= ALL_NAMED else 500
+    room = NameRoom.of([names[k] for k in shown.order], side)
+    room.show(figure)
+    width = room.longest + 38 + side + _BESIDE
+    groups = relations.groups(shown.view, shown.rows)
+    lines = [] if groups is None else boundary_shapes(groups[shown.order], len(names))
+    places = {row: place for place, row in enumerate(shown.ordered)}
+    pair = selection if by_class else images
+    framed = pair is not None and all(row in places for row in pair)
+    frames = [_frame(*(places[row] for row in pair))] if pair and framed else []
+    figure.update_layout(shapes=(*lines, *frames), width=width)
+    if by_class and marked:
+        _ring(figure, [places[c] for c in _classes_of(relations, marked) if c in places])
+    set_title(figure, title, int(width / 7.8))
+    figure.update_layout(height=figure.layout.margin.t + side + room.below + 38)
+    return figure
+
+
+def _classes_of(relations: Relations, marked: Sequence[int]) -> Collection[int]:
+    return sorted({int(relations.mine.labels[position]) for position in marked})
+
+
+def _ring(figure: go.Figure, places: Sequence[int]) -> None:
+    """Rings on the diagonal."""
+    names = figure.data[0].x
+    look = {"color": PALETTE[1], "symbol": "circle-open", "line": {"width": 2.5}}
+    here = [names[place] for place in places]
+    figure.add_scatter(x=here, y=here, mode="markers", marker=look, hoverinfo="skip", showlegend=False)
+
+
+def _frame(row: int, column: int) -> dict[str, Any]:
+    """A frame around one cell of the heatmap."""
+    line = {"color": PALETTE[1], "width": 3}
+    return {"type": "rect", "x0": column - 0.5, "x1": column + 0.5, "y0": row - 0.5, "y1": row + 0.5, "line": line}
+
+
+def _subject(relations: Relations, shown: Shown, marked: int) -> str:
+    """What is shown, for the title; escaped."""
+    view = shown.view
+    exit = relations.mine.exits(view.kind)[view.exit - 1]
+    mine = f"{html.escape(relations.run_names[0])}: " if relations.other else ""
+    reference = relations.reference(view)
+    minus = f" minus {html.escape(reference.name)}" if reference else ""
+    scope = [html.escape(short_name(view.superclass))] if view.superclass else []
+    if view.level == "image":
+        scope.append(f"{len(shown.rows)} of {marked or len(relations.mine.labels)} {'marked' if marked else 'probe'} images")
+    elif view.superclass:
+        scope.append(f"{len(shown.rows)} of {len(relations.data.class_names)} classes")
+    return f"{mine}{exit}, epoch {view.epoch}{minus}" + (f"; {', '.join(scope)}" if scope else "")
+
+
+def _finding(relations: Relations, shown: Shown) -> str:
+    """What the cells say in a line."""
+    classes = relations.classes_of(shown.view, shown.rows)
+    same = classes[:, None] == classes[None, :]
+    form = ".2f" if shown.view.against is None else "+.2f"
+    means = [(_mean(shown.values[mask]), where) for mask, where in ((same, "within a class"), (~same, "between classes"))]
+    said = [f"{mean:{form}} {where}" for mean, where in means if mean is not None]
+    return f"{KIND_NAMES[shown.view.kind]} {', '.join(said)}" if said else "no pair has a relation here"
+
+
+def _mean(values: Scores) -> float | None:
+    """Mean of the numbers, None where there is none."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None
