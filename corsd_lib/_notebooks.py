@@ -8,9 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import nbformat
-
+from corsd_lib.errors import missing_package
 from corsd_lib.figures import PLOTLY
+
+try:
+    import nbformat
+except ImportError as error:
+    raise missing_package("building notebooks", "nbformat", error) from error
 
 if TYPE_CHECKING:
     from nbconvert import HTMLExporter

@@ -318,6 +318,7 @@ def _tune(options: argparse.Namespace) -> None:
     where = {"runs": options.runs, "data_root": options.data_root}
     report = (lambda line: None) if options.quiet else partial(print, flush=True)
     study = Study.from_file(options.study)
+    study.check_tuning()
     for row in options.rows or study.tuning:
         record = tune(study, row, trials=options.trials, jobs=options.jobs, report=report, **where)
         best, file = record["best"], study.path / "tuning" / f"{row}.json"

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import islice
 from numbers import Integral
 from reprlib import Repr
 
@@ -45,6 +46,13 @@ class _Short(Repr):
         if x.bit_length() < 3000:
             return super().repr_int(x, level)
         return f"<{'negative ' if x < 0 else ''}integer of about {x.bit_length() * 0.30103:,.0f} digits>"
+
+    def repr_dict(self, x: dict[object, object], level: int) -> str:
+        """In the order of the dict, which `Repr` would sort."""
+        if not x or level <= 0:
+            return "{...}" if x else "{}"
+        shown = [f"{self.repr1(k, level - 1)}: {self.repr1(v, level - 1)}" for k, v in islice(x.items(), self.maxdict)]
+        return f"{{{', '.join([*shown, *(['...'] if len(x) > self.maxdict else [])])}}}"
 
 
 _short = _Short()

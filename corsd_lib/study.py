@@ -154,6 +154,11 @@ class Study:
             raise CorsdError(f"{path} has no best options: tune the row first (corsd tune)")
         return {**best.get("train", {}), "method_options": best["options"]}
 
+    def check_tuning(self) -> None:
+        """Raise a `CorsdError` where nothing is searched for any row."""
+        if not self.tuning:
+            raise CorsdError(f"{study_file(self.path)} has no tuning; allowed: one that says what is searched for which row")
+
     def check_search(self, row: str) -> None:
         """Raise a `CorsdError` while the search of a row has fewer trials than `tuning` wants: its best may change."""
         file = self.rows[row].tuned

@@ -287,6 +287,8 @@ def test_train_says_what_was_passed_over_once(pictures: Path, tmp_path: Path, ca
         ("train --config nowhere.json", "error: nowhere.json does not exist"),
         ("train --config .", "error: cannot read .: Is a directory"),
         ("train --seed 99999999999999999999 --out OUT", "error: seed = 99999999999999999999 must be at least 0 and below"),
+        ("tune STUDY", "error: STUDY/study.json has no tuning; allowed: one that says what is searched for which row"),
+        ("tune STUDY baseline", "error: STUDY/study.json has no tuning"),
         ("compare OUT --tables --runs /dev/null/x", "error: OUT/study.json does not exist"),
         ("evaluate RUN --device meta", "error: device 'meta' cannot be used"),
         ("evaluate nowhere", "error: nowhere holds no run: there is no config.json in it"),
@@ -303,8 +305,9 @@ def test_an_error_is_one_line_and_status_2(
     capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_run: Run, words: str, message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    places = {"OUT": str(tmp_path / "out"), "RUN": str(tiny_run.path)}
-    message = message.replace("OUT", places["OUT"])
+    places = {"OUT": str(tmp_path / "out"), "RUN": str(tiny_run.path), "STUDY": str(tmp_path / "study")}
+    write_json(tmp_path / "study" / "study.json", {"rows": {"baseline": {"train": {"method": "baseline"}}}})
+    message = message.replace("OUT", places["OUT"]).replace("STUDY", places["STUDY"])
     assert message in _fails(capsys, *(places.get(word, word) for word in words.split()))
     assert not (tmp_path / "out").exists() and not (tmp_path / "runs").exists()  # found before anything was written
 

@@ -331,6 +331,13 @@ def test_image_data_refuses_what_does_not_fit_together() -> None:
         ({"class_names": ("a", "\udce9")}, r"mine: class '\\udce9' is not valid UTF-8"),
         ({"superclass_names": ("\udce9",)}, r"mine: superclass '\\udce9' is not valid UTF-8"),
         ({"attribute_names": ("\udce9",)}, r"mine: attribute '\\udce9' is not valid UTF-8"),
+        ({"class_names": ("a", "")}, r"mine: class ''; allowed: a name of one line that is not empty"),
+        ({"class_names": (" \t", "b")}, r"mine: class ' \\t'; allowed: a name of one line"),
+        ({"class_names": ("a\nb", "b")}, r"mine: class 'a\\nb'; allowed: a name of one line"),
+        ({"class_names": ("a", "b\n")}, r"mine: class 'b\\n'; allowed: a name of one line"),
+        ({"class_names": ("a", "b\u2028c")}, r"mine: class 'b\\u2028c'; allowed: a name of one line"),
+        ({"superclass_names": ("",)}, r"mine: superclass ''; allowed: a name of one line"),
+        ({"attribute_names": ("a\rb",)}, r"mine: attribute 'a\\rb'; allowed: a name of one line"),
         ({"augmentation": "blur"}, "augmentation 'blur' .* crop, crop_flip, resized_crop"),
     ):
         with pytest.raises(CorsdError, match=message):

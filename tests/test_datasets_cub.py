@@ -154,6 +154,8 @@ def test_a_truncated_or_absent_image_is_named(folder: Path) -> None:
             r"images\.txt, line 2: 'two images/x\.jpg' is not what belongs there",
         ),
         ("images.txt", 2, "2", r"images\.txt, line 2: '2'"),
+        ("images.txt", 2, "2 ../x.jpg", r"images\.txt, line 2: .* \(it is not below images/\)"),
+        ("images.txt", 2, "2 /x.jpg", r"images\.txt, line 2: .* \(it is not below images/\)"),
         ("image_class_labels.txt", 3, "3 4", r"image_class_labels\.txt, line 3: .*4 is not in 1\.\.3"),
         ("image_class_labels.txt", 3, "3 0", r"0 is not in 1\.\.3"),
         (

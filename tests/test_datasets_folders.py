@@ -270,6 +270,15 @@ def test_names_that_are_not_utf_8_are_refused_before_images_are_read(folder: Pat
         load_dataset("digits", os.fsdecode(b"caf\xe9"))
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such file names")
+def test_a_folder_name_of_two_lines_is_refused_before_images_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folders, "read_squares", lambda *_, **__: pytest.fail("images are read"))
+    for part in ("train", "val"):
+        (folder / part / "cat").rename(folder / part / "big\ncat")
+    with pytest.raises(CorsdError, match=r"train: class 'big\\ncat'; allowed: a name of one line that is not empty"):
+        load_dataset(f"folder:{folder}")
+
+
 @pytest.mark.parametrize("size,said", [((30, 20), True), ((64, 90), False), ((28, 28), True)])
 def test_small_images_are_said_to_be_enlarged(tmp_path: Path, size: tuple[int, int], said: bool) -> None:
     for part in ("train", "val"):

@@ -19,6 +19,8 @@ HUGE = 10**5000  # Python writes out no more than 4,300 digits
         (HUGE, "<integer of about 5,000 digits>"),
         ([-HUGE], "[<negative integer of about 5,000 digits>]"),
         (True, "True"),
+        ({"low": 1, "high": {}}, "{'low': 1, 'high': {}}"),
+        ({k: k for k in "edcba"}, "{'e': 'e', 'd': 'd', 'c': 'c', 'b': 'b', ...}"),
         ("caf\udce9", r"'caf\udce9'"),
     ],
     ids=lambda value: type(value).__name__,  # pytest writes integers out

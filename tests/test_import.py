@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -129,6 +130,33 @@ def test_a_command_ends_with_the_one_line_that_says_so(package: str, command: st
     done = _without(package, f"from {module} import main\nmain({what!r})")
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2 and f"needs {package}, which is not installed: pip install 'corsd_lib[" in line
+
+
+IMPORTS = """
+import importlib, pathlib, corsd_lib
+from corsd_lib.errors import MissingPackage
+root = pathlib.Path(corsd_lib.__file__).parent
+for file in sorted(root.rglob("*.py")):
+    name = ".".join(["corsd_lib", *file.relative_to(root).with_suffix("").parts]).removesuffix(".__init__")
+    if not name.endswith("__main__"):
+        try: importlib.import_module(name)
+        except MissingPackage as error:
+            print(name, isinstance(error, ImportError) and isinstance(error, corsd_lib.CorsdError), error)
+"""
+
+
+def test_a_module_that_cannot_be_imported_without_a_package_names_it() -> None:
+    done = _without(OPTIONAL, IMPORTS)
+    assert done.returncode == 0, done.stderr
+    refused = {line.split()[0]: line for line in done.stdout.splitlines()}
+    for name in ("figures", "pages", "tuning", "tuning.search", "widgets", "widgets.stages", "report", "_notebooks"):
+        assert f"corsd_lib.{name}" in refused
+    for name, line in refused.items():
+        assert re.fullmatch(rf"{name} True .* needs \w+, which is not installed: pip install 'corsd_lib\[\w+\]'", line), line
+    last = _without("nbformat", "import corsd_lib._notebooks").stderr.splitlines()[-1]
+    assert (
+        "MissingPackage: building notebooks needs nbformat, which is not installed: pip install 'corsd_lib[notebooks]'" in last
+    )
 
 
 def test_a_package_that_is_installed_later_is_found() -> None:

@@ -504,6 +504,15 @@ def test_a_last_line_that_is_none_of_a_journal_is_named(make: Make, line: bytes)
         tuner._open_study(search)
 
 
+def test_a_line_of_another_program_is_named_in_our_words(make: Make) -> None:
+    search = Search.of(make(), "byot")
+    search.path.parent.mkdir(parents=True)
+    tuner._open_study(search)
+    search.journal.write_bytes(search.journal.read_bytes() + b'{"op_code": 99, "worker_id": "x"}\n')
+    with pytest.raises(CorsdError, match=r"not a whole journal: a line of it is none that Optuna writes; remove it"):
+        tuner._open_study(search)
+
+
 def test_a_journal_goes_on_after_a_power_cut_and_one_that_is_damaged_is_named(make: Make) -> None:
     study = make()
     tune(study, "byot", trials=1, jobs=1, report=lambda _: None)

@@ -109,7 +109,7 @@ class ImageData:
     ImageNet has the usual 0.08; `notices`: what a user should know of how the files were read, a sentence each; `unseen`: the
     classes that are held out of everything else, with labels and names of their own (`datasets.holdout`); `own_split`: whether
     the test set is one that this library takes by `test_fraction`. Raises CorsdError when names, labels and superclasses do not
-    fit each other, and for names that are not valid UTF-8.
+    fit each other, and for names that `check_names` refuses.
     """
 
     name: str
@@ -133,9 +133,9 @@ class ImageData:
     def __post_init__(self) -> None:
         check_choice("augmentation", self.augmentation, AUGMENTATIONS)
         check_text("data set", self.name)
-        check_text(f"{self.name}: class", *self.class_names)
-        check_text(f"{self.name}: superclass", *self.superclass_names)
-        check_text(f"{self.name}: attribute", *self.attribute_names)
+        check_names(f"{self.name}: class", self.class_names)
+        check_names(f"{self.name}: superclass", self.superclass_names)
+        check_names(f"{self.name}: attribute", self.attribute_names)
         for part, split in self._splits().items():
             check_range(f"{self.name}: {part} label", split.labels, self.num_classes)
         if len(self.superclass_of_class) != self.num_classes:
@@ -245,9 +245,17 @@ def check_range(what: str, values: Tensor, count: int) -> None:
         raise CorsdError(f"{what} is {int(values[row])} at row {row}; allowed: 0..{count - 1}")
 
 
+def check_names(what: str, names: Sequence[str]) -> None:
+    """Raise CorsdError unless `names` can stand in a line of text: valid UTF-8, not empty and without line breaks."""
+    check_text(what, *names)
+    for name in names:
+        if name.splitlines() != [name] or not name.strip():
+            raise CorsdError(f"{what} {shortened(name)}; allowed: a name of one line that is not empty")
+
+
 def check_class_names(what: str, names: Sequence[str]) -> None:
-    """Raise CorsdError unless there are at least two classes, with names that can be written as UTF-8."""
-    check_text(f"{what}: class", *names)
+    """Raise CorsdError unless there are at least two classes, with names that `check_names` takes."""
+    check_names(f"{what}: class", names)
     if len(names) < 2:
         raise CorsdError(
             f"{what}: the data has {'one class, ' + repr(names[0]) if names else 'no class'}; at least two are needed"

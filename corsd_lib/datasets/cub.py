@@ -78,7 +78,7 @@ def fetch_cub(root: Path) -> None:
 
 
 def _splits(folder: Path, classes: int, image_size: int, crop_to_box: bool) -> tuple[ImageArrays, ImageArrays]:
-    paths = _table(folder / "images.txt", lambda text: str(folder / "images" / text))
+    paths = _table(folder / "images.txt", lambda text: str(folder / "images" / _inside(text)))
     labels = _table(folder / "image_class_labels.txt", lambda text: _between(int(text), 1, classes) - 1, paths)
     in_train = _table(folder / "train_test_split.txt", lambda text: _between(int(text), 0, 1), paths)
     boxes = _table(folder / "bounding_boxes.txt", _box, paths) if crop_to_box else None
@@ -143,6 +143,12 @@ def _table(file: Path, parse: Callable[[str], Value], ids: dict[int, str] | None
     if not table or (ids is not None and table.keys() != ids.keys()):
         raise CorsdError(f"{file} has {len(table)} entries that do not match images.txt; expected one an image")
     return table
+
+
+def _inside(path: str) -> str:
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ValueError("it is not below images/")
+    return path
 
 
 def _between(value: int, low: int, high: int) -> int:

@@ -17,11 +17,12 @@ from corsd_lib.datasets.arrays import (
     channel_statistics,
     check_class_names,
     check_distinct,
+    check_names,
     resize_arrays,
     some,
 )
 from corsd_lib.datasets.selection import VALIDATION_NAMES
-from corsd_lib.errors import CorsdError, check_text
+from corsd_lib.errors import CorsdError
 
 REQUIRED = ("train_x", "train_y", "test_x", "test_y")
 VALIDATION = tuple(f"{name}_{part}" for name in VALIDATION_NAMES for part in "xy")
@@ -193,7 +194,7 @@ def _names(path: Path, arrays: dict[str, np.ndarray], key: str) -> tuple[str, ..
         texts = tuple(map(str, names))
     except ValueError as error:  # numpy keeps any 32 bits for a character
         raise CorsdError(f"{path}: {key} cannot be read: {error}") from error
-    check_text(f"{path}: {key}", *texts)
+    check_names(f"{path}: {key}", texts)
     check_distinct(f"{path}: {key}", texts)
     return texts
 

@@ -50,6 +50,10 @@ def _validation(folder: Path, wnids: tuple[str, ...]) -> Listing:
             raise CorsdError(
                 f"{folder / ANNOTATIONS}, line {number}: {shortened(line)} names no class of train/; expected FILE, tab, CLASS"
             )
+        if name in ("", "..") or name != Path(name).name:
+            raise CorsdError(
+                f"{folder / ANNOTATIONS}, line {number}: {shortened(name)} is no file name; expected one of val/images"
+            )
         paths.append(str(folder / "val" / "images" / name))
         labels.append(numbers[wnid])
     if not paths:

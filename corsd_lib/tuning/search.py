@@ -56,6 +56,7 @@ class Search:
     def of(cls, study: Study, row: str) -> Search:
         """What `study` says of the tuning of `row`. Raises `CorsdError` naming what is wrong in it."""
         check_choice("row", row, study.rows)
+        study.check_tuning()
         check_choice(f"{study.path}: tuning of row", row, study.tuning)
         where = f"{study.path}: tuning of row {row!r}"
         entry = _checked(where, study.tuning[row])

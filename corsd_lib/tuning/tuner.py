@@ -362,7 +362,8 @@ def _damage_named(journal: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:
-        raise CorsdError(f"{journal} is not a whole journal: {error}; remove it to begin anew") from error
+        reason = "a line of it is none that Optuna writes" if isinstance(error, AssertionError) else error
+        raise CorsdError(f"{journal} is not a whole journal: {reason}; remove it to begin anew") from error
 
 
 def _earlier(trial: FrozenTrial | optuna.Trial) -> list[int]:
