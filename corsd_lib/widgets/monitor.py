@@ -206,8 +206,9 @@ class TrainingMonitor(Explorer):
             self._tell(running=False)
 
     def _cell_ended(self, *_: Any) -> None:
-        if self._now["kernel"] is not None:
-            self._tell(kernel=None)
+        if self._now["kernel"] is not None and self._run is not None:
+            run = Run(self._run.path)
+            self._tell(kernel=None, status=_progress(run, run.metrics) if run.finished else _end(run))
 
     # --- what is chosen, and files ---
 

@@ -285,8 +285,8 @@ def plan(method, **changes):
 # %% [markdown]
 # ## Train the baseline, live
 #
-# The figure grows while the cell runs. The baseline has no relation network, so its matrix shows a handcrafted relation
-# instead: the cosine between embeddings, moved to 0 to 1.
+# The figure grows while the cell runs, and its stop button ends the training early and keeps the run. The baseline has no
+# relation network, so its matrix shows a handcrafted relation instead: the cosine between embeddings, moved to 0 to 1.
 
 # %%
 monitor = TrainingMonitor()
@@ -415,8 +415,8 @@ for k, matrix in enumerate(after, 1):
 # %% [markdown]
 # ## Explore it
 #
-# Choose an exit. Press play, or drag the slider, and watch the relation form from epoch 0 on. Click a cell: the table shows
-# how related these two classes are at every exit.
+# Choose an exit. Press play, or drag the slider, and watch the relation form from epoch 0 on. Click a cell, or move with the
+# arrow keys: curve and table show how related these two classes are at every exit.
 #
 # **Look for:** a pair of *different* digits that stays related to the end. Would you confuse them, too? Is it the same pair
 # at the shallowest exit?

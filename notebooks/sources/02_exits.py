@@ -378,11 +378,11 @@ image_strip(data.validation.images[:8], captions, f"{early} of 8 leave early: an
 # where each image *would* leave.
 #
 # On the digits there is little to trade, because exit 1 is nearly as good as the last one. So open the CIFAR-100 run of
-# BYOT, where the exits are further apart. Drag the threshold. Each point of the curve is a threshold; the table says who
-# leaves where, and how many of those are right.
+# BYOT, where the exits are further apart. Drag the threshold. Each point of the curve is a threshold; the bars say how many
+# leave where, and the lines below them how many of those are correct.
 #
 # **Look for:** the threshold at which half of the images leave at exit 1. Are those that stay to the end harder? Compare how
-# many are right in the first and in the last row. Then press *cheapest threshold*: it takes the one that loses at most a point.
+# many are correct in the first and in the last line. Then press *cheapest threshold*: it takes the one that loses at most a point.
 
 # %%
 explorer = ExitExplorer(study["BYOT"])

@@ -87,11 +87,13 @@ print("snapshots after epochs", list(run.probes))
 # Row and column are classes. A cell is the mean score of all pairs with the first image from one class and the second from the
 # other: 0 unrelated, 1 related. Spend five minutes before you read on.
 #
-# - **Drag** a rectangle to zoom in, double-click to come back. **Click** a cell: at the right you get the pair, at every exit,
-#   both ways round. The two ways can differ, because a relation network is asked about (first, second).
-# - **find class** takes a name, or part of it, and opens that class with whatever it is most related to.
-# - Where the CIFAR-100 images are on your machine (the environment variable `CORSD_DATA` names their folder), the pair's images
-#   appear too. Without them everything else works.
+# - **Click** a cell, or move with the arrow keys: beside the matrix you get the pair, at every exit, both ways round. The two
+#   ways can differ, because a relation network is asked about (first, second). **Drag** a rectangle to zoom in, *reset view* to
+#   come back; Ctrl-Z undoes.
+# - **find a class** takes a name, or part of it, and opens that class with whatever it is most related to. **Pairs worth a look**
+#   lists the most related ones, those that changed most, and those that two popular classes do not explain.
+# - Where the CIFAR-100 images are on your machine (the environment variable `CORSD_DATA` names their folder), images appear too,
+#   on hover and for the pair. Without them everything else works.
 #
 # **Predict:** which two *different* classes does the network find most related? Write down a pair. The explorer opens on its
 # answer, so look at it last.

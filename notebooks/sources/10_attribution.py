@@ -472,7 +472,7 @@ image_strip(shown, [f"{n}: {p:.0%}" for n, p in zip(counts, left, strict=True)],
 # ## Where next
 #
 # - Change `digit` or `seed` in the parameters cell and run all again. Which of your conclusions survive?
-# - [07_relation_explorer](07_relation_explorer.ipynb): find a pair worth asking about; its button *Which pixels relate them?*
+# - [07_relation_explorer](07_relation_explorer.ipynb): find a pair worth asking about; its button *which pixels relate them?*
 #   draws these maps where the images are.
 # - [08_class_structure](08_class_structure.ipynb) and [09_stage_embeddings](09_stage_embeddings.ipynb): what the stages make
 #   of whole classes, not of pixels.

@@ -110,20 +110,9 @@ def opened(browser: Any, lab: str, lab_folder: Path, small_run: Run, throttle: i
         slow.send("Emulation.setCPUThrottlingRate", {"rate": throttle})  # JupyterLab itself may load in peace
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_text("Run All Cells", exact=True).click()
-        page.wait_for_selector(".corsd canvas, .corsd .chart svg, .corsd .js-plotly-plot .main-svg", timeout=90_000)
+        page.wait_for_selector(".corsd", timeout=90_000)
         return page
 
     yield run_all
     page.close()
     assert errors == []
-
-
-@pytest.fixture
-def until() -> Callable[..., None]:
-    """`until(page, "d => ...")` waits until this holds for the first figure of the explorer, plotly's own data, not pixels."""
-
-    def wait(page: Any, condition: str, arg: Any = None) -> None:
-        figure = "document.querySelector('.corsd .js-plotly-plot')"
-        page.wait_for_function(f"arg => {{ const d = {figure}; return d?.layout && ({condition})(d, arg) }}", arg=arg)
-
-    return wait

@@ -10,9 +10,7 @@ import pytest
 pytestmark = pytest.mark.browser
 
 Opened = Callable[..., Any]
-Until = Callable[..., None]
-TITLE = "(d, text) => (d.layout.title?.text ?? '').startsWith(text)"
-IN_TITLE = "(d, text) => (d.layout.title?.text ?? '').includes(text)"
+slowly = pytest.mark.parametrize("throttle", [1, 6])
 
 
 def made(name: str, options: str = "") -> str:
@@ -30,19 +28,6 @@ def last_output(page: Any, code_cell: int, text: str) -> None:
     pytest.fail(f"cell {code_cell} never printed {text!r}")
 
 
-def click_until(page: Any, at: tuple[float, float], done: Callable[[], bool]) -> None:
-    """plotly sends hovers and clicks through one variable: a click right behind a hover can get lost."""
-    for _ in range(8):
-        page.mouse.move(at[0] + 3, at[1])
-        page.wait_for_timeout(1000)
-        page.mouse.click(at[0] + 3, at[1])
-        for _ in range(20):
-            page.wait_for_timeout(500)
-            if done():
-                return
-    pytest.fail(f"no answer to a click at {at}")
-
-
 def explored(page: Any, kind: str, expression: str, arg: Any = None) -> Any:
     """What holds for an explorer in the page: `expression` of x, what its script gives away."""
     return page.evaluate(f"arg => {{ const x = document.querySelector('.corsd.{kind}').corsd; return {expression}; }}", arg)
@@ -58,9 +43,6 @@ def control(explorer: Any, name: str) -> Any:
 
 
 BUSY = "import time; time.sleep(20); print('slept')"
-
-
-slowly = pytest.mark.parametrize("throttle", [1, 6])
 
 
 @slowly
@@ -110,77 +92,88 @@ def test_relations_that_only_python_has(opened: Opened) -> None:
     explorer.locator(".pixels img").nth(5).wait_for()
 
 
-def test_stage_explorer(opened: Opened, until: Until) -> None:
-    code = made("StageExplorer", "epochs=[0, 2], method='pca'")
-    page = opened("stages", code, "print('marked', len(explorer.selection) > 0)")
-    explorer = page.locator(".corsd")
-
-    until(page, IN_TITLE, "Epoch 2")
-    until(page, "d => d.data.length >= 3")
-    explorer.locator(".noUi-handle").first.focus()
-    page.keyboard.press("ArrowLeft")
-    until(page, IN_TITLE, "Epoch 0")
-    explorer.locator("select").first.select_option(label="right or wrong at that exit")
-    until(page, "d => d.data.some(t => (t.name ?? '').includes('right'))")
-
-    box = explorer.locator(".draglayer .nsewdrag").first.bounding_box()
-    corners = [(0.02, 0.02), (0.98, 0.02), (0.98, 0.98), (0.02, 0.98), (0.02, 0.02)]
+def lasso(page: Any, canvas: Any) -> None:
+    """Draw around nearly all of a canvas."""
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    corners = [(0.02, 0.02), (0.98, 0.02), (0.98, 0.98), (0.02, 0.98), (0.02, 0.05)]
     points = [(box["x"] + box["width"] * x, box["y"] + box["height"] * y) for x, y in corners]
     page.mouse.move(*points[0])
     page.mouse.down()
-    for point in points[1:]:
-        page.mouse.move(*point, steps=10)
+    for point in points:
+        page.mouse.move(*point, steps=4)
     page.mouse.up()
-    explorer.get_by_text("marked").first.wait_for()
-    last_output(page, 1, "marked True")
 
 
-def test_exit_explorer(opened: Opened, until: Until) -> None:
-    code = made("ExitExplorer")
-    page = opened("exits", code, "print('rule', explorer.rule, 'lowest', explorer.threshold == explorer.curve.threshold.min())")
-    explorer = page.locator(".corsd")
+@slowly
+def test_stage_and_exit_explorers_beside_relations(opened: Opened) -> None:
+    """Three in one notebook with a busy kernel: a lasso marks classes in the relations, and all answer."""
+    code = (
+        "from corsd_lib import ExitExplorer, RelationExplorer, StageExplorer, load_run\nrun = load_run('run')\n"
+        "relations = RelationExplorer(run)\nstages = StageExplorer(run, relations, epochs=[0, 2], method='pca')\nstages"
+    )
+    told = "print('told', len(stages.selection), len(relations.marked), stages.epoch, exits.rule)"
+    page = opened("stages", code, "exits = ExitExplorer(run)\nexits", "relations", BUSY, told)
+    stages, exits = page.locator(".corsd.stages"), page.locator(".corsd.exits")
+    explored_until(page, "relation", "x.shown().n === 10")
+    lasso(page, stages.locator("canvas").first)
+    assert explored(page, "stages", "[...x.maps[2].view.shown.chosen].length") == 40
+    assert explored(page, "relation", "x.shown().rings.length") == 10
+    control(stages, "epoch").focus()
+    page.keyboard.press("ArrowLeft")
+    assert "Epoch 0" in stages.locator(".finding").first.inner_text()
+    control(exits, "rule").select_option(label="entropy")
+    assert explored(page, "exits", "x.curve.shown.marks.length") == 1
+    assert "entropy" in exits.locator(".controls").first.inner_text()
+    assert page.get_by_text("slept", exact=True).count() == 0
+    stages.locator(".strip img").nth(3).wait_for()  # digits are embedded: what is marked is seen
+    exits.locator(".strips img").nth(3).wait_for()
+    last_output(page, 4, "told 40 40 0 entropy")
 
-    until(page, TITLE, "confidence at")
-    explorer.locator("select").first.select_option(index=1)
-    until(page, TITLE, "entropy at")
-    explorer.locator("select").first.select_option(index=0)
-    until(page, TITLE, "confidence at")
-    explorer.locator(".noUi-handle").first.focus()
-    page.keyboard.press("Home")
-    explorer.get_by_text("Leaving at exit 1 (shallowest)").wait_for()
-    last_output(page, 1, "rule confidence lowest True")
 
-
-def test_attribution_explorer(opened: Opened, until: Until) -> None:
-    code = made("AttributionExplorer", "image=3")
-    page = opened("attribution", code, "print('asked for', explorer.exit, explorer.method)")
-    explorer = page.locator(".corsd")
-
-    until(page, TITLE, "Exit 3")  # drawn although the figure was filled before it was shown
-    explorer.locator("select", has_text="exit 1 (shallowest)").select_option(index=0)
-    until(page, TITLE, "Exit 1")
-    explorer.locator("select", has_text="integrated gradients").select_option(index=1)
+@slowly
+def test_attribution_explorer(opened: Opened) -> None:
+    page = opened("attribution", made("AttributionExplorer", "image=3"), "print('asked for', explorer.exit, explorer.method)")
+    explorer = page.locator(".corsd.attribution")
+    explorer.locator(".attributions img").nth(2).wait_for()
+    assert "Exit 3 says" in explorer.locator(".finding").inner_text()
+    control(explorer, "exit").select_option(index=0)
+    explorer.locator(".finding", has_text="Exit 1 says").wait_for()
+    control(explorer, "method").select_option(index=1)
+    explorer.locator(".note", has_text="Grad-CAM has no baseline").wait_for()
     explorer.get_by_role("button", name="check: delete its pixels").click()
-    page.wait_for_function("document.querySelectorAll('.corsd .js-plotly-plot').length > 1")
+    explorer.locator(".check path").nth(1).wait_for()
+    explorer.get_by_role("button", name="check: draw the weights anew").click()
+    explorer.locator(".check td").nth(9).wait_for()
     last_output(page, 1, "asked for 1 grad_cam")
 
 
-def test_training_monitor(opened: Opened, until: Until) -> None:
-    code = (
-        "from corsd_lib import TrainConfig, TrainingMonitor\nmonitor = TrainingMonitor()\n"
-        "monitor.train(TrainConfig(per_class=4, epochs=100000, batch_size=20, probe_every=0, out='watched'))\nmonitor"
-    )
-    page = opened(
-        "monitor",
-        code,
-        "print('kept', (run := monitor.wait()).finished, run.epochs_done > 0) if monitor.stop_button.disabled else None",
-    )
-    explorer = page.locator(".corsd")
+TRAINED = "TrainConfig(per_class=4, epochs=100000, batch_size=20, probe_every=0, out='{}')"
+LINES = "(x.accuracy.shown?.lines ?? []).some(line => line.x.length > 1)"
 
-    until(page, "d => d.data.some(t => t.type === 'scatter' && t.y?.length > 1)")
+
+@slowly
+def test_training_monitor_stops_a_training_behind_the_cells(opened: Opened, throttle: int) -> None:
+    code = "from corsd_lib import TrainConfig, TrainingMonitor, train\nmonitor = TrainingMonitor()\n"
+    end = "print('kept', (run := monitor.wait()).finished, run.epochs_done > 0) if not monitor.training else None"
+    page = opened("monitor", f"{code}monitor.train({TRAINED.format(f'behind_{throttle}')})\nmonitor", end)
+    explorer = page.locator(".corsd.monitor")
+    explored_until(page, "monitor", LINES)
     explorer.get_by_role("button", name="stop").click()
     explorer.get_by_role("button", name="go on", disabled=False).wait_for()
     last_output(page, 1, "kept False True")
+
+
+@slowly
+def test_training_monitor_stops_a_training_in_a_cell(opened: Opened, throttle: int) -> None:
+    """The kernel hears nothing while a cell trains: the button asks the server to interrupt it."""
+    code = "from corsd_lib import TrainConfig, TrainingMonitor, train\nmonitor = TrainingMonitor()\ndisplay(monitor)\n"
+    config = TRAINED.format(f"cell_{throttle}")
+    code += f"run = train({config}, on_epoch=monitor, progress=False)\nprint('kept', run.finished, run.epochs_done > 0)"
+    page = opened("cell", code)
+    explored_until(page, "monitor", LINES)
+    page.locator(".corsd.monitor").get_by_role("button", name="stop").click()
+    page.locator(".jp-OutputArea-output", has_text="kept False True").wait_for()
 
 
 def test_an_explorer_whose_cell_ran_again_still_answers(opened: Opened) -> None:
