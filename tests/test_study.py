@@ -158,7 +158,7 @@ def test_a_seed_of_every_row_comes_before_the_next_seed(write: Write) -> None:
         ({"rows": {"baseline": {"from": "other"}}}, "row 'baseline': from 'other' is not known; allowed: baseline"),
         ({"rows": {"baseline": {"from": "b"}, "b": {"from": "baseline"}}}, "row 'baseline' inherits from itself"),
         ({"rows": {"baseline": {"train": {"epoch": 3}}}}, "row 'baseline': train: field 'epoch' is not known; allowed: data, "),
-        ({"rows": {"baseline": {"train": {"epochs": 0}}}}, "row 'baseline': epochs = 0 must be above 0"),
+        ({"rows": {"baseline": {"train": {"epochs": 0}}}}, "row 'baseline': train: epochs = 0 must be above 0"),
         ({"rows": {"baseline": {"train": {"method": "corsd", "method_options": {"a": 1}}}}}, "'a' is not known; allowed: task"),
         ({"rows": {"baseline": {"train": {"out": "here"}}}}, "train: out differs by run or by place"),
         ({"train": {"data_root": "/data"}}, "train: data_root differs by run or by place"),
