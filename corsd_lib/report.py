@@ -5,7 +5,6 @@ No image of a data set and no path of this machine is in it; it opens anywhere, 
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ import numpy as np
 from corsd_lib.errors import CorsdError, check_choice, missing_package
 
 try:
-    import plotly.graph_objects as go
+    import plotly.graph_objects  # noqa: F401
 except ImportError as error:
     raise missing_package("a report", "plotly", error) from error
 
@@ -23,11 +22,12 @@ from corsd_lib.analysis.embedding import PROJECTIONS, stage_embedding
 from corsd_lib.analysis.exits import choose_threshold, early_exit_curve, exit_accuracy, run_macs
 from corsd_lib.analysis.relations import relation_quality, stored_kind
 from corsd_lib.analysis.structure import class_structure
-from corsd_lib.figures import exit_accuracy_bars, structure_over_epochs, training_curves
-from corsd_lib.figures.style import exit_names, line_style, set_title, template
+from corsd_lib.figures import exit_accuracy_bars, structure_over_epochs
+from corsd_lib.figures.style import exit_names
 from corsd_lib.pages import (
     Panel,
     columns_panel,
+    curves_panel,
     exits_panel,
     figure_panel,
     has_superclasses,
@@ -207,21 +207,77 @@ def _accuracy(named: Named) -> list[Panel]:
 
 
 def _curves(named: Named) -> list[Panel]:
+    """Accuracy of every exit of all runs in one chart; parts of the loss, which cannot be compared, run by run."""
     metrics = {name: run.metrics for name, run in named.items()}
     trained = {name: table for name, table in metrics.items() if not table.empty}
-    return [figure_panel(training_curves(trained), "How the training went")] if trained else []
+    if not trained:
+        return []
+    charts = [
+        _accuracy_chart(trained, prefix, f"images correct, {what} (%)")
+        for prefix, what in (("train_top1.", "train"), ("val_top1.", "validation"))
+        if any(str(column).startswith(prefix) for table in trained.values() for column in table)
+    ]
+    charts += [_loss_chart(table, name if len(named) > 1 else "") for name, table in trained.items()]
+    return [curves_panel("How the training went", charts)]
+
+
+def _accuracy_chart(tables: Mapping[str, pd.DataFrame], prefix: str, title: str) -> dict[str, object]:
+    lines = []
+    for r, (name, table) in enumerate(tables.items()):
+        columns = [str(column) for column in table if str(column).startswith(prefix)]
+        for k, (exit, column) in enumerate(zip(exit_names(len(columns)), columns, strict=True)):
+            lines.append(_line(name, exit, r, k, len(columns), len(tables)) | _points(table, "epoch", column))
+    return {
+        "title": title,
+        "lines": lines,
+        "x": {"title": "epoch", "low": 0},
+        "y": {"title": title, "low": 0, "high": 100},
+        "unit": " %",
+    }
+
+
+def _line(run: str, exit: str, r: int, k: int, exits: int, runs: int) -> dict[str, object]:
+    """A line of one run has the colour of its exit; of several that of its run, and is solid at the deepest exit."""
+    if runs == 1:
+        return {"name": exit, "color": k, "dash": 0}
+    return {"name": f"{run}, {exit}", "group": run, "color": r, "dash": (exits - 1 - k) % 4}
+
+
+def _points(table: pd.DataFrame, x: str, y: str) -> dict[str, object]:
+    return {"x": table[x].to_numpy(np.float32), "y": table[y].to_numpy(np.float32)}
+
+
+def _loss_chart(table: pd.DataFrame, name: str) -> dict[str, object]:
+    parts = [str(column) for column in table if str(column).startswith("loss.")]
+    lines = [
+        {"name": part.removeprefix("loss."), "color": i, "dash": i // 6 % 4} | _points(table, "epoch", part)
+        for i, part in enumerate(parts)
+    ]
+    title = f"{name}: parts of the loss" if name else "parts of the loss"
+    return {"title": title, "lines": lines, "x": {"title": "epoch", "low": 0}, "y": {"title": "unweighted value", "log": True}}
 
 
 def _quality(named: Named, say: Say) -> list[Panel]:
     """How well relations tell classes apart, at some epochs; by the cosine where the trained relation reads feature maps."""
-    panels = []
-    for name, run in named.items():
+    lines, found, kinds = [], [], {}
+    for r, (name, run) in enumerate(named.items()):
         say(f"relation quality of {name}")
         table, kind = _quality_table(run)
-        figure = _quality_figure(table, f"{name}: " if len(named) > 1 else "")
-        panels.append(figure_panel(figure, "" if len(named) == 1 else name, _quality_text(run, kind)))
-    title = "How well relations tell classes apart"
-    return panels and ([panels[0]._replace(title=title)] if len(panels) == 1 else [columns_panel(title, panels)])
+        kinds[name] = kind
+        exits = exit_names(int(table["exit"].max()))
+        for k, exit in enumerate(exits):
+            of_exit = table[table["exit"] == k + 1]
+            lines.append(_line(name, exit, r, k, len(exits), len(named)) | _points(of_exit, "epoch", "auc") | {"points": True})
+        last = table[table["epoch"] == table["epoch"].max()]["auc"]
+        found.append(f"{f'{name}: ' if len(named) > 1 else ''}{_from_to(last.iloc[0], last.iloc[-1])}.")
+    if not found:
+        return []
+    y = {"title": "ROC-AUC of “same class” (0.5 to 1)"}
+    chart = {"title": "", "lines": lines, "x": {"title": "epoch", "low": 0}, "y": y, "unit": ""}
+    said = [_quality_text(named[name], kind) for name, kind in kinds.items()]
+    if len(named) > 1:
+        said = [f"{name}: {one}" for name, one in zip(named, said, strict=True)]
+    return [curves_panel("How well relations tell classes apart", [chart], " ".join(said), found)]
 
 
 def _quality_table(run: Run) -> tuple[pd.DataFrame, str]:
@@ -241,29 +297,8 @@ def _quality_text(run: Run, kind: str) -> str:
     what = {"trained": "trained relation", "cosine": "cosine of the embeddings", "l2": "distance of the embeddings"}[stored]
     return (
         f"ROC-AUC of the {what} as a detector of “same class”, over all pairs of {_probe_images(run)}: 0.5 is chance, 1 tells "
-        "every pair. Hover shows the mean relation within and between classes."
+        "every pair."
     )
-
-
-def _quality_figure(table: pd.DataFrame, prefix: str) -> go.Figure:
-    figure, names = go.Figure(), exit_names(int(table["exit"].max()))
-    for k, name in enumerate(names, start=1):
-        rows = table[table["exit"] == k]
-        figure.add_scatter(
-            x=rows["epoch"].to_numpy(np.float32),
-            y=rows["auc"].to_numpy(np.float32),
-            customdata=rows[["intra", "inter"]].to_numpy(np.float32),
-            name=name,
-            line=line_style(k - 1),
-            hovertemplate="ROC-AUC %{y:.3f}<br>within %{customdata[0]:.2f}, between %{customdata[1]:.2f}"
-            "<extra>%{fullData.name}</extra>",
-        )
-    figure.update_layout(template=template(), width=720, height=380, legend={"orientation": "h", "y": -0.2, "yanchor": "top"})
-    figure.update_xaxes(title="epoch", rangemode="tozero")
-    figure.update_yaxes(title="ROC-AUC of “same class” (0.5 to 1)")
-    last = table[table["epoch"] == table["epoch"].max()]["auc"]
-    set_title(figure, html.escape(f"{prefix}{_from_to(last.iloc[0], last.iloc[-1])}", quote=False), 72)
-    return figure
 
 
 def _from_to(shallow: float, deep: float) -> str:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from explorers import large_run, small_run
@@ -43,7 +44,7 @@ def test_a_report_of_one_run_says_what_the_run_says(corsd: Run, tmp_path: Path) 
     page = read_page(path)
     assert page["title"] == "corsd on digits: resnet8"
     kinds = [panel["kind"] for panel in page["panels"]]
-    assert kinds == ["text", "table", "figure", "relation", "figure", "figure", "stages", "exits", "columns"]
+    assert kinds == ["text", "table", "curves", "relation", "curves", "figure", "stages", "exits", "columns"]
     test = corsd.test
     assert test is not None
     first, last = test["exits"][0], test["exits"][-1]
@@ -70,13 +71,28 @@ def test_a_report_says_what_was_asked_for_and_where_it_ran_but_no_path(corsd: Ru
     assert "stages" not in [panel["kind"] for panel in page["panels"]]
 
 
+def test_several_runs_share_one_chart_and_scale(corsd: Run, tmp_path: Path) -> None:
+    other = small_run(tmp_path / "other", "baseline")
+    panels = [panel._asdict() for panel in report_panels([corsd, other], embedding="none")]
+    accuracy, *losses = panel_of(panels, "How the training went")["data"]["charts"]
+    assert len(accuracy["lines"]) == 4 and (accuracy["y"]["low"], accuracy["y"]["high"]) == (0, 100)
+    assert {line["group"] for line in accuracy["lines"]} == {"corsd, seed 0", "baseline, seed 0"}
+    for k, line in enumerate(accuracy["lines"][:3], 1):
+        np.testing.assert_allclose(line["y"], corsd.metrics[f"train_top1.exit{k}"], rtol=1e-5)
+    assert len(losses) == 2
+    (chart,) = panel_of(panels, "How well relations tell classes apart")["data"]["charts"]
+    assert len(chart["lines"]) == 4 and len({line["color"] for line in chart["lines"]}) == 2
+
+
 def test_relation_quality_is_that_of_the_analysis(corsd: Run) -> None:
     panels = [panel._asdict() for panel in report_panels([corsd], embedding="none")]
-    figure = panel_of(panels, "How well relations tell classes apart")["data"]["figure"]
+    data = panel_of(panels, "How well relations tell classes apart")["data"]
+    (chart,), (finding,) = data["charts"], data["findings"]
     expected = relation_quality(corsd, 3)
-    assert [trace["name"] for trace in figure["data"]] == ["exit 1 (shallowest)", "exit 2", "exit 3 (deepest)"]
+    assert [line["name"] for line in chart["lines"]] == ["exit 1 (shallowest)", "exit 2", "exit 3 (deepest)"]
+    np.testing.assert_allclose([line["y"][-1] for line in chart["lines"]], expected["auc"], rtol=1e-5)
     last = f"{expected['auc'].iloc[0]:.2f} at exit 1, {expected['auc'].iloc[2]:.2f} at the deepest"
-    assert last in figure["layout"]["title"]["text"].replace("<br>", " ")
+    assert last in finding
     structure = panel_of(panels, "How classes gather in the embeddings")["data"]["figure"]
     assert f"{class_structure(corsd, [3])['between_share'].iloc[-1]:.3g}" in structure["layout"]["title"]["text"]
 

@@ -19,6 +19,7 @@ except ImportError as error:
 from corsd_lib.pages.page import Panel, write_page
 from corsd_lib.pages.panels import (
     columns_panel,
+    curves_panel,
     exits_panel,
     figure_panel,
     has_superclasses,
@@ -32,6 +33,7 @@ from corsd_lib.pages.panels import (
 __all__ = [
     "Panel",
     "columns_panel",
+    "curves_panel",
     "exits_panel",
     "figure_panel",
     "has_superclasses",

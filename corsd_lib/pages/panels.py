@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "COLOURS",
     "columns_panel",
+    "curves_panel",
     "exits_panel",
     "figure_panel",
     "has_superclasses",
@@ -404,6 +405,16 @@ def figure_panel(figure: go.Figure, title: str = "", text: str = "") -> Panel:
     for trace in plain["data"]:  # drawn as vectors: WebGL is not everywhere, prints badly, and evaluates code
         trace["type"] = {"scattergl": "scatter"}.get(trace["type"], trace["type"])
     return Panel("figure", title, {"figure": plain, "text": text})
+
+
+def curves_panel(title: str, charts: Sequence[dict[str, Any]], text: str = "", findings: Sequence[str] = ()) -> Panel:
+    """Charts of lines side by side, `findings` above and a text below; drawn by the page itself.
+
+    A chart: {"title", "lines", "x", "y", "unit"}; a line: {"name", "x", "y", "color", "dash"} with arrays x and y, the number
+    of a colour and of a dash, and "group" where a click in the legend isolates several together; an axis: {"title", "low",
+    "high", "log"}.
+    """
+    return Panel("curves", title, {"charts": list(charts), "text": text, "findings": list(findings)})
 
 
 def text_panel(title: str, *paragraphs: str) -> Panel:

@@ -382,7 +382,8 @@ image_strip(data.validation.images[:8], captions, f"{early} of 8 leave early: an
 # leave where, and the lines below them how many of those are correct.
 #
 # **Look for:** the threshold at which half of the images leave at exit 1. Are those that stay to the end harder? Compare how
-# many are correct in the first and in the last line. Then press *cheapest threshold*: it takes the one that loses at most a point.
+# many are correct in the first and in the last line. Then press *cheapest threshold*: it takes the one that loses at most a
+# point.
 
 # %%
 explorer = ExitExplorer(study["BYOT"])

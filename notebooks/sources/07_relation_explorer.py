@@ -90,10 +90,10 @@ print("snapshots after epochs", list(run.probes))
 # - **Click** a cell, or move with the arrow keys: beside the matrix you get the pair, at every exit, both ways round. The two
 #   ways can differ, because a relation network is asked about (first, second). **Drag** a rectangle to zoom in, *reset view* to
 #   come back; Ctrl-Z undoes.
-# - **find a class** takes a name, or part of it, and opens that class with whatever it is most related to. **Pairs worth a look**
-#   lists the most related ones, those that changed most, and those that two popular classes do not explain.
-# - Where the CIFAR-100 images are on your machine (the environment variable `CORSD_DATA` names their folder), images appear too,
-#   on hover and for the pair. Without them everything else works.
+# - **find a class** takes a name, or part of it, and opens that class with whatever it is most related to. **Pairs worth a
+#   look** lists the most related ones, those that changed most, and those that two popular classes do not explain.
+# - Where the CIFAR-100 images are on your machine (the environment variable `CORSD_DATA` names their folder), images appear
+#   too, on hover and for the pair. Without them everything else works.
 #
 # **Predict:** which two *different* classes does the network find most related? Write down a pair. The explorer opens on its
 # answer, so look at it last.

@@ -64,6 +64,20 @@ const PLAIN = {
     draw();
   },
 
+  curves: ({ charts, text, findings }, box) => {
+    const grid = el("div", { class: "grid" });
+    box.classList.add("corsd");
+    box.append(...findings.map((finding) => el("p", { class: "finding" }, finding)), grid, ...paragraph(text));
+    for (const { title, lines, x, y, unit = "" } of charts) {
+      const say = (line, i) => [line.name, `epoch ${line.x[i]}: ${+line.y[i].toPrecision(4)}${unit}`];
+      const chart = lineChart({ label: title || y.title, height: 320, say });
+      grid.append(el("figure", {}, ...(title ? [el("h4", {}, title)] : []), chart.node));
+      const drawn = lines.map((line) => ({ ...line, x: unpack(line.x).values, y: unpack(line.y).values,
+        color: THEME.palette[line.color % THEME.palette.length], dash: Object.keys(DASHES)[line.dash] }));
+      chart.draw({ lines: drawn, x, y });
+    }
+  },
+
   columns: ({ panels }, box) => {
     const grid = el("div", { class: "panel-grid" });
     box.append(grid);
