@@ -43,7 +43,7 @@ class _Short(Repr):
     """`repr` of limited length, also of integers that Python refuses to write out: those of more than 4,300 digits."""
 
     def repr_int(self, x: int, level: int) -> str:
-        if x.bit_length() < 3000:
+        if x.bit_length() < 2000:  # 602 digits; Python may be told to write out no more than 640
             return super().repr_int(x, level)
         return f"<{'negative ' if x < 0 else ''}integer of about {x.bit_length() * 0.30103:,.0f} digits>"
 
