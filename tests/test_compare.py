@@ -494,7 +494,7 @@ def test_a_new_study_is_written_and_trained_and_the_same_command_goes_on(
         ("compare results/mine --lr 0.2 --cutout 2", "cutout, lr: for a new study (--methods) only; this one has its settings"),
         ("compare results/mine --equal epochs", "equal: for a new study (--methods) only"),
         ("compare results/none", "results/none/study.json does not exist"),
-        ("compare results/new --methods kd", "row 'kd': method 'kd' is not known; allowed: baseline"),
+        ("compare results/new --methods kd", "row 'kd': train: method 'kd' is not known; allowed: baseline"),
         ("compare results/mine --rows kd", "row 'kd' is not known; allowed: baseline, byot"),
         ("compare results/mine --jobs 0", "jobs = 0 must be at least 1"),
     ],
