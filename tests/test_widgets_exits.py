@@ -113,6 +113,7 @@ def test_another_run_stands_beside(corsd: Run, run: Run) -> None:
     assert [other["rule"] for other in others] == ["confidence", "entropy", "patience"]
     curve = early_exit_curve(*answers(run), cumulative_macs(run.network(), run.data))
     np.testing.assert_allclose(np.frombuffer(others[0]["accuracy"]["bytes"], np.float32), curve["accuracy"], rtol=1e-5)
+    np.testing.assert_allclose(explorer.panels()[0].data["others"][0]["accuracy"], curve["accuracy"], rtol=1e-5)
 
 
 def test_a_threshold_between_those_of_the_curve_can_be_set(corsd: Run) -> None:

@@ -163,6 +163,15 @@ def test_monitor_shows_a_finished_run_and_then_another_kind(run: Run, corsd: Run
     assert f"exit {len(run.test['exits'])} {top1:.1f} %" in monitor.status and not monitor._feed["running"]
 
 
+def test_the_page_holds_what_is_shown_and_no_path(corsd: Run, tmp_path: Path) -> None:
+    monitor = TrainingMonitor()
+    monitor(corsd)
+    (panel,) = monitor.panels()
+    assert panel.kind == "monitor" and panel.data["start"] == {"exit": 3, "parts": list(monitor.parts)}
+    text = monitor.to_html(tmp_path / "page.html").read_text()
+    assert str(corsd.path) not in text and "KINDS.monitor" in text
+
+
 def test_a_snapshot_older_than_the_epoch_keeps_its_number(tmp_path: Path, every_epoch: None) -> None:
     config = TrainConfig(**{**TINY, "epochs": 3}, probe_every=2, out=str(tmp_path / "run"))
     monitor, titles = TrainingMonitor(), []

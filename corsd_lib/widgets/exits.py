@@ -78,7 +78,7 @@ class ExitExplorer(Explorer):
         packed = [self._packed(*each) for each in shown]
         splits = [[name, self._whose(name) if name in self._answers else f"all of {name}"] for name in SPLITS]
         data_ = {**exits_data(run, *self._costs), "curves": packed, "rules": list(RULES), "splits": splits}
-        data_["others"] = [] if other is None else _beside(other)
+        data_["others"] = self._others = [] if other is None else _beside(other)
         super().__init__(data_, split=split, threshold=self._cheapest(split, RULES[0], 1.0))
 
     # --- what can be read and set ---
@@ -264,6 +264,7 @@ class ExitExplorer(Explorer):
         how: dict[str, Any] = {"rule": self.rule, "threshold": self.threshold, "split": self.split}
         panel = exits_panel(self.run, self.curve, macs=macs, deepest_macs=deepest, **how)
         panel.data["start"]["loss"] = self.loss
+        panel.data["others"] = self._others
         return [panel]
 
 

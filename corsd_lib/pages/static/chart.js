@@ -88,7 +88,7 @@ function lineChart({ label, height = 280, say, pick = null, legends = true }) {
   }
 
   function drawLegend() {
-    const groups = [...new Map(spec.lines.map((line) => [line.group ?? line.name, line])).entries()];
+    const groups = [...new Map(spec.lines.map((line) => [line.group ?? line.name, line]).reverse()).entries()].reverse(); // the first line of each
     legend.hidden = groups.length < 2 || !legends;
     legend.replaceChildren(...groups.map(([name, line]) => {
       const pressed = alone === name;
