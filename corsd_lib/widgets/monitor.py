@@ -232,9 +232,8 @@ class TrainingMonitor(Explorer):
 
     def panels(self) -> list[Panel]:
         start = {"exit": self.exit, "parts": list(self.parts)}
-        return [
-            Panel("monitor", "How the training went", {"start": start, "feed": self._now | {"running": False, "kernel": None}})
-        ]
+        feed = self._now | {"status": "", "running": False, "resumable": False, "kernel": None}  # paths stay at home
+        return [Panel("monitor", "How the training went", {"start": start, "feed": feed})]
 
 
 def _kernel_at_work() -> str | None:
