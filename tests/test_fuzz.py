@@ -75,6 +75,11 @@ def _write_study(folder: Path, run: Run) -> None:
     rows = {"baseline": {"train": {"method": "baseline"}}, "corsd": {"tuned": "tuning/corsd.json", "label": "CORSD"}}
     search = {"corsd": {"trials": 2, "seeds": [0], "space": {"hidden": {"choices": [8, options["hidden"]]}}}}
     write_json(folder / "study.json", {"train": {**fixed, "method": "corsd"}, "seeds": seeds, "rows": rows, "tuning": search})
+    searched = Search.of(Study.from_file(folder), "corsd")
+    searched.journal.parent.mkdir()
+    journal = _open_study(searched)
+    for _ in range(2):
+        journal.tell(journal.ask(dict(searched.distributions())), 50.0)
     trials = [{"number": k, "state": "complete", "value": 50.0, "params": {"hidden": 8}} for k in range(2)]
     best = {"number": 0, "value": 50.0, "options": options, "train": {"lr": 0.05}}
     write_json(folder / "tuning" / "corsd.json", {"row": "corsd", "trials": trials, "best": best})
@@ -85,8 +90,6 @@ def _write_study(folder: Path, run: Run) -> None:
         config = {**record["config"], "seed": seed, "method": decided.method, "method_options": decided.method_options}
         write_json(study.record_path(row, seed), {**record, "config": config})
     study.write_tables()
-    search = _open_study(Search.of(study, "corsd"))
-    search.tell(search.ask(dict(Search.of(study, "corsd").distributions())), 50.0)
 
 
 @pytest.fixture(autouse=True)
