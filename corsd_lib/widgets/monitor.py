@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -238,6 +239,8 @@ class TrainingMonitor(Explorer):
 
 def _kernel_at_work() -> str | None:
     """The id by which a Jupyter server knows the kernel that runs this cell; None where there is none."""
+    if "ipykernel.kernelapp" not in sys.modules:  # its import would take over the comms of widgets that exist already
+        return None
     try:
         from ipykernel.connect import get_connection_file
 
