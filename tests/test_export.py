@@ -228,7 +228,7 @@ def test_its_size_is_what_the_docstring_says(exported: Run) -> None:
     dim = probes[2].embeddings[0].shape[1]
     snapshot = exits * (2 * 10 * KEPT * (dim + classes) + 4 * classes**2) + 2 * state
     size = sum(map(len, _content(exported.path).values()))
-    assert 0 <= size - 2 * count - len(probes) * snapshot < 30_000  # names, configuration, metrics, card
+    assert 0 <= size - 2 * count - len(probes) * snapshot < 32_000  # names, configuration, metrics, card
 
 
 def test_the_same_export_again_gives_the_same_files(tiny_run: Run, exported: Run, tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_without_the_data_it_says_why_it_is_wanted(copied: Path, tmp_path: Path)
     config = read_json(copied / "config.json")
     config["train"]["data"] = config["data"]["name"] = "cifar10"
     write_json(copied / "config.json", config)
-    message = r"an export is evaluated as it is written, and its data cannot be read: cifar10 is neither at .*nowhere"
+    message = r"an export is evaluated as it is written, and its data cannot be read: .*: cifar10 is neither at .*nowhere"
     with pytest.raises(CorsdError, match=message):
         export_run(load_run(copied), tmp_path / "export", data_root=tmp_path / "nowhere")
     assert not (tmp_path / "export").exists()
