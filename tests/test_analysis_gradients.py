@@ -113,3 +113,13 @@ def test_a_backbone_without_stages_of_its_own_has_no_stem(tiny: Tiny) -> None:
     run = train(tiny(network="timm:test_resnet", width=None, image_size=32, epochs=1), progress=False)
     found = set(term_gradients(run)["place"])
     assert "backbone" in found and not any(place.startswith(("stem", "stage")) for place in found)
+
+
+def test_a_term_that_grows_over_the_training_has_its_whole_weight(tiny: Callable[..., TrainConfig]) -> None:
+    norms = []
+    for warmup in (0.0, 0.9):
+        options = {"relation_kd": 1.0, "relation_warmup": warmup, "affinity": "labels"}
+        run = train(tiny(f"warmup {warmup}", lr=1e-30, epochs=1, method_options=options), progress=False)  # the same weights
+        table = term_gradients(run, batches=1).set_index(["term", "place"])
+        norms.append(table.loc["relation_kd", "backbone"]["norm"])
+    assert norms[0] == norms[1] > 0

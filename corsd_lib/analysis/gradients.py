@@ -41,6 +41,7 @@ def term_gradients(run: Run, data: ImageData | None = None, batches: int = 2) ->
     source = training_batches(run.config, run_data(run, data))
     rows = []
     for batch in islice(source(run.config.epochs), batches):
+        batch = batch._replace(progress=1.0)  # what grows over a training has grown
         batch = batch._replace(draws=method.draw(batch))
         parts = method(network(method.images(batch), detach_exits=method.detach_exits), batch)
         weighted = {k: weight * v for k, v in parts.items() if k != "total" and (weight := getattr(method.options, k))}
