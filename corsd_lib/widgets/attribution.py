@@ -34,7 +34,7 @@ _OWN_IMAGE = "Show it one of your own: explorer.image = array, uint8 (H, W, 3), 
 
 
 class _Image(Chosen):
-    """A position in the probe set, or an image of one's own, which stays here: the browser knows of it by a word."""
+    """A position in the probe set, or an image of the user's own. The browser gets only a marker for the latter."""
 
     def __init__(self, default: Any, help: str) -> None:
         super().__init__(default, help)
@@ -132,7 +132,7 @@ class AttributionExplorer(Explorer):
         return own_pixels(value, self.run.data)
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
-        """What the browser chose; an image of one's own, of which it knows only that there is one, stays."""
+        """Apply what the browser chose. Its marker for an image of the user's own changes nothing."""
         super().set_state({name: value for name, value in sync_data.items() if not isinstance(value, str) or value != YOURS})
 
     def _steps_set(self, change: Any) -> None:

@@ -243,7 +243,7 @@ class ExitExplorer(Explorer):
         return f"{count:,} probe images of {self._probes.split}" if split == "probe" else f"{count:,} images of {split}"
 
     def _caution(self, split: str) -> str:
-        """What the images on which the figures stand make of a threshold chosen here."""
+        """Accuracy and cost of a chosen threshold on the images that the figures are measured on."""
         if split == "test":
             on = self._chosen_on(split)
             return f"The button chooses on {on} images. A threshold moved by hand until the test looks good is no result."

@@ -28,7 +28,7 @@ BUTTONS = {
 
 
 class Explorer(anywidget.AnyWidget):
-    """An explorer in a notebook. What can be decided in the browser is decided there; the kernel is told, and may be busy.
+    """An explorer in a notebook. The browser decides all that it can and reports it to the kernel, which may be busy.
 
     A subclass names its `script` and its traits in `chosen`; they are the state of the script, the same in both places.
     `check(name, value)` returns a value as it is kept, or raises `CorsdError`. A question `what` of the script is answered by
@@ -57,7 +57,7 @@ class Explorer(anywidget.AnyWidget):
         return value
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
-        """What the browser chose. What cannot be is refused and said there, and the browser is told what stands."""
+        """Apply what the browser chose. An invalid choice is refused: the browser shows why, and gets the current state."""
         self._wanted = {name: sync_data[name] for name in self.chosen if name in sync_data}
         try:
             for name, value in self._wanted.items():
@@ -137,7 +137,7 @@ def with_bytes(value: Any) -> Any:
 
 
 def in_buffers(value: Any, beside: list[bytes]) -> Any:
-    """The same for a message: bytes go into `beside`, and their place there stands for them."""
+    """The same for a message: bytes are appended to `beside`, and their index replaces them."""
 
     def placed(content: bytes) -> dict[str, Any]:
         beside.append(content)
