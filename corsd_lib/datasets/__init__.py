@@ -20,6 +20,7 @@ from corsd_lib.datasets.holdout import HOLD_OUT, split_classes
 from corsd_lib.datasets.notices import DataNotice, say
 from corsd_lib.datasets.npz import load_npz
 from corsd_lib.datasets.selection import pick_per_class, split_validation
+from corsd_lib.datasets.shapes import load_shapes
 from corsd_lib.datasets.small import load_cifar, load_digits
 from corsd_lib.datasets.tiny_imagenet import load_tiny_imagenet
 from corsd_lib.errors import CorsdError, check_choice, check_text, enough_memory, is_whole, shortened
@@ -37,7 +38,7 @@ __all__ = [
     "load_dataset",
 ]
 
-DATASETS = ("digits", "cifar10", "cifar100", "cub200", "tiny_imagenet", "imagenet", "folder:PATH", "npz:PATH")
+DATASETS = ("digits", "shapes", "cifar10", "cifar100", "cub200", "tiny_imagenet", "imagenet", "folder:PATH", "npz:PATH")
 LARGEST_SIDE = 65_535  # pixels; what a run on disk may have
 
 
@@ -154,6 +155,8 @@ def _load(
         return load_npz(name, _own_place(path, given), image_size)
     if kind == "digits":
         return load_digits(image_size)
+    if kind == "shapes":
+        return load_shapes(image_size)
     if kind == "cub200":
         return load_cub(root, image_size, crop_to_box, download)
     if kind == "tiny_imagenet":
