@@ -159,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
 
     data = verbs.add_parser("data", help="look at a data set, or download it")
     data.set_defaults(verb=_data)
-    data.add_argument("name", help="digits, shapes, cifar10, cifar100, cub200, tiny_imagenet, imagenet, folder:PATH or npz:PATH")
+    data.add_argument("name", help="digits, shapes, cifar10, cifar100, cub200, tiny_imagenet, imagenet, folder:PATH, npz:PATH")
     data.add_argument("--data-root", help="folder that holds the data sets; default: $CORSD_DATA, else data")
     data.add_argument("--image-size", type=int, help="side of the square the network sees, pixels")
     data.add_argument("--test-fraction", type=float, help="share of each class to test on, of a folder without a split")
