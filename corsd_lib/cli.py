@@ -22,7 +22,7 @@ from corsd_lib.schema import parse_json
 
 if TYPE_CHECKING:
     from corsd_lib.methods import Method
-    from corsd_lib.study import Study
+    from corsd_lib.studies.study import Study
 
 __all__ = ["main"]
 
@@ -250,7 +250,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from corsd_lib.compare import run_study
+    from corsd_lib.studies.compare import run_study
 
     study = _study(options)
     report = (lambda line: None) if options.quiet else print
@@ -278,15 +278,14 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _write_study(study: Study, report: Callable[[str], object], figures: bool, readme: str | None) -> None:
     """Tables from the records of a study, and figures, which take seconds: not while somebody waits for it to stop."""
-    from corsd_lib.compare import draw_figures
-    from corsd_lib.tables import markdown, short_markdown
+    from corsd_lib.studies.tables import markdown, short_markdown, write_tables
 
-    summary = study.write_tables()
+    summary = write_tables(study)
     report(f"\n{markdown(summary)}")
     if readme:
         write_between(Path(readme), study.name, short_markdown(summary))
     try:
-        drawn = draw_figures(summary, study.path) if figures else []
+        drawn = _drawn(summary, study.path) if figures else []
     except CorsdError as error:
         drawn = []
         report(f"no figures: {error}")
@@ -294,10 +293,15 @@ def _write_study(study: Study, report: Callable[[str], object], figures: bool, r
     report(f"{study.path}: {', '.join(['summary.json', 'table.csv', 'table.md', *unseen, *(file.name for file in drawn)])}")
 
 
+def _drawn(summary: Mapping[str, Any], folder: Path) -> list[Path]:
+    from corsd_lib.figures.studies import draw_figures
+
+    return draw_figures(summary, folder)
+
+
 def _study(options: argparse.Namespace) -> Study:
     """The study that is asked for, written first where it is a new one."""
-    from corsd_lib.compare import new_study
-    from corsd_lib.study import Study, study_file
+    from corsd_lib.studies.study import Study, new_study, study_file
 
     settings = {f.name: getattr(options, f.name) for f in fields(TrainConfig) if hasattr(options, f.name)}
     settings.pop("data_root", None)
@@ -312,8 +316,8 @@ def _study(options: argparse.Namespace) -> Study:
 
 
 def _tune(options: argparse.Namespace) -> None:
-    from corsd_lib.study import Study
-    from corsd_lib.tuning import tune
+    from corsd_lib.studies.study import Study
+    from corsd_lib.studies.tuner import tune
 
     where = {"runs": options.runs, "data_root": options.data_root}
     report = (lambda line: None) if options.quiet else partial(print, flush=True)
@@ -327,7 +331,7 @@ def _tune(options: argparse.Namespace) -> None:
 
 
 def _export(options: argparse.Namespace) -> None:
-    from corsd_lib.export import export_run
+    from corsd_lib.sharing.export import export_run
 
     kept = {"snapshots": options.snapshots, "probe_images": options.probe_images, "umap": options.umap}
     run = export_run(load_run(options.run), options.dest, data_root=options.data_root, **kept)
@@ -337,7 +341,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from corsd_lib.report import write_report
+    from corsd_lib.sharing.report import write_report
 
     runs = [load_run(path) for path in options.runs]
     say = partial(print, "corsd report:", file=sys.stderr, flush=True) if sys.stderr.isatty() else (lambda line: None)

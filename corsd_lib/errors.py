@@ -17,6 +17,7 @@ __all__ = [
     "check_choice",
     "check_processes",
     "enough_memory",
+    "first_line",
     "is_whole",
     "missing_package",
     "named",
@@ -115,6 +116,11 @@ def stand_in(name: str, error: MissingPackage) -> type:
         raise MissingPackage(str(error), name=error.name)
 
     return type(name, (), {"__init__": refuse, "__doc__": f"Not available: {error}"})
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a message: torch adds traces below it."""
+    return str(error).strip().partition("\n")[0]
 
 
 @contextmanager

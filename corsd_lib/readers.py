@@ -156,7 +156,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a `checkpoint.safetensors`; `corsd_lib.checkpoint` says whether they fit a training."""
+    """Tensors and metadata of a `checkpoint.safetensors`; `corsd_lib.training.checkpoint` says whether they fit a training."""
     return read_tensors(path, CHECKPOINT_ADVICE)
 
 
@@ -307,7 +307,7 @@ _RECORD = fields(
 
 
 def read_record(path: Path, seed: int) -> dict[str, Any]:
-    """A `records/<row>-s<seed>.json`, see `corsd_lib.study.make_record`."""
+    """A `records/<row>-s<seed>.json`, see `corsd_lib.studies.study.make_record`."""
     values = read_json(path)
     for part in ("config", "test"):
         if not isinstance(values, dict) or not isinstance(values.get(part), dict):
@@ -383,7 +383,7 @@ _SUMMARY = fields(
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """A `summary.json`, see `corsd_lib.tables.summarise`."""
+    """A `summary.json`, see `corsd_lib.studies.tables.summarise`."""
     values = read_json(path)
     _SUMMARY(values, (str(path),))
     for name, row in values["methods"].items():

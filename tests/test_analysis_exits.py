@@ -13,7 +13,6 @@ from corsd_lib.analysis.exits import (
     RULES,
     calibration_bins,
     choose_threshold,
-    cumulative_macs,
     early_exit,
     early_exit_curve,
     exit_accuracy,
@@ -22,9 +21,10 @@ from corsd_lib.analysis.exits import (
     first_right,
     overthinking,
 )
+from corsd_lib.costs import count_macs, cumulative_macs
 from corsd_lib.datasets import ImageData, load_dataset
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import calibration_error, count_macs, evaluate, exit_logits
+from corsd_lib.evaluation import calibration_error, evaluate, exit_logits
 from corsd_lib.network import MultiExitNetwork, build_network
 from corsd_lib.runs import DataInfo, Run, TrainConfig
 

@@ -14,10 +14,9 @@ from torch import Tensor
 from corsd_lib.analysis import term_gradients
 from corsd_lib.datasets import ImageArrays
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import load_data, training_batches
 from corsd_lib.methods import METHODS, Batch
 from corsd_lib.methods.classic import Baseline
-from corsd_lib.runs import Run, TrainConfig
+from corsd_lib.runs import Run, TrainConfig, load_data, training_batches
 from corsd_lib.training import train
 
 Tiny = Callable[..., TrainConfig]

@@ -13,7 +13,7 @@ from corsd_lib import Run, TrainConfig, train
 from corsd_lib.analysis.images import run_images, run_pixels
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import load_data
+from corsd_lib.runs import load_data
 
 
 @pytest.fixture(scope="module")

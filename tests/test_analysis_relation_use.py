@@ -17,9 +17,8 @@ from corsd_lib.analysis.relation_use import (
     relation_calibration_error,
 )
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import load_data
 from corsd_lib.relation import PairScore
-from corsd_lib.runs import Run
+from corsd_lib.runs import Run, load_data
 
 
 def _scores(n: int, seed: int) -> Tensor:

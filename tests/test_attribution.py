@@ -28,11 +28,10 @@ from corsd_lib.backbones import SequentialBackbone, StageInfo
 from corsd_lib.batches import Normalise
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import load_data
 from corsd_lib.methods import build_method
 from corsd_lib.network import MultiExitNetwork, build_network
 from corsd_lib.relation import HandcraftedRelation, MapRelation, VectorRelation, cosine_scores
-from corsd_lib.runs import Run
+from corsd_lib.runs import Run, load_data
 
 
 def _classifier(network: MultiExitNetwork) -> Tensor:

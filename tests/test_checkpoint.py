@@ -15,12 +15,12 @@ import torch
 from tiny import TINY
 from torch import Tensor
 
-from corsd_lib.checkpoint import _scaler_problem
 from corsd_lib.errors import CorsdError
 from corsd_lib.files import read_json, read_lines, read_tensors, write_json, write_lines, write_tensors
 from corsd_lib.methods.corsd import OF_RELATIONS
 from corsd_lib.runs import Run, TrainConfig
 from corsd_lib.training import Trainer, train
+from corsd_lib.training.checkpoint import _scaler_problem
 
 Tensors = dict[str, Tensor]
 Position = dict[str, Any]

@@ -19,14 +19,20 @@ import pytest
 import torch
 from PIL import Image
 
-from corsd_lib import cli, compare, figures
-from corsd_lib.compare import Job, draw_figures, new_study, places, progress_table, run_study
+from corsd_lib import cli
 from corsd_lib.errors import CorsdError
+from corsd_lib.figures import studies as figures
 from corsd_lib.figures import style
+from corsd_lib.figures.studies import draw_figures
 from corsd_lib.files import is_locked, locked, read_json, write_json, write_lines
 from corsd_lib.runs import TrainConfig
-from corsd_lib.study import Study
-from corsd_lib.tables import summarise
+from corsd_lib.studies import compare, progress, workers
+from corsd_lib.studies.compare import run_study
+from corsd_lib.studies.progress import progress_table
+from corsd_lib.studies.records import make_record
+from corsd_lib.studies.study import Study, new_study
+from corsd_lib.studies.summary import summarise
+from corsd_lib.studies.workers import Job, places
 from corsd_lib.training import train
 
 Captured = pytest.CaptureFixture[str]
@@ -84,7 +90,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
             return Ended(2)
         return Ended(0)
 
-    monkeypatch.setattr(compare, "_training", training)
+    monkeypatch.setattr(workers, "_training", training)
     monkeypatch.setattr(compare, "POLL_SECONDS", 0)
     return places
 
@@ -203,7 +209,7 @@ def test_unknown_rows_and_seeds_are_named(write: Write) -> None:
 
 def _in_training(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) -> None:
     """Do `action` when the second training is over, before it is recorded."""
-    training, count = compare._training, iter(range(100))
+    training, count = workers._training, iter(range(100))
 
     def watched(*arguments: Any) -> Any:
         ended = training(*arguments)
@@ -211,7 +217,7 @@ def _in_training(monkeypatch: pytest.MonkeyPatch, action: Callable[[], object]) 
             action()
         return ended
 
-    monkeypatch.setattr(compare, "_training", watched)
+    monkeypatch.setattr(workers, "_training", watched)
 
 
 @pytest.mark.parametrize("change", ["moved", "removed", "study.json"])
@@ -413,10 +419,10 @@ def test_the_live_table_says_how_every_row_stands(write: Write) -> None:
 
 def test_without_validation_the_live_table_shows_train(write: Write) -> None:
     assert (
-        compare._top1(None, [{"train_top1.exit1": 10.0, "train_top1.exit2": 20.0}, {"train_top1.exit2": 30.0}]) == "25.0 train"
+        progress._top1(None, [{"train_top1.exit1": 10.0, "train_top1.exit2": 20.0}, {"train_top1.exit2": 30.0}]) == "25.0 train"
     )
-    assert compare._top1(None, []) == "–"
-    assert [compare._duration(s) for s in (12, 240, 3700)] == ["12 s", "4 min", "1 h 02 min"]
+    assert progress._top1(None, []) == "–"
+    assert [progress._duration(s) for s in (12, 240, 3700)] == ["12 s", "4 min", "1 h 02 min"]
 
 
 @pytest.fixture
@@ -438,9 +444,9 @@ def test_every_group_has_its_figures_with_what_it_is_read_against(
     monkeypatch.setattr(figures, "gain_by_method", lambda s: over.append((s["baseline"], list(s["methods"]))))
     assert draw_figures(summary, tmp_path) == [tmp_path / name for name in drawn]
     assert drawn == ["accuracy.png", "gain.png", "accuracy_ablation.png", "gain_ablation.png"]
-    assert list(compare._with_references(summary, "ablation")) == ["baseline", "corsd", "a", "control"]
+    assert list(figures._with_references(summary, "ablation")) == ["baseline", "corsd", "a", "control"]
     assert over == [("baseline", ["baseline", "corsd", "rkd"]), ("corsd", ["baseline", "corsd", "a", "control"])]
-    assert list(compare._with_references(summary, "methods")) == ["baseline", "corsd", "rkd"]
+    assert list(figures._with_references(summary, "methods")) == ["baseline", "corsd", "rkd"]
 
 
 def test_gains_are_drawn_once_there_are_some(summary: dict[str, Any], drawn: list[str], tmp_path: Path) -> None:
@@ -453,10 +459,11 @@ def test_figures_are_left_out_where_plotly_is_missing(
     summary: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delitem(sys.modules, "corsd_lib.figures")
+    monkeypatch.delitem(sys.modules, "corsd_lib.figures.studies")
     monkeypatch.setitem(sys.modules, "plotly", None)
     monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
     with pytest.raises(CorsdError, match=r"a figure needs plotly.*corsd_lib\[notebooks\]"):
-        draw_figures(summary, tmp_path)
+        cli._drawn(summary, tmp_path)
 
 
 # --- the command ---
@@ -618,7 +625,7 @@ def test_stopped_in_the_middle_it_goes_on_to_the_same_records(write: Write, draw
     for row in ROWS:
         record = study.record(row, 0)
         whole = train(replace(study.config(row, 0), out=f"whole/{row}"), progress=False)
-        expected = json.loads(json.dumps(compare.make_record(whole, row, 0)))
+        expected = json.loads(json.dumps(make_record(whole, row, 0)))
         assert record is not None and figures_of(record) == figures_of(expected)
 
     started = time.monotonic()

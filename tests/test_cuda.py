@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from corsd_lib.capture import GraphedPasses
-from corsd_lib.evaluation import evaluate, load_data
+from corsd_lib.evaluation import evaluate
 from corsd_lib.methods import METHODS
-from corsd_lib.runs import Run, TrainConfig
+from corsd_lib.runs import Run, TrainConfig, load_data
 from corsd_lib.training import Trainer, train
+from corsd_lib.training.cuda_graphs import GraphedPasses
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and here is none")
 Tiny = Callable[..., TrainConfig]

@@ -17,9 +17,9 @@ from PIL import Image
 from corsd_lib.datasets import ImageArrays, ImageData, ImageFiles, folders, load_dataset
 from corsd_lib.datasets.arrays import IMAGENET_MEAN, IMAGENET_STD
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import evaluate, image_changes, load_data
+from corsd_lib.evaluation import evaluate
 from corsd_lib.files import read_json, write_json
-from corsd_lib.runs import TrainConfig, load_run
+from corsd_lib.runs import TrainConfig, image_changes, load_data, load_run
 from corsd_lib.training import train
 
 pytestmark = pytest.mark.filterwarnings("ignore::corsd_lib.datasets.DataNotice")

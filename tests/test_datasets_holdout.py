@@ -15,10 +15,10 @@ from corsd_lib.datasets import ImageArrays, ImageData, load_dataset
 from corsd_lib.datasets.arrays import as_arrays
 from corsd_lib.datasets.holdout import split_classes
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import evaluate, load_data, run_data
-from corsd_lib.export import export_run
+from corsd_lib.evaluation import evaluate
 from corsd_lib.files import read_json, write_json
-from corsd_lib.runs import TrainConfig, load_run
+from corsd_lib.runs import TrainConfig, load_data, load_run, run_data
+from corsd_lib.sharing.export import export_run
 from corsd_lib.training import train
 
 Tiny = Callable[..., TrainConfig]

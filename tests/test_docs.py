@@ -21,9 +21,11 @@ from corsd_lib.datasets import DATASETS
 from corsd_lib.files import read_json
 from corsd_lib.methods import METHODS
 from corsd_lib.network import build_network
-from corsd_lib.study import Study
-from corsd_lib.tables import mean_interval, short_markdown, summarise
-from corsd_lib.tuning.search import Search
+from corsd_lib.studies.intervals import mean_interval
+from corsd_lib.studies.search import Search
+from corsd_lib.studies.study import Study
+from corsd_lib.studies.summary import summarise
+from corsd_lib.studies.tables import short_markdown
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,20 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from corsd_lib import evaluation
+from corsd_lib import costs, evaluation
 from corsd_lib.batches import Batch, evaluation_batches
+from corsd_lib.costs import count_macs, training_macs
 from corsd_lib.datasets import ImageData, load_dataset
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import (
-    Evaluation,
-    calibration_error,
-    count_macs,
-    evaluate,
-    exit_logits,
-    scores,
-    top_k_accuracy,
-    training_macs,
-)
+from corsd_lib.evaluation import Evaluation, calibration_error, evaluate, exit_logits, scores, top_k_accuracy
 from corsd_lib.methods import METHODS
 from corsd_lib.methods.classic import Baseline
 from corsd_lib.network import MultiExitNetwork, build_network
@@ -175,7 +167,7 @@ def test_macs_of_known_layers() -> None:
     assert count_macs(known, (4, 3, 16, 16)) == 4 * expected
 
 
-GROUPED = {torch.ops.aten.convolution_backward: evaluation._convolution_backward_flops}
+GROUPED = {torch.ops.aten.convolution_backward: costs._convolution_backward_flops}
 INFO = DataInfo("made up", tuple("abcdefghij"), (), (), (0.5,), (0.5,), 8)
 
 
@@ -207,7 +199,7 @@ def test_macs_of_a_training_step_are_those_of_a_whole_step(changes: dict[str, An
     config = TrainConfig(**{"width": 4, "batch_size": 24, "per_class": 9, **changes})
     network = new_network(config, INFO).train()
     method = config.build_method(network).train()
-    batch = evaluation._made_up_batch(config, INFO)
+    batch = costs._made_up_batch(config, INFO)
     batch = batch._replace(images=torch.randn(len(batch.labels), 1, 8, 8))
     batch = batch._replace(draws=method.draw(batch))
     method(network(method.images(batch)), batch)  # a step before it, which leaves class means

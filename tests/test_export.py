@@ -21,13 +21,13 @@ from torch import Tensor
 from corsd_lib import cli, committed_run, committed_summary, export_run
 from corsd_lib.analysis.embedding import is_kept
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import evaluate, load_data
-from corsd_lib.export import _balanced, _card, _spread
+from corsd_lib.evaluation import evaluate
 from corsd_lib.files import read_json, read_tensors, write_json, write_tensors
-from corsd_lib.probing import ProbeSet
 from corsd_lib.relation import VectorRelation, cosine_scores, distance_scores, relation_matrix
-from corsd_lib.runs import Run, TrainConfig, load_run
+from corsd_lib.runs import Run, TrainConfig, load_data, load_run
+from corsd_lib.sharing.export import _balanced, _card, _spread
 from corsd_lib.training import train
+from corsd_lib.training.probe_set import ProbeSet
 
 Tiny = Callable[..., TrainConfig]
 KEPT = 3  # images a class of the exports here, of 5 in the run
@@ -118,7 +118,7 @@ def test_an_export_whose_folder_is_moved_meanwhile_is_not_begun_anew(
         (tmp_path / "copy").rename(tmp_path / "moved")
         return found
 
-    monkeypatch.setattr("corsd_lib.export.evaluate", moved)
+    monkeypatch.setattr("corsd_lib.sharing.export.evaluate", moved)
     with pytest.raises(CorsdError, match="copy was moved or removed meanwhile"):
         export_run(tiny_run, tmp_path / "copy", snapshots=2, probe_images=10)
     assert not (tmp_path / "copy").exists()
@@ -249,7 +249,7 @@ def test_an_export_that_was_cut_off_is_made_whole(
         raise KeyboardInterrupt
 
     dest = tmp_path / "export"
-    monkeypatch.setattr("corsd_lib.export.write_lines", killed)
+    monkeypatch.setattr("corsd_lib.sharing.export.write_lines", killed)
     with pytest.raises(KeyboardInterrupt):
         export_run(tiny_run, dest, snapshots=2, probe_images=10 * KEPT)
     monkeypatch.undo()

@@ -19,7 +19,7 @@ import torch
 from ipywidgets import Widget
 from mutations import mutate, without_checksum
 
-from corsd_lib import cli, compare
+from corsd_lib import cli
 from corsd_lib.analysis import (
     class_order,
     class_relations,
@@ -33,15 +33,17 @@ from corsd_lib.analysis import (
 from corsd_lib.analysis.exits import first_right, overthinking
 from corsd_lib.analysis.relations import snapshot_at
 from corsd_lib.errors import CorsdError
-from corsd_lib.export import committed_run, committed_summary
 from corsd_lib.figures import accuracy_by_method, gain_by_method, training_curves
 from corsd_lib.files import write_json
-from corsd_lib.report import report_panels, write_report
 from corsd_lib.runs import Run, TrainConfig, load_run
-from corsd_lib.study import Study, make_record
-from corsd_lib.tables import against, markdown, short_markdown, table
-from corsd_lib.tuning import Search
-from corsd_lib.tuning.tuner import _open_study
+from corsd_lib.sharing.export import committed_run, committed_summary
+from corsd_lib.sharing.report import report_panels, write_report
+from corsd_lib.studies.records import make_record
+from corsd_lib.studies.search import Search
+from corsd_lib.studies.study import Study
+from corsd_lib.studies.summary import against
+from corsd_lib.studies.tables import markdown, short_markdown, table, write_tables
+from corsd_lib.studies.tuner import _open_study
 from corsd_lib.widgets import ExitExplorer, RelationExplorer, StageExplorer, TrainingMonitor
 
 COUNT = int(os.environ.get("CORSD_FUZZ", "300"))
@@ -89,13 +91,13 @@ def _write_study(folder: Path, run: Run) -> None:
         decided = study.config(row, seed)
         config = {**record["config"], "seed": seed, "method": decided.method, "method_options": decided.method_options}
         write_json(study.record_path(row, seed), {**record, "config": config})
-    study.write_tables()
+    write_tables(study)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without Chromium, which would draw the figures of a study for seconds."""
-    monkeypatch.setattr(compare, "draw_figures", lambda summary, folder: [])
+    monkeypatch.setattr("corsd_lib.figures.studies.draw_figures", lambda summary, folder: [])
 
 
 # --- what a user does with them ---------------------------------------------------------------------------------------
@@ -166,7 +168,7 @@ def of_a_study(path: Path) -> dict[str, Action]:
         "summary": summary(lambda s: [table(s), markdown(s), short_markdown(s), against(s, "corsd")]),
         "accuracy figure": summary(accuracy_by_method),
         "gain figure": summary(gain_by_method),
-        "tables": lambda: Study.from_file(path).write_tables(),
+        "tables": lambda: write_tables(Study.from_file(path)),
         "corsd compare --tables": lambda: command("compare", str(path), "--tables", "--quiet"),
     }
 

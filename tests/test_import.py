@@ -149,7 +149,16 @@ def test_a_module_that_cannot_be_imported_without_a_package_names_it() -> None:
     done = _without(OPTIONAL, IMPORTS)
     assert done.returncode == 0, done.stderr
     refused = {line.split()[0]: line for line in done.stdout.splitlines()}
-    for name in ("figures", "pages", "tuning", "tuning.search", "widgets", "widgets.stages", "report", "_notebooks"):
+    for name in (
+        "figures",
+        "sharing.pages",
+        "sharing.report",
+        "studies.search",
+        "studies.tuner",
+        "widgets",
+        "widgets.stages",
+        "_notebooks",
+    ):
         assert f"corsd_lib.{name}" in refused
     for name, line in refused.items():
         assert re.fullmatch(rf"{name} True .* needs \w+, which is not installed: pip install 'corsd_lib\[\w+\]'", line), line
@@ -162,10 +171,10 @@ def test_a_module_that_cannot_be_imported_without_a_package_names_it() -> None:
 def test_a_package_that_is_installed_later_is_found() -> None:
     code = "import corsd_lib; first = corsd_lib.tune; sys.meta_path.pop(0)\n"
     code += "print(first is corsd_lib.tune, corsd_lib.tune.__module__)"
-    assert _without("optuna", code).stdout.split() == ["False", "corsd_lib.tuning.tuner"]
+    assert _without("optuna", code).stdout.split() == ["False", "corsd_lib.studies.tuner"]
 
 
-@pytest.mark.parametrize("module", ["compare", "tuning", "training", "bench", "datasets.download"])
+@pytest.mark.parametrize("module", ["studies.compare", "studies.tuner", "training", "bench", "datasets.download"])
 def test_a_module_loads_where_the_system_has_no_fcntl(module: str) -> None:
     """As on Windows, which has no resource either."""
     done = _loaded_after(f"sys.modules.update(fcntl=None, resource=None); import corsd_lib.{module}")

@@ -12,9 +12,8 @@ from corsd_lib.batches import step_generator
 from corsd_lib.datasets import ImageArrays, load_dataset
 from corsd_lib.datasets.selection import with_label_noise
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import load_data, run_data, training_batches
 from corsd_lib.files import read_json, write_json
-from corsd_lib.runs import TrainConfig, load_run
+from corsd_lib.runs import TrainConfig, load_data, load_run, run_data, training_batches
 from corsd_lib.training import train
 
 Tiny = Callable[..., TrainConfig]

@@ -14,10 +14,9 @@ import pytest
 from corsd_lib.cli import main
 from corsd_lib.datasets import load_dataset
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import training_batches
 from corsd_lib.methods import METHODS, build_method, find_method, known_methods, loaded_plugins, plugin_failures, registry
 from corsd_lib.provenance import provenance
-from corsd_lib.runs import TrainConfig
+from corsd_lib.runs import TrainConfig, training_batches
 
 ROOT = Path(__file__).parents[1]
 PLUGIN = """

@@ -20,7 +20,7 @@ from explorers import EPOCHS, large_run, small_run
 from corsd_lib import CorsdError, Run, TrainConfig, load_run, stage_embedding, train
 from corsd_lib.analysis import class_order, early_exit_curve
 from corsd_lib.files import read_json, read_tensors, write_json, write_tensors
-from corsd_lib.pages import (
+from corsd_lib.sharing.pages import (
     Panel,
     columns_panel,
     exits_panel,
@@ -32,7 +32,7 @@ from corsd_lib.pages import (
     text_panel,
     write_page,
 )
-from corsd_lib.report import report_panels
+from corsd_lib.sharing.report import report_panels
 
 EVIL = "</script><script>document.title = 'broken'</script><b>&"
 

@@ -13,14 +13,13 @@ from torch import Tensor
 from corsd_lib.batches import evaluation_batches
 from corsd_lib.datasets import ImageArrays, ImageData, ImageFiles, Split, load_dataset
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import load_data
 from corsd_lib.files import read_json, read_tensors, write_json, write_tensors
 from corsd_lib.methods import Method, build_method
 from corsd_lib.network import MultiExitNetwork, build_network
-from corsd_lib.probing import ProbeSet, _half
 from corsd_lib.relation import MapRelation, VectorRelation
-from corsd_lib.runs import Run, TrainConfig, load_run
+from corsd_lib.runs import Run, TrainConfig, load_data, load_run
 from corsd_lib.training import train
+from corsd_lib.training.probe_set import ProbeSet, _half
 
 Tiny = Callable[..., TrainConfig]
 

@@ -16,7 +16,7 @@ from tiny import TINY
 from corsd_lib import cli
 from corsd_lib.analysis import stage_embedding
 from corsd_lib.analysis.embedding import is_kept
-from corsd_lib.analysis.exits import run_macs
+from corsd_lib.costs import run_macs
 from corsd_lib.errors import CorsdError
 from corsd_lib.files import read_json, read_lines, read_tensors, write_json, write_lines, write_tensors
 from corsd_lib.readers import read_summary

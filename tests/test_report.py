@@ -18,7 +18,7 @@ from corsd_lib import CorsdError, Run, export_run, load_run
 from corsd_lib.analysis import class_structure, relation_quality
 from corsd_lib.cli import main
 from corsd_lib.files import read_json, write_json, write_tensors
-from corsd_lib.report import report_panels, write_report
+from corsd_lib.sharing.report import report_panels, write_report
 
 Captured = pytest.CaptureFixture[str]
 
@@ -192,8 +192,8 @@ def test_a_run_of_cifar100s_size_stays_below_10_mb(corsd: Run, tmp_path: Path, m
     labels = torch.arange(100).repeat_interleave(10)
     write_tensors(run.path / "probe.safetensors", {"labels": labels, "index": torch.arange(1000)}, {"split": "test"})
     shutil.copy(corsd.path / "metrics.jsonl", run.path)
-    monkeypatch.setattr("corsd_lib.report._QUALITY_EPOCHS", 2)  # seconds each, and a hundred bytes
-    monkeypatch.setattr("corsd_lib.report._STRUCTURE_EPOCHS", 2)
+    monkeypatch.setattr("corsd_lib.sharing.report._QUALITY_EPOCHS", 2)  # seconds each, and a hundred bytes
+    monkeypatch.setattr("corsd_lib.sharing.report._STRUCTURE_EPOCHS", 2)
     started = time.process_time()
     path = write_report([load_run(run.path)], tmp_path / "report.html")
     assert path.stat().st_size < 10e6

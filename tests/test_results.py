@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from corsd_lib import cli, load_run
-from corsd_lib.evaluation import training_macs
+from corsd_lib.costs import training_macs
 from corsd_lib.files import read_tensors
 from corsd_lib.runs import DataInfo, TrainConfig
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from corsd_lib.costs import training_macs
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import training_macs
 from corsd_lib.files import read_json, write_json
 from corsd_lib.runs import Run
-from corsd_lib.study import Study, make_record
+from corsd_lib.studies.records import make_record
+from corsd_lib.studies.study import Study
+from corsd_lib.studies.tables import write_tables
 
 Write = Callable[..., Study]
 ROWS: dict[str, Any] = {
@@ -284,7 +286,7 @@ def test_seeds_of_a_row_have_as_many_exits(write: Write) -> None:
     for seed, top1 in ((0, (40.0, 50.0)), (1, (50.0,))):
         write_json(study.record_path("corsd", seed), record_of(study, "corsd", seed, *top1))
     with pytest.raises(CorsdError, match=r"corsd-s1\.json: test: exits has 1 entries; allowed: 2, as with other seeds"):
-        study.write_tables()
+        write_tables(study)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +329,7 @@ def test_a_record_of_own_images_names_no_folder_and_counts(
     monkeypatch.setattr(Run, "raw_config", json.loads(json.dumps(asdict(study.config("corsd", 0)))))
     monkeypatch.setattr(Run, "data", replace(tiny_run.data, name=here))
     monkeypatch.setattr(Run, "resumed", [{"revision": "other"}])
-    monkeypatch.setattr("corsd_lib.study.training_macs", lambda *_: 1)
+    monkeypatch.setattr("corsd_lib.studies.records.training_macs", lambda *_: 1)
     record = make_record(Run(tiny_run.path), "corsd", 0)
     assert record["config"]["data"] == record["test"]["data"] == "folder:birds" and record["resumed"] == [{"revision": "other"}]
     assert "somebody" not in json.dumps(record)
@@ -353,7 +355,7 @@ def test_tables_are_written_from_the_records(write: Write) -> None:
     for seed, top1 in ((0, 50.0), (1, 52.0)):
         write_json(study.record_path("baseline", seed), record_of(study, "baseline", seed, top1))
     write_json(study.record_path("corsd", 0), record_of(study, "corsd", 0, 40.0, 53.0))
-    summary = study.write_tables()
+    summary = write_tables(study)
 
     def refuse(name: str) -> None:
         raise AssertionError(f"{name} is no JSON")

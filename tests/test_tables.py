@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from corsd_lib.errors import CorsdError
-from corsd_lib.study import Study
-from corsd_lib.tables import against, markdown, mean_interval, short_markdown, summarise, table, trained_exits, with_interval
+from corsd_lib.studies.intervals import mean_interval, with_interval
+from corsd_lib.studies.study import Study
+from corsd_lib.studies.summary import against, summarise, trained_exits
+from corsd_lib.studies.tables import markdown, short_markdown, table
 
 # Student's t at 97.5 %, from a printed table: degrees of freedom -> t.
 T = {1: 12.706205, 2: 4.302653, 4: 2.776445}

@@ -29,21 +29,21 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import SGD, lr_scheduler
 
-from corsd_lib import cli, files, training
+from corsd_lib import cli, files
 from corsd_lib.analysis.images import run_images
 from corsd_lib.batches import Batch, BatchSource, evaluation_batches
-from corsd_lib.checkpoint import Checkpoint
 from corsd_lib.datasets import DataNotice, ImageArrays, ImageData, ImageFiles, load_dataset
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import evaluate, load_data
-from corsd_lib.export import export_run
+from corsd_lib.evaluation import evaluate
 from corsd_lib.methods import METHODS, build_method
 from corsd_lib.methods.classic import Baseline
 from corsd_lib.network import build_network
-from corsd_lib.optimisation import learning_rate, parameter_groups
-from corsd_lib.report import write_report
-from corsd_lib.runs import Run, TrainConfig, load_run
-from corsd_lib.training import Trainer, train
+from corsd_lib.runs import Run, TrainConfig, load_data, load_run
+from corsd_lib.sharing.export import export_run
+from corsd_lib.sharing.report import write_report
+from corsd_lib.training import Trainer, launch, train, trainer
+from corsd_lib.training.checkpoint import Checkpoint
+from corsd_lib.training.optimizer import learning_rate, parameter_groups
 
 Tiny = Callable[..., TrainConfig]
 _SPLITS = ("train", "test")
@@ -161,11 +161,11 @@ def test_of_several_processes_the_first_speaks_of_the_data(tiny: Tiny, monkeypat
         warnings.warn("extra/ is not used", DataNotice, stacklevel=1)
         raise CorsdError("that is all")
 
-    monkeypatch.setattr(training, "_given_or_named", loaded)
+    monkeypatch.setattr(launch, "_given_or_named", loaded)
     fabric: Any = SimpleNamespace(device=torch.device("cpu"), is_global_zero=first, broadcast=lambda problem: problem)
     with warnings.catch_warnings(record=True) as seen, pytest.raises(CorsdError, match="that is all"):
         warnings.simplefilter("always")
-        training._train(fabric, tiny(), None, None, False, None)
+        launch._train(fabric, tiny(), None, None, False, None)
     assert len(seen) == first
 
 
@@ -436,14 +436,14 @@ def test_recorded_losses_are_means_over_the_images_of_the_epoch(tiny: Tiny, monk
 
 def test_train_accuracy_counts_right_answers_by_exit(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     guesses: list[tuple[list[Tensor], Tensor]] = []
-    forward = training.Step.forward
+    forward = trainer.Step.forward
 
-    def watched(self: training.Step, batch: Any) -> Any:
+    def watched(self: trainer.Step, batch: Any) -> Any:
         parts, logits = forward(self, batch)
         guesses.append((logits, batch.labels))
         return parts, logits
 
-    monkeypatch.setattr(training.Step, "forward", watched)
+    monkeypatch.setattr(trainer.Step, "forward", watched)
     metrics = _train(tiny(epochs=1, lr=0.2, per_class=20)).metrics
     for k in range(3):
         right = sum(int(g == y) for logits, labels in guesses for g, y in zip(logits[k].argmax(1), labels, strict=True))
@@ -509,15 +509,15 @@ def test_channels_last_is_only_a_memory_format(tiny: Tiny, monkeypatch: pytest.M
     }
     data = replace(data, mean=data.mean * 3, std=data.std * 3, **colour)
     formats: list[bool] = []
-    forward = training.Step.forward
+    forward = trainer.Step.forward
 
-    def watched(self: training.Step, batch: Any) -> Any:
+    def watched(self: trainer.Step, batch: Any) -> Any:
         weight = dict(self.network.named_parameters())["backbone.stages.1.0.conv1.weight"]
         last = [x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous() for x in (weight, batch.images)]
         formats.append(all(last))
         return forward(self, batch)
 
-    monkeypatch.setattr(training.Step, "forward", watched)
+    monkeypatch.setattr(trainer.Step, "forward", watched)
     config = tiny("last", channels_last=True)
     last = _train(config, data=data)
     assert formats == [True] * 6
@@ -581,7 +581,7 @@ def test_an_epoch_in_two_pieces_took_the_seconds_of_both(tiny: Tiny, monkeypatch
         stop.set()
         return step(self, batch)
 
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=clock))  # no clock of a machine that others use too
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=clock))  # no clock of a machine that others use too
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_step", slow)
         train(tiny(), progress=False, stop=stop)
@@ -741,7 +741,7 @@ def test_a_training_that_began_before_the_lock_was_had_is_not_gone_on_with_under
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the look at the directory and the lock, another process trains there, and is stopped."""
-    fabric, others = training._fabric, [tiny(lr=0.1, resume=True)]
+    fabric, others = launch._fabric, [tiny(lr=0.1, resume=True)]
 
     def late(config: TrainConfig) -> Any:
         while others:
@@ -750,7 +750,7 @@ def test_a_training_that_began_before_the_lock_was_had_is_not_gone_on_with_under
                 _train(others.pop())
         return fabric(config)
 
-    monkeypatch.setattr(training, "_fabric", late)
+    monkeypatch.setattr(launch, "_fabric", late)
     with pytest.raises(CorsdError, match=r"run holds a run of another configuration: lr was 0.1, is 0.05; remove it or choose"):
         _train(tiny(resume=True))
     others.append(tiny("new"))
@@ -761,7 +761,7 @@ def test_a_training_that_began_before_the_lock_was_had_is_not_gone_on_with_under
 def test_a_run_that_another_process_finished_before_the_lock_was_had_is_returned(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fabric, others = training._fabric, [tiny(resume=True)]
+    fabric, others = launch._fabric, [tiny(resume=True)]
     before: list[dict[str, Any]] = []
 
     def late(config: TrainConfig) -> Any:
@@ -769,7 +769,7 @@ def test_a_run_that_another_process_finished_before_the_lock_was_had_is_returned
             before.append(_contents(_train(others.pop()).path))
         return fabric(config)
 
-    monkeypatch.setattr(training, "_fabric", late)
+    monkeypatch.setattr(launch, "_fabric", late)
     assert _contents(_train(tiny(resume=True)).path) == before[0]
 
 
@@ -859,7 +859,7 @@ def test_a_run_directory_that_is_removed_between_the_last_epoch_and_the_end_is_n
         return evaluate(tiny_network, load_data(config))
 
     tiny_network = build_network("resnet8", 10, in_channels=1, image_size=8, width=4).eval()
-    monkeypatch.setattr(training, "evaluate", evaluated)
+    monkeypatch.setattr(trainer, "evaluate", evaluated)
     with pytest.raises(CorsdError, match="run was moved or removed while it was trained"):
         _train(config)
     assert not config.path.exists()
@@ -938,7 +938,7 @@ def test_the_workers_of_a_training_are_those_of_its_evaluations_too(tiny: Tiny, 
         asked.append(workers)
         return evaluation_batches(*arguments, workers=workers, **options)
 
-    for module in ("evaluation", "probing"):
+    for module in ("evaluation", "training.probe_set"):
         monkeypatch.setattr(f"corsd_lib.{module}.evaluation_batches", batches)
     run = _train(tiny(workers=0, epochs=1, validation_fraction=0.2))
     evaluate(run)
@@ -1150,7 +1150,7 @@ def test_batches_larger_than_the_data_for_all_processes_are_one_error(tiny: Tiny
 
 
 def _rate_explodes_at(monkeypatch: pytest.MonkeyPatch, step: int, rate: float) -> None:
-    monkeypatch.setattr(training, "learning_rate", lambda s, steps, config: rate if s >= step else 0.05)
+    monkeypatch.setattr(trainer, "learning_rate", lambda s, steps, config: rate if s >= step else 0.05)
 
 
 def _assert_all_finite(file: Path) -> None:
@@ -1466,14 +1466,14 @@ def test_processes_agree_that_the_run_directory_is_gone(tmp_path: Path, monkeypa
 
 def test_processes_agree_that_a_run_is_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first process finds it under the lock; all end, with one error each."""
-    hold, words = training._held, ["train", *WORDS, *SHARED, "--out", str(tmp_path / "run"), "--quiet", "--method", "baseline"]
+    hold, words = launch._held, ["train", *WORDS, *SHARED, "--out", str(tmp_path / "run"), "--quiet", "--method", "baseline"]
 
     def late(folder: Path) -> Any:
         folder.mkdir()
         (folder / "weights.safetensors").touch()
         return hold(folder)
 
-    monkeypatch.setattr(training, "_held", late)
+    monkeypatch.setattr(launch, "_held", late)
     for status, output in _together(tmp_path, lambda rank: cli.main(words)):
         assert status == 2 and "run holds a weights.safetensors but no config.json: choose another out" in output
 
@@ -1509,8 +1509,8 @@ def test_the_command_starts_its_second_process_itself(tmp_path: Path) -> None:
 def test_auto_is_cuda_or_cpu_and_never_a_device_without_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     for present, wanted in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda present=present: present)
-        assert training._accelerator("auto") == wanted
-    assert training._accelerator("mps") == "mps"
+        assert launch._accelerator("auto") == wanted
+    assert launch._accelerator("mps") == "mps"
 
 
 def test_an_infinite_gradient_under_clipping_ends_in_our_error(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

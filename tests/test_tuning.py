@@ -19,15 +19,15 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from corsd_lib import cli, training
+from corsd_lib import cli
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import load_data
 from corsd_lib.files import locked, read_json, write_json
-from corsd_lib.runs import TrainConfig
-from corsd_lib.study import Study
-from corsd_lib.training import train
-from corsd_lib.tuning import Search, trials, tune, tuner
-from corsd_lib.tuning.tuner import Tuner
+from corsd_lib.runs import TrainConfig, load_data
+from corsd_lib.studies import trials, tuner
+from corsd_lib.studies.search import Search
+from corsd_lib.studies.study import Study
+from corsd_lib.studies.tuner import Tuner, tune
+from corsd_lib.training import launch, train
 
 Captured = pytest.CaptureFixture[str]
 Make = Callable[..., Study]
@@ -178,7 +178,7 @@ def test_no_trial_is_evaluated_on_test(make: Make, monkeypatch: pytest.MonkeyPat
     heard: list[list[float]] = []
     data = load_data(config)
     object.__setattr__(data, "test", None)  # whoever would look at it fails
-    monkeypatch.setattr(training, "load_data", lambda config: data)
+    monkeypatch.setattr(launch, "load_data", lambda config: data)
     for _ in range(2):  # trained, then found as it is
         assert trials.validation_curve(config, heard.append) == heard[-1]
     assert [len(curve) for curve in heard] == [1, 2] and heard[1][:1] == heard[0]
@@ -306,7 +306,7 @@ def test_a_trial_ends_when_the_search_that_it_is_of_is_gone(make: Make, monkeypa
     pipe, theirs = Pipe()
     pipe.close()
     trials.train_trial(theirs, configs, PLACE)
-    assert training.Run(configs[0].path).epochs_done == 1 and (configs[0].path / "checkpoint.safetensors").is_file()
+    assert launch.Run(configs[0].path).epochs_done == 1 and (configs[0].path / "checkpoint.safetensors").is_file()
 
 
 @pytest.mark.slow
@@ -651,7 +651,7 @@ def test_the_best_is_the_first_of_the_highest_complete_ones() -> None:
 
 def test_without_optuna_it_says_what_to_install(make: Make, monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     make()
-    monkeypatch.delitem(sys.modules, "corsd_lib.tuning")
+    monkeypatch.delitem(sys.modules, "corsd_lib.studies.tuner")
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(SystemExit, match="2"):
         cli.main(["tune", "results/tiny", "byot"])

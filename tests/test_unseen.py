@@ -18,8 +18,7 @@ from corsd_lib.analysis.unseen import unseen_class_record
 from corsd_lib.batches import Normalise
 from corsd_lib.datasets import ImageArrays, ImageData, load_dataset
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import load_data
-from corsd_lib.runs import Run, TrainConfig
+from corsd_lib.runs import Run, TrainConfig, load_data
 from corsd_lib.training import train
 
 Tiny = Callable[..., TrainConfig]

@@ -13,9 +13,11 @@ import pytest
 
 from corsd_lib.errors import CorsdError
 from corsd_lib.files import write_json
-from corsd_lib.study import Study, make_record
+from corsd_lib.studies.records import make_record
+from corsd_lib.studies.study import Study
+from corsd_lib.studies.tables import write_tables
+from corsd_lib.studies.unseen_tables import FIGURES, unseen_lines, unseen_markdown
 from corsd_lib.training import train
-from corsd_lib.unseen_tables import FIGURES, unseen_lines, unseen_markdown
 
 T2 = 4.302653  # Student's t at 97.5 %, 2 degrees of freedom
 ROWS: dict[str, Any] = {
@@ -136,7 +138,7 @@ def test_a_training_is_recorded_and_tabulated_with_its_held_out_classes(study: S
     record = study.record("corsd", 0)
     assert record is not None and (record["unseen"]["classes"], len(record["unseen"]["figures"])) == (3, 9)
     assert len(json.dumps(record)) < 7000
-    study.write_tables()
+    write_tables(study)
     frame = pd.read_csv(study.path / "unseen.csv")
     recall = frame.query("row == 'corsd' and exit == 'deepest exit' and score == 'relation' and figure == 'recall_at_1'")
     assert recall["mean"].tolist() == [record["unseen"]["figures"][-1]["recall_at_1"]]
@@ -146,7 +148,7 @@ def test_a_training_is_recorded_and_tabulated_with_its_held_out_classes(study: S
 
 
 def test_a_study_without_held_out_classes_has_no_such_table(study: Study) -> None:
-    study.write_tables()
+    write_tables(study)
     assert sorted(file.name for file in study.path.iterdir()) == ["study.json", "summary.json", "table.csv", "table.md"]
 
 

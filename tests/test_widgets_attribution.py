@@ -21,9 +21,9 @@ from corsd_lib.attribution import Randomisation, attribute_run, attribute_run_pa
 from corsd_lib.batches import Normalise
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import load_data
-from corsd_lib.export import export_run
 from corsd_lib.files import read_json, write_json
+from corsd_lib.runs import load_data
+from corsd_lib.sharing.export import export_run
 from corsd_lib.widgets import attribution_checks
 from corsd_lib.widgets.attribution import AttributionExplorer
 from corsd_lib.widgets.attribution_pictures import RAISED, map_png

@@ -15,7 +15,8 @@ from explorers import LONG, large_run, small_run
 from torch import Tensor
 
 from corsd_lib import Run, TrainConfig, load_dataset, load_run
-from corsd_lib.analysis.exits import choose_threshold, cumulative_macs, early_exit, early_exit_curve
+from corsd_lib.analysis.exits import choose_threshold, early_exit, early_exit_curve
+from corsd_lib.costs import cumulative_macs
 from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import evaluate, exit_logits
 from corsd_lib.files import read_json, read_tensors, write_json, write_tensors

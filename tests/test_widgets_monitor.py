@@ -311,7 +311,7 @@ def test_an_error_of_a_training_is_shown_and_raised(config: TrainConfig) -> None
 def test_data_of_ones_own_reaches_the_training_and_its_resume(
     config: TrainConfig, tiny_run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from corsd_lib.evaluation import load_data
+    from corsd_lib.runs import load_data
 
     data, given = load_data(config), []
     monkeypatch.setattr("corsd_lib.widgets.monitor.train", lambda c, **options: given.append(options["data"]) or no_run(c))

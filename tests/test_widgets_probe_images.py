@@ -15,9 +15,8 @@ from corsd_lib import Run, load_run
 from corsd_lib.analysis.images import run_images, run_pixels
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import load_data
 from corsd_lib.files import read_json, write_json
-from corsd_lib.runs import TrainConfig
+from corsd_lib.runs import TrainConfig, load_data
 from corsd_lib.widgets import probe_images
 from corsd_lib.widgets.probe_images import ProbeImages, png_of
 
@@ -96,6 +95,6 @@ def test_runs_share_images_only_where_all_that_chooses_images_is_the_same(monkey
             asked.add(name)
             return getattr(TrainConfig(), name)
 
-    monkeypatch.setattr("corsd_lib.evaluation.load_dataset", lambda *_, **__: None)
+    monkeypatch.setattr("corsd_lib.runs.data.load_dataset", lambda *_, **__: None)
     load_data(Watched())  # type: ignore[arg-type]
     assert asked == set(probe_images._OF_DATA)

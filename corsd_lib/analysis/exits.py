@@ -5,22 +5,21 @@ N images, K exits (shallow -> deep), C classes. Logits are a list of K tensors (
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from corsd_lib.backbones import SequentialBackbone, StagedBackbone
+from corsd_lib.costs import count_macs, cumulative_macs
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice, shortened
-from corsd_lib.evaluation import count_macs, evaluating, exit_logits, run_data, top_k_accuracy
+from corsd_lib.evaluation import exit_logits, top_k_accuracy
 from corsd_lib.network import MultiExitNetwork
-from corsd_lib.runs import DataInfo, Run, new_network
+from corsd_lib.runs import Run, run_data
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,16 +29,13 @@ __all__ = [
     "EarlyExit",
     "calibration_bins",
     "choose_threshold",
-    "cumulative_macs",
     "early_exit",
     "early_exit_curve",
     "exit_accuracy",
     "exit_agreement",
     "exits_left",
     "first_right",
-    "leaving_macs",
     "overthinking",
-    "run_macs",
 ]
 
 RULES = ("confidence", "entropy", "patience")
@@ -180,55 +176,6 @@ def choose_threshold(curve: pd.DataFrame, loss: float = 1.0) -> float:
             f"loss = {shortened(loss)} points: no threshold of the curve loses so little; the smallest loss is {least}"
         )
     return float(allowed.sort_values(["macs", "loss"], kind="stable")["threshold"].iloc[0])
-
-
-def cumulative_macs(network: MultiExitNetwork, data: ImageData | DataInfo) -> list[int]:
-    """Multiply-accumulates (K) of an image that leaves at exit k, having been shown to every exit before it.
-
-    backbone up to exit k's stage + exits 1 to k: more than the deployable sub-network of exit k alone, whose cost is in
-    `evaluate`, by the exits it passed in vain. `data` tells channels and image size only. Counted as `count_macs` does.
-    Source: ours.
-    """
-    return leaving_macs(network, data)[0]
-
-
-def leaving_macs(network: MultiExitNetwork, data: ImageData | DataInfo) -> tuple[list[int], int]:
-    """`cumulative_macs`, and the multiply-accumulates of the plain network: the backbone and its deepest exit alone."""
-    shape = (1, data.channels, data.image_size, data.image_size)
-    with evaluating(network):
-        images = torch.zeros(shape, device=next(network.parameters()).device)
-        maps = network.backbone(images)
-        inputs = [network.backbone.stem(images), *maps] if isinstance(network.backbone, SequentialBackbone) else []
-    heads = [count_macs(head, tuple(maps[stage].shape)) for stage, head in zip(network.exit_stages, network.exits, strict=True)]
-    before = _backbone_macs(network.backbone, shape, [tuple(x.shape) for x in inputs])
-    to_exit = [before[stage] for stage in network.exit_stages]
-    return [macs + sum(heads[: k + 1]) for k, macs in enumerate(to_exit)], to_exit[-1] + heads[-1]
-
-
-def run_macs(run: Run) -> tuple[list[int], int]:
-    """`leaving_macs` of the network of a run with snapshots; its weights need not be there.
-
-    Raises `CorsdError` where the snapshots are of another network than the configuration says.
-    """
-    with torch.device("meta"):  # neither weights nor random numbers are wanted
-        network = new_network(replace(run.config, pretrained=False), run.data)
-    snapshot = run.probes[max(run.probes)]
-    have, want = (len(snapshot.logits), snapshot.embeddings[0].shape[1]), (len(network.exits), network.embedding_dim)
-    if have != want:  # before memory is taken for it
-        raise CorsdError(
-            f"{run.path}: snapshots of {have[0]} exits with embeddings of {have[1]} dimensions, but network "
-            f"{run.config.network!r} of config.json has {want[0]} exits and {want[1]} dimensions"
-        )
-    return leaving_macs(network.to_empty(device="cpu"), run.data)
-
-
-def _backbone_macs(backbone: StagedBackbone, shape: tuple[int, ...], inputs: Sequence[tuple[int, ...]]) -> list[int]:
-    """Of the backbone up to every stage; stage by stage where the shapes of what stages are given are known."""
-    if not isinstance(backbone, SequentialBackbone):
-        return [count_macs(backbone.truncated(depth), shape) for depth in range(1, len(backbone.feature_info) + 1)]
-    stem = count_macs(backbone.stem, shape)
-    stages = [count_macs(stage, given) for stage, given in zip(backbone.stages, inputs, strict=False)]
-    return [stem + total for total in itertools.accumulate(stages)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, shortened
-from corsd_lib.evaluation import run_data, training_batches
 from corsd_lib.methods import Method
 from corsd_lib.network import MultiExitNetwork
-from corsd_lib.runs import Run
+from corsd_lib.runs import Run, run_data, training_batches
 
 if TYPE_CHECKING:
     import pandas as pd

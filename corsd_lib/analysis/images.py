@@ -10,8 +10,7 @@ from torch import Tensor
 from corsd_lib.batches import evaluation_batches
 from corsd_lib.datasets import ImageData, Split
 from corsd_lib.errors import CorsdError, check_choice, shortened
-from corsd_lib.evaluation import run_data
-from corsd_lib.runs import Run
+from corsd_lib.runs import Run, run_data
 
 __all__ = ["run_images", "run_pixels"]
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from corsd_lib.batches import evaluation_batches
 from corsd_lib.datasets import ImageData, Split
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import evaluating, run_data, top_k_accuracy
-from corsd_lib.network import MultiExitNetwork
+from corsd_lib.evaluation import top_k_accuracy
+from corsd_lib.network import MultiExitNetwork, evaluating
 from corsd_lib.relation import VectorRelation
-from corsd_lib.runs import Run
+from corsd_lib.runs import Run, run_data
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,9 +20,9 @@ from corsd_lib.analysis.retrieval import (
 )
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice
-from corsd_lib.evaluation import exit_embeddings, run_data
+from corsd_lib.evaluation import exit_embeddings
 from corsd_lib.relation import VectorRelation
-from corsd_lib.runs import Run
+from corsd_lib.runs import Run, run_data
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,8 +9,7 @@ from corsd_lib.attribution.engine import Attribution
 from corsd_lib.attribution.maps import attribute_exit, attribute_pair
 from corsd_lib.batches import Normalise
 from corsd_lib.datasets import ImageData
-from corsd_lib.evaluation import run_data
-from corsd_lib.runs import Run
+from corsd_lib.runs import Run, run_data
 
 
 def attribute_run(

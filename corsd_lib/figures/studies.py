@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
 
 from corsd_lib.errors import CorsdError
-from corsd_lib.figures.style import GREY, INK, PALETTE, SYMBOLS, exit_names, hover_name, set_title, short_name, template
-from corsd_lib.tables import trained_exits
+from corsd_lib.figures.style import (
+    GREY,
+    INK,
+    PALETTE,
+    SYMBOLS,
+    exit_names,
+    hover_name,
+    save_png,
+    set_title,
+    short_name,
+    template,
+)
+from corsd_lib.studies.summary import against, trained_exits
 
 _ENDS = ("top1", "top1_low", "top1_high")
 Point = tuple[str, float, float, float | None, float | None]  # label, height, mean, ends of the interval
@@ -19,9 +31,9 @@ Point = tuple[str, float, float, float | None, float | None]  # label, height, m
 def accuracy_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.Figure:
     """Test top-1 (%) of every exit of every row of a study with its 95 % interval; the title names the best deepest exit.
 
-    `summary` is what `corsd_lib.tables.summarise` gives. A row says how many seeds n it has; an interval takes three that
-    differ (`corsd_lib.tables.mean_interval`). Within a row shallow exits lie above deep ones; the dotted line is the baseline's
-    deepest exit. Exits that were not trained (`corsd_lib.tables.trained_exits`) are left out.
+    `summary` is what `summarise` gives. A row says how many seeds n it has; an interval takes three that
+    differ (`mean_interval`). Within a row shallow exits lie above deep ones; the dotted line is the baseline's
+    deepest exit. Exits that were not trained (`trained_exits`) are left out.
     Raises `CorsdError` when there is no row.
     """
     methods = summary["methods"]
@@ -53,7 +65,7 @@ def accuracy_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.
 def gain_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.Figure:
     """Gain of every row's deepest exit over the baseline's, points, paired by seed, with its 95 % interval; best on top.
 
-    `summary` is what `corsd_lib.tables.summarise` gives. Rings are single seeds, n of them; a row whose interval holds zero or
+    `summary` is what `summarise` gives. Rings are single seeds, n of them; a row whose interval holds zero or
     that has none is grey. The title names the largest gain with an interval above zero, else what lies clearly below. Raises
     `CorsdError` when no row has a gain.
     """
@@ -120,3 +132,32 @@ def _with_rows(figure: go.Figure, labels: Sequence[str], title: str, dark: bool)
     figure.update_yaxes(**rows, range=[len(labels) - 0.4, -0.6])
     set_title(figure, html.escape(title, quote=False), 96, below=32)
     return figure
+
+
+def draw_figures(summary: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draw `accuracy.png` and `gain.png`, and for each further group of rows `accuracy_<group>.png` and so on; seconds each.
+
+    A group of changes to one row, and perhaps rows from none, shows gains over that row. Raises `CorsdError` where plotly,
+    kaleido or Chromium is missing.
+    """
+    drawn = []
+    for group in dict.fromkeys(m["group"] for m in summary["methods"].values()):
+        part = {**summary, "methods": _with_references(summary, group)}
+        pictures = {"accuracy": accuracy_by_method(part)}
+        parents = {m["from"] for m in part["methods"].values() if m["group"] == group}
+        if group != "methods":
+            parents.discard(None)  # a control, from no row
+        versus = against(part, *parents) if len(parents) == 1 and parents <= part["methods"].keys() else part
+        if any(m["gain"] is not None for m in versus["methods"].values()):
+            pictures["gain"] = gain_by_method(versus)
+        ending = ".png" if group == "methods" else f"_{group}.png"
+        for name, picture in pictures.items():
+            drawn.append(save_png(picture, folder / f"{name}{ending}", colors=256, within=folder))
+    return drawn
+
+
+def _with_references(summary: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """The rows of a group, and those of others that they are to be read against: the baseline, and those they are made from."""
+    methods = summary["methods"]
+    wanted = {summary["baseline"], *(m["from"] for m in methods.values() if m["group"] == group)}
+    return {name: m for name, m in methods.items() if m["group"] == group or name in wanted}

@@ -8,7 +8,7 @@ attribution.py    AttributionExplorer; attribution_pictures.py, attribution_chec
 monitor.py        TrainingMonitor; monitor_picture.py a figure
 probe_images.py   the images behind a run's snapshots, where the data is; thumbnails.py: small ones
 
-The script is in `corsd_lib.pages`: what it can decide in the browser is decided there, also while the kernel is busy.
+The script is in `corsd_lib.sharing.pages`: what it can decide in the browser is decided there, also while the kernel is busy.
 
 An explorer reads a `Run` and nothing else: live or from a file, of this machine or of another. Data travels to the browser
 once and in binary.

@@ -19,8 +19,8 @@ from corsd_lib.errors import CorsdError, check_choice, require, shortened
 from corsd_lib.figures.images import image_attribution
 from corsd_lib.figures.style import exit_names, set_title, short_name
 from corsd_lib.network import MultiExitNetwork
-from corsd_lib.pages import Panel, figure_panel
 from corsd_lib.runs import Run
+from corsd_lib.sharing.pages import Panel, figure_panel
 from corsd_lib.widgets.attribution_checks import Checked, deletion_check, weights_check
 from corsd_lib.widgets.attribution_pictures import COMPLETE, completeness, exit_finding, limit_of, map_png, pair_finding
 from corsd_lib.widgets.host import Chosen, Explorer, checked

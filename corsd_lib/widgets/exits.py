@@ -14,15 +14,16 @@ import traitlets
 from torch import Tensor
 from torch.nn import functional as F
 
-from corsd_lib.analysis.exits import RULES, choose_threshold, early_exit_curve, exits_left, run_macs
+from corsd_lib.analysis.exits import RULES, choose_threshold, early_exit_curve, exits_left
+from corsd_lib.costs import run_macs
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.evaluation import exit_logits
 from corsd_lib.figures.exits import early_exit_plot
 from corsd_lib.figures.style import exit_names, short_name
-from corsd_lib.pages import Panel, exits_panel, run_names
-from corsd_lib.pages.panels import exits_curve, exits_data
 from corsd_lib.runs import Run
+from corsd_lib.sharing.pages import Panel, exits_panel, run_names
+from corsd_lib.sharing.pages.panels import exits_curve, exits_data
 from corsd_lib.widgets.host import Chosen, Explorer, checked
 from corsd_lib.widgets.probe_images import ProbeImages
 from corsd_lib.widgets.thumbnails import Thumbnails

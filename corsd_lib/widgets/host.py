@@ -16,8 +16,8 @@ import traitlets
 
 from corsd_lib.errors import CorsdError
 from corsd_lib.figures.style import PLOTLY, save_png
-from corsd_lib.pages import Panel, write_page
-from corsd_lib.pages.page import ARRAYS, explorer_script, explorer_style
+from corsd_lib.sharing.pages import Panel, write_page
+from corsd_lib.sharing.pages.page import ARRAYS, explorer_script, explorer_style
 
 # Of plotly's buttons over a stored picture: none that sends it to plotly's servers, none that takes room from the title.
 BUTTONS = {

@@ -17,9 +17,9 @@ import torch
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.figures.style import as_scores, exit_names, short_names
-from corsd_lib.pages import Panel
-from corsd_lib.pages.panels import as_codes
 from corsd_lib.runs import Run, TrainConfig
+from corsd_lib.sharing.pages import Panel
+from corsd_lib.sharing.pages.panels import as_codes
 from corsd_lib.training import train
 from corsd_lib.widgets.host import Chosen, Explorer, checked, with_bytes
 from corsd_lib.widgets.monitor_picture import curve_columns, empty_picture, finding, monitor_picture

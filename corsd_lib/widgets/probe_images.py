@@ -14,8 +14,7 @@ from torch import Tensor
 from corsd_lib.analysis.images import run_images, run_pixels
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import run_data
-from corsd_lib.runs import Run
+from corsd_lib.runs import Run, run_data
 
 
 class ProbeImages:

@@ -13,9 +13,9 @@ import traitlets
 from corsd_lib.analysis.relations import KIND_NAMES
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice, shortened
-from corsd_lib.pages import Panel, relation_panel
-from corsd_lib.pages.panels import FINE_LEVELS, as_codes, first_pair, relation_data, relation_state
 from corsd_lib.runs import Run
+from corsd_lib.sharing.pages import Panel, relation_panel
+from corsd_lib.sharing.pages.panels import FINE_LEVELS, as_codes, first_pair, relation_data, relation_state
 from corsd_lib.widgets.host import Chosen, Explorer, checked
 from corsd_lib.widgets.pair import most_related_images, pair_facts, pixel_facts
 from corsd_lib.widgets.probe_images import ProbeImages

@@ -25,9 +25,9 @@ from corsd_lib.analysis.relations import (
 )
 from corsd_lib.errors import CorsdError
 from corsd_lib.figures.style import LONGEST, as_scores, class_labels, exit_names, hover_names
-from corsd_lib.pages.panels import run_names
 from corsd_lib.relation import VectorRelation
 from corsd_lib.runs import Run
+from corsd_lib.sharing.pages.panels import run_names
 
 Scores = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]

@@ -18,9 +18,9 @@ from corsd_lib.analysis.exits import first_right
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.figures.style import exit_names, short_name
-from corsd_lib.pages import Panel, has_superclasses, stages_panel
-from corsd_lib.pages.panels import COLOURS, MOST_GROUPS, PROJECTION_NAMES, stages_data, stages_fit, stages_state
 from corsd_lib.runs import Run
+from corsd_lib.sharing.pages import Panel, has_superclasses, stages_panel
+from corsd_lib.sharing.pages.panels import COLOURS, MOST_GROUPS, PROJECTION_NAMES, stages_data, stages_fit, stages_state
 from corsd_lib.widgets.host import Chosen, Explorer, checked
 from corsd_lib.widgets.probe_images import ProbeImages
 from corsd_lib.widgets.relation import RelationExplorer

@@ -64,7 +64,7 @@ from corsd_lib.batches import evaluation_batches
 from corsd_lib.figures import exit_accuracy_bars, image_strip, relation_heatmap, training_curves
 from corsd_lib.losses import margin_over_batch, relation_transfer
 from corsd_lib.relation import VectorRelation, sample_pairs
-from corsd_lib.tables import mean_interval
+from corsd_lib.studies.intervals import mean_interval
 
 torch.set_num_threads(1)  # the images are tiny: a second thread would wait more than it works
 

@@ -48,8 +48,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from corsd_lib import ExitExplorer, build_method, build_network, committed_run, count_macs, early_exit, load_dataset, train
-from corsd_lib.analysis.exits import cumulative_macs, early_exit_curve, exit_accuracy, exit_agreement, first_right, overthinking
+from corsd_lib.analysis.exits import early_exit_curve, exit_accuracy, exit_agreement, first_right, overthinking
 from corsd_lib.batches import Batch, evaluation_batches
+from corsd_lib.costs import cumulative_macs
 from corsd_lib.evaluation import exit_logits
 from corsd_lib.figures import early_exit_plot, exit_accuracy_bars, image_strip
 from corsd_lib.walkthrough import plan

@@ -58,7 +58,7 @@ from corsd_lib.analysis.structure import nearest_mean_accuracy
 from corsd_lib.figures import exit_accuracy_bars, image_strip, structure_over_depth, template
 from corsd_lib.losses import auxiliary_cross_entropy, class_distillation, distillation, margin_over_batch
 from corsd_lib.relation import sample_pairs
-from corsd_lib.tables import mean_interval
+from corsd_lib.studies.intervals import mean_interval
 from corsd_lib.walkthrough import plan
 
 torch.set_num_threads(1)  # the images are tiny: a second thread would wait more than it works

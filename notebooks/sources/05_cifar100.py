@@ -51,10 +51,10 @@ from IPython.display import display
 from corsd_lib import RelationExplorer, TrainConfig, TrainingMonitor, committed_run, train
 from corsd_lib.analysis import class_order, class_relations
 from corsd_lib.analysis.relations import relation_agreement, same_class_auc, superclass_lift
-from corsd_lib.evaluation import training_macs
+from corsd_lib.costs import training_macs
 from corsd_lib.figures import exit_accuracy_bars, relation_heatmap, template, training_curves
 from corsd_lib.files import read_json
-from corsd_lib.tables import with_interval
+from corsd_lib.studies.intervals import with_interval
 
 torch.set_num_threads(1)  # the networks are small: a second thread would wait more than it works
 

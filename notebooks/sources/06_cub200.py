@@ -56,7 +56,7 @@ from corsd_lib.analysis.relations import attribute_agreement, same_class_auc, sp
 from corsd_lib.datasets import data_root
 from corsd_lib.figures import exit_names, relation_heatmap, template
 from corsd_lib.files import read_json
-from corsd_lib.tables import with_interval
+from corsd_lib.studies.intervals import with_interval
 
 torch.set_num_threads(1)  # the networks are small: a second thread would wait more than it works
 

@@ -62,8 +62,8 @@ from corsd_lib.analysis.structure import (
     variance_collapse,
 )
 from corsd_lib.batches import evaluation_batches
-from corsd_lib.evaluation import load_data
 from corsd_lib.figures import SCALE, embedding_scatter, image_strip, structure_over_depth, structure_over_epochs, template
+from corsd_lib.runs import load_data
 from corsd_lib.walkthrough import plan
 
 torch.set_num_threads(1)  # the images are tiny: a second thread would wait more than it works

@@ -50,10 +50,11 @@ from IPython.display import display
 from scipy.stats import t as student_t
 
 from corsd_lib import TrainingMonitor, committed_run, load_run, run_study
-from corsd_lib.compare import new_study
 from corsd_lib.figures import accuracy_by_method, gain_by_method, template
 from corsd_lib.files import read_json
-from corsd_lib.tables import against, mean_interval, summarise, with_interval
+from corsd_lib.studies.intervals import mean_interval, with_interval
+from corsd_lib.studies.study import new_study
+from corsd_lib.studies.summary import against, summarise
 
 torch.set_num_threads(1)  # the images are tiny: a second thread would wait more than it works
 

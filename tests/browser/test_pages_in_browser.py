@@ -13,7 +13,7 @@ import pytest
 
 from corsd_lib import Run, TrainConfig, early_exit_curve, load_run, stage_embedding, train
 from corsd_lib.files import read_json, write_json
-from corsd_lib.pages import (
+from corsd_lib.sharing.pages import (
     columns_panel,
     exits_panel,
     figure_panel,
@@ -23,7 +23,7 @@ from corsd_lib.pages import (
     text_panel,
     write_page,
 )
-from corsd_lib.report import write_report
+from corsd_lib.sharing.report import write_report
 
 EVIL = "</script><img src=x onerror=alert(1)>&amp;"
 

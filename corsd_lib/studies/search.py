@@ -9,12 +9,16 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from corsd_lib.errors import CorsdError, check_choice, missing_package, shortened
 
-from corsd_lib.errors import CorsdError, check_choice, shortened
+try:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+except ImportError as error:
+    raise missing_package("tuning", "optuna", error) from error
+
 from corsd_lib.methods import find_method
 from corsd_lib.runs import PLACE_FIELDS, SEEDS, TrainConfig, is_seed
-from corsd_lib.study import TRIALS, Study
+from corsd_lib.studies.study import TRIALS, Study
 
 __all__ = ["Distribution", "Search", "parted"]
 

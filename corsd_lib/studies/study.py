@@ -2,7 +2,7 @@
 
     results/<study>/study.json                   what is compared, and what all rows have in common
                     records/<row>-s<seed>.json   one finished training: configuration, test figures, images, cost, provenance
-                    summary.json table.csv table.md   what `Study.write_tables` makes of the records
+                    summary.json table.csv table.md   what `write_tables` makes of the records
                     unseen.csv unseen.md         the same of classes that were held out of the trainings, where some were
 
 A record is a few kilobytes, travels in git and means that its training is done, on any machine.
@@ -10,6 +10,7 @@ A record is a few kilobytes, travels in git and means that its training is done,
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -19,15 +20,13 @@ from types import NoneType
 from typing import Any
 
 from corsd_lib.errors import CorsdError, check_choice, shortened
-from corsd_lib.evaluation import training_macs
-from corsd_lib.files import read_json, write_atomic, write_json
+from corsd_lib.files import read_json, write_json
 from corsd_lib.methods import find_method
-from corsd_lib.readers import read_metrics, read_record, read_trials
-from corsd_lib.runs import PLACE_FIELDS, SEEDS, Run, TrainConfig, differences, is_seed, portable_name
-from corsd_lib.tables import Record, markdown, summarise, table
-from corsd_lib.unseen_tables import unseen_lines, unseen_markdown
+from corsd_lib.readers import read_record, read_trials
+from corsd_lib.runs import SEEDS, TrainConfig, differences, is_seed, portable_name
+from corsd_lib.studies.records import Record
 
-__all__ = ["TRIALS", "Row", "Study", "make_record"]
+__all__ = ["TRIALS", "Row", "Study", "new_study", "study_file"]
 
 TRIALS = 40  # of a search that does not say how many
 _NOT_A_STUDYS = ("out", "resume", "data_root", "seed")
@@ -55,7 +54,7 @@ class Study:
     """What is compared: `rows` of methods, each with several seeds, given equal "images" or equal "epochs".
 
     `path` its folder, `train` the settings that all rows share, `baseline` the row that gains are measured against, `tuning`
-    what is searched for which row (see `corsd_lib.tuning`).
+    what is searched for which row (see `corsd_lib.studies.tuner`).
     """
 
     path: Path
@@ -207,29 +206,6 @@ class Study:
                 found[row][seed] = record
         return {row: by_seed for row, by_seed in found.items() if by_seed}
 
-    def write_tables(self) -> dict[str, Any]:
-        """Write `summary.json`, `table.csv` and `table.md` from the records; the summary.
-
-        Where classes were held out of the trainings, `unseen.csv` and `unseen.md` say what the rows make of these. Raises
-        `CorsdError` where the folder of the study is not there.
-        """
-        import pandas as pd
-
-        records = self.records()
-        summary = summarise(self, records)
-        write_json(self.path / "summary.json", summary, within=self.path)
-        write_atomic(self.path / "table.csv", table(summary).to_csv(index=False).encode(), within=self.path)
-        self._write_markdown("table.md", self.title, markdown(summary))
-        if lines := unseen_lines(self, records):
-            write_atomic(self.path / "unseen.csv", pd.DataFrame(lines).to_csv(index=False).encode(), within=self.path)
-            self._write_markdown("unseen.md", f"{self.title}: classes never seen", f"{unseen_markdown(self, lines)}\n")
-        return summary
-
-    def _write_markdown(self, name: str, title: str, text: str) -> None:
-        folder = self.path.resolve()
-        rerun = f"corsd compare {folder.parent.name}/{folder.name}"  # no path of this machine
-        write_atomic(self.path / name, f"# {title}\n\n{text}\nRerun: `{rerun}`\n".encode(), within=self.path)
-
 
 # --- reading study.json -----------------------------------------------------------------------------------------------
 
@@ -299,29 +275,26 @@ def _images_an_anchor(config: TrainConfig) -> int:
     return {"triplet": 3, "overlapping": 2}.get(config.sampling or find_method(config.method).sampling, 1)
 
 
-def _unseen(run: Run) -> dict[str, Any]:
-    """The figures of the classes that were held out of a training, as the field `unseen` of its record."""
-    from corsd_lib.analysis.unseen import unseen_class_record
+def new_study(path: str | Path, methods: Sequence[str], seeds: Sequence[int], train: Mapping[str, Any], equal: str) -> Study:
+    """Write a `study.json` with a row for each of `methods`, all with the settings `train`; the study.
 
-    return {"unseen": unseen_class_record(run)} if run.config.hold_out_classes else {}
-
-
-def make_record(run: Run, row: str, seed: int) -> Record:
-    """What stays of a finished run when its folder is gone: nothing of the user's paths, a few kilobytes."""
-    epochs = read_metrics(run.path / "metrics.jsonl")
-    if not epochs or run.test is None:
-        raise CorsdError(f"{run.path} has no {'evaluation on test' if epochs else 'metrics of an epoch'}: it is not finished")
-    images = sum(epoch["images"] for epoch in epochs)
-    return {
-        "row": row,
-        "seed": seed,
-        "config": {k: v for k, v in run.raw_config.items() if k not in PLACE_FIELDS} | {"data": portable_name(run.config.data)},
-        "test": {**run.test, "data": portable_name(run.data.name)},
-        "train_top1": [v for k, v in epochs[-1].items() if k.startswith("train_top1.")],
-        "images": images,
-        "macs": round(images * training_macs(run.config, run.data)),
-        "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
-        "provenance": run.provenance,
-        **_unseen(run),
-        **({"resumed": run.resumed} if run.resumed else {}),
+    The baseline is the method of that name, or else the first. Raises `CorsdError` where there is another study.
+    """
+    file = study_file(path)
+    plain: dict[str, Any] = json.loads(json.dumps({"train": train}))
+    per_class = f", {train['per_class']} images a class" if train.get("per_class") else ""
+    values = {
+        "title": f"{train.get('data', TrainConfig.data)}{per_class}",
+        "equal": equal,
+        "baseline": "baseline" if "baseline" in methods else methods[0],
+        "seeds": list(seeds),
+        **plain,
+        "rows": {method: {"train": {"method": method}} for method in methods},
     }
+    study = Study.from_dict(values, file)
+    if file.is_file() and read_json(file) != values:
+        raise CorsdError(
+            f"{file} is another study already: go on with it without --methods and settings, or choose another folder"
+        )
+    write_json(file, values)
+    return study

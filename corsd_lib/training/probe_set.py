@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from corsd_lib.batches import evaluation_batches, step_generator
 from corsd_lib.datasets import ImageData, Split
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import evaluating
 from corsd_lib.files import write_tensors
 from corsd_lib.methods import Method
-from corsd_lib.network import ExitOutputs, MultiExitNetwork
+from corsd_lib.network import ExitOutputs, MultiExitNetwork, evaluating
 from corsd_lib.relation import HandcraftedRelation, MapRelation, VectorRelation, cosine_scores, relation_matrix
 
 __all__ = ["ProbeSet"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_text, shortened
-from corsd_lib.evaluation import evaluate, run_data
+from corsd_lib.evaluation import evaluate
 from corsd_lib.files import (
     read_json,
     remove_parts,
@@ -24,7 +24,7 @@ from corsd_lib.files import (
 )
 from corsd_lib.readers import read_config, read_metrics, read_summary, read_weights
 from corsd_lib.relation import HandcraftedRelation, MapRelation, VectorRelation, cosine_scores, relation_matrix
-from corsd_lib.runs import PLACE_FIELDS, PROBE_FIELDS, Run, Snapshot, load_part, portable_name
+from corsd_lib.runs import PLACE_FIELDS, PROBE_FIELDS, Run, Snapshot, load_part, portable_name, run_data
 
 __all__ = ["committed_run", "committed_summary", "export_run"]
 
@@ -107,7 +107,7 @@ def committed_run(name: str) -> Run:
 
 
 def committed_summary(study: str) -> dict[str, Any]:
-    """What the records of a study that travels with the repository say, such as "digits": see `corsd_lib.tables.summarise`.
+    """What the records of a study that travels with the repository say, such as "digits": see `studies.summary.summarise`.
 
     Read from results/<study>/summary.json, looked for where `committed_run` looks. Raises `CorsdError` that lists the studies.
     """

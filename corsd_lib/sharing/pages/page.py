@@ -142,4 +142,4 @@ def _plotly() -> str:
 
 
 def _static(name: str) -> str:
-    return (resources.files("corsd_lib.pages") / "static" / name).read_text(encoding="utf-8")
+    return (resources.files("corsd_lib.sharing.pages") / "static" / name).read_text(encoding="utf-8")

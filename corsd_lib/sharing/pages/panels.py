@@ -23,8 +23,8 @@ from corsd_lib.analysis.exits import first_right
 from corsd_lib.analysis.relations import CLASS_ORDERS, KIND_NAMES, class_order, stored_kind
 from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.figures.style import LONGEST, PALETTE, exit_names, short_name, short_names, unique_labels
-from corsd_lib.pages.page import Panel
 from corsd_lib.runs import DataInfo, Run, portable_name
+from corsd_lib.sharing.pages.page import Panel
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,8 +16,8 @@ try:
 except ImportError as error:
     raise missing_package("a page", "plotly", error) from error
 
-from corsd_lib.pages.page import Panel, write_page
-from corsd_lib.pages.panels import (
+from corsd_lib.sharing.pages.page import Panel, write_page
+from corsd_lib.sharing.pages.panels import (
     columns_panel,
     curves_panel,
     exits_panel,

@@ -19,12 +19,14 @@ except ImportError as error:
     raise missing_package("a report", "plotly", error) from error
 
 from corsd_lib.analysis.embedding import PROJECTIONS, stage_embedding
-from corsd_lib.analysis.exits import choose_threshold, early_exit_curve, exit_accuracy, run_macs
+from corsd_lib.analysis.exits import choose_threshold, early_exit_curve, exit_accuracy
 from corsd_lib.analysis.relations import relation_quality, stored_kind
 from corsd_lib.analysis.structure import class_structure
+from corsd_lib.costs import run_macs
 from corsd_lib.figures import exit_accuracy_bars, structure_over_epochs
 from corsd_lib.figures.style import exit_names
-from corsd_lib.pages import (
+from corsd_lib.runs import PLACE_FIELDS, PROBE_FIELDS, Run, Snapshot, portable_name
+from corsd_lib.sharing.pages import (
     Panel,
     columns_panel,
     curves_panel,
@@ -38,7 +40,6 @@ from corsd_lib.pages import (
     text_panel,
     write_page,
 )
-from corsd_lib.runs import PLACE_FIELDS, PROBE_FIELDS, Run, Snapshot, portable_name
 
 if TYPE_CHECKING:
     import pandas as pd

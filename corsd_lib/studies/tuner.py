@@ -14,21 +14,25 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from corsd_lib.errors import CorsdError, missing_package
 
-from corsd_lib.compare import Environment, places
-from corsd_lib.errors import CorsdError
+try:
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+    from optuna.trial import FrozenTrial, TrialState
+except ImportError as error:
+    raise missing_package("tuning", "optuna", error) from error
+
 from corsd_lib.files import POLL_SECONDS, LockedError, is_locked, locked, make_folder, with_checksum, write_json
 from corsd_lib.provenance import provenance
 from corsd_lib.readers import read_metrics, read_trials
 from corsd_lib.schema import shortened
-from corsd_lib.study import Study
+from corsd_lib.studies.search import Search, parted
+from corsd_lib.studies.study import Study
+from corsd_lib.studies.trials import Curves, objective, start_trial
+from corsd_lib.studies.workers import Environment, places
 from corsd_lib.training import stop_request
-from corsd_lib.tuning.search import Search, parted
-from corsd_lib.tuning.trials import Curves, objective, start_trial
 
 __all__ = ["Tuner", "tune"]
 

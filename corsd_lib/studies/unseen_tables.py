@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from corsd_lib.tables import Record, mean_interval, with_interval
+from corsd_lib.studies.intervals import mean_interval, with_interval
 
 if TYPE_CHECKING:
-    from corsd_lib.study import Study
+    from corsd_lib.studies.records import Record
+    from corsd_lib.studies.study import Study
 
 __all__ = ["unseen_lines", "unseen_markdown"]
 

@@ -1,0 +1,152 @@
+"""What a network costs: multiply-accumulates and parameters, by exit, of a forward pass and of a step of training."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from corsd_lib.backbones import SequentialBackbone, StagedBackbone
+from corsd_lib.batches import Batch, epoch_batches
+from corsd_lib.datasets import ImageData
+from corsd_lib.errors import CorsdError
+from corsd_lib.methods import find_method
+from corsd_lib.network import ExitOutputs, MultiExitNetwork, evaluating
+from corsd_lib.runs import DataInfo, Run, TrainConfig, new_network
+
+__all__ = [
+    "count_macs",
+    "cumulative_macs",
+    "exit_costs",
+    "leaving_macs",
+    "run_macs",
+    "training_macs",
+]
+
+
+def count_macs(module: nn.Module, shape: tuple[int, ...]) -> int:
+    """Multiply-accumulates of one forward pass of convolutions and matrix products at input `shape`, in eval mode."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(module.parameters()).device
+    with evaluating(module), FlopCounterMode(display=False) as counter:
+        module(torch.zeros(shape, device=device))
+    return counter.get_total_flops() // 2
+
+
+def exit_costs(network: MultiExitNetwork, data: ImageData) -> list[dict[str, float]]:
+    """macs and parameters of the deployable sub-network of every exit."""
+    shape = (1, data.channels, data.image_size, data.image_size)
+    parts = [network.truncated(k) for k in range(len(network.exits))]
+    return [{"macs": count_macs(part, shape), "parameters": sum(p.numel() for p in part.parameters())} for part in parts]
+
+
+def cumulative_macs(network: MultiExitNetwork, data: ImageData | DataInfo) -> list[int]:
+    """Multiply-accumulates (K) of an image that leaves at exit k, having been shown to every exit before it.
+
+    backbone up to exit k's stage + exits 1 to k: more than the deployable sub-network of exit k alone, whose cost is in
+    `evaluate`, by the exits it passed in vain. `data` tells channels and image size only. Counted as `count_macs` does.
+    Source: ours.
+    """
+    return leaving_macs(network, data)[0]
+
+
+def leaving_macs(network: MultiExitNetwork, data: ImageData | DataInfo) -> tuple[list[int], int]:
+    """`cumulative_macs`, and the multiply-accumulates of the plain network: the backbone and its deepest exit alone."""
+    shape = (1, data.channels, data.image_size, data.image_size)
+    with evaluating(network):
+        images = torch.zeros(shape, device=next(network.parameters()).device)
+        maps = network.backbone(images)
+        inputs = [network.backbone.stem(images), *maps] if isinstance(network.backbone, SequentialBackbone) else []
+    heads = [count_macs(head, tuple(maps[stage].shape)) for stage, head in zip(network.exit_stages, network.exits, strict=True)]
+    before = _backbone_macs(network.backbone, shape, [tuple(x.shape) for x in inputs])
+    to_exit = [before[stage] for stage in network.exit_stages]
+    return [macs + sum(heads[: k + 1]) for k, macs in enumerate(to_exit)], to_exit[-1] + heads[-1]
+
+
+def run_macs(run: Run) -> tuple[list[int], int]:
+    """`leaving_macs` of the network of a run with snapshots; its weights need not be there.
+
+    Raises `CorsdError` where the snapshots are of another network than the configuration says.
+    """
+    with torch.device("meta"):  # neither weights nor random numbers are wanted
+        network = new_network(replace(run.config, pretrained=False), run.data)
+    snapshot = run.probes[max(run.probes)]
+    have, want = (len(snapshot.logits), snapshot.embeddings[0].shape[1]), (len(network.exits), network.embedding_dim)
+    if have != want:  # before memory is taken for it
+        raise CorsdError(
+            f"{run.path}: snapshots of {have[0]} exits with embeddings of {have[1]} dimensions, but network "
+            f"{run.config.network!r} of config.json has {want[0]} exits and {want[1]} dimensions"
+        )
+    return leaving_macs(network.to_empty(device="cpu"), run.data)
+
+
+def _backbone_macs(backbone: StagedBackbone, shape: tuple[int, ...], inputs: Sequence[tuple[int, ...]]) -> list[int]:
+    """Of the backbone up to every stage; stage by stage where the shapes of what stages are given are known."""
+    if not isinstance(backbone, SequentialBackbone):
+        return [count_macs(backbone.truncated(depth), shape) for depth in range(1, len(backbone.feature_info) + 1)]
+    stem = count_macs(backbone.stem, shape)
+    stages = [count_macs(stage, given) for stage, given in zip(backbone.stages, inputs, strict=False)]
+    return [stem + total for total in itertools.accumulate(stages)]
+
+
+def training_macs(config: TrainConfig, data: DataInfo) -> float:
+    """Multiply-accumulates an image of a training step, forward and backward, of the network and of what the method adds.
+
+    Convolutions and matrix products, as `count_macs`. The network is counted on two images, for it costs the same for each; the
+    method on images and made-up outputs of a whole batch drawn as in the training, for pairs grow with the square of the batch.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    right = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
+    with torch.random.fork_rng([]):
+        network = new_network(replace(config, pretrained=False), data).train()
+        method = config.build_method(network).train()
+    batch = _made_up_batch(config, data)
+    batch = batch._replace(draws=method.draw(batch))
+    with FlopCounterMode(display=False, custom_mapping=right) as of_network:
+        out = network(torch.zeros(2, data.channels, data.image_size, data.image_size), method.detach_exits)
+    whole = ExitOutputs(*([_repeated(t, len(batch.labels)) for t in tensors] for tensors in out))
+    method(whole, batch)  # what a method remembers of past batches is there in all but the first
+    with FlopCounterMode(display=False, custom_mapping=right) as of_method:
+        method.images(batch)
+        method(whole, batch)["total"].backward()
+    pairs = [(t, w.grad[:2]) for t, w in zip(_flat(out), _flat(whole), strict=True) if w.grad is not None]
+    with FlopCounterMode(display=False, custom_mapping=right) as of_backward:
+        torch.autograd.backward([t for t, _ in pairs], [grad for _, grad in pairs])
+    network_flops = of_network.get_total_flops() + of_backward.get_total_flops()
+    return network_flops / 2 / 2 + of_method.get_total_flops() / 2 / len(batch.labels)
+
+
+def _convolution_backward_flops(
+    grad: torch.Size, inputs: torch.Size, weight: torch.Size, *arguments: Any, out_shape: Any = None, **rest: Any
+) -> int:
+    """Gradients of inputs and weights, each as much as the forward pass; torch 2.14 counts groups as if all were connected."""
+    transposed, wanted = arguments[4], arguments[7]
+    positions = math.prod((inputs if transposed else grad)[2:])
+    return 2 * grad[0] * positions * math.prod(weight) * (bool(wanted[0]) + bool(wanted[1]))
+
+
+def _made_up_batch(config: TrainConfig, data: DataInfo) -> Batch:
+    """Rows and labels of a batch as the sampling of `config` draws it; its images are zeros that take no memory."""
+    kind = find_method(config.method)
+    sampling, generator = config.sampling or kind.sampling, torch.Generator().manual_seed(0)
+    labels = torch.arange(data.num_classes).repeat(config.per_class or 100)
+    k = config.samples_per_class or kind.samples_per_class
+    rows = epoch_batches(labels, sampling, config.batch_size, k, generator)[0]
+    images = torch.zeros(()).expand(len(rows), data.channels, data.image_size, data.image_size)
+    return Batch(images, labels[rows], rows, sampling, generator, progress=0.5)
+
+
+def _flat(out: ExitOutputs) -> list[Tensor]:
+    return [t for tensors in out for t in tensors]
+
+
+def _repeated(two: Tensor, count: int) -> Tensor:
+    """A leaf of `count` rows like those of `two`."""
+    return torch.randn(count, *two.shape[1:], generator=torch.Generator().manual_seed(count)).requires_grad_()

@@ -1,0 +1,148 @@
+"""The images of a configuration and of a run, and the batches that a training takes from them."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from corsd_lib.batches import BatchSource, step_generator
+from corsd_lib.datasets import ImageData, Split, load_dataset
+from corsd_lib.datasets.selection import with_label_noise
+from corsd_lib.errors import CorsdError, named
+from corsd_lib.methods import find_method
+from corsd_lib.runs.config import TrainConfig
+from corsd_lib.runs.run import DataInfo, Run
+
+__all__ = [
+    "image_changes",
+    "load_data",
+    "run_data",
+    "splits_of",
+    "training_batches",
+    "unseen_class_names",
+]
+
+_NOISE = 2**40  # in the place of an epoch: no training has as many
+
+
+def load_data(config: TrainConfig, data_root: str | None = None) -> ImageData:
+    """The data set of a configuration, from `data_root` when given."""
+    return load_dataset(
+        config.data,
+        data_root or config.data_root,
+        per_class=config.per_class,
+        validation_fraction=config.validation_fraction,
+        test_fraction=config.test_fraction,
+        seed=config.seed,
+        image_size=config.image_size,
+        crop_to_box=config.crop_to_box,
+        hold_out_classes=config.hold_out_classes,
+        hold_out=config.hold_out,
+        hold_out_seed=config.hold_out_seed,
+    )
+
+
+def run_data(run: Run, data: ImageData | None = None, data_root: str | None = None) -> ImageData:
+    """The images of a run: `data` where it is given, else those that its configuration names; mean and deviation are the run's.
+
+    Raises `CorsdError` when it was trained on images that were given to `train` and are not given here, and for other classes.
+    """
+    if data is None:
+        if run.data.name != run.config.data:
+            raise CorsdError(f"{run.path} was trained on data that was given to train, {run.data.name!r}: give it here too")
+        with named(run.path):
+            data = load_data(run.config, data_root)
+        if changes := image_changes(data, run.data):
+            raise CorsdError(
+                f"{run.path} was trained on other images than {data.name!r} has here: {changes}; put them back, or give them "
+                "here too"
+            )
+    elif tuple(data.class_names) != run.data.class_names or data.channels != run.data.channels:
+        raise CorsdError(f"data {data.name!r} has other classes or channels than {run.path} was trained on, {run.data.name!r}")
+    unseen = None if data.unseen is None else replace(data.unseen, mean=run.data.mean, std=run.data.std)
+    return replace(data, mean=run.data.mean, std=run.data.std, unseen=unseen)
+
+
+def image_changes(data: ImageData, info: DataInfo) -> str:
+    """What of classes, splits and statistics of `data` is another than a run remembers; "" where it is nothing.
+
+    Its test images may be others, but no image that it was trained on.
+    """
+    if tuple(data.class_names) != info.class_names:
+        return "its classes are others"
+    if unseen_class_names(data) != info.unseen_class_names:
+        return "its held-out classes are others"
+    if (data.image_size, data.channels) != (info.image_size, info.channels):
+        now, then = ((of.channels, of.image_size, of.image_size) for of in (data, info))
+        return f"images are {now}, were {then}"
+    if changes := _split_changes(data, info):
+        return changes
+    pairs = zip((*data.mean, *data.std), (*info.mean, *info.std), strict=True)
+    alike = all(abs(now - then) < 5e-3 for now, then in pairs)  # decoders of JPEG differ by less
+    return "" if alike else "mean or deviation of the pixels of train differ"
+
+
+def _split_changes(data: ImageData, info: DataInfo) -> str:
+    """What of the splits is another than a run remembers; of an earlier library it may remember less, or nothing."""
+    then, now = info.splits or {}, splits_of(data)
+    if data.own_split and not all(len(remembered) == 3 for remembered in (then or {"train": ()}).values()):
+        return "it was trained with an earlier version of this library, which split a folder of classes by position"
+    for name in {**then, **(now if then else {})}:
+        if name not in now or name not in then:
+            return f"the split {name} {'is new' if name in now else 'is gone'}"
+        if now[name][0] != then[name][0]:
+            return f"{name} has {now[name][0]:,} images, had {then[name][0]:,}"
+        if now[name][1] != then[name][1]:
+            return f"{name} has as many images, but of other classes"
+        if now[name][: len(then[name])] != list(then[name]):
+            return f"{name} has as many images of each class, but others: some were exchanged or renamed"
+    return ""
+
+
+def unseen_class_names(data: ImageData) -> tuple[str, ...]:
+    """Names of the classes that `data` holds out; () where it holds out none."""
+    return () if data.unseen is None else tuple(data.unseen.class_names)
+
+
+def splits_of(data: ImageData) -> dict[str, list[int]]:
+    """`DataInfo.splits` of a data set."""
+    splits = {"train": data.train, **({} if data.validation is None else {"validation": data.validation})}
+    return {name: [len(split), _checksum(split.labels), _content(split)] for name, split in splits.items()}
+
+
+def _checksum(values: Tensor) -> int:
+    return zlib.crc32(values.cpu().to(torch.int64).numpy().tobytes())
+
+
+def _content(split: Split) -> int:
+    """The CRC-32 of which images a split holds, in their order: of their names, else of their rows."""
+    names = split.names
+    return zlib.crc32("\n".join(names).encode("utf-8", "surrogateescape")) if names else _checksum(split.index)
+
+
+def training_batches(config: TrainConfig, data: ImageData, **place: Any) -> BatchSource:
+    """The batches that a training of `config` draws from `data`; `place`: device, rank and world of `BatchSource`.
+
+    Their labels, and the labels that decide which images meet in a batch, have the noise that `config` wants; those of `data`
+    stay as they are. The noise is drawn from `config.seed`, from a stream of its own.
+    """
+    kind = find_method(config.method)
+    if config.label_noise:
+        noise = step_generator(config.seed, _NOISE)
+        data = replace(data, train=with_label_noise(data.train, config.label_noise, data.num_classes, noise))
+    return BatchSource(
+        data,
+        batch_size=config.batch_size,
+        sampling=config.sampling or kind.sampling,
+        samples_per_class=config.samples_per_class or kind.samples_per_class,
+        augmentation=config.augmentation,
+        padding_mode=config.padding_mode,
+        cutout=config.cutout,
+        seed=config.seed,
+        workers=config.workers,
+        **place,
+    )

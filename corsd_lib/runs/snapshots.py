@@ -1,0 +1,70 @@
+"""What a network made of the probe set during a training, epoch by epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from corsd_lib.readers import read_probe_set, read_snapshot
+
+__all__ = ["Probes", "Snapshot"]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The probe set after an epoch. N probe images, K exits, C classes; shallow -> deep.
+
+    `embeddings` K x (N, D), `logits` K x (N, C) in float16; `relations` K x (C, C) float32 class-level relation of the trained
+    score, of (1 + cosine) / 2 for a method without relation networks; `relation_state` the relation networks in float16.
+    """
+
+    epoch: int
+    embeddings: list[Tensor]
+    logits: list[Tensor]
+    relations: list[Tensor]
+    relation_state: dict[str, Tensor]
+
+
+class Probes(Mapping[int, Snapshot]):
+    """Probe snapshots of a run by epoch, each read when asked for; `labels`, `index` (N,) and `split` of the images.
+
+    Raises `CorsdError` for a damaged file, and for tensors that do not fit each other, the `classes` or the other snapshots.
+    """
+
+    def __init__(self, path: Path, classes: int) -> None:
+        self.path, self._classes = path, classes
+        files = {f.stem.removeprefix("epoch_"): f for f in (path / "probes").glob("epoch_*.safetensors")}
+        self._files = {int(epoch): files[epoch] for epoch in sorted(filter(str.isdecimal, files), key=int)}
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._files)
+
+    def __getitem__(self, epoch: int) -> Snapshot:
+        if epoch not in self._files:
+            raise KeyError(f"no probe snapshot after epoch {epoch}; there are: {list(self._files)}")
+        file, first = self._files[epoch], next(iter(self._files.values()))
+        parts = read_snapshot(file, len(self.labels), self._classes, like=None if first is file else first)
+        return Snapshot(epoch, **parts)
+
+    @cached_property
+    def _set(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        return read_probe_set(self.path / "probe.safetensors", self._classes)
+
+    @property
+    def labels(self) -> Tensor:
+        return self._set[0]["labels"]
+
+    @property
+    def index(self) -> Tensor:
+        return self._set[0]["index"]
+
+    @property
+    def split(self) -> str:
+        return self._set[1]["split"]

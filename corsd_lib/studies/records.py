@@ -1,0 +1,42 @@
+"""The record of a finished training: what stays of it when its folder is gone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from corsd_lib.costs import training_macs
+from corsd_lib.errors import CorsdError
+from corsd_lib.readers import read_metrics
+from corsd_lib.runs import PLACE_FIELDS, Run, portable_name
+
+__all__ = ["Record", "make_record"]
+
+Record = dict[str, Any]  # of one training, see `make_record`
+
+
+def make_record(run: Run, row: str, seed: int) -> Record:
+    """What stays of a finished run when its folder is gone: nothing of the user's paths, a few kilobytes."""
+    epochs = read_metrics(run.path / "metrics.jsonl")
+    if not epochs or run.test is None:
+        raise CorsdError(f"{run.path} has no {'evaluation on test' if epochs else 'metrics of an epoch'}: it is not finished")
+    images = sum(epoch["images"] for epoch in epochs)
+    return {
+        "row": row,
+        "seed": seed,
+        "config": {k: v for k, v in run.raw_config.items() if k not in PLACE_FIELDS} | {"data": portable_name(run.config.data)},
+        "test": {**run.test, "data": portable_name(run.data.name)},
+        "train_top1": [v for k, v in epochs[-1].items() if k.startswith("train_top1.")],
+        "images": images,
+        "macs": round(images * training_macs(run.config, run.data)),
+        "seconds": round(sum(epoch["seconds"] for epoch in epochs), 1),
+        "provenance": run.provenance,
+        **_unseen(run),
+        **({"resumed": run.resumed} if run.resumed else {}),
+    }
+
+
+def _unseen(run: Run) -> dict[str, Any]:
+    """The figures of the classes that were held out of a training, as the field `unseen` of its record."""
+    from corsd_lib.analysis.unseen import unseen_class_record
+
+    return {"unseen": unseen_class_record(run)} if run.config.hold_out_classes else {}
