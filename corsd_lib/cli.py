@@ -53,6 +53,8 @@ def _check_texts(options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         texts = value if isinstance(value, list) else [value]
         check_text(f"argument {name}:", *(text for text in texts if isinstance(text, str)))
+        if "" in texts:
+            raise CorsdError(f"argument {name} is empty; give a value, or leave it out")
 
 
 def _shown_as_note(otherwise: Callable[..., None]) -> Callable[..., None]:
@@ -179,7 +181,7 @@ def _train(options: argparse.Namespace) -> None:
     from corsd_lib.training import train
 
     given = {f.name: getattr(options, f.name) for f in fields(TrainConfig) if hasattr(options, f.name)}
-    config = TrainConfig.from_file(options.config) if options.config else TrainConfig()
+    config = TrainConfig() if options.config is None else TrainConfig.from_file(options.config)
     given["method_options"] = _method_options(config, given)
     run = train(replace(config, **given), progress=not options.quiet)
     if getattr(rank_zero_only, "rank", 0):  # one report, from the first of several processes

@@ -433,3 +433,8 @@ def test_real_images_train_resume_and_evaluate(
     result = json.loads(capsys.readouterr().out)
     assert result == load_run(tmp_path / "run").test
     assert result["images"] == {"cifar100": 10_000, "cub200": 5794}[name] and len(result["exits"]) == 3
+
+
+@pytest.mark.parametrize("words", [("train", "--config", ""), ("train", "--out", ""), ("report", "runs/x", "--out", "")])
+def test_an_empty_argument_is_refused(words: tuple[str, ...], capsys: Captured) -> None:
+    assert f"argument {words[-2].strip('-')} is empty; give a value, or leave it out" in _fails(capsys, *words)

@@ -1550,3 +1550,19 @@ def test_a_resume_refuses_metrics_that_nothing_can_read(tiny: Tiny, line: str) -
     with pytest.raises(CorsdError, match=r"metrics\.jsonl"):
         _train(replace(config, resume=True))
     assert (config.path / "checkpoint.safetensors").read_bytes() == checkpoint and file.read_text() == line + "\n"
+
+
+def test_a_run_that_never_took_a_step_is_begun_anew(tiny: Tiny) -> None:
+    """What is refused at the first step leaves a folder that the corrected command may use."""
+    with pytest.raises(CorsdError, match="patch = 8 must be below the image side 8"):
+        _train(tiny(method="ips", method_options={"patch": 8}))
+    assert not (tiny().path / "checkpoint.safetensors").exists()
+    assert _train(tiny(method="ips", method_options={"patch": 4})).config.method_options["patch"] == 4
+
+
+def test_the_config_of_another_program_is_not_replaced(tiny: Tiny) -> None:
+    tiny().path.mkdir()
+    (tiny().path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(CorsdError, match=r"config.json"):
+        _train(tiny())
+    assert (tiny().path / "config.json").read_text() == '{"model_type": "bert"}'

@@ -76,6 +76,9 @@ def load_dataset(
     seed = _whole("seed", seed, 0, 2**63 - 1)
     per_class = None if per_class is None else _whole("per_class", per_class, 1, 2**31 - 1, ", or None")
     image_size = None if image_size is None else _whole("image_size", image_size, 1, LARGEST_SIDE, ", or None")
+    hold_out_classes = _whole("hold_out_classes", hold_out_classes, 0, 2**31 - 1)
+    hold_out_seed = _whole("hold_out_seed", hold_out_seed, 0, 2**63 - 1)
+    check_choice("hold_out", hold_out, HOLD_OUT)
     validation_fraction = _share("validation_fraction", validation_fraction)
     test_fraction = None if test_fraction is None else _test_share(name, test_fraction)
     with enough_memory(f"data set {name!r}"), _readable(name):

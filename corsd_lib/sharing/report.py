@@ -25,7 +25,7 @@ from corsd_lib.analysis.structure import class_structure
 from corsd_lib.costs import run_macs
 from corsd_lib.figures import exit_accuracy_bars, structure_over_epochs
 from corsd_lib.figures.style import exit_names
-from corsd_lib.runs import PLACE_FIELDS, PROBE_FIELDS, Run, Snapshot, portable_name
+from corsd_lib.runs import PLACE_FIELDS, PROBE_FIELDS, Run, Snapshot, check_run, portable_name
 from corsd_lib.sharing.pages import (
     Panel,
     columns_panel,
@@ -69,8 +69,10 @@ def write_report(runs: Sequence[Run], path: str | Path, *, embedding: str = "pca
 def report_panels(runs: Sequence[Run], *, embedding: str = "pca", say: Say = lambda line: None) -> list[Panel]:
     """The panels of `write_report`, for a page of one's own; arguments and errors as there."""
     check_choice("embedding of a report", embedding, EMBEDDINGS)
-    if not runs:
-        raise CorsdError("a report of no runs; allowed: one or more")
+    if not isinstance(runs, Sequence) or not runs:
+        raise CorsdError("a report of no runs; allowed: a sequence of one or more")
+    for run in runs:
+        check_run(run)
     named = dict(zip(run_names(runs), runs, strict=True))
     with_probes = {name: run for name, run in named.items() if run.probes}
     panels = [text_panel("", *_findings(named)), _exit_table(named), *_accuracy(named), *_curves(named)]

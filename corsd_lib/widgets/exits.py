@@ -21,7 +21,7 @@ from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.evaluation import exit_logits
 from corsd_lib.figures.exits import early_exit_plot
 from corsd_lib.figures.style import exit_names, short_name
-from corsd_lib.runs import Run
+from corsd_lib.runs import Run, check_run
 from corsd_lib.sharing.pages import Panel, exits_panel, run_names
 from corsd_lib.sharing.pages.panels import exits_curve, exits_data
 from corsd_lib.widgets.host import Chosen, Explorer, checked
@@ -65,6 +65,8 @@ class ExitExplorer(Explorer):
         data_root: str | None = None,
         split: str = "probe",
     ) -> None:
+        for shown in (run, *([] if other is None else [other])):
+            check_run(shown)
         self.run, self._probes = run, run.probes
         if not self._probes:
             raise CorsdError(f"{run.path} has no probe snapshots to explore: train with probe_every above 0")

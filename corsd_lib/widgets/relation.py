@@ -13,7 +13,7 @@ import traitlets
 from corsd_lib.analysis.relations import KIND_NAMES
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice, shortened
-from corsd_lib.runs import Run
+from corsd_lib.runs import Run, check_run
 from corsd_lib.sharing.pages import Panel, relation_panel
 from corsd_lib.sharing.pages.panels import FINE_LEVELS, as_codes, first_pair, relation_data, relation_state
 from corsd_lib.widgets.host import Chosen, Explorer, checked
@@ -67,6 +67,8 @@ class RelationExplorer(Explorer):
         data: ImageData | None = None,
         data_root: str | None = None,
     ) -> None:
+        for shown in (run, *([] if other is None else [other])):
+            check_run(shown)
         self.run, self.other = run, other
         self._open = False  # what is chosen at first has no consequences
         self._relations = relations = Relations(run, other, labels)
