@@ -81,6 +81,7 @@ def _without(packages: str, code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_every_public_name_is_there_without_the_optional_packages() -> None:
     code = "import corsd_lib, pydoc; from corsd_lib import *\n"
     code += "for name in corsd_lib.__all__: assert hasattr(corsd_lib, name) and name in globals(), name\n"
@@ -89,6 +90,7 @@ def test_every_public_name_is_there_without_the_optional_packages() -> None:
     assert "attribute_exit(network" in done.stdout and "class RelationExplorer" in done.stdout
 
 
+@pytest.mark.slow
 def test_what_needs_a_package_says_so_when_it_is_called() -> None:
     """One error, which is an ImportError and a CorsdError, names the package and the command that installs it."""
     code = "import torch; from corsd_lib import *; from corsd_lib.analysis.embedding import joint_projection\n"
@@ -120,6 +122,7 @@ for package in ("plotly", "ipywidgets", "anywidget", "captum"):
 """
 
 
+@pytest.mark.slow
 def test_an_explorer_names_the_package_that_is_missing() -> None:
     lines = _without("", EXPLORER).stdout.splitlines()
     for package, line in zip(("plotly", "ipywidgets", "anywidget", "captum"), lines, strict=True):
@@ -163,6 +166,7 @@ for file in sorted(root.rglob("*.py")):
 """
 
 
+@pytest.mark.slow
 def test_a_module_that_cannot_be_imported_without_a_package_names_it() -> None:
     done = _without(OPTIONAL, IMPORTS)
     assert done.returncode == 0, done.stderr
