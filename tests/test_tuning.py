@@ -321,7 +321,7 @@ def test_a_search_that_is_killed_goes_on(make: Make) -> None:
     words = ["tune", "results/tiny", "byot", "--jobs", "2"]
     process = subprocess.Popen([sys.executable, "-m", "corsd_lib", *words], env={**os.environ, **PLACE})
     metrics = [Path(f"runs/tiny/tuning/byot/{number}/seed3/metrics.jsonl") for number in (0, 1)]
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not all(file.is_file() for file in metrics):
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.01)

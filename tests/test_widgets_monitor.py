@@ -358,7 +358,7 @@ class Kernel:
     def __init__(self) -> None:
         from jupyter_client.manager import start_new_kernel
 
-        self.manager, self.client = start_new_kernel(startup_timeout=120)
+        self.manager, self.client = start_new_kernel(startup_timeout=300)
 
     def close(self) -> None:
         self.client.stop_channels()
@@ -371,7 +371,7 @@ class Kernel:
         def hook(message: dict[str, Any]) -> None:
             printed.append(message["content"].get("text", "") or "\n".join(message["content"].get("traceback", [])))
 
-        reply = self.client.execute_interactive(code, timeout=120, output_hook=hook)
+        reply = self.client.execute_interactive(code, timeout=300, output_hook=hook)
         assert reply["content"]["status"] == "ok", printed
         return "".join(printed)
 
@@ -383,13 +383,13 @@ class Kernel:
 
     def wait_for_epoch(self, path: Path) -> None:
         """Until the page is told how long an epoch of the training in `path` takes."""
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while time.monotonic() < end:
-            message = self.client.get_iopub_msg(timeout=120)
+            message = self.client.get_iopub_msg(timeout=300)
             state = message["content"].get("data", {}).get("state", {}) if message["msg_type"] == "comm_msg" else {}
             if f"{path}: " in str(state.get("_feed", {}).get("status", "")):
                 return
-        raise AssertionError("the page was not told within two minutes")
+        raise AssertionError("the page was not told within five minutes")
 
 
 @pytest.fixture(scope="module")
