@@ -18,8 +18,11 @@ EXTRAS := notebooks,dev,timm,tuning
 PYTEST := $(BIN)/python -m pytest
 # One thread for each worker's torch: more of them than cores only get in each other's way.
 UNIT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist worksteal
-# Two threads a worker, which sleep while they wait. Only the files that have such tests: the others would be imported for nothing.
+# Two threads a worker, which sleep while they wait.
 THREADED := OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OMP_WAIT_POLICY=passive CORSD_TEST_THREADS=2 $(PYTEST) -n $(WORKERS) --dist worksteal
+
+# The files with tests of a marker: to collect the others would import them for nothing.
+MARKED = $$(grep -lr --include='*.py' 'mark\.$(1)\b' tests)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -58,7 +61,8 @@ test-fast: venv  ## unit tests without the slow and the browser ones
 
 unit: venv  ## all unit tests
 	$(UNIT) -m "not alone"
-	$(THREADED) -m "alone or threads" $$(grep -lrE --include='*.py' 'mark\.(alone|threads)' tests)
+	OMP_NUM_THREADS=1 $(PYTEST) -m alone $(call MARKED,alone)
+	$(THREADED) -m threads $(call MARKED,threads)
 
 fuzz: venv  ## open 10,000 runs and studies with a file made wrong at random; an hour or so
 	CORSD_FUZZ=10000 $(UNIT) tests/test_fuzz.py
