@@ -404,7 +404,7 @@ def test_an_interrupt_with_nothing_to_save_ends_without_a_traceback(monkeypatch:
     ],
 )
 def test_real_images_train_resume_and_evaluate(
-    data_root: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch, name: str, options: str
+    data_root: Path, read_once: None, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch, name: str, options: str
 ) -> None:
     words = [
         "train",
@@ -423,10 +423,10 @@ def test_real_images_train_resume_and_evaluate(
             signal.raise_signal(signal.SIGINT)
         return step(self, batch)
 
-    monkeypatch.setattr(Trainer, "_step", interrupted)
-    cli.main([*words, "--out", str(tmp_path / "run")])
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_step", interrupted)
+        cli.main([*words, "--out", str(tmp_path / "run")])
     assert "0 of 1 epochs" in capsys.readouterr().out
-    monkeypatch.undo()
     cli.main([*words, "--out", str(tmp_path / "run"), "--resume"])
     assert "finished" in capsys.readouterr().out
     cli.main(["evaluate", str(tmp_path / "run"), "--data-root", str(data_root), "--json"])

@@ -6,17 +6,15 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from corsd_lib import methods
+from corsd_lib import figures, methods
 from corsd_lib.bench import table
-from corsd_lib.cli import _parser
+from corsd_lib.cli import _parser, main
 from corsd_lib.datasets import DATASETS
 from corsd_lib.files import read_json
 from corsd_lib.methods import METHODS
@@ -48,7 +46,11 @@ def test_the_method_of_contributing_works_as_shown() -> None:
     namespace["test_entropy_keeps_the_rules"]()
 
 
-def test_a_method_from_outside_is_trained_as_contributing_says(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_method_from_outside_is_trained_as_contributing_says(
+    fresh_plugins: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a training in a process of its own, which finds the method by itself."""
     module = "from dataclasses import dataclass\nfrom torch import Tensor\nfrom corsd_lib.network import ExitOutputs\n"
     module += (
         "from corsd_lib.methods import METHODS, Batch, Method, MethodOptions, option\n" + blocks(CONTRIBUTING, "python")[0]
@@ -56,20 +58,27 @@ def test_a_method_from_outside_is_trained_as_contributing_says(tmp_path: Path) -
     (tmp_path / "my_methods.py").write_text(
         "from __future__ import annotations\n" + module + "METHODS[Entropy.name] = Entropy\n"
     )
-    command = (
-        "compare results/mine --methods baseline entropy --seeds 0 --per-class 5 --epochs 1 --batch-size 25 --width 4 --jobs 1"
-    )
-    words = [sys.executable, "-m", "corsd_lib", *command.split()]
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "CORSD_METHODS": "my_methods"}
-    subprocess.run(words, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=300)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+    monkeypatch.setenv("CORSD_METHODS", "my_methods")
+    monkeypatch.setattr(figures, "save_png", lambda figure, path, **_: path)
+    command = "compare results/mine --methods baseline entropy --seeds 0 --per-class 5 --epochs 1 --batch-size 25 --width 4"
+    main([*command.split(), "--jobs", "1", "--rows", "entropy", "--quiet"])
     record = read_json(tmp_path / "results/mine/records/entropy-s0.json")
     assert record["config"]["method_options"]["confidence"] == 0.1 and record["provenance"]["methods"] == "my_methods"
-    environment["CORSD_METHODS"] = "nowhere"
-    for name, code in {"baseline": 0, "entropy": 2}.items():  # a broken plug-in is no trouble to other methods
-        command = [*words[:3], "methods", name]
-        said = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-        assert said.returncode == code and len(said.stderr.splitlines()) == (code > 0), said.stderr
-    assert "module 'nowhere' of CORSD_METHODS could not be loaded: No module named 'nowhere'" in said.stderr
+
+
+def test_a_broken_module_of_methods_is_no_trouble_to_other_methods(
+    fresh_plugins: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CORSD_METHODS", "nowhere")
+    main(["methods", "baseline"])
+    assert capsys.readouterr().err == ""
+    with pytest.raises(SystemExit) as end:
+        main(["methods", "entropy"])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1
+    assert "module 'nowhere' of CORSD_METHODS could not be loaded: No module named 'nowhere'" in said
 
 
 def test_the_study_of_the_results_is_one(tmp_path: Path) -> None:
