@@ -351,7 +351,8 @@ def test_cpus_are_divided(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)), raising=False)
     found = places(TrainConfig(accelerator="cpu"), jobs, most)
-    assert found == [{"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}] * count
+    place = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
+    assert found == [place] * count
 
 
 @pytest.mark.parametrize(

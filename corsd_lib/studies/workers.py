@@ -113,7 +113,8 @@ def places(config: TrainConfig, jobs: int | None, most: int) -> list[Environment
     gpus, cpus = _gpus(config), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = min(most, jobs or len(gpus) or cpus)
     threads = str(max(1, cpus // count))
-    place = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    # Passive: threads that spin while they wait take the CPU from other trainings.
+    place = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
     return [{**place, "CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else place for i in range(count)]
 
 
