@@ -121,7 +121,7 @@ def committed_summary(study: str) -> dict[str, Any]:
 def _results_folders() -> list[Path]:
     """Where a folder of results may lie, nearest first."""
     here = Path.cwd()
-    return [place / "results" for place in (here, *here.parents, Path(__file__).resolve().parents[1])]
+    return [place / "results" for place in (here, *here.parents, Path(__file__).resolve().parents[2])]
 
 
 def _not_committed(what: str, name: str, there: list[str]) -> CorsdError:
