@@ -145,7 +145,7 @@ def build_network(
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside, each module's own mode restored afterwards."""
+    """Eval mode and no gradients inside the context; afterwards every module is in its previous mode."""
     modes = [(m, m.training) for m in module.modules()]
     module.eval()
     try:

@@ -32,7 +32,7 @@ from corsd_lib.studies.progress import progress_table
 from corsd_lib.studies.records import make_record
 from corsd_lib.studies.study import Study, new_study
 from corsd_lib.studies.summary import summarise
-from corsd_lib.studies.workers import Job, places
+from corsd_lib.studies.workers import Job, worker_environments
 from corsd_lib.training import train
 
 Captured = pytest.CaptureFixture[str]
@@ -310,7 +310,7 @@ def test_a_training_that_another_process_has_is_waited_for_while_the_rest_goes_o
         jobs = run_study(study, seeds=[0], jobs=1, report=report)
     assert [(job.row, job.state) for job in jobs] == [("baseline", "done"), ("byot", "done")]
     assert lines == [
-        "baseline, seed 0: another process trains it, and is waited for",
+        "baseline, seed 0: another process trains it; waiting for it",
         "byot, seed 0: done; 1 of 2 done",
         "baseline, seed 0: done; 2 of 2 done",
     ]
@@ -350,7 +350,7 @@ def test_cpus_are_divided(
     monkeypatch: pytest.MonkeyPatch, cpus: int, jobs: int | None, most: int, count: int, threads: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)), raising=False)
-    found = places(TrainConfig(accelerator="cpu"), jobs, most)
+    found = worker_environments(TrainConfig(accelerator="cpu"), jobs, most)
     assert found == [{"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}] * count
 
 
@@ -372,26 +372,29 @@ def test_each_gpu_has_a_training(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    found = places(TrainConfig(devices=devices), jobs, 20)
+    found = worker_environments(TrainConfig(devices=devices), jobs, 20)
     assert [place["CUDA_VISIBLE_DEVICES"] for place in found] == expected
-    assert all("CUDA_VISIBLE_DEVICES" not in place for place in places(TrainConfig(accelerator="cpu"), jobs, 20))
+    assert all(
+        "CUDA_VISIBLE_DEVICES" not in environment
+        for environment in worker_environments(TrainConfig(accelerator="cpu"), jobs, 20)
+    )
 
 
 def test_no_job_at_a_time_is_refused() -> None:
     with pytest.raises(CorsdError, match="jobs = 0 must be at least 1"):
-        places(TrainConfig(), 0, 3)
+        worker_environments(TrainConfig(), 0, 3)
 
 
 def test_more_jobs_than_the_machine_can_run_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert len(places(TrainConfig(accelerator="cpu"), 16, 99)) == 16
+    assert len(worker_environments(TrainConfig(accelerator="cpu"), 16, 99)) == 16
     with pytest.raises(CorsdError, match=r"^jobs = 17 is more than this machine can run; allowed: up to 16, 8 a CPU$"):
-        places(TrainConfig(accelerator="cpu"), 17, 3)
+        worker_environments(TrainConfig(accelerator="cpu"), 17, 3)
 
 
 def test_a_training_gets_the_environment_of_its_place(write: Write, here: list[dict[str, str]]) -> None:
     run_study(write(), rows=["baseline"], seeds=[0], jobs=1, report=lambda line: None)
-    assert here == places(TrainConfig(accelerator="cpu"), 1, 1)
+    assert here == worker_environments(TrainConfig(accelerator="cpu"), 1, 1)
 
 
 # --- what is seen ---
