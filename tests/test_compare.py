@@ -156,7 +156,7 @@ def test_a_record_that_is_changed_is_told_from_one_that_was_written(write: Write
     content = json.loads(file.read_text())
     content["images"] += 1
     write_json(file, content)
-    with pytest.raises(CorsdError, match=rf"{file} is damaged: its content does not agree with its checksum"):
+    with pytest.raises(CorsdError, match=rf"{file} is damaged: its content does not match its checksum"):
         study.records()
     del content["checksum"]  # as records of an earlier library are
     write_json(file, content)
@@ -549,7 +549,7 @@ def test_failures_are_told_at_the_end_with_status_1(
         cli.main(["compare", "results/mine", "--seeds", "0", "--quiet"])
     out, err = capsys.readouterr()
     assert end.value.code == 1 and out == "" and drawn == ["accuracy.png"]
-    assert err.startswith("blown, seed 0: failed: training diverged") and err.endswith("the same command goes on from here\n")
+    assert err.startswith("blown, seed 0: failed: training diverged") and err.endswith("run the same command again to continue\n")
 
 
 def test_tables_alone_are_made_from_the_records(
@@ -617,7 +617,7 @@ def test_stopped_in_the_middle_it_goes_on_to_the_same_records(write: Write, draw
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1, err
-    assert err == "baseline, seed 0: stopped\nbyot, seed 0: stopped\nthe same command goes on from here\n"
+    assert err == "baseline, seed 0: stopped\nbyot, seed 0: stopped\nrun the same command again to continue\n"
     done = [len(file.read_text().splitlines()) for file in metrics]
     assert all(0 < n < epochs for n in done) and not (study.path / "records").exists()
     for row in ROWS:
@@ -674,7 +674,7 @@ def test_a_result_that_cannot_be_read_is_a_failure_of_its_training_alone(write: 
     job.config.path.mkdir(parents=True)
     (job.config.path / "test.json").write_text("{")
     job.conclude(write())
-    assert job.state == "failed" and job.error == "runs/x holds no run: there is no config.json in it"
+    assert job.state == "failed" and job.error == "runs/x is not a run: it has no config.json"
 
 
 def test_a_training_is_asked_to_stop_once(write: Write) -> None:

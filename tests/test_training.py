@@ -998,10 +998,10 @@ def test_a_damaged_checkpoint_is_one_error(tiny: Tiny, tiny_run: Run, monkeypatc
     file = run.path / "checkpoint.safetensors"
     if damage == "truncated":
         file.write_bytes(file.read_bytes()[:-7])
-        message = "is not a whole safetensors file: .*; put back a copy, or remove it to begin anew$"
+        message = "is not a whole safetensors file: .*; put back a copy, or remove it to start over$"
     else:
         shutil.copy(tiny_run.path / "weights.safetensors", file)
-        message = "is not a checkpoint: its metadata has no position; put back a copy, or remove it to begin anew$"
+        message = "is not a checkpoint: its metadata has no position; put back a copy, or remove it to start over$"
     with pytest.raises(CorsdError, match=rf"{file} {message}"):
         _train(tiny(resume=True))
 

@@ -46,7 +46,7 @@ def progress_table(study: Study, jobs: Sequence[Job], summary: Mapping[str, Any]
         if of_row := [job for job in jobs if job.row == name]:
             figures = summary["methods"].get(name)
             table.add_row(row.label, *_cells(RowProgress.of(of_row, figures), figures, workers))
-    table.caption = "Ctrl-C saves; the same command goes on"
+    table.caption = "Ctrl-C saves; run the same command again to continue"
     return table
 
 
