@@ -549,7 +549,9 @@ def test_failures_are_told_at_the_end_with_status_1(
         cli.main(["compare", "results/mine", "--seeds", "0", "--quiet"])
     out, err = capsys.readouterr()
     assert end.value.code == 1 and out == "" and drawn == ["accuracy.png"]
-    assert err.startswith("blown, seed 0: failed: training diverged") and err.endswith("run the same command again to continue\n")
+    assert err.startswith("blown, seed 0: failed: training diverged") and err.endswith(
+        "run the same command again to continue\n"
+    )
 
 
 def test_tables_alone_are_made_from_the_records(

@@ -218,9 +218,7 @@ def test_a_method_that_is_not_found_names_the_run_and_where_it_may_come_from(
     content = read_json(copied / "config.json")
     content["train"]["method"] = "of_a_plug_in"
     write_json(copied / "config.json", content)
-    message = (
-        rf"^{copied}/config.json: method 'of_a_plug_in' is not known; allowed: .*; one of your own is found where CORSD_METHODS"
-    )
+    message = rf"^{copied}/config.json: method 'of_a_plug_in' is not known; allowed: .*; a method of your own is found if CORSD_METHODS"
     for read in (lambda run: run.config, repr, lambda run: run.network()):
         with pytest.raises(CorsdError, match=message):
             read(load_run(copied))
