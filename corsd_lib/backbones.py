@@ -1,4 +1,4 @@
-"""What learns: convolutional networks cut into stages that declare their channels and their reduction."""
+"""Backbones: convolutional networks, split into stages that declare their channels and their reduction."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from corsd_lib.layers import BatchNorm2d, init_convolutions
 
 
 class StageInfo(NamedTuple):
-    """What a stage gives: `channels`, and `reduction` = image side / feature side, which rounds up."""
+    """The output of a stage: `channels`, and `reduction` = image side / feature side, rounded up."""
 
     channels: int
     reduction: int
 
 
 class StagedBackbone(nn.Module):
-    """A convolutional network that gives the feature map of each of its stages.
+    """A convolutional network that returns the feature map of each of its stages.
 
     `forward`: images (B, in_channels, H, W) -> list, shallow to deep, of (B, C_k, H_k, W_k) as `feature_info`
     declares. A forward hook on `stages[k]` sees the feature map of stage k.
@@ -46,7 +46,7 @@ class StagedBackbone(nn.Module):
 
 
 class SequentialBackbone(StagedBackbone):
-    """A stem, then one stage after the other: all of our own networks."""
+    """A stem followed by a sequence of stages: all networks but those of timm."""
 
     def __init__(
         self,
@@ -73,13 +73,13 @@ class SequentialBackbone(StagedBackbone):
         return part.train(self.training)
 
 
-# --- what there is ---
+# --- known backbones ---
 
 
 @dataclass(frozen=True)
 class _ResNet:
     block: str  # name of the residual block in torchvision.models.resnet
-    blocks: tuple[int, ...]  # residual blocks a stage
+    blocks: tuple[int, ...]  # residual blocks of each stage
     width: int = 64  # channels of the first stage, before a Bottleneck's expansion
 
 
@@ -104,7 +104,7 @@ _SMALL_IMAGE = 64  # pixels a side, up to which "auto" takes the small stem
 
 
 def backbone_names() -> tuple[str, ...]:
-    """Names that `build_backbone` takes, besides any `wrn<6n+4>_<widening>` and `timm:<model>`."""
+    """Names for `build_backbone`, besides any `wrn<6n+4>_<widening>` and `timm:<model>`."""
     return (*_RESNETS, *_WIDE_RESNETS)
 
 
@@ -117,12 +117,12 @@ def build_backbone(
     image_size: int = 32,
     pretrained: bool = False,
 ) -> StagedBackbone:
-    """Build a backbone, its weights drawn from torch's global generator.
+    """Build a backbone, initialised with torch's global generator.
 
     - `resnet8/14/20/32/56`: three stages of BasicBlocks, base width 16 (arXiv 1512.03385, section 4.2, with
       projection shortcuts).
-    - `resnet10/18/34/50/101/152`: four stages, base width 64 (torchvision's; resnet10, one block a stage, is
-      ours).
+    - `resnet10/18/34/50/101/152`: four stages, base width 64 (torchvision; resnet10, with one block in each
+      stage, is ours).
     - `wrn16_2`, `wrn28_10`, any `wrnD_W` with D = 6n + 4: pre-activation, base width 16, W times wider (arXiv
       1605.07146).
     - `timm:<model>`: a timm model with a convolutional feature pyramid, see `TimmBackbone`.
@@ -157,7 +157,7 @@ def build_backbone(
 
 
 def _stem(in_channels: int, width: int, kind: str) -> tuple[nn.Sequential, int]:
-    """The stem and its reduction; modules are named so that `from_torchvision` finds them."""
+    """The stem and its reduction, with the module names that `from_torchvision` expects."""
     large = kind == "large"
     kernel, stride = {"small": (3, 1), "medium": (3, 2), "large": (7, 2)}[kind]
     layers: OrderedDict[str, nn.Module] = OrderedDict(
@@ -187,7 +187,7 @@ def _build_resnet(name: str, in_channels: int, width: int | None, stem_kind: str
 
 
 def _residual_stage(block_name: str, count: int, in_channels: int, planes: int, stride: int) -> tuple[nn.Sequential, int]:
-    """`count` blocks of torchvision's, and the channels that they give."""
+    """`count` residual blocks of torchvision, and their output channels."""
     from torchvision.models import resnet  # heavy import: only where such a network is built
 
     block = getattr(resnet, block_name)
@@ -201,7 +201,7 @@ def _residual_stage(block_name: str, count: int, in_channels: int, planes: int, 
 
 
 def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a torchvision ResNet's state dict to ours; its classifier is left out."""
+    """Rename the state dict of a ResNet of torchvision; the classifier is left out."""
     renamed = {}
     for key, value in state.items():
         if key.startswith("fc."):
@@ -259,7 +259,7 @@ def _two_convolutions(in_channels: int, out_channels: int, stride: int) -> list[
 
 
 def _wide_stage(count: int, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """One stage; it takes an activated map and gives one.
+    """One stage; its input and its output are activated maps.
 
     The paper opens a stage with a BN-ReLU that its residual and its projection share. Here that pair ends the
     stage before (or the stem): the same function, but every stage's feature map is activated, so exits see
@@ -290,7 +290,7 @@ def _build_wide_resnet(name: str, in_channels: int, width: int | None, stem_kind
 
 
 def _parse_wide(name: str) -> tuple[int, int]:
-    """Blocks a stage and widening factor of `wrn<depth>_<widening>`; where every unknown name ends up."""
+    """Blocks of a stage and widening factor of `wrn<depth>_<widening>`. Raises `CorsdError` for any unknown name."""
     match = re.fullmatch(r"wrn(\d{1,6})_(\d{1,6})", name)
     if match is None:
         raise _unknown(name)
@@ -336,7 +336,7 @@ class TimmBackbone(StagedBackbone):
         return [stage(feature) for stage, feature in zip(self.stages, features, strict=True)]
 
     def truncated(self, depth: int) -> TimmBackbone:
-        """Rebuilt by timm with fewer levels; what timm cannot cut (its hook and HRNet models) stays."""
+        """Built again by timm with fewer levels; models that timm cannot cut (hook-based ones and HRNet) stay complete."""
         model: Any = self.model
         levels = tuple(model.feature_info.out_indices)[: self.skipped + depth]
         with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten: leave no trace of it
@@ -355,7 +355,7 @@ def _timm_levels(model: Any) -> list[StageInfo]:
 
 
 def _cut_blocks(model: Any) -> None:
-    """Drop the blocks after the last level: timm's EfficientNet and MobileNet wrappers build them all."""
+    """Remove the blocks after the last level, which the EfficientNet and MobileNet wrappers of timm keep."""
     match = re.match(r"blocks\.(\d+)", model.feature_info.module_name()[-1])
     if match is not None and isinstance(getattr(model, "blocks", None), nn.Sequential):
         model.blocks = model.blocks[: int(match[1]) + 1]
@@ -384,7 +384,7 @@ def _build_timm(name: str, in_channels: int, image_size: int, pretrained: bool) 
 
 
 def _check_pyramid(name: str, model: nn.Module, levels: list[StageInfo], in_channels: int, image_size: int) -> None:
-    """Raise unless the model gives (B, C, H, W) maps of falling resolution, as declared, for such images."""
+    """Raise `CorsdError` unless the model returns maps (B, C, H, W) of decreasing resolution, as it declares."""
     allowed = "allowed: convolutional models whose features are (B, C, H, W) maps of falling resolution"
     if levels[0].reduction == levels[-1].reduction:
         reductions = [level.reduction for level in levels]

@@ -1,13 +1,14 @@
-"""How batches are made: which rows (plain, balanced, triplets, overlapping), and how whole batches are augmented on the device.
+"""Batches: sampling of indices (plain, balanced, triplet, overlapping), and augmentation of whole batches on the device.
 
-Everything random is drawn from a generator seeded by (seed, epoch, step), so a batch depends on its place in the training
-and on nothing else: not on the number of workers, not on where a run was stopped and resumed.
+All random numbers come from a generator seeded by (seed, epoch, step). A batch therefore depends only on its step in the
+training, and not on the number of workers or on where a run was stopped and resumed.
 """
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from corsd_lib.errors import CorsdError, check_choice, shortened
 __all__ = [
     "AUGMENTATIONS",
     "SAMPLINGS",
+    "Augmentation",
     "Batch",
     "BatchSource",
     "augment_crop",
@@ -37,16 +39,16 @@ __all__ = [
 AUGMENTATIONS = ("none", *DATA_AUGMENTATIONS)
 SAMPLINGS = ("plain", "balanced", "triplet", "overlapping")
 PADDING_MODES = ("reflect", "zero")
-Item = tuple[int, int | None]  # row of a streamed image, and the seed of its random crop
+Item = tuple[int, int | None]  # index of a streamed image, and the seed of its random crop
 
 
 class Batch(NamedTuple):
     """One training batch on the training device.
 
-    `images` (B, C, H, W) float, `labels` (B,), `rows` (B,) of the images in the train split, `sampling` how rows were
-    drawn ("plain", "balanced", "triplet": thirds of anchors, same class, other class, or "overlapping": half of them again),
-    `generator` a CPU generator seeded for this step, `progress` in [0, 1) of the whole training, `draws` what the method has
-    drawn for it (see `Method.draw`).
+    `images` (B, C, H, W): float. `labels` (B,). `rows` (B,): indices of the images in the train split. `sampling`: how they
+    were sampled: "plain"; "balanced"; "triplet", a third each of anchors, same class and other class; or "overlapping", with
+    half of the previous batch. `generator`: a CPU generator seeded for this step. `progress`: in [0, 1), of the whole training.
+    `draws`: the random numbers of the method for this batch (see `Method.draw`).
     """
 
     images: Tensor
@@ -58,10 +60,10 @@ class Batch(NamedTuple):
     draws: Mapping[str, Tensor] | None = None
 
 
-def step_generator(*place: int) -> torch.Generator:
-    """A CPU generator that depends only on `place`, e.g. (seed, epoch, step); neighbours are unrelated."""
+def step_generator(*numbers: int) -> torch.Generator:
+    """A CPU generator seeded by `numbers`, such as (seed, epoch, step); generators of neighbouring numbers are independent."""
     seed = 0
-    for number in place:  # splitmix64: torch's own seeding keeps neighbouring seeds correlated in the first draws
+    for number in numbers:  # splitmix64: with torch's own seeding the first numbers of neighbouring seeds are correlated
         seed = (seed + number + 0x9E3779B97F4A7C15) % 2**64
         seed = ((seed ^ (seed >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
         seed = ((seed ^ (seed >> 27)) * 0x94D049BB133111EB) % 2**64
@@ -69,26 +71,26 @@ def step_generator(*place: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed % 2**63)
 
 
-# --- which rows -----------------------------------------------------------------------------------------------------
+# --- sampling -------------------------------------------------------------------------------------------------------
 
 
 def plain_batches(labels: Tensor, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    """Shuffled rows in batches of `batch_size`; the incomplete last batch is dropped unless it is the only one."""
+    """Shuffled indices in batches of `batch_size`; an incomplete last batch is dropped unless it is the only one."""
     order = torch.randperm(len(labels), generator=generator)
     full = len(order) // batch_size * batch_size
     return list(order[: full or len(order)].split(batch_size))
 
 
 def balanced_batches(labels: Tensor, batch_size: int, generator: torch.Generator, samples_per_class: int = 4) -> list[Tensor]:
-    """P classes x K samples a batch, P·K <= `batch_size`; every class is seen equally often in an epoch.
+    """Batches of P classes with K samples each, P·K <= `batch_size`; every class is sampled equally often in an epoch.
 
-    An epoch is as many rounds over all classes as come closest to the images of an epoch of `plain_batches`, at least one; a
-    round takes K rows of each class. A small class is reshuffled and read again, a large one is read in part. K is
-    `samples_per_class`, or more, up to the mean class size, when there are too few classes to fill a batch. No class stands
-    twice in a batch, and no image of a class of at least K; a smaller one meets itself, in another crop. The last batch may be
-    a small one.
+    An epoch consists of rounds; a round takes K indices of each class. The number of rounds, at least one, is chosen so that
+    the epoch has about as many images as one of `plain_batches`. A small class is reshuffled and used again; of a large one
+    only a part is used. K is `samples_per_class`, or more (up to the mean class size) if there are too few classes to fill a
+    batch. A batch has each class once, and an image twice only if its class has fewer than K images. The last batch may be
+    smaller.
     """
-    groups = _class_rows(labels)
+    groups = _class_indices(labels)
     k = max(samples_per_class, min(batch_size // len(groups), len(labels) // len(groups)))
     if k < 2 or batch_size < k:
         raise CorsdError(
@@ -96,23 +98,24 @@ def balanced_batches(labels: Tensor, batch_size: int, generator: torch.Generator
         )
     plain = len(labels) // batch_size * batch_size or len(labels)
     rounds = max(1, round(plain / (k * len(groups))))
-    passes = [_shuffled_passes(group, -(-rounds * k // len(group)), k, generator) for group in groups]
-    rows = [every[: rounds * k].view(rounds, k) for every in passes]
+    shuffled = [_repeated_permutations(group, -(-rounds * k // len(group)), k, generator) for group in groups]
+    indices = [every[: rounds * k].view(rounds, k) for every in shuffled]
     classes = min(len(groups), batch_size // k)
-    order = _shuffled_passes(torch.arange(len(groups)), rounds, classes, generator)
+    order = _repeated_permutations(torch.arange(len(groups)), rounds, classes, generator)
     taken = torch.zeros(len(groups), dtype=torch.long)
     batches = []
     for chunk in order.split(classes):
-        batches.append(torch.cat([rows[c][taken[c]] for c in chunk.tolist()]))
+        batches.append(torch.cat([indices[c][taken[c]] for c in chunk.tolist()]))
         taken[chunk] += 1
     return batches
 
 
 def triplet_batches(labels: Tensor, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    """Rows laid out [anchors, same class, other class], a third of the batch each; each row is an anchor once an epoch.
+    """Batches of anchors, images of the same class, and images of other classes, a third each, in this order.
 
-    The release's sampling: an epoch over n images passes 3n. A class of one image is its own partner. The incomplete last batch
-    is dropped unless it is the only one. Raises `CorsdError` with fewer than two classes or `batch_size` below 3.
+    Each index is an anchor once in an epoch, so an epoch over n images has 3n. The image of a class of one image is its own
+    partner. An incomplete last batch is dropped unless it is the only one. Raises `CorsdError` for fewer than two classes and
+    for a `batch_size` below 3. Source: the authors' release.
     """
     if batch_size < 3 or len(labels.unique()) < 2:
         raise CorsdError(f"triplets want a batch_size of at least 3 (got {shortened(batch_size)}) and two classes")
@@ -120,12 +123,12 @@ def triplet_batches(labels: Tensor, batch_size: int, generator: torch.Generator)
     by_class = labels.argsort(stable=True)
     _, inverse, sizes = labels.unique(return_inverse=True, return_counts=True)
     starts = sizes.cumsum(0) - sizes
-    place = torch.empty_like(by_class).scatter_(0, by_class, torch.arange(len(labels)))
+    position = torch.empty_like(by_class).scatter_(0, by_class, torch.arange(len(labels)))
     batches = []
     for a in anchors:
         size, start = sizes[inverse[a]], starts[inverse[a]]
-        hop = 1 + _randint(size - 1, generator)  # 1 .. size - 1: any place of the class but the anchor's own
-        same = start + torch.where(size > 1, (place[a] - start + hop) % size, torch.zeros_like(size))
+        hop = 1 + _randint(size - 1, generator)  # 1 .. size - 1: any position in the class except the anchor's
+        same = start + torch.where(size > 1, (position[a] - start + hop) % size, torch.zeros_like(size))
         other = _randint(len(labels) - size, generator)
         other += torch.where(other >= start, size, torch.zeros_like(size))  # skip the anchor's class
         batches.append(torch.cat([a, by_class[same], by_class[other]]))
@@ -133,11 +136,11 @@ def triplet_batches(labels: Tensor, batch_size: int, generator: torch.Generator)
 
 
 def overlapping_batches(labels: Tensor, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    """Shuffled rows such that the first half of a batch is the second half of the one before it; DLB, arXiv 2203.16172.
+    """Shuffled indices such that the first half of a batch is the second half of the previous one; DLB, arXiv 2203.16172.
 
-    An epoch over n images passes 2n: each row is new once and repeated once. The first batch repeats the half that ends the
-    epoch, so that this holds for all rows. An odd `batch_size` is rounded down; an incomplete half is dropped. Where there are
-    not two halves, the only batch is all rows. Raises `CorsdError` for a `batch_size` below 2.
+    Each index is in two batches, so an epoch over n images has 2n: the first batch begins with the last half of the epoch. An
+    odd `batch_size` is rounded down, and an incomplete half is dropped. With fewer than two halves the only batch has all
+    indices. Raises `CorsdError` for a `batch_size` below 2.
     """
     if batch_size < 2:
         raise CorsdError(f"overlapping batches want a batch_size of at least 2; got {batch_size}")
@@ -146,15 +149,15 @@ def overlapping_batches(labels: Tensor, batch_size: int, generator: torch.Genera
     return [torch.cat([halves[i - 1], halves[i]]) for i in range(len(halves))] if len(halves) > 1 else [order]
 
 
-def _class_rows(labels: Tensor) -> list[Tensor]:
+def _class_indices(labels: Tensor) -> list[Tensor]:
     sizes = labels.unique(return_counts=True)[1]
     return list(labels.argsort(stable=True).split(sizes.tolist()))
 
 
-def _shuffled_passes(items: Tensor, passes: int, chunk: int, generator: torch.Generator) -> Tensor:
-    """`passes` permutations of `items` joined, such that no `chunk` of the sequence holds one twice, where that is possible."""
+def _repeated_permutations(items: Tensor, count: int, chunk: int, generator: torch.Generator) -> Tensor:
+    """`count` permutations of `items` in sequence, such that no chunk has an item twice where that is possible."""
     order = items[:0]
-    for _ in range(passes):
+    for _ in range(count):
         tail = order[len(order) // chunk * chunk :]
         following = items[torch.randperm(len(items), generator=generator)]
         clash = torch.isin(following, tail).to(torch.int8)
@@ -171,23 +174,23 @@ def _randint(high: Tensor, generator: torch.Generator) -> Tensor:
 def epoch_batches(
     labels: Tensor, sampling: str, batch_size: int, samples_per_class: int, generator: torch.Generator
 ) -> list[Tensor]:
-    """The rows of every batch of an epoch; `sampling` is one of `SAMPLINGS`."""
+    """The indices of every batch of an epoch; `sampling` is one of `SAMPLINGS`."""
     check_choice("sampling", sampling, SAMPLINGS)
     if sampling == "balanced":
         return balanced_batches(labels, batch_size, generator, samples_per_class)
-    draw = {"plain": plain_batches, "triplet": triplet_batches, "overlapping": overlapping_batches}[sampling]
-    return draw(labels, batch_size, generator)
+    sample = {"plain": plain_batches, "triplet": triplet_batches, "overlapping": overlapping_batches}[sampling]
+    return sample(labels, batch_size, generator)
 
 
-# --- what a batch looks like ----------------------------------------------------------------------------------------
+# --- augmentation ---------------------------------------------------------------------------------------------------
 
 
 def pad_images(images: Tensor, padding: int, mode: str = "reflect") -> Tensor:
-    """uint8 images (N, C, H, W) with `padding` more pixels on every side, `mode` "reflect" or "zero"."""
+    """Pad uint8 images (N, C, H, W) by `padding` pixels on every side; `mode` "reflect" or "zero"."""
     check_choice("padding mode", mode, PADDING_MODES)
     if mode == "zero":
         return F.pad(images, [padding] * 4)
-    for dim in (2, 3):  # torch reflects no uint8: pick rows and columns instead
+    for dim in (2, 3):  # torch cannot reflect uint8: select rows and columns instead
         side = images.shape[dim]
         if padding >= side:
             raise CorsdError(f"reflect padding {shortened(padding)} must be smaller than the image side {side}")
@@ -197,61 +200,61 @@ def pad_images(images: Tensor, padding: int, mode: str = "reflect") -> Tensor:
 
 
 def augment_crop(
-    padded: Tensor, rows: Tensor, size: int, generator: torch.Generator, flip: bool = True, cutout: int = 0
+    padded: Tensor, indices: Tensor, size: int, generator: torch.Generator, flip: bool = True, cutout: int = 0
 ) -> Tensor:
-    """Random crop, horizontal flip and cutout of `rows` (B,) of uint8 `padded` (N, C, H, W); (B, C, `size`, `size`).
+    """Random crop, horizontal flip and cutout of the images `indices` (B,) of uint8 `padded` (N, C, H, W).
 
-    Every image has its own draw. The crops are windows of one strided view, so that the batch is one copy. `cutout`: side of a
-    square set to mid-grey 128, 0 for none (DeVries and Taylor, arXiv 1708.04552).
+    Returns (B, C, `size`, `size`). Every image has its own random numbers. The crops are windows of one strided view, so the
+    batch is copied once. `cutout`: side of a square set to mid-grey 128, 0 for none (DeVries and Taylor, arXiv 1708.04552).
     """
-    draw = torch.rand(5, len(rows), generator=generator).to(padded.device)
+    random = torch.rand(5, len(indices), generator=generator).to(padded.device)
     windows = padded.unfold(2, size, 1).unfold(3, size, 1)  # (N, C, positions, positions, size, size)
-    y, x = ((draw[i] * windows.shape[2 + i]).long().clamp_max(windows.shape[2 + i] - 1) for i in (0, 1))
-    out = windows[rows, :, y, x]
+    y, x = ((random[i] * windows.shape[2 + i]).long().clamp_max(windows.shape[2 + i] - 1) for i in (0, 1))
+    out = windows[indices, :, y, x]
     if flip:
-        mirrored = draw[2] < 0.5
+        mirrored = random[2] < 0.5
         out[mirrored] = out[mirrored].flip(3)
-    return _cutout(out, draw[3:], cutout)
+    return _cutout(out, random[3:], cutout)
 
 
-def _cutout(images: Tensor, draw: Tensor, side: int) -> Tensor:
-    """A square of `side` pixels set to grey in each image; its centre from `draw` (2, B) in [0, 1): it may stick out."""
+def _cutout(images: Tensor, centres: Tensor, side: int) -> Tensor:
+    """Set a square of `side` pixels to grey in each image. `centres` (2, B) in [0, 1); the square may reach over the edge."""
     if not side:
         return images
     _, _, h, w = images.shape
-    cy, cx = (draw * torch.tensor([[h], [w]], device=draw.device)).long()  # (B,) centres
+    cy, cx = (centres * torch.tensor([[h], [w]], device=centres.device)).long()  # (B,) pixels
     near = [(torch.arange(n, device=images.device)[None] - centre[:, None] + side // 2) for n, centre in ((h, cy), (w, cx))]
     rows, columns = ((d >= 0) & (d < side) for d in near)
     return images.masked_fill((rows[:, None, :, None] & columns[:, None, None, :]), 128)
 
 
 def augment_resized_crop(images: Tensor, size: int, generator: torch.Generator, scale: float) -> Tensor:
-    """Random-resized-crop to `size` and flip of uint8 images (B, C, H, W), each image its own draw; (B, C, size, size).
+    """Random resized crop to `size` and horizontal flip of uint8 images (B, C, H, W); returns (B, C, size, size).
 
-    torchvision.transforms.v2's RandomResizedCrop with area in [`scale`, 1].
+    Every image has its own crop, by RandomResizedCrop of torchvision.transforms.v2 with an area in [`scale`, 1].
     """
     crop = _resized_crop(size, scale)
-    with torch.random.fork_rng(devices=[]):  # v2 draws from torch's global generator: lend it ours
-        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # and no GPU's
+    with torch.random.fork_rng(devices=[]):  # v2 uses torch's global generator: seed it from ours
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # the CPU's only
         return torch.stack([crop(image) for image in images])
 
 
 @cache
 def _resized_crop(size: int, scale: float) -> Callable[[Tensor], Tensor]:
-    """The transform of `augment_resized_crop`: made once, for a worker crops one image at a time."""
+    """The transform of `augment_resized_crop`, cached because a worker crops one image at a time."""
     from torchvision.transforms import v2
 
     return v2.Compose([v2.RandomResizedCrop(size, scale=(scale, 1.0), antialias=True), v2.RandomHorizontalFlip()])
 
 
 def centre_crop(images: Tensor, size: int) -> Tensor:
-    """The central `size` x `size` of images (..., H, W); H, W >= `size`."""
+    """The central `size` x `size` pixels of images (..., H, W); H, W >= `size`."""
     top, left = ((side - size) // 2 for side in images.shape[-2:])
     return images[..., top : top + size, left : left + size]
 
 
 class Normalise:
-    """uint8 images (B, C, H, W) -> float32, (pixels / 255 - mean) / std by channel."""
+    """Normalises uint8 images (B, C, H, W) to float32: (pixels / 255 - mean) / std of each channel."""
 
     def __init__(self, data: ImageData, device: torch.device | str = "cpu") -> None:
         mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (data.mean, data.std))
@@ -261,13 +264,42 @@ class Normalise:
         return images.float().mul_(self.scale).sub_(self.shift)
 
 
-class BatchSource:
-    """Training batches of a split on a device: draws rows, augments and normalises them.
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images are augmented.
 
-    `augmentation` one of `AUGMENTATIONS`, `padding` pixels of the pad-crop (default: an eighth of the side, 4 at 32),
-    `cutout` side in pixels. In several processes each takes every `world`-th batch, of overlapping ones a stretch of
-    neighbours, and pairs are formed within a batch. An image that comes again is augmented again.
-    Raises `CorsdError` for an unknown choice or a number out of range.
+    `kind`: one of `AUGMENTATIONS`; None for the default of the data set. `padding`: pixels of the pad-crop; None for an eighth
+    of the image side (4 at 32 pixels). `padding_mode`: "reflect" or "zero". `cutout`: side of the cutout square in pixels, 0
+    for none. Raises `CorsdError` for an unknown choice and for a negative number.
+    """
+
+    kind: str | None = None
+    padding: int | None = None
+    padding_mode: str = "reflect"
+    cutout: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind is not None:
+            check_choice("augmentation", self.kind, AUGMENTATIONS)
+        check_choice("padding mode", self.padding_mode, PADDING_MODES)
+        for name in ("padding", "cutout"):
+            if (getattr(self, name) or 0) < 0:
+                raise CorsdError(f"{name} = {shortened(getattr(self, name))} must be at least 0")
+
+    def for_data(self, data: ImageData) -> Augmentation:
+        """The same with the defaults of a data set in place of None."""
+        padding = max(1, data.image_size // 8) if self.padding is None else self.padding
+        if self.padding is None and self.padding_mode == "reflect":
+            padding = min(padding, data.image_size - 1)  # a single pixel has no neighbour to reflect
+        return replace(self, kind=data.augmentation if self.kind is None else self.kind, padding=padding)
+
+
+class BatchSource:
+    """Training batches of the train split on a device: samples indices, augments and normalises the images.
+
+    `augmentation`: an `Augmentation`, or its kind by name; None for the default of the data set. An image that is sampled twice
+    is augmented twice. With several processes each takes every `world`-th batch, of overlapping batches a contiguous part, and
+    pairs are formed within a batch. Raises `CorsdError` for an unknown choice and for a number out of range.
     """
 
     def __init__(
@@ -277,29 +309,20 @@ class BatchSource:
         batch_size: int,
         sampling: str = "plain",
         samples_per_class: int = 4,
-        augmentation: str | None = None,
-        padding: int | None = None,
-        padding_mode: str = "reflect",
-        cutout: int = 0,
+        augmentation: Augmentation | str | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
         workers: int = 2,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        self.augmentation = data.augmentation if augmentation is None else augmentation
-        check_choice("augmentation", self.augmentation, AUGMENTATIONS)
+        given = augmentation if isinstance(augmentation, Augmentation) else Augmentation(augmentation)
+        self.augmentation = given.for_data(data)
         check_choice("sampling", sampling, SAMPLINGS)
-        check_choice("padding mode", padding_mode, PADDING_MODES)
-        for name, value, low in (("batch_size", batch_size, 1), ("padding", padding or 0, 0), ("cutout", cutout, 0)):
-            if value < low:
-                raise CorsdError(f"{name} = {shortened(value)} must be at least {low}")
+        if batch_size < 1:
+            raise CorsdError(f"batch_size = {shortened(batch_size)} must be at least 1")
         self.data, self.split, self.sampling = data, data.train, sampling
         self.batch_size, self.samples_per_class = batch_size, samples_per_class
-        self.padding = padding if padding is not None else max(1, data.image_size // 8)
-        if padding is None and padding_mode == "reflect":
-            self.padding = min(self.padding, data.image_size - 1)  # one pixel has no neighbour to reflect
-        self.padding_mode, self.cutout = padding_mode, cutout
         self.seed, self.device, self.workers = seed, torch.device(device), workers
         self.rank, self.world = rank, world
         self.normalise = Normalise(data, device)
@@ -307,29 +330,29 @@ class BatchSource:
             self.images = self._prepared(self.split.images).to(device)
 
     def rows(self, epoch: int) -> list[Tensor]:
-        """Rows of the train split of every batch that this process sees in `epoch`."""
-        batches = self._rows_of_all(epoch)
+        """Indices into the train split of every batch of this process in `epoch`."""
+        batches = self._all_indices(epoch)
         share = len(batches) // self.world
         if self.sampling == "overlapping":
             return batches[self.rank * share : (self.rank + 1) * share]
         return batches[self.rank : share * self.world : self.world]
 
     def images_of(self, epoch: int, steps: int) -> int:
-        """How many images all processes together see in the first `steps` steps of `epoch`."""
-        return sum(len(batch) for batch in self._rows_of_all(epoch)[: steps * self.world])
+        """The number of images of all processes together in the first `steps` steps of `epoch`."""
+        return sum(len(batch) for batch in self._all_indices(epoch)[: steps * self.world])
 
-    def _rows_of_all(self, epoch: int) -> list[Tensor]:
+    def _all_indices(self, epoch: int) -> list[Tensor]:
         generator = step_generator(self.seed, epoch)
         return epoch_batches(self.split.labels, self.sampling, self.batch_size, self.samples_per_class, generator)
 
     def __call__(self, epoch: int, start: int = 0, progress: Callable[[int], float] | None = None) -> Iterator[Batch]:
-        """The batches of `epoch` from step `start` on."""
-        rows = self.rows(epoch)
-        steps = range(start, len(rows))
+        """The batches of `epoch` from step `start` on; `progress(step)` gives their progress."""
+        indices = self.rows(epoch)
+        steps = range(start, len(indices))
         generators = [step_generator(self.seed, epoch, step, self.rank) for step in steps]
-        images = self._stream(rows[start:], generators) if isinstance(self.split, ImageFiles) else None
+        images = self._stream(indices[start:], generators) if isinstance(self.split, ImageFiles) else None
         for step, generator in zip(steps, generators, strict=True):
-            batch = rows[step]
+            batch = indices[step]
             pixels = self._augment(self.images, batch, generator) if images is None else next(images)
             yield Batch(
                 images=self.normalise(pixels),
@@ -341,27 +364,27 @@ class BatchSource:
             )
 
     def _prepared(self, images: Tensor) -> Tensor:
-        """Everything of the augmentation that is the same in every epoch."""
-        if self.augmentation == "resized_crop":
+        """The steps of the augmentation that are the same in every epoch: centre crop and padding."""
+        how = self.augmentation
+        if how.kind == "resized_crop":
             return images
         images = centre_crop(images, self.data.image_size)
-        return images if self.augmentation == "none" else pad_images(images, self.padding, self.padding_mode)
+        return images if how.kind == "none" else pad_images(images, how.padding or 0, how.padding_mode)
 
-    def _augment(self, images: Tensor, rows: Tensor, generator: torch.Generator) -> Tensor:
-        """Augmented `rows` (B,) of `images`: of the whole prepared split, or of a streamed batch."""
-        rows = rows.to(self.device)
-        if self.augmentation != "resized_crop":
-            flip = self.augmentation == "crop_flip"
-            return augment_crop(images, rows, self.data.image_size, generator, flip, self.cutout)
-        if isinstance(self.split, ImageArrays):  # streamed images are cropped where they are decoded, by the workers
-            images = augment_resized_crop(images[rows], self.data.image_size, generator, self.data.crop_scale)
-        return _cutout(images, torch.rand(2, len(rows), generator=generator).to(self.device), self.cutout)
+    def _augment(self, images: Tensor, indices: Tensor, generator: torch.Generator) -> Tensor:
+        """Augment the images `indices` (B,) of `images`, which is the whole prepared split or a streamed batch."""
+        how, indices = self.augmentation, indices.to(self.device)
+        if how.kind != "resized_crop":
+            return augment_crop(images, indices, self.data.image_size, generator, how.kind == "crop_flip", how.cutout)
+        if isinstance(self.split, ImageArrays):  # streamed images are cropped by the workers that decode them
+            images = augment_resized_crop(images[indices], self.data.image_size, generator, self.data.crop_scale)
+        return _cutout(images, torch.rand(2, len(indices), generator=generator).to(self.device), how.cutout)
 
-    def _stream(self, rows: list[Tensor], generators: list[torch.Generator]) -> Iterator[Tensor]:
-        """Augmented images of the batches of `rows`, decoded by workers; every image brings the seed of its own crop."""
+    def _stream(self, indices: list[Tensor], generators: list[torch.Generator]) -> Iterator[Tensor]:
+        """Augmented images of the batches `indices`, decoded by workers; every image has its own seed for the crop."""
         assert isinstance(self.split, ImageFiles)
-        crop = self.augmentation == "resized_crop"
-        items = (_items(batch, generator if crop else None) for batch, generator in zip(rows, generators, strict=True))
+        crop = self.augmentation.kind == "resized_crop"
+        items = (_items(batch, generator if crop else None) for batch, generator in zip(indices, generators, strict=True))
         decoded = _decoded(self.split, self.data.image_size, items, self.workers, self.device, self.data.crop_scale)
         for images, generator in zip(decoded, generators, strict=True):
             prepared = self._prepared(images.to(self.device, non_blocking=True))
@@ -369,7 +392,7 @@ class BatchSource:
 
 
 class _FileDataset(torch.utils.data.Dataset[Tensor]):
-    """Decoded images of an `ImageFiles`: random-resized-cropped from an item's seed if it has one, else from the centre."""
+    """Decoded images of an `ImageFiles`: a random resized crop where the item has a seed, else the centre crop."""
 
     def __init__(self, files: ImageFiles, size: int, scale: float = 1.0) -> None:
         self.files, self.size, self.scale = files, size, scale
@@ -377,25 +400,25 @@ class _FileDataset(torch.utils.data.Dataset[Tensor]):
     def __getitem__(self, item: Item) -> Tensor:
         from torchvision.transforms.v2 import functional as tv
 
-        row, seed = item
-        image = self.files.load(row)
+        index, seed = item
+        image = self.files.load(index)
         if seed is not None:
             return augment_resized_crop(image[None], self.size, step_generator(seed), self.scale)[0]
         image = tv.resize(image, [round(self.size * 8 / 7)], antialias=True)
         return centre_crop(image, self.size)
 
 
-def _items(rows: Tensor, generator: torch.Generator | None = None) -> list[Item]:
-    """Rows (B,) as items of a `_FileDataset`, each with a seed drawn from `generator` if there is one."""
-    seeds = [None] * len(rows) if generator is None else torch.randint(2**62, rows.shape, generator=generator).tolist()
-    return list(zip(rows.tolist(), seeds, strict=True))
+def _items(indices: Tensor, generator: torch.Generator | None = None) -> list[Item]:
+    """Indices (B,) as items of a `_FileDataset`, each with a seed from `generator` if there is one."""
+    seeds = [None] * len(indices) if generator is None else torch.randint(2**62, indices.shape, generator=generator).tolist()
+    return list(zip(indices.tolist(), seeds, strict=True))
 
 
 def _decoded(
     files: ImageFiles, size: int, items: Iterable[list[Item]], workers: int, device: torch.device, scale: float = 1.0
 ) -> Iterator[Tensor]:
-    """The batches uint8 (B, 3, `size`, `size`) of `items`, in their order whatever the number of workers."""
-    import torchvision.transforms.v2  # noqa: F401  before the workers fork: each would import it again, every epoch
+    """Decoded batches, uint8 (B, 3, `size`, `size`), in the order of `items` for any number of workers."""
+    import torchvision.transforms.v2  # noqa: F401  imported here so that forked workers need not import it in every epoch
     from torch.utils.data import DataLoader
 
     loader = DataLoader(
@@ -404,40 +427,42 @@ def _decoded(
         num_workers=workers,
         pin_memory=device.type == "cuda",
         worker_init_fn=_leave_signals_to_the_main_process,
-        generator=torch.Generator(),  # else each pass would take a number from torch's global generator
+        generator=torch.Generator(),  # else torch's global generator would be used
     )
     try:
         yield from loader
-    except CorsdError as error:  # of a worker: its whole traceback, with our line at the end
-        error.__traceback__ = None  # its frames would keep the workers, and to collect them later takes 10 seconds
+    except CorsdError as error:  # from a worker: the message is its traceback, with our message at the end
+        error.__traceback__ = None  # its frames keep the workers alive; collecting them later takes 10 seconds
         raise CorsdError(str(error).rstrip().rpartition("CorsdError: ")[2]) from error
     except (BrokenPipeError, RuntimeError) as error:
         if not isinstance(error, BrokenPipeError) and not str(error).startswith("DataLoader worker"):
             raise
         raise CorsdError(
-            f"a worker process that reads images ended ({error}): a script must begin what it does with "
+            f"a worker process that reads images ended ({error}): a script must start its work below "
             "`if __name__ == '__main__':`, and memory must be enough for `workers` processes (workers=0 reads without them)"
-        ) from None  # its frames would keep the workers, and it adds nothing
+        ) from None  # its frames would keep the workers alive
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the loop still wants its batch
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole process group, but the training loop still needs the batch
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def evaluation_batches(
     data: ImageData, split: Split, device: torch.device | str = "cpu", batch_size: int | None = None, workers: int = 2
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images, labels) of `split` in its order, normalised, centre-cropped, not augmented, on `device`.
+    """Batches (images, labels) of `split` in its order on `device`: centre-cropped and normalised, not augmented.
 
-    `batch_size`: by default 512 up to 64 pixels a side, then fewer as images grow, so that memory does not.
+    `batch_size`: by default 512 for images up to 64 pixels a side, and fewer for larger ones, so that memory stays constant.
     """
     batch_size = batch_size or max(16, 512 * 64**2 // max(64, data.image_size) ** 2)
     normalise, device = Normalise(data, device), torch.device(device)
-    rows = list(torch.arange(len(split)).split(batch_size))
+    indices = list(torch.arange(len(split)).split(batch_size))
     if isinstance(split, ImageFiles):
-        images = _decoded(split, data.image_size, map(_items, rows), workers, device)
+        images = _decoded(split, data.image_size, map(_items, indices), workers, device)
     else:
-        images = (centre_crop(split.images[batch], data.image_size) for batch in rows)
-    for batch, pixels in zip(rows, images, strict=True):
+        images = (centre_crop(split.images[batch], data.image_size) for batch in indices)
+    for batch, pixels in zip(indices, images, strict=True):
         yield normalise(pixels.to(device, non_blocking=True)), split.labels[batch].to(device)

@@ -1,10 +1,9 @@
-"""The same verbs for a terminal: `corsd --help` lists them. Options of a training come from the `TrainConfig` dataclass."""
+"""The command line: `corsd --help` lists its verbs. The options of a training are the fields of `TrainConfig`."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import sys
 import warnings
@@ -12,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, get_args, get_type_hints
 
 from corsd_lib import __version__
 from corsd_lib.errors import CorsdError, check_text, shortened
@@ -26,9 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+Verbs: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a verb. What the user can mend ends with one line on stderr and status 2, Ctrl-C with nothing to save with 130."""
+    """Run a verb. Errors of the user are one line on stderr and exit status 2; Ctrl-C with nothing to save is status 130."""
     options = _parser().parse_args(arguments)
     try:
         _check_texts(vars(options))
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"corsd: error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if isinstance(error, BrokenPipeError):  # whoever read the output has gone, as `head` does
+        if isinstance(error, BrokenPipeError):  # the reader of the output has ended, such as `head`
             raise
         where = f"{error.filename}: " if error.filename else ""
         print(f"corsd: error: {where}{error.strerror or error}", file=sys.stderr)
@@ -49,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _check_texts(options: Mapping[str, Any]) -> None:
-    """Refuse names and paths that are not valid UTF-8 before anything is computed: the end of it is to print or write them."""
+    """Raise `CorsdError` for arguments that are not valid UTF-8, before anything is computed: they cannot be written later."""
     for name, value in options.items():
         texts = value if isinstance(value, list) else [value]
         check_text(f"argument {name}:", *(text for text in texts if isinstance(text, str)))
@@ -58,7 +59,7 @@ def _check_texts(options: Mapping[str, Any]) -> None:
 
 
 def _shown_as_note(otherwise: Callable[..., None]) -> Callable[..., None]:
-    """How a warning is shown: one line for what the library says of the data, as usual for others."""
+    """A function that shows notices about the data as one line, and other warnings as usual."""
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         from corsd_lib.datasets import DataNotice
@@ -72,9 +73,9 @@ def _shown_as_note(otherwise: Callable[..., None]) -> Callable[..., None]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line: the usage of `corsd train` alone would fill a screen.
+    """A parser whose errors are one line, without the long usage text.
 
-    `ending` gives the last lines of the help. It is called when the help is shown: it may load plug-ins.
+    `ending()` returns the last lines of the help. It is called only when the help is shown, because it may load plug-ins.
     """
 
     ending: Callable[[], str] | None = None
@@ -83,96 +84,30 @@ class _Parser(argparse.ArgumentParser):
         return super().format_help() + (f"\n{self.ending()}\n" if self.ending else "")
 
     def error(self, message: str) -> NoReturn:
-        message = message if len(message) <= 600 else f"{message[:300]} ... {message[-300:]}"  # it repeats what was typed
+        message = message if len(message) <= 600 else f"{message[:300]} ... {message[-300:]}"  # it repeats the arguments
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
+    """The parser of `corsd`; each verb adds its own parser beside its handler."""
     parser = _Parser("corsd", description="Class-Oriented Relational Self Distillation")
     parser.add_argument("--version", action="version", version=f"corsd {__version__}")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-
-    train = verbs.add_parser("train", help="train a network and write a run")
-    train.set_defaults(verb=_train)
-    train.add_argument("--config", metavar="FILE", help="start from a JSON file, such as a run's own config.json")
-    train.add_argument("--quiet", action="store_true", help="no progress bar")
-    _add_config_options(train)
-    train.ending = _methods_text
-
-    methods = verbs.add_parser("methods", help="list the methods, or the options of some of them")
-    methods.set_defaults(verb=_methods)
-    methods.add_argument("methods", nargs="*", metavar="METHOD", help="whose options are listed (default: list the methods)")
-
-    evaluate = verbs.add_parser("evaluate", help="accuracy, calibration and cost of every exit of a run")
-    evaluate.set_defaults(verb=_evaluate)
-    evaluate.add_argument("run", help="run directory")
-    evaluate.add_argument("--data-root", help="folder that holds the data sets; default: the run's own, $CORSD_DATA, data")
-    evaluate.add_argument("--split", default="test", choices=("train", "validation", "test"))
-    evaluate.add_argument("--device", help="such as cpu or cuda; default cpu")
-    evaluate.add_argument("--json", action="store_true", help="print JSON in place of a table")
-
-    compare = verbs.add_parser("compare", help="train several methods and seeds side by side, and tabulate them")
-    compare.set_defaults(verb=_compare)
-    compare.add_argument("study", help="a study.json or its folder, such as results/mine; records and tables go there")
-    compare.add_argument("--rows", nargs="+", metavar="ROW", help="train these rows only")
-    compare.add_argument(
-        "--seeds", nargs="+", type=int, help="train these seeds only; of a new study: its own (default: 0 1 2)"
-    )
-    compare.add_argument("--runs", metavar="DIR", help="where run directories go (default: runs/ and the study's name)")
-    compare.add_argument("--jobs", type=int, help="trainings at a time (default: one a GPU, else one a CPU)")
-    compare.add_argument("--tables", action="store_true", help="train nothing: make tables and figures from the records")
-    compare.add_argument("--readme", metavar="FILE", help="put a short table between the study's marks of a Markdown file")
-    compare.add_argument("--quiet", action="store_true", help="neither progress nor table")
-    new = compare.add_argument_group("a new study", "the settings of `corsd train` are those that all of its rows share")
-    new.add_argument("--methods", nargs="+", metavar="METHOD", help="write the study.json first, with a row for each of these")
-    new.add_argument("--equal", choices=("images", "epochs"), help="what the rows are given alike (default: images)")
-    _add_config_options(new, without=("method", "seed", "out", "resume"))
-    compare.ending = _methods_text
-
-    tune = verbs.add_parser("tune", help="search the options of rows of a study on a validation split of train")
-    tune.set_defaults(verb=_tune)
-    tune.add_argument("study", help="a study.json or its folder, whose tuning says what is searched; the record goes there")
-    tune.add_argument("rows", nargs="*", metavar="ROW", help="the rows that are tuned (default: all that the study tunes)")
-    tune.add_argument("--trials", type=int, help="trials in all, those done before counted (default: what the study says)")
-    tune.add_argument("--jobs", type=int, help="trials at a time (default: one a GPU, else one a CPU)")
-    tune.add_argument("--runs", metavar="DIR", help="where run directories go (default: runs/ and the study's name)")
-    tune.add_argument("--data-root", help="folder that holds the data sets; default: $CORSD_DATA, else data")
-    tune.add_argument("--quiet", action="store_true", help="no line a trial")
-
-    export = verbs.add_parser("export", help="write a small copy of a finished run that travels in git")
-    export.set_defaults(verb=_export)
-    export.add_argument("run", help="run directory")
-    export.add_argument("dest", help="folder of the copy: a new one, or an earlier export of the same run")
-    export.add_argument("--data-root", help="folder that holds the data sets; default: the run's own, $CORSD_DATA, data")
-    export.add_argument("--snapshots", type=int, default=6, help="probe snapshots to keep (default: %(default)s)")
-    export.add_argument("--probe-images", type=int, default=500, help="probe images to keep (default: %(default)s)")
-    export.add_argument("--umap", action="store_true", help="fit the UMAP that a StageExplorer opens with, and keep it")
-
-    report = verbs.add_parser("report", help="write one HTML file about a run, or several side by side")
-    report.set_defaults(verb=_report)
-    report.add_argument("runs", nargs="+", metavar="RUN", help="run directory, finished or not")
-    report.add_argument("--out", metavar="FILE", default="report.html", help="the file (default: %(default)s)")
-    report.add_argument(
-        "--embedding",
-        default="pca",
-        choices=("pca", "umap", "none"),
-        help="picture of the probe images at every exit; umap takes a minute or so (default: %(default)s)",
-    )
-
-    data = verbs.add_parser("data", help="look at a data set, or download it")
-    data.set_defaults(verb=_data)
-    data.add_argument("name", help="digits, shapes, cifar10, cifar100, cub200, tiny_imagenet, imagenet, folder:PATH, npz:PATH")
-    data.add_argument("--data-root", help="folder that holds the data sets; default: $CORSD_DATA, else data")
-    data.add_argument("--image-size", type=int, help="side of the square the network sees, pixels")
-    data.add_argument("--test-fraction", type=float, help="share of each class to test on, of a folder without a split")
-    data.add_argument("--download", action="store_true", help="fetch what is missing")
-
-    bench = verbs.add_parser("bench", help="measure speed and memory as ratios")
-    bench.set_defaults(verb=_bench)
-    bench.add_argument("--out", metavar="FILE", help="write the figures as JSON")
-    bench.add_argument("--readme", metavar="FILE", help="put the table between the bench marks of a Markdown file")
-    bench.add_argument("--quick", action="store_true", help="fewer repetitions; figures are rough")
+    for add in (
+        *(_add_train, _add_methods, _add_evaluate, _add_compare, _add_tune),
+        *(_add_export, _add_report, _add_data, _add_bench),
+    ):
+        add(verbs)
     return parser
+
+
+def _add_train(verbs: Verbs) -> None:
+    parser = verbs.add_parser("train", help="train a network and write a run")
+    parser.set_defaults(verb=_train)
+    parser.add_argument("--config", metavar="FILE", help="start from a JSON file, such as a run's own config.json")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    _add_config_options(parser)
+    parser.ending = _methods_text
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -184,20 +119,28 @@ def _train(options: argparse.Namespace) -> None:
     config = TrainConfig() if options.config is None else TrainConfig.from_file(options.config)
     given["method_options"] = _method_options(config, given)
     run = train(replace(config, **given), progress=not options.quiet)
-    if getattr(rank_zero_only, "rank", 0):  # one report, from the first of several processes
+    if getattr(rank_zero_only, "rank", 0):  # only the first process prints
         return
     print(run)
     if run.test is None:
         out = shlex.quote(str(run.path))
-        print(f"stopped; go on with: corsd train --config {out}/config.json --out {out} --resume")
+        print(f"stopped; continue with: corsd train --config {out}/config.json --out {out} --resume")
     else:
         print(_table(run.test["exits"], run.test["ensemble"]))
 
 
 def _method_options(config: TrainConfig, given: dict[str, Any]) -> dict[str, Any]:
-    """Options on the command line go over those of the file, unless another method is asked for."""
+    """Options on the command line override those of the file, unless the method is another one."""
     same = given.get("method", config.method) == config.method
     return {**(config.method_options if same else {}), **dict(given.get("method_options", ()))}
+
+
+def _add_methods(verbs: Verbs) -> None:
+    parser = verbs.add_parser("methods", help="list the methods, or the options of some of them")
+    parser.set_defaults(verb=_methods)
+    parser.add_argument(
+        "methods", nargs="*", metavar="METHOD", help="list the options of this method (default: list the methods)"
+    )
 
 
 def _methods(options: argparse.Namespace) -> None:
@@ -208,7 +151,7 @@ def _methods(options: argparse.Namespace) -> None:
 
 
 def _methods_text() -> str:
-    """The known methods with a line each, and the plug-ins that could not be loaded."""
+    """One line for each method, and for each plug-in that could not be loaded."""
     from corsd_lib.methods import known_methods, plugin_failures
 
     known = known_methods()
@@ -221,7 +164,7 @@ def _methods_text() -> str:
 
 
 def _options_text(kind: type[Method]) -> str:
-    """The options of a method: default as --method-options takes it, what it is, and what is allowed."""
+    """The options of a method: name and default as --method-options takes them, help, and allowed values."""
     from corsd_lib.methods import allowed_values, described
     from corsd_lib.methods.base import make_options
 
@@ -238,6 +181,16 @@ def _purpose(kind: type[Method]) -> str:
     return (kind.__doc__ or "").strip().partition("\n")[0]
 
 
+def _add_evaluate(verbs: Verbs) -> None:
+    parser = verbs.add_parser("evaluate", help="accuracy, calibration and cost of every exit of a run")
+    parser.set_defaults(verb=_evaluate)
+    parser.add_argument("run", help="run directory")
+    parser.add_argument("--data-root", help="folder that holds the data sets; default: the run's own, $CORSD_DATA, data")
+    parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    parser.add_argument("--device", help="such as cpu or cuda; default cpu")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
+
+
 def _evaluate(options: argparse.Namespace) -> None:
     from dataclasses import asdict
 
@@ -249,6 +202,24 @@ def _evaluate(options: argparse.Namespace) -> None:
     else:
         print(f"{options.run} on {result.data}, {result.split}: {result.images:,} images")
         print(_table(result.exits, result.ensemble))
+
+
+def _add_compare(verbs: Verbs) -> None:
+    parser = verbs.add_parser("compare", help="train several methods and seeds side by side, and tabulate them")
+    parser.set_defaults(verb=_compare)
+    parser.add_argument("study", help="a study.json or its folder, such as results/mine; records and tables go there")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="train these rows only")
+    parser.add_argument("--seeds", nargs="+", type=int, help="train these seeds only; of a new study: its own (default: 0 1 2)")
+    parser.add_argument("--runs", metavar="DIR", help="where run directories go (default: runs/ and the study's name)")
+    parser.add_argument("--jobs", type=int, help="trainings at a time (default: one for each GPU, else for each CPU)")
+    parser.add_argument("--tables", action="store_true", help="train nothing: write tables and figures from the records")
+    parser.add_argument("--readme", metavar="FILE", help="put a short table between the study's marks of a Markdown file")
+    parser.add_argument("--quiet", action="store_true", help="print no progress and no table")
+    new = parser.add_argument_group("a new study", "the settings of `corsd train` are shared by all of its rows")
+    new.add_argument("--methods", nargs="+", metavar="METHOD", help="write the study.json first, with a row for each of these")
+    new.add_argument("--equal", choices=("images", "epochs"), help="what all rows have equally many of (default: images)")
+    _add_config_options(new, without=("method", "seed", "out", "resume"))
+    parser.ending = _methods_text
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -274,12 +245,12 @@ def _compare(options: argparse.Namespace) -> None:
     if study.records():
         _write_study(study, report, all(job.state == "failed" for job in unfinished), options.readme)
     if unfinished:
-        print(*unfinished, "the same command goes on from here", sep="\n", file=sys.stderr)
+        print(*unfinished, "run the same command again to continue", sep="\n", file=sys.stderr)
         sys.exit(1)
 
 
 def _write_study(study: Study, report: Callable[[str], object], figures: bool, readme: str | None) -> None:
-    """Tables from the records of a study, and figures, which take seconds: not while somebody waits for it to stop."""
+    """Write the tables of a study, and its figures if `figures`; these take seconds and are skipped after a stop."""
     from corsd_lib.studies.tables import markdown, short_markdown, write_tables
 
     summary = write_tables(study)
@@ -302,7 +273,7 @@ def _drawn(summary: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def _study(options: argparse.Namespace) -> Study:
-    """The study that is asked for, written first where it is a new one."""
+    """The study of the arguments; a new one is written first."""
     from corsd_lib.studies.study import Study, new_study, study_file
 
     settings = {f.name: getattr(options, f.name) for f in fields(TrainConfig) if hasattr(options, f.name)}
@@ -317,6 +288,20 @@ def _study(options: argparse.Namespace) -> Study:
     return Study.from_file(options.study)
 
 
+def _add_tune(verbs: Verbs) -> None:
+    parser = verbs.add_parser("tune", help="search the options of rows of a study on a validation split of train")
+    parser.set_defaults(verb=_tune)
+    parser.add_argument("study", help="a study.json or its folder, whose tuning defines the search; the record goes there")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="rows to tune (default: all that the study tunes)")
+    parser.add_argument(
+        "--trials", type=int, help="total number of trials, including earlier ones (default: that of the study)"
+    )
+    parser.add_argument("--jobs", type=int, help="trials at a time (default: one for each GPU, else for each CPU)")
+    parser.add_argument("--runs", metavar="DIR", help="where run directories go (default: runs/ and the study's name)")
+    parser.add_argument("--data-root", help="folder that holds the data sets; default: $CORSD_DATA, else data")
+    parser.add_argument("--quiet", action="store_true", help="print no line for each trial")
+
+
 def _tune(options: argparse.Namespace) -> None:
     from corsd_lib.studies.study import Study
     from corsd_lib.studies.tuner import tune
@@ -328,8 +313,19 @@ def _tune(options: argparse.Namespace) -> None:
     for row in options.rows or study.tuning:
         record = tune(study, row, trials=options.trials, jobs=options.jobs, report=report, **where)
         best, file = record["best"], study.path / "tuning" / f"{row}.json"
-        found = f"best is trial {best['number']} with {best['value']:.2f} %" if best else "none is complete"
+        found = f"best is trial {best['number']} with {best['value']:.2f} %" if best else "no trial is complete"
         print(f"{file}: {study.trials_done(record)} trials, {found}")
+
+
+def _add_export(verbs: Verbs) -> None:
+    parser = verbs.add_parser("export", help="write a small copy of a finished run, for git")
+    parser.set_defaults(verb=_export)
+    parser.add_argument("run", help="run directory")
+    parser.add_argument("dest", help="folder of the copy: a new one, or an earlier export of the same run")
+    parser.add_argument("--data-root", help="folder that holds the data sets; default: the run's own, $CORSD_DATA, data")
+    parser.add_argument("--snapshots", type=int, default=6, help="probe snapshots to keep (default: %(default)s)")
+    parser.add_argument("--probe-images", type=int, default=500, help="probe images to keep (default: %(default)s)")
+    parser.add_argument("--umap", action="store_true", help="compute and store the UMAP that a StageExplorer opens with")
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -342,6 +338,19 @@ def _export(options: argparse.Namespace) -> None:
     print(f"{run.path}: {total:.2f} MB, of which weights {weights:.2f} MB, and {len(run.probes)} snapshots")
 
 
+def _add_report(verbs: Verbs) -> None:
+    parser = verbs.add_parser("report", help="write one HTML file about a run, or several side by side")
+    parser.set_defaults(verb=_report)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory, finished or not")
+    parser.add_argument("--out", metavar="FILE", default="report.html", help="the file (default: %(default)s)")
+    parser.add_argument(
+        "--embedding",
+        default="pca",
+        choices=("pca", "umap", "none"),
+        help="picture of the probe images at every exit; umap takes a minute or so (default: %(default)s)",
+    )
+
+
 def _report(options: argparse.Namespace) -> None:
     from corsd_lib.sharing.report import write_report
 
@@ -351,11 +360,21 @@ def _report(options: argparse.Namespace) -> None:
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
+def _add_data(verbs: Verbs) -> None:
+    parser = verbs.add_parser("data", help="summarise a data set, or download it")
+    parser.set_defaults(verb=_data)
+    parser.add_argument("name", help="digits, shapes, cifar10, cifar100, cub200, tiny_imagenet, imagenet, folder:PATH, npz:PATH")
+    parser.add_argument("--data-root", help="folder that holds the data sets; default: $CORSD_DATA, else data")
+    parser.add_argument("--image-size", type=int, help="side of the square the network sees, pixels")
+    parser.add_argument("--test-fraction", type=float, help="share of each class to test on, of a folder without a split")
+    parser.add_argument("--download", action="store_true", help="download missing files")
+
+
 def _data(options: argparse.Namespace) -> None:
     from corsd_lib.datasets import load_dataset
     from corsd_lib.datasets.notices import silent
 
-    with silent():  # the summary has them
+    with silent():  # the summary contains the notices
         data = load_dataset(
             options.name,
             options.data_root,
@@ -364,6 +383,14 @@ def _data(options: argparse.Namespace) -> None:
             download=options.download,
         )
     print(data.summary())
+
+
+def _add_bench(verbs: Verbs) -> None:
+    parser = verbs.add_parser("bench", help="measure speed and memory as ratios")
+    parser.set_defaults(verb=_bench)
+    parser.add_argument("--out", metavar="FILE", help="write the figures as JSON")
+    parser.add_argument("--readme", metavar="FILE", help="put the table between the bench marks of a Markdown file")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions; figures are rough")
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -379,7 +406,7 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _table(exits: list[dict[str, float]], ensemble: dict[str, float]) -> str:
-    """Figures of every exit as aligned text."""
+    """The figures of every exit as a text table."""
     lines = [f"{'':>8}  {'top-1 %':>8} {'top-5 %':>8} {'CE nats':>8} {'ECE %':>6} {'MACs':>8} {'params':>8}"]
     for name, row in [*((f"exit {k}", row) for k, row in enumerate(exits, 1)), ("ensemble", ensemble)]:
         cost = "".join(f" {_count(row[key]):>8}" for key in ("macs", "parameters") if key in row)
@@ -401,11 +428,11 @@ def _count(number: float) -> str:
 
 
 def _add_config_options(parser: argparse._ActionsContainer, without: Sequence[str] = ()) -> None:
-    """An option for every other field of `TrainConfig`, --like-this; one that is not given is absent from the namespace."""
-    hints, texts = get_type_hints(TrainConfig), _field_texts()
+    """Add an option for every field of `TrainConfig` except `without`. Options that are not given are not in the namespace."""
+    hints = get_type_hints(TrainConfig)
     for field in (field for field in fields(TrainConfig) if field.name not in without):
         flag = "--" + field.name.replace("_", "-")
-        text = f"{texts[field.name]} (default: {_default(field)})".replace("%", "%%")
+        text = f"{field.metadata['help']} (default: {_default(field)})".replace("%", "%%")
         kind = next((t for t in get_args(hints[field.name]) if t is not type(None)), hints[field.name])
         how: dict[str, Any] = {"type": kind, "metavar": field.name.upper()}
         if kind is bool:
@@ -421,13 +448,8 @@ def _default(field: Field[Any]) -> Any:
     return field.default if field.default is not MISSING else {}
 
 
-def _field_texts() -> dict[str, str]:
-    """The line of every field in the docstring of `TrainConfig`."""
-    return dict(re.findall(r"^ {8}(\w+): (.*)\.$", TrainConfig.__doc__ or "", flags=re.MULTILINE))
-
-
 def _key_value(text: str) -> tuple[str, Any]:
-    """`exit_kd=0.2` -> ("exit_kd", 0.2); a value that is no JSON is a string."""
+    """Parse `exit_kd=0.2` to ("exit_kd", 0.2); a value that is not JSON is a string."""
     name, sign, value = text.partition("=")
     if not sign:
         raise argparse.ArgumentTypeError(f"{shortened(text)} is not NAME=VALUE, as in exit_kd=0.2")

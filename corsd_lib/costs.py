@@ -1,4 +1,4 @@
-"""What a network costs: multiply-accumulates and parameters, by exit, of a forward pass and of a step of training."""
+"""Costs: multiply-accumulates (MACs) and parameters of exits, and MACs of a training step."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = [
 
 
 def count_macs(module: nn.Module, shape: tuple[int, ...]) -> int:
-    """Multiply-accumulates of one forward pass of convolutions and matrix products at input `shape`, in eval mode."""
+    """Multiply-accumulates of a forward pass at input `shape` in eval mode: of convolutions and matrix products."""
     from torch.utils.flop_counter import FlopCounterMode
 
     device = next(module.parameters()).device
@@ -40,24 +40,23 @@ def count_macs(module: nn.Module, shape: tuple[int, ...]) -> int:
 
 
 def exit_costs(network: MultiExitNetwork, data: ImageData) -> list[dict[str, float]]:
-    """macs and parameters of the deployable sub-network of every exit."""
+    """`macs` and `parameters` of the deployable sub-network of every exit."""
     shape = (1, data.channels, data.image_size, data.image_size)
     parts = [network.truncated(k) for k in range(len(network.exits))]
     return [{"macs": count_macs(part, shape), "parameters": sum(p.numel() for p in part.parameters())} for part in parts]
 
 
 def cumulative_macs(network: MultiExitNetwork, data: ImageData | DataInfo) -> list[int]:
-    """Multiply-accumulates (K) of an image that leaves at exit k, having been shown to every exit before it.
+    """Multiply-accumulates (K) of an image that leaves at exit k after all exits before it were computed.
 
-    backbone up to exit k's stage + exits 1 to k: more than the deployable sub-network of exit k alone, whose cost is in
-    `evaluate`, by the exits it passed in vain. `data` tells channels and image size only. Counted as `count_macs` does.
-    Source: ours.
+    They are those of the backbone up to the stage of exit k, and of exits 1 to k: more than `evaluate` gives for the deployable
+    sub-network of exit k, which has no other exit. Of `data` only channels and image size are used. Source: ours.
     """
     return leaving_macs(network, data)[0]
 
 
 def leaving_macs(network: MultiExitNetwork, data: ImageData | DataInfo) -> tuple[list[int], int]:
-    """`cumulative_macs`, and the multiply-accumulates of the plain network: the backbone and its deepest exit alone."""
+    """`cumulative_macs`, and the multiply-accumulates of the plain network: the backbone with its deepest exit only."""
     shape = (1, data.channels, data.image_size, data.image_size)
     with evaluating(network):
         images = torch.zeros(shape, device=next(network.parameters()).device)
@@ -70,15 +69,15 @@ def leaving_macs(network: MultiExitNetwork, data: ImageData | DataInfo) -> tuple
 
 
 def run_macs(run: Run) -> tuple[list[int], int]:
-    """`leaving_macs` of the network of a run with snapshots; its weights need not be there.
+    """`leaving_macs` of the network of a run with snapshots; no weights are needed.
 
-    Raises `CorsdError` where the snapshots are of another network than the configuration says.
+    Raises `CorsdError` if the snapshots do not fit the network of the configuration.
     """
-    with torch.device("meta"):  # neither weights nor random numbers are wanted
+    with torch.device("meta"):  # without weights and without random numbers
         network = new_network(replace(run.config, pretrained=False), run.data)
     snapshot = run.probes[max(run.probes)]
     have, want = (len(snapshot.logits), snapshot.embeddings[0].shape[1]), (len(network.exits), network.embedding_dim)
-    if have != want:  # before memory is taken for it
+    if have != want:  # checked before memory is allocated
         raise CorsdError(
             f"{run.path}: snapshots of {have[0]} exits with embeddings of {have[1]} dimensions, but network "
             f"{run.config.network!r} of config.json has {want[0]} exits and {want[1]} dimensions"
@@ -87,7 +86,7 @@ def run_macs(run: Run) -> tuple[list[int], int]:
 
 
 def _backbone_macs(backbone: StagedBackbone, shape: tuple[int, ...], inputs: Sequence[tuple[int, ...]]) -> list[int]:
-    """Of the backbone up to every stage; stage by stage where the shapes of what stages are given are known."""
+    """MACs of the backbone up to every stage. `inputs`: shapes of the inputs of the stages, [] if they are not known."""
     if not isinstance(backbone, SequentialBackbone):
         return [count_macs(backbone.truncated(depth), shape) for depth in range(1, len(backbone.feature_info) + 1)]
     stem = count_macs(backbone.stem, shape)
@@ -96,51 +95,54 @@ def _backbone_macs(backbone: StagedBackbone, shape: tuple[int, ...], inputs: Seq
 
 
 def training_macs(config: TrainConfig, data: DataInfo) -> float:
-    """Multiply-accumulates an image of a training step, forward and backward, of the network and of what the method adds.
+    """Multiply-accumulates of a training step for each image: forward and backward pass of the network and of the method.
 
-    Convolutions and matrix products, as `count_macs`. The network is counted on two images, for it costs the same for each; the
-    method on images and made-up outputs of a whole batch drawn as in the training, for pairs grow with the square of the batch.
+    Counts convolutions and matrix products, as `count_macs`. The cost of the network is proportional to the number of images
+    and is counted on two of them. The cost of the method may grow with the square of the batch, so it is counted on random
+    outputs for a whole batch, sampled as in the training.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
-    right = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
+    corrected = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
     with torch.random.fork_rng([]):
         network = new_network(replace(config, pretrained=False), data).train()
         method = config.build_method(network).train()
     batch = _made_up_batch(config, data)
     batch = batch._replace(draws=method.draw(batch))
-    with FlopCounterMode(display=False, custom_mapping=right) as of_network:
+    with FlopCounterMode(display=False, custom_mapping=corrected) as of_network:
         out = network(torch.zeros(2, data.channels, data.image_size, data.image_size), method.detach_exits)
-    whole = ExitOutputs(*([_repeated(t, len(batch.labels)) for t in tensors] for tensors in out))
-    method(whole, batch)  # what a method remembers of past batches is there in all but the first
-    with FlopCounterMode(display=False, custom_mapping=right) as of_method:
+    outputs = ExitOutputs(*([_repeated(t, len(batch.labels)) for t in tensors] for tensors in out))
+    method(outputs, batch)  # the first batch may cost less: methods that compare with past batches have none yet
+    with FlopCounterMode(display=False, custom_mapping=corrected) as of_method:
         method.images(batch)
-        method(whole, batch)["total"].backward()
-    pairs = [(t, w.grad[:2]) for t, w in zip(_flat(out), _flat(whole), strict=True) if w.grad is not None]
-    with FlopCounterMode(display=False, custom_mapping=right) as of_backward:
+        method(outputs, batch)["total"].backward()
+    pairs = [(t, w.grad[:2]) for t, w in zip(_flat(out), _flat(outputs), strict=True) if w.grad is not None]
+    with FlopCounterMode(display=False, custom_mapping=corrected) as of_backward:
         torch.autograd.backward([t for t, _ in pairs], [grad for _, grad in pairs])
     network_flops = of_network.get_total_flops() + of_backward.get_total_flops()
-    return network_flops / 2 / 2 + of_method.get_total_flops() / 2 / len(batch.labels)
+    flops_a_mac, images = 2, 2
+    network_macs = network_flops / flops_a_mac / images
+    return network_macs + of_method.get_total_flops() / flops_a_mac / len(batch.labels)
 
 
 def _convolution_backward_flops(
     grad: torch.Size, inputs: torch.Size, weight: torch.Size, *arguments: Any, out_shape: Any = None, **rest: Any
 ) -> int:
-    """Gradients of inputs and weights, each as much as the forward pass; torch 2.14 counts groups as if all were connected."""
+    """FLOPs of the gradients of inputs and weights, each as many as the forward pass; torch 2.14 ignores groups."""
     transposed, wanted = arguments[4], arguments[7]
     positions = math.prod((inputs if transposed else grad)[2:])
     return 2 * grad[0] * positions * math.prod(weight) * (bool(wanted[0]) + bool(wanted[1]))
 
 
 def _made_up_batch(config: TrainConfig, data: DataInfo) -> Batch:
-    """Rows and labels of a batch as the sampling of `config` draws it; its images are zeros that take no memory."""
+    """A batch with indices and labels sampled as in the training; its images are zeros that take no memory."""
     kind = find_method(config.method)
     sampling, generator = config.sampling or kind.sampling, torch.Generator().manual_seed(0)
     labels = torch.arange(data.num_classes).repeat(config.per_class or 100)
     k = config.samples_per_class or kind.samples_per_class
-    rows = epoch_batches(labels, sampling, config.batch_size, k, generator)[0]
-    images = torch.zeros(()).expand(len(rows), data.channels, data.image_size, data.image_size)
-    return Batch(images, labels[rows], rows, sampling, generator, progress=0.5)
+    indices = epoch_batches(labels, sampling, config.batch_size, k, generator)[0]
+    images = torch.zeros(()).expand(len(indices), data.channels, data.image_size, data.image_size)
+    return Batch(images, labels[indices], indices, sampling, generator, progress=0.5)
 
 
 def _flat(out: ExitOutputs) -> list[Tensor]:
@@ -148,5 +150,5 @@ def _flat(out: ExitOutputs) -> list[Tensor]:
 
 
 def _repeated(two: Tensor, count: int) -> Tensor:
-    """A leaf of `count` rows like those of `two`."""
+    """A random leaf tensor with `count` entries of the shape of those of `two`."""
     return torch.randn(count, *two.shape[1:], generator=torch.Generator().manual_seed(count)).requires_grad_()

@@ -1,4 +1,4 @@
-"""The one error family of the library: bad input, named, with what is allowed; and packages that are not installed."""
+"""The exceptions of the library, and checks of arguments that raise them."""
 
 from __future__ import annotations
 
@@ -26,30 +26,30 @@ __all__ = [
     "stand_in",
 ]
 
-PROCESSES_A_CPU = 8  # at most, of those that wait for files or for a GPU most of the time
+PROCESSES_A_CPU = 8  # upper limit for processes that mostly wait for files or a GPU
 _EXTRA = {"optuna": "tuning", "timm": "timm"}  # package -> extra of this library that brings it; all others: "notebooks"
 _PUBLISHED_AS = {"umap": "umap-learn"}
 
 
 class CorsdError(ValueError):
-    """Bad input, or a run that cannot go on. The message names the thing, its value and what is allowed."""
+    """Invalid input, or a run that cannot continue. The message names the argument, its value and what is allowed."""
 
 
 def is_whole(value: object, low: int, high: int) -> bool:
-    """Whether `value` is a whole number of Python or numpy from `low` to `high`; a bool is none."""
+    """Whether `value` is an integer of Python or numpy from `low` to `high`; bool is not accepted."""
     return isinstance(value, Integral) and not isinstance(value, bool) and low <= int(value) <= high
 
 
 class _Short(Repr):
-    """`repr` of limited length, also of integers that Python refuses to write out: those of more than 4,300 digits."""
+    """`repr` of limited length, also for integers with more than 4,300 digits, for which `repr` raises an error."""
 
     def repr_int(self, x: int, level: int) -> str:
-        if x.bit_length() < 2000:  # 602 digits; Python may be told to write out no more than 640
+        if x.bit_length() < 2000:  # 602 digits; the limit of Python can be as low as 640
             return super().repr_int(x, level)
         return f"<{'negative ' if x < 0 else ''}integer of about {x.bit_length() * 0.30103:,.0f} digits>"
 
     def repr_dict(self, x: dict[object, object], level: int) -> str:
-        """In the order of the dict, which `Repr` would sort."""
+        """In the order of the dict; `Repr` sorts."""
         if not x or level <= 0:
             return "{...}" if x else "{}"
         shown = [f"{self.repr1(k, level - 1)}: {self.repr1(v, level - 1)}" for k, v in islice(x.items(), self.maxdict)]
@@ -61,12 +61,12 @@ _short.maxstring = _short.maxother = _short.maxlong = 80
 
 
 def shortened(value: object) -> str:
-    """`repr` of a value for a message: strings, numbers, lists and objects of any size in some 80 characters each."""
+    """`repr` of a value for a message, shortened to about 80 characters."""
     return _short.repr(value)
 
 
 def check_choice(what: str, value: object, allowed: Iterable[object]) -> None:
-    """Raise `CorsdError` unless `value` is one of `allowed`; `what` names it in the message."""
+    """Raise `CorsdError` unless `value` is one of `allowed`; `what` is its name in the message."""
     choices = list(allowed)
     if value not in choices:
         raise CorsdError(f"{what} {shortened(value)} is not known; allowed: {', '.join(map(str, choices)) or 'none'}")
@@ -77,7 +77,7 @@ _NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "Storage 
 
 @contextmanager
 def enough_memory(what: str, advice: str = "") -> Iterator[None]:
-    """What Python, numpy and torch raise inside where memory is not enough, as one `CorsdError` about `what`."""
+    """Turn out-of-memory errors of Python, numpy and torch inside the context into a `CorsdError` about `what`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -85,15 +85,15 @@ def enough_memory(what: str, advice: str = "") -> Iterator[None]:
         if not isinstance(error, MemoryError) and not any(words in text for words in _NO_MEMORY):
             raise
         reason = text.rpartition("DefaultCPUAllocator: ")[2]
-        raise CorsdError(f"{what} takes more memory than there is{f' ({reason})' if reason else ''}{advice}") from error
+        raise CorsdError(f"{what} needs more memory than is available{f' ({reason})' if reason else ''}{advice}") from error
 
 
 class MissingPackage(ModuleNotFoundError, CorsdError):
-    """An optional package is not installed. The message says what needs it, and the command that installs it."""
+    """An optional package is not installed. The message has the command that installs it."""
 
 
 def missing_package(what: str, package: str, error: ImportError) -> MissingPackage:
-    """The error that `what`, such as "tuning", cannot go on: `error` was raised by the import of `package`."""
+    """The error for `what`, such as "tuning", after the import of `package` raised `error`."""
     missing = (error.name or package).partition(".")[0]
     name, extra = _PUBLISHED_AS.get(missing, missing), _EXTRA.get(package, "notebooks")
     why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
@@ -101,7 +101,7 @@ def missing_package(what: str, package: str, error: ImportError) -> MissingPacka
 
 
 def require(what: str, *packages: str) -> None:
-    """Import `packages`; raise `MissingPackage` for the first one that cannot be imported. `what` needs them."""
+    """Raise `MissingPackage` if one of `packages`, which `what` needs, cannot be imported."""
     for package in packages:
         try:
             import_module(package)
@@ -110,7 +110,7 @@ def require(what: str, *packages: str) -> None:
 
 
 def stand_in(name: str, error: MissingPackage) -> type:
-    """A class in place of the public `name`, whose module cannot be imported without a package: a call raises `error`."""
+    """A class that stands for the public `name` while a package is missing: calling it raises `error`."""
 
     def refuse(self: object, *arguments: object, **options: object) -> None:
         raise MissingPackage(str(error), name=error.name)
@@ -125,10 +125,10 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def named(source: object) -> Iterator[None]:
-    """Put the name of `source`, such as a file, before the message of a `CorsdError` raised inside that does not have it."""
+    """Prefix the message of a `CorsdError` raised inside the context with `source`, such as a file, unless it has it."""
     try:
         yield
-    except MissingPackage:  # it names the package, and what installs it
+    except MissingPackage:  # its message is complete
         raise
     except CorsdError as error:
         if str(source) in str(error):
@@ -137,9 +137,9 @@ def named(source: object) -> Iterator[None]:
 
 
 def check_processes(what: str, count: int, a_cpu: int = 1) -> None:
-    """Raise `CorsdError` where `count` processes are more than `a_cpu` for each CPU of this machine; `what` names them.
+    """Raise `CorsdError` if `count` is more than `a_cpu` processes for each CPU; `what` is the name of the argument.
 
-    The system ends arbitrary processes when they have used up its memory.
+    Too many processes use up the memory, and then the operating system kills some of them.
     """
     most = a_cpu * (os.cpu_count() or 1)
     if count > most:
@@ -147,9 +147,9 @@ def check_processes(what: str, count: int, a_cpu: int = 1) -> None:
 
 
 def check_text(what: str, *texts: str) -> None:
-    """Raise `CorsdError` unless every one of `texts` can be written as UTF-8; `what` names them in the message.
+    """Raise `CorsdError` unless all `texts` can be encoded as UTF-8; `what` is their name in the message.
 
-    Python reads file names in another encoding as surrogates, which no JSON file, table or terminal takes.
+    Python represents file names in another encoding with surrogates, which cannot be written to JSON, tables or a terminal.
     """
     for text in texts:
         if shown_text(text) != text:
@@ -157,5 +157,5 @@ def check_text(what: str, *texts: str) -> None:
 
 
 def shown_text(text: str) -> str:
-    """`text` with what is not valid UTF-8 in it written as an escape."""
+    """`text` with escapes in place of characters that are not valid UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()

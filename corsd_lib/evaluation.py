@@ -1,4 +1,4 @@
-"""What a trained network is worth: accuracy, cross-entropy and calibration by exit, and what each exit costs."""
+"""Evaluation: accuracy, cross-entropy, calibration and cost of every exit."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Evaluation",
     "calibration_error",
+    "confidence_bins",
     "evaluate",
     "exit_embeddings",
     "exit_logits",
@@ -40,10 +41,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of one split: `exits`, a dict an exit (shallow -> deep), and `ensemble`, the mean of the exits' probabilities.
+    """Figures of one split: `exits`, one dict for each exit (shallow -> deep), and `ensemble`, the mean of their probabilities.
 
-    Keys: top1, top5 (%), cross_entropy (nats), calibration_error (expected calibration error, %), and for an exit macs
-    (multiply-accumulates an image) and parameters of its deployable sub-network.
+    Keys: top1 and top5 (%), cross_entropy (nats), calibration_error (expected calibration error, %); for an exit also macs
+    (multiply-accumulates for one image) and parameters, both of its deployable sub-network.
     """
 
     data: str
@@ -53,7 +54,7 @@ class Evaluation:
     ensemble: dict[str, float]
 
     def table(self) -> pd.DataFrame:
-        """One row an exit and one for the ensemble."""
+        """A row for each exit and one for the ensemble."""
         import pandas as pd
 
         names = [f"exit{k}" for k in range(1, len(self.exits) + 1)]
@@ -69,12 +70,12 @@ def evaluate(
     device: torch.device | str | None = None,
     workers: int | None = None,
 ) -> Evaluation:
-    """Evaluate a run's newest weights, or a network in eval mode, on a split ("train", "validation", "test") of `data`.
+    """Evaluate the newest weights of a run, or a network, on a split ("train", "validation", "test") of `data`.
 
-    For a run the data it was trained on is loaded when not given. A network is left in the mode it came in, on `device` if
-    that is given. `workers` processes read images that are streamed (default: as many as trained the run, else 2). Raises
-    `CorsdError` for a split that is not there, for data of another number of classes, and for more workers than this machine
-    can run.
+    The evaluation is in eval mode; afterwards a network is in its previous mode, and on `device` if that is given. For a run
+    `data` defaults to the data set that it was trained on. `workers` processes read streamed images (default: as many as in the
+    training of the run, else 2). Raises `CorsdError` for a missing split, for data with another number of classes, and for more
+    workers than this machine can run.
     """
     check_choice("split", split, ("train", "validation", "test"))
     of_run = 2
@@ -84,20 +85,20 @@ def evaluate(
     elif not isinstance(what, torch.nn.Module):
         raise CorsdError(f"evaluate: {shortened(what)} is neither; allowed: a Run, as load_run(path) returns it, or a network")
     elif data is None:
-        raise CorsdError("evaluate(network, data): a network alone does not know its data, give it")
+        raise CorsdError("evaluate(network, data): a network does not know its data: give data")
     else:
         network = what
-    rows: Split | None = getattr(data, split)
-    if rows is None:
+    images: Split | None = getattr(data, split)
+    if images is None:
         raise CorsdError(f"data {data.name!r} has no split {split!r}: set a validation_fraction, or use 'test'")
-    if isinstance(rows, ImageFiles):
+    if isinstance(images, ImageFiles):
         check_processes("workers", workers or 0, PROCESSES_A_CPU)
     if data.num_classes != network.num_classes:
         raise CorsdError(f"data {data.name!r} has {data.num_classes} classes, the network {network.num_classes}")
     if device is not None:
         network = _moved(network, device)
     with enough_memory(f"the evaluation on {data.name!r}"):
-        logits, labels = exit_logits(network, data, rows, of_run if workers is None else workers)
+        logits, labels = exit_logits(network, data, images, of_run if workers is None else workers)
     exits = [{**scores(z, labels), **cost} for z, cost in zip(logits, exit_costs(network, data), strict=True)]
     mean = torch.stack([F.softmax(z, dim=1) for z in logits]).mean(0)
     return Evaluation(data.name, split, len(labels), exits, scores(mean.clamp_min(1e-12).log(), labels))
@@ -105,7 +106,7 @@ def evaluate(
 
 def _moved(network: MultiExitNetwork, device: torch.device | str) -> MultiExitNetwork:
     try:
-        torch.zeros(1, device=device).cpu()  # "meta" takes everything and gives nothing back
+        torch.zeros(1, device=device).cpu()  # fails for "meta", from which nothing can be copied back
         return network.to(device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: a torch built without CUDA
         reason = str(error).strip().partition("\n")[0]
@@ -127,7 +128,7 @@ def exit_embeddings(network: MultiExitNetwork, data: ImageData, split: Split, wo
 def _of_exits(
     network: MultiExitNetwork, data: ImageData, split: Split, workers: int, part: Callable[[ExitOutputs], list[Tensor]]
 ) -> list[Tensor]:
-    """A part of what a network gives in eval mode, such as its logits, of all images of a split."""
+    """One output of a network in eval mode, such as its logits, for all images of a split."""
     device = next(network.parameters()).device
     collected: list[list[Tensor]] = []
     with evaluating(network):
@@ -147,7 +148,7 @@ def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def top_k_accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
-    """Share (%) of rows of `logits` (N, C) whose label is among the `k` largest (all of C when there are fewer)."""
+    """Percentage of `logits` (N, C) whose label is among the `k` largest; k is at most C."""
     top = logits.topk(min(k, logits.shape[1]), dim=1).indices
     return 100.0 * (top == labels[:, None]).any(1).double().mean().item()
 
@@ -155,10 +156,18 @@ def top_k_accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
     """Expected calibration error (%): mean |accuracy - confidence| over equal bins of confidence, weighted by their images.
 
-    Guo et al. 2017, arXiv 1706.04599; 0 is best.
+    0 is best. Guo et al. 2017, arXiv 1706.04599.
     """
-    confidence, guess = F.softmax(logits.double(), dim=1).max(1)
-    right = (guess == labels).double()
-    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    gap = torch.zeros(bins, dtype=torch.double).index_add_(0, bin_of, right - confidence)
+    bin_of, confidence, correct = confidence_bins(logits, labels, bins)
+    gap = torch.zeros(bins, dtype=torch.double).index_add_(0, bin_of, correct - confidence)
     return 100.0 * gap.abs().sum().item() / len(labels)
+
+
+def confidence_bins(logits: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Bin (N,) of each image, its confidence in [0, 1] and whether its prediction is correct (0 or 1), both (N,) float64.
+
+    The bins are equal intervals (low, high] of confidence, the largest probability; they are numbered from 0.
+    """
+    confidence, predicted = F.softmax(logits.double(), dim=1).max(1)
+    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    return bin_of, confidence, (predicted == labels).double()

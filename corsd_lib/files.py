@@ -1,8 +1,8 @@
-"""Files of a run: JSON and safetensors, written whole or not at all, checked and read without executing anything; and locks.
+"""Reading and writing JSON and safetensors files: atomic writes, checksums, and locks. Reading never executes code.
 
-A file carries its own checksum, so that the two are replaced in one step. It is a SHA-256 of the content, not of the bytes: of
-the header and the data of a safetensors file, and of the values of a JSON file, whose layout may change. A file without one, as
-earlier versions wrote them, is read as it is.
+The checksum is stored in the file itself, so that both are replaced in one step. It is a SHA-256 of the content: of header and
+data of a safetensors file, and of the values of a JSON file, so that its layout may change. A file without a checksum, as
+earlier versions wrote them, is read without this check.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ __all__ = [
 
 
 def write_atomic(path: Path, content: bytes, within: Path | None = None) -> None:
-    """Write a file whole or not at all.
+    """Write a file completely or not at all.
 
-    Missing folders above it are made. With `within`, only those below that folder, which a job that runs for long has begun
-    with: one that was moved or removed meanwhile is not made anew. Raises `CorsdError` where the file cannot be written.
+    Missing parent folders are created; with `within` only those inside this folder. Long jobs use `within`, so that a folder
+    that was moved or removed meanwhile is not created again. Raises `CorsdError` if the file cannot be written.
     """
-    part = path.with_name(f".{path.name}.{uuid4().hex}.part")  # of this call alone, also among machines that share a folder
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")  # unique, also among machines that share a folder
     try:
         _make_folders(path.parent, within)
         with open(part, "wb") as file:
@@ -73,7 +73,7 @@ def check_replaceable(path: Path, begins: bytes, kind: str) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and those above it, if need be; `CorsdError` where that cannot be."""
+    """Create a folder and its parents if they do not exist. Raises `CorsdError` if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -81,7 +81,7 @@ def make_folder(folder: Path) -> None:
 
 
 def _make_folders(folder: Path, within: Path | None) -> None:
-    """Make a folder and those above it; with `within`, only those below it."""
+    """Create a folder and its parents; with `within` only those inside it."""
     if within is None:
         folder.mkdir(parents=True, exist_ok=True)
         return
@@ -92,9 +92,9 @@ def _make_folders(folder: Path, within: Path | None) -> None:
 
 
 def write_between(document: Path, mark: str, text: str) -> None:
-    """Put `text` between `<!-- mark -->` and `<!-- /mark -->` of a Markdown file.
+    """Replace the text between `<!-- mark -->` and `<!-- /mark -->` of a Markdown file.
 
-    Raises `CorsdError` when there is no such file, and unless each mark is there once, in this order.
+    Raises `CorsdError` if the file does not exist, and unless it has each mark once, in this order.
     """
     begin, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
     try:
@@ -109,7 +109,7 @@ def write_between(document: Path, mark: str, text: str) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what `write_atomic` left in `folder` itself where it was killed. No other process may be writing there."""
+    """Remove the temporary files that a killed `write_atomic` left in `folder`. No other process may write there."""
     for part in folder.glob(".*.part"):
         if re.fullmatch(r"\..+\.[0-9a-f]{32}\.part", part.name):
             with suppress(OSError):
@@ -119,22 +119,23 @@ def remove_parts(folder: Path) -> None:
 # --- locks ------------------------------------------------------------------------------------------------------------
 
 POLL_SECONDS = 0.1
-_held: set[int] = set()  # descriptors of the locks of this process
+_descriptors: set[int] = set()  # of the locks of this process
 
 
 class LockedError(CorsdError):
-    """Another process has locked what this one wants to use."""
+    """Another process has locked a file or folder that this one needs."""
 
 
 @contextmanager
 def locked(path: Path, wait: float = 0.0) -> Iterator[int | None]:
-    """Lock a folder or a file while the context lasts; a file is made if need be. The value is its descriptor.
+    """Lock a folder or a file inside the context; a missing file is created. Yields the file descriptor.
 
-    Another process that has it is waited for up to `wait` seconds. A program that is started with the descriptor as its output
-    shares the lock and may outlive this process; processes forked from this one do not. The system unlocks when the last of
-    them ends, however that happens. Where the system (Windows) or the file system has no such locks there is none, and a folder
-    has no descriptor on a system without them. Raises `LockedError` when the wait is over, and `CorsdError` where `path` cannot
-    be opened.
+    Waits up to `wait` seconds for another process that has the lock. A program that is started with the descriptor as its
+    output shares the lock and may keep it after this process has ended; forked processes do not. The operating system releases
+    the lock when the last of these processes ends, for whatever reason.
+
+    On Windows, and on file systems without locks, nothing is locked: concurrent use is not detected. There the descriptor of a
+    folder is None. Raises `LockedError` if the lock is not free in time, and `CorsdError` if `path` cannot be opened.
     """
     descriptor = _opened(path)
     try:
@@ -142,13 +143,13 @@ def locked(path: Path, wait: float = 0.0) -> Iterator[int | None]:
             _lock(descriptor, path, wait)
         yield descriptor
     finally:
-        if descriptor is not None and descriptor in _held:  # in a forked process it is closed already
-            _held.remove(descriptor)
+        if descriptor is not None and descriptor in _descriptors:  # a forked process has closed it already
+            _descriptors.remove(descriptor)
             os.close(descriptor)
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a process has locked the folder or file `path` at this moment; not where there is none."""
+    """Whether a process has locked the folder or file `path`; False if it does not exist."""
     try:
         if path.exists():
             with locked(path):
@@ -159,7 +160,7 @@ def is_locked(path: Path) -> bool:
 
 
 def _opened(path: Path) -> int | None:
-    """A descriptor of a folder, or of a file to append to; None for a folder where the system has no locks for one."""
+    """The descriptor of a folder, or of a file opened for appending; None for a folder on a system without locks."""
     try:
         if path.is_dir():
             descriptor = os.open(path, os.O_RDONLY) if _has_locks() else None
@@ -169,7 +170,7 @@ def _opened(path: Path) -> int | None:
     except OSError as error:
         raise CorsdError(f"cannot write {path}: {error.strerror or error}") from error
     if descriptor is not None:
-        _held.add(descriptor)
+        _descriptors.add(descriptor)
     return descriptor
 
 
@@ -195,17 +196,17 @@ def _lock(descriptor: int, path: Path, wait: float) -> None:
                 raise LockedError(f"{path} is in use by another process: wait for it, or stop it") from error
             time.sleep(POLL_SECONDS)
         except OSError:
-            return  # a file system that knows no locks
+            return  # a file system without locks
         else:
             return
 
 
 def _unlock_in_child() -> None:
-    """Close the locks of the parent: a worker that outlives a killed training must not keep its folder locked."""
-    for descriptor in _held:
+    """Close the locks of the parent in a forked process, which may run longer than the training that holds them."""
+    for descriptor in _descriptors:
         with suppress(OSError):
             os.close(descriptor)
-    _held.clear()
+    _descriptors.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -216,12 +217,12 @@ if hasattr(os, "register_at_fork"):
 
 
 def with_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
-    """An object with the checksum of its values as the last one; `read_json` checks it and takes it away."""
+    """A copy with the field `checksum`; `read_json` checks and removes it."""
     return {**value, "checksum": _checksum(value)}
 
 
 def _checksum(*values: Any, data: bytes | memoryview = b"") -> str:
-    """SHA-256 of plain values, as JSON gives them back, and of `data`."""
+    """SHA-256 of JSON values and of `data`."""
     plain = (json.dumps(json.loads(json.dumps(value)), sort_keys=True) for value in values)
     found = hashlib.sha256("\n".join(plain).encode())
     found.update(data)
@@ -229,17 +230,17 @@ def _checksum(*values: Any, data: bytes | memoryview = b"") -> str:
 
 
 def _without_checksum(value: Any, path: Path) -> Any:
-    """A JSON value without its checksum; `CorsdError` when that is of another content."""
+    """A JSON value without its checksum. Raises `CorsdError` if the checksum is wrong."""
     if not isinstance(value, dict) or "checksum" not in value:
         return value
     content = {k: v for k, v in value.items() if k != "checksum"}
     if value["checksum"] != _checksum(content):
-        raise _other_content(path, "if you changed it yourself, remove its checksum, or take a copy of the file")
+        raise _checksum_error(path, "if you changed it yourself, remove its checksum, or take a copy of the file")
     return content
 
 
-def _other_content(path: Path, advice: str) -> CorsdError:
-    return CorsdError(f"{path} is damaged: its content does not agree with its checksum; {advice}")
+def _checksum_error(path: Path, advice: str) -> CorsdError:
+    return CorsdError(f"{path} is damaged: its content does not match its checksum; {advice}")
 
 
 def write_json(path: Path, value: Any, within: Path | None = None) -> None:
@@ -248,7 +249,7 @@ def write_json(path: Path, value: Any, within: Path | None = None) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file; `CorsdError` when it is missing or damaged, also by its checksum if it has one."""
+    """Read a JSON file. Raises `CorsdError` if it is missing, is not JSON or does not match its checksum."""
     try:
         value = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -261,7 +262,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file, [] when there is none; `CorsdError` when it is damaged, also by its checksum."""
+    """The records of a JSON-lines file; [] if there is none. Raises `CorsdError` if it is damaged or its checksum is wrong."""
     if not path.is_file():
         return []
     try:
@@ -274,14 +275,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return records
     checksum = records[-1].pop("checksum")
     if checksum != _checksum(*records):
-        raise _other_content(
+        raise _checksum_error(
             path, "if you changed it yourself, remove the checksum of its last line, or take a copy of the file"
         )
     return records
 
 
 def write_lines(path: Path, records: list[dict[str, Any]], within: Path | None = None) -> None:
-    """Write a JSON-lines file, atomically; the last line has the checksum of all. `within` as in `write_atomic`."""
+    """Write a JSON-lines file atomically; the last line has the checksum of all lines. `within` as in `write_atomic`."""
     checksum = _checksum(*records)
     lines = [*records[:-1], *({**last, "checksum": checksum} for last in records[-1:])]
     write_atomic(path, "".join(json.dumps(r) + "\n" for r in lines).encode(), within)
@@ -293,19 +294,19 @@ def write_lines(path: Path, records: list[dict[str, Any]], within: Path | None =
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, within: Path | None = None
 ) -> None:
-    """Write tensors and string metadata as safetensors, atomically; the metadata gets the checksum of it all.
+    """Write tensors and string metadata as safetensors, atomically, with a checksum in the metadata.
 
     `within` as in `write_atomic`.
     """
     from safetensors.torch import save
 
-    # safetensors refuses views that share memory, and a part of a tensor: give each its own.
+    # safetensors accepts no tensors that share memory: copy them.
     own = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
     header, data = _parts(save(own))
-    header = {"__metadata__": dict(sorted((metadata or {}).items())), **header}  # safetensors writes it in a random order
+    header = {"__metadata__": dict(sorted((metadata or {}).items())), **header}  # sorted: safetensors uses a random order
     header["__metadata__"]["checksum"] = _checksum(header, data=data)
     plain = json.dumps(header, separators=(",", ":")).encode()
-    plain += b" " * (-len(plain) % 8)  # the data begins at a multiple of 8 bytes
+    plain += b" " * (-len(plain) % 8)  # align the data to 8 bytes
     write_atomic(path, b"".join([len(plain).to_bytes(8, "little"), plain, data]), within)
 
 
@@ -316,15 +317,15 @@ def _parts(content: bytes) -> tuple[dict[str, Any], memoryview]:
 
 
 def read_tensors(path: Path, advice: str = "put back a copy") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; `CorsdError` when it is missing or damaged, also by its checksum if any.
+    """Tensors and metadata of a safetensors file. Raises `CorsdError` if it is missing, damaged or its checksum is wrong.
 
-    `advice`: what can be done about a damaged one, the end of the message.
+    `advice`: the end of the message about a damaged file, which says what to do.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
-        # All at once: safe_open opens the name twice, and a training may put a new file there in between.
+        # Read in one step: safe_open opens the file twice, and a training may replace it in between.
         content = path.read_bytes()
         tensors = load(content)
     except FileNotFoundError as error:
@@ -334,5 +335,5 @@ def read_tensors(path: Path, advice: str = "put back a copy") -> tuple[dict[str,
     header, data = _parts(content)
     metadata = header.get("__metadata__", {})
     if (checksum := metadata.pop("checksum", None)) is not None and checksum != _checksum(header, data=data):
-        raise _other_content(path, advice)
+        raise _checksum_error(path, advice)
     return tensors, metadata

@@ -31,8 +31,8 @@ class BatchNorm2d(nn.BatchNorm2d):
 class DepthwiseConv2d(nn.Conv2d):
     """A 3x3 depthwise convolution without bias, (B, channels, H, W) -> (B, channels, ceil(H / stride), ceil(W / stride)).
 
-    In mixed precision on a CPU it stays in float32: PyTorch's bfloat16 kernel for its gradient is 10 to 40 times slower, more
-    than all else in an exit together. Source: ours.
+    In mixed precision on a CPU it uses float32, because PyTorch's bfloat16 kernel for its gradient is 10 to 40 times slower.
+    Source: ours.
     """
 
     def __init__(self, channels: int, stride: int = 1) -> None:
@@ -70,12 +70,12 @@ def _separable(in_channels: int, out_channels: int, stride: int) -> list[nn.Modu
 
 
 def downsampling(in_channels: int, out_channels: int, reduction_steps: int) -> nn.Sequential:
-    """Bring a shallow feature map to the width and the resolution of a deeper one.
+    """Convolutions that bring a shallow feature map to the width and resolution of a deeper one.
 
     (B, in_channels, H, W) -> (B, out_channels, ceil(H / 2^n), ceil(W / 2^n)), n = `reduction_steps`: n
-    `SeparableConv`s of stride 2 whose channels double up to `out_channels`, the last always giving
-    `out_channels`. With n = 0 it is one block of stride 1 where the channels differ, and nothing at all (an
-    empty Sequential, the identity) where they do not. Raises `CorsdError` for a channel count below 1 or n
+    `SeparableConv`s of stride 2 whose channels double up to `out_channels`, the last one has
+    `out_channels`. With n = 0 it is one block of stride 1 if the channels differ, else the identity (an empty
+    Sequential). Raises `CorsdError` for a channel count below 1 or n
     below 0. Source: layout of arXiv 1905.08094, figure 2; the channel rule is ours.
     """
     if in_channels < 1 or out_channels < 1:
@@ -94,10 +94,10 @@ def downsampling(in_channels: int, out_channels: int, reduction_steps: int) -> n
 
 
 def halvings(reduction: int, deepest_reduction: int) -> int:
-    """How many stride-2 steps lead from one stage's reduction (image side / feature side) to the deepest's.
+    """The number of stride-2 steps from the reduction (image side / feature side) of a stage to that of the deepest.
 
-    Rounded up where the ratio is no power of two. Raises `CorsdError` when the deepest stage is the finer
-    one. Source: ours.
+    Rounded up if the ratio is not a power of two. Raises `CorsdError` if the deepest stage has the higher
+    resolution. Source: ours.
     """
     if not 1 <= reduction <= deepest_reduction:
         raise CorsdError(f"reduction {shortened(reduction)} of a stage; allowed: 1 to the deepest's {deepest_reduction}")
@@ -105,9 +105,9 @@ def halvings(reduction: int, deepest_reduction: int) -> int:
 
 
 def init_convolutions(module: nn.Module) -> None:
-    """Draw all convolutions in `module` anew: Kaiming normal, fan out, as torchvision (arXiv 1502.01852)."""
+    """Initialise all convolutions in `module`: Kaiming normal, fan out, as in torchvision (arXiv 1502.01852)."""
     for child in module.modules():
         if isinstance(child, nn.Conv2d):
-            # PyTorch's fan out of a depthwise filter counts all channels, but it feeds one: fan in is right
+            # PyTorch's fan out of a depthwise filter counts all channels, but the filter has one output channel: use fan in
             mode: Literal["fan_in", "fan_out"] = "fan_out" if child.groups == 1 else "fan_in"
             nn.init.kaiming_normal_(child.weight, mode=mode, nonlinearity="relu")

@@ -1,8 +1,8 @@
-"""Every term of the objectives as a pure function: tensors in, scalar out, no state, no weights.
+"""The terms of the losses as pure functions of tensors, without state or weights.
 
-Shapes: B images, C classes, D embedding width, P structured pairs. An empty set of pairs gives exactly 0 with a gradient of 0,
-so a batch without positives, or with a single class, trains on with the terms that are defined. What depends on labels is
-masked, not picked out: no shape depends on a value, nothing here makes the CPU wait for a GPU, all can stand in a CUDA graph.
+Shapes: B images, C classes, D embedding width, P structured pairs. Without pairs a term is exactly 0 and has a gradient of 0,
+so that batches without positives or with a single class can be trained on. Pairs are selected by masks and not by indexing:
+shapes do not depend on values, the CPU does not wait for the GPU, and all terms can be recorded in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -50,9 +50,10 @@ P = ParamSpec("P")
 
 
 def full_precision(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """A function whose first argument is a tensor, outside of autocast, with its positional tensors in at least float32.
+    """Decorator: run a function outside of autocast, with its positional tensors in at least float32.
 
-    Autocast takes matrix products in half precision: a difference of two nearly equal sums is noise then. Ours.
+    Autocast computes matrix products in half precision, in which the difference of two nearly equal sums is noise. The first
+    argument of the function must be a tensor.
     """
 
     def raised(value: Any) -> Any:
@@ -77,7 +78,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
 
 @full_precision
 def distillation(teacher: Tensor, student: Tensor, temperature: float = 3.0) -> Tensor:
-    """T² · KL(softmax(sg teacher / T) ‖ softmax(student / T)) of logits (B, C), mean over the rows; >= 0 nats.
+    """T² · KL(softmax(sg teacher / T) ‖ softmax(student / T)) of logits (B, C), mean over the batch; >= 0 nats.
 
     No gradient reaches `teacher`. Hinton et al. 2015, arXiv 1503.02531; between exits: BYOT, arXiv 1905.08094.
     """
@@ -90,15 +91,15 @@ def distillation(teacher: Tensor, student: Tensor, temperature: float = 3.0) -> 
 
 @full_precision
 def class_distillation(teacher: Tensor, student: Tensor, labels: Tensor, temperature: float = 4.0) -> Tensor:
-    """`distillation` from image j to image i, mean over the ordered pairs i != j of a batch with y_i = y_j; nats, >= 0 but
-    for rounding.
+    """`distillation` from image j to image i, mean over the ordered pairs i != j of a batch with y_i = y_j; nats, >= 0
+    except for rounding.
 
     Logits (B, C), labels (B,). No gradient reaches `teacher`; it may be `student` itself. CS-KD, arXiv 2003.13964.
     """
     intra, _ = _kinds(labels)
     log_p, log_q = _log_softmax(teacher.detach() / temperature), _log_softmax(student / temperature)
     p, pairs = log_p.exp(), intra.to(log_p.dtype)
-    # sum over pairs of sum_c p_jc (log p_jc - log q_ic): no pair needs a row of its own
+    # the sum over pairs of sum_c p_jc (log p_jc - log q_ic), without a tensor that has an entry for each pair
     kl = pairs.sum(0) @ (p * log_p).sum(1) - ((pairs @ p) * log_q).sum()
     return kl / pairs.sum().clamp_min(1) * temperature**2
 
@@ -120,7 +121,7 @@ def mixed_cross_entropy(logits: Tensor, labels: Tensor, past: Tensor, share: Ten
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
-    """Over the classes, in at least float32: what mixed precision leaves of a probability is not enough for its logarithm."""
+    """Log-softmax over the classes in at least float32; half precision is not exact enough for the logarithm."""
     return F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=1)
 
 
@@ -145,8 +146,8 @@ def auxiliary_cross_entropy(logits: Tensor, first: Tensor, second: Tensor) -> Te
 def relation_transfer(teacher: tuple[Tensor, Tensor], student: tuple[Tensor, Tensor]) -> Tensor:
     """Mean (r_student - sg r_teacher)² over pairs; both arguments are scores (intra, inter) in (0, 1); in [0, 1].
 
-    Intra and inter pairs weigh one half each however many there are (ours: the same expectation as the release's triplets,
-    which hold one pair of either kind); a kind that is absent is left out. CORSD's relation transfer.
+    Intra and inter pairs have a weight of one half each, for any number of pairs (ours: the same expectation as the triplets of
+    the release, which have one pair of each kind). A kind without pairs is left out. CORSD's relation transfer.
     """
     parts = [(s - t.detach()).square().mean() for t, s in zip(teacher, student, strict=True) if s.numel()]
     return torch.stack(parts).mean() if parts else student[0].sum() * 0.0
@@ -157,7 +158,7 @@ def relation_transfer_over_batch(teacher: Tensor, student: Tensor, labels: Tenso
     square = (student - teacher.detach()).square()
     kinds = torch.stack(_kinds(labels))  # (2, B, B)
     counts = kinds.sum((1, 2))
-    means = (square * kinds).sum((1, 2)) / counts.clamp_min(1)  # 0 of a kind that is absent
+    means = (square * kinds).sum((1, 2)) / counts.clamp_min(1)  # 0 for a kind without pairs
     return means.sum() / (counts > 0).sum().clamp_min(1)
 
 
@@ -173,14 +174,14 @@ def margin_over_batch(scores: Tensor, labels: Tensor, margin: float = 1.0) -> Te
 
     `scores` (B, B) in (0, 1), `labels` (B,). Sorting each row costs O(B² log B), not the O(B³) of listing the triplets: the
     inter scores above r_ij - m are a suffix of the sorted row, so their sum is one difference of prefix sums. Exact; ours. With
-    m >= 1 (the release's) no hinge ever clips and the loss is linear in the scores: a pull, not a margin.
+    m >= 1, as in the release, the hinge is never 0 and the loss is linear in the scores.
     """
     intra, inter = _kinds(labels)
     triplets = (intra.sum(1) * inter.sum(1)).sum()
-    # Scores of the own class sort first and add nothing: -inf to the search, 0 to the sums.
+    # Scores of the own class are -inf in the sorted rows and 0 in the sums.
     row = scores.masked_fill(~inter, -torch.inf).sort(dim=1).values
     prefix = F.pad(row.masked_fill(row.isinf(), 0.0).cumsum(1), (1, 0))  # (B, B + 1)
-    # A score of exactly r_ij - m adds 0 whichever side of the cut it falls on. The cut itself carries no gradient.
+    # A score of exactly r_ij - m adds 0, so it may be on either side of the cut. The cut has no gradient.
     first = torch.searchsorted(row.detach(), (scores - margin).detach().contiguous())
     count = len(labels) - first
     hinge = count * (margin - scores) + prefix[:, -1:] - prefix.gather(1, first)
@@ -189,7 +190,7 @@ def margin_over_batch(scores: Tensor, labels: Tensor, margin: float = 1.0) -> Te
 
 @full_precision
 def pairwise_distances(embeddings: Tensor) -> Tensor:
-    """Euclidean distances (B, B) >= 0 of embeddings (B, D); the diagonal is exactly 0 and carries no gradient."""
+    """Euclidean distances (B, B) >= 0 of embeddings (B, D); the diagonal is exactly 0 and has no gradient."""
     norms = embeddings.square().sum(1)
     square = norms[:, None] + norms[None, :] - 2 * embeddings @ embeddings.T
     eye = torch.eye(len(embeddings), dtype=torch.bool, device=embeddings.device)
@@ -231,7 +232,7 @@ def rkd_angle(teacher: Tensor, student: Tensor) -> Tensor:
 def _angles(embeddings: Tensor) -> Tensor:
     """Cosines (B, B, B) of the angle at the first index between the directions to the second and the third.
 
-    Between embeddings that coincide there is no direction: one shorter than 1e-4 of the usual is 0, without a gradient.
+    Equal embeddings have no direction: differences shorter than 1e-4 of the root mean square give 0, without a gradient.
     """
     towards = embeddings[None, :, :] - embeddings[:, None, :]  # (B, B, D)
     square = towards.square().sum(2, keepdim=True)
@@ -240,14 +241,15 @@ def _angles(embeddings: Tensor) -> Tensor:
     return towards @ towards.transpose(1, 2)
 
 
-# --- relations as probabilities, and what they teach ------------------------------------------------------------------
+# --- relations as probabilities ---------------------------------------------------------------------------------------
 
 
 def relation_cross_entropy(log_odds: Tensor, labels: Tensor) -> Tensor:
     """Balanced binary cross-entropy of "same class?" over every ordered pair of a batch; nats, >= 0.
 
-    `log_odds` (B, B) of the relation scores, `labels` (B,). Intra and inter pairs weigh one half each; a kind that is absent is
-    left out. A proper scoring rule: at its minimum the score is P(y_i = y_j) where both answers are equally frequent. Ours.
+    `log_odds` (B, B) of the relation scores, `labels` (B,). Intra and inter pairs have a weight of one half each; a kind
+    without pairs is left out. A proper scoring rule: the minimum is the probability of y_i = y_j if both cases are equally
+    frequent. Ours.
     """
     kinds = torch.stack(_kinds(labels))  # (2, B, B)
     nats = torch.stack([F.softplus(-log_odds), F.softplus(log_odds)])
@@ -268,7 +270,8 @@ def relation_affinity(log_odds: Tensor) -> Tensor:
 
 
 def class_affinity(labels: Tensor) -> Tensor:
-    """Row-stochastic (B, B) of labels (B,): equal shares of the other images of the class; an image without any is its own."""
+    """Row-stochastic (B, B) of labels (B,): equal weights for the other images of the class; 1 for the image itself if there
+    are none."""
     intra = _kinds(labels)[0].float()
     alone = intra.sum(1) == 0
     return (intra + torch.diag(alone.float())) / intra.sum(1).clamp_min(1)[:, None]
@@ -278,7 +281,7 @@ def class_affinity(labels: Tensor) -> Tensor:
 def target_divergence(target: Tensor, logits: Tensor, temperature: float = 4.0) -> Tensor:
     """T² · KL(target ‖ softmax(logits / T)), mean over the rows; `target` (B, C) probabilities, `logits` (B, C); >= 0 nats.
 
-    No gradient reaches `target`, which rounding may leave just below 0.
+    No gradient reaches `target`. Values slightly below 0, due to rounding, are set to 0.
     """
     if not len(logits):
         return logits.sum() * 0.0

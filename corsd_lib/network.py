@@ -17,9 +17,9 @@ from corsd_lib.layers import downsampling, halvings
 
 
 class ExitOutputs(NamedTuple):
-    """What a network gives for a batch, shallow -> deep; exit i stands on stage `exit_stages[i]`."""
+    """Outputs of a network for a batch, shallow -> deep; exit i is on stage `exit_stages[i]`."""
 
-    features: list[Tensor]  # (B, C_k, H_k, W_k), the feature map of every stage, with an exit or without
+    features: list[Tensor]  # (B, C_k, H_k, W_k), the feature map of every stage, also of those without an exit
     embeddings: list[Tensor]  # (B, D), the pooled vector before the classifier; D is the same at all exits
     logits: list[Tensor]  # (B, C)
 
@@ -47,8 +47,8 @@ class MultiExitNetwork(nn.Module):
     """A backbone and its exits.
 
     `exits`: "all" puts an exit on every stage, "deepest" only on the last (the plain network). The deepest
-    exit is drawn before the shallow ones, so a backbone and a deepest exit made from one seed start alike
-    whatever `exits` says. Raises `CorsdError` for fewer than one class or an unknown `exits`.
+    exit is initialised before the shallow ones, so that with the same seed backbone and deepest exit have the same
+    initial weights for both values of `exits`. Raises `CorsdError` for fewer than one class or an unknown `exits`.
     """
 
     exits: nn.ModuleList
@@ -72,9 +72,9 @@ class MultiExitNetwork(nn.Module):
     def forward(self, images: Tensor, detach_exits: bool = False) -> ExitOutputs:
         """Run every exit on a batch.
 
-        `images` (B, C_in, H, W), floating point, normalised. `detach_exits`: shallow exits train on a feature
-        map cut from the graph, so that nothing of theirs reaches the backbone; the returned `features` and
-        the deepest exit stay attached. Raises `CorsdError` for images of another shape or type.
+        `images` (B, C_in, H, W), floating point, normalised. `detach_exits`: shallow exits get
+        detached feature maps, so that their gradients do not reach the backbone; the returned `features` and
+        the deepest exit are not detached. Raises `CorsdError` for images of another shape or type.
         """
         check_images(images, self.backbone.in_channels)
         maps = self.backbone(images)
@@ -89,7 +89,7 @@ class MultiExitNetwork(nn.Module):
     def truncated(self, k: int) -> TruncatedNetwork:
         """The deployable sub-network of exit `k` (0 = shallowest): a copy of the modules that it needs.
 
-        In the network's own train or eval mode. Raises `CorsdError` for an exit that is not there.
+        In the same train or eval mode. Raises `CorsdError` for an exit that does not exist.
         """
         if not 0 <= k < len(self.exits):
             raise CorsdError(f"exit {shortened(k)} of {len(self.exits)} exits; allowed: 0 to {len(self.exits) - 1}")
@@ -132,10 +132,10 @@ def build_network(
 ) -> MultiExitNetwork:
     """Build a backbone by name (see `build_backbone`) and put exits on it (see `MultiExitNetwork`).
 
-    Weights are drawn from torch's global generator. Raises `CorsdError` for an unknown name or option, and for a network
-    that memory does not hold.
+    Weights are initialised with torch's global generator. Raises `CorsdError` for an unknown name or option, and if the
+    memory is not enough.
     """
-    check_choice("exits", exits, ("all", "deepest"))  # before the backbone is built, and perhaps downloaded
+    check_choice("exits", exits, ("all", "deepest"))  # before the backbone is built or downloaded
     with enough_memory(f"network {shortened(name)} of width {shortened(width)} and {shortened(num_classes)} classes"):
         backbone = build_backbone(
             name, in_channels=in_channels, width=width, stem=stem, image_size=image_size, pretrained=pretrained
@@ -145,7 +145,7 @@ def build_network(
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside, each module's own mode restored afterwards."""
+    """Eval mode and no gradients inside the context; afterwards every module is in its previous mode."""
     modes = [(m, m.training) for m in module.modules()]
     module.eval()
     try:

@@ -1,4 +1,4 @@
-"""What a result depends on beside its configuration."""
+"""Provenance: commit, package versions and machine of a result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["provenance"]
 
 
 def provenance(device: torch.device | str | None = None) -> dict[str, Any]:
-    """What a result depends on beside its configuration: versions, source revision, machine, `device` (default: the GPU)."""
+    """Versions, git commit of the source ("revision"), machine and `device` (default: the GPU if there is one)."""
     from corsd_lib import __version__
 
     versions = {}
@@ -31,7 +31,7 @@ def provenance(device: torch.device | str | None = None) -> dict[str, Any]:
     used = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return {
         "corsd_lib": __version__,
-        "revision": _revision(),
+        "revision": _commit(),
         **({"methods": others} if others else {}),
         "python": platform.python_version(),
         "versions": versions,
@@ -44,10 +44,10 @@ def provenance(device: torch.device | str | None = None) -> dict[str, Any]:
     }
 
 
-def _revision() -> str:
-    """The git revision of the library's source, with "+" when it has uncommitted changes; "unknown" outside a checkout."""
+def _commit() -> str:
+    """The git commit of the library, with "+" if it has uncommitted changes; "unknown" outside a git checkout."""
     here = Path(__file__).parent
-    tracked = ["ls-files", "--error-unmatch", Path(__file__).name]  # installed below somebody else's checkout it is not
+    tracked = ["ls-files", "--error-unmatch", Path(__file__).name]  # not so if it is installed inside another checkout
     try:
         _, commit, dirty = (
             subprocess.run(["git", "-C", str(here), *a], capture_output=True, text=True, timeout=10, check=True).stdout

@@ -1,7 +1,6 @@
-"""One reader for each kind of file that a run or a study is kept in: what it returns has been checked against a schema.
+"""One reader for each kind of file of runs and studies. Its result has been checked against a schema.
 
-Each raises one `CorsdError` that names the file and the field in it, so that nothing that is made of runs and studies has to
-look again. A file is read when it is asked for, whole.
+A reader raises a `CorsdError` that names the file and the field, so that other modules need not check the values again.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from corsd_lib.errors import CorsdError
 from corsd_lib.files import read_json, read_lines, read_tensors
-from corsd_lib.schema import anything, choice, entries, fields, many, number, optional, place_text, shortened, text, whole
+from corsd_lib.schema import anything, choice, entries, fields, location_text, many, number, optional, shortened, text, whole
 
 __all__ = [
     "CHECKPOINT_ADVICE",
@@ -34,13 +33,13 @@ __all__ = [
     "read_weights",
 ]
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # what all operations take
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # accepted by all operations
 SPLITS = ("train", "validation", "test")
-SIDE = 65_535  # of an image, pixels
-CLASSES = 65_535  # what explorers and pages can number
-_COUNTS = 2**62  # of images: as good as no limit
+SIDE = 65_535  # largest image side, pixels
+CLASSES = 65_535  # explorers and pages store class numbers as uint16
+_COUNTS = 2**62  # of images: practically no limit
 
-percent = number(0, 100.001, allowed="a number from 0 to 100")  # sums of shares round
+percent = number(0, 100.001, allowed="a number from 0 to 100")  # sums are rounded
 seconds = number(0, 1e10)
 macs = number(0, 1e30)
 
@@ -63,7 +62,7 @@ _FACTS = {
 _MORE_FACTS = {"started": text, "methods": text, "cores": optional(whole(1)), "epochs_done": whole()}
 _CONFIG = fields(
     {
-        "train": fields({"method_options": entries(anything)}, more=True),  # the rest is for `TrainConfig` to check
+        "train": fields({"method_options": entries(anything)}, more=True),  # `TrainConfig` checks the other fields
         "data": fields(_DATA, {"splits": optional(entries(many(whole(), 2, 3))), "unseen_class_names": many(text, 0, CLASSES)}),
         "provenance": fields(_FACTS, _MORE_FACTS, more=True),
     },
@@ -73,7 +72,7 @@ _CONFIG = fields(
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The parts of a run's `config.json`, "train" with any fields."""
+    """The content of the `config.json` of a run; the fields of "train" are checked by `TrainConfig`."""
     values = read_json(path)
     if not isinstance(values, dict) or not values.keys() >= {"train", "data", "provenance"}:
         raise CorsdError(f"{path} is not of a run: it lacks one of train, data, provenance")
@@ -92,11 +91,11 @@ _OF = {"superclass_of_class": "class_names", "std": "mean"}
 
 _EPOCH = {"epoch": whole(1), "step": whole(), "lr": number(0), "images": whole(1), "seconds": seconds}
 _epoch = fields(_EPOCH, more=True)
-_loss = number(finite=False)  # a part of weight 0 may be anything
+_loss = number(finite=False)  # a term of weight 0 may have any value
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, an epoch each without a gap, all with the same columns; [] when there is no file."""
+    """The lines of a `metrics.jsonl`, one for each epoch, all with the same columns; [] if there is no file."""
     lines = read_lines(path)
     if not lines:
         return lines
@@ -107,7 +106,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         where = (str(path), f"line {count + 1}")
         line_of(line, where)
         if line["epoch"] != lines[0]["epoch"] + count:
-            raise CorsdError(f"{place_text(where)}: epoch = {line['epoch']}; allowed: {lines[0]['epoch'] + count}")
+            raise CorsdError(f"{location_text(where)}: epoch = {line['epoch']}; allowed: {lines[0]['epoch'] + count}")
     _check_columns(path, rest)
     return lines
 
@@ -132,7 +131,7 @@ _TEST = fields(
 
 
 def read_test(path: Path) -> dict[str, Any]:
-    """A `test.json`: data, split, images, exits and ensemble; of an export also "trained", the figures before."""
+    """A `test.json`: data, split, images, exits and ensemble; in an export also "trained", the figures before rounding."""
     values = read_json(path)
     _TEST(values, (str(path),))
     trained = values.get("trained", values)["exits"]
@@ -143,9 +142,9 @@ def read_test(path: Path) -> dict[str, Any]:
 
 # --- tensors of a run -------------------------------------------------------------------------------------------------
 
-# What can be done about damaged ones.
+# Advice for damaged files.
 _OF_WEIGHTS = "put back a copy, or remove it and test.json and resume the run; export an export again"
-CHECKPOINT_ADVICE = "put back a copy, or remove it to begin anew"
+CHECKPOINT_ADVICE = "put back a copy, or remove it to start over"
 _OF_PROBE_SET = "put back a copy, or remove it, and test.json if there is one, and resume the run; export an export again"
 _OF_SNAPSHOT = "put back a copy, or remove it: the other snapshots are used without it"
 
@@ -156,19 +155,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a `checkpoint.safetensors`; `corsd_lib.training.checkpoint` says whether they fit a training."""
+    """Tensors and metadata of a `checkpoint.safetensors`; `corsd_lib.training.checkpoint` checks that they fit a training."""
     return read_tensors(path, CHECKPOINT_ADVICE)
 
 
 def read_probe_set(path: Path, classes: int) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A `probe.safetensors`: labels and index, (N,) int64 of one image or more, and "split" among the metadata."""
+    """A `probe.safetensors`: labels and index, both (N,) int64 with N >= 1, and "split" in the metadata."""
     tensors, metadata = read_tensors(path, _OF_PROBE_SET)
     for name in ("labels", "index"):
         if name not in tensors:
             raise CorsdError(f"{path} lacks {name}")
         found = tensors[name]
         if found.dtype != torch.int64 or found.ndim != 1 or not len(found) or len(found) != len(tensors["labels"]):
-            raise _misfit(path, name, found, "int64 (N,) of one image or more, the same N of labels and index")
+            raise _shape_error(path, name, found, "int64 (N,) of one image or more, the same N of labels and index")
     _check_within(path, "labels", tensors["labels"], 0, classes - 1)
     _check_within(path, "index", tensors["index"], 0, _COUNTS)
     choice(*SPLITS)(metadata.get("split"), (str(path), "split"))
@@ -176,9 +175,9 @@ def read_probe_set(path: Path, classes: int) -> tuple[dict[str, Tensor], dict[st
 
 
 def read_snapshot(path: Path, images: int, classes: int, like: Path | None = None) -> dict[str, Any]:
-    """What a `probes/epoch_*.safetensors` holds by the names of `Snapshot`: lists of tensors, and the relation networks.
+    """A `probes/epoch_*.safetensors` as the fields of `Snapshot`: lists of tensors, and the state of the relation networks.
 
-    `images` N and `classes` C are those of the run; `like` is another snapshot of it, whose tensors have the same shapes.
+    `images` N and `classes` C are those of the run; `like` is another snapshot of the run, which must have the same shapes.
     """
     tensors, _ = read_tensors(path, _OF_SNAPSHOT)
     parts = {name: _numbered(path, tensors, name) for name in ("embeddings", "logits", "relations")}
@@ -215,7 +214,7 @@ def _numbered(path: Path, tensors: Mapping[str, Tensor], name: str) -> list[Tens
 
 def _check_floating(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
     if tensor.dtype not in FLOATS or tuple(tensor.shape) != shape or len(shape) != 2 or 0 in shape:
-        raise _misfit(path, name, tensor, f"floating point {shape if len(shape) == 2 else '(N, D)'}")
+        raise _shape_error(path, name, tensor, f"floating point {shape if len(shape) == 2 else '(N, D)'}")
 
 
 def _check_within(path: Path, name: str, values: Tensor, low: float, high: float) -> None:
@@ -225,15 +224,15 @@ def _check_within(path: Path, name: str, values: Tensor, low: float, high: float
         raise CorsdError(f"{path}: {name} from {found}; allowed: {allowed}")
 
 
-def _misfit(path: Path, name: str, tensor: Tensor, allowed: str) -> CorsdError:
+def _shape_error(path: Path, name: str, tensor: Tensor, allowed: str) -> CorsdError:
     kind = str(tensor.dtype).removeprefix("torch.")
     return CorsdError(f"{path}: {name} is {kind} {tuple(tensor.shape)}; allowed: {allowed}")
 
 
 def _check_like(path: Path, tensors: Mapping[str, Tensor], like: Path) -> None:
-    """Raise unless the tensors have the names and shapes of the file `like`; nothing where that cannot be read itself."""
+    """Raise `CorsdError` unless the tensors have the names and shapes of the file `like`, if that can be read."""
     there = _shapes(like)
-    names = [name for name in {**there, **tensors} if there and not name.startswith("method.")]  # `load_part` knows these
+    names = [name for name in {**there, **tensors} if there and not name.startswith("method.")]  # `load_part` checks these
     for name in names:
         have, want = tuple(tensors[name].shape) if name in tensors else "absent", there.get(name, "absent")
         if have != want:
@@ -241,7 +240,7 @@ def _check_like(path: Path, tensors: Mapping[str, Tensor], like: Path) -> None:
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shape by name of what a safetensors file says that it holds, without its tensors; {} where it does not say."""
+    """Shapes by name from the header of a safetensors file, without reading its tensors; {} if it has no valid header."""
     try:
         with open(path, "rb") as file:
             size = int.from_bytes(file.read(8), "little")
@@ -252,7 +251,7 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_embedding(path: Path, epochs: int, exits: int, images: int) -> dict[str, Tensor]:
-    """An `embeddings/*.safetensors`, by the names of `StageEmbedding`."""
+    """An `embeddings/*.safetensors` as the fields of `StageEmbedding`."""
     tensors, _ = read_tensors(path)
     measures = dict.fromkeys(("trustworthiness", "knn_purity", "embedding_purity"), (epochs, exits))
     of_images: dict[str, tuple[int, ...]] = {"coordinates": (epochs, exits, images, 2), "labels": (images,), "index": (images,)}
@@ -262,7 +261,7 @@ def read_embedding(path: Path, epochs: int, exits: int, images: int) -> dict[str
         found = tensors.get(name)
         dtypes = (torch.int64,) if whole_numbers else FLOATS
         if found is None or found.shape != shape or found.dtype not in dtypes:
-            raise CorsdError(f"{path}: {name} is not there or of another shape than {shape}")
+            raise CorsdError(f"{path}: {name} is missing or not of shape {shape}")
         if name == "coordinates" and not found.isfinite().all():
             raise CorsdError(f"{path}: {name} has values that are not finite")
     return {name: tensors[name] for name in wanted}
@@ -287,7 +286,7 @@ _RECORD = fields(
     {
         "row": text,
         "seed": whole(),
-        "config": entries(anything),  # for `TrainConfig` to check
+        "config": entries(anything),  # checked by `TrainConfig`
         "test": fields(
             {"exits": many(fields({"top1": percent}, {**_some_quality, **_COSTS}), 1)},
             {"data": text, "split": choice(*SPLITS), "images": whole(1), "ensemble": fields(_QUALITY)},
@@ -307,14 +306,14 @@ _RECORD = fields(
 
 
 def read_record(path: Path, seed: int) -> dict[str, Any]:
-    """A `records/<row>-s<seed>.json`, see `corsd_lib.studies.study.make_record`."""
+    """A `records/<row>-s<seed>.json`, see `corsd_lib.studies.records.make_record`."""
     values = read_json(path)
     for part in ("config", "test"):
         if not isinstance(values, dict) or not isinstance(values.get(part), dict):
-            raise CorsdError(f"{path} is no record of a training: it has no {part}")
+            raise CorsdError(f"{path} is not a record of a training: it lacks {part}")
     _RECORD(values, (str(path),))
     if values["seed"] != seed:
-        raise CorsdError(f"{path}: seed = {values['seed']}; allowed: {seed}, as the file is named")
+        raise CorsdError(f"{path}: seed = {values['seed']}; allowed: {seed}, as in the file name")
     return values
 
 
@@ -331,7 +330,7 @@ _TRIALS = fields(
 
 
 def read_trials(path: Path) -> dict[str, Any]:
-    """A `tuning/<row>.json`: trials and the best of them, as far as they are there."""
+    """A `tuning/<row>.json`: the trials and the best one, if there are any."""
     values = read_json(path)
     _TRIALS(values, (str(path),))
     return values
@@ -383,7 +382,7 @@ _SUMMARY = fields(
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """A `summary.json`, see `corsd_lib.studies.tables.summarise`."""
+    """A `summary.json`, see `corsd_lib.studies.summary.summarise`."""
     values = read_json(path)
     _SUMMARY(values, (str(path),))
     for name, row in values["methods"].items():
@@ -392,7 +391,7 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 
 def _check_row(where: str, row: Mapping[str, Any], reference: bool) -> None:
-    """Exits and ends of intervals that belong together; `reference`: there is a row that gains can be over."""
+    """Check that exits and ends of intervals fit together; `reference`: whether the baseline is among the rows."""
     if any(len(each) != len(row["top1"]) for each in (row["top1_low"], row["top1_high"], *row["top1_by_seed"].values())):
         raise CorsdError(f"{where}: top1 has {len(row['top1'])} exits; allowed: as many as its ends and its seeds have")
     ends = [*zip(row["top1_low"], row["top1_high"], strict=True), (row["gain_low"], row["gain_high"])]

@@ -1,8 +1,8 @@
-"""Relations between images: structured pairs, the trainable relation networks, and class-level relation matrices.
+"""Relations between images: structured pairs, trainable relation networks, and class-level relation matrices.
 
-A relation network reads two images (i, j) at one stage and gives a relation embedding h_ij, a score r_ij in (0, 1) with
-1 = related, and auxiliary logits q_ij over the classes (CORSD, arXiv 2305.00918). It exists for training and for looking: it is
-never part of the network that is deployed.
+A relation network maps two images (i, j) at one stage to a relation embedding h_ij, a score r_ij in (0, 1) with 1 = related,
+and auxiliary logits q_ij over the classes (CORSD, arXiv 2305.00918). It is used in training and analysis, and is not part of
+the deployed network.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ __all__ = [
 
 
 class StructuredPairs(NamedTuple):
-    """Rows of a batch paired by class: `intra` (2, P) same class, different images; `inter` (2, Q) other class.
+    """Pairs of indices of a batch: `intra` (2, P) different images of a class; `inter` (2, Q) images of different classes.
 
-    Where both kinds exist they are aligned: P = Q and column p of both shares its anchor (row 0), so that (anchor, intra[1],
-    inter[1]) are triplets.
+    If there are both kinds they are aligned: P = Q, and column p of both has the same anchor in row 0, so that (anchor,
+    intra[1], inter[1]) are triplets.
     """
 
     intra: Tensor
@@ -46,7 +46,7 @@ class StructuredPairs(NamedTuple):
 
 
 class RelationOutput(NamedTuple):
-    """What a relation network says of a batch: scores in (0, 1) and auxiliary logits, of intra and of inter pairs.
+    """Outputs of a relation network for a batch: scores in (0, 1) and auxiliary logits of intra and inter pairs.
 
     `intra` (P,), `inter` (Q,): scores and `intra_logits` (P, C), `inter_logits` (Q, C) of the given `StructuredPairs`; `matrix`
     (B, B): the scores of all ordered pairs, where the network computes them (`VectorRelation`), and `log_odds` (B, B) their
@@ -62,10 +62,10 @@ class RelationOutput(NamedTuple):
 
 
 def sample_pairs(labels: Tensor, generator: torch.Generator | None = None, limit: int = 4096) -> StructuredPairs:
-    """All ordered intra pairs of a batch (at most `limit`, drawn evenly) and as many inter pairs with the same anchors.
+    """All ordered intra pairs of a batch (at most `limit` random ones), and as many inter pairs with the same anchors.
 
-    `labels` (B,). The draw comes from `generator`, a CPU generator. Without any intra pair every image gets one inter pair;
-    with a single class there is no inter pair. Ours: the in-batch form of the release's triplets.
+    `labels` (B,); `generator`: a CPU generator. Without intra pairs every image is the anchor of one inter pair; with a single
+    class there are no inter pairs. Ours: triplets as in the release, but from any batch.
     """
     y = labels.cpu()
     same = y[:, None] == y[None, :]
@@ -81,17 +81,17 @@ def sample_pairs(labels: Tensor, generator: torch.Generator | None = None, limit
 
 
 def _other_class(y: Tensor, same: Tensor, anchors: Tensor, generator: torch.Generator | None) -> Tensor:
-    """One row of another class for each anchor, uniformly, in O(B²) whatever the number of anchors."""
-    others = (~same).sum(1)  # (B,) how many rows of another class each row has
-    ranked = same.to(torch.int8).argsort(dim=1, stable=True)  # (B, B) rows of another class first
+    """A random index of another class for each anchor, uniform, in O(B²) for any number of anchors."""
+    others = (~same).sum(1)  # (B,) number of images of other classes
+    ranked = same.to(torch.int8).argsort(dim=1, stable=True)  # (B, B) images of other classes first
     pick = (torch.rand(len(anchors), generator=generator) * others[anchors]).long()
     return ranked[anchors, pick.clamp_max(others[anchors] - 1)]
 
 
 def triplet_pairs(batch_size: int, device: torch.device | str = "cpu") -> StructuredPairs:
-    """Pairs of a batch laid out as [anchors, same class, other class], each a third of `batch_size` rows (the release's)."""
+    """Pairs of a batch laid out as [anchors, same class, other class], each a third of `batch_size` (as in the release)."""
     if batch_size % 3:
-        raise CorsdError(f"a triplet batch of {shortened(batch_size)} rows is not a multiple of 3")
+        raise CorsdError(f"a triplet batch of {shortened(batch_size)} images is not a multiple of 3")
     anchor, positive, negative = torch.arange(batch_size, device=device).view(3, -1)
     return StructuredPairs(torch.stack([anchor, positive]), torch.stack([anchor, negative]))
 
@@ -99,11 +99,11 @@ def triplet_pairs(batch_size: int, device: torch.device | str = "cpu") -> Struct
 class PairScore(nn.Module):
     """Score of two vectors: h_ij = ReLU(U·e_i + V·e_j + b), r_ij = sigmoid(w·h_ij) in (0, 1), of any pairs or of all of them.
 
-    Ours: the release's network on a concatenated pair with its first layer split, W·[e_i; e_j] = U·e_i + V·e_j, so that the
-    scores of all B² ordered pairs cost two B x D products and one broadcast add. Vectors are layer-normalised first (no
-    parameters), since their scale differs from stage to stage. Above `block_pairs` pairs the scores are computed in blocks
-    of rows that are recomputed in the backward pass, so that memory grows with the block and not with B² x hidden.
-    `symmetric` sets V = U: then r_ij = r_ji by construction.
+    Ours: the network of the release on a concatenated pair with a split first layer, W·[e_i; e_j] = U·e_i + V·e_j, so that the
+    scores of all B² ordered pairs need two matrix products and one broadcast sum. Vectors are first layer-normalised without
+    parameters, because their scale differs between stages. For more than `block_pairs` pairs the scores are computed in blocks
+    that are recomputed in the backward pass, so that memory grows with the block and not with B² x hidden. With `symmetric`
+    V = U, so that r_ij = r_ji.
     """
 
     def __init__(self, dim: int, hidden: int = 128, block_pairs: int = 65536, symmetric: bool = False) -> None:
@@ -160,13 +160,13 @@ class VectorRelation(PairScore):
         self.auxiliary = nn.Linear(hidden, num_classes)
 
     def forward(self, embeddings: Tensor, labels: Tensor, pairs: StructuredPairs) -> RelationOutput:
-        """Embeddings (B, D) -> scores of all pairs, scores and auxiliary logits of `pairs`; `labels` are not read."""
+        """Embeddings (B, D) -> scores of all pairs, scores and auxiliary logits of `pairs`; `labels` are not used."""
         u, v = self._halves(embeddings)  # (B, H) each
         log_odds = self._log_odds_matrix(u, v)
         matrix = log_odds.sigmoid()
         i, j = torch.cat(pairs, dim=1)
         logits = self.auxiliary(F.relu(u.index_select(0, i) + v.index_select(0, j)))  # (P + Q, C)
-        return RelationOutput(*_parted(_entries(matrix, i, j), pairs), *_parted(logits, pairs), matrix, log_odds)
+        return RelationOutput(*_split_kinds(_entries(matrix, i, j), pairs), *_split_kinds(logits, pairs), matrix, log_odds)
 
     def auxiliary_logits(self, first: Tensor, second: Tensor) -> Tensor:
         """Auxiliary logits (P, C) of the pairs of two aligned sets of embeddings (P, D)."""
@@ -174,24 +174,24 @@ class VectorRelation(PairScore):
 
 
 def _entries(matrix: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    """`matrix[i, j]` (P,) of a matrix (B, B), with a gradient that is the same each time.
+    """`matrix[i, j]` (P,) of a matrix (B, B), with a deterministic gradient.
 
-    The backward pass of advanced indexing adds up repeated indices in no fixed order on several CPU threads; that of
-    `index_select` adds them in their own order.
+    The backward pass of advanced indexing on several CPU threads adds repeated indices in a random order; `index_select` adds
+    them in a fixed order.
     """
     return matrix.flatten().index_select(0, i * matrix.shape[1] + j)
 
 
-def _parted(values: Tensor, pairs: StructuredPairs) -> tuple[Tensor, Tensor]:
-    """What was computed of both kinds of `pairs` together (P + Q, ...) -> of the intra pairs, of the inter pairs."""
+def _split_kinds(values: Tensor, pairs: StructuredPairs) -> tuple[Tensor, Tensor]:
+    """Split values (P + Q, ...) of both kinds of `pairs` into those of the intra and those of the inter pairs."""
     intra, inter = values.split([pairs.intra.shape[1], pairs.inter.shape[1]])
     return intra, inter
 
 
 class HandcraftedRelation(nn.Module):
-    """A formula in place of the trained relation network, `kind` "cosine" or "l2": nothing to train, no auxiliary classifier.
+    """A formula in place of a trained relation network, `kind` "cosine" or "l2"; without parameters and auxiliary classifier.
 
-    For ablation: what CORSD would be with the relations of earlier methods. See `cosine_scores` and `distance_scores`.
+    For ablations: CORSD with the relations of earlier methods. See `cosine_scores` and `distance_scores`.
     """
 
     def __init__(self, kind: str) -> None:
@@ -200,17 +200,17 @@ class HandcraftedRelation(nn.Module):
         self.scores = HANDCRAFTED[kind]
 
     def forward(self, embeddings: Tensor, labels: Tensor, pairs: StructuredPairs) -> RelationOutput:
-        """Embeddings (B, D) -> scores of all pairs and of `pairs`; no auxiliary logits. `labels` are not read."""
+        """Embeddings (B, D) -> scores of all pairs and of `pairs`; no auxiliary logits. `labels` are not used."""
         matrix = self.scores(embeddings)
         none = matrix.new_zeros(0, 1)
         return RelationOutput(_entries(matrix, *pairs.intra), _entries(matrix, *pairs.inter), none, none, matrix)
 
 
 class MapRelation(nn.Module):
-    """The release's relation network: two feature maps concatenated on channels, separable convolutions, pooling, a small MLP.
+    """The relation network of the release: two feature maps concatenated by channels, separable convolutions, pooling, an MLP.
 
-    `channels` of this stage and `deepest_channels` of the deepest, `steps` halvings of the resolution between them; the
-    convolutions end at twice the deepest width, which is that of a pair there (ours), and the deepest stage has none. The
+    `channels`: of this stage; `deepest_channels`: of the deepest; `steps`: halvings of the resolution between both. The
+    convolutions end at twice the deepest width, the width of a pair there (ours); the deepest stage has no convolutions. The
     auxiliary classifier is linear on the pooled vector. Only the given pairs are computed. CORSD, arXiv 2305.00918.
     """
 
@@ -222,14 +222,15 @@ class MapRelation(nn.Module):
         self.auxiliary = nn.Linear(2 * deepest_channels, num_classes)
 
     def forward(self, features: Tensor, labels: Tensor, pairs: StructuredPairs) -> RelationOutput:
-        """Feature maps (B, c, H, W) -> scores and auxiliary logits of `pairs`; `labels` are not read."""
+        """Feature maps (B, c, H, W) -> scores and auxiliary logits of `pairs`; `labels` are not used."""
         pooled = self._pool(features, *torch.cat(pairs, dim=1))  # (P + Q, 2 * deepest)
-        return RelationOutput(*_parted(self._score(pooled), pairs), *_parted(self.auxiliary(pooled), pairs))
+        return RelationOutput(*_split_kinds(self._score(pooled), pairs), *_split_kinds(self.auxiliary(pooled), pairs))
 
     def scores(self, features: Tensor, block: int | None = None) -> Tensor:
-        """Scores (B, B) in (0, 1) of all ordered pairs of feature maps (B, c, H, W), no gradient; costs B² pairs of maps.
+        """Scores (B, B) in (0, 1) of all ordered pairs of feature maps (B, c, H, W), without a gradient; computes B² pairs of
+        maps.
 
-        `block` pairs at a time, by default as many as make 64 MiB of float32.
+        `block`: pairs at a time, by default as many as fit into 64 MiB of float32.
         """
         n = len(features)
         block = block or max(1, 2**23 // features[0].numel())
@@ -248,14 +249,14 @@ class MapRelation(nn.Module):
 
 
 def log_odds_of(logits: Tensor) -> Tensor:
-    """Score logits (..., 1) -> (...) in at least float32: mixed precision must not blur sums over all triplets."""
+    """Score logits (..., 1) -> (...) in at least float32, so that sums over all triplets are exact enough."""
     return logits.squeeze(-1).to(torch.promote_types(logits.dtype, torch.float32))
 
 
 @full_precision
 def cosine_scores(embeddings: Tensor) -> Tensor:
     """The handcrafted relation (1 + cosine) / 2 of all ordered pairs of embeddings (B, D); (B, B) in [0, 1]."""
-    e = F.normalize(embeddings, dim=1, eps=1e-4)  # an embedding at the origin has no direction, and no gradient of 1e12
+    e = F.normalize(embeddings, dim=1, eps=1e-4)  # a larger eps: near the origin the gradient would be huge
     return ((1 + e @ e.T) / 2).clamp(0, 1)
 
 
@@ -269,12 +270,12 @@ HANDCRAFTED = {"cosine": cosine_scores, "l2": distance_scores}
 
 
 def relation_matrix(scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Class-level relation R[c, d] = mean r_ij over y_i = c, y_j = d, i != j; (C, C), NaN where there is no such pair.
+    """Class-level relation R[c, d] = mean r_ij over y_i = c, y_j = d, i != j; (C, C), NaN without such a pair.
 
     `scores` (N, N), `labels` (N,). Ours. Raises `CorsdError` on other shapes.
     """
     if scores.shape != (len(labels), len(labels)):
-        raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels; (N, N) is wanted")
+        raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels; allowed: (N, N)")
     onehot = F.one_hot(labels, num_classes).to(torch.float64)  # (N, C)
     members = onehot.sum(0)
     off_diagonal = scores.to(torch.float64).clone().fill_diagonal_(0)

@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from corsd_lib.batches import (
     SAMPLINGS,
+    Augmentation,
     BatchSource,
     Normalise,
     augment_crop,
@@ -360,7 +361,9 @@ def test_normalise_is_the_formula_for_every_channel() -> None:
 # --- the source ---
 
 
-def _source(data: ImageData | None = None, **options: Any) -> BatchSource:
+def _source(data: ImageData | None = None, augmentation: str | None = None, **options: Any) -> BatchSource:
+    how = {name: options.pop(name) for name in ("padding", "padding_mode", "cutout") if name in options}
+    options["augmentation"] = Augmentation(augmentation, **how) if how else augmentation
     return BatchSource(data or _data(_labels(9, 12, 10)), **{"batch_size": 6, "seed": 3, **options})
 
 

@@ -317,7 +317,7 @@ def test_a_flipped_bit_is_not_trained_on(within: Path, tmp_path: Path, name: str
     whole = file.read_bytes()
     place = len(whole) // 2 if name.startswith("checkpoint") else whole.index(b'"lr": 0.') + 8
     file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-    with pytest.raises(CorsdError, match=rf"{file} is damaged: its content does not agree with its checksum"):
+    with pytest.raises(CorsdError, match=rf"{file} is damaged: its content does not match its checksum"):
         train(TrainConfig(**{**TINY, "out": str(file.parent), "resume": True}), progress=False)
 
 

@@ -115,9 +115,9 @@ def test_every_field_is_an_option_with_a_help_text(capsys: Captured) -> None:
         assert said and len(said[1]) > 5 and "--" not in said[1], flag
 
 
-def test_each_help_text_is_the_line_of_the_docstring() -> None:
-    texts = cli._field_texts()
-    assert list(texts) == [f.name for f in fields(TrainConfig)]
+def test_every_field_has_a_help_text() -> None:
+    texts = {field.name: field.metadata["help"] for field in fields(TrainConfig)}
+    assert all(texts.values())
     assert texts["cutout"] == "side of the cutout square in pixels, 0 for none"
 
 
@@ -295,7 +295,7 @@ def test_train_says_what_was_passed_over_once(pictures: Path, tmp_path: Path, ca
         ("tune STUDY baseline", "error: STUDY/study.json has no tuning"),
         ("compare OUT --tables --runs /dev/null/x", "error: OUT/study.json does not exist"),
         ("evaluate RUN --device meta", "error: device 'meta' cannot be used"),
-        ("evaluate nowhere", "error: nowhere holds no run: there is no config.json in it"),
+        ("evaluate nowhere", "error: nowhere is not a run: it has no config.json"),
         ("evaluate RUN --split all", "corsd evaluate: error: argument --split: invalid choice: 'all'"),
         ("evaluate RUN --device abacus", "error: device 'abacus' cannot be used"),
         ("data mnist", "error: data set 'mnist' is not known; allowed: digits, "),

@@ -32,7 +32,7 @@ from corsd_lib.studies.progress import progress_table
 from corsd_lib.studies.records import make_record
 from corsd_lib.studies.study import Study, new_study
 from corsd_lib.studies.summary import summarise
-from corsd_lib.studies.workers import Job, places
+from corsd_lib.studies.workers import Job, worker_environments
 from corsd_lib.training import train
 
 Captured = pytest.CaptureFixture[str]
@@ -156,7 +156,7 @@ def test_a_record_that_is_changed_is_told_from_one_that_was_written(write: Write
     content = json.loads(file.read_text())
     content["images"] += 1
     write_json(file, content)
-    with pytest.raises(CorsdError, match=rf"{file} is damaged: its content does not agree with its checksum"):
+    with pytest.raises(CorsdError, match=rf"{file} is damaged: its content does not match its checksum"):
         study.records()
     del content["checksum"]  # as records of an earlier library are
     write_json(file, content)
@@ -310,7 +310,7 @@ def test_a_training_that_another_process_has_is_waited_for_while_the_rest_goes_o
         jobs = run_study(study, seeds=[0], jobs=1, report=report)
     assert [(job.row, job.state) for job in jobs] == [("baseline", "done"), ("byot", "done")]
     assert lines == [
-        "baseline, seed 0: another process trains it, and is waited for",
+        "baseline, seed 0: another process trains it; waiting for it",
         "byot, seed 0: done; 1 of 2 done",
         "baseline, seed 0: done; 2 of 2 done",
     ]
@@ -350,7 +350,7 @@ def test_cpus_are_divided(
     monkeypatch: pytest.MonkeyPatch, cpus: int, jobs: int | None, most: int, count: int, threads: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)), raising=False)
-    found = places(TrainConfig(accelerator="cpu"), jobs, most)
+    found = worker_environments(TrainConfig(accelerator="cpu"), jobs, most)
     place = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
     assert found == [place] * count
 
@@ -373,26 +373,29 @@ def test_each_gpu_has_a_training(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    found = places(TrainConfig(devices=devices), jobs, 20)
+    found = worker_environments(TrainConfig(devices=devices), jobs, 20)
     assert [place["CUDA_VISIBLE_DEVICES"] for place in found] == expected
-    assert all("CUDA_VISIBLE_DEVICES" not in place for place in places(TrainConfig(accelerator="cpu"), jobs, 20))
+    assert all(
+        "CUDA_VISIBLE_DEVICES" not in environment
+        for environment in worker_environments(TrainConfig(accelerator="cpu"), jobs, 20)
+    )
 
 
 def test_no_job_at_a_time_is_refused() -> None:
     with pytest.raises(CorsdError, match="jobs = 0 must be at least 1"):
-        places(TrainConfig(), 0, 3)
+        worker_environments(TrainConfig(), 0, 3)
 
 
 def test_more_jobs_than_the_machine_can_run_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    assert len(places(TrainConfig(accelerator="cpu"), 16, 99)) == 16
+    assert len(worker_environments(TrainConfig(accelerator="cpu"), 16, 99)) == 16
     with pytest.raises(CorsdError, match=r"^jobs = 17 is more than this machine can run; allowed: up to 16, 8 a CPU$"):
-        places(TrainConfig(accelerator="cpu"), 17, 3)
+        worker_environments(TrainConfig(accelerator="cpu"), 17, 3)
 
 
 def test_a_training_gets_the_environment_of_its_place(write: Write, here: list[dict[str, str]]) -> None:
     run_study(write(), rows=["baseline"], seeds=[0], jobs=1, report=lambda line: None)
-    assert here == places(TrainConfig(accelerator="cpu"), 1, 1)
+    assert here == worker_environments(TrainConfig(accelerator="cpu"), 1, 1)
 
 
 # --- what is seen ---
@@ -547,7 +550,9 @@ def test_failures_are_told_at_the_end_with_status_1(
         cli.main(["compare", "results/mine", "--seeds", "0", "--quiet"])
     out, err = capsys.readouterr()
     assert end.value.code == 1 and out == "" and drawn == ["accuracy.png"]
-    assert err.startswith("blown, seed 0: failed: training diverged") and err.endswith("the same command goes on from here\n")
+    assert err.startswith("blown, seed 0: failed: training diverged") and err.endswith(
+        "run the same command again to continue\n"
+    )
 
 
 def test_tables_alone_are_made_from_the_records(
@@ -619,7 +624,7 @@ def test_stopped_in_the_middle_it_goes_on_to_the_same_records(
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1, err
-    assert err == "baseline, seed 0: stopped\nbyot, seed 0: stopped\nthe same command goes on from here\n"
+    assert err == "baseline, seed 0: stopped\nbyot, seed 0: stopped\nrun the same command again to continue\n"
     done = [len(Path(f"runs/mine/{row}/seed0/metrics.jsonl").read_text().splitlines()) for row in ROWS]
     assert done == [1, 1] and not (study.path / "records").exists()
     for row in ROWS:
@@ -681,7 +686,7 @@ def test_a_result_that_cannot_be_read_is_a_failure_of_its_training_alone(write: 
     job.config.path.mkdir(parents=True)
     (job.config.path / "test.json").write_text("{")
     job.conclude(write())
-    assert job.state == "failed" and job.error == "runs/x holds no run: there is no config.json in it"
+    assert job.state == "failed" and job.error == "runs/x is not a run: it has no config.json"
 
 
 def test_a_training_is_asked_to_stop_once(write: Write) -> None:

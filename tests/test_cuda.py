@@ -15,7 +15,7 @@ from corsd_lib.evaluation import evaluate
 from corsd_lib.methods import METHODS
 from corsd_lib.runs import Run, TrainConfig, load_data
 from corsd_lib.training import Trainer, train
-from corsd_lib.training.cuda_graphs import GraphedPasses
+from corsd_lib.training.cuda_graphs import GraphedForwardBackward
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and here is none")
 Tiny = Callable[..., TrainConfig]
@@ -80,7 +80,7 @@ def _distance(run: Run, other: Run) -> float:
 
 
 def test_batches_of_one_shape_are_recorded_and_rare_ones_are_not(on_gpu: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[GraphedPasses] = []
+    made: list[GraphedForwardBackward] = []
     graphed = Trainer._graphed
     monkeypatch.setattr(Trainer, "_graphed", lambda self: made.append(graphed(self)) or made[-1])
     train(on_gpu(cuda_graphs=True, epochs=3, batch_size=12), progress=False)  # three batches of 12 and one of 4 images an epoch

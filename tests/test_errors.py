@@ -48,10 +48,10 @@ def test_a_text_that_is_not_utf_8_is_shown_with_one_backslash() -> None:
 
 def test_what_memory_does_not_hold_is_one_error() -> None:
     for take in (lambda: torch.empty(2**60, dtype=torch.uint8), lambda: np.empty(2**60, np.uint8), lambda: bytearray(2**60)):
-        said = r"^the image takes more memory than there is.*; use less$"
+        said = r"^the image needs more memory than is available.*; use less$"
         with pytest.raises(CorsdError, match=said), enough_memory("the image", "; use less"):
             take()
-    with pytest.raises(CorsdError, match="takes more memory than there is"), enough_memory("a network"):
+    with pytest.raises(CorsdError, match="needs more memory than is available"), enough_memory("a network"):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 

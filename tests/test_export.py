@@ -299,7 +299,7 @@ def test_the_card_says_where_a_training_went_on(exported: Run, tmp_path: Path) -
     figures = read_json(path / "test.json")
     card = _card(load_run(path), figures, figures["trained"])
     (said,) = [line for line in card.splitlines() if line.startswith("Resumed")]
-    assert said.startswith("Resumed after epoch 1 with source revision 0123abcd, PyTorch ") and "device cuda (some GPU)" in said
+    assert said.startswith("Resumed after epoch 1 with commit 0123abcd, PyTorch ") and "device cuda (some GPU)" in said
     assert "Resumed" not in (exported.path / "README.md").read_text()
 
 

@@ -337,7 +337,7 @@ def test_other_programs_read_a_safetensors_file_with_its_checksum(tmp_path: Path
     save_file(load_file(file), file, metadata)  # the same content, in another order perhaps
     assert read_tensors(file)[1]["note"] == "ü"
     save_file({**load_file(file), "b": torch.arange(7) + 1}, file, metadata)
-    with pytest.raises(CorsdError, match=rf"{file} is damaged: its content does not agree with its checksum"):
+    with pytest.raises(CorsdError, match=rf"{file} is damaged: its content does not match its checksum"):
         read_tensors(file)
 
 

@@ -175,7 +175,7 @@ def of_a_study(path: Path) -> dict[str, Action]:
 
 def of_a_configuration(path: Path) -> dict[str, Action]:
     return {
-        "configuration": lambda: [TrainConfig.from_file(path).decisive(), TrainConfig.from_file(path).path],
+        "configuration": lambda: [TrainConfig.from_file(path).training_settings(), TrainConfig.from_file(path).path],
         "corsd train": lambda: command("train", "--config", str(path), "--method", "none of ours"),
     }
 

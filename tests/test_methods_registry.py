@@ -78,7 +78,7 @@ def test_a_plugin_is_loaded_when_a_method_is_looked_up_and_only_then(plugins: Pl
         ("import not_there.at_all", r"No module named 'not_there' \(it imports not_there, which is not installed\)"),
         ("{}['x']", "KeyError: 'x'"),
         ("if True", r"SyntaxError: expected ':'"),
-        ("raise SystemExit(3)", r"SystemExit: 3 \(it ends the process while it is imported; allowed: definitions alone\)"),
+        ("raise SystemExit(3)", r"SystemExit: 3 \(it ends the process while it is imported; allowed: only definitions\)"),
         ("raise SystemExit", r"SystemExit \(it ends the process while it is imported"),
         (
             PLUGIN.replace("[Doubt.name]", "[3]"),

@@ -67,7 +67,7 @@ def test_deeply_nested_json_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_a_name_that_stands_twice_in_an_object_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"b": [{"seed": 1, "seed": 2}]}')
-    with pytest.raises(CorsdError, match=r"a\.json is not valid JSON: the name 'seed' stands twice in an object"):
+    with pytest.raises(CorsdError, match=r"a\.json is not valid JSON: the name 'seed' appears twice in an object"):
         read_json(tmp_path / "a.json")
 
 
@@ -157,7 +157,7 @@ def test_a_probe_size_beyond_all_bounds_is_a_line_on_the_command_line(
 
 def test_a_run_whose_name_no_file_can_have_is_none() -> None:
     for name in ("x" * 5000, "a\0b"):
-        with pytest.raises(CorsdError, match="holds no run"):
+        with pytest.raises(CorsdError, match="is not a run"):
             load_run(name)
 
 
@@ -166,12 +166,12 @@ def test_a_network_that_memory_does_not_hold_is_refused_before_it_is_made(run: R
         values = read_json(run.path / "config.json")
         values["train"][field] = value
         write_json(run.path / "config.json", values)
-        with pytest.raises(CorsdError, match=r"of another architecture: it holds [0-9,]+ numbers|more memory than there is"):
+        with pytest.raises(CorsdError, match=r"of another architecture: it has [0-9,]+ numbers|more memory than is available"):
             load_run(run.path).network()
     options = {**run.raw_config["method_options"], "hidden": 2**31 - 1}
     values["train"] |= {"width": TINY["width"], "method_options": options}
     write_json(run.path / "config.json", values)
-    with pytest.raises(CorsdError, match=r"of another architecture: it holds [0-9,]+ numbers|cannot be built"):
+    with pytest.raises(CorsdError, match=r"of another architecture: it has [0-9,]+ numbers|cannot be built"):
         load_run(run.path).method()
 
 

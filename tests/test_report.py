@@ -161,7 +161,7 @@ def test_the_command_line_writes_the_file_and_says_how_large(corsd: Run, tmp_pat
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["nowhere"], "corsd: error: nowhere holds no run: there is no config.json in it"),
+        (["nowhere"], "corsd: error: nowhere is not a run: it has no config.json"),
         (["RUN", "--embedding", "tsne"], "corsd report: error: argument --embedding: invalid choice: 'tsne'"),
         (["RUN", "--embedding", "none", "--out", "RUN"], "corsd: error: cannot write "),
         ([], "corsd report: error: the following arguments are required: RUN"),

@@ -125,8 +125,8 @@ def test_a_run_reads_back_its_own_configuration(tiny_run: Run) -> None:
         ({"epoch": 3}, "a.json: field 'epoch' is not known; allowed: data, data_root, per_class"),
         ({"train": {"epoch": 3}, "data": {}, "provenance": {}}, "a.json: field 'epoch' is not known"),
         ({"title": "a study", "train": {"epochs": 3}}, "a.json: field 'title' is not known"),
-        ([1, 2], "a.json holds no configuration: an object of fields and values is wanted"),
-        (3, "a.json holds no configuration"),
+        ([1, 2], "a.json is not a configuration; allowed: a JSON object of fields and values"),
+        (3, "a.json is not a configuration"),
         ({"epochs": "3"}, "epochs = '3' is of type str"),
     ],
 )
@@ -218,9 +218,7 @@ def test_a_method_that_is_not_found_names_the_run_and_where_it_may_come_from(
     content = read_json(copied / "config.json")
     content["train"]["method"] = "of_a_plug_in"
     write_json(copied / "config.json", content)
-    message = (
-        rf"^{copied}/config.json: method 'of_a_plug_in' is not known; allowed: .*; one of your own is found where CORSD_METHODS"
-    )
+    message = rf"^{copied}/config.json: method 'of_a_plug_in' is not known; allowed: .*; a method of your own is found"
     for read in (lambda run: run.config, repr, lambda run: run.network()):
         with pytest.raises(CorsdError, match=message):
             read(load_run(copied))
@@ -244,7 +242,7 @@ def test_a_bad_value_in_a_run_is_named_with_its_file(copied: Path, changes: dict
 
 @pytest.mark.parametrize("content", [{"epochs": 3}, [], {"train": {}, "data": {}}])
 def test_a_folder_that_is_no_run_is_named(tmp_path: Path, content: Any) -> None:
-    with pytest.raises(CorsdError, match=rf"{tmp_path} holds no run: there is no config.json in it"):
+    with pytest.raises(CorsdError, match=rf"{tmp_path} is not a run: it has no config.json"):
         load_run(tmp_path)
     write_json(tmp_path / "config.json", content)
     with pytest.raises(CorsdError, match=r"config\.json is not of a run: it lacks one of train, data, provenance"):
@@ -279,7 +277,7 @@ def test_a_run_without_weights_says_so(copied: Path) -> None:
     for name in ("weights", "checkpoint"):
         (copied / f"{name}.safetensors").unlink()
     for ask in (load_run(copied).network, load_run(copied).method):
-        with pytest.raises(CorsdError, match="holds no weights yet: its training was stopped before the first checkpoint"):
+        with pytest.raises(CorsdError, match="has no weights yet: its training was stopped before the first checkpoint"):
             ask()
 
 

@@ -254,7 +254,7 @@ def test_what_is_no_record_is_named(write: Write) -> None:
     del whole["test"]
     for content, part in (([1], "config"), (whole, "test")):
         write_json(study.record_path("corsd", 0), content)
-        with pytest.raises(CorsdError, match=rf"corsd-s0\.json is no record of a training: it has no {part}"):
+        with pytest.raises(CorsdError, match=rf"corsd-s0\.json is not a record of a training: it lacks {part}"):
             study.record("corsd", 0)
 
 
@@ -262,7 +262,7 @@ def test_what_is_no_record_is_named(write: Write) -> None:
     "change,message",
     [
         ({"seed": "0"}, "seed = '0'; allowed: a whole number from 0"),
-        ({"seed": 1}, "seed = 1; allowed: 0, as the file is named"),
+        ({"seed": 1}, "seed = 1; allowed: 0, as in the file name"),
         ({"row": 3}, "row = 3; allowed: a string"),
         ({"train_top1": []}, "train_top1 has 0 entries; allowed: 1 or more"),
         ({"images": 1.5}, r"images = 1\.5; allowed: a whole number from 1"),

@@ -31,7 +31,7 @@ from torch.optim import SGD, lr_scheduler
 
 from corsd_lib import cli, files
 from corsd_lib.analysis.images import run_images
-from corsd_lib.batches import Batch, BatchSource, evaluation_batches
+from corsd_lib.batches import Augmentation, Batch, BatchSource, evaluation_batches
 from corsd_lib.datasets import DataNotice, ImageArrays, ImageData, ImageFiles, load_dataset
 from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import evaluate
@@ -161,7 +161,7 @@ def test_of_several_processes_the_first_speaks_of_the_data(tiny: Tiny, monkeypat
         warnings.warn("extra/ is not used", DataNotice, stacklevel=1)
         raise CorsdError("that is all")
 
-    monkeypatch.setattr(launch, "_given_or_named", loaded)
+    monkeypatch.setattr(launch, "_images_for", loaded)
     fabric: Any = SimpleNamespace(device=torch.device("cpu"), is_global_zero=first, broadcast=lambda problem: problem)
     with warnings.catch_warnings(record=True) as seen, pytest.raises(CorsdError, match="that is all"):
         warnings.simplefilter("always")
@@ -220,9 +220,7 @@ def _plain_loop(config: TrainConfig) -> dict[str, Tensor]:
         batch_size=config.batch_size,
         sampling=config.sampling or kind.sampling,
         samples_per_class=config.samples_per_class or kind.samples_per_class,
-        augmentation=config.augmentation,
-        padding_mode=config.padding_mode,
-        cutout=config.cutout,
+        augmentation=Augmentation(config.augmentation, padding_mode=config.padding_mode, cutout=config.cutout),
         seed=config.seed,
     )
     steps = len(source.rows(0))
@@ -712,7 +710,7 @@ def test_a_run_begun_before_a_setting_was_there_goes_on_and_says_with_what(
     config = tiny(validation_fraction=0.2)
     with monkeypatch.context() as earlier:
         _at_step(earlier, 4, lambda: signal.raise_signal(signal.SIGINT))
-        earlier.setattr("corsd_lib.provenance._revision", lambda: "earlier")
+        earlier.setattr("corsd_lib.provenance._commit", lambda: "earlier")
         run = _train(config)
     content = files.read_json(run.path / "config.json")
     del content["train"]["padding_mode"], content["train"]["method_options"]["margin"]  # each had its default
@@ -1003,10 +1001,10 @@ def test_a_damaged_checkpoint_is_one_error(tiny: Tiny, tiny_run: Run, monkeypatc
     file = run.path / "checkpoint.safetensors"
     if damage == "truncated":
         file.write_bytes(file.read_bytes()[:-7])
-        message = "is not a whole safetensors file: .*; put back a copy, or remove it to begin anew$"
+        message = "is not a whole safetensors file: .*; put back a copy, or remove it to start over$"
     else:
         shutil.copy(tiny_run.path / "weights.safetensors", file)
-        message = "is not a checkpoint: it does not say where the training stood; put back a copy, or remove it to begin anew$"
+        message = "is not a checkpoint: its metadata has no position; put back a copy, or remove it to start over$"
     with pytest.raises(CorsdError, match=rf"{file} {message}"):
         _train(tiny(resume=True))
 
@@ -1210,13 +1208,13 @@ def test_a_state_that_is_not_finite_is_never_recorded(tiny: Tiny, monkeypatch: p
 def test_a_training_that_memory_does_not_hold_is_one_error_and_keeps_its_checkpoint(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    passes = Trainer._passes
+    passes = Trainer._forward_backward
 
     def larger(self: Trainer, batch: Any) -> Any:
         return passes(self, batch) if self._done() < 4 else torch.empty(2**60, dtype=torch.uint8)
 
     with monkeypatch.context() as patched, pytest.raises(CorsdError, match=r"memory than there is.*; a smaller batch_size"):
-        patched.setattr(Trainer, "_passes", larger)
+        patched.setattr(Trainer, "_forward_backward", larger)
         _train(tiny())
     assert _train(tiny(resume=True)).finished
 
@@ -1464,14 +1462,14 @@ def test_processes_agree_that_the_run_directory_is_gone(tmp_path: Path, monkeypa
 
 def test_processes_agree_that_a_run_is_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first process finds it under the lock; all end, with one error each."""
-    hold, words = launch._held, ["train", *WORDS, *SHARED, "--out", str(tmp_path / "run"), "--quiet", "--method", "baseline"]
+    hold, words = launch._locked, ["train", *WORDS, *SHARED, "--out", str(tmp_path / "run"), "--quiet", "--method", "baseline"]
 
     def late(folder: Path) -> Any:
         folder.mkdir()
         (folder / "weights.safetensors").touch()
         return hold(folder)
 
-    monkeypatch.setattr(launch, "_held", late)
+    monkeypatch.setattr(launch, "_locked", late)
     for status, output in _together(tmp_path, lambda rank: cli.main(words)):
         assert status == 2 and "run holds a weights.safetensors but no config.json: choose another out" in output
 

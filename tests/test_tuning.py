@@ -71,7 +71,7 @@ def _queue(study: Study, params: dict[str, Any]) -> None:
 
 def _at_epoch(monkeypatch: pytest.MonkeyPatch, trial: int, epoch: int, action: Callable[[Any], object]) -> None:
     """Do `action(running)` when the tuner hears of that epoch of that trial."""
-    answer = Tuner._answer
+    answer = Tuner._answer_trial
 
     def watched(self: Tuner, pipe: Any, curves: trials.Curves) -> None:
         running = self.running[pipe]
@@ -79,7 +79,7 @@ def _at_epoch(monkeypatch: pytest.MonkeyPatch, trial: int, epoch: int, action: C
             action(running)
         answer(self, pipe, curves)
 
-    monkeypatch.setattr(Tuner, "_answer", watched)
+    monkeypatch.setattr(Tuner, "_answer_trial", watched)
 
 
 # --- whole searches ---
@@ -191,7 +191,7 @@ def test_a_search_wants_a_validation_split(make: Make, capsys: Captured) -> None
     make(train={"epochs": 1})
     with pytest.raises(SystemExit, match="2"):
         cli.main(["tune", "results/tiny", "byot"])
-    assert "validation_fraction = 0.0; allowed: above 0, for nothing is tuned on test" in capsys.readouterr().err
+    assert "validation_fraction = 0.0; allowed: above 0, because trials are compared on validation" in capsys.readouterr().err
     assert not Path("results/tiny/tuning").exists()
 
 
@@ -399,7 +399,9 @@ def test_a_process_of_a_search_that_was_killed_is_waited_for(make: Make) -> None
             other.close()
 
     record = tune(study, "byot", jobs=1, trials=1, report=report)
-    assert lines[0] == f"waiting for the process that still trains {folder}: it ends after its epoch" and len(lines) == 2
+    assert (
+        lines[0] == f"waiting for the process that still trains {folder}: it ends after its current epoch" and len(lines) == 2
+    )
     assert [trial["state"] for trial in record["trials"]] == ["failed", "complete"]
     assert record["trials"][0]["error"] == "stopped, taken up by trial 1"
 
@@ -466,8 +468,8 @@ def test_trials_are_started_where_there_is_no_fork_server(make: Make, monkeypatc
 def test_two_processes_do_not_work_on_one_journal(make: Make) -> None:
     study = make()
     with (
-        tuner._held(Search.of(study, "byot").journal),
-        pytest.raises(CorsdError, match=r"another process is at work on results/tiny/tuning/byot\.journal: wait for it"),
+        tuner._locked_journal(Search.of(study, "byot").journal),
+        pytest.raises(CorsdError, match=r"another process runs the search of results/tiny/tuning/byot\.journal: wait for it"),
     ):
         tune(study, "byot")
 
@@ -508,7 +510,7 @@ def test_a_last_line_that_is_none_of_a_journal_is_named(make: Make, line: bytes)
     search.path.parent.mkdir(parents=True)
     tuner._open_study(search)
     search.journal.write_bytes(search.journal.read_bytes() + line)
-    with pytest.raises(CorsdError, match=r"byot\.journal is not a whole journal: .*; remove it to begin anew"):
+    with pytest.raises(CorsdError, match=r"byot\.journal is a damaged journal: .*; remove it to start over"):
         tuner._open_study(search)
 
 
@@ -517,7 +519,7 @@ def test_a_line_of_another_program_is_named_in_our_words(make: Make) -> None:
     search.path.parent.mkdir(parents=True)
     tuner._open_study(search)
     search.journal.write_bytes(search.journal.read_bytes() + b'{"op_code": 99, "worker_id": "x"}\n')
-    with pytest.raises(CorsdError, match=r"not a whole journal: a line of it is none that Optuna writes; remove it"):
+    with pytest.raises(CorsdError, match=r"a damaged journal: it has a line that Optuna does not write; remove it"):
         tuner._open_study(search)
 
 
@@ -530,7 +532,7 @@ def test_a_journal_goes_on_after_a_power_cut_and_one_that_is_damaged_is_named(ma
         file.write(journal.read_bytes()[:-1].rpartition(b"\n")[2][:20])
     assert len(tune(study, "byot", trials=2, jobs=1, report=lambda _: None)["trials"]) == 2
     journal.write_bytes(b"{" + journal.read_bytes())
-    with pytest.raises(CorsdError, match=r"byot\.journal is not a whole journal: .*; remove it to begin anew"):
+    with pytest.raises(CorsdError, match=r"byot\.journal is a damaged journal: .*; remove it to start over"):
         tune(study, "byot")
 
 
@@ -580,7 +582,10 @@ def test_a_record_whose_journal_lacks_its_trials_is_not_overwritten(make: Make, 
         ({"low": 0.1, "high": 1.0, "step": -0.1}, "`step > 0` must hold"),
         ({"low": -0.1, "high": 1.0}, "exit_kd = -0.1 must be finite and at least 0"),
         ({"choices": [0.1, "much"]}, "exit_kd = 'much' must be of type float"),
-        ({"low": 0.5, "high": 1.0}, "the row itself, which is trial 0, has 0.1: widen the space so that it is within"),
+        (
+            {"low": 0.5, "high": 1.0},
+            "the row itself, which is trial 0, has 0.1: widen the space so that it contains this value",
+        ),
         ({"choices": [0.2, 0.3]}, "the row itself, which is trial 0, has 0.1"),
     ],
 )
@@ -611,7 +616,7 @@ def test_a_bad_range_is_named(make: Make, what: Any, message: str) -> None:
         ({"space": {"train.cutout": {"low": 0, "high": 4}}}, "cutout = 0.0 is of type float; allowed: int"),
         (
             {"tuned": "tuning/byot.json", "row": {"method_options": {"exit_kd": 0.1}}},
-            "exit_kd is also in the row's method_options, which go over what is found",
+            "exit_kd is also in the row's method_options, which override the result of the search",
         ),
     ],
 )

@@ -363,7 +363,7 @@ def test_a_run_without_weights_or_snapshots_says_so(tiny_run: Run, data: ImageDa
     for file in ("probe.safetensors", "probes/epoch_0002.safetensors"):
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_bytes((tiny_run.path / file).read_bytes())
-    with pytest.raises(CorsdError, match="holds no weights yet"):
+    with pytest.raises(CorsdError, match="has no weights yet"):
         answer(AttributionExplorer(load_run(tmp_path), data=data))
 
 

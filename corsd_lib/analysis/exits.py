@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from corsd_lib.costs import count_macs, cumulative_macs
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice, shortened
-from corsd_lib.evaluation import exit_logits, top_k_accuracy
+from corsd_lib.evaluation import confidence_bins, exit_logits, top_k_accuracy
 from corsd_lib.network import MultiExitNetwork
 from corsd_lib.runs import Run, run_data
 
@@ -96,11 +96,9 @@ def calibration_bins(logits: Tensor, labels: Tensor, bins: int = 15) -> pd.DataF
     _check([logits], labels)
     if bins < 1:
         raise CorsdError(f"bins = {shortened(bins)} of a reliability diagram; allowed: 1 or more")
-    confidence, guess = F.softmax(logits.double(), dim=1).max(1)
-    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    bin_of, confidence, correct = confidence_bins(logits, labels, bins)
     images = torch.bincount(bin_of, minlength=bins)
-    sums = torch.zeros(2, bins, dtype=torch.double)
-    sums.index_add_(1, bin_of, torch.stack([confidence, (guess == labels).double()]))
+    sums = torch.zeros(2, bins, dtype=torch.double).index_add_(1, bin_of, torch.stack([confidence, correct]))
     means = 100.0 * sums / images  # 0 / 0 = NaN: a bin without images has neither
     edges = 100.0 * torch.arange(bins + 1, dtype=torch.double) / bins
     columns = {"low": edges[:-1], "high": edges[1:], "images": images, "confidence": means[0], "accuracy": means[1]}

@@ -1,9 +1,10 @@
-"""What is optimised: each method says which terms it has, with which weights, and owns the extra modules that it trains.
+"""Methods: the training objectives, with the modules that they train beside the network.
 
-A method is an `nn.Module` called with the outputs of all exits and the batch; it returns the total and its parts by name. The
-weight of a part is the option of the same name, so total = sum over parts of option[name] * part[name]; a part of weight 0
-is neither computed nor reported. To add a method: one options dataclass, one class with `terms`, one line in `METHODS`; from
-outside, the same in a plug-in (see `registry`). `check_method` says whether a class keeps the rules that a training relies on.
+A method is an `nn.Module` that is called with the outputs of all exits and the batch. It returns the total loss and its terms
+by name. The weight of a term is the option of the same name: total = sum of option[name] * term[name]. A term of weight 0 is
+neither computed nor reported. To add a method, write an options dataclass and a class with `terms`, and add the class to
+`METHODS`, or put both into a plug-in (see `registry`). `check_method` tests a class against the rules that a training relies
+on.
 """
 
 from __future__ import annotations

@@ -32,11 +32,12 @@ def option(
     below: float | None = None,
     choices: Iterable[str] | None = None,
 ) -> Value:
-    """A field of an options dataclass: its default, what it is in a line, and what is allowed.
+    """A field of an options dataclass: default, help text in one line, and limits.
 
-    Of a number `low` and `high` are allowed themselves, `above` and `below` are not. Without a lower end a float is at least 0
-    and a whole number at least 1. A float is between -1e38 and 1e38. `choices` of a string. A subclass that only sets another
-    default keeps the rest. Raises `CorsdError` for a limit that is no number and a choice that is no string.
+    A number may be equal to `low` and `high`, but not to `above` and `below`. Without a lower limit a float must be at least 0
+    and an integer at least 1. Floats are always between -1e38 and 1e38. `choices`: the allowed strings. A subclass that sets
+    only another default keeps help and limits. Raises `CorsdError` for a limit that is not a number or a choice that is not a
+    string.
     """
     for name, limit in (("low", low), ("above", above), ("high", high), ("below", below)):
         if limit is not None and type(limit) not in (int, float):
@@ -50,26 +51,30 @@ def option(
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """Weights every method has."""
+    """Options that every method has."""
 
     task: float = option(1.0, "weight of the cross-entropy of the deepest exit")
-    label_smoothing: float = option(0.0, "share of every label that is spread evenly over the classes", below=1)
+    label_smoothing: float = option(0.0, "share of each label that is spread uniformly over the classes", below=1)
 
 
 class Method(nn.Module):
-    """Base of all methods: holds the options, sums the weighted parts; `attach(network)` makes the trainable parts.
+    """Base class of all methods. It holds the options and computes the weighted sum of the terms.
 
-    Of a class: `exits` "all" or "deepest", where the network gets exits; `sampling` and `samples_per_class`, the batches where
-    a configuration does not say; `detach_exits`, whether shallow exits only watch; `graphs` False where `images` or `terms`
-    reads more of a batch than images, labels and draws, or waits for the device; `taught_by_deepest`, the terms in which the
-    deepest exit or stage teaches the shallower ones, and which give it no gradient. `check_method` holds a class to what it
-    declares.
+    Class attributes:
+    - `exits`: "all" or "deepest", the stages on which the network gets exits;
+    - `sampling` and `samples_per_class`: of the batches, unless the configuration sets them;
+    - `detach_exits`: whether gradients of the shallow exits stop before the backbone;
+    - `graphs`: False if `images` or `terms` read more of a batch than images, labels and draws, or wait for the device, so that
+      they cannot be recorded as a CUDA graph;
+    - `taught_by_deepest`: the terms in which the deepest exit or stage teaches the others. They must give it no gradient.
 
-    A training step calls `draw`, then `images`, then the network, then the method itself. Evaluation and probes call none of
-    them: they show the network the images as they are.
+    `check_method` checks that a class does what it declares.
 
-    Buffers are part of the weights and keep their shape. What a method remembers of the training for the training alone, in
-    whatever shape, goes into a buffer with `persistent=False`: it is in checkpoints, and a resume gets it back.
+    A training step calls `draw`, `images`, the network, and then the method, in this order. Evaluation and probes call none of
+    these; the network gets the original images.
+
+    Buffers belong to the weights and must keep their shape. Values that only the training needs, such as past predictions, are
+    buffers with `persistent=False`: they are stored in checkpoints, may change their shape, and are restored by a resume.
     """
 
     name: ClassVar[str] = ""
@@ -86,35 +91,36 @@ class Method(nn.Module):
         self.options = make_options(self.name, self.Options, options)
 
     def attach(self, network: MultiExitNetwork) -> Method:
-        """Create the modules that this method trains beside `network`, sized from what it declares. Returns itself."""
+        """Create the modules that this method trains beside `network`. Returns the method."""
         return self
 
     def draw(self, batch: Batch) -> dict[str, Tensor]:
-        """What this method draws at random for a batch and what it reads of its labels, tensors on their device.
+        """The random numbers of this method for a batch, and values derived from its labels: tensors on the device of the
+        labels.
 
-        Kept apart from `images` and `terms`, which then are the same sequence of operations for all batches of a shape: what a
-        CUDA graph is.
+        They are computed here and not in `images` and `terms`, so that these are the same operations for all batches of a shape
+        and can be recorded as a CUDA graph.
         """
         return {}
 
     def images(self, batch: Batch) -> Tensor:
-        """What the network sees in a training step, normalised (B, C, H, W): `batch.images`, or a new tensor like it.
+        """The input of the network in a training step, normalised (B, C, H, W): `batch.images`, or a new tensor.
 
-        The same sequence of operations for all batches of a shape, on images, labels and what `draw` has drawn (`batch.draws`).
-        The accuracy that a training records is that on these images.
+        It may depend on images, labels and `batch.draws` only, with the same operations for all batches of a shape. The
+        training accuracy is measured on these images.
         """
         return batch.images
 
     def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        """The parts of the objective by name, unweighted scalars; see `computed` for those that may have weight 0."""
+        """The unweighted terms of the loss by name, scalars. `computed` skips those of weight 0."""
         raise CorsdError(f"method {self.name!r} has no terms: define terms(self, out, batch)")
 
     def computed(self, parts: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
-        """The parts by name whose weight is not 0; the functions of the others are not called, so they cost nothing."""
+        """Call the functions of the terms whose weight is not 0, and return the results by name."""
         return {name: part() for name, part in parts.items() if self._weight(name)}
 
     def forward(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        """Exit outputs and batch -> {"total": weighted sum, part: unweighted value, ...}, scalars."""
+        """The loss "total" (weighted sum) and the unweighted terms by name, all scalars, of exit outputs and batch."""
         parts = checked_terms(self.name, self.terms(out, batch))
         weights = {name: self._weight(name) for name in parts}
         if not any(weights.values()):
@@ -130,7 +136,7 @@ class Method(nn.Module):
         return getattr(self.options, part)
 
     def relation_networks(self) -> nn.ModuleList:
-        """Relation networks shallow -> deep, empty for a method that has none."""
+        """The relation networks, shallow -> deep; empty for a method without them."""
         return nn.ModuleList()
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -138,7 +144,7 @@ class Method(nn.Module):
 
 
 def checked_terms(method: str, parts: Any) -> dict[str, Tensor]:
-    """What `terms` returned, or a `CorsdError` where it is not scalar tensors by name."""
+    """Return `parts`, the result of `terms`; raise `CorsdError` unless it is a dict of scalar tensors."""
     if not isinstance(parts, dict):
         raise CorsdError(
             f"method {method!r}: terms returned {shortened(parts)} of type {type(parts).__name__}; "
@@ -154,13 +160,13 @@ def checked_terms(method: str, parts: Any) -> dict[str, Tensor]:
 
 
 def make_options(method: str, kind: type[MethodOptions], given: dict[str, Any]) -> MethodOptions:
-    """The options of a method, those `given` over the defaults, each of the type of its default and in its range."""
+    """The options of a method: defaults overridden by `given`. Raises `CorsdError` for unknown options and invalid values."""
     defaults = {f.name: _default(method, f) for f in fields(kind)}
     for key in given:
         check_choice(f"option of method {method!r}:", key, defaults)
     options = {
         key: _checked(f"method {method!r}", key, value, type(defaults[key]), described(kind, key))
-        for key, value in {**defaults, **given}.items()  # defaults too: a run stores them, and is opened with them
+        for key, value in {**defaults, **given}.items()  # defaults are checked too, because a run stores all options
     }
     return kind(**options)
 
@@ -175,8 +181,8 @@ def _default(method: str, field: Field[Any]) -> Any:
 
 
 def described(kind: type[MethodOptions], key: str) -> Mapping[str, Any]:
-    """What `option` says of the field `key` of the options `kind`, "help" and limits by name; {} where nothing does."""
-    for parent in kind.__mro__:  # a subclass that sets another default says no more than that
+    """Help and limits of the field `key` of the options `kind`, as given to `option`; {} if it has none."""
+    for parent in kind.__mro__:  # a subclass may override the default only
         found = parent.__dict__.get("__dataclass_fields__", {}).get(key)
         if found is not None and found.metadata:
             return found.metadata
@@ -184,10 +190,10 @@ def described(kind: type[MethodOptions], key: str) -> Mapping[str, Any]:
 
 
 def _checked(method: str, key: str, value: Any, wanted: type[Any], allowed: Mapping[str, Any]) -> Any:
-    """`value` in the type `wanted`, or a `CorsdError` that begins with `method`."""
+    """`value` as type `wanted`. Raises `CorsdError` for another type or a value that is not allowed."""
     what = f"{method}: {key} = {shortened(value)}"
     if type(value) is int and abs(value) >= 2**31:
-        raise CorsdError(f"{what} must be below {2**31}, which is more than tensors can count")
+        raise CorsdError(f"{what} must be below {2**31}, the limit for sizes of tensors")
     if wanted is float and type(value) is int:
         value = float(value)
     if type(value) is not wanted:
@@ -208,7 +214,7 @@ _LIMITS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
 
 
 def _limits(wanted: type[Any], allowed: Mapping[str, Any]) -> dict[str, Any]:
-    """The limits of a number; a float without a lower end is at least 0, a whole number above 0."""
+    """The limits of a number with the default lower limit: 0 for a float, above 0 for an integer."""
     lower = {} if allowed.keys() & {"low", "above"} else {"low" if wanted is float else "above": 0}
     return {name: limit for name, limit in {**lower, **allowed}.items() if name in _LIMITS}
 
@@ -221,12 +227,12 @@ def _check_limits(what: str, value: float, wanted: type[Any], allowed: Mapping[s
             raise CorsdError(f"{what} must be {finite}{words} {limit}")
     if not math.isfinite(value):
         raise CorsdError(f"{what} must be finite")
-    if abs(value) >= 1e38:  # its square must not overflow, nor may it be infinite in a tensor
-        raise CorsdError(f"{what} must be between -1e+38 and 1e+38, near which single precision ends")
+    if abs(value) >= 1e38:  # larger values overflow in float32
+        raise CorsdError(f"{what} must be between -1e+38 and 1e+38, the range of float32")
 
 
 def allowed_values(kind: type[MethodOptions], key: str) -> str:
-    """What the option `key` of the options `kind` may be, such as "a number, at least 0 and below 1"."""
+    """The allowed values of the option `key` as text, such as "a number, at least 0 and below 1"."""
     wanted, allowed = type(getattr(kind, key)), described(kind, key)
     if wanted is bool:
         return "true or false"

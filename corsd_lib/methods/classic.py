@@ -1,4 +1,4 @@
-"""The methods everything is compared with: the plain network, exits that watch, exits that learn, exits that are taught."""
+"""Reference methods: the plain network, detached exits, deep supervision, and BYOT."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Baseline", "Byot", "ByotOptions", "DeepSupervision", "DeepSupervisio
 
 
 class Baseline(Method):
-    """The plain network: cross-entropy of the deepest exit; there is no other exit."""
+    """The plain network: cross-entropy of its only exit, the deepest one."""
 
     name = "baseline"
     exits = "deepest"
@@ -25,7 +25,7 @@ class Baseline(Method):
 
 @dataclass(frozen=True)
 class DeepSupervisionOptions(MethodOptions):
-    """Cross-entropy of the shallow exits, as much as of the deepest one."""
+    """The cross-entropy of shallow exits has the weight of the deepest one."""
 
     exit_ce: float = option(1.0, "weight of the cross-entropy of each shallow exit")
 
@@ -45,10 +45,10 @@ class DeepSupervision(Method):
 
 
 class Probe(DeepSupervision):
-    """The plain network again, with exits that watch: their gradient stops before the backbone (ours).
+    """The plain network with detached shallow exits: their gradients stop before the backbone (ours).
 
-    Says what shallow stages already know when nobody asks them to; backbone and deepest exit train as in `baseline` (unless
-    gradients are clipped: the norm is that of all parameters).
+    Measures how well shallow stages of the plain network classify. Backbone and deepest exit are trained as in `baseline`,
+    unless gradients are clipped, because the norm is that of all parameters.
     """
 
     name = "probe"
@@ -57,15 +57,15 @@ class Probe(DeepSupervision):
 
 @dataclass(frozen=True)
 class ByotOptions(MethodOptions):
-    """The paper's weights: (1-a)·CE of shallow exits, a·T²·KL to the deepest, b·hint; a = 0.1, T = 3, b = 1e-6.
+    """The weights of the paper: (1-a)·CE of shallow exits, a·T²·KL to the deepest, b·hint; a = 0.1, T = 3, b = 1e-6.
 
-    The deepest exit has no teacher: its cross-entropy, `task`, keeps weight 1.
+    The cross-entropy of the deepest exit, `task`, has weight 1, because it has no teacher.
     """
 
     exit_ce: float = option(0.9, "weight of the cross-entropy of each shallow exit")
     exit_kd: float = option(0.1, "weight of the KL divergence of each shallow exit from the deepest one")
-    hint: float = option(1e-6, "weight of the squared distance of each shallow embedding from the deepest one")
-    temperature: float = option(3.0, "of both softmaxes of the KL divergence", above=0)
+    hint: float = option(1e-6, "weight of the squared distance between each shallow embedding and the deepest one")
+    temperature: float = option(3.0, "temperature of both softmaxes of the KL divergence", above=0)
 
 
 class Byot(Method):

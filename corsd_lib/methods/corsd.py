@@ -1,4 +1,4 @@
-"""Class-Oriented Relational Self Distillation, arXiv 2305.00918, and its authors' release in the same frame."""
+"""Class-Oriented Relational Self Distillation (CORSD), arXiv 2305.00918, and the variant of its authors' release."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ AFFINITIES = ("trained", "cosine", "l2", "labels")
 
 @dataclass(frozen=True)
 class CorsdOptions(MethodOptions):
-    """Weights of CORSD's terms (the first block, one part each) and its settings. The defaults are ours.
+    """Weights of the terms of CORSD (first block) and its settings. The defaults are ours.
 
-    `class_kd` is ours altogether: at every exit that learns, the prediction of another image of the class is a soft target
-    (CS-KD's term), softened by `class_temperature`; 0 leaves the objective of the paper.
+    `class_kd` is our addition: at every trained exit the prediction for another image of the class is a soft target, as in
+    CS-KD, with the temperature `class_temperature`. With weight 0 the objective is that of the paper.
     """
 
     exit_ce: float = option(1.0, "weight of the cross-entropy of each shallow exit")
@@ -60,35 +60,37 @@ class CorsdOptions(MethodOptions):
     auxiliary_kd_inter: float = option(0.1, "weight of the KL divergence from the deepest auxiliary classifier, inter pairs")
     relation_transfer: float = option(0.1, "weight of the squared difference of scores from the deepest stage's")
     relation_margin: float = option(0.1, "weight of the hinge between intra and inter scores, at every stage")
-    logit_relation: float = option(0.01, "weight of the hinge between own and other running class means of the deepest logits")
+    logit_relation: float = option(
+        0.01, "weight of the hinge between the own and another running class mean of the deepest logits"
+    )
     relation_ce: float = option(0.0, "weight of the balanced cross-entropy of 'same class?', at every stage (ours)")
     relation_kd: float = option(
         0.0, "weight of the KL divergence from predictions mixed along the relation, at every exit (ours)"
     )
 
-    temperature: float = option(3.0, "of both softmaxes of a KL divergence between stages", above=0)
-    class_temperature: float = option(4.0, "of both softmaxes of class_kd", above=0)
-    margin: float = option(1.0, "m of relation_margin and logit_relation")
+    temperature: float = option(3.0, "temperature of both softmaxes of a KL divergence between stages", above=0)
+    class_temperature: float = option(4.0, "temperature of both softmaxes of class_kd", above=0)
+    margin: float = option(1.0, "margin m of relation_margin and logit_relation")
     fusion: str = option(
         "vectors",
-        "what a relation network reads: vectors, all pairs of embeddings (ours), or maps of sampled pairs (the release's)",
+        "input of relation networks: vectors, all pairs of embeddings (ours), or maps, feature maps of some pairs (release)",
         choices=("vectors", "maps"),
     )
     relation: str = option(
         "trained",
-        "how scores are computed: trained, or for ablation a formula on embeddings, without auxiliary classifier",
+        "how scores are computed: trained, or for ablations a formula on embeddings, without auxiliary classifier",
         choices=("trained", *HANDCRAFTED),
     )
     transfer: str = option(
         "squared",
-        "what relation_transfer compares: squared differences of scores, or of log-odds the row-softmaxes (row_kl) or their "
+        "loss of relation_transfer: squared differences of scores, or between rows of log-odds a KL divergence (row_kl) or "
         "correlation (row_correlation)",
         choices=TRANSFERS,
     )
     affinity: str = option(
         "trained",
-        "what relation_kd mixes predictions along: the deepest trained relation, or for ablation a formula on the deepest "
-        "embeddings, or the labels",
+        "weights with which relation_kd mixes predictions: the deepest trained relation, or for ablations a formula on the "
+        "deepest embeddings, or the labels",
         choices=AFFINITIES,
     )
     relation_share: float = option(0.5, "share of the other images in the targets of relation_kd", below=1)
@@ -98,18 +100,18 @@ class CorsdOptions(MethodOptions):
     )
     shared: bool = option(False, "one relation network for all stages, with fusion vectors only")
     hidden: int = option(128, "width of the relation embedding")
-    pair_limit: int = option(4096, "most intra pairs a batch for which auxiliary logits (and map relations) are computed")
+    pair_limit: int = option(4096, "largest number of intra pairs in a batch for auxiliary logits (and map relations)")
     block_pairs: int = option(65536, "pairs held in memory at once by the vectors fusion")
     class_mean_momentum: float = option(0.9, "momentum of the running class mean logits", below=1)
 
 
 class Corsd(Method):
-    """Class-Oriented Relational Self Distillation, arXiv 2305.00918; every term of the paper that is known, and one of ours.
+    """Class-Oriented Relational Self Distillation, arXiv 2305.00918, with all published terms and some of ours.
 
-    A relation network a stage reads structured pairs; the deepest one teaches its scores and auxiliary logits to the shallow
-    ones. Nothing of it is needed at inference. Terms over several stages are sums over the stages. Batches hold two images a
-    class (ours; more where the classes are too few to fill one): each image has a partner, and hardly an image fewer of another
-    class than in a plain batch.
+    Every stage has a relation network that scores structured pairs. The scores and auxiliary logits of the deepest one are
+    targets of the others. None of them is needed at inference. Terms over several stages are sums over the stages. Batches have
+    two images of each class (ours; more if there are too few classes to fill a batch), so that each image has a partner and a
+    batch has nearly as many pairs of different classes as a plain one.
     """
 
     name = "corsd"
@@ -147,7 +149,10 @@ class Corsd(Method):
         if o.relation != "trained":
             return [HandcraftedRelation(o.relation) for _ in range(stages)]
         size = (network.embedding_dim, network.num_classes, o.hidden, o.block_pairs, o.symmetric)
-        return [VectorRelation(*size)] * stages if o.shared else [VectorRelation(*size) for _ in range(stages)]
+        if o.shared:
+            shared = VectorRelation(*size)
+            return [shared for _ in range(stages)]  # the same module at every stage
+        return [VectorRelation(*size) for _ in range(stages)]
 
     def _map_relations(self, network: MultiExitNetwork) -> list[nn.Module]:
         *_, deepest = info = network.backbone.feature_info
@@ -158,7 +163,7 @@ class Corsd(Method):
         ]
 
     def _reads_log_odds(self) -> list[str]:
-        """The chosen options that read the log-odds of all pairs of a batch."""
+        """Names of the options in use that need the log-odds of all pairs of a batch."""
         o = self.options
         chosen = {
             "relation_ce": o.relation_ce,
@@ -174,7 +179,7 @@ class Corsd(Method):
         return {**self.exit_terms(out, batch), **self.relation_terms(out, batch)}
 
     def exit_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy of the exits, what the deepest one teaches them, and what two images of a class teach each other."""
+        """Terms of the exits: cross-entropy, distillation from the deepest exit, and distillation within a class."""
         *shallow, deepest = out.logits
         between = partial(losses.class_distillation, labels=batch.labels, temperature=self.options.class_temperature)
         parts = {
@@ -187,11 +192,11 @@ class Corsd(Method):
 
     @property
     def _shallow_exits_learn(self) -> bool:
-        """Whether anything but agreement is asked of them: agreement alone is had by a constant answer."""
+        """Whether shallow exits have another term than `class_kd`, which alone a constant prediction would minimise."""
         return bool(self.options.exit_ce or self.options.exit_kd)
 
     def relation_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        """What the relation networks learn of the pairs of a batch, and what the deepest one teaches of them."""
+        """Terms of the relation networks: of each one, and distillation from the deepest one."""
         if not self.relations:
             raise CorsdError(f"method {self.name!r} has no relation networks yet: call attach(network) first")
         o, labels = self.options, batch.labels
@@ -203,7 +208,7 @@ class Corsd(Method):
         }
         relations: list[RelationOutput] = []
         trained = o.relation_kd and o.affinity == "trained"
-        if not trained and not any(getattr(o, name) for name in OF_RELATIONS):  # they would be computed for nothing
+        if not trained and not any(getattr(o, name) for name in OF_RELATIONS):  # no term needs them
             return self.computed(rest)
         inputs = out.embeddings if o.fusion == "vectors" else out.features
         relations = [net(x, labels, pairs) for net, x in zip(self.relations, inputs, strict=True)]
@@ -225,12 +230,12 @@ class Corsd(Method):
         """The structured pairs of a batch, "intra" (2, P) and "inter" (2, Q), and for each image an "other" class (B,)."""
         intra, inter = self._pairs(batch)
         draws = {"intra": intra, "inter": inter, "other": self.logit_relation.draw(batch.labels, batch.generator)}
-        if self.options.relation_warmup:  # as a tensor: a recorded graph would repeat a number
-            draws["grown"] = torch.tensor(min(1.0, batch.progress / self.options.relation_warmup)).to(batch.labels.device)
+        if self.options.relation_warmup:  # a tensor, because a recorded graph would repeat a number
+            draws["warmup"] = torch.tensor(min(1.0, batch.progress / self.options.relation_warmup)).to(batch.labels.device)
         return draws
 
     def _pairs(self, batch: Batch) -> StructuredPairs:
-        if self.options.relation != "trained":  # no auxiliary classifier, so no pair to classify
+        if self.options.relation != "trained":  # there is no auxiliary classifier, and no pairs are needed
             return StructuredPairs(*batch.labels.new_empty(2, 2, 0))
         if batch.sampling == "triplet":
             return triplet_pairs(len(batch.labels), batch.labels.device)
@@ -239,7 +244,7 @@ class Corsd(Method):
     def _relation_kd(
         self, out: ExitOutputs, labels: Tensor, deepest: list[RelationOutput], draws: Mapping[str, Tensor]
     ) -> Tensor:
-        """Every exit learns from its own predictions of the batch, mixed along the relation of the deepest stage."""
+        """Every exit learns from its own predictions for the batch, mixed with the relation of the deepest stage as weights."""
         o = self.options
         affinity = self._affinity(out.embeddings[-1].detach(), labels, deepest)
         terms = []
@@ -248,10 +253,10 @@ class Corsd(Method):
                 (logits.detach().float() / o.class_temperature).softmax(1), affinity, o.relation_share
             )
             terms.append(losses.target_divergence(target, logits, o.class_temperature))
-        return sum_of(terms) * draws.get("grown", 1.0)
+        return sum_of(terms) * draws.get("warmup", 1.0)
 
     def _affinity(self, embeddings: Tensor, labels: Tensor, deepest: list[RelationOutput]) -> Tensor:
-        """Who teaches whom (B, B), rows sum to 1."""
+        """Weights (B, B) of the predictions in the targets; rows sum to 1."""
         if self.options.affinity == "trained":
             return losses.relation_affinity(_log_odds(deepest[-1]).detach())
         if self.options.affinity == "labels":
@@ -276,17 +281,17 @@ class Corsd(Method):
 
 
 def _log_odds(relation: RelationOutput) -> Tensor:
-    """The log-odds (B, B) of a trained relation on vectors, which has them."""
+    """The log-odds (B, B) of a trained relation on vectors."""
     assert relation.log_odds is not None
     return relation.log_odds
 
 
 class LogitRelation(nn.Module):
-    """Relation of an image's deepest logits to the running mean logits of its own class (up) and of one other (down).
+    """A hinge loss: the relation of deepest logits to the running mean of their own class, minus that to another class.
 
-    `class_mean` (C, C) is an exponential mean with a bias-corrected start, updated in train mode after it was read: an image is
-    never compared with itself alone. The release's logit relation; it used a running *sum* for the mean. Of two classes it
-    learns next to nothing: logits are layer-normalised, and two normalised numbers are 1 and -1.
+    `class_mean` (C, C) is a bias-corrected exponential mean. In train mode it is updated after use, so that an image is never
+    compared with itself only. The logit relation of the release, which used a running sum in place of the mean. With two
+    classes it is of little use, because layer-normalised logits of two classes are always 1 and -1.
     """
 
     def __init__(self, num_classes: int, hidden: int, momentum: float) -> None:
@@ -296,10 +301,10 @@ class LogitRelation(nn.Module):
         self.class_mean: Tensor
         self.seen: Tensor
         self.register_buffer("class_mean", torch.zeros(num_classes, num_classes))
-        self.register_buffer("seen", torch.zeros(num_classes))  # total weight of each mean, 0 = never seen
+        self.register_buffer("seen", torch.zeros(num_classes))  # total weight of each mean; 0 before the first image
 
     def draw(self, labels: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Another class (B,) for each of `labels` (B,), drawn evenly from `generator`; its own where there is only one."""
+        """A random other class (B,) for each of `labels` (B,), uniform; the own class if there is only one."""
         classes = len(self.seen)
         shift = torch.randint(1, max(2, classes), labels.shape, generator=generator).to(labels.device)
         return (labels + shift) % classes
@@ -307,7 +312,7 @@ class LogitRelation(nn.Module):
     def forward(self, logits: Tensor, labels: Tensor, other: Tensor, margin: float) -> Tensor:
         """Logits (B, C), labels (B,) -> mean max(0, m - r(z, own mean) + r(z, mean of class `other`)), a scalar.
 
-        `other` (B,) as `draw` gives it; images whose own or other class was never seen, or is the same, are left out.
+        `other` (B,): from `draw`. Images are left out if a mean is not yet known, or if both classes are the same.
         """
         loss = self._margin(logits, labels, other, margin)
         if self.training:
@@ -325,9 +330,9 @@ class LogitRelation(nn.Module):
         counts = torch.zeros_like(self.seen).index_add_(0, labels, torch.ones_like(self.seen[labels]))
         sums = torch.zeros_like(self.class_mean).index_add_(0, labels, logits)  # (C, C)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for total in (counts, sums):  # one mean for all processes: buffers are copied from the first one
+            for total in (counts, sums):  # the same mean in all processes
                 torch.distributed.all_reduce(total)
-        step = (1 - self.momentum) * (counts > 0)  # (C,) 0 for a class that is not here
+        step = (1 - self.momentum) * (counts > 0)  # (C,) 0 for classes that are not in the batch
         self.class_mean += step[:, None] * (sums / counts.clamp_min(1)[:, None] - self.class_mean)
         self.seen += step * (1 - self.seen)
 
@@ -350,13 +355,13 @@ class CorsdReleaseOptions(CorsdOptions):
 
 
 class CorsdRelease(Corsd):
-    """CORSD with the terms, triplet sampling and weights of the authors' release, its defects mended.
+    """CORSD with the terms, triplet sampling and weights of the authors' release, without its defects.
 
-    Mended, each with a test: KL terms take log-probabilities, not raw logits; no gradient reaches the deepest relation from the
-    transfer terms; the half/half label is used as it is, not pushed through a softmax; BatchNorm never sees a batch of one; the
-    test set is read image by image, not collated into triplets; all relation inputs are built by indexing, not by a
-    loop over samples; the running class mean is a mean. An epoch passes three images an anchor: compare at equal images seen.
-    Cross-entropy of the deepest exit is taken of all three (ours). The release's batch of 43 anchors is batch_size 129.
+    Corrected, each with a test: KL terms take log-probabilities and not raw logits; transfer terms give the deepest relation no
+    gradient; the half/half label is used directly and not after a softmax; BatchNorm never gets a batch of one; the test set is
+    read image by image and not as triplets; relation inputs are built by indexing and not in a loop over samples; the running
+    class mean is a mean. An epoch has three images for each anchor: compare methods at equal numbers of images. The
+    cross-entropy of the deepest exit is that of all three (ours). The batch of 43 anchors of the release is batch_size 129.
     """
 
     name = "corsd_release"

@@ -1,4 +1,4 @@
-"""Peers whose soft targets are the network's own predictions of other images, or of another time."""
+"""Methods whose soft targets are predictions of the network for other images (BAKE) or for the last batch (DLB)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class BakeOptions(MethodOptions):
 
     ensemble_kd: float = option(1.0, "weight of the KL divergence from the ensembled predictions of the batch")
     omega: float = option(0.5, "share of the other images in an ensembled prediction", high=0.99)
-    temperature: float = option(4.0, "of both softmaxes of the KL divergence", above=0)
+    temperature: float = option(4.0, "temperature of both softmaxes of the KL divergence", above=0)
 
 
 class Bake(Method):
-    """The plain network; the soft target of an image is mixed from the predictions of images like it. BAKE, arXiv 2104.13298.
+    """The plain network; soft targets are mixtures of the predictions for similar images. BAKE, arXiv 2104.13298.
 
-    How alike two images are is the cosine of their embeddings. Batches hold four images a class, as the authors' anchor and
-    three more; all of them are anchors here (ours), where the authors' batches are four times as large.
+    The similarity of two images is the cosine of their embeddings. Batches have four images of each class, as in the authors'
+    code: an anchor and three more. Here all four are anchors (ours); the authors' batches are four times as large.
     """
 
     name = "bake"
@@ -38,7 +38,7 @@ class Bake(Method):
     exits = "deepest"
     sampling = "balanced"
     samples_per_class = 4
-    graphs = False  # torch.linalg.solve waits for the device: it looks whether the matrix was singular
+    graphs = False  # torch.linalg.solve waits for the device, to check for a singular matrix
     options: BakeOptions
 
     def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
@@ -54,16 +54,16 @@ class Bake(Method):
 class DlbOptions(MethodOptions):
     """The paper's values."""
 
-    last_kd: float = option(1.0, "weight of the KL divergence from what the network said of an image in the last batch")
-    temperature: float = option(3.0, "of both softmaxes of the KL divergence", above=0)
+    last_kd: float = option(1.0, "weight of the KL divergence from the prediction for an image in the last batch")
+    temperature: float = option(3.0, "temperature of both softmaxes of the KL divergence", above=0)
 
 
 class Dlb(Method):
-    """The plain network; half of each batch repeats half of the last one and learns from what was said then. arXiv 2203.16172.
+    """The plain network; half of each batch is in the last batch too, whose predictions are targets. DLB, arXiv 2203.16172.
 
-    An epoch passes each image twice, in two crops, as the authors' code does, and a repeated image counts again: a study of
-    equal images gives this method half of the epochs. `rows` (M,) and `logits` (M, C) are those of the last batch, of all
-    processes; they are kept in checkpoints, not with the weights. Under another sampling hardly an image is repeated.
+    Each image is used twice in an epoch, in two crops, as in the authors' code; both count as images, so in a study with equal
+    images this method has half of the epochs. `rows` (M,), the indices, and `logits` (M, C) are those of the last batch of all
+    processes. They are stored in checkpoints, not with the weights. With another sampling hardly any image is repeated.
     """
 
     name = "dlb"
@@ -81,27 +81,27 @@ class Dlb(Method):
         self.register_buffer("logits", torch.zeros(0, 0), persistent=False)
 
     def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        logits, rows = out.logits[-1], batch.rows.to(out.logits[-1].device)
+        logits, indices = out.logits[-1], batch.rows.to(out.logits[-1].device)
         parts = {
             "task": lambda: self._cross_entropy(logits, batch.labels),
-            "last_kd": lambda: self._from_last(logits, rows),
+            "last_kd": lambda: self._from_last(logits, indices),
         }
         terms = self.computed(parts)
         if self.training:
-            self._remember(rows, logits.detach())
+            self._remember(indices, logits.detach())
         return terms
 
-    def _from_last(self, logits: Tensor, rows: Tensor) -> Tensor:
-        """KL divergence of the images that the last batch held too; 0 where there is none."""
+    def _from_last(self, logits: Tensor, indices: Tensor) -> Tensor:
+        """KL divergence for the images that were in the last batch too; 0 if there are none."""
         if not len(self.rows):
             return logits.sum() * 0.0
-        same = rows[:, None] == self.rows[None, :]  # (B, M)
+        same = indices[:, None] == self.rows[None, :]  # (B, M)
         again = same.any(1)
         last = self.logits[same.int().argmax(1)]
         return losses.distillation(last[again], logits[again], self.options.temperature)
 
-    def _remember(self, rows: Tensor, logits: Tensor) -> None:
+    def _remember(self, indices: Tensor, logits: Tensor) -> None:
         exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        seen = of_all_processes(rows, exact)
-        self.rows = torch.cat([where.to(rows) for where, _ in seen])
+        seen = of_all_processes(indices, exact)
+        self.rows = torch.cat([where.to(indices) for where, _ in seen])
         self.logits = torch.cat([what.to(exact) for _, what in seen])

@@ -1,4 +1,4 @@
-"""Peers that teach between the exits of one network: all of them each other (DKS), or by correlation (DIST)."""
+"""Methods that distil between the exits of a network: all exits from each other (DKS), or by correlation (DIST)."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class DksOptions(DeepSupervisionOptions):
     """The authors' weight and temperature."""
 
     synergy: float = option(1.0, "weight of the KL divergence of each exit from each other one")
-    temperature: float = option(4.0, "of both softmaxes of the KL divergence", above=0)
+    temperature: float = option(4.0, "temperature of both softmaxes of the KL divergence", above=0)
 
 
 class Dks(DeepSupervision):
-    """Exits that teach each other: each of them, the deepest too, learns from all others. DKS, arXiv 1906.00675.
+    """Deep supervision; every exit, also the deepest, learns from all others. DKS, arXiv 1906.00675.
 
-    The terms are sums over exits and over ordered pairs of exits. No gradient reaches a teacher.
+    The terms are sums over exits and over ordered pairs of exits. Teachers get no gradient.
     """
 
     name = "dks"
@@ -42,18 +42,18 @@ class Dks(DeepSupervision):
 
 @dataclass(frozen=True)
 class DistOptions(DeepSupervisionOptions):
-    """The authors' values for CIFAR-100, of a teacher and a student; on ImageNet their temperature is 1."""
+    """The authors' values for a teacher and a student on CIFAR-100; on ImageNet their temperature is 1."""
 
-    correlation: float = option(2.0, "weight of what separates each shallow exit's correlations from the deepest one's")
+    correlation: float = option(2.0, "weight of the loss between each shallow exit and the deepest one")
     inter: float = option(1.0, "b, weight of the correlation over the classes of an image")
     intra: float = option(1.0, "g, weight of the correlation over the images of the batch, class by class")
-    temperature: float = option(4.0, "of both softmaxes", above=0)
+    temperature: float = option(4.0, "temperature of both softmaxes", above=0)
 
 
 class Dist(DeepSupervision):
-    """Exits, and predictions of the deepest that the shallow ones must correlate with, not equal. DIST, arXiv 2205.10536.
+    """Deep supervision; predictions of shallow exits should correlate with those of the deepest. DIST, arXiv 2205.10536.
 
-    The paper's loss between a teacher and a student, here from the deepest exit to each shallow one (ours).
+    The loss of the paper is between a teacher and a student; here these are the deepest exit and each shallow one (ours).
     """
 
     name = "dist"

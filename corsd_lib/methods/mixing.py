@@ -1,4 +1,4 @@
-"""Peers that mix images in training: two of any class, with both labels, or two of one class, which teach each other."""
+"""Methods that mix images: mixup and CutMix mix any two images and their labels, IPS swaps patches within a class."""
 
 from __future__ import annotations
 
@@ -31,17 +31,18 @@ __all__ = [
 
 @dataclass(frozen=True)
 class MixupOptions(MethodOptions):
-    """Both papers' Beta(1, 1), all batches mixed. The authors of CutMix mix half of them on CIFAR (`mixed_batches` 0.5)."""
+    """Beta(1, 1) as in both papers; all batches are mixed. On CIFAR the authors of CutMix mix half of them (`mixed_batches`
+    0.5)."""
 
-    alpha: float = option(1.0, "shares of the two images are drawn from Beta(alpha, alpha)", above=0)
-    mixed_batches: float = option(1.0, "probability of a batch to be mixed", high=1)
+    alpha: float = option(1.0, "the shares of the two images are sampled from Beta(alpha, alpha)", above=0)
+    mixed_batches: float = option(1.0, "probability that a batch is mixed", high=1)
 
 
 class Mixup(Method):
-    """The plain network on weighted means of two images, both labels weighted alike. mixup, arXiv 1710.09412.
+    """The plain network on weighted means of two images, with their labels weighted in the same way. mixup, arXiv 1710.09412.
 
-    One share and one permutation a batch, as in the authors' code; images are mixed when they are augmented and normalised. The
-    recorded training accuracy is that on mixed images, counted against the label of the first one: lower than on single images.
+    A batch has one share and one permutation, as in the authors' code. Images are mixed after augmentation and normalisation.
+    The training accuracy is measured on mixed images with the label of the first one, so it is lower than on single images.
     """
 
     name = "mixup"
@@ -50,7 +51,7 @@ class Mixup(Method):
     options: MixupOptions
 
     def draw(self, batch: Batch) -> dict[str, Tensor]:
-        """The second image of each, "partner" (B,), and the "share" () of the first one, in [0, 1]."""
+        """The index of each second image, "partner" (B,), and the "share" () of the first one, in [0, 1]."""
         share = torch.tensor(self._share(batch.generator), device=batch.labels.device)
         return {"partner": self._partner(batch), "share": share}
 
@@ -58,7 +59,7 @@ class Mixup(Method):
         return torch.randperm(len(batch.labels), generator=batch.generator).to(batch.labels.device)
 
     def _share(self, generator: torch.Generator | None) -> float:
-        """A draw from Beta(alpha, alpha); 1 for a batch that is not mixed."""
+        """A sample from Beta(alpha, alpha); 1 for a batch that is not mixed."""
         mixed = torch.rand((), generator=generator) < self.options.mixed_batches
         seed = int(torch.randint(2**62, (), generator=generator))  # torch's Beta takes no generator
         return np.random.default_rng(seed).beta(self.options.alpha, self.options.alpha) if mixed else 1.0
@@ -69,26 +70,26 @@ class Mixup(Method):
         return share * batch.images + (1 - share) * second
 
     def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        return {"task": self._of_both(out.logits[-1], batch)}
+        return {"task": self._mixed_cross_entropy(out.logits[-1], batch)}
 
-    def _of_both(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Cross-entropy with the labels of both images, each as much as its image."""
+    def _mixed_cross_entropy(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy with the labels of both images, weighted by their shares."""
         draws = drawn(self, batch)
         second = batch.labels.index_select(0, draws["partner"])
         return losses.two_label_cross_entropy(logits, batch.labels, second, draws["share"], self.options.label_smoothing)
 
 
 class Cutmix(Mixup):
-    """The plain network on images with a rectangle of a second one, labels weighted by area. CutMix, arXiv 1905.04899.
+    """The plain network on images with a rectangle from a second one, labels weighted by area. CutMix, arXiv 1905.04899.
 
-    One rectangle and one permutation a batch, as in the authors' code. The recorded training accuracy is that on mixed images,
-    counted against the label of the image around the rectangle.
+    A batch has one rectangle and one permutation, as in the authors' code. The training accuracy is measured on mixed images
+    with the label of the image around the rectangle.
     """
 
     name = "cutmix"
 
     def draw(self, batch: Batch) -> dict[str, Tensor]:
-        """As `Mixup`, and the "box" (H, W), True where the second image is; "share" is what is left of the first one."""
+        """As `Mixup`, and "box" (H, W), True inside the rectangle; "share" is the area of the first image that remains."""
         area, centre = 1 - self._share(batch.generator), torch.rand(2, generator=batch.generator).tolist()
         box = rectangle(batch.images.shape[-2:], area, centre)
         on_device = {"share": 1 - box.float().mean(), "box": box}
@@ -97,17 +98,17 @@ class Cutmix(Mixup):
     def images(self, batch: Batch) -> Tensor:
         draws = drawn(self, batch)
         second = batch.images.index_select(0, draws["partner"])
-        return torch.where(~draws["box"], batch.images, second)  # in this order it keeps the memory format of the batch
+        return torch.where(~draws["box"], batch.images, second)  # this order keeps the memory format of the batch
 
 
 def rectangle(sides: torch.Size, area: float, centre: list[float]) -> Tensor:
-    """A mask bool (H, W) of `sides`: a rectangle of their proportions, without what sticks out. CutMix, as in torchvision.
+    """A bool mask (H, W) of a rectangle with the proportions of the image, cut off at its edges. CutMix, as in torchvision.
 
-    `area` in [0, 1]: its share of the image; `centre` (y, x), each in [0, 1), rounded down to a pixel.
+    `area`: share of the image in [0, 1], before it is cut off. `centre`: (y, x), each in [0, 1), rounded down to a pixel.
     """
     inside = []
-    for side, place in zip(sides, centre, strict=True):
-        half, middle = int(0.5 * math.sqrt(area) * side), int(place * side)
+    for side, position in zip(sides, centre, strict=True):
+        half, middle = int(0.5 * math.sqrt(area) * side), int(position * side)
         pixels = torch.arange(side)
         inside.append((pixels >= middle - half) & (pixels < middle + half))
     return inside[0][:, None] & inside[1][None, :]
@@ -115,7 +116,7 @@ def rectangle(sides: torch.Size, area: float, centre: list[float]) -> Tensor:
 
 @dataclass(frozen=True)
 class CutmixExitsOptions(MixupOptions):
-    """Cross-entropy of the shallow exits, as much as of the deepest one."""
+    """The cross-entropy of shallow exits has the weight of the deepest one."""
 
     exit_ce: float = option(1.0, "weight of the cross-entropy of each shallow exit, with both labels")
 
@@ -129,36 +130,37 @@ class CutmixExits(Cutmix):
 
     def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         parts = {
-            "task": lambda: self._of_both(out.logits[-1], batch),
-            "exit_ce": lambda: sum_of(self._of_both(z, batch) for z in out.logits[:-1]),
+            "task": lambda: self._mixed_cross_entropy(out.logits[-1], batch),
+            "exit_ce": lambda: sum_of(self._mixed_cross_entropy(z, batch) for z in out.logits[:-1]),
         }
         return self.computed(parts)
 
 
 @dataclass(frozen=True)
 class IpsOptions(MethodOptions):
-    """The authors' patch side, probability, temperature and weight are not known to us: these are ours, to be searched."""
+    """The values of the authors are not published; these are ours, and should be tuned."""
 
     swap_kd: float = option(1.0, "weight of the KL divergence between the two images of a pair")
-    temperature: float = option(4.0, "of both softmaxes of the KL divergence", above=0)
+    temperature: float = option(4.0, "temperature of both softmaxes of the KL divergence", above=0)
     direction: str = option(
         "symmetric",
-        "who learns: symmetric, each image from the other, or confident, one from that which is surer of the label",
+        "who learns: symmetric, each image from the other, or confident, only the one that is less sure of the label",
         choices=("symmetric", "confident"),
     )
-    patch: int = option(4, "side of a patch in pixels, below the image side; patches at the right and lower edge may be cut")
-    probability: float = option(0.5, "probability of a patch to be swapped", high=1)
-    share: float = option(1.0, "probability of a pair to be swapped", high=1)
+    patch: int = option(
+        4, "side of a patch in pixels, below the image side; patches at the right and lower edge may be smaller"
+    )
+    probability: float = option(0.5, "probability that a patch is swapped", high=1)
+    share: float = option(1.0, "probability that a pair swaps patches", high=1)
 
 
 class Ips(Method):
-    """The plain network on pairs of a class that have swapped patches, and that teach each other. IPS, arXiv 2505.14124.
+    """The plain network on pairs of images of a class that swap patches and teach each other. IPS, arXiv 2505.14124.
 
-    Batches hold two images a class (more where the classes are too few to fill one), which are paired at random; one that is
-    left over stays as it is. A pair exchanges patches by one random mask. Cross-entropy is of all images, the KL divergence of
-    all pairs, swapped or not; no gradient reaches a teacher (ours). `direction` "confident": the image with the larger
-    probability of the label teaches. With `swap_kd` 0 the swap is an augmentation alone. The recorded training accuracy is that
-    on swapped images.
+    Batches have two images of each class (more if there are too few classes to fill a batch). Images of a class are paired at
+    random; one without a partner is not changed. A pair swaps patches by one random mask. The cross-entropy is of all images,
+    the KL divergence of all pairs, swapped or not. Teachers get no gradient (ours). With `swap_kd` 0 the swap is only an
+    augmentation. The training accuracy is measured on swapped images.
     """
 
     name = "ips"
@@ -169,21 +171,21 @@ class Ips(Method):
     options: IpsOptions
 
     def draw(self, batch: Batch) -> dict[str, Tensor]:
-        """The "partner" (B,) of each image, itself for one that is left over, and its patches to "swap" (B, 1, h, w)."""
+        """The "partner" (B,) of each image (itself if it has none), and the patches to "swap" (B, 1, h, w)."""
         o, count, sides, device = self.options, len(batch.labels), batch.images.shape[-2:], batch.labels.device
         if o.patch >= max(sides):
             raise CorsdError(f"method {self.name!r}: patch = {o.patch} must be below the image side {max(sides)}")
         partner = class_partners(batch.labels, batch.generator)
         patches = torch.rand(count, 1, *(-(-side // o.patch) for side in sides), generator=batch.generator) < o.probability
         pairs = torch.rand(count, 1, 1, 1, generator=batch.generator) < o.share
-        first = torch.minimum(partner, torch.arange(count, device=device))  # of a pair: both take its mask
+        first = torch.minimum(partner, torch.arange(count, device=device))  # both images of a pair use the mask of the first
         return {"partner": partner, "swap": (patches & pairs).to(device).index_select(0, first)}
 
     def images(self, batch: Batch) -> Tensor:
         draws, (height, width) = drawn(self, batch), batch.images.shape[-2:]
         swap = draws["swap"].repeat_interleave(self.options.patch, 2).repeat_interleave(self.options.patch, 3)
         other = batch.images.index_select(0, draws["partner"])
-        return torch.where(~swap[..., :height, :width], batch.images, other)  # in this order, as in `Cutmix`
+        return torch.where(~swap[..., :height, :width], batch.images, other)  # this order as in `Cutmix`
 
     def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         logits, partner, o = out.logits[-1], drawn(self, batch)["partner"], self.options
@@ -194,7 +196,7 @@ class Ips(Method):
         return self.computed(parts)
 
     def _learns(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Which images (B,) are taught by their partner."""
+        """Mask (B,) of the images that learn from their partner."""
         partner = drawn(self, batch)["partner"]
         paired = partner != torch.arange(len(partner), device=partner.device)
         if self.options.direction == "symmetric":
@@ -204,21 +206,21 @@ class Ips(Method):
 
 
 def class_partners(labels: Tensor, generator: torch.Generator | None) -> Tensor:
-    """For each of `labels` (B,) the place of another image of its class, drawn at random, and the other way round; (B,).
+    """Random partners within each class of `labels` (B,): indices (B,), where the partner of a partner is the image itself.
 
-    Where a class has an odd number of images, one is its own partner.
+    In a class with an odd number of images one is its own partner.
     """
     here = torch.arange(len(labels), device=labels.device)
     shuffled = torch.randperm(len(labels), generator=generator).to(labels.device)
     order = shuffled[labels[shuffled].argsort(stable=True)]  # class by class, at random within a class
     by_class = labels[order]
-    place = here - torch.searchsorted(by_class, by_class)  # in its class: 0 and 1 are a pair, 2 and 3 ...
-    other = order[(here + 1 - 2 * (place % 2)).clamp_max(len(labels) - 1)]
+    position = here - torch.searchsorted(by_class, by_class)  # in the class: 0 and 1 are a pair, 2 and 3 ...
+    other = order[(here + 1 - 2 * (position % 2)).clamp_max(len(labels) - 1)]
     return torch.empty_like(order).scatter_(0, order, torch.where(labels[other] == by_class, other, order))
 
 
 def drawn(method: Method, batch: Batch) -> Mapping[str, Tensor]:
-    """What `method` has drawn for `batch`; `CorsdError` where nothing was: a second draw would not fit the images."""
+    """The draws of `batch`. Raises `CorsdError` without them: new ones would not match the images."""
     if batch.draws is None:
         raise CorsdError(f"method {method.name!r}: batch.draws is None; allowed: what its draw(batch) returned")
     return batch.draws

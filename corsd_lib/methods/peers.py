@@ -1,4 +1,4 @@
-"""Peers of CORSD in the same frame: relations by a formula (RKD), and self-distillation without exits (CS-KD, PS-KD)."""
+"""Methods to compare with: label smoothing, handcrafted relations (RKD), and self-distillation without exits (CS-KD, PS-KD)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LabelSmoothingOptions(MethodOptions):
 
 
 class LabelSmoothing(Baseline):
-    """The plain network with smoothed labels: what any soft target has to beat. Szegedy et al. 2016, arXiv 1512.00567."""
+    """The plain network with smoothed labels, the simplest soft targets. Szegedy et al. 2016, arXiv 1512.00567."""
 
     name = "label_smoothing"
     Options = LabelSmoothingOptions
@@ -33,14 +33,14 @@ class LabelSmoothing(Baseline):
 
 @dataclass(frozen=True)
 class RkdOptions(DeepSupervisionOptions):
-    """Weights of the two relations on pooled features, as in studies on CIFAR: distance 25, angle 50."""
+    """Weights of the two relations on pooled features, as usual on CIFAR: distance 25, angle 50."""
 
     distance: float = option(25.0, "weight of the difference of normalised distances from the deepest embedding's")
     angle: float = option(50.0, "weight of the difference of angles from the deepest embedding's")
 
 
 class Rkd(DeepSupervision):
-    """Exits, and handcrafted relations taught from the deepest embedding to the shallow ones. RKD, arXiv 1904.05068."""
+    """Deep supervision; handcrafted relations of the deepest embedding are targets of the others. RKD, arXiv 1904.05068."""
 
     name = "rkd"
     Options = RkdOptions
@@ -57,17 +57,17 @@ class Rkd(DeepSupervision):
 
 @dataclass(frozen=True)
 class CsKdOptions(MethodOptions):
-    """The paper's values for CIFAR-100; for CUB its `class_kd` is 3."""
+    """The values of the paper for CIFAR-100; for CUB its `class_kd` is 3."""
 
     class_kd: float = option(1.0, "weight of the KL divergence from the prediction of another image of the class")
-    temperature: float = option(4.0, "of both softmaxes of the KL divergence", above=0)
+    temperature: float = option(4.0, "temperature of both softmaxes of the KL divergence", above=0)
 
 
 class CsKd(Method):
-    """The plain network, whose soft target is its prediction of another image of the same class. CS-KD, arXiv 2003.13964.
+    """The plain network; the soft target is its prediction for another image of the class. CS-KD, arXiv 2003.13964.
 
-    Batches hold two images a class (more where the classes are too few to fill one), and each learns from the others (ours):
-    the authors' code passes a partner for each image that is not trained on, twice the images for the same pairs.
+    Batches have two images of each class (more if there are too few classes to fill a batch), and each learns from the others
+    (ours). The authors' code adds a partner to each image that is not trained on: twice the images for the same pairs.
     """
 
     name = "cs_kd"
@@ -88,16 +88,18 @@ class CsKd(Method):
 
 @dataclass(frozen=True)
 class PsKdOptions(MethodOptions):
-    """The paper's share of the past."""
+    """The value of the paper."""
 
-    last_share: float = option(0.8, "share of the past prediction in the target at the end; it grows linearly from 0", below=1)
+    last_share: float = option(
+        0.8, "share of the past prediction in the target at the end of the training; it grows linearly from 0", below=1
+    )
 
 
 class PsKd(Method):
-    """The plain network, whose target is mixed with its own prediction of an epoch ago. PS-KD, arXiv 2006.12000.
+    """The plain network; the target is a mixture of the label and its prediction of the last epoch. PS-KD, arXiv 2006.12000.
 
-    `past` (N, C) in float16: the softmax of every training image when it was last seen, zeros before that (then the target is
-    the label). It is kept in checkpoints, not with the weights.
+    `past` (N, C) in float16: the last softmax of every training image, and zeros before the first one, when the target is the
+    label. It is stored in checkpoints, not with the weights.
     """
 
     name = "ps_kd"

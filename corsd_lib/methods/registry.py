@@ -1,4 +1,4 @@
-"""Methods by name: those of the library, and plug-ins, which are loaded when a name is looked up that is not among them.
+"""Methods by name: those of the library, and plug-ins, which are loaded when another name is looked up.
 
 A plug-in is a module that the environment variable CORSD_METHODS names (several are separated by commas) and that adds its
 classes to `METHODS`, or an installed package's entry point of the group "corsd.methods" that is such a class:
@@ -40,54 +40,54 @@ GROUP = "corsd.methods"
 
 
 def find_method(name: str) -> type[Method]:
-    """The class of the method `name`. Plug-ins are loaded, once a process, for a name that is not in `METHODS`.
+    """The class of the method `name`. For a name that is not in `METHODS`, plug-ins are loaded, once in a process.
 
-    Raises `CorsdError` for an unknown name. It lists the known ones, and each plug-in that could not be loaded with the reason.
+    Raises `CorsdError` for an unknown name. Its message lists the known ones, and the plug-ins that could not be loaded.
     """
     known = METHODS if isinstance(name, str) and name in METHODS else known_methods()
     try:
         check_choice("method", name, known)
     except CorsdError as error:
         failed = "".join(f"; {source} could not be loaded: {reason}" for source, reason in plugin_failures().items())
-        own = "" if os.environ.get("CORSD_METHODS") else "; one of your own is found where CORSD_METHODS names its module"
+        own = "" if os.environ.get("CORSD_METHODS") else "; a method of your own is found if CORSD_METHODS names its module"
         raise CorsdError(f"{error}{failed}{own}") from error
     return known[name]
 
 
 def build_method(name: str, *, network: MultiExitNetwork | None = None, **options: Any) -> Method:
-    """A method by name with its weights and settings; with `network` its trainable parts are made too (`attach`).
+    """Create a method by name with its options; with `network` its trainable modules are created too (`attach`).
 
-    Raises `CorsdError` for an unknown name or option, naming what is allowed.
+    Raises `CorsdError` for an unknown name and for invalid options.
     """
     method = find_method(name)(**options)
     return method.attach(network) if network is not None else method
 
 
 def known_methods() -> dict[str, type[Method]]:
-    """All methods by name, those of plug-ins too. A plug-in that cannot be loaded is left out, see `plugin_failures`."""
+    """All methods by name, including those of plug-ins that could be loaded; see `plugin_failures` for the others."""
     _PLUGINS.load()
     return METHODS
 
 
 def plugin_failures() -> dict[str, str]:
-    """Each plug-in that could not be loaded and the reason, as {"module 'my_methods' of CORSD_METHODS": "No module ..."}."""
+    """The plug-ins that could not be loaded, with reasons: {"module 'my_methods' of CORSD_METHODS": "No module ..."}."""
     _PLUGINS.load()
     return dict(_PLUGINS.failed)
 
 
 def loaded_plugins() -> list[str]:
-    """The plug-ins that this process has loaded so far: modules by name, entry points with package and version."""
+    """The plug-ins that this process has loaded: names of modules, and entry points with package and version."""
     return list(_PLUGINS.loaded)
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------
 
-# As an error names it, as provenance names it, its module, what adds to METHODS.
+# Name in an error, name in the provenance, module, and the function that adds to METHODS.
 _Source = tuple[str, str, str, Callable[[], object]]
 
 
 class _Plugins:
-    """What was loaded and what could not be; loading happens once, in one thread."""
+    """Loads the plug-ins once, in one thread, and keeps which were loaded and which failed."""
 
     def __init__(self) -> None:
         self.loaded: list[str] = []
@@ -103,7 +103,7 @@ class _Plugins:
             for source, label, module, add in _sources():
                 try:
                     _adding(add)
-                except (Exception, SystemExit) as error:  # whatever a plug-in raises, the other methods go on working
+                except (Exception, SystemExit) as error:  # the other methods must work whatever a plug-in raises
                     self.failed[source] = _reason(error, module)
                 else:
                     self.loaded.append(label)
@@ -129,7 +129,7 @@ def _add_entry_point(point: metadata.EntryPoint) -> None:
 
 
 def _adding(add: Callable[[], object]) -> None:
-    """Run `add`, which adds to `METHODS`. An entry that it must not write there is undone, and a `CorsdError` raised."""
+    """Call `add`, which adds to `METHODS`. Invalid entries are removed and raise `CorsdError`."""
     before, wrong = dict(METHODS), []
     try:
         add()
@@ -139,14 +139,14 @@ def _adding(add: Callable[[], object]) -> None:
                 wrong.append(f"the name {name!r} is taken: choose another one")
                 METHODS[name] = kind
         for name, kind in [entry for entry in METHODS.items() if entry[0] not in before]:
-            if problem := _misfit(name, kind):
+            if problem := _problem(name, kind):
                 wrong.append(f"METHODS[{shortened(name)}] {problem}")
                 del METHODS[name]
     if wrong:
         raise CorsdError("; ".join(wrong))
 
 
-def _misfit(name: object, kind: object) -> str:
+def _problem(name: object, kind: object) -> str:
     """What is wrong with an entry of `METHODS`; "" if nothing."""
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         return f"is {shortened(kind)}; allowed: a subclass of Method"
@@ -158,11 +158,11 @@ def _misfit(name: object, kind: object) -> str:
 
 
 def _reason(error: BaseException, module: str) -> str:
-    """An error in one line; the type says what the message alone may not, as in KeyError: 'x'. `module`: of the plug-in."""
+    """An error in one line, with its type, as in KeyError: 'x'. `module`: module of the plug-in."""
     text = " ".join(str(error).split())
     if isinstance(error, ModuleNotFoundError):
         own = error.name is None or f"{module}.".startswith(f"{error.name}.")
         return f"{text} ({'is its folder on PYTHONPATH?' if own else f'it imports {error.name}, which is not installed'})"
     if isinstance(error, SystemExit):
-        return f"{f'SystemExit: {text}'.rstrip(' :')} (it ends the process while it is imported; allowed: definitions alone)"
+        return f"{f'SystemExit: {text}'.rstrip(' :')} (it ends the process while it is imported; allowed: only definitions)"
     return text if isinstance(error, CorsdError) else f"{type(error).__name__}: {text}"

@@ -1,9 +1,9 @@
-"""A training, as it was asked for and as it lies on disk.
+"""Runs: the configuration of a training, and its result on disk.
 
-config.py     what was asked for: `TrainConfig`
-run.py        what happened: `Run`, read when asked for, and what it remembers of its data
-snapshots.py  what the network made of the probe images, epoch by epoch
-data.py       the images of a configuration or of a run, and the batches of a training
+config.py     `TrainConfig`
+run.py        `Run`, and the facts about its data that it stores
+snapshots.py  outputs of the network on the probe images, by epoch
+data.py       the images of a configuration or of a run, and training batches
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is asked of a training: its configuration."""
+"""The configuration of a training."""
 
 from __future__ import annotations
 
@@ -19,125 +19,107 @@ from corsd_lib.schema import shortened
 
 __all__ = ["PLACE_FIELDS", "PROBE_FIELDS", "SEEDS", "TrainConfig", "differences", "is_seed"]
 
-# Fields of a configuration that say where and how a training runs, not what it comes to.
+# Fields that do not affect the result of a training: paths, worker processes and execution.
 PLACE_FIELDS = ("out", "resume", "data_root", "workers", "checkpoint_seconds", "cuda_graphs", "deterministic")
-
-PROBE_FIELDS = ("probe_every", "probe_size", "probe_split")  # what is recorded of it on the way
-
-_FLOATS = 1e38  # near the largest number of single precision, in which the optimiser computes
-
-_INTEGERS = 2**31  # above all that a training can want, below what tensors can count
-
-_SEEDS = 2**63  # above those that random generators and files take
-
+PROBE_FIELDS = ("probe_every", "probe_size", "probe_split")  # which snapshots are recorded
+_FLOATS = 1e38  # near the largest number of float32, in which the optimiser computes
+_INTEGERS = 2**31  # more than any training needs, less than sizes of tensors can be
+_SEEDS = 2**63  # limit of random generators and files
 SEEDS = f"whole numbers of at least 0 and below {_SEEDS:,}"
+_OF_A_RUN = {"train", "data", "provenance"}  # the parts of the config.json of a run
 
-_OF_A_RUN = {"train", "data", "provenance"}  # the parts of its config.json
+
+def setting(default: Any, help: str) -> Any:
+    """A field of `TrainConfig` with its help text."""
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides a training; stored whole with the run and an option each of `corsd train`.
+    """The configuration of a training. It is stored with the run, and every field is an option of `corsd train`.
 
-    Attributes:
-        data: name of a data set, see `load_dataset`.
-        data_root: folder that holds the data sets; default $CORSD_DATA, else `data`.
-        per_class: labelled training images a class; all when not given.
-        validation_fraction: share of train kept apart for tuning, in [0, 1).
-        test_fraction: share of each class that is the test set of a folder of classes without a split; 0.2 when not given.
-        image_size: side of the square the network sees, pixels; the data set's own when not given.
-        crop_to_box: crop to the bounding box where the data set has one.
-        hold_out_classes: classes that are not trained on, kept to evaluate embeddings on classes never seen; 0 for none.
-        hold_out: which these are: "random", "last" (in the order of labels), or "superclasses" (whole ones, of equal size).
-        hold_out_seed: of the draw of these classes; "last" draws none.
-        label_noise: share of the training images whose label is wrong, in [0, 1): drawn evenly from the other classes.
-        network: name of the backbone, see `build_network`.
-        width: channels of the first stage; the backbone's own when not given.
-        stem: "auto", "small" (3x3), "medium" (3x3 of stride 2) or "large" (7x7 and pooling), for the ImageNet-type backbones.
-        pretrained: start from torchvision's (or timm's) weights.
-        method: name of the objective, see `build_method`.
-        method_options: its weights and settings by name; the rest keep the method's defaults.
-        epochs: passes over the training rows, each an anchor once; "triplet" batches pass 3 images an anchor, "overlapping" 2.
-        batch_size: images a step and process.
-        sampling: "plain", "balanced", "triplet", "overlapping", or the method's own when not given.
-        samples_per_class: K of balanced batches, or the method's own when not given.
-        augmentation: "none", "crop", "crop_flip", "resized_crop", or the data set's own when not given.
-        padding_mode: "reflect" or "zero", of the pad-crop.
-        cutout: side of the cutout square in pixels, 0 for none.
-        lr: highest learning rate.
-        schedule: "onecycle", "cosine", "multistep" or "constant".
-        milestones: shares of the training after which "multistep" divides the learning rate by 10.
-        momentum: of SGD.
-        nesterov: Nesterov's momentum.
-        weight_decay: of SGD.
-        decay_norm_and_bias: weight decay on normalisation weights and biases too.
-        clip_norm: largest gradient norm, 0 for no clipping.
-        accelerator: "auto" (a CUDA GPU if there is one, else the CPU), "cpu", "cuda" or another of Fabric's.
-        devices: number of processes on this host, one device each.
-        num_nodes: number of hosts; `out` must be a folder that all of them share.
-        precision: "32-true", "bf16-mixed" or "16-mixed".
-        channels_last: memory format of images and network.
-        compile: run the network through torch.compile.
-        cuda_graphs: replay each step as one launch on a GPU, which is faster for small networks; elsewhere without effect.
-        deterministic: on a GPU, use deterministic algorithms only: the same bits each time, more slowly. A CPU always does.
-        workers: decoding processes of streamed data sets.
-        seed: of weights, batches, augmentation, choice of images and label noise.
-        out: run directory; default runs/<data>-<network>-<method>-s<seed>.
-        resume: go on with the run in `out` if there is one; without it an existing run is never touched.
-        probe_every: epochs between probe snapshots, 0 for none but the first and the last.
-        probe_size: images of the probe set, as many of each class and at least two.
-        probe_split: where they are from: "train", "validation", "test", or "auto": validation if there is one, else train.
-        checkpoint_seconds: longest time between checkpoints within an epoch; there is one at the end of each epoch too.
+    The `help` of each field is in its metadata: `{f.name: f.metadata["help"] for f in dataclasses.fields(TrainConfig)}`.
     """
 
-    data: str = "digits"
-    data_root: str | None = None
-    per_class: int | None = None
-    validation_fraction: float = 0.0
-    test_fraction: float | None = None
-    image_size: int | None = None
-    crop_to_box: bool = False
-    hold_out_classes: int = 0
-    hold_out: str = "random"
-    hold_out_seed: int = 0
-    label_noise: float = 0.0
-    network: str = "resnet8"
-    width: int | None = None
-    stem: str = "auto"
-    pretrained: bool = False
-    method: str = "corsd"
-    method_options: dict[str, Any] = field(default_factory=dict)
-    epochs: int = 30
-    batch_size: int = 128
-    sampling: str | None = None
-    samples_per_class: int | None = None
-    augmentation: str | None = None
-    padding_mode: str = "reflect"
-    cutout: int = 0
-    lr: float = 0.1
-    schedule: str = "onecycle"
-    milestones: tuple[float, ...] = (0.5, 0.75)
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 5e-4
-    decay_norm_and_bias: bool = True
-    clip_norm: float = 0.0
-    accelerator: str = "auto"
-    devices: int = 1
-    num_nodes: int = 1
-    precision: str = "32-true"
-    channels_last: bool = False
-    compile: bool = False
-    cuda_graphs: bool = False
-    deterministic: bool = False
-    workers: int = 2
-    seed: int = 0
-    out: str | None = None
-    resume: bool = False
-    probe_every: int = 1
-    probe_size: int = 1000
-    probe_split: str = "auto"
-    checkpoint_seconds: float = 300.0
+    data: str = setting("digits", "name of a data set, see `load_dataset`")
+    data_root: str | None = setting(None, "folder that holds the data sets; default $CORSD_DATA, else `data`")
+    per_class: int | None = setting(None, "labelled training images of each class; all if not given")
+    validation_fraction: float = setting(0.0, "share of train that is split off as validation, in [0, 1)")
+    test_fraction: float | None = setting(
+        None, "share of each class that is the test set of a folder of classes without a split; 0.2 if not given"
+    )
+    image_size: int | None = setting(None, "side of the square input images, pixels; that of the data set if not given")
+    crop_to_box: bool = setting(False, "crop to the bounding box if the data set has one")
+    hold_out_classes: int = setting(
+        0, "number of classes that are held out of the training, to evaluate embeddings on unseen classes; 0 for none"
+    )
+    hold_out: str = setting(
+        "random",
+        'which classes these are: "random", "last" (in the order of labels), or "superclasses" (whole ones, of equal size)',
+    )
+    hold_out_seed: int = setting(0, 'seed of the choice of these classes; not used by "last"')
+    label_noise: float = setting(
+        0.0, "share of the training images with a wrong label, in [0, 1); wrong labels are uniform over the other classes"
+    )
+    network: str = setting("resnet8", "name of the backbone, see `build_network`")
+    width: int | None = setting(None, "channels of the first stage; those of the backbone if not given")
+    stem: str = setting(
+        "auto",
+        '"auto", "small" (3x3), "medium" (3x3 of stride 2) or "large" (7x7 and pooling), for the ImageNet-type backbones',
+    )
+    pretrained: bool = setting(False, "start from the weights of torchvision (or timm)")
+    method: str = setting("corsd", "name of the objective, see `build_method`")
+    method_options: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={"help": "weights and settings of the method by name; the others have the defaults of the method"},
+    )
+    epochs: int = setting(
+        30,
+        'number of epochs: each training image is an anchor once; "triplet" batches have 3 images an anchor, "overlapping" 2',
+    )
+    batch_size: int = setting(128, "images in a step of one process")
+    sampling: str | None = setting(None, '"plain", "balanced", "triplet", "overlapping"; that of the method if not given')
+    samples_per_class: int | None = setting(None, "samples of each class in balanced batches; that of the method if not given")
+    augmentation: str | None = setting(None, '"none", "crop", "crop_flip", "resized_crop"; that of the data set if not given')
+    padding_mode: str = setting("reflect", 'padding before the random crop: "reflect" or "zero"')
+    cutout: int = setting(0, "side of the cutout square in pixels, 0 for none")
+    lr: float = setting(0.1, "highest learning rate")
+    schedule: str = setting("onecycle", '"onecycle", "cosine", "multistep" or "constant"')
+    milestones: tuple[float, ...] = setting(
+        (0.5, 0.75), 'shares of the training after which "multistep" divides the learning rate by 10'
+    )
+    momentum: float = setting(0.9, "momentum of SGD")
+    nesterov: bool = setting(False, "use Nesterov's momentum")
+    weight_decay: float = setting(5e-4, "weight decay of SGD")
+    decay_norm_and_bias: bool = setting(True, "weight decay also for normalisation weights and biases")
+    clip_norm: float = setting(0.0, "largest gradient norm; 0 for no clipping")
+    accelerator: str = setting(
+        "auto", '"auto" (a CUDA GPU if there is one, else the CPU), "cpu", "cuda" or another of Fabric\'s'
+    )
+    devices: int = setting(1, "number of processes on this host, one device each")
+    num_nodes: int = setting(1, "number of hosts; `out` must be a folder that all of them share")
+    precision: str = setting("32-true", '"32-true", "bf16-mixed" or "16-mixed"')
+    channels_last: bool = setting(False, "channels-last memory format for images and network")
+    compile: bool = setting(False, "compile the network with torch.compile")
+    cuda_graphs: bool = setting(
+        False, "replay each step as a CUDA graph, which is faster for small networks; no effect on a CPU"
+    )
+    deterministic: bool = setting(
+        False,
+        "use only deterministic algorithms on a GPU: the same bits in every run, but slower; a CPU is always deterministic",
+    )
+    workers: int = setting(2, "processes that decode streamed images")
+    seed: int = setting(0, "seed of weights, batches, augmentation, choice of images and label noise")
+    out: str | None = setting(None, "run directory; default runs/<data>-<network>-<method>-s<seed>")
+    resume: bool = setting(False, "continue the run in `out` if there is one; without it an existing run is never changed")
+    probe_every: int = setting(1, "epochs between probe snapshots; 0 for the first and the last only")
+    probe_size: int = setting(1000, "number of probe images, equally many of each class and at least two")
+    probe_split: str = setting(
+        "auto", 'split of the probe images: "train", "validation", "test", or "auto": validation if there is one, else train'
+    )
+    checkpoint_seconds: float = setting(
+        300.0, "longest time between checkpoints within an epoch, seconds; there is one at the end of every epoch too"
+    )
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(TrainConfig).items():
@@ -145,7 +127,7 @@ class TrainConfig:
         self._check_values()
 
     def _normalised(self, name: str) -> object:
-        """The value of a field, made a tuple where it is a list (as JSON has it) and a string where it is a path."""
+        """The value of a field; lists (from JSON) are replaced by tuples, and paths by strings."""
         value = getattr(self, name)
         if isinstance(value, list | PathLike):
             value = tuple(value) if isinstance(value, list) else fspath(value)
@@ -187,7 +169,7 @@ class TrainConfig:
         if self.samples_per_class is not None:
             _check_range("samples_per_class", self.samples_per_class, low=0, open_low=True)
         if self.nesterov and not self.momentum:
-            raise CorsdError("nesterov = True wants a momentum above 0; it is 0.0")
+            raise CorsdError("nesterov = True needs a momentum above 0; it is 0.0")
 
     @property
     def path(self) -> Path:
@@ -195,14 +177,14 @@ class TrainConfig:
         data = self.data.replace(":", "-").replace("/", "_")
         return Path(self.out or f"runs/{data}-{self.network.replace(':', '-')}-{self.method}-s{self.seed}")
 
-    def decisive(self) -> dict[str, Any]:
-        """All that decides what the training comes to, options of the method spelled out as `method_options.<name>`."""
+    def training_settings(self) -> dict[str, Any]:
+        """The settings that affect the result, with every option of the method as `method_options.<name>`."""
         options = asdict(self.build_method().options)
         fields = {k: v for k, v in asdict(self).items() if k not in ("method_options", *PLACE_FIELDS)}
         return {**fields, **{f"method_options.{k}": v for k, v in options.items()}}
 
     def build_method(self, network: MultiExitNetwork | None = None) -> Method:
-        """The method of this configuration. Raises `CorsdError` for unknown options, and for one that memory does not hold."""
+        """The method of this configuration. Raises `CorsdError` for invalid options, and if the memory is not enough."""
         try:
             return build_method(self.method, network=network, **self.method_options)
         except (RuntimeError, MemoryError) as error:
@@ -210,7 +192,7 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "config") -> TrainConfig:
-        """A configuration from plain values; raises `CorsdError` naming `source` and an unknown field or a bad value."""
+        """A configuration from a dict. Raises `CorsdError` that names `source` and the unknown field or invalid value."""
         known = [f.name for f in fields(cls)]
         for name in values:
             check_choice(f"{source}: field", name, known)
@@ -219,25 +201,25 @@ class TrainConfig:
 
     @classmethod
     def from_file(cls, path: str | Path) -> TrainConfig:
-        """A configuration from a JSON file: plain fields, or a run's `config.json`, then without its `out` and `resume`."""
+        """A configuration from a JSON file of fields, or from the `config.json` of a run, without its `out` and `resume`."""
         values = read_json(Path(path))
         if isinstance(values, dict) and values.keys() >= _OF_A_RUN and isinstance(values["train"], dict):
             values = {k: v for k, v in values["train"].items() if k not in ("out", "resume")}
         if not isinstance(values, dict):
-            raise CorsdError(f"{path} holds no configuration: an object of fields and values is wanted")
+            raise CorsdError(f"{path} is not a configuration; allowed: a JSON object of fields and values")
         return cls.from_dict(values, str(path))
 
 
 def differences(before: TrainConfig, now: TrainConfig) -> str:
-    """What decides a training and is not the same in both, such as "lr was 0.1, is 0.2"; "" where there is nothing."""
-    old, new = before.decisive(), now.decisive()
+    """The settings that affect the result and differ, such as "lr was 0.1, is 0.2"; "" if there are none."""
+    old, new = before.training_settings(), now.training_settings()
     differing = [k for k in {**old, **new} if old.get(k) != new.get(k)]
     changes = ", ".join(f"{k} was {shortened(old.get(k))}, is {shortened(new.get(k))}" for k in differing[:4])
     return f"{changes}, and {len(differing) - 4} more" if len(differing) > 4 else changes
 
 
 def _check_type(name: str, value: object, hint: Any) -> None:
-    """Raise `CorsdError` unless `value` is of one of the types of `hint`; a whole number will do for a float."""
+    """Raise `CorsdError` unless `value` is of one of the types of `hint`; an int is accepted for a float."""
     hints = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     kinds = [get_origin(h) or h for h in hints]
     if type(value) not in kinds and not (type(value) is int and float in kinds):
@@ -246,7 +228,7 @@ def _check_type(name: str, value: object, hint: Any) -> None:
 
 
 def _check_options(options: Mapping[Any, object]) -> None:
-    """Raise `CorsdError` unless `options` are plain values by name; which of them a method has is for the method to say."""
+    """Raise `CorsdError` unless `options` maps names to plain values. The method checks which options it has."""
     for name, value in options.items():
         if type(name) is not str:
             raise CorsdError(f"method_options: the name {shortened(name)} is of type {type(name).__name__}; allowed: str")

@@ -1,4 +1,4 @@
-"""The images of a configuration and of a run, and the batches that a training takes from them."""
+"""The images of a configuration and of a run, and the training batches made of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from corsd_lib.batches import BatchSource, step_generator
+from corsd_lib.batches import Augmentation, BatchSource, step_generator
 from corsd_lib.datasets import ImageData, Split, load_dataset
 from corsd_lib.datasets.selection import with_label_noise
 from corsd_lib.errors import CorsdError, named
@@ -26,7 +26,7 @@ __all__ = [
     "unseen_class_names",
 ]
 
-_NOISE = 2**40  # in the place of an epoch: no training has as many
+_NOISE = 2**40  # seeds the label noise in place of an epoch; no training has as many epochs
 
 
 def load_data(config: TrainConfig, data_root: str | None = None) -> ImageData:
@@ -47,9 +47,11 @@ def load_data(config: TrainConfig, data_root: str | None = None) -> ImageData:
 
 
 def run_data(run: Run, data: ImageData | None = None, data_root: str | None = None) -> ImageData:
-    """The images of a run: `data` where it is given, else those that its configuration names; mean and deviation are the run's.
+    """The images of a run, with the mean and standard deviation of its training.
 
-    Raises `CorsdError` when it was trained on images that were given to `train` and are not given here, and for other classes.
+    `data` if it is given, else the data set that the configuration names. Raises `CorsdError` if the run was trained on images
+    given to `train` and none are given here, if the images on disk differ from those of the training, and if `data` has other
+    classes or channels.
     """
     check_run(run)
     if data is None:
@@ -69,9 +71,9 @@ def run_data(run: Run, data: ImageData | None = None, data_root: str | None = No
 
 
 def image_changes(data: ImageData, info: DataInfo) -> str:
-    """What of classes, splits and statistics of `data` is another than a run remembers; "" where it is nothing.
+    """The first difference in classes, splits or statistics between `data` and the data of a run; "" if there is none.
 
-    Its test images may be others, but no image that it was trained on.
+    Test images may differ, images of train and validation may not.
     """
     if tuple(data.class_names) != info.class_names:
         return "its classes are others"
@@ -88,9 +90,9 @@ def image_changes(data: ImageData, info: DataInfo) -> str:
 
 
 def _split_changes(data: ImageData, info: DataInfo) -> str:
-    """What of the splits is another than a run remembers; of an earlier library it may remember less, or nothing."""
+    """The first difference in the splits. A run of an earlier version has fewer checksums, or none."""
     then, now = info.splits or {}, splits_of(data)
-    if data.own_split and not all(len(remembered) == 3 for remembered in (then or {"train": ()}).values()):
+    if data.own_split and not all(len(recorded) == 3 for recorded in (then or {"train": ()}).values()):
         return "it was trained with an earlier version of this library, which split a folder of classes by position"
     for name in {**then, **(now if then else {})}:
         if name not in now or name not in then:
@@ -105,12 +107,12 @@ def _split_changes(data: ImageData, info: DataInfo) -> str:
 
 
 def unseen_class_names(data: ImageData) -> tuple[str, ...]:
-    """Names of the classes that `data` holds out; () where it holds out none."""
+    """Names of the classes that are held out of `data`; () if none are."""
     return () if data.unseen is None else tuple(data.unseen.class_names)
 
 
 def splits_of(data: ImageData) -> dict[str, list[int]]:
-    """`DataInfo.splits` of a data set."""
+    """The value of `DataInfo.splits` for a data set."""
     splits = {"train": data.train, **({} if data.validation is None else {"validation": data.validation})}
     return {name: [len(split), _checksum(split.labels), _content(split)] for name, split in splits.items()}
 
@@ -120,16 +122,16 @@ def _checksum(values: Tensor) -> int:
 
 
 def _content(split: Split) -> int:
-    """The CRC-32 of which images a split holds, in their order: of their names, else of their rows."""
+    """CRC-32 that identifies the images of a split and their order: of their file names, else of their indices."""
     names = split.names
     return zlib.crc32("\n".join(names).encode("utf-8", "surrogateescape")) if names else _checksum(split.index)
 
 
-def training_batches(config: TrainConfig, data: ImageData, **place: Any) -> BatchSource:
-    """The batches that a training of `config` draws from `data`; `place`: device, rank and world of `BatchSource`.
+def training_batches(config: TrainConfig, data: ImageData, **process: Any) -> BatchSource:
+    """The training batches of `config` from `data`. `process`: device, rank and world, as in `BatchSource`.
 
-    Their labels, and the labels that decide which images meet in a batch, have the noise that `config` wants; those of `data`
-    stay as they are. The noise is drawn from `config.seed`, from a stream of its own.
+    With `label_noise` some labels are replaced, in the batches and for the sampling; `data` is not changed. The noise has its
+    own random numbers, seeded by `config.seed`.
     """
     kind = find_method(config.method)
     if config.label_noise:
@@ -140,10 +142,8 @@ def training_batches(config: TrainConfig, data: ImageData, **place: Any) -> Batc
         batch_size=config.batch_size,
         sampling=config.sampling or kind.sampling,
         samples_per_class=config.samples_per_class or kind.samples_per_class,
-        augmentation=config.augmentation,
-        padding_mode=config.padding_mode,
-        cutout=config.cutout,
+        augmentation=Augmentation(config.augmentation, padding_mode=config.padding_mode, cutout=config.cutout),
         seed=config.seed,
         workers=config.workers,
-        **place,
+        **process,
     )

@@ -1,17 +1,16 @@
-"""A run on disk: what was asked for, what happened, the weights, and what the network saw on the way.
+"""A run on disk: configuration, metrics, weights, probe snapshots and test figures.
 
-    config.json           {"train": TrainConfig, "data": class names and image facts, "provenance": versions, revision, machine,
-                          "resumed": those of later processes, where they differ}
-    metrics.jsonl         one line an epoch: losses by part, train (and validation) accuracy by exit, learning rate, seconds
+    config.json           {"train": TrainConfig, "data": DataInfo, "provenance": versions, commit ("revision"), machine,
+                          "resumed": provenance of later processes, if it differs}
+    metrics.jsonl         one line for each epoch: terms of the loss, accuracy on train and validation by exit, learning rate
     weights.safetensors   network.* and method.* after the last epoch
-    checkpoint.safetensors  the same and what else a resume needs: see `corsd_lib.training.checkpoint`
-    probe.safetensors     labels and rows of the probe set;  probes/epoch_0007.safetensors  its snapshot after 7 epochs
+    checkpoint.safetensors  the same, and all else that a resume needs: see `corsd_lib.training.checkpoint`
+    probe.safetensors     labels and indices of the probe set;  probes/epoch_0007.safetensors  its snapshot after 7 epochs
     test.json             the one evaluation on test, after the last epoch
 
-Every file is written to a neighbour and renamed: a reader, or a run killed at any moment, sees a whole file or the one before.
-Tensors are safetensors and everything else is JSON: reading a run never executes anything. Every file has a SHA-256 of its
-content, which is checked when it is read: `checksum` in the metadata of safetensors, in a JSON object, and in the last line of
-metrics.jsonl. A file without one, of an earlier version or edited by hand, is read as it is; see `corsd_lib.files`.
+Files are written atomically: after a crash a file has its old or its new content. Tensors are safetensors and everything else
+is JSON, so reading a run executes no code. Every file has a SHA-256 of its content, which is checked when it is read:
+`checksum` in the metadata of safetensors, in a JSON object, and in the last line of metrics.jsonl; see `corsd_lib.files`.
 """
 
 from __future__ import annotations
@@ -58,10 +57,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a run remembers of its data: enough to rebuild the network, name every class and know the images again.
+    """The facts about its data that a run stores, to rebuild the network, name the classes and recognise the images.
 
-    `splits`: of train and validation the number of images, the CRC-32 of their labels, and the CRC-32 of which images they are:
-    of the file names, or of the rows where they are no files. A run of an earlier library lacks the last one, or all.
+    `splits`: for train and validation the number of images, the CRC-32 of their labels, and the CRC-32 that identifies the
+    images: of the file names, or of the indices if they are not files. Runs of earlier versions have fewer of these, or none.
     `unseen_class_names`: the classes that were held out of the training.
     """
 
@@ -88,13 +87,13 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Run:
-    """A training on disk, finished or not, read when asked for; `load_run(path)` opens one."""
+    """A training on disk, finished or not. Files are read when a property is used. `load_run(path)` opens a run."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        check_text("run", str(self.path))  # reports and tables name it
-        if not os.path.isfile(self.path / "config.json"):  # unlike Path.is_file it is quiet about names no file can have
-            raise CorsdError(f"{self.path} holds no run: there is no config.json in it")
+        check_text("run", str(self.path))  # the name appears in reports and tables
+        if not os.path.isfile(self.path / "config.json"):  # Path.is_file raises for invalid names
+            raise CorsdError(f"{self.path} is not a run: it has no config.json")
 
     def __repr__(self) -> str:
         c, state = self.config, "finished" if self.finished else f"{self.epochs_done} of {self.config.epochs} epochs"
@@ -106,7 +105,7 @@ class Run:
 
     @property
     def raw_config(self) -> dict[str, Any]:
-        """The configuration as it was written, every option of the method spelled out; plain values."""
+        """The configuration as stored, as JSON values, with every option of the method."""
         return self._json["train"]
 
     @cached_property
@@ -115,48 +114,50 @@ class Run:
 
     @cached_property
     def data(self) -> DataInfo:
-        """Class names and image facts."""
+        """Class names, image size and other facts about the data."""
         plain: dict[str, Any] = self._json["data"]
         fixed: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
         return DataInfo(**fixed)
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Library version, source revision, package versions and machine of the training."""
+        """Version and git commit of the library, versions of packages, and machine of the training."""
         return self._json["provenance"]
 
     @property
     def resumed(self) -> list[dict[str, Any]]:
-        """The same of each process that went on with it elsewhere or with other code, and the epochs done before it."""
+        """Provenance of each process that resumed the run on another machine or with other code, with the epochs done
+        before."""
         return self._json.get("resumed", [])
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """One row an epoch; columns epoch, step, lr, images, seconds, loss.<part>, train_top1.exit<k>, val_top1.exit<k> (%)."""
+        """One row for each epoch; columns epoch, step, lr, images, seconds, loss.<term>, train_top1.exit<k>, val_top1.exit<k>
+        (%)."""
         import pandas as pd
 
         return pd.DataFrame(read_metrics(self.path / "metrics.jsonl"))
 
     @property
     def epochs_done(self) -> int:
-        """Epochs that are finished."""
+        """The number of finished epochs."""
         lines = read_metrics(self.path / "metrics.jsonl")
         return lines[-1]["epoch"] if lines else 0
 
     @property
     def finished(self) -> bool:
-        """All epochs trained and the last weights written."""
+        """Whether all epochs are trained and the weights are written."""
         return (self.path / "weights.safetensors").is_file()
 
     @property
     def test(self) -> dict[str, Any] | None:
-        """The evaluation on the test split after the last epoch, or None before."""
+        """The evaluation on the test split after the last epoch; None before."""
         path = self.path / "test.json"
         return read_test(path) if path.is_file() else None
 
     @property
     def probes(self) -> Probes:
-        """Probe snapshots by epoch, as far as they are written."""
+        """The probe snapshots written so far, by epoch."""
         return Probes(self.path, self.data.num_classes)
 
     def network(self) -> MultiExitNetwork:
@@ -164,7 +165,7 @@ class Run:
         return self._with_weights("network", self._new_network).eval()
 
     def method(self) -> Method:
-        """The method in eval mode with its relation networks, newest weights on disk."""
+        """The method, with its relation networks, in eval mode with the newest weights on disk."""
         return self._with_weights("method", self._new_method).eval()
 
     def _new_network(self) -> MultiExitNetwork:
@@ -185,20 +186,22 @@ class Run:
                     module = build()
                 load_part(module, tensors, part, path)
                 return module
-        raise CorsdError(f"{self.path} holds no weights yet: its training was stopped before the first checkpoint")
+        raise CorsdError(f"{self.path} has no weights yet: its training was stopped before the first checkpoint")
 
 
 @contextmanager
-def _no_larger(held: int, source: Path) -> Iterator[None]:
-    """Raise `CorsdError` when this thread makes modules of far more numbers than a file has, before they take the memory."""
-    most, count, mine = 4 * held + 2**24, 0, threading.get_ident()  # timm builds parts that it drops again
+def _no_larger(stored: int, source: Path) -> Iterator[None]:
+    """Raise `CorsdError` as soon as this thread creates modules with far more parameters than the `stored` ones of a file."""
+    most, count, mine = 4 * stored + 2**24, 0, threading.get_ident()  # with a margin: timm creates modules that it discards
 
     def added(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal count
         if parameter is not None and threading.get_ident() == mine:
             count += parameter.numel()
             if count > most:
-                raise CorsdError(f"{source} is of another architecture: it holds {held:,} numbers, far fewer than this one has")
+                raise CorsdError(
+                    f"{source} is of another architecture: it has {stored:,} numbers, far fewer than this architecture"
+                )
 
     hook = register_module_parameter_registration_hook(added)
     try:
@@ -208,13 +211,13 @@ def _no_larger(held: int, source: Path) -> Iterator[None]:
 
 
 def portable_name(name: str) -> str:
-    """The name of a data set without the folders of a path: `folder:PATH` and `npz:PATH` keep its last part. Ours."""
+    """The name of a data set without folders of this machine: `folder:PATH` and `npz:PATH` keep the last part of the path."""
     kind, _, path = name.partition(":")
     return f"{kind}:{Path(path).name}" if kind in ("folder", "npz") else name
 
 
 def load_run(path: str | Path) -> Run:
-    """Open a run directory. Raises `CorsdError` when there is none."""
+    """Open a run directory. Raises `CorsdError` if it is not one."""
     check_name("run directory", path)
     return Run(path)
 
@@ -232,9 +235,9 @@ def check_name(what: str, name: object) -> None:
 
 
 def new_network(config: TrainConfig, data: DataInfo) -> MultiExitNetwork:
-    """The network of a configuration with the exits its method wants; fresh (or pretrained) weights.
+    """A new network for a configuration, with the exits that its method needs, and initial or pretrained weights.
 
-    Raises `CorsdError` for a network that is not known, and for one that memory does not hold.
+    Raises `CorsdError` for an unknown network, and if the memory is not enough.
     """
     try:
         return build_network(
@@ -253,10 +256,10 @@ def new_network(config: TrainConfig, data: DataInfo) -> MultiExitNetwork:
 
 
 def load_part(module: nn.Module, tensors: Mapping[str, Tensor], part: str, source: Path) -> None:
-    """Load the tensors named `part`.* into `module`; one `CorsdError` that names the first that does not fit."""
+    """Load the tensors `part`.* into `module`. Raises `CorsdError` that names the first tensor that does not fit."""
     given = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
     wanted = module.state_dict()
-    for name in {**wanted, **given}:  # in the order of the module, so that the first difference is the same each time
+    for name in {**wanted, **given}:  # in the order of the module, so that the message is always the same
         have, want = (tuple(d[name].shape) if name in d else "absent" for d in (given, wanted))
         if have != want:
             grows = "; a buffer whose shape changes must be persistent=False" if name in dict(module.named_buffers()) else ""

@@ -1,4 +1,4 @@
-"""What a network made of the probe set during a training, epoch by epoch."""
+"""Probe snapshots: the outputs of a network on the probe set during a training."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ __all__ = ["Probes", "Snapshot"]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The probe set after an epoch. N probe images, K exits, C classes; shallow -> deep.
+    """Outputs on the probe set after an epoch. N probe images, K exits (shallow -> deep), C classes.
 
-    `embeddings` K x (N, D), `logits` K x (N, C) in float16; `relations` K x (C, C) float32 class-level relation of the trained
-    score, of (1 + cosine) / 2 for a method without relation networks; `relation_state` the relation networks in float16.
+    `embeddings` K x (N, D) and `logits` K x (N, C): float16. `relations` K x (C, C): float32, the class-level relation of the
+    trained score, or of (1 + cosine) / 2 for a method without relation networks. `relation_state`: weights of the relation
+    networks in float16.
     """
 
     epoch: int
@@ -30,9 +31,10 @@ class Snapshot:
 
 
 class Probes(Mapping[int, Snapshot]):
-    """Probe snapshots of a run by epoch, each read when asked for; `labels`, `index` (N,) and `split` of the images.
+    """The snapshots of a run by epoch, read when used; `labels` (N,), `index` (N,) in their split, and `split` of the images.
 
-    Raises `CorsdError` for a damaged file, and for tensors that do not fit each other, the `classes` or the other snapshots.
+    Raises `CorsdError` for a damaged file, and for tensors that do not fit each other, the number of classes or the other
+    snapshots.
     """
 
     def __init__(self, path: Path, classes: int) -> None:

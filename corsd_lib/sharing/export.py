@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from importlib import resources
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import torch
@@ -262,85 +264,48 @@ def _scores(embeddings: Tensor, network: nn.Module | None) -> Tensor:
 
 
 def _card(run: Run, figures: dict[str, Any], trained: dict[str, Any]) -> str:
-    """A model card in Hugging Face's format."""
+    """A model card in the format of Hugging Face, from the template model_card.md."""
     c, data, provenance = run.config, run.data, run.provenance
-    width = f" of width {c.width}" if c.width else ""
-    exits = "an exit on its last stage" if len(figures["exits"]) == 1 else f"{len(figures['exits'])} exits, one a stage"
-    epochs = ", ".join(map(str, run.probes))
-    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
-    return f"""\
-{_front_matter(run, figures)}
-# {c.method}: {c.network}{width} on {data.name}
-
-A classifier of {data.channels}x{data.image_size}x{data.image_size} images with {data.num_classes} classes and {exits},
-trained with method `{c.method}` of corsd_lib. One run of one seed: a record to look into, not the best of many.
-
-No images of the data set are in this folder. The weights are the trained ones in float16. The library is under the MIT
-licence; what may be done with the weights depends also on the terms of the images that they were learned from.
-
-## Results
-
-{figures["images"]:,} images of {figures["split"]}, after the last epoch, measured on the weights in this folder;
-the last column is the same network before it was rounded to float16. MACs (for one image) and parameters are those of the
-deployable sub-network of an exit.
-
-{_results(figures, trained)}
-
-## Use
-
-```python
-{_USE}```
-
-`run.probes` has what the network made of {len(run.probes.labels)} images of {run.probes.split} after epochs {epochs}:
-embeddings, logits and class-by-class relations; `RelationExplorer(run)` shows them in a notebook. Where the data set is,
-`corsd evaluate` gives the table above again.
-
-## Training
-
-{_settings(run)}
-
-Source revision {provenance["revision"]} of corsd_lib {provenance["corsd_lib"]}. Python {provenance["python"]}, {versions}.
-Device {provenance["device"]}, {provenance["threads"]} threads, {provenance["system"]} {provenance["machine"]}.{_resumed(run)}
-
-## Intended use
-
-Teaching and research: to see how exits and relations form, and to check figures. Not for decisions about people or things.
-
-## Limits
-
-The network names one of its {data.num_classes} classes for any image, of whatever it is, and its confidence errs as the
-calibration error says. Images unlike those of {data.name} were never tried. One seed says little about a method: compare
-methods over several.
-"""
+    template = (resources.files("corsd_lib.sharing") / "model_card.md").read_text(encoding="utf-8")
+    return Template(template).substitute(
+        front_matter=_front_matter(run, figures),
+        method=c.method,
+        network=f"{c.network}{f' of width {c.width}' if c.width else ''}",
+        data=data.name,
+        channels=data.channels,
+        size=data.image_size,
+        classes=data.num_classes,
+        exits="an exit on its last stage"
+        if len(figures["exits"]) == 1
+        else f"{len(figures['exits'])} exits, one on each stage",
+        images=f"{figures['images']:,}",
+        split=figures["split"],
+        results=_results(figures, trained),
+        probe_images=len(run.probes.labels),
+        probe_split=run.probes.split,
+        epochs=", ".join(map(str, run.probes)),
+        settings=_settings(run),
+        commit=provenance["revision"],
+        version=provenance["corsd_lib"],
+        versions=", ".join(f"{name} {version}" for name, version in provenance["versions"].items()),
+        resumed=_resumed(run),
+        **{key: provenance[key] for key in ("python", "device", "threads", "system", "machine")},
+    )
 
 
 def _resumed(run: Run) -> str:
-    """A sentence for each process that went on elsewhere or with another source."""
+    """A sentence for each process that resumed the training on another machine, with another commit or other packages."""
     return "".join(
-        f"\nResumed after epoch {other['epochs_done']} with source revision {other['revision']}, PyTorch "
+        f"\nResumed after epoch {other['epochs_done']} with commit {other['revision']}, PyTorch "
         f"{other['versions']['torch']}, device {other['device']}, {other['threads']} threads."
         for other in run.resumed
     )
 
 
-_USE = """\
-import torch
-from corsd_lib import load_run
-
-run = load_run(".")  # the folder of this card
-data = run.data
-images = torch.rand(1, data.channels, data.image_size, data.image_size)  # yours, pixels in [0, 1]
-mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (data.mean, data.std))
-with torch.no_grad():
-    logits = run.network()((images - mean) / std).logits  # of every exit, shallow to deep
-print(data.class_names[logits[-1].argmax()])
-"""
-
-
 def _front_matter(run: Run, figures: dict[str, Any]) -> str:
-    """The card's YAML. Names are written as JSON strings, which YAML reads alike whatever is in them."""
+    """The YAML of the card. Names are written as JSON strings, which are valid YAML for any characters."""
     data = json.dumps(run.data.name)
-    datasets = "" if ":" in run.data.name else f"datasets: [{data}]\n"  # a folder of one's own has no public name
+    datasets = "" if ":" in run.data.name else f"datasets: [{data}]\n"  # a local folder has no public name
     metrics = "".join(
         f"    - type: accuracy\n      name: top-1 of exit {k} (%)\n      value: {row['top1']:.2f}\n"
         for k, row in enumerate(figures["exits"], 1)
@@ -376,7 +341,7 @@ def _results(figures: dict[str, Any], trained: dict[str, Any]) -> str:
 
 
 def _settings(run: Run) -> str:
-    """The configuration as a table, without what was not set."""
+    """The configuration as a table, without fields that are None."""
     settings = {k: v for k, v in run.raw_config.items() if k not in (*_NOT_ON_THE_CARD, "method_options") and v is not None}
     settings |= {f"method option {k}": v for k, v in run.raw_config["method_options"].items()}
     return "\n".join(["| setting | value |", "| --- | --- |", *(f"| {k} | {v} |" for k, v in settings.items())])

@@ -1,8 +1,8 @@
-"""Train what a study lacks, several processes at a time, and keep its tables up to date: `corsd compare`.
+"""Train the missing runs of a study, several at a time, and update its tables: `corsd compare`.
 
-Each training is a `corsd train` of its own below `runs/<study>/<row>`, with its configuration and its output beside it: seed0/,
-seed0.json, seed0.log. It holds a lock on its log for as long as it lives, even if this process is killed, so that no run is
-ever trained by two; this process waits for a training that another one has started.
+Each training is a process of its own (`corsd train`). In runs/<study>/<row> it has a run directory seed0/, its configuration
+seed0.json and its output seed0.log. The process holds a lock on the log until it ends, even if this process is killed, so that
+no run is trained twice. Trainings that another process has started are waited for.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from corsd_lib.studies.progress import live_table, progress_table
 from corsd_lib.studies.study import Study, study_file
 from corsd_lib.studies.summary import summarise
 from corsd_lib.studies.tables import write_tables
-from corsd_lib.studies.workers import Environment, Job, places
+from corsd_lib.studies.workers import Environment, Job, worker_environments
 from corsd_lib.training import stop_request
 
 if TYPE_CHECKING:
@@ -41,28 +41,30 @@ def run_study(
     report: Callable[[str], object] = print,
     live: bool = False,
 ) -> list[Job]:
-    """Train what `study` has no record of, only `rows` and `seeds` where given; these trainings, each with how it stands.
+    """Train the runs of `study` that have no record, and return them as jobs with their final states.
 
-    Run directories lie below `runs` (default `runs/<study>`), `jobs` of them are trained at a time (default: one a GPU, else
-    one a CPU). After each training its record and the tables are written and `report` is given a line; `live` draws a table in
-    the terminal instead. Ctrl-C (or SIGTERM) lets the trainings save; called again they go on. If one fails the rest goes on.
-    A training that another process has, such as one left by a call that was killed, is waited for while the rest goes on.
+    `rows` and `seeds` restrict what is trained. Run directories are created in `runs` (default `runs/<study>`). `jobs`
+    trainings run at the same time (default: one for each GPU, or one for each CPU where there is no GPU). After each training
+    its record and the tables are written, and `report` is called with one line; `live` shows a table in the terminal instead.
 
-    Raises `CorsdError` for an unknown row or seed, a record of another configuration, a row whose search is not finished, and
-    when the folder of the study or that of the runs is moved or removed meanwhile: the trainings save, as with Ctrl-C.
+    Ctrl-C or SIGTERM stops the trainings after they have saved; another call continues them. If one training fails, the others
+    continue. A training that another process runs, such as one started by a call that was killed, is waited for.
+
+    Raises `CorsdError` for an unknown row or seed, for a record of another configuration, for a row whose search is not
+    finished, and if the folder of the study or of the runs is moved or removed meanwhile; the trainings save first.
     """
     folder = Path(runs or f"runs/{study.name}")
     found = _wanted(study, folder, data_root, rows, seeds)
-    records = study.records()  # one of another configuration ends it here, before anything is trained
+    records = study.records()  # raises for a record of another configuration, before anything is trained
     for job in found:
         job.state = "done" if job.seed in records.get(job.row, {}) else "waiting"
     waiting = [job for job in found if job.state == "waiting"]
     for row in dict.fromkeys(job.row for job in waiting):
         study.check_search(row)
     if waiting:
-        free = places(waiting[0].config, jobs, len(waiting))
+        free = worker_environments(waiting[0].config, jobs, len(waiting))
         _train_all(study, found, free, report, live, _Folders.of(study, folder))
-    for job in found:  # stopped while another process trained it, which may have done it by now
+    for job in found:  # after a stop: another process may have finished it
         if job.state == "elsewhere" and study.record(job.row, job.seed) is not None:
             job.state = "done"
     return found
@@ -70,20 +72,20 @@ def run_study(
 
 @dataclass(frozen=True)
 class _Folders:
-    """The study and the folder `runs` of its run directories, which stay where they are while a comparison lasts."""
+    """The folders of a study and of its runs, which must not be moved during a comparison."""
 
     study: Study
     runs: Path
-    on_disk: bool  # a study that was made from a dictionary need not have a file
+    on_disk: bool  # False for a study from a dictionary, which has no file
 
     @classmethod
     def of(cls, study: Study, runs: Path) -> _Folders:
-        """These folders, `runs` made if need be."""
+        """The folders of a study; `runs` is created if it does not exist."""
         make_folder(runs)
         return cls(study, runs, study_file(study.path).is_file())
 
     def check(self) -> None:
-        """Raise `CorsdError` where one of them was moved or removed."""
+        """Raise `CorsdError` if one of them was moved or removed."""
         kept = f"what was trained is kept in {self.runs}"
         if self.on_disk and not study_file(self.study.path).is_file():
             raise CorsdError(
@@ -105,7 +107,7 @@ def _train_all(
     live: bool,
     folders: _Folders,
 ) -> None:
-    """Train the waiting ones of `jobs`, one in each place that is `free`, until all are done or a stop is asked for."""
+    """Train the waiting `jobs`, one in each of the `free` worker environments, until all are done or a stop is requested."""
     waiting, running = [job for job in jobs if job.state == "waiting"], list[Job]()
     summary, count = summarise(study, study.records()), len(free)
     with stop_request() as stop, live_table(live, lambda: progress_table(study, jobs, summary, count)) as refresh:
@@ -120,14 +122,14 @@ def _train_all(
                 for job in [job for job in running if job.over]:
                     folders.check()
                     running.remove(job)
-                    free.append(job.place)
+                    free.append(job.environment)
                     job.conclude(study)
                     summary = write_tables(study)
                     if not live:
                         report(f"{job}; {sum(j.state == 'done' for j in jobs)} of {len(jobs)} done")
                 refresh()
                 time.sleep(POLL_SECONDS)
-        finally:  # an error here is no reason to leave trainings behind
+        finally:  # after an error no training is left running
             for job in running:
                 job.stop()
 
@@ -135,7 +137,7 @@ def _train_all(
 def _start_more(
     study: Study, waiting: list[Job], running: list[Job], free: list[Environment], report: Callable[[str], object]
 ) -> None:
-    """Fill the places that are free; a training that another process has stays among the waiting ones."""
+    """Start a waiting job in each free environment. A job that another process trains stays in the list of waiting jobs."""
     for job in list(waiting):
         if not free:
             return
@@ -146,13 +148,13 @@ def _start_more(
         if job.state != "elsewhere":
             waiting.remove(job)
         elif known != "elsewhere":
-            report(f"{job.row}, seed {job.seed}: another process trains it, and is waited for")
+            report(f"{job.row}, seed {job.seed}: another process trains it; waiting for it")
 
 
 def _wanted(
     study: Study, runs: Path, data_root: str | None, rows: Sequence[str] | None, seeds: Sequence[int] | None
 ) -> list[Job]:
-    """The trainings asked for, a seed of every row first."""
+    """The trainings that are asked for: first the first seed of every row, then the second, and so on."""
     every = study.jobs()
     for row in rows or ():
         check_choice("row", row, study.rows)

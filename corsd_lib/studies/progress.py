@@ -1,9 +1,10 @@
-"""The live table of a comparison: how every row stands."""
+"""The live table of a comparison in the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from corsd_lib.readers import read_metrics
@@ -15,12 +16,15 @@ from corsd_lib.studies.workers import Job
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["live_table", "progress_table"]
+__all__ = ["RowProgress", "live_table", "progress_table"]
 
 
 @contextmanager
 def live_table(live: bool, draw: Callable[[], Table]) -> Iterator[Callable[[], object]]:
-    """What `draw` gives, in the terminal for as long as the context lasts, and anew at each call of the value; or nothing."""
+    """Show the table that `draw` returns while the context lasts, and yield a function that refreshes it.
+
+    With `live` False nothing is shown.
+    """
     if not live:
         yield lambda: None
         return
@@ -30,46 +34,81 @@ def live_table(live: bool, draw: Callable[[], Table]) -> Iterator[Callable[[], o
         yield lambda: view.update(draw(), refresh=True)
 
 
-def progress_table(study: Study, jobs: Sequence[Job], summary: Mapping[str, Any], places: int) -> Table:
-    """How every row stands: seeds done, running epochs, top-1 of the deepest exit, gain, time left."""
+def progress_table(study: Study, jobs: Sequence[Job], summary: Mapping[str, Any], workers: int) -> Table:
+    """The progress of every row: seeds done, running epochs, top-1 of the deepest exit, gain, time left.
+
+    `workers`: number of trainings at a time, for the estimate of the time left.
+    """
     from rich.table import Table
 
     table = Table("", "seeds", "running", "top-1, %", "gain", "time left", title=study.title)
     for name, row in study.rows.items():
-        mine = [job for job in jobs if job.row == name]
-        if mine:
-            table.add_row(row.label, *_standing(mine, summary["methods"].get(name), places))
-    table.caption = "Ctrl-C saves; the same command goes on"
+        if of_row := [job for job in jobs if job.row == name]:
+            figures = summary["methods"].get(name)
+            table.add_row(row.label, *_cells(RowProgress.of(of_row, figures), figures, workers))
+    table.caption = "Ctrl-C saves; run the same command again to continue"
     return table
 
 
-def _standing(jobs: Sequence[Job], figures: Mapping[str, Any] | None, places: int) -> list[str]:
-    """The cells of a row: of its `jobs`, and of what its records say, its entry in the summary."""
-    newest = {job.seed: _newest(job) for job in jobs if job.state in ("running", "stopping")}
-    epochs = jobs[0].config.epochs
-    running = [f"seed {seed}: {line.get('epoch', 0)}/{epochs}" for seed, line in newest.items()]
-    others = [f"seed {job.seed} {job.state}" for job in jobs if job.state in ("failed", "stopped", "elsewhere")]
-    left = epochs * sum(job.state in ("waiting", "running", "stopping") for job in jobs) - sum(
-        e.get("epoch", 0) for e in newest.values()
-    )
-    pace = [line["seconds"] for line in newest.values() if line] or [m["seconds"] / m["epochs"] for m in [figures] if m]
+@dataclass(frozen=True)
+class RowProgress:
+    """The progress of one row of a study.
+
+    `done` of `seeds` are recorded. `newest`: of each running seed the last line of its metrics, {} before the first epoch.
+    `others`: state by seed of those that are neither recorded nor running nor waiting. `epochs_left`: over all seeds.
+    `seconds_an_epoch`: mean of the running trainings, else of the recorded ones; None before the first epoch.
+    """
+
+    done: int
+    seeds: int
+    epochs: int
+    newest: dict[int, dict[str, Any]]
+    others: dict[int, str]
+    epochs_left: int
+    seconds_an_epoch: float | None
+
+    @classmethod
+    def of(cls, jobs: Sequence[Job], figures: Mapping[str, Any] | None) -> RowProgress:
+        """From the `jobs` of a row, and its entry `figures` in the summary, if there is one."""
+        newest = {job.seed: _last_line(job) for job in jobs if job.state in ("running", "stopping")}
+        epochs = jobs[0].config.epochs
+        unfinished = sum(job.state in ("waiting", "running", "stopping") for job in jobs)
+        seconds = [line["seconds"] for line in newest.values() if line]
+        if not seconds and figures:
+            seconds = [figures["seconds"] / figures["epochs"]]
+        return cls(
+            done=sum(job.state == "done" for job in jobs),
+            seeds=len(jobs),
+            epochs=epochs,
+            newest=newest,
+            others={job.seed: job.state for job in jobs if job.state in ("failed", "stopped", "elsewhere")},
+            epochs_left=epochs * unfinished - sum(line.get("epoch", 0) for line in newest.values()),
+            seconds_an_epoch=sum(seconds) / len(seconds) if seconds else None,
+        )
+
+
+def _cells(progress: RowProgress, figures: Mapping[str, Any] | None, workers: int) -> list[str]:
+    """The cells of a row behind its name."""
+    running = [f"seed {seed}: {line.get('epoch', 0)}/{progress.epochs}" for seed, line in progress.newest.items()]
+    others = [f"seed {seed} {state}" for seed, state in progress.others.items()]
+    pace = progress.seconds_an_epoch
     return [
-        f"{sum(job.state == 'done' for job in jobs)}/{len(jobs)}",
+        f"{progress.done}/{progress.seeds}",
         ", ".join(running + others),
-        _top1(figures, [line for line in newest.values() if line]),
+        _top1(figures, [line for line in progress.newest.values() if line]),
         gain_cell(figures) if figures else "–",
-        _duration(left * sum(pace) / len(pace) / places) if pace else "–",
+        "–" if pace is None else _duration(progress.epochs_left * pace / workers),
     ]
 
 
-def _newest(job: Job) -> dict[str, Any]:
-    """The record of the last finished epoch of a run, {} before that."""
+def _last_line(job: Job) -> dict[str, Any]:
+    """The metrics of the last finished epoch of a run; {} before that."""
     lines = read_metrics(job.config.path / "metrics.jsonl")
     return lines[-1] if lines else {}
 
 
 def _top1(figures: Mapping[str, Any] | None, newest: Sequence[Mapping[str, Any]]) -> str:
-    """Test of the recorded seeds, or until there is one what the running ones have on validation or train."""
+    """Top-1 on test of the recorded seeds; without one that of the running seeds on validation, else on train."""
     if figures:
         return f"{with_interval(figures['top1'][-1], figures['top1_low'][-1], figures['top1_high'][-1])} test"
     for split in ("val", "train"):

@@ -1,4 +1,4 @@
-"""The record of a finished training: what stays of it when its folder is gone."""
+"""The record of a finished training: a small JSON object that is kept when the run directory is deleted."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from corsd_lib.runs import PLACE_FIELDS, Run, portable_name
 
 __all__ = ["Record", "make_record"]
 
-Record = dict[str, Any]  # of one training, see `make_record`
+Record = dict[str, Any]  # see `make_record`
 
 
 def make_record(run: Run, row: str, seed: int) -> Record:
-    """What stays of a finished run when its folder is gone: nothing of the user's paths, a few kilobytes."""
+    """The record of a finished run: configuration, test figures, images, cost, time and provenance; no path of this machine.
+
+    A few kilobytes. Raises `CorsdError` for a run that is not finished.
+    """
     epochs = read_metrics(run.path / "metrics.jsonl")
     if not epochs or run.test is None:
         raise CorsdError(f"{run.path} has no {'evaluation on test' if epochs else 'metrics of an epoch'}: it is not finished")
@@ -36,7 +39,7 @@ def make_record(run: Run, row: str, seed: int) -> Record:
 
 
 def _unseen(run: Run) -> dict[str, Any]:
-    """The figures of the classes that were held out of a training, as the field `unseen` of its record."""
+    """The field `unseen` of a record: figures of the classes that were held out of the training; {} if there are none."""
     from corsd_lib.analysis.unseen import unseen_class_record
 
     return {"unseen": unseen_class_record(run)} if run.config.hold_out_classes else {}

@@ -1,4 +1,4 @@
-"""What is searched: the entry of a row in the `tuning` of its study, checked before anything is trained."""
+"""The search of a row: its entry in the `tuning` of the study, checked before anything is trained."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ except ImportError as error:
 
 from corsd_lib.methods import find_method
 from corsd_lib.runs import PLACE_FIELDS, SEEDS, TrainConfig, is_seed
-from corsd_lib.studies.study import TRIALS, Study
+from corsd_lib.studies.study import TRIALS, Study, check_fields
 
-__all__ = ["Distribution", "Search", "parted"]
+__all__ = ["Distribution", "Search", "split_parameters"]
 
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
-# Fields of a training that are not for a study to say; those that make no trial another; those none chooses.
+# Fields that a study cannot set; that do not affect the result of a trial; that choose the data. None of them can be searched.
 _OUTSIDE = ("seed", "out", "resume", "data_root")
 _MACHINE = ("seed", *PLACE_FIELDS)
 _DATA = (
@@ -42,11 +42,11 @@ _FIXED = (*_MACHINE, *_DATA, "method", "method_options", "epochs", "devices", "n
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched for a row of a study. A parameter is an option of its method, or "train." and a field of `TrainConfig`.
+    """The search of a row. A parameter is an option of the method, or a field of `TrainConfig` as "train.<field>".
 
-    `path` of the record; `config` of every training but for parameters, seed and place; `space`: parameter -> {"low", "high"},
-    with or without "step", "log" and "int", or {"choices"}; `own`, what the row itself has for each; `trials` wanted; `seeds`
-    that the value of a trial is the mean over.
+    `path`: file of the tuning record. `config`: the training of every trial, before its parameters, seed and run directory are
+    set. `space`: for each parameter {"low", "high"}, optionally with "step", "log" and "int", or {"choices"}. `own`: the values
+    of the row itself. `trials`: number of trials. `seeds`: the value of a trial is the mean over these.
     """
 
     path: Path
@@ -58,7 +58,7 @@ class Search:
 
     @classmethod
     def of(cls, study: Study, row: str) -> Search:
-        """What `study` says of the tuning of `row`. Raises `CorsdError` naming what is wrong in it."""
+        """The search of `row` in `study.tuning`. Raises `CorsdError` that names what is wrong in it."""
         check_choice("row", row, study.rows)
         study.check_tuning()
         check_choice(f"{study.path}: tuning of row", row, study.tuning)
@@ -68,7 +68,9 @@ class Search:
         for name, what in entry["space"].items():
             _check_parameter(f"{where}: {name} = {shortened(what)}", name, what, config)
             if study.rows[row].tuned and name in study.rows[row].train["method_options"]:
-                raise CorsdError(f"{where}: {name} is also in the row's method_options, which go over what is found")
+                raise CorsdError(
+                    f"{where}: {name} is also in the row's method_options, which override the result of the search"
+                )
         values = _settings(config)
         return cls(
             path=study.path / "tuning" / f"{row}.json",
@@ -84,11 +86,11 @@ class Search:
         return self.path.with_suffix(".journal")
 
     def distributions(self) -> dict[str, Distribution]:
-        """The space as Optuna has it."""
+        """The space as distributions of Optuna."""
         return {name: _distribution(what) for name, what in self.space.items()}
 
     def grid(self) -> list[dict[str, Any]]:
-        """Every combination of choices but the row's own, where nothing else is searched and the trials are enough for all."""
+        """All combinations of choices except the row's own; [] if there are ranges too, or more combinations than trials."""
         if not all("choices" in what for what in self.space.values()):
             return []
         combinations = itertools.product(*(what["choices"] for what in self.space.values()))
@@ -96,35 +98,35 @@ class Search:
         return [params for params in found if params != self.own] if len(found) <= self.trials else []
 
     def settings(self) -> dict[str, Any]:
-        """All that makes this search another than others, by the names that parameters have; as JSON gives it back."""
+        """The settings that identify this search, by parameter name, as JSON values."""
         fixed = {k: v for k, v in _settings(self.config).items() if k.removeprefix("train.") not in _MACHINE}
         return json.loads(json.dumps({"seeds": self.seeds, **fixed, **self.space}))
 
     def plain(self) -> dict[str, Any]:
-        """What the record says of the search: space, seeds, and the training that all trials have in common."""
+        """The fields of the tuning record that describe the search: space, seeds and the shared training settings."""
         config = {k: v for k, v in asdict(self.config).items() if k not in _MACHINE}
         return json.loads(json.dumps({"space": self.space, "seeds": self.seeds, "train": config}))
 
     def configs(self, params: Mapping[str, Any], folder: Path, data_root: str | None) -> list[TrainConfig]:
-        """The trainings of a trial, one a seed, below `folder`; what is there already goes on."""
+        """The trainings of a trial in `folder`, one for each seed. Existing runs are resumed."""
         config = replace(_with(self.config, params), data_root=data_root, resume=True)
         return [replace(config, seed=seed, out=str(folder / f"seed{seed}")) for seed in self.seeds]
 
 
-def parted(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters as options of the method, and as fields of the training."""
+def split_parameters(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split parameters into options of the method and fields of `TrainConfig`."""
     options = {name: value for name, value in params.items() if not name.startswith("train.")}
     return options, {name.removeprefix("train."): value for name, value in params.items() if name not in options}
 
 
 def _with(config: TrainConfig, params: Mapping[str, Any]) -> TrainConfig:
-    options, changes = parted(params)
+    options, changes = split_parameters(params)
     return replace(config, **changes, method_options={**config.method_options, **options})
 
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
-    """Every setting of a training by the name that it has as a parameter."""
-    kind = find_method(config.method)  # what a field leaves open may be the method's to say
+    """Every setting of a training by its parameter name."""
+    kind = find_method(config.method)  # None means the default of the method
     train = {f"train.{k}": getattr(kind, k, None) if v is None else v for k, v in asdict(config).items()}
     del train["train.method_options"]
     return {**asdict(config.build_method().options), **train}
@@ -134,36 +136,35 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def _checked(where: str, entry: object) -> dict[str, Any]:
-    """The entry of a row, its fields of the right types; what is in space and train is not looked at yet."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("space"), dict) or not entry["space"]:
+    """The entry of a row if its fields are of the right types. The contents of `space` and `train` are checked later."""
+    found = check_fields(entry, where, {"trials": int, "seeds": list, "space": dict, "train": dict})
+    if not found.get("space"):
         raise CorsdError(f"{where} = {shortened(entry)}; allowed: an object that has a space of one parameter or more")
-    for name in entry:
-        check_choice(f"{where}: field", name, ("trials", "seeds", "space", "train"))
-    if not isinstance(entry.get("train", {}), dict):
-        raise CorsdError(f"{where}: train = {shortened(entry['train'])}; allowed: an object of fields and values")
-    trials, seeds = entry.get("trials", 1), entry.get("seeds", [0])
+    trials, seeds = found.get("trials", 1), found.get("seeds", [0])
     if type(trials) is not int or trials < 1:
         raise CorsdError(f"{where}: trials = {shortened(trials)}; allowed: a whole number of at least 1")
-    if not isinstance(seeds, list) or not seeds or not all(map(is_seed, seeds)):
+    if not seeds or not all(map(is_seed, seeds)):
         raise CorsdError(f"{where}: seeds = {shortened(seeds)}; allowed: one or more {SEEDS}")
-    return entry
+    return found
 
 
 def _trial_config(where: str, study: Study, row: str, changes: Mapping[str, Any]) -> TrainConfig:
-    """The row's own training, with `changes` to what all rows have in common."""
+    """The training of the row, with `changes` to the settings that all rows share."""
     for name in changes:
         check_choice(f"{where}: train: field", name, [f.name for f in fields(TrainConfig) if f.name not in _OUTSIDE])
     own = replace(study.without_tuning(), train={**study.train, **changes}).config(row, 0)
-    config = replace(own, probe_every=0, probe_split="auto")  # snapshots are of no use here, and none may show images of test
+    config = replace(own, probe_every=0, probe_split="auto")  # no snapshots: they are not used, and test images must not be
     if not config.validation_fraction:
-        raise CorsdError(f"{where}: train: validation_fraction = 0.0; allowed: above 0, for nothing is tuned on test")
+        raise CorsdError(
+            f"{where}: train: validation_fraction = 0.0; allowed: above 0, because trials are compared on validation"
+        )
     if config.devices * config.num_nodes > 1:
         raise CorsdError(f"{where}: devices = {config.devices}, num_nodes = {config.num_nodes}; allowed: 1 and 1")
     return config
 
 
 def _check_parameter(where: str, name: str, what: Any, config: TrainConfig) -> None:
-    """Raise `CorsdError` unless the parameter can be searched, the row takes what is allowed for it and has such a value."""
+    """Raise `CorsdError` unless the parameter can be searched, all its values are valid and the row's own is among them."""
     if name.startswith("train."):
         allowed = [f"train.{f.name}" for f in fields(TrainConfig) if f.name not in _FIXED]
         check_choice(f"{where}: parameter", name, allowed)
@@ -180,7 +181,7 @@ def _check_parameter(where: str, name: str, what: Any, config: TrainConfig) -> N
     own = _settings(config)[name]
     if not _allows(found, own):
         raise CorsdError(
-            f"{where}: the row itself, which is trial 0, has {shortened(own)}: widen the space so that it is within"
+            f"{where}: the row itself, which is trial 0, has {shortened(own)}: widen the space so that it contains this value"
         )
 
 
@@ -199,7 +200,7 @@ def _is_choice(what: Any) -> bool:
 
 
 def _distribution(what: Mapping[str, Any]) -> Distribution:
-    """As Optuna has it; raises `ValueError` for a range that is none."""
+    """The distribution of Optuna. Raises `ValueError` for an invalid range."""
     if "choices" in what:
         return CategoricalDistribution(what["choices"])
     kind = IntDistribution if what.get("int") else FloatDistribution

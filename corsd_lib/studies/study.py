@@ -1,11 +1,11 @@
-"""A study: rows (a method and its settings) x seeds, their records, and what these say with intervals.
+"""A study: rows (a method with settings) x seeds, read from study.json, and the records of its trainings.
 
-    results/<study>/study.json                   what is compared, and what all rows have in common
-                    records/<row>-s<seed>.json   one finished training: configuration, test figures, images, cost, provenance
-                    summary.json table.csv table.md   what `write_tables` makes of the records
-                    unseen.csv unseen.md         the same of classes that were held out of the trainings, where some were
+    results/<study>/study.json                   the rows, and the settings that they share
+                    records/<row>-s<seed>.json   a finished training: configuration, test figures, images, cost, provenance
+                    summary.json table.csv table.md   written by `write_tables` from the records
+                    unseen.csv unseen.md         the same for classes that were held out of the trainings, if there are any
 
-A record is a few kilobytes, travels in git and means that its training is done, on any machine.
+A record has a few kilobytes and is committed to git. A training that has a record is not repeated, on any machine.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ from corsd_lib.readers import read_record, read_trials
 from corsd_lib.runs import SEEDS, TrainConfig, differences, is_seed, portable_name
 from corsd_lib.studies.records import Record
 
-__all__ = ["TRIALS", "Row", "Study", "new_study", "study_file"]
+__all__ = ["TRIALS", "Row", "Study", "check_fields", "new_study", "study_file"]
 
-TRIALS = 40  # of a search that does not say how many
-_NOT_A_STUDYS = ("out", "resume", "data_root", "seed")
+TRIALS = 40  # default number of trials of a search
+_NOT_IN_A_STUDY = ("out", "resume", "data_root", "seed")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a comparison. `train`: what it sets differently from the study, what it inherits included.
+    """One row of a study: a variant that is compared with others.
 
-    `parent`: the row that it inherits from; `tuned`: file of a tuning record, relative to the study's folder, whose best
-    options lie below those in `train`.
+    `train`: its settings, those that it inherits included; they override the settings of the study. `parent`: name of the row
+    that it inherits from. `tuned`: file of a tuning record, relative to the folder of the study; its best options are used
+    where `train` does not set them.
     """
 
     name: str
@@ -51,10 +52,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared: `rows` of methods, each with several seeds, given equal "images" or equal "epochs".
+    """A comparison of `rows`, each trained with several seeds on an equal number of "images" or "epochs" (`equal`).
 
-    `path` its folder, `train` the settings that all rows share, `baseline` the row that gains are measured against, `tuning`
-    what is searched for which row (see `corsd_lib.studies.tuner`).
+    `path`: its folder. `train`: the settings that all rows share. `baseline`: name of the row that gains are relative to.
+    `tuning`: the search of each row that is tuned (see `studies.search.Search`).
     """
 
     path: Path
@@ -68,15 +69,16 @@ class Study:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Study:
-        """The study of a `study.json`, or of the folder that holds one. Raises `CorsdError` naming what is wrong in it."""
+        """Read a study from `study.json` or from the folder that holds it. Raises `CorsdError` that names what is wrong in
+        it."""
         file = study_file(path)
         return cls.from_dict(read_json(file), file)
 
     @classmethod
     def from_dict(cls, values: object, file: Path) -> Study:
-        """The study of the contents of `file`; the file need not be there."""
+        """A study from the contents of `file`; the file need not exist."""
         kinds = {"title": str, "equal": str, "baseline": str, "seeds": list, "train": dict, "rows": dict, "tuning": dict}
-        found = _checked(values, str(file), kinds)
+        found = check_fields(values, str(file), kinds)
         seeds = _seeds(found.get("seeds", [0]), str(file))
         rows = {name: _row(name, found["rows"], seeds, str(file)) for name in found.get("rows", {})}
         for name in found.get("tuning", {}):
@@ -103,8 +105,8 @@ class Study:
         check_choice(f"{where}: equal", self.equal, ("images", "epochs"))
         check_choice(f"{where}: baseline", self.baseline, self.rows)
         for name in [*self.train, *(name for row in self.rows.values() for name in row.train)]:
-            if name in _NOT_A_STUDYS:
-                raise CorsdError(f"{where}: train: {name} differs by run or by place: it is not a study's to say")
+            if name in _NOT_IN_A_STUDY:
+                raise CorsdError(f"{where}: train: {name} differs by run or by place: a study cannot set it")
         for name in self.rows:
             try:
                 self.without_tuning().config(name, 0).build_method()
@@ -117,36 +119,37 @@ class Study:
         return self.path.resolve().name
 
     def without_tuning(self) -> Study:
-        """The same study with every row at its own options, tuning records left aside."""
+        """The same study without tuning records: every row has its own options."""
         return replace(self, rows={name: replace(row, tuned=None) for name, row in self.rows.items()})
 
     def jobs(self) -> list[tuple[str, int]]:
-        """All trainings as (row, seed): a seed of every row first, so that a study that is stopped has a balanced table."""
+        """All trainings as (row, seed). The first seed of every row comes first, so that a stopped study has a balanced
+        table."""
         seeds = dict.fromkeys([*self.seeds, *(seed for row in self.rows.values() for seed in row.seeds)])
         return [(name, seed) for seed in seeds for name, row in self.rows.items() if seed in row.seeds]
 
     def config(self, row: str, seed: int) -> TrainConfig:
-        """The training of a row with a seed, below `runs/<study>`.
+        """The configuration of a row with a seed; its run directory is in `runs/<study>`.
 
-        Where rows are given equal images, epochs are divided by the images that the row passes an anchor, relative to the
-        baseline row: "triplet" sampling passes three, "overlapping" two, for a repeated image counts again. Raises
-        `CorsdError` for an unknown row and for a tuning record that is not there.
+        In a study with equal images the number of epochs depends on the sampling: "triplet" batches have three images for each
+        training image of an epoch and "overlapping" batches two, so their epochs are divided by that number relative to the
+        baseline. Raises `CorsdError` for an unknown row and for a missing tuning record.
         """
         check_choice("row", row, self.rows)
         config = self._base_config(row)
         if self.equal == "images":
-            images = _images_an_anchor(config) / _images_an_anchor(self._base_config(self.baseline))
+            images = _images_per_anchor(config) / _images_per_anchor(self._base_config(self.baseline))
             config = replace(config, epochs=max(1, round(config.epochs / images)))
         return replace(config, seed=seed, out=f"runs/{self.name}/{row}/seed{seed}")
 
     def _base_config(self, name: str) -> TrainConfig:
-        """The configuration of a row as study and row have it: common, then tuned, then own settings."""
+        """The configuration of a row before epochs are adjusted: shared settings, overridden by tuned ones, then by its own."""
         row = self.rows[name]
         tuned = self._tuned(row.tuned) if row.tuned else {}
-        return TrainConfig.from_dict(_over(_over(self.train, tuned), row.train), "train")
+        return TrainConfig.from_dict(_overridden(_overridden(self.train, tuned), row.train), "train")
 
     def _tuned(self, file: str) -> dict[str, Any]:
-        """The best settings that a tuning record knows."""
+        """The best settings of a tuning record."""
         path = self.path / file
         best = read_trials(path).get("best") if os.path.isfile(path) else None
         if best is None:
@@ -154,12 +157,13 @@ class Study:
         return {**best.get("train", {}), "method_options": best["options"]}
 
     def check_tuning(self) -> None:
-        """Raise a `CorsdError` where nothing is searched for any row."""
+        """Raise `CorsdError` if the study has no search."""
         if not self.tuning:
             raise CorsdError(f"{study_file(self.path)} has no tuning; allowed: one that says what is searched for which row")
 
     def check_search(self, row: str) -> None:
-        """Raise a `CorsdError` while the search of a row has fewer trials than `tuning` wants: its best may change."""
+        """Raise `CorsdError` while the search of a row has fewer trials than `tuning` asks for: its best trial may still
+        change."""
         file = self.rows[row].tuned
         entry = self.tuning.get(Path(file).stem) if file else None
         wanted = entry.get("trials", TRIALS) if isinstance(entry, dict) else None
@@ -174,17 +178,17 @@ class Study:
 
     @staticmethod
     def trials_done(tuning_record: Mapping[str, Any]) -> int:
-        """How many trials a search has made, one that was stopped and taken up again counted once."""
+        """The number of trials of a search; a trial that was stopped and resumed counts once."""
         return sum("taken up by" not in trial.get("error", "") for trial in tuning_record.get("trials", []))
 
     # --- records ---
 
     def record_path(self, row: str, seed: int) -> Path:
-        """Where the record of a training lies."""
+        """The file of the record of a training."""
         return self.path / "records" / f"{row}-s{seed}.json"
 
     def record(self, row: str, seed: int) -> Record | None:
-        """The record of a training, None when there is none. Raises `CorsdError` for one of another configuration."""
+        """The record of a training; None if there is none. Raises `CorsdError` for a record of another configuration."""
         path = self.record_path(row, seed)
         if not path.is_file():
             return None
@@ -195,7 +199,7 @@ class Study:
         return record
 
     def records(self) -> dict[str, dict[int, Record]]:
-        """Row -> seed -> record, as far as there are records."""
+        """The existing records: row -> seed -> record."""
         found: dict[str, dict[int, Record]] = {name: {} for name in self.rows}
         for row, seed in self.jobs():
             if (record := self.record(row, seed)) is not None:
@@ -211,15 +215,15 @@ class Study:
 
 
 def study_file(path: str | Path) -> Path:
-    """The `study.json` that is meant by its own name or by its folder's."""
+    """The file of a study; `path` is the `study.json` or its folder."""
     path = Path(path)
     if path.suffix == ".json" and path.name != "study.json":
         raise CorsdError(f"study {path} lies beside its records and tables: name it study.json, in a folder of its own")
     return path if path.suffix == ".json" else path / "study.json"
 
 
-def _checked(values: object, where: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` if it is an object whose fields are among `kinds`, and of these types; else a `CorsdError`."""
+def check_fields(values: object, where: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `values` if it is an object with fields of `kinds` only, each of its type; else raise `CorsdError`."""
     if not isinstance(values, dict):
         raise CorsdError(f"{where} = {shortened(values)}; allowed: an object of fields and values")
     for name, value in values.items():
@@ -241,19 +245,19 @@ def _seeds(values: Sequence[object], where: str) -> tuple[int, ...]:
 
 
 def _row(name: str, rows: Mapping[str, Any], seeds: tuple[int, ...], where: str) -> Row:
-    """Row `name` of the plain `rows`, with what it inherits."""
+    """The row `name` of `rows`, the JSON values of all rows, with the settings that it inherits."""
     if not re.fullmatch(r"\w[\w.+-]*", name):
         raise CorsdError(f"{where}: row {name!r} names files; allowed: letters, digits and _ . + -")
     kinds = {"label": str, "group": str, "seeds": list, "from": str, "train": dict, "tuned": (str, NoneType)}
-    line = [_checked(rows[name], f"{where}: row {name!r}", kinds)]  # the row, the one it is from, the one that is from, ...
+    line = [check_fields(rows[name], f"{where}: row {name!r}", kinds)]  # the row, its parent, the parent of that, ...
     while (parent := line[-1].get("from")) is not None:
         check_choice(f"{where}: row {name!r}: from", parent, rows)
-        line.append(_checked(rows[parent], f"{where}: row {parent!r}", kinds))
+        line.append(check_fields(rows[parent], f"{where}: row {parent!r}", kinds))
         if len(line) > len(rows):
             raise CorsdError(f"{where}: row {name!r} inherits from itself")
     own, train = line[0], dict[str, Any]()
     for values in reversed(line):
-        train = _over(train, values.get("train", {}))
+        train = _overridden(train, values.get("train", {}))
     return Row(
         name,
         own.get("label", name),
@@ -265,20 +269,20 @@ def _row(name: str, rows: Mapping[str, Any], seeds: tuple[int, ...], where: str)
     )
 
 
-def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of `above` over those of `below`, method options key by key."""
+def _overridden(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`below` overridden by `above`; method options are overridden one by one."""
     options = {**below.get("method_options", {}), **above.get("method_options", {})}
     return {**below, **above, "method_options": options}
 
 
-def _images_an_anchor(config: TrainConfig) -> int:
+def _images_per_anchor(config: TrainConfig) -> int:
     return {"triplet": 3, "overlapping": 2}.get(config.sampling or find_method(config.method).sampling, 1)
 
 
 def new_study(path: str | Path, methods: Sequence[str], seeds: Sequence[int], train: Mapping[str, Any], equal: str) -> Study:
-    """Write a `study.json` with a row for each of `methods`, all with the settings `train`; the study.
+    """Write a `study.json` with one row for each of `methods` and the shared settings `train`; return the study.
 
-    The baseline is the method of that name, or else the first. Raises `CorsdError` where there is another study.
+    The baseline is the row "baseline", else the first one. Raises `CorsdError` if the file exists and holds another study.
     """
     file = study_file(path)
     plain: dict[str, Any] = json.loads(json.dumps({"train": train}))

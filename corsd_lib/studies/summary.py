@@ -1,4 +1,4 @@
-"""What the records of a study say: means with intervals, and gains paired by seed, as plain values."""
+"""The summary of the records of a study: means with intervals, and gains paired by seed, as plain values."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ __all__ = ["against", "gain_cell", "summarise", "trained_exits"]
 
 
 def summarise(study: Study, records: Mapping[str, Mapping[int, Record]]) -> dict[str, Any]:
-    """What `records` (row -> seed -> record) say, as plain values for `summary.json`; None where there is nothing to say.
+    """Summarise `records` (row -> seed -> record) as plain values for `summary.json`; None where a value is not defined.
 
-    `methods` has an entry a row: top-1 (%) on test by exit, shallow -> deep, after the last epoch, mean over seeds and ends of
-    its 95 % Student-t interval (see `mean_interval`); `gain`, the difference to the baseline row at the deepest exit, points,
-    paired by the `gain_n` seeds that both have; images passed and multiply-accumulates of a training, these relative to the
-    baseline row's of the same seeds; wall time of the fastest training relative to the baseline row's fastest, where both had
-    the same kind of device and as many threads.
+    `methods` has an entry for each row with records:
+    - `top1`, `top1_low`, `top1_high`: top-1 (%) on test by exit, shallow -> deep, after the last epoch: mean over seeds and the
+      ends of its 95 % Student-t interval (see `mean_interval`);
+    - `gain`, `gain_low`, `gain_high`: difference to the baseline row at the deepest exit, in points, paired by the `gain_n`
+      seeds that both rows have;
+    - `images`, `macs`, `seconds`: images, multiply-accumulates and wall time of a training, means over seeds;
+    - `macs_ratio`: MACs relative to the baseline row, over the same seeds;
+    - `time_ratio`: time of the fastest training relative to the fastest of the baseline row, if both used the same kind of
+      device and number of threads.
     """
     reference = records.get(study.baseline, {})
     methods = {name: _summarise_row(row, records[name], reference) for name, row in study.rows.items() if records.get(name)}
@@ -66,15 +70,15 @@ def _summarise_row(row: Row, records: Mapping[int, Record], reference: Mapping[i
 
 
 def _gain(differences: Sequence[float]) -> dict[str, Any]:
-    """What a row's differences to another row come to, paired by seed."""
+    """Mean and interval of the differences to another row, paired by seed."""
     gain, low, high = mean_interval(differences)
     return {"gain": gain, "gain_low": low, "gain_high": high, "gain_n": len(differences)}
 
 
 def against(summary: Mapping[str, Any], reference: str) -> dict[str, Any]:
-    """`summary` with the gains of all rows over the row `reference`, paired by seed, in place of those over its baseline.
+    """A copy of `summary` in which the gains are relative to the row `reference` and not to the baseline.
 
-    Raises `CorsdError` when it has no such row.
+    Raises `CorsdError` for an unknown row.
     """
     methods = summary["methods"]
     check_choice("reference", reference, methods)
@@ -86,41 +90,41 @@ def against(summary: Mapping[str, Any], reference: str) -> dict[str, Any]:
 
 
 def gain_cell(m: Mapping[str, Any]) -> str:
-    """The gain of a row of `summarise`, and the number of its pairs where that is not the number of its seeds."""
+    """The gain of a row of the summary as text, with the number of pairs if it differs from the number of seeds."""
     pairs = "" if m["gain"] is None or m["gain_n"] == m["n"] else f" (n = {m['gain_n']})"
     return with_interval(m["gain"], m["gain_low"], m["gain_high"], sign="+") + pairs
 
 
 def _sources(provenances: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Which revisions of the source and which PyTorch made the records of a row: more than one may be of two kinds."""
+    """The commits of the source and the versions of PyTorch that trained a row, without duplicates."""
     found = list(provenances)
-    revisions = dict.fromkeys(p.get("revision", "unknown")[:12] for p in found)
+    commits = dict.fromkeys(p.get("revision", "unknown")[:12] for p in found)
     return {
-        "revisions": list(revisions),
+        "revisions": list(commits),
         "torch": list(dict.fromkeys(p.get("versions", {}).get("torch", "unknown") for p in found)),
     }
 
 
 def _ratio(key: str, ours: Mapping[int, Record], theirs: Mapping[int, Record], seeds: Sequence[int]) -> float | None:
-    """Total of `key` over `seeds`, relative to the same of `theirs`."""
+    """Sum of `key` over `seeds`, divided by the same sum of `theirs`."""
     total = sum(theirs[seed][key] for seed in seeds)
     return sum(ours[seed][key] for seed in seeds) / total if total else None
 
 
 def _time_ratio(ours: Iterable[Record], theirs: Iterable[Record]) -> float | None:
-    """Wall time of the fastest training, which other work has disturbed least, relative to the fastest of `theirs`."""
+    """Time of the fastest training divided by the fastest of `theirs`: other work on the machine affects the fastest least."""
     fastest = min(theirs, key=lambda record: record["seconds"], default=None)
     if fastest is None or not fastest["seconds"]:
         return None
-    alike = [r["seconds"] for r in ours if _place(r) == _place(fastest)]
+    alike = [r["seconds"] for r in ours if _machine(r) == _machine(fastest)]
     return min(alike) / fastest["seconds"] if alike else None
 
 
-def _place(record: Record) -> tuple[Any, Any]:
+def _machine(record: Record) -> tuple[Any, Any]:
     provenance = record.get("provenance", {})
     return provenance.get("device"), provenance.get("threads")
 
 
 def trained_exits(row: Mapping[str, Any]) -> list[bool]:
-    """Which exits of a row of `summarise` were trained: not those with less than a quarter of the deepest one's accuracy."""
+    """For each exit of a row of the summary whether it was trained: its accuracy is above a quarter of the deepest exit's."""
     return [top1 > row["top1"][-1] / 4 for top1 in row["top1"]]

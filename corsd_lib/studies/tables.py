@@ -1,8 +1,9 @@
-"""The tables of a study, for readers and for programs, as text and as files."""
+"""The tables of a study: a pandas frame, Markdown, and the files that hold them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from corsd_lib.files import write_atomic, write_json
@@ -17,12 +18,18 @@ if TYPE_CHECKING:
 
 __all__ = ["markdown", "short_markdown", "table", "write_tables"]
 
+NUMBERS = (  # columns of `table` beside those of the exits
+    *("gain", "gain_low", "gain_high", "gain_n", "epochs", "images", "macs", "seconds", "macs_ratio", "time_ratio"),
+    "train_top1",
+)
+TEXT_COLUMNS = ("method", "group")  # of the Markdown tables, aligned to the left
+
 
 def write_tables(study: Study) -> dict[str, Any]:
-    """Write `summary.json`, `table.csv` and `table.md` from the records; the summary.
+    """Write `summary.json`, `table.csv` and `table.md` from the records of a study; return the summary.
 
-    Where classes were held out of the trainings, `unseen.csv` and `unseen.md` say what the rows make of these. Raises
-    `CorsdError` where the folder of the study is not there.
+    If classes were held out of the trainings, `unseen.csv` and `unseen.md` with the figures of these classes are written too.
+    Raises `CorsdError` if the folder of the study does not exist.
     """
     import pandas as pd
 
@@ -39,98 +46,94 @@ def write_tables(study: Study) -> dict[str, Any]:
 
 def _write_markdown(study: Study, name: str, title: str, text: str) -> None:
     folder = study.path.resolve()
-    rerun = f"corsd compare {folder.parent.name}/{folder.name}"  # no path of this machine
+    rerun = f"corsd compare {folder.parent.name}/{folder.name}"  # the whole path would name folders of this machine
     write_atomic(study.path / name, f"# {title}\n\n{text}\nRerun: `{rerun}`\n".encode(), within=study.path)
 
 
 def table(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """One line a row of the study, every figure in a column of its own; the columns of exits end with the deepest."""
+    """One line for each row of the study, one column for each figure. The columns of exits are aligned at the deepest exit."""
     import pandas as pd
 
     names = _exit_names(summary)
     lines = []
     for name, m in summary["methods"].items():
         line = {"row": name, **{k: m[k] for k in ("label", "group", "n")}}
-        for i, exit_name in enumerate(names, len(m["top1"]) - len(names)):  # a row without shallow exits leaves theirs empty
+        for i, exit_name in enumerate(names, len(m["top1"]) - len(names)):  # below 0: an exit that this row does not have
             for part in ("top1", "top1_low", "top1_high"):
                 line[f"{exit_name} {part}"] = m[part][i] if i >= 0 else None
-        keys = (
-            "gain",
-            "gain_low",
-            "gain_high",
-            "gain_n",
-            "epochs",
-            "images",
-            "macs",
-            "seconds",
-            "macs_ratio",
-            "time_ratio",
-            "train_top1",
-        )
-        lines.append({**line, **{k: m[k] for k in keys}})
+        lines.append({**line, **{k: m[k] for k in NUMBERS}})
     return pd.DataFrame(lines)
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
-    """The table for readers, numbers as "47.2 ± 0.4" with half the interval behind the sign, and a note on what they are."""
-    methods, exits = summary["methods"].values(), _exit_names(summary)
-    head = ["method", "group", "seeds", *(f"{n}, %" for n in exits), "gain", "epochs", "images", "MACs", "time", "train, %"]
-    lines = [head, ["---", "---"] + ["---:"] * (len(head) - 2), *(_cells(m, len(exits)) for m in methods)]
-    if len({m["group"] for m in methods}) < 2:
-        lines = [[line[0], *line[2:]] for line in lines]
-    rows = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
-    return f"{rows}\n\n{_note(summary)}\n"
+    """The table as Markdown, with "47.2 ± 0.4" for a mean and half of its interval, and a note that explains the columns."""
+    methods = summary["methods"].values()
+    columns = ["method", *(["group"] if len({m["group"] for m in methods}) > 1 else []), "seeds", *_exit_columns(summary)]
+    columns += ["gain", "epochs", "images", "MACs", "time", "train, %"]
+    return f"{_grid(columns, [_cells(m, summary) for m in methods])}\n\n{_note(summary)}\n"
 
 
 def short_markdown(summary: Mapping[str, Any]) -> str:
-    """The group "methods" of the table without its costs, for a README."""
-    rows = [m for m in summary["methods"].values() if m["group"] == "methods"]
-    exits = _exit_names(summary)
-    keep = [0, 2, *range(3, 4 + len(exits)), -1]  # method, seeds, exits, gain, train
-    lines = [["method", "seeds", *(f"{name}, %" for name in exits), "gain, points", "train, %"]]
-    lines += [["---", *["---:"] * (len(keep) - 1)], *([_cells(m, len(exits))[i] for i in keep] for m in rows)]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+    """The rows of the group "methods" without their costs, for a README."""
+    columns = ["method", "seeds", *_exit_columns(summary), "gain, points", "train, %"]
+    methods = [m for m in summary["methods"].values() if m["group"] == "methods"]
+    return _grid(columns, [_cells(m, summary) for m in methods])
 
 
-def _cells(m: Mapping[str, Any], exits: int) -> list[str]:
+def _cells(m: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, str]:
+    """The cells of a row by the names of their columns."""
     ends = zip(m["top1"], m["top1_low"], m["top1_high"], strict=True)
     top1 = [with_interval(*e) if trained else "not trained" for e, trained in zip(ends, trained_exits(m), strict=True)]
-    return [
-        m["label"],
-        m["group"],
-        str(m["n"]),
-        *([""] * (exits - len(top1))),
-        *top1,
-        gain_cell(m),
-        str(m["epochs"]),
-        f"{m['images']:,.0f}",
-        *("–" if ratio is None else f"x{ratio:.2f}" for ratio in (m["macs_ratio"], m["time_ratio"])),
-        f"{m['train_top1']:.1f}",
-    ]
+    exits = _exit_columns(summary)
+    gain = gain_cell(m)
+    return {
+        "method": m["label"],
+        "group": m["group"],
+        "seeds": str(m["n"]),
+        **dict(zip(exits, [""] * (len(exits) - len(top1)) + top1, strict=True)),
+        "gain": gain,
+        "gain, points": gain,
+        "epochs": str(m["epochs"]),
+        "images": f"{m['images']:,.0f}",
+        "MACs": _times(m["macs_ratio"]),
+        "time": _times(m["time_ratio"]),
+        "train, %": f"{m['train_top1']:.1f}",
+    }
+
+
+def _times(ratio: float | None) -> str:
+    return "–" if ratio is None else f"x{ratio:.2f}"
+
+
+def _grid(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> str:
+    """A Markdown table of the `columns` of `rows`."""
+    lines = [list(columns), ["---" if name in TEXT_COLUMNS else "---:" for name in columns]]
+    lines += [[row[name] for name in columns] for row in rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |" for cells in lines)
 
 
 def _exit_names(summary: Mapping[str, Any]) -> list[str]:
-    """Columns of the exits, as many as the row with most of them has; all rows have the last."""
+    """Names of the exits of the row that has most of them; every row has the last one."""
     most = max((len(m["top1"]) for m in summary["methods"].values()), default=1)
     return [*(f"exit {k}" for k in range(1, most)), "deepest exit"]
 
 
+def _exit_columns(summary: Mapping[str, Any]) -> list[str]:
+    return [f"{name}, %" for name in _exit_names(summary)]
+
+
 def _note(summary: Mapping[str, Any]) -> str:
-    """What was given alike, and what the numbers are."""
+    """What all rows have in common, and the meaning of the columns."""
     methods, equal = summary["methods"], summary["equal"]
     reference = methods.get(summary["baseline"])
     others = [m["label"] for m in methods.values() if reference and abs(m[equal] / reference[equal] - 1) > 0.05]
-    return (
-        f"Equal {equal} for all rows{' but ' if others else ''}{', '.join(others)}. Top-1 on test after the last epoch: mean "
-        "over seeds ± half of its 95 % Student-t interval. There is none (–) with fewer than three seeds or where all seeds "
-        "agree: they may agree by luck, so nothing is decided. Gain: points over "
-        f"{reference['label'] if reference else summary['baseline']} at the deepest exit, paired by seed, over the seeds that "
-        "both rows have (n of them where the row has more). Intervals are of seeds, that is of initialisation, order and what "
-        "else they draw; the test images are the same. MACs (forward and backward) of the training are relative to that row's, "
-        "time is of the fastest training relative to that row's fastest: trainings run side by side and beside other work, so "
-        "times are rough (– where none ran on as many threads). Train: top-1 of the deepest exit on the augmented images of "
-        f"the last epoch. Trained by revisions {_all_of(methods, 'revisions')} of the source, with PyTorch "
-        f"{_all_of(methods, 'torch')}."
+    text = (resources.files("corsd_lib.studies") / "table_note.md").read_text(encoding="utf-8")
+    return " ".join(text.split()).format(
+        equal=equal,
+        exceptions=f" but {', '.join(others)}" if others else "",
+        baseline=reference["label"] if reference else summary["baseline"],
+        commits=_all_of(methods, "revisions"),
+        torch=_all_of(methods, "torch"),
     )
 
 

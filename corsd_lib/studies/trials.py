@@ -1,4 +1,4 @@
-"""A trial, trained in a process of its own that tells how it does after every epoch."""
+"""A trial: a training in a process of its own, which reports its validation accuracy after every epoch."""
 
 from __future__ import annotations
 
@@ -22,49 +22,49 @@ from corsd_lib.training import train
 
 __all__ = ["objective", "start_trial", "train_trial", "validation_curve"]
 
-WAIT_SECONDS = 0.5  # between two looks at a run directory that another process has
-Curves = list[list[float]]  # validation top-1 (%) after each epoch, a list a seed, all but the last of them complete
+WAIT_SECONDS = 0.5  # between two checks of a run directory that another process has locked
+Curves = list[list[float]]  # for each seed validation top-1 (%) by epoch; all but the last are complete
 
 
 class _Pruned(Exception):
-    """The trial is not worth another epoch."""
+    """The trial was pruned."""
 
 
 class _LastEpoch(Exception):
-    """Ends a training where it would be evaluated on test."""
+    """Raised after the last epoch: ends the training before the evaluation on test."""
 
 
 def objective(curves: Curves) -> list[float]:
-    """The value (%) of a trial after each of its epochs: mean over the seeds that are done and the one in training."""
+    """The value (%) of a trial after each epoch: mean over the finished seeds and the one that is trained."""
     return [fmean([*(done[-1] for done in curves[:k]), value]) for k, curve in enumerate(curves) for value in curve]
 
 
-def start_trial(configs: list[TrainConfig], place: Mapping[str, str]) -> tuple[BaseProcess, Connection]:
-    """Start `train_trial` in a process with the environment `place`; the process, and the pipe to it."""
-    # A fork of this process might inherit a thread in the middle of its work, so fork one that has only imported things.
+def start_trial(configs: list[TrainConfig], environment: Mapping[str, str]) -> tuple[BaseProcess, Connection]:
+    """Start `train_trial` in a process with these environment variables; return the process and the pipe to it."""
+    # Forking this process while a thread holds a lock could deadlock the child, so processes are forked from a clean server.
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context: Any = multiprocessing.get_context(method)
-    context.set_forkserver_preload([__name__, "lightning_fabric", "sklearn.datasets"])  # and what a training imports late
+    context.set_forkserver_preload([__name__, "lightning_fabric", "sklearn.datasets"])  # modules that a training imports late
     pipe, theirs = context.Pipe()
-    process = context.Process(target=train_trial, args=(theirs, configs, dict(place)))
+    process = context.Process(target=train_trial, args=(theirs, configs, dict(environment)))
     process.start()
     theirs.close()  # so that the pipe ends when the process does
     return process, pipe
 
 
-def train_trial(pipe: Connection, configs: list[TrainConfig], place: Mapping[str, str]) -> None:
-    """Train `configs` one after the other, none of them evaluated on test, until they are done or no longer wanted.
+def train_trial(pipe: Connection, configs: list[TrainConfig], environment: Mapping[str, str]) -> None:
+    """Train `configs` one after the other, without evaluation on test, until all are done or the trial is pruned.
 
-    Sends ("epoch", curves so far) after each epoch and receives whether to go on, and ("locked", reason) as long as it waits
-    for another process that trains there; at last ("complete", curves), ("pruned", None), ("stopped", None) after a signal, or
-    ("failed", reason).
+    Messages to the pipe: ("epoch", curves so far) after each epoch, answered by whether to continue; ("locked", reason) while
+    another process trains in the run directory; at the end ("complete", curves), ("pruned", None), ("stopped", None) after a
+    signal, or ("failed", reason).
     """
     if hasattr(os, "setpgrp"):
-        os.setpgrp()  # Ctrl-C in the terminal reaches the first process alone, which lets this one save
-    os.environ.update(place)
-    torch.set_num_threads(int(place["OMP_NUM_THREADS"]))  # the variable was read when torch was imported
+        os.setpgrp()  # Ctrl-C in the terminal reaches the main process only, which asks this one to save
+    os.environ.update(environment)
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # torch read the variable when it was imported
 
-    def hear(curves: Curves) -> None:
+    def report(curves: Curves) -> None:
         pipe.send(("epoch", curves))
         if not pipe.recv():
             raise _Pruned
@@ -73,17 +73,17 @@ def train_trial(pipe: Connection, configs: list[TrainConfig], place: Mapping[str
         pipe.send(("locked", str(error)))
         time.sleep(WAIT_SECONDS)
 
-    with suppress(EOFError, ConnectionError):  # the first process is no more; the next one will take up what is saved
-        pipe.send(_outcome(configs, hear, wait))
+    with suppress(EOFError, ConnectionError):  # the main process has ended; the next search resumes from the checkpoint
+        pipe.send(_outcome(configs, report, wait))
 
 
 def _outcome(
-    configs: list[TrainConfig], hear: Callable[[Curves], None], wait: Callable[[LockedError], None]
+    configs: list[TrainConfig], report: Callable[[Curves], None], wait: Callable[[LockedError], None]
 ) -> tuple[str, Any]:
     curves: Curves = []
     try:
         for config in configs:
-            curves.append(_curve_when_free(config, lambda curve: hear([*curves, curve]), wait))
+            curves.append(_curve_when_unlocked(config, lambda curve: report([*curves, curve]), wait))
             if len(curves[-1]) < config.epochs:
                 return "stopped", None
     except _Pruned:
@@ -92,30 +92,31 @@ def _outcome(
         raise
     except CorsdError as error:
         return "failed", str(error)
-    except Exception as error:  # such as too little memory: not the end of the search
+    except Exception as error:  # such as out of memory: the search continues
         return "failed", f"{type(error).__name__}: {error}"
     return "complete", curves
 
 
-def _curve_when_free(
-    config: TrainConfig, hear: Callable[[list[float]], None], wait: Callable[[LockedError], None]
+def _curve_when_unlocked(
+    config: TrainConfig, report: Callable[[list[float]], None], wait: Callable[[LockedError], None]
 ) -> list[float]:
-    """`validation_curve`, as soon as no other process trains there."""
+    """`validation_curve`, once no other process trains in the run directory."""
     while True:
         try:
-            return validation_curve(config, hear)
+            return validation_curve(config, report)
         except LockedError as error:
             wait(error)
 
 
-def validation_curve(config: TrainConfig, hear: Callable[[list[float]], None]) -> list[float]:
-    """Train `config` without the evaluation on test: top-1 (%) of the deepest exit on validation, epoch by epoch.
+def validation_curve(config: TrainConfig, report: Callable[[list[float]], None]) -> list[float]:
+    """Train `config` without the evaluation on test; return top-1 (%) of the deepest exit on validation by epoch.
 
-    `hear` is given the curve so far after every epoch. It stays shorter than `config.epochs` if the training was stopped.
+    `report` is called with the curve so far after every epoch. The curve is shorter than `config.epochs` if the training was
+    stopped.
     """
 
     def after_epoch(run: Run) -> None:
-        hear(_curve(config))
+        report(_curve(config))
         if run.epochs_done == config.epochs:
             raise _LastEpoch
 

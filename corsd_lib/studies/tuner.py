@@ -1,4 +1,8 @@
-"""One process asks Optuna for trials, hears of every epoch of those that are trained, and keeps journal and record."""
+"""The main process of a search: asks Optuna for trials, receives their values, and writes journal and record: `corsd tune`.
+
+results/<study>/tuning/<row>.json     the record: search space, all trials, and the best one, which `tuned` of a row uses
+                       <row>.journal  the journal of Optuna, from which the search continues, on any machine
+"""
 
 from __future__ import annotations
 
@@ -28,10 +32,10 @@ from corsd_lib.files import POLL_SECONDS, LockedError, is_locked, locked, make_f
 from corsd_lib.provenance import provenance
 from corsd_lib.readers import read_metrics, read_trials
 from corsd_lib.schema import shortened
-from corsd_lib.studies.search import Search, parted
+from corsd_lib.studies.search import Search, split_parameters
 from corsd_lib.studies.study import Study
 from corsd_lib.studies.trials import Curves, objective, start_trial
-from corsd_lib.studies.workers import Environment, places
+from corsd_lib.studies.workers import Environment, worker_environments
 from corsd_lib.training import stop_request
 
 __all__ = ["Tuner", "tune"]
@@ -52,28 +56,30 @@ def tune(
     data_root: str | None = None,
     report: Callable[[str], object] = print,
 ) -> dict[str, Any]:
-    """Search what the study's `tuning` says of `row`; the record, which is also written into the study's folder.
+    """Search the parameters of `row` that `study.tuning` names; write the tuning record and return it.
 
-    `trials` in all, those of earlier calls counted (default: what `tuning` says); trial 0 is the row as it stands. `jobs` are
-    trained at a time (default: one a GPU, else one a CPU) below `runs` (default `runs/<study>`); `report` is given a line a
-    trial. Ctrl-C (or SIGTERM) lets them save and ends in `KeyboardInterrupt`; called again, the search goes on. A training that
-    fails is a failed trial, and an error only where it is that of the row as it stands. A process that still trains for a
-    search that was killed is waited for: it ends after its epoch.
+    `trials`: total number of trials, including those of earlier calls (default: as `study.tuning` says). Trial 0 has the
+    settings of the row itself. `jobs` trials are trained at the same time (default: one for each GPU, or one for each CPU where
+    there is no GPU), with run directories in `runs` (default `runs/<study>`). `report` is called with one line for each trial.
 
-    Raises `CorsdError` for a bad entry, for a journal of another search, for a record that has trials which the journal lacks,
-    while another process is at work on it, and when the journal or the folder of the runs is moved or removed meanwhile: the
-    trials save, as with Ctrl-C.
+    Ctrl-C or SIGTERM raises `KeyboardInterrupt` after the trials have saved; another call continues the search. A training that
+    fails is a failed trial; only if trial 0 fails the search ends with its error. Processes of a search that was killed are
+    waited for: they end after their current epoch.
+
+    Raises `CorsdError` for an invalid entry, for a journal of another search, for a record with trials that the journal lacks,
+    while another process runs the same search, and if the journal or the folder of the runs is moved or removed meanwhile; the
+    trials save first.
     """
     search = Search.of(study, row)
     if trials is not None:
         if trials < 1:
             raise CorsdError(f"trials = {shortened(trials)} must be at least 1")
         search = replace(search, trials=trials)
-    free = places(search.config, jobs, search.trials)
+    free = worker_environments(search.config, jobs, search.trials)
     folder = Path(runs or f"runs/{study.name}") / "tuning" / row
     if not search.journal.is_file() or not search.journal.stat().st_size:
-        _check_record(search, set())  # before an empty journal is made
-    with _held(search.journal), stop_request() as stop:
+        _check_record(search, set())  # before an empty journal is created
+    with _locked_journal(search.journal), stop_request() as stop:
         _wait_for_others(folder, report, stop)
         record = {} if stop.is_set() else Tuner(search, folder, data_root, report).run(free, stop)
         if stop.is_set():
@@ -83,68 +89,68 @@ def tune(
 
 
 @contextmanager
-def _held(file: Path) -> Iterator[None]:
+def _locked_journal(file: Path) -> Iterator[None]:
     """Lock the journal of a search for this process."""
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(file))
         except LockedError as error:
-            raise LockedError(f"another process is at work on {file}: wait for it, or stop it") from error
-        os.truncate(file, file.read_bytes().rfind(b"\n") + 1)  # a line cut off by a power cut would spoil the next one
+            raise LockedError(f"another process runs the search of {file}: wait for it, or stop it") from error
+        os.truncate(file, file.read_bytes().rfind(b"\n") + 1)  # remove an incomplete last line, as after a power failure
         yield
 
 
 def _wait_for_others(folder: Path, report: Callable[[str], object], stop: threading.Event) -> None:
-    """Wait until no process of a search that was killed trains below `folder`, or until `stop`."""
-    told = False
+    """Wait until no process of an earlier search trains in `folder`, or until `stop` is set."""
+    reported = False
     while not stop.is_set() and (busy := _in_training(folder)):
-        if not told:
-            report(f"waiting for the process that still trains {busy[0]}: it ends after its epoch")
-            told = True
+        if not reported:
+            report(f"waiting for the process that still trains {busy[0]}: it ends after its current epoch")
+            reported = True
         time.sleep(POLL_SECONDS)
 
 
 def _in_training(folder: Path) -> list[Path]:
-    """The run directories in `folder` and in those in it that a process has locked."""
+    """The run directories in `folder`, and in its subfolders, that a process has locked."""
     return [path for path in sorted([*folder.glob("seed*"), *folder.glob("*/seed*")]) if path.is_dir() and is_locked(path)]
 
 
 def _remove(folder: Path) -> None:
-    """Remove the runs of a trial, unless one is being trained."""
+    """Remove the runs of a trial, unless one of them is being trained."""
     if not _in_training(folder):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass
 class _Running:
-    """A trial that is being trained, and of how many of its epochs Optuna has been told."""
+    """A trial that is being trained; `reported` of its epochs are known to Optuna."""
 
     trial: optuna.Trial
     folder: Path
-    place: Environment
+    environment: Environment
     process: BaseProcess
-    told: int = 0
+    reported: int = 0
     stopping: bool = False
     waiting: bool = False
 
 
 class Tuner:
-    """A search: its Optuna study, and the trials that are being trained, each by the pipe to its process."""
+    """A search: its Optuna study, and the trials that are being trained, by the pipes to their processes."""
 
     def __init__(self, search: Search, runs: Path, data_root: str | None, report: Callable[[str], object]) -> None:
         self.search, self.runs, self.data_root, self.report = search, runs, data_root, report
         self.study = _open_study(search)
         self.running: dict[Connection, _Running] = {}
-        self.places: dict[Path, Identity] = {}  # which must stay what they are while it runs
+        self.watched: dict[Path, Identity] = {}  # must not be replaced during the search
         self.provenance = provenance()
         self.provenance["versions"]["optuna"] = optuna.__version__
-        self._take_up()
+        self._requeue()
 
-    def run(self, places: Sequence[Environment], stop: threading.Event) -> dict[str, Any]:
-        """Train a trial in each of `places` until as many as wanted are done, or until `stop`; the record."""
-        free = list(places)
+    def run(self, environments: Sequence[Environment], stop: threading.Event) -> dict[str, Any]:
+        """Train one trial in each of `environments` until enough trials are done, or until `stop` is set; return the record."""
+        free = list(environments)
         make_folder(self.runs)
-        self.places = {path: _identity(path) for path in (self.search.journal, self.runs)}
+        self.watched = {path: _identity(path) for path in (self.search.journal, self.runs)}
         try:
             while True:
                 while free and not stop.is_set() and self._begun() < self.search.trials:
@@ -152,28 +158,28 @@ class Tuner:
                 if not self.running:
                     return self._write()
                 ready = wait(list(self.running), timeout=0.2)
-                for path, identity in self.places.items():
+                for path, identity in self.watched.items():
                     _check_same(path, identity)
                 if stop.is_set():
                     self._stop()
                 for pipe in [pipe for pipe in self.running if pipe in ready]:
                     outcome, content = self._received(pipe)
                     if outcome == "epoch":
-                        self._answer(pipe, content)
+                        self._answer_trial(pipe, content)
                     elif outcome == "locked":
-                        self._say_once(self.running[pipe], content)
+                        self._report_waiting(self.running[pipe], content)
                     else:
                         running = self.running.pop(pipe)
-                        free.append(running.place)
+                        free.append(running.environment)
                         self._finish(running, outcome, content)
         finally:
             self._stop()
             for pipe, running in self.running.items():
-                pipe.close()  # one that waits for an answer ends, with what it has saved
+                pipe.close()  # a trial that waits for an answer ends; it has saved
                 running.process.join()
 
-    def _take_up(self) -> None:
-        """Queue again what a process that is no more has left running, and the row as it stands if it was not tried yet."""
+    def _requeue(self) -> None:
+        """Queue the trials again that an earlier process left unfinished, and trial 0 and the grid if there is none yet."""
         for trial in self.study.get_trials(states=[TrialState.RUNNING]):
             again = {**trial.user_attrs, "earlier": [*_earlier(trial), trial.number]}
             self.study.enqueue_trial(trial.params, user_attrs=again)
@@ -185,33 +191,33 @@ class Tuner:
                 self.study.enqueue_trial(params)
 
     def _begun(self) -> int:
-        """How many trials are done or running, one that was taken up again counted once."""
+        """The number of trials that are done or running; a resumed trial counts once."""
         trials = self.study.get_trials(deepcopy=False)
         left = {number for trial in trials for number in _earlier(trial)}
         return sum(trial.state != TrialState.WAITING and trial.number not in left for trial in trials)
 
-    def _start(self, place: Environment) -> None:
-        # A sampler a trial: one for all would, when the search goes on, draw what it drew at the beginning.
+    def _start(self, environment: Environment) -> None:
+        # A new sampler for each trial: a shared one would repeat its first samples when the search is continued.
         number = len(self.study.get_trials(deepcopy=False))
         self.study.sampler = optuna.samplers.TPESampler(seed=number, **SAMPLER)
         trial = self.study.ask(dict(self.search.distributions()))
-        trial.set_user_attr("revision", self.provenance["revision"])  # a search may go on with another one
+        trial.set_user_attr("revision", self.provenance["revision"])  # may change when the search is continued
         first = [*_earlier(trial), trial.number][0]
         folder = self.runs / str(first)
         if first == trial.number:
-            _remove(folder)  # of a search whose journal was removed
-        process, pipe = start_trial(self.search.configs(trial.params, folder, self.data_root), place)
-        self.running[pipe] = _Running(trial, folder, place, process)
+            _remove(folder)  # left by a search whose journal was removed
+        process, pipe = start_trial(self.search.configs(trial.params, folder, self.data_root), environment)
+        self.running[pipe] = _Running(trial, folder, environment, process)
 
     def _stop(self) -> None:
-        """Ask what is running, once, to save and end."""
+        """Send SIGTERM once to each running trial: it saves and ends."""
         for running in self.running.values():
             if not running.stopping:
                 running.process.terminate()
                 running.stopping = True
 
     def _received(self, pipe: Connection) -> tuple[str, Any]:
-        """What a trial has sent, see `train_trial`; of one whose process has died, that it was stopped or has failed."""
+        """The message of a trial (see `train_trial`); if its process has ended, ("stopped" or "failed", reason)."""
         running = self.running[pipe]
         try:
             return pipe.recv()
@@ -219,31 +225,34 @@ class Tuner:
             running.process.join()
             return "stopped" if running.stopping else "failed", f"its process ended with status {running.process.exitcode}"
 
-    def _answer(self, pipe: Connection, curves: Curves) -> None:
-        """Tell a trial whether it is worth another epoch; at the end of the last one that is no question, nor once its first
-        seed is done: the pruner looks at a trial's best value, which later seeds hardly move.
+    def _answer_trial(self, pipe: Connection, curves: Curves) -> None:
+        """Report the epoch to Optuna, and tell the trial whether to continue.
+
+        It always continues after the last epoch, and after the first seed is done: the pruner compares the best value of a
+        trial, which later seeds hardly change.
         """
         running = self.running[pipe]
         self._report(running, curves)
-        ended = running.told == len(self.search.seeds) * self.search.config.epochs
-        with suppress(OSError):  # one that has died is heard of next
+        ended = running.reported == len(self.search.seeds) * self.search.config.epochs
+        with suppress(OSError):  # the process has ended; `_received` notices it next
             pipe.send(ended or len(curves) > 1 or not running.trial.should_prune())
 
-    def _say_once(self, running: _Running, why: str) -> None:
-        """Report a trial that waits for its run directory."""
+    def _report_waiting(self, running: _Running, why: str) -> None:
+        """Report once that a trial waits for its run directory."""
         if not running.waiting:
             self.report(f"trial {running.trial.number} waits: {why}")
             running.waiting = True
 
     def _report(self, running: _Running, curves: Curves) -> None:
-        """Tell Optuna of the epochs since the last time."""
+        """Report the new epochs to Optuna."""
         values = objective(curves)
-        for step in range(running.told + 1, len(values) + 1):
+        for step in range(running.reported + 1, len(values) + 1):
             running.trial.report(values[step - 1], step)
-        running.told = len(values)
+        running.reported = len(values)
 
     def _finish(self, running: _Running, outcome: str, content: Any) -> None:
-        """Tell Optuna and the record what became of a trial, and remove its runs; what was stopped stays for the next time."""
+        """Write the result of a trial to Optuna and the record, and remove its runs. A stopped trial is kept for the next
+        call."""
         running.process.join()
         if outcome == "stopped":
             return
@@ -264,7 +273,7 @@ class Tuner:
             raise CorsdError(f"trial {trial.number}, the row as it stands, failed: {content}")
 
     def _write(self) -> dict[str, Any]:
-        """Write the record, and return it."""
+        """Write the record and return it."""
         trials = self.study.get_trials(deepcopy=False)
         again = {_earlier(trial)[-1]: trial.number for trial in trials if _earlier(trial)}
         done = [_entry(trial, again.get(trial.number)) for trial in trials if trial.state.is_finished()]
@@ -281,18 +290,19 @@ class Tuner:
         }
         before = read_trials(self.search.path) if self.search.path.is_file() else {}
         if before.get("trials") == done:
-            return before  # nothing was trained since: the record stays that of the process that trained
+            return before  # no new trial: keep the provenance of the process that trained
         write_json(self.search.path, with_checksum(record), within=self.search.path.parent)
         return record
 
 
 def _pruning(search: Search) -> dict[str, int]:
-    """Prune a trial whose best epoch so far is below the median of complete trials' best, not before a third of a training."""
+    """Options of the pruner: from a third of the epochs on, a trial is pruned if its best value is below the median of
+    others."""
     return {"n_startup_trials": 4, "n_warmup_steps": search.config.epochs // 3}
 
 
 class _Journal(JournalFileBackend):
-    """A journal that is not made anew where it is moved or removed while the search runs."""
+    """A journal that raises an error, and creates no new file, if it is moved or removed during the search."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
@@ -304,7 +314,7 @@ class _Journal(JournalFileBackend):
 
 
 def _identity(path: Path) -> Identity:
-    """What tells a file or folder from another one of its name."""
+    """Device and inode of a file or folder; None if it does not exist."""
     try:
         found = path.stat()
     except OSError:
@@ -313,16 +323,16 @@ def _identity(path: Path) -> Identity:
 
 
 def _check_same(path: Path, identity: Identity) -> None:
-    """Raise `CorsdError` where a file or folder is no longer what the search began with."""
+    """Raise `CorsdError` if a file or folder was moved, removed or replaced."""
     if _identity(path) != identity:
         raise CorsdError(
             f"{path} was moved, removed or replaced while the search ran, and the search ends; finished trials are kept in the "
-            "journal: put it back, or go on where it is now (study, runs)"
+            "journal: put it back, or continue where it is now (study, runs)"
         )
 
 
 def _open_study(search: Search) -> optuna.Study:
-    """The study of a search in its journal. Raises `CorsdError` when that is damaged, or of another search."""
+    """The Optuna study in the journal of a search. Raises `CorsdError` for a journal that is damaged or of another search."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     now = search.settings()
     with _damage_named(search.journal):
@@ -333,7 +343,7 @@ def _open_study(search: Search) -> optuna.Study:
             pruner=optuna.pruners.MedianPruner(**_pruning(search)),
             load_if_exists=True,
         )
-        before = study.user_attrs.get("search", now)  # without what the library could not set when it was written
+        before = study.user_attrs.get("search", now)  # an older journal lacks newer settings
         if not isinstance(before, dict):
             raise TypeError(f"search = {shortened(before)}")
         changes = [
@@ -344,13 +354,13 @@ def _open_study(search: Search) -> optuna.Study:
         if not changes:
             study.set_user_attr("search", before)
     if changes:
-        raise CorsdError(f"{search.journal} is of another search: {', '.join(changes)}; remove it and its record to begin anew")
+        raise CorsdError(f"{search.journal} is of another search: {', '.join(changes)}; remove it and its record to start over")
     _check_record(search, {trial.number for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()})
     return study
 
 
 def _check_record(search: Search, known: set[int]) -> None:
-    """Raise `CorsdError` where the record has trials that are not among those the journal knows: they would be lost."""
+    """Raise `CorsdError` if the record has trials that are not in the journal: they would be lost."""
     trials = read_trials(search.path).get("trials", []) if search.path.is_file() else []
     lost = sum(trial.get("number") not in known for trial in trials)
     if lost:
@@ -362,21 +372,21 @@ def _check_record(search: Search, known: set[int]) -> None:
 
 @contextmanager
 def _damage_named(journal: Path) -> Iterator[None]:
-    """What Optuna raises for a damaged journal, of whatever type, as one `CorsdError`."""
+    """Turn the exceptions that Optuna raises for a damaged journal, of any type, into one `CorsdError`."""
     try:
         yield
     except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:
-        reason = "a line of it is none that Optuna writes" if isinstance(error, AssertionError) else error
-        raise CorsdError(f"{journal} is not a whole journal: {reason}; remove it to begin anew") from error
+        reason = "it has a line that Optuna does not write" if isinstance(error, AssertionError) else error
+        raise CorsdError(f"{journal} is a damaged journal: {reason}; remove it to start over") from error
 
 
 def _earlier(trial: FrozenTrial | optuna.Trial) -> list[int]:
-    """Numbers of the trials that this one takes up again, each left by a process that was stopped."""
+    """Numbers of the unfinished trials that this one resumes."""
     return trial.user_attrs.get("earlier", [])
 
 
 def _seconds(folder: Path) -> float:
-    """How long the epochs of the trainings in a folder took."""
+    """Total time of the epochs of the trainings in a folder, in seconds."""
     return round(sum(line["seconds"] for file in folder.glob("*/metrics.jsonl") for line in read_metrics(file)), 3)
 
 
@@ -384,7 +394,7 @@ def _seconds(folder: Path) -> float:
 
 
 def _entry(trial: FrozenTrial, again: int | None) -> dict[str, Any]:
-    """A trial that is over, as the record has it; `again` is the trial that takes it up where it was stopped."""
+    """The entry of a finished trial in the record; `again`: number of the trial that resumed it, if it was stopped."""
     entry = {
         "number": trial.number,
         "state": STATES[trial.state],
@@ -402,25 +412,25 @@ def _entry(trial: FrozenTrial, again: int | None) -> dict[str, Any]:
 
 
 def _best(trials: list[dict[str, Any]], begun: Mapping[int, int]) -> dict[str, Any] | None:
-    """The complete trial with the highest value, what it sets parted into options of the method and fields of `train`.
+    """The complete trial with the highest value, with its options of the method and its fields of `train`.
 
-    Of equal ones that which was begun first: `begun` has the first number of a trial that was stopped and taken up again.
+    Of equal ones the trial that was started first: `begun` maps a resumed trial to its first number.
     """
     complete = [trial for trial in trials if trial["state"] == "complete"]
     if not complete:
         return None
     best = max(complete, key=lambda trial: (trial["value"], -begun.get(trial["number"], trial["number"])))
-    options, changes = parted(best["params"])
+    options, changes = split_parameters(best["params"])
     return {"number": best["number"], "value": best["value"], "options": options, "train": changes}
 
 
 def _line(trial: Mapping[str, Any], best: Mapping[str, Any] | None) -> str:
-    """What is told of a trial, and the best so far."""
+    """The progress line of a trial, with the best one so far."""
     params = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial["params"].items())
     if trial["state"] == "complete":
-        came_to = f"{trial['value']:.2f} %"
+        result = f"{trial['value']:.2f} %"
     else:
-        came_to = f"pruned at epoch {trial['epochs']}" if trial["state"] == "pruned" else f"failed: {trial['error']}"
-    return f"trial {trial['number']}, {params}: {came_to}" + (
+        result = f"pruned at epoch {trial['epochs']}" if trial["state"] == "pruned" else f"failed: {trial['error']}"
+    return f"trial {trial['number']}, {params}: {result}" + (
         f"; best {best['value']:.2f} %, trial {best['number']}" if best else ""
     )

@@ -1,4 +1,4 @@
-"""What the records of a study say of classes that were held out of its trainings, beside the tables of `tables`."""
+"""Tables of the classes that were held out of the trainings of a study."""
 
 from __future__ import annotations
 
@@ -20,46 +20,47 @@ FIGURES = {
     "one_shot": "1 shot",
     "five_shot": "5 shots",
 }
-Place = tuple[int, str]  # an exit, counted from the deepest, which is 0, and a score
+ExitAndScore = tuple[int, str]  # exits from_deepest this one (0 for the deepest), and name of the score
 
 
 def unseen_lines(study: Study, records: Mapping[str, Mapping[int, Record]]) -> list[dict[str, Any]]:
-    """A dict for each row, exit, score, figure, and row that it is compared with; [] where no record has such figures.
+    """One dict for each row, exit, score, figure and reference row; [] if no record has such figures.
 
-    Keys: row, label, group, exit, score, figure (see `unseen_class_report`), n seeds, mean over these (%) and the ends of its
-    95 % Student-t interval, `low` and `high`; `over`, the baseline row, or the row that this one is made from, and the
-    difference to it at the same exit, `gain`, in points and paired by seed, with its interval and `gain_n` pairs. Exits of two
-    rows are the same where they are as far from the deepest one. None where there is nothing to say.
+    Keys: `row`, `label`, `group`, `exit`, `score` and `figure` (see `unseen_class_report`); `n` seeds, their `mean` (%), and
+    the ends `low` and `high` of its 95 % Student-t interval; `over`, the reference row: the baseline, or the row that this one
+    inherits from; `gain`, the difference to the reference at the same exit in points, paired by seed, with `gain_low`,
+    `gain_high` and the number of pairs `gain_n`. Exits of two rows correspond if they are equally far from the deepest exit.
+    Values that are not defined are None.
     """
     found = {row: _by_seed(of_row) for row, of_row in records.items()}
     found = {row: by_seed for row, by_seed in found.items() if by_seed}
     return [line for row in found for over in _references(study, row, found) for line in _of_row(study, found, row, over)]
 
 
-def _by_seed(records: Mapping[int, Record]) -> dict[int, dict[Place, dict[str, Any]]]:
+def _by_seed(records: Mapping[int, Record]) -> dict[int, dict[ExitAndScore, dict[str, Any]]]:
     """The figures of every seed by exit and score."""
     found = {seed: record["unseen"]["figures"] for seed, record in records.items() if "unseen" in record}
     return {seed: {(max(f["exit"] for f in rows) - f["exit"], f["score"]): f for f in rows} for seed, rows in found.items()}
 
 
 def _references(study: Study, row: str, found: Mapping[str, Any]) -> Sequence[str | None]:
-    """What a row is compared with: the baseline, and the row that it is made from."""
+    """The reference rows of a row: the baseline, and the row that it inherits from; [None] if there are none."""
     names = dict.fromkeys([study.baseline, study.rows[row].parent])
     return [name for name in names if name in found and name != row] or [None]
 
 
 def _of_row(study: Study, found: Mapping[str, Any], row: str, over: str | None) -> Iterator[dict[str, Any]]:
     mine, theirs = found[row], found[over] if over else {}
-    deepest = max(behind for by_place in mine.values() for behind, _ in by_place) + 1
+    deepest = max(from_deepest for by_exit in mine.values() for from_deepest, _ in by_exit) + 1
     about = {"row": row, "label": study.rows[row].label, "group": study.rows[row].group}
-    for place in dict.fromkeys(place for by_place in mine.values() for place in by_place):
-        exit_name = f"exit {deepest - place[0]}" if place[0] else "deepest exit"
+    for at in dict.fromkeys(at for by_exit in mine.values() for at in by_exit):
+        exit_name = f"exit {deepest - at[0]}" if at[0] else "deepest exit"
         for figure in FIGURES:
-            ours, other = (_values(by_seed, place, figure) for by_seed in (mine, theirs))
+            ours, other = (_values(by_seed, at, figure) for by_seed in (mine, theirs))
             gains = [ours[seed] - other[seed] for seed in ours if seed in other]
             yield {
                 **about,
-                **{"exit": exit_name, "score": place[1], "figure": figure, "n": len(ours)},
+                **{"exit": exit_name, "score": at[1], "figure": figure, "n": len(ours)},
                 **dict(zip(("mean", "low", "high"), mean_interval(ours.values()), strict=True)),
                 "over": over,
                 **dict(zip(("gain", "gain_low", "gain_high"), mean_interval(gains), strict=True)),
@@ -67,24 +68,24 @@ def _of_row(study: Study, found: Mapping[str, Any], row: str, over: str | None) 
             }
 
 
-def _values(by_seed: Mapping[int, Any], place: Place, figure: str) -> dict[int, float]:
-    """A figure of every seed that has it."""
-    found = {seed: by_place.get(place, {}).get(figure) for seed, by_place in by_seed.items()}
+def _values(by_seed: Mapping[int, Any], at: ExitAndScore, figure: str) -> dict[int, float]:
+    """One figure by seed, without the seeds that lack it."""
+    found = {seed: by_exit.get(at, {}).get(figure) for seed, by_exit in by_seed.items()}
     return {seed: value for seed, value in found.items() if value is not None}
 
 
 def unseen_markdown(study: Study, lines: Sequence[Mapping[str, Any]]) -> str:
-    """The figures of `unseen_lines`, the differences of rows, and a note on what they are, for readers."""
+    """Markdown: the figures of `unseen_lines`, the differences between rows, and a note that explains them."""
     labels = {name: row.label for name, row in study.rows.items()}
     figures, gains = dict[Any, list[str]](), dict[Any, list[str]]()
     for line in lines:
-        place, over = [line["exit"], line["score"]], line["over"]
-        cells = figures.setdefault((line["row"], *place), [line["label"], *place, str(line["n"])])
-        if len(cells) < 4 + len(FIGURES):  # else they are there, from the first row that this one is compared with
+        at, over = [line["exit"], line["score"]], line["over"]
+        cells = figures.setdefault((line["row"], *at), [line["label"], *at, str(line["n"])])
+        if len(cells) < 4 + len(FIGURES):  # not yet complete: a row appears once for each of its reference rows
             cells.append(with_interval(line["mean"], line["low"], line["high"]))
         if over is not None:
-            first = [line["label"], labels[over], *place, str(line["gain_n"])]
-            cells = gains.setdefault((line["row"], over, *place), first)
+            first = [line["label"], labels[over], *at, str(line["gain_n"])]
+            cells = gains.setdefault((line["row"], over, *at), first)
             cells.append(with_interval(line["gain"], line["gain_low"], line["gain_high"], sign="+"))
     compared = [cells for cells in gains.values() if {*cells[5:]} != {"–"}]
     shown = [_grid(["method", "exit", "score", "seeds"], figures.values())]
@@ -94,7 +95,7 @@ def unseen_markdown(study: Study, lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _grid(head: list[str], rows: Iterable[list[str]]) -> str:
-    """A Markdown table of texts, a number of seeds, and figures."""
+    """A Markdown table: text columns, the number of seeds, and the figures."""
     texts = len(head) - 1
     lines = [[*head, *FIGURES.values()], ["---"] * texts + ["---:"] * (1 + len(FIGURES)), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

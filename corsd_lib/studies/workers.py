@@ -1,4 +1,4 @@
-"""The processes that train: their environments, and a training of a study in one of them."""
+"""Worker processes: their environment variables, and the training of one seed of a study in such a process."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from corsd_lib.runs import Run, TrainConfig
 from corsd_lib.studies.records import make_record
 from corsd_lib.studies.study import Study
 
-__all__ = ["Environment", "Job", "places"]
+__all__ = ["Environment", "Job", "worker_environments"]
 
 Environment = dict[str, str]
 
 
 @dataclass
 class Job:
-    """One training of a study, its process, and its state.
+    """One training of a study: its process and its state.
 
-    "waiting", or "elsewhere" while another process trains it, then "running", "stopping", at last "done" (recorded), "failed"
-    (with `error`) or "stopped".
+    The state is "waiting" or, while another process trains it, "elsewhere"; then "running" and perhaps "stopping"; at the end
+    "done" (recorded), "failed" (see `error`) or "stopped".
     """
 
     row: str
@@ -33,7 +33,7 @@ class Job:
     config: TrainConfig
     state: str = "waiting"
     error: str = ""
-    place: Environment = field(default_factory=dict)
+    environment: Environment = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
 
     def __str__(self) -> str:
@@ -43,25 +43,25 @@ class Job:
         """A file next to the run directory, such as `.log`."""
         return self.config.path.with_name(self.config.path.name + suffix)
 
-    def start(self, study: Study, place: Environment) -> bool:
-        """Start the training in `place`; False when another process has it, or has done it."""
+    def start(self, study: Study, environment: Environment) -> bool:
+        """Start the training; return False if another process trains it, or has finished it."""
         try:
             with locked(self.beside(".log")) as log:
                 if study.record(self.row, self.seed) is not None:
                     self.state = "done"
                     return False
-                assert log is not None  # which only a folder may be
+                assert log is not None  # None only for the lock of a folder
                 os.ftruncate(log, 0)
                 write_json(self.beside(".json"), asdict(self.config))
-                self.process = _training(self.beside(".json"), log, place)  # from here on it has the lock
+                self.process = _training(self.beside(".json"), log, environment)  # the process inherits the lock
         except LockedError:
             self.state = "elsewhere"
             return False
-        self.state, self.place = "running", place
+        self.state, self.environment = "running", environment
         return True
 
     def stop(self) -> None:
-        """Ask the training, once, to save and end."""
+        """Send SIGTERM once: the training saves and ends."""
         if self.process is not None and self.state == "running":
             self.process.terminate()
             self.state = "stopping"
@@ -72,14 +72,14 @@ class Job:
         return self.process is not None and self.process.poll() is not None
 
     def conclude(self, study: Study) -> None:
-        """Record what the process that is over has trained, or say why it has not."""
+        """Write the record of a process that has ended, or set the state that says why there is none."""
         status = self.process.returncode if self.process else None
         if status == 0 and (self.config.path / "test.json").is_file():
             self._record(study)
         elif status in (0, -signal.SIGTERM):
             self.state = "stopped"
         else:
-            self.state, self.error = "failed", self._why(status)
+            self.state, self.error = "failed", self._failure(status)
 
     def _record(self, study: Study) -> None:
         try:
@@ -90,22 +90,23 @@ class Job:
         else:
             self.state = "done"
 
-    def _why(self, status: int | None) -> str:
-        """What a training that failed has said last; one that was killed had no time to say anything."""
+    def _failure(self, status: int | None) -> str:
+        """Why the training failed: the signal that ended it, or the last line of its log."""
         if status is not None and status < 0:
             return f"it was ended by signal {-status}" + (", as when memory runs out" if -status == signal.SIGKILL else "")
         try:
-            said = self.beside(".log").read_text(encoding="utf-8", errors="replace").strip()
+            log = self.beside(".log").read_text(encoding="utf-8", errors="replace").strip()
         except OSError as error:
-            said = f"it ended with status {status}, and its log cannot be read: {error}"
-        return said.rpartition("\n")[2].removeprefix("corsd: error: ") or f"it ended with status {status}"
+            log = f"it ended with status {status}, and its log cannot be read: {error}"
+        return log.rpartition("\n")[2].removeprefix("corsd: error: ") or f"it ended with status {status}"
 
 
-def places(config: TrainConfig, jobs: int | None, most: int) -> list[Environment]:
-    """Environments of the processes that train at a time, at most `most`: a GPU each, else the CPUs divided among them.
+def worker_environments(config: TrainConfig, jobs: int | None, most: int) -> list[Environment]:
+    """Environment variables of the processes that train at the same time, at most `most` of them.
 
-    `jobs`: how many; more of them than GPUs share these in turn. Raises `CorsdError` for fewer than one, and for more than this
-    machine can run.
+    They set the number of threads, so that the processes share the CPUs, and the GPU of each process. `jobs` is the number of
+    processes; by default one for each GPU, or one for each CPU where there is no GPU. With more processes than GPUs several
+    share one. Raises `CorsdError` for `jobs` below 1 and for more than this machine can run.
     """
     if jobs is not None and jobs < 1:
         raise CorsdError(f"jobs = {shortened(jobs)} must be at least 1")
@@ -113,13 +114,13 @@ def places(config: TrainConfig, jobs: int | None, most: int) -> list[Environment
     gpus, cpus = _gpus(config), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = min(most, jobs or len(gpus) or cpus)
     threads = str(max(1, cpus // count))
-    # Passive: threads that spin while they wait take the CPU from other trainings.
-    place = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"}
-    return [{**place, "CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else place for i in range(count)]
+    shared = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    shared["OMP_WAIT_POLICY"] = "passive"  # threads that spin while they wait take the CPU from other trainings
+    return [{**shared, "CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else shared for i in range(count)]
 
 
 def _gpus(config: TrainConfig) -> list[str]:
-    """What `CUDA_VISIBLE_DEVICES` calls the GPUs that a training may use: as many of them at a time as it wants."""
+    """Values of CUDA_VISIBLE_DEVICES for trainings side by side, each with the `devices` GPUs of the configuration."""
     import torch
 
     if config.accelerator not in ("auto", "cuda", "gpu") or not torch.cuda.is_available():
@@ -129,13 +130,13 @@ def _gpus(config: TrainConfig) -> list[str]:
     return [",".join(names[i : i + config.devices]) for i in range(0, count - config.devices + 1, config.devices)]
 
 
-def _training(config: Path, log: int, place: Environment) -> subprocess.Popen[bytes]:
-    """The process of `corsd train --config`, which says what it says to `log`."""
+def _training(config: Path, log: int, environment: Environment) -> subprocess.Popen[bytes]:
+    """Start `corsd train --config`, with its output in `log`."""
     return subprocess.Popen(
         [sys.executable, "-m", "corsd_lib", "train", "--config", str(config), "--quiet"],
-        env={**os.environ, **place},
+        env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
-        start_new_session=True,  # else Ctrl-C in the terminal would reach it twice, and twice means at once
+        start_new_session=True,  # else Ctrl-C in the terminal would reach it too, and a second signal ends it without saving
     )

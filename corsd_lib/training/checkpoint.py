@@ -1,9 +1,9 @@
-"""The checkpoint of a training: what a resume needs, under which names, and whether a file is one of this training.
+"""The checkpoint of a training: all that a resume needs, the names of its tensors, and the checks of a file.
 
 network.* method.*        weights and buffers, as in weights.safetensors
 optimizer.<i>.<name>      state of the optimiser for its i-th parameter
-memory.*                  what the method remembers of the training for the training alone
-totals.*                  sums of the running epoch, float64; none between epochs
+memory.*                  buffers of the method that are not part of its weights, such as past predictions
+totals.*                  sums of the current epoch, float64; none between epochs
 random.cpu random.cuda    states of torch's random generators
 metadata "position"       epoch, step, seconds, state of the gradient scaler, and type and shape of every tensor above
 """
@@ -40,7 +40,7 @@ _SECONDS = 1e10  # of an epoch, as metrics.jsonl may have
 
 @dataclass(frozen=True)
 class Position:
-    """Where a training stands: `epoch` epochs are done, and `step` steps of the next one, which took `seconds`."""
+    """Progress of a training: `epoch` epochs are done, and `step` steps of the next one, which took `seconds`."""
 
     epoch: int
     step: int
@@ -48,7 +48,7 @@ class Position:
 
 
 class Checkpoint:
-    """The file `path` and the parts of a training whose state it holds; in several processes the first one writes it."""
+    """The checkpoint file `path`, and the parts of a training whose state it holds. Only the first process writes it."""
 
     def __init__(
         self, path: Path, fabric: Fabric, network: MultiExitNetwork, method: Method, optimizer: torch.optim.Optimizer
@@ -57,12 +57,12 @@ class Checkpoint:
         self.network, self.method, self.optimizer = network, method, optimizer
 
     def weights(self) -> dict[str, Tensor]:
-        """State of network and method, what `weights.safetensors` holds."""
+        """State of network and method by name: the content of weights.safetensors."""
         parts: dict[str, nn.Module] = {"network": self.network, "method": self.method}
         return {f"{name}.{k}": v for name, part in parts.items() for k, v in part.state_dict().items()}
 
     def write(self, position: Position, totals: Mapping[str, Tensor]) -> None:
-        """Write all that a resume needs; `totals`: the sums of the running epoch, {} between epochs."""
+        """Write the checkpoint. `totals`: the sums of the current epoch, {} between epochs."""
         tensors = {
             **self.weights(),
             **self._optimizer_state(),
@@ -72,45 +72,46 @@ class Checkpoint:
         }
         if self.fabric.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.fabric.device)
-        told = {
+        header = {
             "epoch": position.epoch,
             "step": position.step,
             "seconds": position.seconds,
             "precision": self.fabric.strategy.precision.state_dict(),
             "tensors": {k: _kind(v) for k, v in tensors.items()},
         }
-        write_tensors(self.path, tensors, {"position": json.dumps(told, sort_keys=True)}, within=self.path.parent)
+        write_tensors(self.path, tensors, {"position": json.dumps(header, sort_keys=True)}, within=self.path.parent)
 
     def restore(
         self, epochs: int, steps: int, images: Callable[[Position], int], same_start: bool
     ) -> tuple[Position, dict[str, Tensor]]:
-        """Put the state back: the position in a training of `epochs` epochs of `steps` steps each, and the sums of the epoch.
+        """Restore the state; return the position, and the sums of the current epoch.
 
-        Network and method are as a training makes them. `images`: those of the steps of the running epoch that are done;
-        `same_start`: whether the training began with the weights that they have now, which another version of torch may draw
-        differently. Raises `CorsdError` naming the first thing that this training would not have written there.
+        The training has `epochs` epochs of `steps` steps each. Network and method must be newly created. `images(position)` is
+        the number of images in the finished steps of the current epoch. `same_start` says whether the initial weights are those
+        that the training started with; another version of torch may sample other ones. Raises `CorsdError` naming the first
+        value that this training cannot have written.
         """
         tensors, metadata = read_checkpoint(self.path)
-        told = self._told(metadata)
-        position = self._position(told, epochs, steps)
-        self._check_names(tensors, told.get("tensors"))
-        totals = self._totals(_below(tensors, "totals"), position, images)
+        header = self._header(metadata)
+        position = self._position(header, epochs, steps)
+        self._check_names(tensors, header.get("tensors"))
+        totals = self._totals(_part(tensors, "totals"), position, images)
         if same_start:
             self._check_momenta(tensors)
         self._check_steps(tensors, position.epoch * steps + position.step)
         load_part(self.network, tensors, "network", self.path)
         load_part(self.method, tensors, "method", self.path)
         self._check_weights(tensors)
-        self._restore_optimizer(_below(tensors, "optimizer"))
+        self._restore_optimizer(_part(tensors, "optimizer"))
         self._restore_memory(tensors)
-        self._restore_precision(told.get("precision"))
+        self._restore_precision(header.get("precision"))
         self._restore_random(tensors)
         return position, totals
 
-    # --- what is in it ---
+    # --- content ---
 
     def _memory(self) -> dict[str, Tensor]:
-        """What the method remembers of the training for the training alone: its buffers that are not part of its weights."""
+        """Buffers of the method that are not part of its weights."""
         weights = self.method.state_dict()
         return {k: v for k, v in self.method.named_buffers() if k not in weights}
 
@@ -118,66 +119,69 @@ class Checkpoint:
         state = self.optimizer.state_dict()["state"]
         return {f"optimizer.{i}.{k}": v for i, entry in state.items() for k, v in entry.items() if v is not None}
 
-    # --- whether it is of this training ---
+    # --- checks ---
 
-    def _wrong(self, what: str) -> CorsdError:
+    def _mismatch(self, what: str) -> CorsdError:
         return CorsdError(f"{self.path} is not a checkpoint of this training: {what}; {CHECKPOINT_ADVICE}")
 
-    def _told(self, metadata: Mapping[str, str]) -> dict[str, Any]:
-        """What the file says of itself."""
+    def _header(self, metadata: Mapping[str, str]) -> dict[str, Any]:
+        """The JSON header of the file."""
         if "position" not in metadata:
-            raise CorsdError(f"{self.path} is not a checkpoint: it does not say where the training stood; {CHECKPOINT_ADVICE}")
+            raise CorsdError(f"{self.path} is not a checkpoint: its metadata has no position; {CHECKPOINT_ADVICE}")
         try:
-            told = parse_json(metadata["position"])
+            header = parse_json(metadata["position"])
         except ValueError as error:
-            raise self._wrong(f"its position is not valid JSON ({error})") from error
-        if not isinstance(told, dict):
-            raise self._wrong(f"its position is {shortened(told)}; allowed: an object")
-        return told
+            raise self._mismatch(f"its position is not valid JSON ({error})") from error
+        if not isinstance(header, dict):
+            raise self._mismatch(f"its position is {shortened(header)}; allowed: an object")
+        return header
 
-    def _position(self, told: Mapping[str, Any], epochs: int, steps: int) -> Position:
-        epoch, step, seconds = told.get("epoch"), told.get("step"), told.get("seconds", 0.0)
+    def _position(self, header: Mapping[str, Any], epochs: int, steps: int) -> Position:
+        epoch, step, seconds = header.get("epoch"), header.get("step"), header.get("seconds", 0.0)
         if type(epoch) is not int or not 0 <= epoch <= epochs:
-            raise self._wrong(f"epoch = {shortened(epoch)}; allowed: a whole number from 0 to {epochs}")
-        low, high = int(epoch == 0), steps - 1 if epoch < epochs else 0  # the first one is written after a step
+            raise self._mismatch(f"epoch = {shortened(epoch)}; allowed: a whole number from 0 to {epochs}")
+        low, high = int(epoch == 0), steps - 1 if epoch < epochs else 0  # the first checkpoint is written after a step
         if type(step) is not int or not low <= step <= high:
-            raise self._wrong(f"step = {shortened(step)} after epoch {epoch}; allowed: a whole number from {low} to {high}")
+            raise self._mismatch(f"step = {shortened(step)} after epoch {epoch}; allowed: a whole number from {low} to {high}")
         if type(seconds) not in (int, float) or not 0 <= seconds <= _SECONDS:
-            raise self._wrong(f"seconds = {shortened(seconds)}; allowed: a finite number of at least 0, at most {_SECONDS:g}")
+            raise self._mismatch(
+                f"seconds = {shortened(seconds)}; allowed: a finite number of at least 0, at most {_SECONDS:g}"
+            )
         return Position(epoch, step, seconds)
 
-    def _check_names(self, tensors: Mapping[str, Tensor], told: object) -> None:
-        """The tensors are those that were written; one of an earlier version does not say which these are."""
+    def _check_names(self, tensors: Mapping[str, Tensor], listed: object) -> None:
+        """Check the names, types and shapes of the tensors against the header; a file of an earlier version has no such
+        list."""
         for name in tensors:
             if not _NAMES.fullmatch(name):
-                raise self._wrong(f"a training writes no {shortened(name)[1:-1]}")
-        if told is None:
-            if self._momentum() and not _below(tensors, "optimizer"):
-                raise self._lacks("optimizer.0.momentum_buffer")
+                raise self._mismatch(f"a training writes no {shortened(name)[1:-1]}")
+        if listed is None:
+            if self._momentum() and not _part(tensors, "optimizer"):
+                raise self._missing("optimizer.0.momentum_buffer")
             return
-        if not isinstance(told, dict):
-            raise self._wrong(f"its list of tensors is {shortened(told)}; allowed: an object")
-        for name in {**told, **tensors}:
-            was, now = told.get(name, "absent"), _kind(tensors[name]) if name in tensors else "absent"
+        if not isinstance(listed, dict):
+            raise self._mismatch(f"its list of tensors is {shortened(listed)}; allowed: an object")
+        for name in {**listed, **tensors}:
+            was, now = listed.get(name, "absent"), _kind(tensors[name]) if name in tensors else "absent"
             if was != now:
-                raise self._lacks(name) if now == "absent" else self._wrong(f"{name} was {was}, is {now}")
+                raise self._missing(name) if now == "absent" else self._mismatch(f"{name} was {was}, is {now}")
 
-    def _lacks(self, name: str) -> CorsdError:
+    def _missing(self, name: str) -> CorsdError:
         return CorsdError(
             f"{self.path} lacks {name}: it is incomplete, of another method or of an older version; {CHECKPOINT_ADVICE}"
         )
 
     def _check_weights(self, tensors: Mapping[str, Tensor]) -> None:
-        """Types; `load_part` takes any, for an exported run has other ones."""
+        """Check the types of the weights. `load_part` does not, because an exported run has other types."""
         for name, value in self.weights().items():
             if tensors[name].dtype != value.dtype:
-                raise self._wrong(f"{name} is of type {tensors[name].dtype}; allowed: {value.dtype}")
+                raise self._mismatch(f"{name} is of type {tensors[name].dtype}; allowed: {value.dtype}")
 
     def _momentum(self) -> bool:
         return any(group["momentum"] for group in self.optimizer.param_groups)
 
     def _check_momenta(self, tensors: Mapping[str, Tensor]) -> None:
-        """A parameter without momentum never had a gradient: its weights are those that it began with."""
+        """A parameter without momentum never had a gradient, so it must have its initial weights."""
         if not self._momentum():
             return
         names = {id(p): f"{part}.{k}" for part in ("network", "method") for k, p in getattr(self, part).named_parameters()}
@@ -186,13 +190,13 @@ class Checkpoint:
             now, buffer = tensors.get(names[id(parameter)]), f"optimizer.{i}.momentum_buffer"
             if now is None or now.shape != parameter.shape or buffer in tensors or not parameter.requires_grad:
                 continue
-            if not torch.allclose(now.to(parameter), parameter, rtol=1e-3, atol=1e-5):  # processors round differently
-                raise self._lacks(f"{buffer}, and {names[id(parameter)]} was trained")
+            if not torch.allclose(now.to(parameter), parameter, rtol=1e-3, atol=1e-5):  # rounding differs between processors
+                raise self._missing(f"{buffer}, and {names[id(parameter)]} was trained")
 
     def _check_steps(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """The batches that the first norm of the network has seen: one a step, or none where a batch is a single pixel.
+        """Check the batch counter of the first normalisation layer: one batch a step, or none if a batch is a single pixel.
 
-        A plug-in may run the network more often.
+        Methods of plug-ins are not checked, because they may run the network more often.
         """
         ours = type(self.method).__module__.startswith("corsd_lib.")
         counter = "backbone.stem.norm.num_batches_tracked"
@@ -200,62 +204,62 @@ class Checkpoint:
         if not (ours and isinstance(self.network.backbone, SequentialBackbone)) or made is None or now is None:
             return
         if now.numel() == 1 and now.item() - made.item() not in (0, steps):
-            raise self._wrong(f"network.{counter} = {now.item()} after {steps} steps; allowed: {made.item() + steps}")
+            raise self._mismatch(f"network.{counter} = {now.item()} after {steps} steps; allowed: {made.item() + steps}")
 
     def _restore_optimizer(self, given: Mapping[str, Tensor]) -> None:
-        """State by parameter. Which parameters have one depends on which had a gradient so far."""
+        """Restore the optimiser. Only parameters that have had a gradient have a state."""
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         names = ("momentum_buffer",) if self._momentum() else ()
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in given.items():
             index, _, name = key.partition(".")
             if name not in names or int(index) >= len(parameters):
-                raise self._wrong(f"a training writes no optimizer.{key}")
+                raise self._mismatch(f"a training writes no optimizer.{key}")
             self._check_like(f"optimizer.{key}", value, parameters[int(index)])
             state.setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
 
     def _check_like(self, name: str, value: Tensor, other: Tensor) -> None:
         if _kind(value) != _kind(other):
-            raise self._wrong(f"{name} is {_kind(value)}; allowed: {_kind(other)}")
+            raise self._mismatch(f"{name} is {_kind(value)}; allowed: {_kind(other)}")
         if not value.isfinite().all():
-            raise self._wrong(f"{name} is not finite")
+            raise self._mismatch(f"{name} is not finite")
 
     def _restore_memory(self, tensors: Mapping[str, Tensor]) -> None:
-        """Buffers that may have changed their shape since the method was made."""
+        """Restore the buffers of the method; their shapes may differ from those of a new method."""
         wanted = self._memory()
-        for key in _below(tensors, "memory"):
+        for key in _part(tensors, "memory"):
             if key not in wanted:
-                raise self._wrong(f"this method has no memory.{key}")
+                raise self._mismatch(f"this method has no memory.{key}")
         for key in wanted:
             if f"memory.{key}" not in tensors:
-                raise self._lacks(f"memory.{key}")
+                raise self._missing(f"memory.{key}")
             parent, _, buffer = key.rpartition(".")
             setattr(self.method.get_submodule(parent), buffer, tensors[f"memory.{key}"].to(self.fabric.device))
 
     def _restore_precision(self, given: object) -> None:
-        """State of the gradient scaler of "16-mixed", {} of the others."""
+        """Restore the state of the gradient scaler; it is {} for every precision but "16-mixed"."""
         precision = self.fabric.strategy.precision
         if problem := _scaler_problem(given, precision.state_dict()):
-            raise self._wrong(problem)
+            raise self._mismatch(problem)
         assert isinstance(given, dict)
         precision.load_state_dict(given)
 
     def _restore_random(self, tensors: Mapping[str, Tensor]) -> None:
         if "random.cpu" not in tensors:
-            raise self._lacks("random.cpu")
+            raise self._missing("random.cpu")
         self._check_like("random.cpu", tensors["random.cpu"], torch.get_rng_state())
         try:
             torch.set_rng_state(tensors["random.cpu"])
             if "random.cuda" in tensors and self.fabric.device.type == "cuda":
                 torch.cuda.set_rng_state(tensors["random.cuda"], self.fabric.device)
         except (RuntimeError, TypeError) as error:
-            raise self._wrong(f"random.cpu or random.cuda is no state of a random generator ({error})") from error
+            raise self._mismatch(f"random.cpu or random.cuda is no state of a random generator ({error})") from error
 
     def _totals(self, sums: dict[str, Tensor], position: Position, images: Callable[[Position], int]) -> dict[str, Tensor]:
-        """The sums of the running epoch, which several processes have in the first one."""
+        """The sums of the current epoch. The first process has them; those of the others are 0."""
         if bool(sums) != bool(position.step) or (sums and not {"images", "loss.total"} <= sums.keys()):
-            raise self._wrong(f"totals of {', '.join(sorted(sums)) or 'nothing'} after {position.step} steps of an epoch")
+            raise self._mismatch(f"totals of {', '.join(sorted(sums)) or 'nothing'} after {position.step} steps of an epoch")
         for name, value in sums.items():
             self._check_like(f"totals.{name}", value, torch.zeros((), dtype=torch.float64))
         if sums:
@@ -265,16 +269,16 @@ class Checkpoint:
 
     def _check_sums(self, sums: Mapping[str, float], images: int) -> None:
         if sums["images"] != images:
-            raise self._wrong(f"totals.images = {sums['images']:g}; allowed: {images}, those of its steps")
+            raise self._mismatch(f"totals.images = {sums['images']:g}; allowed: {images}, those of its steps")
         exits = [f"train_top1.exit{k}" for k in range(1, len(self.network.exits) + 1)]
         for name in exits:
             if name not in sums:
-                raise self._lacks(f"totals.{name}")
+                raise self._missing(f"totals.{name}")
             if not 0 <= sums[name] <= 100 * images:
-                raise self._wrong(f"totals.{name} = {sums[name]:g}; allowed: 0 to {100 * images}")
+                raise self._mismatch(f"totals.{name} = {sums[name]:g}; allowed: 0 to {100 * images}")
         for name in sums:
             if name not in ("images", *exits) and not name.startswith("loss."):
-                raise self._wrong(f"a training writes no totals.{shortened(name)[1:-1]}")
+                raise self._mismatch(f"a training writes no totals.{shortened(name)[1:-1]}")
 
 
 def _kind(tensor: Tensor) -> str:
@@ -282,12 +286,12 @@ def _kind(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
-def _below(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+def _part(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     return {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
 
 
 def _scaler_problem(given: object, now: Mapping[str, Any]) -> str:
-    """What is wrong with the stored state of a gradient scaler whose state now is `now`; "" if nothing."""
+    """What is wrong with the stored state of a gradient scaler whose current state is `now`; "" if nothing."""
     if not isinstance(given, dict) or given.keys() != now.keys():
         return f"precision = {shortened(given)}; allowed: {', '.join(now) or 'an empty object'}"
     for name, value in given.items():

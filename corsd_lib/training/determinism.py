@@ -1,4 +1,4 @@
-"""Deterministic algorithms on request: the same sums in the same order in every run, on a GPU too."""
+"""Deterministic algorithms on request: operations add in the same order in every run, also on a GPU."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["deterministic_algorithms"]
 
 @contextmanager
 def deterministic_algorithms(enabled: bool) -> Iterator[None]:
-    """Inside, PyTorch uses deterministic algorithms only; with `enabled` False nothing changes.
+    """Use deterministic algorithms of PyTorch only inside the context; with `enabled` False nothing changes.
 
-    The caller's setting is restored afterwards. cuBLAS also needs the environment variable CUBLAS_WORKSPACE_CONFIG, which is
-    set where it is not. Raises `CorsdError` when an operation has no deterministic algorithm. See
+    The previous setting is restored afterwards. cuBLAS needs the environment variable CUBLAS_WORKSPACE_CONFIG too, which is
+    set if it is not set. Raises `CorsdError` when an operation has no deterministic algorithm. See
     `torch.use_deterministic_algorithms`.
     """
     if not enabled:

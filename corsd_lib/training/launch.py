@@ -1,4 +1,4 @@
-"""Starting a training: its devices, the lock of its run directory, its images."""
+"""Starting a training: devices, the lock of the run directory, and the images."""
 
 from __future__ import annotations
 
@@ -36,22 +36,24 @@ def train(
     progress: bool = True,
     stop: threading.Event | None = None,
 ) -> Run:
-    """Train what `config` says and return the run; `on_epoch(run)` is called after every epoch.
+    """Train the configuration `config` and return the run. `on_epoch(run)` is called after every epoch.
 
-    Ctrl-C (or SIGTERM, or another thread that sets `stop`) finishes the step, saves and returns the unfinished run; the same
-    configuration with `resume=True` goes on from there, or from the last checkpoint of a run that was killed, and ends with
-    the same weights, bit for bit on the same CPU and number of threads, and on the same GPU with `deterministic=True`, closely
-    there without. A finished run is returned as it
-    is. With several devices each process forms its pairs within its own batch. `data`: images of your own, in place of those
-    that `config.data` names; whoever asks the run for images later has to give them again.
+    A finished run is returned as it is. Ctrl-C, SIGTERM, or another thread that sets `stop`, ends the training after the
+    current step: a checkpoint is written and the unfinished run is returned. The same configuration with `resume=True`
+    continues from the newest checkpoint, also after the process was killed. It ends with the same weights as an uninterrupted
+    training: exactly on the same CPU with the same number of threads and on the same GPU with `deterministic=True`, closely on
+    a GPU without it.
 
-    Raises `CorsdError` for data of one class, when the directory holds another run, or one of other data, or one that is being
-    trained right now (`LockedError`), when it is moved or removed meanwhile, when its checkpoint is damaged or not of this
-    training, for more processes than this machine can run, and when the loss is no longer finite (the last good checkpoint is
-    kept).
+    `data` replaces the images that `config.data` names; functions that need the images of the run later have to be given the
+    same ones. With several devices each process forms pairs within its own batch. `progress` shows a progress bar.
+
+    Raises `CorsdError` for data of one class; for a directory that holds another run or a run on other data, that another
+    process trains right now (`LockedError`), or that is moved or removed during the training; for a checkpoint that is damaged
+    or of another training; for more processes than this machine can run; and for a loss that is not finite (the last good
+    checkpoint is kept).
     """
     _check_import()
-    _check_directory(config)  # in every process, before the first one can have written into it
+    _check_directory(config)  # in every process, before the first one writes into it
     if (config.path / "test.json").is_file():
         return Run(config.path)
     with enough_memory(f"training {config.path}", _LESS_MEMORY):
@@ -65,9 +67,9 @@ def _fabric(config: TrainConfig) -> Fabric:
     from lightning_fabric import Fabric
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-    if config.precision == "16-mixed" and _accelerator(config.accelerator) == "cpu":  # Fabric would train bf16-mixed instead
+    if config.precision == "16-mixed" and _accelerator(config.accelerator) == "cpu":  # Fabric would use bf16-mixed instead
         raise CorsdError("precision '16-mixed' on a CPU; allowed: 32-true or bf16-mixed, or a GPU")
-    if _accelerator(config.accelerator) == "cpu":  # of GPUs Fabric knows how many there are
+    if _accelerator(config.accelerator) == "cpu":  # Fabric checks the number of GPUs itself
         check_processes("devices", config.devices)
     try:
         return Fabric(
@@ -85,7 +87,7 @@ def _fabric(config: TrainConfig) -> Fabric:
 
 
 def _accelerator(name: str) -> str:
-    """What "auto" means: a CUDA GPU if there is one, else the CPU. Fabric would take Apple's, which has no float64."""
+    """Resolve "auto": CUDA if available, else the CPU. Fabric's own "auto" may choose Apple's GPU, which has no float64."""
     if name != "auto":
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -94,7 +96,7 @@ def _accelerator(name: str) -> str:
 def _data_parallel() -> Any:
     from lightning_fabric.strategies import DDPStrategy
 
-    # A batch without positives leaves relation networks out of the graph: DDP must not wait for their gradients.
+    # Without positive pairs in a batch the relation networks get no gradient, and DDP must not wait for it.
     return DDPStrategy(find_unused_parameters=True)
 
 
@@ -107,14 +109,15 @@ def _train(
     stop: threading.Event | None,
 ) -> Run:
     gpus = [fabric.device] if fabric.device.type == "cuda" else []
-    with _alone(fabric, config):
-        if not (config.path / "test.json").is_file():  # which another process may have written meanwhile
-            with nullcontext() if fabric.is_global_zero else silent():  # one process reports what is unusual in the data
-                data = _given_or_named(data, config)
+    with _locked_by_first(fabric, config):
+        if not (config.path / "test.json").is_file():  # another process may have finished it meanwhile
+            with nullcontext() if fabric.is_global_zero else silent():  # notices about the data come from one process
+                data = _images_for(data, config)
             check_class_names(data.name, data.class_names)
-            # The caller's random numbers and settings are left as they were.
+            # Random generators and settings of the caller are restored.
             with torch.random.fork_rng(gpus), deterministic_algorithms(config.deterministic):
                 trainer = Trainer(fabric, config, data)
+                trainer.begin_or_resume()
                 with stop_request(stop) as stop:
                     trainer.run(stop, on_epoch, progress)
     fabric.barrier()
@@ -122,13 +125,13 @@ def _train(
 
 
 @contextmanager
-def _alone(fabric: Fabric, config: TrainConfig) -> Iterator[None]:
-    """Lock the run directory for the first process, which looks again at what it holds by now; all raise what it finds."""
+def _locked_by_first(fabric: Fabric, config: TrainConfig) -> Iterator[None]:
+    """Lock the run directory in the first process and check it again; every process raises the error that this one finds."""
     problem: CorsdError | None = None
     with ExitStack() as stack:
         if fabric.is_global_zero:
             try:
-                stack.enter_context(_held(config.path))
+                stack.enter_context(_locked(config.path))
                 _check_directory(config)
             except CorsdError as error:
                 problem = error
@@ -138,8 +141,8 @@ def _alone(fabric: Fabric, config: TrainConfig) -> Iterator[None]:
         yield
 
 
-def _given_or_named(data: ImageData | None, config: TrainConfig) -> ImageData:
-    """The images to train on; an unfinished run goes on with those that it began with."""
+def _images_for(data: ImageData | None, config: TrainConfig) -> ImageData:
+    """The images to train on. An unfinished run needs the images that it was started with."""
     if data is not None and len(unseen_class_names(data)) != config.hold_out_classes:
         raise CorsdError(
             f"hold_out_classes = {config.hold_out_classes}, and {data.name!r}, which is given to train, holds out "
@@ -154,8 +157,8 @@ def _given_or_named(data: ImageData | None, config: TrainConfig) -> ImageData:
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Lock a run directory, made if need be, for this process."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Lock a run directory for this process. Create it if it does not exist, and remove it if nothing was written into it."""
     made = not os.path.isdir(folder)
     make_folder(folder)
     with ExitStack() as stack:
@@ -167,12 +170,12 @@ def _held(folder: Path) -> Iterator[None]:
             yield
         finally:
             if made:
-                with suppress(OSError):  # nothing was written, so nothing is left
+                with suppress(OSError):  # fails where something was written
                     folder.rmdir()
 
 
 def _check_import() -> None:
-    """Refuse to train in a worker that only imports the script that started it, as where processes are spawned."""
+    """Raise `CorsdError` in a spawned worker process while it imports the main script: there a training must not start."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise CorsdError(
             "train was called by a worker process, which imports the script that started it: put what the script does below "
@@ -187,9 +190,9 @@ def _has_begun(path: Path) -> bool:
 
 
 def _check_directory(config: TrainConfig) -> None:
-    """Refuse a directory that holds another training, before anything is computed."""
+    """Raise `CorsdError` for a directory that holds another training, before anything is computed."""
     path = config.path / "config.json"
-    if not os.path.isfile(path):  # unlike Path.is_file it is quiet about a folder that must not be read
+    if not os.path.isfile(path):  # Path.is_file would raise for a folder without read permission
         for name in ("checkpoint.safetensors", "weights.safetensors"):
             if os.path.isfile(config.path / name):
                 raise CorsdError(f"{config.path} holds a {name} but no config.json: choose another out")

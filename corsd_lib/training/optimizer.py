@@ -1,4 +1,4 @@
-"""How the weights move: the learning rate of every step, and which parameters decay."""
+"""Learning-rate schedules and parameter groups."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ __all__ = ["learning_rate", "parameter_groups"]
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
-    """Learning rate of `step` (from 0) of `steps`; a pure function, so that a resume needs no scheduler state.
+    """Learning rate of `step` (counted from 0) of `steps`.
 
-    "onecycle": cosine from lr / 25 up to lr over the first 30 % and down to lr / 250,000, as torch's OneCycleLR; "cosine": down
-    to 0 (arXiv 1608.03983); "multistep": divided by 10 at each of `milestones`; "constant".
+    It is a function of the step only, so a resumed training needs no scheduler state. "onecycle": cosine from lr / 25 up to lr
+    over the first 30 % of the steps, then down to lr / 250,000, as torch's OneCycleLR. "cosine": from lr down to 0 (arXiv
+    1608.03983). "multistep": divided by 10 at each of `milestones`. "constant": lr.
     """
     share = step / steps
     if config.schedule == "onecycle":
-        peak = 0.3 * steps - 1  # below 0 with 3 steps or less: then there is no way up, as in torch
+        peak = 0.3 * steps - 1  # negative with 3 steps or fewer: then there is no warm-up, as in torch
         if step <= peak:
             return _cosine(config.lr / 25, config.lr, step / peak)
         return _cosine(config.lr, config.lr / 25e4, (step - peak) / (steps - 1 - peak))
@@ -36,7 +37,7 @@ def _cosine(start: float, end: float, share: float) -> float:
 
 
 def parameter_groups(module: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """All parameters, those of norms and biases (one axis) without weight decay if so configured."""
+    """All parameters; without `decay_norm_and_bias`, norms and biases (one-dimensional) are a group without weight decay."""
     parameters = list(module.parameters())
     if config.decay_norm_and_bias:
         return [{"params": parameters, "weight_decay": config.weight_decay}]

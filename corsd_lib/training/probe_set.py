@@ -1,4 +1,4 @@
-"""What a network is shown after every epoch: a small probe set, and the snapshot of it that the explorers read."""
+"""The probe set: a small fixed set of images, and the snapshot of a network's outputs on it after an epoch."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["ProbeSet"]
 
 
 class ProbeSet:
-    """A small class-balanced set of images that the network is shown after every epoch; the same for every run on the data.
+    """A small class-balanced set of images, the same for every run on the same data.
 
-    From `split`; "auto" is validation where there is one, else train (not augmented): test is not looked at before the end
-    unless it is asked for. Sorted by class. `size` // C images of each class, at least two; all of a class that has fewer.
-    `workers` processes read images that are streamed.
-    Raises `CorsdError` for a split that the data does not have.
+    `split` is the split that the images come from. "auto" means validation where there is one, else train (not augmented), so
+    that test images are not used before the end of a training unless asked for. The images are sorted by class: `size` // C of
+    each class, at least two, or all of a class that has fewer. `workers` processes read images that are streamed. Raises
+    `CorsdError` for a split that the data does not have.
     """
 
     def __init__(self, data: ImageData, size: int, split: str = "auto", workers: int = 2) -> None:
@@ -43,22 +43,22 @@ class ProbeSet:
         rank = torch.arange(len(order)) - (sizes.cumsum(0) - sizes)[split.labels[order]]
         keep = rank < max(2, size // data.num_classes)
         self.split = split.subset(order[keep])
-        self.few = rank[keep] < max(2, 64 // data.num_classes)  # pairs of maps are dear: some images of each class
+        self.few = rank[keep] < max(2, 64 // data.num_classes)  # relations of feature maps are expensive: fewer images
 
     def write(self, path: Path) -> None:
-        """Labels and rows of the probe images, into a run."""
+        """Write labels and indices of the probe images into the run directory `path`."""
         tensors = {"labels": self.split.labels, "index": self.split.index}
         write_tensors(path / "probe.safetensors", tensors, {"split": self.split_name}, within=path)
 
     def finite(self, network: MultiExitNetwork) -> bool:
-        """Whether all logits of some probe images are finite, in eval mode."""
+        """Whether all logits of the first 64 probe images are finite, in eval mode."""
         with evaluating(network):
             device = next(network.parameters()).device
             images, _ = next(evaluation_batches(self.data, self.split, device, batch_size=64, workers=0))
             return all(bool(z.isfinite().all()) for z in network(images).logits)
 
     def snapshot(self, network: MultiExitNetwork, method: Method) -> dict[str, Tensor]:
-        """What `Snapshot` holds, by file key."""
+        """The tensors of a snapshot file by name; see `Snapshot`."""
         device = next(network.parameters()).device
         relations = method.relation_networks()
         with evaluating(network), evaluating(method):
@@ -73,7 +73,7 @@ class ProbeSet:
         }
 
     def _outputs(self, network: MultiExitNetwork, device: torch.device, maps: bool) -> ExitOutputs:
-        """Outputs for all probe images; with `maps` the feature maps of `few` of them, else none: they are large."""
+        """Outputs for all probe images. Feature maps are large: with `maps` those of the images `few` are kept, else none."""
         outs, start = [], 0
         for images, _ in evaluation_batches(self.data, self.split, device, workers=self.workers):
             out = network(images)
@@ -84,7 +84,7 @@ class ProbeSet:
         return ExitOutputs(*joined)
 
     def _relations(self, networks: nn.ModuleList, out: ExitOutputs) -> list[Tensor]:
-        """Class-level relation of every stage: of the trained score, else of the cosine."""
+        """Class-level relation of every stage, of the trained score where the method has one, else of the cosine."""
         labels = self.split.labels.to(out.logits[0].device)
         few = self.few.to(labels.device)
         matrices = []
@@ -101,6 +101,6 @@ class ProbeSet:
 
 
 def _half(values: Tensor) -> Tensor:
-    """As float16; what is too large for it becomes its largest number, not infinite."""
+    """As float16; values out of range become the largest finite number of float16."""
     most = torch.finfo(torch.float16).max
     return values.clamp(-most, most).half()

@@ -13,22 +13,25 @@ __all__ = ["stop_request"]
 
 @contextmanager
 def stop_request(stop: threading.Event | None = None) -> Iterator[threading.Event]:
-    """An event set by the first SIGINT or SIGTERM; a second one acts as usual. Only in the main thread of a process."""
+    """Yield an event that the first SIGINT or SIGTERM sets; the second signal has its usual effect.
+
+    Signals are handled in the main thread of a process only; in another thread nothing but `stop` itself sets the event.
+    """
     stop = stop or threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
 
     def request(number: int, frame: Any) -> None:
         stop.set()
-        for s, handler in before.items():
+        for s, handler in handlers.items():
             signal.signal(s, handler)
 
-    for s in before:
+    for s in handlers:
         signal.signal(s, request)
     try:
         yield stop
     finally:
-        for s, handler in before.items():
+        for s, handler in handlers.items():
             signal.signal(s, handler)

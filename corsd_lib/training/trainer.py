@@ -32,7 +32,7 @@ from corsd_lib.provenance import provenance
 from corsd_lib.readers import read_metrics, read_probe_set, read_snapshot
 from corsd_lib.runs import DataInfo, Run, TrainConfig, new_network, splits_of, training_batches, unseen_class_names
 from corsd_lib.training.checkpoint import Checkpoint, Position
-from corsd_lib.training.cuda_graphs import GraphedPasses, Passes
+from corsd_lib.training.cuda_graphs import GraphedForwardBackward, StepOutputs
 from corsd_lib.training.optimizer import learning_rate, parameter_groups
 from corsd_lib.training.probe_set import ProbeSet
 
@@ -43,13 +43,13 @@ __all__ = ["Trainer"]
 
 
 def _plain(config: TrainConfig) -> dict[str, Any]:
-    """The configuration with every option of the method spelled out, as JSON gives it back."""
+    """The configuration as JSON values, with every option of the method written out."""
     options = asdict(config.build_method().options)
     return json.loads(json.dumps(asdict(replace(config, method_options=options))))
 
 
 class Step(nn.Module):
-    """Network and method as one module, so that data parallelism sees one forward pass."""
+    """Network and method as one module: distributed data parallel needs a single forward pass."""
 
     def __init__(self, network: MultiExitNetwork, method: Method) -> None:
         super().__init__()
@@ -61,7 +61,11 @@ class Step(nn.Module):
 
 
 class Trainer:
-    """State of one training: modules, optimiser, position and the sums of the running epoch."""
+    """One training: network, method, optimiser, position in the epoch, and the sums of the current epoch.
+
+    Creating one builds network and method from the seeds. `begin_or_resume` writes the first files of a new run, or restores
+    the checkpoint of an earlier process; `run` trains.
+    """
 
     def __init__(self, fabric: Fabric, config: TrainConfig, data: ImageData) -> None:
         self.fabric, self.config, self.data, self.path = fabric, config, data, config.path
@@ -78,7 +82,7 @@ class Trainer:
             splits_of(data),
             unseen_class_names(data),
         )
-        # Two seeds: what a method brings along must not change the network's first weights.
+        # Separate seeds: modules of the method must not change the initial weights of the network.
         torch.manual_seed(config.seed)
         self.network = new_network(config, self.info)
         torch.manual_seed(config.seed + 1)
@@ -99,13 +103,18 @@ class Trainer:
         self.steps_per_epoch = len(self.source.rows(0))
         if not self.steps_per_epoch:
             raise CorsdError(f"batch_size {config.batch_size} x {fabric.world_size} processes leaves no batch of train")
-        self.passes = self._graphed() if config.cuda_graphs else self._passes
+        self.forward_backward = self._graphed() if config.cuda_graphs else self._forward_backward
         self.checkpoint = Checkpoint(self.path / "checkpoint.safetensors", fabric, self.network, self.method, self.optimizer)
         self.epoch = self.step = 0
-        self.spent = 0.0  # seconds that earlier processes gave to the running epoch
+        self.elapsed = 0.0  # seconds that earlier processes trained in the current epoch
         self.totals: dict[str, Tensor] = {}
         self.probe = ProbeSet(data, config.probe_size, config.probe_split, config.workers)
-        self.provenance = provenance(fabric.device) if fabric.is_global_zero else {}  # of the process that began this run
+        # After a resume it is that of the process that began the run.
+        self.provenance = provenance(fabric.device) if fabric.is_global_zero else {}
+
+    def begin_or_resume(self) -> None:
+        """Restore the checkpoint of an earlier process, else write the first files of a new run."""
+        fabric = self.fabric
         if fabric.is_global_zero:
             for folder in (self.path, self.path / "probes"):
                 remove_parts(folder)
@@ -119,7 +128,8 @@ class Trainer:
     # --- the loop ---
 
     def run(self, stop: threading.Event, on_epoch: Callable[[Run], None] | None, progress: bool) -> None:
-        """Train to the end or until `stop`; write the weights and the evaluation on test when all epochs are done."""
+        """Train until all epochs are done or `stop` is set; after the last epoch write the weights and the evaluation on
+        test."""
         from tqdm.auto import tqdm
 
         c = self.config
@@ -137,73 +147,79 @@ class Trainer:
             self._finish()
 
     def _epoch(self, stop: threading.Event, bar: Any) -> bool:
-        """One epoch from wherever it stands; False when it was stopped."""
+        """Train the rest of the current epoch; return False if the training was stopped."""
         self.module.train()
         saved = time.monotonic()
-        begin = saved - self.spent
+        begin = saved - self.elapsed
         for batch in self.source(self.epoch, self.step, self._progress):
             self._add(*self._step(batch), len(batch.labels))
             self.step += 1
             bar.update()
             if self.step % 20 == 0:
                 bar.set_postfix_str(self._summary())
-            halt, due = self._any(stop.is_set(), time.monotonic() - saved >= self.config.checkpoint_seconds)
-            if (halt or due) and self.step < self.steps_per_epoch:
+            stop_requested, checkpoint_due = self._any_rank(
+                stop.is_set(), time.monotonic() - saved >= self.config.checkpoint_seconds
+            )
+            if (stop_requested or checkpoint_due) and self.step < self.steps_per_epoch:
                 self._check_state()
                 saved = time.monotonic()
                 self._checkpoint(saved - begin)
-                if halt:
+                if stop_requested:
                     return False
         self._check_state()
         bar.set_postfix_str(self._summary())
         self._end_epoch(time.monotonic() - begin)
-        self.totals, self.spent = {}, 0.0
+        self.totals, self.elapsed = {}, 0.0
         self._checkpoint()
-        return not (self._any(stop.is_set())[0] and self.epoch < self.config.epochs)
+        return not (self._any_rank(stop.is_set())[0] and self.epoch < self.config.epochs)
 
     def _step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        """One optimiser step; parts of the loss and how many images each exit got right."""
+        """One optimiser step; the terms of the loss, and for each exit the number of correct predictions."""
         c = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self._done(), c.epochs * self.steps_per_epoch, c)
         if c.channels_last:
             batch = batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
-        parts, logits = self.passes(batch._replace(draws=self.method.draw(batch)))
-        if self._any(not math.isfinite(parts["total"].item()))[0]:
+        parts, logits = self.forward_backward(batch._replace(draws=self.method.draw(batch)))
+        if self._any_rank(not math.isfinite(parts["total"].item()))[0]:
             values = ", ".join(f"{name} {value.item():g}" for name, value in parts.items())
             raise self._diverged(self.step + 1, f"the loss is not finite ({values})")
         if c.clip_norm:
             self.fabric.clip_gradients(self.module, self.optimizer, max_norm=c.clip_norm, error_if_nonfinite=False)
         self.optimizer.step()
-        right = (torch.stack(logits).argmax(2) == batch.labels).sum(1)
-        return parts, right
+        correct = (torch.stack(logits).argmax(2) == batch.labels).sum(1)
+        return parts, correct
 
-    def _passes(self, batch: Batch) -> Passes:
-        """Forward and backward pass: the parts of the loss and the logits of every exit, detached; gradients are set anew."""
+    def _forward_backward(self, batch: Batch) -> StepOutputs:
+        """Forward and backward pass. Sets the gradients; returns the terms of the loss and the logits of every exit,
+        detached."""
         parts, logits = self.module(batch)
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(parts["total"])
         return {name: value.detach() for name, value in parts.items()}, logits
 
-    def _graphed(self) -> Callable[[Batch], Passes]:
-        """The passes as CUDA graphs; as they are where there is no GPU and for a method that cannot be recorded."""
+    def _graphed(self) -> Callable[[Batch], StepOutputs]:
+        """Forward and backward pass as CUDA graphs; without graphs on a CPU and for a method that cannot be recorded."""
         if self.fabric.device.type != "cuda" or not self.method.graphs:
-            return self._passes
+            return self._forward_backward
         if self.fabric.world_size > 1 or self.config.precision == "16-mixed":
             given = f"{self.fabric.world_size} processes and precision {self.config.precision!r}"
             raise CorsdError(f"cuda_graphs with {given}; allowed: one process, and a precision without a gradient scaler")
-        return GraphedPasses(self._passes, [p for group in self.optimizer.param_groups for p in group["params"]])
+        return GraphedForwardBackward(
+            self._forward_backward, [p for group in self.optimizer.param_groups for p in group["params"]]
+        )
 
     def _check_state(self) -> None:
-        """A step whose loss was finite may leave a network that is of no use any more: never record it."""
+        """Raise `CorsdError` if weights or outputs are not finite, or if the run directory was changed, before anything is
+        saved."""
         bad = [name for name, value in self._weights().items() if not value.isfinite().all()]
         if not bad and self.fabric.is_global_zero and not self.probe.finite(self.network):
-            bad = ["what the network makes of the probe set"]
+            bad = ["outputs for the probe set"]
         changed = self._changed() if self.fabric.is_global_zero else ""
-        diverged, ended = self._any(bool(bad), bool(changed))
+        diverged, changed_anywhere = self._any_rank(bool(bad), bool(changed))
         if diverged:
             raise self._diverged(self.step, f"no longer finite: {', '.join(bad[:3]) or 'weights of another process'}")
-        if ended:
+        if changed_anywhere:
             raise CorsdError(changed or f"{self.path} was changed while it was trained, and the training ends")
 
     def _diverged(self, step: int, what: str) -> CorsdError:
@@ -220,8 +236,8 @@ class Trainer:
     def _progress(self, step: int) -> float:
         return (self.epoch * self.steps_per_epoch + step) / (self.config.epochs * self.steps_per_epoch)
 
-    def _any(self, *flags: bool) -> list[bool]:
-        """For each flag whether any process says so: what they do together they must do at the same step."""
+    def _any_rank(self, *flags: bool) -> list[bool]:
+        """For each flag whether it is set in any process: all processes must stop and save at the same step."""
         if self.fabric.world_size == 1:
             return list(flags)
         votes = self.fabric.all_reduce(torch.tensor(flags, dtype=torch.float, device=self.fabric.device), reduce_op="sum")
@@ -229,19 +245,19 @@ class Trainer:
 
     # --- what is recorded ---
 
-    def _add(self, parts: dict[str, Tensor], right: Tensor, images: int) -> None:
-        """Add a step to the sums of the epoch; float64 on the device, so that nothing waits for it."""
-        values = torch.stack([value.to(right.device) for value in parts.values()]).double() * images
-        names = [*(f"loss.{name}" for name in parts), *(f"train_top1.exit{k}" for k in range(1, len(right) + 1)), "images"]
-        one = torch.cat([values, 100 * right.double(), values.new_full((1,), images)])
+    def _add(self, parts: dict[str, Tensor], correct: Tensor, images: int) -> None:
+        """Add a step to the sums of the epoch, in float64 on the device, so that the CPU does not wait for the GPU."""
+        values = torch.stack([value.to(correct.device) for value in parts.values()]).double() * images
+        names = [*(f"loss.{name}" for name in parts), *(f"train_top1.exit{k}" for k in range(1, len(correct) + 1)), "images"]
+        one = torch.cat([values, 100 * correct.double(), values.new_full((1,), images)])
         if self.totals:
-            if missing := [name for name in names if name not in self.totals]:  # only after a resume
+            if missing := [name for name in names if name not in self.totals]:  # possible only after a resume
                 raise CorsdError(f"{self.checkpoint.path} lacks totals.{missing[0]}: it is incomplete, or of another version")
             one += torch.stack([self.totals[name] for name in names])
         self.totals = dict(zip(names, one, strict=True))
 
     def _summed(self) -> dict[str, Tensor]:
-        """The sums of the epoch over all processes."""
+        """The sums of the epoch, added over all processes."""
         return {k: cast(Tensor, self.fabric.all_reduce(v.clone(), reduce_op="sum")) for k, v in self.totals.items()}
 
     def _means(self) -> dict[str, float]:
@@ -255,7 +271,7 @@ class Trainer:
         return f"epoch {self.epoch + 1} train {exits} % {losses}"
 
     def _end_epoch(self, seconds: float) -> None:
-        """Write the epoch's record and snapshot, then step to the next one."""
+        """Write metrics and snapshot of the epoch, and move on to the next one."""
         if self.fabric.world_size > 1:
             self.totals = self._summed()
         self.epoch, self.step = self.epoch + 1, 0
@@ -272,7 +288,7 @@ class Trainer:
         if self.data.validation is not None:
             logits, labels = exit_logits(self.network, self.data, self.data.validation, self.config.workers)
             record |= {f"val_top1.exit{k}": top_k_accuracy(z, labels) for k, z in enumerate(logits, 1)}
-        # Columns of an earlier version that reported terms of weight 0 are left out: all lines have the same.
+        # Earlier versions also recorded terms of weight 0. These columns are dropped, so that all lines have the same columns.
         lines = [{k: v for k, v in line.items() if k in record} for line in self._recorded(self.epoch - 1)]
         write_lines(self._to("metrics.jsonl"), [*lines, record], within=self.path)
         every = self.config.probe_every
@@ -280,7 +296,7 @@ class Trainer:
             self._snapshot()
 
     def _recorded(self, epochs: int) -> list[dict[str, Any]]:
-        """The records of the first `epochs` epochs; `CorsdError` where one is missing."""
+        """The lines of metrics.jsonl for the first `epochs` epochs. Raises `CorsdError` if one is missing."""
         file = self.path / "metrics.jsonl"
         lines = read_metrics(file)
         there = [line["epoch"] for line in lines]
@@ -297,8 +313,8 @@ class Trainer:
         write_tensors(self._to(f"probes/epoch_{self.epoch:04d}.safetensors"), tensors, within=self.path)
 
     def _begin(self) -> None:
-        """The first files of a new run, with the snapshot of the untrained network."""
-        (self.path / "metrics.jsonl").unlink(missing_ok=True)  # of a run whose checkpoint was removed: it begins anew
+        """Write the first files of a new run, with the snapshot of the untrained network."""
+        (self.path / "metrics.jsonl").unlink(missing_ok=True)  # of a run whose checkpoint was removed: it starts over
         content = {"train": _plain(self.config), "data": asdict(self.info), "provenance": self.provenance}
         write_json(self.path / "config.json", with_checksum(content), within=self.path)
         self.probe.write(self.path)
@@ -310,13 +326,13 @@ class Trainer:
         write_json(self._to("test.json"), with_checksum(result), within=self.path)
 
     def _to(self, name: str) -> Path:
-        """The path of a file that is about to be written; `CorsdError` when the run directory is not what it was."""
+        """The path of a file that is about to be written. Raises `CorsdError` if the run directory was changed."""
         if changed := self._changed():
             raise CorsdError(changed)
         return self.path / name
 
     def _changed(self) -> str:
-        """What has become of the run directory of this training; "" where it is as it was."""
+        """How the run directory was changed by others during this training; "" if it was not."""
         if not self.path.is_dir():
             return (
                 f"{self.path} was moved or removed while it was trained, and the training ends; if it was moved, resume it "
@@ -338,7 +354,7 @@ class Trainer:
         return self.checkpoint.weights()
 
     def _checkpoint(self, seconds: float = 0.0) -> None:
-        """Everything a resume needs. In several processes the sums of the epoch move to the first one."""
+        """Write the checkpoint. With several processes the sums of the epoch are collected in the first one."""
         if self.fabric.world_size > 1 and self.totals:
             self.totals = {k: v * self.fabric.is_global_zero for k, v in self._summed().items()}
         if self.fabric.is_global_zero:
@@ -346,7 +362,7 @@ class Trainer:
             self.checkpoint.write(Position(self.epoch, self.step, seconds), self.totals)
 
     def _note_resume(self) -> None:
-        """Add to config.json what is another than it was: the source, the versions, the machine."""
+        """Add the provenance of this process to config.json where it differs: commit, package versions or machine."""
         path = self.path / "config.json"
         content = read_json(path)
         now, self.provenance = self.provenance, content["provenance"]
@@ -363,14 +379,14 @@ class Trainer:
             images=lambda p: self.source.images_of(p.epoch, p.step),
             same_start=begun_with == version("torch"),
         )
-        self.epoch, self.step, self.spent = position.epoch, position.step, position.seconds
+        self.epoch, self.step, self.elapsed = position.epoch, position.step, position.seconds
         self._recorded(self.epoch)
         self._check_probes()
 
     def _check_probes(self) -> None:
-        """Read the probe set and the snapshots so far, which a training that goes on leaves as they are; write a missing set.
+        """Check the probe set and the snapshots written so far, which a resumed training keeps; write a missing probe set.
 
-        Raises `CorsdError` for one that is damaged or does not fit.
+        Raises `CorsdError` for a file that is damaged or does not fit.
         """
         file, classes = self.path / "probe.safetensors", self.data.num_classes
         if file.is_file():

@@ -65,8 +65,8 @@ class ExitExplorer(Explorer):
         data_root: str | None = None,
         split: str = "probe",
     ) -> None:
-        for shown in (run, *([] if other is None else [other])):
-            check_run(shown)
+        for given in (run, *([] if other is None else [other])):
+            check_run(given)
         self.run, self._probes = run, run.probes
         if not self._probes:
             raise CorsdError(f"{run.path} has no probe snapshots to explore: train with probe_every above 0")

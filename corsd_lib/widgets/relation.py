@@ -67,8 +67,8 @@ class RelationExplorer(Explorer):
         data: ImageData | None = None,
         data_root: str | None = None,
     ) -> None:
-        for shown in (run, *([] if other is None else [other])):
-            check_run(shown)
+        for given in (run, *([] if other is None else [other])):
+            check_run(given)
         self.run, self.other = run, other
         self._open = False  # what is chosen at first has no consequences
         self._relations = relations = Relations(run, other, labels)
