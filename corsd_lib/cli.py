@@ -363,7 +363,8 @@ def _report(options: argparse.Namespace) -> None:
 def _add_data(verbs: Verbs) -> None:
     parser = verbs.add_parser("data", help="summarise a data set, or download it")
     parser.set_defaults(verb=_data)
-    parser.add_argument("name", help="digits, shapes, cifar10, cifar100, cub200, tiny_imagenet, imagenet, folder:PATH, npz:PATH")
+    names = "digits, shapes, cifar10, cifar100, cub200, tiny_imagenet, imagenet, folder:PATH or npz:PATH"
+    parser.add_argument("name", help=names)
     parser.add_argument("--data-root", help="folder that holds the data sets; default: $CORSD_DATA, else data")
     parser.add_argument("--image-size", type=int, help="side of the square the network sees, pixels")
     parser.add_argument("--test-fraction", type=float, help="share of each class to test on, of a folder without a split")

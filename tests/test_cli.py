@@ -276,7 +276,7 @@ def test_train_says_what_was_passed_over_once(pictures: Path, tmp_path: Path, ca
         ("train --method-options exit_kd=much --out OUT", "error: method 'corsd': exit_kd = 'much' must be of type float"),
         ("train --method kd", "error: method 'kd' is not known; allowed: baseline, label_smoothing, "),
         ("train --epochs 0", "error: epochs = 0 must be above 0"),
-        ("train --data mnist --out OUT", "error: data set 'mnist' is not known; allowed: digits, cifar10, "),
+        ("train --data mnist --out OUT", "error: data set 'mnist' is not known; allowed: digits, shapes, "),
         ("train --data cifar10 --data-root nowhere --out OUT", "error: cifar10 is neither at nowhere"),
         ("train --per-class 101 --out OUT", "error: per_class 101 is more than class '0' has"),
         ("train --network resnet9 --out OUT", "error: network 'resnet9' is not known; allowed: resnet8, "),
