@@ -37,7 +37,7 @@ class Listing(NamedTuple):
 
     def subset(self, indices: Sequence[int]) -> Listing:
         """The files at the indices `indices`, in that order."""
-        paths, labels = (tuple(values[i] for i in indices) for values in (self.paths, self.labels))
+        paths, labels = tuple(self.paths[i] for i in indices), tuple(self.labels[i] for i in indices)
         return Listing(self.class_names, paths, labels, self.root)
 
 
