@@ -353,7 +353,9 @@ def test_without_the_data_it_says_why_it_is_wanted(copied: Path, tmp_path: Path)
     config = read_json(copied / "config.json")
     config["train"]["data"] = config["data"]["name"] = "cifar10"
     write_json(copied / "config.json", config)
-    message = r"an export needs the data of the run for its evaluation, which cannot be read: .*: cifar10 is neither at .*nowhere"
+    message = (
+        r"an export needs the data of the run for its evaluation, which cannot be read: .*: cifar10 is neither at .*nowhere"
+    )
     with pytest.raises(CorsdError, match=message):
         export_run(load_run(copied), tmp_path / "export", data_root=tmp_path / "nowhere")
     assert not (tmp_path / "export").exists()
