@@ -1,6 +1,7 @@
-"""CORSD notebooks: train, compare and look inside self-distilled networks. Names load when first used: the import is light.
+"""CORSD notebooks: train, compare and analyse self-distilled networks.
 
-A name that needs an optional package is there without it, and raises `MissingPackage` when it is called.
+Names are imported when they are first used, so that `import corsd_lib` is fast. A name that needs an optional package exists
+without it too, and raises `MissingPackage` when it is called.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def __getattr__(name: str) -> Any:
     try:
         value = getattr(import_module(f"corsd_lib.{_MODULE_OF[name]}"), name)
     except MissingPackage as error:
-        return stand_in(name, error)  # not kept: the package may be installed later
+        return stand_in(name, error)  # not cached: the package may be installed later
     globals()[name] = value
     return value
 

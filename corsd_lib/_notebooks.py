@@ -1,4 +1,4 @@
-"""What notebooks are made with: executed quietly, saved without widget state, and turned into pages that need no network."""
+"""Tools for notebooks: saving without widget state, and HTML pages that need no network."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=40"]  # errors only: a kernel on th
 
 
 def save(notebook: nbformat.NotebookNode, path: Path) -> None:
-    """Write an executed notebook without widget state, which weighs megabytes; of a widget its figure is kept."""
+    """Write an executed notebook without widget state, which takes megabytes; figures of widgets are kept."""
     notebook.metadata.pop("widgets", None)
     notebook.metadata["language_info"] = {"name": "python"}  # not the version of who executed it
     for cell in notebook.cells:
@@ -36,7 +36,7 @@ def save(notebook: nbformat.NotebookNode, path: Path) -> None:
 
 
 def _without_widget(output: Any) -> bool:
-    """Take a widget's view out of an output; False when nothing to look at is left."""
+    """Remove the view of a widget from an output; return False if nothing visible is left."""
     data = output.get("data", {})
     if data.pop(WIDGET, None) is None:
         return True
@@ -45,14 +45,14 @@ def _without_widget(output: Any) -> bool:
 
 
 def write_page(notebook: Path) -> Path:
-    """An HTML page of a saved notebook, beside it, that needs no kernel and no network: plotly and the pictures are in it."""
+    """Write an HTML page beside a saved notebook that needs no kernel and no network: it contains plotly and all images."""
     from plotly.offline import get_plotlyjs
 
     return _write(notebook, notebook.with_suffix(".html"), f"<script>{get_plotlyjs()}</script>")
 
 
 def write_course(notebooks: Sequence[Path], folder: Path) -> Path:
-    """Pages of the notebooks in `folder`, an index.html of them, which is returned, and plotly once for all; no network."""
+    """Write pages of the notebooks and one copy of plotly to `folder`; return the index.html. They need no network."""
     from plotly.offline import get_plotlyjs
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def _write(notebook: Path, page: Path, plotly: str) -> Path:
 
 
 def _style(exporter: HTMLExporter) -> str:
-    """JupyterLab's dark theme for who prefers it, where figures stay light cards; on paper nothing is wider than the sheet."""
+    """Styles: the dark theme of JupyterLab where preferred, with light figures; nothing is wider than the page when printed."""
     sheets = (Path(folder) / "static" / "theme-dark.css" for folder in exporter.template_paths)
     dark = next(sheet.read_text(encoding="utf-8") for sheet in sheets if sheet.is_file())
     return f"<style>@media screen and (prefers-color-scheme: dark) {{ {dark} {_DARK} }} @media print {{ {_PRINT} }}</style>"

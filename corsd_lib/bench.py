@@ -1,4 +1,4 @@
-"""Speed and memory as ratios to a named alternative, timed in turn in one process: absolute times mean little elsewhere."""
+"""Benchmarks of speed and memory as ratios to an alternative, because absolute times differ between machines."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from corsd_lib.relation import MapRelation
 __all__ = ["bench", "peak_memory", "table", "write_table"]
 
 CLASSES, BATCH, ANCHORS = 100, 128, 43
-SECONDS = 600  # that a process which is measured may take
+SECONDS = 600  # time limit of a measured process
 
 
 def bench(quick: bool = False) -> dict[str, Any]:
-    """All figures by name: each a dict of `value`, `target` and `what`; and the `provenance`. Minutes on two cores."""
+    """All figures by name, each a dict of `value`, `target` and `what`, and the `provenance`. Takes minutes on two cores."""
     repeat, begun = 2 if quick else 7, provenance()
     figures = {
         **{f"{m}_step_study_{b}": study_step_ratio(m, b, repeat) for b in (64, 32) for m in ("corsd", "deep_supervision")},
@@ -58,19 +58,19 @@ def table(result: dict[str, Any]) -> str:
 
 
 def write_table(result: dict[str, Any], document: Path) -> None:
-    """Put the table between the `<!-- bench -->` marks of a Markdown file. Raises `CorsdError` when they are not there."""
+    """Put the table between the `<!-- bench -->` marks of a Markdown file. Raises `CorsdError` without these marks."""
     write_between(document, "bench", table(result))
 
 
 def step_ratio(name: str, repeat: int) -> dict[str, Any]:
-    """A CORSD step, exits included, against a step of the plain network."""
+    """Time of a CORSD step, including exits, relative to a step of the plain network."""
     seconds = _in_turn({m: _stepper(name, m) for m in ("baseline", "corsd")}, repeat)
     target = {"resnet18": "at most 1.35", "resnet20": "at most 1.7"}[name]
     return _figure(f"CORSD step / plain step, {name}, batch {BATCH}", _ratio(seconds, "corsd", "baseline"), target)
 
 
 def study_step_ratio(method: str, batch: int, repeat: int) -> dict[str, Any]:
-    """A step of `method` against a plain step in the setting of `results/cifar100`, on one thread: the network is small."""
+    """Time of a step of `method` relative to a plain step with the settings of `results/cifar100`, on one thread."""
     label, target = {"corsd": ("CORSD", "at most 1.5"), "deep_supervision": ("deep supervision", "at most 1.25")}[method]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -83,7 +83,7 @@ def study_step_ratio(method: str, batch: int, repeat: int) -> dict[str, Any]:
 
 
 def relation_share(name: str, repeat: int) -> dict[str, Any]:
-    """Forward and backward of relation, auxiliary and transfer terms alone, against the whole CORSD step."""
+    """Share of forward and backward pass of the relation, auxiliary and transfer terms in a CORSD step."""
     network = build_network(name, CLASSES)
     method = build_method("corsd", network=network)
     assert isinstance(method, Corsd)
@@ -105,7 +105,7 @@ def relation_share(name: str, repeat: int) -> dict[str, Any]:
 
 
 def release_ratio(name: str, repeat: int) -> dict[str, Any]:
-    """The release's formulation, three images an anchor and pairs of feature maps, against ours, per anchor image."""
+    """Time of the release (three images for each anchor, pairs of feature maps) relative to ours, for each anchor."""
     seconds = _in_turn({"release": _release_stepper(name), "corsd": _stepper(name, "corsd")}, repeat)
     per_anchor = {"release": [s / ANCHORS for s in seconds["release"]], "corsd": [s / BATCH for s in seconds["corsd"]]}
     what = f"the release's formulation / ours, time an anchor image, {name}"
@@ -113,7 +113,7 @@ def release_ratio(name: str, repeat: int) -> dict[str, Any]:
 
 
 def pipeline_ratio(repeat: int) -> dict[str, Any]:
-    """Images a second of our whole-batch augmentation, against torchvision's per-image transforms in two workers."""
+    """Images per second of whole-batch augmentation, relative to torchvision's transforms of single images in two workers."""
     data = _data(50_000)
     source = BatchSource(data, batch_size=BATCH, augmentation="crop_flip")
 
@@ -131,7 +131,7 @@ def pipeline_ratio(repeat: int) -> dict[str, Any]:
 
 
 def streamed_ratio(repeat: int) -> dict[str, Any]:
-    """Images a second that we stream from JPEG files at 224 pixels, against torchvision's ImageFolder; 2 workers each."""
+    """Images per second streamed from JPEG files at 224 pixels, relative to torchvision's ImageFolder; two workers each."""
     with tempfile.TemporaryDirectory() as folder:
         data = _photographs(Path(folder), 4 * BATCH)
         source = BatchSource(data, batch_size=BATCH, augmentation="resized_crop")
@@ -150,14 +150,14 @@ def streamed_ratio(repeat: int) -> dict[str, Any]:
 
 
 def memory_ratio(name: str) -> dict[str, Any]:
-    """Peak memory of two CORSD steps over that of the imported library, against the plain network's; a fresh process each."""
+    """Peak memory of two CORSD steps beyond the imported library, relative to the plain network; each in a new process."""
     peak = {method: _peak_memory(name, method) for method in ("baseline", "corsd")}
     figure = _figure(f"memory of a CORSD step / a plain step, {name}, batch {BATCH}", peak["corsd"] / peak["baseline"], "-")
     return {**figure, "gibibytes": {k: round(v, 3) for k, v in peak.items()}}
 
 
 def import_ratio(repeat: int) -> dict[str, Any]:
-    """`import corsd_lib` and the names a training needs, against `import torch`, in fresh processes."""
+    """Time to import corsd_lib and the names for a training, relative to `import torch`, in new processes."""
     commands = {
         "torch": lambda: _fresh("import torch"),
         "corsd_lib": lambda: _fresh("import torch, corsd_lib; corsd_lib.train, corsd_lib.load_dataset"),
@@ -170,7 +170,7 @@ def import_ratio(repeat: int) -> dict[str, Any]:
 
 
 def _in_turn(actions: dict[str, Callable[[], Any]], repeat: int) -> dict[str, list[float]]:
-    """Seconds of each action, run in turn so that a change of load meets all of them; the first round is dropped."""
+    """Seconds of each action. They run in turn, so that the load of the machine affects all; the first round is dropped."""
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(repeat + 1):
         for name, action in actions.items():
@@ -269,7 +269,7 @@ def _join_at_once(anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def _data(count: int) -> ImageData:
-    """Noise of CIFAR's shape: what is timed does not read the pixels."""
+    """Random images of the shape of CIFAR; the measured time does not depend on their content."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
     split = ImageArrays(images, torch.arange(count) % CLASSES, torch.arange(count))
@@ -341,9 +341,9 @@ def _image_folder_loader(folder: Path, data: ImageData) -> Iterator[Any]:
 def peak_memory() -> float:
     """Largest resident memory of this process so far, GiB."""
     status = Path("/proc/self/status")
-    if status.exists():  # a child's ru_maxrss begins at its parent's: Linux's own high-water mark does not
+    if status.exists():  # ru_maxrss of a child starts at that of its parent, unlike the peak in /proc
         return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024**2
-    import resource  # which Windows does not have
+    import resource  # not available on Windows
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1024**3
@@ -362,11 +362,11 @@ print(peak_memory() - before)
 
 
 def _fresh(code: str) -> str:
-    """What Python code prints in a process of its own; `CorsdError` when it fails or takes too long."""
+    """The output of Python code in a new process. Raises `CorsdError` if it fails or takes too long."""
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=SECONDS)
     except subprocess.TimeoutExpired as error:
-        raise CorsdError(f"a process that is measured took more than {SECONDS} seconds and was ended") from error
+        raise CorsdError(f"a measured process took more than {SECONDS} seconds and was ended") from error
     if done.returncode:
-        raise CorsdError(f"a process that is measured failed: {done.stderr.strip().rpartition(chr(10))[2]}")
+        raise CorsdError(f"a measured process failed: {done.stderr.strip().rpartition(chr(10))[2]}")
     return done.stdout

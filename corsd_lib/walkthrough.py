@@ -1,7 +1,7 @@
-"""The first thing to run: `python -m corsd_lib.walkthrough` (`make walkthrough`).
+"""The walkthrough: `python -m corsd_lib.walkthrough` (`make walkthrough`).
 
-Trains the plain network and CORSD on the embedded digits, prints what every exit is worth, executes the first notebook on these
-runs and makes a page of it that needs neither kernel nor network. What is trained already is opened, not trained again.
+Trains the plain network and CORSD on the digits of scikit-learn, prints the accuracy of every exit, executes the first notebook
+with these runs, and writes an HTML page of it that needs neither kernel nor network. Existing runs are not trained again.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "plan"]
 
-# The parameters of notebooks/01_walkthrough.ipynb; a test keeps the two alike.
+# The parameters of notebooks/01_walkthrough.ipynb; a test compares them.
 EPOCHS, PER_CLASS, SEED = 120, 10, 0
-METHODS = {"baseline": "probe", "CORSD": "corsd"}  # `probe` is the baseline with exits that watch
-PAPER: dict[str, Any] = {"sampling": "plain", "method_options": {"class_kd": 0.0}}  # CORSD without what is ours
+METHODS = {"baseline": "probe", "CORSD": "corsd"}  # `probe` is the baseline with detached exits
+PAPER: dict[str, Any] = {"sampling": "plain", "method_options": {"class_kd": 0.0}}  # CORSD without our additions
 NOTEBOOK = "01_walkthrough.ipynb"
 PACKAGES = ("plotly", "ipywidgets", "nbformat", "nbclient", "nbconvert", "papermill", "ipykernel")  # of the extra "notebooks"
 
 
 def plan(method: str, runs: str | Path, epochs: int = EPOCHS, per_class: int = PER_CLASS, seed: int = SEED) -> TrainConfig:
-    """The training of `method` in the first notebook, as its cells spell it out; `runs` is its `run_directory`."""
+    """The configuration of `method` in the first notebook; `runs` is its `run_directory`."""
     from corsd_lib.runs import TrainConfig
 
     return TrainConfig(
@@ -63,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def walk(out: Path, epochs: int) -> None:
-    """Everything that `make walkthrough` does, under the folder `out`."""
-    require("the walkthrough", *PACKAGES)  # minutes before they are used
+    """Run the walkthrough in the folder `out`."""
+    require("the walkthrough", *PACKAGES)  # checked before the trainings, which take minutes
     print(
         f"Two trainings on {10 * PER_CLASS} handwritten digits, then a notebook about them. All of it goes to {out}/",
         flush=True,
@@ -83,7 +83,7 @@ def walk(out: Path, epochs: int) -> None:
 
 
 def train_both(runs: Path, epochs: int) -> dict[str, Run]:
-    """The two runs by name, trained with a progress bar or opened; those before the one that was stopped, if one was."""
+    """Train or open the two runs, by name. After a stop only the finished ones are returned."""
     import torch
 
     from corsd_lib.training import train
@@ -99,7 +99,7 @@ def train_both(runs: Path, epochs: int) -> dict[str, Run]:
 
 
 def table(tests: Mapping[str, Mapping[str, Any]]) -> str:
-    """Top-1 of every exit and of the ensemble, a row for each of two runs and one for their difference."""
+    """Top-1 of every exit and of the ensemble: a row for each of two runs and one for their difference."""
     rows = {name: [e["top1"] for e in (*test["exits"], test["ensemble"])] for name, test in tests.items()}
     first, second = rows.values()
     columns = [*(f"exit {k}" for k in range(1, len(first))), "ensemble"]
@@ -109,7 +109,7 @@ def table(tests: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def find_notebook() -> Path:
-    """The first notebook, in this clone. Raises `CorsdError` where there is none."""
+    """The first notebook of this clone. Raises `CorsdError` if it does not exist."""
     places = [Path("notebooks"), Path(__file__).resolve().parent.parent / "notebooks"]
     for place in places:
         if (place / NOTEBOOK).is_file():
@@ -129,7 +129,7 @@ def execute(notebook: Path, out: Path, epochs: int) -> Path:
     shutil.copytree(notebook.parent / "images", out / "images", dirs_exist_ok=True)
     parameters = {"epochs": epochs, "per_class": PER_CLASS, "seed": SEED, "run_directory": str((out / "runs").resolve())}
     print(f"Executing {notebook.name}", flush=True)
-    # Not papermill's own execution: it takes a check that waits for the reader's answer for a failure.
+    # papermill would stop at a check that fails until the reader has answered it.
     content = parameterize_notebook(load_notebook_node(str(notebook)), parameters)
     place = {"metadata": {"path": str(out)}}
     NotebookClient(

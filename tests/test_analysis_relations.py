@@ -125,7 +125,7 @@ def test_a_snapshot_without_its_relation_networks_has_only_relations(tiny_run: R
     file = tmp_path / "run" / "probes" / "epoch_0002.safetensors"
     write_tensors(file, {k: v for k, v in read_tensors(file)[0].items() if not k.startswith("method.")})
     run = load_run(tmp_path / "run")
-    with pytest.raises(CorsdError, match="the snapshot after epoch 2 holds no relation networks, only relations"):
+    with pytest.raises(CorsdError, match="the snapshot after epoch 2 has no relation networks, only relations"):
         snapshot_scores(run, 2, 1)
     assert torch.equal(class_relations(run, 2, 1), class_relations(tiny_run, 2, 1))
     assert torch.equal(snapshot_scores(run, 2, 1, "cosine"), snapshot_scores(tiny_run, 2, 1, "cosine"))
@@ -157,7 +157,7 @@ def test_a_method_without_relation_networks_has_the_cosine(tiny: Tiny) -> None:
 def test_relations_of_feature_maps_are_stored_for_classes_only(tiny: Tiny) -> None:
     run = train(tiny(method="corsd_release", epochs=1, batch_size=15), progress=False)  # one exit, three relations
     for function in (lambda: snapshot_scores(run, 1, 1), lambda: relation_quality(run, 1)):
-        with pytest.raises(CorsdError, match="reads feature maps, which snapshots do not hold; allowed kinds: cosine, l2"):
+        with pytest.raises(CorsdError, match="uses feature maps, which snapshots do not have; allowed kinds: cosine, l2"):
             function()
     assert [torch.equal(class_relations(run, 1, k + 1), r) for k, r in enumerate(run.probes[1].relations)] == [True] * 3
     assert class_relations(run, 1, 1, "cosine").shape == (10, 10)
@@ -235,7 +235,7 @@ def test_classes_without_a_relation_are_ordered_too() -> None:
 def test_a_single_class_has_an_order_and_no_tree() -> None:
     one = torch.tensor([[0.5]])
     assert all(class_order(kind, one, torch.tensor([3])).tolist() == [0] for kind in CLASS_ORDERS)
-    with pytest.raises(CorsdError, match="a matrix of 1 classes cannot be clustered; 2 or more are wanted"):
+    with pytest.raises(CorsdError, match="a matrix of 1 classes cannot be clustered; allowed: 2 or more"):
         linkage_of(one)
 
 
@@ -255,7 +255,7 @@ def test_orders_name_what_they_lack() -> None:
         class_order("label")
     with pytest.raises(CorsdError, match="a relation of 4 classes and superclasses of 3 do not fit"):
         class_order("label", matrix, superclasses[:3])
-    with pytest.raises(CorsdError, match=r"a class-level relation of shape \(4, 3\); \(C, C\) is wanted"):
+    with pytest.raises(CorsdError, match=r"a class-level relation of shape \(4, 3\); allowed: \(C, C\)"):
         class_order("cluster", matrix[:, :3])
     with pytest.raises(CorsdError, match=r"relations from .* to 3 are clustered; allowed: 0 to 1"):
         linkage_of(torch.tensor([[0.0, 3.0], [3.0, 0.0]]))
@@ -342,7 +342,7 @@ def test_one_image_a_class_has_no_intra_pair() -> None:
     assert math.isnan(same_class_auc(scores, labels))
     found = relation_contrast(scores, labels)
     assert math.isnan(found["intra"]) and math.isnan(found["triplets"]) and 0 < found["inter"] < 1
-    with pytest.raises(CorsdError, match=r"scores of shape \(6, 6\) do not fit 5 labels; \(N, N\) is wanted"):
+    with pytest.raises(CorsdError, match=r"scores of shape \(6, 6\) do not fit 5 labels; allowed: \(N, N\)"):
         same_class_auc(scores, labels[:5])
 
 

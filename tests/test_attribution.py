@@ -506,7 +506,7 @@ def _without(data: ImageData, row: int) -> ImageData:
         ({"target": -1}, "target -1 of 10 classes"),
         ({"method": "lime"}, "attribution method 'lime' is not known; allowed: integrated_gradients, grad_cam"),
         ({"baseline": "white"}, "baseline 'white' is not known; allowed: mean, black, blur"),
-        ({"baseline": "black"}, "baseline 'black' wants `normalise`"),
+        ({"baseline": "black"}, "baseline 'black' needs `normalise`"),
         ({"steps": 0}, "steps = 0; allowed: a whole number of at least 1"),
         ({"image": torch.zeros(1, 1, 8, 8)}, r"image of shape \(1, 1, 8, 8\); allowed: one image \(C, H, W\) with C = 1"),
         ({"image": torch.zeros(3, 8, 8)}, r"image of shape \(3, 8, 8\)"),

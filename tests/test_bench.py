@@ -142,10 +142,10 @@ def test_shares_and_ratios_are_of_what_they_name(monkeypatch: pytest.MonkeyPatch
 
 def test_a_process_that_is_measured_has_a_time_limit_and_its_error_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bench._fresh("print(1.5)") == "1.5\n"
-    with pytest.raises(CorsdError, match=r"^a process that is measured failed: ValueError: no$"):
+    with pytest.raises(CorsdError, match=r"^a measured process failed: ValueError: no$"):
         bench._fresh("raise ValueError('no')")
     monkeypatch.setattr(bench, "SECONDS", 0.1)
-    with pytest.raises(CorsdError, match=r"^a process that is measured took more than 0\.1 seconds and was ended$"):
+    with pytest.raises(CorsdError, match=r"^a measured process took more than 0\.1 seconds and was ended$"):
         bench._fresh("import time; time.sleep(600)")
 
 

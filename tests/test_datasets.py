@@ -28,7 +28,7 @@ from corsd_lib.datasets import (
 from corsd_lib.datasets.arrays import as_arrays, channel_statistics, resize_arrays
 from corsd_lib.datasets.decoding import read_squares
 from corsd_lib.datasets.notices import say, silent
-from corsd_lib.datasets.selection import pick_per_class, split_validation, stratified_rows
+from corsd_lib.datasets.selection import pick_per_class, split_validation, stratified_indices
 from corsd_lib.errors import CorsdError
 from corsd_lib.readers import SIDE
 
@@ -146,7 +146,7 @@ def test_more_labels_add_images_and_exchange_none() -> None:
     seed=st.integers(0, 1000),
 )
 def test_stratified_rows_take_what_is_wanted_of_each_class(labels: list[int], wanted: list[int], seed: int) -> None:
-    rows = stratified_rows(torch.tensor(labels), torch.tensor(wanted), torch.Generator().manual_seed(seed)).tolist()
+    rows = stratified_indices(torch.tensor(labels), torch.tensor(wanted), torch.Generator().manual_seed(seed)).tolist()
     assert rows == sorted(set(rows))
     for c in range(5):
         assert sum(labels[row] == c for row in rows) == min(wanted[c], labels.count(c))
@@ -156,7 +156,7 @@ def test_every_row_has_the_same_chance() -> None:
     labels, hits = torch.tensor([0, 0, 0, 0, 1, 1]), torch.zeros(6)
     generator = torch.Generator().manual_seed(0)
     for _ in range(2000):
-        hits[stratified_rows(labels, torch.tensor([1, 1]), generator)] += 1
+        hits[stratified_indices(labels, torch.tensor([1, 1]), generator)] += 1
     assert (hits / 2000 - torch.tensor([0.25] * 4 + [0.5] * 2)).abs().max() < 0.05
 
 

@@ -151,7 +151,7 @@ def test_a_truncated_or_absent_image_is_named(folder: Path) -> None:
             "images.txt",
             2,
             "two images/x.jpg",
-            r"images\.txt, line 2: 'two images/x\.jpg' is not what belongs there",
+            r"images\.txt, line 2: 'two images/x\.jpg' is not valid",
         ),
         ("images.txt", 2, "2", r"images\.txt, line 2: '2'"),
         ("images.txt", 2, "2 ../x.jpg", r"images\.txt, line 2: .* \(it is not below images/\)"),

@@ -338,7 +338,7 @@ def test_what_is_there_already_is_never_overwritten(
         config["provenance"]["started"] = "2020-01-01T00:00:00Z"
         write_json(dest / "config.json", config)
     before = _content(dest) if dest.is_dir() else dest.read_bytes()
-    with pytest.raises(CorsdError, match=rf"{dest} is there already and is no export of {copied}: choose another folder"):
+    with pytest.raises(CorsdError, match=rf"{dest} exists and is not an export of {copied}: choose another folder"):
         export_run(load_run(copied), dest)
     assert before == (_content(dest) if dest.is_dir() else dest.read_bytes())
 
@@ -353,7 +353,9 @@ def test_without_the_data_it_says_why_it_is_wanted(copied: Path, tmp_path: Path)
     config = read_json(copied / "config.json")
     config["train"]["data"] = config["data"]["name"] = "cifar10"
     write_json(copied / "config.json", config)
-    message = r"an export is evaluated as it is written, and its data cannot be read: .*: cifar10 is neither at .*nowhere"
+    message = (
+        r"an export needs the data of the run for its evaluation, which cannot be read: .*: cifar10 is neither at .*nowhere"
+    )
     with pytest.raises(CorsdError, match=message):
         export_run(load_run(copied), tmp_path / "export", data_root=tmp_path / "nowhere")
     assert not (tmp_path / "export").exists()

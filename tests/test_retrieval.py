@@ -230,7 +230,7 @@ def test_every_image_of_a_class_that_is_large_enough_has_the_same_chance() -> No
     "call,message",
     [
         (lambda: retrieval_figures(torch.ones(3, 2), torch.ones(3)), r"scores of shape \(3, 2\) do not fit 3 labels; \(N, N\)"),
-        (lambda: retrieval_figures(torch.full((2, 2), torch.nan), torch.zeros(2)), "scores hold NaN; allowed: numbers, higher"),
+        (lambda: retrieval_figures(torch.full((2, 2), torch.nan), torch.zeros(2)), "scores have NaN; allowed: numbers, higher"),
         (
             lambda: embedding_retrieval(torch.ones(3), torch.ones(3)),
             r"embeddings of shape \(3,\) do not fit 3 labels; \(N, D\)",
@@ -246,7 +246,7 @@ def test_every_image_of_a_class_that_is_large_enough_has_the_same_chance() -> No
         (lambda: Episodes(queries=1.5), r"queries of episodes is 1\.5"),  # type: ignore[arg-type]
         (
             lambda: Episodes().draw(torch.arange(9).repeat(15)),
-            "0 classes have 16 images, for 1 shots and 15 queries; 5 ways want as many classes",
+            "0 classes have 16 images, for 1 shots and 15 queries; 5 ways need as many classes",
         ),
     ],
 )

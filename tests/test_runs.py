@@ -79,7 +79,7 @@ def test_a_run_in_a_folder_whose_name_is_not_utf_8_is_refused(tiny_run: Run, tmp
         ({"method_options": {"fusion": "\ud800"}}, r"fusion '\\ud800' is not valid UTF-8"),
         ({"milestones": (0.5, 1.5)}, "a milestone = 1.5 must be at least 0 and below 1"),
         ({"milestones": ["half"]}, "a milestone = 'half' is of type str; allowed: float"),
-        ({"nesterov": True, "momentum": 0.0}, "nesterov = True wants a momentum above 0"),
+        ({"nesterov": True, "momentum": 0.0}, "nesterov = True needs a momentum above 0"),
         *[
             ({name: -1}, f"{name} = -1 must be at least 0")
             for name in ("seed", "cutout", "workers", "probe_every", "probe_size")
@@ -218,7 +218,9 @@ def test_a_method_that_is_not_found_names_the_run_and_where_it_may_come_from(
     content = read_json(copied / "config.json")
     content["train"]["method"] = "of_a_plug_in"
     write_json(copied / "config.json", content)
-    message = rf"^{copied}/config.json: method 'of_a_plug_in' is not known; allowed: .*; a method of your own is found"
+    message = (
+        rf"^{copied}/config.json: method 'of_a_plug_in' is not known; allowed: .*; a method of your own is found if CORSD_"
+    )
     for read in (lambda run: run.config, repr, lambda run: run.network()):
         with pytest.raises(CorsdError, match=message):
             read(load_run(copied))

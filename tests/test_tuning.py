@@ -606,7 +606,7 @@ def test_a_bad_range_is_named(make: Make, what: Any, message: str) -> None:
         ({"seeds": []}, r"seeds = \[\]; allowed: one or more whole numbers"),
         ({"seeds": [-1]}, r"seeds = \[-1\]; allowed: one or more whole numbers"),
         ({"seeds": [10**30]}, r"seeds = \[1000.*\]; allowed: one or more whole numbers"),
-        ({"train": [3]}, r"train = \[3\]; allowed: an object of fields and values"),
+        ({"train": [3]}, r"train = \[3\] is of type list; allowed: dict"),
         ({"train": {"seed": 3}}, "train: field 'seed' is not known; allowed: data, "),
         ({"train": {"validation_fraction": 0.4, "devices": 2}}, "devices = 2, num_nodes = 1; allowed: 1 and 1"),
         ({"space": {"exit": {"low": 0.0, "high": 1.0}}}, "option of method 'byot': 'exit' is not known; allowed: task, "),

@@ -1,14 +1,14 @@
-"""What a run says: arrays in, numbers out; no plotting.
+"""Analysis of runs: numbers from arrays, without plots.
 
-relations.py  scores of pairs, class-level relations, orders, how well they tell classes apart and with what they agree
-relation_use.py  what a score is worth: calibration as P(same class), class prototypes at inference
-structure.py  inter- and intra-class structure, alikeness of exits and of runs
-embedding.py  the probe images in two dimensions, and how far to trust the picture
-exits.py      accuracy, agreement, calibration, leaving early
-gradients.py  how strongly every part of the loss pulls, and where it arrives
-retrieval.py  retrieval and few-shot figures of embeddings and of scores of pairs
-unseen.py     these figures of classes that were held out of the training
-images.py     the images themselves, where the data is
+relations.py     scores of pairs, class-level relations, orders of classes, quality and agreement
+relation_use.py  calibration of scores as P(same class), and class prototypes at inference
+structure.py     inter- and intra-class structure, similarity of exits and of runs
+embedding.py     projections of the probe images to two dimensions, and their quality
+exits.py         accuracy, agreement, calibration, early exit
+gradients.py     gradients of each term of the loss, by part of the network
+retrieval.py     retrieval and few-shot figures of embeddings and of scores of pairs
+unseen.py        these figures for classes that were held out of the training
+images.py        images of a run
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pictures of what the exits see: one joint projection of the probe images to two dimensions, and how far to trust it.
+"""A joint projection of the embeddings of all exits to two dimensions, and measures of its quality.
 
 N probe images, E epochs, K exits (shallow -> deep), D embedding dimensions.
 """
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "PROJECTIONS",
     "StageEmbedding",
+    "UmapOptions",
     "aligned_embedding",
     "is_kept",
     "joint_projection",
@@ -40,18 +41,36 @@ __all__ = [
 ]
 
 PROJECTIONS = ("umap", "pca")
-NEIGHBOURS = 10  # of the measures of quality
+NEIGHBOURS = 10  # default of the measures of quality
+
+
+@dataclass(frozen=True)
+class UmapOptions:
+    """Options of UMAP, see `joint_projection`. Raises `CorsdError` for values out of range."""
+
+    seed: int = 0
+    neighbours: int = 15
+    min_dist: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.neighbours < 2:
+            raise CorsdError(f"neighbours = {shortened(self.neighbours)} of an embedding; allowed: 2 or more")
+        if not 0 <= self.min_dist <= 1:
+            raise CorsdError(f"min_dist = {shortened(self.min_dist)} of an embedding; allowed: 0 to 1")
+
+
+DEFAULT_UMAP = UmapOptions()
 
 
 @dataclass(frozen=True, eq=False)
 class StageEmbedding:
-    """Where the probe images lie in pictures of the exits, and what the pictures lose.
+    """The probe images in two dimensions, for each epoch and exit, and the quality of these projections.
 
-    `coordinates` (E, K, N, 2) float32, all of one joint fit, so that image i is coordinates[:, :, i]; axes have no unit.
-    `labels`, `index` (N,): class of the images and their row in the data. `epochs` (E), `exits` (K, 1-based). Of every
-    picture, (E, K) in [0, 1], 1 is best: its `trustworthiness`, its `knn_purity` and the `embedding_purity`, the same in
-    the space of D dimensions; no purity can be above `purity_limit`. A picture that is purer than its embedding shows classes
-    tidier than the exit sees them: in a joint fit shallow exits borrow order from deep ones.
+    `coordinates` (E, K, N, 2) float32, all from one joint fit: those of image i are coordinates[:, :, i]; axes have no unit.
+    `labels`, `index` (N,): class of the images and their index in the split. `epochs` (E), `exits` (K, from 1). For every epoch
+    and exit, (E, K) in [0, 1], 1 is best: `trustworthiness`; `knn_purity` in two dimensions; and `embedding_purity`, the same
+    in D dimensions. No purity can be above `purity_limit`. A projection that is purer than its embedding shows classes more
+    separated than they are: in a joint fit deep exits influence the positions of shallow ones.
     """
 
     coordinates: Tensor
@@ -66,13 +85,13 @@ class StageEmbedding:
     purity_limit: float
 
     def table(self) -> pd.DataFrame:
-        """One row a picture: epoch, exit, trustworthiness, knn_purity, embedding_purity."""
+        """A row for each epoch and exit: epoch, exit, trustworthiness, knn_purity, embedding_purity."""
         import pandas as pd
 
         names = ("trustworthiness", "knn_purity", "embedding_purity")
-        places = [(epoch, k) for epoch in self.epochs for k in self.exits]
+        pairs = [(epoch, k) for epoch in self.epochs for k in self.exits]
         columns = {name: getattr(self, name).flatten().numpy() for name in names}
-        return pd.DataFrame({"epoch": [e for e, _ in places], "exit": [k for _, k in places], **columns})
+        return pd.DataFrame({"epoch": [e for e, _ in pairs], "exit": [k for _, k in pairs], **columns})
 
 
 def stage_embedding(
@@ -85,25 +104,25 @@ def stage_embedding(
     min_dist: float = 0.1,
     refresh: bool = False,
 ) -> StageEmbedding:
-    """The probe images of a run in two dimensions, for the chosen `epochs` (the last by default) and `exits` (all, 1-based).
+    """The probe images of a run in two dimensions, for `epochs` (default: the last) and `exits` (default: all, from 1).
 
-    Each exit is centred, scaled (`scaled_embedding`) and turned to the deepest at the last epoch (`aligned_embedding`); then
-    all are projected together (`joint_projection`, which explains the other parameters), so that an image can be followed.
-    Kept in the run as embeddings/<method>-<key>.safetensors, where the key is of all parameters that matter to the method, and
-    read from there the next time unless `refresh`; a run that cannot be written to is embedded anew each time. Epochs and
-    exits of the result are in ascending order. Raises `CorsdError` for an epoch without a snapshot, an exit that is not there,
-    and embeddings that are not finite.
+    The embeddings of each exit are centred and scaled (`scaled_embedding`) and rotated to those of the deepest exit at the last
+    epoch (`aligned_embedding`). Then all are projected together (see `joint_projection` for the other parameters), so that an
+    image can be followed. The result is stored in the run as embeddings/<method>-<key>.safetensors, with a key of all
+    parameters that affect it, and read from there by later calls unless `refresh`; if the run is not writable it is computed
+    each time. Epochs and exits of the result are in ascending order. Raises `CorsdError` for an epoch without a snapshot, an
+    unknown exit, and embeddings that are not finite.
     """
-    settings = _settings(run, epochs, exits, method, seed, neighbours, min_dist)
-    path = _place(run, settings)
+    settings = _settings(run, epochs, exits, method, UmapOptions(seed, neighbours, min_dist))
+    path = _file(run, settings)
     tensors = None if refresh else _cached(path, run, settings)
     if tensors is None:
         tensors = _embedded(run, settings)
-        with suppress(CorsdError):  # somebody else's run, or a full disk: what was computed is still good
+        with suppress(CorsdError):  # a run that is not writable, or a full disk
             write_tensors(path, tensors, {"settings": json.dumps(settings)}, within=run.path)
     limit = purity_limit(tensors["labels"])
-    chosen, places = tuple(settings["epochs"]), tuple(settings["exits"])
-    return StageEmbedding(**tensors, epochs=chosen, exits=places, method=method, purity_limit=limit)
+    epochs_of, exits_of = tuple(settings["epochs"]), tuple(settings["exits"])
+    return StageEmbedding(**tensors, epochs=epochs_of, exits=exits_of, method=method, purity_limit=limit)
 
 
 def is_kept(
@@ -111,13 +130,11 @@ def is_kept(
     epochs: Sequence[int] | None = None,
     exits: Sequence[int] | None = None,
     method: str = "umap",
-    seed: int = 0,
-    neighbours: int = 15,
-    min_dist: float = 0.1,
+    umap: UmapOptions = DEFAULT_UMAP,
 ) -> bool:
-    """Whether `stage_embedding` with the same arguments only reads what the run has kept; errors as of that."""
-    settings = _settings(run, epochs, exits, method, seed, neighbours, min_dist)
-    return _cached(_place(run, settings), run, settings) is not None
+    """Whether the result of `stage_embedding` for these arguments is stored in the run; raises the same errors."""
+    settings = _settings(run, epochs, exits, method, umap)
+    return _cached(_file(run, settings), run, settings) is not None
 
 
 def _chosen(what: str, asked: Sequence[int] | None, allowed: list[int], default: list[int]) -> list[int]:
@@ -129,30 +146,24 @@ def _chosen(what: str, asked: Sequence[int] | None, allowed: list[int], default:
 
 
 def _settings(
-    run: Run,
-    epochs: Sequence[int] | None,
-    exits: Sequence[int] | None,
-    method: str,
-    seed: int,
-    neighbours: int,
-    min_dist: float,
+    run: Run, epochs: Sequence[int] | None, exits: Sequence[int] | None, method: str, umap: UmapOptions
 ) -> dict[str, Any]:
-    """All that decides the coordinates; PCA knows nothing of seeds and neighbours."""
-    _check_settings(method, neighbours, min_dist)
+    """The settings that affect the coordinates; PCA has no seed and no neighbours."""
+    check_choice("method of an embedding", method, PROJECTIONS)
     chosen = _chosen("epochs", epochs, list(run.probes), default=list(run.probes)[-1:])
     there = list(range(1, len(run.probes[chosen[0]].embeddings) + 1))
-    places = _chosen("exits", exits, there, default=there)
-    of_umap = {"seed": int(seed), "neighbours": int(neighbours), "min_dist": float(min_dist)}
-    return {"epochs": chosen, "exits": places, "method": method, **(of_umap if method == "umap" else {})}
+    chosen_exits = _chosen("exits", exits, there, default=there)
+    of_umap = {"seed": int(umap.seed), "neighbours": int(umap.neighbours), "min_dist": float(umap.min_dist)}
+    return {"epochs": chosen, "exits": chosen_exits, "method": method, **(of_umap if method == "umap" else {})}
 
 
-def _place(run: Run, settings: dict[str, Any]) -> Path:
+def _file(run: Run, settings: dict[str, Any]) -> Path:
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
     return run.path / "embeddings" / f"{settings['method']}-{key}.safetensors"
 
 
 def _cached(path: Path, run: Run, settings: dict[str, Any]) -> dict[str, Tensor] | None:
-    """What was kept, unless there is nothing, it is damaged, or the run has other probe images by now."""
+    """The stored tensors; None if there are none, they are damaged, or the run has other probe images."""
     try:
         tensors = read_embedding(path, len(settings["epochs"]), len(settings["exits"]), len(run.probes.labels))
     except CorsdError:
@@ -187,27 +198,26 @@ def _embedded(run: Run, settings: dict[str, Any]) -> dict[str, Tensor]:
 def scaled_embedding(embedding: Tensor) -> Tensor:
     """Embeddings (N, D) of one exit after one epoch, centred and scaled to a mean norm of 1; float32.
 
-    y_i = (x_i - mean x) / mean_j ‖x_j - mean x‖. Every exit has an offset and a scale of its own, and norms grow with the
-    epochs: a joint fit would spend its two dimensions on these differences and not on the images. Neighbours within an exit
-    stay what they are. Embeddings that are all the same become zeros. Raises `CorsdError` where they are not finite.
+    y_i = (x_i - mean x) / mean_j ‖x_j - mean x‖. Offsets and scales differ between exits and grow with the epochs; without this
+    step a joint fit would show these differences and not those of the images. Neighbours within an exit do not change. Equal
+    embeddings become zeros. Raises `CorsdError` for embeddings that are not finite.
     """
     if embedding.ndim != 2 or not bool(embedding.isfinite().all()):
         raise CorsdError(f"embeddings of shape {tuple(embedding.shape)}; allowed: (N, D), all of them finite")
-    x = embedding.double()  # in float32 the mean of equal rows is not always that row, and the scaling would blow it up
+    x = embedding.double()  # in float32 the mean of equal embeddings may differ from them, and scaling would enlarge that
     x = x - x.mean(0)
     scale = x.norm(dim=1).mean()
     return (x / torch.where(scale > 0, scale, 1.0)).float()
 
 
 def aligned_embedding(embedding: Tensor, reference: Tensor) -> Tensor:
-    """Scaled embeddings (N, D) turned (and mirrored) so that images come as near as can be to themselves in `reference` (N, D).
+    """Scaled embeddings (N, D), rotated (and mirrored) to be as close as possible to `reference` (N, D); float32.
 
     X R with R = argmin ‖X R - Y‖ over orthogonal (D, D) = U Vᵀ of the singular value decomposition U S Vᵀ of Xᵀ Y. The
-    dimensions of two exits have nothing to do with each other: without this a joint fit makes an island of every exit, and
-    where an image lies in one says nothing of where it lies in the next. Distances within an exit stay what they are; how close
-    an image comes to itself in another is in part the rotation's doing, the more the fewer images there are to a dimension:
-    of 500 images in two unrelated sets to 0.9, 0.75 and 0.5 of the mean distance at D = 32, 128 and 512. float32.
-    Source: Schönemann 1966, orthogonal Procrustes problem.
+    dimensions of two exits are unrelated: without this step every exit would be a separate cluster of a joint fit, and
+    positions in two exits could not be compared. Distances within an exit do not change. The rotation itself brings images
+    closer to their reference, the more the fewer images there are for each dimension: for 500 images in two unrelated sets to
+    0.9, 0.75 and 0.5 of the mean distance at D = 32, 128 and 512. Source: Schönemann 1966, orthogonal Procrustes problem.
     """
     u, _, v = torch.linalg.svd(embedding.float().T @ reference.float())
     return embedding.float() @ (u @ v)
@@ -218,24 +228,17 @@ def joint_projection(
 ) -> Tensor:
     """Coordinates (..., N, 2) float32 of scaled `embeddings` (..., N, D): one fit over all of them.
 
-    "pca": the two directions of largest variance, exact and the same everywhere (up to rounding); of each direction the
-    largest loading is positive. "umap" (McInnes et al. 2018, arXiv 1802.03426): neighbourhoods, of `neighbours` images (2 or
-    more), drawn `min_dist` in [0, 1] apart at least; the same for a `seed` on one machine, not across machines. Distances
-    between far groups mean little in it. Raises `CorsdError` for other settings, for UMAP of fewer than 5 points and where it
-    is not installed.
+    "pca": the two directions of largest variance, the same on all machines up to rounding; the largest loading of each
+    direction is positive. "umap" (McInnes et al. 2018, arXiv 1802.03426) preserves neighbourhoods of `neighbours` images (2 or
+    more), at a distance of at least `min_dist` in [0, 1]; the result is reproducible for a `seed` on one machine only.
+    Distances between groups that are far apart are not meaningful. Raises `CorsdError` for other settings, for UMAP of fewer
+    than 5 points and if it is not installed.
     """
-    _check_settings(method, neighbours, min_dist)
-    points = embeddings.flatten(0, -2).float()
-    flat = _pca(points) if method == "pca" else _umap(points, seed, neighbours, min_dist)
-    return flat.view(*embeddings.shape[:-1], 2)
-
-
-def _check_settings(method: str, neighbours: int, min_dist: float) -> None:
     check_choice("method of an embedding", method, PROJECTIONS)
-    if neighbours < 2:
-        raise CorsdError(f"neighbours = {shortened(neighbours)} of an embedding; allowed: 2 or more")
-    if not 0 <= min_dist <= 1:
-        raise CorsdError(f"min_dist = {shortened(min_dist)} of an embedding; allowed: 0 to 1")
+    umap = UmapOptions(seed, neighbours, min_dist)
+    points = embeddings.flatten(0, -2).float()
+    flat = _pca(points) if method == "pca" else _umap(points, umap)
+    return flat.view(*embeddings.shape[:-1], 2)
 
 
 def _pca(points: Tensor) -> Tensor:
@@ -247,25 +250,25 @@ def _pca(points: Tensor) -> Tensor:
     return (points @ (directions * largest.sign()).T).float()
 
 
-def _umap(points: Tensor, seed: int, neighbours: int, min_dist: float) -> Tensor:
-    if len(points) < 5:  # it lays points out by the graph's eigenvectors, of which there must be enough
+def _umap(points: Tensor, options: UmapOptions) -> Tensor:
+    if len(points) < 5:  # UMAP starts from eigenvectors of the graph, of which there must be enough
         raise CorsdError(f"{len(points)} points for method 'umap'; allowed: 5 or more, or method 'pca'")
     require("method 'umap', unlike 'pca',", "umap")
     from umap import UMAP
 
-    near = min(neighbours, len(points) - 1)
-    model = UMAP(n_neighbors=near, min_dist=min_dist, random_state=seed, n_jobs=1)
+    near = min(options.neighbours, len(points) - 1)
+    model = UMAP(n_neighbors=near, min_dist=options.min_dist, random_state=options.seed, n_jobs=1)
     return torch.from_numpy(model.fit_transform(points.numpy())).float()
 
 
-# --- how far to trust a picture ---------------------------------------------------------------------------------------
+# --- quality of a projection ------------------------------------------------------------------------------------------
 
 
 def trustworthiness(embedding: Tensor, coordinates: Tensor, neighbours: int = NEIGHBOURS) -> float:
-    """How far to trust neighbours in a picture (N, 2) of an embedding (N, D): 1 at best, about 0.5 for positions at random.
+    """Trustworthiness of a projection (N, 2) of an embedding (N, D): 1 is best, about 0.5 for random positions.
 
-    Not the share of real ones: a neighbour that the embedding does not have costs the more the farther away it is there.
-    1 - 2 / (N k (2N - 3k - 1)) · sum of max(0, r(i, j) - k) over images i and the k nearest to it in the picture, j, where j
+    A neighbour in the projection that is none in the embedding lowers it the more, the farther away it is in the embedding.
+    1 - 2 / (N k (2N - 3k - 1)) · sum of max(0, r(i, j) - k) over images i and their k nearest j in the projection, where j
     is the r-th nearest to i in the embedding. k is `neighbours`, or less: below N / 2; NaN for fewer than 3 images.
     Source: Venna and Kaski 2001, as in scikit-learn.
     """
@@ -278,32 +281,33 @@ def trustworthiness(embedding: Tensor, coordinates: Tensor, neighbours: int = NE
 
 
 def nearest_images(points: Tensor, neighbours: int = NEIGHBOURS, of: Sequence[int] | None = None) -> Tensor:
-    """Rows (n, k) of the `neighbours` other points nearest to each, nearest first, of `points` (N, any); all when fewer.
+    """Indices (n, k) of the `neighbours` nearest other points of each of `points` (N, any), nearest first; all if there are
+    fewer.
 
-    `of`: the n rows that are asked for, all N by default.
+    `of`: indices of n points, by default of all N.
     """
-    rows = torch.arange(len(points)) if of is None else torch.as_tensor(of)
-    distances = torch.cdist(points[rows].double(), points.double())
-    distances[torch.arange(len(rows)), rows] = float("inf")
+    indices = torch.arange(len(points)) if of is None else torch.as_tensor(of)
+    distances = torch.cdist(points[indices].double(), points.double())
+    distances[torch.arange(len(indices)), indices] = float("inf")
     return distances.topk(max(0, min(neighbours, len(points) - 1)), largest=False).indices
 
 
 def own_share(points: Tensor, labels: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:
-    """Share (N,) of each image's `nearest_images` that are of its class, double in [0, 1]; NaN for one image. Source: ours."""
+    """For each image the share (N,) of its `nearest_images` that are of its class, double in [0, 1]; NaN for one image.
+    Ours."""
     return (labels[nearest_images(points, neighbours)] == labels[:, None]).double().mean(1)
 
 
 def knn_purity(points: Tensor, labels: Tensor, neighbours: int = NEIGHBOURS) -> float:
-    """Mean share of an image's nearest `neighbours` (itself not counted) in `points` (N, any) that are of its class.
+    """Mean of `own_share`: the share of an image's nearest `neighbours` in `points` (N, any) that are of its class.
 
-    In [0, 1]; at random about the share of the class, at most `purity_limit`. All the others where they are fewer than
-    `neighbours`; NaN for one image. Source: ours.
+    In [0, 1]; for random points about the share of the class, at most `purity_limit`. NaN for one image. Source: ours.
     """
     return own_share(points, labels, neighbours).mean().item()
 
 
 def purity_limit(labels: Tensor, neighbours: int = NEIGHBOURS) -> float:
-    """The highest `knn_purity` that any points could have: below 1 where a class has fewer than `neighbours` + 1 images."""
+    """The largest possible `knn_purity`: below 1 if a class has fewer than `neighbours` + 1 images."""
     k = min(neighbours, len(labels) - 1)
     if k < 1:
         return float("nan")

@@ -1,4 +1,4 @@
-"""What the exits of a network are worth together: agreement, overthinking, calibration, and leaving early.
+"""Figures of the exits of a network: accuracy, agreement, overthinking, calibration, and early exit.
 
 N images, K exits (shallow -> deep), C classes. Logits are a list of K tensors (N, C), labels are (N,).
 """
@@ -39,10 +39,10 @@ __all__ = [
 ]
 
 RULES = ("confidence", "entropy", "patience")
-_SIGN = {"confidence": 1.0, "entropy": -1.0, "patience": 1.0}  # of a threshold that an image's readiness is held against
+_SIGN = {"confidence": 1.0, "entropy": -1.0, "patience": 1.0}  # sign of the score that is compared with the threshold
 
 
-# --- who is right, and where ------------------------------------------------------------------------------------------
+# --- correct predictions ----------------------------------------------------------------------------------------------
 
 
 def exit_accuracy(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
@@ -52,39 +52,39 @@ def exit_accuracy(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
 
 
 def exit_agreement(logits: Sequence[Tensor]) -> Tensor:
-    """Share (K, K) of images for which two exits predict the same class, right or wrong; in [0, 1], double.
+    """Share (K, K) of images for which two exits predict the same class, correct or not; in [0, 1], double.
 
     a[k, l] = mean_i [argmax z_k(i) = argmax z_l(i)]: symmetric, ones on the diagonal. Raises `CorsdError` for logits of several
     shapes or that are not finite. Source: ours.
     """
     _check(logits)
-    guesses = _guesses(logits)
-    return (guesses[:, None] == guesses[None]).double().mean(2)
+    predictions = _predictions(logits)
+    return (predictions[:, None] == predictions[None]).double().mean(2)
 
 
 def first_right(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """Number (N,) of the first exit that is right about an image, 1 (shallowest) to K; 0 where none is.
+    """Number (N,) of the first exit with a correct prediction for an image, 1 (shallowest) to K; 0 if there is none.
 
     Deeper exits may be wrong about it again, see `overthinking`. Raises `CorsdError` for logits and labels that do not fit.
     Source: ours.
     """
-    right = _right(logits, labels)
-    waited = (right.cumsum(0) == 0).sum(0)  # (N,) exits before the first that is right; K where none is
-    return torch.where(waited < len(right), waited + 1, 0)
+    correct = _correct(logits, labels)
+    before = (correct.cumsum(0) == 0).sum(0)  # (N,) exits before the first correct one; K if there is none
+    return torch.where(before < len(correct), before + 1, 0)
 
 
 def overthinking(logits: Sequence[Tensor], labels: Tensor) -> float:
-    """Share of all images that some shallow exit gets right and the deepest gets wrong; in [0, 1], 0 is best, 0 for one exit.
+    """Share of images for which a shallow exit is correct and the deepest is not; in [0, 1], 0 is best, 0 for one exit.
 
     Kaya, Hong and Dumitras 2019, arXiv 1810.07052: destructive overthinking. Raises `CorsdError` for logits and labels that do
     not fit.
     """
-    right = _right(logits, labels)
-    return (right[:-1].any(0) & ~right[-1]).double().mean().item()
+    correct = _correct(logits, labels)
+    return (correct[:-1].any(0) & ~correct[-1]).double().mean().item()
 
 
 def calibration_bins(logits: Tensor, labels: Tensor, bins: int = 15) -> pd.DataFrame:
-    """Reliability diagram of one exit's logits (N, C): a row for each of `bins` equal bins (low, high] of confidence.
+    """Reliability diagram of the logits (N, C) of an exit: a row for each of `bins` equal bins (low, high] of confidence.
 
     Columns low, high (edges, %), images, confidence (mean of the largest probability, %), accuracy (%); the last two are NaN in
     a bin without images. The mean of |accuracy - confidence| weighted by images is `corsd_lib.evaluation.calibration_error`.
@@ -105,7 +105,7 @@ def calibration_bins(logits: Tensor, labels: Tensor, bins: int = 15) -> pd.DataF
     return pd.DataFrame({name: column.numpy() for name, column in columns.items()})
 
 
-# --- leaving early ----------------------------------------------------------------------------------------------------
+# --- early exit -------------------------------------------------------------------------------------------------------
 
 
 def early_exit_curve(
@@ -115,35 +115,35 @@ def early_exit_curve(
     rule: str = "confidence",
     thresholds: Sequence[float] | None = None,
 ) -> pd.DataFrame:
-    """What an image costs on average, and how many are right, when each leaves at the first exit that its `rule` lets it.
+    """Mean cost and accuracy if each image leaves at the first exit at which the `rule` is satisfied, else at the deepest.
 
-    The rules, with p the softmax of an exit; the deepest exit takes whoever is left:
+    The rules, with p the softmax of an exit:
         confidence  max p >= threshold; Kaya et al. 2019, arXiv 1810.07052
-        entropy     -sum p log p / log C <= threshold; BranchyNet, arXiv 1709.01686, there not divided by log C
+        entropy     -sum p log p / log C <= threshold; BranchyNet, arXiv 1709.01686, without the division by log C
         patience    the same prediction at `threshold` exits in a row, this one included; PABEE, arXiv 2006.04152, whose
-                    patience counts the repetitions and is smaller by 1
+                    patience is smaller by 1, because it counts repetitions
 
-    `macs` (K): the cost of an image that leaves at exit k, see `cumulative_macs`. One row a threshold, in the order given; by
-    default thresholds at which even shares of the images leave, from everybody at exit 1 to everybody at the deepest, which
-    for confidence is a threshold above 1 and for entropy one below 0. Columns: threshold, accuracy (%), loss (points of
-    accuracy below the deepest exit; negative where leaving early is better), macs (mean an image), share.exit<k> in [0, 1].
-    Raises `CorsdError` for an unknown rule and for logits, labels, macs or thresholds that do not fit.
+    `macs` (K): the cost of an image that leaves at exit k, see `cumulative_macs`. A row for each threshold, in the given order;
+    by default thresholds at which equal shares of images leave, from all at exit 1 to all at the deepest exit (a threshold
+    above 1 for confidence, and below 0 for entropy). Columns: threshold, accuracy (%), loss (points of accuracy below the
+    deepest exit; negative if leaving early is more accurate), macs (mean over images), share.exit<k> in [0, 1]. Raises
+    `CorsdError` for an unknown rule and for logits, labels, macs or thresholds that do not fit.
     """
     import pandas as pd
 
     check_choice("rule", rule, RULES)
-    right = _right(logits, labels)  # (K, N)
-    if len(macs) != len(right):
-        raise CorsdError(f"macs of {len(macs)} exits for logits of {len(right)}; allowed: one an exit")
+    correct = _correct(logits, labels)  # (K, N)
+    if len(macs) != len(correct):
+        raise CorsdError(f"macs of {len(macs)} exits for logits of {len(correct)}; allowed: one for each exit")
     readiness, sign = _readiness(logits, rule), _SIGN[rule]
     bars = _default_bars(readiness, rule) if thresholds is None else sign * _as_thresholds(thresholds)
-    left_at = _leaving(readiness, bars)  # (T, N)
-    hits = right.gather(0, left_at).sum(1).double()  # (T,) images, whole numbers
-    shares = torch.stack([(left_at == k).double().mean(1) for k in range(len(right))], dim=1)  # (T, K)
+    left_at = _exit_index(readiness, bars)  # (T, N)
+    hits = correct.gather(0, left_at).sum(1).double()  # (T,) numbers of images
+    shares = torch.stack([(left_at == k).double().mean(1) for k in range(len(correct))], dim=1)  # (T, K)
     columns = {
-        "threshold": sign * bars + 0.0,  # + 0.0: no minus before a zero
-        "accuracy": 100.0 * hits / right.shape[1],
-        "loss": 100.0 * (right[-1].sum() - hits) / right.shape[1],  # of counts: one point is exactly 1
+        "threshold": sign * bars + 0.0,  # + 0.0 removes the sign of -0.0
+        "accuracy": 100.0 * hits / correct.shape[1],
+        "loss": 100.0 * (correct[-1].sum() - hits) / correct.shape[1],  # from counts, so that one point is exactly 1
         "macs": shares @ torch.as_tensor(macs, dtype=torch.double),
         **{f"share.exit{k}": share for k, share in enumerate(shares.T, start=1)},
     }
@@ -158,31 +158,31 @@ def exits_left(logits: Sequence[Tensor], rule: str, threshold: float) -> Tensor:
     check_choice("rule", rule, RULES)
     _check(logits)
     bar = _SIGN[rule] * _as_thresholds([threshold])
-    return 1 + _leaving(_readiness(logits, rule), bar)[0]
+    return 1 + _exit_index(_readiness(logits, rule), bar)[0]
 
 
 def choose_threshold(curve: pd.DataFrame, loss: float = 1.0) -> float:
-    """The cheapest threshold of an `early_exit_curve` that loses at most `loss` points of accuracy against the deepest exit.
+    """The threshold of an `early_exit_curve` with the lowest cost that loses at most `loss` points to the deepest exit.
 
-    Of equally cheap ones the most accurate. Choose on validation and read the figures off on test: the best of many thresholds
-    looks better on the images that it was chosen on than it is. Raises `CorsdError` when no threshold qualifies. Source: ours.
+    Of equal costs the most accurate. Choose it on validation and report test figures: on the images that it was chosen on, the
+    best of many thresholds looks better than it is. Raises `CorsdError` if no threshold qualifies. Source: ours.
     """
     allowed = curve[curve["loss"] <= loss]
     if allowed.empty:
         least = f"{curve['loss'].min():.2f}" if len(curve) else "none, the curve is empty"
         raise CorsdError(
-            f"loss = {shortened(loss)} points: no threshold of the curve loses so little; the smallest loss is {least}"
+            f"loss = {shortened(loss)} points: no threshold of the curve has so small a loss; the smallest loss is {least}"
         )
     return float(allowed.sort_values(["macs", "loss"], kind="stable")["threshold"].iloc[0])
 
 
 @dataclass(frozen=True, eq=False)
 class EarlyExit:
-    """A threshold chosen on validation, and what it is worth on test.
+    """A threshold chosen on validation, and its figures on test.
 
-    `validation`: the row of the curve on validation it was chosen by; `test`: the same threshold on test; keys as the columns
-    of `early_exit_curve`. `macs` (K): of an image that leaves at exit k; `deepest_macs`: of the plain network, without shallow
-    exits. `curve`: the whole curve on validation.
+    `validation`, `test`: the row of the curve for this threshold on these splits; keys as the columns of `early_exit_curve`.
+    `macs` (K): MACs of an image that leaves at exit k; `deepest_macs`: MACs of the plain network, without shallow exits.
+    `curve`: the whole curve on validation.
     """
 
     rule: str
@@ -195,7 +195,7 @@ class EarlyExit:
 
     @property
     def saved(self) -> float:
-        """Share of the plain network's cost that is saved on test, %; negative when the exits cost more than they save."""
+        """Saved share of the cost of the plain network on test, %; negative if the exits cost more than they save."""
         return 100.0 * (1.0 - self.test["macs"] / self.deepest_macs)
 
 
@@ -207,10 +207,10 @@ def early_exit(
     loss: float = 1.0,
     data_root: str | None = None,
 ) -> EarlyExit:
-    """Let images leave early: choose the threshold on validation that loses at most `loss` points there, report it on test.
+    """Early exit: choose a threshold on validation that loses at most `loss` points there, and evaluate it on test.
 
-    For a run the data it was trained on is loaded when not given. Raises `CorsdError` for an unknown rule, data without a
-    validation split (the test split must not choose), data of another number of classes and a network without its data.
+    For a run the data that it was trained on is loaded if it is not given. Raises `CorsdError` for an unknown rule, data
+    without a validation split (test images must not choose), data of another number of classes and a network without its data.
     """
     check_choice("rule", rule, RULES)
     network, data = _network_and_data(what, data, data_root)
@@ -230,7 +230,7 @@ def _network_and_data(
     if isinstance(what, Run):
         network, data = what.network(), run_data(what, data, data_root)
     elif data is None:
-        raise CorsdError("early_exit(network, data): a network alone does not know its data, give it")
+        raise CorsdError("early_exit(network, data): a network does not know its data: give data")
     else:
         network = what
     if data.num_classes != network.num_classes:
@@ -245,35 +245,38 @@ def _row(table: pd.DataFrame) -> dict[str, float]:
 def _readiness(logits: Sequence[Tensor], rule: str) -> Tensor:
     """How ready an image is to leave at each exit, (K, N) double: it leaves where this is at least a bar."""
     if rule == "patience":
-        return _run_lengths(_guesses(logits)).double()
+        return _run_lengths(_predictions(logits)).double()
     p = F.softmax(torch.stack(list(logits)).double(), dim=2)  # (K, N, C)
     if rule == "confidence":
         return p.amax(2)
     return -torch.special.entr(p).sum(2) / (math.log(p.shape[2]) or 1.0)  # one class: the entropy is 0
 
 
-def _run_lengths(guesses: Tensor) -> Tensor:
-    """For how many exits in a row the prediction (K, N) has been the same, up to and with each exit."""
-    lengths = torch.ones_like(guesses)
-    for k in range(1, len(guesses)):
-        lengths[k] += torch.where(guesses[k] == guesses[k - 1], lengths[k - 1], 0)
+def _run_lengths(predictions: Tensor) -> Tensor:
+    """For each exit the number of consecutive exits up to it with the same prediction (K, N)."""
+    lengths = torch.ones_like(predictions)
+    for k in range(1, len(predictions)):
+        lengths[k] += torch.where(predictions[k] == predictions[k - 1], lengths[k - 1], 0)
     return lengths
 
 
-def _leaving(readiness: Tensor, bars: Tensor) -> Tensor:
-    """The exit (T, N), 0-based, at which an image of `readiness` (K, N) leaves for every one of `bars` (T,)."""
-    so_far = readiness.cummax(0).values  # not falling with depth: an image has left by exit k where so_far[k] >= bar
+def _exit_index(readiness: Tensor, bars: Tensor) -> Tensor:
+    """Index (T, N) of the exit, from 0, at which each image leaves for each of `bars` (T,); `readiness` (K, N)."""
+    so_far = readiness.cummax(
+        0
+    ).values  # the maximum up to each exit: an image has left at exit k or before if so_far[k] >= bar
     left_at = torch.zeros(len(bars), readiness.shape[1], dtype=torch.long)
-    for ready in so_far[:-1]:  # the deepest takes whoever is left
+    for ready in so_far[:-1]:  # all others leave at the deepest exit
         left_at += ready < bars[:, None]
     return left_at
 
 
 def _default_bars(readiness: Tensor, rule: str) -> Tensor:
-    """Bars from everybody leaves at exit 1 to nobody leaves early, at steps of about 1 % of what the shallow exits say."""
+    """Bars from all images leaving at exit 1 to none leaving early, at about 1 % quantiles of the readiness at shallow
+    exits."""
     if rule == "patience":
         return torch.arange(1, len(readiness) + 1, dtype=torch.double)
-    nobody = torch.tensor([1.01 if rule == "confidence" else 0.01], dtype=torch.double)  # out of reach even when rounded
+    nobody = torch.tensor([1.01 if rule == "confidence" else 0.01], dtype=torch.double)  # cannot be reached, also with rounding
     seen = readiness[:-1].flatten().sort().values
     steps = torch.linspace(0, len(seen) - 1, 101, dtype=torch.double).round().long() if len(seen) else torch.arange(0)
     return torch.cat([seen[steps].unique(), nobody])
@@ -286,19 +289,19 @@ def _as_thresholds(thresholds: Sequence[float]) -> Tensor:
     return values
 
 
-def _guesses(logits: Sequence[Tensor]) -> Tensor:
+def _predictions(logits: Sequence[Tensor]) -> Tensor:
     """The predicted class (K, N)."""
     return torch.stack([z.argmax(1) for z in logits])
 
 
-def _right(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """Whether each exit is right about each image, (K, N)."""
+def _correct(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Whether the prediction of each exit for each image is correct, (K, N)."""
     _check(logits, labels)
-    return _guesses(logits) == labels
+    return _predictions(logits) == labels
 
 
 def _check(logits: Sequence[Tensor], labels: Tensor | None = None) -> None:
-    """Raise `CorsdError` unless `logits` are finite, of one shape (N, C) of one image or more, and `labels` their classes."""
+    """Raise `CorsdError` unless `logits` are finite, all of shape (N, C) with N >= 1, and `labels` classes of these images."""
     shapes = [tuple(z.shape) for z in logits]
     if len(set(shapes)) != 1 or len(shapes[0]) != 2 or 0 in shapes[0]:
         raise CorsdError(f"logits of shapes {shapes}; allowed: (N, C), the same at every exit, of one image or more")

@@ -1,4 +1,4 @@
-"""How strongly every part of a loss pulls, and where in the network it arrives."""
+"""Gradients of each term of a loss, by part of the network."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 __all__ = ["term_gradients"]
 
-LABELS = ("task", "exit_ce")  # cross-entropy with the labels, which every other term is compared with
+LABELS = ("task", "exit_ce")  # cross-entropy with the labels: the reference of the cosine
 
 
 def term_gradients(run: Run, data: ImageData | None = None, batches: int = 2) -> pd.DataFrame:
-    """Gradients of the weighted parts of a run's loss at its newest weights, on batches of train as a further epoch would draw.
+    """Gradients of the weighted terms of the loss of a run at its newest weights, on training batches of a further epoch.
 
-    One row a part of non-zero weight and a place. Columns: `term`; `place`: "backbone", and of it "stem", "stage 1" ...,
-    "exit 1" ... and "relation 1" ..., shallow -> deep; `norm`, the L2 norm of weight · gradient over the place's parameters;
-    `cosine` in [-1, 1] with the gradient of the weighted cross-entropy of all exits there, NaN where one of them is zero. Both
-    are means over `batches`. In train mode, in float32, on the CPU; the run is left as it is. Raises `CorsdError` for fewer
-    than one batch and where the data is not there. Ours.
+    A row for each term of non-zero weight and each part of the network. Columns: `term`; `place`: "backbone", and of it "stem",
+    "stage 1" ..., "exit 1" ... and "relation 1" ..., shallow -> deep; `norm`, the L2 norm of weight · gradient over the
+    parameters of this part; `cosine` in [-1, 1] with the gradient of the weighted cross-entropy of all exits, NaN if one of
+    them is zero. Both are means over `batches`. In train mode, in float32, on the CPU; the run is not changed. Raises
+    `CorsdError` for fewer than one batch and where the data is not there. Ours.
     """
     import pandas as pd
 
@@ -40,7 +40,7 @@ def term_gradients(run: Run, data: ImageData | None = None, batches: int = 2) ->
     source = training_batches(run.config, run_data(run, data))
     rows = []
     for batch in islice(source(run.config.epochs), batches):
-        batch = batch._replace(progress=1.0)  # what grows over a training has grown
+        batch = batch._replace(progress=1.0)  # terms that grow during the training have their full weight
         batch = batch._replace(draws=method.draw(batch))
         parts = method(network(method.images(batch), detach_exits=method.detach_exits), batch)
         weighted = {k: weight * v for k, v in parts.items() if k != "total" and (weight := getattr(method.options, k))}
@@ -56,7 +56,7 @@ def term_gradients(run: Run, data: ImageData | None = None, batches: int = 2) ->
 
 
 def _places(network: MultiExitNetwork, method: Method) -> dict[str, list[nn.Parameter]]:
-    """Parameters by where they are; what is in no stage is the stem, where the backbone's stages are modules of their own."""
+    """Parameters by part of the network; those of the backbone that are in no stage are the stem, if stages are modules."""
     backbone = list(network.backbone.parameters())
     stages = [list(stage.parameters()) for stage in network.backbone.stages]
     inside = {id(p) for stage in stages for p in stage}
@@ -71,7 +71,7 @@ def _places(network: MultiExitNetwork, method: Method) -> dict[str, list[nn.Para
 
 
 def _gradient(loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
-    """The gradient as one vector, zero where the loss does not reach."""
+    """The gradient as one vector, with zeros for parameters that the loss does not depend on."""
     if not loss.requires_grad:
         return torch.cat([torch.zeros_like(p).flatten() for p in parameters])
     found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)

@@ -1,4 +1,4 @@
-"""Images of a run's data: as its network sees them, and as people do."""
+"""Images of the data of a run: as input of its network, and as pixels for display."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ SPLITS = ("probe", "train", "validation", "test")
 
 
 def run_images(run: Run, positions: Sequence[int], data: ImageData | None = None, split: str = "probe") -> Tensor:
-    """Images as the run's network sees them, (N, C, H, W) float32: normalised and centre-cropped, not augmented.
+    """Images as input of the network of a run, (N, C, H, W) float32: normalised and centre-cropped, not augmented.
 
-    `positions` in `split`: "probe", the run's probe set, or "train", "validation" or "test" of `data`, which is loaded when not
-    given. Raises `CorsdError` for a split or an image that is not there.
+    `positions`: indices in `split`: "probe", the probe set of the run, or "train", "validation" or "test" of `data`, which is
+    loaded if it is not given. Raises `CorsdError` for an unknown split or image.
     """
     check_choice("split", split, SPLITS)
     data = run_data(run, data)
-    rows = _rows_of(run, positions, data, split)
-    batches = evaluation_batches(data, rows, workers=0)
+    chosen = _chosen(run, positions, data, split)
+    batches = evaluation_batches(data, chosen, workers=0)
     return torch.cat([images for images, _ in batches])
 
 
 def run_pixels(run: Run, positions: Sequence[int], data: ImageData | None = None, split: str = "probe") -> Tensor:
-    """The same images for people: uint8 (N, C, H, W), 0 to 255. Arguments and errors as of `run_images`; ours."""
+    """The same images as pixels for display: uint8 (N, C, H, W), 0 to 255. Arguments and errors as in `run_images`."""
     images = run_images(run, positions, data, split)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (run.data.mean, run.data.std))
     return ((images * std + mean) * 255).round().clamp(0, 255).byte()
 
 
-def _rows_of(run: Run, positions: Sequence[int], data: ImageData, split: str) -> Split:
+def _chosen(run: Run, positions: Sequence[int], data: ImageData, split: str) -> Split:
     name = run.probes.split if split == "probe" else split
     images: Split | None = getattr(data, name)
     if images is None:
@@ -51,10 +51,10 @@ def _rows_of(run: Run, positions: Sequence[int], data: ImageData, split: str) ->
     wanted = torch.as_tensor(positions)
     if split != "probe":
         return images.subset(wanted)
-    same = run.probes.index[wanted][:, None] == images.index  # (N, rows of the split)
+    same = run.probes.index[wanted][:, None] == images.index  # (N, images of the split)
     if not bool(same.any(1).all()):
         missing = wanted[~same.any(1)].tolist()
         raise CorsdError(
-            f"probe images {shortened(missing)} are not in split {name!r} of data {data.name!r}: load it as the run did"
+            f"probe images {shortened(missing)} are not in split {name!r} of data {data.name!r}: load it as for the run"
         )
     return images.subset(same.int().argmax(1))

@@ -1,6 +1,6 @@
-"""What a relation score means and what it is good for: calibration as P(same class), and class prototypes at inference.
+"""Uses of a relation score: calibration as P(same class), and class prototypes at inference.
 
-N images, C classes, D embedding width. Exit numbers count from 1, the shallowest.
+N images, C classes, D embedding width. Exits are numbered from 1, the shallowest.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["class_prototypes", "prototype_accuracy", "relation_calibration", "relation_calibration_error"]
 
-WEIGHTS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)  # weights of the second opinion that are tried on validation images
+WEIGHTS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)  # weights of the prototypes that are tried on validation images
 
 
 # --- a score as a probability -----------------------------------------------------------------------------------------
@@ -33,10 +33,10 @@ WEIGHTS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)  # weights of the second opinion 
 def relation_calibration(scores: Tensor, labels: Tensor, bins: int = 10) -> pd.DataFrame:
     """Reliability of r_ij as P(y_i = y_j): a row for each of `bins` equal bins [low, high) of the score, the last one closed.
 
-    `scores` (N, N) in [0, 1], `labels` (N,); over the ordered pairs i != j, intra and inter pairs weighing one half each, as in
-    `losses.relation_cross_entropy`. Columns in %: low, high; `share` of the weight, `score` mean score and `same` the share of
-    intra pairs in the bin, NaN in an empty bin. Raises `CorsdError` for shapes that do not fit, fewer than one bin, and
-    where one of the two kinds of pairs is missing. Ours, after Guo et al. 2017, arXiv 1706.04599.
+    `scores` (N, N) in [0, 1], `labels` (N,); over the ordered pairs i != j, with a weight of one half each for intra and inter
+    pairs, as in `losses.relation_cross_entropy`. Columns in %: low, high; `share` of the weight, `score` mean score and `same`
+    the share of intra pairs in the bin, NaN in an empty bin. Raises `CorsdError` for shapes that do not fit, fewer than one
+    bin, and if one of the two kinds of pairs is missing. Ours, after Guo et al. 2017, arXiv 1706.04599.
     """
     import pandas as pd
 
@@ -59,15 +59,15 @@ def relation_calibration_error(scores: Tensor, labels: Tensor, bins: int = 10) -
 
 
 def _weighted_pairs(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Score, "same class" and weight (P,) of the ordered pairs i != j, double; the weights of either kind sum to one half."""
+    """Score, "same class" and weight (P,) of the ordered pairs i != j, double; the weights of each kind sum to one half."""
     n = len(labels)
     if scores.shape != (n, n):
-        raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {n} labels; (N, N) is wanted")
+        raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {n} labels; allowed: (N, N)")
     off_diagonal = ~torch.eye(n, dtype=torch.bool)
     same = (labels[:, None] == labels[None, :])[off_diagonal]
     counts = torch.stack([(~same).sum(), same.sum()]).double()
     if not counts.all():
-        raise CorsdError(f"{int(counts[1])} pairs of one class and {int(counts[0])} of two; at least one of each is wanted")
+        raise CorsdError(f"{int(counts[1])} pairs of one class and {int(counts[0])} of two; allowed: at least one of each")
     return scores[off_diagonal].double(), same.double(), (0.5 / counts)[same.long()]
 
 
@@ -87,13 +87,13 @@ def class_prototypes(embeddings: Tensor, labels: Tensor, num_classes: int) -> Te
 
 
 def prototype_accuracy(run: Run, data: ImageData | None = None, split: str = "test") -> pd.DataFrame:
-    """Whether the relation to class prototypes adds to what an exit answers: top-1 (%) on `split`, a row an exit.
+    """Top-1 (%) of exits, of relations to class prototypes, and of both together on `split`; a row for each exit.
 
     Columns: exit; `classifier`, the exit alone; `relation` and `cosine`, the class whose prototype (mean embedding of its
-    training images, not augmented) is the most related; `with_relation` and `with_cosine`, the class with the largest
+    training images, not augmented) is most related; `with_relation` and `with_cosine`, the class with the largest
     log-probability of the exit + w · z, z the relation's log-odds or the cosine, standardised over the classes;
-    `weight_relation` and `weight_cosine`, the w best on validation images; `macs`, multiply-accumulates an image that the
-    relation adds. Raises `CorsdError` for a run without trained relations of embeddings, or without validation images. Ours.
+    `weight_relation` and `weight_cosine`, the w best on validation images; `macs`, multiply-accumulates that the relation adds
+    for each image. Raises `CorsdError` for a run without trained relations of embeddings, or without validation images. Ours.
     """
     import pandas as pd
 
@@ -105,13 +105,13 @@ def prototype_accuracy(run: Run, data: ImageData | None = None, split: str = "te
         raise CorsdError(f"{run.path} has no trained relation of embeddings, which prototypes need")
     if data.validation is None:
         raise CorsdError(f"{run.path} has no validation images, on which the weight of the relation is chosen")
-    known, chosen, asked = (_outputs(network, data, rows) for rows in (data.train, data.validation, getattr(data, split)))
+    known, chosen, asked = (_outputs(network, data, images) for images in (data.train, data.validation, getattr(data, split)))
     rows = []
     for k, relation in enumerate(relations):
         prototypes = class_prototypes(known[0][k], known[2], data.num_classes)
         row: dict[str, float] = {"exit": k + 1, "classifier": top_k_accuracy(asked[1][k], asked[2])}
         for name in ("relation", "cosine"):
-            on_chosen, on_asked = (_second_opinion(name, relation, out[0][k], prototypes) for out in (chosen, asked))
+            on_chosen, on_asked = (_prototype_scores(name, relation, out[0][k], prototypes) for out in (chosen, asked))
             weight = max(WEIGHTS, key=lambda w: top_k_accuracy(_combined(chosen[1][k], on_chosen, w), chosen[2]))
             row[name] = top_k_accuracy(on_asked, asked[2])
             row[f"with_{name}"] = top_k_accuracy(_combined(asked[1][k], on_asked, weight), asked[2])
@@ -121,7 +121,7 @@ def prototype_accuracy(run: Run, data: ImageData | None = None, split: str = "te
     return pd.DataFrame(rows)
 
 
-def _second_opinion(name: str, relation: VectorRelation, embeddings: Tensor, prototypes: Tensor) -> Tensor:
+def _prototype_scores(name: str, relation: VectorRelation, embeddings: Tensor, prototypes: Tensor) -> Tensor:
     """Log-odds of the relation, or cosines, of embeddings (N, D) and prototypes (C, D); (N, C)."""
     if name == "cosine":
         return F.normalize(embeddings, dim=1) @ F.normalize(prototypes, dim=1).T

@@ -1,6 +1,6 @@
-"""Relations between probe images and between classes: scores of a snapshot, orders for looking, quality and agreement.
+"""Relations between probe images and between classes: scores, orders of classes, quality and agreement.
 
-N images, C classes. Exit numbers count from 1, the shallowest.
+N images, C classes. Exits are numbered from 1, the shallowest.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ CLASS_ORDERS = ("label", "superclass", "cluster", "superclass_cluster")
 def snapshot_scores(run: Run, epoch: int, exit: int, kind: str = "trained") -> Tensor:
     """Relation scores of all ordered pairs of the probe images after `epoch` at `exit`; (N, N) float32 in [0, 1], 1 = related.
 
-    `kind` "trained": the relation networks as they were after that epoch, and where the method has none the cosine, as in
-    `Snapshot.relations`; "cosine" and "l2": `cosine_scores` and `distance_scores` of the embeddings. All are computed from
-    float16 embeddings and weights. Raises `CorsdError` for an epoch, exit or kind that is not there, and for "trained" of
-    feature maps or of a snapshot without its relation networks.
+    `kind` "trained": the relation networks after that epoch, or the cosine if the method has none, as in `Snapshot.relations`;
+    "cosine" and "l2": `cosine_scores` and `distance_scores` of the embeddings. Embeddings and weights are float16. Raises
+    `CorsdError` for an unknown epoch, exit or kind, and for "trained" if the relation is one of feature maps or the snapshot
+    has no relation networks.
     """
     snapshot = snapshot_at(run, epoch)
     _check_exit(exit, len(snapshot.embeddings))
@@ -72,10 +72,10 @@ def snapshot_scores(run: Run, epoch: int, exit: int, kind: str = "trained") -> T
 
 
 def class_relations(run: Run, epoch: int, exit: int, kind: str = "trained") -> Tensor:
-    """Class-level relation (`relation_matrix`) after `epoch` at `exit`; (C, C) float32 in [0, 1], NaN where there is no pair.
+    """Class-level relation (`relation_matrix`) after `epoch` at `exit`; (C, C) float32 in [0, 1], NaN without a pair.
 
-    "trained" is the stored one, which is always there; its `exit` counts the stages with a relation network, which a method
-    with a single exit may have too. "cosine" and "l2" see `snapshot_scores`. Raises `CorsdError` as that does.
+    "trained" is the stored relation; for it `exit` is the number of a stage with a relation network, of which a method with a
+    single exit may have several. For "cosine" and "l2" see `snapshot_scores`, also for the errors.
     """
     snapshot = snapshot_at(run, epoch)
     _check_exit(exit, _relation_count(snapshot, kind))
@@ -83,30 +83,31 @@ def class_relations(run: Run, epoch: int, exit: int, kind: str = "trained") -> T
 
 
 def snapshot_at(run: Run, epoch: int) -> Snapshot:
-    """The probe snapshot after `epoch`; `CorsdError` that names those there are."""
+    """The probe snapshot after `epoch`. Raises `CorsdError` that lists the existing ones."""
     probes = run.probes
     check_choice(f"{run.path}: snapshot after epoch", epoch, probes)
     return probes[epoch]
 
 
 def stored_kind(run: Run, snapshot: Snapshot) -> str:
-    """What the class-level relations of a snapshot are: "trained", or the formula of a method without relation networks."""
+    """Kind of the class-level relations of a snapshot: "trained", or the formula of a method without relation networks."""
     if snapshot.relation_state:
         return "trained"
     return "l2" if run.raw_config["method_options"].get("relation") == "l2" else "cosine"
 
 
 def relation_networks_at(run: Run, snapshot: Snapshot) -> nn.ModuleList:
-    """Relation networks of a run as they were at a snapshot, shallow -> deep, in eval mode; empty for a method without.
+    """The relation networks of a run at a snapshot, shallow -> deep, in eval mode; empty for a method without them.
 
-    Needs no weights of the run. Raises `CorsdError` where the snapshot does not hold them or those of another architecture.
+    No weights of the run are needed. Raises `CorsdError` if the snapshot has no relation networks, or those of another
+    architecture.
     """
-    with torch.device("meta"):  # shapes only: the network itself is not wanted, nor any random number for it
+    with torch.device("meta"):  # only the shapes are needed, and no random numbers
         network = new_network(replace(run.config, pretrained=False), run.data)
         networks = run.config.build_method(network).relation_networks()
     networks = networks.to_empty(device="cpu")
     if networks.state_dict() and not snapshot.relation_state:
-        raise CorsdError(f"{run.path}: the snapshot after epoch {snapshot.epoch} holds no relation networks, only relations")
+        raise CorsdError(f"{run.path}: the snapshot after epoch {snapshot.epoch} has no relation networks, only relations")
     load_part(networks, snapshot.relation_state, "relations", run.path / "probes" / f"epoch_{snapshot.epoch:04d}.safetensors")
     return networks.eval()
 
@@ -124,14 +125,14 @@ def _class_matrix(run: Run, snapshot: Snapshot, exit: int, kind: str) -> Tensor:
 
 
 def _scorers(run: Run, snapshot: Snapshot, kind: str) -> list[Callable[[Tensor], Tensor]]:
-    """For every exit a function of embeddings (N, D) to scores (N, N)."""
+    """For every exit a function from embeddings (N, D) to scores (N, N)."""
     check_choice("relation kind", kind, RELATION_KINDS)
     if kind != "trained":
         return [HANDCRAFTED[kind]] * len(snapshot.embeddings)
     networks = relation_networks_at(run, snapshot)
     if any(isinstance(network, MapRelation) for network in networks):
         raise CorsdError(
-            f"{run.path}: its trained relation reads feature maps, which snapshots do not hold; "
+            f"{run.path}: its trained relation uses feature maps, which snapshots do not have; "
             f"allowed kinds: {', '.join(HANDCRAFTED)}, and class_relations has the stored relation of the classes"
         )
     if not len(networks):
@@ -152,12 +153,12 @@ def _check_exit(exit: int, count: int) -> None:
 
 
 def class_order(kind: str, matrix: Tensor | None = None, superclass_of_class: Tensor | None = None) -> Tensor:
-    """Classes in an order for looking at: a permutation (C,) int64, for `matrix[order][:, order]`.
+    """An order of the classes for display: a permutation (C,) int64, for `matrix[order][:, order]`.
 
     "label": 0..C-1; "superclass": superclasses in their order, labels within; "cluster": leaves of `linkage_of(matrix)`;
     "superclass_cluster": superclasses in their order, leaves of their own clustering within. `matrix` (C, C) class-level
-    relation, for the clustered orders; `superclass_of_class` (C,) int64. Ours. Raises `CorsdError` where what a kind needs is
-    missing or does not fit.
+    relation, for the clustered orders; `superclass_of_class` (C,) int64. Ours. Raises `CorsdError` if an argument that a
+    kind needs is missing or does not fit.
     """
     check_choice("class order", kind, CLASS_ORDERS)
     classes = _class_count(matrix, superclass_of_class)
@@ -169,30 +170,30 @@ def class_order(kind: str, matrix: Tensor | None = None, superclass_of_class: Te
     block_of = superclass_of_class if "superclass" in kind and superclass_of_class is not None else whole
     members = [(block_of == block).nonzero().flatten() for block in block_of.unique()]
     if "cluster" in kind and matrix is not None:
-        members = [rows[_leaves(matrix[rows][:, rows])] for rows in members]
+        members = [classes_in[_leaves(matrix[classes_in][:, classes_in])] for classes_in in members]
     return torch.cat(members)
 
 
 def sample_order(labels: Tensor, class_order: Tensor) -> Tensor:
-    """Images (N,) int64 sorted by the place of their class in `class_order` (C,), a class's own images as they stand."""
+    """Images (N,) int64 sorted by the position of their class in `class_order` (C,); within a class the order is kept."""
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(class_order):
         raise CorsdError(f"labels from {int(labels.min())} to {int(labels.max())} in an order of {len(class_order)} classes")
-    place = class_order.argsort()
-    return place[labels].argsort(stable=True)
+    position = class_order.argsort()
+    return position[labels].argsort(stable=True)
 
 
 def linkage_of(matrix: Tensor) -> Tensor:
     """Hierarchical clustering of classes by their relation, SciPy's linkage matrix (C - 1, 4) float64, for a dendrogram.
 
-    Average linkage on the distance 1 - (R + Rᵀ)/2, leaves in optimal order (Bar-Joseph et al. 2001): neighbours are as related
-    as the tree allows; 1,000 classes take seconds. `matrix` R (C, C) in [0, 1]; a pair without a relation (NaN) stands at the
-    mean distance of the others. Raises `CorsdError` for another shape or range, and for a single class.
+    Average linkage on the distance 1 - (R + Rᵀ)/2, leaves in optimal order (Bar-Joseph et al. 2001), so that neighbours are as
+    related as possible; 1,000 classes take seconds. `matrix` R (C, C) in [0, 1]; a pair without a relation (NaN) has the mean
+    distance of the others. Raises `CorsdError` for another shape or range, and for a single class.
     """
     from scipy.cluster.hierarchy import linkage
 
     distance = 1 - _symmetric(matrix)
     if len(matrix) < 2:
-        raise CorsdError(f"a matrix of {len(matrix)} classes cannot be clustered; 2 or more are wanted")
+        raise CorsdError(f"a matrix of {len(matrix)} classes cannot be clustered; allowed: 2 or more")
     i, j = torch.triu_indices(len(matrix), len(matrix), 1)
     pairs = distance[i, j]
     known = pairs[~pairs.isnan()]
@@ -203,7 +204,7 @@ def linkage_of(matrix: Tensor) -> Tensor:
 
 
 def _leaves(matrix: Tensor) -> Tensor:
-    """Rows of a class-level relation (C, C) in the order of the leaves of its clustering."""
+    """Indices of a class-level relation (C, C) in the order of the leaves of its clustering."""
     from scipy.cluster.hierarchy import leaves_list
 
     if len(matrix) < 2:
@@ -216,7 +217,7 @@ def _class_count(matrix: Tensor | None, superclass_of_class: Tensor | None) -> i
         _check_square(matrix)
     counts = [len(t) for t in (matrix, superclass_of_class) if t is not None]
     if not counts:
-        raise CorsdError("how many classes there are is not known: give a matrix or superclass_of_class")
+        raise CorsdError("the number of classes is not known: give a matrix or superclass_of_class")
     if counts[0] != counts[-1]:
         raise CorsdError(f"a relation of {counts[0]} classes and superclasses of {counts[-1]} do not fit")
     return counts[0]
@@ -231,16 +232,16 @@ def _symmetric(matrix: Tensor) -> Tensor:
 
 def _check_square(matrix: Tensor) -> None:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise CorsdError(f"a class-level relation of shape {tuple(matrix.shape)}; (C, C) is wanted")
+        raise CorsdError(f"a class-level relation of shape {tuple(matrix.shape)}; allowed: (C, C)")
 
 
-# --- how well a relation tells classes apart ----------------------------------------------------------------------------
+# --- quality of a relation ----------------------------------------------------------------------------------------------
 
 
 def same_class_auc(scores: Tensor, labels: Tensor) -> float:
     """ROC-AUC of r_ij as a detector of y_i = y_j, over the ordered pairs i != j; in [0, 1], 0.5 is chance, ties count half.
 
-    The share of (intra, inter) pairs of pairs that stand in the right order; Mann-Whitney U / (P·Q) from ranks, exact. `scores`
+    The share of pairs (intra, inter) in the correct order: Mann-Whitney U / (P·Q), from ranks, exact. `scores`
     (N, N), `labels` (N,). Pairs of score NaN are left out; NaN without an intra or an inter pair. Hanley and McNeil 1982.
     """
     intra, inter = _kinds(scores, labels)
@@ -252,7 +253,7 @@ def same_class_auc(scores: Tensor, labels: Tensor) -> float:
 
 
 def relation_contrast(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """How far relations within a class stand above those between classes.
+    """The difference between relations within classes and between classes.
 
     `intra`, `inter`: mean r_ij over the ordered pairs i != j of equal and of different labels; `margin` = intra - inter, in
     [-1, 1] for scores in [0, 1]; `triplets`: share in [0, 1] of triplets (i, j, k) with y_i = y_j != y_k, i != j, where
@@ -270,9 +271,10 @@ def relation_contrast(scores: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def relation_quality(run: Run, epoch: int, kind: str = "trained") -> pd.DataFrame:
-    """One row an exit: epoch, exit, kind, auc (`same_class_auc`) and the figures of `relation_contrast` on the probe images.
+    """For each exit a row: epoch, exit, kind, auc (`same_class_auc`) and the figures of `relation_contrast` on the probe
+    images.
 
-    Raises `CorsdError` as `snapshot_scores` does.
+    Raises `CorsdError` as `snapshot_scores`.
     """
     import pandas as pd
 
@@ -286,39 +288,40 @@ def relation_quality(run: Run, epoch: int, kind: str = "trained") -> pd.DataFram
 
 
 def _kinds(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Masks (N, N) of the intra and of the inter pairs i != j that have a score."""
+    """Masks (N, N) of the intra pairs i != j and of the inter pairs that have a score."""
     if scores.shape != (len(labels), len(labels)):
-        raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels; (N, N) is wanted")
+        raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels; allowed: (N, N)")
     same, known = labels[:, None] == labels[None, :], ~scores.isnan()
     return same & known & ~torch.eye(len(labels), dtype=torch.bool), ~same & known
 
 
 def _triplets_in_order(scores: Tensor, intra: Tensor, inter: Tensor) -> float:
-    """See `relation_contrast`; sorting each row costs O(N² log N), not the O(N³) of listing the triplets."""
+    """See `relation_contrast`. Sorting the rows takes O(N² log N); listing the triplets would take O(N³)."""
     others = inter.sum(1, keepdim=True)  # (N, 1)
     triplets = int((intra.sum(1, keepdim=True) * others).sum())
     if not triplets:
         return float("nan")
-    row = scores.masked_fill(~inter, -torch.inf).sort(dim=1).values  # the inter scores are the end of each row
+    row = scores.masked_fill(~inter, -torch.inf).sort(dim=1).values  # the inter scores are at the end of each row
     below, not_above = (torch.searchsorted(row, scores.contiguous(), right=right) for right in (False, True))
-    ordered = (below + not_above) / 2 - (len(scores) - others)  # (N, N) how many inter scores of the row r_ij is above
+    ordered = (below + not_above) / 2 - (len(scores) - others)  # (N, N) number of inter scores of the row below r_ij
     return ordered[intra].double().sum().item() / triplets
 
 
 def average_ranks(values: Tensor) -> Tensor:
-    """Ranks 1..n of values (n,) in float64, equal values sharing the mean of theirs."""
-    _, place, counts = values.unique(return_inverse=True, return_counts=True)
-    return (counts.cumsum(0) - (counts.double() - 1) / 2)[place]
+    """Ranks 1..n of values (n,) in float64; equal values have their mean rank."""
+    from scipy.stats import rankdata
+
+    return torch.from_numpy(rankdata(values.numpy()))
 
 
-# --- with what a class-level relation agrees ----------------------------------------------------------------------------
+# --- agreement of a class-level relation --------------------------------------------------------------------------------
 
 
 def superclass_lift(matrix: Tensor, superclass_of_class: Tensor) -> float:
     """Mean relation of two different classes of one superclass, divided by that of two classes of different superclasses.
 
-    `matrix` (C, C) in [0, 1], `superclass_of_class` (C,). At least 0; 1: the relation knows nothing of the superclasses, above:
-    classes of one are more related. NaN entries are left out; NaN where there is no pair of either kind. Ours.
+    `matrix` (C, C) in [0, 1], `superclass_of_class` (C,). At least 0; 1 if the relation does not depend on superclasses, above
+    1 if classes of one superclass are more related. NaN entries are left out; NaN if a kind of pairs is missing. Ours.
     """
     _class_count(matrix, superclass_of_class)
     related = superclass_of_class[:, None] == superclass_of_class[None, :]
@@ -330,38 +333,40 @@ def superclass_lift(matrix: Tensor, superclass_of_class: Tensor) -> float:
 def attribute_agreement(matrix: Tensor, attributes: Tensor) -> float:
     """Spearman correlation of the relation of two classes with the cosine of their attribute vectors, over pairs of classes.
 
-    `matrix` (C, C), symmetrised; `attributes` (C, A), as `ImageData.attributes`. In [-1, 1]; 1: classes that look alike are
-    related. Pairs with NaN and classes without any attribute are left out; NaN when nothing varies. Ours.
+    `matrix` (C, C), symmetrised; `attributes` (C, A), as `ImageData.attributes`. In [-1, 1]; 1 if classes with similar
+    attributes are related. Pairs with NaN and classes without attributes are left out; NaN if either side is constant. Ours.
     """
     if len(attributes) != len(matrix):
         raise CorsdError(f"attributes of {len(attributes)} classes for a relation of {len(matrix)}")
     a = attributes.double()
-    unit = a / a.norm(dim=1, keepdim=True)  # NaN for a class without attributes: it has no direction
-    return _pairwise_agreement(matrix, (unit @ unit.T).round(decimals=12))  # equal cosines tie, whatever their rounding
+    unit = a / a.norm(dim=1, keepdim=True)  # NaN for a class without attributes
+    return _pairwise_agreement(matrix, (unit @ unit.T).round(decimals=12))  # so that equal cosines have equal ranks
 
 
 def confusion_agreement(matrix: Tensor, logits: Tensor, labels: Tensor) -> float:
-    """Spearman correlation of the relation of two classes with how often they are confused, over pairs of classes; in [-1, 1].
+    """Spearman correlation of the relation of two classes with their rate of confusion, over pairs of classes; in [-1, 1].
 
     Confusion of c and d: mean of the share of images of c that are taken for d, and of d for c. `matrix` (C, C), symmetrised;
-    `logits` (N, C), `labels` (N,). Classes without an image are left out; NaN when nothing varies, as with no mistake. Ours.
+    `logits` (N, C), `labels` (N,). Classes without an image are left out; NaN if either side is constant, as without errors.
+    Ours.
     """
     classes = len(matrix)
     if logits.shape != (len(labels), classes):
         raise CorsdError(f"logits of shape {tuple(logits.shape)} with {len(labels)} labels and a relation of {classes} classes")
     cells = torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2).view(classes, classes).double()
     n = cells.sum(1)
-    # Over one denominator: whole numbers divided once, so that equal shares are equal and tie.
+    # One division of whole numbers, so that equal shares are exactly equal and have equal ranks.
     both = (cells * n[None, :] + cells.T * n[:, None]) / (n[:, None] * n[None, :])
     return _pairwise_agreement(matrix, both)
 
 
 def relation_agreement(run: Run, epoch: int, kind: str = "trained", attributes: Tensor | None = None) -> pd.DataFrame:
-    """One row an exit: epoch, exit, kind, and the agreements of `class_relations`; `attributes` (C, A) as `ImageData` has them.
+    """For each exit a row: epoch, exit, kind, and the agreements of `class_relations`; `attributes` (C, A) as in `ImageData`.
 
-    Columns superclass_lift, superclass_auc (`same_class_auc` of classes and superclasses: unlike the lift, comparable between
-    scores that differ in offset), confusion_agreement and, with attributes, attribute_agreement. The confusion is that of the
-    probe images at the same exit, at the deepest for relations of stages without one. Raises `CorsdError` as `class_relations`.
+    Columns superclass_lift, superclass_auc (`same_class_auc` of classes and superclasses; unlike the lift it can be compared
+    between scores with different offsets), confusion_agreement and, with attributes, attribute_agreement. The confusion is that
+    of the probe images at the same exit, at the deepest for relations of stages without one. Raises `CorsdError` as
+    `class_relations`.
     """
     import pandas as pd
 
@@ -384,7 +389,7 @@ def relation_agreement(run: Run, epoch: int, kind: str = "trained", attributes: 
 
 
 def spearman(first: Tensor, second: Tensor) -> float:
-    """Spearman's rank correlation of two aligned (n,), in [-1, 1], ties at their mean rank; NaN when either does not vary.
+    """Spearman's rank correlation of two aligned (n,), in [-1, 1], with mean ranks for equal values; NaN if either is constant.
 
     Pairs with a NaN are left out. Spearman 1904.
     """

@@ -1,6 +1,6 @@
-"""Retrieval and few-shot figures: how well embeddings, or scores of pairs, tell classes apart, seen in training or not.
+"""Retrieval and few-shot figures of embeddings, or of scores of pairs.
 
-N images, D dimensions. Scores (N, N) are higher for images that are more alike; row i is the query, column j what is retrieved.
+N images, D dimensions. Scores (N, N) are higher for more similar images; row i is the query, column j the retrieved image.
 Musgrave et al. 2020, A Metric Learning Reality Check, arXiv 2003.08505, for recall@1, R-precision and MAP@R.
 """
 
@@ -70,24 +70,24 @@ def retrieval_figures(scores: Tensor, labels: Tensor) -> dict[str, float]:
     """recall_at_1, r_precision and map_at_r (%) of scores (N, N) for labels (N,), each image a query against all others.
 
     R is the number of other images of the query's class. R-precision is the share of that class among the R highest scores;
-    MAP@R is 1/R · sum of P(k) over the ranks k <= R that hold an image of the class, P(k) the share of the class among the
-    first k. Means over the queries that have another image of their class; NaN where none has. Of equal scores every order is
-    equally likely, and a figure is the mean over all orders: no order of images helps or harms. Musgrave et al. 2020,
-    arXiv 2003.08505; the rule for ties is ours. Raises `CorsdError` for other shapes and for scores that are NaN.
+    MAP@R is 1/R · sum of P(k) over the ranks k <= R with an image of the class, P(k) the share of the class among the first k.
+    Means over the queries that have another image of their class; NaN if there are none. For equal scores a figure is the mean
+    over all their orders, so that it does not depend on the order of the images. Musgrave et al. 2020, arXiv 2003.08505; the
+    rule for ties is ours. Raises `CorsdError` for other shapes and for scores that are NaN.
     """
     if scores.shape != (len(labels), len(labels)):
-        raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels; (N, N) is wanted")
-    rows = torch.arange(len(labels)).split(BLOCK)
-    return _mean_figures(_query_figures(scores[block], labels, block) for block in rows)
+        raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels; allowed: (N, N)")
+    blocks = torch.arange(len(labels)).split(BLOCK)
+    return _mean_figures(_query_figures(scores[block], labels, block) for block in blocks)
 
 
 def embedding_retrieval(embeddings: Tensor, labels: Tensor, similarity: str = "cosine") -> dict[str, float]:
-    """`retrieval_figures` of embeddings (N, D) by one of `SIMILARITIES`, in blocks: no (N, N) is held in memory."""
+    """`retrieval_figures` of embeddings (N, D) by one of `SIMILARITIES`, computed in blocks without an (N, N) matrix."""
     check_choice("similarity", similarity, SIMILARITIES)
     _check_embeddings(embeddings, labels)
     e, compare = embeddings.double(), SIMILARITIES[similarity]
-    rows = torch.arange(len(labels)).split(BLOCK)
-    return _mean_figures(_query_figures(compare(e[block], e), labels, block) for block in rows)
+    blocks = torch.arange(len(labels)).split(BLOCK)
+    return _mean_figures(_query_figures(compare(e[block], e), labels, block) for block in blocks)
 
 
 def _mean_figures(blocks: Iterable[Tensor]) -> dict[str, float]:
@@ -100,7 +100,7 @@ def _mean_figures(blocks: Iterable[Tensor]) -> dict[str, float]:
 def _query_figures(scores: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
     """recall@1, R-precision and MAP@R, (3, Q) double in [0, 1], of scores (Q, N) of the images `queries` (Q,); NaN if R = 0."""
     if scores.isnan().any():
-        raise CorsdError("scores hold NaN; allowed: numbers, higher for images that are more alike")
+        raise CorsdError("scores have NaN; allowed: numbers, higher for more similar images")
     if len(labels) < 2:
         return torch.full((3, len(queries)), torch.nan, dtype=torch.double)
     others = torch.arange(len(labels)) != queries[:, None]
@@ -120,8 +120,8 @@ def _expected_precision(scores: Tensor, same: Tensor, most: int) -> tuple[Tensor
     """Of ranks k = 1..`most`, (Q, most) each: expected rel(k) · P(k), and expected rel(k), over all orders of equal scores.
 
     `scores` (Q, M) in descending order, `same` (Q, M) 1 where the image there is of the query's class. In a group of g equal
-    scores of which s are of the class, any place holds one with probability s/g; given that, each of the other places before it
-    holds one with probability (s - 1)/(g - 1).
+    scores of which s are of the class, each position is of the class with probability s/g; given that, each earlier position of
+    the group is of the class with probability (s - 1)/(g - 1).
     """
     new = torch.ones_like(scores, dtype=torch.bool)
     new[:, 1:] = scores[:, 1:] != scores[:, :-1]
@@ -139,7 +139,7 @@ def _expected_precision(scores: Tensor, same: Tensor, most: int) -> tuple[Tensor
 
 def _check_embeddings(embeddings: Tensor, labels: Tensor) -> None:
     if embeddings.ndim != 2 or len(embeddings) != len(labels):
-        raise CorsdError(f"embeddings of shape {tuple(embeddings.shape)} do not fit {len(labels)} labels; (N, D) is wanted")
+        raise CorsdError(f"embeddings of shape {tuple(embeddings.shape)} do not fit {len(labels)} labels; allowed: (N, D)")
 
 
 # --- few shots --------------------------------------------------------------------------------------------------------
@@ -147,9 +147,9 @@ def _check_embeddings(embeddings: Tensor, labels: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Episodes:
-    """What is asked of a few-shot classifier: `count` draws of `ways` classes, of each `shots` examples and `queries` more.
+    """Few-shot tasks: `count` random sets of `ways` classes, with `shots` examples and `queries` other images of each.
 
-    Drawn evenly with `seed`, without repetition within an episode, from the classes that have as many images. The usual 5 ways,
+    Sampled uniformly with `seed`, without repetition within an episode, from the classes with enough images. The usual 5 ways,
     15 queries and 600 episodes: Chen et al. 2019, arXiv 1904.04232.
     """
 
@@ -169,18 +169,18 @@ class Episodes:
                 raise CorsdError(f"{name} of episodes is {value!r}; allowed: a whole number of at least {low}")
 
     def draw(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of examples (E, W, S) and queries (E, W, Q) of all E episodes; `CorsdError` where images are too few."""
-        rows = _rows_by_class(labels, self.shots + self.queries)
-        if len(rows) < self.ways:
+        """Indices of examples (E, W, S) and queries (E, W, Q) of all E episodes. Raises `CorsdError` for too few images."""
+        indices = _indices_by_class(labels, self.shots + self.queries)
+        if len(indices) < self.ways:
             raise CorsdError(
-                f"{len(rows)} classes have {self.shots + self.queries} images, for {self.shots} shots and {self.queries} "
-                f"queries; {self.ways} ways want as many classes"
+                f"{len(indices)} classes have {self.shots + self.queries} images, for {self.shots} shots and {self.queries} "
+                f"queries; {self.ways} ways need as many classes"
             )
         generator = torch.Generator().manual_seed(self.seed)
-        ways = torch.rand(self.count, len(rows), generator=generator).argsort(1)[:, : self.ways]  # (E, W)
-        found = rows[ways]  # (E, W, M), -1 where a class has no more images
-        place = torch.rand(found.shape, generator=generator).masked_fill_(found < 0, 2).argsort(2)
-        chosen = found.gather(2, place[..., : self.shots + self.queries])
+        ways = torch.rand(self.count, len(indices), generator=generator).argsort(1)[:, : self.ways]  # (E, W)
+        found = indices[ways]  # (E, W, M), padded with -1
+        order = torch.rand(found.shape, generator=generator).masked_fill_(found < 0, 2).argsort(2)
+        chosen = found.gather(2, order[..., : self.shots + self.queries])
         return chosen[..., : self.shots], chosen[..., self.shots :]
 
 
@@ -194,11 +194,11 @@ class FewShot(NamedTuple):
 def embedding_few_shot(
     embeddings: Tensor, labels: Tensor, episodes: Episodes | None = None, similarity: str = "cosine"
 ) -> FewShot:
-    """Accuracy of naming queries by the nearest class prototype, of embeddings (N, D), labels (N,).
+    """Few-shot accuracy of the nearest class prototype, for embeddings (N, D) and labels (N,).
 
-    The prototype is the mean of the examples' embeddings, with "cosine" of their directions. Of equally near prototypes each is
-    named equally often. Snell et al. 2017, Prototypical Networks, arXiv 1703.05175. Raises `CorsdError` for an unknown
-    similarity and too few images.
+    A prototype is the mean of the embeddings of the examples, for "cosine" of their directions. Equally near prototypes count
+    as partly correct. Snell et al. 2017, Prototypical Networks, arXiv 1703.05175. Raises `CorsdError` for an unknown similarity
+    and too few images.
     """
     check_choice("similarity", similarity, SIMILARITIES)
     _check_embeddings(embeddings, labels)
@@ -211,33 +211,33 @@ def embedding_few_shot(
 
 
 def few_shot_accuracy(scores: Tensor, labels: Tensor, episodes: Episodes | None = None) -> FewShot:
-    """Accuracy of naming queries by the class whose examples have the highest mean score, of scores (N, N), labels (N,).
+    """Few-shot accuracy of the class whose examples have the highest mean score, for scores (N, N) and labels (N,).
 
-    Row i of the scores is the query, column j the example. For scores of pairs that have no prototype, such as those of a
-    relation network; ours, after Sung et al. 2018, arXiv 1711.06025. Ties and errors as of `embedding_few_shot`.
+    Row i of the scores is the query, column j the example. For scores without prototypes, such as those of a relation network;
+    ours, after Sung et al. 2018, arXiv 1711.06025. Ties and errors as of `embedding_few_shot`.
     """
     if scores.shape != (len(labels), len(labels)):
-        raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels; (N, N) is wanted")
+        raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels; allowed: (N, N)")
     examples, queries = (episodes or Episodes()).draw(labels)
     of_pairs = scores[queries.flatten(1)[:, :, None, None], examples[:, None]]  # (E, W·Q, W, S)
     return _accuracy(of_pairs.double().mean(3))
 
 
-def _rows_by_class(labels: Tensor, least: int) -> Tensor:
-    """Rows (classes, M) of every class with at least `least` images, filled up with -1."""
-    rows = [(labels == label).nonzero().flatten() for label in labels.unique().tolist()]
-    kept = [each for each in rows if len(each) >= least]
+def _indices_by_class(labels: Tensor, least: int) -> Tensor:
+    """Indices (classes, M) of the images of every class with at least `least` images, padded with -1."""
+    indices = [(labels == label).nonzero().flatten() for label in labels.unique().tolist()]
+    kept = [each for each in indices if len(each) >= least]
     if not kept:
         return torch.empty(0, 0, dtype=torch.long)
     return torch.nn.utils.rnn.pad_sequence(kept, batch_first=True, padding_value=-1)
 
 
 def _accuracy(scores: Tensor) -> FewShot:
-    """Of scores (E, W·Q, W) of queries that are ordered by their class."""
+    """Accuracy from scores (E, W·Q, W) of queries in the order of their class."""
     episodes, queries, ways = scores.shape
     own = torch.arange(ways).repeat_interleave(queries // ways)
     best = scores == scores.amax(2, keepdim=True)
-    right = best[:, torch.arange(queries), own] / best.sum(2)  # (E, W·Q)
-    of_episodes = 100 * right.double().mean(1)
+    correct = best[:, torch.arange(queries), own] / best.sum(2)  # (E, W·Q)
+    of_episodes = 100 * correct.double().mean(1)
     half = 1.96 * of_episodes.std().item() / episodes**0.5 if episodes > 1 else float("nan")
     return FewShot(of_episodes.mean().item(), half)

@@ -1,7 +1,7 @@
-"""Inter- and intra-class structure of embeddings: how tight classes are, how far apart, how alike two embeddings are.
+"""Inter- and intra-class structure of embeddings, and the similarity of two embeddings.
 
-N images, D embedding dimensions, C classes with an image. All is computed in float64. Embeddings that are not finite have a
-structure of NaN.
+N images, D embedding dimensions, C classes with an image. All figures are computed in float64; they are NaN for embeddings that
+are not finite.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 
 NAN = float("nan")
 
-# The figures of `embedding_structure`, in its order.
+# The figures of `embedding_structure` in their order.
 STRUCTURE = (
     "within",
     "between",
@@ -51,9 +51,10 @@ STRUCTURE = (
 
 
 def class_structure(run: Run, epochs: Iterable[int] | None = None) -> pd.DataFrame:
-    """Structure of the probe images in the embeddings of a run: one row an epoch and exit, columns epoch, exit and `STRUCTURE`.
+    """Structure of the embeddings of a run on the probe images: a row for each epoch and exit, columns epoch, exit,
+    `STRUCTURE`.
 
-    `epochs`: those with a snapshot when not given. Exit 1 is the shallowest. Raises `CorsdError` for an epoch without one.
+    `epochs`: all with a snapshot by default. Exit 1 is the shallowest. Raises `CorsdError` for an epoch without a snapshot.
     """
     import pandas as pd
 
@@ -83,9 +84,9 @@ def scatter(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
     """Traces of the scatter matrices of embeddings (N, D) with labels (N,), all >= 0 and in units of the embedding squared.
 
     `within` = 1/N Σ_i |x_i - μ_y(i)|², `between` = Σ_c n_c/N |μ_c - μ|², `total` = within + between = 1/N Σ_i |x_i - μ|², and
-    `between_share` = between / total in [0, 1]: the share of the variance that the class explains, 1 when every class is one
-    point; it does not depend on the scale of the embeddings. Labels dealt at random give (C - 1) / (N - 1) on average, which is
-    far from 0 with few images a class. NaN where total is 0. Fukunaga 1990, chapter 10.
+    `between_share` = between / total in [0, 1]: the share of the variance that the classes explain, 1 if every class is one
+    point; it does not depend on the scale of the embeddings. Random labels give (C - 1) / (N - 1) on average, which is far from
+    0 with few images in each class. NaN if total is 0. Fukunaga 1990, chapter 10.
     """
     x, y, counts = _grouped(embeddings, labels)
     tr_within, tr_between = (part.square().sum().item() for part in _deviations(x, y, counts))
@@ -98,26 +99,25 @@ def silhouette(embeddings: Tensor, labels: Tensor) -> float:
     """Mean silhouette of embeddings (N, D) with labels (N,), in [-1, 1]: 1 = tight classes far apart, below 0 = mixed.
 
     s_i = (b - a) / max(a, b): a the mean Euclidean distance to the other images of the class, b the smallest mean distance to
-    those of another class; 0 for the only image of a class. NaN for fewer than two classes. Rousseeuw 1987; as scikit-learn's.
+    those of another class; 0 for the only image of a class. NaN for fewer than two classes. Rousseeuw 1987, by scikit-learn.
     """
+    from sklearn.metrics import silhouette_score
+
     x, y, counts = _grouped(embeddings, labels)
     if len(counts) < 2 or not x.isfinite().all():
         return NAN
-    distances = torch.cdist(x, x).fill_diagonal_(0)  # (N, N)
-    sums = torch.zeros(len(x), len(counts), dtype=x.dtype).index_add_(1, y, distances)  # (N, C)
-    own = torch.nn.functional.one_hot(y, len(counts)).bool()
-    a = sums[own] / (counts[y] - 1).clamp_min(1)
-    b = (sums / counts).masked_fill(own, torch.inf).amin(1)
-    s = ((b - a) / torch.maximum(a, b)).nan_to_num(0.0)  # 0 / 0: all of both classes at one point
-    return s.masked_fill(counts[y] == 1, 0.0).mean().item()
+    if len(counts) == len(x):  # one image in each class, which scikit-learn refuses
+        return 0.0
+    distances = torch.cdist(x, x).fill_diagonal_(0)  # exact 0 for equal embeddings
+    return float(silhouette_score(distances.numpy(), y.numpy(), metric="precomputed"))
 
 
 def nearest_mean_accuracy(embeddings: Tensor, labels: Tensor) -> float:
-    """Share (%) of images that are strictly nearer to the mean of their own class than to any other's, leave-one-out.
+    """Percentage of images that are strictly nearer to the mean of their own class than to any other mean, leave-one-out.
 
-    Embeddings (N, D), labels (N,), Euclidean. The mean of the own class is that of its *other* images: with a few images a
-    class and many dimensions each draws its mean towards itself, and noise would score near 100. The only image of a class has
-    no such mean and is left out; NaN when none remains or for a single class. The classifier: Mensink et al. 2013.
+    Embeddings (N, D), labels (N,), Euclidean. The mean of the own class is that of its *other* images; otherwise, with few
+    images and many dimensions, noise would score near 100. The only image of a class is left out; NaN if none remains or for a
+    single class. The classifier: Mensink et al. 2013.
     """
     x, y, counts = _grouped(embeddings, labels)
     judged = counts[y] > 1
@@ -133,11 +133,11 @@ def nearest_mean_accuracy(embeddings: Tensor, labels: Tensor) -> float:
 
 
 def variance_collapse(embeddings: Tensor, labels: Tensor) -> float:
-    """NC1 = Tr(S_W S_B⁺) / C of embeddings (N, D) with labels (N,): >= 0, and 0 when every class has collapsed to a point.
+    """NC1 = Tr(S_W S_B⁺) / C of embeddings (N, D) with labels (N,): >= 0, and 0 if every class is a point.
 
-    S_W = 1/N Σ_i (x_i - μ_y(i))(x_i - μ_y(i))ᵀ, S_B = Σ_c n_c/N (μ_c - μ)(μ_c - μ)ᵀ, ⁺ the pseudo-inverse: noise counts only
-    in the directions that separate class means, relative to their spread. With few images a class compare with labels dealt at
-    random: class means of noise differ, too. NaN where the means do not differ. Papyan, Han and
+    S_W = 1/N Σ_i (x_i - μ_y(i))(x_i - μ_y(i))ᵀ, S_B = Σ_c n_c/N (μ_c - μ)(μ_c - μ)ᵀ, ⁺ the pseudo-inverse: noise is measured
+    only in the directions in which class means differ, relative to their spread. With few images in each class compare with
+    random labels, because means of noise differ too. NaN if the means are equal. Papyan, Han and
     Donoho 2020, arXiv 2008.08186 (classes of equal size there).
     """
     x, y, counts = _grouped(embeddings, labels)
@@ -145,7 +145,7 @@ def variance_collapse(embeddings: Tensor, labels: Tensor) -> float:
         return NAN
     within, weighted = _deviations(x, y, counts)
     _, s, directions = torch.linalg.svd(weighted, full_matrices=False)  # S_B = V diag(s²) Vᵀ
-    # What is stored has three digits: directions in which the means differ a million times less are rounding.
+    # Embeddings are stored with three digits: much smaller differences of the means are rounding errors.
     real = (s > 1e-6 * s[0]) & (torch.arange(len(s)) < len(counts) - 1)
     if not real.any():
         return NAN
@@ -157,15 +157,15 @@ def mean_angles(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
     """Angles between the class means of embeddings (N, D) with labels (N,), seen from the mean of the class means; NC2.
 
     `mean_cosine` and `cosine_deviation` (population) of the cosines over the pairs of classes, and `simplex_gap`, the mean of
-    |cosine + 1/(C - 1)|, in [0, 2]: 0 when the means form a simplex, as far apart as C directions can be. Means of noise come
-    close to one in many dimensions: compare with labels dealt at random. A mean at the centre
-    has no direction and is left out; NaN without a pair. Papyan, Han and Donoho 2020, arXiv 2008.08186, figures 3 and 4.
+    |cosine + 1/(C - 1)|, in [0, 2]: 0 if the means form a simplex, the largest distance of C directions. In many
+    dimensions means of noise are close to one: compare with random labels. A mean at the centre has no direction and is left
+    out; NaN without a pair. Papyan, Han and Donoho 2020, arXiv 2008.08186, figures 3 and 4.
     """
     x, y, counts = _grouped(embeddings, labels)
     means = _means(x, y, counts)
     centred = means - means.mean(0)
     norms = centred.norm(dim=1, keepdim=True)
-    unit = (centred / norms)[norms[:, 0] > 1e-6 * norms.max()]  # what is nearer to the centre is rounding
+    unit = (centred / norms)[norms[:, 0] > 1e-6 * norms.max()]  # smaller norms are rounding errors
     i, j = torch.triu_indices(len(unit), len(unit), 1)
     cosines = (unit @ unit.T)[i, j]
     if not len(cosines):
@@ -177,14 +177,14 @@ def mean_angles(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
-# --- how alike two embeddings see the same images -----------------------------------------------------------------------
+# --- similarity of two embeddings ----------------------------------------------------------------------------------------
 
 
 def linear_cka(first: Tensor, second: Tensor) -> float:
     """Linear centred kernel alignment |YᵀX|² / (|XᵀX| |YᵀY|) (Frobenius norms) of two embeddings of the same images.
 
-    `first` X (N, D), `second` Y (N, E), their columns centred: in [0, 1]; 1 when one is a rotation and scaling of the other.
-    NaN for an embedding that has all images at one point. Independent noise gives about D / (N + D), not 0.
+    `first` X (N, D), `second` Y (N, E), their columns centred: in [0, 1]; 1 if one is a rotation and scaling of the other.
+    NaN if all embeddings are equal. Independent noise gives about D / (N + D), not 0.
     Kornblith et al. 2019, arXiv 1905.00414, equation 4. Raises `CorsdError` for different numbers of images.
     """
     return cka_matrix([first], [second]).item()
@@ -193,12 +193,12 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
 def cka_matrix(embeddings: Sequence[Tensor], others: Sequence[Tensor] | None = None) -> Tensor:
     """`linear_cka` of each of `embeddings` K x (N, D) with each of L `others`, by default themselves; (K, L) float64.
 
-    In the form <XXᵀ, YYᵀ> / (|XXᵀ| |YYᵀ|): one product of (N, D) an embedding, and memory for N² numbers of each.
+    Computed as <XXᵀ, YYᵀ> / (|XXᵀ| |YYᵀ|), with memory for N² numbers of each embedding.
     """
     sizes = sorted({len(e) for e in (*embeddings, *(others or ()))})
     if len(sizes) != 1:
         raise CorsdError(
-            f"embeddings of {', '.join(map(str, sizes)) or 'no'} images; the same images in the same order are wanted"
+            f"embeddings of {', '.join(map(str, sizes)) or 'no'} images; allowed: the same images in the same order"
         )
     rows = torch.stack([_unit_gram(e) for e in embeddings])
     columns = rows if others is None else torch.stack([_unit_gram(e) for e in others])
@@ -208,14 +208,14 @@ def cka_matrix(embeddings: Sequence[Tensor], others: Sequence[Tensor] | None = N
 def cka_between_runs(run_a: Run, run_b: Run, epoch: int, epoch_b: int | None = None) -> Tensor:
     """`linear_cka` between the exits of two runs after `epoch` (of `run_b` after `epoch_b` when given); (K_a, K_b) float64.
 
-    Both must have looked at the same probe images. Raises `CorsdError` when they did not, or where there is no snapshot.
+    Raises `CorsdError` if the runs have different probe images, or no snapshot after the epoch.
     """
     a, b = run_a.probes, run_b.probes
     same = torch.equal(a.labels, b.labels) and torch.equal(a.index, b.index) and a.split == b.split
     if not same or run_a.data.class_names != run_b.data.class_names:
         raise CorsdError(
-            f"{run_a.path} and {run_b.path} looked at different probe images: {len(a.labels)} of {a.split} of "
-            f"{run_a.data.name!r}, {len(b.labels)} of {b.split} of {run_b.data.name!r}; the same images are wanted"
+            f"{run_a.path} and {run_b.path} have different probe images: {len(a.labels)} of {a.split} of "
+            f"{run_a.data.name!r}, {len(b.labels)} of {b.split} of {run_b.data.name!r}; allowed: the same images"
         )
     second = snapshot_at(run_b, epoch if epoch_b is None else epoch_b)
     return cka_matrix(snapshot_at(run_a, epoch).embeddings, second.embeddings)
@@ -225,12 +225,12 @@ def cka_between_runs(run_a: Run, run_b: Run, epoch: int, epoch_b: int | None = N
 
 
 def _grouped(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings (N, D) in float64, centred; number of each image's class among those present (N,); images of these (C,)."""
+    """Centred embeddings (N, D) in float64; class of each image, numbered without gaps (N,); images of each class (C,)."""
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1] or not len(labels):
         given = f"embeddings of shape {tuple(embeddings.shape)} with labels of shape {tuple(labels.shape)}"
-        raise CorsdError(f"{given}; (N, D) and (N,) are wanted, N at least 1")
+        raise CorsdError(f"{given}; allowed: (N, D) and (N,), N at least 1")
     _, y, counts = labels.unique(return_inverse=True, return_counts=True)
-    # Every figure here is of differences; centred, they lose the fewest digits.
+    # All figures depend on differences, which are most exact for centred embeddings.
     return _centred(embeddings), y, counts
 
 
@@ -248,7 +248,7 @@ def _deviations(x: Tensor, y: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _unit_gram(embeddings: Tensor) -> Tensor:
-    """XXᵀ of centred embeddings (N, D), flat (N²,), of length 1; NaN when all images are at one point."""
+    """XXᵀ of centred embeddings (N, D), flat (N²,), of length 1; NaN if all embeddings are equal."""
     x = _centred(embeddings)
     gram = (x @ x.T).flatten()
     return gram / gram.norm()

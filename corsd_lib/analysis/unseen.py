@@ -1,4 +1,4 @@
-"""Retrieval and few-shot figures of a run on classes that were held out of its training, by exit and by score."""
+"""Retrieval and few-shot figures of a run on classes that were held out of its training, by exit and score."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ SCORE_TERMS = ("relation_margin", "relation_ce")
 def unseen_class_report(
     run: Run, data: ImageData | None = None, *, data_root: str | None = None, images: str = "test"
 ) -> pd.DataFrame:
-    """How well the newest weights of a run tell apart the classes that were held out of its training.
+    """Retrieval and few-shot figures of the newest weights of a run on the classes that were held out of its training.
 
-    One row an exit and score: "cosine" and "euclidean" of the exit's embeddings, and "relation", the score of the relation
+    A row for each exit and score: "cosine" and "euclidean" of the exit's embeddings, and "relation", the score of the relation
     network there, for a method that trains one on embeddings. Columns, in %: `recall_at_1`, `map_at_r`, `r_precision` (see
-    `retrieval_figures`), each image against all others; `one_shot` and `five_shot`, the accuracy of naming 15 queries a class
-    among 5 classes (all where fewer are held out) from so many examples, mean over 600 episodes, and half of its 95 % interval
-    over these, `one_shot_half` and `five_shot_half`; NaN where classes have too few images. `images`: "test", or "all", train
-    and test together, as is usual for CUB-200-2011. The images are loaded where `data` is not given. Ours, of published
-    figures. Raises `CorsdError` for a run without held-out classes.
+    `retrieval_figures`), each image against all others; `one_shot` and `five_shot`, the accuracy for 15 queries of each of 5
+    classes (all if fewer are held out) with that many examples, mean over 600 episodes, and half of its 95 % interval,
+    `one_shot_half` and `five_shot_half`; NaN if classes have too few images. `images`: "test", or "all", train and test
+    together, as is usual for CUB-200-2011. The images are loaded if `data` is not given. Raises `CorsdError` for a run without
+    held-out classes.
     """
     import pandas as pd
 
@@ -55,7 +55,7 @@ def unseen_class_report(
 
 
 def unseen_class_record(run: Run, data_root: str | None = None) -> dict[str, Any]:
-    """`unseen_class_report` of the test images as plain values, a figure that is NaN as None; four decimals."""
+    """`unseen_class_report` of the test images as plain values with four decimals; None for NaN."""
     embeddings, labels = _embedded(run, None, data_root, "test")
     figures = [{k: _plain(v) for k, v in row.items()} for row in _figures(run, embeddings, labels)]
     classes = len(run.data.unseen_class_names)
@@ -98,7 +98,7 @@ def _figures(run: Run, embeddings: list[Tensor], labels: Tensor) -> list[dict[st
 
 
 def _trained_relations(run: Run) -> list[VectorRelation]:
-    """The relation networks that read embeddings, one an exit; [] where there are none, or their score is not trained."""
+    """The relation networks on embeddings, one for each exit; [] if there are none, or if their score is not trained."""
     method = run.method()
     networks = [network for network in method.relation_networks() if isinstance(network, VectorRelation)]
     weights = [getattr(method.options, name) for name in SCORE_TERMS if hasattr(method.options, name)]
@@ -106,7 +106,7 @@ def _trained_relations(run: Run) -> list[VectorRelation]:
 
 
 def _few_shots(classify: Callable[..., FewShot], labels: Tensor) -> dict[str, float]:
-    """Accuracy by the number of shots, and half of its interval; `classify` is given the episodes."""
+    """Accuracy and half of its interval by number of shots; `classify(episodes=...)` computes them."""
     sizes = torch.bincount(labels)
     ways, found = min(WAYS, len(sizes)), dict[str, float]()
     for name, shots in SHOTS.items():

@@ -1,13 +1,12 @@
-"""Which pixels made an exit decide as it did, and which made two images related; with captum, each with its check.
+"""Attribution: the pixels that an exit's prediction, or the relation of two images, depends on; uses captum.
 
-A map of pixels always looks like an explanation. So each comes with what it explains (the score and the baseline's), with how
-much of that it accounts for (the completeness gap), and beside them stand two tests of whether it says anything of this
-network: `randomisation_check` and `deletion_curve`. All of it is computed on frozen copies in eval mode: the network and the
-relation networks that are given are never touched.
+Maps of pixels can be misleading. So each map comes with the score of the image and of the baseline, and with the share of their
+difference that it does not explain (the completeness gap). Two tests show whether a map depends on the trained network:
+`randomisation_check` and `deletion_curve`. All computations use frozen copies in eval mode; networks are never changed.
 
-engine.py   integrated gradients and Grad-CAM of any score, and the frozen parts they run on
-maps.py     what is asked: an exit's decision, a pair's relation
-checks.py   is the map about this network?
+engine.py   integrated gradients and Grad-CAM of any score
+maps.py     maps of the prediction of an exit, and of the relation of a pair
+checks.py   tests of a map
 runs.py     the same for a run on disk and images of its data
 """
 

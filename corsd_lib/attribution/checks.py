@@ -1,4 +1,4 @@
-"""Is a map about this network? Two tests that a person should make before believing it."""
+"""Two tests of whether a map depends on the trained network."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from corsd_lib.network import MultiExitNetwork
 
 @dataclass(frozen=True, eq=False)
 class DeletionCurve:
-    """Probability of a class as pixels are taken away. S steps.
+    """Probability of a class while pixels are removed. S steps.
 
     `fraction` (S + 1,) of pixels replaced, 0 to 1; `probability` (S + 1,) when the most attributed go first; `random` (S + 1,)
-    mean over random orders; `area`, `random_area` in [0, 1] under the two. A map that found what matters has an area well
-    below the random one.
+    mean over random orders; `area`, `random_area` in [0, 1] under the two. The area of a good map is
+    well below the random one.
     """
 
     fraction: Tensor = field(repr=False)
@@ -43,7 +43,7 @@ class DeletionCurve:
 
 
 class Randomisation(NamedTuple):
-    """Rank correlations of two maps in [-1, 1]: of their values, and of their sizes whatever the sign; NaN for a flat map."""
+    """Rank correlations of two maps in [-1, 1]: of their values, and of their absolute values; NaN for a constant map."""
 
     signed: float
     strength: float
@@ -60,11 +60,11 @@ def randomisation_check(
     normalise: Callable[[Tensor], Tensor] | None = None,
     seed: int = 0,
 ) -> Randomisation:
-    """Spearman correlation of the map with that of the same network with all weights drawn anew, signed and in strength.
+    """Spearman correlation of the map with the map of the same network with random weights, of values and of absolute values.
 
-    Both near 0: the map depends on what was learned. Near 1: it shows the image, whatever the network; a map may do so in its
-    strength alone, which is what a heatmap of one colour shows. The class stays that of the trained network. Weights are drawn
-    from `seed` by each layer's own `reset_parameters`. Small maps vary much: take several seeds. Source: Adebayo et al. 2018,
+    If both are near 0, the map depends on the training. Near 1 it depends on the image only; this may be so for the absolute
+    values alone, which a heatmap of one colour shows. The class is that of the trained network. Random weights come from `seed`
+    and the `reset_parameters` of each layer. For small maps the result varies: use several seeds. Source: Adebayo et al. 2018,
     arXiv 1810.03292, the model parameter randomisation test.
     Other arguments and errors as of `attribute_exit`.
     """
@@ -77,14 +77,14 @@ def _correlation(first: Tensor, second: Tensor) -> float:
     from scipy.stats import spearmanr
 
     pixels = [m.flatten().numpy() for m in (first, second)]
-    if any(p.min() == p.max() for p in pixels):  # ranks say nothing, and scipy would warn
+    if any(p.min() == p.max() for p in pixels):  # constant values have no ranks
         return math.nan
     return float(spearmanr(*pixels).statistic)
 
 
 def redrawn(network: MultiExitNetwork, seed: int) -> MultiExitNetwork:
     device = next(network.parameters()).device
-    fresh = copy.deepcopy(network).cpu()  # drawn on the CPU: a GPU's generator would not be restored
+    fresh = copy.deepcopy(network).cpu()  # sampled on the CPU, because the generator of a GPU would not be restored
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         for module in fresh.modules():
@@ -104,10 +104,10 @@ def deletion_curve(
     draws: int = 10,
     seed: int = 0,
 ) -> DeletionCurve:
-    """Probability of the attribution's class at `exit` as pixels give way to the baseline, the most attributed first.
+    """Probability of the class of an attribution at `exit` while pixels are replaced by the baseline, the highest first.
 
     After step s of `steps`, round(s / steps * H * W) pixels are those of the `baseline`. Beside it the mean over `draws` random
-    orders, from `seed`: pictures with holes are unlike any that were trained on, so that probability falls whatever is deleted.
+    orders, from `seed`: images with holes are unlike training images, so that the probability decreases for any order.
     Source: the deletion metric of RISE, arXiv 1806.07421; the random orders are ours. Raises `CorsdError` as `attribute_exit`
     does, and for an attribution of a pair or of another size.
     """

@@ -1,4 +1,4 @@
-"""Integrated gradients and Grad-CAM of a score, and the frozen copies, baselines and checks that both need."""
+"""Integrated gradients and Grad-CAM of a score, with frozen copies, baselines and argument checks."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Score = Callable[..., Tensor]  # one or two batches of images (n, C, H, W) -> (n
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
-    """What each pixel of an image gave to a score; positive: it raised the score.
+    """Contribution of each pixel of an image to a score; positive values raised the score.
 
     `map` (H, W) float32, signed: the sum of `values` over the channels, or Grad-CAM of the exit's stage, upsampled;
     `values` (C, H, W) float32, integrated gradients in units of the score, None for Grad-CAM; `score` f(x) and
     `baseline_score` f(x') of the baseline (None for Grad-CAM, which has none); `completeness_gap`
-    |sum of values - (f(x) - f(x'))| / |f(x) - f(x')|, in [0, inf), 0 is exact, above 0.05 take more steps; `what` in words;
+    |sum of values - (f(x) - f(x'))| / |f(x) - f(x')|, in [0, inf), 0 is exact, above 0.05 use more steps; `what`: description;
     `exit` from 1 = shallowest; `target` the class, None for a pair.
     """
 
@@ -46,13 +46,13 @@ class Attribution:
 class Stage(nn.Module):
     """Images (n, C, H, W) -> feature map of stage `index` (from 0), of a frozen copy of the backbone in eval mode.
 
-    A copy, cut after the stage: nothing to restore on the network, nothing computed that the stage does not need.
+    The copy ends after the stage, so later stages are not computed.
     """
 
     def __init__(self, network: MultiExitNetwork, index: int) -> None:
         super().__init__()
         self.backbone = network.backbone.truncated(index + 1)
-        self.cut = nn.Identity()  # where Grad-CAM reads; captum hands on a copy, so an in-place ReLU may follow
+        self.cut = nn.Identity()  # the layer of Grad-CAM; captum passes on a copy, so an in-place ReLU may follow
         freeze(self)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def integrated(
     exit: int,
     target: int | None = None,
 ) -> list[Attribution]:
-    """Integrated gradients over all `images` (1, C, H, W) jointly, an Attribution each; they share scores and gap."""
+    """Joint integrated gradients of all `images` (1, C, H, W), one Attribution for each, with the same scores and gap."""
     require("attribution", "captum")
     from captum.attr import IntegratedGradients
 
@@ -109,11 +109,11 @@ def completeness_gap_of(total: float, difference: float) -> float:
 
 
 def grad_cam(score: Score, stage: Stage, image: Tensor, what: str, exit: int, target: int | None = None) -> Attribution:
-    """Grad-CAM of a `score` that runs one image (1, C, H, W) through `stage`, once: captum keeps a layer's last run only."""
+    """Grad-CAM of a `score` of one image (1, C, H, W), which must use `stage` once: captum keeps only the last call."""
     require("attribution", "captum")
     from captum.attr import LayerGradCam
 
-    image = image.clone().requires_grad_()  # the weights are frozen: without it there is no graph
+    image = image.clone().requires_grad_()  # the weights are frozen, so the input must require a gradient
     coarse = LayerGradCam(score, stage.cut).attribute(image).detach().float().cpu()  # (1, 1, h, w)
     upsampled = F.interpolate(coarse, image.shape[-2:], mode="bilinear", align_corners=False)[0, 0]
     with torch.no_grad():
@@ -127,17 +127,17 @@ def images_at_once(image: Tensor) -> int:
 
 
 def baseline_of(kind: str, image: Tensor, normalise: Callable[[Tensor], Tensor] | None) -> Tensor:
-    """What stands for "nothing to see" beside a normalised `image` (C, H, W), as a batch of one."""
+    """The baseline of a normalised `image` (C, H, W), as a batch of one."""
     image = image.detach()[None]
     if kind == "mean":
         return torch.zeros_like(image)
     if kind == "blur":
         from torchvision.transforms.v2.functional import gaussian_blur
 
-        sigma = min(image.shape[-2:]) / 8  # shapes go, colours stay (ours)
+        sigma = min(image.shape[-2:]) / 8  # removes shapes and keeps colours (ours)
         return gaussian_blur(image, 2 * int(2 * sigma) + 1, sigma)
     if normalise is None:
-        raise CorsdError("baseline 'black' wants `normalise`: a network does not know the mean and deviation of its images")
+        raise CorsdError("baseline 'black' needs `normalise`: a network does not know the mean and deviation of its images")
     return normalise(torch.zeros(image.shape, dtype=torch.uint8, device=image.device))
 
 

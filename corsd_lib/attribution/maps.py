@@ -1,4 +1,4 @@
-"""Which pixels made an exit decide as it did, and which made two images related."""
+"""Attribution maps of the prediction of an exit, and of the relation of two images."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def attribute_exit(
     baseline: str = "mean",
     normalise: Callable[[Tensor], Tensor] | None = None,
 ) -> Attribution:
-    """Which pixels made exit `exit` (1 = shallowest) decide for class `target`, by default for its own prediction.
+    """Attribution of the logit of class `target` (default: the prediction) at `exit` (1 = shallowest) to pixels.
 
-    The score f is the logit: a probability near 1 is flat, and depends on all other classes. "integrated_gradients":
-    (x - x') * mean gradient of f on `steps` points of the line from x' to x, which sums to f(x) - f(x') (Sundararajan et al.,
-    arXiv 1703.01365, equation 1); the `baseline` x' is "mean" (the mean colour, 0 once normalised), "black" (wants
-    `normalise`, what made the image from pixels 0..255) or "blur". "grad_cam": sum over channels of activation * mean gradient
-    on the feature map of the exit's stage, without its last ReLU, upsampled (arXiv 1610.02391, equations 1 and 2).
-    `image` (C, H, W), normalised. Raises `CorsdError` for an exit, class, method, baseline or image that cannot be.
+    The score f is the logit, because a probability near 1 is flat and depends on all other classes. "integrated_gradients": (x
+    - x') * mean gradient of f on `steps` points of the line from x' to x, which sums to f(x) - f(x') (Sundararajan et al.,
+    arXiv 1703.01365, equation 1); the `baseline` x' is "mean" (the mean colour, 0 once normalised), "black" (needs `normalise`,
+    the function that made the image from pixels 0..255) or "blur". "grad_cam": sum over channels of activation * mean gradient
+    on the feature map of the exit's stage, without its last ReLU, upsampled (arXiv 1610.02391, equations 1 and 2). `image` (C,
+    H, W), normalised. Raises `CorsdError` for an invalid exit, class, method, baseline or image.
     """
     check_request(method, baseline, steps)
     x = checked_image(network, image)
@@ -80,15 +80,15 @@ def attribute_pair(
     baseline: str = "mean",
     normalise: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Attribution, Attribution]:
-    """Which pixels of either image made the relation score r_ab of exit `exit` (1 = shallowest) high; of a, then of b.
+    """Attribution of the relation score r_ab at `exit` (1 = shallowest) to the pixels of both images, a and b.
 
-    `relations`: the relation networks of a method, `run.method().relation_networks()`, one a stage or exit; "cosine" or "l2"
-    for a method without. The score f(a, b) of a trained relation is its logit, before the sigmoid: r of a trained pair stands
-    near 0 or 1, where the sigmoid is flat and its gradients say little. Of "cosine" it is the cosine, of "l2" minus the
-    distance, without the batch's scale. Trained scores are not symmetric: (b, a) is another question.
-    "integrated_gradients" goes from both baselines to both images at once: the two maps together sum to f(a, b) - f(a', b'),
-    and have one completeness gap. Two equal baselines are as alike as can be: look at `baseline_score`. "grad_cam" takes one
-    image at a time with the other's embedding fixed. Other arguments and errors as of `attribute_exit`; ours for pairs.
+    `relations`: the relation networks of a method, `run.method().relation_networks()`, one for each stage or exit; "cosine" or
+    "l2" for a method without them. The score f(a, b) of a trained relation is its logit, before the sigmoid: r of a trained
+    pair is near 0 or 1, where the sigmoid is flat. Of "cosine" it is the cosine, of "l2" minus the distance, without the
+    batch's scale. Trained scores are not symmetric: (b, a) may differ. "integrated_gradients" goes from both baselines to both
+    images at once: the two maps together sum to f(a, b) - f(a', b'), and have one completeness gap. Two equal baselines are
+    most similar: see `baseline_score`. "grad_cam" takes one image at a time with the other's embedding fixed. Other arguments
+    and errors as of `attribute_exit`; ours for pairs.
     """
     check_request(method, baseline, steps)
     a, b = checked_image(network, image_a), checked_image(network, image_b)

@@ -17,7 +17,7 @@ def attribute_run(
 ) -> Attribution:
     """`attribute_exit` for the newest weights of a run and one image of its data, see `run_images`.
 
-    `options`: target, method, steps, baseline of `attribute_exit`. Raises what the two raise.
+    `options`: target, method, steps, baseline of `attribute_exit`. Raises the errors of both.
     """
     data = run_data(run, data)
     (image,) = run_images(run, [position], data, split)
@@ -29,7 +29,7 @@ def attribute_run_pair(
 ) -> tuple[Attribution, Attribution]:
     """`attribute_pair` for the newest weights of a run and two images of its data, see `run_images`.
 
-    With the run's relation networks, or the cosine where its method has none. `options`: method, steps, baseline.
+    With the run's relation networks, or the cosine if its method has none. `options`: method, steps, baseline.
     """
     data = run_data(run, data)
     a, b = run_images(run, [first, second], data, split)

@@ -1,4 +1,4 @@
-"""What to learn from: one call, one return type, for every data set. See `load_dataset`."""
+"""Data sets: `load_dataset` loads any of them, as `ImageData`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 DATASETS = ("digits", "shapes", "cifar10", "cifar100", "cub200", "tiny_imagenet", "imagenet", "folder:PATH", "npz:PATH")
-LARGEST_SIDE = 65_535  # pixels; what a run on disk may have
+LARGEST_SIDE = 65_535  # pixels; the limit of a run on disk
 
 
 def load_dataset(
@@ -59,17 +59,18 @@ def load_dataset(
 ) -> ImageData:
     """Load a data set by name, one of `DATASETS`, from `root` (else $CORSD_DATA, else "data").
 
-    A relative PATH of folder:PATH and npz:PATH is looked for below `root` where that is given, then in the working directory.
-    Images are uint8 0..255, in memory as (N, C, H, W) or streamed from files where they would not fit (imagenet, large
-    folders). First `validation_fraction` in [0, 1) of train is held out as `validation`, class by class; then `per_class`
-    images of each class are picked from what remains; the same `seed` gives the same images. `test_fraction` in (0, 1): about
-    how much of each class a folder of classes without a split gives to test, 0.2 when None, the same images whatever the seed.
-    Statistics are those of the full train split. `image_size` (pixels): the side that the network sees, by default the set's
-    own. `crop_to_box` (cub200): crop to the bird. `hold_out_classes`: classes that are taken out of all splits before anything
-    else is chosen, and become `unseen` of the result, where `per_class` takes nothing away; `hold_out`, one of `HOLD_OUT`, and
-    `hold_out_seed` say which (`datasets.holdout`). `download` (cifar10, cifar100, cub200): fetch what is missing. What a user
-    should know of how the files were read is in `notices` of the result, and is warned of once a process (`DataNotice`).
-    Raises CorsdError for unknown names, missing or corrupt files, values out of range, and data of fewer than two classes.
+    A relative PATH in folder:PATH and npz:PATH is relative to `root` if that is given, else to the working directory. Images
+    are uint8 0..255, in memory as (N, C, H, W), or streamed from files if they are too large (imagenet, large folders). First
+    `validation_fraction` in [0, 1) of train is held out as `validation`, class by class; then `per_class` images of each class
+    are chosen from the rest; the same `seed` gives the same images. `test_fraction` in (0, 1): the approximate share of each
+    class that is the test set of a folder of classes without a split; 0.2 by default, the same images for every seed.
+    Statistics are those of the full train split. `image_size` (pixels): side of the input of the network, by default that of
+    the data set. `crop_to_box` (cub200): crop to the bird. `hold_out_classes`: number of classes that are removed from all
+    splits before anything else is chosen; they are `unseen` of the result, with all their images; `hold_out`, one of
+    `HOLD_OUT`, and `hold_out_seed` choose them (see `datasets.holdout`). `download` (cifar10, cifar100, cub200): download
+    missing files. Remarks on how the files were read are in `notices` of the result, and are shown once in a process as
+    warnings (`DataNotice`). Raises CorsdError for unknown names, missing or corrupt files, values out of range, and data of
+    fewer than two classes.
     """
     _check_name(name, root)
     _check_flags(name, crop_to_box=crop_to_box, download=download)
@@ -101,12 +102,12 @@ def load_dataset(
 
 
 def data_root(root: str | Path | None = None) -> Path:
-    """Where data sets lie: `root`, else the environment's CORSD_DATA, else the folder "data"."""
+    """The folder of data sets: `root`, else the environment variable CORSD_DATA, else "data"."""
     return _expanded("data root", root or os.environ.get("CORSD_DATA") or "data")
 
 
 def _expanded(what: str, path: str | Path) -> Path:
-    """A path with the home folder in place of ~. Raises CorsdError where there is no such user."""
+    """A path with ~ replaced by the home folder. Raises CorsdError for an unknown user."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -116,7 +117,7 @@ def _expanded(what: str, path: str | Path) -> Path:
 
 @contextmanager
 def _readable(name: str) -> Iterator[None]:
-    """What the system says of a file or folder that cannot be read, as CorsdError."""
+    """Turn an OSError about an unreadable file or folder into CorsdError."""
     try:
         yield
     except OSError as error:
@@ -125,10 +126,10 @@ def _readable(name: str) -> Iterator[None]:
         raise CorsdError(f"cannot read {where}: {error.strerror or error}") from error
 
 
-def _own_place(path: str, root: str | Path | None) -> Path:
-    """Where a folder or file of one's own lies; a relative `path` below `root`, if that is given, or the working directory.
+def _user_path(path: str, root: str | Path | None) -> Path:
+    """The folder or file of folder:PATH or npz:PATH; a relative `path` is relative to `root` or the working directory.
 
-    Raises CorsdError that says where it was looked for.
+    Raises CorsdError that names the places that were searched.
     """
     own = _expanded("data set", path)
     if own.is_absolute():
@@ -153,9 +154,9 @@ def _load(
     kind, _, path = name.partition(":")
     root = data_root(given)
     if kind == "folder":
-        return load_folder(name, _own_place(path, given), image_size, test_fraction)
+        return load_folder(name, _user_path(path, given), image_size, test_fraction)
     if kind == "npz":
-        return load_npz(name, _own_place(path, given), image_size)
+        return load_npz(name, _user_path(path, given), image_size)
     if kind == "digits":
         return load_digits(image_size)
     if kind == "shapes":
@@ -189,7 +190,7 @@ def _check_flags(name: str, **flags: object) -> None:
 
 
 def _whole(what: str, value: Any, low: int, high: int, otherwise: str = "") -> int:
-    """A whole number of Python or numpy, or CorsdError; `otherwise`: what else is allowed."""
+    """Check a whole number of Python or numpy; `otherwise`: other allowed values, for the message."""
     if not is_whole(value, low, high):
         raise CorsdError(
             f"{what} is {shortened(value)}; allowed: a whole number of at least {low} and at most {high}{otherwise}"
@@ -198,7 +199,7 @@ def _whole(what: str, value: Any, low: int, high: int, otherwise: str = "") -> i
 
 
 def _share(what: str, value: object) -> float:
-    """A number of Python or numpy in [0, 1), or CorsdError."""
+    """Check a number of Python or numpy in [0, 1)."""
     if isinstance(value, Real) and not isinstance(value, bool) and value < 1 and not value < 0:
         return float(value)
     raise CorsdError(f"{what} is {shortened(value)}; allowed: 0 up to but not including 1")

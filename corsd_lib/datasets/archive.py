@@ -1,4 +1,4 @@
-"""Arrays out of an .npz file, a zip file: sizes are checked before anything is expanded, and nothing is unpickled."""
+"""Reading .npz files: sizes are checked before anything is decompressed, and nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import numpy as np
 
 from corsd_lib.errors import CorsdError, shown_text
 
-# Deflate reaches 1000:1 on zeros. Photographs reach 2:1, drawn characters 10:1 or so: what is beyond this is no data set.
+# Deflate reaches 1000:1 on zeros, but only 2:1 on photographs and about 10:1 on characters: higher ratios are refused.
 LARGEST_RATIO = 100
 HARMLESS = 256 * 1024**2  # bytes of an array that may be compressed by any ratio
 
 
 class Archive(NamedTuple):
-    """Arrays by name; `others`: names that are in the file too; `checksums`: CRC-32 of each array's bytes, verified."""
+    """Arrays by name; `others`: names of further arrays in the file; `checksums`: verified CRC-32 of the bytes of each
+    array."""
 
     arrays: dict[str, np.ndarray]
     others: tuple[str, ...]
@@ -30,9 +31,9 @@ class Archive(NamedTuple):
 def read_archive(path: Path, expected: str, wanted: Callable[[str], bool], required: Iterable[str]) -> Archive:
     """Read the arrays of `path` whose names are `wanted`; `expected` says in messages what kind of file that is.
 
-    Raises CorsdError for a path that is no file, a damaged file, an array that is `required` and not there, one whose header
-    does not fit the size that is declared, one that expands more than a hundredfold to more than 256 MiB, and for arrays that
-    together exceed the available memory. Sizes are those that headers declare: nothing is expanded to find them.
+    Raises CorsdError for a path that is no file, a damaged file, a missing array that is `required`, one whose header does
+    not fit its declared size, one that is compressed more than a hundredfold to more than 256 MiB, and for arrays that together
+    exceed the available memory. Sizes are read from headers, without decompressing.
     """
     if not path.exists():
         raise CorsdError(f"{path} does not exist; expected {expected}")
@@ -71,15 +72,15 @@ def _read(path: Path, file: zipfile.ZipFile, wanted: Callable[[str], bool], requ
 
 @contextmanager
 def _naming(path: Path, name: str) -> Iterator[None]:
-    """Whatever is wrong with an array becomes one error that names it."""
+    """Turn any exception about an array into a CorsdError that names it."""
     try:
         yield
-    except Exception as error:  # zipfile, zlib, lzma and numpy each raise their own, and tokenize its own for a torn header
+    except Exception as error:  # zipfile, zlib, lzma, numpy and (for a damaged header) tokenize raise different exceptions
         raise CorsdError(f"{path}: array {name} cannot be read: {error or type(error).__name__}") from error
 
 
 def _check_member(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """Raise ValueError unless the header of an array fits the size that the zip file declares, and that is a likely one."""
+    """Raise ValueError unless the header of an array fits its size in the zip file, and the compression ratio is plausible."""
     with file.open(member) as stream:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -100,14 +101,14 @@ def _is_single_array(path: Path) -> bool:
 
 
 def check_memory(what: str, needed: int) -> None:
-    """Raise CorsdError that begins with `what` where as many bytes as are `needed` exceed the available memory."""
+    """Raise CorsdError, with a message that begins with `what`, if the bytes `needed` exceed the available memory."""
     free = _available_memory()
     if free is not None and needed > free:
         raise CorsdError(f"{what} {_gigabytes(needed)}; available memory: {_gigabytes(free)}")
 
 
 def _available_memory() -> int | None:
-    """Bytes that can be had without swapping, or all that the machine has; None where the system does not say."""
+    """Available memory without swapping, or the total memory, in bytes; None if the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the library: images in memory or on disk, labels, names, statistics."""
+"""The types of a data set: images in memory or on disk, labels, names and statistics."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ AUGMENTATIONS = ("crop", "crop_flip", "resized_crop")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation, a value a channel
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageArrays:
     """Images of one split in memory.
 
-    `images` uint8 (N, C, H, W), values 0..255; `labels` int64 (N,); `index` int64 (N,), the row of each image
-    in the official order of its split: it stays with the image through `subset`. `names`: N file names, as of `ImageFiles`,
-    or none for images that are no files. Raises CorsdError for other dtypes or shapes.
+    `images` uint8 (N, C, H, W), values 0..255; `labels` int64 (N,); `index` int64 (N,), the index of each image
+    in the official order of its split, which `subset` keeps. `names`: N file names, as in `ImageFiles`, or none for images that
+    are not files. Raises CorsdError for other dtypes or shapes.
     """
 
     images: Tensor
@@ -49,18 +49,18 @@ class ImageArrays:
     def __repr__(self) -> str:
         return f"ImageArrays({len(self):,} images of {_by(self.images.shape[1:])})"
 
-    def subset(self, rows: Tensor) -> ImageArrays:
-        """The images at positions `rows`, int64 (M,), in that order; a copy."""
-        names = tuple(self.names[row] for row in rows.tolist()) if self.names else ()
-        return ImageArrays(self.images[rows], self.labels[rows], self.index[rows], names)
+    def subset(self, indices: Tensor) -> ImageArrays:
+        """The images at the indices `indices`, int64 (M,), in that order; a copy."""
+        names = tuple(self.names[i] for i in indices.tolist()) if self.names else ()
+        return ImageArrays(self.images[indices], self.labels[indices], self.index[indices], names)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageFiles:
-    """Images of one split as files, decoded when asked for and never kept in memory.
+    """Images of one split as files, which are decoded when used and not kept in memory.
 
     `paths`: N file names; `labels`, `index` int64 (N,) as in `ImageArrays`; `image_size`: side in pixels of
-    the square that the network will see; `root`: the folder that all of them lie below, if there is one. Raises CorsdError when
+    the square input of the network; `root`: a folder that contains all of them, if there is one. Raises CorsdError when
     the lengths differ.
     """
 
@@ -79,19 +79,19 @@ class ImageFiles:
     def __repr__(self) -> str:
         return f"ImageFiles({len(self):,} files, seen at {self.image_size}x{self.image_size})"
 
-    def subset(self, rows: Tensor) -> ImageFiles:
-        """The files at positions `rows`, int64 (M,), in that order."""
-        paths = tuple(self.paths[row] for row in rows.tolist())
-        return ImageFiles(paths, self.labels[rows], self.index[rows], self.image_size, self.root)
+    def subset(self, indices: Tensor) -> ImageFiles:
+        """The files at the indices `indices`, int64 (M,), in that order."""
+        paths = tuple(self.paths[i] for i in indices.tolist())
+        return ImageFiles(paths, self.labels[indices], self.index[indices], self.image_size, self.root)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The paths below `root`, their parts separated by "/": the same wherever the folder lies."""
+        """The paths relative to `root`, with parts separated by "/"."""
         return names_below(self.root, self.paths)
 
     def load(self, i: int) -> Tensor:
         """Image `i` in full size: uint8 (3, H, W), RGB. Raises CorsdError that names an unreadable file."""
-        # Channels stay last in memory: torch resizes that layout about twice as fast, to the same pixels.
+        # In channels-last layout torch resizes about twice as fast, with the same result.
         return torch.from_numpy(read_rgb(self.paths[i])).permute(2, 0, 1)
 
 
@@ -100,16 +100,15 @@ Split = ImageArrays | ImageFiles
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageData:
-    """A data set as the rest of the library sees it.
+    """A data set with its splits.
 
-    `superclass_of_class` int64 (C,); `mean` and `std`: one value a channel, of pixels / 255 over the full
-    train split; `attributes` float32 (C, A) in [0, 1] or None; `image_size`: side of the square that the
-    network sees (stored images may be larger, for cropping); `augmentation`: the set's default, one of
-    `AUGMENTATIONS`; `crop_scale`: least share of the area in a "resized_crop": 0.4 keeps most of a bird in the picture (ours),
-    ImageNet has the usual 0.08; `notices`: what a user should know of how the files were read, a sentence each; `unseen`: the
-    classes that are held out of everything else, with labels and names of their own (`datasets.holdout`); `own_split`: whether
-    the test set is one that this library takes by `test_fraction`. Raises CorsdError when names, labels and superclasses do not
-    fit each other, and for names that `check_names` refuses.
+    `superclass_of_class` int64 (C,); `mean` and `std`: one value for each channel, of pixels / 255 over the full train split;
+    `attributes` float32 (C, A) in [0, 1] or None; `image_size`: side of the square input of the network (stored images may be
+    larger, for cropping); `augmentation`: the default of the data set, one of `AUGMENTATIONS`; `crop_scale`: smallest share of
+    the area in a "resized_crop": 0.4 keeps most of a bird in the image (ours), for ImageNet the usual 0.08; `notices`: remarks
+    on how the files were read; `unseen`: the classes that are held out of all splits, with their own labels and names
+    (`datasets.holdout`); `own_split`: whether this library chose the test set, by `test_fraction`. Raises CorsdError when
+    names, labels and superclasses do not fit each other, and for names that `check_names` refuses.
     """
 
     name: str
@@ -160,7 +159,7 @@ class ImageData:
         return self.train.images.shape[1] if isinstance(self.train, ImageArrays) else 3
 
     def summary(self) -> str:
-        """A few lines for a reader: sizes, classes, superclasses, image side, statistics, notices."""
+        """A summary in a few lines: sizes, classes, superclasses, image side, statistics, notices."""
         sizes = ", ".join(f"{len(split):,} {part}" for part, split in self._splits().items())
         side = _by((self.channels, self.image_size, self.image_size))
         lines = [
@@ -193,9 +192,9 @@ class ImageData:
 def channel_statistics(images: Tensor) -> Statistics:
     """Mean and population standard deviation of pixels / 255 by channel; images uint8 (N, C, H, W), N > 0.
 
-    The sums are exact: of whole numbers, in float64.
+    The sums are exact, because they are sums of whole numbers in float64.
     """
-    # numpy, on one thread: bound by memory anyway, and torch's threads stall each other where cores are shared.
+    # numpy on one thread: the limit is memory bandwidth, and threads of torch slow each other down on shared cores.
     total = np.zeros(images.shape[1])
     squares = np.zeros_like(total)
     for block in images.split(256):
@@ -205,15 +204,15 @@ def channel_statistics(images: Tensor) -> Statistics:
     count = images.numel() / images.shape[1]
     mean = total / count / 255
     variance = np.maximum(squares / count / 255**2 - mean**2, 0)
-    # A constant channel has no spread; one grey level instead of zero keeps normalisation finite.
+    # A constant channel has deviation 0; one grey level in its place keeps the normalisation finite.
     std = np.maximum(np.sqrt(variance), 1 / 255)
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def resize_arrays(images: Tensor, image_size: int) -> Tensor:
-    """Images uint8 (N, C, H, W) -> uint8 (N, C, image_size, image_size), bilinear; untouched if they fit.
+    """Images uint8 (N, C, H, W) -> uint8 (N, C, image_size, image_size), bilinear; unchanged if they have this size.
 
-    Raises CorsdError where the available memory does not hold them.
+    Raises CorsdError if the available memory is not enough.
     """
     if images.shape[-2:] == (image_size, image_size):
         return images
@@ -233,7 +232,7 @@ def as_arrays(images: Tensor, labels: Tensor | Sequence[int]) -> ImageArrays:
 
 
 def names_below(root: str, paths: Sequence[str]) -> tuple[str, ...]:
-    """Paths below the folder `root` as names that do not depend on where it lies: without it, parts separated by "/"."""
+    """Paths relative to the folder `root` as names, with parts separated by "/"."""
     return tuple(path.removeprefix(root + os.sep).replace(os.sep, "/") for path in paths)
 
 
@@ -246,7 +245,7 @@ def check_range(what: str, values: Tensor, count: int) -> None:
 
 
 def check_names(what: str, names: Sequence[str]) -> None:
-    """Raise CorsdError unless `names` can stand in a line of text: valid UTF-8, not empty and without line breaks."""
+    """Raise CorsdError unless all `names` are valid UTF-8, not empty and without line breaks."""
     check_text(what, *names)
     for name in names:
         if name.splitlines() != [name] or not name.strip():
@@ -254,7 +253,7 @@ def check_names(what: str, names: Sequence[str]) -> None:
 
 
 def check_class_names(what: str, names: Sequence[str]) -> None:
-    """Raise CorsdError unless there are at least two classes, with names that `check_names` takes."""
+    """Raise CorsdError unless there are at least two classes, with names that `check_names` accepts."""
     check_names(f"{what}: class", names)
     if len(names) < 2:
         raise CorsdError(
@@ -263,7 +262,7 @@ def check_class_names(what: str, names: Sequence[str]) -> None:
 
 
 def check_distinct(what: str, names: Sequence[str]) -> None:
-    """Raise CorsdError that names the first of `names` that is there more than once."""
+    """Raise CorsdError that names the first duplicate of `names`."""
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise CorsdError(f"{what} has {shortened(twice)} more than once; expected distinct names")

@@ -31,8 +31,8 @@ def load_cub(root: Path, image_size: int | None, crop_to_box: bool, fetch: bool)
 
     Images are kept as uint8 (N, 3, S, S), S = 8/7 of `image_size` (64 by default): the square around the bird
     (`crop_to_box`) or the centre square; grey images become RGB. A superclass is the last word of a class
-    name (Albatross, Warbler, ...): ours, the set has none. Attributes float32 (200, 312) in [0, 1] when their
-    files are there. `fetch` downloads the archive if the folder is missing. Raises CorsdError for missing,
+    name (Albatross, Warbler, ...): ours, the data set has none. Attributes float32 (200, 312) in [0, 1] if their
+    files exist. `fetch` downloads the archive if the folder is missing. Raises CorsdError for missing,
     contradictory or corrupt files. Source: Wah et al., Caltech CNS-TR-2011-001.
     """
     folder = root / FOLDER
@@ -64,7 +64,7 @@ def load_cub(root: Path, image_size: int | None, crop_to_box: bool, fetch: bool)
 def fetch_cub(root: Path) -> None:
     """Download CUB_200_2011.tgz into `root` (1.15 GB, resumed, verified), unpack it to `<root>/CUB_200_2011`.
 
-    An archive that already lies there is used. The folder appears only when it is complete.
+    An existing archive is used. The folder is created only when it is complete.
     """
     archive = download(CUB_URL, root / f"{FOLDER}.tgz", CUB_MD5, CUB_BYTES)
     with unpacked(archive) as contents:
@@ -139,7 +139,7 @@ def _table(file: Path, parse: Callable[[str], Value], ids: dict[int, str] | None
             key, value = line.split(maxsplit=1)
             table[int(key)] = parse(value.strip())
         except ValueError as error:
-            raise CorsdError(f"{file}, line {number}: {shortened(line)} is not what belongs there ({error})") from error
+            raise CorsdError(f"{file}, line {number}: {shortened(line)} is not valid ({error})") from error
     if not table or (ids is not None and table.keys() != ids.keys()):
         raise CorsdError(f"{file} has {len(table)} entries that do not match images.txt; expected one an image")
     return table

@@ -1,4 +1,4 @@
-"""Image files -> pixels: one file in full size, or many at once as equal squares."""
+"""Decoding of image files: one file in full size, or many as squares of equal size."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
-MARGIN = 8 / 7  # stored side / side that the network sees: room for random crops, as 256 / 224 on ImageNet
-# By the content of a file, not its name: Pillow knows other formats too, and one of them (EPS) starts a program.
+MARGIN = 8 / 7  # stored side / input side: a margin for random crops, as 256 / 224 on ImageNet
+# Pillow detects formats by content; others are not allowed, because one of them (EPS) starts a program.
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF")
 MAX_PIXELS = 89_478_485  # of one image: Pillow's own limit, 256 MiB as RGB
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 def stored_side(image_size: int) -> int:
-    """Side of the squares kept in memory for a network that sees `image_size` pixels."""
+    """Side of the stored squares for a network with input images of `image_size` pixels."""
     return round(image_size * MARGIN)
 
 
@@ -51,9 +51,8 @@ def image_sizes(paths: Sequence[str]) -> list[tuple[int, int]]:
 def read_squares(paths: Sequence[str], side: int, boxes: Sequence[Box] | None = None, *, label: str = "decoding") -> Tensor:
     """Decode files to squares: uint8 (N, 3, side, side), several at once in threads.
 
-    With a box an image gives the square around it (`square_around`); without, its centre square of the full
-    short side. Raises CorsdError that names the first file that cannot be read, and where the available memory does not hold
-    them.
+    With a box the square around it (`square_around`), else the largest centre square. Raises CorsdError that names the
+    first file that cannot be read, and if the available memory is not enough.
     """
     check_memory(f"{len(paths):,} images of {side}x{side} pixels take", len(paths) * 3 * side**2)
     squares = np.empty((len(paths), 3, side, side), dtype=np.uint8)
@@ -76,9 +75,8 @@ def read_squares(paths: Sequence[str], side: int, boxes: Sequence[Box] | None = 
 def square_around(box: Box, width: int, height: int) -> Box:
     """The square around a box in a width x height image: side max(w, h) * 8/7, shifted into the image.
 
-    Where the square is larger than the image it is clipped to it, so the whole box always stays visible. With
-    room enough the inner 7/8 of the square (what the network sees of it) is the box and nothing of it is
-    lost.
+    A square that is larger than the image is cut to it; the whole box is always visible. Otherwise the inner 7/8 of
+    the square, which the centre crop keeps, contain the whole box.
     """
     left, top, right, bottom = box
     side = max(right - left, bottom - top) * MARGIN
@@ -116,7 +114,7 @@ def _read_square(path: str, side: int, box: Box | None) -> np.ndarray:
 
 
 def _check_box(path: str, box: Box | None, width: int, height: int) -> None:
-    """Raise CorsdError for a box that shares no pixel with the image; one that sticks out is moved into it."""
+    """Raise CorsdError for a box that shares no pixel with the image; one that reaches over the edge is cut."""
     if box is not None and not (box[0] < width and box[1] < height and box[2] > 0 and box[3] > 0):
         edges = ", ".join(f"{edge:g}" for edge in box)
         raise CorsdError(f"image {path} is {width}x{height}; its box (left, top, right, bottom: {edges}) lies outside")
@@ -127,7 +125,7 @@ def _opened(path: str) -> Iterator[Image]:
     from PIL import Image
 
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for a writer
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
             raise CorsdError(f"image {path} is no regular file; allowed: files, and links to files")
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:

@@ -1,4 +1,4 @@
-"""Fetching large files over the network: resumed, verified, unpacked safely, and never half there."""
+"""Downloads of large files: resumed, verified and unpacked safely."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _DROPPED = (URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
 
 def download(url: str, path: str | Path, md5: str, size: int | None = None, *, tries: int = 5, wait: float = 1.0) -> Path:
-    """Fetch `url` to `path` unless it is there already, and check it; returns the path.
+    """Download `url` to `path` unless the file exists, and check it; returns the path.
 
-    Bytes gather in `<path>.part`, from which a dropped download (or the next call) goes on where the server
-    allows, and which takes the final name only after its `md5` (hexadecimal) agrees. `size`: expected bytes.
-    One process downloads into a folder at a time, others wait. Up to `tries` connections are made, `wait` seconds
-    and then twice as many before each further one. Raises CorsdError when the server refuses or the tries are
-    used up (the part is kept), and when the content is wrong (it is renamed to `<path>.corrupt`).
+    The file is written to `<path>.part`, which is resumed after an interruption if the server allows it, and renamed
+    after its `md5` (hexadecimal) was checked. `size`: expected bytes. One process downloads into a folder at a time, others
+    wait. There are up to `tries` connections, with a pause of `wait` seconds before the second, and twice as long before each
+    further one. Raises CorsdError if the server refuses, if all tries failed (the part is kept), and if the content is wrong
+    (it is renamed to `<path>.corrupt`).
     """
     path = Path(path)
     if path.exists():
@@ -45,8 +45,8 @@ def download(url: str, path: str | Path, md5: str, size: int | None = None, *, t
     part = path.with_name(path.name + ".part")
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with _writing(path), locked(path.parent, wait=math.inf):  # two processes would write into one part
-        if path.exists():  # another process has fetched it meanwhile
+    with _writing(path), locked(path.parent, wait=math.inf):  # so that two processes do not write the same part
+        if path.exists():  # another process has downloaded it meanwhile
             _check_md5(path, path, md5)
             return path
         _fetch(url, part, size, tries, wait)
@@ -57,14 +57,14 @@ def download(url: str, path: str | Path, md5: str, size: int | None = None, *, t
 
 @contextlib.contextmanager
 def unpacked(archive: Path) -> Iterator[Path]:
-    """Unpack a tar file into a temporary folder beside it, while the context lasts; move out what to keep.
+    """Unpack a tar file into a temporary folder beside it, which exists inside the context.
 
-    One process unpacks into a folder at a time, others wait; what a process that was killed has left there is removed.
-    Members that would land outside the folder are refused (tarfile's "data" filter, PEP 706). Raises CorsdError for those
+    One process unpacks into a folder at a time, others wait; remains of a killed process are removed.
+    Members outside of the folder are refused (tarfile's "data" filter, PEP 706). Raises CorsdError for those
     and for a corrupt archive, which is renamed to `<archive>.corrupt`.
     """
     with _writing(archive), locked(archive.parent, wait=math.inf), contextlib.ExitStack() as stack:
-        if is_locked(archive.parent):  # by us: not where there are no locks, and then a folder may be in use
+        if is_locked(archive.parent):  # by this process; without locks another process may use the folder
             for left in archive.parent.glob(f"{_UNPACKING}*"):
                 shutil.rmtree(left, ignore_errors=True)
         folder = stack.enter_context(
@@ -101,7 +101,7 @@ def _fetch(url: str, part: Path, size: int | None, tries: int, wait: float) -> N
 
 
 def _fetch_rest(url: str, part: Path, size: int | None) -> bool:
-    """One connection: append what is missing to `part`. True when the file is complete."""
+    """One connection: append what is missing to `part`. True if the file is complete."""
     have = _length(part)
     if have and have == size:
         return True
@@ -118,7 +118,7 @@ def _fetch_rest(url: str, part: Path, size: int | None) -> bool:
     except HTTPError as error:
         if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
-        # Nothing lies behind what we have: complete, unless we have more than there is.
+        # The server has no more bytes: the part is complete, unless it is too long.
         if error.headers.get("Content-Range", "").endswith(f"/{have}"):
             return True
         part.unlink()
@@ -127,7 +127,7 @@ def _fetch_rest(url: str, part: Path, size: int | None) -> bool:
 
 
 def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
-    """(position of the answer's first byte, bytes of the whole file or None). A server may ignore Range."""
+    """(position of the first byte of the response, size of the file or None). A server may ignore Range."""
     length = response.headers.get("Content-Length")
     if response.status != HTTPStatus.PARTIAL_CONTENT:
         return 0, int(length) if length else None
@@ -147,7 +147,7 @@ def _append(response: http.client.HTTPResponse, part: Path, start: int, total: i
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
-    # Whatever is wrong with the network must not look like a full disk, which is an OSError too.
+    # Errors of the network are OSErrors too, but must not be reported as errors of the disk.
     try:
         return response.read1(_BLOCK)
     except OSError as error:
@@ -173,7 +173,7 @@ def _length(path: Path) -> int:
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    """Say which file was meant when the disk is full or the folder cannot be written."""
+    """Turn an OSError, such as a full disk, into a CorsdError that names the file."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Image folders: ImageNet, and anybody's own `train/<class>/*.jpg`, or `<class>/*.jpg` without a split."""
+"""Image folders: ImageNet, and folders of the form `train/<class>/*.jpg`, or `<class>/*.jpg` without a split."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from corsd_lib.datasets.listing import Listing, class_folders, list_images, list
 from corsd_lib.datasets.selection import check_two_each
 from corsd_lib.errors import CorsdError, shown_text
 
-MEMORY_LIMIT = 2 * 1024**3  # bytes of pixels that a folder may take in memory; above, it streams
-TEST_FRACTION = 0.2  # of a folder of classes without a split
-SPLIT_SEED = 0  # of that split: all trainings on a folder are tested on the same images
-SAMPLE = 50  # images whose size tells whether a folder is one of small images
+MEMORY_LIMIT = 2 * 1024**3  # bytes; larger folders are streamed
+TEST_FRACTION = 0.2  # default for a folder of classes without a split
+SPLIT_SEED = 0  # fixed, so that all trainings on a folder have the same test images
+SAMPLE = 50  # size of the sample of images whose sizes are read
 
 
 class Parts(NamedTuple):
-    """The listings of a data set's splits, and what a user should know of them."""
+    """The listings of the splits of a data set, and notices."""
 
     train: Listing
     test: Listing
     validation: Listing | None = None
     notices: tuple[str, ...] = ()
-    own_split: bool = False  # train and test were one folder
+    own_split: bool = False  # train and test would be the same folder
 
 
 def load_imagenet(root: Path, image_size: int | None) -> ImageData:
     """ImageNet in torchvision's folder layout: train/<wnid> and val/<wnid> in `<root>/imagenet` or `<root>`.
 
-    Streamed from files, `image_size` 224 by default; mean and std are the constants in general use. Class
-    names are words where torchvision's meta.bin or the full thousand classes tell them, else folder names.
-    Raises CorsdError when the folders are missing or differ, and for a meta.bin that is another file.
+    Streamed from files, `image_size` 224 by default, with the usual mean and std. Class names are words if
+    torchvision's meta.bin exists or all thousand classes are present, else folder names. Raises CorsdError if the
+    folders are missing or differ, and for an invalid meta.bin.
     """
     folder = next((f for f in (root / "imagenet", root) if (f / "train").is_dir() and (f / "val").is_dir()), None)
     if folder is None:
@@ -64,13 +64,13 @@ def load_imagenet(root: Path, image_size: int | None) -> ImageData:
 def load_folder(name: str, folder: Path, image_size: int | None, test_fraction: float | None = None) -> ImageData:
     """Any folder with train/ and test/ or val/, each with the same class folders; `image_size` 64 by default.
 
-    The last is the test set; where there are all three, val/ is the validation split (unless a fraction of train is asked
-    for); val/ may be called valid/, validation/ or dev/. A folder of class folders alone is split: about `test_fraction` of
-    each class (0.2 by default) is the test set, see `split_classes`.
-    Images whose squares (side 8/7 of `image_size`, from the centre) fit together in `MEMORY_LIMIT` bytes are kept in memory
-    with their own statistics; above, they stream from files, with ImageNet's, and random crops are of the whole picture.
-    Orientation tags (EXIF) are not applied, as in torchvision. Raises CorsdError for missing folders, differing classes, a
-    class without images, an unreadable image, and for a `test_fraction` where there is a split.
+    The last one is the test set. With all three, val/ is the validation split, unless `validation_fraction` is given; it may
+    also be called valid/, validation/ or dev/. A folder with class folders only is split: about `test_fraction` of each class
+    (0.2 by default) is the test set, see `split_classes`.
+    If the centre squares (side 8/7 of `image_size`) of all images fit into `MEMORY_LIMIT` bytes, they are kept in memory, with
+    their own statistics. Otherwise images are streamed from files, with the statistics of ImageNet, and random crops are taken
+    from the whole image. Orientation tags (EXIF) are not applied, as in torchvision. Raises CorsdError for missing folders,
+    different classes, a class without images, an unreadable image, and for a `test_fraction` of a folder with a split.
     """
     parts = _parts(folder, test_fraction)
     side = image_size or 64
@@ -82,9 +82,9 @@ def load_folder(name: str, folder: Path, image_size: int | None, test_fraction: 
 
 
 def placed(listings: Sequence[Listing], side: int, stored: int) -> list[Split]:
-    """The images of every listing, in memory as squares of `stored` pixels where all fit in `MEMORY_LIMIT`, else as files.
+    """The images of every listing: in memory as squares of `stored` pixels if all fit into `MEMORY_LIMIT`, else as files.
 
-    `side`: of the square that the network sees, pixels. Raises CorsdError for an image that cannot be read.
+    `side`: side of the square input of the network, pixels. Raises CorsdError for an image that cannot be read.
     """
     needed = sum(len(listing.paths) for listing in listings) * 3 * stored**2
     return [_stream(one, side) if needed > MEMORY_LIMIT else _in_memory(one, stored) for one in listings]
@@ -96,7 +96,7 @@ def _parts(folder: Path, test_fraction: float | None) -> Parts:
         raise CorsdError(f"{folder} is no folder of images: {problem}")
     splits, unused = split_folders(folder)
     if set(splits) == {"train"} and len(unused) > 1 and not visible_folders(folder / splits["train"]):
-        splits = {}  # it is a class, as among vehicles
+        splits = {}  # it is a class, such as in a folder of vehicles
     if not splits:
         return split_classes(folder, TEST_FRACTION if test_fraction is None else test_fraction)
     if test_fraction is not None:
@@ -113,27 +113,26 @@ def _parts(folder: Path, test_fraction: float | None) -> Parts:
 
 
 def split_classes(folder: Path, fraction: float) -> Parts:
-    """Split a folder of class folders alone into train and test.
+    """Split a folder of class folders into train and test.
 
-    An image is of the test set where a hash of its own name, class/file, and of `SPLIT_SEED` is below `fraction`, in (0, 1):
-    whatever images are added, removed or renamed, all others stay where they are, and the seed of a training is no matter. So
-    a class has about `fraction` of its images in the test set, more exactly the more it has. At least one image of each class
-    is in either: where the hash leaves one side empty it gets the image that is nearest to it, which may go back when images
-    are added. Raises CorsdError for a class with fewer than two images. Ours.
+    An image is in the test set if a hash of its name, class/file, and `SPLIT_SEED` is below `fraction`, in (0, 1). The split of
+    an image does not depend on other images or on the seed of a training. A class has about `fraction` of its images in the
+    test set, more exactly for larger classes. Both splits have at least one image of each class: if the hash leaves one empty,
+    it gets the image with the nearest hash. Raises CorsdError for a class with fewer than two images. Ours.
     """
     names = class_folders(folder)
     whole, notices = list_images(folder, names)
     check_two_each(torch.tensor(whole.labels), fraction, names, "test_fraction")
     held_out = _held_out(whole, fraction)
-    rows = range(len(whole.paths))
-    train, test = whole.subset([r for r in rows if r not in held_out]), whole.subset([r for r in rows if r in held_out])
+    indices = range(len(whole.paths))
+    train, test = (whole.subset([i for i in indices if (i in held_out) == wanted]) for wanted in (False, True))
     sizes = f"{len(train.paths):,} train, {len(test.paths):,} test images"
     said = f"no train/ and test/: about test_fraction {fraction} of each class is test ({sizes})"
     return Parts(train, test, notices=(*notices, said), own_split=True)
 
 
 def _held_out(listing: Listing, fraction: float) -> set[int]:
-    """The rows of a listing, two of every class or more, whose hash is below `fraction`: of each class some and not all."""
+    """Indices of a listing whose hash is below `fraction`: at least one and not all of each class, which has two or more."""
     of_class: dict[int, list[tuple[float, int]]] = {}
     for row, (name, label) in enumerate(zip(listing.names, listing.labels, strict=True)):
         of_class.setdefault(label, []).append((_hashed(name), row))
@@ -145,13 +144,13 @@ def _held_out(listing: Listing, fraction: float) -> set[int]:
 
 
 def _hashed(name: str) -> float:
-    """A number in [0, 1) that depends on nothing but the name."""
+    """A number in [0, 1) that depends only on the name."""
     digest = hashlib.sha256(f"{SPLIT_SEED}:{name}".encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def _enlarged(paths: Sequence[str], side: int) -> tuple[str, ...]:
-    """A notice where at least half of the images are smaller than the network sees them; some of them are looked at."""
+    """A notice if at least half of a sample of images is smaller than the input of the network."""
     sizes = image_sizes(paths[:: -(-len(paths) // SAMPLE)])
     middle = sorted(sizes, key=min)[len(sizes) // 2]
     if min(middle) >= side:
@@ -162,7 +161,7 @@ def _enlarged(paths: Sequence[str], side: int) -> tuple[str, ...]:
 def image_data(
     name: str, train: Split, test: Split, validation: Split | None, class_names: tuple[str, ...], side: int
 ) -> ImageData:
-    """A data set of own classes; mean and deviation are those of train where it is in memory, else ImageNet's."""
+    """A data set of image folders; mean and deviation are those of train if it is in memory, else those of ImageNet."""
     usual = (IMAGENET_MEAN, IMAGENET_STD)
     mean, std = channel_statistics(train.images) if isinstance(train, ImageArrays) else usual
     own = torch.arange(len(class_names))

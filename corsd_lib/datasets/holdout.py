@@ -1,4 +1,4 @@
-"""Classes that are kept out of the training, to evaluate embeddings on classes that a network has never seen."""
+"""Classes that are held out of the training, to evaluate embeddings on unseen classes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ HOLD_OUT = ("random", "last", "superclasses")
 def split_classes(data: ImageData, count: int, how: str = "random", seed: int = 0) -> ImageData:
     """`data` without `count` of its C classes, which become its `unseen`; 2 <= `count` <= C - 2.
 
-    `how`: "random", drawn with `seed`, such that a larger `count` holds out the same classes and more; "last", the last in
-    the order of labels, as is usual for CUB-200-2011; "superclasses", whole superclasses drawn with `seed`. In both parts
-    labels are renumbered in their order, and so are the superclasses that have a class there. Mean and deviation stay those of
-    the full train split. Raises `CorsdError` for a count out of range, and of "superclasses" where these are not of one
+    `how`: "random", chosen with `seed`, such that a larger `count` includes the classes of a smaller one; "last", the last in
+    the order of labels, as usual for CUB-200-2011; "superclasses", whole superclasses chosen with `seed`. In both parts labels
+    and superclasses are renumbered in their order. Mean and deviation stay those of
+    the full train split. Raises `CorsdError` for a count out of range, and for "superclasses" that do not all have a
     size that divides `count`.
     """
     if not 2 <= count <= data.num_classes - 2:
@@ -57,7 +57,7 @@ def _chosen(data: ImageData, count: int, how: str, seed: int) -> Tensor:
 
 
 def _superclass_size(data: ImageData) -> int:
-    """How many classes each superclass has."""
+    """The number of classes of each superclass."""
     sizes = torch.bincount(data.superclass_of_class, minlength=len(data.superclass_names)).unique().tolist()
     if len(sizes) > 1 or sizes == [1]:
         found = "no superclasses" if sizes == [1] else f"superclasses of {sizes[0]} to {sizes[-1]} classes"
@@ -66,7 +66,7 @@ def _superclass_size(data: ImageData) -> int:
 
 
 def _with_classes(data: ImageData, kept: Tensor) -> ImageData:
-    """`data` with the classes `kept`, bool (C,), alone."""
+    """`data` with only the classes `kept`, bool (C,)."""
     classes = kept.nonzero().flatten()
     groups, superclass_of_class = data.superclass_of_class[classes].unique(return_inverse=True)
     return replace(

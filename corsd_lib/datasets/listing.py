@@ -1,4 +1,4 @@
-"""Which files of a folder are images, of which class and of which split; and which are passed over."""
+"""The image files of a folder with their classes and splits, and notices of files that are ignored."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from corsd_lib.errors import CorsdError, check_text, shown_text
 
 EXTENSIONS = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 SPLITS = {"train": ("train", "training"), "validation": VALIDATION_NAMES, "test": ("test", "testing")}
-# What systems and programs leave behind; so is everything that begins with a dot.
+# Files of operating systems and programs; names that begin with a dot are ignored too.
 SYSTEM_FOLDERS = (
     "__macosx", "__pycache__", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "$recycle.bin",
     "system volume information", "lost+found",
@@ -32,21 +32,22 @@ class Listing(NamedTuple):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The paths below `root`: class/file, wherever the folder lies."""
+        """The paths relative to `root`: class/file."""
         return names_below(self.root, self.paths)
 
-    def subset(self, rows: Sequence[int]) -> Listing:
-        """The files at positions `rows`, in that order."""
-        return Listing(self.class_names, tuple(self.paths[r] for r in rows), tuple(self.labels[r] for r in rows), self.root)
+    def subset(self, indices: Sequence[int]) -> Listing:
+        """The files at the indices `indices`, in that order."""
+        paths, labels = tuple(self.paths[i] for i in indices), tuple(self.labels[i] for i in indices)
+        return Listing(self.class_names, paths, labels, self.root)
 
 
-Listed = tuple[Listing, tuple[str, ...]]  # and notices of what was passed over
+Listed = tuple[Listing, tuple[str, ...]]  # and notices of ignored files
 
 
 def split_folders(folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
     """Folders of `folder` that are splits, by what they are ("train", "validation", "test"), and the others.
 
-    Case is no matter. Raises CorsdError where two are the same split.
+    Upper and lower case are equal. Raises CorsdError if two folders mean the same split.
     """
     splits: dict[str, str] = {}
     others = []
@@ -78,8 +79,8 @@ def class_folders(folder: Path) -> tuple[str, ...]:
 def list_parts(folder: Path, splits: Mapping[str, str]) -> tuple[dict[str, Listing], tuple[str, ...]]:
     """The listing of every split of `folder`, whose names are the values of `splits`, and notices.
 
-    A split without class folders, such as test images without labels, is passed over where another is left to test on. Raises
-    CorsdError for a split with other classes than train, saying which lacks which.
+    A split without class folders, such as test images without labels, is ignored if another one can be the test set. Raises
+    CorsdError for a split with other classes than train, and names the missing ones.
     """
     classes = class_folders(folder / splits["train"])
     unlabelled = [split for split in splits if split != "train" and _is_unlabelled(folder / splits[split], classes)]
@@ -99,10 +100,10 @@ def list_parts(folder: Path, splits: Mapping[str, str]) -> tuple[dict[str, Listi
 
 
 class _Read:
-    """The real directories below the class folders of a data set, each of which is read once however many links lead to it.
+    """Reads every directory below the class folders of a data set once, also if several links lead to it.
 
-    First by the class folder that it lies in without a link, so that a link never takes images from another class or split; a
-    link to a folder above itself, a loop, is not followed.
+    A directory belongs to the class folder that contains it without a link, so that a link never takes images from another
+    class or split. A link to a folder above itself (a loop) is not followed.
     """
 
     def __init__(self, class_folders: Sequence[Path]) -> None:
@@ -134,10 +135,10 @@ class _Read:
 
 
 def list_images(folder: Path, class_names: tuple[str, ...], read: _Read | None = None) -> Listed:
-    """The images below every class folder of `folder`, at any depth, and notices of what was passed over.
+    """The images below every class folder of `folder`, at any depth, and notices of ignored files.
 
-    Every real directory is read once, see `_Read`; `read`: of a data set of which `folder` is one split. Raises CorsdError for
-    a class without images.
+    Every directory is read once, see `_Read`; `read`: that of the whole data set if `folder` is one of its splits. Raises
+    CorsdError for a class without images.
     """
     read = read or _Read([folder / name for name in class_names])
     skipped: Counter[str] = Counter()
@@ -153,7 +154,7 @@ def list_images(folder: Path, class_names: tuple[str, ...], read: _Read | None =
 
 
 def _is_image(name: str, skipped: Counter[str]) -> bool:
-    """Whether a file is read, by its name; those that are no images are counted by kind."""
+    """Whether a file is an image, by its name; other files are counted by kind."""
     if name.startswith(".") or name.lower() in SYSTEM_FILES:
         return False
     known = name.lower().endswith(EXTENSIONS)
@@ -165,7 +166,7 @@ def _is_image(name: str, skipped: Counter[str]) -> bool:
 def _listing(
     folder: Path, class_names: tuple[str, ...], paths: list[str], labels: list[int], notices: tuple[str, ...], others: bool
 ) -> Listed:
-    """The listing, if every class has an image; `others`: there are files that are not read."""
+    """The listing; raises CorsdError unless every class has an image. `others`: whether there are other files."""
     found = set(labels)
     empty = [name for number, name in enumerate(class_names) if number not in found]
     if empty:
@@ -197,7 +198,7 @@ def _beside(folder: Path) -> tuple[str, ...]:
 
 
 def _is_unlabelled(folder: Path, classes: tuple[str, ...]) -> bool:
-    """Whether its images lie together: in the folder itself, or in one that is no class."""
+    """Whether the images are not in class folders: they are in the folder itself, or in one that is not a class."""
     names = visible_folders(folder)
     return not names or (len(names) == 1 and names[0] not in classes)
 

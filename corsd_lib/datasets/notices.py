@@ -1,4 +1,4 @@
-"""What a user should know of how data was read, said once."""
+"""Notices: remarks on how data was read, shown once."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _said: set[str] = set()
 
 
 class DataNotice(UserWarning):
-    """Something about the data that is no error: files that were passed over, a folder that is not used, images enlarged."""
+    """A remark about the data that is not an error: ignored files, an unused folder, enlarged images."""
 
 
 def say(name: str, notices: Iterable[str]) -> None:
-    """Warn of each notice about the data set `name`, once a process.
+    """Show each notice about the data set `name` as a warning, once in a process.
 
-    Python's own filter is no help: it forgets what was shown whenever a library has used `warnings.catch_warnings`.
+    The filter of Python cannot do this: it is reset whenever a library uses `warnings.catch_warnings`.
     """
     for text in (f"{name}: {notice}" for notice in notices):
         if text not in _said:
@@ -28,7 +28,7 @@ def say(name: str, notices: Iterable[str]) -> None:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """No notice is shown inside: somebody else does it."""
+    """Inside the context no notice is shown; the caller shows them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataNotice)
         yield

@@ -1,4 +1,4 @@
-"""A data set in one .npz file of plain arrays, checked before anything else touches it."""
+"""Data sets in an .npz file of plain arrays."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OPTIONAL = ("class_names", "superclass_names", "superclass_of_class")
 
 
 class ArrayContent(NamedTuple):
-    """What a file of arrays holds; None stands for what it leaves out. `checksum` is of the bytes of the train images."""
+    """The content of an .npz file; None for optional arrays that it lacks. `checksum`: of the bytes of the train images."""
 
     train: ImageArrays
     test: ImageArrays
@@ -42,7 +42,7 @@ class ArrayContent(NamedTuple):
     notices: tuple[str, ...] = ()
 
     def resized(self, path: Path, image_size: int | None, side: int) -> ArrayContent:
-        """With images of `side` pixels. Raises CorsdError where `image_size` was not asked for and they are not square."""
+        """Images of `side` pixels. Raises CorsdError if they are not square and no `image_size` is given."""
         height, width = self.train.images.shape[2:]
         if image_size is None and height != width:
             raise CorsdError(f"{path}: images are {height}x{width}; allowed: square ones, or give image_size to resize them")
@@ -55,11 +55,11 @@ def _resized(split: ImageArrays, side: int) -> ImageArrays:
 
 
 def load_npz(name: str, path: Path, image_size: int | None) -> ImageData:
-    """A data set from an .npz file; see `read_npz` for its layout and the errors raised.
+    """A data set from an .npz file; see `read_npz` for its layout and errors.
 
-    Unnamed classes are called "0", "1", ...; without superclasses each class is its own. `image_size` other
-    than the images' side resizes them, bilinearly. Colour images are flipped by default augmentation, grey
-    ones (mostly characters) are not.
+    Unnamed classes are called "0", "1", ...; without superclasses each class is its own. Images of another size
+    than `image_size` are resized, bilinearly. The default augmentation flips colour images, but not grey ones, which are
+    mostly characters.
     """
     content = read_npz(path)
     side = image_size or content.train.images.shape[2]
@@ -135,7 +135,7 @@ def _check_shapes(path: Path, arrays: dict[str, np.ndarray], splits: dict[str, I
 
 
 def _checksum(crc: int, images: np.ndarray) -> str:
-    """Of all bytes: the CRC-32 that was verified while they were read, which costs nothing more, and a 64-bit sum of them."""
+    """The CRC-32 of all bytes, which was verified when they were read, and a 64-bit sum of them."""
     words = np.ascontiguousarray(images).reshape(-1)
     whole = len(words) // 8 * 8
     total = int(words[:whole].view(np.uint64).sum()) + int(words[whole:].sum())
@@ -156,7 +156,8 @@ def _split(path: Path, arrays: dict[str, np.ndarray], part: str, class_names: tu
 
 
 def _whole_numbers(path: Path, arrays: dict[str, np.ndarray], key: str, length: int, count: int | None) -> Tensor:
-    """An array of `length` whole numbers, (length,) or (length, 1), in 0..count-1 (no upper end if None) -> int64 (length,)."""
+    """An array of `length` whole numbers, (length,) or (length, 1), in 0..count-1 (no upper limit if None) -> int64
+    (length,)."""
     values = arrays[key]
     if values.dtype.kind not in "iu" or values.shape not in ((length,), (length, 1)):
         raise CorsdError(

@@ -1,4 +1,4 @@
-"""Which train images are used, a stratified validation split and n images a class, and noise on their labels."""
+"""Choice of training images: a stratified validation split, a number of images of each class, and label noise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from corsd_lib.datasets.arrays import Split
 from corsd_lib.errors import CorsdError
 
-VALIDATION_NAMES = ("val", "valid", "validation", "dev")  # what people call their validation split
+VALIDATION_NAMES = ("val", "valid", "validation", "dev")  # names of validation splits
 
 
 def split_validation(
@@ -24,12 +24,12 @@ def split_validation(
     counts = check_two_each(train.labels, fraction, class_names, "validation_fraction")
     wanted = torch.minimum((counts.double() * fraction + 0.5).floor().long().clamp_min(1), counts - 1)
     held_out = torch.zeros(len(train), dtype=torch.bool)
-    held_out[stratified_rows(train.labels, wanted, generator)] = True
+    held_out[stratified_indices(train.labels, wanted, generator)] = True
     return train.subset((~held_out).nonzero().flatten()), train.subset(held_out.nonzero().flatten())
 
 
 def check_two_each(labels: Tensor, fraction: float, class_names: tuple[str, ...], what: str) -> Tensor:
-    """How many images every class has, int64 (C,), of `labels` int64 (N,).
+    """The number of images of every class, int64 (C,), from `labels` int64 (N,).
 
     Raises CorsdError that names `what`, the option with the value `fraction`, and a class with fewer than two images.
     """
@@ -44,7 +44,7 @@ def check_two_each(labels: Tensor, fraction: float, class_names: tuple[str, ...]
 
 
 def pick_per_class(train: Split, per_class: int, class_names: tuple[str, ...], generator: torch.Generator) -> Split:
-    """Keep `per_class` random images of every class. Raises CorsdError when a class has fewer."""
+    """Keep `per_class` random images of every class. Raises CorsdError if a class has fewer."""
     counts = torch.bincount(train.labels, minlength=len(class_names))
     if int(counts.min()) < per_class:
         poorest = int(counts.argmin())
@@ -52,14 +52,14 @@ def pick_per_class(train: Split, per_class: int, class_names: tuple[str, ...], g
             f"per_class {per_class} is more than class {class_names[poorest]!r} has to train on; "
             f"allowed: 1..{int(counts.min())} (a validation split is taken off first)"
         )
-    return train.subset(stratified_rows(train.labels, torch.full_like(counts, per_class), generator))
+    return train.subset(stratified_indices(train.labels, torch.full_like(counts, per_class), generator))
 
 
 def with_label_noise(train: Split, share: float, num_classes: int, generator: torch.Generator) -> Split:
-    """Train with round(`share` * N) wrong labels, each drawn evenly from the other classes; `share` in [0, 1).
+    """Train with round(`share` * N) wrong labels, uniform over the other classes; `share` in [0, 1).
 
-    Symmetric noise, van Rooyen et al. 2015, arXiv 1505.07634, such that `share` is that of wrong labels. From one state of the
-    generator a larger share has the wrong labels of a smaller one and more. `num_classes` is 2 or more.
+    Symmetric noise, van Rooyen et al. 2015, arXiv 1505.07634, where `share` is the share of wrong labels. With the same
+    generator state a larger share includes the wrong labels of a smaller one. `num_classes` is 2 or more.
     """
     order = torch.randperm(len(train), generator=generator)
     shift = torch.randint(1, num_classes, (len(train),), generator=generator)
@@ -69,15 +69,15 @@ def with_label_noise(train: Split, share: float, num_classes: int, generator: to
     return replace(train, labels=labels)
 
 
-def stratified_rows(labels: Tensor, wanted: Tensor, generator: torch.Generator) -> Tensor:
-    """`wanted[c]` random rows of each class c, ascending; labels int64 (N,), wanted int64 (C,) -> int64 (M,).
+def stratified_indices(labels: Tensor, wanted: Tensor, generator: torch.Generator) -> Tensor:
+    """`wanted[c]` random indices of each class c, ascending; labels int64 (N,), wanted int64 (C,) -> int64 (M,).
 
-    From one state of the generator a larger `wanted` contains the rows of a smaller one: studies over the
-    number of labels add images, they do not exchange them.
+    With the same generator state a larger `wanted` includes the indices of a smaller one, so that studies of the
+    number of labels only add images.
     """
     order = torch.randperm(len(labels), generator=generator)
     order = order[torch.argsort(labels[order], stable=True)]  # class by class, shuffled inside each
     counts = torch.bincount(labels, minlength=len(wanted))
     starts = counts.cumsum(0) - counts
-    rank = torch.arange(len(labels)) - starts.repeat_interleave(counts)  # place inside the own class
+    rank = torch.arange(len(labels)) - starts.repeat_interleave(counts)  # position in the own class
     return order[rank < wanted.repeat_interleave(counts)].sort().values

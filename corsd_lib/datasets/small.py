@@ -1,4 +1,4 @@
-"""Small images, wholly in memory: the embedded digits, CIFAR-10 and CIFAR-100."""
+"""Small data sets in memory: the digits of scikit-learn, CIFAR-10 and CIFAR-100."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def cifar_classes(name: str) -> tuple[tuple[str, ...], tuple[str, ...], Tensor]:
 
 
 def load_digits(image_size: int | None) -> ImageData:
-    """scikit-learn's 1,797 handwritten digits, uint8 (N, 1, 8, 8): 1,000 train (100 a class), 797 test.
+    """scikit-learn's 1,797 handwritten digits, uint8 (N, 1, 8, 8): 1,000 train (100 of each class), 797 test.
 
-    The split is ours and always the same, whatever the seed. Sizes other than 8 are resized once, bilinearly.
+    The split is ours, and the same for every seed. For sizes other than 8 images are resized, bilinearly.
     Source: Alpaydin and Kaynak, UCI 1998 (the test part of the optical digits).
     """
     from sklearn import datasets
@@ -82,8 +82,8 @@ def load_digits(image_size: int | None) -> ImageData:
 
 
 def _digits_in_train(labels: np.ndarray) -> Tensor:
-    """Which rows train: bool (1797,), 100 a class."""
-    # RandomState's stream is frozen for good (NEP 19), torch's and numpy's new generators are not.
+    """Mask of the training images, bool (1797,): 100 of each class."""
+    # The numbers of RandomState never change (NEP 19); those of newer generators may.
     order = np.random.RandomState(0).permutation(len(labels))
     in_train = torch.zeros(len(labels), dtype=torch.bool)
     for digit in range(10):
@@ -94,9 +94,9 @@ def _digits_in_train(labels: np.ndarray) -> Tensor:
 def load_cifar(name: str, root: Path, image_size: int | None, download: bool) -> ImageData:
     """CIFAR-10 or CIFAR-100 ("cifar10", "cifar100"): uint8 (N, 3, 32, 32), 50,000 train and 10,000 test.
 
-    Reads `<root>/<name>.npz` if there is one (layout of `npz:PATH`; names that it lacks are the official
-    ones), else torchvision's folder below root, whose files torchvision checks by md5. `download` fetches the
-    latter. Raises CorsdError when neither is there, or a file is corrupt. Source: Krizhevsky, 2009.
+    Reads `<root>/<name>.npz` if there is one (layout of `npz:PATH`; missing names are the official ones),
+    else the folder of torchvision below root, whose md5 sums torchvision checks. `download` downloads the latter.
+    Raises CorsdError if neither exists, or a file is corrupt. Source: Krizhevsky, 2009.
     """
     file = root / f"{name}.npz"
     content = read_npz(file) if file.exists() else _read_torchvision(name, root, download)
@@ -136,7 +136,7 @@ def _read_torchvision(name: str, root: Path, download: bool) -> ArrayContent:
         raise CorsdError(f"{name} is neither at {root / name}.npz nor in {folder}; fetch it with: {command}")
     try:
         if download and not _is_whole(kind, root):
-            fetch(kind.url, root / kind.filename, kind.tgz_md5)  # torchvision's own does not go on where it broke off
+            fetch(kind.url, root / kind.filename, kind.tgz_md5)  # the download of torchvision cannot be resumed
         train, test = kind(root, train=True, download=download), kind(root, train=False)
     except (RuntimeError, OSError) as error:  # URLError is an OSError
         problem = str(error).removesuffix(" You can use download=True to download it").rstrip(".")
@@ -148,7 +148,7 @@ def _read_torchvision(name: str, root: Path, download: bool) -> ArrayContent:
 def _is_whole(kind: type[CIFAR10], root: Path) -> bool:
     try:
         kind(root)
-    except RuntimeError:  # missing, or an md5 is another
+    except RuntimeError:  # missing, or with another md5
         return False
     return True
 

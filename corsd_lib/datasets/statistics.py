@@ -1,4 +1,4 @@
-"""Mean and deviation of images that do not change, kept beside them by their checksum."""
+"""A cache of mean and standard deviation of images, by their checksum."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ FILE = "statistics.json"  # below the data root: {checksum: [mean, std]}
 
 
 def kept_statistics(images: Tensor, checksum: str, root: Path) -> Statistics:
-    """`channel_statistics` of images uint8 (N, C, H, W), computed once for a `checksum` of their bytes and kept in `root`.
+    """`channel_statistics` of images uint8 (N, C, H, W), computed once for a `checksum` of their bytes and stored in `root`.
 
-    Where the file cannot be read or written, they are computed every time.
+    If the file cannot be read or written, they are computed each time.
     """
     kept = _read(root / FILE)
     found = _checked(kept.get(checksum), images.shape[1])
@@ -38,7 +38,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _checked(entry: Any, channels: int) -> Statistics | None:
-    """An entry of the file if it can be what `channel_statistics` gives: numbers in 0..1, one a channel, no deviation of 0."""
+    """An entry of the file if it is valid: numbers in 0..1, one for each channel, and no deviation of 0; else None."""
     try:
         mean, std = (tuple(map(float, values)) for values in entry)
     except (TypeError, ValueError, OverflowError):

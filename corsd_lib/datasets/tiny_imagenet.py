@@ -1,4 +1,4 @@
-"""Tiny-ImageNet as its zip file unpacks: 200 classes of ImageNet at 64 x 64 pixels."""
+"""Tiny-ImageNet, in the layout of its zip file: 200 classes of ImageNet at 64 x 64 pixels."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def load_tiny_imagenet(root: Path, image_size: int | None) -> ImageData:
     """Tiny-ImageNet from `<root>/tiny-imagenet-200`, or `root` itself: 100,000 train and 10,000 test images, 200 classes.
 
     train/<wnid>/images/*.JPEG; val/images/*.JPEG with val/val_annotations.txt are the test set, for the images in test/ have no
-    labels. Class names are the first words of words.txt, with the id where two are the same, and the ids alone where that file
-    is missing. In memory at 64 x 64 pixels (1.35 GB); `image_size` resizes, and streams from the files what takes over 2 GiB.
+    labels. Class names are the first words of words.txt, with the id if two are equal, and the ids if that file is
+    missing. In memory at 64 x 64 pixels (1.35 GB); with another `image_size` images are resized, and streamed above 2 GiB.
     Raises CorsdError for missing or contradictory files. Source: Le and Yang, Stanford CS231N, 2015.
     """
     folder = next((f for f in (root / FOLDER, root) if (f / "train").is_dir() and (f / ANNOTATIONS).is_file()), None)
@@ -31,7 +31,7 @@ def load_tiny_imagenet(root: Path, image_size: int | None) -> ImageData:
             "as http://cs231n.stanford.edu/tiny-imagenet-200.zip unpacks"
         )
     wnids = class_folders(folder / "train")
-    train, _ = list_images(folder / "train", wnids)  # its notices would be of the boxes beside the images
+    train, _ = list_images(folder / "train", wnids)  # its notices would be about the boxes beside the images
     side = image_size or 64
     splits = placed([train, _validation(folder, wnids)], side, side)
     data = image_data("tiny_imagenet", splits[0], splits[1], None, _names(folder / "words.txt", wnids), side)
@@ -69,7 +69,7 @@ def _names(file: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _words(file: Path) -> Mapping[str, str]:
-    """The first of the words of every WordNet id: lines `<wnid>\\t<word>, <word>`."""
+    """The first word of every WordNet id: lines `<wnid>\\t<word>, <word>`."""
     pairs = (line.partition("\t") for line in _lines(file))
     return {wnid: words.partition(",")[0].strip() or wnid for wnid, _, words in pairs}
 

@@ -1,19 +1,19 @@
-"""Arrays in, plotly figure out: no computing, no widgets.
+"""Plotly figures from arrays, without analysis and without widgets.
 
-One categorical palette, one sequential and one diverging scale for everything, all safe for colour-blind readers. A title
-states the finding: the caller's, who has the numbers, or where none is given what a figure can tell from what it draws. Titles
-are HTML, names from data are escaped; axes carry their units.
+All figures share one categorical palette, one sequential and one diverging scale, which are safe for colour-blind readers. The
+title states the finding; a default title is made from the drawn values. Titles are HTML, names from data are escaped, and axes
+have units.
 
-style.py       palette, scales, template, names of exits, titles; pictures as files
-relations.py   relation matrices, alone or one minus another
-marks.py       lines between groups of their cells, names of groups, trees
+style.py       palette, scales, template, names, titles; static images
+relations.py   relation matrices and their differences
+marks.py       lines between groups of cells, names of groups, dendrograms
 structure.py   inter- and intra-class structure over depth and over epochs
-embeddings.py  the images as points, exit by exit
-curves.py      a training over its epochs
-exits.py       what exits are worth, and leaving at them
-calibration.py whether they are as sure as they are right
-images.py      images, and what was seen in them
-studies.py     methods side by side
+embeddings.py  images as points, one panel for each exit
+curves.py      accuracy and loss over the epochs
+exits.py       accuracy of exits, and early exit
+calibration.py reliability diagrams
+images.py      images and attribution maps
+studies.py     methods of a study
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether exits are as sure as they are right."""
+"""Reliability diagrams."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def reliability_diagram(bins: pd.DataFrame | Mapping[str, pd.DataFrame], title: str = "", *, dark: bool = False) -> go.Figure:
-    """Accuracy against confidence (both %), a panel an exit; under it how many of the images are in every bin (%).
+    """Accuracy against confidence (both %), one panel for each exit; below it the share of images in every bin (%).
 
-    `bins`: what `calibration_bins` gives, or name of an exit -> such a table. On the dotted diagonal confidence is honest;
-    hatched is the gap between a bin's accuracy and its mean confidence. Without a title the figure states the mean gap of the
-    first and the last panel. Raises `CorsdError` for no table and for one without images.
+    `bins`: the table of `calibration_bins`, or a dict of such tables by name of the exit. On the dotted diagonal confidence
+    equals accuracy; the hatched bars are the gap between both. The default title states the mean gap of the first and the last
+    panel. Raises `CorsdError` without a table and for a table without images.
     """
     from plotly.subplots import make_subplots
 
@@ -88,7 +88,7 @@ def _finish(figure: go.Figure, most: float, dark: bool) -> None:
 
 
 def _finding(tables: Mapping[str, pd.DataFrame]) -> str:
-    """How far confidence is off, and to which side where that is the same for all."""
+    """The mean gap, and its sign if that is the same for all."""
     gaps, sides = [], set()
     for name, table in tables.items():
         difference, weight = table["confidence"] - table["accuracy"], table["images"] / table["images"].sum()

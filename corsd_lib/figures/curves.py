@@ -1,4 +1,4 @@
-"""How a training went."""
+"""Training curves."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def training_curves(runs: Mapping[str, pd.DataFrame], title: str = "", *, dark: bool = False) -> go.Figure:
-    """Train accuracy of every exit (%) and every part of the loss over the epochs, one row of panels a run.
+    """Training accuracy of every exit (%) and every term of the loss over the epochs, one row of panels for each run.
 
-    `runs`: name -> `Run.metrics`. The parts are drawn unweighted, as they are recorded, on a logarithmic axis. Raises
-    `CorsdError` when there is no run, or one without an epoch.
+    `runs`: name -> `Run.metrics`. The terms are unweighted, as recorded, on a logarithmic axis. Raises `CorsdError` without a
+    run and for a run without an epoch.
     """
     from plotly.subplots import make_subplots
 
@@ -44,7 +44,7 @@ def training_curves(runs: Mapping[str, pd.DataFrame], title: str = "", *, dark: 
 
 
 def _add_curves(figure: go.Figure, row: int, metrics: pd.DataFrame, run: str) -> None:
-    """Accuracy and loss panels of one run, each with a legend of its own: in the empty corner, and at the right."""
+    """Accuracy and loss panels of one run, with separate legends: in the empty corner, and at the right."""
     columns = [str(c) for c in metrics.columns]
     exits = [c for c in columns if c.startswith("train_top1.")]
     parts = [c for c in columns if c.startswith("loss.")]

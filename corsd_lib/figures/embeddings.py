@@ -1,4 +1,4 @@
-"""Pictures of what the exits see, side by side."""
+"""Projections of the embeddings of exits, side by side."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def embedding_scatter(
     quality: Sequence[str] | None = None,
     dark: bool = False,
 ) -> go.Figure:
-    """Images as points, a panel an exit, all on the same scale; the axes of a projection have no unit.
+    """Images as points, one panel for each exit, all on the same scale; the axes of a projection have no unit.
 
     `coordinates` (K, N, 2); `labels` (N,) of `class_names`; `titles` (K) over the panels and `quality` (K) under them.
     `colour_by` (N,): names, each with a colour and symbol of its own, or numbers on the sequential scale; by default the
@@ -63,10 +63,10 @@ def embedding_scatter(
 
 
 def point_look(colour_by: Sequence[str] | Matrix, kinds: Sequence[str] | None = None) -> dict[str, Any]:
-    """Colours and symbols of points (N,) as a marker: of names, which look as they stand in `kinds`, or of numbers.
+    """Colours and symbols of points (N,) as a plotly marker, by names or numbers.
 
-    `kinds`: the names that there are, in their order; sorted by default. After six kinds the symbol changes, after 36 looks
-    repeat. Colours are numbers on a scale of their own, which travel to a browser in binary.
+    `kinds`: all names in their order; sorted by default. There are six colours and six symbols; after 36 kinds they repeat.
+    Colours are numbers on a scale, which are sent to a browser in binary.
     """
     values = np.asarray(colour_by)
     if values.dtype.kind not in "UO":
@@ -81,7 +81,7 @@ def point_look(colour_by: Sequence[str] | Matrix, kinds: Sequence[str] | None = 
 
 
 def legend_of(colour_by: Sequence[str] | Matrix, kinds: Sequence[str] | None = None) -> list[go.Scatter]:
-    """Empty traces that make the legend of `point_look`; none for numbers and where kinds are too many to be listed."""
+    """Empty traces for the legend of `point_look`; none for numbers and for too many kinds."""
     values = np.asarray(colour_by)
     if values.dtype.kind not in "UO":
         return []
@@ -99,13 +99,13 @@ def _kind_look(i: int) -> dict[str, Any]:
 
 
 def _codes(names: Any, kinds: Sequence[str] | None) -> Any:
-    """The place of every name (N,) among the kinds."""
+    """The index of every name (N,) in the kinds."""
     kinds = sorted(set(names.tolist())) if kinds is None else kinds
-    place = {kind: i for i, kind in enumerate(kinds)}
-    unknown = sorted(set(names.tolist()) - set(place))
+    index = {kind: i for i, kind in enumerate(kinds)}
+    unknown = sorted(set(names.tolist()) - set(index))
     if unknown:
         raise CorsdError(f"colour_by {shortened(unknown[0])} is no kind; allowed: {', '.join(kinds)}")
-    return np.array([place[name] for name in names.tolist()], np.int64)
+    return np.array([index[name] for name in names.tolist()], np.int64)
 
 
 def _escaped(text: str) -> str:
@@ -129,7 +129,7 @@ def _panels(titles: Sequence[str]) -> go.Figure:
 
 
 def _finish(figure: go.Figure, count: int, quality: Sequence[str] | None, colour_name: str, title: str, dark: bool) -> None:
-    """Axes without numbers, all matched and in proportion; what is under the panels; sizes and legend."""
+    """Axes without numbers and with equal scales; texts below the panels; sizes and legend."""
     columns, rows = min(count, _COLUMNS), -(-count // _COLUMNS)
     bare = {"showticklabels": False, "ticks": "", "showgrid": False, "zeroline": False, "showline": True, "mirror": True}
     figure.update_xaxes(**bare, matches="x", linecolor=GRID)

@@ -1,4 +1,4 @@
-"""What the exits of a network are worth, and what leaving at them saves."""
+"""Accuracy of exits, and early-exit curves."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def exit_accuracy_bars(
     ylabel: str = "test images right (%)",
     dark: bool = False,
 ) -> go.Figure:
-    """Accuracy (%) of every exit, shallow -> deep, a group of bars an exit and a colour a run; bars start at 0.
+    """Accuracy (%) of every exit, shallow -> deep: a group of bars for each exit, a colour for each run; bars start at 0.
 
-    `accuracy`: run -> one value an exit; `error`: the same shape, half-widths of intervals in percentage points. Raises
-    `CorsdError` when runs have different numbers of exits.
+    `accuracy`: run -> one value for each exit; `error`: the same shape, half-widths of intervals in points. Raises `CorsdError`
+    if runs have different numbers of exits.
     """
     counts = {name: len(values) for name, values in accuracy.items()}
     if len(set(counts.values())) != 1:
@@ -61,12 +61,12 @@ def early_exit_plot(
     chosen: float | Mapping[str, float] | None = None,
     dark: bool = False,
 ) -> go.Figure:
-    """Accuracy (%) against the mean cost of an image when images leave early: a line a curve, a point a threshold.
+    """Accuracy (%) against the mean cost of an image with early exit: a line for each curve, a point for each threshold.
 
-    `curves`: what `early_exit_curve` gives, or name (of a rule, of a run) -> such a curve. `deepest_macs`: the cost of the
-    plain network; the axis is then in % of it, and a ring stands where every image costs as much. `chosen`: the threshold to
-    mark, of every curve or by name. Without a title the figure states cost and loss of what is chosen, or of the cheapest
-    threshold that loses at most one point. Raises `CorsdError` for no or empty curves and a threshold that a curve has not.
+    `curves`: the table of `early_exit_curve`, or a dict of such tables by name (of a rule or a run). `deepest_macs`: the cost
+    of the plain network; the axis is then in % of it, and a ring marks the plain network. `chosen`: the threshold to mark, for
+    all curves or by name. The default title states cost and loss at the chosen threshold, or at the cheapest one that loses at
+    most one point. Raises `CorsdError` without curves, for empty curves and for an unknown threshold.
     """
     by_name = curves if isinstance(curves, Mapping) else {"": curves}
     if not by_name or any(curve.empty for curve in by_name.values()):
@@ -92,7 +92,7 @@ Row = dict[Any, Any]  # of an early-exit curve
 
 
 class _Cost(NamedTuple):
-    """How the cost of an image is written: its unit, what MACs are multiplied by, and how many digits follow the point."""
+    """Format of costs: unit, factor for MACs, and number of decimals."""
 
     unit: str
     scale: float
@@ -123,7 +123,7 @@ def _curve_trace(name: str, rows: Sequence[Row], cost: _Cost, i: int) -> go.Scat
 
 
 def _said(name: str, row: Row, cost: _Cost) -> str:
-    """What is known of a threshold, as HTML."""
+    """The values of a threshold as HTML."""
     prefix = "share.exit"
     shares = [f"exit {key.removeprefix(prefix)} {100 * value:.0f} %" for key, value in row.items() if key.startswith(prefix)]
     head = f"{html.escape(name, quote=False)}, threshold" if name else "threshold"
@@ -181,7 +181,7 @@ def _change(row: Row) -> str:
 
 
 def _cheapest_finding(rows: Mapping[str, Sequence[Row]], cost: _Cost) -> str:
-    """The cheapest threshold of every curve that loses at most a point against the deepest exit, for these images."""
+    """The cheapest threshold of every curve that loses at most one point to the deepest exit, for these images."""
     said = []
     for name, curve in rows.items():
         allowed = [row["macs"] for row in curve if row["loss"] <= 1]

@@ -1,4 +1,4 @@
-"""Images, and what was seen in them."""
+"""Images and attribution maps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from corsd_lib.figures.style import DIVERGING, Matrix, set_title, template
 
 
 def image_strip(images: Matrix, titles: Sequence[str], title: str = "", *, columns: int = 10, dark: bool = False) -> go.Figure:
-    """Small images side by side, row by row, a caption over each. `images` uint8 (N, C, H, W), grey (C = 1) or RGB (C = 3)."""
+    """Small images in rows, with a caption above each. `images` uint8 (N, C, H, W), grey (C = 1) or RGB (C = 3)."""
     pixels = _checked(images, titles)
     count, _, high, wide = pixels.shape
     rows, gap = -(-count // columns), max(2, high // 4)
@@ -36,13 +36,12 @@ def image_strip(images: Matrix, titles: Sequence[str], title: str = "", *, colum
 
 
 def image_attribution(images: Matrix, maps: Matrix, titles: Sequence[str], title: str = "", *, dark: bool = False) -> go.Figure:
-    """What pixels made a decision: a row an image, with the image, its map, and the map over the image in grey.
+    """Attribution maps: a row for each image, with the image, its map, and the map over the grey image.
 
-    `images` uint8 (n, 1 or 3, H, W); `maps` (n, H, W): signed attributions in the unit of the score that they explain, above
-    zero (vermilion) for it and below (blue) against it; `titles` (n) stand over the rows. All maps of a call share a symmetric
-    range that ends at the 99.5th percentile of their absolute values: what is beyond, single pixels, looks as what is there.
-    Without a title the figure states on how few pixels half of the attribution lies. Raises `CorsdError` when shapes do not
-    fit.
+    `images` uint8 (n, 1 or 3, H, W); `maps` (n, H, W): signed attributions in the unit of the score, positive (vermilion)
+    for it and negative (blue) against it; `titles` (n): of the rows. All maps have the same symmetric range, up to the 99.5th
+    percentile of their absolute values; the few values beyond it are drawn as its end. The default title states the share of
+    pixels that have half of the attribution. Raises `CorsdError` if shapes do not fit.
     """
     from plotly.subplots import make_subplots
 
@@ -74,7 +73,7 @@ def image_attribution(images: Matrix, maps: Matrix, titles: Sequence[str], title
     return figure
 
 
-# Strong where the map is, clear where it is zero: the image stays visible under it.
+# Opaque where the map is large and transparent where it is zero, so that the image stays visible.
 _CLEAR = [
     (0.0, "rgba(69, 150, 200, 1)"),
     (0.35, "rgba(69, 150, 200, 0.35)"),
@@ -95,7 +94,7 @@ def _add_row(figure: go.Figure, row: int, image: npt.NDArray[np.uint8], values: 
 
 
 def _weight_finding(maps: npt.NDArray[np.float32], titles: Sequence[str]) -> str:
-    """On how many pixels half of the absolute attribution lies, image by image."""
+    """The share of pixels that have half of the absolute attribution, for each image."""
     said = []
     for name, values in zip(titles, maps, strict=True):
         weight = np.sort(np.abs(values), axis=None)[::-1].cumsum()
@@ -108,7 +107,7 @@ def _weight_finding(maps: npt.NDArray[np.float32], titles: Sequence[str]) -> str
 
 
 def _checked(images: Matrix, titles: Sequence[str]) -> npt.NDArray[np.uint8]:
-    """Images as an array (N, 1 or 3, H, W), with a caption each."""
+    """Images as an array (N, 1 or 3, H, W), and their captions."""
     pixels = np.asarray(images)
     if pixels.ndim != 4 or pixels.dtype != np.uint8 or pixels.shape[1] not in (1, 3):
         raise CorsdError(f"images of shape {pixels.shape} and type {pixels.dtype}; allowed: uint8 (N, 1 or 3, H, W)")

@@ -1,6 +1,6 @@
-"""What is drawn over the cells of a heatmap: lines between groups, names of groups, the tree of a clustering.
+"""Shapes over a heatmap: lines between groups, names of groups, and dendrograms.
 
-Shapes in units of cells (cell i reaches from i - 0.5 to i + 0.5), so that they stay with their cells in any size and zoom.
+Coordinates are in cells (cell i from i - 0.5 to i + 0.5), so that shapes keep their position for any size and zoom.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _LONGEST = 26  # characters of a name at an axis
 
 
 def boundary_shapes(groups: Matrix, count: int) -> list[dict[str, Any]]:
-    """Lines between groups (`count`,), ids in drawing order: white in a dark rim, which is seen on every colour of a scale.
+    """Lines between groups (`count`,), ids in drawing order: white with a dark rim, visible on all colours.
 
-    Groups of which there are many get frames around their own cells only: lines through everything would hide it. Shapes
-    `boundaries rim` and `boundaries`; none for a single group. Raises `CorsdError` for another number of ids.
+    Many groups get frames around their own cells only, because lines through the whole heatmap would hide it. The shapes are
+    called `boundaries rim` and `boundaries`; there are none for a single group. Raises `CorsdError` for another number of ids.
     """
     edges = _edges(groups, count)
     if len(edges) <= 2:
@@ -39,20 +39,20 @@ def boundary_shapes(groups: Matrix, count: int) -> list[dict[str, Any]]:
 
 
 def group_ticks(groups: Matrix, labels: Sequence[str], group_names: Sequence[str]) -> dict[str, Any]:
-    """Ticks of a category axis with `labels` that name the groups at their middles; some are left out where there are many."""
+    """Ticks of a category axis with the names of groups at their centres; with many groups some are left out."""
     edges = _edges(groups, len(labels))
     middles = [(low + high) // 2 for low, high in itertools.pairwise(edges)]
     shown = middles[:: -(-len(middles) // _MOST_GROUP_NAMES)]
     ids = np.asarray(groups).tolist()
     if not set(ids) <= set(range(len(group_names))):
-        raise CorsdError(f"groups {min(ids)} to {max(ids)} with {len(group_names)} group names; one name an id is wanted")
+        raise CorsdError(f"groups {min(ids)} to {max(ids)} with {len(group_names)} group names; allowed: one name for each id")
     text = [html.escape(short_name(group_names[ids[middle]], _LONGEST), quote=False) for middle in shown]
     ticks = {"tickmode": "array", "tickvals": [labels[middle] for middle in shown], "ticktext": text}
     return {**ticks, "tickfont": {"size": 10 if len(shown) > 10 else 12}}
 
 
 def leaves_of(linkage: Matrix, count: int) -> npt.NDArray[np.int64]:
-    """Rows in the order of the leaves of SciPy's `linkage` (count - 1, 4). Raises `CorsdError` for another shape."""
+    """Indices in the order of the leaves of SciPy's `linkage` (count - 1, 4). Raises `CorsdError` for another shape."""
     steps = _steps(linkage, count)
     clusters = [[leaf] for leaf in range(count)]
     for first, second, *_ in steps:
@@ -61,10 +61,10 @@ def leaves_of(linkage: Matrix, count: int) -> npt.NDArray[np.int64]:
 
 
 def clustering_shape(linkage: Matrix, order: Matrix | None, tall: float, colour: str) -> tuple[dict[str, Any], float]:
-    """A dendrogram above a heatmap drawn in `order`, `tall` parts of its height, as a shape; and the distance at its top.
+    """A dendrogram above a heatmap in `order` as a shape, and the distance at its top; `tall`: its height in heatmap heights.
 
-    Every leaf stands over the middle of its column, and a bar at the height at which two clusters meet. Raises `CorsdError`
-    for an order in which branches would cross.
+    Leaves are above the centres of their columns; bars are at the distance of the joined clusters. Raises `CorsdError` for an
+    order in which branches would cross.
     """
     places = np.asarray(order)
     count = len(places)
@@ -96,7 +96,7 @@ def _edges(groups: Matrix, count: int) -> list[int]:
     """The first cell of every group, and the end."""
     ids = np.asarray(groups)
     if ids.shape != (count,):
-        raise CorsdError(f"groups of shape {ids.shape} for {count} rows; allowed: one id a row, ({count},)")
+        raise CorsdError(f"groups of shape {ids.shape} for {count} rows; allowed: one id for each row, ({count},)")
     return [0, *(np.flatnonzero(ids[1:] != ids[:-1]) + 1).tolist(), count]
 
 

@@ -1,6 +1,6 @@
-"""Relations as heatmaps: of classes or of images, alone or one minus another.
+"""Relations of classes or images as heatmaps, and differences of two relations.
 
-C classes or images. An order is applied here, to rows, columns and names; groups and clusters are drawn on top of the cells.
+C classes or images. The order is applied to rows, columns and names; groups and clusters are drawn over the cells.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ def relation_heatmap(
     """Relation of classes (or of images, `unit`) as a heatmap: row c = the first of the pair, column d = the second.
 
     `matrix` (C, C): floats in [0, 1] (1 = related, NaN is left blank), or uint8 where 255 stands for 1. The colour range is
-    always 0 to 1, so that two matrices can be compared by eye. `order` (C,): the permutation in which rows and columns are
-    drawn. `groups` (C,): group ids in drawing order (superclasses; classes of images); lines part the groups, and ticks name
-    them when `group_names` (by id) are given. `dendrogram`: the linkage (C - 1, 4) of the rows, drawn above in units of
-    1 - relation, which gives the order when there is none. Raises `CorsdError` when any of them do not fit.
+    always 0 to 1, so that matrices can be compared. `order` (C,): permutation of rows and columns. `groups` (C,): group ids in
+    drawing order (superclasses; classes of images); lines separate the groups, and ticks name them if `group_names` (by id) are
+    given. `dendrogram`: the linkage (C - 1, 4) of the rows, drawn above in units of 1 - relation; it defines the order if there
+    is none. Raises `CorsdError` if arguments do not fit.
     """
     if dendrogram is not None and order is None:
         order = leaves_of(dendrogram, len(names))
@@ -68,15 +68,15 @@ def relation_difference(
     limit: float = LIMIT,
     dark: bool = False,
 ) -> go.Figure:
-    """`matrix` minus `reference`, both as in `relation_heatmap`, whose other parameters are the same here.
+    """`matrix` minus `reference`, both as in `relation_heatmap`, with the same other parameters.
 
-    Vermilion: more related than in the reference; blue: less; grey: as much. The colours end at -`limit` and `limit` whatever
-    the values, so that two figures can be compared by eye; what is beyond looks as what is there, and hover has the value.
-    Without a title the figure says itself what changed. Raises `CorsdError` when shapes and names do not fit.
+    Vermilion: more related than in the reference; blue: less; grey: equally. The colours end at -`limit` and `limit`, so that
+    figures can be compared; larger values have the end colours, and hover shows the value. The default title states what
+    changed. Raises `CorsdError` if shapes and names do not fit.
     """
     first, second = as_scores(matrix), as_scores(reference)
     if first.shape != second.shape:
-        raise CorsdError(f"a matrix of shape {first.shape} minus one of shape {second.shape}; the same shape is wanted")
+        raise CorsdError(f"a matrix of shape {first.shape} minus one of shape {second.shape}; allowed: the same shape")
     values, labels, full = _ordered(first - second, names, order)
     figure = go.Figure(difference_trace(values, labels, limit, full))
     _finish(figure, labels, title or difference_finding(values, labels, unit), groups, group_names, unit, dark)
@@ -84,9 +84,9 @@ def relation_difference(
 
 
 def relation_trace(values: npt.NDArray[np.float32], names: Sequence[str], full: Sequence[str] | None = None) -> go.Heatmap:
-    """The heatmap of `relation_heatmap` as a trace, for figures that hold more than one thing.
+    """The heatmap of `relation_heatmap` as a trace, for figures with several traces.
 
-    `names` are escaped ones, as of `class_labels`; `full` is what hover says in their place, as of `hover_names`.
+    `names`: escaped, as from `class_labels`; `full`: names in hover texts, as from `hover_names`.
     """
     look = {"zmin": 0, "zmax": 1, "colorscale": SCALE, "colorbar": _colour_bar("relation", ".1f")}
     return _heatmap(values, names, full, "relation %{z:.3f}", look)
@@ -95,7 +95,7 @@ def relation_trace(values: npt.NDArray[np.float32], names: Sequence[str], full: 
 def difference_trace(
     values: npt.NDArray[np.float32], names: Sequence[str], limit: float = LIMIT, full: Sequence[str] | None = None
 ) -> go.Heatmap:
-    """The heatmap of `relation_difference` as a trace; `names` and `full` as of `relation_trace`."""
+    """The heatmap of `relation_difference` as a trace; `names` and `full` as in `relation_trace`."""
     marks = [limit * part for part in (-1, -0.5, 0, 0.5, 1)]
     text = [f"≤ {marks[0]:g}", *(f"{mark:+g}" if mark else "0" for mark in marks[1:-1]), f"≥ +{limit:g}"]
     bar = {**_colour_bar("difference of relations", ""), "tickvals": marks, "ticktext": text}
@@ -117,7 +117,7 @@ def square_class_axes(figure: go.Figure, classes: int, *, unit: str = "class", *
 
 
 class NameRoom(NamedTuple):
-    """What names need beside and below cells: size of their letters and length of the longest in pixels, whether they lie."""
+    """Layout of the names beside and below the cells: font size, length of the longest in pixels, and orientation."""
 
     size: int
     longest: int
@@ -135,13 +135,13 @@ class NameRoom(NamedTuple):
         return self.size + 12 if self.level else self.longest
 
     def show(self, figure: go.Figure) -> None:
-        """The names at the axes of a figure of one heatmap: level, or upright where they would run into each other."""
+        """Show the names at the axes of a heatmap: horizontal, or vertical if they would overlap."""
         figure.update_xaxes(tickfont={"size": self.size}, tickangle=0 if self.level else 90)
         figure.update_yaxes(tickfont={"size": self.size})
 
 
 def difference_finding(values: npt.NDArray[np.float32], names: Sequence[str], unit: str = "class") -> str:
-    """What a difference (C, C) says in a sentence, as HTML; `names` are escaped ones."""
+    """The finding of a difference (C, C) as HTML; `names`: escaped."""
     if np.isnan(values).all():
         return "No pair has a relation in both"
     row, column = divmod(int(np.nanargmax(np.abs(values))), len(values))
@@ -156,10 +156,10 @@ def difference_finding(values: npt.NDArray[np.float32], names: Sequence[str], un
 def _ordered(
     values: npt.NDArray[np.float32], names: Sequence[str], order: Matrix | None
 ) -> tuple[npt.NDArray[np.float32], list[str], list[str]]:
-    """Scores (C, C) in drawing order, their labels, and what hover says of them."""
+    """Scores (C, C) in drawing order, with their labels and hover names."""
     count = len(names)
     if values.shape != (count, count):
-        raise CorsdError(f"relation matrix of shape {values.shape} does not fit {count} class names; (C, C) is wanted")
+        raise CorsdError(f"relation matrix of shape {values.shape} does not fit {count} class names; allowed: (C, C)")
     labels, full = class_labels(names), hover_names(names)
     if order is None:
         return values, labels, full
@@ -179,7 +179,7 @@ def _heatmap(
 
 
 def pair_texts(full: Sequence[str]) -> npt.NDArray[np.object_]:
-    """What hover says of every cell (C, C) of a heatmap: the first class with the second."""
+    """Hover texts of all cells (C, C) of a heatmap: the names of both classes."""
     return np.array([[f"{first} with {second}" for second in full] for first in full], object)
 
 

@@ -1,4 +1,4 @@
-"""Inter- and intra-class structure: how it goes with depth and with the epochs."""
+"""Inter- and intra-class structure over depth and over the epochs."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ Tables = Mapping[str, "pd.DataFrame"]
 def structure_over_depth(
     table: pd.DataFrame | Tables, measures: Sequence[str] = DEFAULT_MEASURES, title: str = "", *, dark: bool = False
 ) -> go.Figure:
-    """Structure at every exit after the last epoch, shallow -> deep: a panel a measure, a line a run.
+    """Structure at every exit after the last epoch, shallow -> deep: a panel for each measure, a line for each run.
 
-    `table`: what `class_structure` gives, or run name -> such a table. Dotted lines are of the first epoch of a table. Runs
-    stand deepest exit over deepest exit, which is the same layer of networks that differ in their shallow exits only. Without a
-    title the figure states the first measure. Raises `CorsdError` for an unknown measure and for nothing to draw.
+    `table`: the table of `class_structure`, or a dict of such tables by run name. Dotted lines show the first epoch of a table.
+    Runs are aligned at the deepest exit. The default title states the first measure. Raises `CorsdError` for an unknown measure
+    and without data.
     """
     tables = _checked(table, measures)
     most = max(rows["exit"].max() for rows in tables.values())
@@ -61,10 +61,10 @@ def structure_over_depth(
 def structure_over_epochs(
     table: pd.DataFrame | Tables, measures: Sequence[str] = DEFAULT_MEASURES, title: str = "", *, dark: bool = False
 ) -> go.Figure:
-    """Structure over the epochs: a panel a measure, a line an exit, a row of panels a run, all runs on the same scales.
+    """Structure over the epochs: a panel for each measure, a line for each exit, a row for each run, all on the same scales.
 
-    `table` and errors as of `structure_over_depth`; the deepest exits of all runs look the same. Without a title the figure
-    states where the first measure began and where it is at the deepest exit.
+    `table` and errors as in `structure_over_depth`; the deepest exits of all runs have the same line style. The default title
+    states the first and the last value of the first measure at the deepest exit.
     """
     tables = _checked(table, measures)
     most = max(rows["exit"].max() for rows in tables.values())
@@ -83,12 +83,12 @@ def structure_over_epochs(
 
 
 def _checked(table: pd.DataFrame | Tables, measures: Sequence[str]) -> Tables:
-    """Tables by name; "" is the name of one that has none."""
+    """Tables by name; a single table has the name ""."""
     tables: Tables = table if isinstance(table, Mapping) else {"": table}
     for measure in measures:
         check_choice("measure", measure, MEASURES)
     if not measures or not tables:
-        raise CorsdError(f"a figure of {len(measures)} measures of {len(tables)} runs; one or more of each are wanted")
+        raise CorsdError(f"a figure of {len(measures)} measures of {len(tables)} runs; allowed: one or more of each")
     for name, rows in tables.items():
         if rows.empty:
             raise CorsdError(f"run {name!r} has no structure to draw: its table has no row")
@@ -98,7 +98,7 @@ def _checked(table: pd.DataFrame | Tables, measures: Sequence[str]) -> Tables:
 
 
 def _panels(measures: Sequence[str], runs: Sequence[str]) -> go.Figure:
-    """Empty panels: a column a measure, a row a run with its name at the right end."""
+    """Empty panels: a column for each measure, a row for each run, with its name at the right."""
     from plotly.subplots import make_subplots
 
     rows = len(runs)
@@ -158,7 +158,7 @@ def _finish(figure: go.Figure, measures: Sequence[str], rows: int, title: str, d
 
 
 def _depth_finding(tables: Tables, measure: str) -> str:
-    """The first measure at both ends of the network of one run, or at the deepest exits of several."""
+    """The first measure at the first and last exit of one run, or at the deepest exits of several."""
     what = _sentence(measure)
     last = [rows[rows["epoch"] == rows["epoch"].max()].sort_values("exit") for rows in tables.values()]
     if len(tables) > 1:

@@ -1,4 +1,4 @@
-"""Methods of a study side by side."""
+"""Figures of a study, and their files."""
 
 from __future__ import annotations
 
@@ -31,10 +31,9 @@ Point = tuple[str, float, float, float | None, float | None]  # label, height, m
 def accuracy_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.Figure:
     """Test top-1 (%) of every exit of every row of a study with its 95 % interval; the title names the best deepest exit.
 
-    `summary` is what `summarise` gives. A row says how many seeds n it has; an interval takes three that
-    differ (`mean_interval`). Within a row shallow exits lie above deep ones; the dotted line is the baseline's
-    deepest exit. Exits that were not trained (`trained_exits`) are left out.
-    Raises `CorsdError` when there is no row.
+    `summary`: from `summarise`. The label of a row has its number of seeds n; an interval needs three different values (see
+    `mean_interval`). Within a row shallow exits are above deep ones; the dotted line is the deepest exit of the baseline. Exits
+    that were not trained (`trained_exits`) are left out. Raises `CorsdError` without rows.
     """
     methods = summary["methods"]
     if not methods:
@@ -63,11 +62,11 @@ def accuracy_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.
 
 
 def gain_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.Figure:
-    """Gain of every row's deepest exit over the baseline's, points, paired by seed, with its 95 % interval; best on top.
+    """Gain of every row over the baseline at the deepest exit, points, paired by seed, with its 95 % interval; best on top.
 
-    `summary` is what `summarise` gives. Rings are single seeds, n of them; a row whose interval holds zero or
-    that has none is grey. The title names the largest gain with an interval above zero, else what lies clearly below. Raises
-    `CorsdError` when no row has a gain.
+    `summary`: from `summarise`. Rings are single seeds, n of them; rows without an interval, and those whose interval contains
+    zero, are grey. The title names the largest gain with an interval above zero, else losses with an interval below zero.
+    Raises `CorsdError` if no row has a gain.
     """
     methods = sorted((m for m in summary["methods"].values() if m["gain"] is not None), key=lambda m: -m["gain"])
     if not methods:
@@ -93,7 +92,7 @@ def gain_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.Figu
 
 
 def _gain_title(methods: Sequence[Mapping[str, Any]], reference: str) -> str:
-    """The finding; `methods` from the largest gain down."""
+    """The finding; `methods` are sorted by gain, the largest first."""
     over = f"over {'the ' if reference[:1].islower() else ''}{reference}"
     if all(m["gain_low"] is None for m in methods):
         return f"No gain {over} has an interval: that takes three seeds that differ"
@@ -135,10 +134,10 @@ def _with_rows(figure: go.Figure, labels: Sequence[str], title: str, dark: bool)
 
 
 def draw_figures(summary: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draw `accuracy.png` and `gain.png`, and for each further group of rows `accuracy_<group>.png` and so on; seconds each.
+    """Draw `accuracy.png` and `gain.png`, and the same for each other group of rows as `accuracy_<group>.png` and so on.
 
-    A group of changes to one row, and perhaps rows from none, shows gains over that row. Raises `CorsdError` where plotly,
-    kaleido or Chromium is missing.
+    If all rows of a group that inherit from another one inherit from the same, gains are relative to that row. Each figure
+    takes seconds. Raises `CorsdError` if plotly, kaleido or Chromium is missing.
     """
     drawn = []
     for group in dict.fromkeys(m["group"] for m in summary["methods"].values()):
@@ -146,7 +145,7 @@ def draw_figures(summary: Mapping[str, Any], folder: Path) -> list[Path]:
         pictures = {"accuracy": accuracy_by_method(part)}
         parents = {m["from"] for m in part["methods"].values() if m["group"] == group}
         if group != "methods":
-            parents.discard(None)  # a control, from no row
+            parents.discard(None)  # rows that inherit from none
         versus = against(part, *parents) if len(parents) == 1 and parents <= part["methods"].keys() else part
         if any(m["gain"] is not None for m in versus["methods"].values()):
             pictures["gain"] = gain_by_method(versus)
@@ -157,7 +156,7 @@ def draw_figures(summary: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def _with_references(summary: Mapping[str, Any], group: str) -> dict[str, Any]:
-    """The rows of a group, and those of others that they are to be read against: the baseline, and those they are made from."""
+    """The rows of a group with their reference rows: the baseline, and the rows that they inherit from."""
     methods = summary["methods"]
     wanted = {summary["baseline"], *(m["from"] for m in methods.values() if m["group"] == group)}
     return {name: m for name, m in methods.items() if m["group"] == group or name in wanted}

@@ -1,4 +1,4 @@
-"""What every figure shares: colours, template, names, titles, and its picture as a file."""
+"""Shared by all figures: colours, template, names, titles, and static images."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ except Exception as error:
 
 
 def template(dark: bool = False) -> go.layout.Template:
-    """The look of every figure: light by default, `dark` for dark pages."""
+    """The template of all figures: light, or `dark` for dark pages."""
     axis = {
         "gridcolor": GRID,
         "linecolor": GRID,
@@ -83,19 +83,19 @@ def template(dark: bool = False) -> go.layout.Template:
 
 
 def exit_names(count: int, what: str = "exit") -> list[str]:
-    """Names of `count` exits (or stages), shallow -> deep, as figures and widgets write them."""
+    """Names of `count` exits (or stages), shallow -> deep, in figures and widgets."""
     if count == 1:
         return [f"{what} 1 (the only one)"]
     return [f"{what} 1 (shallowest)", *(f"{what} {k}" for k in range(2, count)), f"{what} {count} (deepest)"]
 
 
 def line_style(i: int) -> dict[str, Any]:
-    """Colour and dash of the `i`-th line of a panel; the colours are used up before a dash is."""
+    """Colour and dash of the `i`-th line of a panel; dashes are used after all colours."""
     return {"color": PALETTE[i % len(PALETTE)], "dash": DASHES[i // len(PALETTE) % len(DASHES)], "width": 2}
 
 
 def as_scores(matrix: Matrix) -> npt.NDArray[np.float32]:
-    """Scores in [0, 1] as float32, the type that is shipped to a browser in binary; uint8 is read as 255ths."""
+    """Scores in [0, 1] as float32, which plotly sends in binary; uint8 values are divided by 255."""
     values = np.asarray(matrix)
     scores = values.astype(np.float32)
     return scores / np.float32(255) if values.dtype == np.uint8 else scores
@@ -118,12 +118,12 @@ def _unique(names: Sequence[str]) -> list[str]:
 
 
 def short_name(name: str, most: int = LONGEST) -> str:
-    """A name cut to `most` characters, so that one of thousands leaves room for the rest of a page."""
+    """A name cut to `most` characters."""
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Names of classes as they are drawn: short (`short_name`), each different, not escaped."""
+    """Names of classes as drawn: shortened (`short_name`), unique, not escaped."""
     return _unique([short_name(name) for name in names])
 
 
@@ -133,26 +133,26 @@ def class_labels(names: Sequence[str]) -> list[str]:
 
 
 def hover_name(name: str) -> str:
-    """A whole name for the hover text of a figure: escaped, in lines of 80 characters, which plotly does not break."""
+    """A whole name for the hover text of a figure: escaped, in lines of 80 characters, because plotly does not wrap text."""
     lines = [name[at : at + 80] for at in range(0, len(name), 80)] or [""]
     return "<br>".join(html.escape(line, quote=False) for line in lines)
 
 
 def hover_names(names: Sequence[str]) -> list[str]:
-    """What hover says of classes: whole names where `class_labels` are cut, else the labels."""
+    """Names of classes in hover texts: whole names if `class_labels` are cut, else the labels."""
     labels = zip(names, class_labels(names), strict=True)
     return [hover_name(name) if len(name) > LONGEST else label for name, label in labels]
 
 
 def name_html(name: str) -> str:
-    """A name in HTML: escaped, cut where it is long, and then whole on hover."""
+    """A name in HTML: escaped; a long one is cut and shown whole on hover."""
     if len(name) <= LONGEST:
         return html.escape(name)
     return f'<span title="{html.escape(name)}">{html.escape(short_name(name))}</span>'
 
 
 def set_title(figure: go.Figure, title: str, width: int, below: int = 8) -> None:
-    """A title broken into lines of about `width` characters, which plotly does not do, and the room that it takes."""
+    """Set a title wrapped into lines of about `width` characters, and the margin for it."""
     lines = [line for part in title.split("\n") for line in textwrap.wrap(part, width, break_long_words=False)]
     extra = 20 * max(0, len(lines) - 1)
     pad = 14 if len(lines) < 2 else 25  # plotly sets several lines 11 pixels higher than one
@@ -169,11 +169,11 @@ def save_png(
     colors: int | None = None,
     within: Path | None = None,
 ) -> Path:
-    """Write a static picture, `width` x `height` in CSS pixels times `scale`; some seconds, a Chromium draws it.
+    """Write a static image of `width` x `height` CSS pixels times `scale`. Chromium draws it in some seconds.
 
-    `colors`: most colors that the file holds, up to 256, which lines and text do well with, in a third of the bytes.
-    `within`: a folder that `path` lies in and that is not made anew where it is gone. Raises `CorsdError` for another number of
-    colors, when a Chromium is missing and when it takes minutes, and `MissingPackage` when kaleido is missing.
+    `colors`: largest number of colours in the file, up to 256, which is enough for lines and text and takes a third of the
+    bytes. `within`: a folder that contains `path` and must exist. Raises `CorsdError` for another number of colors, if Chromium
+    is missing or takes minutes, and `MissingPackage` if kaleido is missing.
     """
     if colors is not None and not 1 <= colors <= 256:
         raise CorsdError(f"colors {shortened(colors)} of a picture; allowed: 1 to 256")
@@ -190,9 +190,9 @@ def save_png(
 
 
 def _drawn(figure: str, size: dict[str, Any], folder: Path) -> bytes:
-    """The PNG of a figure as JSON; `folder`: for what is between. Raises `RuntimeError` saying why there is none.
+    """The PNG of a figure given as JSON; `folder`: for temporary files. Raises `RuntimeError` with the reason of a failure.
 
-    Drawn by a process of its own, which can be ended: kaleido may wait for its Chromium without end.
+    Drawn in a separate process, which can be killed: kaleido may wait for Chromium forever.
     """
     with open(folder / "said", "wb") as said:  # not a pipe, which a Chromium that is left over would keep open
         command = [sys.executable, "-P", "-c", _DRAW, json.dumps(size), str(folder / "picture.png")]
@@ -221,7 +221,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _with_colors(picture: bytes, colors: int) -> bytes:
-    """A PNG with at most so many colors."""
+    """A PNG with at most `colors` colours."""
     small = io.BytesIO()
     with Image.open(io.BytesIO(picture)) as whole:
         whole.convert("RGB").quantize(colors, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)

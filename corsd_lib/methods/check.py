@@ -1,4 +1,4 @@
-"""`check_method`: does a class keep the rules that a training relies on? As scikit-learn's `check_estimator`; ours."""
+"""`check_method`: tests a method class against the rules that a training relies on, as scikit-learn's `check_estimator`."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from corsd_lib.network import ExitOutputs, MultiExitNetwork, build_network
 __all__ = ["check_method"]
 
 CLASSES = 3
-LABELS = {  # all of them thirds of anchors, same class and other class too, as far as there are other classes
+LABELS = {  # also valid as triplet batches: a third each of anchors, same class and, if there is one, another class
     "six images of three classes": [0, 1, 0, 1, 2, 2],
     "one image": [0],
     "three images of one class": [1, 1, 1],
     "three images of three classes": [0, 1, 2],
 }
-READ_IN_A_GRAPH = ("images", "labels", "sampling", "draws")  # of a batch; `sampling` is the same in a whole training
+READ_IN_A_GRAPH = ("images", "labels", "sampling", "draws")  # fields of a batch; `sampling` does not change during a training
 Parts = dict[str, Tensor]
 
 
 def check_method(kind: type[Method], **options: Any) -> None:
-    """Raise a `CorsdError` for the first rule that `kind` breaks, with `options` over its defaults; seconds, on the CPU.
+    """Raise `CorsdError` for the first rule that the class `kind` breaks; takes seconds on a CPU.
 
-    The rules: it is declared well, under a name of its own; `attach` leaves the network as it is; `images` are new ones of the
-    same shape, the same for the same draws; every term is a scalar with a weight of its name; the terms of `taught_by_deepest`
-    give the deepest exit no gradient, and what is remembered carries none; random numbers are drawn from the generator of the
-    batch, which is left as it was; loss and gradients are finite on one image and on one class; a training that is resumed from
-    a checkpoint goes on the same; where `graphs` says so, `images` and `terms` can be recorded as a CUDA graph. The random
-    state of the caller is left as it was. The message says how to mend it.
+    `options` override its defaults. The rules: the class declares a unique name and valid attributes; `attach` does not change
+    the network; `images` returns new images of the same shape, the same for the same draws; every term is a scalar with a
+    weight of its name; terms in `taught_by_deepest` give the deepest exit no gradient, and buffers have none; random numbers
+    come from the generator of the batch, and the batch is not changed; loss and gradients are finite for one image and for one
+    class; a training that is resumed from a checkpoint gives the same results; with `graphs` `images` and `terms` can be
+    recorded as a CUDA graph. The random state of the caller is restored. The message says how to fix the class.
     """
     _check_declaration(kind)
     make_options(kind.name, kind.Options, options)
@@ -65,7 +65,7 @@ def check_method(kind: type[Method], **options: Any) -> None:
 
 @contextmanager
 def _rule(kind: type[Method], name: str) -> Iterator[None]:
-    """Whatever is raised inside as a `CorsdError` that names the method and the rule."""
+    """Turn any exception inside the context into a `CorsdError` that names the method and the rule."""
     try:
         yield
     except CorsdError as error:
@@ -80,11 +80,11 @@ def _require(holds: bool, message: str) -> None:
         raise CorsdError(message)
 
 
-# --- what the rules are tried on --------------------------------------------------------------------------------------
+# --- test cases -------------------------------------------------------------------------------------------------------
 
 
 class _Case(NamedTuple):
-    """A small network and the method that was made for it."""
+    """A small network with a method attached."""
 
     network: MultiExitNetwork
     method: Method
@@ -119,12 +119,12 @@ class _Case(NamedTuple):
         return {f"{name}.{k}": p for name, part in parts.items() for k, p in part.named_parameters()}
 
     def memory(self) -> dict[str, Tensor]:
-        """The buffers of the method that checkpoints keep beside the weights."""
+        """The buffers of the method that are stored in checkpoints beside the weights."""
         weights = self.method.state_dict()
         return {k: v for k, v in self.method.named_buffers() if k not in weights}
 
     def another(self) -> _Case:
-        """A new network and method of the same options, with other first weights."""
+        """A new network and method with the same options and other initial weights."""
         options = {f.name: getattr(self.method.options, f.name) for f in fields(self.method.options)}
         return self.of(type(self.method), options, seed=1)
 

@@ -1,6 +1,6 @@
-"""What leaves the machine: small copies of runs for git, reports, and the pages that reports are.
+"""Output for others: small copies of runs for git, reports, and HTML pages.
 
-export.py  `export_run`: a finished run made small enough for git, and its model card
-report.py  `write_report`: one HTML file about a run or several
-pages/     an HTML file that needs no kernel and no network, and the one script of pages and explorers
+export.py  `export_run`: a small copy of a finished run, with a model card (template model_card.md)
+report.py  `write_report`: an HTML file about one or several runs
+pages/     HTML files that need no kernel and no network, and the JavaScript of pages and explorers
 """

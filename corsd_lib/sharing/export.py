@@ -1,4 +1,4 @@
-"""A finished run made small enough to travel in git: weights in float16, some snapshots of some probe images, a model card."""
+"""Small copies of finished runs for git: weights in float16, some snapshots of some probe images, and a model card."""
 
 from __future__ import annotations
 
@@ -53,24 +53,25 @@ def export_run(
     probe_images: int = 500,
     umap: bool = False,
 ) -> Run:
-    """Write a small copy of a finished run into the folder `dest` and return it; it opens and explores as the original does.
+    """Write a small copy of a finished run into the folder `dest` and return it. It can be used like the original.
 
-    Weights become float16 and metrics six digits. Of the probe snapshots `snapshots` stay (2 or more: the first, the last, and
-    early ones denser), and of their images `probe_images`: as many of each class, at least two. Class-level relations are
-    computed anew from the embeddings and relation networks that stay; those of the "maps" fusion, which embeddings do not give,
-    remain those of the whole probe set. test.json has the figures of the weights as exported, and under `trained` those of the
-    original; README.md is a model card. No image and no path of this machine is in the copy: of a data set `folder:PATH` or
-    `npz:PATH` the last part of the path stays. `data` is wanted for a run that was trained on images given to `train`.
+    Weights are stored in float16 and metrics with six digits. The copy has `snapshots` of the probe snapshots (2 or more: the
+    first, the last, and more early than late ones), and `probe_images` of the probe images, equally many of each class and at
+    least two. Class-level relations are computed again for these images; those of the "maps" fusion need feature maps and
+    remain those of the whole probe set. test.json has the figures of the exported weights, and under `trained` those of the
+    original; README.md is a model card. The copy has no images and no paths of this machine: of a data set `folder:PATH` or
+    `npz:PATH` it has the last part of the path. `data` is needed for a run that was trained on images given to `train`.
 
-    Size in bytes: 2 a weight; for each snapshot and exit 2·N·(D + C) + 4·C², and 2 a weight of its relation network, with N
-    probe images, D embedding dimensions, C classes. A ResNet-10 of width 32 with 100 classes takes 2.5 MB plain and
-    3.8 MB with exits and relation networks, and 0.4 and 2.2 MB a snapshot of 500 images; of width 16, 0.7 and 1.3 MB, and 0.3
-    and 1.4 MB.
+    Size in bytes: 2 for each weight; for each snapshot and exit 2·N·(D + C) + 4·C², and 2 for each weight of its relation
+    network, with N probe images, D embedding dimensions, C classes. A ResNet-10 of width 32 with 100 classes takes 2.5 MB plain
+    and 3.8 MB with exits and relation networks, and 0.4 and 2.2 MB for each snapshot of 500 images; of width 16, 0.7 and 1.3
+    MB, and 0.3 and 1.4 MB.
 
-    With `umap` the UMAP of the last snapshot (`stage_embedding`) is in the copy: a `StageExplorer` opens on it at once.
+    With `umap` the copy has the UMAP of the last snapshot (`stage_embedding`), so that a `StageExplorer` opens without
+    computing it.
 
-    The same run exported again to the same place gives the same files. Raises `CorsdError` for an unfinished run, a `dest` that
-    is anything but an export of this run, data that is not there, and weights that float16 does not hold.
+    Exporting a run again to the same folder gives the same files. Raises `CorsdError` for an unfinished run, for a `dest` that
+    has other content than an export of this run, for missing data, and for weights out of the range of float16.
     """
     check_run(run)
     dest = Path(dest)
@@ -105,10 +106,10 @@ def _keep_umap(exported: Run, wanted: bool) -> None:
 
 
 def committed_run(name: str) -> Run:
-    """One of the exported runs that travel with the repository, by "<study>/<row>", such as "cifar100_small/corsd".
+    """One of the exported runs of the repository, by "<study>/<row>", such as "cifar100_small/corsd".
 
-    Looked for as results/<study>/runs/<row> in the working directory and those above it, then beside this package. Raises
-    `CorsdError` that lists those there are.
+    Searched as results/<study>/runs/<row> in the working directory and its parents, then beside this package. Raises
+    `CorsdError` that lists the existing ones.
     """
     check_name("committed run", name)
     study, _, row = name.partition("/")
@@ -121,9 +122,9 @@ def committed_run(name: str) -> Run:
 
 
 def committed_summary(study: str) -> dict[str, Any]:
-    """What the records of a study that travels with the repository say, such as "digits": see `studies.summary.summarise`.
+    """The summary of a study of the repository, such as "digits": see `studies.summary.summarise`.
 
-    Read from results/<study>/summary.json, looked for where `committed_run` looks. Raises `CorsdError` that lists the studies.
+    Read from results/<study>/summary.json, searched as in `committed_run`. Raises `CorsdError` that lists the studies.
     """
     check_name("committed study", study)
     for folder in _results_folders():
@@ -134,7 +135,7 @@ def committed_summary(study: str) -> dict[str, Any]:
 
 
 def _results_folders() -> list[Path]:
-    """Where a folder of results may lie, nearest first."""
+    """Possible folders of results, the nearest first."""
     here = Path.cwd()
     return [place / "results" for place in (here, *here.parents, Path(__file__).resolve().parents[2])]
 
@@ -151,7 +152,7 @@ def _check_counts(snapshots: int, probe_images: int) -> None:
 
 
 def _figures(run: Run) -> dict[str, Any]:
-    """What the run was worth as it was trained, also where it is itself an export."""
+    """The test figures of the trained weights; of an export those before rounding."""
     test = run.test
     if not run.finished or test is None:
         done = f"{run.epochs_done} of {run.config.epochs} epochs"
@@ -165,7 +166,7 @@ def _figures(run: Run) -> dict[str, Any]:
 
 
 def _portable(run: Run, snapshots: int, probe_images: int) -> dict[str, Any]:
-    """The run's config.json without what only means something on this machine, and with how it was exported."""
+    """The config.json of the run without values of this machine, with the settings of the export."""
     content = read_config(run.path / "config.json")
     train = content["train"] | {"data": portable_name(run.config.data), "data_root": None, "out": None, "resume": False}
     exported = {"snapshots": snapshots, "probe_images": probe_images}
@@ -178,21 +179,21 @@ def _check_destination(dest: Path, content: dict[str, Any], run: Run) -> None:
     there = read_json(dest / "config.json") if (dest / "config.json").is_file() else None
     same = ("train", "data", "provenance")
     if not isinstance(there, dict) or "exported" not in there or any(there.get(key) != content[key] for key in same):
-        raise CorsdError(f"{dest} is there already and is no export of {run.path}: choose another folder, or remove it")
+        raise CorsdError(f"{dest} exists and is not an export of {run.path}: choose another folder, or remove it")
 
 
 def _data(run: Run, data: ImageData | None, data_root: str | Path | None) -> ImageData:
     try:
         return run_data(run, data, None if data_root is None else str(data_root))
     except CorsdError as error:
-        raise CorsdError(f"an export is evaluated as it is written, and its data cannot be read: {error}") from error
+        raise CorsdError(f"an export needs the data of the run for its evaluation, which cannot be read: {error}") from error
 
 
 # --- tensors ----------------------------------------------------------------------------------------------------------
 
 
 def _halved(tensors: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
-    """Floating tensors in float16, others as they are."""
+    """Floating-point tensors in float16, others unchanged."""
     half = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
     for name, value in half.items():
         if not value.isfinite().all():
@@ -208,11 +209,11 @@ def _rounded(record: dict[str, Any]) -> dict[str, Any]:
 
 def _write_probes(run: Run, dest: Path, snapshots: int, probe_images: int) -> None:
     probes, kept = run.probes, _spread(list(run.probes), snapshots)
-    rows = _balanced(probes.labels, max(2, probe_images // run.data.num_classes))
-    labels, index = probes.labels[rows], probes.index[rows]
+    indices = _balanced(probes.labels, max(2, probe_images // run.data.num_classes))
+    labels, index = probes.labels[indices], probes.index[indices]
     write_tensors(dest / "probe.safetensors", {"labels": labels, "index": index}, {"split": probes.split}, within=dest)
     networks = run.method().relation_networks()
-    smaller = {epoch: _smaller(run, probes[epoch], rows, labels, networks) for epoch in kept}
+    smaller = {epoch: _smaller(run, probes[epoch], indices, labels, networks) for epoch in kept}
     for epoch, tensors in smaller.items():
         write_tensors(dest / "probes" / f"epoch_{epoch:04d}.safetensors", tensors, within=dest)
     for file in (dest / "probes").glob("epoch_*.safetensors"):  # of an earlier export with other snapshots
@@ -221,7 +222,8 @@ def _write_probes(run: Run, dest: Path, snapshots: int, probe_images: int) -> No
 
 
 def _spread(epochs: list[int], count: int) -> list[int]:
-    """`count` of the sorted `epochs` (all when there are fewer): the first, the last, and between them squares apart."""
+    """`count` of the sorted `epochs` (all if there are fewer): the first, the last, and others between them at quadratic
+    distances."""
     last = len(epochs) - 1
     if last < count:
         return epochs
@@ -230,15 +232,15 @@ def _spread(epochs: list[int], count: int) -> list[int]:
 
 
 def _balanced(labels: Tensor, each: int) -> Tensor:
-    """The first `each` rows of every class of sorted `labels` (N,): what a smaller `ProbeSet` would have chosen."""
+    """Indices of the first `each` images of every class of sorted `labels` (N,), as a smaller `ProbeSet` would choose them."""
     sizes = torch.bincount(labels)
     rank = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels]
     return (rank < each).nonzero().flatten()
 
 
-def _smaller(run: Run, snapshot: Snapshot, rows: Tensor, labels: Tensor, networks: nn.ModuleList) -> dict[str, Tensor]:
-    """Tensors of a snapshot file with some of its images; `networks` are filled with the snapshot's relation networks."""
-    embeddings = [e[rows] for e in snapshot.embeddings]
+def _smaller(run: Run, snapshot: Snapshot, indices: Tensor, labels: Tensor, networks: nn.ModuleList) -> dict[str, Tensor]:
+    """The tensors of a snapshot for some of its images; the relation networks of the snapshot are loaded into `networks`."""
+    embeddings = [e[indices] for e in snapshot.embeddings]
     relations = snapshot.relations
     load_part(networks, snapshot.relation_state, "relations", run.path / "probes" / f"epoch_{snapshot.epoch:04d}.safetensors")
     if not any(isinstance(network, MapRelation) for network in networks):
@@ -246,7 +248,7 @@ def _smaller(run: Run, snapshot: Snapshot, rows: Tensor, labels: Tensor, network
         relations = [relation_matrix(s, labels, run.data.num_classes) for s in scores]
     return {
         **{f"embeddings.{k}": e for k, e in enumerate(embeddings)},
-        **{f"logits.{k}": z[rows] for k, z in enumerate(snapshot.logits)},
+        **{f"logits.{k}": z[indices] for k, z in enumerate(snapshot.logits)},
         **{f"relations.{k}": r for k, r in enumerate(relations)},
         **{f"method.{k}": v for k, v in snapshot.relation_state.items()},
     }

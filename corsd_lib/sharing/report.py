@@ -1,6 +1,6 @@
-"""One HTML file about a run, or several side by side: what was asked for, what came out, and relations to explore.
+"""Reports: an HTML file about one or several runs, with settings, results and relations to explore.
 
-No image of a data set and no path of this machine is in it; it opens anywhere, without a network.
+It has no images of a data set and no paths of this machine, and needs no network.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ if TYPE_CHECKING:
 __all__ = ["EMBEDDINGS", "report_panels", "write_report"]
 
 EMBEDDINGS = (*PROJECTIONS, "none")
-Named = dict[str, Run]  # runs by what they are called side by side
+Named = dict[str, Run]  # runs by their names in the report
 Say = Callable[[str], object]
 
 _NOT_SHOWN = (*PLACE_FIELDS, *PROBE_FIELDS, "method_options")
-_QUALITY_EPOCHS, _STRUCTURE_EPOCHS, _PICTURES = 4, 8, 4  # these take seconds an epoch: some epochs, evenly spread
+_QUALITY_EPOCHS, _STRUCTURE_EPOCHS, _PICTURES = 4, 8, 4  # some evenly spaced epochs: each takes seconds
 
 
 def write_report(runs: Sequence[Run], path: str | Path, *, embedding: str = "pca", say: Say = lambda line: None) -> Path:
-    """Write the report of `runs`, whole or not at all, and return its path.
+    """Write the report of `runs` to `path`, atomically, and return `path`.
 
-    `embedding`: "pca" (fast, the same everywhere), "umap" or "none". `say` is told what is being computed. A run of CIFAR-100's
-    size (100 classes, 1,000 probe images, 4 exits, 30 snapshots) takes under 10 MB. Raises `CorsdError` for no runs, another
-    embedding and where the file cannot be written.
+    `embedding`: "pca" (fast, the same on all machines), "umap" or "none". `say` is called with progress messages. A run of the
+    size of CIFAR-100 (100 classes, 1,000 probe images, 4 exits, 30 snapshots) takes less than 10 MB. Raises `CorsdError`
+    without runs, for an unknown embedding, and if the file cannot be written.
     """
     panels = report_panels(runs, embedding=embedding, say=say)
     say("writing")
@@ -67,7 +67,7 @@ def write_report(runs: Sequence[Run], path: str | Path, *, embedding: str = "pca
 
 
 def report_panels(runs: Sequence[Run], *, embedding: str = "pca", say: Say = lambda line: None) -> list[Panel]:
-    """The panels of `write_report`, for a page of one's own; arguments and errors as there."""
+    """The panels of `write_report`, for other pages; arguments and errors as there."""
     check_choice("embedding of a report", embedding, EMBEDDINGS)
     if not isinstance(runs, Sequence) or not runs:
         raise CorsdError("a report of no runs; allowed: a sequence of one or more")
@@ -97,7 +97,7 @@ def _title(runs: Sequence[Run]) -> str:
 
 
 def _findings(named: Named) -> list[str]:
-    """What came out, in a sentence or two."""
+    """The main results, in one or two sentences."""
     if len(named) == 1:
         return [_finding(run) for run in named.values()]
     tested = {name: run.test["exits"][-1]["top1"] for name, run in named.items() if run.test}
@@ -141,7 +141,7 @@ def _probe_images(run: Run) -> str:
 
 
 def _exit_table(named: Named) -> Panel:
-    """Test figures of every exit of every run."""
+    """The test figures of every exit of every run."""
     columns = ["", "top-1 (%)", "top-5 (%)", "cross-entropy (nats)", "calibration error (%)", "MACs an image", "parameters"]
     rows, waiting = [], []
     for name, run in named.items():
@@ -164,7 +164,7 @@ def _figures(row: dict[str, float]) -> list[str]:
 
 
 def _records(named: Named) -> list[Panel]:
-    """What was asked for and where it ran, run by run; side by side when it is one run."""
+    """Configuration and provenance of the runs."""
     runs = list(named.values())
     parts = {
         "Configuration": [_settings(run) for run in runs],
@@ -176,7 +176,7 @@ def _records(named: Named) -> list[Panel]:
 
 
 def _comparison(title: str, names: list[str], values: list[dict[str, str]]) -> Panel:
-    """Named values by run; those that differ come first."""
+    """Values by name and run; those that differ come first."""
     keys = list(dict.fromkeys(key for of_run in values for key in of_run))
     differ = [key for key in keys if len({of_run.get(key, "–") for of_run in values}) > 1]
     rows = [[key, *(of_run.get(key, "–") for of_run in values)] for key in [*differ, *(k for k in keys if k not in differ)]]
@@ -194,7 +194,7 @@ def _facts(run: Run) -> dict[str, str]:
 
 
 def _plain(values: Mapping[str, object]) -> dict[str, str]:
-    """Values that are set, as text."""
+    """The values that are not None, as text."""
     return {k: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in values.items() if v is not None}
 
 
@@ -210,7 +210,7 @@ def _accuracy(named: Named) -> list[Panel]:
 
 
 def _curves(named: Named) -> list[Panel]:
-    """Accuracy of every exit of all runs in one chart; parts of the loss, which cannot be compared, run by run."""
+    """One chart of the accuracy of all runs by exit, and a chart of the terms of the loss for each run."""
     metrics = {name: run.metrics for name, run in named.items()}
     trained = {name: table for name, table in metrics.items() if not table.empty}
     if not trained:
@@ -240,7 +240,7 @@ def _accuracy_chart(tables: Mapping[str, pd.DataFrame], prefix: str, title: str)
 
 
 def _line(run: str, exit: str, r: int, k: int, exits: int, runs: int) -> dict[str, object]:
-    """A line of one run has the colour of its exit; of several that of its run, and is solid at the deepest exit."""
+    """Line style: with one run the colour shows the exit; with several it shows the run, and the deepest exit is solid."""
     if runs == 1:
         return {"name": exit, "color": k, "dash": 0}
     return {"name": f"{run}, {exit}", "group": run, "color": r, "dash": (exits - 1 - k) % 4}
@@ -261,7 +261,7 @@ def _loss_chart(table: pd.DataFrame, name: str) -> dict[str, object]:
 
 
 def _quality(named: Named, say: Say) -> list[Panel]:
-    """How well relations tell classes apart, at some epochs; by the cosine where the trained relation reads feature maps."""
+    """Quality of the relations at some epochs; of the cosine if the trained relation uses feature maps."""
     lines, found, kinds = [], [], {}
     for r, (name, run) in enumerate(named.items()):
         say(f"relation quality of {name}")
@@ -352,7 +352,7 @@ def _early_exits(named: Named) -> list[Panel]:
 
 
 def _early_exit(run: Run) -> Panel:
-    """Leaving early on the probe images of the last snapshot: all that a run holds of itself."""
+    """Early exit on the probe images of the last snapshot, the only logits that a run stores."""
     last, (macs, deepest) = _last(run), run_macs(run)
     curve = early_exit_curve([z.float() for z in last.logits], run.probes.labels, macs)
     return exits_panel(
@@ -361,6 +361,6 @@ def _early_exit(run: Run) -> Panel:
 
 
 def _spread(epochs: list[int], count: int) -> list[int]:
-    """`count` of the sorted `epochs`, all when there are fewer: the first, the last, and evenly between them."""
+    """`count` of the sorted `epochs`, all if there are fewer: the first, the last, and others evenly spaced."""
     last = len(epochs) - 1
     return epochs if last < count else [epochs[round(last * i / (count - 1))] for i in range(count)]
