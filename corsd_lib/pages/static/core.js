@@ -190,30 +190,53 @@ function newestOf(ask) {
 // --- theme and size -----------------------------------------------------------------------------------------------------
 
 const themed = new Set();
+let inks = new WeakMap(); // colours by node, as long as the theme is the same: to ask for one makes the browser lay out anew
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 let watching = false;
 
-/** Draw whenever the colours of the page around `node` change, and its size does. */
+/** Draw whenever the colours of the page around `node` change, and its width does, which `width()` gives without a new layout. */
 function redrawn(node, draw) {
-  const entry = { node, draw };
-  let width = -1;
-  new ResizeObserver(() => {
-    if (node.clientWidth === width || node.clientWidth === 0) return;
-    width = node.clientWidth;
-    draw();
-  }).observe(node);
-  themed.add(entry);
+  let width = 0;
+  const measured = () => { const now = node.clientWidth || width, changed = now !== width; width = now; return changed; };
+  new ResizeObserver(() => { if (measured()) draw(); }).observe(node);
+  themed.add({ node, draw: () => { measured(); draw(); } });
+  watch();
+  return () => width || (measured(), width);
+}
+
+/** Draw all anew when the theme changes; it also happens before a page is printed, when widths change. */
+function watch() {
   if (watching) return;
   watching = true;
-  const all = () => themed.forEach((e) => (e.node.isConnected ? e.draw() : e.seen ? themed.delete(e) : undefined));
+  const all = () => {
+    inks = new WeakMap();
+    themed.forEach((e) => (e.node.isConnected ? e.draw() : e.seen ? themed.delete(e) : undefined));
+  };
   const options = { attributes: true, attributeFilter: ["class", "theme", "data-theme", "data-jp-theme-light", "data-vscode-theme-kind"] };
   for (const root of [document.documentElement, document.body]) new MutationObserver(all).observe(root, options);
   dark.addEventListener("change", all);
 }
 
 /** A colour of the style of `node`: "ink", "soft", "line", "accent" or "paper". */
-const colour = (node, name) => getComputedStyle(node).getPropertyValue(`--${name}`).trim() || "#888";
+function colour(node, name) {
+  if (!inks.has(node)) inks.set(node, {});
+  const known = inks.get(node);
+  known[name] ||= getComputedStyle(node).getPropertyValue(`--${name}`).trim();
+  return known[name] || "#888";
+}
+
+const ruler = document.createElement("canvas").getContext("2d"), widths = new Map();
+
+/** Width of a text of the names on axes, in pixels. */
+function widthOf(text) {
+  if (!widths.has(text)) {
+    if (widths.size > 10_000) widths.clear();
+    ruler.font = `11px ${FONT}`;
+    widths.set(text, ruler.measureText(text).width);
+  }
+  return widths.get(text);
+}
 
 /** 256 colours of a scale of [place, "#rrggbb"], as four bytes each. */
 function lookup(scale) {

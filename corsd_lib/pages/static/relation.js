@@ -26,10 +26,23 @@ KINDS.relation = (box, host) => {
   /** Place of the exit of a run that is as far from its deepest as the chosen one is from that of the first run. */
   const exitOf = (run) => Math.min(exitsOf(run).length, Math.max(1, state.exit + exitsOf(run).length - exitsOf(mine).length)) - 1;
 
+  const kept = new Map(), most = Math.max(6, 2e6 / (n * n)); // decoded scores, the last asked for at the end
+
   /** Scores (n * n) of classes by label; undefined where they are not here. */
   function scores(run, epoch, exit, kind = kindOf(run)) {
-    const codes = run.known.get(`${kind}/${epoch}`);
-    return codes && decoded(codes.at(exit), codes.levels);
+    const codes = run.known.get(`${kind}/${epoch}`), key = `${run.place}/${kind}/${epoch}/${exit}`;
+    if (!codes) return undefined;
+    const found = kept.get(key) ?? decoded(codes.at(exit), codes.levels);
+    kept.delete(key);
+    kept.set(key, found);
+    if (kept.size > most) kept.delete(kept.keys().next().value);
+    return found;
+  }
+
+  /** The score of classes c and d alone. */
+  function scoreOf(run, epoch, exit, c, d) {
+    const codes = run.known.get(`${kindOf(run)}/${epoch}`);
+    return codes && decoded(codes.at(exit).subarray(c * n + d, c * n + d + 1), codes.levels)[0];
   }
 
   /** The run, epoch and exit of what is subtracted from a run, or null. */
@@ -209,8 +222,10 @@ KINDS.relation = (box, host) => {
       drawMap(entry);
     }
     drawPair();
-    drawTops();
+    clearTimeout(listing);
+    listing = setTimeout(drawTops, 0); // after the picture, which is waited for
   }
+  let listing = null;
 
   /** The controls say what is chosen. */
   function lineUp() {
@@ -281,8 +296,7 @@ KINDS.relation = (box, host) => {
   /** Known scores of classes c and d of a run at an exit: {x: epochs, y: scores}. */
   function history(run, exit, c, d) {
     const here = run.all.filter((epoch) => run.known.has(`${kindOf(run)}/${epoch}`));
-    const of = (epoch) => { const codes = run.known.get(`${kindOf(run)}/${epoch}`); return decoded(codes.at(exit).subarray(c * n + d, c * n + d + 1), codes.levels)[0]; };
-    return { x: here, y: here.map(of) };
+    return { x: here, y: here.map((epoch) => scoreOf(run, epoch, exit, c, d)) };
   }
 
   function drawPair() {
@@ -290,7 +304,7 @@ KINDS.relation = (box, host) => {
     curve.node.hidden = table.hidden = imagesOfPair.hidden = !chosen;
     if (!chosen) { pairText.textContent = "Click a cell, or choose two classes."; return; }
     const [c, d] = chosen, kind = data.kind_names[kindOf(mine)];
-    const now = runs.map((run) => scores(run, epochOf(run), exitOf(run))?.[c * n + d]).filter((v) => v !== undefined);
+    const now = runs.map((run) => scoreOf(run, epochOf(run), exitOf(run), c, d)).filter((v) => v !== undefined);
     pairText.replaceChildren(el("b", { title: whole[c] !== names[c] || whole[d] !== names[d] ? `${whole[c]} with ${whole[d]}` : null }, `${names[c]} with ${names[d]}`),
       now.length ? `: ${kind} ${now.map((v) => score(v, 3)).join(" and ")}` : "");
     curve.draw({
@@ -307,10 +321,9 @@ KINDS.relation = (box, host) => {
   /** The pair at every exit at the epoch that is shown, both ways round: a trained relation need not be symmetric. */
   function tabulate(c, d) {
     const ways = c === d ? [[c, d]] : [[c, d], [d, c]];
-    const rows = runs.flatMap((run) => exitsOf(run).map((name, k) => {
-      const matrix = scores(run, epochOf(run), k);
-      return [many ? `${run.name}, ${name}` : name, ...ways.map(([i, j]) => (matrix ? score(matrix[i * n + j], 3) : "…"))];
-    }));
+    const said = (value) => (value === undefined ? "…" : score(value, 3));
+    const rows = runs.flatMap((run) => exitsOf(run).map((name, k) => [many ? `${run.name}, ${name}` : name,
+      ...ways.map(([i, j]) => said(scoreOf(run, epochOf(run), k, i, j)))]));
     table.replaceChildren(tableOf([`epoch ${epochOf(mine)}`, ...ways.map(([i, j]) => `${names[i]} → ${names[j]}`)], rows));
   }
 
@@ -392,7 +405,7 @@ KINDS.relation = (box, host) => {
     if (!found_) { tops.replaceChildren(el("p", { class: "note" }, "This needs scores that are not here yet.")); return; }
     const [values, bothWays] = found_;
     const what = JSON.parse(topChoice.list.value), form = what === "related" ? (v) => score(v, 3) : (v) => signed(v, 3);
-    const scope = what === "related" && state.superclass === null ? values : values.map((v, i) => (inScope(Math.floor(i / n)) && inScope(i % n) ? v : NaN));
+    const scope = state.superclass === null ? values : within(values, n, names.map((_, c) => inScope(c)));
     tops.replaceChildren(el("ol", {}, ...topPairs(scope, n, 10, bothWays).map(({ row, column, value }) => el("li", {},
       button(`${names[row]} with ${names[column]}`, () => select(row, column), { "aria-pressed": String(same(state.selection, [row, column])) }), ` ${form(value)}`))));
   }
