@@ -24,6 +24,7 @@ from corsd_lib.pages import (
     write_page,
 )
 from corsd_lib.report import write_report
+from corsd_lib.widgets.relation_view import _balanced
 
 EVIL = "</script><img src=x onerror=alert(1)>&amp;"
 
@@ -185,8 +186,19 @@ def test_orders_differences_and_means(calculated: Callable[..., Any]) -> None:
     np.testing.assert_array_equal(as_array(calculated("difference(a, b)", a=a, b=b)), (a - b).ravel())
     groups = np.array([0, 0, 1, 1, 2, 2])
     same = groups[:, None] == groups
+    kept = np.where(np.isin(np.arange(6), order)[:, None] & np.isin(np.arange(6), order), a, np.nan)
+    got = calculated(f"within(a, 6, [0, 1, 2, 3, 4, 5].map(c => {order}.includes(c)))", a=a)
+    np.testing.assert_array_equal(as_array(got), kept.ravel())
     means = calculated(f"groupMeans(a, {groups.tolist()})", a=a)
     assert means == pytest.approx({"within": np.nanmean(a[same]), "between": np.nanmean(a[~same])}, abs=1e-6)
+
+
+def test_of_many_images_the_same_are_chosen_as_in_python(calculated: Callable[..., Any]) -> None:
+    labels = np.random.default_rng(0).integers(0, 7, 60)
+    for most in (100, 40, 20, 5):
+        expected = _balanced(np.arange(3, 60), labels, most).tolist()
+        positions = f"Array.from({{ length: 57 }}, (_, i) => i + 3)"
+        assert calculated(f"balanced({positions}, {labels.tolist()}, {most})") == expected
 
 
 def test_top_pairs_and_surprises(calculated: Callable[..., Any]) -> None:
@@ -195,7 +207,6 @@ def test_top_pairs_and_surprises(calculated: Callable[..., Any]) -> None:
     best = np.argsort(-np.nan_to_num(off.ravel(), nan=-1))[:5]
     found = calculated("topPairs(a, 7, 5)", a=a)
     assert [(pair["row"], pair["column"]) for pair in found] == [divmod(int(i), 7) for i in best]
-    assert calculated("strongest(a, 7)", a=a) == list(divmod(int(best[0]), 7))
     centred = a - 0.5
     largest = np.argsort(-np.abs(np.nan_to_num(np.where(np.eye(7, dtype=bool), 0, centred).ravel())))[:4]
     assert [p["row"] * 7 + p["column"] for p in calculated("topPairs(a, 7, 4, true)", a=centred)] == largest.tolist()

@@ -54,6 +54,16 @@ function within(matrix, n, kept) {
   return result;
 }
 
+/** Of more than `most` sorted positions the first few of every class, two or more, of as many classes as there is room. */
+function balanced(positions, labels, most) {
+  if (positions.length <= most) return positions;
+  const members = new Map();
+  positions.forEach((p) => members.set(labels[p], [...(members.get(labels[p]) ?? []), p]));
+  const each = Math.max(2, Math.floor(most / members.size));
+  const classes = [...members.keys()].sort((a, b) => a - b);
+  return classes.flatMap((c) => members.get(c).slice(0, each)).slice(0, most).sort((a, b) => a - b);
+}
+
 /** Mean scores {within, between} of pairs of the same and of different `groups` (n); NaN where there are none. */
 function groupMeans(matrix, groups) {
   const n = groups.length, group = Int32Array.from(groups);

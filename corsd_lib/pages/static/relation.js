@@ -84,9 +84,44 @@ KINDS.relation = (box, host) => {
     return values && { level: "class", rows, values: ordered(values, n, rows), groups: rows.map((c) => above[c]), classes: rows };
   }
 
-  let imageCells = null; // the newest answer, with the view that it is of
+  const related = new Map(); // scores of probe images (m * m) by what they are of, the newest last
+  const every = Array.from(labels, (_, p) => p);
+  const inView = (some) => balanced(some.filter((p) => inScope(labels[p])).sort((a, b) => a - b), labels, data.most_images);
 
-  const viewKey = () => JSON.stringify([state.kind, state.exit, state.epoch, state.order, state.superclass, state.against, state.marked]);
+  /** The images that are related at once: all where they are few, so that scope, marks and order ask for nothing. */
+  const base = () => (every.length <= data.most_images ? every : imageRows());
+  const imageRows = () => inView(state.marked.length ? state.marked : every);
+  const imageKey = (run, epoch, exit, some) => `${run.place}/${kindOf(run)}/${epoch}/${exit}/${some === every ? "" : some}`;
+
+  /** What a view of images wants: [run, epoch, exit] of what is shown and of what is subtracted. */
+  const wantedOfImages = () => [[mine, epochOf(mine), exitOf(mine)], ...(reference(mine) ? [reference(mine)] : [])];
+
+  function imageCells() {
+    const some = base(), place = new Map(some.map((p, i) => [p, i])), ranks = new Map(orders[state.order].map((c, i) => [c, i]));
+    const rows = imageRows().sort((a, b) => ranks.get(labels[a]) - ranks.get(labels[b]) || a - b);
+    const found_ = wantedOfImages().map((of) => related.get(imageKey(...of, some)));
+    if (!rows.length || found_.includes(undefined)) return null;
+    const [own, others] = found_.map((scores_) => ordered(scores_, some.length, rows.map((p) => place.get(p))));
+    return { level: "image", rows, classes: rows.map((p) => labels[p]), values: others ? difference(own, others) : own };
+  }
+
+  const BLOCK = 250_000; // pairs of images that are asked for at once: so another question waits for a moment only
+
+  /** Ask for what a view of images wants, block by block; undefined when something else is asked for meanwhile. */
+  async function relate(some) {
+    const m = some.length, step = Math.max(1, Math.floor(BLOCK / m));
+    for (const [run, epoch, exit] of wantedOfImages().filter((of) => !related.has(imageKey(...of, some)))) {
+      const key = imageKey(run, epoch, exit, some), values = new Float32Array(m * m), about = { run: run.place, kind: kindOf(run), epoch, exit: exit + 1 };
+      for (let from = 0; from < m; from += step) {
+        const answer = await question("images", { ...about, rows: some.slice(from, from + step), columns: some });
+        if (answer === undefined) return undefined;
+        values.set(decoded(unpack(answer.codes).values, answer.levels), from * m);
+      }
+      related.set(key, values);
+      if (related.size > most) related.delete(related.keys().next().value);
+    }
+    return true;
+  }
 
   function nameOf(cells, i) {
     const row = cells.rows[i];
@@ -214,7 +249,7 @@ KINDS.relation = (box, host) => {
       const hidden = state.level === "image" ? entry !== maps[0] : reference(entry.run)?.[0] === entry.run && String(state.against).startsWith("run ") || (state.against === OTHER && entry !== maps[0]);
       entry.node.hidden = hidden;
       if (hidden) continue;
-      const cells = state.level === "image" ? (imageCells?.key === viewKey() ? imageCells : null) : classCells(entry.run);
+      const cells = state.level === "image" ? imageCells() : classCells(entry.run);
       entry.node.classList.toggle("stale", !cells); // the old picture stands, pale, until the new one is here
       if (!cells) continue;
       entry.cells = cells;
@@ -242,26 +277,31 @@ KINDS.relation = (box, host) => {
   /** Ask Python for what is shown and not here. */
   function complete() {
     if (state.level === "image") {
-      if (imageCells?.key === viewKey()) return;
-      const key = viewKey();
-      wait("relating images", question("images", { ...state }), (answer) => {
-        imageCells = { key, level: "image", rows: Array.from(unpack(answer.rows).values), classes: Array.from(unpack(answer.classes).values), values: unpack(answer.values).values };
-      });
+      const some = base(), keys = wantedOfImages().map((of) => imageKey(...of, some)).filter((key) => !related.has(key)).join();
+      if (!some.length) note(`No ${state.marked.length ? "marked" : "probe"} image is of ${state.superclass}.`);
+      if (!some.length || keys === relating) return;
+      relating = keys;
+      if (keys) wait(`relating ${some.length.toLocaleString("en")} images`, relate(some), () => {}, () => { relating = null; });
+      else question.forget();
       return;
     }
+    relating = null;
     const wanted = missing();
     if (wanted.length) wait("relating classes", question("classes", { wanted }), keep);
     else question.forget();
   }
 
+  let relating = null; // the images that are being asked for
+
   /** Take in an answer and draw; what cannot be is said, and the choice before stands again. */
-  function wait(what, promise, take) {
+  function wait(what, promise, take, failed = () => {}) {
     busy(box, what, promise).then((answer) => {
       if (answer === undefined) return;
       take(answer);
       note("");
       draw();
     }, (error) => {
+      failed();
       store.undo();
       note(error.message);
     });
