@@ -99,6 +99,7 @@ def test_a_question_gets_one_answer_with_its_number_and_an_error_says_why(corsd:
     explorer, sent = RelationExplorer(corsd), []
     monkeypatch.setattr(explorer, "send", lambda content, buffers=None: sent.append((content, buffers)))
     explorer._asked(None, {"question": "a/1", "what": "classes", "given": {"wanted": ["0/cosine/2"]}}, [])
+    assert sent.pop(0)[0] == {"began": "a/1"}  # the kernel is free
     ((content, buffers),) = sent
     (found,) = content["value"]
     assert content["answer"] == "a/1" and found["codes"]["buffer"] == 0 and len(buffers) == 1
@@ -108,7 +109,7 @@ def test_a_question_gets_one_answer_with_its_number_and_an_error_says_why(corsd:
     sent.clear()
     block = {"run": 1, "kind": "cosine", "epoch": 2, "exit": 1, "rows": [0], "columns": [0, 1]}
     explorer._asked(None, {"question": "a/2", "what": "images", "given": block}, [])
-    assert [content["answer"] for content, _ in sent] == ["a/2"] and "no other run" in sent[0][0]["error"]
+    assert sent[1][0]["answer"] == "a/2" and "no other run" in sent[1][0]["error"] and len(sent) == 2
 
 
 def test_exit_and_epoch_can_be_set_and_bad_ones_are_refused(corsd: Run) -> None:

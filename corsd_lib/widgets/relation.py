@@ -90,7 +90,7 @@ class RelationExplorer(Explorer):
         if not relations.superclass_names:
             data |= {"superclasses": [], "superclass_names": []}
         # Epochs that are left out are asked for; what is marked in one explorer is marked in those that are given it.
-        return data | {"kinds": kinds, "text": "", "images": True, "most_images": MOST_IMAGES, "key": f"{id(self)}"}
+        return data | {"kinds": kinds, "text": "", "most_images": MOST_IMAGES, "key": f"{id(self)}"}
 
     # --- what can be read and set ---
 
@@ -239,6 +239,9 @@ class RelationExplorer(Explorer):
         return dict(self._thumbnails.of(positions))
 
     # --- files ---
+
+    def faces(self, images: bool | None) -> dict[str, Any]:
+        return self._thumbnails.packed(np.unique(self._relations.mine.labels, return_index=True)[1].tolist(), images)
 
     def picture(self) -> go.Figure:
         return relation_picture(self._relations, self._shown(PICTURE_IMAGES), self.selection, self.images, self.marked)

@@ -197,7 +197,7 @@ def test_of_many_images_the_same_are_chosen_as_in_python(calculated: Callable[..
     labels = np.random.default_rng(0).integers(0, 7, 60)
     for most in (100, 40, 20, 5):
         expected = _balanced(np.arange(3, 60), labels, most).tolist()
-        positions = f"Array.from({{ length: 57 }}, (_, i) => i + 3)"
+        positions = "Array.from({ length: 57 }, (_, i) => i + 3)"
         assert calculated(f"balanced({positions}, {labels.tolist()}, {most})") == expected
 
 

@@ -4,6 +4,7 @@
 //   data   what is shown, plain values and packed arrays
 //   store  what is chosen; see `makeStore`
 //   ask    (what, arguments) -> promise of what only Python can compute; null where there is no Python
+//   faces  positions -> promise of PNGs of probe images by position; null where there are none
 //   links  what explorers of one page tell each other; see `makeLinks`
 // No text from data ever becomes markup.
 
@@ -50,6 +51,13 @@ function count(number) {
 
 /** `names`, those that are cut by the whole ones, which `whole` has by place. */
 const wholes = (names, whole) => names.map((name, i) => whole[i] ?? name);
+
+/** Who answers for the PNGs of probe images from what a page has packed: positions -> promise of {position: bytes}. */
+function facesOf({ positions, ends, bytes }) {
+  const places = Array.from(unpack(positions).values), until = unpack(ends).values, all = unpack(bytes).values;
+  const png = (i) => all.subarray(i ? until[i - 1] : 0, until[i]);
+  return async (some) => Object.fromEntries(some.flatMap((p) => { const i = places.indexOf(p); return i < 0 ? [] : [[p, png(i)]]; }));
+}
 
 /** An image of PNG bytes (a DataView), with the text `alt`. */
 function picture(bytes, alt, side) {
@@ -309,12 +317,18 @@ function placeIn(node, event) {
 
 const busySigns = new WeakMap();
 
-/** `what` is being computed, until the promise settles. */
+/** `what` is being computed, until the promise settles. While a cell runs the kernel does not begin: that is said. */
 function busy(box, what, promise) {
   const sign = busySigns.get(box) ?? el("div", { class: "busy", role: "status", hidden: true });
-  if (!busySigns.has(box)) { busySigns.set(box, sign); box.append(sign); sign.waiting = 0; }
+  if (!busySigns.has(box)) {
+    busySigns.set(box, sign);
+    box.append(sign);
+    sign.waiting = 0;
+    box.addEventListener("began", () => { sign.textContent = `${sign.what}…`; });
+  }
   sign.waiting += 1;
-  sign.textContent = `${what}…`;
+  sign.what = what;
+  sign.textContent = `${what}: waits for the kernel…`;
   sign.hidden = false;
   const done = () => { sign.waiting -= 1; if (!sign.waiting) sign.hidden = true; };
   promise.then(done, done);

@@ -4,7 +4,7 @@ const DEEPEST = "deepest exit", OTHER = "other run";
 const ORDER_NAMES = { label: "label", superclass: "superclass", cluster: "cluster", superclass_cluster: "superclass, then cluster" };
 
 KINDS.relation = (box, host) => {
-  const { data, store, ask, links } = host;
+  const { data, store, ask, faces: facesOf_, links } = host;
   const { names, orders, superclasses, superclass_of_class: above, kinds } = data;
   const { state } = store, n = names.length;
   const whole = wholes(names, data.whole_names), labels = data.labels ? unpack(data.labels).values : [];
@@ -181,7 +181,7 @@ KINDS.relation = (box, host) => {
       move: (i, j) => step(run, i, j),
       clear: () => store.set({ selection: null, images: null }),
       zoomed: (is) => { resetView.disabled = !is; },
-      images: ask && data.images ? (at, faces) => showFaces(run, at, faces) : null,
+      images: facesOf_ ? (at, faces) => showFaces(run, at, faces) : null,
     });
     return { run, text, map, node: el("figure", {}, text, map.node), cells: null };
   });
@@ -425,7 +425,7 @@ KINDS.relation = (box, host) => {
     if (!news.length) return fill();
     clearTimeout(hovered);
     hovered = setTimeout(() => { // a mouse that rests, not one that passes
-      ask("faces", { positions: news }).then((pngs) => { news.forEach((p) => faces.set(p, pngs[p] ?? null)); fill(); }, () => {});
+      facesOf_(news).then((pngs) => { news.forEach((p) => faces.set(p, pngs[p] ?? null)); fill(); }, () => {});
     }, 120);
   }
 
