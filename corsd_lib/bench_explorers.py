@@ -30,7 +30,7 @@ def explorer_figures(repeat: int) -> dict[str, dict[str, Any]]:
         folder = Path(name)
         run = train(_config(folder / "images", probe_size=PROBES, epochs=1), progress=False)
         return {
-            **first_view(run_of_classes(run, folder / "classes"), repeat),
+            **first_view(run_of_classes(run, folder / "classes", CLASSES), repeat),
             "explorer_images": images_of_explorer(run, repeat),
             "monitor": monitor_ratio(folder / "watched"),
         }
@@ -85,7 +85,7 @@ def monitor_ratio(path: Path) -> dict[str, Any]:
     return _figure(f"training with a monitor / without, {whole:.0f} seconds", whole / (whole - inside), "at most 1.02")
 
 
-def run_of_classes(small: Run, path: Path, classes: int = CLASSES, snapshots: int = SNAPSHOTS, exits: int = EXITS) -> Run:
+def run_of_classes(small: Run, path: Path, classes: int, snapshots: int = SNAPSHOTS, exits: int = EXITS) -> Run:
     """A run at `path` with the configuration of `small`, other classes, and random snapshots."""
     config, names = read_json(small.path / "config.json"), [f"class {c}" for c in range(classes)]
     config["data"] |= {"class_names": names, "superclass_names": names, "superclass_of_class": list(range(classes))}
@@ -103,7 +103,8 @@ def run_of_classes(small: Run, path: Path, classes: int = CLASSES, snapshots: in
 
 
 def _config(out: Path, **options: Any) -> TrainConfig:
-    return TrainConfig(**{"batch_size": 40, "probe_size": 100, "seed": 0, "out": str(out)} | options)
+    given: dict[str, Any] = {"batch_size": 40, "probe_size": 100, "out": str(out)}
+    return TrainConfig(**given | options)
 
 
 def _seconds(action: Callable[[], Any], repeat: int) -> float:
@@ -126,4 +127,4 @@ def _megabytes(value: Any) -> float:
 
 
 def _figure(what: str, value: float, target: str) -> dict[str, Any]:
-    return {"what": what, "value": round(value, 3), "target": target}
+    return {"what": what, "value": float(f"{value:.4g}"), "target": target}

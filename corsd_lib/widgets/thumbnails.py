@@ -35,11 +35,12 @@ class Thumbnails:
     def packed(self, positions: Sequence[int], images: bool | None) -> dict[str, Any]:
         """Probe images for a page: `positions`, and their PNGs of at most 48 pixels in one array with their ends.
 
-        `images`: whether there are any; None: only of data sets in `FREE`. Raises `CorsdError` where the data is not.
+        `images`: whether there are any; None: where the data is there and in `FREE`. True raises `CorsdError` where it is not.
         """
         from torchvision.transforms.v2 import functional as T
 
-        if images is False or (images is None and portable_name(self._run.data.name) not in FREE):
+        free = portable_name(self._run.data.name) in FREE
+        if images is False or (images is None and (not free or self.images.missing)):
             return {}
         pixels = run_pixels(self._run, list(positions), self.images.data)
         if pixels.shape[-1] > PAGE_SIDE:

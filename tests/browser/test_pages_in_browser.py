@@ -24,6 +24,7 @@ from corsd_lib.pages import (
     write_page,
 )
 from corsd_lib.report import write_report
+from corsd_lib.widgets import RelationExplorer, StageExplorer
 from corsd_lib.widgets.relation_view import _balanced
 
 EVIL = "</script><img src=x onerror=alert(1)>&amp;"
@@ -255,31 +256,6 @@ def test_undo_goes_back_and_tells_the_host(page: Any) -> None:
     assert said[1] == [{"exit": 2}, {"order": "cluster", "exit": 3}, {"order": "label", "exit": 2}, {"exit": 1}]
 
 
-@pytest.mark.parametrize(("classes", "most"), [(100, 16), (1000, 50)])
-def test_a_matrix_is_drawn_between_two_frames(page: Any, classes: int, most: int) -> None:
-    """From scores to a canvas that is painted; the best of some, as others use the processor too."""
-    took = page.evaluate(
-        """([n, most]) => {
-      const values = Float32Array.from({ length: n * n }, (_, i) => (i % 997) / 997);
-      const order = Array.from({ length: n }, (_, i) => n - 1 - i);
-      const view = matrixView({ pick() {}, move() {}, clear() {} });
-      document.querySelector("main").append(view.node);
-      let best = Infinity;
-      for (let i = 0; i < 12; i++) {
-        const begin = performance.now();
-        const look = { low: 0, high: 1, scale: "scale", names: String, axes: ["a", "b"], label: "" };
-        view.draw({ n, values: ordered(values, n, order), ...look });
-        best = Math.min(best, performance.now() - begin);
-      }
-      view.node.remove();
-      return best;
-    }""",
-        [classes, most],
-    )
-    print(f"{classes} classes: {took:.1f} ms")
-    assert took < 4 * most  # the promise is for a machine of its own; results of it stand in the bench
-
-
 # --- relations --------------------------------------------------------------------------------------------------------
 
 
@@ -440,6 +416,27 @@ def test_the_address_of_a_state_opens_it(page: Any, file: Path) -> None:
     page.goto(address)
     until(page, "document.querySelectorAll('canvas').length > 0")
     assert "exit 2, epoch 1" in section.locator("figcaption").inner_text()
+
+
+def test_a_page_with_thumbnails_shows_both_classes_on_hover_and_what_is_marked(
+    browser: Any, small_run: Run, tmp_path: Path
+) -> None:
+    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    page.set_default_timeout(60_000)
+    RelationExplorer(small_run).to_html(tmp_path / "relation.html")
+    page.goto((tmp_path / "relation.html").as_uri())
+    until(page, "document.querySelectorAll('canvas').length > 0")
+    section = panel(page, 0, "relation")
+    left, top, size = held(section, "[x.shown().box.left, x.shown().box.top, x.shown().box.size]")
+    section.locator("canvas").first.hover(position={"x": left + 3.5 * size, "y": top + 7.5 * size})
+    section.locator(".tip .faces img").nth(1).wait_for()
+    stages = StageExplorer(small_run, method="pca")
+    stages.selection = (1, 2, 3)
+    stages.to_html(tmp_path / "stages.html")
+    page.goto((tmp_path / "stages.html").as_uri())
+    panel(page, 0, "stages").locator(".strip img").nth(2).wait_for()
+    assert page.locator(".strip img").count() == 3
+    page.close()
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------
