@@ -235,6 +235,18 @@ def test_colour_ranges_spans_ticks_and_polygons(calculated: Callable[..., Any]) 
     assert calculated("found(['cats', 'caterpillar', 'Tomcat'], 'cat')") == [0, 1, 2]
 
 
+def test_a_legend_shows_a_group_by_its_solid_line(page: Any) -> None:
+    dashes = page.evaluate("""() => {
+      const chart = lineChart({ label: "x", say: () => [] }), line = (name, group, dash) => ({ name, group, dash, x: [0, 1], y: [0, 1], color: "#000" });
+      document.querySelector("main").append(chart.node);
+      chart.draw({ lines: [line("a1", "a", "dot"), line("a2", "a", "solid"), line("b1", "b", "dot")], x: {}, y: {} });
+      const signs = chart.node.querySelectorAll(".legend line");
+      chart.node.remove();
+      return Array.from(signs, (sign) => sign.getAttribute("stroke-dasharray"));
+    }""")
+    assert dashes == [None, "2 4"]
+
+
 def test_an_answer_to_an_old_question_is_dropped(page: Any) -> None:
     said = page.evaluate("""async () => {
       const open = [], ask = newestOf((what) => new Promise((resolve) => open.push(() => resolve(what))));

@@ -88,7 +88,12 @@ function lineChart({ label, height = 280, say, pick = null, legends = true }) {
   }
 
   function drawLegend() {
-    const groups = [...new Map(spec.lines.map((line) => [line.group ?? line.name, line]).reverse()).entries()].reverse(); // the first line of each
+    const signs = new Map(); // of every group the solid line, else its first
+    for (const line of spec.lines) {
+      const name = line.group ?? line.name;
+      if (!signs.has(name) || (line.dash ?? "solid") === "solid") signs.set(name, line);
+    }
+    const groups = [...signs];
     legend.hidden = groups.length < 2 || !legends;
     legend.replaceChildren(...groups.map(([name, line]) => {
       const pressed = alone === name;
