@@ -237,7 +237,8 @@ def test_colour_ranges_spans_ticks_and_polygons(calculated: Callable[..., Any]) 
 
 def test_a_legend_shows_a_group_by_its_solid_line(page: Any) -> None:
     dashes = page.evaluate("""() => {
-      const chart = lineChart({ label: "x", say: () => [] }), line = (name, group, dash) => ({ name, group, dash, x: [0, 1], y: [0, 1], color: "#000" });
+      const chart = lineChart({ label: "x", say: () => [] });
+      const line = (name, group, dash) => ({ name, group, dash, x: [0, 1], y: [0, 1], color: "#000" });
       document.querySelector("main").append(chart.node);
       chart.draw({ lines: [line("a1", "a", "dot"), line("a2", "a", "solid"), line("b1", "b", "dot")], x: {}, y: {} });
       const signs = chart.node.querySelectorAll(".legend line");

@@ -206,7 +206,11 @@ let watching = false;
 /** Draw whenever the colours of the page around `node` change, and its width does, which `width()` gives without a new layout. */
 function redrawn(node, draw) {
   let width = 0;
-  const measured = () => { const now = node.clientWidth || width, changed = now !== width; width = now; return changed; };
+  const whole = () => { // clientWidth may be rounded up, and what is drawn then stands out by a part of a pixel
+    const round = node.clientWidth, exact = node.getBoundingClientRect().width;
+    return Math.abs(round - exact) < 1 ? Math.floor(exact) : round;
+  };
+  const measured = () => { const now = whole() || width, changed = now !== width; width = now; return changed; };
   new ResizeObserver(() => { if (measured()) draw(); }).observe(node);
   themed.add({ node, draw: () => { measured(); draw(); } });
   watch();
