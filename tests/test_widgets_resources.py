@@ -65,11 +65,10 @@ else:
 for act in acts:
     changes.append(timed(act)[1])
 if kind == "relation":
-    state = {name: getattr(explorer, name) for name in explorer.chosen}
     for kind_ in ("cosine", "l2"):
         explorer.ask_classes([f"0/{kind_}/29"])
     for exit in (1, 2, 3, 4):
-        explorer.ask_images(**state | {"level": "image", "exit": exit})
+        explorer.ask_images(0, explorer.kind, 29, exit, list(range(250)), list(range(1000)))
 print(json.dumps({"kind": kind, "first": first, "changes": changes, "shipped": shipped, "memory": megabytes() - before}))
 """
 

@@ -40,6 +40,7 @@ from corsd_lib.sharing.pages import (
     text_panel,
     write_page,
 )
+from corsd_lib.sharing.pages.panels import curve_beside
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,6 +52,7 @@ Named = dict[str, Run]  # runs by their names in the report
 Say = Callable[[str], object]
 
 _NOT_SHOWN = (*PLACE_FIELDS, *PROBE_FIELDS, "method_options")
+_DASHES = "Of every run the solid line is the deepest exit; the others are shallower ones."
 _QUALITY_EPOCHS, _STRUCTURE_EPOCHS, _PICTURES = 4, 8, 4  # some evenly spaced epochs: each takes seconds
 
 
@@ -221,7 +223,7 @@ def _curves(named: Named) -> list[Panel]:
         if any(str(column).startswith(prefix) for table in trained.values() for column in table)
     ]
     charts += [_loss_chart(table, name if len(named) > 1 else "") for name, table in trained.items()]
-    return [curves_panel("How the training went", charts)]
+    return [curves_panel("How the training went", charts, _DASHES if len(trained) > 1 else "")]
 
 
 def _accuracy_chart(tables: Mapping[str, pd.DataFrame], prefix: str, title: str) -> dict[str, object]:
@@ -280,6 +282,7 @@ def _quality(named: Named, say: Say) -> list[Panel]:
     said = [_quality_text(named[name], kind) for name, kind in kinds.items()]
     if len(named) > 1:
         said = [f"{name}: {one}" for name, one in zip(named, said, strict=True)]
+    said += [_DASHES] if len(named) > 1 else []
     return [curves_panel("How well relations tell classes apart", [chart], " ".join(said), found)]
 
 
@@ -346,15 +349,29 @@ def _pictures(named: Named, method: str, say: Say) -> list[Panel]:
 
 
 def _early_exits(named: Named) -> list[Panel]:
-    panels = [_early_exit(run)._replace(title=name) for name, run in named.items() if len(_last(run).logits) > 1]
+    """A panel for every run, with the curves of the others in it: so all have one scale."""
+    runs = {name: run for name, run in named.items() if len(_last(run).logits) > 1}
+    curves = {name: _early_exit_curve(run) for name, run in runs.items()}
+    panels = []
+    for name, run in runs.items():
+        others = [
+            curve_beside(runs[other], curve, "confidence", run_macs(runs[other])[1]) | {"name": other}
+            for other, curve in curves.items()
+            if other != name and runs[other].data == run.data
+        ]
+        panel = _early_exit(run, curves[name])
+        panels.append(panel._replace(title=name, data=panel.data | {"name": name, "others": others}))
     title = "What leaving early saves, and what it costs"
     return panels and ([panels[0]._replace(title=title)] if len(panels) == 1 else [columns_panel(title, panels)])
 
 
-def _early_exit(run: Run) -> Panel:
+def _early_exit_curve(run: Run) -> pd.DataFrame:
     """Early exit on the probe images of the last snapshot, the only logits that a run stores."""
-    last, (macs, deepest) = _last(run), run_macs(run)
-    curve = early_exit_curve([z.float() for z in last.logits], run.probes.labels, macs)
+    return early_exit_curve([z.float() for z in _last(run).logits], run.probes.labels, run_macs(run)[0])
+
+
+def _early_exit(run: Run, curve: pd.DataFrame) -> Panel:
+    macs, deepest = run_macs(run)
     return exits_panel(
         run, curve, rule="confidence", threshold=choose_threshold(curve), macs=macs, deepest_macs=deepest, split="probe"
     )

@@ -76,6 +76,7 @@ class Explorer(anywidget.AnyWidget):
     def _asked(self, widget: Any, content: Any, buffers: Any) -> None:
         if "question" not in content:
             return
+        self.send({"began": content["question"]})  # the kernel is free: the browser said that it waits for it
         answer: dict[str, Any] = {"answer": content["question"]}
         beside: list[bytes] = []
         try:
@@ -102,9 +103,19 @@ class Explorer(anywidget.AnyWidget):
         """Write what is shown now as a static picture; options and errors as of `corsd_lib.figures.save_png`."""
         return save_png(self.picture(), path, **options)
 
-    def to_html(self, path: str | Path) -> Path:
-        """Write one HTML file that answers as the explorer does, without kernel or network, and begins as it is now."""
-        return write_page(path, self.panels())
+    def to_html(self, path: str | Path, *, images: bool | None = None) -> Path:
+        """Write one HTML file that answers as the explorer does, without kernel or network, and begins as it is now.
+
+        `images`: whether thumbnails of the probe images go into the file, where the explorer shows some without a kernel; by
+        default only of the embedded digits, as other data sets are not ours to publish. Raises `CorsdError` where they are
+        asked for and the data is not there.
+        """
+        faces = self.faces(images)
+        return write_page(path, [panel._replace(data=panel.data | faces) for panel in self.panels()])
+
+    def faces(self, images: bool | None) -> dict[str, Any]:
+        """Thumbnails as the field "faces" of a page's data, see `to_html`; empty for an explorer that shows none there."""
+        return {}
 
     def panels(self) -> list[Panel]:
         """What `to_html` writes."""

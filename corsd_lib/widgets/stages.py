@@ -201,6 +201,9 @@ class StageExplorer(Explorer):
 
     # --- files ---
 
+    def faces(self, images: bool | None) -> dict[str, Any]:
+        return self._thumbnails.packed(range(len(self._probes.labels)), images)
+
     def panels(self) -> list[Panel]:
         how: dict[str, Any] = {"epoch": self.epoch, "colour": self.colour, "selection": self.selection}
         panel = stages_panel(self.run, self.embedding, **how)

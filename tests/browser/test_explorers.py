@@ -80,6 +80,10 @@ def test_relation_explorer(opened: Opened, free: Path) -> None:
     assert explorer.locator(".pair .finding").inner_text().startswith("7 with 4")
     page.keyboard.press("Control+z")
     assert explorer.locator(".pair .finding").inner_text().startswith("7 with 3")
+    control(explorer, "cells are").select_option(label="images")
+    assert explorer.locator(".busy").inner_text() == "relating 40 images: waits for the kernel…"
+    control(explorer, "cells are").select_option(label="classes")
+    assert explored(page, "relation", "x.shown().n") == 10
     assert page.get_by_text("free again", exact=True).count() == 0  # all of this while the kernel was busy
     free.touch()
     explorer.locator(".pair-images img").first.wait_for()  # when the kernel comes to it; digits are embedded
