@@ -16,10 +16,13 @@ try:
 except ImportError as error:
     raise missing_package("building notebooks", "nbformat", error) from error
 
+# Formulas of a text cell; code in backticks is matched first, so that a dollar in it starts none.
+_MATHS = re.compile(r"(?s)(?P<code>```.*?```|`[^`\n]*`)|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$")
+
 if TYPE_CHECKING:
     from nbconvert import HTMLExporter
 
-__all__ = ["KERNEL_ARGUMENTS", "WIDGET", "save", "title_of", "write_course", "write_page"]
+__all__ = ["KERNEL_ARGUMENTS", "WIDGET", "save", "title_of", "with_maths", "write_course", "write_page"]
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=40"]  # errors only: a kernel on this machine need not warn of its own sockets
@@ -97,15 +100,32 @@ def _write(notebook: Path, page: Path, plotly: str) -> Path:
     content = nbformat.read(notebook, as_version=4)
     for cell in content.cells:
         if cell.cell_type == "markdown":
-            cell.source = re.sub(r"\]\((\d\d_\w+)\.ipynb\)", r"](\1.html)", cell.source)
+            cell.source = with_maths(re.sub(r"\]\((\d\d_\w+)\.ipynb\)", r"](\1.html)", cell.source))
         for output in cell.get("outputs", []):
             if PLOTLY in output.get("data", {}):
                 output["data"] = {"text/html": _drawn(output["data"][PLOTLY])}
-    # Maths, widgets and the rest would be fetched from elsewhere: our notebooks use none of it.
+    # Scripts that would be fetched from elsewhere are left out: formulas are MathML by now, and widgets are pictures.
     exporter = HTMLExporter(embed_images=True, mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="")
     body, _ = exporter.from_notebook_node(content, resources={"metadata": {"path": str(notebook.parent)}})
     page.write_text(body.replace("</head>", f"{plotly}{_style(exporter)}</head>", 1), encoding="utf-8")
     return page
+
+
+def with_maths(text: str) -> str:
+    """Markdown with its LaTeX, `$...$` and `$$...$$`, as MathML, which browsers draw without a script."""
+    try:
+        from latex2mathml.converter import convert
+    except ImportError as error:
+        raise missing_package("a page with formulas", "latex2mathml", error) from error
+
+    def drawn(match: re.Match[str]) -> str:
+        if match["code"] is not None:
+            return match["code"]
+        block = match["block"] is not None
+        latex = " ".join((match["block"] or match["inline"]).split())
+        return str(convert(latex, display="block" if block else "inline"))
+
+    return _MATHS.sub(drawn, text)
 
 
 def _style(exporter: HTMLExporter) -> str:

@@ -101,8 +101,7 @@ run_directory = "runs/digits"  # finished trainings are found here again
 # Handwritten digits, 8 x 8 pixels. We keep only a few labelled images of each, since self-distillation is asked for where
 # labels are scarce. *How good will a network be that has seen ten examples of each digit?*
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 data = load_dataset("digits", per_class=per_class, validation_fraction=0.5, seed=seed)
 print(f"{len(data.train)} images to learn from, {len(data.validation)} to watch, {len(data.test)} to be tested on")
 print(f"{data.num_classes} classes, {data.image_size} x {data.image_size} pixels")
@@ -118,8 +117,7 @@ image_strip(data.train.images[one_of_each], data.class_names, "One training imag
 # classifier on it. If you stop at an exit, you need only the stages before it: `network.truncated(k)` is that smaller
 # network.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 torch.manual_seed(seed)
 network = build_network("resnet8", data.num_classes, in_channels=data.channels, image_size=data.image_size).eval()
 for k, stage in enumerate(network.backbone.feature_info):
@@ -132,8 +130,7 @@ for k, stage in enumerate(network.backbone.feature_info):
 # nothing yet, but shapes can be checked: every exit gives an embedding of the same width, so that one stage's relation can be
 # compared with another's.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 images, labels = next(evaluation_batches(data, data.validation, batch_size=200))
 with torch.no_grad():
     out = network(images)
@@ -167,8 +164,7 @@ class PlainRelation(nn.Module):
 # of two linear layers, `W [a; b] = U a + V b`. So each image goes through `U` and `V` once, and *all* pairs of a batch are
 # sums. Let us give both the same weights and ask whether they agree.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 relation = VectorRelation(network.embedding_dim, data.num_classes)
 plain = PlainRelation(network.embedding_dim, data.num_classes)
 plain.pair.weight.data = torch.cat([relation.first.weight, relation.second.weight], dim=1).detach()
@@ -189,8 +185,7 @@ print("same scores and same auxiliary answers for", len(score), "pairs")
 # **Predict:** a batch has 5 images of each of 5 classes. How many ordered pairs of two *different* images of the *same*
 # class are in it? How many pairs of different classes? Then run the cell.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 batch = torch.arange(25) % 5  # labels of 25 images
 same = batch[:, None] == batch[None, :]
 pairs = sample_pairs(batch)

@@ -81,8 +81,7 @@ run_directory = "runs/digits"  # finished trainings are found here again
 # **Predict:** with ten digits, how many *kinds* of pairs are there, if (3, 8) and (8, 3) count as one? How many kinds does
 # the margin know?
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 classes = 10
 intra_kinds, inter_kinds = classes, classes * (classes - 1) // 2
 print(f"{intra_kinds} kinds of intra pairs and {inter_kinds} of inter pairs, {intra_kinds + inter_kinds} in all")
@@ -92,8 +91,7 @@ print("kinds that the margin tells apart: 2")
 # So names do not matter to it. Call every three a seven, every seven a one, and so on, all around: the margin loss stays what
 # it was.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 generator = torch.Generator().manual_seed(0)
 labels, scores = torch.arange(20) % classes, torch.rand(20, 20, generator=generator)
 renamed = (labels + 4) % classes
@@ -156,8 +154,7 @@ def pair_label(first, second, classes=10):
     return (F.one_hot(first, classes) + F.one_hot(second, classes)) / 2  # (P, C)
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 first, second = torch.tensor([3, 3]), torch.tensor([3, 8])
 for name, row in zip(("3 with 3", "3 with 8"), pair_label(first, second), strict=True):
     print(f"{name}: " + " ".join(f"{100 * share:3.0f}" for share in row), "%")
@@ -175,8 +172,7 @@ def auxiliary_by_hand(logits, first, second):
 # %% [markdown]
 # Is it the library's? And now the renamed classes from above: does *this* loss notice?
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 answers = torch.randn(50, classes, generator=generator)
 first, second = torch.randint(0, classes, (2, 50), generator=generator)
 loss = auxiliary_by_hand(answers, first, second)
@@ -191,8 +187,7 @@ print("the library's loss: the same; renamed classes:", "noticed" if noticed els
 # **Predict:** the classifier is perfect. What is left of the loss for an intra pair, and for an inter pair? (In bits: how
 # many yes-or-no questions does the *label* leave open?)
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 for name, label in zip(("intra", "inter"), pair_label(torch.tensor([3, 3]), torch.tensor([3, 8])), strict=True):
     bits = torch.special.xlogy(label, 1 / label.clamp_min(1e-9)).sum() / torch.tensor(2.0).log()
     print(f"{name}: bits left for a perfect answer: {bits:.0f}")
@@ -208,8 +203,7 @@ for name, label in zip(("intra", "inter"), pair_label(torch.tensor([3, 3]), torc
 #
 # **Predict:** what does `softmax([0, 0, 0, 0.5, 0, 0, 0, 0, 0.5, 0])` look like?
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 right = pair_label(torch.tensor([3]), torch.tensor([8])).squeeze(0)
 wrong = right.softmax(dim=0)
 for name, row in {"as it should be": right, "with a softmax ": wrong}.items():
@@ -223,8 +217,7 @@ for name, row in {"as it should be": right, "with a softmax ": wrong}.items():
 # does the label pull? With a hundred classes, as in CIFAR-100, it is worse.
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 def pull(label):
     logits = torch.zeros_like(label, requires_grad=True)
     F.cross_entropy(logits, label).backward()
@@ -267,8 +260,7 @@ def class_kd_by_hand(logits, labels, temperature=4.0):
 # %% [markdown]
 # **Predict:** what does it cost when all images of a class get the same answer, and that answer is *wrong*?
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 answers, truth = torch.randn(20, classes, generator=generator), torch.arange(20) % classes
 assert torch.allclose(class_kd_by_hand(answers, truth), class_distillation(answers, answers, truth, 4.0), atol=1e-5)
 wrong = 10 * F.one_hot((truth + 1) % classes, classes).float()  # every three is taken for a four, and so on

@@ -76,8 +76,7 @@ run_directory = "runs/05_cifar100"
 # The classes come in *superclasses* of five: trees, fish, people. **No training here is told about them.** The labels are
 # the 100 classes, and that an oak and a pine belong together is for the network to find out, or not.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 corsd, plain = committed_run("cifar100_small/corsd"), committed_run("cifar100_small/baseline")
 names, groups = corsd.data.class_names, corsd.data.superclass_names
 superclass = torch.tensor(corsd.data.superclass_of_class)
@@ -95,8 +94,7 @@ for group in ("trees", "people", "vehicles_2"):
 # This is what one trains on a GPU: a ResNet-18 on all images, 200 epochs. It is a plain object; the options that are not
 # named keep their defaults, and `TrainConfig?` lists them all.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 recipe = TrainConfig(
     data="cifar100",
     network="resnet18",
@@ -128,8 +126,7 @@ print(f"{batches * recipe.epochs:,} steps, {50_000 * recipe.epochs:,} images")
 # How much smaller? The unit is the *multiply-accumulate* (MAC), one product added to a sum. The library counts those of a
 # training step, forward and backward, method included. **Predict:** the recipe costs how many times the committed run?
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 mine, theirs = (training_macs(config, corsd.data) for config in (corsd.config, recipe))
 seen = int(corsd.metrics["images"].sum())
 each, more = theirs / mine, 50_000 * recipe.epochs / seen
@@ -242,8 +239,7 @@ for name, row in read_json(corsd.path.parents[2] / "cifar100" / "summary.json")[
 # The weights, the metrics, and *snapshots*: what the network made of some validation images after some epochs. No image
 # travels, so nothing of the data set is copied, and yet almost everything can be looked at.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 last = corsd.probes[corsd.config.epochs]
 print("snapshots after epochs", list(corsd.probes))
 print(f"{len(corsd.probes.labels)} images of {corsd.probes.split}, {len(last.relations)} exits")

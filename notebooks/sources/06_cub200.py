@@ -78,8 +78,7 @@ run_directory = "runs/06_cub200"
 # The set has no superclasses. Ours is the last word of a name: a *Song Sparrow* is a sparrow. That is a rough guess at
 # kinship, made by a computer from English names, and many words stand for a single species.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 corsd, plain = committed_run("cub200_small/corsd"), committed_run("cub200_small/baseline")
 names, families = corsd.data.class_names, corsd.data.superclass_names
 family = torch.tensor(corsd.data.superclass_of_class)
@@ -99,8 +98,7 @@ print("wrens:", ", ".join(name for name in names if name.endswith("Wren")))
 # GPU. People mostly start from a network that was trained on ImageNet (`pretrained=True`); that is another question, because
 # some of those birds are in ImageNet, too.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 recipe = TrainConfig(
     data="cub200",
     image_size=224,
@@ -250,8 +248,7 @@ for name, (run, kind) in asked.items():
 # a vector, and the *cosine* of two rows says how far they point the same way: 1 for the same attributes, 0 for none in
 # common. **Predict:** which bird is nearest to the cardinal?
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 birds = ["Cardinal", "Summer Tanager", "Mallard", "Herring Gull"]
 toy = torch.tensor([[1, 1, 0, 0, 1], [1, 0, 0, 0, 1], [0, 0, 1, 1, 0], [0, 0, 1, 0, 0]]).double()
 # red, crest, webbed feet, broad bill, sings in trees
@@ -279,8 +276,7 @@ def rank_correlation(first, second):
 # The library's `spearman` also gives equal values the mean of their ranks. Where there are none, both agree; and a change of
 # scale, here the exponential, changes nothing.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 first, second = torch.randn(2, 200, generator=torch.Generator().manual_seed(0)).double()
 assert abs(rank_correlation(first, second) - spearman(first, second)) < 1e-9
 assert abs(rank_correlation(first.exp(), second) - rank_correlation(first, second)) < 1e-9

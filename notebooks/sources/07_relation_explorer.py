@@ -72,8 +72,7 @@ seed = 0  # of the random groups that the real ones are compared with
 # of some *validation* images, which it never learned from. The classes come in superclasses of five (trees, people, fish).
 # **The training knew the classes, not the superclasses.**
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 run = committed_run(run_directory)
 names, groups, labels = run.data.class_names, run.data.superclass_names, run.probes.labels
 superclass = torch.tensor(run.data.superclass_of_class)
@@ -115,8 +114,7 @@ display(explorer)
 # Everything that you click can be read from code. `explorer.selection` is the pair, `explorer.matrix` the cells as shown, and
 # `explorer.rows` says which class stands in which row.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 first, second = explorer.selection or (0, 0)
 print(f"Selected: {names[first]} with {names[second]}")
 print("superclasses:", groups[superclass[first]], "and", groups[superclass[second]])
@@ -135,8 +133,7 @@ def most_related(matrix, count=10):
     return list(zip(i[best].tolist(), j[best].tolist(), strict=True))
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 deep = class_relations(run, epochs, exit=3)
 for first, second in most_related(deep):
     home = "same superclass" if superclass[first] == superclass[second] else ""
@@ -154,8 +151,7 @@ def called(name):
     return ", ".join(names[c] for c in said)
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 for name in ("beaver", "crocodile", "oak_tree", "pine_tree"):
     print(f"images of {name:<10} are taken for {called(name)}")
 
@@ -216,8 +212,7 @@ relation_heatmap(blocks, groups, title).update_layout(width=800, height=700, fon
 # Now a sharper question: for how many superclasses is their *own* block the brightest of their row? And if it is not, whose
 # is? Compare with groups of five that were drawn at random.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 brightest = blocks.argmax(dim=1).tolist()
 for group, other in enumerate(brightest):
     if other != group:
@@ -264,8 +259,7 @@ title = f"Exit 1 minus 3: {change.mean():+.2f} on average, most {groups[first]} 
 figure = relation_difference(shallow_blocks, blocks, groups, title, limit=0.25)
 figure.update_layout(width=800, height=700, font_size=11)
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 changed = [(groups[a], groups[b]) for a, b in most_related(change, 8)]
 print("\n".join(" and ".join(pair) for pair in changed))
 print("pairs with people:", sum("people" in pair for pair in changed), "of", len(changed))

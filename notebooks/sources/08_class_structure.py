@@ -100,8 +100,7 @@ def scatter_by_hand(x, labels):
 # **Predict:** four images on a line. Two of class 0 at places 0 and 2, two of class 1 at 10 and 12. The class means are 1 and
 # 11, the mean of all is 6. What is within, what is between, and what do they have to do with the variance of all four?
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 places, line_labels = torch.tensor([[0.0], [2.0], [10.0], [12.0]]), torch.tensor([0, 0, 1, 1])
 within, between = scatter_by_hand(places, line_labels)
 print(f"within {within:.0f}, between {between:.0f}, variance of all {places.var(correction=0).item():.0f}")
@@ -133,8 +132,7 @@ embedding_scatter(drawn, which, ["A", "B", "C"], panels, title, quality=shares).
 #
 # From here on we use the library's `scatter`, after a check that it is the same.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 found = scatter(drawn[0], which)
 assert all(abs(a - found[name]) < 1e-5 for a, name in zip(scatter_by_hand(drawn[0], which), ("within", "between"), strict=True))
 print("the same within and between as the library's, by the way its names:", ", ".join(found))
@@ -215,8 +213,7 @@ def nearest_mean_naive(x, labels):
     return 100 * (torch.cdist(x, means).argmin(dim=1) == labels).double().mean().item()
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 static, static_labels = torch.randn(100, 64, generator=torch.Generator().manual_seed(0)), torch.arange(100) % 10
 naive, honest = nearest_mean_naive(static, static_labels), nearest_mean_accuracy(static, static_labels)
 print("naive, on noise: ", "more than half are right" if naive > 50 else "fewer than half are right")
@@ -264,8 +261,7 @@ def nc1_by_hand(x, labels):
     return (s_within @ torch.linalg.pinv(s_between, rtol=1e-9)).trace().item() / len(counts)
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 assert math.isclose(nc1_by_hand(x, labels), variance_collapse(x, labels), rel_tol=1e-3)
 print("the same NC1 as the library's for", len(x), "images")
 
@@ -273,8 +269,7 @@ print("the same NC1 as the library's for", len(x), "images")
 # **NC2.** How far apart can C directions be? Two can be opposite, at 180 degrees. **Predict:** three? Ten? And a hundred? The
 # best arrangement is a *simplex*: the C points at 1 on each axis, seen from their own mean.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 for classes in (2, 3, 10, 100):
     corners = torch.eye(classes) - 1 / classes  # one direction a class, seen from the mean
     cosine = torch.cosine_similarity(corners[0], corners[1], dim=0).item()
@@ -366,8 +361,7 @@ def cka_by_hand(first, second):  # (N, D), (N, E): the same N images
     return ((b.T @ a).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm())).item()
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 turn = torch.linalg.qr(torch.randn(x.shape[1], x.shape[1], generator=generator)).Q  # a random rotation
 assert math.isclose(cka_by_hand(x, x[:, :3]), linear_cka(x, x[:, :3]), rel_tol=1e-3)
 print(f"with itself, turned and three times as large: {100 * linear_cka(x, 3 * x @ turn):.0f} %")
@@ -415,8 +409,7 @@ px.imshow(cka, x=names, y=names, zmin=0, zmax=1, title=title, labels={"color": "
 #
 # **Predict:** what share of the variance would random labels explain here?
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 kept = committed_run("cifar100_small/corsd").probes
 images, classes = len(kept.labels), len(kept.labels.unique())
 print(f"{images} images, {classes} classes: random labels explain {100 * (classes - 1) / (images - 1):.0f} % of the variance")

@@ -77,8 +77,7 @@ run_directory = "runs/digits"  # finished trainings are found here again
 # CORSD on a hundred digits, by the recipe of [01_walkthrough](01_walkthrough.ipynb). The run keeps what every exit makes of 200
 # *probe images*, which it does not learn from.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 run = train(plan("corsd", run_directory, epochs, per_class, seed), progress=False)
 labels, digits = run.probes.labels, run.data.class_names
 exits = [scaled_embedding(e.float()) for e in run.probes[epochs].embeddings]  # each centred, mean norm 1
@@ -103,8 +102,7 @@ def pca_by_hand(x):
 # %% [markdown]
 # A shadow may be turned or mirrored, so we compare distances with those of the library's.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 shadow, kept = pca_by_hand(x)
 same = torch.allclose(torch.pdist(shadow), torch.pdist(joint_projection(x, "pca")), atol=1e-3)
 print("the same picture as the library's" if same else "another picture")
@@ -149,8 +147,7 @@ def trustworthiness_by_hand(x, picture, k=10):
     return 1 - cost * 2 / (n * k * (2 * n - 3 * k - 1))
 
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 assert abs(trustworthiness_by_hand(x, shadow) - trustworthiness(x, shadow)) < 1e-3
 scattered = torch.rand(len(x), 2, generator=torch.Generator().manual_seed(0))
 print("the same as the library's (and scikit-learn's)")
@@ -351,8 +348,7 @@ display(relations)
 # images a class the highest possible purity is low, so the limit has to stand beside the number. Superclasses, fifteen images
 # each, are easier to see.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 photos = committed_run("cifar100_small/corsd")
 classes = photos.probes.labels
 superclass = torch.tensor(photos.data.superclass_of_class)[classes]

@@ -81,8 +81,7 @@ run_directory = "runs/digits"  # finished trainings are found here again
 run = train(plan("corsd", run_directory, epochs, per_class, seed), progress=False)
 network, labels = run.network().eval(), run.probes.labels
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 position = (labels == digit).nonzero()[0].item()
 pixels, image = run_pixels(run, [position])[0], run_images(run, [position])[0]
 print(f"image {position} of {len(labels)} is a {labels[position]}")
@@ -131,8 +130,7 @@ def integrated_gradients(score, image, empty, steps=50):
 # That is all of it. Does the package `captum`, which many use, say the same? And the library, which calls captum? The empty
 # image is zero everywhere: once normalised, that is the mean colour.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 empty = torch.zeros_like(image)
 by_hand = integrated_gradients(logit, image, empty)
 captums = IntegratedGradients(logit).attribute(image[None], empty[None], n_steps=50)[0]
@@ -198,8 +196,7 @@ heads = [f"{kind}: from {a.baseline_score:.1f} to {a.score:.1f}" for kind, a in 
 title = "Gained on the way: " + ", ".join(f"from {kind} {a.score - a.baseline_score:.1f}" for kind, a in maps.items())
 image_attribution(pixels.expand(3, -1, -1, -1).numpy(), torch.stack([a.map for a in maps.values()]).numpy(), heads, title)
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 paper = pixels[0] == 0
 blind = {kind: (a.map[paper] == 0).sum().item() for kind, a in maps.items() if kind != "blur"}
 print(f"{paper.sum().item()} of {paper.numel()} pixels are paper")
@@ -232,8 +229,7 @@ print("the places add up to the logit, and stretched to the image they are the l
 # At shallow exits the gradient stands in for the weight: *Grad*-CAM. **Predict:** how many places does the map of each stage
 # have, of an image of 8 x 8 pixels?
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 for k, feature in enumerate(network(image[None]).features, 1):
     print(f"exit {k}: {feature.shape[2]} x {feature.shape[3]} places, {feature.shape[1]} channels")
 

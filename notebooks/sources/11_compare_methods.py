@@ -138,8 +138,7 @@ def interval_by_hand(values):
 # The library's tables use the same few lines. One seed has no interval at all: the library says `None`, and its figures
 # draw no bar. The same goes for two seeds, and for seeds that all agree: they may do so by luck.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 three = [70, 72, 77]
 assert np.allclose(interval_by_hand(three), mean_interval(three))
 print("three seeds:", " to ".join(f"{end:.0f}" for end in mean_interval(three)[1:]))
@@ -149,8 +148,7 @@ print("one seed:   ", " to ".join(str(end) for end in mean_interval([70])[1:]))
 # Three accuracies between 70 and 77, and an interval that is more than twice as wide as they are apart. **Predict:** how
 # many standard errors does it reach with 2, 3, 5 and 20 seeds?
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 for n in (2, 3, 5, 20):
     print(f"{n:2} seeds: the interval reaches {student_t.ppf(0.975, n - 1):.0f} standard errors to each side")
 
@@ -162,8 +160,7 @@ for n in (2, 3, 5, 20):
 # Let us imagine a hundred thousand studies of three seeds each, where we *know* the truth: it is 0. An honest 95 % interval
 # holds it in 95 of 100 studies.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 imagined = np.random.default_rng(0).normal(size=(100_000, 3))
 distance = abs(imagined.mean(axis=1)) / (imagined.std(axis=1, ddof=1) / 3**0.5)
 two, student = ((distance <= reach).mean() for reach in (2.0, student_t.ppf(0.975, 2)))
@@ -182,8 +179,7 @@ print(f"{two:.0%} of the intervals of two standard errors hold the truth, {stude
 # **Predict:** below, the other method is ahead with every seed. Do the intervals of the two methods overlap? Does the
 # interval of their differences hold zero?
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 plain, other = [60, 66, 72], [62, 68, 75]  # made up: three seeds, in the same order
 differences = [b - a for a, b in zip(plain, other, strict=True)]
 for name, values in {"plain": plain, "other": other, "difference": differences}.items():

@@ -105,8 +105,7 @@ def draw_shape(sides, dice, size=64):
 # %% [markdown]
 # Now the folders. The seed is part of the folder's name: other drawings, another folder.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 folder, dice = Path(run_directory) / f"shapes-{drawn_per_class}-a-class-seed-{seed}", random.Random(seed)
 for split, count in {"train": drawn_per_class, "val": 20, "test": 40}.items():
     for name, sides in SIDES.items():
@@ -119,8 +118,7 @@ for split, count in {"train": drawn_per_class, "val": 20, "test": 40}.items():
 # One call loads them. `image_size` is the side of the square that the network will see: our files are 64 pixels wide, 24
 # will do. With all three folders `val` is the validation split; with `train` and `val` alone it would be the *test* set.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 shapes = load_dataset(f"folder:{folder}", image_size=24)
 print(f"{len(shapes.train)} to learn from, {len(shapes.validation)} to watch, {len(shapes.test)} to be tested on")
 print("classes:", ", ".join(shapes.class_names))
@@ -225,8 +223,7 @@ def build_own():
 # say what it *gives*, and compare with what it *declares*. A wrong declaration would not always raise an error: an exit might
 # silently shrink a map to nearly nothing.
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 torch.manual_seed(seed)
 own = build_own()
 features = own(torch.zeros(2, 3, 24, 24)).features
@@ -311,8 +308,7 @@ def consensus_loss(logits, temperature):
 #
 # **Predict:** what should it be when all exits agree? Which exits should get a gradient? And what if the batch is empty?
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 logits = [torch.randn(6, 10, requires_grad=True) for _ in range(3)]
 assert consensus_loss([logits[0]] * 3, 3.0).abs() < 1e-5
 consensus_loss(logits, 3.0).backward()
@@ -351,8 +347,7 @@ METHODS[Consensus.name] = Consensus
 # The last line registers it, for this kernel: after a restart run the cell again before you open a run of this method. From
 # here on `"consensus"` is a method like any other:
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
 network, batch = own.eval(), next(iter(BatchSource(shapes, batch_size=25)(0)))
 parts = build_method("consensus", consensus=2.0)(network(batch.images), batch)
 weighted = parts["task"] + parts["exit_ce"] + 2 * parts["consensus"]

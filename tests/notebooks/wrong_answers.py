@@ -14,11 +14,23 @@ WRONG_ANSWERS = {
         ],
     },
     "02_exits": {
-        "overthought": [
-            "(guesses[0] == labels) & (guesses[-1] != labels)",  # one shallow exit only
-            "(guesses[:-1] == labels).any(dim=0)",
-            "(guesses[:-1] != guesses[-1]).any(dim=0)",  # that is disagreement
-            "(guesses[:-1] == labels).all(dim=0) & (guesses[-1] != labels)",
+        "kd": [
+            # logits where log-probabilities are wanted, as in the release
+            "F.kl_div(student / temperature, teacher.detach() / temperature, reduction='batchmean') * temperature**2",
+            "F.kl_div(student.log_softmax(1), teacher.detach().softmax(1), reduction='batchmean')",  # no temperature
+            "distillation(student, teacher, temperature)",  # swapped
+            "distillation(teacher, student, temperature) / temperature**2",
+            "distillation(teacher, student, 3.0)",
+            # the teacher gets a gradient
+            "F.kl_div((student / temperature).log_softmax(1), (teacher / temperature).softmax(1), reduction='batchmean')"
+            " * temperature**2",
+        ],
+        "ideal_accuracy": [
+            "100 * (guesses[-1] == labels).double().mean().item()",  # the deepest exit
+            "100 * (guesses == labels).all(dim=0).double().mean().item()",
+            "(guesses == labels).any(dim=0).double().mean().item()",
+            "100 * (guesses == labels).double().mean().item()",  # the mean over the exits
+            "100 * (guesses == labels).any(dim=0).double().mean()",
         ],
         "leave_at": [
             "(confidence >= threshold).int().argmax(dim=0) + 1",  # nobody sure: exit 1
@@ -83,10 +95,20 @@ WRONG_ANSWERS = {
         ],
     },
     "03_relations": {
-        "all_pair_sums": [
-            "u + v",
-            "u[None, :, :] + v[:, None, :]",  # the second image first
-            "torch.cat([u, v], dim=1)",
+        "rkd_distance_by_hand": [
+            "F.smooth_l1_loss(torch.cdist(student, student), torch.cdist(teacher.detach(), teacher.detach()))",  # scale
+            "rkd_distance(teacher, student).detach() + 0 * student.sum() + 0 * teacher.sum()",  # the teacher gets a gradient
+            "F.smooth_l1_loss(student / student.norm(dim=1).mean(), teacher.detach() / teacher.norm(dim=1).mean())",
+            "F.mse_loss(torch.cdist(student, student) / torch.cdist(student, student).mean(),"
+            " torch.cdist(teacher.detach(), teacher.detach()) / torch.cdist(teacher.detach(), teacher.detach()).mean())",
+        ],
+        "margin_by_hand": [
+            "margin_over_batch(r.T, labels, m)",  # anchor and partner swapped
+            "margin_over_batch(r, labels, 1.0)",
+            "margin_over_batch(1 - r, labels, m)",  # the wrong sign
+            "(m - r[:, :, None] + r[:, None, :])[(labels[:, None] == labels)[:, :, None]"
+            " & (labels[:, None] != labels)[:, None, :]].relu().mean()",  # an image with itself
+            "F.relu(m - r[labels[:, None] == labels].mean() + r[labels[:, None] != labels].mean())",
         ],
         "auc_by_hand": [
             "(intra > inter).float().mean()",  # only aligned ones are compared
