@@ -127,7 +127,7 @@ def exits() -> Drawing:
     for k in range(3):
         x = 110 + 160 * k
         d.box(x, 40, 110, 50, f"stage {k + 1}", "blue")
-        d.arrow((x - (30 if k == 0 else 48), 65), (x - 2, 65))
+        d.arrow((x - (24 if k == 0 else 48), 65), (x - 2, 65))
         d.arrow((x + 55, 90), (x + 55, 128))
         d.box(x, 130, 110, 44, f"exit {k + 1}", "blue-box")
         d.lines(x + 55, 196, ("averages and", "classifies"), "soft", step=16)
@@ -260,7 +260,7 @@ def rkd() -> Drawing:
     drawn(540, 190, 1.0, -0.5, 0, "rotated", "no loss")
     drawn(720, 200, 1.0, 0.0, 46, "k moved", "loss")
     d.path("M92 195 A32 32 0 0 0 71 170", "red-line")
-    d.text(150, 216, "angle at i", "red", "start")
+    d.text(60, 228, "angle at i", "red", "start")
     return d
 
 
@@ -287,7 +287,169 @@ def half() -> Drawing:
     return d
 
 
-FIGURES: dict[str, Callable[[], Drawing]] = {f.__name__: f for f in (exits, teaching, temperature, pair, margin, rkd, half)}
+def collapse() -> Drawing:
+    """Classes before and after neural collapse."""
+    d = Drawing(860, 270, "Neural collapse: each class shrinks to its mean, and the means become a simplex")
+    marks = (d.dot, d.square, d.triangle)
+    looks = ("blue", "red", "green")
+    scatter = [(0, 0), (18, -12), (-16, 10), (10, 20), (-20, -14), (26, 6), (-6, -26), (-28, 2)]
+    for x, spread, name, note in (
+        (140, 1.5, "before training", "within and between are similar"),
+        (420, 0.7, "during training", "within shrinks relative to between"),
+        (700, 0.0, "full collapse", "NC1 = 0; cosines of the means are -1/(C-1)"),
+    ):
+        shape = 46 if spread > 1 else 66 if spread else 84
+        for c in range(3):
+            angle = -math.pi / 2 + 2 * math.pi * c / 3 + (0.5 if spread > 1 else 0.15 if spread else 0)
+            cx, cy = x + shape * math.cos(angle), 140 + shape * math.sin(angle)
+            if not spread:
+                d.line((x, 140), (cx, cy), "line dashed")
+            for dx, dy in scatter if spread else ((0, 0),):
+                marks[c](cx + spread * dx, cy + spread * dy, looks[c], 4 if spread else 9)
+        d.text(x, 34, name, "bold")
+        d.text(x, 254, note, "soft")
+    return d
+
+
+def neighbours() -> Drawing:
+    """What UMAP keeps and what it does not."""
+    d = Drawing(860, 280, "UMAP keeps neighbours; distances between groups and their sizes mean little")
+    groups = {
+        "blue": [(0, 0), (22, -10), (14, 18), (-14, 12), (34, 12)],
+        "red": [(0, 0), (60, -30), (40, 50), (-50, 30), (90, 40)],
+        "green": [(0, 0), (20, -16), (24, 12), (-10, 18), (6, -28)],
+    }
+    edges = [(0, 1), (0, 2), (0, 3), (1, 4), (2, 4)]
+    marks = {"blue": d.dot, "red": d.square, "green": d.triangle}
+
+    def layout(centres: dict[str, Point], scales: dict[str, float]) -> None:
+        for look, points in groups.items():
+            cx, cy = centres[look]
+            placed = [(cx + scales[look] * px, cy + scales[look] * py) for px, py in points]
+            for a, b in edges:
+                d.line(placed[a], placed[b])
+            for px, py in placed:
+                marks[look](px, py, look, 5)
+
+    layout({"blue": (80, 90), "red": (110, 190), "green": (250, 80)}, {"blue": 1.0, "red": 0.75, "green": 1.0})
+    d.arrow((340, 140), (470, 140))
+    d.text(405, 126, "UMAP", "bold")
+    layout({"blue": (540, 180), "red": (640, 90), "green": (770, 170)}, {"blue": 1.1, "red": 0.42, "green": 1.1})
+    d.text(170, 34, "64 dimensions (sketch)", "bold")
+    d.text(660, 34, "2 dimensions", "bold")
+    d.text(
+        430,
+        262,
+        "kept: the lines between neighbours.  not kept: size of a group, distance and direction between groups",
+        "soft",
+    )
+    return d
+
+
+def attribution_path() -> Drawing:
+    """Integrated gradients: from a baseline to the image."""
+    d = Drawing(860, 290, "Integrated gradients add up the gradient along a straight path from a baseline to the image")
+    shades = (0.04, 0.25, 0.5, 0.75, 1.0)
+    for step, shade in enumerate(shades):
+        x = 40 + 84 * step
+        d.rect(x, 70, 60, 60, "box")
+        d.parts.append(f'<g opacity="{shade}">')
+        d.path(f"M{x + 18} {84} h22 l-12 14 a12 10 0 1 1 -10 20", "red-line")
+        d.parts.append("</g>")
+        d.text(x + 30, 152, f"α = {step / 4:g}", "soft")
+        if step:
+            d.arrow((x - 22, 100), (x - 3, 100))
+    d.text(70, 56, "baseline", "bold")
+    d.text(406, 56, "image", "bold")
+    d.text(238, 190, "images x(α) on the path", "soft")
+    d.line((520, 220), (830, 220))
+    d.line((520, 220), (520, 60))
+    d.path("M520 204 C600 200 620 150 660 110 S760 86 820 84", "blue-line")
+    d.line((520, 204), (820, 204), "line dashed")
+    d.path("M828 204 V86", "green-line", arrow=True)
+    d.text(814, 150, "sum of all attributions", "green", "end")
+    d.text(676, 242, "α from 0 to 1", "soft")
+    d.text(676, 40, "score f(x(α))", "bold")
+    d.text(430, 274, "complete: the attributions of all pixels add up to f(image) - f(baseline)", "soft")
+    return d
+
+
+def interval() -> Drawing:
+    """Why differences are taken seed by seed."""
+    d = Drawing(860, 300, "Two methods over five seeds: the difference of the same seed varies less than the accuracies")
+    plain, ours = (44.0, 46.2, 42.9, 45.1, 47.0), (45.1, 47.0, 44.2, 46.0, 48.3)
+    top = 60
+
+    def y(value: float) -> float:
+        return top + (49 - value) * 26
+
+    d.line((70, y(42)), (70, y(49)))
+    for value in range(42, 50):
+        d.text(60, y(value) + 4, f"{value}", "soft", "end")
+    for a, b in zip(plain, ours, strict=True):
+        d.line((150, y(a)), (330, y(b)))
+        d.dot(150, y(a), "blue")
+        d.square(330, y(b), "red")
+    d.text(150, 276, "plain", "blue")
+    d.text(330, 276, "method", "red")
+    d.text(240, 34, "accuracy, a line a seed", "bold")
+    gaps = [b - a for a, b in zip(plain, ours, strict=True)]
+    mean = sum(gaps) / 5
+    half = 2.776 * (sum((g - mean) ** 2 for g in gaps) / 4) ** 0.5 / 5**0.5
+    zero = 150
+
+    def x(value: float) -> float:
+        return 500 + 150 * value
+
+    d.line((x(-0.4), zero), (x(2.0), zero))
+    for value in (0, 1, 2):
+        d.line((x(value), zero - 4), (x(value), zero + 4))
+        d.text(x(value), zero + 22, f"{value}", "soft")
+    d.line((x(0), 76), (x(0), zero), "line dashed")
+    for g in gaps:
+        d.triangle(x(g), zero - 20, "green", 6)
+    d.path(f"M{x(mean - half):g} {zero - 50} H{x(mean + half):g}", "red-line")
+    d.dot(x(mean), zero - 50, "red", 6)
+    d.text(660, 34, "difference of each seed (points)", "bold")
+    d.text(x(mean), zero - 66, "mean and 95 % interval", "red")
+    d.text(660, 226, "the interval excludes 0: significant at the 95 % level", "soft")
+    return d
+
+
+def images() -> Drawing:
+    """Equal numbers of images for every method."""
+    d = Drawing(860, 250, "Methods get the same number of images, so those that use several an anchor get fewer epochs")
+    rows = (("plain network", 60, 1, "1 image an anchor, 60 epochs"), ("DLB", 30, 2, "each image twice, 30 epochs"))
+    rows = (*rows, ("triplets", 20, 3, "3 images an anchor, 20 epochs"))
+    for row, (name, epochs, passes, note) in enumerate(rows):
+        y = 60 + 52 * row
+        d.text(130, y + 21, name, "", "end")
+        for p in range(passes):
+            d.rect(150 + 6.6 * epochs * p, y, 6.6 * epochs - 3, 32, ("blue", "red", "green")[p], 2)
+        d.text(560, y + 21, note, "soft", "start")
+    d.text(348, 36, "images that pass the network", "bold")
+    d.line((546, 46), (546, 212), "line dashed")
+    d.text(546, 232, "equal for all", "soft")
+    return d
+
+
+FIGURES: dict[str, Callable[[], Drawing]] = {
+    f.__name__: f
+    for f in (
+        exits,
+        teaching,
+        temperature,
+        pair,
+        margin,
+        rkd,
+        half,
+        collapse,
+        neighbours,
+        attribution_path,
+        interval,
+        images,
+    )
+}
 
 
 def path_of(name: str) -> Path:

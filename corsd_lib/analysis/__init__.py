@@ -13,7 +13,17 @@ images.py     the images themselves, where the data is
 
 from __future__ import annotations
 
-from corsd_lib.analysis.embedding import StageEmbedding, stage_embedding
+from corsd_lib.analysis.embedding import (
+    StageEmbedding,
+    aligned_embedding,
+    joint_projection,
+    knn_purity,
+    nearest_images,
+    purity_limit,
+    scaled_embedding,
+    stage_embedding,
+    trustworthiness,
+)
 from corsd_lib.analysis.exits import (
     cumulative_macs,
     early_exit,
@@ -49,6 +59,7 @@ from corsd_lib.analysis.unseen import unseen_class_report
 
 __all__ = [
     "StageEmbedding",
+    "aligned_embedding",
     "cka_matrix",
     "class_order",
     "class_relations",
@@ -59,23 +70,29 @@ __all__ = [
     "exit_accuracy",
     "exit_agreement",
     "first_right",
+    "joint_projection",
+    "knn_purity",
     "linear_cka",
     "mean_angles",
+    "nearest_images",
     "nearest_mean_accuracy",
     "overthinking",
     "prototype_accuracy",
+    "purity_limit",
     "relation_calibration",
     "relation_networks_at",
     "relation_quality",
     "run_images",
     "run_pixels",
     "same_class_auc",
+    "scaled_embedding",
     "scatter",
     "silhouette",
     "snapshot_scores",
     "spearman",
     "stage_embedding",
     "term_gradients",
+    "trustworthiness",
     "unseen_class_report",
     "variance_collapse",
 ]

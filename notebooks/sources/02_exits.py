@@ -24,7 +24,8 @@
 #   Own Teacher, BYOT) differ, with both losses as formulas and code;
 # - what *overthinking* is and how often it happens;
 # - how to choose the threshold of an early exit without fooling yourself.
-#
+
+# %% [markdown]
 # **You need** PyTorch basics; [01_walkthrough](01_walkthrough.ipynb) helps.
 # **Run time:** about 1 minute on two CPU cores. **Learning time:** 30 minutes of
 # reading, 45 minutes for the five exercises. Nothing is downloaded.
@@ -49,35 +50,12 @@ from IPython.display import display
 from torch import nn
 from torch.nn import functional as F
 
-from corsd_lib import (
-    Batch,
-    ExitExplorer,
-    build_method,
-    build_network,
-    committed_run,
-    committed_summary,
-    count_macs,
-    load_dataset,
-    train,
-)
-from corsd_lib.analysis import (
-    cumulative_macs,
-    early_exit,
-    early_exit_curve,
-    exit_accuracy,
-    exit_agreement,
-    first_right,
-    overthinking,
-)
-from corsd_lib.course import (
-    answered,
-    compare,
-    evaluation_batches,
-    exit_logits,
-    expect,
-    mean_interval,
-    plan,
-)
+from corsd_lib import Batch, ExitExplorer, build_method, build_network, committed_run
+from corsd_lib import committed_summary, count_macs, load_dataset, train
+from corsd_lib.analysis import cumulative_macs, early_exit, early_exit_curve
+from corsd_lib.analysis import exit_accuracy, exit_agreement, first_right, overthinking
+from corsd_lib.course import answered, compare, evaluation_batches, exit_logits, expect
+from corsd_lib.course import mean_interval, plan
 from corsd_lib.figures import early_exit_plot, exit_accuracy_bars, image_strip
 from corsd_lib.losses import distillation
 
@@ -708,21 +686,9 @@ compare("Larger on test", my_larger, larger, " of 3 runs")
 # leave at exit 1. Then a network cut off after its first stage would do.
 
 # %% [markdown]
-# ## Answer: what do shallow layers already know?
+# ## What the studies say
 #
-# > **What we found.** Most of it, when the task is easy. The numbers of the committed
-# > studies are printed below this box. On digits, an exit on the first of three stages
-# > is close to the deepest exit. On CIFAR-100 the exits get better with depth. Some
-# > images are right at a shallow exit and wrong at the deepest (overthinking). Training
-# > the exits improves the first exit on digits; no effect on the deepest exit was
-# > detected.
-# >
-# > **How sure we are.** Digits: ten seeds, paired, 95 % intervals. CIFAR-100: one seed,
-# > so only large differences count.
-# >
-# > **What it does not show.** Networks are tiny and images few. Cost is counted in
-# > MACs; time on a device can differ. Larger networks and other data may behave
-# > differently.
+# The accuracies of all exits in the committed studies:
 
 # %%
 for name, row in (("watching", "baseline"), ("learning", "deep_supervision")):
@@ -731,6 +697,20 @@ for name, row in (("watching", "baseline"), ("learning", "deep_supervision")):
     print(f"digits, {name}, ten seeds:", ", ".join(f"{m:.1f} %" for m, _, _ in found))
 top1 = [e["top1"] for e in small["deep supervision"].test["exits"]]
 print("CIFAR-100, learning, one seed:", ", ".join(f"{value:.1f} %" for value in top1))
+
+# %% [markdown]
+# ## Answer: what do shallow layers already know?
+#
+# > **What we found.** Most of it, when the task is easy. On digits the first exit
+# > reaches 92.3 % although no gradient of its own trains the backbone; the deepest
+# > reaches 94.2 %. On CIFAR-100 the exits go from 36.9 % to 43.0 %. Some images are
+# > right early and wrong at the end. Training the exits improves exits 1 and 2 on
+# > digits; at the deepest exit no effect was detected.
+# >
+# > **How sure we are.** Digits: ten paired seeds. CIFAR-100: one seed.
+# >
+# > **What it does not show.** Time on a device (cost is counted in MACs), larger
+# > networks, and other data.
 
 # %% [markdown]
 # ## Exercise 4, predict and experiment: the ends of the curve

@@ -23,7 +23,8 @@
 # - the relation network and its three losses, as formulas and as code;
 # - why two small matrix products are enough for *all* pairs of a batch;
 # - how the AUC measures a relation, and what it does not see.
-#
+
+# %% [markdown]
 # **You need** [01_walkthrough](01_walkthrough.ipynb), which explains exits.
 # **Run time:** about 1 minute on two CPU cores. **Learning time:** 35 minutes of
 # reading, 50 minutes for the five exercises. Nothing is downloaded.
@@ -50,36 +51,15 @@ from IPython.display import display
 from torch import nn
 from torch.nn import functional as F
 
-from corsd_lib import (
-    RelationExplorer,
-    committed_run,
-    committed_summary,
-    cosine_scores,
-    train,
-)
-from corsd_lib.analysis import (
-    relation_networks_at,
-    relation_quality,
-    run_pixels,
-    same_class_auc,
-    snapshot_scores,
-)
-from corsd_lib.course import (
-    answered,
-    compare,
-    distance_scores,
-    expect,
-    mean_interval,
-    plan,
-    sample_pairs,
-)
+from corsd_lib import RelationExplorer, committed_run, committed_summary, cosine_scores
+from corsd_lib import train
+from corsd_lib.analysis import relation_networks_at, relation_quality, run_pixels
+from corsd_lib.analysis import same_class_auc, snapshot_scores
+from corsd_lib.course import answered, compare, distance_scores, expect, mean_interval
+from corsd_lib.course import plan, sample_pairs
 from corsd_lib.figures import image_strip, relation_heatmap
-from corsd_lib.losses import (
-    margin_over_batch,
-    relation_transfer,
-    rkd_angle,
-    rkd_distance,
-)
+from corsd_lib.losses import margin_over_batch, relation_transfer, rkd_angle
+from corsd_lib.losses import rkd_distance
 from corsd_lib.methods import LogitRelation
 
 torch.set_num_threads(1)  # one thread is faster for images this small
@@ -160,6 +140,7 @@ print("L2 and cosine: the same", len(l2), "x", len(l2), "scores as the library's
 # %%
 my_threes, my_three_eight = None, None  # from 0 to 1
 
+# %%
 compare("Two threes", my_threes, cosine[60, 61].item(), close=0.05, digits=2)
 compare("Three, eight", my_three_eight, cosine[60, 160].item(), close=0.05, digits=2)
 some = torch.tensor(six)
@@ -471,6 +452,7 @@ print("Exercise 2: correct.")
 # %%
 my_zero = None  # percent
 
+# %%
 pairs = sample_pairs(labels, torch.Generator().manual_seed(seed))
 same, other = trained[tuple(pairs.intra)], trained[tuple(pairs.inter)]
 for m in (1.0, 0.3):
@@ -701,6 +683,7 @@ image_strip(pixels, captions, title, columns=4)
 # %%
 my_auc = None  # from 0.5 to 1
 
+# %%
 photos = committed_run("cifar100_small/corsd")
 kinds = ("l2", "cosine", "trained")
 found = pd.concat(relation_quality(photos, 60, kind) for kind in kinds)
@@ -735,6 +718,7 @@ print(f"the trained score has more contrast at {contrast} of 3 exits")
 # %%
 my_cifar, my_birds = None, None  # points
 
+# %%
 for study, mine in (("cifar100", my_cifar), ("cub200", my_birds)):
     rows = committed_summary(study)["methods"]
     ours, without = (rows[r]["top1_by_seed"] for r in ("corsd", "no_relations"))
@@ -774,14 +758,13 @@ display(explorer)
 # %% [markdown]
 # ## Answer: what is the relation of two images?
 #
-# > **What we found.** It is a score that a formula or a trained network assigns to a
-# > pair. The trained score has more contrast. It does not order pairs of new images
-# > better than the cosine. As a training device, relation terms add 0.8 [0.4, 1.2]
-# > points at the deepest exit on CUB-200-2011; on CIFAR-100 no effect was detected.
+# > **What we found.** A score that a formula or a trained network gives a pair. The
+# > trained score has more contrast; it does not order new pairs better than the cosine.
+# > As a training device, relation terms add 0.8 [0.4, 1.2] points at the deepest exit
+# > on CUB-200-2011. On CIFAR-100 no effect was detected.
 # >
-# > **How sure we are.** Digits: one seed, your own run. AUC on CIFAR-100: one seed, 300
-# > images. Accuracies: three seeds, paired, 95 % intervals, not corrected for the
-# > number of exits. The two rows on CUB-200-2011 were trained on different hardware.
+# > **How sure we are.** AUC: one seed. Accuracies: three seeds, paired, 95 % intervals,
+# > uncorrected for the number of exits; on CUB-200-2011 on different hardware.
 # >
 # > **What it does not show.** Why the two data sets differ, and what larger networks
 # > do.

@@ -117,14 +117,13 @@ WRONG_ANSWERS = {
         ],
     },
     "04_class_oriented": {
-        "hand_down": [
-            # logits where log-probabilities are wanted, as in the release
-            "F.kl_div(student / temperature, teacher.detach() / temperature, reduction='batchmean') * temperature**2",
-            "F.kl_div(student.log_softmax(1), teacher.detach().softmax(1), reduction='batchmean')",  # no temperature
-            "distillation(student, teacher, temperature)",  # the pupil teaches
-            # the teacher learns
-            "F.kl_div((student / temperature).log_softmax(1), (teacher / temperature).softmax(1), reduction='batchmean')"
-            " * temperature**2",
+        "auxiliary_loss": [
+            "F.cross_entropy(logits, first)",  # the second image is forgotten
+            # a softmax on the label, as in the release
+            "F.cross_entropy(logits, ((F.one_hot(first, 10) + F.one_hot(second, 10)) / 2).softmax(dim=1))",
+            "F.cross_entropy(logits, first) + F.cross_entropy(logits, second)",  # not halved
+            "auxiliary_cross_entropy(logits, first, second) * len(logits)",  # a sum over the pairs
+            "-((F.one_hot(first, 10) + F.one_hot(second, 10)) / 2 * logits.log_softmax(0)).sum(1).mean()",
         ],
         "same_class_belief": [
             "logits @ logits.T",
@@ -133,11 +132,14 @@ WRONG_ANSWERS = {
         ],
     },
     "08_class_structure": {
-        "mean_margin": [
-            "torch.cdist(x, means).min(dim=1).values",
-            "torch.cdist(x, means).topk(2, largest=False).values.diff(dim=1)[:, 0]",  # whichever two are nearest
-            "torch.cdist(x, means).topk(2, largest=False).values[:, 1] - (x - means[labels]).norm(dim=1)",  # never negative
-            "(torch.cdist(x, means) ** 2).scatter(1, labels[:, None], torch.inf).amin(1) - (x - means[labels]).square().sum(1)",
+        "variance_explained": [
+            "1 - scatter(x, labels)['between_share']",
+            "scatter(x, labels)['between']",  # not a share
+            "torch.tensor(scatter(x, labels)['between_share'])",
+            # every class counts the same, whatever its size
+            "(torch.stack([x[labels == c].mean(0) for c in labels.unique()]) - x.mean(0)).square().sum(1).mean().item()"
+            " / (x - x.mean(0)).square().sum(1).mean().item()",
+            "scatter(x, labels)['between'] / scatter(x, labels)['within']",
         ],
         "simplex_gap": [
             "mean_angles(means, torch.arange(len(means)))['mean_cosine']",
