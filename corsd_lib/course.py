@@ -5,7 +5,7 @@ from __future__ import annotations
 from numbers import Real
 from typing import NoReturn
 
-from corsd_lib.batches import evaluation_batches
+from corsd_lib.batches import BatchSource, Normalise, evaluation_batches
 from corsd_lib.errors import CorsdError, shortened
 from corsd_lib.evaluation import exit_logits
 from corsd_lib.relation import VectorRelation, distance_scores, sample_pairs
@@ -13,7 +13,9 @@ from corsd_lib.tables import mean_interval
 from corsd_lib.walkthrough import plan
 
 __all__ = [
+    "BatchSource",
     "Hint",
+    "Normalise",
     "VectorRelation",
     "answered",
     "compare",
