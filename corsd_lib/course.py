@@ -5,27 +5,38 @@ from __future__ import annotations
 from numbers import Real
 from typing import NoReturn
 
+from corsd_lib.backbones import SequentialBackbone, StageInfo
 from corsd_lib.batches import BatchSource, Normalise, evaluation_batches
+from corsd_lib.compare import new_study
+from corsd_lib.datasets import data_root
 from corsd_lib.errors import CorsdError, shortened
-from corsd_lib.evaluation import exit_logits
+from corsd_lib.evaluation import exit_logits, training_macs
 from corsd_lib.relation import VectorRelation, distance_scores, sample_pairs
-from corsd_lib.tables import mean_interval
+from corsd_lib.tables import against, mean_interval, summarise, with_interval
 from corsd_lib.walkthrough import plan
 
 __all__ = [
     "BatchSource",
     "Hint",
     "Normalise",
+    "SequentialBackbone",
+    "StageInfo",
     "VectorRelation",
+    "against",
     "answered",
     "compare",
+    "data_root",
     "distance_scores",
     "evaluation_batches",
     "exit_logits",
     "expect",
     "mean_interval",
+    "new_study",
     "plan",
     "sample_pairs",
+    "summarise",
+    "training_macs",
+    "with_interval",
 ]
 
 

@@ -37,13 +37,16 @@ from corsd_lib.analysis.gradients import term_gradients
 from corsd_lib.analysis.images import run_images, run_pixels
 from corsd_lib.analysis.relation_use import prototype_accuracy, relation_calibration
 from corsd_lib.analysis.relations import (
+    attribute_agreement,
     class_order,
     class_relations,
+    relation_agreement,
     relation_networks_at,
     relation_quality,
     same_class_auc,
     snapshot_scores,
     spearman,
+    superclass_lift,
 )
 from corsd_lib.analysis.structure import (
     cka_matrix,
@@ -60,6 +63,7 @@ from corsd_lib.analysis.unseen import unseen_class_report
 __all__ = [
     "StageEmbedding",
     "aligned_embedding",
+    "attribute_agreement",
     "cka_matrix",
     "class_order",
     "class_relations",
@@ -79,6 +83,7 @@ __all__ = [
     "overthinking",
     "prototype_accuracy",
     "purity_limit",
+    "relation_agreement",
     "relation_calibration",
     "relation_networks_at",
     "relation_quality",
@@ -91,6 +96,7 @@ __all__ = [
     "snapshot_scores",
     "spearman",
     "stage_embedding",
+    "superclass_lift",
     "term_gradients",
     "trustworthiness",
     "unseen_class_report",
