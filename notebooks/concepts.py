@@ -433,6 +433,49 @@ def images() -> Drawing:
     return d
 
 
+def ranks() -> Drawing:
+    """Two orders of the same pairs, and how far they agree."""
+    d = Drawing(860, 270, "Pairs sorted by attributes and by relation; the fewer lines cross, the higher the rank correlation")
+    pairs = ("gull, tern", "wren, sparrow", "cardinal, tanager", "wren, mallard", "gull, wren")
+    other = (0, 2, 1, 4, 3)
+    for place, name in enumerate(pairs):
+        y = 66 + 36 * place
+        d.text(250, y + 5, name, "", "end")
+        d.text(280, y + 5, f"{place + 1}", "blue")
+        look = "line" if other[place] == place else "red-line"
+        d.line((296, y), (556, 66 + 36 * other[place]), look)
+        d.text(572, 66 + 36 * other[place] + 5, f"{other[place] + 1}", "blue")
+        d.text(600, 66 + 36 * other[place] + 5, name, "", "start")
+    d.text(250, 36, "by attributes: most alike first", "bold")
+    d.text(640, 36, "by relation: most related first", "bold")
+    d.text(430, 254, "only the order counts, so the two scales need not be comparable", "soft")
+    return d
+
+
+def popularity() -> Drawing:
+    """A popular class makes bright pairs; what is left without popularity."""
+    d = Drawing(860, 280, "A relation is explained by the popularity of both classes and a rest; the rest is of interest")
+    general, rest = (0.1, 0.45, 0.1, 0.05), {(0, 2): 0.35, (2, 0): 0.35}
+    names = ("oak", "beaver", "pine", "lamp")
+
+    def grid(x: float, title: str, value: Callable[[int, int], float], look: str) -> None:
+        d.text(x + 76, 40, title, "bold")
+        for i in range(4):
+            d.text(x - 8, 82 + 40 * i, names[i], "soft", "end")
+            for j in range(4):
+                d.parts.append(f'<g opacity="{0.06 + 0.94 * max(0.0, min(1.0, value(i, j))):.2f}">')
+                d.rect(x + 39 * j, 58 + 40 * i, 36, 37, look, 2)
+                d.parts.append("</g>")
+
+    grid(90, "relation", lambda i, j: general[i] + general[j] + rest.get((i, j), 0.0), "blue")
+    d.text(286, 145, "=")
+    grid(370, "popularity", lambda i, j: general[i] + general[j], "blue")
+    d.text(566, 145, "+")
+    grid(650, "what is left", lambda i, j: 2.4 * rest.get((i, j), 0.0), "red")
+    d.text(430, 258, "the beaver is related to everything; oak and pine are related beyond their popularity", "soft")
+    return d
+
+
 FIGURES: dict[str, Callable[[], Drawing]] = {
     f.__name__: f
     for f in (
@@ -448,6 +491,8 @@ FIGURES: dict[str, Callable[[], Drawing]] = {
         attribution_path,
         interval,
         images,
+        ranks,
+        popularity,
     )
 }
 

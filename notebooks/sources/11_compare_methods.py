@@ -311,7 +311,7 @@ compare("One given method", None, 100 * clear.mean(), " %")
 compare("At least one of eight", my_any, 100 * clear.any(axis=1).mean(), " %", close=5)
 
 # %% [markdown]
-# **Answer.** About one study in four. The remedies:
+# **Answer.** Almost one study in three. The remedies:
 #
 # - **Choose** on validation images, **report** on test images, once, after the last
 #   epoch.
