@@ -16,10 +16,13 @@ try:
 except ImportError as error:
     raise missing_package("building notebooks", "nbformat", error) from error
 
+# Formulas of a text cell; code in backticks is matched first, so that a dollar in it starts none.
+_MATHS = re.compile(r"(?s)(?P<code>```.*?```|`[^`\n]*`)|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$")
+
 if TYPE_CHECKING:
     from nbconvert import HTMLExporter
 
-__all__ = ["KERNEL_ARGUMENTS", "WIDGET", "save", "title_of", "write_course", "write_page"]
+__all__ = ["KERNEL_ARGUMENTS", "WIDGET", "Formulas", "save", "title_of", "write_course", "write_page"]
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=40"]  # errors only: a kernel on this machine need not warn of its own sockets
@@ -94,18 +97,49 @@ def _write(notebook: Path, page: Path, plotly: str) -> Path:
     """The notebook as HTML with its figures drawn by the script tag `plotly`; links to other notebooks lead to their pages."""
     from nbconvert import HTMLExporter
 
-    content = nbformat.read(notebook, as_version=4)
+    content, formulas = nbformat.read(notebook, as_version=4), Formulas()
     for cell in content.cells:
         if cell.cell_type == "markdown":
-            cell.source = re.sub(r"\]\((\d\d_\w+)\.ipynb\)", r"](\1.html)", cell.source)
+            cell.source = formulas.taken_from(re.sub(r"\]\((\d\d_\w+)\.ipynb\)", r"](\1.html)", cell.source))
         for output in cell.get("outputs", []):
             if PLOTLY in output.get("data", {}):
                 output["data"] = {"text/html": _drawn(output["data"][PLOTLY])}
-    # Maths, widgets and the rest would be fetched from elsewhere: our notebooks use none of it.
+    # Scripts that would be fetched from elsewhere are left out: formulas are MathML by now, and widgets are pictures.
     exporter = HTMLExporter(embed_images=True, mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="")
     body, _ = exporter.from_notebook_node(content, resources={"metadata": {"path": str(notebook.parent)}})
+    body = formulas.put_into(body)
     page.write_text(body.replace("</head>", f"{plotly}{_style(exporter)}</head>", 1), encoding="utf-8")
     return page
+
+
+class Formulas:
+    """LaTeX of Markdown, `$...$` and `$$...$$`, as MathML, which browsers draw without a script.
+
+    nbconvert breaks tags that stand within a paragraph: `taken_from` puts a mark in place of each formula, and `put_into`
+    puts the formulas into the finished page.
+    """
+
+    def __init__(self) -> None:
+        self._drawn: list[str] = []
+
+    def taken_from(self, text: str) -> str:
+        """Markdown with a mark in place of each formula; code in backticks stays as it is."""
+        return _MATHS.sub(self._mark, text)
+
+    def put_into(self, page: str) -> str:
+        """A page whose marks are formulas."""
+        return re.sub(r"FORMULA-(\d+)-", lambda mark: self._drawn[int(mark[1])], page)
+
+    def _mark(self, match: re.Match[str]) -> str:
+        if match["code"] is not None:
+            return match["code"]
+        try:
+            from latex2mathml.converter import convert
+        except ImportError as error:
+            raise missing_package("a page with formulas", "latex2mathml", error) from error
+        latex = " ".join((match["block"] or match["inline"]).split())
+        self._drawn.append(str(convert(latex, display="block" if match["block"] else "inline")))
+        return f"FORMULA-{len(self._drawn) - 1}-"
 
 
 def _style(exporter: HTMLExporter) -> str:

@@ -1,4 +1,4 @@
-"""Make the notebooks from sources/NN_name.py (py:percent text): NN_name.ipynb and solutions/NN_name.ipynb, and static pictures.
+"""Make the notebooks from sources/NN_name.py (py:percent text): NN_name.ipynb, solutions/NN_name.ipynb, and pictures.
 
     python notebooks/build.py            all of them
     python notebooks/build.py 01         those whose name begins with 01
@@ -12,6 +12,8 @@ solution's place. Its checks, and further cells tagged "uses-answer", may raise 
 
 Once pyproject.toml names the address of the repository on GitHub (`Repository` in [project.urls]), every notebook and the
 READMEs get badges that open them on Colab and on Binder, and the set-up cell fetches the repository on Colab.
+
+Concept figures, images/concept_*.svg, are drawn by concepts.py.
 
 Outputs are kept, so that a notebook reads where there is no kernel; figures get a PNG beside them, because GitHub draws no
 plotly. Widget state is never saved: it weighs megabytes. The picture that the text shows after `display(explorer)` is made by
@@ -33,6 +35,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import concepts
 import jupytext
 import nbformat
 from nbclient import NotebookClient
@@ -274,6 +277,7 @@ def main() -> None:
         sys.exit(f"{' '.join(options)}: the options are --text, --check and --course, one at a time")
     for readme in READMES:
         readme.write_text(with_badges(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    concepts.write()
     os.environ.pop("CORSD_DATA", None)  # what a reader without the data sees, and no image of theirs in what is committed
     logging.getLogger("choreographer").setLevel(logging.CRITICAL)  # reports each goodbye of Chromium as an error
     for source in sources:
@@ -285,6 +289,7 @@ def main() -> None:
 def check(sources: Sequence[Path]) -> None:
     """Exit with the names of what has to be made anew, if anything has."""
     late = [path for source in sources for path in out_of_step(source)]
+    late += concepts.out_of_step()
     late += [readme for readme in READMES if with_badges(text := readme.read_text(encoding="utf-8")) != text]
     if late:
         names = "\n  ".join(str(path.relative_to(FOLDER.parent)) for path in late)

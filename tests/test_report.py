@@ -14,10 +14,11 @@ import torch
 from explorers import large_run, small_run
 from test_pages import Scripts, read_page
 
-from corsd_lib import CorsdError, Run, export_run, load_run, report
+from corsd_lib import CorsdError, Run, export_run, load_run
 from corsd_lib.analysis import class_structure, relation_quality
 from corsd_lib.cli import main
 from corsd_lib.files import read_json, write_json, write_tensors
+from corsd_lib.sharing import report
 from corsd_lib.sharing.report import report_panels, write_report
 
 Captured = pytest.CaptureFixture[str]

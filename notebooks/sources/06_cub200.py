@@ -13,26 +13,29 @@
 # %% [markdown]
 # # 06 Do relations find what birds share?
 #
-# A relation network says that two images are "related". Related *in what*? On most data nobody can check, because nobody has
-# written down what two classes have in common. For birds somebody has. CUB-200-2011 holds photographs of 200 species, and
-# for every species how often people saw each of 312 attributes: a hooked bill, a red crown, striped wings. **So we can ask
-# whether the relation that a network learned from names alone agrees with what people see.**
+# A relation network gives two images a high score. Because of *what*? On most data
+# nobody has written down what two classes have in common. For birds somebody has:
+# CUB-200-2011 has, for each of 200 species, how often people saw each of 312
+# attributes, such as a hooked bill or a red crown. **Does the relation that a network
+# learned from names alone agree with what people see?**
 #
 # **You will learn**
 #
-# - what fine-grained classes ask for, and the recipe for a GPU;
-# - how to turn a table of attributes into a similarity of classes, and compare it with a relation by *ranks*;
-# - how to find out what chance would give, by shuffling;
-# - which easier explanations to rule out before you say that a network "has understood" something.
-#
-# **You need** [05_cifar100](05_cifar100.ipynb), for the lift and why ranks are fairer than ratios. The data are *not* needed.
-# **Time:** less than half a minute on two CPU cores; reading and the two exercises take about forty minutes.
+# - the recipe for fine-grained classes on a GPU;
+# - how to compare a relation with attributes by *ranks*;
+# - how to find the chance level by shuffling;
+# - which simpler explanations have to be ruled out first.
+
+# %% [markdown]
+# **You need** [05_cifar100](05_cifar100.ipynb), for the lift and the AUC. The data are
+# *not* needed. **Run time:** about 1 minute on two CPU cores. **Learning time:** 30
+# minutes of reading, 40 minutes for the four exercises.
 
 # %% [markdown]
 # ## Set-up
 #
-# In a clone, in an installed package and on Binder everything is there already. On Colab, clone the repository first and
-# open this notebook's folder.
+# Nothing is to be installed in a clone, in an installed package or on Binder. On Colab,
+# clone the repository first and open this notebook's folder.
 
 # %%
 from importlib.util import find_spec
@@ -42,6 +45,7 @@ if find_spec("corsd_lib") is None:
     # %pip install --quiet "..[notebooks]"
 
 # %%
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -50,19 +54,22 @@ import plotly.express as px
 import torch
 from IPython.display import display
 
-from corsd_lib import RelationExplorer, TrainConfig, TrainingMonitor, committed_run, train
-from corsd_lib.analysis import class_relations
-from corsd_lib.analysis.relations import attribute_agreement, same_class_auc, spearman, superclass_lift
+from corsd_lib import RelationExplorer, TrainConfig, TrainingMonitor, committed_run
+from corsd_lib import committed_summary, train
+from corsd_lib.analysis import attribute_agreement, class_relations, same_class_auc
+from corsd_lib.analysis import spearman, superclass_lift
+from corsd_lib.course import answered, compare, expect
 from corsd_lib.datasets import data_root
-from corsd_lib.figures import exit_names, relation_heatmap, template
-from corsd_lib.files import read_json
+from corsd_lib.studies.intervals import mean_interval
 from corsd_lib.studies.intervals import with_interval
+from corsd_lib.figures import exit_names, relation_heatmap, template
 
-torch.set_num_threads(1)  # the networks are small: a second thread would wait more than it works
+torch.set_num_threads(1)  # one thread is faster for networks this small
 
 # %% [markdown]
-# Set `train_here` to `True` to train a little yourself. That needs the data: `corsd data cub200 --download` fetches 1.2 GB into
-# the folder that the environment variable `CORSD_DATA` names. Everything else reads without them.
+# Set `train_here` to `True` for a short training of your own. It needs the data: `corsd
+# data cub200 --download` fetches 1.2 GB into the folder that the environment variable
+# `CORSD_DATA` names. Everything else works without them.
 
 # %% tags=["parameters"]
 train_here = False  # a short training on the real images
@@ -73,34 +80,40 @@ seed = 0
 run_directory = "runs/06_cub200"
 
 # %% [markdown]
+# **How predictions work.** Some cells ask for a prediction before a result. Replace
+# `None` by your value and run on: the notebook prints it beside the outcome.
+
+# %% [markdown]
 # ## Two hundred birds
 #
-# The set has no superclasses. Ours is the last word of a name: a *Song Sparrow* is a sparrow. That is a rough guess at
-# kinship, made by a computer from English names, and many words stand for a single species.
+# The data set has no superclasses. As a rough substitute we use the last word of a
+# name: a *Song Sparrow* is a sparrow. We call these groups families.
 
-# %%
-# NBVAL_CHECK_OUTPUT
-corsd, plain = committed_run("cub200_small/corsd"), committed_run("cub200_small/baseline")
+# %% tags=["nbval-check-output"]
+corsd = committed_run("cub200_small/corsd")
+plain = committed_run("cub200_small/baseline")
 names, families = corsd.data.class_names, corsd.data.superclass_names
 family = torch.tensor(corsd.data.superclass_of_class)
 sizes = family.bincount()
-print(f"{len(names)} species, {len(families)} last words, {int((sizes == 1).sum())} of them of one species only")
-print("largest:", ", ".join(f"{families[f]} {sizes[f]}" for f in sizes.argsort(descending=True, stable=True)[:5]))
-print("wrens:", ", ".join(name for name in names if name.endswith("Wren")))
+print(f"{len(names)} species, {len(families)} families by name")
+largest = sizes.argsort(descending=True, stable=True)[:5]
+print("largest:", ", ".join(f"{families[f]} {sizes[f]}" for f in largest))
 
 # %% [markdown]
-# These classes are *fine-grained*: what tells a Carolina Wren from a House Wren at a glance is a white eyebrow. There are 29
-# or 30 training images of each species, and in most of them the bird fills only a part of the picture.
-
-# %% [markdown]
+# The classes are *fine-grained*: a Carolina Wren differs from a House Wren by a white
+# eyebrow. There are 29 or 30 training images of each species.
+#
 # ## The full recipe
 #
-# Fine detail needs pixels: 224 of them to a side, cut out around the bird by the boxes that come with the set. This is for a
-# GPU. People mostly start from a network that was trained on ImageNet (`pretrained=True`); that is another question, because
-# some of those birds are in ImageNet, too.
+# Fine detail needs pixels: 224 to a side, cropped to the bird by the boxes of the data
+# set. This is for a GPU.
+#
+# **Predict:** the committed run sees crops of 64 pixels. How many times as many pixels
+# does the recipe have?
 
-# %%
-# NBVAL_CHECK_OUTPUT
+# %% tags=["nbval-check-output"]
+my_pixels = None
+
 recipe = TrainConfig(
     data="cub200",
     image_size=224,
@@ -112,28 +125,27 @@ recipe = TrainConfig(
     precision="bf16-mixed",
     channels_last=True,
 )
-pixels = {name: config.image_size**2 for name, config in {"recipe": recipe, "committed run": corsd.config}.items()}
-print(f"the recipe shows {pixels['recipe'] / pixels['committed run']:.0f} times as many pixels of each bird")
+ratio = (recipe.image_size / corsd.config.image_size) ** 2
+compare("Pixels", my_pixels, ratio, " times", close=2)
 
 # %% [markdown]
-# From a terminal:
+# **Answer.** Twelve times. The committed runs below are small, from scratch, and were
+# trained on a CPU. From a terminal, the full recipe is
 #
 # ```bash
 # corsd data cub200 --download
 # for method in baseline corsd; do
-#   corsd train --data cub200 --image-size 224 --crop-to-box --network resnet18 --method $method --epochs 200 \
-#     --batch-size 64 --precision bf16-mixed --channels-last --out runs/cub-$method --resume
+#   corsd train --data cub200 --image-size 224 --crop-to-box --network resnet18 \
+#     --method $method --epochs 200 --batch-size 64 --precision bf16-mixed \
+#     --channels-last --out runs/cub-$method --resume
 # done
 # ```
-#
-# **The committed runs below are not of this recipe.** They saw birds at 64 pixels, in a small network, from scratch, on a CPU.
-# They are here to be looked into.
 
 # %% [markdown]
 # ## A short training of your own
 #
-# If you asked for it above, the cell trains on real photographs while you watch (decoding them takes a while first). If
-# not, the monitor shows the committed run, from its record.
+# If `train_here` is `True`, the cell trains on real photographs. Otherwise the monitor
+# shows the committed run.
 
 # %%
 short = replace(
@@ -156,247 +168,186 @@ watched = train(short, on_epoch=monitor, progress=False) if train_here else cors
 monitor(watched)
 
 # %% [markdown]
-# ![The training monitor after a CORSD training on birds. Left: train accuracy of the exits and parts of the loss over the
-# epochs. Right: a relation matrix of 200 species.](images/06_monitor.png)
+# ![The training monitor after a CORSD training on birds. Left: train accuracy of the
+# exits and parts of the loss over the epochs. Right: a relation matrix of 200
+# species.](images/06_monitor.png)
 #
-# *The monitor on the committed CORSD run, as a picture*: train accuracy by exit, the parts of the loss, and the relation of
-# 200 species with each other.
-
-# %% [markdown]
-# How many birds does it name? With 200 species, guessing is right once in 200 times. **Predict:** is the deepest exit of the
-# committed run above 10 %? Above 50 %?
+# *The committed CORSD run:* train accuracy by exit, the parts of the loss, and the
+# relation of 200 species.
+#
+# **Predict:** the test accuracy of its deepest exit. Guessing gives 0.5 %.
 
 # %%
+my_accuracy = None  # percent
+
+compare("Deepest exit", my_accuracy, corsd.test["exits"][-1]["top1"], " %", 5, digits=1)
 for name, run in {"plain": plain, "CORSD": corsd}.items():
-    top1, top5 = ([f"{e[key]:.1f}" for e in run.test["exits"]] for key in ("top1", "top5"))
-    print(f"{name:6} % of test images right, by exit: {', '.join(top1)}; among its first five answers: {', '.join(top5)}")
+    print(name, ", ".join(f"{e['top1']:.1f} %" for e in run.test["exits"]))
 
 # %% [markdown]
-# One seed each, a short training, small pictures. Do not read a winner from this; read that both know *something*, which is
-# all that the rest needs. Who is ahead is a question for several seeds. The study `cub200` asks it with a wider network. This
-# is what its records say so far, as points over the plain network, paired by seed.
+# **Answer.** Both networks have learned much more than chance, with one seed each. Who
+# is better is a question for several seeds. The study `cub200` has a wider network and
+# three seeds; gains over its plain network:
 
 # %%
-file = corsd.path.parents[2] / "cub200" / "summary.json"
-wide = read_json(file)["methods"] if file.is_file() else {}
-gains = {m["label"]: (m["n"], m["gain"], m["gain_low"], m["gain_high"]) for m in wide.values() if m["gain"] is not None}
-for label, (n, gain, low, high) in gains.items():
-    print(f"{label:20} {with_interval(gain, low, high, sign='+')} points, seeds: {n}")
-print(f"methods with a record in the wider study: {len(gains)}")
+wide = committed_summary("cub200")["methods"]
+for m in wide.values():
+    if m["gain"] is not None:
+        gain = with_interval(m["gain"], m["gain_low"], m["gain_high"], sign="+")
+        print(f"{m['label']:28} {gain} points, {m['n']} seeds")
+
+# %%
+ours, without = (wide[r]["top1_by_seed"] for r in ("corsd", "no_relations"))
+for k in range(4):
+    mean, low, high = mean_interval(ours[s][k] - without[s][k] for s in without)
+    print(f"relation terms, exit {k + 1}: {mean:+.1f} points [{low:+.1f}, {high:+.1f}]")
 
 # %% [markdown]
-# Is there an interval, and does it hold zero? If the list is empty, the study is still to be trained.
-# [11_compare_methods](11_compare_methods.ipynb) says how to read such lines. Now to what relations know.
+# On birds the relation terms add to the accuracy of exits 2 to 4, significantly. The
+# two rows were trained on different hardware. What do these relations contain?
 
 # %% [markdown]
 # ## First question: families
 #
-# The labels are 200 numbers. Nothing in a training says that species 113 and 114 are both sparrows. Does the relation put
-# them together? Here are the families of seven and more.
+# No label says that two species are sparrows. The lift of
+# [05_cifar100](05_cifar100.ipynb) is the mean relation of different species within
+# families divided by that between families.
+#
+# **Predict:** the lift of the deepest exit.
 
 # %%
+my_lift = None  # 1 = families make no difference
+
 last = corsd.config.epochs
 matrix = class_relations(corsd, last, exit=len(corsd.probes[last].relations))
-large = torch.cat([(family == f).nonzero().flatten() for f in (sizes >= 7).nonzero().flatten()])
 lift = superclass_lift(matrix, family)
-title = f"All 200 species: those of one family are {lift:.2f} times as related as others"
-relation_heatmap(matrix[large][:, large], [names[c] for c in large], title, groups=family[large], group_names=families)
+compare("Lift", my_lift, lift, close=0.3, digits=2)
+large = [(family == f).nonzero().flatten() for f in (sizes >= 7).nonzero().flatten()]
+large = torch.cat(large)
+look = {"groups": family[large], "group_names": families}
+title = "Relation of the families with seven species or more"
+relation_heatmap(matrix[large][:, large], [names[c] for c in large], title, **look)
 
 # %% [markdown]
-# **Look for** a family that is bright as a block, and one that falls apart. Flycatchers share a way to hunt; gulls share
-# white and grey. Which of the two is a camera likely to see? Single cells come from two photographs of each species: trust
-# blocks.
+# **Answer.** Well above 1. Some families are bright blocks and others are not: gulls
+# share white and grey, flycatchers share a way of hunting. A cell rests on two
+# photographs of each species, so interpret blocks.
 
 # %% [markdown]
 # ### What would chance give?
 #
-# The lift is above 1 or it is not; but how far above could it be if families meant nothing? **Shuffle**: deal the family
-# names to the species at random, compute the lift, and do that many times. Sizes of families and values of the matrix stay
-# as they are; only the link between them is cut.
+# **Shuffle:** assign the families to the species at random and compute the lift again,
+# $n$ times. With the true value $v$ and the shuffled values $v_1, \dots, v_n$, the
+# p-value is
+#
+# $$p = \frac{1 + \#\{ i : v_i \ge v \}}{1 + n}$$
+#
+# The true assignment counts as one of the $n + 1$ possible ones. So $p$ is never 0, and
+# few shuffles cannot give a small $p$.
+
+# %% [markdown]
+# ### Exercise 1, implement: the p-value of a shuffle test
+#
+# Return $p$ for a value `observed` and a list `shuffled`.
+
+
+# %% tags=["exercise"]
+def p_value(observed, shuffled):
+    return ...
+
+
+# %% tags=["solution"]
+def p_value(observed, shuffled):
+    reached = sum(value >= observed for value in shuffled)
+    return (1 + reached) / (1 + len(shuffled))
+
+
+# %% tags=["check"]
+p = p_value(3, [1, 2, 3, 4])
+answered(p)
+expect(
+    p_value(9, [1, 2, 3, 4]) > 0, "p is never 0: count the observed value above, too"
+)
+expect(abs(p - 2 / 5) > 1e-6, "3 is reached by 3 itself and by 4: `>=`, not `>`")
+expect(abs(p - 4 / 5) > 1e-6, "count the values that are *at least* as large")
+expect(
+    abs(p - 3 / 5) < 1e-6, f"{p:.2f} instead of 3/5: two values, and the observed one"
+)
+expect(
+    abs(p_value(9, [1, 2, 3, 4]) - 1 / 5) < 1e-6, "the observed value counts below, too"
+)
+print("Exercise 1: correct.")
+
+# %% [markdown]
+# **Predict:** the largest of 500 shuffled lifts.
+
+# %%
+my_shuffled = None
 
 # %%
 generator = torch.Generator().manual_seed(seed)
-shuffled = [superclass_lift(matrix, family[torch.randperm(len(family), generator=generator)]) for _ in range(500)]
-beyond = sum(value >= lift for value in shuffled)
-title = f"Of {len(shuffled)} shuffled lifts, {beyond} are as large as the true one, {lift:.2f}"
-ends = [min(*shuffled, lift) - 0.01, max(*shuffled, lift) + 0.01]
-look = {"title": title, "labels": {"x": "lift"}, "range_x": ends, "template": template(), "height": 360}
-px.histogram(x=shuffled, **look).add_vline(x=lift, line_dash="dot")
+
+
+def shuffled_lifts(matrix, count):
+    orders = [torch.randperm(len(family), generator=generator) for _ in range(count)]
+    return [superclass_lift(matrix, family[order]) for order in orders]
+
+
+shuffled = shuffled_lifts(matrix, 500)
+compare("Largest of 500", my_shuffled, max(shuffled), close=0.1, digits=2)
+ends = [min(shuffled) - 0.05, lift + 0.05]
+look = {"range_x": ends, "template": template(), "height": 340, "labels": {"x": "lift"}}
+figure = px.histogram(x=shuffled, title="500 shuffled lifts, and the true one", **look)
+figure.add_vline(x=lift, line_dash="dot")
+
+# %% tags=["uses-answer"]
+for k, relation in enumerate(corsd.probes[last].relations, 1):
+    value = superclass_lift(relation, family)
+    p = p_value(value, shuffled_lifts(relation, 200))
+    print(f"exit {k}: lift {value:.2f}, p = {p:.3f}")
 
 # %% [markdown]
-# If hardly any shuffled lift reaches the dotted line, chance is ruled out as the explanation. *Only* chance: that the network
-# has an idea of families is one explanation, that gulls are all photographed against the sky is another.
+# **Answer.** No shuffle comes near the true lift. That rules out chance, and *only*
+# chance. That gulls are photographed against the sky is another explanation.
+
+# %% [markdown]
+# ### Is it due to CORSD?
 #
-# ### Whose merit is it?
+# The embeddings have a relation without any relation network, their cosine, and so have
+# the embeddings of the plain network. The AUC compares by order: how often is a pair
+# within a family more related than a pair between families?
 #
-# And is it *CORSD* that found the families? The embeddings have a relation without any relation network, their cosine, and the
-# plain network has embeddings as well. Scales differ, so we ask by ranks: how often is a pair of one family more related than a
-# pair of two (AUC, one half is chance)? **Predict** the order of the three.
+# **Predict:** which is highest: `CORSD, trained`, `CORSD, cosine`, `plain, cosine`, or
+# are they `equal` (within 0.02)?
 
 # %%
-asked = {"CORSD, trained": (corsd, "trained"), "CORSD, cosine": (corsd, "cosine"), "plain, cosine": (plain, "cosine")}
+my_highest = None
+
+asked = {"CORSD, trained": (corsd, "trained"), "CORSD, cosine": (corsd, "cosine")}
+asked["plain, cosine"] = (plain, "cosine")
+aucs = {}
 for name, (run, kind) in asked.items():
     relation = class_relations(run, last, len(run.probes[last].embeddings), kind)
-    print(f"{name:15} AUC {same_class_auc(relation, family):.2f}")
+    aucs[name] = same_class_auc(relation, family)
+    print(f"{name}: AUC {aucs[name]:.2f}")
+equal = max(aucs.values()) - min(aucs.values()) < 0.02
+compare("Highest", my_highest, "equal" if equal else max(aucs, key=aucs.get))
 
 # %% [markdown]
-# If the three are alike, families were learned by the *features*, in any network that has to tell species apart, and the
-# relation network reads them off. It is a good reader then, and no discoverer.
+# **Answer.** They are about equal. Families are in the *features* of any network that
+# has to tell species apart. The relation network reads them off.
 
 # %% [markdown]
 # ## Second question: attributes
 #
-# A table of attributes makes a similarity of classes. Take four birds and five yes-or-no attributes of our own. Each row is
-# a vector, and the *cosine* of two rows says how far they point the same way: 1 for the same attributes, 0 for none in
-# common. **Predict:** which bird is nearest to the cardinal?
-
-# %%
-# NBVAL_CHECK_OUTPUT
-birds = ["Cardinal", "Summer Tanager", "Mallard", "Herring Gull"]
-toy = torch.tensor([[1, 1, 0, 0, 1], [1, 0, 0, 0, 1], [0, 0, 1, 1, 0], [0, 0, 1, 0, 0]]).double()
-# red, crest, webbed feet, broad bill, sings in trees
-unit = toy / toy.norm(dim=1, keepdim=True)
-similarity = unit @ unit.T
-for name, row in zip(birds, similarity, strict=True):
-    print(f"{name:15}", [f"{100 * value:.0f} %" for value in row])
-
-# %% [markdown]
-# ### Agreement by ranks
+# A table of attributes gives each class $c$ a vector $a_c$. The **cosine similarity**
+# of two classes is
 #
-# Now two matrices over the same classes: what people see, and what the network relates. We ask whether *the same pairs* stand
-# high in both, whatever the scales: replace each value by its rank, and take the correlation of the ranks. That is
-# Spearman's correlation, from -1 (opposite order) over 0 (nothing in common) to 1 (same order).
-
-
-# %%
-def rank_correlation(first, second):
-    ranks = torch.stack([first.argsort().argsort(), second.argsort().argsort()]).double()  # (2, n), without ties
-    centred = ranks - ranks.mean(dim=1, keepdim=True)
-    return (centred[0] @ centred[1] / (centred[0].norm() * centred[1].norm())).item()
-
-
-# %% [markdown]
-# The library's `spearman` also gives equal values the mean of their ranks. Where there are none, both agree; and a change of
-# scale, here the exponential, changes nothing.
-
-# %%
-# NBVAL_CHECK_OUTPUT
-first, second = torch.randn(2, 200, generator=torch.Generator().manual_seed(0)).double()
-assert abs(rank_correlation(first, second) - spearman(first, second)) < 1e-9
-assert abs(rank_correlation(first.exp(), second) - rank_correlation(first, second)) < 1e-9
-print("same order:", round(rank_correlation(first, first.exp())), " opposite:", round(rank_correlation(first, -first)))
-
-# %% [markdown]
-# ### The birds
+# $$s_{cd} = \frac{a_c \cdot a_d}{\|a_c\| \, \|a_d\|}$$
 #
-# `attribute_agreement` does all of it: cosine of the attributes of all 19,900 pairs of species, and the rank correlation with
-# their relation. The table of attributes belongs to the data set and may not be copied into this repository. **Where the data
-# are, the cell below computes; else it reads what was computed** (by `results/attribute_agreement.py`).
+# ### Exercise 2, implement: similarity from attributes
 #
-# Three quarters of the 312 attributes are colours, of the crown, of the belly, of the wings. So we ask three times: all of
-# them, colours only, and all but colours.
-
-
-# %%
-def agreements(run, kind, attributes, is_colour):
-    rows = []
-    for epoch, snapshot in run.probes.items():
-        for k in range(1, len(snapshot.relations) + 1):
-            relation = class_relations(run, epoch, k, kind)
-            for part, columns in {"all 312": slice(None), "colours": is_colour, "not colours": ~is_colour}.items():
-                value = attribute_agreement(relation, attributes[:, columns])
-                rows.append({"epoch": epoch, "exit": k, "attributes": part, "agreement": value})
-    return rows
-
-
-# %%
-folder = data_root() / "CUB_200_2011"
-values = folder / "attributes" / "class_attribute_labels_continuous.txt"
-if values.is_file():
-    attributes = torch.from_numpy(np.loadtxt(values))  # (200 species, 312 attributes), in %
-    is_colour = torch.tensor(["_color::" in line for line in (folder / "attributes.txt").read_text().splitlines()])
-    found = {name: agreements(*which, attributes, is_colour) for name, which in asked.items()}
-else:
-    found = read_json(corsd.path.parents[1] / "attribute_agreement.json")
-table = pd.concat({name: pd.DataFrame(rows) for name, rows in found.items()}, names=["relation"]).reset_index(0)
-
-# %% [markdown]
-# **Predict** before you look: the agreement at the deepest exit, from 0 to 1. Is the shallowest exit, which sees small patches,
-# nearer to *colours*? And where was all this before training?
-
-# %%
-mine = table[(table["relation"] == "CORSD, trained") & (table["epoch"] == last)]
-best = mine.loc[mine["agreement"].idxmax()]
-title = f"Highest agreement: {best['agreement']:.2f}, at exit {best['exit']} with {best['attributes']} (1 = same order)"
-bars = mine.assign(exit=mine["exit"].map(dict(enumerate(exit_names(mine["exit"].max()), 1))))
-px.bar(bars, x="exit", y="agreement", color="attributes", barmode="group", title=title, template=template(), height=400)
-
-# %% [markdown]
-# Even a perfect relation would not reach 1: species are told apart by few attributes, and people differ in what they see.
-# Read off whether it is far from 0, and whether colours or the rest come first.
-
-# %% [markdown]
-# ## Easier explanations
-#
-# Three of them, to be ruled out one by one.
-#
-# **1. An untrained network may do it, too.** Convolutions with random weights keep colours apart. Compare epoch 0 with the
-# end. **2. No relation network is needed.** The *cosine* of CORSD's embeddings may agree as well as its trained relation.
-# **3. No CORSD is needed.** The cosine of the plain network's embeddings may agree as well as both.
-#
-# **Predict** the order of these three after training.
-
-# %%
-deepest = table[table["attributes"] == "all 312"].groupby(["relation", "epoch"], sort=False).tail(1)
-final = deepest[deepest["epoch"] == last].set_index("relation")["agreement"].sort_values(ascending=False)
-title = "Deepest exit, all attributes, after training: " + "; ".join(f"{name} {value:.2f}" for name, value in final.items())
-look = {"barmode": "group", "title": title, "template": template(), "height": 420}
-when = deepest.assign(when=deepest["epoch"].map({0: "before training", last: f"after {last} epochs"}))
-px.bar(when, x="when", y="agreement", color="relation", pattern_shape="relation", labels={"when": ""}, **look)
-
-# %% [markdown]
-# Read the bars. Did *training* raise the agreement, or was it there from the start? And is the *trained relation* nearest to
-# what people see, or does a cosine do as well? If it does, then relations agree with attributes because *features* do, and
-# the relation network deserves no praise for it. A careful answer names all three numbers, and says that each comes from
-# one seed.
-
-# %% [markdown]
-# ## Explore it
-#
-# The explorer opens on the warblers, the largest family. Take another under *superclass*, or all. Where the data are, a click
-# on a cell also shows two photographs.
-#
-# **Look at** the pair beside the heatmap: of all 200 species these two are the most related at the deepest exit. Look them up:
-# do they share a colour, a pose, a background? Then **look for** the most related pair of warblers, and choose *cosine* as the
-# relation. Is it the same pair?
-
-# %%
-explorer = RelationExplorer(corsd, plain)
-explorer.superclass = "Warbler"
-display(explorer)
-
-# %% [markdown]
-# ![The figure of the relation explorer: a heatmap of 25 by 25 warblers, uneven in brightness, with some rows and columns that
-# stand out.](images/06_relation_explorer.png)
-#
-# *The explorer's figure, as a picture*: the 25 warblers at the deepest exit after the last epoch. Bright cells beside the
-# diagonal are species that the network holds to be related.
-
-# %% [markdown]
-# ## Recap
-#
-# - **Attributes** give what is rare: something to check a relation against that no label contained.
-# - Two similarities are compared by the **ranks** of their pairs, so that scales do not matter.
-# - **Shuffling** shows what chance gives. It rules out chance, and nothing else.
-# - An **untrained network**, a **cosine** and a **plain network** are the comparisons that a claim about "what relations find"
-#   needs.
-# - Families are our guess from names; attributes are what people saw. Neither is the truth about birds.
-
-# %% [markdown]
-# ## Exercise 1: similarity from attributes
-#
-# `attributes` (C, A) holds a row for each class. Return the *cosine similarity* of all pairs of classes, (C, C). Classes with
-# many attributes should not look more alike for having many.
+# Return the table (C, C) of $s_{cd}$ for `attributes` (C, A), a row for each class.
 
 
 # %% tags=["exercise"]
@@ -411,55 +362,215 @@ def attribute_similarity(attributes):
 
 
 # %% tags=["check"]
-made_up = torch.tensor([[3.0, 4.0, 0.0], [6.0, 8.0, 0.0], [0.0, 0.0, 5.0]])  # the second is the first, twice as strong
-found_similarity = attribute_similarity(made_up)
-assert isinstance(found_similarity, torch.Tensor), "there is no answer yet: write yours in place of the `...`"
-assert found_similarity.shape == (3, 3), "a value for each pair of classes: (C, C)"
-assert torch.allclose(found_similarity.diag(), torch.ones(3)), "a class is like itself: divide rows by their length"
-assert abs(found_similarity[0, 1] - 1) < 1e-5 and abs(found_similarity[0, 2]) < 1e-5, "direction counts, not strength"
-print("Exercise 1: right.")
+toy = torch.tensor([[3.0, 4.0, 0.0], [6.0, 8.0, 0.0], [0.0, 0.0, 5.0]])
+table = attribute_similarity(toy)  # the second row is twice the first
+answered(table)
+expect(table.shape == (3, 3), f"(3, 3) is asked for, not {tuple(table.shape)}")
+expect(torch.allclose(table, table.T), "the table must be symmetric")
+expect(table.max() < 1.01, "values above 1: divide each row by its length first")
+expect(
+    torch.allclose(table.diag(), torch.ones(3)), "a class has similarity 1 with itself"
+)
+expect(abs(table[0, 1] - 1) < 1e-5, "direction counts, not length: rows 0 and 1 give 1")
+expect(abs(table[0, 2]) < 1e-5, "rows 0 and 2 share nothing: 0")
+print("Exercise 2: correct.")
 
 # %% [markdown]
-# ## Exercise 2: how surprising is it?
+# ### Agreement by ranks
 #
-# `observed` is a measured value, `shuffled` a list of values under shuffling. Return the *p-value* of a shuffle test: the
-# share of values at least as large as the observed one, **with the observed one counted among them**. So it is never 0: one
-# of `n + 1` orders is the true one, and with few shuffles you cannot claim much.
+# Two tables over the same classes: attributes and relation. Do *the same pairs* rank
+# high in both?
+#
+# ![Five pairs of birds sorted by attributes and by relation. Lines join equal pairs;
+# few lines cross.](images/concept_ranks.svg)
+#
+# Spearman's correlation replaces each value by its rank and correlates the ranks. For
+# $n$ pairs with ranks $u_i$ and $v_i$ of mean $\bar u = \bar v$:
+#
+# $$\rho = \frac{\sum_i (u_i - \bar u)(v_i - \bar v)}{\sqrt{\sum_i (u_i - \bar u)^2
+# \sum_i (v_i - \bar v)^2}}$$
 
 
-# %% tags=["exercise"]
-def p_value(observed, shuffled):
-    return ...
+# %%
+def rank_correlation(first, second):
+    ranks = [
+        values.argsort().argsort().double() for values in (first, second)
+    ]  # no ties
+    u, v = (r - r.mean() for r in ranks)
+    return (u @ v / (u.norm() * v.norm())).item()
 
 
-# %% tags=["solution"]
-def p_value(observed, shuffled):
-    return (1 + sum(value >= observed for value in shuffled)) / (1 + len(shuffled))
-
-
-# %% tags=["check"]
-p = p_value(3, [1, 2, 3, 4])
-assert p is not ..., "there is no answer yet: write yours in place of the `...`"
-assert p_value(9, [1, 2, 3, 4]) > 0, "it is never 0: count the observed value, too, above and below the line"
-assert abs(p - 3 / 5) < 1e-6, "3 and 4 are at least as large, and the observed one: 3 of 5"
-assert abs(p_value(9, [1, 2, 3, 4]) - 1 / 5) < 1e-6, "with four shuffles it cannot be below 1 in 5"
-print("Exercise 2: right.")
+# %% tags=["nbval-check-output"]
+a, b = torch.randn(2, 200, generator=torch.Generator().manual_seed(0)).double()
+assert abs(rank_correlation(a, b) - spearman(a, b)) < 1e-9  # the library's
+assert abs(rank_correlation(a.exp(), b) - rank_correlation(a, b)) < 1e-9
+print("same order", round(rank_correlation(a, a.exp())), end=", ")
+print("opposite order", round(rank_correlation(a, -a)))
 
 # %% [markdown]
-# Your function on the families, at every exit. Is the shallowest exit's lift already beyond chance? With 200 shuffles, the
-# smallest p that you can find is 1 in 201.
+# ### The birds
+#
+# `attribute_agreement` computes $\rho$ between the similarity of attributes and the
+# relation, over all 19,900 pairs of species. The table of attributes belongs to the
+# data set and is not in this repository. **Where the data are, the cell computes;
+# otherwise it reads the committed values.** Three quarters of the attributes are
+# colours, so we ask three times: all, colours only, all but colours.
 
-# %% tags=["uses-answer"]
-for k, relation in enumerate(corsd.probes[last].relations, 1):
-    dealt = [superclass_lift(relation, family[torch.randperm(len(family), generator=generator)]) for _ in range(200)]
-    true_lift = superclass_lift(relation, family)
-    print(f"exit {k}: lift {true_lift:.2f}, p = {p_value(true_lift, dealt):.3f}")
+
+# %%
+def agreements(run, kind, attributes, is_colour):
+    parts = {"all 312": slice(None), "colours": is_colour, "not colours": ~is_colour}
+    rows = []
+    for epoch, snapshot in run.probes.items():
+        for k in range(1, len(snapshot.relations) + 1):
+            relation = class_relations(run, epoch, k, kind)
+            for part, columns in parts.items():
+                value = attribute_agreement(relation, attributes[:, columns])
+                row = {"epoch": epoch, "exit": k, "attributes": part}
+                rows.append({**row, "agreement": value})
+    return rows
+
+
+# %%
+folder = data_root() / "CUB_200_2011"
+values = folder / "attributes" / "class_attribute_labels_continuous.txt"
+if values.is_file():
+    attributes = torch.from_numpy(np.loadtxt(values))  # (200, 312), in %
+    lines = (folder / "attributes.txt").read_text().splitlines()
+    is_colour = torch.tensor(["_color::" in line for line in lines])
+    found = {n: agreements(*which, attributes, is_colour) for n, which in asked.items()}
+else:
+    file = corsd.path.parents[1] / "attribute_agreement.json"
+    found = json.loads(file.read_text())
+tables = {name: pd.DataFrame(rows) for name, rows in found.items()}
+table = pd.concat(tables, names=["relation"]).reset_index(0)
+
+# %% [markdown]
+# **Predict:** the agreement of the trained relation at the deepest exit with all
+# attributes.
+
+# %%
+my_agreement = None  # from -1 to 1
+
+mine = table[(table["relation"] == "CORSD, trained") & (table["epoch"] == last)]
+everything = mine[mine["attributes"] == "all 312"].set_index("exit")["agreement"]
+compare("Agreement", my_agreement, everything.iloc[-1], close=0.1, digits=2)
+bars = mine.assign(exit=mine["exit"].map(dict(enumerate(exit_names(3), 1))))
+look = {"barmode": "group", "template": template(), "height": 400}
+title = "Agreement of the trained relation with attributes (1 = same order)"
+px.bar(bars, x="exit", y="agreement", color="attributes", title=title, **look)
+
+# %% [markdown]
+# **Answer.** Clearly above 0 at all exits. A perfect relation would not reach 1 either:
+# species are told apart by few attributes, and people differ in what they see.
+
+# %% [markdown]
+# ## Simpler explanations
+#
+# Three of them have to be ruled out.
+#
+# 1. **An untrained network** may agree as well: random convolutions keep colours apart.
+# 2. **The cosine** of CORSD's embeddings may agree as well as the trained relation.
+# 3. **The plain network** may agree as well as CORSD.
+#
+# **Predict:** the order after training, highest first, such as `CORSD, trained > plain,
+# cosine > CORSD, cosine`.
+
+# %%
+my_order = None
+
+# %%
+deepest = table[table["attributes"] == "all 312"]
+deepest = deepest.groupby(["relation", "epoch"], sort=False).tail(1)
+final = deepest[deepest["epoch"] == last].set_index("relation")["agreement"]
+order = final.sort_values(ascending=False)
+compare("Order", my_order, " > ".join(order.index))
+print(", ".join(f"{name} {value:.2f}" for name, value in order.items()))
+when = deepest["epoch"].map({0: "before training", last: f"after {last} epochs"})
+look |= {"color": "relation", "pattern_shape": "relation", "labels": {"when": ""}}
+title = "Agreement at the deepest exit, all attributes"
+px.bar(deepest.assign(when=when), x="when", y="agreement", title=title, **look)
+
+# %% [markdown]
+# **Answer.** Training raises the agreement. The trained relation and the cosine of
+# CORSD's embeddings are level, and the plain network follows closely. So relations
+# agree with attributes because *features* do. Each value is of one seed.
+
+# %% [markdown]
+# ## Explore it
+#
+# The explorer opens on the warblers, the largest family. Where the data are, a click on
+# a cell also shows two photographs.
+#
+# **Find** the most related pair of warblers. Then choose *cosine* as the relation: is
+# it the same pair?
+
+# %%
+explorer = RelationExplorer(corsd, plain)
+explorer.superclass = "Warbler"
+display(explorer)
+
+# %% [markdown]
+# ![The figure of the relation explorer: a heatmap of 25 by 25 warblers, uneven in
+# brightness, with some rows and columns that stand
+# out.](images/06_relation_explorer.png)
+#
+# *The 25 warblers at the deepest exit after the last epoch.*
+
+# %% [markdown]
+# ## Answer: do relations find what birds share?
+#
+# > **What we found.** Yes: the order of pairs agrees with attributes (correlation 0.52)
+# > and with families (AUC 0.80). But so does the cosine of the embeddings, 0.53, and
+# > the plain network's, 0.47. The features contain it, and the relation network reads
+# > it off.
+# >
+# > **How sure we are.** Shuffling rules out chance. All values are of one seed and a
+# > small network, so the differences between the three are not findings.
+# >
+# > **What it does not show.** Whether birds or backgrounds cause the relation, and what
+# > larger networks learn at 224 pixels.
+
+# %% [markdown]
+# ## Exercise 3, predict and experiment: single families
+#
+# The lift is a mean over families. Predict the family with the highest mean relation
+# among those with at least five species. Then compute the mean for each of them, and a
+# p-value for the best one. Remember that it is the best of many.
+
+# %%
+my_family = None
+# Your code: a dictionary `mean_of` from family to mean relation.
+mean_of = {}
+
+if mean_of:
+    compare("Highest mean relation", my_family, max(mean_of, key=mean_of.get))
+
+# %% [markdown] tags=["solution"]
+# *A good answer* leaves out the diagonal, and shuffles in a way that fits "best of
+# many": for each shuffle it takes the *largest* mean over the families, and compares
+# the true largest value with those.
+
+# %% [markdown]
+# ## Exercise 4, explain (open)
+#
+# A magazine writes: "AI discovers the family tree of birds." Write a letter of six
+# sentences: what the data support, which control experiments show that it is weaker,
+# and which one experiment could support the headline.
+#
+# *Write your answer here.*
+
+# %% [markdown] tags=["solution"]
+# *A good answer* says that families here are last words of English names, that the
+# network was trained on species labels, that a plain network and a cosine agree as
+# well, and that backgrounds were not excluded. A possible experiment: birds cut out
+# from their backgrounds, and a comparison with a genetic tree, by ranks and with a
+# shuffle test.
 
 # %% [markdown]
 # ## Where next
 #
 # - [07_relation_explorer](07_relation_explorer.ipynb): a guided tour of the explorer.
-# - [08_class_structure](08_class_structure.ipynb): how classes tighten and part with depth.
-# - [10_attribution](10_attribution.ipynb): *which pixels* made two images related: the bird, or its branch?
-# - With the data: set `train_here`, raise `epochs` and `per_class`. From a terminal:
-#   `papermill solutions/06_cub200.ipynb out.ipynb -p train_here True -p epochs 10`.
+# - [10_attribution](10_attribution.ipynb): *which pixels* made two images related: the
+#   bird, or its branch?
+# - With the data: set `train_here`, raise `epochs` and `per_class`.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from corsd_lib._notebooks import title_of, write_course
+from corsd_lib._notebooks import Formulas, title_of, write_course
 
 pytestmark = pytest.mark.slow
 
@@ -37,3 +37,19 @@ def test_a_page_draws_its_figures_with_the_plotly_beside_it_and_fetches_nothing(
     assert tags and not [tag for tag in tags if re.search(r"""(src|href)=.(https?:)?//""", tag)]
     for target in re.findall(r'<a href="([^"#]+)', page):
         assert target.startswith("https://") or (course / target).exists() or (FOLDER / target).exists(), target
+
+
+def test_formulas_become_mathml_and_code_stays() -> None:
+    formulas = Formulas()
+    text = formulas.taken_from("a price of `$5` and $r_{ij}$:\n\n$$\\frac{1}{2}\n\\|x\\|$$\n\n```\n$HOME $\n```")
+    assert "`$5`" in text and "$HOME $" in text and "frac" not in text
+    page = formulas.put_into(text)
+    assert page.count("<math ") == 2 and page.count("</math>") == 2
+    assert re.search(r'<math [^>]*display="inline".*?<msub>', page) and re.search(r'display="block".*?<mfrac>', page)
+
+
+@pytest.mark.parametrize("name", [path.stem for path in NOTEBOOKS])
+def test_a_page_shows_no_raw_latex(course: Path, name: str) -> None:
+    page = re.sub(r"(?s)<(script|style|pre)\b.*?</\1>", "", (course / f"{name}.html").read_text(encoding="utf-8"))
+    assert "$$" not in page and "FORMULA-" not in page and not re.search(r"\\(mathrm|frac|sum|mathcal)", page)
+    assert page.count("<math ") == page.count("</math>")

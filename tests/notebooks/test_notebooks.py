@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import statistics
+import sys
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +22,7 @@ from corsd_lib import walkthrough
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 SOLVED = sorted((FOLDER / "solutions").glob("*.ipynb"))
-MARK = "NBVAL_CHECK_OUTPUT"
+MARK = "nbval-check-output"  # the tag of a cell whose text output nbval compares
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
 
@@ -51,6 +52,7 @@ def tagged(path: Path, tag: str) -> list[str]:
 
 
 def load_build() -> ModuleType:
+    sys.path.insert(0, str(FOLDER))  # as for `python notebooks/build.py`: it imports concepts.py
     spec = importlib.util.spec_from_file_location("build_notebooks", FOLDER / "build.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -125,10 +127,10 @@ def test_only_what_waits_for_an_answer_may_raise(path: Path) -> None:
 @every_notebook
 def test_at_least_three_outputs_are_really_compared(path: Path) -> None:
     """nbval skips a cell that has no count, and has nothing to compare where there is no text."""
-    marked = [cell for cell in code_cells(path) if MARK in cell.source]
+    marked = [cell for cell in code_cells(path) if MARK in cell.metadata.get("tags", [])]
     assert len(marked) >= 3
     for cell in marked:
-        assert cell.source.startswith(f"# {MARK}\n") and cell.execution_count
+        assert "NBVAL" not in cell.source and cell.execution_count
         assert [output.output_type for output in cell.outputs] == ["stream"] and cell.outputs[0].text.strip()
         assert not re.search(r"\d\.\d", cell.outputs[0].text), "a measured number differs from machine to machine"
 
@@ -211,6 +213,62 @@ def test_cells_are_short_and_prose_comes_before_code(path: Path) -> None:
     words = len(re.findall(r"\w+", markdown(path)))
     assert 6 <= words / sum(lines) <= 15
     assert read(path).cells[0].cell_type == "markdown" and read(path).cells[0].source.startswith(f"# {path.stem[:2]} ")
+
+
+# Not yet rewritten: without formulas, a closing box and a ladder of exercises.
+OLD = {"06", "07"}
+every_lesson = pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem[:2] not in OLD], ids=lambda path: path.stem)
+
+
+def test_concept_figures_are_as_drawn() -> None:
+    assert load_build().concepts.out_of_step() == [], "run `make notebooks`"
+    for drawing in (FOLDER / "images").glob("concept_*.svg"):
+        assert "prefers-color-scheme: dark" in drawing.read_text(encoding="utf-8")
+        assert drawing.stem.removeprefix("concept_") in load_build().concepts.FIGURES, f"no function draws {drawing.name}"
+
+
+@every_lesson
+def test_cells_are_narrow_and_texts_short(path: Path) -> None:
+    for cell in read(path).cells:
+        assert max(len(line) for line in cell.source.splitlines()) <= 88, cell.source
+        if cell.cell_type == "markdown":
+            prose = re.sub(r"\$\$.*?\$\$|\$[^$\n]+\$|!\[[^\]]*\]\([^)]*\)", "", cell.source, flags=re.DOTALL)
+            assert len(prose.split()) <= 120, f"{len(prose.split())} words: {cell.source[:80]}"
+
+
+@every_lesson
+def test_lesson_has_formulas_a_concept_figure_predictions_and_times(path: Path) -> None:
+    text, code = markdown(path), "\n".join(cell.source for cell in code_cells(path))
+    assert "$$" in text and "](images/concept_" in text
+    assert text.count("**Predict:**") >= 3 and len(re.findall(r"^my_\w+.* = .*None", code, re.MULTILINE)) >= 3
+    assert len(re.findall(r"\*\*Answer\.\*\*", text)) >= 3 and "compare(" in code
+    assert "**Run time:**" in text and "**Learning time:**" in text
+
+
+@every_lesson
+def test_exercises_are_a_ladder_whose_last_step_is_open(path: Path) -> None:
+    titles = re.findall(r"^##+ Exercise (\d), (.+?)(?: \(open\))?(?::|$)", markdown(path), re.MULTILINE)
+    assert [int(number) for number, _ in titles] == list(range(1, len(titles) + 1)) and len(titles) >= 3
+    kinds = " ".join(kind for _, kind in titles)
+    places = [kinds.index(kind) for kind in ("implement", "predict", "experiment", "explain")]
+    assert places == sorted(places)
+    assert re.findall(r"Exercise \d.*", markdown(path))[-1].endswith("(open)")
+
+
+@every_lesson
+def test_closing_box_answers_the_title_with_numbers_of_the_notebook(path: Path) -> None:
+    title = read(path).cells[0].source.splitlines()[0].split(" ", 2)[2].rstrip("?")
+    (box,) = (c.source for c in read(path).cells if c.source.startswith("## Answer: "))
+    assert box.splitlines()[0].lower() == f"## answer: {title}?".lower()
+    places = [box.index(f"**{part}.**") for part in ("What we found", "How sure we are", "What it does not show")]
+    assert places == sorted(places)
+    printed = " ".join(
+        o.text if o.output_type == "stream" else str(o.get("data", {}).get("text/plain", ""))
+        for cell in code_cells(solution_of(path))
+        for o in cell.outputs
+    )
+    for number in re.findall(r"\d+\.\d+", re.sub(r"\[arXiv.*?\)", "", box)):
+        assert number in printed, f"{number} is in the box and in no output"
 
 
 @every_notebook

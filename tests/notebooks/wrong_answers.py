@@ -14,11 +14,23 @@ WRONG_ANSWERS = {
         ],
     },
     "02_exits": {
-        "overthought": [
-            "(guesses[0] == labels) & (guesses[-1] != labels)",  # one shallow exit only
-            "(guesses[:-1] == labels).any(dim=0)",
-            "(guesses[:-1] != guesses[-1]).any(dim=0)",  # that is disagreement
-            "(guesses[:-1] == labels).all(dim=0) & (guesses[-1] != labels)",
+        "kd": [
+            # logits where log-probabilities are wanted, as in the release
+            "F.kl_div(student / temperature, teacher.detach() / temperature, reduction='batchmean') * temperature**2",
+            "F.kl_div(student.log_softmax(1), teacher.detach().softmax(1), reduction='batchmean')",  # no temperature
+            "distillation(student, teacher, temperature)",  # swapped
+            "distillation(teacher, student, temperature) / temperature**2",
+            "distillation(teacher, student, 3.0)",
+            # the teacher gets a gradient
+            "F.kl_div((student / temperature).log_softmax(1), (teacher / temperature).softmax(1), reduction='batchmean')"
+            " * temperature**2",
+        ],
+        "ideal_accuracy": [
+            "100 * (guesses[-1] == labels).double().mean().item()",  # the deepest exit
+            "100 * (guesses == labels).all(dim=0).double().mean().item()",
+            "(guesses == labels).any(dim=0).double().mean().item()",
+            "100 * (guesses == labels).double().mean().item()",  # the mean over the exits
+            "100 * (guesses == labels).any(dim=0).double().mean()",
         ],
         "leave_at": [
             "(confidence >= threshold).int().argmax(dim=0) + 1",  # nobody sure: exit 1
@@ -83,10 +95,20 @@ WRONG_ANSWERS = {
         ],
     },
     "03_relations": {
-        "all_pair_sums": [
-            "u + v",
-            "u[None, :, :] + v[:, None, :]",  # the second image first
-            "torch.cat([u, v], dim=1)",
+        "rkd_distance_by_hand": [
+            "F.smooth_l1_loss(torch.cdist(student, student), torch.cdist(teacher.detach(), teacher.detach()))",  # scale
+            "rkd_distance(teacher, student).detach() + 0 * student.sum() + 0 * teacher.sum()",  # the teacher gets a gradient
+            "F.smooth_l1_loss(student / student.norm(dim=1).mean(), teacher.detach() / teacher.norm(dim=1).mean())",
+            "F.mse_loss(torch.cdist(student, student) / torch.cdist(student, student).mean(),"
+            " torch.cdist(teacher.detach(), teacher.detach()) / torch.cdist(teacher.detach(), teacher.detach()).mean())",
+        ],
+        "margin_by_hand": [
+            "margin_over_batch(r.T, labels, m)",  # anchor and partner swapped
+            "margin_over_batch(r, labels, 1.0)",
+            "margin_over_batch(1 - r, labels, m)",  # the wrong sign
+            "(m - r[:, :, None] + r[:, None, :])[(labels[:, None] == labels)[:, :, None]"
+            " & (labels[:, None] != labels)[:, None, :]].relu().mean()",  # an image with itself
+            "F.relu(m - r[labels[:, None] == labels].mean() + r[labels[:, None] != labels].mean())",
         ],
         "auc_by_hand": [
             "(intra > inter).float().mean()",  # only aligned ones are compared
@@ -95,14 +117,13 @@ WRONG_ANSWERS = {
         ],
     },
     "04_class_oriented": {
-        "hand_down": [
-            # logits where log-probabilities are wanted, as in the release
-            "F.kl_div(student / temperature, teacher.detach() / temperature, reduction='batchmean') * temperature**2",
-            "F.kl_div(student.log_softmax(1), teacher.detach().softmax(1), reduction='batchmean')",  # no temperature
-            "distillation(student, teacher, temperature)",  # the pupil teaches
-            # the teacher learns
-            "F.kl_div((student / temperature).log_softmax(1), (teacher / temperature).softmax(1), reduction='batchmean')"
-            " * temperature**2",
+        "auxiliary_loss": [
+            "F.cross_entropy(logits, first)",  # the second image is forgotten
+            # a softmax on the label, as in the release
+            "F.cross_entropy(logits, ((F.one_hot(first, 10) + F.one_hot(second, 10)) / 2).softmax(dim=1))",
+            "F.cross_entropy(logits, first) + F.cross_entropy(logits, second)",  # not halved
+            "auxiliary_cross_entropy(logits, first, second) * len(logits)",  # a sum over the pairs
+            "-((F.one_hot(first, 10) + F.one_hot(second, 10)) / 2 * logits.log_softmax(0)).sum(1).mean()",
         ],
         "same_class_belief": [
             "logits @ logits.T",
@@ -111,11 +132,14 @@ WRONG_ANSWERS = {
         ],
     },
     "08_class_structure": {
-        "mean_margin": [
-            "torch.cdist(x, means).min(dim=1).values",
-            "torch.cdist(x, means).topk(2, largest=False).values.diff(dim=1)[:, 0]",  # whichever two are nearest
-            "torch.cdist(x, means).topk(2, largest=False).values[:, 1] - (x - means[labels]).norm(dim=1)",  # never negative
-            "(torch.cdist(x, means) ** 2).scatter(1, labels[:, None], torch.inf).amin(1) - (x - means[labels]).square().sum(1)",
+        "variance_explained": [
+            "1 - scatter(x, labels)['between_share']",
+            "scatter(x, labels)['between']",  # not a share
+            "torch.tensor(scatter(x, labels)['between_share'])",
+            # every class counts the same, whatever its size
+            "(torch.stack([x[labels == c].mean(0) for c in labels.unique()]) - x.mean(0)).square().sum(1).mean().item()"
+            " / (x - x.mean(0)).square().sum(1).mean().item()",
+            "scatter(x, labels)['between'] / scatter(x, labels)['within']",
         ],
         "simplex_gap": [
             "mean_angles(means, torch.arange(len(means)))['mean_cosine']",

@@ -1,0 +1,51 @@
+"""Predictions and hints of the course."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from corsd_lib import CorsdError
+from corsd_lib.course import Hint, answered, compare, expect
+
+
+def test_a_hint_is_an_assertion_error_that_jupyter_shows_without_a_traceback() -> None:
+    with pytest.raises(AssertionError, match="detach the teacher") as caught:
+        expect(torch.tensor(False), "detach the teacher")
+    assert caught.value._render_traceback_() == ["Not yet: detach the teacher"]  # type: ignore[attr-defined]
+    expect(torch.tensor(True), "is not raised")
+
+
+def test_a_stub_has_no_answer_and_none_is_an_answer() -> None:
+    with pytest.raises(Hint, match="no answer yet"):
+        answered(...)
+    answered(None)
+    answered(torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("predicted", "printed"),
+    [
+        (None, "Accuracy: 81 %. (You wrote no prediction.)"),
+        (50, "Accuracy: 81 %. You predicted 50 %: 31 % too low."),
+        (95.2, "Accuracy: 81 %. You predicted 95 %: 14 % too high."),
+        (torch.tensor(80.0).item(), "Accuracy: 81 %. You predicted 80 %: close."),
+    ],
+)
+def test_a_number_is_compared_with_the_result(
+    predicted: float | None, printed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compare("Accuracy", predicted, 81.0, " %", close=5)
+    assert capsys.readouterr().out == f"{printed}\n"
+
+
+@pytest.mark.parametrize(("predicted", "verdict"), [(" BYOT ", "as you predicted"), ("none", "you predicted none")])
+def test_a_word_is_compared_with_the_result(predicted: str, verdict: str, capsys: pytest.CaptureFixture[str]) -> None:
+    compare("Best first exit", predicted, "byot")
+    assert capsys.readouterr().out == f"Best first exit: byot, {verdict}.\n"
+
+
+@pytest.mark.parametrize("predicted", ["half", True, [1, 2]])
+def test_a_prediction_of_another_kind_is_refused(predicted: object) -> None:
+    with pytest.raises(CorsdError, match=r"prediction .* of Accuracy; allowed: a number"):
+        compare("Accuracy", predicted, 81.0)
