@@ -90,7 +90,7 @@ def test_constraints_are_what_is_installed_neither_more_nor_less() -> None:
     assert installed_with_everything() == pins()
 
 
-@pytest.mark.parametrize("name", sorted(installed_with_everything()))
+@pytest.mark.parametrize("name", sorted(pins()))
 def test_what_is_installed_runs_on_the_first_patch_release_of_each_python(name: str) -> None:
     """Debian 12 has Python 3.11.2: a pin that needs 3.11.5 would make `make test` impossible there."""
     major, minor = sys.version_info[:2]
