@@ -17,7 +17,12 @@ UNFINISHED := $(VENV)/.installing
 EXTRAS := notebooks,dev,timm,tuning
 PYTEST := $(BIN)/python -m pytest
 # One thread for each worker's torch: more of them than cores only get in each other's way.
-UNIT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTEST) -n $(WORKERS)
+UNIT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist worksteal
+# Two threads a worker, which sleep while they wait.
+THREADED := OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OMP_WAIT_POLICY=passive CORSD_TEST_THREADS=2 $(PYTEST) -n $(WORKERS) --dist worksteal
+
+# The files with tests of a marker: to collect the others would import them for nothing.
+MARKED = $$(grep -lr --include='*.py' 'mark\.$(1)\b' tests)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -56,8 +61,8 @@ test-fast: venv  ## unit tests without the slow and the browser ones
 
 unit: venv  ## all unit tests
 	$(UNIT) -m "not alone"
-	OMP_NUM_THREADS=1 $(PYTEST) -m alone
-	OMP_NUM_THREADS=2 CORSD_TEST_THREADS=2 $(PYTEST) -m threads
+	OMP_NUM_THREADS=1 $(PYTEST) -m alone $(call MARKED,alone)
+	$(THREADED) -m threads $(call MARKED,threads)
 
 fuzz: venv  ## open 10,000 runs and studies with a file made wrong at random; an hour or so
 	CORSD_FUZZ=10000 $(UNIT) tests/test_fuzz.py

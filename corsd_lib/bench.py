@@ -1,4 +1,7 @@
-"""Benchmarks of speed and memory as ratios to an alternative, because absolute times differ between machines."""
+"""Benchmarks of speed and memory as ratios to an alternative, because absolute times differ between machines.
+
+What explorers do has limits in seconds of processor time; see `corsd_lib.bench_explorers`.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from corsd_lib.batches import BatchSource, triplet_batches
+from corsd_lib.bench_explorers import explorer_figures
 from corsd_lib.datasets import ImageArrays, ImageData, ImageFiles
 from corsd_lib.errors import CorsdError
 from corsd_lib.files import write_between
@@ -45,6 +49,7 @@ def bench(quick: bool = False) -> dict[str, Any]:
         "streamed_pipeline": streamed_ratio(repeat),
         "step_memory_resnet18": memory_ratio("resnet18"),
         "import": import_ratio(repeat),
+        **explorer_figures(repeat),
     }
     return {"figures": figures, "repeat": repeat, "provenance": begun}
 

@@ -54,6 +54,8 @@ def _check_texts(options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         texts = value if isinstance(value, list) else [value]
         check_text(f"argument {name}:", *(text for text in texts if isinstance(text, str)))
+        if "" in texts:
+            raise CorsdError(f"argument {name} is empty; give a value, or leave it out")
 
 
 def _shown_as_note(otherwise: Callable[..., None]) -> Callable[..., None]:
@@ -114,7 +116,7 @@ def _train(options: argparse.Namespace) -> None:
     from corsd_lib.training import train
 
     given = {f.name: getattr(options, f.name) for f in fields(TrainConfig) if hasattr(options, f.name)}
-    config = TrainConfig.from_file(options.config) if options.config else TrainConfig()
+    config = TrainConfig() if options.config is None else TrainConfig.from_file(options.config)
     given["method_options"] = _method_options(config, given)
     run = train(replace(config, **given), progress=not options.quiet)
     if getattr(rank_zero_only, "rank", 0):  # only the first process prints
@@ -361,7 +363,8 @@ def _report(options: argparse.Namespace) -> None:
 def _add_data(verbs: Verbs) -> None:
     parser = verbs.add_parser("data", help="summarise a data set, or download it")
     parser.set_defaults(verb=_data)
-    parser.add_argument("name", help="digits, cifar10, cifar100, cub200, tiny_imagenet, imagenet, folder:PATH or npz:PATH")
+    names = "digits, shapes, cifar10, cifar100, cub200, tiny_imagenet, imagenet, folder:PATH or npz:PATH"
+    parser.add_argument("name", help=names)
     parser.add_argument("--data-root", help="folder that holds the data sets; default: $CORSD_DATA, else data")
     parser.add_argument("--image-size", type=int, help="side of the square the network sees, pixels")
     parser.add_argument("--test-fraction", type=float, help="share of each class to test on, of a folder without a split")

@@ -82,6 +82,8 @@ def evaluate(
     if isinstance(what, Run):
         data = run_data(what, data, data_root)
         network, of_run = what.network(), what.config.workers
+    elif not isinstance(what, torch.nn.Module):
+        raise CorsdError(f"evaluate: {shortened(what)} is neither; allowed: a Run, as load_run(path) returns it, or a network")
     elif data is None:
         raise CorsdError("evaluate(network, data): a network does not know its data: give data")
     else:

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from corsd_lib.errors import CorsdError
-from corsd_lib.schema import parse_json
+from corsd_lib.schema import parse_json, shortened
 
 __all__ = [
     "LockedError",
+    "check_replaceable",
     "is_locked",
     "locked",
     "make_folder",
@@ -60,6 +61,15 @@ def write_atomic(path: Path, content: bytes, within: Path | None = None) -> None
         with suppress(OSError):
             part.unlink()
         raise CorsdError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def check_replaceable(path: Path, begins: bytes, kind: str) -> None:
+    """Raise CorsdError for a file at `path` that does not begin with `begins`, such as a run's; `kind` is written there."""
+    if not path.name:
+        raise CorsdError(f"cannot write {kind} to {shortened(str(path))}; allowed: the path of a file")
+    with suppress(OSError), open(path, "rb") as file:  # one that cannot be read is not there, or the writing says why not
+        if file.read(len(begins)).lower() not in (b"", begins.lower()):
+            raise CorsdError(f"{path} exists and is not {kind}; remove it or choose another path")
 
 
 def make_folder(folder: Path) -> None:

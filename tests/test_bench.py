@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from corsd_lib import bench, cli
+from corsd_lib import bench, bench_explorers, cli
 from corsd_lib.errors import CorsdError
 from corsd_lib.files import read_json
 
@@ -167,3 +167,13 @@ def test_the_table_goes_between_the_marks(tmp_path: Path) -> None:
     document.write_text("no marks")
     with pytest.raises(CorsdError, match="must have one <!-- bench -->"):
         bench.write_table(record, document)
+
+
+def test_explorers_are_measured_from_a_run_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"CLASSES": 5, "PROBES": 20, "EPOCHS": 2}.items():
+        monkeypatch.setattr(bench_explorers, name, value)
+    figures = bench_explorers.explorer_figures(repeat=1)
+    assert set(figures) == {"explorer_first_view", "explorer_data", "explorer_images", "monitor"}
+    assert all(figure["value"] > 0 for figure in figures.values())
+    assert figures["monitor"]["value"] > 1 and "5 classes x 4 exits x 5 snapshots" in figures["explorer_data"]["what"]
+    assert 0.001 < figures["explorer_data"]["value"] < 0.05  # 4 x 5 x 5 x 5 scores of two bytes, and names

@@ -276,7 +276,7 @@ def test_train_says_what_was_passed_over_once(pictures: Path, tmp_path: Path, ca
         ("train --method-options exit_kd=much --out OUT", "error: method 'corsd': exit_kd = 'much' must be of type float"),
         ("train --method kd", "error: method 'kd' is not known; allowed: baseline, label_smoothing, "),
         ("train --epochs 0", "error: epochs = 0 must be above 0"),
-        ("train --data mnist --out OUT", "error: data set 'mnist' is not known; allowed: digits, cifar10, "),
+        ("train --data mnist --out OUT", "error: data set 'mnist' is not known; allowed: digits, shapes, "),
         ("train --data cifar10 --data-root nowhere --out OUT", "error: cifar10 is neither at nowhere"),
         ("train --per-class 101 --out OUT", "error: per_class 101 is more than class '0' has"),
         ("train --network resnet9 --out OUT", "error: network 'resnet9' is not known; allowed: resnet8, "),
@@ -404,7 +404,7 @@ def test_an_interrupt_with_nothing_to_save_ends_without_a_traceback(monkeypatch:
     ],
 )
 def test_real_images_train_resume_and_evaluate(
-    data_root: Path, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch, name: str, options: str
+    data_root: Path, read_once: None, tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch, name: str, options: str
 ) -> None:
     words = [
         "train",
@@ -423,13 +423,18 @@ def test_real_images_train_resume_and_evaluate(
             signal.raise_signal(signal.SIGINT)
         return step(self, batch)
 
-    monkeypatch.setattr(Trainer, "_step", interrupted)
-    cli.main([*words, "--out", str(tmp_path / "run")])
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_step", interrupted)
+        cli.main([*words, "--out", str(tmp_path / "run")])
     assert "0 of 1 epochs" in capsys.readouterr().out
-    monkeypatch.undo()
     cli.main([*words, "--out", str(tmp_path / "run"), "--resume"])
     assert "finished" in capsys.readouterr().out
     cli.main(["evaluate", str(tmp_path / "run"), "--data-root", str(data_root), "--json"])
     result = json.loads(capsys.readouterr().out)
     assert result == load_run(tmp_path / "run").test
     assert result["images"] == {"cifar100": 10_000, "cub200": 5794}[name] and len(result["exits"]) == 3
+
+
+@pytest.mark.parametrize("words", [("train", "--config", ""), ("train", "--out", ""), ("report", "runs/x", "--out", "")])
+def test_an_empty_argument_is_refused(words: tuple[str, ...], capsys: Captured) -> None:
+    assert f"argument {words[-2].strip('-')} is empty; give a value, or leave it out" in _fails(capsys, *words)

@@ -214,3 +214,35 @@ def test_the_command_line_has_the_options(tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(SystemExit):
         cli.main([*words.split(), "--hold-out-classes", "9", "--out", str(tmp_path / "other")])
     assert capsys.readouterr().err == "corsd: error: hold_out_classes is 9 for digits, 10 classes; allowed: 0, or 2 to 8\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"hold_out_classes": "3"}, r"hold_out_classes is '3'; allowed: a whole number"),
+        ({"hold_out_classes": 2.5}, r"hold_out_classes is 2.5; allowed: a whole number"),
+        ({"hold_out_classes": None}, r"hold_out_classes is None; allowed: a whole number"),
+        ({"hold_out_seed": "a"}, r"hold_out_seed is 'a'; allowed: a whole number"),
+        ({"hold_out_classes": 3, "hold_out_seed": 2**70}, r"hold_out_seed is .*; allowed: a whole number"),
+        ({"hold_out_classes": 3, "hold_out_seed": -1}, r"hold_out_seed is -1; allowed: a whole number of at least 0"),
+        ({"hold_out": 5}, r"hold_out .*5.*; allowed: random, last, superclasses"),
+    ],
+)
+def test_wrong_arguments_are_one_error_each(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(CorsdError, match=message):
+        load_dataset("digits", **arguments)
+
+
+def test_a_validation_split_of_held_out_classes_alone_is_refused() -> None:
+    data = _made_up([0] * 5)
+    of_last = as_arrays(_shown(torch.tensor([4, 4])), torch.tensor([4, 4]))
+    with pytest.raises(CorsdError, match=r"hold_out_classes is 2 for made up, whose validation images are all of those"):
+        split_classes(replace(data, validation=of_last), 2, "last")
+
+
+def test_unseen_classes_without_validation_images_have_no_validation_split() -> None:
+    data = _made_up([0] * 5)
+    of_first = as_arrays(_shown(torch.tensor([0, 0])), torch.tensor([0, 0]))
+    split = split_classes(replace(data, validation=of_first), 2, "last")
+    assert split.unseen is not None and split.unseen.validation is None
+    assert split.validation is not None and len(split.validation) == 2

@@ -6,17 +6,15 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from corsd_lib import methods
+from corsd_lib import figures, methods
 from corsd_lib.bench import table
-from corsd_lib.cli import _parser
+from corsd_lib.cli import _parser, main
 from corsd_lib.datasets import DATASETS
 from corsd_lib.files import read_json
 from corsd_lib.methods import METHODS
@@ -48,7 +46,11 @@ def test_the_method_of_contributing_works_as_shown() -> None:
     namespace["test_entropy_keeps_the_rules"]()
 
 
-def test_a_method_from_outside_is_trained_as_contributing_says(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_method_from_outside_is_trained_as_contributing_says(
+    fresh_plugins: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a training in a process of its own, which finds the method by itself."""
     module = "from dataclasses import dataclass\nfrom torch import Tensor\nfrom corsd_lib.network import ExitOutputs\n"
     module += (
         "from corsd_lib.methods import METHODS, Batch, Method, MethodOptions, option\n" + blocks(CONTRIBUTING, "python")[0]
@@ -56,20 +58,27 @@ def test_a_method_from_outside_is_trained_as_contributing_says(tmp_path: Path) -
     (tmp_path / "my_methods.py").write_text(
         "from __future__ import annotations\n" + module + "METHODS[Entropy.name] = Entropy\n"
     )
-    command = (
-        "compare results/mine --methods baseline entropy --seeds 0 --per-class 5 --epochs 1 --batch-size 25 --width 4 --jobs 1"
-    )
-    words = [sys.executable, "-m", "corsd_lib", *command.split()]
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "CORSD_METHODS": "my_methods"}
-    subprocess.run(words, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=300)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+    monkeypatch.setenv("CORSD_METHODS", "my_methods")
+    monkeypatch.setattr(figures, "save_png", lambda figure, path, **_: path)
+    command = "compare results/mine --methods baseline entropy --seeds 0 --per-class 5 --epochs 1 --batch-size 25 --width 4"
+    main([*command.split(), "--jobs", "1", "--rows", "entropy", "--quiet"])
     record = read_json(tmp_path / "results/mine/records/entropy-s0.json")
     assert record["config"]["method_options"]["confidence"] == 0.1 and record["provenance"]["methods"] == "my_methods"
-    environment["CORSD_METHODS"] = "nowhere"
-    for name, code in {"baseline": 0, "entropy": 2}.items():  # a broken plug-in is no trouble to other methods
-        command = [*words[:3], "methods", name]
-        said = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-        assert said.returncode == code and len(said.stderr.splitlines()) == (code > 0), said.stderr
-    assert "module 'nowhere' of CORSD_METHODS could not be loaded: No module named 'nowhere'" in said.stderr
+
+
+def test_a_broken_module_of_methods_is_no_trouble_to_other_methods(
+    fresh_plugins: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CORSD_METHODS", "nowhere")
+    main(["methods", "baseline"])
+    assert capsys.readouterr().err == ""
+    with pytest.raises(SystemExit) as end:
+        main(["methods", "entropy"])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1
+    assert "module 'nowhere' of CORSD_METHODS could not be loaded: No module named 'nowhere'" in said
 
 
 def test_the_study_of_the_results_is_one(tmp_path: Path) -> None:
@@ -124,15 +133,33 @@ def _lead(methods: dict[str, Any], row: str, other: str, k: int = -1) -> list[fl
     return [end for end in mean_interval(ours[s][k] - theirs[s][k] for s in ours if s in theirs) if end is not None]
 
 
+def _studies() -> list[dict[str, Any]]:
+    """What the records of the four studies say, by method: the main ones, then those of the small network."""
+    names = ("cifar100", "cub200", "cifar100_small", "cub200_small")
+    return [read_json(ROOT / "results" / name / "summary.json")["methods"] for name in names]
+
+
 def test_the_finding_is_what_the_records_say() -> None:
     found = re.search(r"<!-- finding -->\n(.*?)<!-- /finding -->", README, flags=re.DOTALL)
     assert found is not None
-    names = ("cifar100", "cub200", "cifar100_small", "cub200_small")
-    main, birds, *small = (read_json(ROOT / "results" / name / "summary.json")["methods"] for name in names)
+    main, birds, *_ = _studies()
     written = [*_lead(main, "corsd", "baseline"), *_lead(birds, "corsd", "baseline")]
     for k in (-1, 1):
         assert _lead(birds, "corsd", "no_relations", k)[1] > 0
         written += _lead(birds, "corsd", "no_relations", k)
+    _, low, high = none = _lead(main, "corsd", "no_relations")
+    assert low < 0 < high
+    assert [float(number) for number in re.findall(r"-?\d+\.\d", found[1])] == [round(value, 1) for value in [*written, *none]]
+    pairs = [(main, "baseline"), (birds, "baseline"), (birds, "no_relations"), (main, "no_relations")]
+    common = [len(study["corsd"]["top1_by_seed"].keys() & study[other]["top1_by_seed"].keys()) for study, other in pairs]
+    assert [int(n) for n in re.findall(r"n = (\d+)", found[1])] == common
+
+
+def test_the_details_of_the_results_are_what_the_records_say() -> None:
+    found = re.search(r"<!-- details -->\n(.*?)<!-- /details -->", README, flags=re.DOTALL)
+    assert found is not None
+    main, birds, *small = _studies()
+    written: list[float] = []
     for study in (main, birds):
         peers = {
             name: _lead(study, "corsd", name)
@@ -155,10 +182,9 @@ def test_the_finding_is_what_the_records_say() -> None:
             mean, low, high = _lead(study, row, other, 0)
             assert mean > 0 and low < 0 < high  # not decided
             written += [mean, low, high]
-    for row, decided in (("no_class_kd", True), ("no_relations", False)):
-        mean, low, high = _lead(main, "corsd", row)
-        assert main[row]["n"] == 3 and (low > 0) == decided
-        written += [mean, low, high]
+    mean, low, high = _lead(main, "corsd", "no_class_kd")
+    assert main["no_class_kd"]["n"] == 3 and low > 0
+    written += [mean, low, high]
     written += _lead(main, "corsd_paper", "baseline")
     written += [end for k in range(4) for end in _lead(birds, "corsd", "no_relations", k)]
     written += [methods["corsd"]["gain"] for methods in small]

@@ -449,3 +449,18 @@ def test_the_umap_travels_where_it_is_wanted_and_one_of_other_images_does_not_st
     assert is_kept(load_run(tmp_path / "copy")) and len(list((tmp_path / "copy" / "embeddings").iterdir())) == 1
     cli.main([*words, "20"])
     assert not list((tmp_path / "copy" / "embeddings").iterdir())
+
+
+@pytest.mark.parametrize("given", [None, 5, []])
+def test_what_is_no_name_of_a_committed_run_is_refused(given: Any) -> None:
+    for find, what in ((committed_run, "run"), (committed_summary, "study")):
+        with pytest.raises(CorsdError, match=rf"committed {what} is .*; allowed: a str or a Path"):
+            find(given)
+
+
+@pytest.mark.parametrize("name", ["snapshots", "probe_images"])
+@pytest.mark.parametrize("value", [-1, 2.5, "8", None, 10**26])
+def test_a_count_out_of_range_is_refused(name: str, value: Any, tiny_run: Run, tmp_path: Path) -> None:
+    with pytest.raises(CorsdError, match=rf"{name} is .*; allowed: a whole number of at least"):
+        export_run(tiny_run, tmp_path / "out", **{name: value})
+    assert not (tmp_path / "out").exists()

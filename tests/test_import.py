@@ -54,10 +54,12 @@ def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
 WITHOUT = """
 import sys
 class Blocked:
+    def __init__(self, *packages):
+        self.packages = packages
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {blocked!r}:
+        if name.partition(".")[0] in self.packages:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Blocked())
+sys.meta_path.insert(0, Blocked(*{blocked!r}))
 """
 OPTIONAL = "captum umap plotly ipywidgets anywidget traitlets IPython optuna timm kaleido nbformat nbclient nbconvert papermill"
 # What needs a package, and how it says so.
@@ -79,6 +81,7 @@ def _without(packages: str, code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_every_public_name_is_there_without_the_optional_packages() -> None:
     code = "import corsd_lib, pydoc; from corsd_lib import *\n"
     code += "for name in corsd_lib.__all__: assert hasattr(corsd_lib, name) and name in globals(), name\n"
@@ -87,6 +90,7 @@ def test_every_public_name_is_there_without_the_optional_packages() -> None:
     assert "attribute_exit(network" in done.stdout and "class RelationExplorer" in done.stdout
 
 
+@pytest.mark.slow
 def test_what_needs_a_package_says_so_when_it_is_called() -> None:
     """One error, which is an ImportError and a CorsdError, names the package and the command that installs it."""
     code = "import torch; from corsd_lib import *; from corsd_lib.analysis.embedding import joint_projection\n"
@@ -101,11 +105,28 @@ def test_what_needs_a_package_says_so_when_it_is_called() -> None:
         assert line.startswith(begin + end) and line.endswith(f", which is not installed: pip install 'corsd_lib[{extra}]'")
 
 
-@pytest.mark.parametrize("package", ["plotly", "ipywidgets", "anywidget", "captum"])
-def test_an_explorer_names_the_package_that_is_missing(package: str) -> None:
-    done = _without(package, "from corsd_lib import AttributionExplorer\nAttributionExplorer(None)")
-    last = done.stderr.splitlines()[-1]
-    assert done.returncode == 1 and "MissingPackage" in last and f"needs {package}, which is not installed" in last
+# Each package is missing in a fork of its own, so that what takes longest, torch, is imported once.
+EXPLORER = """
+import os, torch, pandas
+for package in ("plotly", "ipywidgets", "anywidget", "captum"):
+    sys.stdout.flush()
+    if os.fork() == 0:
+        sys.meta_path.insert(0, Blocked(package))
+        try:
+            from corsd_lib import AttributionExplorer
+            AttributionExplorer(None)
+        except ImportError as error:
+            print(package, type(error).__name__, error)
+        break
+    os.wait()
+"""
+
+
+@pytest.mark.slow
+def test_an_explorer_names_the_package_that_is_missing() -> None:
+    lines = _without("", EXPLORER).stdout.splitlines()
+    for package, line in zip(("plotly", "ipywidgets", "anywidget", "captum"), lines, strict=True):
+        assert line.startswith(f"{package} MissingPackage ") and f"needs {package}, which is not installed" in line
 
 
 def test_a_package_that_is_there_and_broken_is_named_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,6 +166,7 @@ for file in sorted(root.rglob("*.py")):
 """
 
 
+@pytest.mark.slow
 def test_a_module_that_cannot_be_imported_without_a_package_names_it() -> None:
     done = _without(OPTIONAL, IMPORTS)
     assert done.returncode == 0, done.stderr
@@ -174,11 +196,12 @@ def test_a_package_that_is_installed_later_is_found() -> None:
     assert _without("optuna", code).stdout.split() == ["False", "corsd_lib.studies.tuner"]
 
 
-@pytest.mark.parametrize("module", ["studies.compare", "studies.tuner", "training", "bench", "datasets.download"])
-def test_a_module_loads_where_the_system_has_no_fcntl(module: str) -> None:
+def test_modules_load_where_the_system_has_no_fcntl() -> None:
     """As on Windows, which has no resource either."""
-    done = _loaded_after(f"sys.modules.update(fcntl=None, resource=None); import corsd_lib.{module}")
-    assert f"corsd_lib.{module}" in done
+    modules = ["studies.compare", "studies.tuner", "training", "bench", "datasets.download"]
+    modules = [f"corsd_lib.{name}" for name in modules]
+    done = _loaded_after(f"sys.modules.update(fcntl=None, resource=None); import {', '.join(modules)}")
+    assert done.issuperset(modules)
 
 
 CLOCK = """
@@ -194,10 +217,11 @@ print((time.perf_counter() - start) / (alone - start), *sys.modules)
 
 @pytest.mark.slow
 def test_what_a_training_script_imports_is_little_more_than_torch() -> None:
-    """Under 1.5 times the time of torch; the best of some runs, since others may wait for the disk or the processor."""
-    run = [sys.executable, "-c", CLOCK]
-    outputs = [subprocess.run(run, capture_output=True, text=True, check=True).stdout.split() for _ in range(3)]
-    for _, *loaded in outputs:
+    """Under 1.5 times the time of torch in one of some runs, since others may wait for the disk or the processor."""
+    ratios: list[float] = []
+    while len(ratios) < 8 and min(ratios, default=2) >= 1.5:
+        done = subprocess.run([sys.executable, "-c", CLOCK], capture_output=True, text=True, check=True)
+        ratio, *loaded = done.stdout.split()
         assert "corsd_lib.training" in loaded and not set(loaded) & set(HEAVY)
-    ratios = [float(ratio) for ratio, *_ in outputs]
+        ratios.append(float(ratio))
     assert min(ratios) < 1.5, ratios

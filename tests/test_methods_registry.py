@@ -6,7 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,23 +34,15 @@ Plugins = Callable[..., None]
 
 
 @pytest.fixture
-def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plugins]:
-    """Write modules by name, name them all in CORSD_METHODS, and forget what was loaded before; undone after the test."""
-    before, modules = dict(METHODS), set(sys.modules)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(registry, "_PLUGINS", registry._Plugins())
-    monkeypatch.delenv("CORSD_METHODS", raising=False)
+def plugins(fresh_plugins: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plugins:
+    """Write modules by name, and name them all in CORSD_METHODS."""
 
     def write(**sources: str) -> None:
         for name, source in sources.items():
             (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
         monkeypatch.setenv("CORSD_METHODS", ",".join(sources))
 
-    yield write
-    METHODS.clear()
-    METHODS.update(before)
-    for name in set(sys.modules) - modules:
-        del sys.modules[name]
+    return write
 
 
 def entry_point(folder: Path, line: str) -> None:

@@ -294,3 +294,14 @@ def test_exits_hold_the_curve(corsd: Run) -> None:
     assert shown["images"] == "the 20 probe images, of train"
     with pytest.raises(CorsdError, match="an early-exit curve without a threshold"):
         exits_panel(corsd, pd.DataFrame(), rule="confidence", threshold=1, macs=[], deepest_macs=1, split="probe")
+
+
+def test_a_page_does_not_replace_a_file_of_another_kind(tmp_path: Path) -> None:
+    panel = text_panel("", "")
+    for content in (b"{}", b"\x89PNG"):
+        (tmp_path / "config.json").write_bytes(content)
+        with pytest.raises(CorsdError, match=r"config.json exists and is not a page; remove it or choose another path"):
+            write_page(tmp_path / "config.json", [panel])
+        assert (tmp_path / "config.json").read_bytes() == content
+    with pytest.raises(CorsdError, match=r"cannot write a page to '.?'; allowed: the path of a file"):
+        write_page("", [panel])

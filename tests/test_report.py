@@ -14,7 +14,7 @@ import torch
 from explorers import large_run, small_run
 from test_pages import Scripts, read_page
 
-from corsd_lib import CorsdError, Run, export_run, load_run
+from corsd_lib import CorsdError, Run, export_run, load_run, report
 from corsd_lib.analysis import class_structure, relation_quality
 from corsd_lib.cli import main
 from corsd_lib.files import read_json, write_json, write_tensors
@@ -200,3 +200,15 @@ def test_a_run_of_cifar100s_size_stays_below_10_mb(corsd: Run, tmp_path: Path, m
     assert time.process_time() - started < 60
     (relation,) = [panel for panel in read_page(path)["panels"] if panel["kind"] == "relation"]
     assert relation["data"]["runs"][0]["codes"]["shape"] == [30, 4, 100, 100]
+
+
+def test_early_exits_of_several_runs_are_drawn_in_one_scale(corsd: Run) -> None:
+    (columns,) = report._early_exits({"first": corsd, "second": corsd})
+    drawn = {panel["title"]: panel["data"] for panel in columns.data["panels"]}
+    for name, other in (("first", "second"), ("second", "first")):
+        (beside,) = drawn[name]["others"]
+        assert drawn[name]["name"] == name and beside["name"] == other
+        np.testing.assert_array_equal(beside["accuracy"], drawn[other]["curves"][0]["accuracy"])
+        assert beside["deepest_macs"] == drawn[other]["deepest_macs"]
+    (alone,) = report._early_exits({"first": corsd})
+    assert alone.data["others"] == []

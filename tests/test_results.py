@@ -139,7 +139,7 @@ def test_the_macs_of_records_are_those_of_their_configurations(study: str) -> No
 @pytest.mark.slow
 @every_run
 def test_evaluate_gives_the_recorded_figures_again(
-    path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+    path: Path, read_once: None, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = load_run(path)
     words = ["evaluate", str(path), "--json"]

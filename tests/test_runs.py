@@ -336,3 +336,42 @@ def test_a_part_is_loaded_by_its_prefix_alone(tiny_run: Run, tmp_path: Path) -> 
 def test_every_field_of_the_configuration_is_stored(tiny_run: Run) -> None:
     stored = json.loads((tiny_run.path / "config.json").read_text())["train"]
     assert list(stored) == [f.name for f in fields(TrainConfig)]
+
+
+@pytest.mark.parametrize("given", [None, 5, ["a"]])
+def test_what_is_no_path_of_a_run_is_refused(given: Any) -> None:
+    with pytest.raises(CorsdError, match=r"run directory is .*; allowed: a str or a Path"):
+        load_run(given)
+
+
+@pytest.mark.parametrize("name", ["out", "data_root"])
+def test_an_empty_path_is_refused(name: str) -> None:
+    with pytest.raises(CorsdError, match=f"{name} is ''; allowed: the path of a folder, or None"):
+        TrainConfig(**{name: ""})
+
+
+def _takes_a_run() -> dict[str, Any]:
+    import corsd_lib
+    from corsd_lib.analysis.relation_use import prototype_accuracy
+    from corsd_lib.analysis.unseen import unseen_class_report
+    from corsd_lib.evaluation import evaluate
+    from corsd_lib.runs import run_data
+    from corsd_lib.sharing.export import export_run
+    from corsd_lib.sharing.report import write_report
+
+    explorers = (getattr(corsd_lib, f"{name}Explorer") for name in ("Relation", "Stage", "Exit", "Attribution"))
+    functions = (run_data, prototype_accuracy, unseen_class_report, evaluate)
+    return {
+        **{explorer.__name__: explorer for explorer in explorers},
+        **{function.__name__: function for function in functions},
+        "export_run": lambda run: export_run(run, "never/written"),
+        "write_report": lambda run: write_report([run], "never/written.html"),
+    }
+
+
+@pytest.mark.parametrize("given", ["runs/x", Path("runs/x"), None, 5], ids=repr)
+@pytest.mark.parametrize("name", sorted(_takes_a_run()))
+def test_anything_but_a_run_is_refused(name: str, given: Any) -> None:
+    with pytest.raises(CorsdError, match=r"is .*; allowed: a Run|is neither; allowed: a Run"):
+        _takes_a_run()[name](given)
+    assert not Path("never").exists()

@@ -85,6 +85,7 @@ def _at_epoch(monkeypatch: pytest.MonkeyPatch, trial: int, epoch: int, action: C
 # --- whole searches ---
 
 
+@pytest.mark.slow
 def test_a_few_choices_are_all_tried_once(make: Make) -> None:
     space = {"exit_ce": {"choices": [0.5, 0.9]}, "temperature": {"choices": [3.0, 6.0]}}
     record = tune(make(space=space, trials=5), "byot", jobs=1, report=lambda _: None)
@@ -133,6 +134,7 @@ def test_what_is_found_becomes_the_options_of_the_row(make: Make) -> None:
     assert Search.of(tuned, "byot").own == {"exit_kd": 0.1, "temperature": 3.0}  # trial 0 is not what was found before
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_as_if_it_had_not_ended(make: Make) -> None:
     whole = tune(make("whole"), "byot", jobs=1, report=lambda _: None)
     first = tune(make("parts"), "byot", trials=2, jobs=1, report=lambda _: None)
@@ -217,6 +219,7 @@ def test_what_is_below_the_median_is_pruned_after_the_warm_up(make: Make) -> Non
     assert answers == {64.0: [True] * 2 + [False] * 6 + [True], 66.0: [True] * 9}  # after the last epoch nothing is to gain
 
 
+@pytest.mark.slow
 def test_a_pruned_trial_is_recorded_and_its_runs_are_removed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optuna.Trial, "should_prune", lambda self: self.number == 1)
     lines: list[str] = []
@@ -240,6 +243,7 @@ def test_a_training_that_diverges_is_a_failed_trial(make: Make) -> None:
     assert list(Path("runs/tiny/tuning/byot").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_a_failed_trial(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     _at_epoch(monkeypatch, 1, 2, lambda running: os.kill(running.process.pid, signal.SIGKILL))
     record = tune(make(), "byot", jobs=1, report=lambda _: None)
@@ -256,6 +260,7 @@ def test_a_row_that_cannot_be_trained_ends_the_search_and_is_tried_again(make: M
     assert [trial["state"] for trial in read_json(study.path / "tuning/byot.json")["trials"]] == ["failed", "failed"]
 
 
+@pytest.mark.slow
 def test_a_stopped_trial_is_saved_and_taken_up_where_it_was(
     make: Make, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +284,7 @@ def test_a_stopped_trial_is_saved_and_taken_up_where_it_was(
     assert trained == [] and list(Path("runs/tiny/tuning/byot").iterdir()) == []  # its first epoch was not trained again
 
 
+@pytest.mark.slow
 def test_what_processes_that_are_no_more_have_left_is_taken_up(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     study = make()
     search = Search.of(study, "byot")
@@ -315,7 +321,7 @@ def test_a_search_that_is_killed_goes_on(make: Make) -> None:
     words = ["tune", "results/tiny", "byot", "--jobs", "2"]
     process = subprocess.Popen([sys.executable, "-m", "corsd_lib", *words], env={**os.environ, **PLACE})
     metrics = [Path(f"runs/tiny/tuning/byot/{number}/seed3/metrics.jsonl") for number in (0, 1)]
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300
     while not all(file.is_file() for file in metrics):
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.01)
@@ -332,6 +338,7 @@ def test_a_search_that_is_killed_goes_on(make: Make) -> None:
 # --- folders that are moved or removed while it trains ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["results/tiny", "results/tiny/tuning/byot.journal", "runs/tiny/tuning/byot"])
 def test_a_journal_or_runs_that_are_moved_end_the_search_and_it_goes_on_where_they_are(
     make: Make, monkeypatch: pytest.MonkeyPatch, name: str
@@ -350,6 +357,7 @@ def test_a_journal_or_runs_that_are_moved_end_the_search_and_it_goes_on_where_th
     assert record["trials"][1]["error"] == "stopped, taken up by trial 2"
 
 
+@pytest.mark.slow
 def test_a_journal_that_is_replaced_ends_the_search(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     study = make()
     journal = Search.of(study, "byot").journal
@@ -515,6 +523,7 @@ def test_a_line_of_another_program_is_named_in_our_words(make: Make) -> None:
         tuner._open_study(search)
 
 
+@pytest.mark.slow
 def test_a_journal_goes_on_after_a_power_cut_and_one_that_is_damaged_is_named(make: Make) -> None:
     study = make()
     tune(study, "byot", trials=1, jobs=1, report=lambda _: None)

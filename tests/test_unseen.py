@@ -87,6 +87,7 @@ def test_it_is_of_test_images_or_of_all(held_out_run: Run) -> None:
         ({"method": "baseline"}, 1, ["cosine", "euclidean"]),
         ({"method": "deep_supervision"}, 3, ["cosine", "euclidean"]),
         ({"method_options": {"relation_margin": 0.0}}, 3, ["cosine", "euclidean"]),  # nothing trains the score
+        ({"method_options": {"relation_margin": 0.0, "relation_ce": 0.5}}, 3, ["cosine", "euclidean", "relation"]),
         ({"method_options": {"relation": "cosine"}}, 3, ["cosine", "euclidean"]),
         ({"method_options": {"fusion": "maps"}}, 3, ["cosine", "euclidean"]),
         ({"method_options": {"shared": True}}, 3, ["cosine", "euclidean", "relation"]),

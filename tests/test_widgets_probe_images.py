@@ -19,6 +19,7 @@ from corsd_lib.files import read_json, write_json
 from corsd_lib.runs import TrainConfig, load_data
 from corsd_lib.widgets import probe_images
 from corsd_lib.widgets.probe_images import ProbeImages, png_of
+from corsd_lib.widgets.thumbnails import Thumbnails
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +99,22 @@ def test_runs_share_images_only_where_all_that_chooses_images_is_the_same(monkey
     monkeypatch.setattr("corsd_lib.runs.data.load_dataset", lambda *_, **__: None)
     load_data(Watched())  # type: ignore[arg-type]
     assert asked == set(probe_images._OF_DATA)
+
+
+def test_a_page_gets_thumbnails_of_the_digits_and_of_others_on_request(tiny_run: Run, tmp_path: Path) -> None:
+    thumbnails = Thumbnails(tiny_run, ProbeImages(tiny_run))
+    found = thumbnails.packed([7, 2], None)["faces"]
+    ends = found["ends"].tolist()
+    pngs = [found["bytes"][begin:end].tobytes() for begin, end in zip([0, *ends], ends, strict=False)]
+    for png, pixels in zip(pngs, run_pixels(tiny_run, [7, 2]), strict=True):
+        np.testing.assert_array_equal(opened(png)[..., 0], pixels[0])
+    assert found["positions"].tolist() == [7, 2] and thumbnails.packed([7, 2], False) == {}
+    content = read_json(tiny_run.path / "config.json")
+    content["train"]["data"] = content["data"]["name"] = f"npz:{tmp_path / 'gone.npz'}"
+    write_json(tmp_path / "run" / "config.json", content)
+    (tmp_path / "run" / "probe.safetensors").write_bytes((tiny_run.path / "probe.safetensors").read_bytes())
+    run = load_run(tmp_path / "run")
+    others = Thumbnails(run, ProbeImages(run))
+    assert others.packed([7, 2], None) == {}
+    with pytest.raises(CorsdError, match=r"No images here: .*gone\.npz"):
+        others.packed([7, 2], True)

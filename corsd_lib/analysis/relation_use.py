@@ -13,7 +13,7 @@ from torch import Tensor
 
 from corsd_lib.batches import evaluation_batches
 from corsd_lib.datasets import ImageData, Split
-from corsd_lib.errors import CorsdError
+from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.evaluation import top_k_accuracy
 from corsd_lib.network import MultiExitNetwork, evaluating
 from corsd_lib.relation import VectorRelation
@@ -97,6 +97,7 @@ def prototype_accuracy(run: Run, data: ImageData | None = None, split: str = "te
     """
     import pandas as pd
 
+    check_choice("split", split, ("train", "validation", "test"))
     data = run_data(run, data)
     network, networks = run.network(), run.method().relation_networks()
     relations = [net for net in networks if isinstance(net, VectorRelation)]

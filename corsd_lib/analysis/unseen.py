@@ -31,6 +31,8 @@ __all__ = ["unseen_class_record", "unseen_class_report"]
 
 WAYS, QUERIES = 5, 15
 SHOTS = {"one_shot": 1, "five_shot": 5}
+# CORSD's terms that train the deepest score, which then teaches the others.
+SCORE_TERMS = ("relation_margin", "relation_ce")
 
 
 def unseen_class_report(
@@ -99,8 +101,8 @@ def _trained_relations(run: Run) -> list[VectorRelation]:
     """The relation networks on embeddings, one for each exit; [] if there are none, or if their score is not trained."""
     method = run.method()
     networks = [network for network in method.relation_networks() if isinstance(network, VectorRelation)]
-    # The margin is the only term of CORSD that trains the deepest score, the teacher of the others.
-    return networks if getattr(method.options, "relation_margin", 1.0) else []
+    weights = [getattr(method.options, name) for name in SCORE_TERMS if hasattr(method.options, name)]
+    return networks if any(weights) or not weights else []
 
 
 def _few_shots(classify: Callable[..., FewShot], labels: Tensor) -> dict[str, float]:

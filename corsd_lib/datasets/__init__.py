@@ -20,6 +20,7 @@ from corsd_lib.datasets.holdout import HOLD_OUT, split_classes
 from corsd_lib.datasets.notices import DataNotice, say
 from corsd_lib.datasets.npz import load_npz
 from corsd_lib.datasets.selection import pick_per_class, split_validation
+from corsd_lib.datasets.shapes import load_shapes
 from corsd_lib.datasets.small import load_cifar, load_digits
 from corsd_lib.datasets.tiny_imagenet import load_tiny_imagenet
 from corsd_lib.errors import CorsdError, check_choice, check_text, enough_memory, is_whole, shortened
@@ -37,7 +38,7 @@ __all__ = [
     "load_dataset",
 ]
 
-DATASETS = ("digits", "cifar10", "cifar100", "cub200", "tiny_imagenet", "imagenet", "folder:PATH", "npz:PATH")
+DATASETS = ("digits", "shapes", "cifar10", "cifar100", "cub200", "tiny_imagenet", "imagenet", "folder:PATH", "npz:PATH")
 LARGEST_SIDE = 65_535  # pixels; the limit of a run on disk
 
 
@@ -76,6 +77,9 @@ def load_dataset(
     seed = _whole("seed", seed, 0, 2**63 - 1)
     per_class = None if per_class is None else _whole("per_class", per_class, 1, 2**31 - 1, ", or None")
     image_size = None if image_size is None else _whole("image_size", image_size, 1, LARGEST_SIDE, ", or None")
+    hold_out_classes = _whole("hold_out_classes", hold_out_classes, 0, 2**31 - 1)
+    hold_out_seed = _whole("hold_out_seed", hold_out_seed, 0, 2**63 - 1)
+    check_choice("hold_out", hold_out, HOLD_OUT)
     validation_fraction = _share("validation_fraction", validation_fraction)
     test_fraction = None if test_fraction is None else _test_share(name, test_fraction)
     with enough_memory(f"data set {name!r}"), _readable(name):
@@ -155,6 +159,8 @@ def _load(
         return load_npz(name, _user_path(path, given), image_size)
     if kind == "digits":
         return load_digits(image_size)
+    if kind == "shapes":
+        return load_shapes(image_size)
     if kind == "cub200":
         return load_cub(root, image_size, crop_to_box, download)
     if kind == "tiny_imagenet":

@@ -30,7 +30,15 @@ def split_classes(data: ImageData, count: int, how: str = "random", seed: int = 
     unseen = _with_classes(data, held_out)
     if not len(unseen.test):
         raise CorsdError(f"{data.name} has no test image of the {count} held-out classes; expected one or more")
-    return replace(_with_classes(data, ~held_out), unseen=unseen)
+    seen = _with_classes(data, ~held_out)
+    if seen.validation is not None and not len(seen.validation):
+        raise CorsdError(
+            f"hold_out_classes is {count} for {data.name}, whose validation images are all of those classes; "
+            "expected one or more of another class, or no validation images"
+        )
+    if unseen.validation is not None and not len(unseen.validation):
+        unseen = replace(unseen, validation=None)
+    return replace(seen, unseen=unseen)
 
 
 def _chosen(data: ImageData, count: int, how: str, seed: int) -> Tensor:

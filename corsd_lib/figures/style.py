@@ -21,7 +21,7 @@ import plotly.graph_objects as go
 from PIL import Image
 
 from corsd_lib.errors import CorsdError, require, shortened
-from corsd_lib.files import write_atomic
+from corsd_lib.files import check_replaceable, write_atomic
 
 # Okabe and Ito's colours without black and the yellow that vanishes on white: told apart by all common kinds of colour vision.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -177,6 +177,7 @@ def save_png(
     """
     if colors is not None and not 1 <= colors <= 256:
         raise CorsdError(f"colors {shortened(colors)} of a picture; allowed: 1 to 256")
+    check_replaceable(Path(path), b"\x89PNG", "a picture")
     require("a static picture", "kaleido")
     size = {"width": width or figure.layout.width or 980, "height": height, "scale": scale}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

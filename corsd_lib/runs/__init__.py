@@ -17,7 +17,7 @@ from corsd_lib.runs.data import (
     training_batches,
     unseen_class_names,
 )
-from corsd_lib.runs.run import DataInfo, Run, load_part, load_run, new_network, portable_name
+from corsd_lib.runs.run import DataInfo, Run, check_name, check_run, load_part, load_run, new_network, portable_name
 from corsd_lib.runs.snapshots import Probes, Snapshot
 
 __all__ = [
@@ -29,6 +29,8 @@ __all__ = [
     "Run",
     "Snapshot",
     "TrainConfig",
+    "check_name",
+    "check_run",
     "differences",
     "image_changes",
     "is_seed",

@@ -141,6 +141,9 @@ class TrainConfig:
         for name, value in asdict(self).items():
             if type(value) is int and name != "seed" and value > 0:
                 _check_range(name, value, low=0, high=_INTEGERS)
+        for name in ("out", "data_root"):
+            if getattr(self, name) == "":
+                raise CorsdError(f"{name} is ''; allowed: the path of a folder, or None")
         find_method(self.method)
         check_choice("schedule", self.schedule, ("onecycle", "cosine", "multistep", "constant"))
         check_choice("probe_split", self.probe_split, ("auto", "train", "validation", "test"))

@@ -15,7 +15,7 @@ from corsd_lib.datasets.selection import with_label_noise
 from corsd_lib.errors import CorsdError, named
 from corsd_lib.methods import find_method
 from corsd_lib.runs.config import TrainConfig
-from corsd_lib.runs.run import DataInfo, Run
+from corsd_lib.runs.run import DataInfo, Run, check_run
 
 __all__ = [
     "image_changes",
@@ -53,6 +53,7 @@ def run_data(run: Run, data: ImageData | None = None, data_root: str | None = No
     given to `train` and none are given here, if the images on disk differ from those of the training, and if `data` has other
     classes or channels.
     """
+    check_run(run)
     if data is None:
         if run.data.name != run.config.data:
             raise CorsdError(f"{run.path} was trained on data that was given to train, {run.data.name!r}: give it here too")

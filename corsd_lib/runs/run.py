@@ -218,7 +218,20 @@ def portable_name(name: str) -> str:
 
 def load_run(path: str | Path) -> Run:
     """Open a run directory. Raises `CorsdError` if it is not one."""
+    check_name("run directory", path)
     return Run(path)
+
+
+def check_run(run: object) -> None:
+    """Refuse anything but a run, such as its path."""
+    if not isinstance(run, Run):
+        raise CorsdError(f"run is {shortened(run)}; allowed: a Run, as `train` and `load_run(path)` return it")
+
+
+def check_name(what: str, name: object) -> None:
+    """Refuse what is neither text nor a path."""
+    if not isinstance(name, str | os.PathLike):
+        raise CorsdError(f"{what} is {shortened(name)}; allowed: a str or a Path")
 
 
 def new_network(config: TrainConfig, data: DataInfo) -> MultiExitNetwork:

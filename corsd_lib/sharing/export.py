@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from corsd_lib.datasets import ImageData
-from corsd_lib.errors import CorsdError, check_text, shortened
+from corsd_lib.errors import CorsdError, check_text, is_whole, shortened
 from corsd_lib.evaluation import evaluate
 from corsd_lib.files import (
     read_json,
@@ -26,7 +26,17 @@ from corsd_lib.files import (
 )
 from corsd_lib.readers import read_config, read_metrics, read_summary, read_weights
 from corsd_lib.relation import HandcraftedRelation, MapRelation, VectorRelation, cosine_scores, relation_matrix
-from corsd_lib.runs import PLACE_FIELDS, PROBE_FIELDS, Run, Snapshot, load_part, portable_name, run_data
+from corsd_lib.runs import (
+    PLACE_FIELDS,
+    PROBE_FIELDS,
+    Run,
+    Snapshot,
+    check_name,
+    check_run,
+    load_part,
+    portable_name,
+    run_data,
+)
 
 __all__ = ["committed_run", "committed_summary", "export_run"]
 
@@ -63,6 +73,7 @@ def export_run(
     Exporting a run again to the same folder gives the same files. Raises `CorsdError` for an unfinished run, for a `dest` that
     has other content than an export of this run, for missing data, and for weights out of the range of float16.
     """
+    check_run(run)
     dest = Path(dest)
     check_text("folder", str(dest))  # the copy is a run, and its name stands in its README
     _check_counts(snapshots, probe_images)
@@ -100,6 +111,7 @@ def committed_run(name: str) -> Run:
     Searched as results/<study>/runs/<row> in the working directory and its parents, then beside this package. Raises
     `CorsdError` that lists the existing ones.
     """
+    check_name("committed run", name)
     study, _, row = name.partition("/")
     for folder in _results_folders():
         if (folder / study / "runs" / row / "config.json").is_file():
@@ -114,6 +126,7 @@ def committed_summary(study: str) -> dict[str, Any]:
 
     Read from results/<study>/summary.json, searched as in `committed_run`. Raises `CorsdError` that lists the studies.
     """
+    check_name("committed study", study)
     for folder in _results_folders():
         if (file := folder / study / "summary.json").is_file():
             return read_summary(file)
@@ -133,10 +146,9 @@ def _not_committed(what: str, name: str, there: list[str]) -> CorsdError:
 
 
 def _check_counts(snapshots: int, probe_images: int) -> None:
-    if snapshots < 2:
-        raise CorsdError(f"snapshots = {shortened(snapshots)} must be at least 2: the first and the last")
-    if probe_images < 0:
-        raise CorsdError(f"probe_images = {shortened(probe_images)} must be at least 0")
+    for what, value, low in (("snapshots", snapshots, 2), ("probe_images", probe_images, 0)):
+        if not is_whole(value, low, 2**31 - 1):
+            raise CorsdError(f"{what} is {shortened(value)}; allowed: a whole number of at least {low} and at most {2**31 - 1}")
 
 
 def _figures(run: Run) -> dict[str, Any]:

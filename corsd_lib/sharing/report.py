@@ -25,7 +25,7 @@ from corsd_lib.analysis.structure import class_structure
 from corsd_lib.costs import run_macs
 from corsd_lib.figures import exit_accuracy_bars, structure_over_epochs
 from corsd_lib.figures.style import exit_names
-from corsd_lib.runs import PLACE_FIELDS, PROBE_FIELDS, Run, Snapshot, portable_name
+from corsd_lib.runs import PLACE_FIELDS, PROBE_FIELDS, Run, Snapshot, check_run, portable_name
 from corsd_lib.sharing.pages import (
     Panel,
     columns_panel,
@@ -40,6 +40,7 @@ from corsd_lib.sharing.pages import (
     text_panel,
     write_page,
 )
+from corsd_lib.sharing.pages.panels import curve_beside
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,6 +52,7 @@ Named = dict[str, Run]  # runs by their names in the report
 Say = Callable[[str], object]
 
 _NOT_SHOWN = (*PLACE_FIELDS, *PROBE_FIELDS, "method_options")
+_DASHES = "Of every run the solid line is the deepest exit; the others are shallower ones."
 _QUALITY_EPOCHS, _STRUCTURE_EPOCHS, _PICTURES = 4, 8, 4  # some evenly spaced epochs: each takes seconds
 
 
@@ -69,8 +71,10 @@ def write_report(runs: Sequence[Run], path: str | Path, *, embedding: str = "pca
 def report_panels(runs: Sequence[Run], *, embedding: str = "pca", say: Say = lambda line: None) -> list[Panel]:
     """The panels of `write_report`, for other pages; arguments and errors as there."""
     check_choice("embedding of a report", embedding, EMBEDDINGS)
-    if not runs:
-        raise CorsdError("a report of no runs; allowed: one or more")
+    if not isinstance(runs, Sequence) or not runs:
+        raise CorsdError("a report of no runs; allowed: a sequence of one or more")
+    for run in runs:
+        check_run(run)
     named = dict(zip(run_names(runs), runs, strict=True))
     with_probes = {name: run for name, run in named.items() if run.probes}
     panels = [text_panel("", *_findings(named)), _exit_table(named), *_accuracy(named), *_curves(named)]
@@ -219,7 +223,7 @@ def _curves(named: Named) -> list[Panel]:
         if any(str(column).startswith(prefix) for table in trained.values() for column in table)
     ]
     charts += [_loss_chart(table, name if len(named) > 1 else "") for name, table in trained.items()]
-    return [curves_panel("How the training went", charts)]
+    return [curves_panel("How the training went", charts, _DASHES if len(trained) > 1 else "")]
 
 
 def _accuracy_chart(tables: Mapping[str, pd.DataFrame], prefix: str, title: str) -> dict[str, object]:
@@ -278,6 +282,7 @@ def _quality(named: Named, say: Say) -> list[Panel]:
     said = [_quality_text(named[name], kind) for name, kind in kinds.items()]
     if len(named) > 1:
         said = [f"{name}: {one}" for name, one in zip(named, said, strict=True)]
+    said += [_DASHES] if len(named) > 1 else []
     return [curves_panel("How well relations tell classes apart", [chart], " ".join(said), found)]
 
 
@@ -344,15 +349,29 @@ def _pictures(named: Named, method: str, say: Say) -> list[Panel]:
 
 
 def _early_exits(named: Named) -> list[Panel]:
-    panels = [_early_exit(run)._replace(title=name) for name, run in named.items() if len(_last(run).logits) > 1]
+    """A panel for every run, with the curves of the others in it: so all have one scale."""
+    runs = {name: run for name, run in named.items() if len(_last(run).logits) > 1}
+    curves = {name: _early_exit_curve(run) for name, run in runs.items()}
+    panels = []
+    for name, run in runs.items():
+        others = [
+            curve_beside(runs[other], curve, "confidence", run_macs(runs[other])[1]) | {"name": other}
+            for other, curve in curves.items()
+            if other != name and runs[other].data == run.data
+        ]
+        panel = _early_exit(run, curves[name])
+        panels.append(panel._replace(title=name, data=panel.data | {"name": name, "others": others}))
     title = "What leaving early saves, and what it costs"
     return panels and ([panels[0]._replace(title=title)] if len(panels) == 1 else [columns_panel(title, panels)])
 
 
-def _early_exit(run: Run) -> Panel:
+def _early_exit_curve(run: Run) -> pd.DataFrame:
     """Early exit on the probe images of the last snapshot, the only logits that a run stores."""
-    last, (macs, deepest) = _last(run), run_macs(run)
-    curve = early_exit_curve([z.float() for z in last.logits], run.probes.labels, macs)
+    return early_exit_curve([z.float() for z in _last(run).logits], run.probes.labels, run_macs(run)[0])
+
+
+def _early_exit(run: Run, curve: pd.DataFrame) -> Panel:
+    macs, deepest = run_macs(run)
     return exits_panel(
         run, curve, rule="confidence", threshold=choose_threshold(curve), macs=macs, deepest_macs=deepest, split="probe"
     )

@@ -115,6 +115,7 @@ def worker_environments(config: TrainConfig, jobs: int | None, most: int) -> lis
     count = min(most, jobs or len(gpus) or cpus)
     threads = str(max(1, cpus // count))
     shared = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    shared["OMP_WAIT_POLICY"] = "passive"  # threads that spin while they wait take the CPU from other trainings
     return [{**shared, "CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} if gpus else shared for i in range(count)]
 
 

@@ -148,7 +148,7 @@ def _images_for(data: ImageData | None, config: TrainConfig) -> ImageData:
             f"hold_out_classes = {config.hold_out_classes}, and {data.name!r}, which is given to train, holds out "
             f"{len(unseen_class_names(data))}; allowed: the same, so give load_dataset its hold_out_classes"
         )
-    if not (config.path / "config.json").is_file():
+    if not _has_begun(config.path):
         return data or load_data(config)
     run = Run(config.path)
     if data is not None and (data.name != run.data.name or image_changes(data, run.data)):
@@ -183,6 +183,12 @@ def _check_import() -> None:
         )
 
 
+def _has_begun(path: Path) -> bool:
+    """Whether a run directory holds anything that a training took a step for; else a new training takes its place."""
+    files = ("checkpoint.safetensors", "metrics.jsonl", "weights.safetensors", "test.json")
+    return any(os.path.isfile(path / name) for name in files)
+
+
 def _check_directory(config: TrainConfig) -> None:
     """Raise `CorsdError` for a directory that holds another training, before anything is computed."""
     path = config.path / "config.json"
@@ -191,7 +197,10 @@ def _check_directory(config: TrainConfig) -> None:
             if os.path.isfile(config.path / name):
                 raise CorsdError(f"{config.path} holds a {name} but no config.json: choose another out")
         return
+    begun_with = Run(config.path).config  # `CorsdError` for the config.json of another program
+    if not _has_begun(config.path):
+        return
     if not config.resume:
         raise CorsdError(f"{config.path} holds a run already: resume it (resume=True, --resume), or choose another out")
-    if changes := differences(Run(config.path).config, config):
+    if changes := differences(begun_with, config):
         raise CorsdError(f"{config.path} holds a run of another configuration: {changes}; remove it or choose another out")

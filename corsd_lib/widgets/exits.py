@@ -7,7 +7,6 @@ from collections import Counter
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import plotly.graph_objects as go
 import torch
 import traitlets
@@ -21,9 +20,9 @@ from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.evaluation import exit_logits
 from corsd_lib.figures.exits import early_exit_plot
 from corsd_lib.figures.style import exit_names, short_name
-from corsd_lib.runs import Run
-from corsd_lib.sharing.pages import Panel, exits_panel, run_names
-from corsd_lib.sharing.pages.panels import exits_curve, exits_data
+from corsd_lib.runs import Run, check_run
+from corsd_lib.sharing.pages import Panel, exits_panel
+from corsd_lib.sharing.pages.panels import curve_beside, exits_curve, exits_data
 from corsd_lib.widgets.host import Chosen, Explorer, checked
 from corsd_lib.widgets.probe_images import ProbeImages
 from corsd_lib.widgets.thumbnails import Thumbnails
@@ -65,6 +64,8 @@ class ExitExplorer(Explorer):
         data_root: str | None = None,
         split: str = "probe",
     ) -> None:
+        for given in (run, *([] if other is None else [other])):
+            check_run(given)
         self.run, self._probes = run, run.probes
         if not self._probes:
             raise CorsdError(f"{run.path} has no probe snapshots to explore: train with probe_every above 0")
@@ -278,12 +279,7 @@ def _of_probes(run: Run) -> tuple[list[Tensor], Tensor]:
 def _beside(run: Run) -> list[dict[str, Any]]:
     """Curves of another run on its own probe images, by every rule."""
     macs, deepest = run_macs(run)
-    found = []
-    for rule in RULES:
-        curve = early_exit_curve(*_of_probes(run), macs, rule)
-        columns = {name: curve[name].to_numpy(np.float32) for name in ("threshold", "accuracy", "macs")}
-        found.append({**columns, "name": run_names([run])[0], "rule": rule, "split": "probe", "deepest_macs": float(deepest)})
-    return found
+    return [curve_beside(run, early_exit_curve(*_of_probes(run), macs, rule), rule, deepest) for rule in RULES]
 
 
 def _is_number(value: object) -> bool:

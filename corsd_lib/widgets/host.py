@@ -76,6 +76,7 @@ class Explorer(anywidget.AnyWidget):
     def _asked(self, widget: Any, content: Any, buffers: Any) -> None:
         if "question" not in content:
             return
+        self.send({"began": content["question"]})  # the kernel is free: the browser said that it waits for it
         answer: dict[str, Any] = {"answer": content["question"]}
         beside: list[bytes] = []
         try:
@@ -102,9 +103,19 @@ class Explorer(anywidget.AnyWidget):
         """Write the current view as a static image; options and errors as in `corsd_lib.figures.save_png`."""
         return save_png(self.picture(), path, **options)
 
-    def to_html(self, path: str | Path) -> Path:
-        """Write an HTML file that works like the explorer, without kernel and network, and opens with the current view."""
-        return write_page(path, self.panels())
+    def to_html(self, path: str | Path, *, images: bool | None = None) -> Path:
+        """Write an HTML file that works like the explorer, without kernel and network, and opens with the current view.
+
+        `images`: whether the file has thumbnails of the probe images, if the explorer shows some without a kernel; by default
+        only for the digits of scikit-learn, because other data sets must not be published. Raises `CorsdError` if they are
+        requested and the data is missing.
+        """
+        faces = self.faces(images)
+        return write_page(path, [panel._replace(data=panel.data | faces) for panel in self.panels()])
+
+    def faces(self, images: bool | None) -> dict[str, Any]:
+        """Thumbnails as the field "faces" of the data of a page, see `to_html`; empty for an explorer that shows none."""
+        return {}
 
     def panels(self) -> list[Panel]:
         """The panels of `to_html`."""

@@ -13,18 +13,19 @@ import traitlets
 from corsd_lib.analysis.relations import KIND_NAMES
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice, shortened
-from corsd_lib.runs import Run
+from corsd_lib.runs import Run, check_run
 from corsd_lib.sharing.pages import Panel, relation_panel
 from corsd_lib.sharing.pages.panels import FINE_LEVELS, as_codes, first_pair, relation_data, relation_state
 from corsd_lib.widgets.host import Chosen, Explorer, checked
 from corsd_lib.widgets.pair import most_related_images, pair_facts, pixel_facts
 from corsd_lib.widgets.probe_images import ProbeImages
 from corsd_lib.widgets.relation_picture import relation_picture
-from corsd_lib.widgets.relation_view import DEEPEST, LEVELS, OTHER, Relations, Scores, Shown, View
+from corsd_lib.widgets.relation_view import DEEPEST, LEVELS, MOST_IMAGES, OTHER, Relations, Scores, Shown, View
 from corsd_lib.widgets.thumbnails import Thumbnails
 
 _VIEW = ("exit", "epoch", "kind", "level", "order", "superclass", "against")
 COLOURS = ("fixed", "fitted")
+PICTURE_IMAGES = 200  # side of a stored picture of images, which plotly draws
 
 
 class RelationExplorer(Explorer):
@@ -67,6 +68,8 @@ class RelationExplorer(Explorer):
         data: ImageData | None = None,
         data_root: str | None = None,
     ) -> None:
+        for given in (run, *([] if other is None else [other])):
+            check_run(given)
         self.run, self.other = run, other
         self._open = False  # what is chosen at first has no consequences
         self._relations = relations = Relations(run, other, labels)
@@ -89,7 +92,7 @@ class RelationExplorer(Explorer):
         if not relations.superclass_names:
             data |= {"superclasses": [], "superclass_names": []}
         # Epochs that are left out are asked for; what is marked in one explorer is marked in those that are given it.
-        return data | {"kinds": kinds, "text": "", "images": True, "key": f"{id(self)}"}
+        return data | {"kinds": kinds, "text": "", "most_images": MOST_IMAGES, "key": f"{id(self)}"}
 
     # --- what can be read and set ---
 
@@ -107,8 +110,8 @@ class RelationExplorer(Explorer):
     def _view(self, **other: Any) -> View:
         return View(**{name: self.proposed(name) for name in _VIEW} | other)
 
-    def _shown(self) -> Shown:
-        return self._relations.show(self._view(), self.marked if self.level == "image" else ())
+    def _shown(self, most: int = MOST_IMAGES) -> Shown:
+        return self._relations.show(self._view(), self.marked if self.level == "image" else (), most)
 
     def __repr__(self) -> str:
         return f"RelationExplorer({str(self.run.path)!r}, exit {self.exit}, epoch {self.epoch}, selection {self.selection})"
@@ -207,15 +210,15 @@ class RelationExplorer(Explorer):
             found.append({"run": int(place), "kind": kind, "epoch": int(epoch), "codes": codes, "levels": FINE_LEVELS})
         return found
 
-    def ask_images(self, **state: Any) -> dict[str, Any]:
-        """Cells of single images, in display order."""
-        shown = self._relations.show(_view_of(state), state["marked"])
-        rows = np.asarray(shown.ordered, np.int32)
-        return {
-            "rows": rows,
-            "classes": self._relations.mine.labels[rows].astype(np.int32),
-            "values": np.ascontiguousarray(shown.values[np.ix_(shown.order, shown.order)]),
-        }
+    def ask_images(
+        self, run: int, kind: str, epoch: int, exit: int, rows: Sequence[int], columns: Sequence[int]
+    ) -> dict[str, Any]:
+        """A block of the relation of probe images at the `exit` (1 = shallowest) of a run: `rows` with `columns`."""
+        if run:
+            self._relations.check_same_images()
+        of = self._relations.mine if run == 0 or self._relations.other is None else self._relations.other
+        scores = of.images(epoch, exit, kind, self._positions("images", rows), self._positions("images", columns))
+        return {"codes": as_codes(torch.from_numpy(scores), FINE_LEVELS), "levels": FINE_LEVELS}
 
     def ask_pair(self, **state: Any) -> dict[str, Any]:
         """Two images of the selected classes: those that are open, else the most related."""
@@ -239,8 +242,11 @@ class RelationExplorer(Explorer):
 
     # --- files ---
 
+    def faces(self, images: bool | None) -> dict[str, Any]:
+        return self._thumbnails.packed(np.unique(self._relations.mine.labels, return_index=True)[1].tolist(), images)
+
     def picture(self) -> go.Figure:
-        return relation_picture(self._relations, self._shown(), self.selection, self.images, self.marked)
+        return relation_picture(self._relations, self._shown(PICTURE_IMAGES), self.selection, self.images, self.marked)
 
     def panels(self) -> list[Panel]:
         """The relations as a panel of a page that begins at this exit, epoch, order, pair and difference.

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from corsd_lib.analysis.relations import (
     CLASS_ORDERS,
@@ -34,7 +35,8 @@ Rows = npt.NDArray[np.int64]
 
 LEVELS = ("class", "image")
 DEEPEST, OTHER = "deepest exit", "other run"
-MOST_IMAGES = 200  # side of an image x image matrix: more cells than pixels of a screen tell nothing
+MOST_IMAGES = 1000  # side of an image x image matrix: more cells than pixels of a screen tell nothing
+BLOCK_PAIRS = 8192  # that are related at once: they fit into a processor's cache, which is three times as fast as 65,536
 KEPT_BYTES = 2**26
 
 
@@ -92,7 +94,7 @@ class RunRelations:
         self.epochs = list(self.probes)
         self.kept = Kept()
         self.snapshot = lru_cache(4)(lambda epoch: self.probes[epoch])
-        self.networks = lru_cache(4)(lambda epoch: relation_networks_at(self.run, self.snapshot(epoch)))
+        self.networks = lru_cache(4)(self._networks)
         last = self.snapshot(self.epochs[-1])
         self.stored = stored_kind(run, last)
         self.kinds = RELATION_KINDS if last.relation_state else RELATION_KINDS[1:]
@@ -112,20 +114,32 @@ class RunRelations:
             ("classes", epoch, exit, kind), lambda: as_scores(class_relations(self.run, epoch, exit, kind).numpy())
         )
 
-    def images(self, epoch: int, exit: int, kind: str, rows: Sequence[int] | Rows) -> Scores:
-        """Relation (n, n) in [0, 1] of the probe images `rows` (n,) with each other, NaN of an image with itself.
+    def _networks(self, epoch: int) -> nn.ModuleList:
+        networks = relation_networks_at(self.run, self.snapshot(epoch))
+        for network in networks:
+            if isinstance(network, VectorRelation):
+                network.block_pairs = BLOCK_PAIRS
+        return networks
 
-        Raises `CorsdError` for the relation of a stage without embeddings and for a trained one of feature maps.
+    def images(
+        self, epoch: int, exit: int, kind: str, rows: Sequence[int] | Rows, columns: Sequence[int] | Rows | None = None
+    ) -> Scores:
+        """Relation (n, m) in [0, 1] of the probe images `rows` (n,) with `columns` (m,), by default the same ones.
+
+        NaN for an image with itself. Raises `CorsdError` for the relation of a stage without embeddings and for a trained one
+        of feature maps.
         """
         rows = np.asarray(rows)
+        columns = rows if columns is None else np.asarray(columns)
         network = self._vector_relation(epoch, exit) if kind == "trained" else None
         if network is None:
             every = self.kept(("images", epoch, exit, kind), lambda: snapshot_scores(self.run, epoch, exit, kind).numpy())
-            scores = every[np.ix_(rows, rows)]
+            scores = every[np.ix_(rows, columns)]
         else:
+            embeddings = self.snapshot(epoch).embeddings[exit - 1].float()
             with torch.no_grad():
-                scores = network.scores(self.snapshot(epoch).embeddings[exit - 1][rows].float()).numpy()
-        np.fill_diagonal(scores, np.nan)
+                scores = network.log_odds(embeddings[rows], embeddings[columns]).sigmoid().numpy()
+        scores[rows[:, None] == columns[None, :]] = np.nan
         return scores
 
     def auxiliary(self, epoch: int, first: int, second: int) -> list[Scores]:
@@ -209,10 +223,10 @@ class Relations:
         self.orders = CLASS_ORDERS if hierarchy else ("label", "cluster")
         self._orders: dict[str, Rows] = {}
 
-    def show(self, view: View, marked: Sequence[int] = ()) -> Shown:
-        """The cells of a view. Raises `CorsdError` for an invalid view."""
+    def show(self, view: View, marked: Sequence[int] = (), most: int = MOST_IMAGES) -> Shown:
+        """The cells of a view, with at most `most` images. Raises `CorsdError` for an invalid view."""
         view = replace(view, exit=min(view.exit, len(self.mine.exits(view.kind))))
-        rows = self.rows(view, marked)
+        rows = self.rows(view, marked, most)
         return Shown(view, rows, self.values(view, rows), self.places(view, rows))
 
     def check(self, view: View, marked: Sequence[int] = ()) -> None:
@@ -220,11 +234,11 @@ class Relations:
         self.rows(view, marked)
         self.reference(view)
 
-    def rows(self, view: View, marked: Sequence[int] = ()) -> Rows:
+    def rows(self, view: View, marked: Sequence[int] = (), most: int = MOST_IMAGES) -> Rows:
         """The classes, or probe images, of a view, sorted: (n,).
 
-        Images: the `marked` ones, else those of the superclass, else of all; of more than `MOST_IMAGES` the first of every
-        class.
+        Images: the `marked` ones, else those of the superclass, else of all; of more than `most` the first of every class.
+        The script chooses them by the same rules.
         """
         wanted = self._wanted_classes(view)
         if view.level == "class":
@@ -235,7 +249,7 @@ class Relations:
         if not len(candidates):
             scope = "marked images" if marked else "images"
             raise CorsdError(f"no {scope} of {view.superclass or 'any class'} in the probe set")
-        return _balanced(np.sort(candidates), labels)
+        return _balanced(np.sort(candidates), labels, most)
 
     def _wanted_classes(self, view: View) -> npt.NDArray[np.bool_]:
         if view.superclass is None:
@@ -300,11 +314,9 @@ class Relations:
 
     def _same_of_other(self, view: View) -> Reference:
         """The other run's exit, counted from the deepest, and nearest epoch: runs differ in their exits and snapshots."""
-        if self.other is None:
-            raise CorsdError("there is no other run to compare with: RelationExplorer(run, other)")
+        other = self._other()
         if view.level == "image":
-            self._check_same_images(self.other)
-        other = self.other
+            self.check_same_images()
         kind = view.kind if view.kind in other.kinds else other.stored
         exits = other.exits(kind)
         exit = max(1, view.exit + len(exits) - len(self.mine.exits(view.kind)))
@@ -312,7 +324,14 @@ class Relations:
         formula = "" if kind == view.kind else f" ({KIND_NAMES[kind]})"
         return Reference(other, exit, epoch, kind, f"{self.run_names[1]}: {exits[exit - 1]}, epoch {epoch}{formula}")
 
-    def _check_same_images(self, other: RunRelations) -> None:
+    def _other(self) -> RunRelations:
+        if self.other is None:
+            raise CorsdError("there is no other run to compare with: RelationExplorer(run, other)")
+        return self.other
+
+    def check_same_images(self) -> None:
+        """Raise `CorsdError` where there is no other run that was probed on the same images."""
+        other = self._other()
         mine, theirs = (
             (r.probes.split, r.run.data.name, r.probes.index.tolist(), r.labels.tolist()) for r in (self.mine, other)
         )
@@ -326,12 +345,12 @@ def _matrix(relations: RunRelations, epoch: int, exit: int, kind: str, level: st
     return relations.classes(epoch, exit, kind)[np.ix_(rows, rows)]
 
 
-def _balanced(rows: Rows, labels: Rows) -> Rows:
-    """Of more than `MOST_IMAGES` sorted rows the first few of every class, two or more, of as many classes as there is room."""
-    if len(rows) <= MOST_IMAGES:
+def _balanced(rows: Rows, labels: Rows, most: int) -> Rows:
+    """Of more than `most` sorted rows the first few of every class, two or more, of as many classes as there is room."""
+    if len(rows) <= most:
         return rows
     by_class = rows[np.argsort(labels[rows], kind="stable")]
     _, begins, counts = np.unique(labels[by_class], return_index=True, return_counts=True)
     rank = np.arange(len(by_class)) - np.repeat(begins, counts)  # an image's place among those of its class
-    each = max(2, MOST_IMAGES // len(counts))
-    return np.sort(by_class[rank < each][:MOST_IMAGES])
+    each = max(2, most // len(counts))
+    return np.sort(by_class[rank < each][:most])

@@ -18,7 +18,7 @@ from corsd_lib.analysis.exits import first_right
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.figures.style import exit_names, short_name
-from corsd_lib.runs import Run
+from corsd_lib.runs import Run, check_run
 from corsd_lib.sharing.pages import Panel, has_superclasses, stages_panel
 from corsd_lib.sharing.pages.panels import COLOURS, MOST_GROUPS, PROJECTION_NAMES, stages_data, stages_fit, stages_state
 from corsd_lib.widgets.host import Chosen, Explorer, checked
@@ -66,6 +66,7 @@ class StageExplorer(Explorer):
         data: ImageData | None = None,
         data_root: str | None = None,
     ) -> None:
+        check_run(run)
         self.run, self._probes, self._relations = run, run.probes, relations
         if not self._probes:
             raise CorsdError(f"{run.path} has no probe snapshots to explore: train with probe_every above 0")
@@ -199,6 +200,9 @@ class StageExplorer(Explorer):
         return [nearest_images(e, NEAR, [image])[0].tolist() for e in self._snapshot(epoch).embeddings]
 
     # --- files ---
+
+    def faces(self, images: bool | None) -> dict[str, Any]:
+        return self._thumbnails.packed(range(len(self._probes.labels)), images)
 
     def panels(self) -> list[Panel]:
         how: dict[str, Any] = {"epoch": self.epoch, "colour": self.colour, "selection": self.selection}

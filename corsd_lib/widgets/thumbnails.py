@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
 
 from corsd_lib.analysis.images import run_pixels
-from corsd_lib.runs import Run
+from corsd_lib.runs import Run, portable_name
 from corsd_lib.widgets.probe_images import ProbeImages, png_of
+
+FREE = ("digits",)  # data sets whose images may be passed on
+PAGE_SIDE = 48  # pixels of a thumbnail on a page
 
 
 class Thumbnails:
@@ -25,3 +31,21 @@ class Thumbnails:
             for position, pixels in zip(new, run_pixels(self._run, new, self.images.data, split), strict=True):
                 self._pngs[split, position] = png_of(pixels)
         return {p: self._pngs[split, p] for p in positions}
+
+    def packed(self, positions: Sequence[int], images: bool | None) -> dict[str, Any]:
+        """Probe images for a page: `positions`, and their PNGs of at most 48 pixels in one array with their ends.
+
+        `images`: whether there are any; None: where the data is there and in `FREE`. True raises `CorsdError` where it is not.
+        """
+        from torchvision.transforms.v2 import functional as T
+
+        free = portable_name(self._run.data.name) in FREE
+        if images is False or (images is None and (not free or self.images.missing)):
+            return {}
+        pixels = run_pixels(self._run, list(positions), self.images.data)
+        if pixels.shape[-1] > PAGE_SIDE:
+            pixels = T.resize(pixels, [PAGE_SIDE], antialias=True)
+        pngs = [png_of(image) for image in pixels]
+        ends = np.cumsum([len(png) for png in pngs]).astype(np.int32)
+        together = np.frombuffer(b"".join(pngs), np.uint8)
+        return {"faces": {"positions": np.asarray(positions, np.int32), "ends": ends, "bytes": together}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,9 +23,10 @@ def last_output(page: Any, code_cell: int, text: str) -> None:
     for _ in range(20):  # what arrives late above the cell moves it away from under the mouse
         page.locator(".jp-CodeCell").nth(code_cell).locator(".jp-InputArea-editor").click()
         page.keyboard.press("Control+Enter")
-        page.wait_for_timeout(2000)
-        if text in page.evaluate("document.body.textContent"):
-            return
+        for _ in range(20):
+            page.wait_for_timeout(100)
+            if text in page.evaluate("document.body.textContent"):
+                return
     pytest.fail(f"cell {code_cell} never printed {text!r}")
 
 
@@ -42,14 +44,21 @@ def control(explorer: Any, name: str) -> Any:
     return explorer.get_by_label(name, exact=True)
 
 
-BUSY = "import time; time.sleep(20); print('slept')"
+@pytest.fixture
+def free(lab_folder: Path, throttle: int, request: pytest.FixtureRequest) -> Path:
+    """A cell with `busy(free)` keeps the kernel busy until this file is there."""
+    return lab_folder / f"free_{request.function.__name__}_{throttle}"
+
+
+def busy(free: Path) -> str:
+    return f"import pathlib, time\nwhile not pathlib.Path('{free.name}').exists():\n    time.sleep(0.05)\nprint('free again')"
 
 
 @slowly
-def test_relation_explorer(opened: Opened) -> None:
+def test_relation_explorer(opened: Opened, free: Path) -> None:
     """While a cell keeps the kernel busy the explorer draws, answers all that it can, and loses nothing of it."""
     chosen = "print('chosen', explorer.exit, explorer.epoch, explorer.selection)"
-    page = opened("relations", made("RelationExplorer"), BUSY, chosen)
+    page = opened("relations", made("RelationExplorer"), busy(free), chosen)
     explorer = page.locator(".corsd.relation")
     explored_until(page, "relation", "x.shown().n === 10")
     cells = explorer.locator("canvas").first
@@ -71,7 +80,12 @@ def test_relation_explorer(opened: Opened) -> None:
     assert explorer.locator(".pair .finding").inner_text().startswith("7 with 4")
     page.keyboard.press("Control+z")
     assert explorer.locator(".pair .finding").inner_text().startswith("7 with 3")
-    assert page.get_by_text("slept", exact=True).count() == 0  # all of this while the kernel was busy
+    control(explorer, "cells are").select_option(label="images")
+    assert explorer.locator(".busy").inner_text() == "relating 40 images: waits for the kernel…"
+    control(explorer, "cells are").select_option(label="classes")
+    assert explored(page, "relation", "x.shown().n") == 10
+    assert page.get_by_text("free again", exact=True).count() == 0  # all of this while the kernel was busy
+    free.touch()
     explorer.locator(".pair-images img").first.wait_for()  # when the kernel comes to it; digits are embedded
     last_output(page, 2, "chosen 1 1 (7, 3)")
     assert explorer.locator(".pair .finding").inner_text().startswith("7 with 3")
@@ -106,14 +120,14 @@ def lasso(page: Any, canvas: Any) -> None:
 
 
 @slowly
-def test_stage_and_exit_explorers_beside_relations(opened: Opened) -> None:
+def test_stage_and_exit_explorers_beside_relations(opened: Opened, free: Path) -> None:
     """Three in one notebook with a busy kernel: a lasso marks classes in the relations, and all answer."""
     code = (
         "from corsd_lib import ExitExplorer, RelationExplorer, StageExplorer, load_run\nrun = load_run('run')\n"
         "relations = RelationExplorer(run)\nstages = StageExplorer(run, relations, epochs=[0, 2], method='pca')\nstages"
     )
     told = "print('told', len(stages.selection), len(relations.marked), stages.epoch, exits.rule)"
-    page = opened("stages", code, "exits = ExitExplorer(run)\nexits", "relations", BUSY, told)
+    page = opened("stages", code, "exits = ExitExplorer(run)\nexits", "relations", busy(free), told)
     stages, exits = page.locator(".corsd.stages"), page.locator(".corsd.exits")
     explored_until(page, "relation", "x.shown().n === 10")
     lasso(page, stages.locator("canvas").first)
@@ -125,7 +139,8 @@ def test_stage_and_exit_explorers_beside_relations(opened: Opened) -> None:
     control(exits, "rule").select_option(label="entropy")
     assert explored(page, "exits", "x.curve.shown.marks.length") == 1
     assert "entropy" in exits.locator(".controls").first.inner_text()
-    assert page.get_by_text("slept", exact=True).count() == 0
+    assert page.get_by_text("free again", exact=True).count() == 0
+    free.touch()
     stages.locator(".strip img").nth(3).wait_for()  # digits are embedded: what is marked is seen
     exits.locator(".strips img").nth(3).wait_for()
     last_output(page, 4, "told 40 40 0 entropy")
@@ -182,10 +197,10 @@ def test_an_explorer_whose_cell_ran_again_still_answers(opened: Opened) -> None:
     )
     caption = page.locator(".corsd.relation figcaption").first
     caption.filter(has_text="exit 1").wait_for()
-    for cell in (1, 2):
+    for cell, count in ((1, 4), (2, 5)):
         page.locator(".jp-CodeCell").nth(cell).locator(".jp-InputArea-editor").click()
         page.keyboard.press("Control+Enter")
-        page.wait_for_timeout(3000)
+        page.locator(".jp-CodeCell").nth(cell).locator(".jp-InputPrompt", has_text=f"[{count}]").first.wait_for()
     caption.filter(has_text="exit 2").wait_for()
 
 

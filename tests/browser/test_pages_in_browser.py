@@ -24,6 +24,8 @@ from corsd_lib.sharing.pages import (
     write_page,
 )
 from corsd_lib.sharing.report import write_report
+from corsd_lib.widgets import RelationExplorer, StageExplorer
+from corsd_lib.widgets.relation_view import _balanced
 
 EVIL = "</script><img src=x onerror=alert(1)>&amp;"
 
@@ -185,8 +187,19 @@ def test_orders_differences_and_means(calculated: Callable[..., Any]) -> None:
     np.testing.assert_array_equal(as_array(calculated("difference(a, b)", a=a, b=b)), (a - b).ravel())
     groups = np.array([0, 0, 1, 1, 2, 2])
     same = groups[:, None] == groups
+    kept = np.where(np.isin(np.arange(6), order)[:, None] & np.isin(np.arange(6), order), a, np.nan)
+    got = calculated(f"within(a, 6, [0, 1, 2, 3, 4, 5].map(c => {order}.includes(c)))", a=a)
+    np.testing.assert_array_equal(as_array(got), kept.ravel())
     means = calculated(f"groupMeans(a, {groups.tolist()})", a=a)
     assert means == pytest.approx({"within": np.nanmean(a[same]), "between": np.nanmean(a[~same])}, abs=1e-6)
+
+
+def test_of_many_images_the_same_are_chosen_as_in_python(calculated: Callable[..., Any]) -> None:
+    labels = np.random.default_rng(0).integers(0, 7, 60)
+    for most in (100, 40, 20, 5):
+        expected = _balanced(np.arange(3, 60), labels, most).tolist()
+        positions = "Array.from({ length: 57 }, (_, i) => i + 3)"
+        assert calculated(f"balanced({positions}, {labels.tolist()}, {most})") == expected
 
 
 def test_top_pairs_and_surprises(calculated: Callable[..., Any]) -> None:
@@ -195,7 +208,6 @@ def test_top_pairs_and_surprises(calculated: Callable[..., Any]) -> None:
     best = np.argsort(-np.nan_to_num(off.ravel(), nan=-1))[:5]
     found = calculated("topPairs(a, 7, 5)", a=a)
     assert [(pair["row"], pair["column"]) for pair in found] == [divmod(int(i), 7) for i in best]
-    assert calculated("strongest(a, 7)", a=a) == list(divmod(int(best[0]), 7))
     centred = a - 0.5
     largest = np.argsort(-np.abs(np.nan_to_num(np.where(np.eye(7, dtype=bool), 0, centred).ravel())))[:4]
     assert [p["row"] * 7 + p["column"] for p in calculated("topPairs(a, 7, 4, true)", a=centred)] == largest.tolist()
@@ -223,6 +235,19 @@ def test_colour_ranges_spans_ticks_and_polygons(calculated: Callable[..., Any]) 
     assert calculated("found(['cats', 'caterpillar', 'Tomcat'], 'cat')") == [0, 1, 2]
 
 
+def test_a_legend_shows_a_group_by_its_solid_line(page: Any) -> None:
+    dashes = page.evaluate("""() => {
+      const chart = lineChart({ label: "x", say: () => [] });
+      const line = (name, group, dash) => ({ name, group, dash, x: [0, 1], y: [0, 1], color: "#000" });
+      document.querySelector("main").append(chart.node);
+      chart.draw({ lines: [line("a1", "a", "dot"), line("a2", "a", "solid"), line("b1", "b", "dot")], x: {}, y: {} });
+      const signs = chart.node.querySelectorAll(".legend line");
+      chart.node.remove();
+      return Array.from(signs, (sign) => sign.getAttribute("stroke-dasharray"));
+    }""")
+    assert dashes == [None, "2 4"]
+
+
 def test_an_answer_to_an_old_question_is_dropped(page: Any) -> None:
     said = page.evaluate("""async () => {
       const open = [], ask = newestOf((what) => new Promise((resolve) => open.push(() => resolve(what))));
@@ -242,31 +267,6 @@ def test_undo_goes_back_and_tells_the_host(page: Any) -> None:
     }""")
     assert said[0] == {"exit": 1, "order": "label"}
     assert said[1] == [{"exit": 2}, {"order": "cluster", "exit": 3}, {"order": "label", "exit": 2}, {"exit": 1}]
-
-
-@pytest.mark.parametrize(("classes", "most"), [(100, 16), (1000, 50)])
-def test_a_matrix_is_drawn_between_two_frames(page: Any, classes: int, most: int) -> None:
-    """From scores to a canvas that is painted; the best of some, as others use the processor too."""
-    took = page.evaluate(
-        """([n, most]) => {
-      const values = Float32Array.from({ length: n * n }, (_, i) => (i % 997) / 997);
-      const order = Array.from({ length: n }, (_, i) => n - 1 - i);
-      const view = matrixView({ pick() {}, move() {}, clear() {} });
-      document.querySelector("main").append(view.node);
-      let best = Infinity;
-      for (let i = 0; i < 12; i++) {
-        const begin = performance.now();
-        const look = { low: 0, high: 1, scale: "scale", names: String, axes: ["a", "b"], label: "" };
-        view.draw({ n, values: ordered(values, n, order), ...look });
-        best = Math.min(best, performance.now() - begin);
-      }
-      view.node.remove();
-      return best;
-    }""",
-        [classes, most],
-    )
-    print(f"{classes} classes: {took:.1f} ms")
-    assert took < 4 * most  # the promise is for a machine of its own; results of it stand in the bench
 
 
 # --- relations --------------------------------------------------------------------------------------------------------
@@ -429,6 +429,27 @@ def test_the_address_of_a_state_opens_it(page: Any, file: Path) -> None:
     page.goto(address)
     until(page, "document.querySelectorAll('canvas').length > 0")
     assert "exit 2, epoch 1" in section.locator("figcaption").inner_text()
+
+
+def test_a_page_with_thumbnails_shows_both_classes_on_hover_and_what_is_marked(
+    browser: Any, small_run: Run, tmp_path: Path
+) -> None:
+    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    page.set_default_timeout(60_000)
+    RelationExplorer(small_run).to_html(tmp_path / "relation.html")
+    page.goto((tmp_path / "relation.html").as_uri())
+    until(page, "document.querySelectorAll('canvas').length > 0")
+    section = panel(page, 0, "relation")
+    left, top, size = held(section, "[x.shown().box.left, x.shown().box.top, x.shown().box.size]")
+    section.locator("canvas").first.hover(position={"x": left + 3.5 * size, "y": top + 7.5 * size})
+    section.locator(".tip .faces img").nth(1).wait_for()
+    stages = StageExplorer(small_run, method="pca")
+    stages.selection = (1, 2, 3)
+    stages.to_html(tmp_path / "stages.html")
+    page.goto((tmp_path / "stages.html").as_uri())
+    panel(page, 0, "stages").locator(".strip img").nth(2).wait_for()
+    assert page.locator(".strip img").count() == 3
+    page.close()
 
 
 # --- stages -----------------------------------------------------------------------------------------------------------

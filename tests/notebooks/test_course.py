@@ -10,6 +10,8 @@ import pytest
 
 from corsd_lib._notebooks import title_of, write_course
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 

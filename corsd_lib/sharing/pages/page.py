@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 
 from corsd_lib.errors import CorsdError
 from corsd_lib.figures.style import DIVERGING, GREY, GRID, INK, PALETTE, PAPER, SCALE, SYMBOLS
-from corsd_lib.files import write_atomic
+from corsd_lib.files import check_replaceable, write_atomic
 
 __all__ = ["ARRAYS", "Panel", "explorer_script", "explorer_style", "write_page"]
 
@@ -72,6 +72,7 @@ def write_page(path: str | Path, panels: Sequence[Panel], title: str = "") -> Pa
     """
     if not panels:
         raise CorsdError(f"{path}: a page of no panels; allowed: one or more")
+    check_replaceable(Path(path), _PAGE[:14].encode(), "a page")
     shown = [panel._asdict() for panel in panels]
     scripts = [*([_plotly()] if _has_figure(shown) else []), explorer_script("page.js")]
     content = _PAGE.format(

@@ -396,6 +396,12 @@ def exits_curve(curve: pd.DataFrame, *, rule: str, split: str, images: str, caut
     return {**columns, **said, "shares": curve[shares].to_numpy(np.float32)}  # (T, K)
 
 
+def curve_beside(run: Run, curve: pd.DataFrame, rule: str, deepest_macs: float) -> dict[str, Any]:
+    """The curve of a run on its own probe images, as it stands beside that of another run."""
+    columns = {name: curve[name].to_numpy(np.float32) for name in ("threshold", "accuracy", "macs")}
+    return {**columns, "name": run_names([run])[0], "rule": rule, "split": "probe", "deepest_macs": float(deepest_macs)}
+
+
 # --- anything else ----------------------------------------------------------------------------------------------------
 
 

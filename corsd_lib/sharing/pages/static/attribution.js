@@ -20,12 +20,13 @@ KINDS.attribution = (box, host) => {
       const value = state[name], known = Number.isInteger(value);
       list.fill([...(optional ? [[null, "none"]] : []), ...(value === "yours" ? [["yours", "an image of your own"]] : []), ...classes]);
       list.set(known ? labels[value] : value);
-      number.disabled = !known;
+      numbered.hidden = !known;
       if (!known) return;
       number.max = ofClass(labels[value]).length;
       number.value = ofClass(labels[value]).indexOf(value) + 1;
     };
-    return { nodes: [list, labelled(`number of the ${text}`, number)], show };
+    const numbered = labelled(`number of the ${text}`, number);
+    return { nodes: [list, numbered], show };
   }
   const image = chooser("image", "image", false), partner = chooser("partner", "partner", true);
   const draw_ = (some) => {

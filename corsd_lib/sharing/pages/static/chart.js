@@ -47,8 +47,8 @@ function lineChart({ label, height = 280, say, pick = null, legends = true }) {
 
   function draw(next) {
     if (next) spec = next;
-    if (!spec || node.clientWidth === 0) return;
-    const width = node.clientWidth, left = 52, right = 10, top = 8, bottom = spec.x.title ? 40 : 24;
+    if (!spec || wide() === 0) return;
+    const width = wide(), left = 52, right = 10, top = 8, bottom = spec.x.title ? 40 : 24;
     const lines = shown();
     const many = (of) => lines.flatMap((line) => Array.from(line[of])).concat((spec.marks ?? []).map((m) => m[of])).filter((v) => Number.isFinite(v) && (!spec[of].log || v > 0));
     x = scaleOf(...range(spec.x, many("x")), left, width - right, spec.x.log);
@@ -88,7 +88,12 @@ function lineChart({ label, height = 280, say, pick = null, legends = true }) {
   }
 
   function drawLegend() {
-    const groups = [...new Map(spec.lines.map((line) => [line.group ?? line.name, line]).reverse()).entries()].reverse(); // the first line of each
+    const signs = new Map(); // of every group the solid line, else its first
+    for (const line of spec.lines) {
+      const name = line.group ?? line.name;
+      if (!signs.has(name) || (line.dash ?? "solid") === "solid") signs.set(name, line);
+    }
+    const groups = [...signs];
     legend.hidden = groups.length < 2 || !legends;
     legend.replaceChildren(...groups.map(([name, line]) => {
       const pressed = alone === name;
@@ -119,7 +124,7 @@ function lineChart({ label, height = 280, say, pick = null, legends = true }) {
   });
   drawing.addEventListener("pointerleave", () => tip.hide());
   if (pick) drawing.addEventListener("click", (event) => { const best = x && nearestPoint(placeIn(drawing, event)); if (best) pick(...best); });
-  redrawn(node, () => draw());
+  const wide = redrawn(node, () => draw());
   return { node, draw, get shown() { return spec; } };
 }
 

@@ -4,6 +4,7 @@
 //   data   what is shown, plain values and packed arrays
 //   store  what is chosen; see `makeStore`
 //   ask    (what, arguments) -> promise of what only Python can compute; null where there is no Python
+//   faces  positions -> promise of PNGs of probe images by position; null where there are none
 //   links  what explorers of one page tell each other; see `makeLinks`
 // No text from data ever becomes markup.
 
@@ -50,6 +51,13 @@ function count(number) {
 
 /** `names`, those that are cut by the whole ones, which `whole` has by place. */
 const wholes = (names, whole) => names.map((name, i) => whole[i] ?? name);
+
+/** Who answers for the PNGs of probe images from what a page has packed: positions -> promise of {position: bytes}. */
+function facesOf({ positions, ends, bytes }) {
+  const places = Array.from(unpack(positions).values), until = unpack(ends).values, all = unpack(bytes).values;
+  const png = (i) => all.subarray(i ? until[i - 1] : 0, until[i]);
+  return async (some) => Object.fromEntries(some.flatMap((p) => { const i = places.indexOf(p); return i < 0 ? [] : [[p, png(i)]]; }));
+}
 
 /** An image of PNG bytes (a DataView), with the text `alt`. */
 function picture(bytes, alt, side) {
@@ -190,30 +198,57 @@ function newestOf(ask) {
 // --- theme and size -----------------------------------------------------------------------------------------------------
 
 const themed = new Set();
+let inks = new WeakMap(); // colours by node, as long as the theme is the same: to ask for one makes the browser lay out anew
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 let watching = false;
 
-/** Draw whenever the colours of the page around `node` change, and its size does. */
+/** Draw whenever the colours of the page around `node` change, and its width does, which `width()` gives without a new layout. */
 function redrawn(node, draw) {
-  const entry = { node, draw };
-  let width = -1;
-  new ResizeObserver(() => {
-    if (node.clientWidth === width || node.clientWidth === 0) return;
-    width = node.clientWidth;
-    draw();
-  }).observe(node);
-  themed.add(entry);
+  let width = 0;
+  const whole = () => { // clientWidth may be rounded up, and what is drawn then stands out by a part of a pixel
+    const round = node.clientWidth, exact = node.getBoundingClientRect().width;
+    return Math.abs(round - exact) < 1 ? Math.floor(exact) : round;
+  };
+  const measured = () => { const now = whole() || width, changed = now !== width; width = now; return changed; };
+  new ResizeObserver(() => { if (measured()) draw(); }).observe(node);
+  themed.add({ node, draw: () => { measured(); draw(); } });
+  watch();
+  return () => width || (measured(), width);
+}
+
+/** Draw all anew when the theme changes; it also happens before a page is printed, when widths change. */
+function watch() {
   if (watching) return;
   watching = true;
-  const all = () => themed.forEach((e) => (e.node.isConnected ? e.draw() : e.seen ? themed.delete(e) : undefined));
+  const all = () => {
+    inks = new WeakMap();
+    themed.forEach((e) => (e.node.isConnected ? e.draw() : e.seen ? themed.delete(e) : undefined));
+  };
   const options = { attributes: true, attributeFilter: ["class", "theme", "data-theme", "data-jp-theme-light", "data-vscode-theme-kind"] };
   for (const root of [document.documentElement, document.body]) new MutationObserver(all).observe(root, options);
   dark.addEventListener("change", all);
 }
 
 /** A colour of the style of `node`: "ink", "soft", "line", "accent" or "paper". */
-const colour = (node, name) => getComputedStyle(node).getPropertyValue(`--${name}`).trim() || "#888";
+function colour(node, name) {
+  if (!inks.has(node)) inks.set(node, {});
+  const known = inks.get(node);
+  known[name] ||= getComputedStyle(node).getPropertyValue(`--${name}`).trim();
+  return known[name] || "#888";
+}
+
+const ruler = document.createElement("canvas").getContext("2d"), widths = new Map();
+
+/** Width of a text of the names on axes, in pixels. */
+function widthOf(text) {
+  if (!widths.has(text)) {
+    if (widths.size > 10_000) widths.clear();
+    ruler.font = `11px ${FONT}`;
+    widths.set(text, ruler.measureText(text).width);
+  }
+  return widths.get(text);
+}
 
 /** 256 colours of a scale of [place, "#rrggbb"], as four bytes each. */
 function lookup(scale) {
@@ -286,12 +321,18 @@ function placeIn(node, event) {
 
 const busySigns = new WeakMap();
 
-/** `what` is being computed, until the promise settles. */
+/** `what` is being computed, until the promise settles. While a cell runs the kernel does not begin: that is said. */
 function busy(box, what, promise) {
   const sign = busySigns.get(box) ?? el("div", { class: "busy", role: "status", hidden: true });
-  if (!busySigns.has(box)) { busySigns.set(box, sign); box.append(sign); sign.waiting = 0; }
+  if (!busySigns.has(box)) {
+    busySigns.set(box, sign);
+    box.append(sign);
+    sign.waiting = 0;
+    box.addEventListener("began", () => { sign.textContent = `${sign.what}…`; });
+  }
   sign.waiting += 1;
-  sign.textContent = `${what}…`;
+  sign.what = what;
+  sign.textContent = `${what}: waits for the kernel…`;
   sign.hidden = false;
   const done = () => { sign.waiting -= 1; if (!sign.waiting) sign.hidden = true; };
   promise.then(done, done);

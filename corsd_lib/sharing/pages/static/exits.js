@@ -111,7 +111,7 @@ KINDS.exits = (box, host) => {
   /** The images that leave at each exit, most confident first; once the threshold rests. */
   function showImages() {
     clearTimeout(timer);
-    timer = setTimeout(() => questionOfImages("images", { ...state }).then((answer) => answer && fill(answer), said), 150);
+    timer = setTimeout(() => busy(box, "looking at the images", questionOfImages("images", { ...state })).then((answer) => answer && fill(answer), said), 150);
   }
 
   function fill({ exits: rows, missing }) {

@@ -18,10 +18,13 @@ function unpack({ dtype, shape, base64, bytes }) {
   return { shape, values, at };
 }
 
-/** Scores in [0, 1] from codes: `levels` is 1, a higher code is no score. */
+const TABLES = new Map(); // scores by code, by levels
+
+/** Scores in [0, 1] from codes: `levels` is 1, the code above it is no score. */
 function decoded(codes, levels) {
-  const scores = new Float32Array(codes.length);
-  for (let i = 0; i < codes.length; i++) scores[i] = codes[i] > levels ? NaN : codes[i] / levels;
+  if (!TABLES.has(levels)) TABLES.set(levels, Float32Array.from({ length: levels + 2 }, (_, code) => (code > levels ? NaN : code / levels)));
+  const table = TABLES.get(levels), scores = new Float32Array(codes.length);
+  for (let i = 0; i < codes.length; i++) scores[i] = table[codes[i]];
   return scores;
 }
 
@@ -31,55 +34,67 @@ function difference(scores, others) {
   return result;
 }
 
-/** The rows and columns `order` of a matrix of n classes, in that order. */
+/** The rows and columns `order` of a matrix of n classes, in that order; the matrix itself where it is in that order. */
 function ordered(matrix, n, order) {
-  const m = order.length, result = new Float32Array(m * m);
-  for (let i = 0; i < m; i++) {
-    const row = order[i] * n;
-    for (let j = 0; j < m; j++) result[i * m + j] = matrix[row + order[j]];
+  const m = order.length, places = Int32Array.from(order), result = new Float32Array(m * m);
+  if (m === n && places.every((place, i) => place === i)) return matrix;
+  for (let i = 0, k = 0; i < m; i++) {
+    const row = places[i] * n;
+    for (let j = 0; j < m; j++, k++) result[k] = matrix[row + places[j]];
   }
   return result;
 }
 
-/** Mean scores {within, between} of pairs of the same and of different `groups` (n); NaN where there are none. */
-function groupMeans(matrix, groups) {
-  const n = groups.length, sum = [0, 0], count = [0, 0];
+/** A matrix of n rows without the pairs of which a row or a column is not in `kept`, which says so for each of them. */
+function within(matrix, n, kept) {
+  const result = new Float32Array(n * n).fill(NaN);
   for (let i = 0; i < n; i++) {
-    for (let j = 0; j < n; j++) {
-      const s = matrix[i * n + j], other = +(groups[i] !== groups[j]);
-      if (Number.isNaN(s)) continue;
-      sum[other] += s;
-      count[other] += 1;
-    }
+    for (let j = 0; kept[i] && j < n; j++) if (kept[j]) result[i * n + j] = matrix[i * n + j];
   }
-  return { within: sum[0] / count[0], between: sum[1] / count[1] };
+  return result;
 }
 
-/** The pair of different rows with the highest score, [row, column], or null. */
-function strongest(matrix, n) {
-  let best = null, most = -Infinity;
-  for (let i = 0; i < n * n; i++) {
-    if (matrix[i] > most && Math.floor(i / n) !== i % n) [best, most] = [i, matrix[i]];
+/** Of more than `most` sorted positions the first few of every class, two or more, of as many classes as there is room. */
+function balanced(positions, labels, most) {
+  if (positions.length <= most) return positions;
+  const members = new Map();
+  positions.forEach((p) => members.set(labels[p], [...(members.get(labels[p]) ?? []), p]));
+  const each = Math.max(2, Math.floor(most / members.size));
+  const classes = [...members.keys()].sort((a, b) => a - b);
+  return classes.flatMap((c) => members.get(c).slice(0, each)).slice(0, most).sort((a, b) => a - b);
+}
+
+/** Mean scores {within, between} of pairs of the same and of different `groups` (n); NaN where there are none. */
+function groupMeans(matrix, groups) {
+  const n = groups.length, group = Int32Array.from(groups);
+  let same = 0, sames = 0, all = 0, count = 0;
+  for (let i = 0, k = 0; i < n; i++) {
+    for (let j = 0; j < n; j++, k++) {
+      const s = matrix[k];
+      if (s !== s) continue;
+      all += s;
+      count += 1;
+      if (group[i] === group[j]) { same += s; sames += 1; }
+    }
   }
-  return best === null ? null : [Math.floor(best / n), best % n];
+  return { within: same / sames, between: (all - same) / (count - sames) };
 }
 
 /** How much more related each pair is than its row and column let expect: score - row mean - column mean + mean, without the diagonal. */
 function surprise(matrix, n) {
-  const row = new Float64Array(n), column = new Float64Array(n), inRow = new Float64Array(n), inColumn = new Float64Array(n);
+  const row = new Float64Array(n), column = new Float64Array(n), inRow = new Int32Array(n), inColumn = new Int32Array(n);
   let sum = 0, count = 0;
-  for (let i = 0; i < n; i++) {
-    for (let j = 0; j < n; j++) {
-      const s = matrix[i * n + j];
-      if (i === j || Number.isNaN(s)) continue;
+  for (let i = 0, k = 0; i < n; i++) {
+    for (let j = 0; j < n; j++, k++) {
+      const s = matrix[k];
+      if (i === j || s !== s) continue;
       row[i] += s; inRow[i] += 1; column[j] += s; inColumn[j] += 1; sum += s; count += 1;
     }
   }
-  const result = new Float32Array(n * n).fill(NaN);
-  for (let i = 0; i < n; i++) {
-    for (let j = 0; j < n; j++) {
-      if (i !== j) result[i * n + j] = matrix[i * n + j] - row[i] / inRow[i] - column[j] / inColumn[j] + sum / count;
-    }
+  const result = new Float32Array(n * n).fill(NaN), mean = sum / count;
+  for (let i = 0; i < n; i++) { row[i] /= inRow[i]; column[i] /= inColumn[i]; }
+  for (let i = 0, k = 0; i < n; i++) {
+    for (let j = 0; j < n; j++, k++) if (i !== j) result[k] = matrix[k] - row[i] - column[j] + mean;
   }
   return result;
 }
@@ -88,14 +103,17 @@ function surprise(matrix, n) {
 function topPairs(values, n, count, signed = false) {
   const size = signed ? Math.abs : (v) => v;
   const best = [];
-  for (let i = 0; i < n * n; i++) {
-    const v = values[i];
-    if (Number.isNaN(v) || Math.floor(i / n) === i % n) continue;
-    if (best.length === count && size(v) <= size(best[count - 1].value)) continue;
-    let place = best.length;
-    while (place > 0 && size(best[place - 1].value) < size(v)) place -= 1;
-    best.splice(place, 0, { row: Math.floor(i / n), column: i % n, value: v });
-    if (best.length > count) best.pop();
+  let least = -Infinity; // what a pair must exceed
+  for (let row = 0, k = 0; row < n; row++) {
+    for (let column = 0; column < n; column++, k++) {
+      const v = values[k], s = size(v);
+      if (!(s > least) || row === column) continue;
+      let place = best.length;
+      while (place > 0 && size(best[place - 1].value) < s) place -= 1;
+      best.splice(place, 0, { row, column, value: v });
+      if (best.length > count) best.pop();
+      if (best.length === count) least = size(best[count - 1].value);
+    }
   }
   return best;
 }
@@ -110,10 +128,23 @@ function extent(values) {
   return low > high ? [0, 1] : [low, high];
 }
 
+/** Lowest and highest score of pairs of different rows; [0, 1] where there is none. */
+function extentOff(matrix, n) {
+  let low = Infinity, high = -Infinity;
+  for (let i = 0, k = 0; i < n; i++) {
+    for (let j = 0; j < n; j++, k++) {
+      const v = matrix[k];
+      if (i === j) continue;
+      if (v < low) low = v;
+      if (v > high) high = v;
+    }
+  }
+  return low > high ? [0, 1] : [low, high];
+}
+
 /** Colour range of scores: 0 to 1, or with `fitted` what is there off the diagonal. */
 function colourRange(matrix, n, fitted, isDifference) {
-  const off = fitted ? matrix.filter((_, i) => Math.floor(i / n) !== i % n) : [];
-  const [low, high] = extent(off);
+  const [low, high] = fitted ? extentOff(matrix, n) : [0, 1];
   if (!isDifference) return fitted && high > low ? [low, high] : [0, 1];
   const most = fitted ? Math.max(Math.abs(low), Math.abs(high)) || 0.5 : 0.5;
   return [-most, most];

@@ -12,14 +12,13 @@ function matrixView({ pick, move, clear, zoomed, images = null }) {
   const node = el("div", { class: "matrix" }, canvas);
   const tip = tooltip(node);
   const cells = document.createElement("canvas");
-  let spec = null, view = null, box = null, drag = null, over = null, most = 0;
+  let spec = null, view = null, box = null, drag = null, over = null, most = 0, image = null;
 
   /** Where everything is, in pixels. */
-  function arranged(g) {
-    const width = node.clientWidth, n = view.to - view.from;
-    const names = spec.groups ? spec.groups.map((s) => s.name) : Array.from({ length: n }, (_, i) => spec.names(view.from + i));
-    g.font = `11px ${FONT}`;
-    const longest = Math.max(20, ...names.slice(0, 400).map((name) => g.measureText(name).width));
+  function arranged() {
+    const width = wide(), n = view.to - view.from;
+    const names = spec.groups ? spec.groups.map((s) => s.name) : Array.from({ length: Math.min(n, 400) }, (_, i) => spec.names(view.from + i));
+    const longest = Math.max(20, ...names.map(widthOf));
     const room = Math.min(longest, 150, width * 0.25);
     const left = room + 26, bar = 54;
     const side = Math.max(120, Math.min(width - left - bar, most || 620));
@@ -34,10 +33,9 @@ function matrixView({ pick, move, clear, zoomed, images = null }) {
       spec = next;
       paint();
     }
-    if (!spec || node.clientWidth === 0) return; // drawn when there is room
-    const g = sized(canvas, 1, 1);
-    box = arranged(g);
-    sized(canvas, box.width, box.height);
+    if (!spec || wide() === 0) return; // drawn when there is room
+    box = arranged();
+    const g = sized(canvas, box.width, box.height);
     const { left, top, side, size } = box, n = view.to - view.from;
     g.imageSmoothingEnabled = false;
     g.drawImage(cells, view.column, view.from, n, n, left, top, side, side);
@@ -92,13 +90,16 @@ function matrixView({ pick, move, clear, zoomed, images = null }) {
   /** Cells as pixels, one each. */
   function paint() {
     const { n, values, low, high } = spec, table = COLOURS[spec.scale];
-    const image = new ImageData(n, n), words = new Uint32Array(image.data.buffer), colours = new Uint32Array(table.buffer);
+    if (image?.width !== n) {
+      image = new ImageData(n, n);
+      cells.width = cells.height = n;
+    }
+    const words = new Uint32Array(image.data.buffer), colours = new Uint32Array(table.buffer);
     const factor = 255 / (high - low || 1);
     for (let i = 0; i < n * n; i++) {
       const v = values[i];
-      if (v === v) words[i] = colours[v <= low ? 0 : v >= high ? 255 : Math.round((v - low) * factor)];
+      words[i] = v === v ? colours[v <= low ? 0 : v >= high ? 255 : ((v - low) * factor + 0.5) | 0] : 0; // without a score: nothing
     }
-    cells.width = cells.height = n;
     cells.getContext("2d").putImageData(image, 0, 0);
   }
 
@@ -109,7 +110,7 @@ function matrixView({ pick, move, clear, zoomed, images = null }) {
     const marks = (from) => (spec.groups
       ? spec.groups.map((s) => ({ name: s.name, at: (Math.max(s.from, from) + Math.min(s.to, from + n)) / 2 - from, room: (s.to - s.from) * size }))
         .filter((s) => s.at >= 0 && s.at <= n)
-      : Array.from({ length: n }, (_, i) => ({ name: spec.names(from + i), at: i + 0.5, room: size })));
+      : Array.from({ length: n }, (_, i) => ({ get name() { return spec.names(from + i); }, at: i + 0.5, room: size })));
     const ink = colour(node, "ink"), soft = colour(node, "soft");
     const side_ = (from, put, lit) => {
       let free = -Infinity;
@@ -230,6 +231,6 @@ function matrixView({ pick, move, clear, zoomed, images = null }) {
     draw();
   }
 
-  redrawn(node, () => draw());
+  const wide = redrawn(node, () => draw());
   return { node, draw, reset, limit: (pixels) => { most = pixels; }, get shown() { return { ...spec, view, box }; } };
 }

@@ -5,7 +5,7 @@ KINDS.monitor = (box, host) => {
   let feed = host.feed((news) => { feed = news; draw(); });
 
   const stop = button("■ stop", () => stopped(), { title: "finish the step, save, and end" });
-  const resume = button("▶ go on", () => ask("resume", {}), { title: "resume what was stopped" });
+  const resume = button("▶ go on", () => busy(box, "go on", ask("resume", {})), { title: "resume what was stopped" });
   const exit = choice("relation of", [], null, (v) => store.set({ exit: v }));
   const parts = el("div", { class: "legend", role: "group", "aria-label": "parts of the loss" });
   const title = el("p", { class: "finding", role: "status" }), status = el("p", { class: "note", role: "status" });
@@ -23,7 +23,7 @@ KINDS.monitor = (box, host) => {
   /** Stop the training of the monitor, or interrupt the kernel that trains in a cell and hears nothing else. */
   function stopped() {
     stop.disabled = true;
-    if (!feed.kernel) return ask("stop", {});
+    if (!feed.kernel) return busy(box, "stop", ask("stop", {}));
     status.textContent = "Stopping: the step is finished, everything is saved.";
     interrupt(feed.kernel).catch(() => { status.textContent = "This notebook cannot be asked to stop its kernel: press its own ■, or Ctrl-C."; });
     return undefined;

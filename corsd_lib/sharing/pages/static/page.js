@@ -110,7 +110,7 @@ function explore(kind, data, box) {
     return `${location.href.split("#")[0]}#${encodeURIComponent(JSON.stringify({ [place]: changed }))}`;
   };
   explorers.push({ kind, store, address: () => address(store.state) });
-  box.corsd = mount(kind, box, { data, store, ask: null, links: { ...pageLinks, address }, feed: () => data.feed });
+  box.corsd = mount(kind, box, { data, store, ask: null, faces: data.faces ? facesOf(data.faces) : null, links: { ...pageLinks, address }, feed: () => data.feed });
 }
 
 /** A panel's section; `fill` builds what is in it, which wants the section to be on the page already. */

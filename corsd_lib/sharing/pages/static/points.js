@@ -26,7 +26,7 @@ function pointsView({ pick, caught, clear, hover, height = 320 }) {
   let spec = null, now = null, timer = null, lasso = null;
 
   function place(i) {
-    const width = node.clientWidth, side = Math.min(width, height) - 16, [lx, ly] = spec.low, [hx, hy] = spec.high;
+    const width = wide(), side = Math.min(width, height) - 16, [lx, ly] = spec.low, [hx, hy] = spec.high;
     const unit = side / Math.max(hx - lx, hy - ly);
     return [width / 2 + (now[2 * i] - (lx + hx) / 2) * unit, height / 2 - (now[2 * i + 1] - (ly + hy) / 2) * unit];
   }
@@ -35,7 +35,7 @@ function pointsView({ pick, caught, clear, hover, height = 320 }) {
     if (next) {
       const moved = spec && next.at.length === now?.length && !same(Array.from(next.at.subarray(0, 8)), Array.from(spec.at.subarray(0, 8)));
       spec = next;
-      if (moved && !still.matches && node.clientWidth) return glide();
+      if (moved && !still.matches && wide()) return glide();
       cancelAnimationFrame(timer);
       now = Float32Array.from(spec.at);
     }
@@ -57,10 +57,10 @@ function pointsView({ pick, caught, clear, hover, height = 320 }) {
   }
 
   function paint() {
-    if (!spec || node.clientWidth === 0) return;
-    const g = sized(canvas, node.clientWidth, height), { chosen } = spec;
+    if (!spec || wide() === 0) return;
+    const g = sized(canvas, wide(), height), { chosen } = spec;
     g.strokeStyle = colour(node, "line");
-    g.strokeRect(0.5, 0.5, node.clientWidth - 1, height - 1);
+    g.strokeRect(0.5, 0.5, wide() - 1, height - 1);
     const order = Array.from({ length: now.length / 2 }, (_, i) => i);
     const front = (i) => (chosen ? +chosen.has(i) : 0) * 2 + +!spec.look(i).small;
     order.sort((a, b) => front(a) - front(b));
@@ -135,6 +135,6 @@ function pointsView({ pick, caught, clear, hover, height = 320 }) {
   canvas.addEventListener("pointerleave", () => tip.hide());
   canvas.addEventListener("dblclick", () => clear());
   canvas.addEventListener("keydown", (event) => { if (event.key === "Escape") clear(); });
-  redrawn(node, () => paint());
+  const wide = redrawn(node, () => paint());
   return { node, draw, place: (i) => place(i), get shown() { return { ...spec, now }; } };
 }

@@ -4,7 +4,7 @@ const DEEPEST = "deepest exit", OTHER = "other run";
 const ORDER_NAMES = { label: "label", superclass: "superclass", cluster: "cluster", superclass_cluster: "superclass, then cluster" };
 
 KINDS.relation = (box, host) => {
-  const { data, store, ask, links } = host;
+  const { data, store, ask, faces: facesOf_, links } = host;
   const { names, orders, superclasses, superclass_of_class: above, kinds } = data;
   const { state } = store, n = names.length;
   const whole = wholes(names, data.whole_names), labels = data.labels ? unpack(data.labels).values : [];
@@ -26,10 +26,23 @@ KINDS.relation = (box, host) => {
   /** Place of the exit of a run that is as far from its deepest as the chosen one is from that of the first run. */
   const exitOf = (run) => Math.min(exitsOf(run).length, Math.max(1, state.exit + exitsOf(run).length - exitsOf(mine).length)) - 1;
 
+  const kept = new Map(), most = Math.max(6, 2e6 / (n * n)); // decoded scores, the last asked for at the end
+
   /** Scores (n * n) of classes by label; undefined where they are not here. */
   function scores(run, epoch, exit, kind = kindOf(run)) {
-    const codes = run.known.get(`${kind}/${epoch}`);
-    return codes && decoded(codes.at(exit), codes.levels);
+    const codes = run.known.get(`${kind}/${epoch}`), key = `${run.place}/${kind}/${epoch}/${exit}`;
+    if (!codes) return undefined;
+    const found = kept.get(key) ?? decoded(codes.at(exit), codes.levels);
+    kept.delete(key);
+    kept.set(key, found);
+    if (kept.size > most) kept.delete(kept.keys().next().value);
+    return found;
+  }
+
+  /** The score of classes c and d alone. */
+  function scoreOf(run, epoch, exit, c, d) {
+    const codes = run.known.get(`${kindOf(run)}/${epoch}`);
+    return codes && decoded(codes.at(exit).subarray(c * n + d, c * n + d + 1), codes.levels)[0];
   }
 
   /** The run, epoch and exit of what is subtracted from a run, or null. */
@@ -71,9 +84,44 @@ KINDS.relation = (box, host) => {
     return values && { level: "class", rows, values: ordered(values, n, rows), groups: rows.map((c) => above[c]), classes: rows };
   }
 
-  let imageCells = null; // the newest answer, with the view that it is of
+  const related = new Map(); // scores of probe images (m * m) by what they are of, the newest last
+  const every = Array.from(labels, (_, p) => p);
+  const inView = (some) => balanced(some.filter((p) => inScope(labels[p])).sort((a, b) => a - b), labels, data.most_images);
 
-  const viewKey = () => JSON.stringify([state.kind, state.exit, state.epoch, state.order, state.superclass, state.against, state.marked]);
+  /** The images that are related at once: all where they are few, so that scope, marks and order ask for nothing. */
+  const base = () => (every.length <= data.most_images ? every : imageRows());
+  const imageRows = () => inView(state.marked.length ? state.marked : every);
+  const imageKey = (run, epoch, exit, some) => `${run.place}/${kindOf(run)}/${epoch}/${exit}/${some === every ? "" : some}`;
+
+  /** What a view of images wants: [run, epoch, exit] of what is shown and of what is subtracted. */
+  const wantedOfImages = () => [[mine, epochOf(mine), exitOf(mine)], ...(reference(mine) ? [reference(mine)] : [])];
+
+  function imageCells() {
+    const some = base(), place = new Map(some.map((p, i) => [p, i])), ranks = new Map(orders[state.order].map((c, i) => [c, i]));
+    const rows = imageRows().sort((a, b) => ranks.get(labels[a]) - ranks.get(labels[b]) || a - b);
+    const found_ = wantedOfImages().map((of) => related.get(imageKey(...of, some)));
+    if (!rows.length || found_.includes(undefined)) return null;
+    const [own, others] = found_.map((scores_) => ordered(scores_, some.length, rows.map((p) => place.get(p))));
+    return { level: "image", rows, classes: rows.map((p) => labels[p]), values: others ? difference(own, others) : own };
+  }
+
+  const BLOCK = 250_000; // pairs of images that are asked for at once: so another question waits for a moment only
+
+  /** Ask for what a view of images wants, block by block; undefined when something else is asked for meanwhile. */
+  async function relate(some) {
+    const m = some.length, step = Math.max(1, Math.floor(BLOCK / m));
+    for (const [run, epoch, exit] of wantedOfImages().filter((of) => !related.has(imageKey(...of, some)))) {
+      const key = imageKey(run, epoch, exit, some), values = new Float32Array(m * m), about = { run: run.place, kind: kindOf(run), epoch, exit: exit + 1 };
+      for (let from = 0; from < m; from += step) {
+        const answer = await question("images", { ...about, rows: some.slice(from, from + step), columns: some });
+        if (answer === undefined) return undefined;
+        values.set(decoded(unpack(answer.codes).values, answer.levels), from * m);
+      }
+      related.set(key, values);
+      if (related.size > most) related.delete(related.keys().next().value);
+    }
+    return true;
+  }
 
   function nameOf(cells, i) {
     const row = cells.rows[i];
@@ -133,7 +181,7 @@ KINDS.relation = (box, host) => {
       move: (i, j) => step(run, i, j),
       clear: () => store.set({ selection: null, images: null }),
       zoomed: (is) => { resetView.disabled = !is; },
-      images: ask && data.images ? (at, faces) => showFaces(run, at, faces) : null,
+      images: facesOf_ ? (at, faces) => showFaces(run, at, faces) : null,
     });
     return { run, text, map, node: el("figure", {}, text, map.node), cells: null };
   });
@@ -201,7 +249,7 @@ KINDS.relation = (box, host) => {
       const hidden = state.level === "image" ? entry !== maps[0] : reference(entry.run)?.[0] === entry.run && String(state.against).startsWith("run ") || (state.against === OTHER && entry !== maps[0]);
       entry.node.hidden = hidden;
       if (hidden) continue;
-      const cells = state.level === "image" ? (imageCells?.key === viewKey() ? imageCells : null) : classCells(entry.run);
+      const cells = state.level === "image" ? imageCells() : classCells(entry.run);
       entry.node.classList.toggle("stale", !cells); // the old picture stands, pale, until the new one is here
       if (!cells) continue;
       entry.cells = cells;
@@ -209,8 +257,10 @@ KINDS.relation = (box, host) => {
       drawMap(entry);
     }
     drawPair();
-    drawTops();
+    clearTimeout(listing);
+    listing = setTimeout(drawTops, 0); // after the picture, which is waited for
   }
+  let listing = null;
 
   /** The controls say what is chosen. */
   function lineUp() {
@@ -227,26 +277,31 @@ KINDS.relation = (box, host) => {
   /** Ask Python for what is shown and not here. */
   function complete() {
     if (state.level === "image") {
-      if (imageCells?.key === viewKey()) return;
-      const key = viewKey();
-      wait("relating images", question("images", { ...state }), (answer) => {
-        imageCells = { key, level: "image", rows: Array.from(unpack(answer.rows).values), classes: Array.from(unpack(answer.classes).values), values: unpack(answer.values).values };
-      });
+      const some = base(), keys = wantedOfImages().map((of) => imageKey(...of, some)).filter((key) => !related.has(key)).join();
+      if (!some.length) note(`No ${state.marked.length ? "marked" : "probe"} image is of ${state.superclass}.`);
+      if (!some.length || keys === relating) return;
+      relating = keys;
+      if (keys) wait(`relating ${some.length.toLocaleString("en")} images`, relate(some), () => {}, () => { relating = null; });
+      else question.forget();
       return;
     }
+    relating = null;
     const wanted = missing();
     if (wanted.length) wait("relating classes", question("classes", { wanted }), keep);
     else question.forget();
   }
 
+  let relating = null; // the images that are being asked for
+
   /** Take in an answer and draw; what cannot be is said, and the choice before stands again. */
-  function wait(what, promise, take) {
+  function wait(what, promise, take, failed = () => {}) {
     busy(box, what, promise).then((answer) => {
       if (answer === undefined) return;
       take(answer);
       note("");
       draw();
     }, (error) => {
+      failed();
       store.undo();
       note(error.message);
     });
@@ -281,8 +336,7 @@ KINDS.relation = (box, host) => {
   /** Known scores of classes c and d of a run at an exit: {x: epochs, y: scores}. */
   function history(run, exit, c, d) {
     const here = run.all.filter((epoch) => run.known.has(`${kindOf(run)}/${epoch}`));
-    const of = (epoch) => { const codes = run.known.get(`${kindOf(run)}/${epoch}`); return decoded(codes.at(exit).subarray(c * n + d, c * n + d + 1), codes.levels)[0]; };
-    return { x: here, y: here.map(of) };
+    return { x: here, y: here.map((epoch) => scoreOf(run, epoch, exit, c, d)) };
   }
 
   function drawPair() {
@@ -290,7 +344,7 @@ KINDS.relation = (box, host) => {
     curve.node.hidden = table.hidden = imagesOfPair.hidden = !chosen;
     if (!chosen) { pairText.textContent = "Click a cell, or choose two classes."; return; }
     const [c, d] = chosen, kind = data.kind_names[kindOf(mine)];
-    const now = runs.map((run) => scores(run, epochOf(run), exitOf(run))?.[c * n + d]).filter((v) => v !== undefined);
+    const now = runs.map((run) => scoreOf(run, epochOf(run), exitOf(run), c, d)).filter((v) => v !== undefined);
     pairText.replaceChildren(el("b", { title: whole[c] !== names[c] || whole[d] !== names[d] ? `${whole[c]} with ${whole[d]}` : null }, `${names[c]} with ${names[d]}`),
       now.length ? `: ${kind} ${now.map((v) => score(v, 3)).join(" and ")}` : "");
     curve.draw({
@@ -307,10 +361,9 @@ KINDS.relation = (box, host) => {
   /** The pair at every exit at the epoch that is shown, both ways round: a trained relation need not be symmetric. */
   function tabulate(c, d) {
     const ways = c === d ? [[c, d]] : [[c, d], [d, c]];
-    const rows = runs.flatMap((run) => exitsOf(run).map((name, k) => {
-      const matrix = scores(run, epochOf(run), k);
-      return [many ? `${run.name}, ${name}` : name, ...ways.map(([i, j]) => (matrix ? score(matrix[i * n + j], 3) : "…"))];
-    }));
+    const said = (value) => (value === undefined ? "…" : score(value, 3));
+    const rows = runs.flatMap((run) => exitsOf(run).map((name, k) => [many ? `${run.name}, ${name}` : name,
+      ...ways.map(([i, j]) => said(scoreOf(run, epochOf(run), k, i, j)))]));
     table.replaceChildren(tableOf([`epoch ${epochOf(mine)}`, ...ways.map(([i, j]) => `${names[i]} → ${names[j]}`)], rows));
   }
 
@@ -372,7 +425,7 @@ KINDS.relation = (box, host) => {
     if (!news.length) return fill();
     clearTimeout(hovered);
     hovered = setTimeout(() => { // a mouse that rests, not one that passes
-      ask("faces", { positions: news }).then((pngs) => { news.forEach((p) => faces.set(p, pngs[p] ?? null)); fill(); }, () => {});
+      facesOf_(news).then((pngs) => { news.forEach((p) => faces.set(p, pngs[p] ?? null)); fill(); }, () => {});
     }, 120);
   }
 
@@ -392,7 +445,7 @@ KINDS.relation = (box, host) => {
     if (!found_) { tops.replaceChildren(el("p", { class: "note" }, "This needs scores that are not here yet.")); return; }
     const [values, bothWays] = found_;
     const what = JSON.parse(topChoice.list.value), form = what === "related" ? (v) => score(v, 3) : (v) => signed(v, 3);
-    const scope = what === "related" && state.superclass === null ? values : values.map((v, i) => (inScope(Math.floor(i / n)) && inScope(i % n) ? v : NaN));
+    const scope = state.superclass === null ? values : within(values, n, names.map((_, c) => inScope(c)));
     tops.replaceChildren(el("ol", {}, ...topPairs(scope, n, 10, bothWays).map(({ row, column, value }) => el("li", {},
       button(`${names[row]} with ${names[column]}`, () => select(row, column), { "aria-pressed": String(same(state.selection, [row, column])) }), ` ${form(value)}`))));
   }

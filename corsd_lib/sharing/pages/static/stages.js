@@ -1,7 +1,7 @@
 // Stages: the probe images at every exit side by side; what is selected in one is selected in all.
 
 KINDS.stages = (box, host) => {
-  const { data, store, ask, links } = host, { state } = store;
+  const { data, store, ask, faces, links } = host, { state } = store;
   const { names, superclasses, exits, epochs } = data;
   const whole = wholes(names, data.whole_names), wholeSuperclasses = wholes(superclasses, data.whole_superclasses);
   const labels = unpack(data.labels).values, images = labels.length;
@@ -12,7 +12,7 @@ KINDS.stages = (box, host) => {
   const e = () => Math.max(0, epochs.indexOf(state.epoch));
   const right = (k, i) => guesses.at(e(), k)[i] === labels[i];
   const positions = (kept) => Array.from({ length: images }, (_, i) => i).filter(kept);
-  const question = ask && newestOf(ask), questionOfImage = ask && newestOf(ask), questionOfMarks = ask && newestOf(ask);
+  const question = ask && newestOf(ask), questionOfImage = ask && newestOf(ask), questionOfMarks = faces && newestOf(faces);
 
   // --- groups of images by what they are coloured by ----------------------------------------------------------------------
 
@@ -146,10 +146,10 @@ KINDS.stages = (box, host) => {
       if (key !== markedKey) {
         markedKey = key;
         if (!state.selection.length) marked.replaceChildren();
-        else questionOfMarks("faces", { positions: state.selection.slice(0, 24) }).then((pngs) => pngs && key === markedKey && marked.replaceChildren(
+        else questionOfMarks(state.selection.slice(0, 24)).then((pngs) => pngs && key === markedKey && marked.replaceChildren(
           ...state.selection.slice(0, 24).filter((i) => pngs[i]).map((i) => thumb(i, pngs[i])), ...(state.selection.length > 24 && Object.keys(pngs).length ? [el("span", { class: "note" }, `24 of ${state.selection.length}`)] : [])), () => {});
       }
-      if (nearKey() !== factsKey) {
+      if (ask && nearKey() !== factsKey) {
         const mine = factsKey = nearKey();
         busy(box, "looking at the image", questionOfImage("image", { ...state })).then((answer) => {
           if (answer === undefined || mine !== nearKey()) return;
@@ -195,7 +195,7 @@ KINDS.stages = (box, host) => {
     drawMaps(fit);
     drawLegend();
     summarise();
-    if (ask) askImages();
+    if (faces) askImages();
   }
 
   store.on((patch) => {

@@ -13,10 +13,12 @@ function whole_(value, buffers) {
   return Object.fromEntries(Object.entries(value).map(([name, v]) => [name, whole_(v, buffers)]));
 }
 
-function asker(model) {
+/** Questions to Python; `began` is told when the kernel, which may run a cell, begins with one. */
+function asker(model, began) {
   const me = Math.random().toString(36).slice(2), waiting = new Map();
   let asked = 0;
   const listen = (content, buffers) => {
+    if (waiting.has(content.began)) began();
     const { resolve, reject } = waiting.get(content.answer) ?? {};
     if (!resolve) return;
     waiting.delete(content.answer);
@@ -38,17 +40,18 @@ function render({ model, el: box }) {
     Object.entries(patch).forEach(([name, value]) => model.set(name, value));
     model.save_changes();
   });
-  const [ask, deaf] = asker(model);
+  const place = el("div", {});
+  const [ask, deaf] = asker(model, () => place.dispatchEvent(new Event("began")));
+  const faces = (positions) => ask("faces", { positions });
   const receive = () => store.receive(now());
   const fed = []; // who is told of data that changes
   const tell = () => fed.forEach((listener) => listener(model.get("_feed")));
   const feed = (listener) => { fed.push(listener); return model.get("_feed"); };
-  const host = { data: model.get("_data"), store, ask, links: notebookLinks, feed };
+  const host = { data: model.get("_data"), store, ask, faces, links: notebookLinks, feed };
   model.on("change", receive);
   model.on("change:_feed", tell);
   const heard = ({ said }) => { if (said) place.corsd?.say?.(said); };
   model.on("msg:custom", heard);
-  const place = el("div", {});
   box.append(place);
   place.corsd = mount(model.get("_kind"), place, host);
   return () => {
