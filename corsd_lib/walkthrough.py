@@ -71,7 +71,7 @@ def walk(out: Path, epochs: int) -> None:
     )
     runs = train_both(out / "runs", epochs)
     if len(runs) < len(METHODS):
-        print("Stopped. Run the same command again to go on from here.")
+        print("Stopped. Run the same command again to continue.")
         return
     print(f"\nTest accuracy (%) of every exit\n{table({name: run.test or {} for name, run in runs.items()})}\n")
     print("One seed is no finding; ten are in results/digits/table.md, and in the notebook.\n", flush=True)

@@ -501,7 +501,7 @@ def test_a_new_study_is_written_and_trained_and_the_same_command_goes_on(
 @pytest.mark.parametrize(
     "words,message",
     [
-        (f"{NEW} --lr 0.2", r"results/mine/study.json is another study already: go on with it without --methods"),
+        (f"{NEW} --lr 0.2", r"results/mine/study.json is another study: continue it without --methods"),
         ("compare results/mine --lr 0.2 --cutout 2", "cutout, lr: for a new study (--methods) only; this one has its settings"),
         ("compare results/mine --equal epochs", "equal: for a new study (--methods) only"),
         ("compare results/none", "results/none/study.json does not exist"),

@@ -445,7 +445,7 @@ class KeepsGraphsInAList(Broken):
 
 DECLARED, MADE, NAMED = "declared well", "made of its options, then attached to a network", "terms have weights of their names"
 SHOWN = "images are new ones of the same shape"
-TEACHER, SMALL, RESUMED = "no gradient reaches a teacher", "finite on batches with little to relate", "resumable"
+TEACHER, SMALL, RESUMED = "no gradient reaches a teacher", "finite on batches with few pairs", "resumable"
 TIDY = "random numbers from the generator of a batch, which is left as it was"
 GRAPH = r"safe in a CUDA graph \(graphs = True\)"
 BROKEN: list[tuple[type[Method], str, str]] = [
@@ -471,8 +471,8 @@ BROKEN: list[tuple[type[Method], str, str]] = [
     (DrawsFromPython, TIDY, "it draws from the random numbers of torch, numpy or Python"),
     (ChangesLabels, TIDY, r"it changes batch\.labels in place: work on a copy"),
     (ChangesLogits, TIDY, r"it changes out\.logits\[2?0?\] in place"),
-    (KeepsItsGraph, TEACHER, "the attribute past carries a gradient, and keeps its graph in memory: detach"),
-    (KeepsGraphsInAList, TEACHER, "the attribute past carries a gradient"),
+    (KeepsItsGraph, TEACHER, "the attribute past has a gradient, and keeps its graph in memory: detach"),
+    (KeepsGraphsInAList, TEACHER, "the attribute past has a gradient"),
     (WithoutAWeight, NAMED, "its term 'extra' has no weight: add the field `extra: float` to MethodOptions"),
     (AWholeWeight, NAMED, "the option 'extra' is 1: the weight of a term is a float"),
     (NoScalar, NAMED, r"the term 'extra' is of shape \(3,\): return a scalar tensor"),
@@ -492,14 +492,14 @@ BROKEN: list[tuple[type[Method], str, str]] = [
     (TaughtBothWays, TEACHER, r"the term 'hint' gives a gradient to out\.embeddings\[-1\]: detach the teacher"),
     (TeachesItsRelation, TEACHER, "the term 'relation_transfer' gives a gradient to the deepest relation network's .*: detach"),
     (TeachesWhatIsNotThere, TEACHER, "taught_by_deepest names 'exit_kd'; its terms are task, extra"),
-    (RemembersItsGraph, TEACHER, "the buffer past carries a gradient: detach what is remembered"),
-    (DividesByItsPairs, SMALL, "on one image: .*extra is not finite: return 0 where there is nothing to relate"),
+    (RemembersItsGraph, TEACHER, "the buffer past has a gradient: detach stored values"),
+    (DividesByItsPairs, SMALL, "on one image: .*extra is not finite: return 0 without pairs"),
     (RootOfZero, SMALL, "on six images of three classes: the gradient of network.* is not finite: a root"),
     (NeedsTwoImages, SMALL, "on one image: it raised IndexError"),
     (SometimesATerm, SMALL, "on one image: the terms are .*: return the same ones for every batch"),
     (TrainsNothing, SMALL, "the total has no gradient: do not detach what is to be trained"),
-    (CountsOnAnAttribute, RESUMED, "after a resume the term total, extra is another than without: keep .* in buffers"),
-    (RemembersOnAnAttribute, RESUMED, "after a resume the term total, extra is another than without"),
+    (CountsOnAnAttribute, RESUMED, "after a resume the term total, extra differs: keep .* in buffers"),
+    (RemembersOnAnAttribute, RESUMED, "after a resume the term total, extra differs"),
     (GrowsABuffer, RESUMED, "size mismatch for past.*a buffer that changes its shape must be persistent=False"),
     (TrainsWhatIsMadeLate, RESUMED, "Unexpected key.*late.*make what is trained in attach"),
     (ReadsProgress, GRAPH, "terms reads batch.progress, .*: read it in draw, or set graphs = False"),

@@ -229,11 +229,14 @@ def test_every_image_of_a_class_that_is_large_enough_has_the_same_chance() -> No
 @pytest.mark.parametrize(
     "call,message",
     [
-        (lambda: retrieval_figures(torch.ones(3, 2), torch.ones(3)), r"scores of shape \(3, 2\) do not fit 3 labels; \(N, N\)"),
+        (
+            lambda: retrieval_figures(torch.ones(3, 2), torch.ones(3)),
+            r"scores of shape \(3, 2\) do not fit 3 labels; allowed: \(N, N\)",
+        ),
         (lambda: retrieval_figures(torch.full((2, 2), torch.nan), torch.zeros(2)), "scores have NaN; allowed: numbers, higher"),
         (
             lambda: embedding_retrieval(torch.ones(3), torch.ones(3)),
-            r"embeddings of shape \(3,\) do not fit 3 labels; \(N, D\)",
+            r"embeddings of shape \(3,\) do not fit 3 labels; allowed: \(N, D\)",
         ),
         (
             lambda: embedding_retrieval(torch.ones(3, 2), torch.ones(3), "l1"),

@@ -272,7 +272,7 @@ def test_a_stopped_trial_is_saved_and_taken_up_where_it_was(
             cli.main(["tune", "results/tiny", "--jobs", "1"])
     assert end.value.code == 130
     out = capsys.readouterr().out.splitlines()
-    assert len(out) == 2 and out[1] == "stopped; the same search goes on from results/tiny/tuning/byot.journal"
+    assert len(out) == 2 and out[1] == "stopped; the same command continues the search from results/tiny/tuning/byot.journal"
     assert len(read_json(Path("results/tiny/tuning/byot.json"))["trials"]) == 1
     assert Path("runs/tiny/tuning/byot/1/seed3/checkpoint.safetensors").is_file()
     trained: list[Path] = []
@@ -554,7 +554,7 @@ def test_a_record_whose_journal_lacks_its_trials_is_not_overwritten(make: Make, 
     lost = 1 if journal == "of an earlier time" else 2
     assert capsys.readouterr().err == (
         f"corsd: error: results/tiny/tuning/byot.json has {lost} trials that its journal results/tiny/tuning/byot.journal "
-        "lacks, and would be overwritten: put the journal back to go on, or remove or rename the record to search again\n"
+        "lacks, and would be overwritten: put the journal back to continue, or remove or rename the record to search again\n"
     )
     assert search.path.read_bytes() == before and sorted(search.path.parent.iterdir()) == files and not Path("runs").exists()
 

@@ -276,10 +276,12 @@ def _default_bars(readiness: Tensor, rule: str) -> Tensor:
     exits."""
     if rule == "patience":
         return torch.arange(1, len(readiness) + 1, dtype=torch.double)
-    nobody = torch.tensor([1.01 if rule == "confidence" else 0.01], dtype=torch.double)  # cannot be reached, also with rounding
+    none_leaves = torch.tensor(
+        [1.01 if rule == "confidence" else 0.01], dtype=torch.double
+    )  # cannot be reached, also with rounding
     seen = readiness[:-1].flatten().sort().values
     steps = torch.linspace(0, len(seen) - 1, 101, dtype=torch.double).round().long() if len(seen) else torch.arange(0)
-    return torch.cat([seen[steps].unique(), nobody])
+    return torch.cat([seen[steps].unique(), none_leaves])
 
 
 def _as_thresholds(thresholds: Sequence[float]) -> Tensor:

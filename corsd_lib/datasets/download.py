@@ -96,7 +96,7 @@ def _fetch(url: str, part: Path, size: int | None, tries: int, wait: float) -> N
                 raise CorsdError(f"{url} cannot be downloaded: {problem}") from error
         except _DROPPED as error:
             problem = str(getattr(error, "reason", error)) or type(error).__name__
-    kept = f"; {_length(part):,} bytes are kept in {part}, the same call goes on from there" if part.exists() else ""
+    kept = f"; {_length(part):,} bytes are kept in {part}, the same call continues from there" if part.exists() else ""
     raise CorsdError(f"{url} cannot be downloaded, {tries} tries failed, the last one with: {problem}{kept}")
 
 

@@ -33,10 +33,10 @@ def embedding_scatter(
     """Images as points, one panel for each exit, all on the same scale; the axes of a projection have no unit.
 
     `coordinates` (K, N, 2); `labels` (N,) of `class_names`; `titles` (K) over the panels and `quality` (K) under them.
-    `colour_by` (N,): names, each with a colour and symbol of its own, or numbers on the sequential scale; by default the
-    class. `colour_name` stands over the legend. `captions` (N,): what hover says, the class by default; lines end in "\\n".
-    Trace k is panel k and its point i is image i, for linked selections; the traces after them are the legend, which more than
-    24 kinds do not have. Raises `CorsdError` when shapes do not fit.
+    `colour_by` (N,): names, each with its own colour and symbol, or numbers on the sequential scale; by default the class.
+    `colour_name`: title of the legend. `captions` (N,): hover texts, the class by default; lines end in "\\n". Trace k is panel
+    k and its point i is image i, for linked selections; the other traces are the legend, which is left out for more than 24
+    kinds. Raises `CorsdError` if shapes do not fit.
     """
     points = np.asarray(coordinates, np.float32)
     if points.ndim != 3 or points.shape[2] != 2:

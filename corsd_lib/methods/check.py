@@ -52,7 +52,7 @@ def check_method(kind: type[Method], **options: Any) -> None:
         "terms have weights of their names": _check_weights,
         "no gradient reaches a teacher": _check_teacher,
         "random numbers from the generator of a batch, which is left as it was": _check_side_effects,
-        "finite on batches with little to relate": _check_small_batches,
+        "finite on batches with few pairs": _check_small_batches,
         "resumable": _check_resume,
     }
     if kind.graphs:
@@ -130,7 +130,7 @@ class _Case(NamedTuple):
 
 
 def _batch(method: Method, labels: list[int], step: int = 0) -> Batch:
-    """Images of `labels`, others in another step; for triplets one image is an anchor thrice."""
+    """A batch of random images with `labels`, which depends on the step; for triplets a single image is repeated."""
     labels = labels * 3 if method.sampling == "triplet" and len(labels) % 3 else labels
     y = torch.tensor(labels)
     images = torch.randn(len(y), 3, 8, 8, generator=torch.Generator().manual_seed(step))
@@ -143,7 +143,7 @@ def _mixed(method: Method, step: int = 0) -> Batch:
 
 
 def _contents(network: nn.Module) -> dict[str, Any]:
-    """What a training reads of a network: its modules, their mode and hooks, its tensors and which of them are trained."""
+    """Everything about a network that affects a training: modules with modes and hooks, tensors, and trained parameters."""
     modules = {
         f"module {name}": (type(m), m.training, len(m._forward_hooks), len(m._forward_pre_hooks))
         for name, m in network.named_modules()
@@ -189,7 +189,10 @@ def _check_declaration(kind: type[Method]) -> None:
 
 def _check_name_is_free(kind: type[Method]) -> None:
     other = known_methods().get(kind.name, kind)
-    same = (other.__module__, other.__qualname__) == (kind.__module__, kind.__qualname__)  # a cell that was run again
+    same = (other.__module__, other.__qualname__) == (
+        kind.__module__,
+        kind.__qualname__,
+    )  # the same class, defined again in a notebook cell
     taken = f"{other.__module__}.{other.__qualname__}"
     _require(same, f"the name {kind.name!r} is taken by {taken}: choose another one")
 
@@ -228,8 +231,8 @@ def _check_images(case: _Case) -> None:
     for what, labels in LABELS.items():
         with _on(what):
             batch = case.drawn(_batch(case.method, labels))
-            still = batch._replace(images=batch.images.clone())
-            first, again = case.method.images(batch), case.method.images(still)
+            copied = batch._replace(images=batch.images.clone())
+            first, again = case.method.images(batch), case.method.images(copied)
             _require(torch.equal(batch.images, _batch(case.method, labels).images), "images writes into batch.images: clone it")
             given, wanted = (_described(images) for images in (first, batch.images))
             _require(given == wanted, f"images returned {given}: return {wanted}")
@@ -245,7 +248,7 @@ def _described(images: object) -> str:
 
 def _check_teacher(case: _Case) -> None:
     method, batch = case.method, case.drawn(_mixed(case.method))
-    for _ in range(2):  # the second time there is something to remember
+    for _ in range(2):  # in the second step there are values of the first
         out = case.outputs(batch)
         leaves = ExitOutputs(*([t.detach().requires_grad_() for t in tensors] for tensors in out))
         terms = method.terms(leaves, batch)
@@ -259,16 +262,16 @@ def _check_teacher(case: _Case) -> None:
             reached = _reached(terms[name], teacher)
             _require(not reached, f"the term {name!r} gives a gradient to {', '.join(reached[:3])}: detach the teacher")
         kept = [name for name, buffer in method.named_buffers() if buffer.requires_grad]
-        _require(not kept, f"the buffer {', '.join(kept)} carries a gradient: detach what is remembered")
+        _require(not kept, f"the buffer {', '.join(kept)} has a gradient: detach stored values")
         kept = _attributes_with_a_graph(method)
         _require(
             not kept,
-            f"the attribute {', '.join(kept)} carries a gradient, and keeps its graph in memory: detach what is remembered",
+            f"the attribute {', '.join(kept)} has a gradient, and keeps its graph in memory: detach stored values",
         )
 
 
 def _deepest_relation(method: Method) -> dict[str, nn.Parameter]:
-    """Parameters of the deepest relation network, those left out that it shares with another one."""
+    """Parameters of the deepest relation network, without those that it shares with others."""
     relations = list(method.relation_networks())
     shared = {id(p) for relation in relations[:-1] for p in relation.parameters()}
     return {k: p for relation in relations[-1:] for k, p in relation.named_parameters() if id(p) not in shared}
@@ -283,7 +286,7 @@ def _reached(term: Tensor, tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def _attributes_with_a_graph(method: Method) -> list[str]:
-    """Names of attributes that hold tensors with a gradient, other than parameters and buffers, also in lists and dicts."""
+    """Names of attributes with tensors that require a gradient, except parameters and buffers; also in lists and dicts."""
     found = []
     for prefix, module in method.named_modules():
         for name, value in vars(module).items():
@@ -308,7 +311,7 @@ def _check_side_effects(case: _Case) -> None:
         drawn = case.drawn(batch)
         case.method(out, drawn)
         _require(
-            not step or _random_states() == states,  # what is made in the first step is for the resume to find
+            not step or _random_states() == states,  # what the first step creates is tested by the rule on resuming
             "it draws from the random numbers of torch, numpy or Python: draw them in draw, from batch.generator, which is the "
             "same in a resumed training",
         )
@@ -317,25 +320,25 @@ def _check_side_effects(case: _Case) -> None:
 
 
 def _values(batch: Batch, out: ExitOutputs) -> Parts:
-    """Copies of the tensors of a batch and of what the network gives for it, by name."""
+    """Copies of the tensors of a batch and of the outputs of the network, by name."""
     of_batch = {f"batch.{name}": getattr(batch, name) for name in ("images", "labels", "rows")}
     of_out = {f"out.{name}[{k}]": t for name, tensors in out._asdict().items() for k, t in enumerate(tensors)}
     return {name: value.detach().clone() for name, value in {**of_batch, **of_out}.items()}
 
 
 def _random_states() -> tuple[str, ...]:
-    """The states of the generators that belong to everybody."""
+    """The states of the global random generators."""
     return (str(torch.get_rng_state().tolist()), str(random.getstate()), str(np.random.get_state(legacy=False)))
 
 
 def _check_small_batches(case: _Case) -> None:
     names: set[str] = set()
     for what, labels in LABELS.items():
-        for step in range(2):  # the second time there is something to remember
+        for step in range(2):  # in the second step there are values of the first
             with _on(what):
                 parts = case.parts(_batch(case.method, labels, step))
                 wrong = [name for name, value in parts.items() if not value.isfinite()]
-                _require(not wrong, f"{', '.join(wrong)} is not finite: return 0 where there is nothing to relate")
+                _require(not wrong, f"{', '.join(wrong)} is not finite: return 0 without pairs")
                 names = names or set(parts)
                 _require(names == set(parts), f"the terms are {', '.join(parts)}: return the same ones for every batch")
                 _require(parts["total"].requires_grad, "the total has no gradient: do not detach what is to be trained")
@@ -380,14 +383,14 @@ def _check_resume(case: _Case) -> None:
         differing = [k for k, v in straight.items() if k not in again or not torch.equal(v, again[k])]
         _require(
             not differing,
-            f"after a resume the {what} {', '.join(differing[:3])} is another than without: keep all that is remembered in "
-            "buffers, and draw random numbers from batch.generator",
+            f"after a resume the {what} {', '.join(differing[:3])} differs: keep all stored values in "
+            "buffers, and use batch.generator for random numbers",
         )
 
 
 def _train_step(case: _Case, step: int) -> Parts:
-    """A step of plain gradient descent; the parts of the loss, detached."""
-    torch.manual_seed(step)  # a checkpoint has the random state of torch
+    """A step of gradient descent; returns the terms of the loss, detached."""
+    torch.manual_seed(step)  # as the random state in a checkpoint
     parameters = case.parameters()
     parts = case.parts(_mixed(case.method, step))
     found = torch.autograd.grad(parts["total"], list(parameters.values()), allow_unused=True)
@@ -399,7 +402,7 @@ def _train_step(case: _Case, step: int) -> Parts:
 
 
 def _state(case: _Case) -> Parts:
-    """What a checkpoint has of network and method, copied."""
+    """Copies of the tensors of network and method in a checkpoint."""
     groups = {"network": case.network.state_dict(), "method": case.method.state_dict(), "memory": case.memory()}
     return {
         f"{group}.{k}": v.detach().clone(memory_format=torch.contiguous_format)
@@ -444,14 +447,14 @@ def _check_graph(case: _Case) -> None:
         after = dict(method.named_buffers())
         moved = [k for k, v in after.items() if before.get(k) is not v or places[k] != v.data_ptr()]
         _require(not moved, f"terms replaces the buffer {', '.join(moved)}: write into it (copy_, add_), {_ELSE}")
-    _check_without_values(method, out, batch)  # last: it may leave parameters without values
+    _check_without_values(method, out, batch)  # last, because it may leave parameters without values
 
 
 _ELSE = "or set graphs = False"
 
 
 def _watched(batch: Batch, by: str = "terms") -> Batch:
-    """`batch` whose fields raise when `by` reads them, all but those that a recorded step is given anew."""
+    """`batch` whose fields raise an error when `by` reads them, except those that are inputs of a recorded graph."""
 
     def refuse(name: str) -> property:
         def read(self: Batch) -> Any:
@@ -465,20 +468,20 @@ def _watched(batch: Batch, by: str = "terms") -> Batch:
 
 
 def _check_without_values(method: Method, out: ExitOutputs, batch: Batch) -> None:
-    """Forward and backward pass on tensors that have shapes but no values: what needs a value waits for the device."""
-    from torch._subclasses.fake_tensor import FakeTensorMode  # what torch.compile traces with; it has no public name
+    """Forward and backward pass on tensors without values: an operation that needs a value would wait for the device."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # used by torch.compile; it has no public name
 
     mode = FakeTensorMode()
     state: Parts = {k: mode.from_tensor(v) for k, v in (*method.named_parameters(), *method.named_buffers())}
     fake_out = ExitOutputs(*([mode.from_tensor(t.detach()).requires_grad_() for t in given] for given in out))
     draws = {k: mode.from_tensor(v) for k, v in (batch.draws or {}).items()}
-    still = batch._replace(images=mode.from_tensor(batch.images), labels=mode.from_tensor(batch.labels), draws=draws)
+    copied = batch._replace(images=mode.from_tensor(batch.images), labels=mode.from_tensor(batch.labels), draws=draws)
     with mode:
-        torch.func.functional_call(_Recorded(method), {f"method.{k}": v for k, v in state.items()}, (fake_out, still))
+        torch.func.functional_call(_Recorded(method), {f"method.{k}": v for k, v in state.items()}, (fake_out, copied))
 
 
 class _Recorded(nn.Module):
-    """What a graph records of a method: `images`, then `terms` and the backward pass."""
+    """The part of a method that a graph records: `images`, `terms` and the backward pass."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()
@@ -500,7 +503,7 @@ def _recorded(by: str) -> Iterator[None]:
 
 
 def _not_recorded(error: Exception) -> str:
-    """Why a pass on tensors without values ended with `error`."""
+    """The reason why a pass on tensors without values raised `error`."""
     from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
     if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):

@@ -81,7 +81,7 @@ def export_run(
     _check_destination(dest, content, run)
     data = _data(run, data, data_root)
     weights = _halved(read_weights(run.path / "weights.safetensors"), run.path)
-    # First, for it tells an export that was cut off from somebody else's folder.
+    # First, because it identifies the folder of an incomplete export.
     write_json(dest / "config.json", with_checksum(content))
     for folder in (dest, dest / "probes", dest / "embeddings"):
         remove_parts(folder)

@@ -297,8 +297,6 @@ def new_study(path: str | Path, methods: Sequence[str], seeds: Sequence[int], tr
     }
     study = Study.from_dict(values, file)
     if file.is_file() and read_json(file) != values:
-        raise CorsdError(
-            f"{file} is another study already: go on with it without --methods and settings, or choose another folder"
-        )
+        raise CorsdError(f"{file} is another study: continue it without --methods and settings, or choose another folder")
     write_json(file, values)
     return study

@@ -83,7 +83,7 @@ def tune(
         _wait_for_others(folder, report, stop)
         record = {} if stop.is_set() else Tuner(search, folder, data_root, report).run(free, stop)
         if stop.is_set():
-            report(f"stopped; the same search goes on from {search.journal}")
+            report(f"stopped; the same command continues the search from {search.journal}")
             raise KeyboardInterrupt
     return record
 
@@ -366,7 +366,7 @@ def _check_record(search: Search, known: set[int]) -> None:
     if lost:
         raise CorsdError(
             f"{search.path} has {lost} trials that its journal {search.journal} lacks, and would be overwritten: put the "
-            "journal back to go on, or remove or rename the record to search again"
+            "journal back to continue, or remove or rename the record to search again"
         )
 
 

@@ -1,17 +1,16 @@
-"""Explorers: widgets over runs; no maths.
+"""Explorers: widgets that show runs. They compute nothing themselves.
 
-host.py           what an explorer is: an anywidget around the script of the pages, its state, data and answers
-relation.py       RelationExplorer; relation_view.py what it shows, pair.py what is behind a cell, relation_picture.py a figure
-stages.py         StageExplorer; stage_facts.py its words, stage_picture.py a figure
+host.py           base class: an anywidget around the script of the pages, with state, data and answers to its questions
+relation.py       RelationExplorer; relation_view.py its matrices, pair.py the images of a cell, relation_picture.py its figure
+stages.py         StageExplorer; stage_facts.py its texts, stage_picture.py its figure
 exits.py          ExitExplorer
 attribution.py    AttributionExplorer; attribution_pictures.py, attribution_checks.py its parts, own_images.py
-monitor.py        TrainingMonitor; monitor_picture.py a figure
-probe_images.py   the images behind a run's snapshots, where the data is; thumbnails.py: small ones
+monitor.py        TrainingMonitor; monitor_picture.py its figure
+probe_images.py   the probe images of a run, if the data is available; thumbnails.py: small ones
 
-The script is in `corsd_lib.sharing.pages`: what it can decide in the browser is decided there, also while the kernel is busy.
+The script is in `corsd_lib.sharing.pages`. It works in the browser as far as possible, also while the kernel is busy.
 
-An explorer reads a `Run` and nothing else: live or from a file, of this machine or of another. Data travels to the browser
-once and in binary.
+An explorer needs only a `Run`, which may be unfinished or from another machine. Data is sent to the browser once, in binary.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ __all__ = ["AttributionExplorer", "ExitExplorer", "RelationExplorer", "StageExpl
 
 
 def __getattr__(name: str) -> Any:
-    if name != "AttributionExplorer":  # it needs captum, which the others do without
+    if name != "AttributionExplorer":  # it needs captum, the others do not
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from corsd_lib.widgets.attribution import AttributionExplorer
 

@@ -1,4 +1,4 @@
-"""Which pixels made an exit decide, and which made two images related."""
+"""AttributionExplorer: attribution maps of exits and of pairs of images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _OWN_IMAGE = "Show it one of your own: explorer.image = array, uint8 (H, W, 3), 
 
 
 class _Image(Chosen):
-    """A position in the probe set, or an image of the user's own. The browser gets only a marker for the latter."""
+    """A position in the probe set, or an image of the user, for which the browser gets only a marker."""
 
     def __init__(self, default: Any, help: str) -> None:
         super().__init__(default, help)
@@ -42,19 +42,18 @@ class _Image(Chosen):
 
 
 class AttributionExplorer(Explorer):
-    """Which pixels made an exit of a run decide as it did; with a partner image, which made the two related.
+    """Attribution maps of the prediction of an exit of a run, or, with a partner image, of the relation of two images.
 
-    Choose an image by its class and its number in it, at random, or one that the exit gets wrong; exit, class to explain,
-    method, baseline and steps. Beside image, signed map and overlay stand the explained score, the baseline's, the completeness
-    gap and what every exit says; two buttons test whether the map is about this network at all.
+    Controls choose an image (by class and number, at random, or one that the exit classifies wrongly), exit, class, method,
+    baseline and steps. Shown are image, signed map and overlay, the score of image and baseline, the completeness gap, and the
+    predictions of all exits. Two buttons test whether the map depends on the trained network.
 
-    `explorer.image` and `.partner` (None for none): positions in the probe set, or images of one's own, uint8 (H, W, 3),
-    (3, H, W) or (H, W), which are scaled to the run's size. `.exit` (1 = shallowest), `.target` ("own prediction",
-    "true label", or a class by index or name), `.method`, `.baseline` and `.steps` can be read, set and observed too. Until
-    somebody chooses the steps they are as many, from 50 on, as the first map needs for a completeness gap of at most 5 %.
-    `.attributions` are those shown, one an image; reading them raises `CorsdError` where there are none. `data`, else the run's
-    own from `data_root`; without it a sentence stands in place of images. The network is that of the newest weights. Raises
-    `CorsdError` for what is not there.
+    `explorer.image` and `.partner` (None for none): positions in the probe set, or other images, uint8 (H, W, 3), (3, H, W) or
+    (H, W), which are scaled to the size of the run. `.exit` (1 = shallowest), `.target` ("own prediction", "true label", or a
+    class by index or name), `.method`, `.baseline` and `.steps` can be read, set and observed too. By default the steps are at
+    least 50, and as many as the first map needs for a completeness gap of at most 5 %. `.attributions` are those shown, one for
+    each image; without any, reading it raises `CorsdError`. `data`: by default that of the run from `data_root`; without data a
+    sentence is shown in place of images. The network has the newest weights. Raises `CorsdError` for invalid arguments.
     """
 
     script = "attribution"
@@ -133,7 +132,7 @@ class AttributionExplorer(Explorer):
         return own_pixels(value, self.run.data)
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
-        """Apply what the browser chose. Its marker for an image of the user's own changes nothing."""
+        """Apply the choices of the browser. Its marker for an image of the user is ignored."""
         super().set_state({name: value for name, value in sync_data.items() if not isinstance(value, str) or value != YOURS})
 
     def _steps_set(self, change: Any) -> None:
@@ -141,7 +140,7 @@ class AttributionExplorer(Explorer):
 
     @property
     def attributions(self) -> tuple[Attribution, ...]:
-        """What is shown, one an image; `CorsdError` where it cannot be computed."""
+        """The attributions shown, one for each image. Raises `CorsdError` if they cannot be computed."""
         state = [getattr(self, name) for name in self.chosen]
         key = [id(v) if isinstance(v, Tensor) else v for v in state]
         if self._shown is None or self._shown[0] != key:
@@ -163,7 +162,7 @@ class AttributionExplorer(Explorer):
     # --- what the browser asks for ---
 
     def ask_map(self, **state: Any) -> dict[str, Any]:
-        """Image, signed map and overlay of every image, what they say and how far to trust it."""
+        """Image, signed map and overlay of every image, with the finding and the completeness gap."""
         for name, value in state.items():  # a question may come before the news of what it is about
             if value != YOURS:
                 setattr(self, name, value)
@@ -188,7 +187,7 @@ class AttributionExplorer(Explorer):
         }
 
     def ask_weights(self) -> dict[str, Any]:
-        """The check with weights drawn anew."""
+        """The check with random weights."""
         return weights_check(self._subject())
 
     def ask_deletion(self) -> dict[str, Any]:
@@ -212,7 +211,7 @@ class AttributionExplorer(Explorer):
         return [self.images.pixels([which])[0] if isinstance(which, int) else which for which in shown]
 
     def _inputs(self, pixels: list[Tensor]) -> list[Tensor]:
-        """The same as the network sees them."""
+        """The images as input of the network."""
         return list(self._normalise(torch.stack(pixels)))
 
     @cached_property
@@ -253,7 +252,7 @@ class AttributionExplorer(Explorer):
         return f"{self._short[int(self._probes.labels[which])]} (probe {which})"
 
     def _predictions(self, probabilities: Tensor) -> dict[str, Any]:
-        """What every exit says of each image, and how sure it is."""
+        """Prediction and probability of every exit for each image."""
         target = self.attributions[0].target
         best, says = probabilities.max(dim=2)
         shown = [self._caption(which) for which in (self.image, self.partner)[: len(probabilities)]]

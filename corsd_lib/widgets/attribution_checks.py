@@ -1,4 +1,4 @@
-"""The two tests that a person should make before believing a map of pixels, as plain values."""
+"""The two tests of an attribution map, as plain values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BETTER = 0.8  # share of the random area below which a map found more than chanc
 
 @dataclass(frozen=True)
 class Checked:
-    """What is tested: the attribution of an exit, and all that made it."""
+    """The subject of a test: the attribution of an exit, with its arguments."""
 
     network: MultiExitNetwork
     image: Tensor
@@ -29,7 +29,7 @@ class Checked:
 
 
 def weights_check(subject: Checked) -> dict[str, Any]:
-    """`randomisation_check` for some draws of the weights: a sentence, and the correlations of each draw."""
+    """`randomisation_check` for several random weights: a sentence, and the correlations for each."""
     found = subject.found
     values = [
         randomisation_check(subject.network, subject.image, found.exit, found.target, **subject.options, seed=seed)

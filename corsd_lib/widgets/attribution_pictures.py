@@ -1,4 +1,4 @@
-"""What explorers show and say of attributions: signed maps as pictures, scores and checks as sentences."""
+"""Attributions in explorers: signed maps as images, and sentences about scores and completeness."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RAISED, LOWERED = PALETTE[1], PALETTE[0]
 
 
 def map_png(values: Tensor, limit: float, pixels: Tensor | None = None, side: int = 128) -> bytes:
-    """PNG of a signed map (H, W): the more of `limit` a value is, the more of its sign's colour; 0 is transparent.
+    """PNG of a signed map (H, W): opacity grows with |value| / `limit`, the colour shows the sign; 0 is transparent.
 
     Over `pixels`, a uint8 image (1 or 3, H, W), it is drawn on that image in grey. About `side` pixels high.
     """
@@ -38,12 +38,12 @@ def map_png(values: Tensor, limit: float, pixels: Tensor | None = None, side: in
 
 
 def limit_of(maps: list[Tensor]) -> float:
-    """The value that gets the full colour, one for all maps: the 99th percentile, so that one pixel does not hide the rest."""
+    """The value of full colour, the same for all maps: the 99th percentile, so that single pixels do not dominate."""
     return float(np.quantile(np.concatenate([m.abs().flatten().numpy() for m in maps]), 0.99))
 
 
 def pair_finding(found: Attribution) -> str:
-    """What the relation of a pair is, with every number named."""
+    """The relation of a pair in a sentence."""
     name, where = _score_of_pair(found)
     relation = f", a relation of {sigmoid(found.score):.2f}" if "logit" in name else ""
     return f"At {where} {found.exit} the two have the {name} {found.score:.2f}{relation}"
@@ -56,7 +56,7 @@ def _score_of_pair(found: Attribution) -> tuple[str, str]:
 
 
 def exit_finding(found: Attribution, probabilities: Tensor, names: Sequence[str]) -> str:
-    """What an exit decided; `probabilities` (exits, classes) of the image."""
+    """The prediction of an exit in a sentence; `probabilities` (exits, classes) of the image."""
     here = probabilities[found.exit - 1]
     says, target = int(here.argmax()), int(found.target or 0)
     other = "" if says == target else f", and {names[target]} with {100 * here[target]:.1f} %"
@@ -64,7 +64,7 @@ def exit_finding(found: Attribution, probabilities: Tensor, names: Sequence[str]
 
 
 def completeness(found: Attribution, names: Sequence[str]) -> str:
-    """What score is explained, and how much of it the map accounts for; `names` of the classes."""
+    """The explained score and the completeness of the map in a sentence; `names` of the classes."""
     what = _score_of_pair(found)[0] if found.target is None else f"logit of {names[found.target]}"
     score = f"Explained is the {what}, f(x) = {found.score:.2f}"
     if found.baseline_score is None or found.completeness_gap is None:

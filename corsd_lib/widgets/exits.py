@@ -1,4 +1,4 @@
-"""Leaving early: what a threshold costs and saves, and which images leave where."""
+"""ExitExplorer: accuracy and cost of early exit, and the images that leave at each exit."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ SNAP = 1e-6  # thresholds that are so near are the same: browsers have them in s
 
 
 class ExitExplorer(Explorer):
-    """What an image costs, and how many are correct, when each leaves at the first exit that is sure enough.
+    """Accuracy and mean cost of early exit, for each rule and threshold.
 
-    Choose a rule and move its threshold: the point on the curve of accuracy (%) over mean multiply-accumulates an image, the
-    share that leaves at each exit, and the images that do, from the most to the least confident. A button takes the cheapest
-    threshold that loses at most so many points; the curve of the run `other` stands beside. `explorer.rule` ("confidence",
-    "entropy", "patience"), `.threshold`, `.split` ("probe", the probe images of the last snapshot, which need no data;
-    "validation"; "test") and `.loss` can be read, set and observed; `.curve` is what is drawn, `.figures` its row at the
-    threshold, `.saved` what that saves (%), `.left_at` (N,) the exits that images leave at, 1 = shallowest. Raises `CorsdError`
-    for a run without snapshots, and for a split without its data.
+    Controls choose a rule and its threshold. Shown are the curve of accuracy (%) over mean multiply-accumulates of an image
+    with the chosen point, the share that leaves at each exit, and the images that leave there, from the most to the least
+    confident. A button chooses the cheapest threshold that loses at most `loss` points; the curve of the run `other` is shown
+    beside. `explorer.rule` ("confidence", "entropy", "patience"), `.threshold`, `.split` ("probe", the probe images of the last
+    snapshot, which need no data; "validation"; "test") and `.loss` can be read, set and observed; `.curve` is the drawn table,
+    `.figures` its row at the threshold, `.saved` what that saves (%), `.left_at` (N,) the exits that images leave at, 1 =
+    shallowest. Raises `CorsdError` for a run without snapshots, and for a split without its data.
     """
 
     script = "exits"
@@ -132,7 +132,7 @@ class ExitExplorer(Explorer):
 
     @property
     def saved(self) -> float:
-        """Share of the plain network's cost, that of its deepest exit alone, that is saved, %; negative where it costs more."""
+        """Saved share of the cost of the plain network (deepest exit only), %; negative if early exit costs more."""
         return 100.0 * (1.0 - self.figures["macs"] / self._costs[1])
 
     @property
@@ -143,8 +143,8 @@ class ExitExplorer(Explorer):
     def choose(self) -> float:
         """Move to the cheapest threshold that loses at most `loss` points, and return it.
 
-        On test it is one chosen on validation (on the probe images where the data has none): what is chosen on the images it is
-        judged on looks better than it is.
+        For test it is chosen on validation, or on the probe images if there is none: a threshold looks better than it is on
+        the images that it was chosen on.
         """
         self.threshold = self._cheapest(self.split, self.rule, self.loss)
         return self.threshold
@@ -166,7 +166,7 @@ class ExitExplorer(Explorer):
         return {"threshold": self._cheapest(split, rule, loss)}
 
     def ask_images(self, rule: str, split: str, threshold: float, **others: Any) -> dict[str, Any]:
-        """Of the images that leave at each exit some, from the most to the least confident; where the data is not, classes."""
+        """Some images that leave at each exit, from the most to the least confident; without data their classes."""
         logits, labels = self._answers_on(split)
         left = exits_left(logits, rule, threshold)
         exits = [
@@ -195,11 +195,11 @@ class ExitExplorer(Explorer):
 
     @cached_property
     def _costs(self) -> tuple[list[int], int]:
-        """MACs of leaving at each exit, and of the plain network; of the architecture, so weights need not be there yet."""
+        """MACs of an image that leaves at each exit, and of the plain network; no weights are needed."""
         return run_macs(self.run)
 
     def _answers_on(self, split: str) -> tuple[list[Tensor], Tensor]:
-        """Logits, K x (N, C), and labels (N,) of a split; the network is asked once."""
+        """Logits, K x (N, C), and labels (N,) of a split, computed once."""
         if split not in self._answers:
             self._answers[split] = _of_probes(self.run) if split == "probe" else self._of_data(split)
         return self._answers[split]

@@ -1,4 +1,4 @@
-"""What every explorer is: an anywidget around the script of the pages, with its state, its data and its answers."""
+"""The base class of explorers: an anywidget around the script of the pages, with state, data and answers."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ BUTTONS = {
 
 
 class Explorer(anywidget.AnyWidget):
-    """An explorer in a notebook. The browser decides all that it can and reports it to the kernel, which may be busy.
+    """An explorer in a notebook. The browser works on its own as far as possible and reports its state to the kernel.
 
     A subclass names its `script` and its traits in `chosen`; they are the state of the script, the same in both places.
-    `check(name, value)` returns a value as it is kept, or raises `CorsdError`. A question `what` of the script is answered by
-    the method `ask_<what>`, which is given its arguments and returns plain values, arrays and bytes. A saved notebook, where no
-    kernel answers, has `picture()`.
+    `check(name, value)` returns the value to store, or raises `CorsdError`. A question `what` of the script is answered by the
+    method `ask_<what>`, which is given its arguments and returns plain values, arrays and bytes. A saved notebook, which has no
+    kernel, shows `picture()`.
     """
 
     _esm = explorer_script("widget.js")
@@ -53,11 +53,11 @@ class Explorer(anywidget.AnyWidget):
         self.on_msg(self._asked)
 
     def check(self, name: str, value: Any) -> Any:
-        """`value` of a trait as it is kept; raises `CorsdError` for what cannot be."""
+        """`value` of a trait as it is stored. Raises `CorsdError` for an invalid value."""
         return value
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
-        """Apply what the browser chose. An invalid choice is refused: the browser shows why, and gets the current state."""
+        """Apply the choices of the browser. For an invalid choice the browser gets the reason and the current state."""
         self._wanted = {name: sync_data[name] for name in self.chosen if name in sync_data}
         try:
             for name, value in self._wanted.items():
@@ -96,29 +96,29 @@ class Explorer(anywidget.AnyWidget):
         return {**bundle, "text/plain": repr(self), PLOTLY: {**json.loads(self.picture().to_json()), "config": BUTTONS}}
 
     def picture(self) -> go.Figure:
-        """What is shown now as a static figure."""
+        """The current view as a static figure."""
         raise NotImplementedError
 
     def save_png(self, path: str | Path, **options: Any) -> Path:
-        """Write what is shown now as a static picture; options and errors as of `corsd_lib.figures.save_png`."""
+        """Write the current view as a static image; options and errors as in `corsd_lib.figures.save_png`."""
         return save_png(self.picture(), path, **options)
 
     def to_html(self, path: str | Path, *, images: bool | None = None) -> Path:
-        """Write one HTML file that answers as the explorer does, without kernel or network, and begins as it is now.
+        """Write an HTML file that works like the explorer, without kernel and network, and opens with the current view.
 
-        `images`: whether thumbnails of the probe images go into the file, where the explorer shows some without a kernel; by
-        default only of the embedded digits, as other data sets are not ours to publish. Raises `CorsdError` where they are
-        asked for and the data is not there.
+        `images`: whether the file has thumbnails of the probe images, if the explorer shows some without a kernel; by default
+        only for the digits of scikit-learn, because other data sets must not be published. Raises `CorsdError` if they are
+        requested and the data is missing.
         """
         faces = self.faces(images)
         return write_page(path, [panel._replace(data=panel.data | faces) for panel in self.panels()])
 
     def faces(self, images: bool | None) -> dict[str, Any]:
-        """Thumbnails as the field "faces" of a page's data, see `to_html`; empty for an explorer that shows none there."""
+        """Thumbnails as the field "faces" of the data of a page, see `to_html`; empty for an explorer that shows none."""
         return {}
 
     def panels(self) -> list[Panel]:
-        """What `to_html` writes."""
+        """The panels of `to_html`."""
         raise NotImplementedError
 
 
@@ -132,7 +132,7 @@ def checked(*names: str) -> Callable[..., Any]:
 
 
 class Chosen(traitlets.TraitType[Any, Any]):
-    """A field of what is chosen: any value that the explorer's `check` lets pass, None as well; the same in the browser."""
+    """A trait that is synchronised with the browser: any value that the `check` of the explorer accepts, also None."""
 
     def __init__(self, default: Any = None, help: str = "") -> None:
         super().__init__(default, help=help)
@@ -143,7 +143,7 @@ class Chosen(traitlets.TraitType[Any, Any]):
 
 
 def with_bytes(value: Any) -> Any:
-    """Plain values with their arrays as type, shape and bytes, which travel in binary."""
+    """Plain values in which arrays are replaced by type, shape and bytes, to be sent in binary."""
     return _packed(value, lambda content: {"bytes": content}, lambda content: content)
 
 

@@ -1,4 +1,4 @@
-"""A training as it goes, and its end by a button."""
+"""TrainingMonitor: shows a training and stops it by a button."""
 
 from __future__ import annotations
 
@@ -34,16 +34,15 @@ SHARE = 0.02  # of a training's time that drawing may take
 
 
 class TrainingMonitor(Explorer):
-    """Watches a training: accuracy of every exit, parts of the loss, and a relation as it forms; and stops it.
+    """Shows a training: accuracy of every exit, terms of the loss, and the relation of the classes; buttons stop and resume it.
 
-    `monitor.train(config)` trains in the background: the cell ends at once, the notebook stays free, the buttons stop the
-    training and let it go on; `monitor.wait()` gives the run. `train(config, on_epoch=monitor)` trains in the cell; there the
-    stop button interrupts the kernel as Ctrl-C or the notebook's ■ does, where a Jupyter server is asked that way. However it
-    is stopped, a run is saved and resumes bit for bit. `monitor(run)` shows any run as far as it is, a finished one too. An
-    epoch is left out where drawing would take more than 2 % of the training's time.
+    `monitor.train(config)` trains in the background: the cell ends at once and other cells can be run; `monitor.wait()` returns
+    the run. `train(config, on_epoch=monitor)` trains in the cell; there the stop button interrupts the kernel like Ctrl-C, if a
+    Jupyter server allows it. A stopped run is always saved, and resumes bit for bit. `monitor(run)` shows any run, finished or
+    not. Epochs are skipped if drawing would take more than 2 % of the time of the training.
 
-    `exit` (1 = shallowest) and `parts` (names of parts of the loss) choose what is drawn; they can be set and observed. The
-    relation of a method without relation networks is the cosine. `status` says in a sentence how far it is.
+    `exit` (1 = shallowest) and `parts` (names of terms of the loss) choose what is drawn; they can be set and observed. For a
+    method without relation networks the relation is the cosine. `status` is the progress in a sentence.
     """
 
     script = "monitor"
@@ -68,7 +67,7 @@ class TrainingMonitor(Explorer):
         _after_cells(self._cell_ended)
 
     def __call__(self, run: Run) -> None:
-        """Show `run` as it now is on disk."""
+        """Show the current state of `run` on disk."""
         with self._drawing:
             if self._too_often(run):
                 return
@@ -82,7 +81,7 @@ class TrainingMonitor(Explorer):
             self._took = self._since - begun
 
     def _too_often(self, run: Run) -> bool:
-        """Whether drawing this epoch too would slow the training by more than `SHARE`."""
+        """Whether drawing this epoch would slow down the training by more than `SHARE`."""
         new = self._run is None or self._run.path != run.path or run.finished or run.epochs_done == run.config.epochs
         return not new and time.monotonic() - self._since < self._took / SHARE
 
@@ -117,14 +116,14 @@ class TrainingMonitor(Explorer):
             self._tell()
 
     def _tell(self, **news: Any) -> None:
-        """Send what is new to the browser, and all that it knew with it: a page that opens later has it too."""
+        """Send new data to the browser, together with all earlier data, for pages that open later."""
         with self._drawing:
             self._now = self._now | news
             self._feed = with_bytes(self._now)
 
     @property
     def status(self) -> str:
-        """How far the training is, in a sentence."""
+        """The progress of the training in a sentence."""
         return self._now["status"]
 
     def __repr__(self) -> str:
@@ -133,10 +132,10 @@ class TrainingMonitor(Explorer):
     # --- training in the background ---
 
     def train(self, config: TrainConfig, *, data: ImageData | None = None) -> None:
-        """Train `config` in a thread and return at once; arguments as of `corsd_lib.train`.
+        """Train `config` in a thread and return at once; arguments as in `corsd_lib.train`.
 
-        Cells that draw from torch's global random numbers meanwhile change what the training draws. Raises `CorsdError` when
-        a training of this monitor goes on; errors of the training are shown, and raised by `wait`.
+        Cells that use torch's global random numbers meanwhile change those of the training. Raises `CorsdError` while another
+        training of this monitor runs; errors of the training are shown, and raised by `wait`.
         """
         if self.training:
             raise CorsdError(f"{self._config and self._config.path} is still training here: stop it first, or wait() for it")
@@ -150,15 +149,15 @@ class TrainingMonitor(Explorer):
 
     @property
     def training(self) -> bool:
-        """Whether a training that `train` began goes on."""
+        """Whether a training started by `train` is running."""
         return self._thread is not None and not self._ended.is_set()
 
     def wait(self, timeout: float | None = None) -> Run:
-        """The run of `train`, once that has ended; Ctrl-C stops the training, saves it and returns the run.
+        """Wait for the end of the training and return the run; Ctrl-C stops and saves the training and returns the run.
 
-        A cell that waits keeps clicks from the kernel: press stop before, or Ctrl-C (the notebook's ■) here.
+        While a cell waits the kernel receives no clicks: press stop before, or interrupt the cell.
 
-        Raises `CorsdError` when nothing was begun, when it takes more than `timeout` seconds, and what the training raised.
+        Raises `CorsdError` if no training was started, after `timeout` seconds, and for errors of the training.
         """
         if self._thread is None or self._config is None:
             raise CorsdError("this monitor trains nothing: begin with monitor.train(config)")
@@ -174,13 +173,13 @@ class TrainingMonitor(Explorer):
         return Run(self._config.path)
 
     def stop(self) -> None:
-        """Stop the training that `train` began, as the button does: the step is finished and all is saved."""
+        """Stop the training like the button does: after the current step it is saved."""
         if self.training:
             self._stop.set()
             self._tell(status=_STOPPING, running=False)
 
     def resume(self) -> None:
-        """Go on with what was stopped, as the button does."""
+        """Resume a stopped training like the button does."""
         if self._config is not None and not self.training:
             self.train(replace(self._config, resume=True), data=self._data_given)
 
@@ -238,7 +237,7 @@ class TrainingMonitor(Explorer):
 
 
 def _kernel_at_work() -> str | None:
-    """The id by which a Jupyter server knows the kernel that runs this cell; None where there is none."""
+    """The id of this kernel on the Jupyter server; None without a server."""
     if "ipykernel.kernelapp" not in sys.modules:  # its import would take over the comms of widgets that exist already
         return None
     try:
@@ -251,7 +250,7 @@ def _kernel_at_work() -> str | None:
 
 
 def _after_cells(call: Any) -> None:
-    """Have `call` called when a cell ends, where there are cells."""
+    """Call `call` whenever a cell ends, in IPython."""
     from IPython.core.getipython import get_ipython
 
     shell = get_ipython()

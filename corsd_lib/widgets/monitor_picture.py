@@ -1,4 +1,4 @@
-"""A training as a static figure: accuracy of every exit, parts of the loss, and the relation of an exit."""
+"""A training as a static figure: accuracy of every exit, terms of the loss, and the relation of an exit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a relation explorer shows as a static figure, in words and cells."""
+"""The view of a relation explorer as a static figure."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _subject(relations: Relations, shown: Shown, marked: int) -> str:
 
 
 def _finding(relations: Relations, shown: Shown) -> str:
-    """What the cells say in a line."""
+    """The finding of the cells in a line."""
     classes = relations.classes_of(shown.view, shown.rows)
     same = classes[:, None] == classes[None, :]
     form = ".2f" if shown.view.against is None else "+.2f"

@@ -1,4 +1,4 @@
-"""What a relation explorer shows: matrices of a run, and of another beside it, read or computed when first asked for."""
+"""The matrices of a relation explorer, of one or two runs, read or computed when they are first used."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ KEPT_BYTES = 2**26
 
 @dataclass(frozen=True)
 class View:
-    """What is looked at: relation `kind` of `exit` (1 = shallowest) after `epoch`, of classes or of images.
+    """A view: relation `kind` of `exit` (1 = shallowest) after `epoch`, of classes or of images.
 
-    `superclass`, a name: only its classes, or their images. `against`: what is subtracted, "deepest exit", an epoch, "other
-    run" or None. `order` of the classes.
+    `superclass`: a name, to show only its classes or their images. `against`: the reference that is subtracted, "deepest exit",
+    an epoch, "other run" or None. `order` of the classes.
     """
 
     exit: int
@@ -58,7 +58,7 @@ class View:
 
 
 class Kept:
-    """Arrays by key, made when first asked for; those not asked for longest go when there are more than `limit` bytes."""
+    """A cache of arrays by key of at most `limit` bytes, which removes the least recently used ones."""
 
     def __init__(self, limit: int = KEPT_BYTES) -> None:
         self._limit = limit
@@ -106,7 +106,7 @@ class RunRelations:
         return exit_names(count, "exit" if count == self._logits else "stage")
 
     def classes(self, epoch: int, exit: int, kind: str) -> Scores:
-        """Class-level relation (C, C) in [0, 1], NaN where there is no pair."""
+        """Class-level relation (C, C) in [0, 1], NaN without a pair."""
         if kind == self.stored:
             stored = [relation.numpy() for relation in self.snapshot(epoch).relations]
             return self.kept(("classes", epoch), lambda: as_scores(np.stack(stored)))[exit - 1]
@@ -126,8 +126,8 @@ class RunRelations:
     ) -> Scores:
         """Relation (n, m) in [0, 1] of the probe images `rows` (n,) with `columns` (m,), by default the same ones.
 
-        NaN of an image with itself. Raises `CorsdError` for the relation of a stage without embeddings and for a trained one
-        that reads feature maps.
+        NaN for an image with itself. Raises `CorsdError` for the relation of a stage without embeddings and for a trained one
+        of feature maps.
         """
         rows = np.asarray(rows)
         columns = rows if columns is None else np.asarray(columns)
@@ -145,7 +145,7 @@ class RunRelations:
     def auxiliary(self, epoch: int, first: int, second: int) -> list[Scores]:
         """What each exit's auxiliary classifier, as it was after `epoch`, says of two probe images: K x (C,) probabilities.
 
-        Empty for a relation without one, and for one that reads feature maps, which snapshots do not hold.
+        Empty for a relation without one, and for one of feature maps, which snapshots do not have.
         """
         found = []
         for k, embeddings in enumerate(self.snapshot(epoch).embeddings, 1):
@@ -158,7 +158,7 @@ class RunRelations:
         return found
 
     def predictions(self, epoch: int, position: int) -> list[tuple[int, float]]:
-        """What every exit takes a probe image for after `epoch`: class and its probability."""
+        """Prediction of every exit for a probe image after `epoch`: class and its probability."""
         likely = [logits[position].float().softmax(0).max(0) for logits in self.snapshot(epoch).logits]
         return [(int(best.indices), float(best.values)) for best in likely]
 
@@ -198,7 +198,7 @@ class Shown(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """What is subtracted from what is shown."""
+    """The reference that is subtracted."""
 
     relations: RunRelations
     exit: int
@@ -208,7 +208,7 @@ class Reference(NamedTuple):
 
 
 class Relations:
-    """What any `View` shows, of `run` alone or beside `other`, a run on the same classes; `CorsdError` where it is not."""
+    """Computes the cells of any `View` of `run`, and of `other`, which must have the same classes, else `CorsdError`."""
 
     def __init__(self, run: Run, other: Run | None = None, labels: Sequence[str] = ()) -> None:
         self.mine, self.other = RunRelations(run), RunRelations(other) if other else None
@@ -224,13 +224,13 @@ class Relations:
         self._orders: dict[str, Rows] = {}
 
     def show(self, view: View, marked: Sequence[int] = (), most: int = MOST_IMAGES) -> Shown:
-        """The cells of a view, of `most` images at most; `CorsdError` for one that cannot be."""
+        """The cells of a view, with at most `most` images. Raises `CorsdError` for an invalid view."""
         view = replace(view, exit=min(view.exit, len(self.mine.exits(view.kind))))
         rows = self.rows(view, marked, most)
         return Shown(view, rows, self.values(view, rows), self.places(view, rows))
 
     def check(self, view: View, marked: Sequence[int] = ()) -> None:
-        """Raise `CorsdError` for a view that cannot be, without computing it."""
+        """Raise `CorsdError` for an invalid view, without computing it."""
         self.rows(view, marked)
         self.reference(view)
 

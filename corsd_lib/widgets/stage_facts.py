@@ -1,4 +1,4 @@
-"""What the texts of a `StageExplorer` are made of.
+"""Texts of a `StageExplorer`.
 
 N images, D embedding dimensions.
 """
@@ -18,7 +18,7 @@ from corsd_lib.analysis.exits import first_right
 
 
 def late_image(logits: Sequence[Tensor], labels: Tensor) -> int:
-    """Position of the image that only the deepest of several exits gets right and is surest of; 0 where there is none."""
+    """Position of the image with the most confident prediction that is correct at the deepest exit only; 0 if there is none."""
     if len(logits) == 1:
         return 0
     late = first_right(logits, labels) == len(logits)
@@ -39,7 +39,7 @@ def percent(share: float) -> str:
 
 
 def quality(embedding: StageEmbedding, epoch: int) -> list[str]:
-    """How far to trust the picture of the `epoch`-th epoch, three lines for every exit."""
+    """The quality of the projection of the `epoch`-th epoch, three lines for every exit."""
     measures = (embedding.trustworthiness, embedding.knn_purity, embedding.embedding_purity)
     return [
         f"trustworthiness {trust:.2f} of 1\nof its class: {percent(here)} in the picture,"
@@ -49,7 +49,7 @@ def quality(embedding: StageEmbedding, epoch: int) -> list[str]:
 
 
 def finding(embedding: StageEmbedding, epoch: int) -> str:
-    """What the `epoch`-th epoch shows, in a line."""
+    """The finding of the `epoch`-th epoch in a line."""
     purity = embedding.embedding_purity[epoch].tolist()
     near, deepest = min(NEIGHBOURS, len(embedding.labels) - 1), len(purity)
     last = f" and {percent(purity[-1])} at exit {deepest}" if deepest > 1 else ""

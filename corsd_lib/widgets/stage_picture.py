@@ -1,4 +1,4 @@
-"""What a stage explorer shows as a static figure; nothing of runs.
+"""The view of a stage explorer as a static figure.
 
 K exits (a panel each), N images. Traces: K of points, K of rings, then the legend.
 """

@@ -1,4 +1,4 @@
-"""Where the probe images lie at every exit, side by side."""
+"""StageExplorer: projections of the probe images at every exit, side by side."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ NEAR = 8  # neighbours of an image that are shown
 
 
 class StageExplorer(Explorer):
-    """The probe images of a run in two dimensions, a panel an exit, all of one joint fit.
+    """The probe images of a run in two dimensions, with a panel for each exit, all from one joint fit.
 
-    Draw around points: the same images are marked in every panel, and in the `RelationExplorer` `relations`, when given. A
-    click on a point shows the image, what each exit takes it for, and the images nearest to it at each exit: in the embedding,
-    of which the picture is only a shadow; rings say where they lie. Under every panel stands how far to trust it.
+    A lasso marks the same images in every panel, and in the `RelationExplorer` `relations` if that is given. A click on a point
+    shows the image, the predictions of all exits, and its nearest images at each exit in the embedding, which rings mark in the
+    projection. Measures of quality are below every panel.
     `explorer.selection` (tuple of probe positions), `.image` (one position), `.colour` ("superclass", "class", "right",
     "first_right"), `.highlight` (names of the groups in colour, up to 12; the others are grey), `.epoch` (one of `epochs`,
     which are embedded together; the last one alone by default) and `.method` can be read, set and observed.
 
-    `method` "umap" is shown at once when the run has kept it; its first fit takes up to some minutes, so that PCA is shown
-    until it is asked for. Raises `CorsdError` for a run without snapshots, an epoch without one, and `relations` of other
-    probe images.
+    `method` "umap" is shown at once if the run has stored it. Otherwise PCA is shown until UMAP is requested, because its first
+    fit may take minutes. Raises `CorsdError` for a run without snapshots, an epoch without one, and `relations` of other probe
+    images.
     """
 
     script = "stages"
@@ -175,11 +175,11 @@ class StageExplorer(Explorer):
         return stages_fit(self._fit(method))
 
     def ask_faces(self, positions: Sequence[int]) -> dict[int, bytes]:
-        """PNGs of probe images; none where the data is not."""
+        """PNGs of probe images; none without the data."""
         return dict(self._thumbnails.of(positions))
 
     def ask_image(self, image: int, epoch: int, **others: Any) -> dict[str, Any]:
-        """An image, what each exit takes it for, and its neighbours at each."""
+        """An image, the predictions of all exits, and its neighbours at each exit."""
         near = self._neighbours(image, epoch)
         pngs = self._thumbnails.of([image, *(p for some in near for p in some)])
         names, label = self.run.data.class_names, int(self._probes.labels[image])
@@ -196,7 +196,7 @@ class StageExplorer(Explorer):
         return exit_names(len(self._snapshot(self.epoch).embeddings))
 
     def _neighbours(self, image: int, epoch: int) -> list[list[int]]:
-        """Positions of the images nearest to an image at every exit, nearest first: in the embedding, not in the picture."""
+        """Positions of the images nearest to an image at every exit, nearest first, in the embedding."""
         return [nearest_images(e, NEAR, [image])[0].tolist() for e in self._snapshot(epoch).embeddings]
 
     # --- files ---

@@ -1,4 +1,4 @@
-"""Small images of a run, each read and packed once."""
+"""Small images of a run, each read and encoded once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAGE_SIDE = 48  # pixels of a thumbnail on a page
 
 
 class Thumbnails:
-    """PNGs of a run's images by split and position, each made once; nothing where the data is not. Pages enlarge them."""
+    """PNGs of a run's images by split and position, each made once; none without the data. Pages enlarge them."""
 
     def __init__(self, run: Run, images: ProbeImages) -> None:
         self.images, self._run = images, run

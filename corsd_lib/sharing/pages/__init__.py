@@ -1,7 +1,7 @@
-"""Pages: one HTML file that answers to clicks without a kernel or a network.
+"""Pages: interactive HTML files that need no kernel and no network.
 
-page.py    the file: our script and style, and the panels' data, each once; plotly.js where a figure needs it
-panels.py  what there is to show of runs, as plain values and packed arrays
+page.py    the file: script, style and data of the panels, each once; plotly.js if a figure needs it
+panels.py  the data of the panels of runs, as plain values and packed arrays
 static/    one script for pages and notebooks: logic.js (numbers), core.js (elements, state, theme), matrix.js, chart.js and
            points.js (what is drawn), relation.js, stages.js, exits.js, monitor.js and attribution.js (an explorer each), and
            its two hosts, page.js and widget.js; explorer.css, and page.css around it

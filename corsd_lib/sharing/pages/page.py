@@ -1,4 +1,4 @@
-"""The file: our script, style and data, plotly.js where a figure needs it, each once; nothing is fetched, nothing is sent."""
+"""The HTML file: script, style and data, and plotly.js if a figure needs it. It loads nothing and sends nothing."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ _PAGE = """\
 
 
 class Panel(NamedTuple):
-    """A part of a page: its kind, a function of that name in the page's script, and what that is given.
+    """A part of a page: its kind, which is the name of a function of the script, and the data for this function.
 
-    `data` holds what JSON can say, without NaN, and numpy arrays of the types in `ARRAYS`, which travel in binary.
+    `data` has JSON values without NaN, and numpy arrays of the types in `ARRAYS`, which are stored in binary.
     """
 
     kind: str
@@ -64,11 +64,11 @@ class Panel(NamedTuple):
 
 
 def write_page(path: str | Path, panels: Sequence[Panel], title: str = "") -> Path:
-    """Write `panels` one below the other into one self-contained HTML file, whole or not at all, and return its path.
+    """Write `panels`, one below the other, into a self-contained HTML file, atomically; return its path.
 
-    Of explorers it is some hundred kilobytes and what they show; 4.8 MB more (plotly.js) where a panel is a figure. It needs no
-    network, in light and dark. `title` is escaped. Raises `CorsdError` for a page without panels and where the file cannot be
-    written.
+    Explorers take some hundred kilobytes and their data; plotly.js, 4.8 MB, is added if a panel is a figure. The page needs no
+    network, and has a light and a dark theme. `title` is escaped. Raises `CorsdError` for a page without panels and if the file
+    cannot be written.
     """
     if not panels:
         raise CorsdError(f"{path}: a page of no panels; allowed: one or more")
@@ -117,7 +117,7 @@ def _theme() -> dict[str, Any]:
 
 
 def _json(value: Mapping[str, Any]) -> str:
-    """JSON that ends no <script> element, whatever names are in it."""
+    """JSON that is safe inside a <script> element."""
     text = json.dumps(value, default=_packed, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
 

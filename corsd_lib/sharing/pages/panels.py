@@ -1,4 +1,4 @@
-"""What there is to show of runs, as plain values and packed arrays for the page's script.
+"""The data of the panels of runs, as plain values and packed arrays for the script of the page.
 
 E epochs with a snapshot, K exits (shallow -> deep), N probe images, C classes.
 """
@@ -67,7 +67,7 @@ def relation_panel(
     labels: Sequence[str] = (),
     text: str = "",
 ) -> Panel:
-    """Class x class relations of a run (and of others, side by side) at every exit and after every epoch with a snapshot.
+    """Class-level relations of a run (and of others, side by side) at every exit and epoch with a snapshot.
 
     First shown: `exit` (1-based, the deepest by default) and `epoch` (the last) of `run`, the classes in `order` (one of
     `CLASS_ORDERS`; "cluster" is by the deepest exit after the last epoch) and the pair `selection` (class indices; the two
@@ -95,7 +95,7 @@ def relation_panel(
 
 
 def _reference(against: str | int, first: int, runs: int) -> str | int | None:
-    """What is subtracted as the script has it."""
+    """The reference that is subtracted, in the form of the script."""
     if against == 1 and runs == 2:
         return "other run"
     named: dict[str | int, str | int | None] = {"nothing": None, "deepest": "deepest exit", "first": first}
@@ -105,7 +105,7 @@ def _reference(against: str | int, first: int, runs: int) -> str | int | None:
 def relation_state(
     run: Run, *, exit: int, epoch: int, order: str = "label", selection: Sequence[int] | None = None
 ) -> dict[str, Any]:
-    """What is chosen of relations at first: every field of the script's state."""
+    """The initial state of a relation panel: every field of the state of the script."""
     return {
         "exit": exit,
         "epoch": epoch,
@@ -122,7 +122,7 @@ def relation_state(
 
 
 def first_pair(run: Run, exit: int, epoch: int) -> tuple[int, int] | None:
-    """The two different classes that are most related, as a first thing to look at; None where no pair has a relation."""
+    """The two most related classes, which are shown first; None if no pair has a relation."""
     matrix = run.probes[epoch].relations[exit - 1].clone().fill_diagonal_(-1).nan_to_num(-1)
     row, column = divmod(int(matrix.argmax()), len(matrix))
     return (row, column) if matrix[row, column] >= 0 else None
@@ -136,7 +136,7 @@ def relation_data(
     order: str = "label",
     orders: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """What the script shows of the relations of `runs`, without what is chosen; see `relation_panel`.
+    """The data of a relation panel for `runs`, without its state; see `relation_panel`.
 
     The scores of `epoch` are there whatever is left out. Offered are the `orders`, else those by label and cluster and `order`.
     """
@@ -243,7 +243,7 @@ def _cut(names: Sequence[str]) -> dict[str, str]:
 
 
 def has_superclasses(data: DataInfo) -> bool:
-    """Whether the superclasses of a data set are anything else than its classes."""
+    """Whether a data set has superclasses that differ from its classes."""
     return len(data.superclass_names) != data.num_classes
 
 
@@ -253,7 +253,7 @@ def has_superclasses(data: DataInfo) -> bool:
 def stages_panel(
     run: Run, embedding: StageEmbedding, *, epoch: int | None = None, colour: str = "class", selection: Sequence[int] = ()
 ) -> Panel:
-    """Where the probe images lie at every exit, side by side; a selection in one is a selection in all.
+    """Projections of the probe images at every exit, side by side, with linked selections.
 
     First shown: `epoch` of `embedding` (the last by default), points coloured by `colour` (one of `COLOURS`; "superclass" needs
     some) and the images `selection` (positions in the probe set). Raises `CorsdError` for an epoch, a colour or an image that
@@ -272,7 +272,7 @@ def stages_panel(
 def stages_state(
     run: Run, embedding: StageEmbedding, *, epoch: int, colour: str = "class", selection: Sequence[int] = ()
 ) -> dict[str, Any]:
-    """What is chosen of stages at first: every field of the script's state."""
+    """The initial state of a stages panel: every field of the state of the script."""
     groups = tidy_groups(run, embedding.epochs[-1])
     return {
         "epoch": epoch,
@@ -285,7 +285,7 @@ def stages_state(
 
 
 def stages_data(run: Run, embedding: StageEmbedding) -> dict[str, Any]:
-    """What the script shows of an embedding, without what is chosen."""
+    """The data of a stages panel, without its state."""
     guesses, first = _guesses(run, embedding)
     return {
         **_classes(run.data),
@@ -303,7 +303,7 @@ def stages_data(run: Run, embedding: StageEmbedding) -> dict[str, Any]:
 
 
 def stages_fit(embedding: StageEmbedding) -> dict[str, Any]:
-    """Coordinates of a projection, and how far to trust them."""
+    """Coordinates of a projection, and its quality."""
     return {
         "method": embedding.method,
         "title": PROJECTION_NAMES[embedding.method],
@@ -333,7 +333,7 @@ def tidy_groups(run: Run, epoch: int) -> dict[str, list[str]]:
 
 
 def _guesses(run: Run, embedding: StageEmbedding) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8]]:
-    """What each exit takes an image for (E, K, N), and the first that is right (E, N), 0 for none; exits of the embedding."""
+    """Predictions of each exit (E, K, N), and the first exit with a correct one (E, N), 0 for none; exits of the embedding."""
     guesses, first = [], []
     for epoch in embedding.epochs:
         logits = [run.probes[epoch].logits[k - 1].float() for k in embedding.exits]
@@ -348,7 +348,7 @@ def _quality(embedding: StageEmbedding) -> dict[str, list[list[float | None]]]:
 
 
 def _number(value: float) -> float | None:
-    """A number as JSON has it, which knows no NaN."""
+    """A number as JSON, with None for NaN."""
     return float(value) if np.isfinite(value) else None
 
 
@@ -358,7 +358,7 @@ def _number(value: float) -> float | None:
 def exits_panel(
     run: Run, curve: pd.DataFrame, *, rule: str, threshold: float, macs: Sequence[float], deepest_macs: float, split: str
 ) -> Panel:
-    """An `early_exit_curve` with its threshold to move: accuracy, saved multiply-accumulates, and who leaves where.
+    """An `early_exit_curve` with a movable threshold: accuracy, saved multiply-accumulates, and shares that leave at each exit.
 
     First shown: the `threshold` of the curve that is nearest. `macs` (K) of an image that leaves at exit k, `deepest_macs` of
     the plain network, `split` the images of the curve: "probe" or a split of the data. Raises `CorsdError` for an empty curve.
@@ -379,7 +379,7 @@ def exits_panel(
 
 
 def exits_data(run: Run, macs: Sequence[float], deepest_macs: float) -> dict[str, Any]:
-    """What the script shows of leaving early, without curves and what is chosen."""
+    """The data of an early-exit panel, without its curves and its state."""
     return {
         "name": run_names([run])[0],
         "exits": exit_names(len(macs)),
@@ -439,9 +439,9 @@ def columns_panel(title: str, panels: Sequence[Panel]) -> Panel:
 
 
 def run_names(runs: Sequence[Run], labels: Sequence[str] = ()) -> list[str]:
-    """What runs are called side by side: `labels`, or method and seed, with the run's folder where that is not enough.
+    """Unique names of runs: `labels`, or method and seed, with the folder of the run if needed.
 
-    Raises `CorsdError` for labels that are not as many as the runs, or not different.
+    Raises `CorsdError` if the number of labels is wrong, or labels are equal.
     """
     if labels:
         if isinstance(labels, str) or not len(set(labels)) == len(labels) == len(runs):
