@@ -121,8 +121,8 @@ def logit(images):  # (n, 1, 8, 8) -> (n,)
 # network is sure, hardly anything changes the score. Integrated gradients (Sundararajan
 # et al. 2017, [arXiv 1703.01365](https://arxiv.org/abs/1703.01365)) therefore start
 # from a
-# **baseline** $x'$, an empty image, and follow the straight path $x(\alpha) = x' +
-# \alpha (x - x')$.
+# **baseline** $\bar x$, an empty image, and follow the straight path $x(\alpha) = \bar
+# x + \alpha (x - \bar x)$.
 #
 # ![Five images from an empty baseline to a digit as alpha goes from 0 to 1. A curve
 # shows the score along the path. The whole rise is the sum of all
@@ -130,7 +130,8 @@ def logit(images):  # (n, 1, 8, 8) -> (n,)
 #
 # The attribution of pixel $p$ is
 #
-# $$A_p = (x_p - x'_p) \int_0^1 \frac{\partial f(x(\alpha))}{\partial x_p} \, d\alpha$$
+# $$A_p = (x_p - \bar x_p) \int_0^1 \frac{\partial f(x(\alpha))}{\partial x_p} \,
+# d\alpha$$
 #
 # The integral is computed at the points and with the weights of Gauss and Legendre.
 
@@ -183,10 +184,10 @@ image_attribution(
 # %% [markdown]
 # ## Completeness
 #
-# The path begins at $f(x')$ and ends at $f(x)$, so all attributions together are the
-# gain:
+# The path begins at $f(\bar x)$ and ends at $f(x)$, so all attributions together are
+# the gain:
 #
-# $$\sum_p A_p = f(x) - f(x')$$
+# $$\sum_p A_p = f(x) - f(\bar x)$$
 #
 # The numerical integral is not exact. The **completeness gap** is the absolute error of
 # this sum, relative to the absolute value of the gain.
@@ -195,7 +196,7 @@ image_attribution(
 # ### Exercise 1, implement: the completeness gap
 #
 # Return the gap as a Python number for the `values` of a map (a tensor of any shape),
-# the `score` $f(x)$ and the `baseline_score` $f(x')$.
+# the `score` $f(x)$ and the `baseline_score` $f(\bar x)$.
 
 
 # %% tags=["exercise"]
@@ -306,7 +307,7 @@ compare("Paper with attribution 0, black baseline", my_zero, share)
 print(f"{paper.sum().item()} paper pixels; attribution 0: {zeros}")
 
 # %% [markdown]
-# **Answer.** All. A pixel that equals the baseline has $x_p - x'_p = 0$ and gets
+# **Answer.** All. A pixel that equals the baseline has $x_p - \bar x_p = 0$ and gets
 # nothing, whatever it means. Neither map is wrong: they answer different questions.
 # Always report the baseline with a map.
 
@@ -434,7 +435,7 @@ px.strip(draws, orientation="h", labels=names, **look)
 # %% [markdown]
 # **Answer.** The signed maps do not agree: the map depends on what was learned. The
 # absolute values do agree in part, because each attribution is multiplied by $x_p -
-# x'_p$, which all networks share. A heatmap in one colour hides the half that was
+# \bar x_p$, which all networks share. A heatmap in one colour hides the half that was
 # learned. The library has this test as `randomisation_check`.
 
 # %% [markdown]

@@ -89,7 +89,7 @@ def test_a_changed_text_is_found_and_mended_without_executing(copied: ModuleType
     source = copied.FOLDER / "sources" / "01_walkthrough.py"
     notebooks = [copied.FOLDER / folder / "01_walkthrough.ipynb" for folder in (".", "solutions")]
     outputs = [[cell.outputs for cell in code_cells(path)] for path in notebooks]
-    source.write_text(source.read_text(encoding="utf-8").replace("# ## Recap", "# ## In short"), encoding="utf-8")
+    source.write_text(source.read_text(encoding="utf-8").replace("# ## Where next", "# ## In short"), encoding="utf-8")
     assert copied.out_of_step(source) == notebooks
 
     copied.rewrite(source)
@@ -215,11 +215,6 @@ def test_cells_are_short_and_prose_comes_before_code(path: Path) -> None:
     assert read(path).cells[0].cell_type == "markdown" and read(path).cells[0].source.startswith(f"# {path.stem[:2]} ")
 
 
-# Not yet rewritten: without formulas, a closing box and a ladder of exercises.
-OLD = {"06", "07"}
-every_lesson = pytest.mark.parametrize("path", [p for p in NOTEBOOKS if p.stem[:2] not in OLD], ids=lambda path: path.stem)
-
-
 def test_concept_figures_are_as_drawn() -> None:
     assert load_build().concepts.out_of_step() == [], "run `make notebooks`"
     for drawing in (FOLDER / "images").glob("concept_*.svg"):
@@ -227,7 +222,7 @@ def test_concept_figures_are_as_drawn() -> None:
         assert drawing.stem.removeprefix("concept_") in load_build().concepts.FIGURES, f"no function draws {drawing.name}"
 
 
-@every_lesson
+@every_notebook
 def test_cells_are_narrow_and_texts_short(path: Path) -> None:
     for cell in read(path).cells:
         assert max(len(line) for line in cell.source.splitlines()) <= 88, cell.source
@@ -236,7 +231,7 @@ def test_cells_are_narrow_and_texts_short(path: Path) -> None:
             assert len(prose.split()) <= 120, f"{len(prose.split())} words: {cell.source[:80]}"
 
 
-@every_lesson
+@every_notebook
 def test_lesson_has_formulas_a_concept_figure_predictions_and_times(path: Path) -> None:
     text, code = markdown(path), "\n".join(cell.source for cell in code_cells(path))
     assert "$$" in text and "](images/concept_" in text
@@ -245,7 +240,7 @@ def test_lesson_has_formulas_a_concept_figure_predictions_and_times(path: Path) 
     assert "**Run time:**" in text and "**Learning time:**" in text
 
 
-@every_lesson
+@every_notebook
 def test_exercises_are_a_ladder_whose_last_step_is_open(path: Path) -> None:
     titles = re.findall(r"^##+ Exercise (\d), (.+?)(?: \(open\))?(?::|$)", markdown(path), re.MULTILINE)
     assert [int(number) for number, _ in titles] == list(range(1, len(titles) + 1)) and len(titles) >= 3
@@ -255,7 +250,7 @@ def test_exercises_are_a_ladder_whose_last_step_is_open(path: Path) -> None:
     assert re.findall(r"Exercise \d.*", markdown(path))[-1].endswith("(open)")
 
 
-@every_lesson
+@every_notebook
 def test_closing_box_answers_the_title_with_numbers_of_the_notebook(path: Path) -> None:
     title = read(path).cells[0].source.splitlines()[0].split(" ", 2)[2].rstrip("?")
     (box,) = (c.source for c in read(path).cells if c.source.startswith("## Answer: "))
