@@ -30,7 +30,7 @@ def answered(answer: object) -> None:
 
 
 def compare(what: str, predicted: object, found: object, unit: str = "", close: float = 0.0, digits: int = 0) -> None:
-    """Print the result `found` beside the reader's prediction.
+    """Print the result `found` beside the reader's prediction, if there is one.
 
     `predicted`: None (no prediction), or a value of the kind of `found`: a number, in the unit `unit` and printed with
     `digits` decimals, or a text. `close`: the distance up to which a number counts as right. Raises `CorsdError` for a
@@ -39,7 +39,7 @@ def compare(what: str, predicted: object, found: object, unit: str = "", close: 
     number = isinstance(found, Real) and not isinstance(found, bool)
     result = f"{found:.{digits}f}{unit}" if number else f"{found}"
     if predicted is None:
-        print(f"{what}: {result}. (You wrote no prediction.)")
+        print(f"{what}: {result}.")
     elif number:
         print(f"{what}: {result}. {_beside(what, predicted, found, unit, close, digits)}")
     else:

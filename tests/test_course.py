@@ -26,7 +26,7 @@ def test_a_stub_has_no_answer_and_none_is_an_answer() -> None:
 @pytest.mark.parametrize(
     ("predicted", "printed"),
     [
-        (None, "Accuracy: 81 %. (You wrote no prediction.)"),
+        (None, "Accuracy: 81 %."),
         (50, "Accuracy: 81 %. You predicted 50 %: 31 % too low."),
         (95.2, "Accuracy: 81 %. You predicted 95 %: 14 % too high."),
         (torch.tensor(80.0).item(), "Accuracy: 81 %. You predicted 80 %: close."),
