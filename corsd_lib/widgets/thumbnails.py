@@ -11,7 +11,7 @@ from corsd_lib.analysis.images import run_pixels
 from corsd_lib.runs import Run, portable_name
 from corsd_lib.widgets.probe_images import ProbeImages, png_of
 
-FREE = ("digits",)  # data sets whose images may be passed on
+FREE = ("digits", "shapes")  # data sets whose images may be passed on
 PAGE_SIDE = 48  # pixels of a thumbnail on a page
 
 

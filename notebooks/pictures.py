@@ -1,0 +1,80 @@
+"""Draw the screenshots of README.md: python notebooks/pictures.py. Trains for a minute or two; needs Chromium and playwright.
+
+Both show pages without a kernel: the relation explorer of a run on the drawn shapes, whose images are free, with images of
+the two classes under the pointer; and the report of the committed run of the small network on CIFAR-100.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+from corsd_lib import RelationExplorer, TrainConfig, committed_run, train
+from corsd_lib.files import write_atomic
+from corsd_lib.sharing.report import write_report
+
+IMAGES = Path(__file__).parent / "images"
+ROOT = Path(__file__).parent.parent
+SHAPES = TrainConfig(
+    data="shapes",
+    per_class=100,
+    network="resnet8",
+    width=16,
+    method="corsd",
+    epochs=20,
+    batch_size=64,
+    probe_every=5,
+    probe_size=320,
+    out=str(ROOT / "runs" / "readme-shapes"),
+    resume=True,
+)
+
+
+def main() -> None:
+    """Write relation_explorer.png and report.png into notebooks/images."""
+    with TemporaryDirectory() as folder, sync_playwright() as tool:
+        browser = tool.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1100, "height": 900}, device_scale_factor=1.5)
+        _relation_explorer(page, Path(folder) / "explorer.html")
+        _report(page, Path(folder) / "report.html")
+        browser.close()
+
+
+def _relation_explorer(page: Page, file: Path) -> None:
+    """A pair of classes that share shape and texture is selected, and the pointer is over it."""
+    explorer = RelationExplorer(train(SHAPES, progress=True))
+    explorer.selection = ("orange striped triangle", "blue striped triangle")
+    explorer.to_html(file)
+    page.goto(file.as_uri())
+    canvas = page.locator("canvas").first
+    canvas.wait_for()
+    box = canvas.bounding_box()
+    assert box is not None
+    canvas.hover(position={"x": box["width"] * 0.62, "y": box["height"] * 0.62})
+    page.wait_for_timeout(1000)
+    _write(page.screenshot(), "relation_explorer.png")
+
+
+def _report(page: Page, file: Path) -> None:
+    write_report([committed_run("cifar100_small/corsd")], file)
+    page.goto(file.as_uri())
+    section = page.locator("section", has=page.locator("canvas")).first
+    section.scroll_into_view_if_needed()
+    page.wait_for_timeout(1000)
+    _write(section.screenshot(), "report.png")
+
+
+def _write(png: bytes, name: str) -> None:
+    """In 256 colours, a third of the bytes."""
+    out = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(256).save(out, "PNG", optimize=True)
+    write_atomic(IMAGES / name, out.getvalue())
+
+
+if __name__ == "__main__":
+    main()
