@@ -176,7 +176,7 @@ def test_the_help_of_train_lists_plugins_and_those_that_do_not_load(
 
 def test_the_options_of_a_method_are_listed_with_their_ranges(capsys: pytest.CaptureFixture[str]) -> None:
     main(["methods"])
-    assert "  ps_kd             The plain network, whose target" in capsys.readouterr().out
+    assert "  ps_kd             The plain network; the target" in capsys.readouterr().out
     main(["methods", "corsd", "label_smoothing"])
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     endings = {

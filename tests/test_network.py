@@ -255,7 +255,7 @@ def test_build_network_names_what_is_wrong() -> None:
             build_network("resnet8", wrong)  # type: ignore[arg-type]
     with pytest.raises(CorsdError, match=r"num_classes <integer of about 5,000 digits>"):
         build_network("resnet8", 10**5000)
-    with pytest.raises(CorsdError, match=r"network 'resnet8' of width None and 2000000000 classes takes more memory"):
+    with pytest.raises(CorsdError, match=r"network 'resnet8' of width None and 2000000000 classes needs more memory"):
         build_network("resnet8", 2 * 10**9)
     for wrong in (3, None, "wrn" + "1" * 5000 + "_2", "wrn16_" + "1" * 5000, "x" * 5000):
         with pytest.raises(CorsdError, match=r"network (?!.{200}.*is not known).* is not known; allowed: resnet8"):
