@@ -258,3 +258,22 @@ def test_every_file_of_the_package_that_is_no_python_is_packaged() -> None:
     packaged = {file for package, globs in patterns.items() for g in globs for file in folders[package].glob(g)}
     others = {f for f in (ROOT / "corsd_lib").rglob("*") if f.is_file() and f.suffix not in (".py", ".pyc")}
     assert others == packaged and others
+
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
+def test_a_workflow_calls_what_is_there(file: Path) -> None:
+    jobs = yaml.safe_load(file.read_text(encoding="utf-8"))["jobs"]
+    steps = [step for job in jobs.values() for step in job["steps"]]
+    assert all(("uses" in step) != ("run" in step) for step in steps)
+    commands = [step["run"] for step in steps if "run" in step]
+    for command in commands:
+        assert command.startswith("python -m ") or os.access(ROOT / command, os.X_OK), command
+    extras = {extra for command in commands for names in re.findall(r'"\.\[([^]]+)\]"', command) for extra in names.split(",")}
+    assert extras <= PROJECT["optional-dependencies"].keys()
+
+
+def test_the_package_says_that_it_has_types() -> None:
+    assert (ROOT / "corsd_lib" / "py.typed").is_file()
