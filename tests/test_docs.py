@@ -133,6 +133,9 @@ def _lead(methods: dict[str, Any], row: str, other: str, k: int = -1) -> list[fl
     return [end for end in mean_interval(ours[s][k] - theirs[s][k] for s in ours if s in theirs) if end is not None]
 
 
+RELATIONS = (("no_class_kd", "exits_alone"), ("corsd", "no_relations"))  # rows that differ in the relation terms
+
+
 def _studies() -> list[dict[str, Any]]:
     """What the records of the four studies say, by method: the main ones, then those of the small network."""
     names = ("cifar100", "cub200", "cifar100_small", "cub200_small")
@@ -144,12 +147,13 @@ def test_the_finding_is_what_the_records_say() -> None:
     assert found is not None
     main, birds, *_ = _studies()
     written = [*_lead(main, "corsd", "baseline"), *_lead(birds, "corsd", "baseline")]
-    for k in (-1, 1):
-        assert _lead(birds, "corsd", "no_relations", k)[1] > 0
-        written += _lead(birds, "corsd", "no_relations", k)
+    for row, without in RELATIONS:
+        assert _lead(birds, row, without)[1] > 0
+        written += _lead(birds, row, without)
     _, low, high = none = _lead(main, "corsd", "no_relations")
     assert low < 0 < high
     assert [float(number) for number in re.findall(r"-?\d+\.\d", found[1])] == [round(value, 1) for value in [*written, *none]]
+    assert len(birds["exits_alone"]["top1_by_seed"].keys() & birds["no_class_kd"]["top1_by_seed"].keys()) == 3
     pairs = [(main, "baseline"), (birds, "baseline"), (birds, "no_relations"), (main, "no_relations")]
     common = [len(study["corsd"]["top1_by_seed"].keys() & study[other]["top1_by_seed"].keys()) for study, other in pairs]
     assert [int(n) for n in re.findall(r"n = (\d+)", found[1])] == common
@@ -186,7 +190,8 @@ def test_the_details_of_the_results_are_what_the_records_say() -> None:
     assert main["no_class_kd"]["n"] == 3 and low > 0
     written += [mean, low, high]
     written += _lead(main, "corsd_paper", "baseline")
-    written += [end for k in range(4) for end in _lead(birds, "corsd", "no_relations", k)]
+    written += [end for pair in RELATIONS for k in range(4) for end in _lead(birds, *pair, k)]
+    written += _lead(birds, "no_class_kd", "baseline")
     written += [methods["corsd"]["gain"] for methods in small]
     assert [float(number) for number in re.findall(r"-?\d+\.\d", found[1])] == [round(value, 1) for value in written]
 
@@ -195,10 +200,17 @@ def test_what_relations_add_on_birds_is_as_the_records_say() -> None:
     methods = read_json(ROOT / "results" / "cub200" / "summary.json")["methods"]
     text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
     said = re.findall(r"-?\d+\.\d", text.partition("<!-- birds -->")[2].partition("<!-- /birds -->")[0])
-    added = [_lead(methods, "corsd", "no_relations", k) for k in range(4)]
-    lost = [_lead(methods, "deep_supervision", "no_relations", k) for k in (0, 1)]
-    assert methods["no_relations"]["n"] == 3 and all(low > 0 for _, low, _ in added[1:] + lost) and added[0][1] < 0
-    assert [float(number) for number in said] == [round(end, 1) for ends in added + lost for end in ends]
+    by_class_kd = [("no_relations", "exits_alone"), ("corsd", "no_class_kd")]
+    differences = [[_lead(methods, *pair, k) for k in range(4)] for pair in [*RELATIONS, *by_class_kd]]
+    without_class_kd, beside_class_kd, class_kd, _ = differences
+    assert all(low > 0 for _, low, _ in without_class_kd + beside_class_kd[1:])
+    assert all(high < 0 for _, _, high in class_kd[:2])
+    lead = [_lead(methods, "no_class_kd", "deep_supervision", k) for k in range(4)]
+    assert all(low > 0 for _, low, _ in lead)
+    written = [end for row in differences for ends in row for end in ends]
+    written += _lead(methods, "no_class_kd", "baseline") + [end for ends in lead for end in ends]
+    assert {methods[row]["n"] for row in ("exits_alone", "no_class_kd", "no_relations")} == {3}
+    assert [float(number) for number in said] == [round(value, 1) for value in written]
 
 
 def test_the_ablation_is_as_its_records_say() -> None:
