@@ -126,4 +126,4 @@ def _cached_data() -> Callable[..., ImageData]:
 @pytest.fixture
 def read_once(_cached_data: Callable[..., ImageData], monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings and evaluations of a module read the images of a data set from disk once."""
-    monkeypatch.setattr("corsd_lib.evaluation.load_dataset", _cached_data)
+    monkeypatch.setattr("corsd_lib.runs.data.load_dataset", _cached_data)
