@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from corsd_lib import RelationExplorer, TrainConfig, committed_run, train
+from corsd_lib import RelationExplorer, TrainConfig, committed_run, load_run, train
 from corsd_lib.files import write_atomic
 from corsd_lib.sharing.report import write_report
 
@@ -61,7 +61,8 @@ def _relation_explorer(page: Page, file: Path) -> None:
 
 
 def _report(page: Page, file: Path) -> None:
-    write_report([committed_run("cifar100_small/corsd")], file)
+    copy = shutil.copytree(committed_run("cifar100_small/corsd").path, file.with_name("corsd"))
+    write_report([load_run(copy)], file)  # of a copy: a report keeps the embedding that it fits in its run
     page.goto(file.as_uri())
     section = page.locator("section", has=page.locator("canvas")).first
     section.scroll_into_view_if_needed()

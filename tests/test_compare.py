@@ -628,7 +628,7 @@ def test_stopped_in_the_middle_it_goes_on_to_the_same_records(
     done = [len(Path(f"runs/mine/{row}/seed0/metrics.jsonl").read_text().splitlines()) for row in ROWS]
     assert done == [1, 1] and not (study.path / "records").exists()
     for row in ROWS:
-        assert "stopped; go on with" in Path(f"runs/mine/{row}/seed0.log").read_text()  # it saved, nothing was killed
+        assert "stopped; continue with" in Path(f"runs/mine/{row}/seed0.log").read_text()  # it saved, nothing was killed
 
     held.touch()
     cli.main(command[3:])
@@ -661,7 +661,7 @@ def test_killed_and_started_again_at_once_it_ends_with_all_records(write: Write,
 
     jobs = run_study(study, seeds=[0], jobs=2, report=report)
     assert [job.state for job in jobs] == ["done", "done"]
-    assert lines[:2] == [f"{row}, seed 0: another process trains it, and is waited for" for row in ROWS]
+    assert lines[:2] == [f"{row}, seed 0: another process trains it; waiting for it" for row in ROWS]
     assert {row: list(seeds) for row, seeds in study.records().items()} == {row: [0] for row in ROWS}
     for row in ROWS:
         record = study.record(row, 0)

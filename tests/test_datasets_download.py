@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from corsd_lib.datasets.download import download, unpacked
+from corsd_lib.datasets.download import _OutsideError, download, unpacked
 from corsd_lib.errors import CorsdError
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -296,3 +296,19 @@ def test_without_locks_nothing_is_taken_for_a_leftover(tmp_path: Path, monkeypat
     with unpacked(archive):
         pass
     assert names(tmp_path) == {"a.tgz", ".unpacking-perhaps-running"}
+
+
+@pytest.mark.parametrize("member", [("../out.txt", b"1", ""), ("/tmp/out.txt", b"1", ""), ("link", None, "/etc")])
+def test_members_that_escape_are_refused_before_tarfile_had_filters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, member: tuple[str, bytes | None, str]
+) -> None:
+    """As in Python 3.11.2."""
+    monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    monkeypatch.setattr("corsd_lib.datasets.download._REFUSED", _OutsideError)
+    archive = make_tar(tmp_path / "a.tgz", ("fine.txt", b"1", ""))
+    with unpacked(archive) as folder:
+        assert (folder / "fine.txt").read_bytes() == b"1"
+    archive = make_tar(tmp_path / "b.tgz", ("fine.txt", b"1", ""), member)
+    with pytest.raises(CorsdError, match=r"b.tgz is refused, .*: .* is not a file or folder inside"), unpacked(archive):
+        pytest.fail("the context must not be entered")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tgz", "b.tgz"]

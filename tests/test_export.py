@@ -372,7 +372,10 @@ def test_weights_beyond_float16_are_named(copied: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options,message",
-    [({"snapshots": 1}, "snapshots = 1 must be at least 2"), ({"probe_images": -1}, "probe_images = -1 must be at least 0")],
+    [
+        ({"snapshots": 1}, "snapshots is 1; allowed: a whole number of at least 2"),
+        ({"probe_images": -1}, "probe_images is -1; allowed: a whole number of at least 0"),
+    ],
 )
 def test_counts_out_of_range_are_named(tiny_run: Run, tmp_path: Path, options: dict[str, int], message: str) -> None:
     with pytest.raises(CorsdError, match=message):

@@ -314,10 +314,10 @@ def test_a_long_title_is_broken_and_given_room() -> None:
 def test_png_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(style, "_DRAW", "import sys; sys.exit('Kaleido requires Google Chrome')")
     with pytest.raises(CorsdError, match=r"figure\.png: Kaleido requires Google Chrome.*Chromium"):
-        figures.figures.save_png(go.Figure(), tmp_path / "figure.png")
+        figures.save_png(go.Figure(), tmp_path / "figure.png")
     monkeypatch.setattr(style, "_DRAW", "import os; os.kill(os.getpid(), 9)")
     with pytest.raises(CorsdError, match=r"figure\.png: its process ended with status -9"):
-        figures.figures.save_png(go.Figure(), tmp_path / "figure.png")
+        figures.save_png(go.Figure(), tmp_path / "figure.png")
     assert not list(tmp_path.iterdir())
 
 
@@ -329,7 +329,7 @@ def test_png_of_a_browser_that_never_answers_ends_in_an_error_and_leaves_no_proc
     monkeypatch.setattr(style, "_DRAW", f"{browser}; open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid)); p.wait()")
     monkeypatch.setattr(style, "DRAW_SECONDS", 3)
     with pytest.raises(CorsdError, match=r"cannot draw .*figure\.png: it was not drawn within 3 seconds"):
-        figures.figures.save_png(go.Figure(), tmp_path / "figure.png")
+        figures.save_png(go.Figure(), tmp_path / "figure.png")
     pid = int((tmp_path / "pid").read_text())
     end = time.monotonic() + 60
     while Path(f"/proc/{pid}/stat").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
@@ -352,7 +352,7 @@ def test_png_is_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize("colors", [0, 257])
 def test_a_number_of_colors_that_a_palette_cannot_hold_is_named_before_anything_is_drawn(colors: int, tmp_path: Path) -> None:
     with pytest.raises(CorsdError, match=f"colors {colors} of a picture; allowed: 1 to 256"):
-        figures.figures.save_png(go.Figure(), tmp_path / "figure.png", colors=colors)
+        figures.save_png(go.Figure(), tmp_path / "figure.png", colors=colors)
 
 
 @pytest.mark.slow

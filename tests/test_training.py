@@ -1213,7 +1213,7 @@ def test_a_training_that_memory_does_not_hold_is_one_error_and_keeps_its_checkpo
     def larger(self: Trainer, batch: Any) -> Any:
         return passes(self, batch) if self._done() < 4 else torch.empty(2**60, dtype=torch.uint8)
 
-    with monkeypatch.context() as patched, pytest.raises(CorsdError, match=r"memory than there is.*; a smaller batch_size"):
+    with monkeypatch.context() as patched, pytest.raises(CorsdError, match=r"memory than is available.*; a smaller batch_size"):
         patched.setattr(Trainer, "_forward_backward", larger)
         _train(tiny())
     assert _train(tiny(resume=True)).finished
@@ -1349,7 +1349,7 @@ def test_the_hint_of_the_command_after_ctrl_c_goes_on(tmp_path: Path, tiny: Tiny
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0 and "Traceback" not in errors, errors
     assert "1 of 2 epochs" in output and not load_run(out).finished
-    name, *words = shlex.split(output.splitlines()[-1].partition("go on with: ")[2])
+    name, *words = shlex.split(output.splitlines()[-1].partition("continue with: ")[2])
     assert name == "corsd"
     held.touch()
     cli.main([*words, "--quiet"])
@@ -1430,7 +1430,7 @@ def test_two_processes_train_one_network_stop_and_resume_together(tmp_path: Path
 
     (first, told), (second, silent) = _together(tmp_path, interrupted)
     assert (first, second) == (0, 0), told + silent
-    assert "go on with: " in told and "corsd on digits" not in silent  # one process reports
+    assert "continue with: " in told and "corsd on digits" not in silent  # one process reports
     assert _steps_saved(tmp_path / "run") == 2
     (first, told), (second, silent) = _together(tmp_path, lambda rank: command(rank, "--resume"))
     assert (first, second) == (0, 0), told + silent

@@ -215,7 +215,7 @@ def test_what_is_below_the_median_is_pruned_after_the_warm_up(make: Make) -> Non
         for epochs in range(1, 10):
             one._answer_trial(pipe, [[value] * epochs])
         answers[value] = [theirs.recv() for _ in range(9)]
-        assert running.told == 9
+        assert running.reported == 9
     assert answers == {64.0: [True] * 2 + [False] * 6 + [True], 66.0: [True] * 9}  # after the last epoch nothing is to gain
 
 

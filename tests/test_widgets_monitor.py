@@ -316,9 +316,9 @@ def test_an_error_of_a_training_is_shown_and_raised(config: TrainConfig) -> None
     write_json(Path(config.out or "") / "config.json", {"not": "<b>ours</b>"})
     monitor = TrainingMonitor()
     monitor.train(config)
-    with pytest.raises(CorsdError, match="holds a run already"):
+    with pytest.raises(CorsdError, match="is not of a run"):
         monitor.wait(300)
-    assert "ended with an error" in monitor.status and "holds a run already" in monitor.status
+    assert "ended with an error" in monitor.status and "is not of a run" in monitor.status
     assert not monitor.training and not monitor._feed["running"]
 
 

@@ -15,7 +15,7 @@ import time
 import zlib
 from collections.abc import Iterator
 from http import HTTPStatus
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
@@ -60,8 +60,9 @@ def unpacked(archive: Path) -> Iterator[Path]:
     """Unpack a tar file into a temporary folder beside it, which exists inside the context.
 
     One process unpacks into a folder at a time, others wait; remains of a killed process are removed.
-    Members outside of the folder are refused (tarfile's "data" filter, PEP 706). Raises CorsdError for those
-    and for a corrupt archive, which is renamed to `<archive>.corrupt`.
+    Members outside of the folder are refused (tarfile's "data" filter, PEP 706; before Python 3.11.4, which brought it,
+    all but files and folders inside). Raises CorsdError for those and for a corrupt archive, which is renamed to
+    `<archive>.corrupt`.
     """
     with _writing(archive), locked(archive.parent, wait=math.inf), contextlib.ExitStack() as stack:
         if is_locked(archive.parent):  # by this process; without locks another process may use the folder
@@ -73,12 +74,31 @@ def unpacked(archive: Path) -> Iterator[Path]:
         try:
             with tarfile.open(archive) as tar:
                 members = progress_bar(tar, desc=f"unpacking {archive.name}", unit=" files", delay=1, leave=False)
-                tar.extractall(folder, members=members, filter="data")
-        except tarfile.FilterError as error:
+                if hasattr(tarfile, "data_filter"):
+                    tar.extractall(folder, members=members, filter="data")
+                else:
+                    tar.extractall(folder, members=map(_inside, members))
+        except _REFUSED as error:
             raise CorsdError(f"{archive} is refused, nothing of it was kept: {error}") from error
         except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise _corrupt(archive, archive, f"cannot be unpacked ({error})") from error
         yield Path(folder)
+
+
+class _OutsideError(Exception):
+    """A member of an archive that is refused where tarfile has no filters."""
+
+
+_REFUSED: type[Exception] = getattr(tarfile, "FilterError", _OutsideError)
+
+
+def _inside(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """A file or folder inside the folder that it is unpacked into; raises `_OutsideError` for anything else."""
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts or not (member.isreg() or member.isdir()):
+        raise _OutsideError(f"{member.name!r} is not a file or folder inside")
+    member.mode = 0o755 if member.isdir() else 0o644
+    return member
 
 
 def _fetch(url: str, part: Path, size: int | None, tries: int, wait: float) -> None:

@@ -57,14 +57,12 @@ from torch.nn import functional as F
 from corsd_lib import RelationExplorer, TrainConfig, TrainingMonitor, build_network
 from corsd_lib import committed_summary, load_dataset, relation_matrix, train
 from corsd_lib.batches import evaluation_batches
-from corsd_lib.course import answered, compare
-from corsd_lib.relation import VectorRelation
-from corsd_lib.course import expect
-from corsd_lib.relation import sample_pairs
-from corsd_lib.studies.intervals import mean_interval
+from corsd_lib.course import answered, compare, expect
 from corsd_lib.figures import exit_accuracy_bars, image_strip, relation_heatmap
 from corsd_lib.figures import training_curves
 from corsd_lib.losses import margin_over_batch, relation_transfer
+from corsd_lib.relation import VectorRelation, sample_pairs
+from corsd_lib.studies.intervals import mean_interval
 
 torch.set_num_threads(1)  # one thread is faster for images this small
 

@@ -57,10 +57,10 @@ from corsd_lib.analysis import exit_accuracy, exit_agreement, first_right, overt
 from corsd_lib.batches import evaluation_batches
 from corsd_lib.course import answered, compare, expect
 from corsd_lib.evaluation import exit_logits
-from corsd_lib.studies.intervals import mean_interval
-from corsd_lib.walkthrough import plan
 from corsd_lib.figures import early_exit_plot, exit_accuracy_bars, image_strip
 from corsd_lib.losses import distillation
+from corsd_lib.studies.intervals import mean_interval
+from corsd_lib.walkthrough import plan
 
 torch.set_num_threads(1)  # one thread is faster for images this small
 

@@ -56,14 +56,13 @@ from corsd_lib import train
 from corsd_lib.analysis import relation_networks_at, relation_quality, run_pixels
 from corsd_lib.analysis import same_class_auc, snapshot_scores
 from corsd_lib.course import answered, compare, expect
-from corsd_lib.relation import distance_scores
-from corsd_lib.studies.intervals import mean_interval
-from corsd_lib.relation import sample_pairs
-from corsd_lib.walkthrough import plan
 from corsd_lib.figures import image_strip, relation_heatmap
 from corsd_lib.losses import margin_over_batch, relation_transfer, rkd_angle
 from corsd_lib.losses import rkd_distance
 from corsd_lib.methods import LogitRelation
+from corsd_lib.relation import distance_scores, sample_pairs
+from corsd_lib.studies.intervals import mean_interval
+from corsd_lib.walkthrough import plan
 
 torch.set_num_threads(1)  # one thread is faster for images this small
 
@@ -771,12 +770,11 @@ display(explorer)
 #
 # > **What we found.** A score that a formula or a trained network gives a pair. The
 # > trained score has more contrast; it does not order new pairs better than the cosine.
-# > As a training device, relation terms add 2.7 [2.4, 3.0] points at the deepest exit
-# > on CUB-200-2011, and 0.8 [0.4, 1.2] beside class KD. On CIFAR-100 no effect was
-# > detected beside class KD.
+# > Relation terms add 2.7 [2.4, 3.0] points at the deepest exit on CUB-200-2011, and
+# > 0.8 [0.4, 1.2] beside class KD. On CIFAR-100 no effect was detected.
 # >
 # > **How sure we are.** AUC: one seed. Accuracies: three seeds, paired, 95 % intervals,
-# > uncorrected for the number of exits; the pair beside class KD on different hardware.
+# > uncorrected; the pair beside class KD on different hardware.
 # >
 # > **What it does not show.** Why the two data sets differ, and what larger networks
 # > do.

@@ -57,12 +57,12 @@ from corsd_lib.analysis import class_structure, nearest_mean_accuracy
 from corsd_lib.analysis import relation_networks_at, relation_quality, run_pixels
 from corsd_lib.analysis import same_class_auc, term_gradients
 from corsd_lib.course import answered, compare, expect
-from corsd_lib.studies.intervals import mean_interval
-from corsd_lib.walkthrough import plan
-from corsd_lib.relation import sample_pairs
 from corsd_lib.figures import exit_accuracy_bars, image_strip, template
 from corsd_lib.losses import auxiliary_cross_entropy, class_distillation
 from corsd_lib.losses import margin_over_batch
+from corsd_lib.relation import sample_pairs
+from corsd_lib.studies.intervals import mean_interval
+from corsd_lib.walkthrough import plan
 
 torch.set_num_threads(1)  # one thread is faster for images this small
 

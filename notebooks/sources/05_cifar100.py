@@ -57,9 +57,9 @@ from corsd_lib.analysis import class_order, class_relations, relation_agreement
 from corsd_lib.analysis import same_class_auc, superclass_lift
 from corsd_lib.costs import training_macs
 from corsd_lib.course import answered, compare, expect
-from corsd_lib.studies.intervals import with_interval
 from corsd_lib.figures import exit_accuracy_bars, relation_heatmap, template
 from corsd_lib.figures import training_curves
+from corsd_lib.studies.intervals import with_interval
 
 torch.set_num_threads(1)  # one thread is faster for networks this small
 

@@ -60,9 +60,8 @@ from corsd_lib.analysis import attribute_agreement, class_relations, same_class_
 from corsd_lib.analysis import spearman, superclass_lift
 from corsd_lib.course import answered, compare, expect
 from corsd_lib.datasets import data_root
-from corsd_lib.studies.intervals import mean_interval
-from corsd_lib.studies.intervals import with_interval
 from corsd_lib.figures import exit_names, relation_heatmap, template
+from corsd_lib.studies.intervals import mean_interval, with_interval
 
 torch.set_num_threads(1)  # one thread is faster for networks this small
 
@@ -199,16 +198,14 @@ for m in wide.values():
 # %%
 for pair in (("no_class_kd", "exits_alone"), ("corsd", "no_relations")):
     ours, without = (wide[row]["top1_by_seed"] for row in pair)
-    where = "beside" if "corsd" in pair else "without"
-    print(f"relation terms {where} class KD, points")
     for k in range(4):
         mean, low, high = mean_interval(ours[s][k] - without[s][k] for s in without)
-        print(f"  exit {k + 1}: {mean:+.1f} [{low:+.1f}, {high:+.1f}]")
+        print(f"{pair[0]}, exit {k + 1}: {mean:+.1f} points [{low:+.1f}, {high:+.1f}]")
 
 # %% [markdown]
-# On birds the relation terms raise every exit significantly where nothing else
-# teaches. Beside class KD they raise exits 2 to 4; those two rows were trained on
-# different hardware. What do these relations contain?
+# Without class KD (`no_class_kd` minus `exits_alone`) the relation terms raise every
+# exit significantly. Beside it (`corsd` minus `no_relations`) they raise exits 2 to 4;
+# those two rows were trained on different hardware. What do these relations contain?
 
 # %% [markdown]
 # ## First question: families

@@ -57,9 +57,9 @@ from corsd_lib.analysis import nearest_mean_accuracy, run_pixels, scatter, silho
 from corsd_lib.analysis import spearman, variance_collapse
 from corsd_lib.batches import evaluation_batches
 from corsd_lib.course import answered, compare, expect
-from corsd_lib.walkthrough import plan
 from corsd_lib.figures import SCALE, embedding_scatter, image_strip
 from corsd_lib.figures import structure_over_depth, structure_over_epochs, template
+from corsd_lib.walkthrough import plan
 
 torch.set_num_threads(1)  # one thread is faster for images this small
 

@@ -54,8 +54,8 @@ from corsd_lib.analysis import aligned_embedding, joint_projection, knn_purity
 from corsd_lib.analysis import nearest_images, purity_limit, scaled_embedding, spearman
 from corsd_lib.analysis import trustworthiness
 from corsd_lib.course import answered, compare, expect
-from corsd_lib.walkthrough import plan
 from corsd_lib.figures import embedding_scatter
+from corsd_lib.walkthrough import plan
 
 torch.set_num_threads(1)  # one thread is faster for images this small
 

@@ -62,8 +62,8 @@ from corsd_lib.analysis import run_pixels, snapshot_scores, spearman
 from corsd_lib.attribution import deletion_curve
 from corsd_lib.batches import Normalise
 from corsd_lib.course import answered, compare, expect
-from corsd_lib.walkthrough import plan
 from corsd_lib.figures import image_attribution, image_strip, template
+from corsd_lib.walkthrough import plan
 
 torch.set_num_threads(1)  # one thread is faster for images this small
 

@@ -57,12 +57,10 @@ from scipy.stats import t as student_t
 from corsd_lib import TrainingMonitor, committed_run, committed_summary, load_run
 from corsd_lib import run_study
 from corsd_lib.course import answered, compare, expect
-from corsd_lib.studies.intervals import mean_interval
-from corsd_lib.studies.summary import against
-from corsd_lib.studies.intervals import with_interval
-from corsd_lib.studies.study import new_study
-from corsd_lib.studies.summary import summarise
 from corsd_lib.figures import accuracy_by_method, gain_by_method, template
+from corsd_lib.studies.intervals import mean_interval, with_interval
+from corsd_lib.studies.study import new_study
+from corsd_lib.studies.summary import against, summarise
 
 torch.set_num_threads(1)  # one thread is faster for images this small
 

@@ -58,13 +58,11 @@ from torch.nn import functional as F
 from corsd_lib import METHODS, MultiExitNetwork, TrainConfig, TrainingMonitor
 from corsd_lib import build_method, build_network, evaluate, load_dataset, train
 from corsd_lib.backbones import SequentialBackbone, StageInfo
-from corsd_lib.batches import BatchSource
-from corsd_lib.course import answered
-from corsd_lib.batches import evaluation_batches
-from corsd_lib.course import compare, expect
-from corsd_lib.studies.intervals import mean_interval
+from corsd_lib.batches import BatchSource, evaluation_batches
+from corsd_lib.course import answered, compare, expect
 from corsd_lib.figures import exit_accuracy_bars, image_strip, relation_heatmap
 from corsd_lib.losses import distillation
+from corsd_lib.studies.intervals import mean_interval
 
 torch.set_num_threads(1)  # one thread is faster for images this small
 
