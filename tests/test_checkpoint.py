@@ -174,7 +174,9 @@ def test_a_sum_that_cannot_be_is_named(within: Path, tmp_path: Path, name: str, 
 @pytest.mark.parametrize("which", ["first", "last", "all but one"])
 def test_momenta_that_were_dropped_are_named(within: Path, tmp_path: Path, which: str, listed: bool) -> None:
     def drop(tensors: Tensors, position: Position) -> None:
-        names = [name for name in tensors if name.startswith("optimizer.")]
+        # A smaller momentum belongs to weights that have changed by no more than rounding does.
+        moved = (name for name, tensor in tensors.items() if name.startswith("optimizer.") and tensor.abs().max() > 0.01)
+        names = sorted(moved)
         for name in {"first": names[:1], "last": names[-1:], "all but one": names[1:]}[which]:
             del tensors[name], position["tensors"][name]
         if not listed:
