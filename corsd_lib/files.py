@@ -67,7 +67,9 @@ def check_replaceable(path: Path, begins: bytes, kind: str) -> None:
     """Raise CorsdError for a file at `path` that does not begin with `begins`, such as a run's; `kind` is written there."""
     if not path.name:
         raise CorsdError(f"cannot write {kind} to {shortened(str(path))}; allowed: the path of a file")
-    with suppress(OSError), open(path, "rb") as file:  # one that cannot be read is not there, or the writing says why not
+    if not os.path.isfile(path):  # a pipe would wait for a writer
+        return
+    with suppress(OSError), open(path, "rb") as file:  # if it cannot be read, the writing says why
         if file.read(len(begins)).lower() not in (b"", begins.lower()):
             raise CorsdError(f"{path} exists and is not {kind}; remove it or choose another path")
 

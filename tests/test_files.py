@@ -21,6 +21,7 @@ from corsd_lib import files
 from corsd_lib.errors import CorsdError
 from corsd_lib.files import (
     LockedError,
+    check_replaceable,
     is_locked,
     locked,
     read_json,
@@ -465,3 +466,8 @@ def test_a_document_with_other_marks_is_left_as_it_is(text: str, tmp_path: Path)
     assert document.read_text(encoding="utf-8") == text
     with pytest.raises(CorsdError, match=r"cannot read .*other.md: No such file"):
         write_between(tmp_path / "other.md", "b", "new")
+
+
+def test_a_pipe_in_the_way_of_a_page_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "page.html")
+    check_replaceable(tmp_path / "page.html", b"<!doctype html", "a page")
