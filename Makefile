@@ -95,7 +95,7 @@ notebook-texts: venv  ## make the notebooks anew without executing them, where o
 course: venv  ## pages of all notebooks in course/, to print or to read without JupyterLab
 	$(BIN)/python notebooks/build.py --course
 
-tune: venv  ## search the weights of the rows of STUDY on images held out of train; goes on where it was stopped
+tune: venv  ## search the weights of the variants of STUDY on images held out of train; goes on where it was stopped
 	$(BIN)/corsd tune $(STUDY)
 
 study: venv  ## train what STUDY has no record of, then make its tables and figures; goes on where it was stopped

@@ -208,16 +208,16 @@ def _add_compare(verbs: Verbs) -> None:
     parser = verbs.add_parser("compare", help="train several methods and seeds side by side, and tabulate them")
     parser.set_defaults(verb=_compare)
     parser.add_argument("study", help="a study.json or its folder, such as results/mine; records and tables go there")
-    parser.add_argument("--rows", nargs="+", metavar="ROW", help="train these rows only")
+    parser.add_argument("--variants", "--rows", nargs="+", metavar="VARIANT", help="train these variants only")
     parser.add_argument("--seeds", nargs="+", type=int, help="train these seeds only; of a new study: its own (default: 0 1 2)")
     parser.add_argument("--runs", metavar="DIR", help="where run directories go (default: runs/ and the study's name)")
     parser.add_argument("--jobs", type=int, help="trainings at a time (default: one for each GPU, else for each CPU)")
     parser.add_argument("--tables", action="store_true", help="train nothing: write tables and figures from the records")
     parser.add_argument("--readme", metavar="FILE", help="put a short table between the study's marks of a Markdown file")
     parser.add_argument("--quiet", action="store_true", help="print no progress and no table")
-    new = parser.add_argument_group("a new study", "the settings of `corsd train` are shared by all of its rows")
-    new.add_argument("--methods", nargs="+", metavar="METHOD", help="write the study.json first, with a row for each of these")
-    new.add_argument("--equal", choices=("images", "epochs"), help="what all rows have equally many of (default: images)")
+    new = parser.add_argument_group("a new study", "the settings of `corsd train` are shared by all of its variants")
+    new.add_argument("--methods", nargs="+", metavar="METHOD", help="write the study.json first, with a variant for each")
+    new.add_argument("--equal", choices=("images", "epochs"), help="what all variants have equally many of (default: images)")
     _add_config_options(new, without=("method", "seed", "out", "resume"))
     parser.ending = _methods_text
 
@@ -234,7 +234,7 @@ def _compare(options: argparse.Namespace) -> None:
             runs=options.runs,
             jobs=options.jobs,
             data_root=getattr(options, "data_root", None),
-            rows=options.rows,
+            variants=options.variants,
             seeds=options.seeds,
             report=report,
             live=sys.stdout.isatty() and not options.quiet,
@@ -289,10 +289,10 @@ def _study(options: argparse.Namespace) -> Study:
 
 
 def _add_tune(verbs: Verbs) -> None:
-    parser = verbs.add_parser("tune", help="search the options of rows of a study on a validation split of train")
+    parser = verbs.add_parser("tune", help="search the options of variants of a study on a validation split of train")
     parser.set_defaults(verb=_tune)
     parser.add_argument("study", help="a study.json or its folder, whose tuning defines the search; the record goes there")
-    parser.add_argument("rows", nargs="*", metavar="ROW", help="rows to tune (default: all that the study tunes)")
+    parser.add_argument("variants", nargs="*", metavar="VARIANT", help="variants to tune (default: all that the study tunes)")
     parser.add_argument(
         "--trials", type=int, help="total number of trials, including earlier ones (default: that of the study)"
     )
@@ -310,9 +310,9 @@ def _tune(options: argparse.Namespace) -> None:
     report = (lambda line: None) if options.quiet else partial(print, flush=True)
     study = Study.from_file(options.study)
     study.check_tuning()
-    for row in options.rows or study.tuning:
-        record = tune(study, row, trials=options.trials, jobs=options.jobs, report=report, **where)
-        best, file = record["best"], study.path / "tuning" / f"{row}.json"
+    for variant in options.variants or study.tuning:
+        record = tune(study, variant, trials=options.trials, jobs=options.jobs, report=report, **where)
+        best, file = record["best"], study.path / "tuning" / f"{variant}.json"
         found = f"best is trial {best['number']} with {best['value']:.2f} %" if best else "no trial is complete"
         print(f"{file}: {study.trials_done(record)} trials, {found}")
 

@@ -291,7 +291,7 @@ def test_train_says_what_was_passed_over_once(pictures: Path, tmp_path: Path, ca
         ("train --config nowhere.json", "error: nowhere.json does not exist"),
         ("train --config .", "error: cannot read .: Is a directory"),
         ("train --seed 99999999999999999999 --out OUT", "error: seed = 99999999999999999999 must be at least 0 and below"),
-        ("tune STUDY", "error: STUDY/study.json has no tuning; allowed: one that says what is searched for which row"),
+        ("tune STUDY", "error: STUDY/study.json has no tuning; allowed: one that says what is searched for which variant"),
         ("tune STUDY baseline", "error: STUDY/study.json has no tuning"),
         ("compare OUT --tables --runs /dev/null/x", "error: OUT/study.json does not exist"),
         ("evaluate RUN --device meta", "error: device 'meta' cannot be used"),
@@ -310,7 +310,7 @@ def test_an_error_is_one_line_and_status_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     places = {"OUT": str(tmp_path / "out"), "RUN": str(tiny_run.path), "STUDY": str(tmp_path / "study")}
-    write_json(tmp_path / "study" / "study.json", {"rows": {"baseline": {"train": {"method": "baseline"}}}})
+    write_json(tmp_path / "study" / "study.json", {"variants": {"baseline": {"train": {"method": "baseline"}}}})
     message = message.replace("OUT", places["OUT"]).replace("STUDY", places["STUDY"])
     assert message in _fails(capsys, *(places.get(word, word) for word in words.split()))
     assert not (tmp_path / "out").exists() and not (tmp_path / "runs").exists()  # found before anything was written
@@ -330,8 +330,8 @@ def test_an_error_is_one_line_and_status_2(
         ("report OUT BAD", "runs"),
         ("report OUT --out BAD", "out"),
         ("compare BAD", "study"),
-        ("compare OUT --rows BAD", "rows"),
-        ("tune OUT BAD", "rows"),
+        ("compare OUT --variants BAD", "variants"),
+        ("tune OUT BAD", "variants"),
         ("bench --out BAD", "out"),
     ],
 )
@@ -367,7 +367,7 @@ def test_what_was_typed_is_not_repeated_whole(capsys: Captured, tmp_path: Path, 
 
 
 def test_a_place_that_cannot_be_used_is_one_line(tmp_path: Path, capsys: Captured) -> None:
-    write_json(tmp_path / "study.json", {"rows": {"baseline": {"train": {"method": "baseline"}}}})
+    write_json(tmp_path / "study.json", {"variants": {"baseline": {"train": {"method": "baseline"}}}})
     words = ["compare", str(tmp_path), "--runs", "/dev/null/x"]
     assert "corsd: error: cannot write /dev/null/x: Not a directory" in _fails(capsys, *words)
 

@@ -48,16 +48,16 @@ TRAIN: dict[str, Any] = {
     "probe_every": 0,
     "probe_size": 20,
 }
-ROWS = {"baseline": {"train": {"method": "baseline"}}, "byot": {"train": {"method": "byot"}}}
+VARIANTS = {"baseline": {"train": {"method": "baseline"}}, "byot": {"train": {"method": "byot"}}}
 
 
 @pytest.fixture
 def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
-    """Below an empty working directory, the study results/mine with changes to its common settings; two rows, two seeds."""
+    """Below an empty working directory, the study results/mine with changes to its common settings; two variants, two seeds."""
     monkeypatch.chdir(tmp_path)
 
-    def make(rows: dict[str, Any] = ROWS, **changes: Any) -> Study:
-        write_json(Path("results/mine/study.json"), {"seeds": [0, 1], "train": {**TRAIN, **changes}, "rows": rows})
+    def make(variants: dict[str, Any] = VARIANTS, **changes: Any) -> Study:
+        write_json(Path("results/mine/study.json"), {"seeds": [0, 1], "train": {**TRAIN, **changes}, "variants": variants})
         return Study.from_file("results/mine")
 
     return make
@@ -119,10 +119,10 @@ def figures_of(record: dict[str, Any]) -> dict[str, Any]:
 def test_every_row_and_seed_is_trained_recorded_and_tabulated(write: Write, here: list[dict[str, str]]) -> None:
     study, lines = write(), list[str]()
     jobs = run_study(study, report=lines.append)
-    assert [(job.row, job.seed, job.state) for job in jobs] == [(row, seed, "done") for row, seed in study.jobs()]
+    assert [(job.variant, job.seed, job.state) for job in jobs] == [(variant, seed, "done") for variant, seed in study.jobs()]
     assert lines[0] == "baseline, seed 0: done; 1 of 4 done" and lines[-1] == "byot, seed 1: done; 4 of 4 done"
     records = study.records()
-    assert {row: list(by_seed) for row, by_seed in records.items()} == {"baseline": [0, 1], "byot": [0, 1]}
+    assert {variant: list(by_seed) for variant, by_seed in records.items()} == {"baseline": [0, 1], "byot": [0, 1]}
     assert read_json(study.path / "summary.json") == summarise(study, records)
     assert (study.path / "table.md").is_file() and (study.path / "table.csv").is_file()
     test = read_json(Path("runs/mine/byot/seed1/test.json"))
@@ -131,27 +131,27 @@ def test_every_row_and_seed_is_trained_recorded_and_tabulated(write: Write, here
 
 
 def test_a_recorded_training_is_done_on_any_machine(write: Write, here: list[dict[str, str]]) -> None:
-    run_study(write(), rows=["byot"], report=lambda line: None)
+    run_study(write(), variants=["byot"], report=lambda line: None)
     assert not Path("runs/mine/baseline").exists() and len(here) == 2
     os.rename("runs", "elsewhere")
     jobs = run_study(write(), seeds=[1], report=lambda line: None)
-    assert [(job.row, job.state) for job in jobs] == [("baseline", "done"), ("byot", "done")]
+    assert [(job.variant, job.state) for job in jobs] == [("baseline", "done"), ("byot", "done")]
     assert sorted(Path("runs/mine").rglob("test.json")) == [Path("runs/mine/baseline/seed1/test.json")]
 
 
 def test_a_finished_run_without_a_record_is_not_trained_again(write: Write, here: list[dict[str, str]]) -> None:
     study = write()
-    run_study(study, rows=["baseline"], seeds=[0], report=lambda line: None)
+    run_study(study, variants=["baseline"], seeds=[0], report=lambda line: None)
     before, weights = study.record("baseline", 0), Path("runs/mine/baseline/seed0/weights.safetensors").stat().st_mtime_ns
     study.record_path("baseline", 0).unlink()
-    run_study(study, rows=["baseline"], seeds=[0], report=lambda line: None)
+    run_study(study, variants=["baseline"], seeds=[0], report=lambda line: None)
     assert study.record("baseline", 0) == before
     assert Path("runs/mine/baseline/seed0/weights.safetensors").stat().st_mtime_ns == weights
 
 
 def test_a_record_that_is_changed_is_told_from_one_that_was_written(write: Write, here: list[dict[str, str]]) -> None:
     study = write()
-    run_study(study, rows=["baseline"], seeds=[0], report=lambda line: None)
+    run_study(study, variants=["baseline"], seeds=[0], report=lambda line: None)
     file = study.record_path("baseline", 0)
     content = json.loads(file.read_text())
     content["images"] += 1
@@ -164,42 +164,43 @@ def test_a_record_that_is_changed_is_told_from_one_that_was_written(write: Write
 
 
 def test_a_training_that_fails_is_reported_and_the_others_go_on(write: Write, here: list[dict[str, str]]) -> None:
-    rows = {"baseline": ROWS["baseline"], "blown": {"train": {"method": "byot", "batch_size": 16, "lr": 1e30}}}
-    jobs = run_study(write(rows), seeds=[0], report=lambda line: None)
+    variants = {"baseline": VARIANTS["baseline"], "blown": {"train": {"method": "byot", "batch_size": 16, "lr": 1e30}}}
+    jobs = run_study(write(variants), seeds=[0], report=lambda line: None)
     assert [job.state for job in jobs] == ["done", "failed"]
     assert jobs[1].error.startswith("training diverged at epoch 1") and "\n" not in jobs[1].error
     assert str(jobs[1]).startswith("blown, seed 0: failed: training diverged")
 
 
 def test_a_run_of_another_configuration_is_in_the_way(write: Write, here: list[dict[str, str]]) -> None:
-    run_study(write(), rows=["baseline"], seeds=[0], report=lambda line: None)
+    run_study(write(), variants=["baseline"], seeds=[0], report=lambda line: None)
     os.remove("results/mine/records/baseline-s0.json")
-    (job,) = run_study(write(epochs=3), rows=["baseline"], seeds=[0], report=lambda line: None)
+    (job,) = run_study(write(epochs=3), variants=["baseline"], seeds=[0], report=lambda line: None)
     assert job.state == "failed" and "holds a run of another configuration: epochs was 2, is 3; remove it" in job.error
 
 
 def test_a_row_whose_search_goes_on_is_not_trained_and_nothing_else_is(write: Write, here: list[dict[str, str]]) -> None:
-    write(rows={**ROWS, "byot": {**ROWS["byot"], "tuned": "tuning/byot.json"}})
+    write(variants={**VARIANTS, "byot": {**VARIANTS["byot"], "tuned": "tuning/byot.json"}})
     file = Path("results/mine/study.json")
     write_json(file, {**read_json(file), "tuning": {"byot": {"trials": 2, "space": {"exit_kd": {"choices": [0.1, 1.0]}}}}})
     best = {"options": {"exit_kd": 0.1}, "train": {}}
     write_json(file.parent / "tuning" / "byot.json", {"best": best, "trials": [{"state": "complete"}]})
-    with pytest.raises(CorsdError, match=r"row 'byot': .*byot\.json has 1 of 2 trials"):
+    with pytest.raises(CorsdError, match=r"variant 'byot': .*byot\.json has 1 of 2 trials"):
         run_study(Study.from_file(file), report=lambda line: None)
     assert here == []
-    assert [job.state for job in run_study(Study.from_file(file), rows=["baseline"], report=lambda line: None)] == ["done"] * 2
+    jobs = run_study(Study.from_file(file), variants=["baseline"], report=lambda line: None)
+    assert [job.state for job in jobs] == ["done"] * 2
 
 
 def test_a_record_of_another_configuration_ends_it_before_anything_is_trained(write: Write, here: list[dict[str, str]]) -> None:
-    run_study(write(), rows=["byot"], seeds=[1], report=lambda line: None)
+    run_study(write(), variants=["byot"], seeds=[1], report=lambda line: None)
     with pytest.raises(CorsdError, match=r"byot-s1\.json is of another configuration: epochs was 2, is 3; remove or rename"):
-        run_study(write(epochs=3), rows=["baseline"], report=lambda line: None)
+        run_study(write(epochs=3), variants=["baseline"], report=lambda line: None)
     assert len(here) == 1
 
 
 def test_unknown_rows_and_seeds_are_named(write: Write) -> None:
-    with pytest.raises(CorsdError, match="row 'kd' is not known; allowed: baseline, byot"):
-        run_study(write(), rows=["kd"])
+    with pytest.raises(CorsdError, match="variant 'kd' is not known; allowed: baseline, byot"):
+        run_study(write(), variants=["kd"])
     with pytest.raises(CorsdError, match="seed 7 is not known; allowed: 0, 1"):
         run_study(write(), seeds=[7])
 
@@ -264,7 +265,7 @@ def test_a_study_without_a_file_is_trained_too(write: Write, here: list[dict[str
     write()
     study = Study.from_dict(read_json(Path("results/mine/study.json")), Path("elsewhere/study.json"))
     study.path.mkdir()
-    (job,) = run_study(study, rows=["baseline"], seeds=[0], report=lambda line: None)
+    (job,) = run_study(study, variants=["baseline"], seeds=[0], report=lambda line: None)
     assert job.state == "done"
 
 
@@ -308,7 +309,7 @@ def test_a_training_that_another_process_has_is_waited_for_while_the_rest_goes_o
                 other.close()
 
         jobs = run_study(study, seeds=[0], jobs=1, report=report)
-    assert [(job.row, job.state) for job in jobs] == [("baseline", "done"), ("byot", "done")]
+    assert [(job.variant, job.state) for job in jobs] == [("baseline", "done"), ("byot", "done")]
     assert lines == [
         "baseline, seed 0: another process trains it; waiting for it",
         "byot, seed 0: done; 1 of 2 done",
@@ -318,7 +319,7 @@ def test_a_training_that_another_process_has_is_waited_for_while_the_rest_goes_o
 
 def test_a_stop_ends_the_wait_for_another_process(write: Write, here: list[dict[str, str]]) -> None:
     with locked(Path("runs/mine/baseline/seed0.log")):
-        (job,) = run_study(write(), rows=["baseline"], seeds=[0], report=lambda line: signal.raise_signal(signal.SIGTERM))
+        (job,) = run_study(write(), variants=["baseline"], seeds=[0], report=lambda line: signal.raise_signal(signal.SIGTERM))
     assert job.state == "elsewhere" and here == []
 
 
@@ -327,15 +328,15 @@ def test_it_trains_where_there_are_no_locks(write: Write, here: list[dict[str, s
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("fcntl.flock", unknown)
-    assert [job.state for job in run_study(write(), rows=["byot"], seeds=[0], report=lambda line: None)] == ["done"]
+    assert [job.state for job in run_study(write(), variants=["byot"], seeds=[0], report=lambda line: None)] == ["done"]
     monkeypatch.setitem(sys.modules, "fcntl", None)
-    assert [job.state for job in run_study(write(), rows=["baseline"], seeds=[0], report=lambda line: None)] == ["done"]
+    assert [job.state for job in run_study(write(), variants=["baseline"], seeds=[0], report=lambda line: None)] == ["done"]
 
 
 def test_what_another_process_finished_meanwhile_is_not_trained_again(write: Write, here: list[dict[str, str]]) -> None:
     study = write()
     (job,) = compare._wanted(study, Path("runs/mine"), None, ["baseline"], [0])
-    run_study(study, rows=["baseline"], seeds=[0], report=lambda line: None)  # between a look at the records and the start
+    run_study(study, variants=["baseline"], seeds=[0], report=lambda line: None)  # between a look at the records and the start
     assert job.start(study, {}) is False and job.state == "done" and len(here) == 1
 
 
@@ -394,7 +395,7 @@ def test_more_jobs_than_the_machine_can_run_are_refused(monkeypatch: pytest.Monk
 
 
 def test_a_training_gets_the_environment_of_its_place(write: Write, here: list[dict[str, str]]) -> None:
-    run_study(write(), rows=["baseline"], seeds=[0], jobs=1, report=lambda line: None)
+    run_study(write(), variants=["baseline"], seeds=[0], jobs=1, report=lambda line: None)
     assert here == worker_environments(TrainConfig(accelerator="cpu"), 1, 1)
 
 
@@ -436,9 +437,9 @@ def summary() -> dict[str, Any]:
         gains = {"gain": gain, "gain_low": None, "gain_high": None}
         return {"label": group, "group": group, "from": parent, **top1, **gains}
 
-    rows = {"baseline": entry("methods", None), "corsd": entry("methods", 1.0), "a": entry("ablation", 2.0, "corsd")}
-    rows |= {"rkd": entry("methods", 3.0, "corsd"), "control": entry("ablation", 0.5)}
-    return {"baseline": "baseline", "methods": rows}
+    variants = {"baseline": entry("methods", None), "corsd": entry("methods", 1.0), "a": entry("ablation", 2.0, "corsd")}
+    variants |= {"rkd": entry("methods", 3.0, "corsd"), "control": entry("ablation", 0.5)}
+    return {"baseline": "baseline", "methods": variants}
 
 
 def test_every_group_has_its_figures_with_what_it_is_read_against(
@@ -488,7 +489,7 @@ def test_a_new_study_is_written_and_trained_and_the_same_command_goes_on(
         "baseline": "baseline",
         "seeds": [0],
         "train": {**settings, "probe_every": 0, "probe_size": 20},
-        "rows": {"byot": {"train": {"method": "byot"}}, "baseline": {"train": {"method": "baseline"}}},
+        "variants": {"byot": {"train": {"method": "byot"}}, "baseline": {"train": {"method": "baseline"}}},
     }
     out = capsys.readouterr().out
     assert "byot, seed 0: done; 1 of 2 done\nbaseline, seed 0: done; 2 of 2 done\n" in out and "| byot | 1 | " in out
@@ -505,8 +506,8 @@ def test_a_new_study_is_written_and_trained_and_the_same_command_goes_on(
         ("compare results/mine --lr 0.2 --cutout 2", "cutout, lr: for a new study (--methods) only; this one has its settings"),
         ("compare results/mine --equal epochs", "equal: for a new study (--methods) only"),
         ("compare results/none", "results/none/study.json does not exist"),
-        ("compare results/new --methods kd", "row 'kd': train: method 'kd' is not known; allowed: baseline"),
-        ("compare results/mine --rows kd", "row 'kd' is not known; allowed: baseline, byot"),
+        ("compare results/new --methods kd", "variant 'kd': train: method 'kd' is not known; allowed: baseline"),
+        ("compare results/mine --variants kd", "variant 'kd' is not known; allowed: baseline, byot"),
         ("compare results/mine --jobs 0", "jobs = 0 must be at least 1"),
     ],
 )
@@ -545,7 +546,7 @@ def test_an_impossible_seed_is_named_before_anything_is_written(write: Write, ca
 def test_failures_are_told_at_the_end_with_status_1(
     write: Write, here: list[dict[str, str]], drawn: list[str], capsys: Captured
 ) -> None:
-    write({"baseline": ROWS["baseline"], "blown": {"train": {"method": "byot", "lr": 1e30}}})
+    write({"baseline": VARIANTS["baseline"], "blown": {"train": {"method": "byot", "lr": 1e30}}})
     with pytest.raises(SystemExit) as end:
         cli.main(["compare", "results/mine", "--seeds", "0", "--quiet"])
     out, err = capsys.readouterr()
@@ -576,7 +577,7 @@ def test_a_missing_browser_costs_the_figures_only(
 
     monkeypatch.setattr(figures, "save_png", no_browser)
     write()
-    cli.main(["compare", "results/mine", "--rows", "baseline", "--seeds", "0"])
+    cli.main(["compare", "results/mine", "--variants", "baseline", "--seeds", "0"])
     out = capsys.readouterr().out
     assert "no figures: cannot draw accuracy.png: no Chromium\n" in out
     assert out.endswith("results/mine: summary.json, table.csv, table.md\n")
@@ -593,7 +594,7 @@ def test_nothing_trained_makes_no_tables(write: Write, capsys: Captured) -> None
 # --- real processes ---
 
 
-HELD_ROWS = {row: {"train": {"method": f"held_{row}"}} for row in ROWS}
+HELD_VARIANTS = {variant: {"train": {"method": f"held_{variant}"}} for variant in VARIANTS}
 COMPARE = [sys.executable, "-m", "corsd_lib", "compare", "results/mine", "--jobs", "2"]
 
 
@@ -611,7 +612,7 @@ def test_stopped_in_the_middle_it_goes_on_to_the_same_records(
     write: Write, held: Path, here: list[dict[str, str]], drawn: list[str], capsys: Captured
 ) -> None:
     """Ctrl-C while two real processes train, then the same command here; the records are those of whole trainings."""
-    study = write(HELD_ROWS)
+    study = write(HELD_VARIANTS)
     command = [*COMPARE, "--seeds", "0"]
     process = subprocess.Popen(
         command,
@@ -625,18 +626,18 @@ def test_stopped_in_the_middle_it_goes_on_to_the_same_records(
     _, err = process.communicate(timeout=300)
     assert process.returncode == 1, err
     assert err == "baseline, seed 0: stopped\nbyot, seed 0: stopped\nrun the same command again to continue\n"
-    done = [len(Path(f"runs/mine/{row}/seed0/metrics.jsonl").read_text().splitlines()) for row in ROWS]
+    done = [len(Path(f"runs/mine/{variant}/seed0/metrics.jsonl").read_text().splitlines()) for variant in VARIANTS]
     assert done == [1, 1] and not (study.path / "records").exists()
-    for row in ROWS:
-        assert "stopped; continue with" in Path(f"runs/mine/{row}/seed0.log").read_text()  # it saved, nothing was killed
+    for variant in VARIANTS:
+        assert "stopped; continue with" in Path(f"runs/mine/{variant}/seed0.log").read_text()  # it saved, nothing was killed
 
     held.touch()
     cli.main(command[3:])
     assert "byot, seed 0: done" in capsys.readouterr().out
-    for row in ROWS:
-        record = study.record(row, 0)
-        whole = train(replace(study.config(row, 0), out=f"whole/{row}"), progress=False)
-        expected = json.loads(json.dumps(make_record(whole, row, 0)))
+    for variant in VARIANTS:
+        record = study.record(variant, 0)
+        whole = train(replace(study.config(variant, 0), out=f"whole/{variant}"), progress=False)
+        expected = json.loads(json.dumps(make_record(whole, variant, 0)))
         assert record is not None and figures_of(record) == figures_of(expected)
 
     os.rename("runs", "gone")
@@ -647,7 +648,7 @@ def test_stopped_in_the_middle_it_goes_on_to_the_same_records(
 @pytest.mark.slow
 def test_killed_and_started_again_at_once_it_ends_with_all_records(write: Write, held: Path) -> None:
     """The trainings of a command that is killed go on: the next command waits for them and records what they came to."""
-    study = write(HELD_ROWS)
+    study = write(HELD_VARIANTS)
     process = subprocess.Popen(COMPARE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_until(lambda: len(list(held.parent.glob("held-*"))) == 2, process)
     process.kill()
@@ -661,10 +662,10 @@ def test_killed_and_started_again_at_once_it_ends_with_all_records(write: Write,
 
     jobs = run_study(study, seeds=[0], jobs=2, report=report)
     assert [job.state for job in jobs] == ["done", "done"]
-    assert lines[:2] == [f"{row}, seed 0: another process trains it; waiting for it" for row in ROWS]
-    assert {row: list(seeds) for row, seeds in study.records().items()} == {row: [0] for row in ROWS}
-    for row in ROWS:
-        record = study.record(row, 0)
+    assert lines[:2] == [f"{variant}, seed 0: another process trains it; waiting for it" for variant in VARIANTS]
+    assert {variant: list(seeds) for variant, seeds in study.records().items()} == {variant: [0] for variant in VARIANTS}
+    for variant in VARIANTS:
+        record = study.record(variant, 0)
         assert record is not None and "resumed" not in record  # one process trained it from beginning to end
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shlex
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from corsd_lib.datasets import DATASETS
 from corsd_lib.files import read_json
 from corsd_lib.methods import METHODS
 from corsd_lib.network import build_network
-from corsd_lib.studies.intervals import mean_interval
+from corsd_lib.studies.intervals import mean_interval, with_interval
 from corsd_lib.studies.search import Search
 from corsd_lib.studies.study import Study
 from corsd_lib.studies.summary import summarise
@@ -63,7 +64,7 @@ def test_a_method_from_outside_is_trained_as_contributing_says(
     monkeypatch.setenv("CORSD_METHODS", "my_methods")
     monkeypatch.setattr(figures, "save_png", lambda figure, path, **_: path)
     command = "compare results/mine --methods baseline entropy --seeds 0 --per-class 5 --epochs 1 --batch-size 25 --width 4"
-    main([*command.split(), "--jobs", "1", "--rows", "entropy", "--quiet"])
+    main([*command.split(), "--jobs", "1", "--variants", "entropy", "--quiet"])
     record = read_json(tmp_path / "results/mine/records/entropy-s0.json")
     assert record["config"]["method_options"]["confidence"] == 0.1 and record["provenance"]["methods"] == "my_methods"
 
@@ -84,7 +85,7 @@ def test_a_broken_module_of_methods_is_no_trouble_to_other_methods(
 def test_the_study_of_the_results_is_one(tmp_path: Path) -> None:
     (content,) = blocks((ROOT / "results" / "README.md").read_text(encoding="utf-8"), "json")
     study = Study.from_dict(json.loads(content), tmp_path / "study.json")
-    assert study.jobs()[0] == ("baseline", 0) and study.rows["no_hint"].tuned == "tuning/byot.json"
+    assert study.jobs()[0] == ("baseline", 0) and study.variants["no_hint"].tuned == "tuning/byot.json"
     assert Search.of(study, "byot").own == {"exit_kd": 0.1, "train.lr": 0.1}
 
 
@@ -194,6 +195,14 @@ def test_the_details_of_the_results_are_what_the_records_say() -> None:
     written += _lead(birds, "no_class_kd", "baseline")
     written += [methods["corsd"]["gain"] for methods in small]
     assert [float(number) for number in re.findall(r"-?\d+\.\d", found[1])] == [round(value, 1) for value in written]
+
+
+def test_the_table_of_all_studies_is_made_from_their_summaries() -> None:
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    assert runpy.run_path(str(ROOT / "results" / "overview.py"))["written"](text) == text
+    methods = read_json(ROOT / "results" / "cub200" / "summary.json")["methods"]
+    gain = with_interval(*(methods["no_class_kd"][key] for key in ("gain", "gain_low", "gain_high")), sign="+")
+    assert f"| {gain} (n = 3) | +7.4 ± 1.6 (n = 3) |" in text and "gains 4.2 points on CIFAR-100 and 7.4 on CUB" in text
 
 
 def test_what_relations_add_on_birds_is_as_the_records_say() -> None:

@@ -37,8 +37,8 @@ def test_a_large_value_is_shown_in_part(value: object) -> None:
 def test_a_choice_names_a_value_of_any_size_and_that_there_is_none() -> None:
     with pytest.raises(CorsdError, match=r"^exit <integer of about 5,000 digits> is not known; allowed: 1, 2$"):
         check_choice("exit", HUGE, (1, 2))
-    with pytest.raises(CorsdError, match=r"^row 'x' is not known; allowed: none$"):
-        check_choice("row", "x", ())
+    with pytest.raises(CorsdError, match=r"^variant 'x' is not known; allowed: none$"):
+        check_choice("variant", "x", ())
 
 
 def test_a_text_that_is_not_utf_8_is_shown_with_one_backslash() -> None:

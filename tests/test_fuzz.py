@@ -74,9 +74,11 @@ def whole(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _write_study(folder: Path, run: Run) -> None:
     fixed = {k: v for k, v in run.raw_config.items() if k not in ("out", "resume", "data_root", "seed", "method_options")}
     options, seeds = run.raw_config["method_options"], [0, 1]
-    rows = {"baseline": {"train": {"method": "baseline"}}, "corsd": {"tuned": "tuning/corsd.json", "label": "CORSD"}}
+    variants = {"baseline": {"train": {"method": "baseline"}}, "corsd": {"tuned": "tuning/corsd.json", "label": "CORSD"}}
     search = {"corsd": {"trials": 2, "seeds": [0], "space": {"hidden": {"choices": [8, options["hidden"]]}}}}
-    write_json(folder / "study.json", {"train": {**fixed, "method": "corsd"}, "seeds": seeds, "rows": rows, "tuning": search})
+    write_json(
+        folder / "study.json", {"train": {**fixed, "method": "corsd"}, "seeds": seeds, "variants": variants, "tuning": search}
+    )
     searched = Search.of(Study.from_file(folder), "corsd")
     searched.journal.parent.mkdir()
     journal = _open_study(searched)

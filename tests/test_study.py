@@ -18,7 +18,7 @@ from corsd_lib.studies.study import Study
 from corsd_lib.studies.tables import write_tables
 
 Write = Callable[..., Study]
-ROWS: dict[str, Any] = {
+VARIANTS: dict[str, Any] = {
     "baseline": {"label": "plain network", "seeds": [0, 1, 2], "train": {"method": "baseline"}},
     "corsd": {"train": {"method": "corsd", "method_options": {"hidden": 8}}, "tuned": "tuning/corsd.json"},
     "no_margin": {"from": "corsd", "group": "ablation", "train": {"method_options": {"relation_margin": 0.0}}},
@@ -32,7 +32,7 @@ def write(tmp_path: Path) -> Write:
     """A study in `tmp_path`/mine with changes to its fields, and the tuning record that it names."""
 
     def make(**changes: Any) -> Study:
-        values = {"seeds": [0, 1], "train": {"epochs": 30, "lr": 0.05}, "rows": ROWS, **changes}
+        values = {"seeds": [0, 1], "train": {"epochs": 30, "lr": 0.05}, "variants": VARIANTS, **changes}
         write_json(tmp_path / "mine" / "study.json", values)
         write_json(tmp_path / "mine" / "tuning" / "corsd.json", TUNED)
         return Study.from_file(tmp_path / "mine")
@@ -40,14 +40,23 @@ def write(tmp_path: Path) -> Write:
     return make
 
 
-def record_of(study: Study, row: str, seed: int, *top1: float) -> dict[str, Any]:
-    """A record as a training of `row` would leave it."""
-    config = json.loads(json.dumps(asdict(study.config(row, seed))))
+def test_rows_is_an_older_name_of_variants(write: Write) -> None:
+    study = write()
+    older = json.loads((study.path / "study.json").read_text())
+    older["rows"] = older.pop("variants")
+    assert Study.from_dict(older, study.path / "study.json") == study
+    with pytest.raises(CorsdError, match=r'study\.json: "rows" is the old name of "variants"; allowed: one of them'):
+        Study.from_dict({**older, "variants": older["rows"]}, study.path / "study.json")
+
+
+def record_of(study: Study, variant: str, seed: int, *top1: float) -> dict[str, Any]:
+    """A record as a training of `variant` would leave it."""
+    config = json.loads(json.dumps(asdict(study.config(variant, seed))))
     for name in ("out", "resume", "data_root", "workers", "checkpoint_seconds"):
         del config[name]
     cost = {"images": 100, "macs": 7, "seconds": 2.0, "provenance": {}}
     test = {"exits": [{"top1": v} for v in top1]}
-    return {"row": row, "seed": seed, "config": config, "test": test, "train_top1": list(top1), **cost}
+    return {"row": variant, "seed": seed, "config": config, "test": test, "train_top1": list(top1), **cost}
 
 
 # --- what is trained ---
@@ -58,7 +67,7 @@ def test_a_study_is_found_by_its_folder_and_by_its_file(write: Write, tmp_path: 
     assert Study.from_file(tmp_path / "mine" / "study.json") == study
     assert (study.path, study.name, study.title, study.equal) == (tmp_path / "mine", "mine", "Digits", "epochs")
     assert (study.baseline, study.seeds, study.tuning) == ("baseline", (0, 1), {})
-    plain, _, ablation, _ = study.rows.values()
+    plain, _, ablation, _ = study.variants.values()
     assert (plain.label, plain.group, plain.seeds, plain.parent) == ("plain network", "methods", (0, 1, 2), None)
     assert (ablation.label, ablation.group, ablation.seeds, ablation.parent) == ("no_margin", "ablation", (0, 1), "corsd")
 
@@ -74,13 +83,13 @@ def test_own_settings_lie_over_tuned_ones_and_these_over_common_ones(write: Writ
 
 
 def test_a_row_can_put_away_the_tuning_that_it_would_inherit(write: Write) -> None:
-    study = write(rows={**ROWS, "untuned": {"from": "corsd", "tuned": None}})
+    study = write(variants={**VARIANTS, "untuned": {"from": "corsd", "tuned": None}})
     assert study.config("untuned", 0).method_options == {"hidden": 8}
 
 
 def test_rows_inherit_over_several_steps(write: Write) -> None:
     last = {"from": "no_margin", "train": {"lr": 0.2, "method_options": {"hidden": 4}}}
-    study = write(rows={**ROWS, "last": last})
+    study = write(variants={**VARIANTS, "last": last})
     assert study.config("last", 0).method_options == {"hidden": 4, "exit_ce": 0.3, "relation_margin": 0.0}
     assert (study.config("last", 0).lr, study.config("no_margin", 0).lr) == (0.2, 0.05)
 
@@ -89,10 +98,10 @@ def test_a_row_without_its_tuning_record_is_not_trained_untuned(write: Write) ->
     study = write()
     shutil.rmtree(study.path / "tuning")
     assert study.config("baseline", 0).method == "baseline"
-    with pytest.raises(CorsdError, match=r"tuning/corsd\.json has no best options: tune the row first"):
+    with pytest.raises(CorsdError, match=r"tuning/corsd\.json has no best options: tune the variant first"):
         study.config("corsd", 0)
     write_json(study.path / "tuning" / "corsd.json", {"best": None})
-    with pytest.raises(CorsdError, match=r"corsd\.json has no best options: tune the row first"):
+    with pytest.raises(CorsdError, match=r"corsd\.json has no best options: tune the variant first"):
         study.config("no_margin", 0)
 
 
@@ -106,7 +115,7 @@ def test_a_row_is_not_trained_before_its_search_is_finished(write: Write) -> Non
         if done == 3:
             study.check_search("no_margin")
         else:
-            with pytest.raises(CorsdError, match=r"row 'no_margin': .*corsd\.json has 2 of 3 trials: finish the search"):
+            with pytest.raises(CorsdError, match=r"variant 'no_margin': .*corsd\.json has 2 of 3 trials: finish the search"):
                 study.check_search("no_margin")
     with pytest.raises(CorsdError, match=r"corsd\.json has 0 of 40 trials"):  # as many as a search does that is not told
         write(tuning={"corsd": {"space": {"hidden": {"choices": [8, 99]}}}}).check_search("corsd")
@@ -132,16 +141,20 @@ def test_a_run_lies_below_runs_and_nothing_else_is_of_this_machine(write: Write)
 def test_a_row_of_triplets_is_given_the_same_images(
     write: Write, equal: str, epochs: int, own: dict[str, Any], expected: int
 ) -> None:
-    rows = {**ROWS, "release": {"train": {"method": "corsd_release", **own}}, "balanced": {"train": {"sampling": "balanced"}}}
-    study = write(equal=equal, train={"epochs": epochs}, rows=rows)
+    variants = {
+        **VARIANTS,
+        "release": {"train": {"method": "corsd_release", **own}},
+        "balanced": {"train": {"sampling": "balanced"}},
+    }
+    study = write(equal=equal, train={"epochs": epochs}, variants=variants)
     assert study.config("release", 0).epochs == expected
     assert study.config("balanced", 0).epochs == study.config("baseline", 0).epochs == epochs
 
 
 def test_a_row_that_repeats_half_of_each_batch_is_given_half_of_the_epochs(write: Write) -> None:
-    rows = {**ROWS, "dlb": {"train": {"method": "dlb"}}, "plain": {"from": "dlb", "train": {"sampling": "plain"}}}
-    study = write(train={"epochs": 30}, rows=rows)
-    assert [study.config(row, 0).epochs for row in ("dlb", "plain", "baseline")] == [15, 30, 30]
+    variants = {**VARIANTS, "dlb": {"train": {"method": "dlb"}}, "plain": {"from": "dlb", "train": {"sampling": "plain"}}}
+    study = write(train={"epochs": 30}, variants=variants)
+    assert [study.config(variant, 0).epochs for variant in ("dlb", "plain", "baseline")] == [15, 30, 30]
 
 
 def test_rows_of_one_image_get_more_epochs_than_a_baseline_of_triplets(write: Write) -> None:
@@ -150,39 +163,48 @@ def test_rows_of_one_image_get_more_epochs_than_a_baseline_of_triplets(write: Wr
 
 
 def test_a_seed_of_every_row_comes_before_the_next_seed(write: Write) -> None:
-    rows = list(ROWS)
-    assert write().jobs() == [*((row, 0) for row in rows), *((row, 1) for row in rows), ("baseline", 2)]
+    variants = list(VARIANTS)
+    assert write().jobs() == [*((variant, 0) for variant in variants), *((variant, 1) for variant in variants), ("baseline", 2)]
 
 
 @pytest.mark.parametrize(
     "changes,message",
     [
         ({"rowz": {}}, r"study\.json: field 'rowz' is not known; allowed: title, "),
-        ({"rows": []}, r"study\.json: rows = \[\] is of type list; allowed: dict"),
-        ({"rows": {"baseline": 3}}, r"row 'baseline' = 3; allowed: an object"),
-        ({"rows": {"a/b": {}}, "baseline": "a/b"}, "row 'a/b' names files; allowed: letters"),
-        ({"rows": {"corsd": {}}}, "baseline 'baseline' is not known; allowed: corsd"),
-        ({"rows": {"baseline": {"methods": "x"}}}, "row 'baseline': field 'methods' is not known; allowed: label, "),
-        ({"rows": {"baseline": {"from": "other"}}}, "row 'baseline': from 'other' is not known; allowed: baseline"),
-        ({"rows": {"baseline": {"from": "b"}, "b": {"from": "baseline"}}}, "row 'baseline' inherits from itself"),
-        ({"rows": {"baseline": {"train": {"epoch": 3}}}}, "row 'baseline': train: field 'epoch' is not known; allowed: data, "),
-        ({"rows": {"baseline": {"train": {"epochs": 0}}}}, "row 'baseline': train: epochs = 0 must be above 0"),
-        ({"rows": {"baseline": {"train": {"method": "corsd", "method_options": {"a": 1}}}}}, "'a' is not known; allowed: task"),
-        ({"rows": {"baseline": {"train": {"out": "here"}}}}, "train: out differs by run or by place"),
+        ({"variants": []}, r"study\.json: variants = \[\] is of type list; allowed: dict"),
+        ({"variants": {"baseline": 3}}, r"variant 'baseline' = 3; allowed: an object"),
+        ({"variants": {"a/b": {}}, "baseline": "a/b"}, "variant 'a/b' names files; allowed: letters"),
+        ({"variants": {"corsd": {}}}, "baseline 'baseline' is not known; allowed: corsd"),
+        ({"variants": {"baseline": {"methods": "x"}}}, "variant 'baseline': field 'methods' is not known; allowed: label, "),
+        ({"variants": {"baseline": {"from": "other"}}}, "variant 'baseline': from 'other' is not known; allowed: baseline"),
+        ({"variants": {"baseline": {"from": "b"}, "b": {"from": "baseline"}}}, "variant 'baseline' inherits from itself"),
+        (
+            {"variants": {"baseline": {"train": {"epoch": 3}}}},
+            "variant 'baseline': train: field 'epoch' is not known; allowed: data, ",
+        ),
+        ({"variants": {"baseline": {"train": {"epochs": 0}}}}, "variant 'baseline': train: epochs = 0 must be above 0"),
+        (
+            {"variants": {"baseline": {"train": {"method": "corsd", "method_options": {"a": 1}}}}},
+            "'a' is not known; allowed: task",
+        ),
+        ({"variants": {"baseline": {"train": {"out": "here"}}}}, "train: out differs by run or by place"),
         ({"train": {"data_root": "/data"}}, "train: data_root differs by run or by place"),
         ({"equal": "time"}, "equal 'time' is not known; allowed: images, epochs"),
         ({"train": {"method_options": None}}, r"study\.json: train: method_options = None; allowed: an object of options"),
-        ({"rows": {"baseline": {"train": {"method_options": [1]}}}}, r"row 'baseline': train: method_options = \[1\]; allowed"),
-        ({"tuning": {"other": {}}}, r"study\.json: tuning of row 'other' is not known; allowed: baseline, corsd"),
+        (
+            {"variants": {"baseline": {"train": {"method_options": [1]}}}},
+            r"variant 'baseline': train: method_options = \[1\]; allowed",
+        ),
+        ({"tuning": {"other": {}}}, r"study\.json: tuning of variant 'other' is not known; allowed: baseline, corsd"),
         (
             {"tuning": {"baseline": {}}},
-            r"row 'baseline' has a search and does not use it: add \"tuned\": \"tuning/baseline\.json\"",
+            r"variant 'baseline' has a search and does not use it: add \"tuned\": \"tuning/baseline\.json\"",
         ),
         ({"seeds": []}, r"seeds = \[\]; allowed: one or more different whole numbers"),
         ({"seeds": [0, 0]}, r"seeds = \[0, 0\]; allowed"),
         ({"seeds": [True]}, r"seeds = \[True\]; allowed"),
         ({"seeds": [2**63]}, r"seeds = \[9223372036854775808\]; allowed: .* and below 9,223,372,036,854,775,808"),
-        ({"rows": {"baseline": {"seeds": [-1]}}}, r"row 'baseline': seeds = \[-1\]; allowed"),
+        ({"variants": {"baseline": {"seeds": [-1]}}}, r"variant 'baseline': seeds = \[-1\]; allowed"),
     ],
 )
 def test_what_is_wrong_in_a_study_is_named_when_it_is_read(write: Write, changes: dict[str, Any], message: str) -> None:
@@ -191,7 +213,7 @@ def test_what_is_wrong_in_a_study_is_named_when_it_is_read(write: Write, changes
 
 
 def test_an_unknown_row_is_named(write: Write) -> None:
-    with pytest.raises(CorsdError, match="row 'kd' is not known; allowed: baseline, corsd, no_margin, release"):
+    with pytest.raises(CorsdError, match="variant 'kd' is not known; allowed: baseline, corsd, no_margin, release"):
         write().config("kd", 0)
     with pytest.raises(CorsdError, match=r"nowhere/study\.json does not exist"):
         Study.from_file("nowhere")
@@ -229,7 +251,7 @@ def test_a_record_older_than_a_field_had_its_default(write: Write) -> None:
             r"corsd-s0\.json is of another configuration: epochs was 30, is 31; remove or ren",
         ),
         (
-            {"rows": {**ROWS, "corsd": {"train": {"method_options": {"margin": 2.0}}}}},
+            {"variants": {**VARIANTS, "corsd": {"train": {"method_options": {"margin": 2.0}}}}},
             r"method_options\.margin was 1\.0, is 2\.0",
         ),
     ],
@@ -242,9 +264,9 @@ def test_a_record_of_another_configuration_is_an_error(write: Write, changes: di
 
 
 def test_a_default_that_is_spelled_out_is_the_same_configuration(write: Write) -> None:
-    study = write(rows={"baseline": {"train": {"method": "corsd", "method_options": {}}}})
+    study = write(variants={"baseline": {"train": {"method": "corsd", "method_options": {}}}})
     write_json(study.record_path("baseline", 0), record_of(study, "baseline", 0, 50.0))
-    same = write(rows={"baseline": {"train": {"method": "corsd", "method_options": {"margin": 1.0, "exit_ce": 1}}}})
+    same = write(variants={"baseline": {"train": {"method": "corsd", "method_options": {"margin": 1.0, "exit_ce": 1}}}})
     assert same.record("baseline", 0) is not None
 
 
@@ -338,8 +360,8 @@ def test_a_record_of_own_images_names_no_folder_and_counts(
 
 
 def test_a_row_may_say_that_it_does_not_use_its_search(write: Write) -> None:
-    rows = {**ROWS, "baseline": {"tuned": None, "train": {"method": "baseline"}}}
-    assert write(rows=rows, tuning={"baseline": {}}).rows["baseline"].tuned is None
+    variants = {**VARIANTS, "baseline": {"tuned": None, "train": {"method": "baseline"}}}
+    assert write(variants=variants, tuning={"baseline": {}}).variants["baseline"].tuned is None
 
 
 def test_a_study_has_a_folder_of_its_own(tmp_path: Path) -> None:

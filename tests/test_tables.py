@@ -14,7 +14,7 @@ from corsd_lib.studies.tables import markdown, short_markdown, table
 
 # Student's t at 97.5 %, from a printed table: degrees of freedom -> t.
 T = {1: 12.706205, 2: 4.302653, 4: 2.776445}
-ROWS: dict[str, Any] = {
+VARIANTS: dict[str, Any] = {
     "baseline": {"label": "plain network", "train": {"method": "baseline"}},
     "corsd": {"label": "CORSD", "seeds": [1, 2, 3]},
     "margin": {"label": "without | margin", "group": "ablation", "from": "corsd", "seeds": [7]},
@@ -23,7 +23,7 @@ ROWS: dict[str, Any] = {
 
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
-    values = {"title": "By hand", "seeds": [0, 1, 2], "train": {"data": "cifar100", "epochs": 30}, "rows": ROWS}
+    values = {"title": "By hand", "seeds": [0, 1, 2], "train": {"data": "cifar100", "epochs": 30}, "variants": VARIANTS}
     return Study.from_dict(values, tmp_path / "study.json")
 
 
@@ -140,8 +140,8 @@ def test_rows_without_a_record_are_left_out(study: Study) -> None:
 
 def test_the_frame_lines_the_exits_up_at_the_deepest(study: Study) -> None:
     frame = table(summarise(study, RECORDS))
-    assert list(frame["row"]) == ["baseline", "corsd", "margin"]
-    assert list(frame.columns[:7]) == ["row", "label", "group", "n", "exit 1 top1", "exit 1 top1_low", "exit 1 top1_high"]
+    assert list(frame["variant"]) == ["baseline", "corsd", "margin"]
+    assert list(frame.columns[:7]) == ["variant", "label", "group", "n", "exit 1 top1", "exit 1 top1_low", "exit 1 top1_high"]
     assert frame["exit 1 top1"].isna().tolist() == [True, False, False]
     assert frame["deepest exit top1"].tolist() == [51.0, 57.0, 49.0]
     assert frame["gain"].isna().tolist() == [True, False, True] and frame["gain"][1] == 3.5
@@ -159,14 +159,14 @@ TABLE = """\
 def test_the_table_for_readers(study: Study) -> None:
     rows, note = markdown(summarise(study, RECORDS)).split("\n\n")
     assert rows + "\n" == TABLE
-    assert note.startswith("Equal images for all rows but without | margin. Top-1 on test after the last epoch")
+    assert note.startswith("Equal images for all variants but without | margin. Top-1 on test after the last epoch")
     assert "There is none (–) with fewer than three seeds or where all seeds agree" in note
     assert "95 % Student-t interval" in note and "points over plain network at the deepest exit, paired by seed" in note
 
 
 def test_one_group_needs_no_column_and_equal_rows_no_exception(study: Study) -> None:
     text = markdown(summarise(study, {k: RECORDS[k] for k in ("baseline", "corsd")}))
-    assert text.startswith("| method | seeds | exit 1, % |") and "Equal images for all rows. Top-1" in text
+    assert text.startswith("| method | seeds | exit 1, % |") and "Equal images for all variants. Top-1" in text
 
 
 def test_numbers_carry_half_their_interval() -> None:

@@ -40,14 +40,14 @@ PLACE = {"OMP_NUM_THREADS": "1"}
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """A study `results/<name>` below the current folder that tunes its row byot; `make("name", trials=4)` changes the entry."""
+    """A study `results/<name>` below the current folder that tunes byot; `make("name", trials=4)` changes the entry."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})  # a thread a trial: tests run side by side
 
-    def study(name: str = "tiny", row: dict[str, Any] | None = None, tuned: str | None = None, **changes: Any) -> Study:
-        byot = {"train": {"method": "byot", **(row or {})}, "tuned": tuned}
-        rows = {"baseline": {"train": {"method": "baseline"}}, "byot": byot}
-        values = {"seeds": [3, 4], "train": TRAIN, "rows": rows, "tuning": {"byot": {**ENTRY, **changes}}}
+    def study(name: str = "tiny", variant: dict[str, Any] | None = None, tuned: str | None = None, **changes: Any) -> Study:
+        byot = {"train": {"method": "byot", **(variant or {})}, "tuned": tuned}
+        variants = {"baseline": {"train": {"method": "baseline"}}, "byot": byot}
+        values = {"seeds": [3, 4], "train": TRAIN, "variants": variants, "tuning": {"byot": {**ENTRY, **changes}}}
         write_json(tmp_path / "results" / name / "study.json", values)
         return Study.from_file(f"results/{name}")
 
@@ -127,7 +127,7 @@ def test_what_is_found_becomes_the_options_of_the_row(make: Make) -> None:
     study = make()
     record = tune(study, "byot", trials=2, jobs=1, report=lambda _: None)
     values = read_json(study.path / "study.json")
-    values["rows"]["byot"]["tuned"] = "tuning/byot.json"
+    values["variants"]["byot"]["tuned"] = "tuning/byot.json"
     write_json(study.path / "study.json", values)
     tuned = Study.from_file("results/tiny")
     assert tuned.config("byot", 0).method_options == record["best"]["options"]
@@ -252,9 +252,9 @@ def test_a_process_that_dies_is_a_failed_trial(make: Make, monkeypatch: pytest.M
 
 
 def test_a_row_that_cannot_be_trained_ends_the_search_and_is_tried_again(make: Make) -> None:
-    study = make(row={"width": 0})
+    study = make(variant={"width": 0})
     for number in (0, 1):
-        message = rf"trial {number}, the row as it stands, failed: width 0 of network 'resnet8'.*; allowed"
+        message = rf"trial {number}, the variant as it stands, failed: width 0 of network 'resnet8'.*; allowed"
         with pytest.raises(CorsdError, match=message):
             tune(study, "byot", jobs=1, report=lambda _: None)
     assert [trial["state"] for trial in read_json(study.path / "tuning/byot.json")["trials"]] == ["failed", "failed"]
@@ -482,7 +482,7 @@ def test_two_processes_do_not_work_on_one_journal(make: Make) -> None:
         ({"space": {**SPACE, "hint": {"low": 0.0, "high": 1.0}}}, r"hint was 1e-06, is \{'low': 0\.0, 'high': 1\.0\}"),
         ({"seeds": [4]}, r"seeds was \[3\], is \[4\]"),
         ({"train": {"validation_fraction": 0.4, "epochs": 4}}, r"train\.epochs was 3, is 4"),
-        ({"row": {"method_options": {"hint": 0.5}}}, r"hint was 1e-06, is 0\.5"),
+        ({"variant": {"method_options": {"hint": 0.5}}}, r"hint was 1e-06, is 0\.5"),
     ],
 )
 def test_a_journal_of_another_search_is_named(make: Make, changes: dict[str, Any], message: str) -> None:
@@ -584,16 +584,16 @@ def test_a_record_whose_journal_lacks_its_trials_is_not_overwritten(make: Make, 
         ({"choices": [0.1, "much"]}, "exit_kd = 'much' must be of type float"),
         (
             {"low": 0.5, "high": 1.0},
-            "the row itself, which is trial 0, has 0.1: widen the space so that it contains this value",
+            "trial 0, the variant itself, has 0.1: widen the space so that it contains this value",
         ),
-        ({"choices": [0.2, 0.3]}, "the row itself, which is trial 0, has 0.1"),
+        ({"choices": [0.2, 0.3]}, "trial 0, the variant itself, has 0.1"),
     ],
 )
 def test_a_bad_range_is_named(make: Make, what: Any, message: str) -> None:
     study = make(space={"exit_kd": what})
     with pytest.raises(CorsdError) as caught:
         tune(study, "byot")
-    assert str(caught.value).startswith(f"results/tiny: tuning of row 'byot': exit_kd = {what!r}")
+    assert str(caught.value).startswith(f"results/tiny: tuning of variant 'byot': exit_kd = {what!r}")
     assert message in str(caught.value) and not Path("results/tiny/tuning").exists()
 
 
@@ -615,13 +615,13 @@ def test_a_bad_range_is_named(make: Make, what: Any, message: str) -> None:
         ({"space": {"train.lr": {"low": 0.0, "high": 1.0}}}, "lr = 0.0 must be above 0"),
         ({"space": {"train.cutout": {"low": 0, "high": 4}}}, "cutout = 0.0 is of type float; allowed: int"),
         (
-            {"tuned": "tuning/byot.json", "row": {"method_options": {"exit_kd": 0.1}}},
-            "exit_kd is also in the row's method_options, which override the result of the search",
+            {"tuned": "tuning/byot.json", "variant": {"method_options": {"exit_kd": 0.1}}},
+            "exit_kd is also in the variant's method_options, which override the result of the search",
         ),
     ],
 )
 def test_a_bad_entry_is_named(make: Make, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(CorsdError, match=f"^results/tiny: tuning of row 'byot'.*{message}"):
+    with pytest.raises(CorsdError, match=f"^results/tiny: tuning of variant 'byot'.*{message}"):
         tune(make(**changes), "byot")
     assert not Path("results/tiny/tuning").exists()
 
@@ -629,8 +629,8 @@ def test_a_bad_entry_is_named(make: Make, changes: dict[str, Any], message: str)
 @pytest.mark.parametrize(
     "words,message",
     [
-        ("results/tiny bytes", "row 'bytes' is not known; allowed: baseline, byot"),
-        ("results/tiny baseline", "results/tiny: tuning of row 'baseline' is not known; allowed: byot"),
+        ("results/tiny bytes", "variant 'bytes' is not known; allowed: baseline, byot"),
+        ("results/tiny baseline", "results/tiny: tuning of variant 'baseline' is not known; allowed: byot"),
         ("results/tiny byot --trials 0", "trials = 0 must be at least 1"),
         ("results/tiny byot --jobs 0", "jobs = 0 must be at least 1"),
         ("results/none byot", "results/none/study.json does not exist"),

@@ -20,7 +20,7 @@ from corsd_lib.studies.unseen_tables import FIGURES, unseen_lines, unseen_markdo
 from corsd_lib.training import train
 
 T2 = 4.302653  # Student's t at 97.5 %, 2 degrees of freedom
-ROWS: dict[str, Any] = {
+VARIANTS: dict[str, Any] = {
     "baseline": {"label": "plain network", "train": {"method": "baseline"}},
     "corsd": {"label": "CORSD", "train": {"method": "corsd"}},
     "bare": {"label": "without | relations", "group": "ablation", "from": "corsd"},
@@ -29,17 +29,17 @@ ROWS: dict[str, Any] = {
 
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
-    values = {"title": "By hand", "seeds": [0, 1, 2], "train": {"hold_out_classes": 3, "epochs": 2}, "rows": ROWS}
+    values = {"title": "By hand", "seeds": [0, 1, 2], "train": {"hold_out_classes": 3, "epochs": 2}, "variants": VARIANTS}
     write_json(tmp_path / "mine" / "study.json", values)
     return Study.from_file(tmp_path / "mine")
 
 
-def unseen(*rows: tuple[int, str, float | None]) -> dict[str, Any]:
+def unseen(*figures: tuple[int, str, float | None]) -> dict[str, Any]:
     """The field of a record: (exit, score, recall@1), the other figures 1, 2, ... below it."""
     names = ("recall_at_1", "r_precision", "map_at_r", "one_shot", "one_shot_half", "five_shot", "five_shot_half")
     figures = [
         {"exit": k, "score": score, **{name: None if v is None else v - i for i, name in enumerate(names)}}
-        for k, score, v in rows
+        for k, score, v in figures
     ]
     return {"classes": 3, "images": 60, "ways": 3, "queries": 15, "episodes": 600, "figures": figures}
 
@@ -60,8 +60,8 @@ def _line(lines: list[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
 
 def test_the_lines_are_those_of_a_calculation_by_hand(study: Study) -> None:
     lines = unseen_lines(study, RECORDS)
-    assert len(lines) == len(FIGURES) * (1 + 3 + 2 * 2)  # the last row is compared with the baseline and with its own
-    deepest = _line(lines, row="corsd", exit="deepest exit", score="cosine", figure="recall_at_1")
+    assert len(lines) == len(FIGURES) * (1 + 3 + 2 * 2)  # the last variant is compared with the baseline and with its own
+    deepest = _line(lines, variant="corsd", exit="deepest exit", score="cosine", figure="recall_at_1")
     half, gain_half = T2 * 2 / math.sqrt(3), T2 * 1 / math.sqrt(3)  # of 42, 44, 46 and of 2, 3, 4
     assert (deepest["label"], deepest["group"], deepest["over"], deepest["n"], deepest["gain_n"]) == (
         "CORSD",
@@ -72,19 +72,19 @@ def test_the_lines_are_those_of_a_calculation_by_hand(study: Study) -> None:
     )
     assert [deepest[k] for k in ("mean", "low", "high")] == pytest.approx([44, 44 - half, 44 + half], rel=1e-6)
     assert [deepest[k] for k in ("gain", "gain_low", "gain_high")] == pytest.approx([3, 3 - gain_half, 3 + gain_half], rel=1e-6)
-    five = _line(lines, row="corsd", exit="deepest exit", score="cosine", figure="five_shot")
+    five = _line(lines, variant="corsd", exit="deepest exit", score="cosine", figure="five_shot")
     assert (five["mean"], five["gain"]) == (39, 3)
 
 
 def test_exits_are_compared_from_the_deepest_and_only_where_both_rows_have_them(study: Study) -> None:
     lines = unseen_lines(study, RECORDS)
     for exit_name, score in (("exit 1", "cosine"), ("exit 1", "relation")):  # the plain network has one exit
-        line = _line(lines, row="corsd", exit=exit_name, score=score, figure="map_at_r")
+        line = _line(lines, variant="corsd", exit=exit_name, score=score, figure="map_at_r")
         assert (line["gain"], line["gain_low"], line["gain_n"]) == (None, None, 0)
-    shallow = _line(lines, row="bare", over="corsd", exit="exit 1", figure="recall_at_1")
+    shallow = _line(lines, variant="bare", over="corsd", exit="exit 1", figure="recall_at_1")
     assert (shallow["gain"], shallow["gain_low"], shallow["gain_n"], shallow["n"]) == (-1, None, 2, 2)
-    assert _line(lines, row="bare", over="baseline", exit="deepest exit", figure="recall_at_1")["gain"] == 4
-    assert {line["over"] for line in lines if line["row"] == "baseline"} == {None}
+    assert _line(lines, variant="bare", over="baseline", exit="deepest exit", figure="recall_at_1")["gain"] == 4
+    assert {line["over"] for line in lines if line["variant"] == "baseline"} == {None}
 
 
 def test_rows_and_figures_that_are_not_there_are_left_out(study: Study) -> None:
@@ -94,8 +94,8 @@ def test_rows_and_figures_that_are_not_there_are_left_out(study: Study) -> None:
         "baseline": {0: {}},
     }
     lines = unseen_lines(study, records)
-    assert {(line["row"], line["n"], line["over"]) for line in lines} == {("corsd", 1, None), ("bare", 0, "corsd")}
-    assert _line(lines, row="bare", figure="one_shot")["mean"] is None
+    assert {(line["variant"], line["n"], line["over"]) for line in lines} == {("corsd", 1, None), ("bare", 0, "corsd")}
+    assert _line(lines, variant="bare", figure="one_shot")["mean"] is None
     assert unseen_lines(study, {"baseline": {0: {}}}) == []
     assert "| without / relations | deepest exit | cosine | 0 | – | – | – | – | – |" in unseen_markdown(study, lines)
 
@@ -129,18 +129,18 @@ def test_the_table_for_readers(study: Study) -> None:
 
 def test_a_training_is_recorded_and_tabulated_with_its_held_out_classes(study: Study, tmp_path: Path) -> None:
     tiny = {"per_class": 5, "width": 4, "epochs": 1, "batch_size": 16, "accelerator": "cpu", "probe_size": 20}
-    rows = {name: {**row, "seeds": [0]} for name, row in ROWS.items() if name != "bare"}
-    write_json(study.path / "study.json", {"train": {**tiny, "hold_out_classes": 3}, "rows": rows})
+    variants = {name: {**variant, "seeds": [0]} for name, variant in VARIANTS.items() if name != "bare"}
+    write_json(study.path / "study.json", {"train": {**tiny, "hold_out_classes": 3}, "variants": variants})
     study = Study.from_file(study.path)
-    for row, seed in study.jobs():
-        config = replace(study.config(row, seed), out=str(tmp_path / row))
-        write_json(study.record_path(row, seed), make_record(train(config, progress=False), row, seed))
+    for variant, seed in study.jobs():
+        config = replace(study.config(variant, seed), out=str(tmp_path / variant))
+        write_json(study.record_path(variant, seed), make_record(train(config, progress=False), variant, seed))
     record = study.record("corsd", 0)
     assert record is not None and (record["unseen"]["classes"], len(record["unseen"]["figures"])) == (3, 9)
     assert len(json.dumps(record)) < 7000
     write_tables(study)
     frame = pd.read_csv(study.path / "unseen.csv")
-    recall = frame.query("row == 'corsd' and exit == 'deepest exit' and score == 'relation' and figure == 'recall_at_1'")
+    recall = frame.query("variant == 'corsd' and exit == 'deepest exit' and score == 'relation' and figure == 'recall_at_1'")
     assert recall["mean"].tolist() == [record["unseen"]["figures"][-1]["recall_at_1"]]
     text = (study.path / "unseen.md").read_text()
     assert text.startswith("# mine: classes never seen\n\n| method |") and text.endswith("/mine`\n")

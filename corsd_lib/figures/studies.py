@@ -29,18 +29,18 @@ Point = tuple[str, float, float, float | None, float | None]  # label, height, m
 
 
 def accuracy_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.Figure:
-    """Test top-1 (%) of every exit of every row of a study with its 95 % interval; the title names the best deepest exit.
+    """Test top-1 (%) of every exit of every variant of a study with its 95 % interval; the title names the best deepest exit.
 
-    `summary`: from `summarise`. The label of a row has its number of seeds n; an interval needs three different values (see
-    `mean_interval`). Within a row shallow exits are above deep ones; the dotted line is the deepest exit of the baseline. Exits
-    that were not trained (`trained_exits`) are left out. Raises `CorsdError` without rows.
+    `summary`: from `summarise`. The label of a variant has its number of seeds n; an interval needs three different values (see
+    `mean_interval`). Within a variant shallow exits are above deep ones; the dotted line is the deepest exit of the baseline.
+    Exits that were not trained (`trained_exits`) are left out. Raises `CorsdError` without variants.
     """
     methods = summary["methods"]
     if not methods:
-        raise CorsdError("accuracy_by_method needs a row with a record")
+        raise CorsdError("accuracy_by_method needs a variant with a record")
     most = max(len(m["top1"]) for m in methods.values())
     figure = go.Figure()
-    for back, name in enumerate(reversed(exit_names(most)), 1):  # counted from the deepest exit, which every row has
+    for back, name in enumerate(reversed(exit_names(most)), 1):  # counted from the deepest exit, which every variant has
         points = [
             (f"{_with_n(m)}, {name}", row + 0.15 * (len(m["top1"]) / 2 + 0.5 - back), *(m[k][-back] for k in _ENDS))
             for row, m in enumerate(methods.values())
@@ -62,15 +62,15 @@ def accuracy_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.
 
 
 def gain_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.Figure:
-    """Gain of every row over the baseline at the deepest exit, points, paired by seed, with its 95 % interval; best on top.
+    """Gain of every variant over the baseline at the deepest exit, points, paired by seed, with its 95 % interval; best on top.
 
-    `summary`: from `summarise`. Rings are single seeds, n of them; rows without an interval, and those whose interval contains
-    zero, are grey. The title names the largest gain with an interval above zero, else losses with an interval below zero.
-    Raises `CorsdError` if no row has a gain.
+    `summary`: from `summarise`. Rings are single seeds, n of them; variants without an interval, and those whose interval
+    contains zero, are grey. The title names the largest gain with an interval above zero, else losses with an interval below
+    zero. Raises `CorsdError` if no variant has a gain.
     """
     methods = sorted((m for m in summary["methods"].values() if m["gain"] is not None), key=lambda m: -m["gain"])
     if not methods:
-        raise CorsdError("gain_by_method needs a row that has a seed in common with the baseline")
+        raise CorsdError("gain_by_method needs a variant that has a seed in common with the baseline")
     reference = summary["methods"][summary["baseline"]]
     figure, labels = go.Figure(), list[str]()
     for row, m in enumerate(methods):
@@ -106,7 +106,7 @@ def _gain_title(methods: Sequence[Mapping[str, Any]], reference: str) -> str:
 
 
 def _with_n(m: Mapping[str, Any]) -> str:
-    """The label of a row and its number of seeds."""
+    """The label of a variant and its number of seeds."""
     return f"{short_name(m['label'])} (n = {len(m['top1_by_seed'])})"
 
 
@@ -121,7 +121,7 @@ def _add_points(figure: go.Figure, points: Sequence[Point], unit: str, **style: 
 
 
 def _with_rows(figure: go.Figure, labels: Sequence[str], title: str, dark: bool) -> go.Figure:
-    """The figure with rows of a study from top to bottom, and its title."""
+    """The figure with variants of a study from top to bottom, and its title."""
     rows = {
         "tickvals": list(range(len(labels))),
         "ticktext": [html.escape(label) for label in labels],
@@ -134,10 +134,10 @@ def _with_rows(figure: go.Figure, labels: Sequence[str], title: str, dark: bool)
 
 
 def draw_figures(summary: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draw `accuracy.png` and `gain.png`, and the same for each other group of rows as `accuracy_<group>.png` and so on.
+    """Draw `accuracy.png` and `gain.png`, and the same for each other group of variants as `accuracy_<group>.png` and so on.
 
-    If all rows of a group that inherit from another one inherit from the same, gains are relative to that row. Each figure
-    takes seconds. Raises `CorsdError` if plotly, kaleido or Chromium is missing.
+    If all variants of a group that inherit from another one inherit from the same, gains are relative to that variant. Each
+    figure takes seconds. Raises `CorsdError` if plotly, kaleido or Chromium is missing.
     """
     drawn = []
     for group in dict.fromkeys(m["group"] for m in summary["methods"].values()):
@@ -145,7 +145,7 @@ def draw_figures(summary: Mapping[str, Any], folder: Path) -> list[Path]:
         pictures = {"accuracy": accuracy_by_method(part)}
         parents = {m["from"] for m in part["methods"].values() if m["group"] == group}
         if group != "methods":
-            parents.discard(None)  # rows that inherit from none
+            parents.discard(None)  # variants that inherit from none
         versus = against(part, *parents) if len(parents) == 1 and parents <= part["methods"].keys() else part
         if any(m["gain"] is not None for m in versus["methods"].values()):
             pictures["gain"] = gain_by_method(versus)
@@ -156,7 +156,7 @@ def draw_figures(summary: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def _with_references(summary: Mapping[str, Any], group: str) -> dict[str, Any]:
-    """The rows of a group with their reference rows: the baseline, and the rows that they inherit from."""
+    """The variants of a group with their reference variants: the baseline, and the variants that they inherit from."""
     methods = summary["methods"]
     wanted = {summary["baseline"], *(m["from"] for m in methods.values() if m["group"] == group)}
     return {name: m for name, m in methods.items() if m["group"] == group or name in wanted}

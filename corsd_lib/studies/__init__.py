@@ -8,7 +8,7 @@ progress.py   the live table of `corsd compare`
 intervals.py  means over seeds with their intervals
 summary.py    the summary of all records
 tables.py     summary.json and the tables; unseen_tables.py those of classes that were held out
-search.py     what is searched for a row: its entry in the study's `tuning`
+search.py     what is searched for a variant: its entry in the study's `tuning`
 tuner.py      `tune`: one process asks Optuna for trials and keeps journal and record (`corsd tune`)
 trials.py     a trial, trained in a process of its own
 """

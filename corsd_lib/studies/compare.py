@@ -1,8 +1,8 @@
 """Train the missing runs of a study, several at a time, and update its tables: `corsd compare`.
 
-Each training is a process of its own (`corsd train`). In runs/<study>/<row> it has a run directory seed0/, its configuration
-seed0.json and its output seed0.log. The process holds a lock on the log until it ends, even if this process is killed, so that
-no run is trained twice. Trainings that another process has started are waited for.
+Each training is a process of its own (`corsd train`). In runs/<study>/<variant> it has a run directory seed0/, its
+configuration seed0.json and its output seed0.log. The process holds a lock on the log until it ends, even if this process is
+killed, so that no run is trained twice. Trainings that another process has started are waited for.
 """
 
 from __future__ import annotations
@@ -36,36 +36,36 @@ def run_study(
     runs: str | Path | None = None,
     jobs: int | None = None,
     data_root: str | None = None,
-    rows: Sequence[str] | None = None,
+    variants: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     report: Callable[[str], object] = print,
     live: bool = False,
 ) -> list[Job]:
     """Train the runs of `study` that have no record, and return them as jobs with their final states.
 
-    `rows` and `seeds` restrict what is trained. Run directories are created in `runs` (default `runs/<study>`). `jobs`
+    `variants` and `seeds` restrict what is trained. Run directories are created in `runs` (default `runs/<study>`). `jobs`
     trainings run at the same time (default: one for each GPU, or one for each CPU where there is no GPU). After each training
     its record and the tables are written, and `report` is called with one line; `live` shows a table in the terminal instead.
 
     Ctrl-C or SIGTERM stops the trainings after they have saved; another call continues them. If one training fails, the others
     continue. A training that another process runs, such as one started by a call that was killed, is waited for.
 
-    Raises `CorsdError` for an unknown row or seed, for a record of another configuration, for a row whose search is not
+    Raises `CorsdError` for an unknown variant or seed, for a record of another configuration, for a variant whose search is not
     finished, and if the folder of the study or of the runs is moved or removed meanwhile; the trainings save first.
     """
     folder = Path(runs or f"runs/{study.name}")
-    found = _wanted(study, folder, data_root, rows, seeds)
+    found = _wanted(study, folder, data_root, variants, seeds)
     records = study.records()  # raises for a record of another configuration, before anything is trained
     for job in found:
-        job.state = "done" if job.seed in records.get(job.row, {}) else "waiting"
+        job.state = "done" if job.seed in records.get(job.variant, {}) else "waiting"
     waiting = [job for job in found if job.state == "waiting"]
-    for row in dict.fromkeys(job.row for job in waiting):
-        study.check_search(row)
+    for variant in dict.fromkeys(job.variant for job in waiting):
+        study.check_search(variant)
     if waiting:
         free = worker_environments(waiting[0].config, jobs, len(waiting))
         _train_all(study, found, free, report, live, _Folders.of(study, folder))
     for job in found:  # after a stop: another process may have finished it
-        if job.state == "elsewhere" and study.record(job.row, job.seed) is not None:
+        if job.state == "elsewhere" and study.record(job.variant, job.seed) is not None:
             job.state = "done"
     return found
 
@@ -148,23 +148,23 @@ def _start_more(
         if job.state != "elsewhere":
             waiting.remove(job)
         elif known != "elsewhere":
-            report(f"{job.row}, seed {job.seed}: another process trains it; waiting for it")
+            report(f"{job.variant}, seed {job.seed}: another process trains it; waiting for it")
 
 
 def _wanted(
-    study: Study, runs: Path, data_root: str | None, rows: Sequence[str] | None, seeds: Sequence[int] | None
+    study: Study, runs: Path, data_root: str | None, variants: Sequence[str] | None, seeds: Sequence[int] | None
 ) -> list[Job]:
-    """The trainings that are asked for: first the first seed of every row, then the second, and so on."""
+    """The trainings that are asked for: first the first seed of every variant, then the second, and so on."""
     every = study.jobs()
-    for row in rows or ():
-        check_choice("row", row, study.rows)
+    for variant in variants or ():
+        check_choice("variant", variant, study.variants)
     for seed in seeds or ():
-        check_choice("seed", seed, dict.fromkeys(s for row, s in every if not rows or row in rows))
-    chosen = [(row, seed) for row, seed in every if (not rows or row in rows) and (not seeds or seed in seeds)]
+        check_choice("seed", seed, dict.fromkeys(s for name, s in every if not variants or name in variants))
+    chosen = [job for job in every if (not variants or job[0] in variants) and (not seeds or job[1] in seeds)]
     configs = [replace(study.config(*job), data_root=data_root, resume=True) for job in chosen]
     return [
-        Job(row, seed, replace(config, out=str(runs / row / f"seed{seed}")))
-        for (row, seed), config in zip(chosen, configs, strict=True)
+        Job(variant, seed, replace(config, out=str(runs / variant / f"seed{seed}")))
+        for (variant, seed), config in zip(chosen, configs, strict=True)
     ]
 
 

@@ -16,7 +16,7 @@ from corsd_lib.studies.workers import Job
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["RowProgress", "live_table", "progress_table"]
+__all__ = ["VariantProgress", "live_table", "progress_table"]
 
 
 @contextmanager
@@ -35,24 +35,24 @@ def live_table(live: bool, draw: Callable[[], Table]) -> Iterator[Callable[[], o
 
 
 def progress_table(study: Study, jobs: Sequence[Job], summary: Mapping[str, Any], workers: int) -> Table:
-    """The progress of every row: seeds done, running epochs, top-1 of the deepest exit, gain, time left.
+    """The progress of every variant: seeds done, running epochs, top-1 of the deepest exit, gain, time left.
 
     `workers`: number of trainings at a time, for the estimate of the time left.
     """
     from rich.table import Table
 
     table = Table("", "seeds", "running", "top-1, %", "gain", "time left", title=study.title)
-    for name, row in study.rows.items():
-        if of_row := [job for job in jobs if job.row == name]:
+    for name, variant in study.variants.items():
+        if of_variant := [job for job in jobs if job.variant == name]:
             figures = summary["methods"].get(name)
-            table.add_row(row.label, *_cells(RowProgress.of(of_row, figures), figures, workers))
+            table.add_row(variant.label, *_cells(VariantProgress.of(of_variant, figures), figures, workers))
     table.caption = "Ctrl-C saves; run the same command again to continue"
     return table
 
 
 @dataclass(frozen=True)
-class RowProgress:
-    """The progress of one row of a study.
+class VariantProgress:
+    """The progress of one variant of a study.
 
     `done` of `seeds` are recorded. `newest`: of each running seed the last line of its metrics, {} before the first epoch.
     `others`: state by seed of those that are neither recorded nor running nor waiting. `epochs_left`: over all seeds.
@@ -68,8 +68,8 @@ class RowProgress:
     seconds_an_epoch: float | None
 
     @classmethod
-    def of(cls, jobs: Sequence[Job], figures: Mapping[str, Any] | None) -> RowProgress:
-        """From the `jobs` of a row, and its entry `figures` in the summary, if there is one."""
+    def of(cls, jobs: Sequence[Job], figures: Mapping[str, Any] | None) -> VariantProgress:
+        """From the `jobs` of a variant, and its entry `figures` in the summary, if there is one."""
         newest = {job.seed: _last_line(job) for job in jobs if job.state in ("running", "stopping")}
         epochs = jobs[0].config.epochs
         unfinished = sum(job.state in ("waiting", "running", "stopping") for job in jobs)
@@ -87,8 +87,8 @@ class RowProgress:
         )
 
 
-def _cells(progress: RowProgress, figures: Mapping[str, Any] | None, workers: int) -> list[str]:
-    """The cells of a row behind its name."""
+def _cells(progress: VariantProgress, figures: Mapping[str, Any] | None, workers: int) -> list[str]:
+    """The cells of a variant behind its name."""
     running = [f"seed {seed}: {line.get('epoch', 0)}/{progress.epochs}" for seed, line in progress.newest.items()]
     others = [f"seed {seed} {state}" for seed, state in progress.others.items()]
     pace = progress.seconds_an_epoch

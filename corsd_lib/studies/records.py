@@ -14,7 +14,7 @@ __all__ = ["Record", "make_record"]
 Record = dict[str, Any]  # see `make_record`
 
 
-def make_record(run: Run, row: str, seed: int) -> Record:
+def make_record(run: Run, variant: str, seed: int) -> Record:
     """The record of a finished run: configuration, test figures, images, cost, time and provenance; no path of this machine.
 
     A few kilobytes. Raises `CorsdError` for a run that is not finished.
@@ -24,7 +24,7 @@ def make_record(run: Run, row: str, seed: int) -> Record:
         raise CorsdError(f"{run.path} has no {'evaluation on test' if epochs else 'metrics of an epoch'}: it is not finished")
     images = sum(epoch["images"] for epoch in epochs)
     return {
-        "row": row,
+        "row": variant,  # the name of this field in the files since the first study
         "seed": seed,
         "config": {k: v for k, v in run.raw_config.items() if k not in PLACE_FIELDS} | {"data": portable_name(run.config.data)},
         "test": {**run.test, "data": portable_name(run.data.name)},

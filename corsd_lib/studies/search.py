@@ -1,4 +1,4 @@
-"""The search of a row: its entry in the `tuning` of the study, checked before anything is trained."""
+"""The search of a variant: its entry in the `tuning` of the study, checked before anything is trained."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ _FIXED = (*_MACHINE, *_DATA, "method", "method_options", "epochs", "devices", "n
 
 @dataclass(frozen=True)
 class Search:
-    """The search of a row. A parameter is an option of the method, or a field of `TrainConfig` as "train.<field>".
+    """The search of a variant. A parameter is an option of the method, or a field of `TrainConfig` as "train.<field>".
 
     `path`: file of the tuning record. `config`: the training of every trial, before its parameters, seed and run directory are
     set. `space`: for each parameter {"low", "high"}, optionally with "step", "log" and "int", or {"choices"}. `own`: the values
-    of the row itself. `trials`: number of trials. `seeds`: the value of a trial is the mean over these.
+    of the variant itself. `trials`: number of trials. `seeds`: the value of a trial is the mean over these.
     """
 
     path: Path
@@ -57,23 +57,23 @@ class Search:
     seeds: tuple[int, ...]
 
     @classmethod
-    def of(cls, study: Study, row: str) -> Search:
-        """The search of `row` in `study.tuning`. Raises `CorsdError` that names what is wrong in it."""
-        check_choice("row", row, study.rows)
+    def of(cls, study: Study, variant: str) -> Search:
+        """The search of `variant` in `study.tuning`. Raises `CorsdError` that names what is wrong in it."""
+        check_choice("variant", variant, study.variants)
         study.check_tuning()
-        check_choice(f"{study.path}: tuning of row", row, study.tuning)
-        where = f"{study.path}: tuning of row {row!r}"
-        entry = _checked(where, study.tuning[row])
-        config = _trial_config(where, study, row, entry.get("train", {}))
+        check_choice(f"{study.path}: tuning of variant", variant, study.tuning)
+        where = f"{study.path}: tuning of variant {variant!r}"
+        entry = _checked(where, study.tuning[variant])
+        config = _trial_config(where, study, variant, entry.get("train", {}))
         for name, what in entry["space"].items():
             _check_parameter(f"{where}: {name} = {shortened(what)}", name, what, config)
-            if study.rows[row].tuned and name in study.rows[row].train["method_options"]:
+            if study.variants[variant].tuned and name in study.variants[variant].train["method_options"]:
                 raise CorsdError(
-                    f"{where}: {name} is also in the row's method_options, which override the result of the search"
+                    f"{where}: {name} is also in the variant's method_options, which override the result of the search"
                 )
         values = _settings(config)
         return cls(
-            path=study.path / "tuning" / f"{row}.json",
+            path=study.path / "tuning" / f"{variant}.json",
             config=config,
             space=entry["space"],
             own={name: values[name] for name in entry["space"]},
@@ -90,7 +90,7 @@ class Search:
         return {name: _distribution(what) for name, what in self.space.items()}
 
     def grid(self) -> list[dict[str, Any]]:
-        """All combinations of choices except the row's own; [] if there are ranges too, or more combinations than trials."""
+        """All combinations of choices except the variant's own; [] with ranges, or with more combinations than trials."""
         if not all("choices" in what for what in self.space.values()):
             return []
         combinations = itertools.product(*(what["choices"] for what in self.space.values()))
@@ -136,7 +136,7 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def _checked(where: str, entry: object) -> dict[str, Any]:
-    """The entry of a row if its fields are of the right types. The contents of `space` and `train` are checked later."""
+    """The entry of a variant if its fields are of the right types. The contents of `space` and `train` are checked later."""
     found = check_fields(entry, where, {"trials": int, "seeds": list, "space": dict, "train": dict})
     if not found.get("space"):
         raise CorsdError(f"{where} = {shortened(entry)}; allowed: an object that has a space of one parameter or more")
@@ -148,11 +148,11 @@ def _checked(where: str, entry: object) -> dict[str, Any]:
     return found
 
 
-def _trial_config(where: str, study: Study, row: str, changes: Mapping[str, Any]) -> TrainConfig:
-    """The training of the row, with `changes` to the settings that all rows share."""
+def _trial_config(where: str, study: Study, variant: str, changes: Mapping[str, Any]) -> TrainConfig:
+    """The training of the variant, with `changes` to the settings that all variants share."""
     for name in changes:
         check_choice(f"{where}: train: field", name, [f.name for f in fields(TrainConfig) if f.name not in _OUTSIDE])
-    own = replace(study.without_tuning(), train={**study.train, **changes}).config(row, 0)
+    own = replace(study.without_tuning(), train={**study.train, **changes}).config(variant, 0)
     config = replace(own, probe_every=0, probe_split="auto")  # no snapshots: they are not used, and test images must not be
     if not config.validation_fraction:
         raise CorsdError(
@@ -164,7 +164,7 @@ def _trial_config(where: str, study: Study, row: str, changes: Mapping[str, Any]
 
 
 def _check_parameter(where: str, name: str, what: Any, config: TrainConfig) -> None:
-    """Raise `CorsdError` unless the parameter can be searched, all its values are valid and the row's own is among them."""
+    """Raise `CorsdError` unless the parameter can be searched, all its values are valid and the variant's own is among them."""
     if name.startswith("train."):
         allowed = [f"train.{f.name}" for f in fields(TrainConfig) if f.name not in _FIXED]
         check_choice(f"{where}: parameter", name, allowed)
@@ -181,7 +181,7 @@ def _check_parameter(where: str, name: str, what: Any, config: TrainConfig) -> N
     own = _settings(config)[name]
     if not _allows(found, own):
         raise CorsdError(
-            f"{where}: the row itself, which is trial 0, has {shortened(own)}: widen the space so that it contains this value"
+            f"{where}: trial 0, the variant itself, has {shortened(own)}: widen the space so that it contains this value"
         )
 
 

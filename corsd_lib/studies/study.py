@@ -1,9 +1,9 @@
-"""A study: rows (a method with settings) x seeds, read from study.json, and the records of its trainings.
+"""A study: variants (a method with settings) x seeds, read from study.json, and the records of its trainings.
 
-    results/<study>/study.json                   the rows, and the settings that they share
-                    records/<row>-s<seed>.json   a finished training: configuration, test figures, images, cost, provenance
+    results/<study>/study.json                       the variants, and the settings that they share
+                    records/<variant>-s<seed>.json   a finished training: configuration, test figures, images, cost, provenance
                     summary.json table.csv table.md   written by `write_tables` from the records
-                    unseen.csv unseen.md         the same for classes that were held out of the trainings, if there are any
+                    unseen.csv unseen.md             the same for classes that were held out of the trainings, if there are any
 
 A record has a few kilobytes and is committed to git. A training that has a record is not repeated, on any machine.
 """
@@ -26,19 +26,19 @@ from corsd_lib.readers import read_record, read_trials
 from corsd_lib.runs import SEEDS, TrainConfig, differences, is_seed, portable_name
 from corsd_lib.studies.records import Record
 
-__all__ = ["TRIALS", "Row", "Study", "check_fields", "new_study", "study_file"]
+__all__ = ["TRIALS", "Study", "Variant", "check_fields", "new_study", "study_file"]
 
 TRIALS = 40  # default number of trials of a search
 _NOT_IN_A_STUDY = ("out", "resume", "data_root", "seed")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of a study: a variant that is compared with others.
+class Variant:
+    """One variant of a study: a method with settings, compared with others.
 
-    `train`: its settings, those that it inherits included; they override the settings of the study. `parent`: name of the row
-    that it inherits from. `tuned`: file of a tuning record, relative to the folder of the study; its best options are used
-    where `train` does not set them.
+    `train`: its settings, those that it inherits included; they override the settings of the study. `parent`: name of the
+    variant that it inherits from. `tuned`: file of a tuning record, relative to the folder of the study; its best options are
+    used where `train` does not set them.
     """
 
     name: str
@@ -52,10 +52,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Study:
-    """A comparison of `rows`, each trained with several seeds on an equal number of "images" or "epochs" (`equal`).
+    """A comparison of `variants`, each trained with several seeds on an equal number of "images" or "epochs" (`equal`).
 
-    `path`: its folder. `train`: the settings that all rows share. `baseline`: name of the row that gains are relative to.
-    `tuning`: the search of each row that is tuned (see `studies.search.Search`).
+    `path`: its folder. `train`: the settings that all variants share. `baseline`: name of the variant that gains are relative
+    to. `tuning`: the search of each variant that is tuned (see `studies.search.Search`).
     """
 
     path: Path
@@ -64,7 +64,7 @@ class Study:
     baseline: str
     seeds: tuple[int, ...]
     train: dict[str, Any]
-    rows: dict[str, Row]
+    variants: dict[str, Variant]
     tuning: dict[str, Any]
 
     @classmethod
@@ -77,15 +77,15 @@ class Study:
     @classmethod
     def from_dict(cls, values: object, file: Path) -> Study:
         """A study from the contents of `file`; the file need not exist."""
-        kinds = {"title": str, "equal": str, "baseline": str, "seeds": list, "train": dict, "rows": dict, "tuning": dict}
-        found = check_fields(values, str(file), kinds)
+        kinds = {"title": str, "equal": str, "baseline": str, "seeds": list, "train": dict, "variants": dict, "tuning": dict}
+        found = check_fields(_renamed(values, str(file)), str(file), kinds)
         seeds = _seeds(found.get("seeds", [0]), str(file))
-        rows = {name: _row(name, found["rows"], seeds, str(file)) for name in found.get("rows", {})}
+        variants = {name: _variant(name, found["variants"], seeds, str(file)) for name in found.get("variants", {})}
         for name in found.get("tuning", {}):
-            check_choice(f"{file}: tuning of row", name, rows)
-            if rows[name].tuned is None and "tuned" not in found["rows"][name]:
+            check_choice(f"{file}: tuning of variant", name, variants)
+            if variants[name].tuned is None and "tuned" not in found["variants"][name]:
                 raise CorsdError(
-                    f'{file}: row {name!r} has a search and does not use it: add "tuned": "tuning/{name}.json" to the row, '
+                    f'{file}: variant {name!r} has a search and does not use it: add "tuned": "tuning/{name}.json" to it, '
                     'or "tuned": null to train it as it stands'
                 )
         study = cls(
@@ -95,7 +95,7 @@ class Study:
             baseline=found.get("baseline", "baseline"),
             seeds=seeds,
             train=found.get("train", {}),
-            rows=rows,
+            variants=variants,
             tuning=found.get("tuning", {}),
         )
         study._check(str(file))
@@ -103,15 +103,15 @@ class Study:
 
     def _check(self, where: str) -> None:
         check_choice(f"{where}: equal", self.equal, ("images", "epochs"))
-        check_choice(f"{where}: baseline", self.baseline, self.rows)
-        for name in [*self.train, *(name for row in self.rows.values() for name in row.train)]:
+        check_choice(f"{where}: baseline", self.baseline, self.variants)
+        for name in [*self.train, *(name for variant in self.variants.values() for name in variant.train)]:
             if name in _NOT_IN_A_STUDY:
                 raise CorsdError(f"{where}: train: {name} differs by run or by place: a study cannot set it")
-        for name in self.rows:
+        for name in self.variants:
             try:
                 self.without_tuning().config(name, 0).build_method()
             except CorsdError as error:
-                raise CorsdError(f"{where}: row {name!r}: {error}") from error
+                raise CorsdError(f"{where}: variant {name!r}: {error}") from error
 
     @property
     def name(self) -> str:
@@ -119,52 +119,53 @@ class Study:
         return self.path.resolve().name
 
     def without_tuning(self) -> Study:
-        """The same study without tuning records: every row has its own options."""
-        return replace(self, rows={name: replace(row, tuned=None) for name, row in self.rows.items()})
+        """The same study without tuning records: every variant has its own options."""
+        return replace(self, variants={name: replace(variant, tuned=None) for name, variant in self.variants.items()})
 
     def jobs(self) -> list[tuple[str, int]]:
-        """All trainings as (row, seed). The first seed of every row comes first, so that a stopped study has a balanced
+        """All trainings as (variant, seed). The first seed of every variant comes first, so that a stopped study has a balanced
         table."""
-        seeds = dict.fromkeys([*self.seeds, *(seed for row in self.rows.values() for seed in row.seeds)])
-        return [(name, seed) for seed in seeds for name, row in self.rows.items() if seed in row.seeds]
+        seeds = dict.fromkeys([*self.seeds, *(seed for variant in self.variants.values() for seed in variant.seeds)])
+        return [(name, seed) for seed in seeds for name, variant in self.variants.items() if seed in variant.seeds]
 
-    def config(self, row: str, seed: int) -> TrainConfig:
-        """The configuration of a row with a seed; its run directory is in `runs/<study>`.
+    def config(self, variant: str, seed: int) -> TrainConfig:
+        """The configuration of a variant with a seed; its run directory is in `runs/<study>`.
 
         In a study with equal images the number of epochs depends on the sampling: "triplet" batches have three images for each
         training image of an epoch and "overlapping" batches two, so their epochs are divided by that number relative to the
-        baseline. Raises `CorsdError` for an unknown row and for a missing tuning record.
+        baseline. Raises `CorsdError` for an unknown variant and for a missing tuning record.
         """
-        check_choice("row", row, self.rows)
-        config = self._base_config(row)
+        check_choice("variant", variant, self.variants)
+        config = self._base_config(variant)
         if self.equal == "images":
             images = _images_per_anchor(config) / _images_per_anchor(self._base_config(self.baseline))
             config = replace(config, epochs=max(1, round(config.epochs / images)))
-        return replace(config, seed=seed, out=f"runs/{self.name}/{row}/seed{seed}")
+        return replace(config, seed=seed, out=f"runs/{self.name}/{variant}/seed{seed}")
 
     def _base_config(self, name: str) -> TrainConfig:
-        """The configuration of a row before epochs are adjusted: shared settings, overridden by tuned ones, then by its own."""
-        row = self.rows[name]
-        tuned = self._tuned(row.tuned) if row.tuned else {}
-        return TrainConfig.from_dict(_overridden(_overridden(self.train, tuned), row.train), "train")
+        """The configuration of a variant before epochs are adjusted: shared settings, overridden by tuned ones, then by its
+        own."""
+        variant = self.variants[name]
+        tuned = self._tuned(variant.tuned) if variant.tuned else {}
+        return TrainConfig.from_dict(_overridden(_overridden(self.train, tuned), variant.train), "train")
 
     def _tuned(self, file: str) -> dict[str, Any]:
         """The best settings of a tuning record."""
         path = self.path / file
         best = read_trials(path).get("best") if os.path.isfile(path) else None
         if best is None:
-            raise CorsdError(f"{path} has no best options: tune the row first (corsd tune)")
+            raise CorsdError(f"{path} has no best options: tune the variant first (corsd tune)")
         return {**best.get("train", {}), "method_options": best["options"]}
 
     def check_tuning(self) -> None:
         """Raise `CorsdError` if the study has no search."""
         if not self.tuning:
-            raise CorsdError(f"{study_file(self.path)} has no tuning; allowed: one that says what is searched for which row")
+            raise CorsdError(f"{study_file(self.path)} has no tuning; allowed: what is searched for which variant")
 
-    def check_search(self, row: str) -> None:
-        """Raise `CorsdError` while the search of a row has fewer trials than `tuning` asks for: its best trial may still
+    def check_search(self, variant: str) -> None:
+        """Raise `CorsdError` while the search of a variant has fewer trials than `tuning` asks for: its best trial may still
         change."""
-        file = self.rows[row].tuned
+        file = self.variants[variant].tuned
         entry = self.tuning.get(Path(file).stem) if file else None
         wanted = entry.get("trials", TRIALS) if isinstance(entry, dict) else None
         if file is None or not isinstance(wanted, int):
@@ -172,8 +173,8 @@ class Study:
         done = self.trials_done(read_trials(self.path / file))
         if done < wanted:
             raise CorsdError(
-                f"row {row!r}: {self.path / file} has {done} of {wanted} trials: finish the search (corsd tune) or want fewer, "
-                "else the row is trained with settings that may not stay the best"
+                f"variant {variant!r}: {self.path / file} has {done} of {wanted} trials: finish the search (corsd tune) or "
+                "want fewer, else the variant is trained with settings that may not stay the best"
             )
 
     @staticmethod
@@ -183,32 +184,32 @@ class Study:
 
     # --- records ---
 
-    def record_path(self, row: str, seed: int) -> Path:
+    def record_path(self, variant: str, seed: int) -> Path:
         """The file of the record of a training."""
-        return self.path / "records" / f"{row}-s{seed}.json"
+        return self.path / "records" / f"{variant}-s{seed}.json"
 
-    def record(self, row: str, seed: int) -> Record | None:
+    def record(self, variant: str, seed: int) -> Record | None:
         """The record of a training; None if there is none. Raises `CorsdError` for a record of another configuration."""
-        path = self.record_path(row, seed)
+        path = self.record_path(variant, seed)
         if not path.is_file():
             return None
         record = read_record(path, seed)
-        before, now = TrainConfig.from_dict(record["config"], str(path)), self.config(row, seed)
+        before, now = TrainConfig.from_dict(record["config"], str(path)), self.config(variant, seed)
         if changes := differences(before, replace(now, data=portable_name(now.data))):
             raise CorsdError(f"{path} is of another configuration: {changes}; remove or rename it to train again")
         return record
 
     def records(self) -> dict[str, dict[int, Record]]:
-        """The existing records: row -> seed -> record."""
-        found: dict[str, dict[int, Record]] = {name: {} for name in self.rows}
-        for row, seed in self.jobs():
-            if (record := self.record(row, seed)) is not None:
-                exits = [len(r["test"]["exits"]) for r in (record, *found[row].values())]
+        """The existing records: variant -> seed -> record."""
+        found: dict[str, dict[int, Record]] = {name: {} for name in self.variants}
+        for variant, seed in self.jobs():
+            if (record := self.record(variant, seed)) is not None:
+                exits = [len(r["test"]["exits"]) for r in (record, *found[variant].values())]
                 if exits[0] != exits[-1]:
-                    path = self.record_path(row, seed)
+                    path = self.record_path(variant, seed)
                     raise CorsdError(f"{path}: test: exits has {exits[0]} entries; allowed: {exits[-1]}, as with other seeds")
-                found[row][seed] = record
-        return {row: by_seed for row, by_seed in found.items() if by_seed}
+                found[variant][seed] = record
+        return {variant: by_seed for variant, by_seed in found.items() if by_seed}
 
 
 # --- reading study.json -----------------------------------------------------------------------------------------------
@@ -237,6 +238,15 @@ def check_fields(values: object, where: str, kinds: Mapping[str, Any]) -> dict[s
     return values
 
 
+def _renamed(values: object, where: str) -> object:
+    """`values` with "variants" in place of "rows", the name of this field in older files."""
+    if not isinstance(values, dict) or "rows" not in values:
+        return values
+    if "variants" in values:
+        raise CorsdError(f'{where}: "rows" is the old name of "variants"; allowed: one of them')
+    return {"variants" if name == "rows" else name: value for name, value in values.items()}
+
+
 def _seeds(values: Sequence[object], where: str) -> tuple[int, ...]:
     seeds = tuple(value for value in values if is_seed(value))
     if not seeds or len(set(seeds)) != len(values):
@@ -244,25 +254,25 @@ def _seeds(values: Sequence[object], where: str) -> tuple[int, ...]:
     return seeds
 
 
-def _row(name: str, rows: Mapping[str, Any], seeds: tuple[int, ...], where: str) -> Row:
-    """The row `name` of `rows`, the JSON values of all rows, with the settings that it inherits."""
+def _variant(name: str, variants: Mapping[str, Any], seeds: tuple[int, ...], where: str) -> Variant:
+    """The variant `name` of `variants`, the JSON values of all variants, with the settings that it inherits."""
     if not re.fullmatch(r"\w[\w.+-]*", name):
-        raise CorsdError(f"{where}: row {name!r} names files; allowed: letters, digits and _ . + -")
+        raise CorsdError(f"{where}: variant {name!r} names files; allowed: letters, digits and _ . + -")
     kinds = {"label": str, "group": str, "seeds": list, "from": str, "train": dict, "tuned": (str, NoneType)}
-    line = [check_fields(rows[name], f"{where}: row {name!r}", kinds)]  # the row, its parent, the parent of that, ...
+    line = [check_fields(variants[name], f"{where}: variant {name!r}", kinds)]  # itself, its parent, ...
     while (parent := line[-1].get("from")) is not None:
-        check_choice(f"{where}: row {name!r}: from", parent, rows)
-        line.append(check_fields(rows[parent], f"{where}: row {parent!r}", kinds))
-        if len(line) > len(rows):
-            raise CorsdError(f"{where}: row {name!r} inherits from itself")
+        check_choice(f"{where}: variant {name!r}: from", parent, variants)
+        line.append(check_fields(variants[parent], f"{where}: variant {parent!r}", kinds))
+        if len(line) > len(variants):
+            raise CorsdError(f"{where}: variant {name!r} inherits from itself")
     own, train = line[0], dict[str, Any]()
     for values in reversed(line):
         train = _overridden(train, values.get("train", {}))
-    return Row(
+    return Variant(
         name,
         own.get("label", name),
         own.get("group", "methods"),
-        _seeds(own["seeds"], f"{where}: row {name!r}") if "seeds" in own else seeds,
+        _seeds(own["seeds"], f"{where}: variant {name!r}") if "seeds" in own else seeds,
         train,
         own.get("from"),
         next((values["tuned"] for values in line if "tuned" in values), None),
@@ -280,9 +290,9 @@ def _images_per_anchor(config: TrainConfig) -> int:
 
 
 def new_study(path: str | Path, methods: Sequence[str], seeds: Sequence[int], train: Mapping[str, Any], equal: str) -> Study:
-    """Write a `study.json` with one row for each of `methods` and the shared settings `train`; return the study.
+    """Write a `study.json` with one variant for each of `methods` and the shared settings `train`; return the study.
 
-    The baseline is the row "baseline", else the first one. Raises `CorsdError` if the file exists and holds another study.
+    The baseline is the variant "baseline", else the first one. Raises `CorsdError` if the file exists and holds another study.
     """
     file = study_file(path)
     plain: dict[str, Any] = json.loads(json.dumps({"train": train}))
@@ -293,10 +303,10 @@ def new_study(path: str | Path, methods: Sequence[str], seeds: Sequence[int], tr
         "baseline": "baseline" if "baseline" in methods else methods[0],
         "seeds": list(seeds),
         **plain,
-        "rows": {method: {"train": {"method": method}} for method in methods},
+        "variants": {method: {"train": {"method": method}} for method in methods},
     }
     study = Study.from_dict(values, file)
-    if file.is_file() and read_json(file) != values:
+    if file.is_file() and _renamed(read_json(file), str(file)) != values:
         raise CorsdError(f"{file} is another study: continue it without --methods and settings, or choose another folder")
     write_json(file, values)
     return study

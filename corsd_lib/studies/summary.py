@@ -10,26 +10,27 @@ from corsd_lib.studies.intervals import mean_interval, with_interval
 
 if TYPE_CHECKING:
     from corsd_lib.studies.records import Record
-    from corsd_lib.studies.study import Row, Study
+    from corsd_lib.studies.study import Study, Variant
 
 __all__ = ["against", "gain_cell", "summarise", "trained_exits"]
 
 
 def summarise(study: Study, records: Mapping[str, Mapping[int, Record]]) -> dict[str, Any]:
-    """Summarise `records` (row -> seed -> record) as plain values for `summary.json`; None where a value is not defined.
+    """Summarise `records` (variant -> seed -> record) as plain values for `summary.json`; None where a value is not defined.
 
-    `methods` has an entry for each row with records:
+    `methods` has an entry for each variant with records:
     - `top1`, `top1_low`, `top1_high`: top-1 (%) on test by exit, shallow -> deep, after the last epoch: mean over seeds and the
       ends of its 95 % Student-t interval (see `mean_interval`);
-    - `gain`, `gain_low`, `gain_high`: difference to the baseline row at the deepest exit, in points, paired by the `gain_n`
-      seeds that both rows have;
+    - `gain`, `gain_low`, `gain_high`: difference to the baseline variant at the deepest exit, in points, paired by the `gain_n`
+      seeds that both variants have;
     - `images`, `macs`, `seconds`: images, multiply-accumulates and wall time of a training, means over seeds;
-    - `macs_ratio`: MACs relative to the baseline row, over the same seeds;
-    - `time_ratio`: time of the fastest training relative to the fastest of the baseline row, if both used the same kind of
+    - `macs_ratio`: MACs relative to the baseline variant, over the same seeds;
+    - `time_ratio`: time of the fastest training relative to the fastest of the baseline variant, if both used the same kind of
       device and number of threads.
     """
     reference = records.get(study.baseline, {})
-    methods = {name: _summarise_row(row, records[name], reference) for name, row in study.rows.items() if records.get(name)}
+    trained = {name: variant for name, variant in study.variants.items() if records.get(name)}
+    methods = {name: _summarise_variant(variant, records[name], reference) for name, variant in trained.items()}
     if study.baseline in methods:
         methods[study.baseline] |= _gain([])
     return {
@@ -43,15 +44,15 @@ def summarise(study: Study, records: Mapping[str, Mapping[int, Record]]) -> dict
     }
 
 
-def _summarise_row(row: Row, records: Mapping[int, Record], reference: Mapping[int, Record]) -> dict[str, Any]:
+def _summarise_variant(variant: Variant, records: Mapping[int, Record], reference: Mapping[int, Record]) -> dict[str, Any]:
     top1 = {seed: [e["top1"] for e in record["test"]["exits"]] for seed, record in records.items()}
     mean, low, high = zip(*map(mean_interval, zip(*top1.values(), strict=True)), strict=True)
     both = [seed for seed in records if seed in reference]
     config = next(iter(records.values()))["config"]
     return {
-        "label": row.label,
-        "group": row.group,
-        "from": row.parent,
+        "label": variant.label,
+        "group": variant.group,
+        "from": variant.parent,
         "n": len(records),
         "seeds": list(records),
         "top1": list(mean),
@@ -70,15 +71,15 @@ def _summarise_row(row: Row, records: Mapping[int, Record], reference: Mapping[i
 
 
 def _gain(differences: Sequence[float]) -> dict[str, Any]:
-    """Mean and interval of the differences to another row, paired by seed."""
+    """Mean and interval of the differences to another variant, paired by seed."""
     gain, low, high = mean_interval(differences)
     return {"gain": gain, "gain_low": low, "gain_high": high, "gain_n": len(differences)}
 
 
 def against(summary: Mapping[str, Any], reference: str) -> dict[str, Any]:
-    """A copy of `summary` in which the gains are relative to the row `reference` and not to the baseline.
+    """A copy of `summary` in which the gains are relative to the variant `reference` and not to the baseline.
 
-    Raises `CorsdError` for an unknown row.
+    Raises `CorsdError` for an unknown variant.
     """
     methods = summary["methods"]
     check_choice("reference", reference, methods)
@@ -90,13 +91,13 @@ def against(summary: Mapping[str, Any], reference: str) -> dict[str, Any]:
 
 
 def gain_cell(m: Mapping[str, Any]) -> str:
-    """The gain of a row of the summary as text, with the number of pairs if it differs from the number of seeds."""
+    """The gain of a variant of the summary as text, with the number of pairs if it differs from the number of seeds."""
     pairs = "" if m["gain"] is None or m["gain_n"] == m["n"] else f" (n = {m['gain_n']})"
     return with_interval(m["gain"], m["gain_low"], m["gain_high"], sign="+") + pairs
 
 
 def _sources(provenances: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The commits of the source and the versions of PyTorch that trained a row, without duplicates."""
+    """The commits of the source and the versions of PyTorch that trained a variant, without duplicates."""
     found = list(provenances)
     commits = dict.fromkeys(p.get("revision", "unknown")[:12] for p in found)
     return {
@@ -125,6 +126,6 @@ def _machine(record: Record) -> tuple[Any, Any]:
     return provenance.get("device"), provenance.get("threads")
 
 
-def trained_exits(row: Mapping[str, Any]) -> list[bool]:
-    """For each exit of a row of the summary whether it was trained: its accuracy is above a quarter of the deepest exit's."""
-    return [top1 > row["top1"][-1] / 4 for top1 in row["top1"]]
+def trained_exits(variant: Mapping[str, Any]) -> list[bool]:
+    """For each exit of a variant whether it was trained: its accuracy is above a quarter of the deepest exit's."""
+    return [top1 > variant["top1"][-1] / 4 for top1 in variant["top1"]]

@@ -51,14 +51,14 @@ def _write_markdown(study: Study, name: str, title: str, text: str) -> None:
 
 
 def table(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """One line for each row of the study, one column for each figure. The columns of exits are aligned at the deepest exit."""
+    """One line for each variant, one column for each figure. The columns of exits are aligned at the deepest exit."""
     import pandas as pd
 
     names = _exit_names(summary)
     lines = []
     for name, m in summary["methods"].items():
-        line = {"row": name, **{k: m[k] for k in ("label", "group", "n")}}
-        for i, exit_name in enumerate(names, len(m["top1"]) - len(names)):  # below 0: an exit that this row does not have
+        line = {"variant": name, **{k: m[k] for k in ("label", "group", "n")}}
+        for i, exit_name in enumerate(names, len(m["top1"]) - len(names)):  # below 0: an exit that this variant does not have
             for part in ("top1", "top1_low", "top1_high"):
                 line[f"{exit_name} {part}"] = m[part][i] if i >= 0 else None
         lines.append({**line, **{k: m[k] for k in NUMBERS}})
@@ -74,14 +74,14 @@ def markdown(summary: Mapping[str, Any]) -> str:
 
 
 def short_markdown(summary: Mapping[str, Any]) -> str:
-    """The rows of the group "methods" without their costs, for a README."""
+    """The variants of the group "methods" without their costs, for a README."""
     columns = ["method", "seeds", *_exit_columns(summary), "gain, points", "train, %"]
     methods = [m for m in summary["methods"].values() if m["group"] == "methods"]
     return _grid(columns, [_cells(m, summary) for m in methods])
 
 
 def _cells(m: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, str]:
-    """The cells of a row by the names of their columns."""
+    """The cells of a variant by the names of their columns."""
     ends = zip(m["top1"], m["top1_low"], m["top1_high"], strict=True)
     top1 = [with_interval(*e) if trained else "not trained" for e, trained in zip(ends, trained_exits(m), strict=True)]
     exits = _exit_columns(summary)
@@ -113,7 +113,7 @@ def _grid(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> str:
 
 
 def _exit_names(summary: Mapping[str, Any]) -> list[str]:
-    """Names of the exits of the row that has most of them; every row has the last one."""
+    """Names of the exits of the variant that has most of them; every variant has the last one."""
     most = max((len(m["top1"]) for m in summary["methods"].values()), default=1)
     return [*(f"exit {k}" for k in range(1, most)), "deepest exit"]
 
@@ -123,7 +123,7 @@ def _exit_columns(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _note(summary: Mapping[str, Any]) -> str:
-    """What all rows have in common, and the meaning of the columns."""
+    """What all variants have in common, and the meaning of the columns."""
     methods, equal = summary["methods"], summary["equal"]
     reference = methods.get(summary["baseline"])
     others = [m["label"] for m in methods.values() if reference and abs(m[equal] / reference[equal] - 1) > 0.05]

@@ -1,7 +1,7 @@
 """The main process of a search: asks Optuna for trials, receives their values, and writes journal and record: `corsd tune`.
 
-results/<study>/tuning/<row>.json     the record: search space, all trials, and the best one, which `tuned` of a row uses
-                       <row>.journal  the journal of Optuna, from which the search continues, on any machine
+results/<study>/tuning/<variant>.json     the record: search space, trials, and the best one, which `tuned` of a variant uses
+                       <variant>.journal  the journal of Optuna, from which the search continues, on any machine
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialSta
 
 def tune(
     study: Study,
-    row: str,
+    variant: str,
     *,
     trials: int | None = None,
     jobs: int | None = None,
@@ -56,11 +56,12 @@ def tune(
     data_root: str | None = None,
     report: Callable[[str], object] = print,
 ) -> dict[str, Any]:
-    """Search the parameters of `row` that `study.tuning` names; write the tuning record and return it.
+    """Search the parameters of `variant` that `study.tuning` names; write the tuning record and return it.
 
     `trials`: total number of trials, including those of earlier calls (default: as `study.tuning` says). Trial 0 has the
-    settings of the row itself. `jobs` trials are trained at the same time (default: one for each GPU, or one for each CPU where
-    there is no GPU), with run directories in `runs` (default `runs/<study>`). `report` is called with one line for each trial.
+    settings of the variant itself. `jobs` trials are trained at the same time (default: one for each GPU, or one for each CPU
+    where there is no GPU), with run directories in `runs` (default `runs/<study>`). `report` is called with a line for each
+    trial.
 
     Ctrl-C or SIGTERM raises `KeyboardInterrupt` after the trials have saved; another call continues the search. A training that
     fails is a failed trial; only if trial 0 fails the search ends with its error. Processes of a search that was killed are
@@ -70,13 +71,13 @@ def tune(
     while another process runs the same search, and if the journal or the folder of the runs is moved or removed meanwhile; the
     trials save first.
     """
-    search = Search.of(study, row)
+    search = Search.of(study, variant)
     if trials is not None:
         if trials < 1:
             raise CorsdError(f"trials = {shortened(trials)} must be at least 1")
         search = replace(search, trials=trials)
     free = worker_environments(search.config, jobs, search.trials)
-    folder = Path(runs or f"runs/{study.name}") / "tuning" / row
+    folder = Path(runs or f"runs/{study.name}") / "tuning" / variant
     if not search.journal.is_file() or not search.journal.stat().st_size:
         _check_record(search, set())  # before an empty journal is created
     with _locked_journal(search.journal), stop_request() as stop:
@@ -270,7 +271,7 @@ class Tuner:
         record = self._write()
         self.report(_line(next(t for t in record["trials"] if t["number"] == trial.number), record["best"]))
         if outcome == "failed" and "own" in trial.user_attrs:
-            raise CorsdError(f"trial {trial.number}, the row as it stands, failed: {content}")
+            raise CorsdError(f"trial {trial.number}, the variant as it stands, failed: {content}")
 
     def _write(self) -> dict[str, Any]:
         """Write the record and return it."""

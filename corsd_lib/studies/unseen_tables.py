@@ -24,17 +24,18 @@ ExitAndScore = tuple[int, str]  # exits from_deepest this one (0 for the deepest
 
 
 def unseen_lines(study: Study, records: Mapping[str, Mapping[int, Record]]) -> list[dict[str, Any]]:
-    """One dict for each row, exit, score, figure and reference row; [] if no record has such figures.
+    """One dict for each variant, exit, score, figure and reference variant; [] if no record has such figures.
 
-    Keys: `row`, `label`, `group`, `exit`, `score` and `figure` (see `unseen_class_report`); `n` seeds, their `mean` (%), and
-    the ends `low` and `high` of its 95 % Student-t interval; `over`, the reference row: the baseline, or the row that this one
-    inherits from; `gain`, the difference to the reference at the same exit in points, paired by seed, with `gain_low`,
-    `gain_high` and the number of pairs `gain_n`. Exits of two rows correspond if they are equally far from the deepest exit.
-    Values that are not defined are None.
+    Keys: `variant`, `label`, `group`, `exit`, `score` and `figure` (see `unseen_class_report`); `n` seeds, their `mean` (%),
+    and the ends `low` and `high` of its 95 % Student-t interval; `over`, the reference variant: the baseline, or the variant
+    that this one inherits from; `gain`, the difference to the reference at the same exit in points, paired by seed, with
+    `gain_low`, `gain_high` and the number of pairs `gain_n`. Exits of two variants correspond if they are equally far from the
+    deepest exit. Values that are not defined are None.
     """
-    found = {row: _by_seed(of_row) for row, of_row in records.items()}
-    found = {row: by_seed for row, by_seed in found.items() if by_seed}
-    return [line for row in found for over in _references(study, row, found) for line in _of_row(study, found, row, over)]
+    found = {variant: _by_seed(of_variant) for variant, of_variant in records.items()}
+    found = {variant: by_seed for variant, by_seed in found.items() if by_seed}
+    pairs = [(variant, over) for variant in found for over in _references(study, variant, found)]
+    return [line for variant, over in pairs for line in _of_variant(study, found, variant, over)]
 
 
 def _by_seed(records: Mapping[int, Record]) -> dict[int, dict[ExitAndScore, dict[str, Any]]]:
@@ -43,16 +44,16 @@ def _by_seed(records: Mapping[int, Record]) -> dict[int, dict[ExitAndScore, dict
     return {seed: {(max(f["exit"] for f in rows) - f["exit"], f["score"]): f for f in rows} for seed, rows in found.items()}
 
 
-def _references(study: Study, row: str, found: Mapping[str, Any]) -> Sequence[str | None]:
-    """The reference rows of a row: the baseline, and the row that it inherits from; [None] if there are none."""
-    names = dict.fromkeys([study.baseline, study.rows[row].parent])
-    return [name for name in names if name in found and name != row] or [None]
+def _references(study: Study, variant: str, found: Mapping[str, Any]) -> Sequence[str | None]:
+    """The reference variants of a variant: the baseline, and the variant that it inherits from; [None] if there are none."""
+    names = dict.fromkeys([study.baseline, study.variants[variant].parent])
+    return [name for name in names if name in found and name != variant] or [None]
 
 
-def _of_row(study: Study, found: Mapping[str, Any], row: str, over: str | None) -> Iterator[dict[str, Any]]:
-    mine, theirs = found[row], found[over] if over else {}
+def _of_variant(study: Study, found: Mapping[str, Any], variant: str, over: str | None) -> Iterator[dict[str, Any]]:
+    mine, theirs = found[variant], found[over] if over else {}
     deepest = max(from_deepest for by_exit in mine.values() for from_deepest, _ in by_exit) + 1
-    about = {"row": row, "label": study.rows[row].label, "group": study.rows[row].group}
+    about = {"variant": variant, "label": study.variants[variant].label, "group": study.variants[variant].group}
     for at in dict.fromkeys(at for by_exit in mine.values() for at in by_exit):
         exit_name = f"exit {deepest - at[0]}" if at[0] else "deepest exit"
         for figure in FIGURES:
@@ -75,17 +76,17 @@ def _values(by_seed: Mapping[int, Any], at: ExitAndScore, figure: str) -> dict[i
 
 
 def unseen_markdown(study: Study, lines: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: the figures of `unseen_lines`, the differences between rows, and a note that explains them."""
-    labels = {name: row.label for name, row in study.rows.items()}
+    """Markdown: the figures of `unseen_lines`, the differences between variants, and a note that explains them."""
+    labels = {name: variant.label for name, variant in study.variants.items()}
     figures, gains = dict[Any, list[str]](), dict[Any, list[str]]()
     for line in lines:
         at, over = [line["exit"], line["score"]], line["over"]
-        cells = figures.setdefault((line["row"], *at), [line["label"], *at, str(line["n"])])
-        if len(cells) < 4 + len(FIGURES):  # not yet complete: a row appears once for each of its reference rows
+        cells = figures.setdefault((line["variant"], *at), [line["label"], *at, str(line["n"])])
+        if len(cells) < 4 + len(FIGURES):  # not yet complete: a variant appears once for each of its reference variants
             cells.append(with_interval(line["mean"], line["low"], line["high"]))
         if over is not None:
             first = [line["label"], labels[over], *at, str(line["gain_n"])]
-            cells = gains.setdefault((line["row"], over, *at), first)
+            cells = gains.setdefault((line["variant"], over, *at), first)
             cells.append(with_interval(line["gain"], line["gain_low"], line["gain_high"], sign="+"))
     compared = [cells for cells in gains.values() if {*cells[5:]} != {"–"}]
     shown = [_grid(["method", "exit", "score", "seeds"], figures.values())]
@@ -106,6 +107,6 @@ NOTE = (
     "There is none (–) with fewer than three seeds or where all agree. Retrieval: every image against all others. 1 and 5 "
     "shots: naming an image among five classes (all, where fewer are held out) from so many examples of each. Score: cosine "
     "or negative distance of the embeddings of an exit, or its trained relation score. Differences are paired by seed, to "
-    "the same exit of the other row, counted from the deepest. The held-out classes are the same for all rows and seeds: "
-    "intervals say nothing of others."
+    "the same exit of the other variant, counted from the deepest. The held-out classes are the same for all variants and "
+    "seeds: intervals say nothing of others."
 )

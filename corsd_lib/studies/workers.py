@@ -28,7 +28,7 @@ class Job:
     "done" (recorded), "failed" (see `error`) or "stopped".
     """
 
-    row: str
+    variant: str
     seed: int
     config: TrainConfig
     state: str = "waiting"
@@ -37,7 +37,7 @@ class Job:
     process: subprocess.Popen[bytes] | None = None
 
     def __str__(self) -> str:
-        return f"{self.row}, seed {self.seed}: {self.state}{': ' if self.error else ''}{self.error}"
+        return f"{self.variant}, seed {self.seed}: {self.state}{': ' if self.error else ''}{self.error}"
 
     def beside(self, suffix: str) -> Path:
         """A file next to the run directory, such as `.log`."""
@@ -47,7 +47,7 @@ class Job:
         """Start the training; return False if another process trains it, or has finished it."""
         try:
             with locked(self.beside(".log")) as log:
-                if study.record(self.row, self.seed) is not None:
+                if study.record(self.variant, self.seed) is not None:
                     self.state = "done"
                     return False
                 assert log is not None  # None only for the lock of a folder
@@ -83,8 +83,8 @@ class Job:
 
     def _record(self, study: Study) -> None:
         try:
-            record = make_record(Run(self.config.path), self.row, self.seed)
-            write_json(study.record_path(self.row, self.seed), with_checksum(record), within=study.path)
+            record = make_record(Run(self.config.path), self.variant, self.seed)
+            write_json(study.record_path(self.variant, self.seed), with_checksum(record), within=study.path)
         except CorsdError as error:
             self.state, self.error = "failed", str(error)
         else:
