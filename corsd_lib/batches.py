@@ -45,19 +45,19 @@ Item = tuple[int, int | None]  # index of a streamed image, and the seed of its 
 class Batch(NamedTuple):
     """One training batch on the training device.
 
-    `images` (B, C, H, W): float. `labels` (B,). `rows` (B,): indices of the images in the train split. `sampling`: how they
+    `images` (B, C, H, W): float. `labels` (B,). `indices` (B,): of the images in the train split. `sampling`: how they
     were sampled: "plain"; "balanced"; "triplet", a third each of anchors, same class and other class; or "overlapping", with
     half of the previous batch. `generator`: a CPU generator seeded for this step. `progress`: in [0, 1), of the whole training.
-    `draws`: the random numbers of the method for this batch (see `Method.draw`).
+    `random`: the random tensors of the method for this batch (see `Method.sample`).
     """
 
     images: Tensor
     labels: Tensor
-    rows: Tensor
+    indices: Tensor
     sampling: str = "plain"
     generator: torch.Generator | None = None
     progress: float = 0.0
-    draws: Mapping[str, Tensor] | None = None
+    random: Mapping[str, Tensor] | None = None
 
 
 def step_generator(*numbers: int) -> torch.Generator:
@@ -329,7 +329,7 @@ class BatchSource:
         if isinstance(self.split, ImageArrays):
             self.images = self._prepared(self.split.images).to(device)
 
-    def rows(self, epoch: int) -> list[Tensor]:
+    def indices(self, epoch: int) -> list[Tensor]:
         """Indices into the train split of every batch of this process in `epoch`."""
         batches = self._all_indices(epoch)
         share = len(batches) // self.world
@@ -347,7 +347,7 @@ class BatchSource:
 
     def __call__(self, epoch: int, start: int = 0, progress: Callable[[int], float] | None = None) -> Iterator[Batch]:
         """The batches of `epoch` from step `start` on; `progress(step)` gives their progress."""
-        indices = self.rows(epoch)
+        indices = self.indices(epoch)
         steps = range(start, len(indices))
         generators = [step_generator(self.seed, epoch, step, self.rank) for step in steps]
         images = self._stream(indices[start:], generators) if isinstance(self.split, ImageFiles) else None
@@ -357,7 +357,7 @@ class BatchSource:
             yield Batch(
                 images=self.normalise(pixels),
                 labels=self.split.labels[batch].to(self.device),
-                rows=batch,
+                indices=batch,
                 sampling=self.sampling,
                 generator=generator,
                 progress=progress(step) if progress else 0.0,

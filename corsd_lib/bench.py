@@ -208,7 +208,7 @@ def _stepper(name: str, method_name: str) -> Callable[[], None]:
 
     def step() -> None:
         batch = Batch(images, labels, labels)
-        batch = batch._replace(draws=method.draw(batch))
+        batch = batch._replace(random=method.sample(batch))
         loss = method(network(method.images(batch)), batch)["total"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -228,7 +228,7 @@ def _study_stepper(method_name: str, batch_size: int) -> Callable[[], None]:
 
     def step() -> None:
         batch = Batch(images, labels, labels)
-        batch = batch._replace(draws=method.draw(batch))
+        batch = batch._replace(random=method.sample(batch))
         with torch.autocast("cpu", torch.bfloat16):
             loss = method(network(method.images(batch)), batch)["total"]
         optimizer.zero_grad(set_to_none=True)

@@ -108,7 +108,7 @@ def training_macs(config: TrainConfig, data: DataInfo) -> float:
         network = new_network(replace(config, pretrained=False), data).train()
         method = config.build_method(network).train()
     batch = _made_up_batch(config, data)
-    batch = batch._replace(draws=method.draw(batch))
+    batch = batch._replace(random=method.sample(batch))
     with FlopCounterMode(display=False, custom_mapping=corrected) as of_network:
         out = network(torch.zeros(2, data.channels, data.image_size, data.image_size), method.detach_exits)
     outputs = ExitOutputs(*([_repeated(t, len(batch.labels)) for t in tensors] for tensors in out))

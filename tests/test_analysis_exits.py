@@ -18,7 +18,7 @@ from corsd_lib.analysis.exits import (
     exit_accuracy,
     exit_agreement,
     exits_left,
-    first_right,
+    first_correct,
     overthinking,
 )
 from corsd_lib.costs import count_macs, cumulative_macs
@@ -70,7 +70,7 @@ def test_accuracy_agreement_first_right_and_overthinking_are_those_of_loops(exit
         right = [guesses[k][i] == y for k in range(exits)]
         first.append(right.index(True) + 1 if any(right) else 0)
         lost += any(right[:-1]) and not right[-1]
-    assert first_right(logits, labels).tolist() == first
+    assert first_correct(logits, labels).tolist() == first
     assert overthinking(logits, labels) == pytest.approx(lost / images)
     for k in range(exits):
         for j in range(exits):
@@ -88,7 +88,7 @@ def test_a_known_case() -> None:
     ]
     labels = torch.zeros(4, dtype=torch.long)
     assert exit_accuracy(logits, labels).tolist() == [50, 50, 50]
-    assert first_right(logits, labels).tolist() == [1, 2, 1, 0]
+    assert first_correct(logits, labels).tolist() == [1, 2, 1, 0]
     assert overthinking(logits, labels) == 0.25
     assert exit_agreement(logits).tolist() == [[1, 0.5, 0.5], [0.5, 1, 1], [0.5, 1, 1]]
     assert overthinking(logits[2:], labels) == 0
@@ -401,7 +401,7 @@ def test_logits_that_do_not_fit_are_named() -> None:
     with pytest.raises(CorsdError, match=r"labels of shape \(9,\) for 10 images"):
         exit_accuracy(logits, labels[:9])
     with pytest.raises(CorsdError, match=r"allowed: \(10,\) of 0 to 2"):
-        first_right(logits, labels + 1)
+        first_correct(logits, labels + 1)
     with pytest.raises(CorsdError, match="bins = 0"):
         calibration_bins(logits[0], labels, 0)
     for value in (math.nan, math.inf):

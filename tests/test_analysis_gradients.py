@@ -28,7 +28,7 @@ def _by_hand(run: Run, term: str, modules: Callable[[torch.nn.Module, torch.nn.M
     for wanted in ((term,), ("task", "exit_ce")):
         network, method = run.network().train(), run.method().train()
         batch = next(training_batches(run.config, load_data(run.config))(run.config.epochs))
-        batch = batch._replace(draws=method.draw(batch))
+        batch = batch._replace(random=method.sample(batch))
         parts = method(network(method.images(batch)), batch)
         sum(getattr(method.options, k) * parts[k] for k in wanted).backward()
         place = modules(network, method)

@@ -370,7 +370,7 @@ def _source(data: ImageData | None = None, augmentation: str | None = None, **op
 def _same(a: Batch, b: Batch) -> bool:
     """Equal in all that a method can see, the next random numbers among it."""
     assert a.generator is not None and b.generator is not None
-    tensors = all(torch.equal(getattr(a, f), getattr(b, f)) for f in ("images", "labels", "rows"))
+    tensors = all(torch.equal(getattr(a, f), getattr(b, f)) for f in ("images", "labels", "indices"))
     return tensors and a[3:4] + a[5:] == b[3:4] + b[5:] and torch.equal(a.generator.get_state(), b.generator.get_state())
 
 
@@ -398,7 +398,7 @@ def test_epochs_seeds_and_steps_differ_in_rows_and_in_crops() -> None:
 
     seen = [*pixels(0, 0), *pixels(0, 1), *pixels(1, 0)]
     assert len(set(seen)) == 6  # the same image eight times: all that differs are the crops
-    orders = [torch.cat(_source(seed=s).rows(e)).tolist() for s, e in ((0, 0), (0, 1), (1, 0), (0, 0))]
+    orders = [torch.cat(_source(seed=s).indices(e)).tolist() for s, e in ((0, 0), (0, 1), (1, 0), (0, 0))]
     assert orders[0] == orders[3] and orders[0] != orders[1] and orders[0] != orders[2]
 
 
@@ -406,8 +406,8 @@ def test_rows_name_the_images_and_labels_of_a_batch() -> None:
     data = _data(_labels(9, 12, 10), stored=11)
     split, normalise = data.train, Normalise(data)
     assert isinstance(split, ImageArrays)
-    for batch, rows in zip(_source(data, augmentation="none")(0), _source(data).rows(0), strict=True):
-        assert torch.equal(batch.rows, rows) and torch.equal(batch.labels, split.labels[rows])
+    for batch, rows in zip(_source(data, augmentation="none")(0), _source(data).indices(0), strict=True):
+        assert torch.equal(batch.indices, rows) and torch.equal(batch.labels, split.labels[rows])
         assert torch.equal(batch.images, normalise(centre_crop(split.images[rows], 8)))
 
 
@@ -418,7 +418,7 @@ def test_a_crop_shows_the_image_of_its_row() -> None:
     for augmentation in ("crop", "crop_flip", "resized_crop"):
         for batch in _source(data, augmentation=augmentation)(0):
             grey = (batch.images * torch.tensor(data.std).view(1, 3, 1, 1) + torch.tensor(data.mean).view(1, 3, 1, 1)) * 255
-            assert torch.equal(grey.round().long(), (batch.rows * 20).view(-1, 1, 1, 1).expand(-1, 3, 8, 8))
+            assert torch.equal(grey.round().long(), (batch.indices * 20).view(-1, 1, 1, 1).expand(-1, 3, 8, 8))
 
 
 def test_the_default_augmentation_is_that_of_the_data() -> None:
@@ -455,8 +455,8 @@ def test_cutout_is_cut_whatever_the_augmentation(augmentation: str) -> None:
 def test_processes_share_an_epoch_without_overlap(sampling: str, world: int) -> None:
     data = _data(_labels(19, 22, 20))
     options: dict[str, Any] = {"sampling": sampling, "samples_per_class": 2}
-    alone = _source(data, **options).rows(1)
-    shares = [_source(data, rank=rank, world=world, **options).rows(1) for rank in range(world)]
+    alone = _source(data, **options).indices(1)
+    shares = [_source(data, rank=rank, world=world, **options).indices(1) for rank in range(world)]
     assert {len(share) for share in shares} == {len(alone) // world}
     woven = [batch for batches in zip(*shares, strict=True) for batch in batches]
     assert all(torch.equal(a, b) for a, b in zip(woven, alone, strict=False))
@@ -467,8 +467,8 @@ def test_processes_share_an_epoch_without_overlap(sampling: str, world: int) -> 
 @pytest.mark.parametrize("world", [2, 3])
 def test_overlapping_batches_keep_their_neighbours_in_several_processes(world: int) -> None:
     data = _data(_labels(19, 22, 20))
-    alone = _source(data, sampling="overlapping").rows(1)
-    shares = [_source(data, sampling="overlapping", rank=rank, world=world).rows(1) for rank in range(world)]
+    alone = _source(data, sampling="overlapping").indices(1)
+    shares = [_source(data, sampling="overlapping", rank=rank, world=world).indices(1) for rank in range(world)]
     assert {len(share) for share in shares} == {len(alone) // world}
     assert all(torch.equal(a[3:], b[:3]) for share in shares for a, b in pairwise(share))
     assert all(torch.equal(a, b) for a, b in zip((b for share in shares for b in share), alone, strict=False))
@@ -476,7 +476,7 @@ def test_overlapping_batches_keep_their_neighbours_in_several_processes(world: i
 
 def test_a_repeated_image_is_cropped_anew() -> None:
     first, second = list(_source(_data(_labels(12), stored=10), sampling="overlapping", augmentation="crop")(0))[:2]
-    assert torch.equal(first.rows[3:], second.rows[:3]) and not torch.equal(first.images[3:], second.images[:3])
+    assert torch.equal(first.indices[3:], second.indices[:3]) and not torch.equal(first.images[3:], second.images[:3])
 
 
 def test_processes_draw_other_crops() -> None:
@@ -543,7 +543,7 @@ def test_streamed_images_are_augmented_as_asked(streamed: ImageData) -> None:
         return next(_source(streamed, workers=0, augmentation=augmentation, **options)(epoch)).images
 
     plain = next(_source(streamed, workers=0, augmentation="none")(0))
-    expected = torch.stack([_centre_of_file(streamed, int(row)) for row in plain.rows])
+    expected = torch.stack([_centre_of_file(streamed, int(row)) for row in plain.indices])
     assert torch.equal(plain.images, Normalise(streamed)(expected))
     cropped = Normalise(streamed)(
         augment_crop(pad_images(expected, 2), torch.arange(6), 16, step_generator(3, 0, 0, 0), flip=True)
@@ -578,7 +578,7 @@ def test_streamed_images_are_resized_with_their_channels_last_and_arrive_as_any_
 def test_an_image_that_comes_twice_is_cropped_twice(streamed: ImageData) -> None:
     few = replace(streamed, train=streamed.train.subset(torch.tensor([0, 1])))
     (batch,) = _source(few, sampling="balanced", batch_size=8, workers=0)(0)
-    assert sorted(batch.rows.tolist()) == [0] * 4 + [1] * 4
+    assert sorted(batch.indices.tolist()) == [0] * 4 + [1] * 4
     assert len({image.numpy().tobytes() for image in batch.images}) == 8
 
 
@@ -633,6 +633,6 @@ def test_evaluation_of_files_is_that_of_a_loop(streamed: ImageData) -> None:
 @pytest.mark.parametrize("sampling", ["plain", "balanced", "triplet"])
 def test_images_of_the_first_steps_are_those_of_all_processes(sampling: str) -> None:
     sources = [_source(_data(_labels(9, 9, 9)), sampling=sampling, batch_size=6, rank=rank, world=2) for rank in (0, 1)]
-    for steps in range(len(sources[0].rows(3)) + 1):
-        seen = sum(len(rows) for source in sources for rows in source.rows(3)[:steps])
+    for steps in range(len(sources[0].indices(3)) + 1):
+        seen = sum(len(rows) for source in sources for rows in source.indices(3)[:steps])
         assert [source.images_of(3, steps) for source in sources] == [seen, seen]

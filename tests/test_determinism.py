@@ -64,7 +64,7 @@ def test_gradients_of_a_batch_are_the_same_each_time(variant: str) -> None:
     rows = batches(labels, IMAGES["batch_size"], step_generator(1))[0]
     images = torch.randn(len(rows), 3, 8, 8, generator=step_generator(2))
     batch = Batch(images, labels[rows], rows, kind.sampling, step_generator(3))
-    batch = batch._replace(draws=method.draw(batch))
+    batch = batch._replace(random=method.sample(batch))
     parameters = [p for p in (*network.parameters(), *method.parameters()) if p.requires_grad]
     buffers = {k: v.clone() for k, v in method.named_buffers()}
 

@@ -201,7 +201,7 @@ def test_macs_of_a_training_step_are_those_of_a_whole_step(changes: dict[str, An
     method = config.build_method(network).train()
     batch = costs._made_up_batch(config, INFO)
     batch = batch._replace(images=torch.randn(len(batch.labels), 1, 8, 8))
-    batch = batch._replace(draws=method.draw(batch))
+    batch = batch._replace(random=method.sample(batch))
     method(network(method.images(batch)), batch)  # a step before it, which leaves class means
     with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
         method(network(method.images(batch), method.detach_exits), batch)["total"].backward()

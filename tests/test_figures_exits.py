@@ -32,7 +32,7 @@ def test_an_early_exit_curve_is_in_percent_of_the_plain_network() -> None:
     np.testing.assert_allclose(line.x, [40, 80, 120, 160])
     np.testing.assert_allclose(line.y, CURVE["accuracy"])
     assert line.x.dtype == line.y.dtype == np.float32
-    wanted = "threshold 0.5<br>79.25 % right, 80 % of the plain network's MACs<br>leave: exit 1 60 %, exit 2 40 %"
+    wanted = "threshold 0.5<br>79.25 % correct, 80 % of the plain network's MACs<br>leave: exit 1 60 %, exit 2 40 %"
     assert line.text[1] == wanted
     assert star.x[0] == pytest.approx(120) and star.y[0] == 80.5 and star.hovertemplate.startswith("chosen: threshold 0.9<br>")
     assert (list(ring.x), list(ring.y)) == ([100], [80.0])  # the deepest exit of every row: accuracy + loss

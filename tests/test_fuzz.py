@@ -30,7 +30,7 @@ from corsd_lib.analysis import (
     snapshot_scores,
     stage_embedding,
 )
-from corsd_lib.analysis.exits import first_right, overthinking
+from corsd_lib.analysis.exits import first_correct, overthinking
 from corsd_lib.analysis.relations import snapshot_at
 from corsd_lib.errors import CorsdError
 from corsd_lib.figures import accuracy_by_method, gain_by_method, training_curves
@@ -127,7 +127,7 @@ def made_of_a_run(path: Path) -> dict[str, Action]:
         "structure": lambda: class_structure(run),
         "embedding": lambda: stage_embedding(run, method="pca"),
         "accuracy": lambda: exit_accuracy(*_answers(run)),
-        "exits": lambda: [first_right(*_answers(run)), overthinking(*_answers(run))],
+        "exits": lambda: [first_correct(*_answers(run)), overthinking(*_answers(run))],
         "early exits": lambda: early_exit_curve(*_answers(run), [1, 2, 3]),
         "curves": lambda: training_curves({"run": run.metrics}),
         "relation explorer": lambda: repr(RelationExplorer(run)),

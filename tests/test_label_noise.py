@@ -62,7 +62,7 @@ def test_batches_and_their_classes_have_the_noise_and_the_data_has_not(tiny: Tin
     assert torch.equal(data.validation.labels, clean.validation.labels)
     assert int((source.split.labels != clean.train.labels).sum()) == 200
     for batch in source(0):
-        assert torch.equal(batch.labels, source.split.labels[batch.rows])
+        assert torch.equal(batch.labels, source.split.labels[batch.indices])
         assert 1 not in torch.bincount(batch.labels)  # balanced by the labels that are learned
     again = training_batches(config, data).split.labels
     assert torch.equal(again, source.split.labels)
@@ -73,7 +73,7 @@ def test_the_noise_has_a_stream_of_its_own(tiny: Tiny) -> None:
     """Batches of a method that draws them whatever the labels are the same with noise and without."""
     with_noise, without = (tiny(method="baseline", label_noise=share) for share in (0.3, 0.0))
     data = load_data(without)
-    rows = [training_batches(config, data).rows(1) for config in (with_noise, without)]
+    rows = [training_batches(config, data).indices(1) for config in (with_noise, without)]
     assert all(torch.equal(a, b) for a, b in zip(*rows, strict=True))
     labels = with_label_noise(data.train, 0.3, 10, step_generator(0, 0)).labels
     assert not torch.equal(training_batches(with_noise, data).split.labels, labels)

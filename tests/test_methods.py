@@ -40,7 +40,7 @@ def make_batch(labels: list[int], sampling: str = "plain") -> Batch:
 
 def shown(network: MultiExitNetwork, method: Method, batch: Batch) -> tuple[ExitOutputs, Batch]:
     """Outputs of the images as the method shows them, and the batch with what it has drawn."""
-    batch = batch._replace(draws=method.draw(batch))
+    batch = batch._replace(random=method.sample(batch))
     return network(method.images(batch), detach_exits=method.detach_exits), batch
 
 
@@ -335,14 +335,14 @@ def test_running_class_mean_is_a_mean_and_is_read_before_it_is_updated() -> None
     module = LogitRelation(2, hidden=4, momentum=0.5)
     logits, labels = torch.tensor([[2.0, 0.0], [4.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0, 1])
     generator = torch.Generator().manual_seed(0)
-    assert module(logits, labels, module.draw(labels, generator), 1.0).item() == 0.0  # nothing was seen before
+    assert module(logits, labels, module.sample(labels, generator), 1.0).item() == 0.0  # nothing was seen before
     for _ in range(5):
-        assert module(logits, labels, module.draw(labels, generator), 1.0).item() > 0.0
+        assert module(logits, labels, module.sample(labels, generator), 1.0).item() > 0.0
         mean = module.class_mean / module.seen[:, None]
         torch.testing.assert_close(mean, torch.tensor([[3.0, 0.0], [0.0, 1.0]]))
     module.eval()
     before = module.class_mean.clone()
-    module(logits + 1, labels, module.draw(labels, generator), 1.0)
+    module(logits + 1, labels, module.sample(labels, generator), 1.0)
     assert torch.equal(module.class_mean, before)
 
 

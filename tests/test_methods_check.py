@@ -314,18 +314,18 @@ class PicksOutImages(Broken):
 
 
 class MixesInImages(Broken):
-    """Keeps the rules: `images` mixes by what `draw` has drawn."""
+    """Keeps the rules: `images` mixes by what `sample` has returned."""
 
-    def draw(self, batch: Batch) -> dict[str, Tensor]:
+    def sample(self, batch: Batch) -> dict[str, Tensor]:
         return {"order": torch.randperm(len(batch.labels), generator=batch.generator)}
 
     def images(self, batch: Batch) -> Tensor:
-        assert batch.draws is not None
-        return (batch.images + batch.images.index_select(0, batch.draws["order"])) / 2
+        assert batch.random is not None
+        return (batch.images + batch.images.index_select(0, batch.random["order"])) / 2
 
 
 class DrawsNoTensor(Broken):
-    def draw(self, batch: Batch) -> dict[str, Tensor]:
+    def sample(self, batch: Batch) -> dict[str, Tensor]:
         return {"first": 0}  # type: ignore[dict-item]
 
 
@@ -400,7 +400,7 @@ class DrawsFromTorch(Broken):
 
 
 class DrawsFromNumpy(Broken):
-    def draw(self, batch: Batch) -> dict[str, Tensor]:
+    def sample(self, batch: Batch) -> dict[str, Tensor]:
         return {"noise": torch.tensor(np.random.rand(3))}
 
 
@@ -412,7 +412,7 @@ class DrawsFromPython(Broken):
 class ChangesLabels(Broken):
     graphs = False
 
-    def draw(self, batch: Batch) -> dict[str, Tensor]:
+    def sample(self, batch: Batch) -> dict[str, Tensor]:
         batch.labels.zero_()
         return {}
 
@@ -466,9 +466,9 @@ BROKEN: list[tuple[type[Method], str, str]] = [
     (NamesATermByANumber, NAMED, "a term is named 3; allowed: a string"),
     (ReturnsANumber, NAMED, r"the term 'extra' is 1\.0: return a scalar tensor"),
     (ClimbsAway, RESUMED, "is not finite after three steps of gradient descent .*: a weight or a term is too large"),
-    (DrawsFromTorch, TIDY, "it draws from the random numbers of torch, numpy or Python: draw them in draw, from batch.gen"),
-    (DrawsFromNumpy, TIDY, "it draws from the random numbers of torch, numpy or Python"),
-    (DrawsFromPython, TIDY, "it draws from the random numbers of torch, numpy or Python"),
+    (DrawsFromTorch, TIDY, "it uses the random numbers of torch, numpy or Python: sample them in sample, from batch.gen"),
+    (DrawsFromNumpy, TIDY, "it uses the random numbers of torch, numpy or Python"),
+    (DrawsFromPython, TIDY, "it uses the random numbers of torch, numpy or Python"),
     (ChangesLabels, TIDY, r"it changes batch\.labels in place: work on a copy"),
     (ChangesLogits, TIDY, r"it changes out\.logits\[2?0?\] in place"),
     (KeepsItsGraph, TEACHER, "the attribute past has a gradient, and keeps its graph in memory: detach"),
@@ -488,7 +488,7 @@ BROKEN: list[tuple[type[Method], str, str]] = [
     (ImagesOfAnotherType, SHOWN, "and type torch.float64: return a tensor .* and type torch.float32"),
     (NoImages, SHOWN, "images returned None: return a tensor of shape"),
     (DividesByTheSpread, SHOWN, "on one image: images returned values that are not finite"),
-    (DrawsInImages, SHOWN, r"images differ for the same batch: draw in draw\(batch\), and read batch\.draws"),
+    (DrawsInImages, SHOWN, r"images differ for the same batch: sample in sample\(batch\), read batch\.random"),
     (TaughtBothWays, TEACHER, r"the term 'hint' gives a gradient to out\.embeddings\[-1\]: detach the teacher"),
     (TeachesItsRelation, TEACHER, "the term 'relation_transfer' gives a gradient to the deepest relation network's .*: detach"),
     (TeachesWhatIsNotThere, TEACHER, "taught_by_deepest names 'exit_kd'; its terms are task, extra"),
@@ -502,7 +502,7 @@ BROKEN: list[tuple[type[Method], str, str]] = [
     (RemembersOnAnAttribute, RESUMED, "after a resume the term total, extra differs"),
     (GrowsABuffer, RESUMED, "size mismatch for past.*a buffer that changes its shape must be persistent=False"),
     (TrainsWhatIsMadeLate, RESUMED, "Unexpected key.*late.*make what is trained in attach"),
-    (ReadsProgress, GRAPH, "terms reads batch.progress, .*: read it in draw, or set graphs = False"),
+    (ReadsProgress, GRAPH, "terms reads batch.progress, .*: read it in sample, or set graphs = False"),
     (DrawsInTerms, GRAPH, "terms reads batch.generator"),
     (
         WaitsForAValue,
@@ -514,9 +514,9 @@ BROKEN: list[tuple[type[Method], str, str]] = [
     (ReadsAnArray, GRAPH, r"terms cannot run on tensors without values \(RuntimeError: .*\): compute with tensors only"),
     (KeepsAPlainTensor, GRAPH, "terms reads a tensor that is no parameter or buffer .*: register it as a buffer"),
     (ReplacesABuffer, GRAPH, r"terms replaces the buffer mean: write into it \(copy_, add_\), or set graphs = False"),
-    (ReadsProgressInImages, GRAPH, "images reads batch.progress, .*: read it in draw, or set graphs = False"),
+    (ReadsProgressInImages, GRAPH, "images reads batch.progress, .*: read it in sample, or set graphs = False"),
     (PicksOutImages, GRAPH, r"images waits for a value of the device \(aten"),
-    (DrawsNoTensor, GRAPH, "draw returned {'first': 0}: return tensors by name"),
+    (DrawsNoTensor, GRAPH, "sample returned {'first': 0}: return tensors by name"),
 ]
 
 

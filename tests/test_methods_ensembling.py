@@ -50,7 +50,7 @@ def test_dlb_learns_from_what_the_last_batch_said_of_the_same_images() -> None:
     assert parts["task"].item() == pytest.approx(F.cross_entropy(now, torch.tensor([3, 2, 0, 1])).item(), rel=1e-5)
     (gradient,) = torch.autograd.grad(parts["last_kd"], now)
     assert gradient[:2].abs().sum() > 0 and not gradient[2:].any()
-    assert method.rows.tolist() == [3, 2, 4, 5] and torch.equal(method.logits, now.detach())
+    assert method.indices.tolist() == [3, 2, 4, 5] and torch.equal(method.logits, now.detach())
 
 
 def test_a_batch_that_repeats_nothing_has_nothing_to_learn_from() -> None:
@@ -72,7 +72,7 @@ def test_dlb_remembers_what_other_processes_saw(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     method = build_method("dlb")
     method(outputs(2), make_batch([0, 1]))
-    assert method.rows.tolist() == [0, 1, 7] and torch.equal(method.logits[2:], theirs)
+    assert method.indices.tolist() == [0, 1, 7] and torch.equal(method.logits[2:], theirs)
 
 
 def test_a_share_of_the_others_of_one_is_refused() -> None:

@@ -26,7 +26,7 @@ def make_batch(count: int = 6, sides: tuple[int, int] = (9, 7), seed: int = 0) -
 
 
 def drawn(method: Method, batch: Batch, **changes: Tensor) -> Batch:
-    return batch._replace(draws={**method.draw(batch), **changes})
+    return batch._replace(random={**method.sample(batch), **changes})
 
 
 def outputs(count: int, exits: int = 3) -> ExitOutputs:
@@ -70,7 +70,7 @@ def test_cutmix_is_that_of_torchvision_on_the_same_draw(
     images, targets = theirs(batch.images, batch.labels)
     box = rectangle(batch.images.shape[-2:], 1 - share, [(place[0] + 0.5) / 9, (place[1] + 0.5) / 7])
     draws = {"partner": torch.arange(6).roll(1), "share": 1 - box.float().mean(), "box": box}
-    batch = batch._replace(draws=draws)
+    batch = batch._replace(random=draws)
     assert torch.equal(method.images(batch), images)
     out = outputs(6)
     parts = method(out, batch)
@@ -85,8 +85,8 @@ def test_a_draw_is_a_permutation_and_a_share_that_fits_what_is_seen(name: str) -
     method, seen = build_method(name), []
     for seed in range(30):
         batch = drawn(method, make_batch(seed=seed))
-        assert batch.draws is not None
-        partner, share = batch.draws["partner"], batch.draws["share"]
+        assert batch.random is not None
+        partner, share = batch.random["partner"], batch.random["share"]
         assert sorted(partner.tolist()) == list(range(6)) and 0 <= share <= 1
         seen.append((share.item(), partner.tolist()))
         white = batch._replace(images=torch.ones(6, 1, 9, 7) * torch.arange(6.0).view(6, 1, 1, 1))
@@ -99,11 +99,11 @@ def test_shares_are_of_the_beta_distribution_and_of_the_generator_alone() -> Non
     for alpha in (0.2, 1.0, 8.0):
         method = build_method("mixup", alpha=alpha)
         batches = [make_batch(2, (1, 1), seed) for seed in range(2000)]
-        shares = torch.stack([method.draw(batch)["share"] for batch in batches]).double()
+        shares = torch.stack([method.sample(batch)["share"] for batch in batches]).double()
         variance = 1 / (4 * (2 * alpha + 1))
         assert shares.mean().item() == pytest.approx(0.5, abs=4 * (variance / 2000) ** 0.5)
         assert shares.var().item() == pytest.approx(variance, rel=0.1)
-    again = [method.draw(make_batch(2, (1, 1), seed))["share"].item() for seed in range(5)]
+    again = [method.sample(make_batch(2, (1, 1), seed))["share"].item() for seed in range(5)]
     assert again == shares[:5].tolist()
 
 
@@ -114,8 +114,8 @@ def test_a_share_of_the_batches_is_left_as_it_is(name: str) -> None:
         batch = make_batch(seed=seed)
         method = build_method(name, mixed_batches=0.5, alpha=50.0)
         batch = drawn(method, batch)
-        assert batch.draws is not None
-        if batch.draws["share"] == 1:
+        assert batch.random is not None
+        if batch.random["share"] == 1:
             whole += 1
             assert torch.equal(method.images(batch), batch.images)
     assert 70 < whole < 130
@@ -136,7 +136,7 @@ def test_without_a_draw_nothing_is_mixed_twice(name: str) -> None:
     method = build_method(name)
     for call in (lambda: method.images(make_batch()), lambda: method(outputs(6), make_batch())):
         with pytest.raises(
-            CorsdError, match=rf"method '{name}': batch.draws is None; allowed: what its draw\(batch\) returned"
+            CorsdError, match=rf"method '{name}': batch.random is None; allowed: what its sample\(batch\) returned"
         ):
             call()
 
@@ -183,8 +183,8 @@ def test_a_pair_swaps_whole_patches_by_one_mask() -> None:
     method, swapped = build_method("ips"), 0
     for seed in range(20):
         batch = drawn(method, pairs_of([0, 0, 1, 1, 2, 0], seed=seed))
-        assert batch.draws is not None and batch.draws["swap"].shape == (6, 1, 3, 2)
-        partner, images = batch.draws["partner"].tolist(), method.images(batch)
+        assert batch.random is not None and batch.random["swap"].shape == (6, 1, 3, 2)
+        partner, images = batch.random["partner"].tolist(), method.images(batch)
         for i, j in enumerate(partner):
             assert set(images[i].unique().tolist()) <= {i, j}
             assert torch.equal(images[i] + images[j], torch.full_like(images[i], i + j))
@@ -216,8 +216,8 @@ def test_a_share_of_the_pairs_is_swapped() -> None:
 def test_the_images_of_a_pair_teach_each_other(direction: str) -> None:
     method = build_method("ips", direction=direction)
     batch, out = drawn(method, pairs_of([0, 0, 1, 1, 2, 0])), outputs(6, 1)
-    assert batch.draws is not None
-    (z,), y, partner = out.logits, batch.labels, batch.draws["partner"].tolist()
+    assert batch.random is not None
+    (z,), y, partner = out.logits, batch.labels, batch.random["partner"].tolist()
     sure = z.softmax(1)[torch.arange(6), y].tolist()
     taught = [(j, i) for i, j in enumerate(partner) if i != j and (direction == "symmetric" or sure[j] > sure[i])]
     assert len(taught) == (4 if direction == "symmetric" else 2)
@@ -238,4 +238,4 @@ def test_without_kd_the_swap_is_an_augmentation_alone() -> None:
 def test_a_patch_that_holds_the_image_is_named(patch: int) -> None:
     method = build_method("ips", patch=patch)
     with pytest.raises(CorsdError, match=rf"method 'ips': patch = {patch} must be below the image side 9"):
-        method.draw(pairs_of([0, 0]))
+        method.sample(pairs_of([0, 0]))

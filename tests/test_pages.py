@@ -177,7 +177,7 @@ def test_first_right_counts_the_exits_that_are_shown(corsd: Run) -> None:
     some = stage_embedding(corsd, exits=[1, 3], method="pca")
     labels, logits = some.labels, corsd.probes[EPOCHS].logits
     first, last = ((logits[k].float().argmax(1) == labels).numpy() for k in (0, 2))
-    np.testing.assert_array_equal(stages_panel(corsd, some).data["first_right"][0], np.where(first, 1, np.where(last, 2, 0)))
+    np.testing.assert_array_equal(stages_panel(corsd, some).data["first_correct"][0], np.where(first, 1, np.where(last, 2, 0)))
 
 
 def test_a_pair_without_a_score_has_none(corsd: Run, tmp_path: Path) -> None:
@@ -255,11 +255,11 @@ def test_a_run_without_snapshots_has_no_relations(corsd: Run, tmp_path: Path) ->
 
 def test_stages_say_what_each_exit_takes_an_image_for(run: Run, tmp_path: Path) -> None:
     embedding = stage_embedding(run, epochs=(0, EPOCHS), method="pca")
-    page = read_page(write_page(tmp_path / "page.html", [stages_panel(run, embedding, colour="right", selection=[2, 5])]))
+    page = read_page(write_page(tmp_path / "page.html", [stages_panel(run, embedding, colour="correct", selection=[2, 5])]))
     data = page["panels"][0]["data"]
     (fit,) = data["fits"]
     np.testing.assert_array_equal(unpacked(fit["coordinates"]), embedding.coordinates.numpy())
-    guesses, first = unpacked(data["guesses"]), unpacked(data["first_right"])
+    guesses, first = unpacked(data["predictions"]), unpacked(data["first_correct"])
     labels = run.probes.labels.numpy()
     for e, epoch in enumerate((0, EPOCHS)):
         expected = np.stack([z.float().numpy().argmax(1) for z in run.probes[epoch].logits])
@@ -268,13 +268,13 @@ def test_stages_say_what_each_exit_takes_an_image_for(run: Run, tmp_path: Path) 
         np.testing.assert_array_equal(first[e], hits)
     np.testing.assert_array_equal(unpacked(data["labels"]), labels)
     start = data["start"]
-    assert (start["epoch"], start["colour"], start["selection"]) == (EPOCHS, "right", [2, 5]) and fit["title"] == "PCA"
+    assert (start["epoch"], start["colour"], start["selection"]) == (EPOCHS, "correct", [2, 5]) and fit["title"] == "PCA"
     assert np.allclose(fit["quality"]["trustworthiness"], embedding.trustworthiness)
 
 
 def test_stages_refuse_what_is_not_there(corsd: Run) -> None:
     embedding = stage_embedding(corsd, method="pca")
-    with pytest.raises(CorsdError, match="colour 'superclass' is not known; allowed: class, right, first_right"):
+    with pytest.raises(CorsdError, match="colour 'superclass' is not known; allowed: class, correct, first_correct"):
         stages_panel(corsd, embedding, colour="superclass")
     with pytest.raises(CorsdError, match="image of the selection 30 is not known"):
         stages_panel(corsd, embedding, selection=[30])

@@ -50,7 +50,7 @@ def test_a_report_of_one_run_says_what_the_run_says(corsd: Run, tmp_path: Path) 
     assert test is not None
     first, last = test["exits"][0], test["exits"][-1]
     (finding,) = page["panels"][0]["data"]["paragraphs"]
-    assert f"is right about {last['top1']:.1f} % of the {test['images']:,} test images" in finding
+    assert f"classifies {last['top1']:.1f} % of the {test['images']:,} test images correctly" in finding
     assert finding.endswith(
         f"for {100 * first['macs'] / last['macs']:.0f} % of its multiply-accumulates, about {first['top1']:.1f} %."
     )
@@ -106,7 +106,7 @@ def test_runs_stand_side_by_side(corsd: Run, baseline: Run, tmp_path: Path) -> N
     assert [run["name"] for run in relation["data"]["runs"]] == ["corsd, seed 0", "baseline, seed 0"]
     top = sorted([(run.test["exits"][-1]["top1"], run.config.method) for run in (corsd, baseline) if run.test], reverse=True)
     finding = page["panels"][0]["data"]["paragraphs"][0]
-    assert f"of {top[0][1]}, seed 0 is the most accurate: {top[0][0]:.1f} % of test images right, " in finding
+    assert f"of {top[0][1]}, seed 0 is the most accurate: {top[0][0]:.1f} % of the test images are correct, " in finding
     assert "One seed of a method says little" in finding
     settings = panel_of(page["panels"], "Configuration")["data"]
     assert settings["columns"] == ["", "corsd, seed 0", "baseline, seed 0"]
@@ -124,7 +124,7 @@ def test_an_unfinished_run_has_a_report(corsd: Run, tmp_path: Path) -> None:
     run = load_run(tmp_path / "run")
     page = read_page(write_report([run], tmp_path / "report.html"))
     finding = page["panels"][0]["data"]["paragraphs"][0]
-    assert finding.startswith("0 of 3 epochs are trained: after 2, the deepest exit is right about ")
+    assert finding.startswith("0 of 3 epochs are trained: after 2, the deepest exit classifies ")
     assert panel_of(page["panels"], "What each exit is worth")["data"]["text"] == "Not evaluated yet: corsd, seed 0."
     shutil.rmtree(run.path / "probes")
     page = read_page(write_report([load_run(run.path)], tmp_path / "report.html"))

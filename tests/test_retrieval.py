@@ -158,7 +158,7 @@ SETTINGS = [Episodes(3, 1, 4, 20), Episodes(2, 3, 2, 15, seed=5), Episodes(4, 2,
 def _named_by_loop(labels: Tensor, episodes: Episodes, score: Callable[[int, list[int]], float]) -> tuple[float, float]:
     """Accuracy and half of its interval where `score(query, examples)` is how much a query belongs to a class."""
     accuracies = []
-    for examples, queries in zip(*(rows.tolist() for rows in episodes.draw(labels)), strict=True):
+    for examples, queries in zip(*(rows.tolist() for rows in episodes.sample(labels)), strict=True):
         right = []
         for way, of_class in enumerate(queries):
             for query in of_class:
@@ -206,20 +206,20 @@ def test_a_collapsed_network_names_a_fifth_of_the_queries() -> None:
 @pytest.mark.parametrize("episodes", [*SETTINGS, Episodes()])
 def test_an_episode_repeats_no_image_and_no_class(episodes: Episodes) -> None:
     labels = torch.arange(7).repeat(25)
-    examples, queries = episodes.draw(labels)
+    examples, queries = episodes.sample(labels)
     assert examples.shape == (episodes.count, episodes.ways, episodes.shots)
     assert queries.shape == (episodes.count, episodes.ways, episodes.queries)
     both = torch.cat([examples, queries], dim=2)
     assert torch.equal(labels[both], labels[examples[..., :1]].expand_as(both))
     for episode in both:
         assert len(episode.unique()) == episode.numel() and len(labels[episode[:, 0]].unique()) == episodes.ways
-    again, _ = episodes.draw(labels)
+    again, _ = episodes.sample(labels)
     assert torch.equal(again, examples)
 
 
 def test_every_image_of_a_class_that_is_large_enough_has_the_same_chance() -> None:
     labels = torch.tensor([0] * 6 + [1] * 3 + [2] * 5 + [3] * 4)  # class 1 is too small
-    examples, queries = Episodes(2, 1, 3, 6000).draw(labels)
+    examples, queries = Episodes(2, 1, 3, 6000).sample(labels)
     assert 1 not in labels[examples].unique()
     for class_, size in ((0, 6), (2, 5), (3, 4)):
         drawn = torch.bincount(queries.flatten(), minlength=18)[labels == class_] / (6000 * 2 / 3)
@@ -248,7 +248,7 @@ def test_every_image_of_a_class_that_is_large_enough_has_the_same_chance() -> No
         (lambda: Episodes(shots=0), "shots of episodes is 0; allowed: a whole number of at least 1"),
         (lambda: Episodes(queries=1.5), r"queries of episodes is 1\.5"),  # type: ignore[arg-type]
         (
-            lambda: Episodes().draw(torch.arange(9).repeat(15)),
+            lambda: Episodes().sample(torch.arange(9).repeat(15)),
             "0 classes have 16 images, for 1 shots and 15 queries; 5 ways need as many classes",
         ),
     ],

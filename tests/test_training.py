@@ -223,12 +223,12 @@ def _plain_loop(config: TrainConfig) -> dict[str, Tensor]:
         augmentation=Augmentation(config.augmentation, padding_mode=config.padding_mode, cutout=config.cutout),
         seed=config.seed,
     )
-    steps = len(source.rows(0))
+    steps = len(source.indices(0))
     scheduler = _scheduler(config, optimizer, config.epochs * steps)
     for epoch in range(config.epochs):
         for step, batch in enumerate(source(epoch)):
             batch = batch._replace(progress=(epoch * steps + step) / (config.epochs * steps))
-            batch = batch._replace(draws=method.draw(batch))
+            batch = batch._replace(random=method.sample(batch))
             loss = method(network(method.images(batch)), batch)["total"]
             optimizer.zero_grad()
             loss.backward()
@@ -611,13 +611,13 @@ def test_what_a_method_remembers_of_the_training_is_in_the_checkpoint(tiny: Tiny
 def test_the_last_batch_of_dlb_is_in_the_checkpoint(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """50 images in halves of 8: six batches an epoch. The one after the stop learns from the one before it."""
     whole = _train(tiny("whole", method="dlb"))
-    assert whole.metrics["step"].tolist() == [6, 12] and not any("rows" in name for name in _weights(whole))
+    assert whole.metrics["step"].tolist() == [6, 12] and not any("indices" in name for name in _weights(whole))
     config = tiny("cut", method="dlb")
     _at_step(monkeypatch, 9, lambda: signal.raise_signal(signal.SIGINT))
     run = _train(config)
     monkeypatch.undo()
     tensors, _ = files.read_tensors(run.path / "checkpoint.safetensors")
-    assert tensors["memory.rows"].shape == (16,) and tensors["memory.logits"].shape == (16, 10)
+    assert tensors["memory.indices"].shape == (16,) and tensors["memory.logits"].shape == (16, 10)
     _assert_same_training(whole, _train(replace(config, resume=True)))
 
 
@@ -1145,7 +1145,7 @@ def test_devices_that_are_not_there_are_one_error(tiny: Tiny) -> None:
 
 
 def test_batches_larger_than_the_data_for_all_processes_are_one_error(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(BatchSource, "rows", lambda *_: [])
+    monkeypatch.setattr(BatchSource, "indices", lambda *_: [])
     with pytest.raises(CorsdError, match="batch_size 16 x 1 processes leaves no batch of train"):
         _train(tiny())
 
@@ -1414,7 +1414,7 @@ def test_two_processes_train_one_network_stop_and_resume_together(tmp_path: Path
 
         def watched(self: Trainer, *arguments: Any) -> None:
             run(self, *arguments)
-            rows = {f"rows{epoch}": torch.cat(self.source.rows(epoch)).sort().values for epoch in range(2)}
+            rows = {f"rows{epoch}": torch.cat(self.source.indices(epoch)).sort().values for epoch in range(2)}
             states.append(dict(self.module.named_parameters()) | rows)
 
         monkeypatch.setattr(Trainer, "run", watched)

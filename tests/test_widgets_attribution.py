@@ -176,10 +176,10 @@ def test_each_change_is_told_once_whichever_way_it_came(explorer: AttributionExp
 
 
 def test_the_browser_knows_what_every_exit_gets_wrong(explorer: AttributionExplorer, tiny_run: Run) -> None:
-    sent = explorer._data["guesses"]
-    guesses = np.frombuffer(sent["bytes"], sent["dtype"]).reshape(sent["shape"])
+    sent = explorer._data["predictions"]
+    predictions = np.frombuffer(sent["bytes"], sent["dtype"]).reshape(sent["shape"])
     for k, z in enumerate(tiny_run.probes[2].logits):
-        np.testing.assert_array_equal(guesses[k], z.argmax(1))
+        np.testing.assert_array_equal(predictions[k], z.argmax(1))
 
 
 # --- a pair's relation ---

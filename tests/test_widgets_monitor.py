@@ -73,7 +73,7 @@ def test_monitor_grows_while_a_training_runs(tmp_path: Path, every_epoch: None) 
     assert [points for points, _ in seen] == [1, 2, 3]
     for epoch, (_, matrix) in enumerate(seen, 1):
         np.testing.assert_allclose(matrix, run.probes[epoch].relations[-1].numpy(), atol=0.002)
-    assert monitor._feed["title"].startswith("corsd: epoch 3 of 3, exit 3 is right on ")
+    assert monitor._feed["title"].startswith("corsd: epoch 3 of 3, accuracy on the train images: exit 3 ")
 
 
 def test_an_epoch_is_left_out_where_drawing_would_take_too_long_but_never_the_last(tmp_path: Path) -> None:
@@ -103,8 +103,8 @@ def test_every_column_of_the_metrics_is_a_line(run: Run) -> None:
         np.testing.assert_array_equal(drawn[key].x, [1, 2, 3])
     deepest = run.metrics[f"train_top1.exit{exits}"].iloc[-1]
     title = monitor._feed["title"]
-    assert f"exit {exits} is right on {deepest:.1f} % of the train images" in title
-    assert (", exit 1 on " in title) == (exits > 1)
+    assert f"accuracy on the train images: exit {exits} {deepest:.1f} %" in title
+    assert ("; exit 1 " in title) == (exits > 1)
 
 
 def test_validation_is_dotted_in_its_exits_colour_and_is_what_the_title_tells(tiny_run: Run) -> None:
@@ -115,7 +115,7 @@ def test_validation_is_dotted_in_its_exits_colour_and_is_what_the_title_tells(ti
         validation, accuracy = drawn["validation", name], drawn["accuracy", name]
         np.testing.assert_allclose(validation.y, tiny_run.metrics[f"val_top1.exit{k}"], rtol=1e-6)
         assert validation.line.color == accuracy.line.color and validation.legendgroup == accuracy.legendgroup
-    assert "% of the validation images" in monitor._feed["title"]
+    assert "accuracy on the validation images: exit 3 " in monitor._feed["title"]
 
 
 def test_the_relation_of_any_exit_is_drawn_and_named_with_its_epoch(corsd: Run) -> None:

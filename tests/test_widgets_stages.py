@@ -15,7 +15,7 @@ from explorers import EPOCHS, LONG, large_run, small_run
 
 from corsd_lib import RelationExplorer, Run, load_dataset, load_run
 from corsd_lib.analysis.embedding import stage_embedding
-from corsd_lib.analysis.exits import first_right
+from corsd_lib.analysis.exits import first_correct
 from corsd_lib.errors import CorsdError
 from corsd_lib.files import read_json, read_tensors, write_json, write_tensors
 from corsd_lib.widgets import stage_facts as module
@@ -92,17 +92,17 @@ def test_classes_have_a_colour_and_symbol_each(corsd: Run) -> None:
 def test_colours_of_right_and_of_the_first_exit_that_is_right(corsd: Run) -> None:
     explorer, labels = opened(corsd), corsd.probes.labels
     logits = [z.float() for z in corsd.probes[EPOCHS].logits]
-    explorer.colour = "right"
+    explorer.colour = "correct"
     for k, z in enumerate(logits):
-        assert colours(explorer, k) == ["right" if r else "wrong" for r in (z.argmax(1) == labels).tolist()]
-    explorer.colour = "first_right"
-    names = ["right at no exit", "exit 1 (shallowest) first", "exit 2 first", "exit 3 (deepest) first"]
-    expected = [names[k] for k in first_right(logits, labels).tolist()]
+        assert colours(explorer, k) == ["correct" if r else "wrong" for r in (z.argmax(1) == labels).tolist()]
+    explorer.colour = "first_correct"
+    names = ["correct at no exit", "exit 1 (shallowest) first", "exit 2 first", "exit 3 (deepest) first"]
+    expected = [names[k] for k in first_correct(logits, labels).tolist()]
     assert colours(explorer, 0) == colours(explorer, 2) == expected and len(set(expected)) > 1
 
 
 def test_superclasses_are_offered_where_there_are_some(corsd: Run, tmp_path: Path) -> None:
-    with pytest.raises(CorsdError, match=r"colour 'superclass'.*class, right, first_right"):
+    with pytest.raises(CorsdError, match=r"colour 'superclass'.*class, correct, first_correct"):
         opened(corsd).colour = "superclass"
     explorer = opened(grouped_run(corsd, tmp_path, 40, 20))
     groups = (explorer.embedding.labels // 2).tolist()
@@ -180,7 +180,7 @@ def test_an_image_has_its_predictions_and_its_neighbours_in_the_embedding(run: R
     exits = len(run.probes[EPOCHS].logits)
     for k, (row, z) in enumerate(zip(found["rows"], run.probes[EPOCHS].logits, strict=True)):
         p = z[17].float().softmax(0)
-        assert f"{int(p.argmax())}, {100 * p.max():.0f} % sure" in row["guess"]
+        assert f"{int(p.argmax())}, {100 * p.max():.0f} % sure" in row["prediction"]
         assert row["near"] == neighbours(run, k, 17)
         points = np.stack([picture.data[k].x, picture.data[k].y], 1)
         ring = picture.data[exits + k]
@@ -297,12 +297,12 @@ def test_names_are_escaped_in_the_picture_and_long_ones_short(corsd: Run, tmp_pa
 
 def test_the_page_begins_as_the_explorer_is(corsd: Run) -> None:
     explorer = opened(corsd)
-    explorer.selection, explorer.colour = (1, 2), "right"
+    explorer.selection, explorer.colour = (1, 2), "correct"
     (panel,) = explorer.panels()
     start = panel.data["start"]
     assert panel.kind == "stages" and {name: start[name] for name in ("epoch", "colour", "selection", "image")} == {
         "epoch": EPOCHS,
-        "colour": "right",
+        "colour": "correct",
         "selection": [1, 2],
         "image": explorer.image,
     }

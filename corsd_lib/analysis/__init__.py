@@ -30,7 +30,7 @@ from corsd_lib.analysis.exits import (
     early_exit_curve,
     exit_accuracy,
     exit_agreement,
-    first_right,
+    first_correct,
     overthinking,
 )
 from corsd_lib.analysis.gradients import term_gradients
@@ -73,7 +73,7 @@ __all__ = [
     "early_exit_curve",
     "exit_accuracy",
     "exit_agreement",
-    "first_right",
+    "first_correct",
     "joint_projection",
     "knn_purity",
     "linear_cka",

@@ -34,7 +34,7 @@ __all__ = [
     "exit_accuracy",
     "exit_agreement",
     "exits_left",
-    "first_right",
+    "first_correct",
     "overthinking",
 ]
 
@@ -62,7 +62,7 @@ def exit_agreement(logits: Sequence[Tensor]) -> Tensor:
     return (predictions[:, None] == predictions[None]).double().mean(2)
 
 
-def first_right(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+def first_correct(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
     """Number (N,) of the first exit with a correct prediction for an image, 1 (shallowest) to K; 0 if there is none.
 
     Deeper exits may be wrong about it again, see `overthinking`. Raises `CorsdError` for logits and labels that do not fit.

@@ -168,7 +168,7 @@ class Episodes:
             if type(value) is not int or value < low:
                 raise CorsdError(f"{name} of episodes is {value!r}; allowed: a whole number of at least {low}")
 
-    def draw(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def sample(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Indices of examples (E, W, S) and queries (E, W, Q) of all E episodes. Raises `CorsdError` for too few images."""
         indices = _indices_by_class(labels, self.shots + self.queries)
         if len(indices) < self.ways:
@@ -205,7 +205,7 @@ def embedding_few_shot(
     e, compare = embeddings.double(), SIMILARITIES[similarity]
     if similarity == "cosine":
         e = F.normalize(e, dim=1)
-    examples, queries = (episodes or Episodes()).draw(labels)
+    examples, queries = (episodes or Episodes()).sample(labels)
     blocks = zip(examples.split(32), queries.flatten(1).split(32), strict=True)
     return _accuracy(torch.cat([compare(e[query], e[shots].mean(2)) for shots, query in blocks]))
 
@@ -218,7 +218,7 @@ def few_shot_accuracy(scores: Tensor, labels: Tensor, episodes: Episodes | None 
     """
     if scores.shape != (len(labels), len(labels)):
         raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels; allowed: (N, N)")
-    examples, queries = (episodes or Episodes()).draw(labels)
+    examples, queries = (episodes or Episodes()).sample(labels)
     of_pairs = scores[queries.flatten(1)[:, :, None, None], examples[:, None]]  # (E, W·Q, W, S)
     return _accuracy(of_pairs.double().mean(3))
 

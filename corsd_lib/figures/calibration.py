@@ -54,7 +54,7 @@ def _shares(table: pd.DataFrame) -> Any:
 
 def _add_panel(figure: go.Figure, column: int, table: pd.DataFrame, dark: bool) -> None:
     hover = "confidence %{customdata[0]:.0f} to %{customdata[1]:.0f} %, %{customdata[2]} images<br>"
-    hover += "mean confidence %{customdata[3]:.1f} %, right %{customdata[4]:.1f} %<extra></extra>"
+    hover += "mean confidence %{customdata[3]:.1f} %, accuracy %{customdata[4]:.1f} %<extra></extra>"
     columns = [table[name].to_numpy() for name in ("low", "high", "images", "confidence", "accuracy")]
     low, high, _, confidence, accuracy = columns
     shared = {"x": (low + high) / 2, "width": high - low, "customdata": np.column_stack(columns), "hovertemplate": hover}
@@ -62,7 +62,7 @@ def _add_panel(figure: go.Figure, column: int, table: pd.DataFrame, dark: bool) 
     hatched = {"color": "rgba(0,0,0,0)", "line": {"width": 1.2, "color": PALETTE[1]}}
     pattern = {"shape": "/", "fgcolor": PALETTE[1], "size": 5, "solidity": 0.35}
     first, upper = column == 1, {"row": 1, "col": column}
-    figure.add_bar(y=accuracy, name="right", marker={"color": PALETTE[0], "line": edge}, showlegend=first, **shared, **upper)
+    figure.add_bar(y=accuracy, name="accuracy", marker={"color": PALETTE[0], "line": edge}, showlegend=first, **shared, **upper)
     gap = {
         "base": np.minimum(accuracy, confidence),
         "y": np.abs(accuracy - confidence),
@@ -82,7 +82,7 @@ def _finish(figure: go.Figure, most: float, dark: bool) -> None:
     figure.update_xaxes(title="confidence (%)", row=2)
     figure.update_yaxes(range=[0, 101], row=1)
     figure.update_yaxes(range=[0, 1.05 * float(most)], row=2)
-    figure.update_yaxes(title="images right (%)", row=1, col=1)
+    figure.update_yaxes(title="accuracy (%)", row=1, col=1)
     figure.update_yaxes(title="images (%)", row=2, col=1)
     figure.update_annotations(font_size=13, yshift=4)
 

@@ -63,7 +63,7 @@ def _add_curves(figure: go.Figure, row: int, metrics: pd.DataFrame, run: str) ->
                 col=panel + 1,
             )
         _place_legend(figure, legend, row + 1, panel + 1)
-    figure.update_yaxes(title="images right (%)", range=[0, 101], row=row + 1, col=1)
+    figure.update_yaxes(title="accuracy (%)", range=[0, 101], row=row + 1, col=1)
     figure.update_yaxes(title="unweighted value", type="log", nticks=8, tickformat="~g", row=row + 1, col=2)
 
 

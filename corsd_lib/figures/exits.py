@@ -21,7 +21,7 @@ def exit_accuracy_bars(
     title: str = "",
     *,
     error: Mapping[str, Sequence[float]] | None = None,
-    ylabel: str = "test images right (%)",
+    ylabel: str = "test accuracy (%)",
     dark: bool = False,
 ) -> go.Figure:
     """Accuracy (%) of every exit, shallow -> deep: a group of bars for each exit, a colour for each run; bars start at 0.
@@ -127,7 +127,7 @@ def _said(name: str, row: Row, cost: _Cost) -> str:
     prefix = "share.exit"
     shares = [f"exit {key.removeprefix(prefix)} {100 * value:.0f} %" for key, value in row.items() if key.startswith(prefix)]
     head = f"{html.escape(name, quote=False)}, threshold" if name else "threshold"
-    worth = f"{row['accuracy']:.2f} % right, {cost.said(row['macs'])}"
+    worth = f"{row['accuracy']:.2f} % correct, {cost.said(row['macs'])}"
     return f"{head} {row['threshold']:.3g}<br>{worth}<br>leave: {', '.join(shares)}"
 
 
@@ -158,7 +158,7 @@ def _plain_network(rows: Mapping[str, Sequence[Row]]) -> go.Scatter:
         mode="markers",
         name="deepest exit alone, plain network",
         marker={"symbol": "circle-open", "size": 12, "color": GREY, "line": {"width": 2}},
-        hovertemplate="deepest exit alone<br>%{y:.2f} % right, 100 % of its MACs<extra></extra>",
+        hovertemplate="deepest exit alone<br>%{y:.2f} % correct, 100 % of its MACs<extra></extra>",
     )
 
 
@@ -166,7 +166,7 @@ def _finish_early(figure: go.Figure, cost: _Cost, legend: bool, dark: bool) -> N
     corner = {"x": 0.99, "xanchor": "right", "y": 0.02, "yanchor": "bottom", "bgcolor": "rgba(0,0,0,0)"}
     figure.update_layout(template=template(dark), width=720, height=440, showlegend=legend, legend=corner)
     figure.update_xaxes(title=f"mean cost of an image ({cost.unit})")
-    figure.update_yaxes(title="images right (%)")
+    figure.update_yaxes(title="accuracy (%)")
 
 
 def _chosen_finding(marked: Mapping[str, Row], cost: _Cost) -> str:

@@ -22,7 +22,7 @@ MEASURES: dict[str, tuple[str, str, bool]] = {
     "total": ("variance", "embedding units squared", True),
     "between_share": ("variance the class explains", "share, 0 to 1", False),
     "silhouette": ("silhouette", "-1 to 1", False),
-    "nearest_mean_top1": ("nearest class mean is right", "% of images", False),
+    "nearest_mean_top1": ("nearest class mean is correct", "% of images", False),
     "nc1": ("variance collapse NC1", "0 = collapsed, log", True),
     "mean_cosine": ("cosine between class means", "mean, -1 to 1", False),
     "cosine_deviation": ("spread of these cosines", "standard deviation", False),

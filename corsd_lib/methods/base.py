@@ -64,14 +64,14 @@ class Method(nn.Module):
     - `exits`: "all" or "deepest", the stages on which the network gets exits;
     - `sampling` and `samples_per_class`: of the batches, unless the configuration sets them;
     - `detach_exits`: whether gradients of the shallow exits stop before the backbone;
-    - `graphs`: False if `images` or `terms` read more of a batch than images, labels and draws, or wait for the device, so that
-      they cannot be recorded as a CUDA graph;
+    - `graphs`: False if `images` or `terms` read more of a batch than images, labels and random tensors, or wait for the
+      device, so that they cannot be recorded as a CUDA graph;
     - `taught_by_deepest`: the terms in which the deepest exit or stage teaches the others. They must give it no gradient.
 
     `check_method` checks that a class does what it declares.
 
-    A training step calls `draw`, `images`, the network, and then the method, in this order. Evaluation and probes call none of
-    these; the network gets the original images.
+    A training step calls `sample`, `images`, the network, and then the method, in this order. Evaluation and probes call none
+    of these; the network gets the original images.
 
     Buffers belong to the weights and must keep their shape. Values that only the training needs, such as past predictions, are
     buffers with `persistent=False`: they are stored in checkpoints, may change their shape, and are restored by a resume.
@@ -94,7 +94,7 @@ class Method(nn.Module):
         """Create the modules that this method trains beside `network`. Returns the method."""
         return self
 
-    def draw(self, batch: Batch) -> dict[str, Tensor]:
+    def sample(self, batch: Batch) -> dict[str, Tensor]:
         """The random numbers of this method for a batch, and values derived from its labels: tensors on the device of the
         labels.
 
@@ -106,7 +106,7 @@ class Method(nn.Module):
     def images(self, batch: Batch) -> Tensor:
         """The input of the network in a training step, normalised (B, C, H, W): `batch.images`, or a new tensor.
 
-        It may depend on images, labels and `batch.draws` only, with the same operations for all batches of a shape. The
+        It may depend on images, labels and `batch.random` only, with the same operations for all batches of a shape. The
         training accuracy is measured on these images.
         """
         return batch.images

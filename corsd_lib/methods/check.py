@@ -30,7 +30,7 @@ LABELS = {  # also valid as triplet batches: a third each of anchors, same class
     "three images of one class": [1, 1, 1],
     "three images of three classes": [0, 1, 2],
 }
-READ_IN_A_GRAPH = ("images", "labels", "sampling", "draws")  # fields of a batch; `sampling` does not change during a training
+READ_IN_A_GRAPH = ("images", "labels", "sampling", "random")  # fields of a batch; `sampling` does not change during a training
 Parts = dict[str, Tensor]
 
 
@@ -38,11 +38,11 @@ def check_method(kind: type[Method], **options: Any) -> None:
     """Raise `CorsdError` for the first rule that the class `kind` breaks; takes seconds on a CPU.
 
     `options` override its defaults. The rules: the class declares a unique name and valid attributes; `attach` does not change
-    the network; `images` returns new images of the same shape, the same for the same draws; every term is a scalar with a
-    weight of its name; terms in `taught_by_deepest` give the deepest exit no gradient, and buffers have none; random numbers
-    come from the generator of the batch, and the batch is not changed; loss and gradients are finite for one image and for one
-    class; a training that is resumed from a checkpoint gives the same results; with `graphs` `images` and `terms` can be
-    recorded as a CUDA graph. The random state of the caller is restored. The message says how to fix the class.
+    the network; `images` returns new images of the same shape, the same for the same random tensors; every term is a scalar
+    with a weight of its name; terms in `taught_by_deepest` give the deepest exit no gradient, and buffers have none; random
+    numbers come from the generator of the batch, and the batch is not changed; loss and gradients are finite for one image
+    and for one class; a training that is resumed from a checkpoint gives the same results; with `graphs` `images` and `terms`
+    can be recorded as a CUDA graph. The random state of the caller is restored. The message says how to fix the class.
     """
     _check_declaration(kind)
     make_options(kind.name, kind.Options, options)
@@ -112,7 +112,7 @@ class _Case(NamedTuple):
         return self.network(self.method.images(drawn), detach_exits=self.method.detach_exits)
 
     def drawn(self, batch: Batch) -> Batch:
-        return batch._replace(draws=self.method.draw(batch))
+        return batch._replace(random=self.method.sample(batch))
 
     def parameters(self) -> dict[str, nn.Parameter]:
         parts = {"network": self.network, "method": self.method}
@@ -237,7 +237,9 @@ def _check_images(case: _Case) -> None:
             given, wanted = (_described(images) for images in (first, batch.images))
             _require(given == wanted, f"images returned {given}: return {wanted}")
             _require(bool(first.isfinite().all()), "images returned values that are not finite")
-            _require(torch.equal(first, again), "images differ for the same batch: draw in draw(batch), and read batch.draws")
+            _require(
+                torch.equal(first, again), "images differ for the same batch: sample in sample(batch), and read batch.random"
+            )
 
 
 def _described(images: object) -> str:
@@ -312,7 +314,7 @@ def _check_side_effects(case: _Case) -> None:
         case.method(out, drawn)
         _require(
             not step or _random_states() == states,  # what the first step creates is tested by the rule on resuming
-            "it draws from the random numbers of torch, numpy or Python: draw them in draw, from batch.generator, which is the "
+            "it uses the random numbers of torch, numpy or Python: sample them in sample, from batch.generator, which is the "
             "same in a resumed training",
         )
         changed = [name for name, value in _values(batch, out).items() if not torch.equal(value, before[name])]
@@ -321,7 +323,7 @@ def _check_side_effects(case: _Case) -> None:
 
 def _values(batch: Batch, out: ExitOutputs) -> Parts:
     """Copies of the tensors of a batch and of the outputs of the network, by name."""
-    of_batch = {f"batch.{name}": getattr(batch, name) for name in ("images", "labels", "rows")}
+    of_batch = {f"batch.{name}": getattr(batch, name) for name in ("images", "labels", "indices")}
     of_out = {f"out.{name}[{k}]": t for name, tensors in out._asdict().items() for k, t in enumerate(tensors)}
     return {name: value.detach().clone() for name, value in {**of_batch, **of_out}.items()}
 
@@ -437,8 +439,8 @@ def _check_graph(case: _Case) -> None:
     for step in range(2):
         method, batch = case.method, case.drawn(_mixed(case.method, step))
         _require(
-            isinstance(batch.draws, dict) and all(isinstance(v, Tensor) for v in batch.draws.values()),
-            f"draw returned {shortened(batch.draws)}: return tensors by name",
+            isinstance(batch.random, dict) and all(isinstance(v, Tensor) for v in batch.random.values()),
+            f"sample returned {shortened(batch.random)}: return tensors by name",
         )
         before = dict(method.named_buffers())
         places = {name: buffer.data_ptr() for name, buffer in before.items()}
@@ -458,7 +460,7 @@ def _watched(batch: Batch, by: str = "terms") -> Batch:
 
     def refuse(name: str) -> property:
         def read(self: Batch) -> Any:
-            raise CorsdError(f"{by} reads batch.{name}, which a graph keeps as it was recorded: read it in draw, {_ELSE}")
+            raise CorsdError(f"{by} reads batch.{name}, which a graph keeps as it was recorded: read it in sample, {_ELSE}")
 
         return property(read)
 
@@ -474,8 +476,8 @@ def _check_without_values(method: Method, out: ExitOutputs, batch: Batch) -> Non
     mode = FakeTensorMode()
     state: Parts = {k: mode.from_tensor(v) for k, v in (*method.named_parameters(), *method.named_buffers())}
     fake_out = ExitOutputs(*([mode.from_tensor(t.detach()).requires_grad_() for t in given] for given in out))
-    draws = {k: mode.from_tensor(v) for k, v in (batch.draws or {}).items()}
-    copied = batch._replace(images=mode.from_tensor(batch.images), labels=mode.from_tensor(batch.labels), draws=draws)
+    random = {k: mode.from_tensor(v) for k, v in (batch.random or {}).items()}
+    copied = batch._replace(images=mode.from_tensor(batch.images), labels=mode.from_tensor(batch.labels), random=random)
     with mode:
         torch.func.functional_call(_Recorded(method), {f"method.{k}": v for k, v in state.items()}, (fake_out, copied))
 

@@ -200,11 +200,11 @@ class Corsd(Method):
         if not self.relations:
             raise CorsdError(f"method {self.name!r} has no relation networks yet: call attach(network) first")
         o, labels = self.options, batch.labels
-        draws = batch.draws or self.draw(batch)
-        pairs = StructuredPairs(draws["intra"], draws["inter"])
+        random = batch.random or self.sample(batch)
+        pairs = StructuredPairs(random["intra"], random["inter"])
         rest = {
-            "logit_relation": lambda: self.logit_relation(out.logits[-1], labels, draws["other"], o.margin),
-            "relation_kd": lambda: self._relation_kd(out, labels, relations[-1:], draws),
+            "logit_relation": lambda: self.logit_relation(out.logits[-1], labels, random["other"], o.margin),
+            "relation_kd": lambda: self._relation_kd(out, labels, relations[-1:], random),
         }
         relations: list[RelationOutput] = []
         trained = o.relation_kd and o.affinity == "trained"
@@ -226,13 +226,13 @@ class Corsd(Method):
         }
         return self.computed({**parts, **rest})
 
-    def draw(self, batch: Batch) -> dict[str, Tensor]:
+    def sample(self, batch: Batch) -> dict[str, Tensor]:
         """The structured pairs of a batch, "intra" (2, P) and "inter" (2, Q), and for each image an "other" class (B,)."""
         intra, inter = self._pairs(batch)
-        draws = {"intra": intra, "inter": inter, "other": self.logit_relation.draw(batch.labels, batch.generator)}
+        random = {"intra": intra, "inter": inter, "other": self.logit_relation.sample(batch.labels, batch.generator)}
         if self.options.relation_warmup:  # a tensor, because a recorded graph would repeat a number
-            draws["warmup"] = torch.tensor(min(1.0, batch.progress / self.options.relation_warmup)).to(batch.labels.device)
-        return draws
+            random["warmup"] = torch.tensor(min(1.0, batch.progress / self.options.relation_warmup)).to(batch.labels.device)
+        return random
 
     def _pairs(self, batch: Batch) -> StructuredPairs:
         if self.options.relation != "trained":  # there is no auxiliary classifier, and no pairs are needed
@@ -242,7 +242,7 @@ class Corsd(Method):
         return sample_pairs(batch.labels, batch.generator, self.options.pair_limit)
 
     def _relation_kd(
-        self, out: ExitOutputs, labels: Tensor, deepest: list[RelationOutput], draws: Mapping[str, Tensor]
+        self, out: ExitOutputs, labels: Tensor, deepest: list[RelationOutput], random: Mapping[str, Tensor]
     ) -> Tensor:
         """Every exit learns from its own predictions for the batch, mixed with the relation of the deepest stage as weights."""
         o = self.options
@@ -253,7 +253,7 @@ class Corsd(Method):
                 (logits.detach().float() / o.class_temperature).softmax(1), affinity, o.relation_share
             )
             terms.append(losses.target_divergence(target, logits, o.class_temperature))
-        return sum_of(terms) * draws.get("warmup", 1.0)
+        return sum_of(terms) * random.get("warmup", 1.0)
 
     def _affinity(self, embeddings: Tensor, labels: Tensor, deepest: list[RelationOutput]) -> Tensor:
         """Weights (B, B) of the predictions in the targets; rows sum to 1."""
@@ -303,7 +303,7 @@ class LogitRelation(nn.Module):
         self.register_buffer("class_mean", torch.zeros(num_classes, num_classes))
         self.register_buffer("seen", torch.zeros(num_classes))  # total weight of each mean; 0 before the first image
 
-    def draw(self, labels: Tensor, generator: torch.Generator | None) -> Tensor:
+    def sample(self, labels: Tensor, generator: torch.Generator | None) -> Tensor:
         """A random other class (B,) for each of `labels` (B,), uniform; the own class if there is only one."""
         classes = len(self.seen)
         shift = torch.randint(1, max(2, classes), labels.shape, generator=generator).to(labels.device)
@@ -312,7 +312,7 @@ class LogitRelation(nn.Module):
     def forward(self, logits: Tensor, labels: Tensor, other: Tensor, margin: float) -> Tensor:
         """Logits (B, C), labels (B,) -> mean max(0, m - r(z, own mean) + r(z, mean of class `other`)), a scalar.
 
-        `other` (B,): from `draw`. Images are left out if a mean is not yet known, or if both classes are the same.
+        `other` (B,): from `sample`. Images are left out if a mean is not yet known, or if both classes are the same.
         """
         loss = self._margin(logits, labels, other, margin)
         if self.training:

@@ -62,7 +62,7 @@ class Dlb(Method):
     """The plain network; half of each batch is in the last batch too, whose predictions are targets. DLB, arXiv 2203.16172.
 
     Each image is used twice in an epoch, in two crops, as in the authors' code; both count as images, so in a study with equal
-    images this method has half of the epochs. `rows` (M,), the indices, and `logits` (M, C) are those of the last batch of all
+    images this method has half of the epochs. `indices` (M,) and `logits` (M, C) are those of the last batch of all
     processes. They are stored in checkpoints, not with the weights. With another sampling hardly any image is repeated.
     """
 
@@ -72,16 +72,16 @@ class Dlb(Method):
     sampling = "overlapping"
     graphs = False
     options: DlbOptions
-    rows: Tensor
+    indices: Tensor
     logits: Tensor
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.register_buffer("rows", torch.zeros(0, dtype=torch.long), persistent=False)
+        self.register_buffer("indices", torch.zeros(0, dtype=torch.long), persistent=False)
         self.register_buffer("logits", torch.zeros(0, 0), persistent=False)
 
     def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        logits, indices = out.logits[-1], batch.rows.to(out.logits[-1].device)
+        logits, indices = out.logits[-1], batch.indices.to(out.logits[-1].device)
         parts = {
             "task": lambda: self._cross_entropy(logits, batch.labels),
             "last_kd": lambda: self._from_last(logits, indices),
@@ -93,9 +93,9 @@ class Dlb(Method):
 
     def _from_last(self, logits: Tensor, indices: Tensor) -> Tensor:
         """KL divergence for the images that were in the last batch too; 0 if there are none."""
-        if not len(self.rows):
+        if not len(self.indices):
             return logits.sum() * 0.0
-        same = indices[:, None] == self.rows[None, :]  # (B, M)
+        same = indices[:, None] == self.indices[None, :]  # (B, M)
         again = same.any(1)
         last = self.logits[same.int().argmax(1)]
         return losses.distillation(last[again], logits[again], self.options.temperature)
@@ -103,5 +103,5 @@ class Dlb(Method):
     def _remember(self, indices: Tensor, logits: Tensor) -> None:
         exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
         seen = of_all_processes(indices, exact)
-        self.rows = torch.cat([where.to(indices) for where, _ in seen])
+        self.indices = torch.cat([where.to(indices) for where, _ in seen])
         self.logits = torch.cat([what.to(exact) for _, what in seen])

@@ -50,7 +50,7 @@ class Mixup(Method):
     exits = "deepest"
     options: MixupOptions
 
-    def draw(self, batch: Batch) -> dict[str, Tensor]:
+    def sample(self, batch: Batch) -> dict[str, Tensor]:
         """The index of each second image, "partner" (B,), and the "share" () of the first one, in [0, 1]."""
         share = torch.tensor(self._share(batch.generator), device=batch.labels.device)
         return {"partner": self._partner(batch), "share": share}
@@ -65,8 +65,8 @@ class Mixup(Method):
         return np.random.default_rng(seed).beta(self.options.alpha, self.options.alpha) if mixed else 1.0
 
     def images(self, batch: Batch) -> Tensor:
-        draws = drawn(self, batch)
-        share, second = draws["share"], batch.images.index_select(0, draws["partner"])
+        random = random_of(self, batch)
+        share, second = random["share"], batch.images.index_select(0, random["partner"])
         return share * batch.images + (1 - share) * second
 
     def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
@@ -74,9 +74,9 @@ class Mixup(Method):
 
     def _mixed_cross_entropy(self, logits: Tensor, batch: Batch) -> Tensor:
         """Cross-entropy with the labels of both images, weighted by their shares."""
-        draws = drawn(self, batch)
-        second = batch.labels.index_select(0, draws["partner"])
-        return losses.two_label_cross_entropy(logits, batch.labels, second, draws["share"], self.options.label_smoothing)
+        random = random_of(self, batch)
+        second = batch.labels.index_select(0, random["partner"])
+        return losses.two_label_cross_entropy(logits, batch.labels, second, random["share"], self.options.label_smoothing)
 
 
 class Cutmix(Mixup):
@@ -88,7 +88,7 @@ class Cutmix(Mixup):
 
     name = "cutmix"
 
-    def draw(self, batch: Batch) -> dict[str, Tensor]:
+    def sample(self, batch: Batch) -> dict[str, Tensor]:
         """As `Mixup`, and "box" (H, W), True inside the rectangle; "share" is the area of the first image that remains."""
         area, centre = 1 - self._share(batch.generator), torch.rand(2, generator=batch.generator).tolist()
         box = rectangle(batch.images.shape[-2:], area, centre)
@@ -96,9 +96,9 @@ class Cutmix(Mixup):
         return {"partner": self._partner(batch), **{k: v.to(batch.labels.device) for k, v in on_device.items()}}
 
     def images(self, batch: Batch) -> Tensor:
-        draws = drawn(self, batch)
-        second = batch.images.index_select(0, draws["partner"])
-        return torch.where(~draws["box"], batch.images, second)  # this order keeps the memory format of the batch
+        random = random_of(self, batch)
+        second = batch.images.index_select(0, random["partner"])
+        return torch.where(~random["box"], batch.images, second)  # this order keeps the memory format of the batch
 
 
 def rectangle(sides: torch.Size, area: float, centre: list[float]) -> Tensor:
@@ -170,7 +170,7 @@ class Ips(Method):
     samples_per_class = 2
     options: IpsOptions
 
-    def draw(self, batch: Batch) -> dict[str, Tensor]:
+    def sample(self, batch: Batch) -> dict[str, Tensor]:
         """The "partner" (B,) of each image (itself if it has none), and the patches to "swap" (B, 1, h, w)."""
         o, count, sides, device = self.options, len(batch.labels), batch.images.shape[-2:], batch.labels.device
         if o.patch >= max(sides):
@@ -182,13 +182,13 @@ class Ips(Method):
         return {"partner": partner, "swap": (patches & pairs).to(device).index_select(0, first)}
 
     def images(self, batch: Batch) -> Tensor:
-        draws, (height, width) = drawn(self, batch), batch.images.shape[-2:]
-        swap = draws["swap"].repeat_interleave(self.options.patch, 2).repeat_interleave(self.options.patch, 3)
-        other = batch.images.index_select(0, draws["partner"])
+        random, (height, width) = random_of(self, batch), batch.images.shape[-2:]
+        swap = random["swap"].repeat_interleave(self.options.patch, 2).repeat_interleave(self.options.patch, 3)
+        other = batch.images.index_select(0, random["partner"])
         return torch.where(~swap[..., :height, :width], batch.images, other)  # this order as in `Cutmix`
 
     def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        logits, partner, o = out.logits[-1], drawn(self, batch)["partner"], self.options
+        logits, partner, o = out.logits[-1], random_of(self, batch)["partner"], self.options
         parts = {
             "task": lambda: self._cross_entropy(logits, batch.labels),
             "swap_kd": lambda: losses.partner_distillation(logits, partner, self._learns(logits, batch), o.temperature),
@@ -197,7 +197,7 @@ class Ips(Method):
 
     def _learns(self, logits: Tensor, batch: Batch) -> Tensor:
         """Mask (B,) of the images that learn from their partner."""
-        partner = drawn(self, batch)["partner"]
+        partner = random_of(self, batch)["partner"]
         paired = partner != torch.arange(len(partner), device=partner.device)
         if self.options.direction == "symmetric":
             return paired
@@ -219,8 +219,8 @@ def class_partners(labels: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.empty_like(order).scatter_(0, order, torch.where(labels[other] == by_class, other, order))
 
 
-def drawn(method: Method, batch: Batch) -> Mapping[str, Tensor]:
-    """The draws of `batch`. Raises `CorsdError` without them: new ones would not match the images."""
-    if batch.draws is None:
-        raise CorsdError(f"method {method.name!r}: batch.draws is None; allowed: what its draw(batch) returned")
-    return batch.draws
+def random_of(method: Method, batch: Batch) -> Mapping[str, Tensor]:
+    """The random tensors of `batch`. Raises `CorsdError` without them: new ones would not match the images."""
+    if batch.random is None:
+        raise CorsdError(f"method {method.name!r}: batch.random is None; allowed: what its sample(batch) returned")
+    return batch.random

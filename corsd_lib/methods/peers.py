@@ -114,36 +114,36 @@ class PsKd(Method):
         self.register_buffer("past", torch.zeros(0, 0, dtype=torch.float16), persistent=False)
 
     def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        logits, rows = out.logits[-1], batch.rows.to(out.logits[-1].device)
-        past = self._grown(int(batch.rows.max()) + 1, logits)[rows].float()
+        logits, indices = out.logits[-1], batch.indices.to(out.logits[-1].device)
+        past = self._grown(int(batch.indices.max()) + 1, logits)[indices].float()
         share = self.options.last_share * batch.progress * (past.sum(1) > 0)  # (B,)
         task = losses.mixed_cross_entropy(logits, batch.labels, past, share, self.options.label_smoothing)
         if self.training:
-            self._remember(rows, logits.detach().float().softmax(1))
+            self._remember(indices, logits.detach().float().softmax(1))
         return {"task": task}
 
-    def _grown(self, rows: int, logits: Tensor) -> Tensor:
-        """`past` with at least `rows` rows: how many images there are is known when they have been seen."""
-        if rows > len(self.past):
-            grown = logits.new_zeros(rows, logits.shape[1], dtype=torch.float16)
+    def _grown(self, images: int, logits: Tensor) -> Tensor:
+        """`past` with at least `images` rows: how many images there are is known when they have been seen."""
+        if images > len(self.past):
+            grown = logits.new_zeros(images, logits.shape[1], dtype=torch.float16)
             grown[: len(self.past)] = self.past.view(-1, logits.shape[1])  # not cat: autocast to bfloat16 refuses float16
             self.past = grown
         return self.past
 
-    def _remember(self, rows: Tensor, predictions: Tensor) -> None:
+    def _remember(self, indices: Tensor, predictions: Tensor) -> None:
         """In several processes each remembers what all of them saw: an image may come to another one next time."""
-        for where, what in of_all_processes(rows, predictions):
+        for where, what in of_all_processes(indices, predictions):
             past = self._grown(int(where.max()) + 1, predictions)
             where, what = where.to(past.device), what.to(past)
             past[where] = what.index_select(0, _last_occurrence(where))
 
 
-def of_all_processes(rows: Tensor, predictions: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """`rows` (B,) and `predictions` (B, C) of each process, those of others on the CPU."""
-    seen = [(rows, predictions)]
+def of_all_processes(indices: Tensor, predictions: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """`indices` (B,) and `predictions` (B, C) of each process, those of others on the CPU."""
+    seen = [(indices, predictions)]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        seen = [(rows, predictions)] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(seen, (rows.cpu(), predictions.cpu()))
+        seen = [(indices, predictions)] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(seen, (indices.cpu(), predictions.cpu()))
     return seen
 
 

@@ -107,7 +107,7 @@ def _findings(named: Named) -> list[str]:
         return [f"{name}: {_finding(run)}" for name, run in named.items()]
     (best, top), (second, next_top), *_ = sorted(tested.items(), key=lambda item: -item[1])
     ahead = f"{top - next_top:.1f} points more than {second}" if top - next_top >= 0.05 else f"level with {second}"
-    finding = f"The deepest exit of {best} is the most accurate: {top:.1f} % of test images right, {ahead}."
+    finding = f"The deepest exit of {best} is the most accurate: {top:.1f} % of the test images are correct, {ahead}."
     if len({run.config.method for run in named.values()}) == len(named):
         finding += " One seed of a method says little: differences of a point or so may be chance."
     return [finding]
@@ -117,7 +117,7 @@ def _finding(run: Run) -> str:
     if run.test:
         exits = run.test["exits"]
         first, last = exits[0], exits[-1]
-        whole = f"is right about {last['top1']:.1f} % of the {run.test['images']:,} {run.test['split']} images"
+        whole = f"classifies {last['top1']:.1f} % of the {run.test['images']:,} {run.test['split']} images correctly"
         if len(exits) == 1:
             return f"The network {whole}."
         cost = 100 * first["macs"] / last["macs"]
@@ -127,7 +127,7 @@ def _finding(run: Run) -> str:
         return f"{done}; nothing is measured yet."
     last = _last(run)
     top1 = exit_accuracy([z.float() for z in last.logits], run.probes.labels)[-1]
-    return f"{done}: after {last.epoch}, the deepest exit is right about {top1:.1f} % of {_probe_images(run)}."
+    return f"{done}: after {last.epoch}, the deepest exit classifies {top1:.1f} % of {_probe_images(run)} correctly."
 
 
 def _last(run: Run) -> Snapshot:
@@ -309,7 +309,7 @@ def _quality_text(run: Run, kind: str) -> str:
 
 def _from_to(shallow: float, deep: float) -> str:
     ends = f"{shallow:.2f} at exit 1, {deep:.2f} at the deepest"
-    return f"Of same-class and other pairs in the end {ends} stand in the right order"
+    return f"Of same-class and other pairs in the end {ends} are in the correct order"
 
 
 def _structure(named: Named, say: Say) -> list[Panel]:

@@ -38,7 +38,7 @@ class GraphedForwardBackward:
     One graph is recorded for each shape of a batch. The first `eager` batches of a shape run without a graph, so that libraries
     can initialise; the next one is recorded. At most `most` graphs are recorded, because each holds its own memory; batches of
     other shapes run without one. The next batch of the same shape overwrites the results. `forward_backward` may read only
-    images, labels and draws of the batch and must not wait for the GPU (see `Method.graphs`).
+    images, labels and random tensors of the batch and must not wait for the GPU (see `Method.graphs`).
     """
 
     def __init__(
@@ -73,8 +73,8 @@ class GraphedForwardBackward:
 
     def _record(self, batch: Batch) -> _Recorded:
         inputs = [tensor.clone() for tensor in _inputs(batch)]
-        images, labels, *draws = inputs
-        static = batch._replace(images=images, labels=labels, draws=dict(zip(batch.draws or (), draws, strict=True)))
+        images, labels, *random = inputs
+        static = batch._replace(images=images, labels=labels, random=dict(zip(batch.random or (), random, strict=True)))
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             results = self.forward_backward(static)
@@ -90,4 +90,4 @@ class GraphedForwardBackward:
 
 
 def _inputs(batch: Batch) -> list[Tensor]:
-    return [batch.images, batch.labels, *(batch.draws or {}).values()]
+    return [batch.images, batch.labels, *(batch.random or {}).values()]

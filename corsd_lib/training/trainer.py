@@ -100,7 +100,7 @@ class Trainer:
             self.network.compile()
         self.module, self.optimizer = fabric.setup(step, optimizer)
         self.source = training_batches(config, data, device=fabric.device, rank=fabric.global_rank, world=fabric.world_size)
-        self.steps_per_epoch = len(self.source.rows(0))
+        self.steps_per_epoch = len(self.source.indices(0))
         if not self.steps_per_epoch:
             raise CorsdError(f"batch_size {config.batch_size} x {fabric.world_size} processes leaves no batch of train")
         self.forward_backward = self._graphed() if config.cuda_graphs else self._forward_backward
@@ -180,7 +180,7 @@ class Trainer:
             group["lr"] = learning_rate(self._done(), c.epochs * self.steps_per_epoch, c)
         if c.channels_last:
             batch = batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
-        parts, logits = self.forward_backward(batch._replace(draws=self.method.draw(batch)))
+        parts, logits = self.forward_backward(batch._replace(random=self.method.sample(batch)))
         if self._any_rank(not math.isfinite(parts["total"].item()))[0]:
             values = ", ".join(f"{name} {value.item():g}" for name, value in parts.items())
             raise self._diverged(self.step + 1, f"the loss is not finite ({values})")

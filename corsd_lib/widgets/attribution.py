@@ -92,7 +92,7 @@ class AttributionExplorer(Explorer):
             "names": self._short,
             "whole_names": {str(c): name for c, name in enumerate(self._classes) if name != self._short[c]},
             "labels": self._probes.labels.numpy().astype(np.uint16),
-            "guesses": torch.stack([z.float().argmax(1) for z in newest.logits]).numpy().astype(np.uint16),
+            "predictions": torch.stack([z.float().argmax(1) for z in newest.logits]).numpy().astype(np.uint16),
             "exits": self._exits,
             "targets": [OWN, LABEL],
             "methods": [[key, name] for key, name in METHODS.items()],

@@ -177,17 +177,17 @@ class ExitExplorer(Explorer):
 
     def _leavers(self, name: str, places: Tensor, logits: Tensor, labels: Tensor, split: str) -> dict[str, Any]:
         names = self.run.data.class_names
-        confidence, guess = F.softmax(logits[places].double(), dim=1).max(1)
+        confidence, prediction = F.softmax(logits[places].double(), dim=1).max(1)
         order = confidence.argsort(descending=True, stable=True)
         some = order[torch.linspace(0, len(order) - 1, min(STRIP, len(order))).long()] if len(order) else order
         pngs = self._thumbnails.of(places[some].tolist(), split)
         images = []
-        for place, sure, g in zip(places[some].tolist(), confidence[some].tolist(), guess[some].tolist(), strict=True):
+        for place, sure, g in zip(places[some].tolist(), confidence[some].tolist(), prediction[some].tolist(), strict=True):
             label = int(labels[place])
             told = f"✓ {100 * sure:.0f} % sure" if g == label else f"✗ as {short_name(names[g])}, {100 * sure:.0f} %"
-            images.append({"png": pngs.get(place), "lines": [short_name(names[label]), told], "right": g == label})
+            images.append({"png": pngs.get(place), "lines": [short_name(names[label]), told], "correct": g == label})
         frequent = Counter(labels[places].tolist()).most_common(4)
-        correct = 100.0 * (guess == labels[places]).double().mean().item() if len(places) else None
+        correct = 100.0 * (prediction == labels[places]).double().mean().item() if len(places) else None
         classes = ", ".join(f"{short_name(names[c])} {n}" for c, n in frequent)
         return {"name": name, "count": len(places), "correct": correct, "classes": classes, "images": images if pngs else []}
 

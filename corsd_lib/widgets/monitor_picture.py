@@ -58,7 +58,7 @@ def empty_picture() -> go.Figure:
     )
     figure.update_annotations(font_size=13, yshift=4)
     figure.update_xaxes(title="epoch", rangemode="tozero", col=1)
-    figure.update_yaxes(title="images right (%), dotted: validation", range=[0, 101], row=1, col=1)
+    figure.update_yaxes(title="accuracy (%), dotted: validation", range=[0, 101], row=1, col=1)
     figure.update_yaxes(title="value", type="log", tickformat="~g", row=2, col=1)
     figure.update_xaxes(visible=False, row=1, col=2)
     figure.update_yaxes(visible=False, row=1, col=2)
@@ -105,10 +105,10 @@ def _curve(column: str, columns: Sequence[str]) -> go.Scatter:
 def finding(run: Run, metrics: pd.DataFrame) -> str:
     """How far it is, and what that is worth: on validation where there is one."""
     kind, images = ("val_top1.", "validation") if _columns(metrics, "val_top1.") else ("train_top1.", "train")
-    right = [metrics[column].iloc[-1] for column in _columns(metrics, kind)]
-    shallow = f", exit 1 on {right[0]:.1f} %" if len(right) > 1 else ""
+    top1 = [metrics[column].iloc[-1] for column in _columns(metrics, kind)]
+    shallow = f"; exit 1 {top1[0]:.1f} %" if len(top1) > 1 else ""
     state = f"{run.config.method}: epoch {run.epochs_done} of {run.config.epochs}"
-    return f"{state}, exit {len(right)} is right on {right[-1]:.1f} % of the {images} images{shallow}"
+    return f"{state}, accuracy on the {images} images: exit {len(top1)} {top1[-1]:.1f} %{shallow}"
 
 
 def relation_title(matrix: Scores, epoch: int) -> str:

@@ -59,10 +59,10 @@ def _image(relations: Relations, view: View, position: int, png: bytes | None) -
     mine = relations.mine
     label, said = int(mine.labels[position]), mine.predictions(view.epoch, position)
     exit = max(1, view.exit + len(said) - len(mine.exits(view.kind)))
-    guess, probability = said[exit - 1]
-    name = short_name(relations.data.class_names[guess])
-    caption = f"{'✓' if guess == label else '✗'} exit {exit} says {name}, {probability:.0%}"
-    return {"title": _titled(mine, position), "png": png, "caption": caption, "right": guess == label}
+    prediction, probability = said[exit - 1]
+    name = short_name(relations.data.class_names[prediction])
+    caption = f"{'✓' if prediction == label else '✗'} exit {exit} says {name}, {probability:.0%}"
+    return {"title": _titled(mine, position), "png": png, "caption": caption, "correct": prediction == label}
 
 
 def _pair_table(relations: Relations, view: View, pair: Pair) -> tuple[dict[str, Any] | None, str]:
@@ -86,7 +86,7 @@ def _pair_table(relations: Relations, view: View, pair: Pair) -> tuple[dict[str,
 
 
 def _auxiliary(relations: Relations, probabilities: Scores, pair: Pair) -> str:
-    """The likeliest class, or two for images of two classes, and whether they are the right ones."""
+    """The likeliest class, or two for images of two classes, and whether they are correct."""
     wanted = {int(relations.mine.labels[position]) for position in pair}
     best = np.argsort(-probabilities, kind="stable")[: len(wanted)].tolist()
     said = " + ".join(f"{short_name(relations.data.class_names[c])} {probabilities[c]:.0%}" for c in best)

@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from corsd_lib.analysis.embedding import NEIGHBOURS, StageEmbedding
-from corsd_lib.analysis.exits import first_right
+from corsd_lib.analysis.exits import first_correct
 
 
 def late_image(logits: Sequence[Tensor], labels: Tensor) -> int:
     """Position of the image with the most confident prediction that is correct at the deepest exit only; 0 if there is none."""
     if len(logits) == 1:
         return 0
-    late = first_right(logits, labels) == len(logits)
+    late = first_correct(logits, labels) == len(logits)
     sure = F.softmax(logits[-1], dim=1).amax(1)
     return int(torch.where(late, sure, 0.0).argmax())
 

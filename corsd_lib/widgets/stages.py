@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from corsd_lib.analysis.embedding import PROJECTIONS, StageEmbedding, is_kept, nearest_images, stage_embedding
-from corsd_lib.analysis.exits import first_right
+from corsd_lib.analysis.exits import first_correct
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.figures.style import exit_names, short_name
@@ -37,8 +37,8 @@ class StageExplorer(Explorer):
     A lasso marks the same images in every panel, and in the `RelationExplorer` `relations` if that is given. A click on a point
     shows the image, the predictions of all exits, and its nearest images at each exit in the embedding, which rings mark in the
     projection. Measures of quality are below every panel.
-    `explorer.selection` (tuple of probe positions), `.image` (one position), `.colour` ("superclass", "class", "right",
-    "first_right"), `.highlight` (names of the groups in colour, up to 12; the others are grey), `.epoch` (one of `epochs`,
+    `explorer.selection` (tuple of probe positions), `.image` (one position), `.colour` ("superclass", "class", "correct",
+    "first_correct"), `.highlight` (names of the groups in colour, up to 12; the others are grey), `.epoch` (one of `epochs`,
     which are embedded together; the last one alone by default) and `.method` can be read, set and observed.
 
     `method` "umap" is shown at once if the run has stored it. Otherwise PCA is shown until UMAP is requested, because its first
@@ -50,7 +50,9 @@ class StageExplorer(Explorer):
     chosen = ("epoch", "colour", "highlight", "method", "image", "selection")
 
     epoch = Chosen(help="the number of epochs after which the images are shown")
-    colour = Chosen("class", help='what the colours say: "superclass" (where there are some), "class", "right", "first_right"')
+    colour = Chosen(
+        "class", help='what the colours say: "superclass" (where there are some), "class", "correct", "first_correct"'
+    )
     highlight = Chosen((), help="names of the classes (or superclasses) in colour, up to 12")
     method = Chosen("pca", help='the projection: "umap" or "pca"')
     image = Chosen(0, help="position of the image that is looked at")
@@ -185,9 +187,9 @@ class StageExplorer(Explorer):
         names, label = self.run.data.class_names, int(self._probes.labels[image])
         rows = []
         for exit, z, some in zip(self._exits, self._snapshot(epoch).logits, near, strict=True):
-            sure, guess = (t.item() for t in F.softmax(z[image].float(), dim=0).max(0))
-            told = f"{'✓' if guess == label else '✗'} {short_name(names[int(guess)])}, {100 * sure:.0f} % sure"
-            rows.append({"exit": exit, "guess": told, "near": some, "pngs": {p: pngs[p] for p in some if p in pngs}})
+            sure, prediction = (t.item() for t in F.softmax(z[image].float(), dim=0).max(0))
+            told = f"{'✓' if prediction == label else '✗'} {short_name(names[int(prediction)])}, {100 * sure:.0f} % sure"
+            rows.append({"exit": exit, "prediction": told, "near": some, "pngs": {p: pngs[p] for p in some if p in pngs}})
         title = f"{short_name(names[label])}, image {image} of the probe set"
         return {"title": title, "png": pngs.get(image), "missing": self._thumbnails.images.missing, "rows": rows}
 
@@ -222,7 +224,7 @@ class StageExplorer(Explorer):
             captions=[f"{short_name(names[c])}\nimage {i}" for i, c in enumerate(embedding.labels.tolist())],
             quality=quality(embedding, e),
             what=self.colour.replace("_", " "),
-            rest="right at no exit" if self.colour == "first_right" else "others",
+            rest="correct at no exit" if self.colour == "first_correct" else "others",
             selection=self.selection,
             near=self._neighbours(self.image, self.epoch),
             image=self.image,
@@ -233,10 +235,10 @@ class StageExplorer(Explorer):
         """(K, N) place of every image in the kinds at every exit, and those; behind the last: grey."""
         exits, labels = len(self._exits), self._probes.labels
         logits: list[Tensor] = [z.float() for z in self._snapshot(self.epoch).logits]
-        if self.colour == "right":
-            return torch.stack([z.argmax(1) != labels for z in logits]).long().numpy(), ["right", "wrong"]
-        if self.colour == "first_right":
-            first = first_right(logits, labels)
+        if self.colour == "correct":
+            return torch.stack([z.argmax(1) != labels for z in logits]).long().numpy(), ["correct", "wrong"]
+        if self.colour == "first_correct":
+            first = first_correct(logits, labels)
             codes = torch.where(first == 0, exits, first - 1).repeat(exits, 1).numpy()
             return codes, [f"{name} first" for name in self._exits]
         of_class = np.arange(self.run.data.num_classes)

@@ -53,7 +53,8 @@ from torch.nn import functional as F
 from corsd_lib import Batch, ExitExplorer, build_method, build_network, committed_run
 from corsd_lib import committed_summary, count_macs, load_dataset, train
 from corsd_lib.analysis import cumulative_macs, early_exit, early_exit_curve
-from corsd_lib.analysis import exit_accuracy, exit_agreement, first_right, overthinking
+from corsd_lib.analysis import exit_accuracy, exit_agreement, first_correct
+from corsd_lib.analysis import overthinking
 from corsd_lib.batches import evaluation_batches
 from corsd_lib.course import answered, compare, expect
 from corsd_lib.evaluation import exit_logits
@@ -337,7 +338,7 @@ def byot_by_hand(out, labels, a=0.1, temperature=3.0, b=1e-6):
 # Both functions give the totals of the library's methods:
 
 # %% tags=["nbval-check-output"]
-batch = Batch(images, labels, rows=torch.arange(len(labels)))
+batch = Batch(images, labels, indices=torch.arange(len(labels)))
 ours = {"deep_supervision": deep_supervision_by_hand, "byot": byot_by_hand}
 for name, by_hand in ours.items():
     parts = build_method(name)(out, batch)
@@ -434,7 +435,7 @@ pd.DataFrame(exit_agreement(logits).numpy(), names, names).map("{:.0%}".format)
 # %%
 my_share = None  # percent
 
-counts = first_right(logits, labels).bincount(minlength=4).tolist()
+counts = first_correct(logits, labels).bincount(minlength=4).tolist()
 for k, count in enumerate(counts[1:], 1):
     print(f"first right at exit {k}: {count} images")
 print(f"right at no exit: {counts[0]} images")

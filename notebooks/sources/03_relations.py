@@ -548,10 +548,10 @@ def logit_relation_by_hand(score, z, labels, other, mean, m=1.0):
 z = run.probes[epochs].logits[-1].float()
 first, second = torch.arange(0, 200, 2), torch.arange(1, 200, 2)
 library = LogitRelation(10, hidden=16, momentum=0.9)
-other = library.draw(labels[second], torch.Generator().manual_seed(1))
+other = library.sample(labels[second], torch.Generator().manual_seed(1))
 mean = torch.stack([z[first][labels[first] == c].mean(dim=0) for c in range(10)])
 with torch.no_grad():
-    library(z[first], labels[first], library.draw(labels[first], None), 1.0)
+    library(z[first], labels[first], library.sample(labels[first], None), 1.0)
     wanted = library(z[second], labels[second], other, 1.0)
     score = library.relation.pair_scores
     ours = logit_relation_by_hand(score, z[second], labels[second], other, mean)

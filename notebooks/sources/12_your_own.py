@@ -304,7 +304,7 @@ def fit(network, method, data, epochs, lr=0.1):
     source = BatchSource(data, batch_size=25, augmentation="crop_flip", seed=seed)
     parameters = [*network.parameters(), *method.parameters()]
     optimizer = torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=5e-4)
-    steps = epochs * len(source.rows(0))
+    steps = epochs * len(source.indices(0))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps)
     for epoch in range(epochs):
         for batch in source(epoch):

@@ -487,7 +487,7 @@ def test_colours_epochs_and_classes_of_stages(page: Any, runs: tuple[Run, Run]) 
     labels = run.probes.labels.numpy()
     control(section, "select a class").select_option(index=1)
     assert points(section, 2, "[...s.chosen]") == np.flatnonzero(labels == 0).tolist()
-    control(section, "colour").select_option(label="right or wrong at that exit")
+    control(section, "colour").select_option(label="correct or wrong at that exit")
     colours = np.array(points(section, 0, f"Array.from({{ length: {len(labels)} }}, (_, i) => s.look(i).color)"))
     right = (run.probes[2].logits[0].float().argmax(1) == run.probes.labels).numpy()
     assert set(colours[right]) <= {"#0072B2"} and set(colours[~right]) == {"#D55E00"}

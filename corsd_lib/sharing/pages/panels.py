@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from corsd_lib.analysis.embedding import StageEmbedding, own_share
-from corsd_lib.analysis.exits import first_right
+from corsd_lib.analysis.exits import first_correct
 from corsd_lib.analysis.relations import CLASS_ORDERS, KIND_NAMES, class_order, stored_kind
 from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.figures.style import LONGEST, PALETTE, exit_names, short_name, short_names, unique_labels
@@ -45,7 +45,7 @@ __all__ = [
 
 PROJECTION_NAMES = {"umap": "UMAP", "pca": "PCA"}
 MOST_GROUPS = 2 * len(PALETTE)  # in colour: six colours and two symbols; more are not told apart
-COLOURS = ("class", "superclass", "right", "first_right")
+COLOURS = ("class", "superclass", "correct", "first_correct")
 CELLS = 4_000_000  # of all the matrices of a panel: a byte each
 LEVELS = 254  # a score in [0, 1] travels as one byte, to 0.002; 255 is no score
 FINE_LEVELS = 65_534  # or as two bytes, where they all weigh at most so many:
@@ -286,7 +286,7 @@ def stages_state(
 
 def stages_data(run: Run, embedding: StageEmbedding) -> dict[str, Any]:
     """The data of a stages panel, without its state."""
-    guesses, first = _guesses(run, embedding)
+    predictions, first = _predictions(run, embedding)
     return {
         **_classes(run.data),
         "labels": embedding.labels.numpy().astype(np.uint16),
@@ -294,8 +294,8 @@ def stages_data(run: Run, embedding: StageEmbedding) -> dict[str, Any]:
         "exits": [exit_names(len(run.probes[embedding.epochs[-1]].embeddings))[k - 1] for k in embedding.exits],
         "fits": [stages_fit(embedding)],
         "methods": [[embedding.method, PROJECTION_NAMES[embedding.method]]],
-        "guesses": guesses,
-        "first_right": first,
+        "predictions": predictions,
+        "first_correct": first,
         "purity_limit": _number(embedding.purity_limit),
         "tidiest": tidy_groups(run, embedding.epochs[-1]),
         "key": _probe_key(run),
@@ -332,14 +332,14 @@ def tidy_groups(run: Run, epoch: int) -> dict[str, list[str]]:
     return chosen
 
 
-def _guesses(run: Run, embedding: StageEmbedding) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8]]:
+def _predictions(run: Run, embedding: StageEmbedding) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8]]:
     """Predictions of each exit (E, K, N), and the first exit with a correct one (E, N), 0 for none; exits of the embedding."""
-    guesses, first = [], []
+    predictions, first = [], []
     for epoch in embedding.epochs:
         logits = [run.probes[epoch].logits[k - 1].float() for k in embedding.exits]
-        guesses.append(torch.stack([z.argmax(1) for z in logits]).numpy().astype(np.uint16))
-        first.append(first_right(logits, embedding.labels).numpy().astype(np.uint8))
-    return np.stack(guesses), np.stack(first)
+        predictions.append(torch.stack([z.argmax(1) for z in logits]).numpy().astype(np.uint16))
+        first.append(first_correct(logits, embedding.labels).numpy().astype(np.uint8))
+    return np.stack(predictions), np.stack(first)
 
 
 def _quality(embedding: StageEmbedding) -> dict[str, list[list[float | None]]]:

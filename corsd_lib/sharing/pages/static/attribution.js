@@ -2,7 +2,7 @@
 
 KINDS.attribution = (box, host) => {
   const { data, store, ask } = host, { state } = store;
-  const { names } = data, labels = Array.from(unpack(data.labels).values), guesses = unpack(data.guesses);
+  const { names } = data, labels = Array.from(unpack(data.labels).values), predictions = unpack(data.predictions);
   const question = newestOf(ask), questionOfCheck = newestOf(ask);
   const ofClass = (c) => labels.flatMap((label, i) => (label === c ? [i] : []));
   const classes = names.map((name, c) => [c, `${name} (${ofClass(c).length})`]).filter(([c]) => ofClass(c).length);
@@ -35,7 +35,7 @@ KINDS.attribution = (box, host) => {
     else message.textContent = `Exit ${state.exit} gets no other image of the probe set wrong.`;
   };
   const random = button("a random image", () => draw_(Array.from(labels.keys())));
-  const wrong = button("one it gets wrong", () => draw_(labels.flatMap((label, i) => (guesses.at(state.exit - 1)[i] !== label ? [i] : []))));
+  const wrong = button("one it gets wrong", () => draw_(labels.flatMap((label, i) => (predictions.at(state.exit - 1)[i] !== label ? [i] : []))));
   const set = (name) => (value) => store.set({ [name]: value });
   const controls = {
     exit: choice("exit", data.exits.map((name, k) => [k + 1, name]), state.exit, set("exit")),

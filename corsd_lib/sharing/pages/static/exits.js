@@ -115,8 +115,8 @@ KINDS.exits = (box, host) => {
   }
 
   function fill({ exits: rows, missing }) {
-    const thumb = ({ png, lines, right }) => {
-      const node = el("div", { class: `thumb ${right ? "right" : "wrong"}`, title: lines.join(", ") });
+    const thumb = ({ png, lines, correct }) => {
+      const node = el("div", { class: `thumb ${correct ? "correct" : "wrong"}`, title: lines.join(", ") });
       node.append(...(png ? [picture(png, lines.join(", "), 64)] : []), ...lines.map((line) => el("div", {}, line)));
       return node;
     };

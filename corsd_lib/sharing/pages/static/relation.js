@@ -389,7 +389,7 @@ KINDS.relation = (box, host) => {
   }
 
   function fillImages({ images, missing: none, table: scored, ranked, note: noted }) {
-    const figure = ({ png, title, caption: said, right }) => el("figure", { class: right ? "right" : "wrong" },
+    const figure = ({ png, title, caption: said, correct }) => el("figure", { class: correct ? "correct" : "wrong" },
       ...(png ? [picture(png, title, 128)] : []), el("figcaption", {}, el("b", {}, title), el("br"), said));
     const strip = (title, pairs) => (pairs.length ? [el("div", { class: "strip-title" }, title), el("div", { class: "strip" }, ...pairs.map(({ pair: chosen, score: s, pngs, titles }) =>
       button("", () => store.set({ images: chosen }), { class: "thumb-pair", title: titles.join(" with "), "aria-pressed": String(same(chosen, state.images)) })).map((node, i) => {

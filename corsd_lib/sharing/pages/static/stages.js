@@ -5,12 +5,12 @@ KINDS.stages = (box, host) => {
   const { names, superclasses, exits, epochs } = data;
   const whole = wholes(names, data.whole_names), wholeSuperclasses = wholes(superclasses, data.whole_superclasses);
   const labels = unpack(data.labels).values, images = labels.length;
-  const guesses = unpack(data.guesses), firstRight = unpack(data.first_right);
+  const predictions = unpack(data.predictions), firstCorrect = unpack(data.first_correct);
   const fits = new Map(); // embeddings by method
   const keep = (fit) => fits.set(fit.method, { ...fit, at: unpack(fit.coordinates).at });
   data.fits.forEach(keep);
   const e = () => Math.max(0, epochs.indexOf(state.epoch));
-  const right = (k, i) => guesses.at(e(), k)[i] === labels[i];
+  const correct = (k, i) => predictions.at(e(), k)[i] === labels[i];
   const positions = (kept) => Array.from({ length: images }, (_, i) => i).filter(kept);
   const question = ask && newestOf(ask), questionOfImage = ask && newestOf(ask), questionOfMarks = faces && newestOf(faces);
 
@@ -22,14 +22,14 @@ KINDS.stages = (box, host) => {
 
   /** Names of groups, their looks, and the group of image i at exit k. */
   function grouping() {
-    const of = { class: (k, i) => labels[i], superclass: (k, i) => data.superclass_of_class[labels[i]], right: (k, i) => +right(k, i), first_right: (k, i) => firstRight.at(e())[i] }[state.colour];
-    if (state.colour === "right") return { names: ["wrong at that exit", "right at that exit"], of, look: (g) => (g ? look(0) : { color: THEME.palette[1], symbol: 4 }), shown: [0, 1] };
-    if (state.colour === "first_right") return { names: ["right at no exit", ...exits.map((name) => `first right at ${name}`)], of, look: (g) => (g ? look(g - 1) : grey), shown: [0, ...exits.map((_, k) => k + 1)] };
+    const of = { class: (k, i) => labels[i], superclass: (k, i) => data.superclass_of_class[labels[i]], correct: (k, i) => +correct(k, i), first_correct: (k, i) => firstCorrect.at(e())[i] }[state.colour];
+    if (state.colour === "correct") return { names: ["wrong at that exit", "correct at that exit"], of, look: (g) => (g ? look(0) : { color: THEME.palette[1], symbol: 4 }), shown: [0, 1] };
+    if (state.colour === "first_correct") return { names: ["correct at no exit", ...exits.map((name) => `first correct at ${name}`)], of, look: (g) => (g ? look(g - 1) : grey), shown: [0, ...exits.map((_, k) => k + 1)] };
     const all = state.colour === "class" ? names : superclasses;
     const shown = state.highlight.map((name) => all.indexOf(name)).filter((g) => g >= 0), place = new Map(shown.map((g, i) => [g, i]));
     return { names: all, of, look: (g) => (place.has(g) ? look(place.get(g)) : grey), shown, place };
   }
-  const texts = { class: "class", superclass: "superclass", right: "right or wrong at that exit", first_right: "first exit that is right" };
+  const texts = { class: "class", superclass: "superclass", correct: "correct or wrong at that exit", first_correct: "first exit that is correct" };
 
   /** Groups in colour at first: all where colours do for them, else those that Python found tidiest. */
   const opening = (name) => (name === "class" ? data.tidiest.class : name === "superclass" ? data.tidiest.superclass : []);
@@ -67,9 +67,9 @@ KINDS.stages = (box, host) => {
   box.append(bar, message, finding, legend, el("div", { class: "grid stage-grid" }, ...maps.map(({ node }) => node)), summary, marked, facts, note);
 
   function hover(k, i) {
-    const guess = guesses.at(e(), k)[i];
+    const prediction = predictions.at(e(), k)[i];
     const above = superclasses.length ? ` (${wholeSuperclasses[data.superclass_of_class[labels[i]]]})` : "";
-    return [el("b", {}, `image ${i}: ${whole[labels[i]]}${above}`), el("br"), guess === labels[i] ? "right" : `taken for ${whole[guess]}`];
+    return [el("b", {}, `image ${i}: ${whole[labels[i]]}${above}`), el("br"), prediction === labels[i] ? "correct" : `predicted as ${whole[prediction]}`];
   }
 
   /** The same range at all exits, so that an image can be followed. */
@@ -88,9 +88,9 @@ KINDS.stages = (box, host) => {
       const rings = state.image === null ? [] : [state.image, ...(near?.key === nearKey() ? near.of[k] : [])];
       view.draw({ at: fit.at(e(), k), low, high, look: (i) => looks[i], chosen, rings, label: `${exits[k]}, epoch ${state.epoch}: ${images} images as points` });
       const say = (name) => { const v = fit.quality[name][e()][k]; return v === null ? "–" : v.toFixed(2); };
-      const hits = positions((i) => right(k, i)).length / images;
+      const hits = positions((i) => correct(k, i)).length / images;
       const tidier = fit.quality.knn_purity[e()][k] > fit.quality.embedding_purity[e()][k] + 0.01;
-      text.replaceChildren(el("b", {}, exits[k]), `: ${percent(hits)} right`, el("br"), `purity ${say("knn_purity")} in the picture, ${say("embedding_purity")} in the embedding${tidier ? ": tidier than it is" : ""}`, el("br"), `trustworthiness ${say("trustworthiness")} of 1`);
+      text.replaceChildren(el("b", {}, exits[k]), `: ${percent(hits)} correct`, el("br"), `purity ${say("knn_purity")} in the picture, ${say("embedding_purity")} in the embedding${tidier ? ": tidier than it is" : ""}`, el("br"), `trustworthiness ${say("trustworthiness")} of 1`);
     });
     const purity = fit.quality.embedding_purity[e()], last = purity.length - 1;
     const share = (v) => (v === null ? "–" : percent(v));
@@ -101,7 +101,7 @@ KINDS.stages = (box, host) => {
   }
 
   function drawLegend() {
-    const how = grouping(), k = state.colour === "right" ? exits.length - 1 : 0; // of the deepest exit, where exits differ
+    const how = grouping(), k = state.colour === "correct" ? exits.length - 1 : 0; // of the deepest exit, where exits differ
     legend.replaceChildren(...how.shown.map((g) => {
       const { color, symbol } = how.look(g), sign = el("span", { "aria-hidden": true }, GLYPHS[symbol]);
       sign.style.color = color;
@@ -122,16 +122,16 @@ KINDS.stages = (box, host) => {
     chosen.forEach((i) => counts.set(labels[i], (counts.get(labels[i]) ?? 0) + 1));
     const most = [...counts].sort((a, b) => b[1] - a[1]);
     const some = most.slice(0, 8).map(([c, m]) => `${names[c]} ${m}`).join(", ") + (most.length > 8 ? ` and ${most.length - 8} more classes` : "");
-    const guess = (k) => names[guesses.at(e(), k)[chosen[0]]], single = chosen.length === 1;
-    const exit = single ? (name, k) => `${name}: ${guess(k)}` : (name, k) => `${name}: ${chosen.filter((i) => right(k, i)).length}`;
-    summary.replaceChildren(el("b", {}, single ? `image ${chosen[0]}: ${names[labels[chosen[0]]]}` : `${chosen.length} images: ${some}`), el("br"), `${single ? "taken for" : "right at"} ${exits.map(exit).join(", ")}`);
+    const prediction = (k) => names[predictions.at(e(), k)[chosen[0]]], single = chosen.length === 1;
+    const exit = single ? (name, k) => `${name}: ${prediction(k)}` : (name, k) => `${name}: ${chosen.filter((i) => correct(k, i)).length}`;
+    summary.replaceChildren(el("b", {}, single ? `image ${chosen[0]}: ${names[labels[chosen[0]]]}` : `${chosen.length} images: ${some}`), el("br"), `${single ? "predicted as" : "correct at"} ${exits.map(exit).join(", ")}`);
   }
 
   const deepest = exits.length - 1;
 
   function thumb(i, png) {
-    const ok = right(deepest, i), text = [names[labels[i]], ok ? "✓" : `✗ ${names[guesses.at(e(), deepest)[i]]}`];
-    const node = el("div", { class: `thumb ${ok ? "right" : "wrong"}`, title: text.join(", ") });
+    const ok = correct(deepest, i), text = [names[labels[i]], ok ? "✓" : `✗ ${names[predictions.at(e(), deepest)[i]]}`];
+    const node = el("div", { class: `thumb ${ok ? "correct" : "wrong"}`, title: text.join(", ") });
     node.append(...(png ? [picture(png, text.join(", "), 64)] : []), ...text.map((line) => el("div", {}, line)));
     return node;
   }
@@ -162,12 +162,12 @@ KINDS.stages = (box, host) => {
   }
 
   function tell({ title, png, missing, rows }) {
-    const line = ({ exit, guess, near: some, pngs }) => {
+    const line = ({ exit, prediction, near: some, pngs }) => {
       const strip = el("div", { class: "strip" }, ...some.map((p) => {
-        const node = el("div", { class: `thumb ${labels[p] === labels[state.image] ? "right" : "wrong"}` }, ...(pngs[p] ? [picture(pngs[p], names[labels[p]], 48)] : []), el("div", {}, names[labels[p]]));
+        const node = el("div", { class: `thumb ${labels[p] === labels[state.image] ? "correct" : "wrong"}` }, ...(pngs[p] ? [picture(pngs[p], names[labels[p]], 48)] : []), el("div", {}, names[labels[p]]));
         return node;
       }));
-      return [exit, guess, `${some.filter((p) => labels[p] === labels[state.image]).length} of ${some.length}`, strip];
+      return [exit, prediction, `${some.filter((p) => labels[p] === labels[state.image]).length} of ${some.length}`, strip];
     };
     facts.replaceChildren(el("h4", {}, title), ...(png ? [picture(png, title, 96)] : []), ...(missing ? [el("p", { class: "note" }, missing)] : []),
       scrolling("nearest images", tableOf(["", "taken for", "of its class", `nearest in the embedding (not in the picture), epoch ${state.epoch}`], rows.map(line))));
