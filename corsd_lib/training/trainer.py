@@ -276,7 +276,7 @@ class Trainer:
         recorded = [*self.totals, *(self._recorded(self.epoch) or [{}])[-1]]
         before = {name.removeprefix("loss.") for name in recorded if name.startswith("loss.")}
         # Earlier versions also recorded terms of weight 0.
-        return {name for name in before if name in terms or getattr(self.method.options, name, 1)} or terms
+        return {name for name in before if name in terms or getattr(self.method.options, name, True)} or terms
 
     def _summed(self) -> dict[str, Tensor]:
         """The sums of the epoch, added over all processes."""
