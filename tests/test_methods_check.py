@@ -621,6 +621,13 @@ def test_a_method_without_terms_says_so_when_it_is_trained() -> None:
         WithoutTerms()(ExitOutputs([], [], []), None)
 
 
+def test_a_term_called_total_is_named_when_it_is_trained() -> None:
+    logits = [torch.randn(2, 3)]
+    batch = Batch(torch.empty(2, 1, 1, 1), torch.tensor([0, 1]), torch.arange(2))
+    with pytest.raises(CorsdError, match=r"method 'broken': a term is called 'total'.*choose another name"):
+        CalledTotal()(ExitOutputs([], [], logits), batch)
+
+
 def test_an_option_without_a_default_is_named() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Bare(MethodOptions):

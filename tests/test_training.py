@@ -15,7 +15,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,9 +35,9 @@ from corsd_lib.batches import Augmentation, Batch, BatchSource, evaluation_batch
 from corsd_lib.datasets import DataNotice, ImageArrays, ImageData, ImageFiles, load_dataset
 from corsd_lib.errors import CorsdError
 from corsd_lib.evaluation import evaluate
-from corsd_lib.methods import METHODS, build_method
+from corsd_lib.methods import METHODS, MethodOptions, build_method
 from corsd_lib.methods.classic import Baseline
-from corsd_lib.network import build_network
+from corsd_lib.network import ExitOutputs, build_network
 from corsd_lib.runs import Run, TrainConfig, load_data, load_run
 from corsd_lib.sharing.export import export_run
 from corsd_lib.sharing.report import write_report
@@ -606,6 +606,49 @@ def test_what_a_method_remembers_of_the_training_is_in_the_checkpoint(tiny: Tiny
     files.write_tensors(run.path / "checkpoint.safetensors", without, metadata)
     with pytest.raises(CorsdError, match=r"checkpoint.safetensors lacks memory.past"):
         _train(replace(config, resume=True))
+
+
+class Doubled(Baseline):
+    """A method with a second term in the steps `more`, counted from 0 over the training."""
+
+    name = "doubled"
+    more: range = range(0)
+    step = 0
+    Options = make_dataclass("DoubledOptions", [("again", float, 1.0)], bases=(MethodOptions,), frozen=True)
+
+    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+        parts = super().terms(out, batch)
+        if self.step in self.more:
+            parts["again"] = parts["task"]
+        self.step += 1
+        return parts
+
+
+@pytest.mark.parametrize("more", [range(1, 9), range(3, 9), range(2), range(3)])  # three steps an epoch
+def test_a_training_ends_when_its_terms_change(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, more: range) -> None:
+    monkeypatch.setitem(METHODS, "doubled", Doubled)
+    monkeypatch.setattr(Doubled, "more", more)
+    words = "method 'doubled': its terms are .* at epoch ., step ., and were .* before; allowed: the same terms in every step"
+    with pytest.raises(CorsdError, match=f"^{words}$"):
+        _train(tiny(method="doubled"))
+    assert load_run(tiny().path).epochs_done == (3 in (more.start, more.stop))
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_method_that_was_given_other_terms_does_not_resume(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, first: bool) -> None:
+    monkeypatch.setitem(METHODS, "doubled", Doubled)
+    monkeypatch.setattr(Doubled, "more", range(9) if first else range(0))
+
+    def end(run: Run) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _train(tiny(method="doubled"), on_epoch=end)
+    before = load_run(tiny().path).metrics
+    monkeypatch.setattr(Doubled, "more", range(0) if first else range(9))
+    with pytest.raises(CorsdError, match="allowed: the same terms in every step"):
+        _train(tiny(method="doubled", resume=True))
+    assert load_run(tiny().path).metrics.equals(before)
 
 
 def test_the_last_batch_of_dlb_is_in_the_checkpoint(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

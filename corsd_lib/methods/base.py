@@ -153,6 +153,10 @@ def checked_terms(method: str, parts: Any) -> dict[str, Tensor]:
     for name, value in parts.items():
         if not isinstance(name, str):
             raise CorsdError(f"method {method!r}: a term is named {shortened(name)}; allowed: a string")
+        if name == "total":
+            raise CorsdError(
+                f"method {method!r}: a term is called 'total', which is the name of the weighted sum: choose another name"
+            )
         if not isinstance(value, Tensor) or value.ndim:
             given = f"of shape {tuple(value.shape)}" if isinstance(value, Tensor) else shortened(value)
             raise CorsdError(f"method {method!r}: the term {name!r} is {given}: return a scalar tensor")

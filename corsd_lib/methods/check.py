@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from corsd_lib.batches import SAMPLINGS, Batch
 from corsd_lib.errors import CorsdError, shortened
-from corsd_lib.methods.base import Method, MethodOptions, checked_terms, make_options
+from corsd_lib.methods.base import Method, MethodOptions, make_options
 from corsd_lib.methods.registry import known_methods
 from corsd_lib.network import ExitOutputs, MultiExitNetwork, build_network
 
@@ -208,7 +208,6 @@ def _check_options(kind: type[MethodOptions]) -> None:
 def _check_weights(case: _Case) -> None:
     method, options, batch = case.method, case.method.options, case.drawn(_mixed(case.method))
     out = case.outputs(batch)
-    _require("total" not in checked_terms(method.name, method.terms(out, batch)), _TOTAL)
     parts = method(out, batch)
     terms = {name: value for name, value in parts.items() if name != "total"}
     for name in terms:
@@ -222,9 +221,6 @@ def _check_weights(case: _Case) -> None:
     owned = {id(p) for p in case.network.parameters()}
     shared = [name for name, p in method.named_parameters() if id(p) in owned]
     _require(not shared, f"{', '.join(shared[:3])} is a parameter of the network: do not keep the network in the method")
-
-
-_TOTAL = "a term is called 'total', which is the name of the weighted sum: choose another name"
 
 
 def _check_images(case: _Case) -> None:

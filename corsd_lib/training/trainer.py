@@ -108,6 +108,7 @@ class Trainer:
         self.epoch = self.step = 0
         self.elapsed = 0.0  # seconds that earlier processes trained in the current epoch
         self.totals: dict[str, Tensor] = {}
+        self.terms: set[str] = set()  # of the loss; empty before the first step of this process
         self.probe = ProbeSet(data, config.probe_size, config.probe_split, config.workers)
         # After a resume it is that of the process that began the run.
         self.provenance = provenance(fabric.device) if fabric.is_global_zero else {}
@@ -250,11 +251,32 @@ class Trainer:
         values = torch.stack([value.to(correct.device) for value in parts.values()]).double() * images
         names = [*(f"loss.{name}" for name in parts), *(f"train_top1.exit{k}" for k in range(1, len(correct) + 1)), "images"]
         one = torch.cat([values, 100 * correct.double(), values.new_full((1,), images)])
+        self._check_terms(set(parts))
         if self.totals:
-            if missing := [name for name in names if name not in self.totals]:  # possible only after a resume
-                raise CorsdError(f"{self.checkpoint.path} lacks totals.{missing[0]}: it is incomplete, or of another version")
             one += torch.stack([self.totals[name] for name in names])
         self.totals = dict(zip(names, one, strict=True))
+
+    def _check_terms(self, terms: set[str]) -> None:
+        """Raise `CorsdError` unless these terms of the loss are those of the steps before, also of the steps before a resume.
+
+        metrics.jsonl has one column for each term.
+        """
+        if not self.terms:
+            self.terms = self._terms_before(terms)
+        if terms != self.terms:
+            raise CorsdError(
+                f"method {self.config.method!r}: its terms are {', '.join(sorted(terms))} at epoch {self.epoch + 1}, step "
+                f"{self.step + 1}, and were {', '.join(sorted(self.terms))} before; allowed: the same terms in every step"
+            )
+
+    def _terms_before(self, terms: set[str]) -> set[str]:
+        """The terms that a resumed run has recorded; `terms`, those of its first step, for a new run."""
+        if missing := [f"loss.{name}" for name in sorted(terms) if self.totals and f"loss.{name}" not in self.totals]:
+            raise CorsdError(f"{self.checkpoint.path} lacks totals.{missing[0]}: it is incomplete, or of another version")
+        recorded = [*self.totals, *(self._recorded(self.epoch) or [{}])[-1]]
+        before = {name.removeprefix("loss.") for name in recorded if name.startswith("loss.")}
+        # Earlier versions also recorded terms of weight 0.
+        return {name for name in before if name in terms or getattr(self.method.options, name, True)} or terms
 
     def _summed(self) -> dict[str, Tensor]:
         """The sums of the epoch, added over all processes."""
@@ -288,7 +310,7 @@ class Trainer:
         if self.data.validation is not None:
             logits, labels = exit_logits(self.network, self.data, self.data.validation, self.config.workers)
             record |= {f"val_top1.exit{k}": top_k_accuracy(z, labels) for k, z in enumerate(logits, 1)}
-        # Earlier versions also recorded terms of weight 0. These columns are dropped, so that all lines have the same columns.
+        # Terms of weight 0, which earlier versions recorded, are dropped, so that all lines have the same columns.
         lines = [{k: v for k, v in line.items() if k in record} for line in self._recorded(self.epoch - 1)]
         write_lines(self._to("metrics.jsonl"), [*lines, record], within=self.path)
         every = self.config.probe_every
