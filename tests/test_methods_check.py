@@ -526,6 +526,19 @@ def test_a_broken_rule_is_named_with_how_to_mend_it(kind: type[Method], rule: st
         check_method(kind)
 
 
+class WithAFrozenParameter(Broken):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.scale = nn.Parameter(torch.ones(()), requires_grad=False)
+
+    def extra(self, logits: Tensor, batch: Batch) -> Tensor:
+        return self.scale * logits.square().mean()
+
+
+def test_a_frozen_parameter_keeps_the_rules() -> None:
+    check_method(WithAFrozenParameter)
+
+
 def test_the_method_that_others_break_keeps_the_rules() -> None:
     check_method(Broken)
     check_method(MixesInImages)

@@ -243,6 +243,20 @@ def test_a_training_that_diverges_is_a_failed_trial(make: Make) -> None:
     assert list(Path("runs/tiny/tuning/byot").iterdir()) == []
 
 
+def test_a_full_disk_ends_the_search_and_the_trial_is_resumed(make: Make) -> None:
+    study = make()
+    tune(study, "byot", jobs=1, trials=1, report=lambda _: None)
+    runs = Path("runs/tiny/tuning/byot")
+    (runs / "1").write_text("")  # as good as a full disk: nothing can be written below it
+    for _ in range(2):
+        with pytest.raises(CorsdError, match=r"^trial \d cannot continue: .*; the same command resumes the search$"):
+            tune(study, "byot", jobs=1, trials=2, report=lambda _: None)
+    (runs / "1").unlink()
+    record = tune(study, "byot", jobs=1, trials=2, report=lambda _: None)
+    done = [trial for trial in record["trials"] if trial["state"] == "complete"]
+    assert len(done) == 2 and study.trials_done(record) == 2
+
+
 @pytest.mark.slow
 def test_a_process_that_dies_is_a_failed_trial(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     _at_epoch(monkeypatch, 1, 2, lambda running: os.kill(running.process.pid, signal.SIGKILL))

@@ -116,7 +116,7 @@ class _Case(NamedTuple):
 
     def parameters(self) -> dict[str, nn.Parameter]:
         parts = {"network": self.network, "method": self.method}
-        return {f"{name}.{k}": p for name, part in parts.items() for k, p in part.named_parameters()}
+        return {f"{name}.{k}": p for name, part in parts.items() for k, p in part.named_parameters() if p.requires_grad}
 
     def memory(self) -> dict[str, Tensor]:
         """The buffers of the method that are stored in checkpoints beside the weights."""

@@ -57,7 +57,7 @@ def train_trial(pipe: Connection, configs: list[TrainConfig], environment: Mappi
 
     Messages to the pipe: ("epoch", curves so far) after each epoch, answered by whether to continue; ("locked", reason) while
     another process trains in the run directory; at the end ("complete", curves), ("pruned", None), ("stopped", None) after a
-    signal, or ("failed", reason).
+    signal, ("unwritable", reason) if a file cannot be written or read, or ("failed", reason).
     """
     if hasattr(os, "setpgrp"):
         os.setpgrp()  # Ctrl-C in the terminal reaches the main process only, which asks this one to save
@@ -91,10 +91,17 @@ def _outcome(
     except (EOFError, ConnectionError):
         raise
     except CorsdError as error:
-        return "failed", str(error)
+        return "unwritable" if _is_of_files(error) else "failed", str(error)
     except Exception as error:  # such as out of memory: the search continues
         return "failed", f"{type(error).__name__}: {error}"
     return "complete", curves
+
+
+def _is_of_files(error: BaseException | None) -> bool:
+    """Whether an error of the file system is the cause, such as a full disk: it says nothing about the trial."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__
+    return error is not None
 
 
 def _curve_when_unlocked(

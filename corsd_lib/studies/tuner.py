@@ -252,11 +252,13 @@ class Tuner:
         running.reported = len(values)
 
     def _finish(self, running: _Running, outcome: str, content: Any) -> None:
-        """Write the result of a trial to Optuna and the record, and remove its runs. A stopped trial is kept for the next
-        call."""
+        """Write the result of a trial to Optuna and the record, and remove its runs. A stopped trial, and one that could
+        not write, is kept for the next call."""
         running.process.join()
         if outcome == "stopped":
             return
+        if outcome == "unwritable":
+            raise CorsdError(f"trial {running.trial.number} cannot continue: {content}; the same command resumes the search")
         trial = running.trial
         trial.set_user_attr("seconds", _seconds(running.folder))
         if outcome == "complete":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -51,7 +52,8 @@ def lab(lab_folder: Path) -> Iterator[str]:
     }
     home["JUPYTERLAB_WORKSPACES_DIR"] = str(lab_folder / ".jupyter" / "workspaces")
     command = [sys.executable, "-m", "jupyter", "lab", "--allow-root", "--no-browser", "--ServerApp.ip=127.0.0.1"]
-    command += [f"--port={port}", "--IdentityProvider.token=", "--ServerApp.password=", f"--ServerApp.root_dir={lab_folder}"]
+    command += [f"--port={port}", "--IdentityProvider.token=", "--ServerApp.password="]
+    command += ["--ServerApp.disable_check_xsrf=True", f"--ServerApp.root_dir={lab_folder}"]
     with open(lab_folder / "lab.log", "wb") as log:
         server = subprocess.Popen(command, env={**os.environ, **home}, stdout=log, stderr=log)
     try:
@@ -62,7 +64,7 @@ def lab(lab_folder: Path) -> Iterator[str]:
         server.wait(timeout=20)
 
 
-def _wait_for(url: str, server: subprocess.Popen[bytes], seconds: float = 90) -> None:
+def _wait_for(url: str, server: subprocess.Popen[bytes], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while time.monotonic() < end and server.poll() is None:
         try:
@@ -113,6 +115,16 @@ def opened(browser: Any, lab: str, lab_folder: Path, small_run: Run, throttle: i
         page.wait_for_selector(".corsd", timeout=90_000)
         return page
 
-    yield run_all
-    page.close()
+    try:
+        yield run_all
+    finally:
+        page.close()
+        _end_kernels(lab)  # a training that was not stopped would slow down all tests after this one
     assert errors == []
+
+
+def _end_kernels(lab: str) -> None:
+    with urllib.request.urlopen(f"{lab}/api/kernels", timeout=60) as answer:
+        kernels = json.load(answer)
+    for kernel in kernels:
+        urllib.request.urlopen(urllib.request.Request(f"{lab}/api/kernels/{kernel['id']}", method="DELETE"), timeout=60).close()
