@@ -5,10 +5,12 @@
     python notebooks/build.py --text 01  the same without executing: where no code has changed, the outputs are still true
     python notebooks/build.py --check    names those that are not what this program makes of their sources, and fails
     python notebooks/build.py --course   pages of all of them in course/, to print or to read without JupyterLab
+    python notebooks/build.py --grading  a course folder of nbgrader in grading/, with an assignment for each of them
 
 A source holds both: a cell tagged "exercise" with the stub, behind it one tagged "solution", and one tagged "check" that fails
 for the stub and passes for the solution. The solved notebook is executed; the student's is the same with the stub in the
 solution's place. Its checks, and further cells tagged "uses-answer", may raise and have no output: they wait for an answer.
+grading.py gives these cells, and text cells tagged "answer", the metadata of nbgrader.
 
 Once pyproject.toml names the address of the repository on GitHub (`Repository` in [project.urls]), every notebook and the
 READMEs get badges that open them on Colab and on Binder, and the set-up cell fetches the repository on Colab.
@@ -38,6 +40,7 @@ from typing import Any
 import concepts
 import jupytext
 import nbformat
+from grading import mark_for_grading, write_grading
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -70,6 +73,7 @@ def read_source(source: Path) -> nbformat.NotebookNode:
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number:02d}"
         cell.metadata.pop("lines_to_next_cell", None)
+    mark_for_grading(notebook)
     if repository := address():
         title, _, text = notebook.cells[0].source.partition("\n")
         notebook.cells[0].source = f"{title}\n\n{badges(repository, source.stem)}\n{text}"
@@ -266,6 +270,9 @@ def main() -> None:
     if options == ["--course"]:
         print(write_course(sorted(FOLDER.glob("*.ipynb")), Path("course")).resolve().as_uri())
         return
+    if options == ["--grading"]:
+        print(f"{write_grading(sorted(FOLDER.glob('*.ipynb')), Path('grading'))}: see notebooks/INSTRUCTORS.md")
+        return
     wanted = tuple(names) or ("",)
     sources = [source for source in sorted((FOLDER / "sources").glob("*.py")) if source.name.startswith(wanted)]
     if not sources:
@@ -274,7 +281,7 @@ def main() -> None:
         check(sources)
         return
     if options not in ([], ["--text"]):
-        sys.exit(f"{' '.join(options)}: the options are --text, --check and --course, one at a time")
+        sys.exit(f"{' '.join(options)}: the options are --text, --check, --course and --grading, one at a time")
     for readme in READMES:
         readme.write_text(with_badges(readme.read_text(encoding="utf-8")), encoding="utf-8")
     concepts.write()

@@ -634,7 +634,8 @@ if len(means) == 2:
 # A paper reports: "Our method improves accuracy from 90.6 % to 92.1 % on a test set of
 # 797 images." Write down three questions you would ask before you believe the claim.
 # For each say which number or experiment would answer it.
-#
+
+# %% [markdown] tags=["answer"]
 # *Write your answer here.*
 
 # %% [markdown] tags=["solution"]

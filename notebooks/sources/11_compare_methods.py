@@ -599,7 +599,8 @@ print(f"standard deviation of a paired difference: {np.std(differences, ddof=1):
 # Choose a table from a paper on distillation. Write one page: are the rows paired, over
 # how many seeds, with equal images and equal tuning? Was the epoch chosen on test?
 # Which ablation is missing? Which claim of the abstract does the table support?
-#
+
+# %% [markdown] tags=["answer"]
 # *Write your answer here.*
 
 # %% [markdown] tags=["solution"]
