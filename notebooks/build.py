@@ -5,6 +5,7 @@
     python notebooks/build.py --text 01  the same without executing: where no code has changed, the outputs are still true
     python notebooks/build.py --check    names those that are not what this program makes of their sources, and fails
     python notebooks/build.py --course   pages of all of them in course/, to print or to read without JupyterLab
+    python notebooks/build.py --slides   slides in slides/ of those in which cells have a slide type (see slides.py)
     python notebooks/build.py --grading  a course folder of nbgrader in grading/, with an assignment for each of them
 
 A source holds both: a cell tagged "exercise" with the stub, behind it one tagged "solution", and one tagged "check" that fails
@@ -43,6 +44,7 @@ import nbformat
 from grading import mark_for_grading, write_grading
 from nbclient import NotebookClient
 from PIL import Image
+from slides import has_slides, skip_the_rest, write_slides
 
 from corsd_lib._notebooks import KERNEL_ARGUMENTS, WIDGET, save, write_course
 from corsd_lib.figures import PLOTLY, save_png
@@ -74,6 +76,7 @@ def read_source(source: Path) -> nbformat.NotebookNode:
         cell["id"] = f"cell-{number:02d}"
         cell.metadata.pop("lines_to_next_cell", None)
     mark_for_grading(notebook)
+    skip_the_rest(notebook)
     if repository := address():
         title, _, text = notebook.cells[0].source.partition("\n")
         notebook.cells[0].source = f"{title}\n\n{badges(repository, source.stem)}\n{text}"
@@ -270,6 +273,10 @@ def main() -> None:
     if options == ["--course"]:
         print(write_course(sorted(FOLDER.glob("*.ipynb")), Path("course")).resolve().as_uri())
         return
+    if options == ["--slides"]:
+        talks = [path for path in sorted(FOLDER.glob("*.ipynb")) if has_slides(nbformat.read(path, as_version=4))]
+        print(*(write_slides(path, Path("slides")).resolve().as_uri() for path in talks), sep="\n")
+        return
     if options == ["--grading"]:
         print(f"{write_grading(sorted(FOLDER.glob('*.ipynb')), Path('grading'))}: see notebooks/INSTRUCTORS.md")
         return
@@ -281,7 +288,7 @@ def main() -> None:
         check(sources)
         return
     if options not in ([], ["--text"]):
-        sys.exit(f"{' '.join(options)}: the options are --text, --check, --course and --grading, one at a time")
+        sys.exit(f"{' '.join(options)}: the options are --text, --check, --course, --slides and --grading, one at a time")
     for readme in READMES:
         readme.write_text(with_badges(readme.read_text(encoding="utf-8")), encoding="utf-8")
     concepts.write()

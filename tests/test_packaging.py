@@ -156,7 +156,7 @@ def make(*arguments: str, folder: Path = ROOT, **variables: str) -> subprocess.C
     return subprocess.run(command, cwd=folder, env=outer | variables, capture_output=True, text=True)
 
 
-TARGETS = ["walkthrough", "lab", "test", "test-fast", "fuzz", "bench", "lint", "format", "clean"]
+TARGETS = ["walkthrough", "lab", "slides", "grading", "test", "test-fast", "fuzz", "bench", "lint", "format", "clean"]
 
 
 @pytest.mark.parametrize("target", TARGETS)
