@@ -26,7 +26,7 @@ MARKED = $$(grep -lr --include='*.py' 'mark\.$(1)\b' tests)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv walkthrough lab test test-fast unit fuzz test-notebooks lint types format notebooks notebook-texts course tune study tables bench clean
+.PHONY: help venv walkthrough lab test test-fast unit fuzz test-notebooks lint types format notebooks notebook-texts course slides grading tune study tables bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-16s%s\n' "$$name" "$$text"; done
@@ -94,6 +94,12 @@ notebook-texts: venv  ## make the notebooks anew without executing them, where o
 
 course: venv  ## pages of all notebooks in course/, to print or to read without JupyterLab
 	$(BIN)/python notebooks/build.py --course
+
+slides: venv  ## slides of two notebooks in slides/, a file each that needs no network
+	$(BIN)/python notebooks/build.py --slides
+
+grading: venv  ## a course folder of nbgrader in grading/, with an assignment for each notebook; nbgrader is in the extra "teaching"
+	$(BIN)/python notebooks/build.py --grading
 
 tune: venv  ## search the weights of the variants of STUDY on images held out of train; goes on where it was stopped
 	$(BIN)/corsd tune $(STUDY)

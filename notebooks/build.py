@@ -5,10 +5,14 @@
     python notebooks/build.py --text 01  the same without executing: where no code has changed, the outputs are still true
     python notebooks/build.py --check    names those that are not what this program makes of their sources, and fails
     python notebooks/build.py --course   pages of all of them in course/, to print or to read without JupyterLab
+    python notebooks/build.py --slides   slides in slides/ of those in which cells have a slide type (see deck.py)
+    python notebooks/build.py --grading  a course folder of nbgrader in grading/, with an assignment for each of them
 
 A source holds both: a cell tagged "exercise" with the stub, behind it one tagged "solution", and one tagged "check" that fails
 for the stub and passes for the solution. The solved notebook is executed; the student's is the same with the stub in the
 solution's place. Its checks, and further cells tagged "uses-answer", may raise and have no output: they wait for an answer.
+assignments.py gives these cells, and text cells tagged "answer", the metadata of nbgrader. The
+first use of a term in the text becomes a link to GLOSSARY.md (glossary.py).
 
 Once pyproject.toml names the address of the repository on GitHub (`Repository` in [project.urls]), every notebook and the
 READMEs get badges that open them on Colab and on Binder, and the set-up cell fetches the repository on Colab.
@@ -38,6 +42,9 @@ from typing import Any
 import concepts
 import jupytext
 import nbformat
+from assignments import mark_for_grading, write_grading
+from deck import has_slides, skip_the_rest, write_slides
+from glossary import link_terms
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -70,6 +77,9 @@ def read_source(source: Path) -> nbformat.NotebookNode:
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number:02d}"
         cell.metadata.pop("lines_to_next_cell", None)
+    mark_for_grading(notebook)
+    skip_the_rest(notebook)
+    link_terms(notebook)
     if repository := address():
         title, _, text = notebook.cells[0].source.partition("\n")
         notebook.cells[0].source = f"{title}\n\n{badges(repository, source.stem)}\n{text}"
@@ -261,10 +271,30 @@ def png_of(plotly_json: Any) -> str:
         return base64.b64encode(save_png(figure, Path(folder) / "figure.png", scale=1).read_bytes()).decode()
 
 
+def write_pages(notebooks: Sequence[Path], folder: Path) -> Path:
+    """Write pages of the notebooks and of the glossary, which their terms lead to; return the index.html."""
+    with tempfile.TemporaryDirectory() as place:
+        glossary = Path(place) / "GLOSSARY.ipynb"
+        cell = nbformat.v4.new_markdown_cell((FOLDER / "GLOSSARY.md").read_text(encoding="utf-8"))
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), glossary)
+        index = write_course([*notebooks, glossary], folder)
+    for page in folder.glob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        page.write_text(text.replace('href="GLOSSARY.md', 'href="GLOSSARY.html'), encoding="utf-8")
+    return index
+
+
 def main() -> None:
     options, names = ([a for a in sys.argv[1:] if a.startswith("--") == flag] for flag in (True, False))
     if options == ["--course"]:
-        print(write_course(sorted(FOLDER.glob("*.ipynb")), Path("course")).resolve().as_uri())
+        print(write_pages(sorted(FOLDER.glob("*.ipynb")), Path("course")).resolve().as_uri())
+        return
+    if options == ["--slides"]:
+        talks = [path for path in sorted(FOLDER.glob("*.ipynb")) if has_slides(nbformat.read(path, as_version=4))]
+        print(*(write_slides(path, Path("slides")).resolve().as_uri() for path in talks), sep="\n")
+        return
+    if options == ["--grading"]:
+        print(f"{write_grading(sorted(FOLDER.glob('*.ipynb')), Path('grading'))}: see notebooks/INSTRUCTORS.md")
         return
     wanted = tuple(names) or ("",)
     sources = [source for source in sorted((FOLDER / "sources").glob("*.py")) if source.name.startswith(wanted)]
@@ -274,7 +304,7 @@ def main() -> None:
         check(sources)
         return
     if options not in ([], ["--text"]):
-        sys.exit(f"{' '.join(options)}: the options are --text, --check and --course, one at a time")
+        sys.exit(f"{' '.join(options)}: the options are --text, --check, --course, --slides and --grading, one at a time")
     for readme in READMES:
         readme.write_text(with_badges(readme.read_text(encoding="utf-8")), encoding="utf-8")
     concepts.write()

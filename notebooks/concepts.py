@@ -416,6 +416,30 @@ def interval() -> Drawing:
     return d
 
 
+def verdict() -> Drawing:
+    """An interval compared with zero and with the smallest gain that matters."""
+    d = Drawing(860, 290, "Four intervals compared with zero and with the smallest useful gain: three verdicts")
+    bottom = 236
+
+    def x(value: float) -> float:
+        return 190 + 90 * (value + 2)
+
+    d.line((x(-2), bottom), (x(4), bottom))
+    for value, name in ((0, "0"), (2, "δ, the smallest gain that matters")):
+        d.line((x(value), 44), (x(value), bottom), "line dashed")
+        d.text(x(value), bottom + 24, name, "soft")
+    d.text(x(-2), bottom + 24, "worse", "soft")
+    d.text(x(1), 28, "95 % intervals of a difference, and their verdicts", "bold")
+    cases = ((0.6, 3.6, "helps", "green"), (-0.7, 1.5, "no useful gain", "red"), (0.3, 1.6, "no useful gain", "red"))
+    for row, (low, high, name, look) in enumerate((*cases, (-0.8, 3.2, "undecided", "blue"))):
+        y = 68 + 44 * row
+        d.path(f"M{x(low):g} {y} H{x(high):g}", f"{look}-line")
+        mark = {"green": d.triangle, "red": d.square, "blue": d.dot}[look]
+        mark(x((low + high) / 2), y, look)
+        d.text(30, y + 5, name, look, "start")
+    return d
+
+
 def images() -> Drawing:
     """Equal numbers of images for every method."""
     d = Drawing(860, 250, "Methods get the same number of images, so those that use several an anchor get fewer epochs")
@@ -490,6 +514,7 @@ FIGURES: dict[str, Callable[[], Drawing]] = {
         neighbours,
         attribution_path,
         interval,
+        verdict,
         images,
         ranks,
         popularity,

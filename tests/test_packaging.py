@@ -23,13 +23,17 @@ import corsd_lib
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
-EXTRAS = frozenset(PROJECT["optional-dependencies"])
+APART = frozenset({"teaching"})  # extras that are installed by hand and not pinned
+EXTRAS = frozenset(PROJECT["optional-dependencies"]) - APART
 CUDA_ONLY = re.compile(r"nvidia-|cuda-|triton$")  # torch pins these itself, where they exist
 
 
 def direct_dependencies() -> list[Requirement]:
-    lists = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
-    return [Requirement(text) for group in lists for text in group]
+    return [Requirement(text) for group in [PROJECT["dependencies"], *of_extras(EXTRAS)] for text in group]
+
+
+def of_extras(extras: frozenset[str]) -> list[list[str]]:
+    return [PROJECT["optional-dependencies"][extra] for extra in sorted(extras)]
 
 
 def constraint_lines() -> list[Requirement]:
@@ -67,11 +71,23 @@ def applies(requirement: Requirement, extras: frozenset[str]) -> bool:
 
 @pytest.mark.parametrize("requirement", direct_dependencies(), ids=lambda requirement: requirement.name)
 def test_a_dependency_ranges_up_to_the_next_major_version_and_holds_its_pin(requirement: Requirement) -> None:
-    bounds = {clause.operator: Version(clause.version) for clause in requirement.specifier}
-    assert set(bounds) == {">=", "<"}
+    bounds = bounds_of(requirement)
     pin = pins()[canonicalize_name(requirement.name)]
     assert pin in requirement.specifier
     assert bounds["<"] == Version(str(pin.major + 1))
+
+
+def bounds_of(requirement: Requirement) -> dict[str, Version]:
+    bounds = {clause.operator: Version(clause.version) for clause in requirement.specifier}
+    assert set(bounds) == {">=", "<"}
+    return bounds
+
+
+def test_a_dependency_that_is_installed_by_hand_is_not_pinned_and_ranges_up_to_the_next_major_version() -> None:
+    for requirement in (Requirement(text) for group in of_extras(APART) for text in group):
+        bounds = bounds_of(requirement)
+        assert bounds["<"] == Version(str(bounds[">="].major + 1))
+        assert canonicalize_name(requirement.name) not in pins()
 
 
 def test_constraints_are_exact_once_each_and_hold_on_every_platform() -> None:
@@ -140,7 +156,7 @@ def make(*arguments: str, folder: Path = ROOT, **variables: str) -> subprocess.C
     return subprocess.run(command, cwd=folder, env=outer | variables, capture_output=True, text=True)
 
 
-TARGETS = ["walkthrough", "lab", "test", "test-fast", "fuzz", "bench", "lint", "format", "clean"]
+TARGETS = ["walkthrough", "lab", "slides", "grading", "test", "test-fast", "fuzz", "bench", "lint", "format", "clean"]
 
 
 @pytest.mark.parametrize("target", TARGETS)

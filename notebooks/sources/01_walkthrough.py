@@ -10,7 +10,7 @@
 #     name: python3
 # ---
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # # 01 Can a network teach itself?
 #
 # Usually a small network learns from a large one that was trained before. Here there is
@@ -82,7 +82,7 @@ run_directory = "runs/digits"  # finished trainings are found here again
 # `None` by your value and run on: the notebook prints it beside the outcome. Nothing is
 # graded, and `None` is allowed.
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## The idea in one picture
 #
 # ![A backbone in three stages. Below each stage an exit classifies the image. Above
@@ -119,14 +119,14 @@ one_of_each = [
 title = "One training image of each digit"
 image_strip(data.train.images[one_of_each], data.class_names, title)
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## A network with exits
 #
 # The network is a ResNet with three stages. Each exit reduces the feature map of its
 # stage to a vector, the **embedding** $e$, and classifies it with a linear layer.
 # `network.truncated(k)` is the smaller network that ends at exit `k`.
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output"] slideshow={"slide_type": "-"}
 torch.manual_seed(seed)
 network = build_network(
     "resnet8", data.num_classes, in_channels=data.channels, image_size=data.image_size
@@ -147,7 +147,7 @@ with torch.no_grad():
 print("embeddings", [tuple(e.shape) for e in out.embeddings])
 print("logits    ", [tuple(z.shape) for z in out.logits])
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## What is a relation?
 #
 # Two images go in, a number between 0 and 1 comes out. Many methods *define* this
@@ -167,7 +167,7 @@ print("logits    ", [tuple(z.shape) for z in out.logits])
 # logistic function.
 
 
-# %%
+# %% slideshow={"slide_type": "subslide"}
 class PlainRelation(nn.Module):
     def __init__(self, width, classes, hidden=128):
         super().__init__()
@@ -201,7 +201,7 @@ with torch.no_grad():
     assert torch.allclose(q, relation.auxiliary_logits(a, b), atol=1e-4)
 print("same scores and same auxiliary logits for", len(r), "pairs")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ### A batch contains many pairs
 #
 # No image passes the backbone twice: the pairs are formed from the embeddings of a
@@ -210,7 +210,7 @@ print("same scores and same auxiliary logits for", len(r), "pairs")
 # **Predict:** a batch has 5 images of each of 5 classes. How many ordered pairs of two
 # different images have the *same* class, and how many have different classes?
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output"] slideshow={"slide_type": "fragment"}
 my_same, my_different = None, None
 
 batch = torch.arange(25) % 5  # labels of 25 images
@@ -219,11 +219,11 @@ compare("Same class", my_same, pairs.intra.shape[1], " pairs")
 different = (batch[:, None] != batch[None, :]).sum().item()
 compare("Different classes", my_different, different, " pairs")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # **Answer.** $25 \cdot 4 = 100$ and $25 \cdot 20 = 500$. For the auxiliary classifier
 # as many pairs of the second kind are drawn as there are of the first.
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ### A relation matrix before training
 #
 # The mean score of all pairs of class $c$ with class $d$ is one cell of a **relation
@@ -237,7 +237,7 @@ def contrast(matrix):
     return (matrix.diag().mean() - matrix[other].mean()).item()
 
 
-# %%
+# %% slideshow={"slide_type": "-"}
 with torch.no_grad():
     scores = relation.scores(out.embeddings[-1])
 untrained = relation_matrix(scores, labels, data.num_classes)
@@ -247,7 +247,7 @@ relation_heatmap(untrained, data.class_names, title)
 # %% [markdown]
 # Nearly one colour: before training the score is about the same for all pairs.
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ### The margin loss
 #
 # For every triplet of an image $i$, an image $j$ of its class and an image $k$ of
@@ -328,7 +328,7 @@ expect(t.grad is None, "the teacher got a gradient. Which tensor must be detache
 expect(s.grad is not None, "the student got no gradient")
 print("Exercise 1: correct.")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## Two trainings
 #
 # Both use the same data, first weights and number of images.
@@ -390,7 +390,7 @@ corsd = train(
 )
 monitor(corsd)
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ![The training monitor after a CORSD training. Left: the train accuracy of three exits
 # climbs towards 100 percent. Right: the relation matrix of the deepest exit with a
 # bright diagonal.](images/01_training_monitor.png)
@@ -417,13 +417,13 @@ training_curves({"baseline": baseline.metrics, "CORSD": corsd.metrics}, title)
 # `relation_transfer` may *rise* at first, because the teacher's scores begin to differ
 # before the students follow. `class_kd` is measured and has weight 0.
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## Did it help?
 #
 # The accuracy of every exit on test images. Thin bars are 95 % intervals for a test set
 # of this size: with other 797 digits each value could have come out anywhere inside.
 
-# %%
+# %% slideshow={"slide_type": "-"}
 runs = {"baseline": baseline, "CORSD": corsd}
 accuracy = {name: [e["top1"] for e in run.test["exits"]] for name, run in runs.items()}
 half = {
@@ -432,7 +432,7 @@ half = {
 }
 exit_accuracy_bars(accuracy, "Test accuracy of every exit, one seed", error=half)
 
-# %%
+# %% slideshow={"slide_type": "subslide"}
 gain = [after - before for before, after in zip(*accuracy.values(), strict=True)]
 most = max(range(len(gain)), key=lambda k: abs(gain[k]))
 compare("Exit that changed most", my_exit, most + 1)
@@ -442,11 +442,11 @@ for k, (g, one, other) in enumerate(zip(gain, *half.values(), strict=True), 1):
     verdict = "beyond" if abs(g) > needed else "within"
     print(f"exit {k}: {g:+.1f} points, {verdict} the {needed:.1f} of test-set sampling")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # **Answer.** One training cannot answer the question. The error bars cover the sampling
 # of the test set only, not other training images or other first weights.
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ### The same with ten seeds
 #
 # This repository contains the same experiment with ten seeds, each with its own images,
@@ -464,7 +464,7 @@ for k, (g, one, other) in enumerate(zip(gain, *half.values(), strict=True), 1):
 #
 # **Predict:** at which exits will the interval exclude 0? Write for example `1, 2`.
 
-# %%
+# %% slideshow={"slide_type": "subslide"}
 my_exits = None
 
 study = committed_summary("digits")["methods"]
@@ -476,12 +476,12 @@ for k, mine in enumerate(gain):
     print(f"exit {k + 1}: {mean:+.1f} [{low:+.1f}, {high:+.1f}]; yours: {mine:+.1f}")
 compare("Intervals that exclude 0, exits", my_exits, ", ".join(excluded))
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # **Answer.** The shallow exits gain one or two points; the lower end of the first
 # interval is close to 0. At the deepest exit no effect was detected. Seed 0 exaggerates
 # the gain, because its baseline is unusually weak at exit 1.
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ### Is it the teaching?
 #
 # In CORSD the exits also *train* the backbone. Two other rows of the study separate the
@@ -490,7 +490,7 @@ compare("Intervals that exclude 0, exits", my_exits, ", ".join(excluded))
 #
 # **Predict:** how many points of the gain at exit 1 remain over deep supervision?
 
-# %%
+# %% slideshow={"slide_type": "subslide"}
 my_rest = None  # points
 
 rows = {"deep supervision": "deep_supervision", "no relations": "paper_no_relations"}
@@ -504,17 +504,17 @@ for label, row in rows.items():
         if (label, k) == ("deep supervision", 0):
             compare("Over deep supervision", my_rest, mean, " points", 0.3, digits=1)
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # **Answer.** On these digits most of the gain comes from training the exits. One of the
 # six intervals excludes 0, and among six such intervals one may do so by chance.
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## The relation after training
 #
 # The same matrix for held-out images, from the trained relation network of the deepest
 # stage:
 
-# %%
+# %% slideshow={"slide_type": "-"}
 after = corsd.probes[epochs].relations
 title = f"Trained: contrast {contrast(after[-1]):.2f}"
 relation_heatmap(after[-1], data.class_names, title)
@@ -537,7 +537,7 @@ for k, matrix in enumerate(after, 1):
 explorer = RelationExplorer(corsd)
 display(explorer)
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ![The heatmap of the relation explorer: ten by ten digits, a bright diagonal, nearly
 # all the rest dark, and an orange frame around the brightest cell beside the
 # diagonal.](images/01_relation_explorer.png)
@@ -594,7 +594,7 @@ print(
     f"{early.float().mean():.0%} could leave at exit 1; {right:.0%} of them are right"
 )
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## Answer: can a network teach itself?
 #
 # > **What we found.** Yes, with a small effect here. Over ten seeds the exits of CORSD
@@ -634,7 +634,8 @@ if len(means) == 2:
 # A paper reports: "Our method improves accuracy from 90.6 % to 92.1 % on a test set of
 # 797 images." Write down three questions you would ask before you believe the claim.
 # For each say which number or experiment would answer it.
-#
+
+# %% [markdown] tags=["answer"]
 # *Write your answer here.*
 
 # %% [markdown] tags=["solution"]

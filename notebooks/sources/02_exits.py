@@ -747,7 +747,8 @@ compare("Nobody leaves early", my_right_end, 100 * macs[-1] / plain_macs, " %", 
 # be removed. Write five sentences for or against. Use at least two measures of this
 # notebook, say which further measurement would decide the question, and on which images
 # it has to be made.
-#
+
+# %% [markdown] tags=["answer"]
 # *Write your answer here.*
 
 # %% [markdown] tags=["solution"]

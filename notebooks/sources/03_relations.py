@@ -816,7 +816,8 @@ if my_relation:
 # The trained score has the higher contrast and not the higher AUC. Explain in five
 # sentences how both can be true, for which use each measure matters, and design one
 # experiment that would tell overfitting of the relation network from another cause.
-#
+
+# %% [markdown] tags=["answer"]
 # *Write your answer here.*
 
 # %% [markdown] tags=["solution"]

@@ -639,7 +639,8 @@ print(f"{epochs} epochs: AUC, deepest exit, with minus without: {mean} points")
 # the relation part of CORSD is useless." Answer in six sentences. Use the gradient
 # figure, the ablation table and the study on CUB-200-2011 from
 # [03_relations](03_relations.ipynb), and say what you would measure next.
-#
+
+# %% [markdown] tags=["answer"]
 # *Write your answer here.*
 
 # %% [markdown] tags=["solution"]

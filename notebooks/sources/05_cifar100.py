@@ -531,7 +531,8 @@ if shuffled:
 # CORSD gains 4.2 points with the larger network and nothing with the small one. Write
 # down two explanations. For each, name an experiment that would refute it, with rows,
 # seeds and the measure. Which of them could you run on a laptop?
-#
+
+# %% [markdown] tags=["answer"]
 # *Write your answer here.*
 
 # %% [markdown] tags=["solution"]

@@ -558,7 +558,8 @@ if mean_of:
 # A magazine writes: "AI discovers the family tree of birds." Write a letter of six
 # sentences: what the data support, which control experiments show that it is weaker,
 # and which one experiment could support the headline.
-#
+
+# %% [markdown] tags=["answer"]
 # *Write your answer here.*
 
 # %% [markdown] tags=["solution"]

@@ -552,7 +552,8 @@ my_rkd = None  # 0 to 20
 # Choose one observation of this notebook that a news article could report. Write down
 # its strongest alternative explanation, the test that separates the two, and how many
 # images and seeds the test needs.
-#
+
+# %% [markdown] tags=["answer"]
 # *Write your answer here.*
 
 # %% [markdown] tags=["solution"]

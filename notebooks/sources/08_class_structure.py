@@ -615,7 +615,8 @@ print(f"{epochs} epochs, plain network, new images: NC1 {ends['plain']:.2f}")
 # that it "learns better representations". Write six sentences: which chance level,
 # which images, which scale and which second measure you would ask for, and a case in
 # which the claim fails although the silhouette is higher.
-#
+
+# %% [markdown] tags=["answer"]
 # *Write your answer here.*
 
 # %% [markdown] tags=["solution"]

@@ -580,7 +580,8 @@ for k in (3, 15, 100) if run_it else ():
 # are far apart. The text says: "Our method increases the separation of classes." Write
 # a short review: what the figure supports, what it does not, and which three numbers
 # would replace it.
-#
+
+# %% [markdown] tags=["answer"]
 # *Write your answer here.*
 
 # %% [markdown] tags=["solution"]

@@ -605,7 +605,8 @@ compare(
 # A report shows a heatmap with one colour and states: "The network looks at the
 # middle stroke." Write six sentences: which information is missing, which two tests you
 # would ask for, and what outcome of each would change your mind.
-#
+
+# %% [markdown] tags=["answer"]
 # *Write your answer here.*
 
 # %% [markdown] tags=["solution"]

@@ -10,7 +10,7 @@
 #     name: python3
 # ---
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # # 11 Does CORSD beat its peers?
 #
 # Every paper on self-distillation has a table with one bold row. But *one* method
@@ -86,7 +86,7 @@ run_directory = "runs/11_compare_methods"  # the study and its trainings
 # The repository contains studies as records: one small file for each finished training,
 # with settings, test accuracy and cost. No number below is typed by hand.
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # | row | what it adds to the plain network |
 # | --- | --- |
 # | label smoothing | a part of every label is spread over all classes |
@@ -103,22 +103,22 @@ for name, summary in summaries.items():
     counts = [m["n"] for m in summary["methods"].values()]
     print(f"{name}: {len(counts)} rows, {min(counts)} to {max(counts)} seeds a row")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ### A table without intervals
 #
 # `cifar100_small` is the smallest study on photographs, with one seed.
 
-# %%
+# %% slideshow={"slide_type": "-"}
 small = summaries["cifar100_small"]
 accuracy_by_method(small)
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # Each row is a method and each mark an exit. The title names the row with the highest
 # accuracy, as a bold row does. Two questions come first: where are the intervals, and
 # would the rows stay in this order with another seed? With one seed there is no answer
 # to either.
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## The interval of a mean
 #
 # $n$ seeds give $n$ accuracies $a_1, \dots, a_n$ with the mean $\bar a$ and the
@@ -146,18 +146,18 @@ low, high = interval_by_hand(three)[1:]
 print(f"70, 72 and 77: the interval is {low:.0f} to {high:.0f}")
 print("one seed:", mean_interval([70])[1:])
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # **Predict:** how many standard errors $s / \sqrt n$ does the interval reach to each
 # side with 2 seeds, and with 20?
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output"] slideshow={"slide_type": "fragment"}
 my_two, my_twenty = None, None
 
 for n, mine in ((2, my_two), (3, None), (5, None), (20, my_twenty)):
     quantile = student_t.ppf(0.975, n - 1)
     compare(f"{n} seeds", mine, quantile, " standard errors", close=1)
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # **Answer.** "Plus or minus two" holds for many seeds. With two seeds it is off by a
 # factor of six. A simulation shows the effect: 100,000 studies of three seeds, where
 # the true value is 0.
@@ -179,7 +179,7 @@ compare("Student's interval", None, honest, " %")
 # **Answer.** With three seeds, two standard errors miss the truth almost four times as
 # often as promised.
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## Compare seed by seed
 #
 # A seed decides the first weights, the order of images, and here also *which* images
@@ -219,12 +219,12 @@ expect(sorted(found) == [2, 2, 3], f"{found}: each seed is compared with itself"
 expect(list(found) == [2, 2, 3], "the order of the seeds: 0, 1, 2")
 print("Exercise 1: correct.")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # **Predict:** made-up accuracies of three seeds, plain 60, 66, 72 and another method
 # 62, 68, 75. How far does the interval of each mean reach to one side, and that of the
 # paired difference?
 
-# %% tags=["nbval-check-output"]
+# %% tags=["nbval-check-output"] slideshow={"slide_type": "fragment"}
 my_alone, my_paired = None, None  # points
 
 plain, other = np.array([60, 66, 72]), np.array([62, 68, 75])
@@ -236,13 +236,13 @@ for name, values, mine in (
     mean, _, high = interval_by_hand(values.tolist())
     compare(f"{name}, mean {mean:.0f}", mine, high - mean, " points", close=1)
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # **Answer.** Each mean is uncertain by about fifteen points, and the two intervals
 # overlap almost completely. The difference is uncertain by less than two, and its
 # interval excludes 0. Overlapping intervals do not mean that there is no difference if
 # the runs are paired.
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## Equal images
 #
 # A comparison is fair if everything but the method is equal. *Epochs* are not equal if
@@ -257,7 +257,7 @@ for name, values, mine in (
 # the plain network gets 60? And how many times the arithmetic of the plain network does
 # CORSD with class KD need?
 
-# %%
+# %% slideshow={"slide_type": "subslide"}
 my_epochs, my_macs = None, None
 
 cost = pd.DataFrame(small["methods"]).T[["label", "epochs", "images", "macs_ratio"]]
@@ -266,12 +266,12 @@ macs = float(cost.loc["corsd", "macs_ratio"])
 compare("Arithmetic of CORSD", my_macs, macs, " times", close=0.1, digits=2)
 cost.astype({"images": int, "macs_ratio": float}).round(2)
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # **Answer.** 20 epochs. Equal images are not equal *cost*: exits and relation networks
 # need more arithmetic during training. Whether the plain network could have used that
 # for more epochs or channels is a question that these studies do not answer.
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## The best of many
 #
 # Suppose eight methods are all *exactly as good as the baseline*, and each training
@@ -280,7 +280,7 @@ cost.astype({"images": int, "macs_ratio": float}).round(2)
 # **Predict:** in what percentage of such studies is the best row ahead of the baseline,
 # and by how many points on average?
 
-# %%
+# %% slideshow={"slide_type": "subslide"}
 my_ahead, my_lead = None, None  # percent, points
 
 rng = np.random.default_rng(1)
@@ -293,16 +293,16 @@ look = {"markers": True, "template": template(), "height": 360}
 title = "Lead of the best of several equal methods (points)"
 px.line(table, x="methods tried", y="mean lead", title=title, **look)
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # **Answer.** Almost always, by well over a point, although there is no difference. What
 # was tried may be methods, weights, seeds ("best of five runs") or epochs: the best
 # epoch on the test set is the best of many, too.
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # **Predict:** three seeds, eight equal methods, correct paired intervals. In what
 # percentage of the studies does *at least one* interval exclude 0?
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 my_any = None  # percent
 
 runs = np.random.default_rng(3).normal(size=(20_000, 9, 3))
@@ -312,7 +312,7 @@ clear = abs(gains.mean(axis=2)) > student_t.ppf(0.975, 2) * error
 compare("One given method", None, 100 * clear.mean(), " %")
 compare("At least one of eight", my_any, 100 * clear.any(axis=1).mean(), " %", close=5)
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # **Answer.** Almost one study in three. The remedies:
 #
 # - **Choose** on validation images, **report** on test images, once, after the last
@@ -363,7 +363,7 @@ honest = [honest_score(dict(enumerate(v)), dict(enumerate(t))) for v, t in draws
 print(f"chosen on validation {np.mean(honest):.1f} %, truth 70 %")
 print(f"chosen on test {draws[:, 1].max(axis=1).mean():.1f} %")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## The main study: CIFAR-100
 #
 # 100 images of each of 100 classes, a larger network, several seeds. The weights of
@@ -386,7 +386,7 @@ def gain_text(m):
     return with_interval(m["gain"], m["gain_low"], m["gain_high"], "+")
 
 
-# %%
+# %% slideshow={"slide_type": "subslide"}
 full = summaries["cifar100"]
 main = rows_of(full, "methods")
 peers = ("label_smoothing", "cs_kd", "ps_kd", "deep_supervision", "byot", "rkd")
@@ -400,10 +400,10 @@ found = [
 compare("CORSD with class KD", my_corsd, found[0], " points", close=1, digits=1)
 compare("Best of six peers", my_peer, found[1], " points", close=1, digits=1)
 
-# %%
+# %% slideshow={"slide_type": "subslide"}
 gain_by_method(main)
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # **Answer.** CORSD with class KD gains most. The row has more weights than its peers,
 # and its search had more trials. The release of the authors loses: it takes half the
 # optimiser steps, and nothing of it was tuned.
@@ -423,7 +423,7 @@ for file in sorted((results / "cifar100" / "tuning").glob("*.json")):
     )
 pd.DataFrame(rows).sort_values("best on validation", ascending=False).round(1)
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ### CORSD against its peers
 #
 # Two gains over the plain network do not tell which of the two methods is better.
@@ -434,7 +434,7 @@ pd.DataFrame(rows).sort_values("best on validation", ascending=False).round(1)
 # **Predict:** how many of the six peers are significantly worse, that is, have an
 # interval below 0?
 
-# %%
+# %% slideshow={"slide_type": "subslide"}
 my_worse = None  # 0 to 6
 
 versus = against(full, "corsd")
@@ -442,7 +442,7 @@ below = [p for p in peers if versus["methods"][p]["gain_high"] < 0]
 compare("Significantly worse than CORSD", my_worse, len(below), " of 6 peers")
 gain_by_method(rows_of(versus, "methods")).update_layout(title_text="Relative to CORSD")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # **Answer.** All six, on CIFAR-100 with these images and this network.
 #
 # ### And on birds?
@@ -458,10 +458,10 @@ for m in birds["methods"].values():
             f"{m['label']:28} {gain_text(m)} points relative to CORSD, {m['n']} seeds"
         )
 
-# %%
+# %% slideshow={"slide_type": "slide"}
 gain_by_method(birds).update_layout(title_text="CUB-200-2011, relative to CORSD")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## Which part of CORSD does it?
 #
 # An *ablation* changes one part and keeps the rest. The row *without any relation term*
@@ -470,7 +470,7 @@ gain_by_method(birds).update_layout(title_text="CUB-200-2011, relative to CORSD"
 # **Predict:** what is lost on CIFAR-100 without class KD, and without any relation
 # term? What without relation terms on CUB-200-2011?
 
-# %%
+# %% slideshow={"slide_type": "fragment"}
 my_kd, my_relations, my_birds = None, None, None  # points lost at the deepest exit
 
 lost = {
@@ -482,11 +482,11 @@ for name, (m, mine) in lost.items():
     compare(name, mine, -m["gain"], " points", close=0.3, digits=1)
     print(f"  interval [{-m['gain_high']:+.1f}, {-m['gain_low']:+.1f}], {m['n']} seeds")
 
-# %%
+# %% slideshow={"slide_type": "subslide"}
 parts = rows_of(versus, "ablation")
 gain_by_method(parts).update_layout(title_text="CIFAR-100: changes to CORSD")
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # **Answer.** On CIFAR-100 class KD matters, and no effect of the relation terms was
 # detected. On CUB-200-2011 they add to the accuracy, most where class KD is absent
 # ([03_relations](03_relations.ipynb)). CORSD and the row without relation terms were
@@ -556,7 +556,7 @@ gain_by_method(mine)
 # includes 0 does *not* say that the methods are equal. It says that so few seeds cannot
 # tell. Set `seeds = 10` and run again.
 
-# %% [markdown]
+# %% [markdown] slideshow={"slide_type": "slide"}
 # ## Answer: does CORSD beat its peers?
 #
 # > **What we found.** With class KD, a term of ours, it does: +4.2 points over the
@@ -599,7 +599,8 @@ print(f"standard deviation of a paired difference: {np.std(differences, ddof=1):
 # Choose a table from a paper on distillation. Write one page: are the rows paired, over
 # how many seeds, with equal images and equal tuning? Was the epoch chosen on test?
 # Which ablation is missing? Which claim of the abstract does the table support?
-#
+
+# %% [markdown] tags=["answer"]
 # *Write your answer here.*
 
 # %% [markdown] tags=["solution"]

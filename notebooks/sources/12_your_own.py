@@ -613,7 +613,8 @@ my_sign_accuracy, my_sign_calibration = None, None  # "+", "-" or "0"
 # how images of one scene are kept in one split, the augmentation, the rows (with an
 # ablation), the number of seeds, the measure, and what result would make you drop the
 # idea. Fix it before you train.
-#
+
+# %% [markdown] tags=["answer"]
 # *Write your plan here.*
 
 # %% [markdown] tags=["solution"]

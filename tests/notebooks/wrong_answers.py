@@ -94,6 +94,19 @@ WRONG_ANSWERS = {
             "-(logits.softmax(1) * logits.log_softmax(1)).sum()",
         ],
     },
+    "14_capstone": {
+        "verdict": [
+            "'helps' if low > 0 else 'no useful gain'",  # significant or not
+            "'helps' if low > 0 else 'no useful gain' if high < smallest else 'undecided'",  # small gains help
+            "'helps' if (low + high) / 2 > smallest else 'no useful gain'",  # the mean decides
+        ],
+        "seeds_needed": [
+            "next(n for n in range(3, 10_000) if student_t.ppf(0.975, n - 1) * deviation / n**0.5 < smallest)",  # half of it
+            "next(n for n in range(3, 10_000) if 2 * 1.96 * deviation / n**0.5 < smallest)",
+            "next(n for n in range(3, 10_000) if 2 * student_t.ppf(0.975, n - 1) * deviation / n < smallest)",
+            "next(n for n in range(2, 10_000) if 2 * student_t.ppf(0.975, n - 1) * deviation / n**0.5 < smallest)",
+        ],
+    },
     "03_relations": {
         "rkd_distance_by_hand": [
             "F.smooth_l1_loss(torch.cdist(student, student), torch.cdist(teacher.detach(), teacher.detach()))",  # scale

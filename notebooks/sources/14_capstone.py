@@ -1,0 +1,493 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 14 Can you answer a question of your own?
+#
+# You have seen how others measure. Now you choose a question, write down how it will be
+# decided, train, and report what came out, whatever it is. **What has to be fixed
+# before the first training, so that the result can be believed?**
+#
+# **You will learn**
+#
+# - to turn an idea into a comparison of two rows that differ in one thing;
+# - to decide *beforehand* which result means what, with three possible verdicts;
+# - to calculate how many seeds that takes;
+# - to write a report page that shows the plan beside the result;
+# - how such a project is judged.
+
+# %% [markdown]
+# **You need** [11_compare_methods](11_compare_methods.ipynb) and
+# [12_your_own](12_your_own.ipynb). **Run time:** about 1 minute on two CPU cores.
+# **Learning time:** 30 minutes of reading, 45 minutes for exercises 1 to 3. Exercise 4
+# is the project: one or two days. Nothing is downloaded.
+
+# %% [markdown]
+# ## Set-up
+#
+# Nothing is to be installed in a clone, in an installed package or on Binder. On Colab,
+# clone the repository first and open this notebook's folder.
+
+# %%
+from importlib.util import find_spec
+
+if find_spec("corsd_lib") is None:
+    print("installing corsd_lib from this clone, which takes some minutes")
+    # %pip install --quiet "..[notebooks]"
+
+# %%
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import plotly.express as px
+import torch
+from IPython.display import display
+from scipy.stats import t as student_t
+
+from corsd_lib import TrainingMonitor, committed_summary, load_run, run_study
+from corsd_lib.course import answered, compare, expect
+from corsd_lib.figures import template
+from corsd_lib.runs import differences
+from corsd_lib.sharing.pages import figure_panel, table_panel, text_panel, write_page
+from corsd_lib.studies.intervals import mean_interval
+from corsd_lib.studies.study import Study
+from corsd_lib.studies.summary import summarise
+
+torch.set_num_threads(1)  # one thread is faster for images this small
+
+# %% [markdown]
+# The settings of the worked example. Each combination has its own folder, and a
+# finished training is opened and not repeated.
+
+# %% tags=["parameters"]
+label_noise = 0.2  # share of the training images with a wrong label
+smallest = 3  # points: the smallest gain that would matter to us
+seeds = 5  # trainings of each row: the result of the calculation below
+seed = 100  # the first of them; the pilot used 0 to 9
+epochs = 30  # passes over the training images
+per_class = 10  # labelled images of each digit
+run_directory = "runs/14_capstone"  # the study, its trainings and its page
+
+# %% [markdown]
+# **How predictions work.** Some cells ask for a prediction before a result. Replace
+# `None` by your value and run on: the notebook prints it beside the outcome.
+
+# %% [markdown]
+# ## 1. A question with one change
+#
+# | kind of question | example | trap |
+# | --- | --- | --- |
+# | own data | Does it help on my photographs? | one scene in train *and* test |
+# | a new term | Does my term help exit 1? | no row with its weight at 0 |
+# | another backbone | Does it help without shortcuts? | more parameters, too |
+#
+# A good question names two rows that differ in **one** thing, a measure, and data. It
+# can be answered with what you have. And you do not know the answer yet.
+
+# %% [markdown]
+# **Our example.** Wrong labels mislead a network. In BYOT the shallow exits learn from
+# labels *and* from the predictions of the deepest exit. Self-distillation can be
+# described as averaging labels over similar images
+# ([arXiv 2402.10482](https://arxiv.org/abs/2402.10482)), so a prediction may be right
+# where a label is wrong.
+#
+# *Does teaching help the first exit when a fifth of the labels is wrong?*
+#
+# - Row `untaught`: deep supervision, exits that learn from labels alone.
+# - Row `taught`: BYOT, the same exits with teaching.
+# - Measure: test accuracy of exit 1; test labels are right.
+
+# %% [markdown]
+# ## 2. A verdict with three outcomes
+#
+# "Significant or not" is a poor rule: a gain can be significant and useless, and no
+# significance may only mean too few seeds. Choose the smallest gain $\delta$ that would
+# matter to you, and compare the 95 % interval $[l, h]$ of the paired difference with 0
+# *and* with $\delta$:
+#
+# $$\mathrm{verdict} = \begin{cases} \mathrm{no\ useful\ gain} & h < \delta \\
+# \mathrm{helps} & l > 0 \;\mathrm{and}\; h \ge \delta \\ \mathrm{undecided} &
+# \mathrm{otherwise} \end{cases}$$
+#
+# ![Four intervals over a line with marks at 0 and at delta. One lies right of 0 and
+# reaches delta: helps. Two lie left of delta: no useful gain. One contains 0 and
+# delta: undecided.](images/concept_verdict.svg)
+#
+# We take $\delta = 3$ points. This is a judgement, and it is made now.
+
+# %% [markdown]
+# ### Exercise 1, implement: the verdict
+#
+# Return `"helps"`, `"no useful gain"` or `"undecided"` for the ends `low` and `high` of
+# an interval and for `smallest`, which is $\delta$.
+
+
+# %% tags=["exercise"]
+def verdict(low, high, smallest):
+    return ...
+
+
+# %% tags=["solution"]
+def verdict(low, high, smallest):
+    if high < smallest:
+        return "no useful gain"
+    return "helps" if low > 0 else "undecided"
+
+
+# %% tags=["check"]
+answered(verdict(1, 5, 2))
+expect(verdict(1, 5, 2) == "helps", "all values from 1 to 5 are above 0")
+expect(
+    verdict(-1, 5, 2) == "undecided",
+    "-1 to 5 contains 0, and gains above 2, too",
+)
+expect(
+    verdict(-3, -1, 2) == "no useful gain",
+    "a loss is no gain, however large it is",
+)
+expect(verdict(-1, 1, 2) == "no useful gain", "no value from -1 to 1 reaches 2")
+expect(
+    verdict(0.5, 1.5, 2) == "no useful gain",
+    "0.5 to 1.5 is above 0 but below 2",
+)
+print("Exercise 1: correct.")
+
+# %% [markdown]
+# ## 3. How many seeds?
+#
+# With $n$ differences of standard deviation $s$ the interval has the length $2\,
+# t_{n-1}\, s / \sqrt n$. If it is *shorter than $\delta$*, it cannot contain both 0 and
+# $\delta$, and the verdict is never "undecided". So we want the smallest $n$ with
+#
+# $$2 \, t_{n-1} \frac{s}{\sqrt n} < \delta$$
+#
+# An interval takes at least three seeds. The deviation $s$ comes from a **pilot**:
+# trainings that are not used again. Ours is the committed study of digits with ten
+# seeds, which has right labels and more epochs.
+
+# %%
+pilot = committed_summary("digits")["methods"]
+rows = [pilot[row]["top1_by_seed"] for row in ("byot", "deep_supervision")]
+gaps = [rows[0][s][0] - rows[1][s][0] for s in rows[0]]
+deviation = np.std(gaps, ddof=1)
+mean, low, high = mean_interval(gaps)
+print(f"pilot, exit 1: {mean:+.1f} [{low:+.1f}, {high:+.1f}] points with right labels")
+print(f"standard deviation of a paired difference: {deviation:.2f} points")
+
+# %% [markdown]
+# ### Exercise 2, implement: seeds needed
+#
+# Return the smallest whole number $n \ge 3$ for which the length of the interval is
+# below `smallest`. `student_t.ppf(0.975, n - 1)` is $t_{n-1}$.
+
+
+# %% tags=["exercise"]
+def seeds_needed(deviation, smallest):
+    return ...
+
+
+# %% tags=["solution"]
+def seeds_needed(deviation, smallest):
+    def length(n):
+        return 2 * student_t.ppf(0.975, n - 1) * deviation / n**0.5
+
+    return next(n for n in range(3, 10_000) if length(n) < smallest)
+
+
+# %% tags=["check"]
+need = seeds_needed(2, 4)
+answered(need)
+expect(need != 4, "4: the *length* of the interval is asked for, not half of it")
+expect(need != 5, "5 is for another quantile: 97.5 % of Student's, n - 1 degrees")
+expect(need == 7, f"{need} instead of 7 for a deviation 2, 4 points. Square root?")
+expect(seeds_needed(0.01, 4) == 3, "an interval takes at least three seeds")
+expect(seeds_needed(2, 2) == 18, "half the length takes 18 seeds here")
+print("Exercise 2: correct.")
+
+# %% [markdown]
+# **Predict:** how many seeds are needed for an interval shorter than 3 points, with the
+# deviation of the pilot? And for 1 point?
+
+# %% tags=["uses-answer"]
+my_three, my_one = None, None
+
+compare("Seeds for 3 points", my_three, seeds_needed(deviation, 3))
+compare("Seeds for 1 point", my_one, seeds_needed(deviation, 1))
+
+# %% [markdown]
+# **Answer.** Five seeds for 3 points. A third of the length needs far more than three
+# times as many seeds, because the length falls with the *root* of $n$. If you cannot
+# afford the seeds, choose a larger $\delta$ or another question now, not later.
+
+# %% [markdown]
+# ## 4. Register the plan
+#
+# A study is a file, `study.json`: the rows, the seeds and the shared recipe. The seeds
+# are new, so that the pilot cannot leak into the result. All rows see equally many
+# images.
+
+# %% tags=["nbval-check-output"]
+recipe = {"data": "digits", "per_class": per_class, "label_noise": label_noise}
+recipe |= {"epochs": epochs, "batch_size": 25, "validation_fraction": 0.1}
+recipe |= {"network": "resnet8", "probe_every": 10, "probe_size": 100}
+plan = {
+    "title": "Does teaching help exit 1 when labels are wrong?",
+    "equal": "images",
+    "baseline": "untaught",
+    "seeds": list(range(seed, seed + seeds)),
+    "train": recipe,
+    "rows": {
+        "untaught": {"train": {"method": "deep_supervision"}},
+        "taught": {"train": {"method": "byot"}},
+    },
+}
+print(len(plan["rows"]), "rows,", len(plan["seeds"]), "seeds each")
+
+# %% [markdown]
+# The file has no field for the decision rule. It goes into a text beside it. Reading
+# the study checks every field: a misspelt method is one error now, and not a lost night
+# later.
+
+# %% tags=["nbval-check-output"]
+rule = f"""Question: {plan["title"]}
+Measure: test accuracy of exit 1, taught minus untaught, paired by seed.
+Smallest gain that matters: {smallest} points.
+Verdict: "no useful gain" if the 95 % interval ends below {smallest} points; else
+"helps" if it begins above 0; else "undecided".
+Looked at once, after the last training. No seed is added or left out.
+The other exits are reported and decide nothing."""
+
+name = f"noise-{label_noise}-{per_class}-{epochs}-delta-{smallest}-{seeds}-from-{seed}"
+place = Path(run_directory) / name
+place.mkdir(parents=True, exist_ok=True)
+(place / "study.json").write_text(json.dumps(plan, indent=1))
+(place / "plan.txt").write_text(rule)
+study = Study.from_file(place)
+print(len(study.jobs()), "trainings are planned")
+
+# %% [markdown]
+# **One change?** `differences` lists the settings in which two configurations differ.
+#
+# **Predict:** which settings differ between the two rows? Write for example `lr`.
+
+# %% tags=["nbval-check-output"]
+my_settings = None
+
+configs = [study.config(row, seed) for row in ("untaught", "taught")]
+found = differences(*configs)
+compare("Settings that differ", my_settings, found.split(" was ")[0])
+
+# %% [markdown]
+# **Answer.** Only the method: network, images, first weights and order are the same.
+#
+# **Commit both files to git now.** A date that nobody can change later is what makes a
+# plan a registration. A *fingerprint* does the same on paper: it changes with every
+# letter of the files.
+
+# %%
+both = (place / "study.json").read_bytes() + (place / "plan.txt").read_bytes()
+fingerprint = hashlib.sha256(both).hexdigest()[:12]
+print("fingerprint of the plan:", fingerprint)
+
+# %% [markdown]
+# **Predict:** the difference at exit 1 in points, and the verdict.
+
+# %%
+my_gain, my_verdict = None, None  # points; "helps", "no useful gain" or "undecided"
+
+# %% [markdown]
+# ## 5. Train
+#
+# Each training runs in its own process and leaves a record. Stop the cell at any time;
+# running it again continues.
+
+# %%
+done = run_study(study, runs=f"{place}/runs")
+
+# %% [markdown]
+# Before any result: did the trainings work? This check was planned for one run, the
+# first taught one. It must not change the plan.
+
+# %%
+watched = load_run(f"{place}/runs/taught/seed{seed}")
+monitor = TrainingMonitor()
+display(monitor)
+monitor(watched)
+
+# %% [markdown]
+# ![The training monitor after a BYOT training on digits with a fifth of wrong labels.
+# Left: the accuracy of three exits climbs and flattens. Right: a matrix of the cosine
+# between embeddings with a bright diagonal.](images/14_monitor.png)
+#
+# *The first taught run.* The train accuracy counts the wrong labels as the truth. A
+# network that reaches 100 % has memorised them, too.
+
+# %% [markdown]
+# ## 6. The result, once
+
+# %%
+result = summarise(study, study.records())["methods"]
+taught, untaught = (result[row]["top1_by_seed"] for row in ("taught", "untaught"))
+ends = [
+    mean_interval(taught[s][k] - untaught[s][k] for s in taught)
+    for k in range(len(result["taught"]["top1"]))
+]
+for k, (mean, low, high) in enumerate(ends, 1):
+    accuracy = [result[row]["top1"][k - 1] for row in ("untaught", "taught")]
+    print(f"exit {k}: {accuracy[0]:.1f} % untaught, {accuracy[1]:.1f} % taught,")
+    print(f"  difference {mean:+.1f} [{low:+.1f}, {high:+.1f}] points")
+compare("Difference at exit 1", my_gain, ends[0][0], " points", close=1, digits=1)
+
+# %%
+table = pd.DataFrame(ends, columns=["points", "low", "high"])
+table["exit"] = [f"exit {k}" for k in range(1, len(ends) + 1)]
+table["half"] = (table["high"] - table["low"]) / 2
+title = f"Taught minus untaught, {seeds} seeds, 95 % intervals"
+look = {"template": template(), "height": 320, "title": title}
+figure = px.scatter(table, x="points", y="exit", error_x="half", **look)
+figure.add_vline(x=0)
+figure.add_vline(x=smallest, line_dash="dash", annotation_text="smallest useful gain")
+
+# %% [markdown]
+# Your rule from exercise 1 gives the verdict. Only exit 1 decides: with three exits
+# there are three chances to find something.
+
+# %% tags=["uses-answer"]
+low, high = ends[0][1:]
+decision = verdict(low, high, smallest)
+compare("Verdict", my_verdict, decision)
+
+# %% [markdown]
+# **Predict:** is the interval `shorter` or `longer` than the pilot promised?
+
+# %%
+my_length = None
+
+planned = 2 * student_t.ppf(0.975, seeds - 1) * deviation / seeds**0.5
+print(f"length: {planned:.1f} points planned, {high - low:.1f} found")
+compare("The interval is", my_length, "longer" if high - low > planned else "shorter")
+
+# %% [markdown]
+# **Answer.** In the outputs saved here the interval of exit 1 contains 0 and ends just
+# below 3 points: no useful gain, narrowly. It is more than twice as long as planned.
+# The pilot had right labels and more epochs, and its trainings differ less from each
+# other. A pilot under other conditions than the study is a common reason for such a
+# surprise. Exit 2 would make another story. The plan says that it decides nothing.
+
+# %% [markdown]
+# With a slightly longer interval the verdict would be "undecided", and that would be
+# the report. **Do not add seeds until the verdict changes:** every look at the result
+# is another chance of a false alarm. A new plan with *new* seeds is allowed.
+
+# %% [markdown]
+# ## 7. The page
+#
+# A report has the plan beside the result, all planned measures, and what it does not
+# show. This one is a file that needs no kernel and no network.
+
+# %% tags=["uses-answer"]
+rows = [
+    [e, f"{m:+.1f}", f"[{a:+.1f}, {b:+.1f}]"]
+    for e, (m, a, b) in zip(table["exit"], ends, strict=True)
+]
+deviations = f"none; {high - low:.1f} points long, {planned:.1f} were expected"
+limits = "Digits, one small network, one share of wrong labels, drawn at random."
+panels = [
+    text_panel("Plan", *rule.splitlines(), f"Fingerprint: {fingerprint}"),
+    text_panel("Verdict", decision),
+    table_panel("Result", ["taught minus untaught", "points", "95 % interval"], rows),
+    figure_panel(figure),
+    text_panel("Deviations from the plan", deviations),
+    text_panel("What this does not show", limits),
+]
+page = write_page(place / "report.html", panels, plan["title"])
+print(page.name, "has", len(panels), "parts")
+
+# %% [markdown]
+# ## 8. How a project is judged
+#
+# | criterion | 0 points | 2 points | 4 points |
+# | --- | --- | --- | --- |
+# | question | vague | measurable | one change, answer open |
+# | plan | none | incomplete | measure, rule, reason for seeds |
+# | comparison | unpaired | paired, equal images | with an ablation |
+# | report | the best number | all rows, intervals | also deviations, limits |
+# | code | does not run | runs again | from a clean clone, tested |
+#
+# An "undecided" from a good plan earns full points. A "helps" from ten attempts of
+# which one is shown earns none for the plan.
+
+# %% [markdown]
+# ## Answer: can you answer a question of your own?
+#
+# > **What we found.** Yes, if the rule comes before the result. The example was planned
+# > with five seeds for 3 points. Where a fifth of the labels was wrong, teaching
+# > changed exit 1 by -0.5 points [-3.9, 3.0]; the interval ends just below 3, so the
+# > verdict is "no useful gain".
+# >
+# > **How sure we are.** Five seeds, paired, a 95 % interval. Its length is 6.9 points
+# > and not the 2.6 that the pilot promised: the verdict is narrow, and other seeds may
+# > give "undecided".
+# >
+# > **What it does not show.** Other shares of wrong labels, longer trainings, other
+# > weights of the teaching, larger networks and other data.
+
+# %% [markdown]
+# ## Exercise 3, predict and experiment: more wrong labels
+#
+# Predict the verdict with `label_noise = 0.4`. The folder has a new name, so the new
+# plan is registered anew. Set the parameter, run all again, and report both intervals.
+# Then say how many seeds the deviation that you *found* would have asked for.
+
+# %%
+my_next = None  # "helps", "no useful gain" or "undecided"
+
+found = np.std([taught[s][0] - untaught[s][0] for s in taught], ddof=1)
+print(f"standard deviation: {deviation:.2f} in the pilot, {found:.2f} found")
+
+# %% [markdown] tags=["solution"]
+# *A good answer* reports both intervals and verdicts, does not merge the two studies,
+# and calculates the seeds from the larger of the deviations. It says that the share of
+# wrong labels was changed after the first result, so the second study is a new
+# question.
+
+# %% [markdown]
+# ## Exercise 4, explain: your project (open)
+#
+# 1. Choose a question of the table in section 1 and write one page: rows, measure,
+#    $\delta$, seeds with the calculation, verdict rule, cost in minutes.
+# 2. Let somebody else look for a second difference between your rows.
+# 3. Commit `study.json` and `plan.txt`. Train with `corsd compare FOLDER`.
+# 4. Hand in the page, the folder of the study without `runs`, and the code of what is
+#    new with a test.
+#
+# Below: your question, your plan and, later, your verdict in three sentences.
+
+# %% [markdown] tags=["answer"]
+# *Write your plan here.*
+
+# %% [markdown] tags=["solution"]
+# *A good project* can be judged by the table in section 8 from its files alone: the
+# commit of the plan is older than the first record, the number of records is the number
+# of planned trainings, and the verdict follows from the rule. Its limits name the
+# nearest data or network for which the answer may differ.
+
+# %% [markdown]
+# ## Where next
+#
+# - [11_compare_methods](11_compare_methods.ipynb): intervals and the best of many.
+# - [12_your_own](12_your_own.ipynb): own data, backbone and term.
+# - `study.json` can say more, such as searches on validation images: see the
+#   [notes on studies](../results/README.md).
