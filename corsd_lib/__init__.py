@@ -29,6 +29,7 @@ _HOME = {
     "network": ("ExitOutputs", "MultiExitNetwork", "build_network"),
     "relation": ("cosine_scores", "relation_matrix"),
     "runs": ("Run", "TrainConfig", "load_run"),
+    "sharing.deploy": ("export_model",),
     "sharing.export": ("committed_run", "committed_summary", "export_run"),
     "sharing.report": ("write_report",),
     "studies.compare": ("run_study",),
