@@ -31,6 +31,7 @@ _HOME = {
     "runs": ("Run", "TrainConfig", "load_run"),
     "sharing.deploy": ("export_model",),
     "sharing.export": ("committed_run", "committed_summary", "export_run"),
+    "sharing.hub": ("push_run",),
     "sharing.report": ("write_report",),
     "studies.compare": ("run_study",),
     "studies.study": ("Study",),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, get_args, get_type_hints
 
 from corsd_lib import __version__
-from corsd_lib.cli_share import add_export_model
+from corsd_lib.cli_share import add_export_model, add_push
 from corsd_lib.errors import CorsdError, check_text, shortened
 from corsd_lib.files import write_between
 from corsd_lib.runs import TrainConfig, load_run
@@ -96,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for add in (
         *(_add_train, _add_methods, _add_evaluate, _add_compare, _add_tune),
-        *(_add_export, _add_report, add_export_model, _add_data, _add_bench),
+        *(_add_export, _add_report, add_export_model, add_push, _add_data, _add_bench),
     ):
         add(verbs)
     return parser

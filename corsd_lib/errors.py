@@ -31,6 +31,7 @@ _EXTRA = {  # package -> extra of this library that brings it; all others: "note
     "optuna": "tuning",
     "timm": "timm",
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "deploy"),
+    "huggingface_hub": "hub",
 }
 _PUBLISHED_AS = {"umap": "umap-learn"}
 

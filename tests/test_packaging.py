@@ -186,7 +186,7 @@ case "$*" in
     ! rm break-install 2>/dev/null ;;
 esac
 """
-INSTALL = "install -e .[notebooks,dev,timm,tuning,deploy] -c constraints.txt"
+INSTALL = "install -e .[notebooks,dev,timm,tuning,hub,deploy] -c constraints.txt"
 
 
 @pytest.fixture

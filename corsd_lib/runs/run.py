@@ -39,6 +39,7 @@ from corsd_lib.readers import (
     read_weights,
 )
 from corsd_lib.runs.config import TrainConfig
+from corsd_lib.runs.hub import downloaded, is_on_hub
 from corsd_lib.runs.snapshots import Probes
 from corsd_lib.schema import shortened
 
@@ -217,9 +218,15 @@ def portable_name(name: str) -> str:
 
 
 def load_run(path: str | Path) -> Run:
-    """Open a run directory. Raises `CorsdError` if it is not one."""
+    """Open a run directory, or a run of the Hugging Face Hub ("hf:OWNER/NAME" or "hf:OWNER/NAME@REVISION", see `runs.hub`).
+
+    Raises `CorsdError` if it is not a run, and `MissingPackage` if the Hub is asked for without huggingface_hub.
+    """
     check_name("run directory", path)
-    return Run(path)
+    if not is_on_hub(path):
+        return Run(path)
+    with named(path):
+        return Run(downloaded(str(path)))
 
 
 def check_run(run: object) -> None:
