@@ -36,7 +36,7 @@ _HOME = {
     "studies.compare": ("run_study",),
     "studies.study": ("Study",),
     "studies.tuner": ("tune",),
-    "training": ("train",),
+    "training": ("Tracker", "train"),
     "widgets": ("AttributionExplorer", "ExitExplorer", "RelationExplorer", "StageExplorer", "TrainingMonitor"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

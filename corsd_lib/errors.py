@@ -32,6 +32,9 @@ _EXTRA = {  # package -> extra of this library that brings it; all others: "note
     "timm": "timm",
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "deploy"),
     "huggingface_hub": "hub",
+    "tensorboard": "tracking",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
 }
 _PUBLISHED_AS = {"umap": "umap-learn"}
 
