@@ -11,7 +11,7 @@ import pytest
 
 LIBRARY = Path(__file__).parents[1] / "corsd_lib"
 LAYERS = (  # modules and packages of corsd_lib, the lowest first
-    *("errors", "schema", "files", "readers"),
+    *("errors", "cards", "schema", "files", "readers"),
     *("datasets", "batches"),
     *("layers", "backbones", "network", "losses", "relation", "methods"),
     *("provenance", "runs", "costs", "evaluation", "training"),

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from corsd_lib.cards import Facts, card
 from corsd_lib.errors import CorsdError, check_text, first_line, named
 from corsd_lib.methods import Method, find_method
 from corsd_lib.network import MultiExitNetwork, build_network
@@ -99,6 +100,28 @@ class Run:
     def __repr__(self) -> str:
         c, state = self.config, "finished" if self.finished else f"{self.epochs_done} of {self.config.epochs} epochs"
         return f"Run({str(self.path)!r}: {c.method} on {c.data}, {c.network}, seed {c.seed}, {state})"
+
+    def _repr_html_(self) -> str:
+        return card("Run", self.path, self._facts)
+
+    def _facts(self) -> Facts:
+        """The card of a notebook: what was trained, and the figures of every exit on test."""
+        c, test, settings = self.config, self.test, [[k, v] for k, v in self.raw_config.items() if v is not None]
+        width = f" of width {c.width}" if c.width else ""
+        rows = {
+            "method": c.method,
+            "network": f"{c.network}{width}",
+            "data": f"{self.data.name}, {self.data.num_classes} classes",
+            "seed": c.seed,
+            "epochs": f"{self.epochs_done} of {c.epochs}",
+            "snapshots": len(self.probes),
+        }
+        figures = []
+        if test is not None:
+            lines = [*((f"exit {k}", row) for k, row in enumerate(test["exits"], 1)), ("ensemble", test["ensemble"])]
+            figures = [[name, *(f"{row[key]:.2f}" for key in ("top1", "calibration_error"))] for name, row in lines]
+            figures = [[f"on {test['split']}", "top-1 %", "calibration error %"], *figures]
+        return Facts(rows, [figures], {"configuration": [["setting", "value"], *settings]})
 
     @cached_property
     def _json(self) -> dict[str, Any]:
