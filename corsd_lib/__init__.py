@@ -29,12 +29,14 @@ _HOME = {
     "network": ("ExitOutputs", "MultiExitNetwork", "build_network"),
     "relation": ("cosine_scores", "relation_matrix"),
     "runs": ("Run", "TrainConfig", "load_run"),
+    "sharing.deploy": ("export_model",),
     "sharing.export": ("committed_run", "committed_summary", "export_run"),
+    "sharing.hub": ("push_run",),
     "sharing.report": ("write_report",),
     "studies.compare": ("run_study",),
     "studies.study": ("Study",),
     "studies.tuner": ("tune",),
-    "training": ("train",),
+    "training": ("Tracker", "train"),
     "widgets": ("AttributionExplorer", "ExitExplorer", "RelationExplorer", "StageExplorer", "TrainingMonitor"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -8,12 +8,14 @@ import shlex
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import MISSING, Field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, get_args, get_type_hints
 
 from corsd_lib import __version__
+from corsd_lib.cli_share import add_export_model, add_push
 from corsd_lib.errors import CorsdError, check_text, shortened
 from corsd_lib.files import write_between
 from corsd_lib.runs import TrainConfig, load_run
@@ -95,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     for add in (
         *(_add_train, _add_methods, _add_evaluate, _add_compare, _add_tune),
-        *(_add_export, _add_report, _add_data, _add_bench),
+        *(_add_export, _add_report, add_export_model, add_push, _add_data, _add_bench),
     ):
         add(verbs)
     return parser
@@ -106,6 +108,7 @@ def _add_train(verbs: Verbs) -> None:
     parser.set_defaults(verb=_train)
     parser.add_argument("--config", metavar="FILE", help="start from a JSON file, such as a run's own config.json")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--logger", metavar="NAME", help="send metrics to tensorboard, wandb, mlflow or csv after each epoch")
     _add_config_options(parser)
     parser.ending = _methods_text
 
@@ -113,14 +116,17 @@ def _add_train(verbs: Verbs) -> None:
 def _train(options: argparse.Namespace) -> None:
     from lightning_fabric.utilities.rank_zero import rank_zero_only
 
-    from corsd_lib.training import train
+    from corsd_lib.training import Tracker, train
 
     given = {f.name: getattr(options, f.name) for f in fields(TrainConfig) if hasattr(options, f.name)}
     config = TrainConfig() if options.config is None else TrainConfig.from_file(options.config)
     given["method_options"] = _method_options(config, given)
-    run = train(replace(config, **given), progress=not options.quiet)
-    if getattr(rank_zero_only, "rank", 0):  # only the first process prints
-        return
+    with Tracker(options.logger) if options.logger else nullcontext() as tracker:
+        run = train(replace(config, **given), progress=not options.quiet, on_epoch=tracker)
+        if getattr(rank_zero_only, "rank", 0):  # only the first process prints
+            return
+        if tracker:
+            tracker(run)  # of a run that was finished before
     print(run)
     if run.test is None:
         out = shlex.quote(str(run.path))

@@ -27,7 +27,15 @@ __all__ = [
 ]
 
 PROCESSES_A_CPU = 8  # upper limit for processes that mostly wait for files or a GPU
-_EXTRA = {"optuna": "tuning", "timm": "timm"}  # package -> extra of this library that brings it; all others: "notebooks"
+_EXTRA = {  # package -> extra of this library that brings it; all others: "notebooks"
+    "optuna": "tuning",
+    "timm": "timm",
+    **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "deploy"),
+    "huggingface_hub": "hub",
+    "tensorboard": "tracking",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+}
 _PUBLISHED_AS = {"umap": "umap-learn"}
 
 

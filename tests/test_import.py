@@ -25,6 +25,8 @@ HEAVY = (
     "ipywidgets",
     "PIL",
     "rich",
+    "onnx",
+    "onnxruntime",
 )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from corsd_lib.cards import Facts, card
 from corsd_lib.datasets.archive import check_memory
 from corsd_lib.datasets.decoding import read_rgb
 from corsd_lib.errors import CorsdError, check_choice, check_text, shortened
@@ -183,6 +184,27 @@ class ImageData:
         classes = f"{self.num_classes} classes" + f" in {len(self.superclass_names)} superclasses" * grouped
         side = _by((self.channels, self.image_size, self.image_size))
         return f"ImageData({self.name}: {sizes}, {classes}, {side})"
+
+    def _repr_html_(self) -> str:
+        return card("ImageData", self.name, self._facts)
+
+    def _facts(self) -> Facts:
+        """The card of a notebook: splits, classes and how images are normalised."""
+        classes = {f"{self.num_classes} classes": some(self.class_names)}
+        if len(self.superclass_names) != self.num_classes:
+            classes[f"{len(self.superclass_names)} superclasses"] = some(self.superclass_names)
+        if self.unseen is not None:
+            classes[f"{self.unseen.num_classes} classes held out"] = some(self.unseen.class_names)
+        rows = {
+            **{part: f"{len(split):,} images" for part, split in self._splits().items()},
+            "an image": _by((self.channels, self.image_size, self.image_size)),
+            **classes,
+            "mean": _decimals(self.mean),
+            "standard deviation": _decimals(self.std),
+            "augmentation": self.augmentation,
+        }
+        notes = {"notes": [["from reading the files"], *([note] for note in self.notices)]} if self.notices else {}
+        return Facts(rows, folded=notes)
 
     def _splits(self) -> dict[str, Split]:
         held_out = {} if self.validation is None else {"validation": self.validation}

@@ -3,6 +3,7 @@
 config.py     `TrainConfig`
 run.py        `Run`, and the facts about its data that it stores
 snapshots.py  outputs of the network on the probe images, by epoch
+hub.py        runs of the Hugging Face Hub
 data.py       the images of a configuration or of a run, and training batches
 """
 

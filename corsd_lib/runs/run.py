@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from corsd_lib.cards import Facts, card
 from corsd_lib.errors import CorsdError, check_text, first_line, named
 from corsd_lib.methods import Method, find_method
 from corsd_lib.network import MultiExitNetwork, build_network
@@ -39,6 +40,7 @@ from corsd_lib.readers import (
     read_weights,
 )
 from corsd_lib.runs.config import TrainConfig
+from corsd_lib.runs.hub import downloaded, is_on_hub
 from corsd_lib.runs.snapshots import Probes
 from corsd_lib.schema import shortened
 
@@ -98,6 +100,28 @@ class Run:
     def __repr__(self) -> str:
         c, state = self.config, "finished" if self.finished else f"{self.epochs_done} of {self.config.epochs} epochs"
         return f"Run({str(self.path)!r}: {c.method} on {c.data}, {c.network}, seed {c.seed}, {state})"
+
+    def _repr_html_(self) -> str:
+        return card("Run", self.path, self._facts)
+
+    def _facts(self) -> Facts:
+        """The card of a notebook: what was trained, and the figures of every exit on test."""
+        c, test, settings = self.config, self.test, [[k, v] for k, v in self.raw_config.items() if v is not None]
+        width = f" of width {c.width}" if c.width else ""
+        rows = {
+            "method": c.method,
+            "network": f"{c.network}{width}",
+            "data": f"{self.data.name}, {self.data.num_classes} classes",
+            "seed": c.seed,
+            "epochs": f"{self.epochs_done} of {c.epochs}",
+            "snapshots": len(self.probes),
+        }
+        figures = []
+        if test is not None:
+            lines = [*((f"exit {k}", row) for k, row in enumerate(test["exits"], 1)), ("ensemble", test["ensemble"])]
+            figures = [[name, *(f"{row[key]:.2f}" for key in ("top1", "calibration_error"))] for name, row in lines]
+            figures = [[f"on {test['split']}", "top-1 %", "calibration error %"], *figures]
+        return Facts(rows, [figures], {"configuration": [["setting", "value"], *settings]})
 
     @cached_property
     def _json(self) -> dict[str, Any]:
@@ -217,9 +241,15 @@ def portable_name(name: str) -> str:
 
 
 def load_run(path: str | Path) -> Run:
-    """Open a run directory. Raises `CorsdError` if it is not one."""
+    """Open a run directory, or a run of the Hugging Face Hub ("hf:OWNER/NAME" or "hf:OWNER/NAME@REVISION", see `runs.hub`).
+
+    Raises `CorsdError` if it is not a run, and `MissingPackage` if the Hub is asked for without huggingface_hub.
+    """
     check_name("run directory", path)
-    return Run(path)
+    if not is_on_hub(path):
+        return Run(path)
+    with named(path):
+        return Run(downloaded(str(path)))
 
 
 def check_run(run: object) -> None:

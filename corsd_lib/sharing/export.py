@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from corsd_lib.datasets import ImageData
-from corsd_lib.errors import CorsdError, check_text, is_whole, shortened
+from corsd_lib.errors import CorsdError, check_text, is_whole, require, shortened
 from corsd_lib.evaluation import evaluate
 from corsd_lib.files import (
     read_json,
@@ -71,11 +70,13 @@ def export_run(
     computing it.
 
     Exporting a run again to the same folder gives the same files. Raises `CorsdError` for an unfinished run, for a `dest` that
-    has other content than an export of this run, for missing data, and for weights out of the range of float16.
+    has other content than an export of this run, for missing data, and for weights out of the range of float16. Raises
+    `MissingPackage` without huggingface_hub, which writes the metadata of the card.
     """
     check_run(run)
     dest = Path(dest)
     check_text("folder", str(dest))  # the copy is a run, and its name stands in its README
+    require("the model card of an export", "huggingface_hub")
     _check_counts(snapshots, probe_images)
     trained, content = _figures(run), _portable(run, snapshots, probe_images)
     _check_destination(dest, content, run)
@@ -305,29 +306,33 @@ def _resumed(run: Run) -> str:
 
 
 def _front_matter(run: Run, figures: dict[str, Any]) -> str:
-    """The YAML of the card. Names are written as JSON strings, which are valid YAML for any characters."""
-    data = json.dumps(run.data.name)
-    datasets = "" if ":" in run.data.name else f"datasets: [{data}]\n"  # a local folder has no public name
-    metrics = "".join(
-        f"    - type: accuracy\n      name: top-1 of exit {k} (%)\n      value: {row['top1']:.2f}\n"
+    """The YAML of the card, with the accuracy of every exit."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    data, method = run.data.name, run.config.method
+    about: dict[str, Any] = {"task_type": "image-classification", "dataset_type": data, "dataset_name": data}
+    results = [
+        EvalResult(
+            **about,
+            dataset_split=figures["split"],
+            metric_type="accuracy",
+            metric_name=f"top-1 of exit {k} (%)",
+            metric_value=round(row["top1"], 2),
+        )
         for k, row in enumerate(figures["exits"], 1)
+    ]
+    card = ModelCardData(
+        license="other",
+        license_name="terms-of-the-images",
+        library_name="corsd",
+        pipeline_tag="image-classification",
+        tags=["image-classification", "self-distillation", "multi-exit", method],
+        datasets=None if ":" in data else [data],  # a local folder has no public name
+        metrics=["accuracy"],
+        model_name=run.config.path.name,
+        eval_results=results,
     )
-    return f"""\
----
-license: other
-license_name: terms-of-the-images
-library_name: corsd
-pipeline_tag: image-classification
-tags: [image-classification, self-distillation, multi-exit, {json.dumps(run.config.method)}]
-{datasets}metrics: [accuracy]
-model-index:
-- name: {json.dumps(run.config.path.name)}
-  results:
-  - task: {{type: image-classification}}
-    dataset: {{name: {data}, type: {data}, split: {figures["split"]}}}
-    metrics:
-{metrics}---
-"""
+    return f"---\n{card.to_yaml()}\n---\n"
 
 
 def _results(figures: dict[str, Any], trained: dict[str, Any]) -> str:

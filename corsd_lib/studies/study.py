@@ -19,6 +19,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
+from corsd_lib.cards import Facts, card
 from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.files import read_json, write_json
 from corsd_lib.methods import find_method
@@ -210,6 +211,21 @@ class Study:
                     raise CorsdError(f"{path}: test: exits has {exits[0]} entries; allowed: {exits[-1]}, as with other seeds")
                 found[variant][seed] = record
         return {variant: by_seed for variant, by_seed in found.items() if by_seed}
+
+    def _repr_html_(self) -> str:
+        return card("Study", self.title, self._facts)
+
+    def _facts(self) -> Facts:
+        """The card of a notebook: the variants, and which of their seeds have a record."""
+        records, jobs = self.records(), self.jobs()
+        done = sum(len(by_seed) for by_seed in records.values())
+        lines = [["variant", "label", "seeds", "recorded"]]
+        for name, variant in self.variants.items():
+            recorded = ", ".join(map(str, records.get(name, {})))
+            lines.append([name, variant.label, ", ".join(map(str, variant.seeds)), recorded or "none"])
+        facts = {"folder": self.path, "equal": self.equal, "baseline": self.baseline, "records": f"{done} of {len(jobs)}"}
+        settings = [["setting", "value"], *([name, value] for name, value in self.train.items())]
+        return Facts(facts, [lines], {"settings of all variants": settings})
 
 
 # --- reading study.json -----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ optimizer.py    learning rate of each step, and groups of parameters
 probe_set.py    the images of the snapshots
 cuda_graphs.py  steps recorded as CUDA graphs
 determinism.py  deterministic algorithms on request
+trackers.py     metrics in TensorBoard, Weights & Biases, MLflow or a CSV file (sinks.py: one class for each)
 stop.py         Ctrl-C and SIGTERM
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from corsd_lib.training.launch import train
 from corsd_lib.training.stop import stop_request
+from corsd_lib.training.trackers import Tracker
 from corsd_lib.training.trainer import Trainer
 
-__all__ = ["Trainer", "stop_request", "train"]
+__all__ = ["Tracker", "Trainer", "stop_request", "train"]

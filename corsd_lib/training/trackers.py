@@ -1,0 +1,80 @@
+"""Metrics of a training in TensorBoard, Weights & Biases, MLflow or a CSV file.
+
+A tracker reads the run on disk after each epoch and sends what it has not sent yet, so it cannot affect the training. Its step
+is the epoch. `csv` and `tensorboard` write <run>/logs/<tracker>/ again from the first epoch when a training is resumed; for the
+other two <run>/logs/<tracker>.json identifies the run there. No epoch is recorded twice.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from corsd_lib.errors import check_choice, first_line, require
+from corsd_lib.readers import read_metrics
+from corsd_lib.runs import Run
+from corsd_lib.training.sinks import SINKS, Sink
+
+__all__ = ["TRACKERS", "Tracker"]
+
+TRACKERS = tuple(SINKS)
+_PACKAGES = {"csv": (), "tensorboard": ("tensorboard",), "wandb": ("wandb",), "mlflow": ("mlflow",)}
+_IMAGE_EVERY = 5  # epochs
+
+
+class Tracker:
+    """Pass it to `train` as `on_epoch`, and call `close` at the end, or use it as a context manager. `name`: one of `TRACKERS`.
+
+    It gets the terms of the loss, the accuracies of the exits, learning rate and seconds of each epoch. Before the first, after
+    every fifth and after the last epoch, where there is a snapshot, it also gets the class-level relation of the deepest exit
+    as a grey image, black for the smallest value and white for the largest. If a tracker cannot be reached, a warning says so,
+    the training continues, and what is missing is sent after the next epoch. Raises `CorsdError` for an unknown name, and
+    `MissingPackage` without its package.
+    """
+
+    def __init__(self, name: str) -> None:
+        check_choice("logger", name, TRACKERS)
+        require(f"logger {name!r}", *_PACKAGES[name])
+        self.name = name
+        self._sink: Sink | None = None
+
+    def __call__(self, run: Run) -> None:
+        try:
+            if self._sink is None:
+                self._sink = SINKS[self.name](run)
+            _send(run, self._sink)
+        except Exception as error:  # of a service, its client or the disk
+            self._sink = None  # opened again after the next epoch
+            warnings.warn(f"logger {self.name!r}: {first_line(error)}; the training continues", stacklevel=2)
+
+    def close(self) -> None:
+        """End the connection to the tracker."""
+        if self._sink is not None:
+            self._sink.close()
+        self._sink = None
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _send(run: Run, sink: Sink) -> None:
+    """Send the epochs of a run that the tracker does not have yet; epoch 0 is the untrained network."""
+    rows = {row["epoch"]: row for row in read_metrics(run.path / "metrics.jsonl")}
+    probes = run.probes
+    for epoch in range(sink.last + 1, max(rows, default=-1) + 1):
+        values = {name: float(value) for name, value in rows.get(epoch, {}).items() if name != "step"}
+        due = epoch in probes and (epoch % _IMAGE_EVERY == 0 or epoch == run.config.epochs)
+        sink.send(epoch, values, _picture(probes[epoch].relations[-1].numpy()) if due else None)
+        sink.last = epoch
+    sink.save()
+
+
+def _picture(relation: np.ndarray) -> np.ndarray:
+    """A relation (C, C) as a grey image, uint8, of at least 128 pixels a side."""
+    low, high = relation.min(), relation.max()
+    grey = (255 * (relation - low) / max(high - low, 1e-12)).round().astype(np.uint8)
+    return np.kron(grey, np.ones([max(1, -(-128 // len(grey)))] * 2, dtype=np.uint8))
