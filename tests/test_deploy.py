@@ -172,6 +172,16 @@ def test_logits_that_differ_leave_no_file(shift: float, tiny_run: Run, tmp_path:
     assert not (tmp_path / "model").exists()
 
 
+def test_a_program_that_does_not_run_leaves_no_file(tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(content: bytes) -> Any:
+        raise RuntimeError("Unsupported model IR version: 99\nmore about it")
+
+    monkeypatch.setitem(programs.FORMATS, "torch.export", Format(".pt2", (), lambda program, example: b"", unreadable))
+    with pytest.raises(CorsdError, match=r"^exit1\.pt2 was written and does not run: Unsupported model IR version: 99$"):
+        export_model(tiny_run, tmp_path / "model", format="torch.export", exit=1)
+    assert not (tmp_path / "model").exists()
+
+
 @pytest.mark.parametrize(
     "options,message",
     [

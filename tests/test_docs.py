@@ -28,6 +28,7 @@ from corsd_lib.studies.tables import short_markdown
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TOOLS = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 
 
@@ -89,7 +90,9 @@ def test_the_study_of_the_results_is_one(tmp_path: Path) -> None:
     assert Search.of(study, "byot").own == {"exit_kd": 0.1, "train.lr": 0.1}
 
 
-@pytest.mark.parametrize("command", [c for b in blocks(README, "bash") for c in b.splitlines() if c.startswith("corsd ")])
+@pytest.mark.parametrize(
+    "command", [c for b in blocks(README + TOOLS, "bash") for c in b.splitlines() if c.startswith("corsd ")]
+)
 def test_every_command_of_the_readme_parses(command: str) -> None:
     _parser().parse_args(shlex.split(command, comments=True)[1:])
 

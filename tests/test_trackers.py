@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +20,7 @@ from corsd_lib.errors import CorsdError, MissingPackage
 from corsd_lib.files import read_json
 from corsd_lib.runs import Run, TrainConfig
 from corsd_lib.training import train
+from corsd_lib.training.sinks import _settings
 from corsd_lib.training.trackers import TRACKERS, _picture
 
 Tiny = Callable[..., TrainConfig]
@@ -189,6 +192,13 @@ def test_a_tracker_that_fails_does_not_end_the_training(tiny: Tiny, monkeypatch:
     assert run.finished and len(warned) == 2
     (steps,) = fake.logged.values()
     assert list(steps) == [0, 1, 2, 3]
+
+
+def test_what_is_sent_names_no_path(tiny_run: Run) -> None:
+    run = copy.copy(tiny_run)
+    run.__dict__["config"] = replace(tiny_run.config, data="folder:/home/me/birds", data_root="/data")
+    settings = _settings(run)
+    assert settings["data"] == "folder:birds" and not {"out", "data_root", "resume"} & settings.keys()
 
 
 # --- arguments and the command line ---

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +95,8 @@ def _checked(network: MultiExitNetwork, programs: Sequence[Program], how: Format
         wanted = network(images).logits
         for program in programs:
             contents.append(how.converted(program, given[:2]))
-            run = how.read(contents[-1])
-            outputs, alone, target = run(given), run(given[:1]), wanted[program.exit - 1]
+            outputs, alone = how.outputs(program, contents[-1], given, given[:1])
+            target = wanted[program.exit - 1]
             difference = max((outputs[0] - target).abs().max().item(), (alone[0] - target[:1]).abs().max().item())
             if not difference <= _TOLERANCE * max(1.0, target.abs().max().item()):  # also for nan
                 raise CorsdError(
@@ -122,7 +121,7 @@ def _about(run: Run, format: str, how: Format) -> dict[str, Any]:
         "channels": data.channels,
         "image_size": data.image_size,
         "normalisation": {"pixels": "in [0, 1]", "mean": list(data.mean), "std": list(data.std)},
-        "versions": {name: version(name) for name in ("torch", *how.packages)},
+        "versions": how.versions(),
         "trained": {key: run.provenance[key] for key in ("corsd_lib", "revision")},
     }
 

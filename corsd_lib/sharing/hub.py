@@ -63,4 +63,4 @@ def _exported(run: Run, data: ImageData | None, data_root: str | Path | None) ->
         yield run.path
         return
     with TemporaryDirectory() as folder:
-        yield export_run(run, Path(folder) / run.path.name, data=data, data_root=data_root).path
+        yield export_run(run, Path(folder) / "run", data=data, data_root=data_root).path

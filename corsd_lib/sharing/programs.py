@@ -6,6 +6,7 @@ import io
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
@@ -84,9 +85,7 @@ def chain(network: MultiExitNetwork) -> list[Program]:
 
 
 def single(network: MultiExitNetwork, k: int) -> list[Program]:
-    """The deployable sub-network of exit `k`, from 1, as one program. Raises `CorsdError` for an exit that does not exist."""
-    if not 1 <= k <= len(network.exits):
-        raise CorsdError(f"exit {k} of {len(network.exits)} exits; allowed: 1 to {len(network.exits)}, or 'all'")
+    """The deployable sub-network of exit `k`, from 1, as one program."""
     return [Program(f"exit{k}", k, _Alone(network.truncated(k - 1)).eval(), "images", ("logits",))]
 
 
@@ -108,6 +107,18 @@ class Format:
                 return self.write(program, example)
         except Exception as error:  # the exporters raise many kinds
             raise CorsdError(f"{program.name} cannot be written as {self.suffix}: {first_line(error)}") from error
+
+    def outputs(self, program: Program, content: bytes, *inputs: Tensor) -> list[Outputs]:
+        """The outputs of a program, loaded from its bytes, for each of the inputs. Raises `CorsdError` if it does not run."""
+        try:
+            run = self.read(content)
+            return [run(given) for given in inputs]
+        except Exception as error:  # of torch or onnxruntime
+            raise CorsdError(f"{program.name}{self.suffix} was written and does not run: {first_line(error)}") from error
+
+    def versions(self) -> dict[str, str]:
+        """The versions of torch and of the packages of this format."""
+        return {name: str(import_module(name).__version__) for name in ("torch", *self.packages)}
 
 
 def _batch() -> tuple[dict[int, Any]]:

@@ -11,7 +11,7 @@ from uuid import uuid4
 import numpy as np
 
 from corsd_lib.files import read_json, write_json
-from corsd_lib.runs import PLACE_FIELDS, Run
+from corsd_lib.runs import PLACE_FIELDS, Run, portable_name
 
 __all__ = ["SINKS", "Sink"]
 
@@ -37,14 +37,14 @@ class Sink(Protocol):
 
 def _settings(run: Run) -> dict[str, Any]:
     """The configuration without paths of this machine."""
-    return {name: value for name, value in run.raw_config.items() if name not in PLACE_FIELDS}
+    shown = {name: value for name, value in run.raw_config.items() if name not in PLACE_FIELDS}
+    return {**shown, "data": portable_name(run.config.data)}
 
 
-def _emptied(folder: Path, files: str) -> Path:
-    """The folder of a tracker, without the files that an earlier process wrote there."""
+def _remove(folder: Path, files: str) -> None:
+    """Remove the files that an earlier process wrote into the folder of a tracker."""
     for file in folder.glob(files):
         file.unlink()
-    return folder
 
 
 class _Csv:
@@ -53,7 +53,7 @@ class _Csv:
     def __init__(self, run: Run) -> None:
         from lightning_fabric.loggers import CSVLogger
 
-        _emptied(run.path / "logs" / "csv", "metrics.csv")
+        _remove(run.path / "logs" / "csv", "metrics.csv")
         self.last, self.logger = -1, CSVLogger(run.path / "logs", name="", version="csv")
 
     def send(self, epoch: int, values: Mapping[str, float], picture: np.ndarray | None) -> None:
@@ -73,7 +73,7 @@ class _TensorBoard:
     def __init__(self, run: Run) -> None:
         from lightning_fabric.loggers import TensorBoardLogger
 
-        _emptied(run.path / "logs" / "tensorboard", "events.out.tfevents.*")
+        _remove(run.path / "logs" / "tensorboard", "events.out.tfevents.*")
         self.last, self.logger = -1, TensorBoardLogger(run.path / "logs", name="", version="tensorboard")
 
     def send(self, epoch: int, values: Mapping[str, float], picture: np.ndarray | None) -> None:
