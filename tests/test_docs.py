@@ -225,6 +225,20 @@ def test_what_relations_add_on_birds_is_as_the_records_say() -> None:
     assert [float(number) for number in said] == [round(value, 1) for value in written]
 
 
+def test_what_relations_teach_on_birds_is_as_the_records_say() -> None:
+    methods = read_json(ROOT / "results" / "cub200" / "summary.json")["methods"]
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    said = re.findall(r"-?\d+\.\d", text.partition("<!-- teach -->")[2].partition("<!-- /teach -->")[0])
+    trained, labels = "relation_kd", "relation_kd_labels"
+    pairs = [(trained, labels), (trained, "corsd"), (labels, "corsd"), (labels, "no_class_kd")]
+    differences = [[_lead(methods, *pair, k) for k in range(4)] for pair in pairs]
+    written = [end for variant in differences for ends in variant for end in ends]
+    assert [float(number) for number in said] == [abs(round(v, 1)) if round(v, 1) == 0 else round(v, 1) for v in written]
+    assert [high < 0 for _, _, high in differences[0]] == [False, True, True, False]  # labels are ahead at exits 2 and 3
+    assert [low > 0 for _, low, _ in differences[2]] == [True, True, False, False]
+    assert {methods[name]["n"] for name in (trained, labels, "no_class_kd")} == {3}
+
+
 def test_the_ablation_is_as_its_records_say() -> None:
     methods = read_json(ROOT / "results" / "cifar100" / "summary.json")["methods"]
     text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")

@@ -274,7 +274,7 @@ def test_the_title_states_the_gain_that_the_interval_bears_out(rows: list[dict[s
 
 
 def test_figures_of_a_study_refuse_one_with_nothing_to_draw() -> None:
-    with pytest.raises(CorsdError, match="needs a row with a record"):
+    with pytest.raises(CorsdError, match="needs a variant with a record"):
         figures.accuracy_by_method(study())
     with pytest.raises(CorsdError, match="a seed in common with the baseline"):
         figures.gain_by_method(study(baseline=PLAIN))

@@ -488,7 +488,7 @@ BROKEN: list[tuple[type[Method], str, str]] = [
     (ImagesOfAnotherType, SHOWN, "and type torch.float64: return a tensor .* and type torch.float32"),
     (NoImages, SHOWN, "images returned None: return a tensor of shape"),
     (DividesByTheSpread, SHOWN, "on one image: images returned values that are not finite"),
-    (DrawsInImages, SHOWN, r"images differ for the same batch: sample in sample\(batch\), read batch\.random"),
+    (DrawsInImages, SHOWN, r"images differ for the same batch: sample in sample\(batch\), and read batch\.random"),
     (TaughtBothWays, TEACHER, r"the term 'hint' gives a gradient to out\.embeddings\[-1\]: detach the teacher"),
     (TeachesItsRelation, TEACHER, "the term 'relation_transfer' gives a gradient to the deepest relation network's .*: detach"),
     (TeachesWhatIsNotThere, TEACHER, "taught_by_deepest names 'exit_kd'; its terms are task, extra"),

@@ -513,7 +513,7 @@ def test_a_click_on_a_point_reads_it(page: Any) -> None:
     assert section.locator(".tip").first.inner_text().startswith("image ")
     canvas.click(position={"x": x, "y": y})
     said = section.locator(".finding").last.inner_text()
-    assert said.startswith("image ") and "taken for exit 1 (shallowest): " in said
+    assert said.startswith("image ") and "predicted as exit 1 (shallowest): " in said
 
 
 # --- exits, figures and the page ----------------------------------------------------------------------------------------
