@@ -74,7 +74,7 @@ torch.set_num_threads(1)  # one thread is faster for images this small
 # %% tags=["parameters"]
 label_noise = 0.2  # share of the training images with a wrong label
 smallest = 3  # points: the smallest gain that would matter to us
-seeds = 5  # trainings of each row: the result of the calculation below
+seeds = 5  # trainings of each variant: the result of the calculation below
 seed = 100  # the first of them; the pilot used 0 to 9
 epochs = 30  # passes over the training images
 per_class = 10  # labelled images of each digit
@@ -90,7 +90,7 @@ run_directory = "runs/14_capstone"  # the study, its trainings and its page
 # | kind of question | example | trap |
 # | --- | --- | --- |
 # | own data | Does it help on my photographs? | one scene in train *and* test |
-# | a new term | Does my term help exit 1? | no row with its weight at 0 |
+# | a new term | Does my term help exit 1? | no variant with its weight at 0 |
 # | another backbone | Does it help without shortcuts? | more parameters, too |
 #
 # A good question names two rows that differ in **one** thing, a measure, and data. It
@@ -248,12 +248,12 @@ plan = {
     "baseline": "untaught",
     "seeds": list(range(seed, seed + seeds)),
     "train": recipe,
-    "rows": {
+    "variants": {
         "untaught": {"train": {"method": "deep_supervision"}},
         "taught": {"train": {"method": "byot"}},
     },
 }
-print(len(plan["rows"]), "rows,", len(plan["seeds"]), "seeds each")
+print(len(plan["variants"]), "variants,", len(plan["seeds"]), "seeds each")
 
 # %% [markdown]
 # The file has no field for the decision rule. It goes into a text beside it. Reading
