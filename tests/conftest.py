@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -20,6 +21,21 @@ from corsd_lib.training import train
 
 # One thread, for forks want no thread pool. `make unit` runs the tests marked `threads` once more with two.
 torch.set_num_threads(int(os.environ.get("CORSD_TEST_THREADS", "1")))
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A Chromium. One for all tests of a process: a second one cannot be started beside it."""
+    if CHROMIUM is None:
+        pytest.skip("NO BROWSER: Chromium is not installed, nothing was tried in one")
+    api = pytest.importorskip("playwright.sync_api")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

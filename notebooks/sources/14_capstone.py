@@ -426,20 +426,18 @@ print(page.name, "has", len(panels), "parts")
 # | report | the best number | all rows, intervals | also deviations, limits |
 # | code | does not run | runs again | from a clean clone, tested |
 #
-# An "undecided" from a good plan earns full points. A "helps" from ten attempts of
-# which one is shown earns none for the plan.
+# An "undecided" from a good plan earns full points. A "helps" that was picked from ten
+# attempts earns none for the plan.
 
 # %% [markdown]
 # ## Answer: can you answer a question of your own?
 #
-# > **What we found.** Yes, if the rule comes before the result. The example was planned
-# > with five seeds for 3 points. Where a fifth of the labels was wrong, teaching
-# > changed exit 1 by -0.5 points [-3.9, 3.0]; the interval ends just below 3, so the
-# > verdict is "no useful gain".
+# > **What we found.** Yes, if the rule comes before the result. Where a fifth of the
+# > labels was wrong, teaching changed exit 1 by -0.5 points [-3.9, 3.0]; the interval
+# > ends just below 3, so the verdict is "no useful gain".
 # >
-# > **How sure we are.** Five seeds, paired, a 95 % interval. Its length is 6.9 points
-# > and not the 2.6 that the pilot promised: the verdict is narrow, and other seeds may
-# > give "undecided".
+# > **How sure we are.** Five seeds, paired. The interval is 6.9 points long, not 2.6 as
+# > planned: other seeds may give "undecided".
 # >
 # > **What it does not show.** Other shares of wrong labels, longer trainings, other
 # > weights of the teaching, larger networks and other data.

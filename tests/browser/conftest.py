@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -20,8 +19,6 @@ import pytest
 
 from corsd_lib import Run, TrainConfig, train
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 # What Chromium's software renderer says of itself, and of the explorers nothing.
 NOT_OURS = ("GL Driver Message", "WebGL")
 
@@ -73,17 +70,6 @@ def _wait_for(url: str, server: subprocess.Popen[bytes], seconds: float = 300) -
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(0.2)
     pytest.fail(f"no JupyterLab at {url}")
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("NO BROWSER: Chromium is not installed, the explorers were not tried in one")
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

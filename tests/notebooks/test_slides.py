@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -71,22 +70,16 @@ def test_reveal_keeps_its_licence() -> None:
 @pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.parametrize("name", TALKS)
-def test_slides_run_without_a_request_and_nothing_is_cut_off(name: str, pages: dict[str, Path]) -> None:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("NO BROWSER: Chromium is not installed, the slides were not shown in one")
-    api = pytest.importorskip("playwright.sync_api")
+def test_slides_run_without_a_request_and_nothing_is_cut_off(name: str, pages: dict[str, Path], browser: Any) -> None:
     errors: list[str] = []
     requests: list[str] = []
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": 1100, "height": 720})
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(pages[name].as_uri())
-        page.wait_for_function("Reveal.isReady()", timeout=90_000)
-        slides: list[dict[str, Any]] = page.evaluate(HEIGHTS)
-        browser.close()
+    page = browser.new_page(viewport={"width": 1100, "height": 720})
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(pages[name].as_uri())
+    page.wait_for_function("Reveal.isReady()", timeout=90_000)
+    slides: list[dict[str, Any]] = page.evaluate(HEIGHTS)
+    page.close()
     assert errors == [] and {url for url in requests if not url.startswith("data:")} == {pages[name].as_uri()}
     assert len(slides) == sum(kind in ("slide", "subslide") for kind in types_of(name))
     assert {slide["text"]: slide["height"] for slide in slides if slide["height"] > 720} == {}
