@@ -23,7 +23,7 @@ import corsd_lib
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
-BY_HAND = frozenset({"wandb", "mlflow"})  # extras that make does not install: over 90 MB each, for one service
+BY_HAND = frozenset({"wandb", "mlflow"})  # extras that make does not install: large, and for one service each
 NOT_PINNED = frozenset({"teaching"})  # make does not install it either, and it brings many packages of its own
 EXTRAS = frozenset(PROJECT["optional-dependencies"]) - BY_HAND - NOT_PINNED
 CUDA_ONLY = re.compile(r"nvidia-|cuda-|triton$")  # torch pins these itself, where they exist

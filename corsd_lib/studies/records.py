@@ -24,7 +24,7 @@ def make_record(run: Run, variant: str, seed: int) -> Record:
         raise CorsdError(f"{run.path} has no {'evaluation on test' if epochs else 'metrics of an epoch'}: it is not finished")
     images = sum(epoch["images"] for epoch in epochs)
     return {
-        "row": variant,  # the name of this field in the files since the first study
+        "row": variant,  # files keep the name that this field had in the first studies
         "seed": seed,
         "config": {k: v for k, v in run.raw_config.items() if k not in PLACE_FIELDS} | {"data": portable_name(run.config.data)},
         "test": {**run.test, "data": portable_name(run.data.name)},
