@@ -367,6 +367,16 @@ _SUMMARY_ROW = fields(
     },
     more=True,
 )
+_UNSEEN_LINE = fields(
+    {
+        **dict.fromkeys(("variant", "label", "group", "exit", "score", "figure"), text),
+        "n": whole(),
+        "mean": optional(percent),
+        **dict.fromkeys(("low", "high"), optional(number())),
+        "over": optional(text),
+        **_gain,
+    }
+)
 _SUMMARY = fields(
     {
         "title": text,
@@ -377,6 +387,7 @@ _SUMMARY = fields(
         "seeds": many(whole()),
         "methods": entries(_SUMMARY_ROW),
     },
+    {"unseen": many(_UNSEEN_LINE, 1)},
     more=True,
 )
 

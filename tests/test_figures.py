@@ -280,6 +280,47 @@ def test_figures_of_a_study_refuse_one_with_nothing_to_draw() -> None:
         figures.gain_by_method(study(baseline=PLAIN))
 
 
+def unseen_line(variant: str, exit_name: str, mean: float | None, half: float | None = None, **other: Any) -> dict[str, Any]:
+    ends = {"low": None, "high": None} if half is None else {"low": mean - half, "high": mean + half}
+    line = {"variant": variant, "label": f"<{variant}>", "exit": exit_name, "score": "cosine", "figure": "recall_at_1", "n": 3}
+    return {**line, "mean": mean, **ends, "over": None, **other}
+
+
+UNSEEN_LINES = [
+    unseen_line("plain", "deepest exit", 14.0, 1.0),
+    unseen_line("plain", "deepest exit", 2.0, figure="map_at_r"),
+    unseen_line("corsd", "exit 1", 16.0, 0.5),
+    unseen_line("corsd", "deepest exit", 15.0, 0.25),
+    unseen_line("corsd", "deepest exit", 15.0, 0.25, over="plain"),
+    unseen_line("corsd", "deepest exit", 9.0, score="relation"),
+]
+
+
+def test_unseen_by_exit_aligns_the_variants_at_the_deepest_exit() -> None:
+    figure = figures.unseen_by_exit({"unseen": UNSEEN_LINES})
+    plain, corsd = figure.data
+    assert list(figure.layout.xaxis.ticktext) == ["exit 1", "deepest exit"]
+    assert (list(plain.y), list(corsd.y)) == ([14.0], [16.0, 15.0])
+    assert np.rint(plain.x).tolist() == [1] and np.rint(corsd.x).tolist() == [0, 1] and plain.x[0] != corsd.x[1]
+    assert (list(plain.error_y.array), list(corsd.error_y.array)) == ([1.0], [0.5, 0.25])
+    assert plain.name == "&lt;plain&gt; (n = 3)" and "[13.00, 15.00] %" in plain.hovertemplate[0]
+    assert "highest at the deepest exit on average: &lt;corsd&gt;, 15.0 %" in figure.layout.title.text
+    assert "recall@1 by cosine (%)" in figure.layout.yaxis.title.text
+    (relation,) = figures.unseen_by_exit({"unseen": UNSEEN_LINES}, score="relation").data
+    assert list(relation.y) == [9.0] and relation.error_y.array is None
+
+
+def test_unseen_by_exit_names_what_there_is_not() -> None:
+    with pytest.raises(CorsdError, match="needs a study with held-out classes"):
+        figures.unseen_by_exit(study(baseline=PLAIN))
+    with pytest.raises(CorsdError, match=r"figure 'recall'.*recall_at_1, map_at_r"):
+        figures.unseen_by_exit({"unseen": UNSEEN_LINES}, "recall")
+    with pytest.raises(CorsdError, match=r"score 'l2'.*cosine, relation"):
+        figures.unseen_by_exit({"unseen": UNSEEN_LINES}, score="l2")
+    with pytest.raises(CorsdError, match="no variant has map_at_r by relation"):
+        figures.unseen_by_exit({"unseen": UNSEEN_LINES}, "map_at_r", "relation")
+
+
 def test_image_strip_puts_every_pixel_in_its_place() -> None:
     images = np.arange(3 * 4 * 4, dtype=np.uint8).reshape(3, 1, 4, 4)
     figure = figures.image_strip(images, ("a", "<b>", "c"), columns=2)

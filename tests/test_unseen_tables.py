@@ -13,6 +13,7 @@ import pytest
 
 from corsd_lib.errors import CorsdError
 from corsd_lib.files import write_json
+from corsd_lib.readers import read_summary
 from corsd_lib.studies.records import make_record
 from corsd_lib.studies.study import Study
 from corsd_lib.studies.tables import write_tables
@@ -145,6 +146,13 @@ def test_a_training_is_recorded_and_tabulated_with_its_held_out_classes(study: S
     text = (study.path / "unseen.md").read_text()
     assert text.startswith("# mine: classes never seen\n\n| method |") and text.endswith("/mine`\n")
     assert "| CORSD | plain network | deepest exit | cosine | 1 |" in text
+    summary = read_summary(study.path / "summary.json")
+    kept = pd.DataFrame(summary["unseen"]).fillna(float("nan"))
+    pd.testing.assert_frame_equal(kept, frame, check_dtype=False, check_exact=False)
+    summary["unseen"][0]["mean"] = 120.0
+    write_json(study.path / "summary.json", summary)
+    with pytest.raises(CorsdError, match=r"unseen\[0\]: mean = 120\.0; allowed: a number from 0 to 100"):
+        read_summary(study.path / "summary.json")
 
 
 def test_a_study_without_held_out_classes_has_no_such_table(study: Study) -> None:

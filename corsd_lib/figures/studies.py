@@ -9,7 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from corsd_lib.errors import CorsdError
+from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.figures.style import (
     GREY,
     INK,
@@ -17,12 +17,14 @@ from corsd_lib.figures.style import (
     SYMBOLS,
     exit_names,
     hover_name,
+    line_style,
     save_png,
     set_title,
     short_name,
     template,
 )
 from corsd_lib.studies.summary import against, trained_exits
+from corsd_lib.studies.unseen_tables import FIGURES as UNSEEN_FIGURES
 
 _ENDS = ("top1", "top1_low", "top1_high")
 Point = tuple[str, float, float, float | None, float | None]  # label, height, mean, ends of the interval
@@ -91,6 +93,62 @@ def gain_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.Figu
     return _with_rows(figure, labels, _gain_title(methods, short_name(reference["label"])), dark)
 
 
+def unseen_by_exit(
+    summary: Mapping[str, Any], figure: str = "recall_at_1", score: str = "cosine", *, dark: bool = False
+) -> go.Figure:
+    """A retrieval or few-shot figure (%) of classes never seen, by exit: a line for each variant, with 95 % intervals.
+
+    `summary`: from `summarise`, of a study with held-out classes. `figure` and `score`: see `unseen_class_report`. Exits are
+    aligned at the deepest. The title names the variant with the highest mean at the deepest exit. Raises `CorsdError` for a
+    study without such classes and for a figure or score that no variant has.
+    """
+    lines = summary.get("unseen", [])
+    if not lines:
+        raise CorsdError("unseen_by_exit needs a study with held-out classes; this one has none")
+    check_choice("figure", figure, dict.fromkeys(line["figure"] for line in lines))
+    check_choice("score", score, dict.fromkeys(line["score"] for line in lines))
+    wanted = [line for line in lines if (line["figure"], line["score"]) == (figure, score) and line["mean"] is not None]
+    by_variant = dict[str, dict[str, Mapping[str, Any]]]()
+    for line in wanted:  # a variant has a line for each of its reference variants
+        by_variant.setdefault(line["variant"], {})[line["exit"]] = line
+    if not by_variant:
+        raise CorsdError(f"no variant has {figure} by {score}")
+    exits = max((list(by_exit) for by_exit in by_variant.values()), key=len)
+    drawn = go.Figure()
+    for i, by_exit in enumerate(by_variant.values()):
+        points = [(exits.index(name) + 0.08 * (i - len(by_variant) / 2 + 0.5), line) for name, line in by_exit.items()]
+        drawn.add_trace(_line_with_intervals(points, i))
+    best = max((by_exit["deepest exit"] for by_exit in by_variant.values()), key=lambda line: line["mean"])
+    title = f"Classes never seen: highest at the deepest exit on average: {short_name(best['label'])}, {best['mean']:.1f} %"
+    drawn.update_layout(template=template(dark), width=860, height=440)
+    drawn.update_layout(legend={"orientation": "h", "y": -0.16, "yanchor": "top"})
+    drawn.update_xaxes(tickvals=list(range(len(exits))), ticktext=exits)
+    drawn.update_yaxes(title=f"{UNSEEN_FIGURES[figure]} by {score} (%), mean over n seeds,<br>95 % interval")
+    set_title(drawn, html.escape(title, quote=False), 96)
+    return drawn
+
+
+def _line_with_intervals(points: Sequence[tuple[float, Mapping[str, Any]]], i: int) -> go.Scatter:
+    """The `i`-th variant: positions on the axis, and lines of `unseen_lines`."""
+    lines = [line for _, line in points]
+    bars = [None if line["high"] is None else line["high"] - line["mean"] for line in lines]
+    ends = ["" if line["low"] is None else f" [{line['low']:.2f}, {line['high']:.2f}]" for line in lines]
+    label = f"{short_name(lines[0]['label'])} (n = {lines[0]['n']})"
+    return go.Scatter(
+        x=[x for x, _ in points],
+        y=[line["mean"] for line in lines],
+        error_y={"array": bars, "thickness": 1.6, "width": 4} if any(bars) else None,
+        mode="lines+markers",
+        name=html.escape(label),
+        line=line_style(i),
+        marker={"symbol": SYMBOLS[i % len(SYMBOLS)], "size": 9},
+        hovertemplate=[
+            f"{hover_name(label)}, {line['exit']}<br>{line['mean']:.2f}{end} %<extra></extra>"
+            for line, end in zip(lines, ends, strict=True)
+        ],
+    )
+
+
 def _gain_title(methods: Sequence[Mapping[str, Any]], reference: str) -> str:
     """The finding; `methods` are sorted by gain, the largest first."""
     over = f"over {'the ' if reference[:1].islower() else ''}{reference}"
@@ -136,8 +194,9 @@ def _with_rows(figure: go.Figure, labels: Sequence[str], title: str, dark: bool)
 def draw_figures(summary: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw `accuracy.png` and `gain.png`, and the same for each other group of variants as `accuracy_<group>.png` and so on.
 
-    If all variants of a group that inherit from another one inherit from the same, gains are relative to that variant. Each
-    figure takes seconds. Raises `CorsdError` if plotly, kaleido or Chromium is missing.
+    If all variants of a group that inherit from another one inherit from the same, gains are relative to that variant.
+    `unseen.png` shows recall@1 of held-out classes, if there are any. Each figure takes seconds. Raises `CorsdError` if plotly,
+    kaleido or Chromium is missing.
     """
     drawn = []
     for group in dict.fromkeys(m["group"] for m in summary["methods"].values()):
@@ -152,6 +211,8 @@ def draw_figures(summary: Mapping[str, Any], folder: Path) -> list[Path]:
         ending = ".png" if group == "methods" else f"_{group}.png"
         for name, picture in pictures.items():
             drawn.append(save_png(picture, folder / f"{name}{ending}", colors=256, within=folder))
+    if summary.get("unseen"):
+        drawn.append(save_png(unseen_by_exit(summary), folder / "unseen.png", colors=256, within=folder))
     return drawn
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from corsd_lib.errors import check_choice
 from corsd_lib.studies.intervals import mean_interval, with_interval
+from corsd_lib.studies.unseen_tables import unseen_lines
 
 if TYPE_CHECKING:
     from corsd_lib.studies.records import Record
@@ -27,12 +28,15 @@ def summarise(study: Study, records: Mapping[str, Mapping[int, Record]]) -> dict
     - `macs_ratio`: MACs relative to the baseline variant, over the same seeds;
     - `time_ratio`: time of the fastest training relative to the fastest of the baseline variant, if both used the same kind of
       device and number of threads.
+
+    `unseen`, if classes were held out of the trainings: the lines of `unseen_lines`.
     """
     reference = records.get(study.baseline, {})
     trained = {name: variant for name, variant in study.variants.items() if records.get(name)}
     methods = {name: _summarise_variant(variant, records[name], reference) for name, variant in trained.items()}
     if study.baseline in methods:
         methods[study.baseline] |= _gain([])
+    unseen = unseen_lines(study, records)
     return {
         "title": study.title,
         "data": study.train.get("data", "digits"),
@@ -41,6 +45,7 @@ def summarise(study: Study, records: Mapping[str, Mapping[int, Record]]) -> dict
         "baseline": study.baseline,
         "seeds": list(study.seeds),
         "methods": methods,
+        **({"unseen": unseen} if unseen else {}),
     }
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from corsd_lib.files import write_atomic, write_json
 from corsd_lib.studies.intervals import with_interval
 from corsd_lib.studies.summary import gain_cell, summarise, trained_exits
-from corsd_lib.studies.unseen_tables import unseen_lines, unseen_markdown
+from corsd_lib.studies.unseen_tables import unseen_markdown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,7 @@ def write_tables(study: Study) -> dict[str, Any]:
     write_json(study.path / "summary.json", summary, within=study.path)
     write_atomic(study.path / "table.csv", table(summary).to_csv(index=False).encode(), within=study.path)
     _write_markdown(study, "table.md", study.title, markdown(summary))
-    if lines := unseen_lines(study, records):
+    if lines := summary.get("unseen"):
         write_atomic(study.path / "unseen.csv", pd.DataFrame(lines).to_csv(index=False).encode(), within=study.path)
         _write_markdown(study, "unseen.md", f"{study.title}: classes never seen", f"{unseen_markdown(study, lines)}\n")
     return summary
