@@ -258,7 +258,7 @@ def test_an_exit_that_was_not_trained_does_not_stretch_the_axis() -> None:
 @pytest.mark.parametrize(
     "rows,title",
     [
-        ([UNSURE, AHEAD], "ahead's deepest exit gains 3.0 points [2.0, 4.0] over the plain &lt;network&gt;"),
+        ([UNSURE, AHEAD], "Deepest exit: ahead gains 3.0 points [2.0, 4.0] over the plain &lt;network&gt;"),
         ([ALONE, UNSURE], "No gain over the plain &lt;network&gt; has an interval above zero"),
         ([UNSURE, BEHIND], "No gain over the plain &lt;network&gt; has an interval above zero; clearly below: behind"),
         (

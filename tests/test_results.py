@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -123,7 +126,9 @@ def test_pictures_are_figures_that_a_text_shows() -> None:
 @pytest.mark.parametrize("study", sorted(path.parent.name for path in RESULTS.glob("*/study.json")))
 def test_the_macs_of_records_are_those_of_their_configurations(study: str) -> None:
     train = json.loads((RESULTS / study / "study.json").read_text())["train"]
-    classes, channels, side = {"cifar100": (100, 3, 32), "cub200": (200, 3, 64), "digits": (10, 1, 8)}[train["data"]]
+    classes, channels, side = {"cifar100": (100, 3, 32), "cub200": (200, 3, 64), "digits": (10, 1, 8), "shapes": (16, 3, 32)}[
+        train["data"]
+    ]
     classes -= train.get("hold_out_classes", 0)
     info = DataInfo(study, tuple(map(str, range(classes))), (), (), (0.5,) * channels, (0.5,) * channels, side)
     counted: dict[str, float] = {}
@@ -156,3 +161,52 @@ def test_evaluate_gives_the_recorded_figures_again(
         assert [here[key] for key in ("top1", "top5")] == [there[key] for key in ("top1", "top5")]
         for key in ("cross_entropy", "calibration_error"):  # sums, which other threads round otherwise
             assert here[key] == pytest.approx(there[key], rel=1e-3)
+
+
+def _gpu_script(tmp_path: Path, *arguments: str, **stubs: str) -> subprocess.CompletedProcess[str]:
+    """Run a copy of gpu.sh with programs of these names replaced by shell lines; what `timeout` gets goes to calls.txt."""
+    (tmp_path / "results").mkdir(exist_ok=True)
+    shutil.copy(RESULTS / "gpu.sh", tmp_path / "results")
+    (tmp_path / "bin").mkdir(exist_ok=True)
+    for name, line in {"python": "exit 0", "timeout": 'echo "$@" >>calls.txt', **stubs}.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"}
+    command = ["bash", str(tmp_path / "results" / "gpu.sh"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_the_gpu_script_tests_first_and_ends_in_its_time(tmp_path: Path) -> None:
+    assert _gpu_script(tmp_path, "20").returncode == 0
+    calls = [line.split() for line in (tmp_path / "calls.txt").read_text().splitlines()]
+    assert [call[3:] for call in calls] == [
+        ["python", "-m", "pytest", "-q", "tests/test_cuda.py"],
+        ["corsd", "compare", "results/gpu_speed", "--jobs", "1"],
+        ["corsd", "compare", "results/gpu", "--jobs", "6"],
+    ]
+    assert all(call[:2] == ["--signal=TERM", "--kill-after=15"] and 1100 < int(call[2]) <= 1180 for call in calls)
+    (tmp_path / "calls.txt").unlink()
+    over = _gpu_script(tmp_path, timeout='echo "$@" >>calls.txt; exit 124')  # the tests have passed before
+    assert (over.returncode, over.stdout) == (0, "the time is over; run again to go on\n")
+    assert "gpu_speed" in (tmp_path / "calls.txt").read_text() and "test_cuda" not in (tmp_path / "calls.txt").read_text()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize(
+    "arguments,stubs,message",
+    [
+        (["0"], {}, "MINUTES is '0'; allowed: a whole number from 1 to 9999\n"),
+        (["1h"], {}, "MINUTES is '1h'; allowed: a whole number from 1 to 9999\n"),
+        ([], {"python": "exit 1"}, "PyTorch finds no CUDA GPU\n"),
+    ],
+)
+def test_the_gpu_script_refuses_in_one_line(tmp_path: Path, arguments: list[str], stubs: dict[str, str], message: str) -> None:
+    refused = _gpu_script(tmp_path, *arguments, **stubs)
+    assert (refused.returncode, refused.stderr) == (2, message) and not (tmp_path / "calls.txt").exists()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_the_gpu_script_passes_on_a_failure(tmp_path: Path) -> None:
+    assert _gpu_script(tmp_path, timeout="exit 3").returncode == 3
+    assert not (tmp_path / "build" / "gpu_tests_passed").exists()

@@ -160,7 +160,7 @@ def _gain_title(methods: Sequence[Mapping[str, Any]], reference: str) -> str:
         which = f"clearly below: {', '.join(below)}" if len(below) < 4 else f"{len(below)} lie clearly below"
         return f"No gain {over} has an interval above zero{f'; {which}' if below else ''}"
     ends = f"[{best['gain_low']:.1f}, {best['gain_high']:.1f}]"
-    return f"{short_name(best['label'])}'s deepest exit gains {best['gain']:.1f} points {ends} {over}"
+    return f"Deepest exit: {short_name(best['label'])} gains {best['gain']:.1f} points {ends} {over}"
 
 
 def _with_n(m: Mapping[str, Any]) -> str:
