@@ -15,8 +15,9 @@ from explorers import large_run, small_run
 from test_pages import Scripts, read_page
 
 from corsd_lib import CorsdError, Run, export_run, load_run
-from corsd_lib.analysis import class_structure, relation_quality
+from corsd_lib.analysis import class_relations, class_structure, relation_quality
 from corsd_lib.cli import main
+from corsd_lib.figures import relation_difference
 from corsd_lib.files import read_json, write_json, write_tensors
 from corsd_lib.sharing import report
 from corsd_lib.sharing.report import report_panels, write_report
@@ -113,6 +114,23 @@ def test_runs_stand_side_by_side(corsd: Run, baseline: Run, tmp_path: Path) -> N
     assert settings["rows"][0] == ["method", "corsd", "baseline"] and settings["text"].endswith(f"of {len(settings['rows'])}.")
     early = panel_of(page["panels"], "What leaving early saves, and what it costs")
     assert early["kind"] == "exits"  # one exit leaves nothing to choose: the baseline has no such panel
+
+
+def test_a_report_of_several_runs_has_the_differences_of_their_relations(corsd: Run, baseline: Run, tmp_path: Path) -> None:
+    def differences(*runs: Run) -> list[dict[str, Any]]:
+        page = read_page(write_report(runs, tmp_path / "report.html", embedding="none"))
+        return [p for p in page["panels"] if p["title"] == "What the runs relate differently"]
+
+    assert differences(corsd) == []
+    (columns,) = differences(corsd, baseline, corsd)
+    first, second = columns["data"]["panels"]
+    assert first["title"] == "baseline, seed 0 minus corsd, seed 0 (runs0/corsd)" and "Cosines" in first["data"]["text"]
+    assert "Trained relations" in second["data"]["text"]
+    epoch = max(corsd.probes)
+    exits = len(corsd.probes[epoch].embeddings)
+    ours, theirs = (class_relations(run, max(run.probes), k, "cosine") for run, k in ((baseline, 1), (corsd, exits)))
+    drawn = json.loads(relation_difference(ours, theirs, corsd.data.class_names).to_json())
+    assert first["data"]["figure"]["data"] == drawn["data"]
 
 
 def test_an_unfinished_run_has_a_report(corsd: Run, tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from corsd_lib.errors import CorsdError, check_choice, missing_package
 
@@ -20,10 +21,10 @@ except ImportError as error:
 
 from corsd_lib.analysis.embedding import PROJECTIONS, stage_embedding
 from corsd_lib.analysis.exits import choose_threshold, early_exit_curve, exit_accuracy
-from corsd_lib.analysis.relations import relation_quality, stored_kind
+from corsd_lib.analysis.relations import class_order, class_relations, relation_quality, stored_kind
 from corsd_lib.analysis.structure import class_structure
 from corsd_lib.costs import run_macs
-from corsd_lib.figures import exit_accuracy_bars, structure_over_epochs
+from corsd_lib.figures import exit_accuracy_bars, relation_difference, structure_over_epochs
 from corsd_lib.figures.style import exit_names
 from corsd_lib.runs import PLACE_FIELDS, PROBE_FIELDS, Run, Snapshot, check_run, portable_name
 from corsd_lib.sharing.pages import (
@@ -53,6 +54,7 @@ Say = Callable[[str], object]
 
 _NOT_SHOWN = (*PLACE_FIELDS, *PROBE_FIELDS, "method_options")
 _DASHES = "Of every run the solid line is the deepest exit; the others are shallower ones."
+_DIFFERENCES = 200  # classes: a matrix of more takes megabytes
 _QUALITY_EPOCHS, _STRUCTURE_EPOCHS, _PICTURES = 4, 8, 4  # some evenly spaced epochs: each takes seconds
 
 
@@ -327,11 +329,42 @@ def _structure(named: Named, say: Say) -> list[Panel]:
 
 
 def _relations(named: Named) -> list[Panel]:
-    """A panel for the runs of each set of classes."""
-    groups: dict[tuple[str, ...], list[Run]] = {}
-    for run in named.values():
-        groups.setdefault(run.data.class_names, []).append(run)
-    return [relation_panel(runs[0], runs[1:], order=_order(runs[0])) for runs in groups.values()]
+    """A panel to explore for the runs of each set of classes, and the differences to the first of them."""
+    groups: dict[tuple[str, ...], Named] = {}
+    for name, run in named.items():
+        groups.setdefault(run.data.class_names, {})[name] = run
+    return [panel for group in groups.values() for panel in _relations_of_group(group)]
+
+
+def _relations_of_group(group: Named) -> list[Panel]:
+    first, *others = group
+    runs = list(group.values())
+    panels = [_difference(group, name, first) for name in others if runs[0].data.num_classes <= _DIFFERENCES]
+    title = "What the runs relate differently"
+    explored = relation_panel(runs[0], runs[1:], order=_order(runs[0]))
+    return [explored, *([columns_panel(title, panels)] if panels else [])]
+
+
+def _difference(group: Named, name: str, reference: str) -> Panel:
+    """Relations of the deepest exit after the last epoch, minus those of another run of the same classes."""
+    run, other = group[name], group[reference]
+    kinds = {stored_kind(each, _last(each)) for each in (run, other)}
+    kind = "cosine" if kinds != {"trained"} else "trained"
+    ours, theirs = (class_relations(each, _last(each).epoch, _deepest(each, kind), kind) for each in (run, other))
+    by_superclass: dict[str, Any] = {}
+    if has_superclasses(run.data):
+        superclasses = torch.tensor(run.data.superclass_of_class)
+        order = class_order("superclass", superclass_of_class=superclasses)
+        by_superclass = {"order": order, "groups": superclasses[order], "group_names": run.data.superclass_names}
+    figure = relation_difference(ours, theirs, run.data.class_names, **by_superclass)
+    what = {"trained": "Trained relations", "cosine": "Cosines of the embeddings"}[kind]
+    return figure_panel(figure, f"{name} minus {reference}", f"{what} of the deepest exit after the last epoch.")
+
+
+def _deepest(run: Run, kind: str) -> int:
+    """Number of the deepest exit, or of the deepest stage with a relation network."""
+    snapshot = _last(run)
+    return len(snapshot.relations if kind == "trained" else snapshot.embeddings)
 
 
 def _order(run: Run) -> str:
