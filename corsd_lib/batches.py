@@ -111,11 +111,12 @@ def balanced_batches(labels: Tensor, batch_size: int, generator: torch.Generator
 
 
 def triplet_batches(labels: Tensor, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    """Batches of anchors, images of the same class, and images of other classes, a third each, in this order.
+    """Batches laid out as [anchors, images of the same class, images of other classes], `batch_size` // 3 indices each.
 
-    Each index is an anchor once in an epoch, so an epoch over n images has 3n. The image of a class of one image is its own
-    partner. An incomplete last batch is dropped unless it is the only one. Raises `CorsdError` for fewer than two classes and
-    for a `batch_size` below 3. Source: the authors' release.
+    Each index is an anchor at most once in an epoch. An incomplete last batch is dropped unless it is the only one, so an epoch
+    over n images has at most 3n. An image that is alone in its class is its own partner. Returns index tensors int64 (3 ·
+    (`batch_size` // 3),); the only batch may be shorter. Raises `CorsdError` if there are fewer than two classes and if
+    `batch_size` is below 3. Source: the authors' release.
     """
     if batch_size < 3 or len(labels.unique()) < 2:
         raise CorsdError(f"triplets want a batch_size of at least 3 (got {shortened(batch_size)}) and two classes")

@@ -72,11 +72,10 @@ def _separable(in_channels: int, out_channels: int, stride: int) -> list[nn.Modu
 def downsampling(in_channels: int, out_channels: int, reduction_steps: int) -> nn.Sequential:
     """Convolutions that bring a shallow feature map to the width and resolution of a deeper one.
 
-    (B, in_channels, H, W) -> (B, out_channels, ceil(H / 2^n), ceil(W / 2^n)), n = `reduction_steps`: n
-    `SeparableConv`s of stride 2 whose channels double up to `out_channels`, the last one has
-    `out_channels`. With n = 0 it is one block of stride 1 if the channels differ, else the identity (an empty
-    Sequential). Raises `CorsdError` for a channel count below 1 or n
-    below 0. Source: layout of arXiv 1905.08094, figure 2; the channel rule is ours.
+    (B, in_channels, H, W) -> (B, out_channels, ceil(H / 2^n), ceil(W / 2^n)), n = `reduction_steps`: n `SeparableConv`s with
+    stride 2. Channels double from one to the next up to `out_channels`, and the last one has `out_channels`. With n = 0 it is
+    one block with stride 1 if the numbers of channels differ, else the identity (an empty Sequential). Raises `CorsdError` for
+    a channel count below 1 or n below 0. Source: layout of arXiv 1905.08094, figure 2; the channel rule is ours.
     """
     if in_channels < 1 or out_channels < 1:
         raise CorsdError(

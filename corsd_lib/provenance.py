@@ -18,7 +18,9 @@ __all__ = ["provenance"]
 
 
 def provenance(device: torch.device | str | None = None) -> dict[str, Any]:
-    """Versions, git commit of the source ("revision"), machine and `device` (default: the GPU if there is one)."""
+    """Record of the environment of a training: versions of packages, git commit ("revision"), Python, machine, system, cores,
+    threads, start time and `device` (the GPU by default, if there is one).
+    """
     from corsd_lib import __version__
 
     versions = {}

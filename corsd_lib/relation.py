@@ -118,9 +118,9 @@ class PairScore(nn.Module):
         return self.log_odds(vectors).sigmoid()
 
     def log_odds(self, vectors: Tensor, others: Tensor | None = None) -> Tensor:
-        """Log-odds of the scores of all ordered pairs of vectors (B, D) with `others` (M, D): (B, M), at least float32.
+        """Log-odds (B, M) of every vector (B, D), as the first of a pair, with each of `others` (M, D), as the second.
 
-        Without `others` of the pairs of the vectors themselves, (B, B).
+        At least float32. `others` are the vectors themselves by default: (B, B).
         """
         first, second = self._halves(vectors)
         return self._log_odds_matrix(first, second if others is None else self._halves(others)[1])

@@ -500,6 +500,72 @@ def popularity() -> Drawing:
     return d
 
 
+def glyph(d: Drawing, x: float, y: float, shape: str, look: str) -> None:
+    """One of the drawn shapes, about 30 wide, with its middle at (x, y)."""
+    if shape == "circle":
+        d.dot(x, y, look, 15)
+    elif shape == "square":
+        d.square(x, y, look, 13)
+    elif shape == "triangle":
+        d.triangle(x, y + 1, look, 16)
+    else:
+        d.path(f"M{x - 5:g} {y - 15:g} h10 v10 h10 v10 h-10 v10 h-10 v-10 h-10 v-10 h10 z", look)
+
+
+def held_out() -> Drawing:
+    """Twelve classes of drawn shapes are trained, four are held out."""
+    d = Drawing(
+        860, 330, "Sixteen classes of drawn shapes: those of three looks are trained, the four blue plain ones are held out"
+    )
+    looks = (("orange plain", "red"), ("orange striped", "red"), ("blue striped", "blue"), ("blue plain", "blue"))
+    d.rect(470, 48, 124, 232, "blue-box")
+    for column, (name, look) in enumerate(looks):
+        x = 190 + 114 * column
+        d.text(x, 36, name, "soft")
+        for row, shape in enumerate(("circle", "square", "triangle", "cross")):
+            y = 80 + 56 * row
+            glyph(d, x, y, shape, look)
+            if "striped" in name:
+                for step in (-8, 0, 8):
+                    d.line((x - 20, y + step), (x + 20, y + step), "line")
+            if not column:
+                d.text(96, y + 5, shape, "", "end")
+    d.text(304, 310, "12 classes: trained", "bold")
+    d.text(532, 310, "4 classes: held out", "bold")
+    words = (
+        "Each shape and each colour",
+        "is known from other classes.",
+        "",
+        "Only the combination is new,",
+        "and only the shape tells",
+        "the four classes apart.",
+    )
+    d.lines(620, 110, words, "", "start", 24)
+    return d
+
+
+def retrieval() -> Drawing:
+    """A query, the images in order of their score, and three figures computed from the order."""
+    d = Drawing(860, 250, "Images in the order of their score: the precision at each rank, and the figures that follow")
+    d.text(60, 40, "query", "bold")
+    glyph(d, 60, 90, "circle", "blue")
+    d.text(430, 40, "the other images, highest score first", "bold")
+    hits = (True, False, True, False, False)
+    shapes = ("circle", "cross", "circle", "square", "circle")
+    for k, (hit, shape) in enumerate(zip(hits, shapes, strict=True)):
+        x = 190 + 120 * k
+        d.rect(x - 34, 60, 68, 60, "blue-box" if hit or shape == "circle" else "box")
+        glyph(d, x, 90, shape, "blue")
+        d.text(x, 146, f"rank {k + 1}", "soft")
+    for k, precision in ((0, "1/1"), (2, "2/3")):
+        d.text(190 + 120 * k, 172, f"P({k + 1}) = {precision}", "blue")
+    d.line((490, 54), (490, 180), "line dashed")
+    d.text(502, 176, "R = 3: the query's class has 3 other images", "soft", "start")
+    for x, words in ((190, "recall@1 = 1"), (380, "R-precision = 2/3"), (640, "MAP@R = (1/1 + 2/3) / 3 = 0.56")):
+        d.text(x, 226, words, "bold")
+    return d
+
+
 FIGURES: dict[str, Callable[[], Drawing]] = {
     f.__name__: f
     for f in (
@@ -518,6 +584,8 @@ FIGURES: dict[str, Callable[[], Drawing]] = {
         images,
         ranks,
         popularity,
+        held_out,
+        retrieval,
     )
 }
 

@@ -360,7 +360,7 @@ def test_maps_have_relations_at_stages_without_an_exit(images: Tensor) -> None:
 
 
 def test_randomisation_turns_a_linear_map_over_or_leaves_it() -> None:
-    """One channel: weights drawn anew change the scale and the sign of the map, and nothing else."""
+    """One channel: re-initialised weights change the scale and the sign of the map, and nothing else."""
     network, _ = _linear(1, 6, 5)
     image = torch.randn(1, 6, 5)
     seen = set()

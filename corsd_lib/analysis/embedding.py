@@ -148,7 +148,10 @@ def _chosen(what: str, asked: Sequence[int] | None, allowed: list[int], default:
 def _settings(
     run: Run, epochs: Sequence[int] | None, exits: Sequence[int] | None, method: str, umap: UmapOptions
 ) -> dict[str, Any]:
-    """The settings that affect the coordinates; PCA has no seed and no neighbours."""
+    """The settings that determine the coordinates; for PCA without UMAP's seed, neighbours and distance.
+
+    Raises `CorsdError` for an unknown method, epoch or exit.
+    """
     check_choice("method of an embedding", method, PROJECTIONS)
     chosen = _chosen("epochs", epochs, list(run.probes), default=list(run.probes)[-1:])
     there = list(range(1, len(run.probes[chosen[0]].embeddings) + 1))

@@ -207,10 +207,12 @@ def early_exit(
     loss: float = 1.0,
     data_root: str | None = None,
 ) -> EarlyExit:
-    """Early exit: choose a threshold on validation that loses at most `loss` points there, and evaluate it on test.
+    """Choose an early-exit threshold on validation images, and evaluate it on test.
 
-    For a run the data that it was trained on is loaded if it is not given. Raises `CorsdError` for an unknown rule, data
-    without a validation split (test images must not choose), data of another number of classes and a network without its data.
+    `what` is a run or a network. For a run, `data` is by default the data that it was trained on, loaded from `data_root`. The
+    threshold is the cheapest one with a validation accuracy at most `loss` points below that of the deepest exit. Raises
+    `CorsdError` for an unknown rule, for data without a validation split (a threshold must not be chosen on test images) or
+    with a different number of classes, for a network without data, and if no threshold is accurate enough.
     """
     check_choice("rule", rule, RULES)
     network, data = _network_and_data(what, data, data_root)
@@ -272,8 +274,10 @@ def _exit_index(readiness: Tensor, bars: Tensor) -> Tensor:
 
 
 def _default_bars(readiness: Tensor, rule: str) -> Tensor:
-    """Bars from all images leaving at exit 1 to none leaving early, at about 1 % quantiles of the readiness at shallow
-    exits."""
+    """Default thresholds (T,), ascending: the first lets every image leave at exit 1, the last lets no image leave early.
+
+    For "patience" 1 to K, else about every percentile of the scores of the shallow exits and a value that no image reaches.
+    """
     if rule == "patience":
         return torch.arange(1, len(readiness) + 1, dtype=torch.double)
     none_leaves = torch.tensor(

@@ -1,4 +1,4 @@
-"""Uses of a relation score: calibration as P(same class), and class prototypes at inference.
+"""Two uses of the relation score: as the probability of "same class", and to classify by class prototypes at inference.
 
 N images, C classes, D embedding width. Exits are numbered from 1, the shallowest.
 """

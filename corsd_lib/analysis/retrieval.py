@@ -33,12 +33,12 @@ BLOCK = 512  # queries at a time: memory grows with BLOCK x N
 
 
 def cosine_similarity(queries: Tensor, others: Tensor) -> Tensor:
-    """Cosines (Q, N) of two sets of vectors (Q, D) and (N, D)."""
+    """Cosines (Q, N) between vectors (Q, D) and (N, D)."""
     return F.normalize(queries, dim=-1) @ F.normalize(others, dim=-1).transpose(-1, -2)
 
 
 def euclidean_similarity(queries: Tensor, others: Tensor) -> Tensor:
-    """Negative Euclidean distances (Q, N) of two sets of vectors (Q, D) and (N, D)."""
+    """Negative Euclidean distances (Q, N) between vectors (Q, D) and (N, D)."""
     return -torch.cdist(queries, others)
 
 

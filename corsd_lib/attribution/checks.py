@@ -136,7 +136,9 @@ def deletion_curve(
 
 
 def _deleted(image: Tensor, base: Tensor, order: Tensor, counts: Tensor) -> Tensor:
-    """`image` (1, C, H, W) with the first n pixels of `order` (H * W,) from `base`, for each n of `counts` (S,)."""
+    """Copies (S, C, H, W) of `image` (1, C, H, W): in copy s the first `counts[s]` pixels of `order` (H * W,) are those of
+    `base`.
+    """
     rank = order.argsort()
     gone = (rank[None, :] < counts[:, None]).view(len(counts), 1, *image.shape[-2:])
     return torch.where(gone.to(image.device), base, image)  # (S, C, H, W)

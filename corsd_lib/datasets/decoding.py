@@ -98,7 +98,10 @@ def _centre_square(width: int, height: int) -> Box:
 
 
 def _read_square(path: str, side: int, box: Box | None) -> np.ndarray:
-    """One file's square: uint8 (side, side, 3)."""
+    """Decode an image, crop the square around its box (or its middle) and resize it: uint8 (side, side, 3), RGB.
+
+    Raises `CorsdError` for a file that cannot be read and for a box outside the image.
+    """
     from PIL.Image import Resampling
 
     with _opened(path) as image:
@@ -114,7 +117,9 @@ def _read_square(path: str, side: int, box: Box | None) -> np.ndarray:
 
 
 def _check_box(path: str, box: Box | None, width: int, height: int) -> None:
-    """Raise CorsdError for a box that shares no pixel with the image; one that reaches over the edge is cut."""
+    """Raise `CorsdError` if the box has no pixel in common with the image. A box may extend beyond the edge; the caller clips
+    it.
+    """
     if box is not None and not (box[0] < width and box[1] < height and box[2] > 0 and box[3] > 0):
         edges = ", ".join(f"{edge:g}" for edge in box)
         raise CorsdError(f"image {path} is {width}x{height}; its box (left, top, right, bottom: {edges}) lies outside")

@@ -192,7 +192,10 @@ def _imagenet_names(folder: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _words(meta: Path) -> Mapping[str, Sequence[str]]:
-    """The names of every WordNet id in torchvision's meta.bin: (names by id, ids of the validation images)."""
+    """Class names by WordNet id from torchvision's meta.bin, a pair of (names by id, ids of the validation images).
+
+    Raises `CorsdError` if the file is not such a pair.
+    """
     try:
         words, _ = torch.load(meta, weights_only=True)
         sound = all(isinstance(names, tuple) and names and isinstance(names[0], str) for names in words.values())

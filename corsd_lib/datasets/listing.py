@@ -115,7 +115,9 @@ class _Read:
             waiting = [(folder, link) for folder, place in waiting for link in self._walk(folder, place)]
 
     def _walk(self, folder: Path, place: str) -> list[str]:
-        """Read `place`, which is or lies below the class folder `folder`, without links to folders; these."""
+        """Index every folder at and below `place`, which is the class folder `folder` or lies in it. Returns the symlinks to
+        folders, which are not followed here.
+        """
         links: list[str] = []
         real = os.path.realpath(place)
         if os.path.islink(place) and os.path.realpath(os.path.dirname(place)).startswith(os.path.join(real, "")):

@@ -52,7 +52,7 @@ def group_ticks(groups: Matrix, labels: Sequence[str], group_names: Sequence[str
 
 
 def leaves_of(linkage: Matrix, count: int) -> npt.NDArray[np.int64]:
-    """Indices in the order of the leaves of SciPy's `linkage` (count - 1, 4). Raises `CorsdError` for another shape."""
+    """Order of the leaves (count,) of SciPy's `linkage` (count - 1, 4). Raises `CorsdError` if the shape is wrong."""
     steps = _steps(linkage, count)
     clusters = [[leaf] for leaf in range(count)]
     for first, second, *_ in steps:

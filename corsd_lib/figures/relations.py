@@ -37,13 +37,14 @@ def relation_heatmap(
     unit: str = "class",
     dark: bool = False,
 ) -> go.Figure:
-    """Relation of classes (or of images, `unit`) as a heatmap: row c = the first of the pair, column d = the second.
+    """Heatmap of the relation of classes, or of images (`unit`): row c is the first of a pair, column d the second.
 
-    `matrix` (C, C): floats in [0, 1] (1 = related, NaN is left blank), or uint8 where 255 stands for 1. The colour range is
-    always 0 to 1, so that matrices can be compared. `order` (C,): permutation of rows and columns. `groups` (C,): group ids in
-    drawing order (superclasses; classes of images); lines separate the groups, and ticks name them if `group_names` (by id) are
-    given. `dendrogram`: the linkage (C - 1, 4) of the rows, drawn above in units of 1 - relation; it defines the order if there
-    is none. Raises `CorsdError` if arguments do not fit.
+    `matrix` (C, C): floats in [0, 1] (1 = related, NaN is left blank), or uint8 where 255 stands for 1. `names` (C,): of the
+    rows and columns. The colours always span 0 to 1, so that matrices can be compared. `order` (C,): permutation of rows and
+    columns. `groups` (C,): the group id of each row in drawing order, such as its superclass; lines separate the groups, and
+    `group_names`, indexed by id, label them. `dendrogram`: the linkage (C - 1, 4) of the rows, drawn above with heights 1 -
+    relation; without `order` the order of its leaves is used. `dark`: colours for a dark page. Raises `CorsdError` if shapes,
+    names and order do not match.
     """
     if dendrogram is not None and order is None:
         order = leaves_of(dendrogram, len(names))
@@ -104,7 +105,10 @@ def difference_trace(
 
 
 def square_class_axes(figure: go.Figure, classes: int, *, unit: str = "class", **where: int) -> None:
-    """Category axes of a heatmap of classes or images: square cells, the first at the top left; up to 20 names all shown."""
+    """Category axes of a heatmap: square cells, the first at the top left. At most 20 names are all shown, else as many as fit.
+
+    `where`: the row and col of a subplot.
+    """
     check_choice("unit", unit, UNITS)
     # More names come as far as they fit; zooming in, when they do.
     many = {"nticks": MOST_NAMES, "tickfont": {"size": 10}}
@@ -156,7 +160,9 @@ def difference_finding(values: npt.NDArray[np.float32], names: Sequence[str], un
 def _ordered(
     values: npt.NDArray[np.float32], names: Sequence[str], order: Matrix | None
 ) -> tuple[npt.NDArray[np.float32], list[str], list[str]]:
-    """Scores (C, C) in drawing order, with their labels and hover names."""
+    """Scores (C, C), labels and hover names, permuted by `order`. Raises `CorsdError` if shapes differ or `order` is no
+    permutation.
+    """
     count = len(names)
     if values.shape != (count, count):
         raise CorsdError(f"relation matrix of shape {values.shape} does not fit {count} class names; allowed: (C, C)")

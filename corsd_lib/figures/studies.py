@@ -164,7 +164,7 @@ def _gain_title(methods: Sequence[Mapping[str, Any]], reference: str) -> str:
 
 
 def _with_n(m: Mapping[str, Any]) -> str:
-    """The label of a variant and its number of seeds."""
+    """The label of a variant with its number of seeds, as in "CORSD (n = 3)"."""
     return f"{short_name(m['label'])} (n = {len(m['top1_by_seed'])})"
 
 

@@ -196,7 +196,7 @@ def _drawn(figure: str, size: dict[str, Any], folder: Path) -> bytes:
     """
     with open(folder / "said", "wb") as said:  # not a pipe, which a Chromium that is left over would keep open
         command = [sys.executable, "-P", "-c", _DRAW, json.dumps(size), str(folder / "picture.png")]
-        # A session of its own, so that the Chromium can be ended with it.
+        # A new session, so that Chromium can be ended together with it
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said, start_new_session=True)
         try:
             process.communicate(figure.encode(), timeout=DRAW_SECONDS)

@@ -194,7 +194,9 @@ def described(kind: type[MethodOptions], key: str) -> Mapping[str, Any]:
 
 
 def _checked(method: str, key: str, value: Any, wanted: type[Any], allowed: Mapping[str, Any]) -> Any:
-    """`value` as type `wanted`. Raises `CorsdError` for another type or a value that is not allowed."""
+    """`value` as type `wanted`, where an int is accepted for a float. Raises `CorsdError` for a wrong type and a value out of
+    range.
+    """
     what = f"{method}: {key} = {shortened(value)}"
     if type(value) is int and abs(value) >= 2**31:
         raise CorsdError(f"{what} must be below {2**31}, the limit for sizes of tensors")

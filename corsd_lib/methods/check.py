@@ -35,14 +35,21 @@ Parts = dict[str, Tensor]
 
 
 def check_method(kind: type[Method], **options: Any) -> None:
-    """Raise `CorsdError` for the first rule that the class `kind` breaks; takes seconds on a CPU.
+    """Check that a `Method` subclass keeps the contract of methods; takes seconds on a CPU.
 
-    `options` override its defaults. The rules: the class declares a unique name and valid attributes; `attach` does not change
-    the network; `images` returns new images of the same shape, the same for the same random tensors; every term is a scalar
-    with a weight of its name; terms in `taught_by_deepest` give the deepest exit no gradient, and buffers have none; random
-    numbers come from the generator of the batch, and the batch is not changed; loss and gradients are finite for one image
-    and for one class; a training that is resumed from a checkpoint gives the same results; with `graphs` `images` and `terms`
-    can be recorded as a CUDA graph. The random state of the caller is restored. The message says how to fix the class.
+    `options` override the default options. Raises `CorsdError` for the first rule that is broken, with advice on how to fix it:
+
+    - the class declares a unique name and valid attributes;
+    - `attach` does not change the network;
+    - `images` returns new images of the same shape, and the same images for the same random tensors;
+    - every term is a scalar, and the option of the same name is its weight;
+    - the terms in `taught_by_deepest` send no gradient to the deepest exit, and no buffer has a gradient;
+    - random numbers come from the generator of the batch, and the batch is not changed;
+    - loss and gradients are finite for one image and for one class;
+    - a training that is resumed from a checkpoint gives the same results;
+    - if `graphs` is True, `images` and `terms` can be recorded as a CUDA graph.
+
+    The random state of the caller is restored.
     """
     _check_declaration(kind)
     make_options(kind.name, kind.Options, options)
@@ -501,7 +508,7 @@ def _recorded(by: str) -> Iterator[None]:
 
 
 def _not_recorded(error: Exception) -> str:
-    """The reason why a pass on tensors without values raised `error`."""
+    """Why a forward pass on fake tensors (shapes without values) raised `error`, which no CUDA graph can record."""
     from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
     if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):

@@ -281,7 +281,7 @@ class Corsd(Method):
 
 
 def _log_odds(relation: RelationOutput) -> Tensor:
-    """The log-odds (B, B) of a trained relation on vectors."""
+    """The log-odds (B, B) of a trained relation of vectors, which always has them."""
     assert relation.log_odds is not None
     return relation.log_odds
 
@@ -355,13 +355,20 @@ class CorsdReleaseOptions(CorsdOptions):
 
 
 class CorsdRelease(Corsd):
-    """CORSD with the terms, triplet sampling and weights of the authors' release, without its defects.
+    """CORSD with the terms, triplet sampling and weights of the authors' released code, and with its bugs fixed.
 
-    Corrected, each with a test: KL terms take log-probabilities and not raw logits; transfer terms give the deepest relation no
-    gradient; the half/half label is used directly and not after a softmax; BatchNorm never gets a batch of one; the test set is
-    read image by image and not as triplets; relation inputs are built by indexing and not in a loop over samples; the running
-    class mean is a mean. An epoch has three images for each anchor: compare methods at equal numbers of images. The
-    cross-entropy of the deepest exit is that of all three (ours). The batch of 43 anchors of the release is batch_size 129.
+    Fixed, each with a test:
+
+    - KL terms take log-probabilities, not raw logits;
+    - transfer terms give the deepest relation no gradient;
+    - the half/half label is used directly, not after a softmax;
+    - BatchNorm never gets a batch of one;
+    - the test set is read image by image, not as triplets;
+    - relation inputs are built by indexing, not in a loop over samples;
+    - the running class mean is the mean of its images.
+
+    Each anchor comes with two more images, so compare methods at equal numbers of images. Unlike in the release, the
+    cross-entropy of the deepest exit covers all three. Its batch of 43 anchors is batch_size 129.
     """
 
     name = "corsd_release"

@@ -25,9 +25,9 @@ class DksOptions(DeepSupervisionOptions):
 
 
 class Dks(DeepSupervision):
-    """Deep supervision; every exit, also the deepest, learns from all others. DKS, arXiv 1906.00675.
+    """Deep supervision; every exit, including the deepest, learns from all others. DKS, arXiv 1906.00675.
 
-    The terms are sums over exits and over ordered pairs of exits. Teachers get no gradient.
+    The cross-entropy is summed over exits, `synergy` over ordered pairs of exits. The teacher of a pair gets no gradient.
     """
 
     name = "dks"

@@ -171,7 +171,9 @@ class Ips(Method):
     options: IpsOptions
 
     def sample(self, batch: Batch) -> dict[str, Tensor]:
-        """The "partner" (B,) of each image (itself if it has none), and the patches to "swap" (B, 1, h, w)."""
+        """Random tensors: "partner" (B,), the index of each image's partner (its own if it has none), and "swap", bool (B, 1,
+        h, w), True for the patches to swap on a grid of h × w patches. Raises `CorsdError` if a patch is as large as the image.
+        """
         o, count, sides, device = self.options, len(batch.labels), batch.images.shape[-2:], batch.labels.device
         if o.patch >= max(sides):
             raise CorsdError(f"method {self.name!r}: patch = {o.patch} must be below the image side {max(sides)}")

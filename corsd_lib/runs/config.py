@@ -211,7 +211,7 @@ class TrainConfig:
 
 
 def differences(before: TrainConfig, now: TrainConfig) -> str:
-    """The settings that affect the result and differ, such as "lr was 0.1, is 0.2"; "" if there are none."""
+    """Settings that affect the result and differ, such as "lr was 0.1, is 0.2", the first four by name; "" if none differ."""
     old, new = before.training_settings(), now.training_settings()
     differing = [k for k in {**old, **new} if old.get(k) != new.get(k)]
     changes = ", ".join(f"{k} was {shortened(old.get(k))}, is {shortened(new.get(k))}" for k in differing[:4])

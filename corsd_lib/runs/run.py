@@ -156,8 +156,11 @@ class Run:
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """One row for each epoch; columns epoch, step, lr, images, seconds, loss.<term>, train_top1.exit<k>, val_top1.exit<k>
-        (%)."""
+        """Metrics of the training, one row for each finished epoch.
+
+        Columns: epoch; step (total so far); lr; images and seconds (of this epoch); loss.<term> (mean); train_top1.exit<k> and,
+        with a validation split, val_top1.exit<k>, both in %.
+        """
         import pandas as pd
 
         return pd.DataFrame(read_metrics(self.path / "metrics.jsonl"))

@@ -25,10 +25,10 @@ Call = Callable[[Tensor], Outputs]  # a program that was loaded from its bytes
 
 @dataclass(frozen=True)
 class Program:
-    """A module to be exported: its `name`, the `exit` (from 1) whose logits it gives, the names of its input and outputs.
+    """A part of the network that is exported as one file, with its `name` and the `exit` (from 1) whose logits it returns.
 
-    Input: "images" (B, C, H, W), normalised, or "previous", the feature map that the program before gives. Outputs: "logits"
-    (B, classes), and "feature" for the next program.
+    Its input is "images" (B, C, H, W), normalised, or "previous", the feature map that the previous program returned. It
+    returns "logits" (B, num_classes) and, unless it is the last, "feature", the input of the next program.
     """
 
     name: str
@@ -99,7 +99,9 @@ class Format:
     read: Callable[[bytes], Call]
 
     def converted(self, program: Program, example: Tensor) -> bytes:
-        """The bytes of a program. Raises `CorsdError` if the format has no such operation or shape."""
+        """`program` in this format, traced with `example`. Raises `CorsdError` if the exporter fails, such as for an unknown
+        operation.
+        """
         require(f"a model in the format {self.suffix}", *self.packages)
         try:
             with torch.no_grad(), warnings.catch_warnings():

@@ -1,6 +1,6 @@
 """Train the missing runs of a study, several at a time, and update its tables: `corsd compare`.
 
-Each training is a process of its own (`corsd train`). In runs/<study>/<variant> it has a run directory seed0/, its
+Each training runs in a separate process (`corsd train`). In runs/<study>/<variant> it has a run directory seed0/, its
 configuration seed0.json and its output seed0.log. The process holds a lock on the log until it ends, even if this process is
 killed, so that no run is trained twice. Trainings that another process has started are waited for.
 """

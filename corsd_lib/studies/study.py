@@ -180,7 +180,7 @@ class Study:
 
     @staticmethod
     def trials_done(tuning_record: Mapping[str, Any]) -> int:
-        """The number of trials of a search; a trial that was stopped and resumed counts once."""
+        """Number of trials of a search, failed ones included; a trial that was stopped and resumed counts once."""
         return sum("taken up by" not in trial.get("error", "") for trial in tuning_record.get("trials", []))
 
     # --- records ---
@@ -271,7 +271,10 @@ def _seeds(values: Sequence[object], where: str) -> tuple[int, ...]:
 
 
 def _variant(name: str, variants: Mapping[str, Any], seeds: tuple[int, ...], where: str) -> Variant:
-    """The variant `name` of `variants`, the JSON values of all variants, with the settings that it inherits."""
+    """The variant `name`, from the JSON values of all `variants`, with inherited settings filled in.
+
+    `where` begins error messages. Raises `CorsdError` for invalid fields and for inheritance in a circle.
+    """
     if not re.fullmatch(r"\w[\w.+-]*", name):
         raise CorsdError(f"{where}: variant {name!r} names files; allowed: letters, digits and _ . + -")
     kinds = {"label": str, "group": str, "seeds": list, "from": str, "train": dict, "tuned": (str, NoneType)}

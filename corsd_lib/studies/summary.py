@@ -102,7 +102,9 @@ def gain_cell(m: Mapping[str, Any]) -> str:
 
 
 def _sources(provenances: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The commits of the source and the versions of PyTorch that trained a variant, without duplicates."""
+    """Commits of the source ("revisions", 12 characters) and versions of PyTorch ("torch") of the trainings of a variant, each
+    once.
+    """
     found = list(provenances)
     commits = dict.fromkeys(p.get("revision", "unknown")[:12] for p in found)
     return {

@@ -211,7 +211,7 @@ class Tuner:
         self.running[pipe] = _Running(trial, folder, environment, process)
 
     def _stop(self) -> None:
-        """Send SIGTERM once to each running trial: it saves and ends."""
+        """Send SIGTERM once to each running trial, so that it writes a checkpoint and exits."""
         for running in self.running.values():
             if not running.stopping:
                 running.process.terminate()

@@ -1,4 +1,4 @@
-"""Tables of the classes that were held out of the trainings of a study."""
+"""Tables of the results on classes that were held out of the trainings of a study."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Job:
         return f"{self.variant}, seed {self.seed}: {self.state}{': ' if self.error else ''}{self.error}"
 
     def beside(self, suffix: str) -> Path:
-        """A file next to the run directory, such as `.log`."""
+        """The path next to the run directory with this ending, such as seed0.log for ".log"."""
         return self.config.path.with_name(self.config.path.name + suffix)
 
     def start(self, study: Study, environment: Environment) -> bool:

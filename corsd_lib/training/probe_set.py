@@ -21,10 +21,10 @@ __all__ = ["ProbeSet"]
 class ProbeSet:
     """A small class-balanced set of images, the same for every run on the same data.
 
-    `split` is the split that the images come from. "auto" means validation where there is one, else train (not augmented), so
-    that test images are not used before the end of a training unless asked for. The images are sorted by class: `size` // C of
-    each class, at least two, or all of a class that has fewer. `workers` processes read images that are streamed. Raises
-    `CorsdError` for a split that the data does not have.
+    `split`: where the images come from. "auto" is validation if there is one, else train without augmentation, so that test
+    images are not used during a training unless that is requested. The images are sorted by class: `size` // C of each class
+    but at least two, or all of a class that has fewer. `workers`: processes that read images which are not in memory. Raises
+    `CorsdError` if the data does not have the split.
     """
 
     def __init__(self, data: ImageData, size: int, split: str = "auto", workers: int = 2) -> None:

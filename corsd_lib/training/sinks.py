@@ -42,7 +42,7 @@ def _settings(run: Run) -> dict[str, Any]:
 
 
 def _remove(folder: Path, files: str) -> None:
-    """Remove the files that an earlier process wrote into the folder of a tracker."""
+    """Delete the files in `folder` that match the pattern `files`: an earlier process of this training wrote them."""
     for file in folder.glob(files):
         file.unlink()
 

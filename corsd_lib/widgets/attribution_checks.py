@@ -49,7 +49,7 @@ def weights_check(subject: Checked) -> dict[str, Any]:
         verdict = "it depends on what was learned"
     said = f"the map correlates {signed:.2f} with this one, in strength alone {strength:.2f}"
     draws = {"signed": [v.signed for v in known], "strength": [v.strength for v in known]}
-    return {"sentence": f"With all weights drawn anew {said}: {verdict}.", **draws}
+    return {"sentence": f"With all weights re-initialised at random, {said}: {verdict}.", **draws}
 
 
 def deletion_check(subject: Checked) -> dict[str, Any]:

@@ -201,7 +201,7 @@ class TrainingMonitor(Explorer):
                 self(run)
             self._now |= {"status": _end(run), "resumable": not run.finished}
         finally:
-            self._stop.clear()  # it was heard: the next training, here or in a cell, is told of anew
+            self._stop.clear()  # the request was handled: it must not stop the next training
             self._ended.set()
             self._tell(running=False)
 
@@ -250,7 +250,7 @@ def _kernel_at_work() -> str | None:
 
 
 def _after_cells(call: Any) -> None:
-    """Call `call` whenever a cell ends, in IPython."""
+    """Register `call` to run after each notebook cell; nothing outside IPython."""
     from IPython.core.getipython import get_ipython
 
     shell = get_ipython()

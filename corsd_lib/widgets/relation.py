@@ -226,7 +226,7 @@ class RelationExplorer(Explorer):
         classes, images = tuple(state["selection"]), state["images"]
         if images is None or tuple(int(mine.labels[p]) for p in images) != classes:
             images = most_related_images(mine, view, classes)
-            if classes == self.selection:  # else the browser has moved on, and says so next
+            if classes == self.selection:  # else the selection has changed since, and the browser sends the new one next
                 self.images = images
         return pair_facts(self._relations, self._thumbnails, view, classes, images and tuple(images))
 
@@ -251,7 +251,7 @@ class RelationExplorer(Explorer):
     def panels(self) -> list[Panel]:
         """The relations as a panel of a page that begins at this exit, epoch, order, pair and difference.
 
-        A page holds the stored relation of all classes; where another is shown here, a sentence on it says so.
+        A page holds the stored relation of all classes; a note says if another relation is shown here.
         """
         mine = self._relations.mine
         exit = self.exit + len(mine.exits(mine.stored)) - len(mine.exits(self.kind))

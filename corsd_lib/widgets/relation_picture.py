@@ -71,7 +71,7 @@ def _frame(row: int, column: int) -> dict[str, Any]:
 
 
 def _subject(relations: Relations, shown: Shown, marked: int) -> str:
-    """What is shown, for the title; escaped."""
+    """Title text as HTML: what is shown of which run, exit and epoch."""
     view = shown.view
     exit = relations.mine.exits(view.kind)[view.exit - 1]
     mine = f"{html.escape(relations.run_names[0])}: " if relations.other else ""

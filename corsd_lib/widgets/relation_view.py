@@ -198,7 +198,7 @@ class Shown(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """The reference that is subtracted."""
+    """What is subtracted in a difference: a run, with exit, epoch and kind of its relation, and the name that is shown."""
 
     relations: RunRelations
     exit: int

@@ -158,7 +158,7 @@ def test_attribution_explorer(opened: Opened) -> None:
     explorer.locator(".note", has_text="Grad-CAM has no baseline").wait_for()
     explorer.get_by_role("button", name="check: delete its pixels").click()
     explorer.locator(".check path").nth(1).wait_for()
-    explorer.get_by_role("button", name="check: draw the weights anew").click()
+    explorer.get_by_role("button", name="check: random weights").click()
     explorer.locator(".check td").nth(9).wait_for()
     last_output(page, 1, "asked for 1 grad_cam")
 

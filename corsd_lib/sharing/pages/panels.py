@@ -176,7 +176,9 @@ def _check_runs(runs: Sequence[Run]) -> None:
 
 
 def _kept(run: Run, epoch: int, cells: int) -> list[int]:
-    """Epochs whose relations fit into `cells`, evenly spread: always the first, the last and `epoch`."""
+    """Evenly spaced epochs with a snapshot, as many as fit into `cells` matrix entries, but at least the first, the last and
+    `epoch`.
+    """
     epochs = list(run.probes)
     fit = cells // (len(run.probes[epochs[-1]].relations) * run.data.num_classes**2)
     if fit >= len(epochs):
@@ -406,7 +408,7 @@ def curve_beside(run: Run, curve: pd.DataFrame, rule: str, deepest_macs: float) 
 
 
 def figure_panel(figure: go.Figure, title: str = "", text: str = "") -> Panel:
-    """Any plotly figure, in the page's colours, with a sentence below it."""
+    """A plotly figure in the colours of the page, with `text` below it. WebGL traces become vector graphics."""
     plain = json.loads(figure.to_json())
     for trace in plain["data"]:  # drawn as vectors: WebGL is not everywhere, prints badly, and evaluates code
         trace["type"] = {"scattergl": "scatter"}.get(trace["type"], trace["type"])

@@ -53,7 +53,7 @@ KINDS.attribution = (box, host) => {
   const message = el("p", { class: "message", role: "status" });
   const finding = el("p", { class: "finding", role: "status" }), note = el("p", { class: "note" }), more = el("div", {});
   const pictures = el("div", { class: "attributions" }), table = scrolling("what every exit says");
-  const weights = button("check: draw the weights anew", () => test("weights", "drawing weights anew", showWeights));
+  const weights = button("check: random weights", () => test("weights", "randomising the weights", showWeights));
   const deletion = button("check: delete its pixels", () => test("deletion", "deleting pixels", showDeletion));
   const checks = el("div", { class: "controls" }, weights, deletion), result = el("div", { class: "check" });
   const shown = el("div", { class: "beside" }, pictures, el("div", {}, table, el("h4", {}, "Is this map about this network?"), checks, result));

@@ -25,7 +25,7 @@ const shortNumber = (x) => (Math.abs(x) >= 1e4 || (x !== 0 && Math.abs(x) < 1e-3
 /**
  * `draw({lines, x, y, verticals, horizontals, marks})`: lines [{name, x, y, color, dash, points, group}]; axes x and y
  * {title, low, high, log}, range from the data where it is not given; verticals [{at}], horizontals [{at, text}];
- * marks [{x, y, color, text}]. `say(line, i)` is what hover says of a point. `pick(line, i)` is told a click. Without `legends`
+ * marks [{x, y, color, text}]. `say(line, i)` returns the hover text of a point. `pick(line, i)` is called on a click. Without `legends`
  * something else names the lines.
  */
 function lineChart({ label, height = 280, say, pick = null, legends = true }) {

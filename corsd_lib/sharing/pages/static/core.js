@@ -91,7 +91,7 @@ function choice(text, options, value, change) {
   return Object.assign(box, { list, fill, set: (v) => { list.value = JSON.stringify(v); } });
 }
 
-/** A labelled slider over whole numbers; `say` puts the number into words. `set` moves it and tells nobody. */
+/** A labelled slider over whole numbers; `say` puts the number into words. `set` moves it without calling `change`. */
 function slider(text, last, value, say, change) {
   const range = el("input", { type: "range", min: 0, max: last, step: 1, value, disabled: last < 1 });
   const output = el("output", {});
@@ -198,7 +198,7 @@ function newestOf(ask) {
 // --- theme and size -----------------------------------------------------------------------------------------------------
 
 const themed = new Set();
-let inks = new WeakMap(); // colours by node, as long as the theme is the same: to ask for one makes the browser lay out anew
+let inks = new WeakMap(); // colours by node, as long as the theme is the same: reading one forces a layout
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 let watching = false;
@@ -217,7 +217,7 @@ function redrawn(node, draw) {
   return () => width || (measured(), width);
 }
 
-/** Draw all anew when the theme changes; it also happens before a page is printed, when widths change. */
+/** Redraw everything when the theme changes; it also happens before a page is printed, when widths change. */
 function watch() {
   if (watching) return;
   watching = true;

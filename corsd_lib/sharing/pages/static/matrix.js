@@ -5,7 +5,7 @@
  *   names(i) of a row, groups [{name, from, to}] in place of names or null, cell(i, j) -> {title, value, images} for hover,
  *   frame [row, column] or null, rows: places with a band around them, rings: places marked on the diagonal, lines: places
  *   between groups, axes [first, second], label: what it is, for a screen reader.
- * `pick(i, j)` is told a click, and `move(di, dj)` an arrow key. `zoomed(bool)` is told of drags and `reset`.
+ * `pick(i, j)` is called on a click, `move(di, dj)` on an arrow key, `zoomed(bool)` after drags and `reset`.
  */
 function matrixView({ pick, move, clear, zoomed, images = null }) {
   const canvas = el("canvas", { tabindex: 0, role: "img" });

@@ -4,7 +4,7 @@ const PAGE = JSON.parse(document.getElementById("page-data").textContent);
 
 let theme = "auto";
 const isDark = () => (theme === "auto" ? dark.matches : theme === "dark");
-const repaints = []; // what plotly draws anew when the colours change
+const repaints = []; // functions that redraw plotly figures when the colours change
 
 // --- plotly's figures -------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ function glyph(g, symbol, x, y, r) {
 /**
  * `draw({at, low, high, look, chosen, rings, label})`: at a Float32Array of x, y; the square from `low` to `high` is shown;
  * look(i) -> {color, symbol, small}; chosen a Set or null; rings [image, ...neighbours] or []. Points move to where they are
- * next, at once where less motion is wished. `pick(i)` is told a click, `caught(positions)` what was drawn around,
+ * next, at once if reduced motion is preferred. `pick(i)` is called on a click, `caught(positions)` with the points inside a lasso,
  * `hover(i)` gives what is said of a point.
  */
 function pointsView({ pick, caught, clear, hover, height = 320 }) {

@@ -13,7 +13,7 @@ function whole_(value, buffers) {
   return Object.fromEntries(Object.entries(value).map(([name, v]) => [name, whole_(v, buffers)]));
 }
 
-/** Questions to Python; `began` is told when the kernel, which may run a cell, begins with one. */
+/** Requests to Python; `began` is called when the kernel, which may be busy with a cell, starts one. */
 function asker(model, began) {
   const me = Math.random().toString(36).slice(2), waiting = new Map();
   let asked = 0;
@@ -44,7 +44,7 @@ function render({ model, el: box }) {
   const [ask, deaf] = asker(model, () => place.dispatchEvent(new Event("began")));
   const faces = (positions) => ask("faces", { positions });
   const receive = () => store.receive(now());
-  const fed = []; // who is told of data that changes
+  const fed = []; // functions to call when the data changes
   const tell = () => fed.forEach((listener) => listener(model.get("_feed")));
   const feed = (listener) => { fed.push(listener); return model.get("_feed"); };
   const host = { data: model.get("_data"), store, ask, faces, links: notebookLinks, feed };
