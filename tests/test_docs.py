@@ -7,6 +7,7 @@ import os
 import re
 import runpy
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,35 @@ def test_what_relations_teach_on_birds_is_as_the_records_say() -> None:
     assert [high < 0 for _, _, high in differences[0]] == [False, True, True, False]  # labels are ahead at exits 2 and 3
     assert [low > 0 for _, low, _ in differences[2]] == [True, True, False, False]
     assert {methods[name]["n"] for name in (trained, labels, "no_class_kd")} == {3}
+
+
+def test_the_calibration_is_as_the_records_say() -> None:
+    folder = ROOT / "results" / "cifar100" / "records"
+
+    def difference(mine: str, other: str, value: Callable[[dict[str, Any]], float]) -> list[float]:
+        both = [(read_json(folder / f"{mine}-s{s}.json"), read_json(folder / f"{other}-s{s}.json")) for s in range(3)]
+        mean, low, high = mean_interval([value(a) - value(b) for a, b in both])
+        assert low is not None and high is not None
+        return [mean, low, high]
+
+    def exit_value(k: int, name: str) -> Callable[[dict[str, Any]], float]:
+        return lambda record: record["test"]["exits"][k][name]
+
+    pairs = [("corsd", "no_relations"), ("corsd", "no_auxiliary"), ("no_auxiliary", "no_relations")]
+    values = [lambda r: r["train_top1"][-1], *(exit_value(k, "calibration_error") for k in range(4))]
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8").partition("<!-- calibration -->")[2]
+    lines = text.partition("<!-- /calibration -->")[0].strip().splitlines()[2:]
+    for line, pair in zip(lines, [*pairs, ("no_class_kd", "deep_supervision")], strict=True):
+        said = [[float(number) for number in re.findall(r"-?\d+\.\d+", cell)] for cell in line.split("|")[2:-1]]
+        ends = [[round(end, 1) for end in difference(*pair, value)] for value in values]
+        ends.append([round(end, 2) for end in difference(*pair, exit_value(-1, "cross_entropy"))])
+        assert said == ends, pair
+    overconfident, calibrated = (
+        sum(exit_value(-1, "calibration_error")(read_json(folder / f"{v}-s{s}.json")) for s in range(3)) / 3
+        for v in ("deep_supervision", "no_relations")
+    )
+    assert (f"{overconfident:.1f}", f"{calibrated:.1f}") == ("20.9", "2.7")
+    assert difference("corsd", "no_auxiliary", values[0])[2] < 0 < difference("corsd", "no_auxiliary", values[2])[1]
 
 
 def test_the_ablation_is_as_its_records_say() -> None:
