@@ -131,6 +131,8 @@ def test_a_report_of_several_runs_has_the_differences_of_their_relations(corsd: 
     ours, theirs = (class_relations(run, max(run.probes), k, "cosine") for run, k in ((baseline, 1), (corsd, exits)))
     drawn = json.loads(relation_difference(ours, theirs, corsd.data.class_names).to_json())
     assert first["data"]["figure"]["data"] == drawn["data"]
+    finding = drawn["layout"]["title"]["text"].replace("<br>", " ")
+    assert first["data"]["text"].startswith(f"{finding}. ") and "text" not in first["data"]["figure"]["layout"].get("title", {})
 
 
 def test_an_unfinished_run_has_a_report(corsd: Run, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ It has no images of a data set and no paths of this machine, and needs no networ
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -357,8 +358,11 @@ def _difference(group: Named, name: str, reference: str) -> Panel:
         order = class_order("superclass", superclass_of_class=superclasses)
         by_superclass = {"order": order, "groups": superclasses[order], "group_names": run.data.superclass_names}
     figure = relation_difference(ours, theirs, run.data.class_names, **by_superclass)
+    finding = figure.layout.title.text.replace("<br>", " ")
+    figure.update_layout(title=None, margin_t=12)  # as text below, where a narrow page wraps it
     what = {"trained": "Trained relations", "cosine": "Cosines of the embeddings"}[kind]
-    return figure_panel(figure, f"{name} minus {reference}", f"{what} of the deepest exit after the last epoch.")
+    text = f"{html.unescape(finding)}. {what} of the deepest exit after the last epoch."
+    return figure_panel(figure, f"{name} minus {reference}", text)
 
 
 def _deepest(run: Run, kind: str) -> int:
