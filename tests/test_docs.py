@@ -240,6 +240,29 @@ def test_what_relations_teach_on_birds_is_as_the_records_say() -> None:
     assert {methods[name]["n"] for name in (trained, labels, "no_class_kd")} == {3}
 
 
+def test_what_relations_add_on_unseen_birds_is_as_the_records_say() -> None:
+    lines = read_json(ROOT / "results" / "unseen_birds" / "summary.json")["unseen"]
+    exits = ("exit 1", "exit 2", "exit 3", "deepest exit")
+
+    def line(variant: str, score: str, figure: str, exit_name: str, **other: str) -> dict[str, Any]:
+        wanted = {"variant": variant, "score": score, "figure": figure, "exit": exit_name, **other}
+        return next(line for line in lines if all(line[k] == v for k, v in wanted.items()))
+
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8").partition("<!-- unseen -->")[2]
+    rows = text.partition("<!-- /unseen -->")[0].strip().splitlines()[2:]
+    significant = []
+    for row, figure in zip(rows, ("recall_at_1", "map_at_r", "one_shot", "five_shot"), strict=True):
+        differences = [line("no_relations", "cosine", figure, name, over="corsd") for name in exits]
+        ends = [-end for d in differences for end in (d["gain"], d["gain_high"], d["gain_low"])]
+        assert [float(number) for number in re.findall(r"-?\d+\.\d", row)] == [round(end, 1) + 0 for end in ends], figure
+        significant.append([d["gain_high"] < 0 for d in differences])
+        assert {d["gain_n"] for d in differences} == {3}
+    assert [sum(at) for at in zip(*significant, strict=True)] == [4, 3, 0, 0]
+    for score, said in (("cosine", "15.5 [14.4, 16.7]"), ("relation", "10.5 [8.4, 12.5]")):
+        found = line("corsd", score, "recall_at_1", "deepest exit")
+        assert said == f"{found['mean']:.1f} [{found['low']:.1f}, {found['high']:.1f}]" and said in text.replace("\n", " ")
+
+
 def test_the_calibration_is_as_the_records_say() -> None:
     folder = ROOT / "results" / "cifar100" / "records"
 

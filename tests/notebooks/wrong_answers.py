@@ -94,6 +94,22 @@ WRONG_ANSWERS = {
             "-(logits.softmax(1) * logits.log_softmax(1)).sum()",
         ],
     },
+    "13_unseen_classes": {
+        "recall": [
+            "100 * (labels[scores.argmax(dim=1)] == labels).double().mean().item()",  # each image finds itself
+            "(labels[scores.clone().fill_diagonal_(-1).argmax(dim=1)] == labels).double().mean().item()",  # a share
+            "100 * (labels[scores.clone().fill_diagonal_(-1).argmax(dim=0)] == labels).double().mean().item()",  # columns
+            "100 * (labels[scores.fill_diagonal_(-1).argmax(dim=1)] == labels).double().mean().item()",  # in place
+        ],
+        "episode": [
+            "100 * (F.cosine_similarity(queries[:, :, None], examples.mean(1), dim=-1).argmax(-1)"
+            " == torch.arange(len(examples))[:, None]).double().mean().item()",  # long examples outweigh the others
+            "(F.cosine_similarity(queries[:, :, None], F.normalize(examples, dim=-1).mean(1), dim=-1).argmax(-1)"
+            " == torch.arange(len(examples))[:, None]).double().mean().item()",  # a share
+            "100 * (F.cosine_similarity(queries[:, :, None], F.normalize(examples, dim=-1).mean(1), dim=-1).argmax(-1)"
+            " == 0).double().mean().item()",
+        ],
+    },
     "14_capstone": {
         "verdict": [
             "'helps' if low > 0 else 'no useful gain'",  # significant or not
