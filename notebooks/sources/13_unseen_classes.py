@@ -450,10 +450,10 @@ pd.DataFrame({f: relations_add(birds, f) for f in figures}, index=exits)
 # ## Answer: does a relation know classes that it has never seen?
 #
 # > **What we found.** Birds: partly. Recall@1 of 100 new species is 15.5 %; chance is
-# > 1 %. Training relations adds 2.3 ± 0.9 points at exit 1 none detected at
-# > the deepest exit. Shapes: hardly. A network that is right for 99.5 % of its own
-# > classes finds new combinations of known attributes little better than chance. The
-# > trained score is no better than the cosine.
+# > 1 %. Training relations adds 2.3 ± 0.9 points at exit 1; none were detected at the
+# > deepest exit. Shapes: hardly. A network that is right for 99.5 % of its own classes
+# > finds new combinations of known attributes little better than chance. The trained
+# > score is no better than the cosine.
 # >
 # > **How sure we are.** Three seeds, paired; 28 differences, not corrected; one set of
 # > held-out classes.
