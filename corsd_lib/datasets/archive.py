@@ -83,7 +83,9 @@ def _array_in_errors(path: Path, name: str) -> Iterator[None]:
 
 
 def _check_member(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """Raise ValueError unless the header of an array matches its size in the zip file and the compression ratio is plausible."""
+    """Raise ValueError unless the header of an array matches its size in the zip file and the compression ratio is
+    plausible.
+    """
     with file.open(member) as stream:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

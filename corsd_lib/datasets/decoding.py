@@ -40,7 +40,9 @@ def read_rgb(path: str) -> np.ndarray:
 
 
 def image_sizes(paths: Sequence[str]) -> list[tuple[int, int]]:
-    """Pairs (width, height) in pixels for every file, read from its header alone. Raises CorsdError if a file cannot be read."""
+    """Pairs (width, height) in pixels for every file, read from its header alone. Raises CorsdError if a file cannot be
+    read.
+    """
     sizes = []
     for path in paths:
         with _open_image(path) as image:

@@ -168,7 +168,9 @@ def _is_image(name: str, skipped: Counter[str]) -> bool:
 def _listing(
     folder: Path, class_names: tuple[str, ...], paths: list[str], labels: list[int], notices: tuple[str, ...], others: bool
 ) -> Listed:
-    """A listing with its notices. Raises CorsdError unless every class has an image; `others`: whether there are other files."""
+    """A listing with its notices. Raises CorsdError unless every class has an image; `others`: whether there are other
+    files.
+    """
     found = set(labels)
     empty = [name for number, name in enumerate(class_names) if number not in found]
     if empty:
