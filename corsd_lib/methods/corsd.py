@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from corsd_lib import losses
 from corsd_lib.errors import CorsdError
-from corsd_lib.layers import halvings
+from corsd_lib.layers import stride2_steps
 from corsd_lib.methods.base import Batch, Method, MethodOptions, option, sum_of
 from corsd_lib.network import ExitOutputs, MultiExitNetwork
 from corsd_lib.relation import (
@@ -156,7 +156,7 @@ class Corsd(Method):
 
     def _map_relations(self, network: MultiExitNetwork) -> list[nn.Module]:
         *_, deepest = info = network.backbone.feature_info
-        steps = [halvings(stage.reduction, deepest.reduction) for stage in info]
+        steps = [stride2_steps(stage.reduction, deepest.reduction) for stage in info]
         return [
             MapRelation(stage.channels, n, deepest.channels, network.num_classes, self.options.hidden)
             for stage, n in zip(info, steps, strict=True)

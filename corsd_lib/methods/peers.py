@@ -97,8 +97,7 @@ class PsKdOptions(MethodOptions):
 
 
 class PsKd(Method):
-    """The plain network; the target is a mixture of the label and its prediction in the previous epoch. PS-KD, arXiv
-    2006.12000.
+    """The plain network; the target mixes the label with its prediction in the previous epoch. PS-KD, arXiv 2006.12000.
 
     The buffer `past` (N, C) float16 has the latest softmax of every training image, and zeros before the first, when the target
     is the label. It is stored in checkpoints, not with the weights.
