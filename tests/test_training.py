@@ -1505,7 +1505,10 @@ def test_processes_agree_that_the_run_directory_is_gone(tmp_path: Path, monkeypa
 
 def test_processes_agree_that_a_run_is_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first process finds it under the lock; all end, with one error each."""
-    hold, words = launch._lock_directory, ["train", *WORDS, *SHARED, "--out", str(tmp_path / "run"), "--quiet", "--method", "baseline"]
+    hold, words = (
+        launch._lock_directory,
+        ["train", *WORDS, *SHARED, "--out", str(tmp_path / "run"), "--quiet", "--method", "baseline"],
+    )
 
     def late(folder: Path) -> Any:
         folder.mkdir()
