@@ -354,13 +354,13 @@ def _difference(group: Named, name: str, reference: str) -> Panel:
     run, other = group[name], group[reference]
     kinds = {stored_kind(each, _last(each)) for each in (run, other)}
     kind = "cosine" if kinds != {"trained"} else "trained"
-    relations = [class_relations(each, _last(each).epoch, _deepest(each, kind), kind) for each in (run, other)]
+    of_run, of_other = (class_relations(each, _last(each).epoch, _deepest(each, kind), kind) for each in (run, other))
     by_superclass: dict[str, Any] = {}
     if has_superclasses(run.data):
         superclasses = torch.tensor(run.data.superclass_of_class)
         order = class_order("superclass", superclass_of_class=superclasses)
         by_superclass = {"order": order, "groups": superclasses[order], "group_names": run.data.superclass_names}
-    figure = relation_difference(*relations, run.data.class_names, **by_superclass)
+    figure = relation_difference(of_run, of_other, run.data.class_names, **by_superclass)
     what = {"trained": "Trained relations", "cosine": "Cosines of the embeddings"}[kind]
     return figure_panel(figure, f"{name} minus {reference}", f"{what} of the deepest exit after the last epoch.")
 
