@@ -79,7 +79,7 @@ class SequentialBackbone(StagedBackbone):
 @dataclass(frozen=True)
 class _ResNet:
     block: str  # name of the residual block in torchvision.models.resnet
-    blocks: tuple[int, ...]  # residual blocks of each stage
+    blocks: tuple[int, ...]  # number of residual blocks in each stage
     width: int = 64  # channels of the first stage, before a Bottleneck's expansion
 
 
@@ -185,7 +185,7 @@ def _build_resnet(name: str, in_channels: int, width: int | None, stem_kind: str
 
 def _residual_stage(block_name: str, count: int, in_channels: int, planes: int, stride: int) -> tuple[nn.Sequential, int]:
     """A stage of `count` residual blocks of torchvision, and its number of output channels."""
-    from torchvision.models import resnet  # heavy import: only where such a network is built
+    from torchvision.models import resnet  # heavy import, only needed for these networks
 
     block = getattr(resnet, block_name)
     out_channels = planes * block.expansion

@@ -55,7 +55,7 @@ def _text(value: object) -> str:
 
 
 def _table(lines: Sequence[Sequence[object]], names: bool = False) -> str:
-    """HTML of a table whose first line is its heading; with `names` the first column is."""
+    """HTML of a table. Its heading is the first line or, with `names`, the first column."""
     html = []
     for i, line in enumerate(lines):
         tags = ["th" if (j == 0 if names else i == 0) else "td" for j in range(len(line))]

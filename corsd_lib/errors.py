@@ -26,7 +26,7 @@ __all__ = [
     "stand_in",
 ]
 
-PROCESSES_A_CPU = 8  # upper limit for processes that mostly wait for files or a GPU
+PROCESSES_A_CPU = 8  # largest number of processes per CPU, for processes that mostly wait for files or a GPU
 _EXTRA = {  # package -> extra of this library that installs it; for all others it is "notebooks"
     "optuna": "tuning",
     "timm": "timm",
@@ -80,7 +80,8 @@ def check_choice(what: str, value: object, allowed: Iterable[object]) -> None:
         raise CorsdError(f"{what} {shortened(value)} is not known; allowed: {', '.join(map(str, choices)) or 'none'}")
 
 
-_NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")  # from torch
+# Parts of messages of torch
+_NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")
 
 
 @contextmanager

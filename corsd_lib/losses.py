@@ -312,7 +312,7 @@ def relation_transfer_by_row_correlation(teacher: Tensor, student: Tensor) -> Te
 
     No gradient reaches `teacher`. The relation of DIST, arXiv 2205.10536, between images in place of classes; ours.
     """
-    if len(student) < 3:  # two numbers always correlate
+    if len(student) < 3:  # rows without the diagonal have fewer than two entries, which have no correlation
         return student.sum() * 0.0
     rows = (_off_diagonal(m) for m in (teacher.detach(), student))
     t, s = (F.normalize(r - r.mean(1, keepdim=True), dim=1, eps=1e-6) for r in rows)

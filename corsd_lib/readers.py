@@ -40,7 +40,7 @@ SIDE = 65_535  # largest image side, pixels
 CLASSES = 65_535  # explorers and pages store class numbers as uint16
 _COUNTS = 2**62  # limit for indices of images, which none reaches
 
-percent = number(0, 100.001, allowed="a number from 0 to 100")  # sums are rounded
+percent = number(0, 100.001, allowed="a number from 0 to 100")  # sums may exceed 100 by rounding
 seconds = number(0, 1e10)
 macs = number(0, 1e30)
 
@@ -239,7 +239,7 @@ def _shape_error(path: Path, name: str, tensor: Tensor, allowed: str) -> CorsdEr
 def _check_like(path: Path, tensors: Mapping[str, Tensor], like: Path) -> None:
     """Raise `CorsdError` unless the tensors have the names and shapes of those in the file `like`, if that can be read."""
     there = _shapes(like)
-    names = [name for name in {**there, **tensors} if there and not name.startswith("method.")]  # `load_part` checks these
+    names = [name for name in {**there, **tensors} if there and not name.startswith("method.")]  # `load_part` checks those of the method
     for name in names:
         have, want = tuple(tensors[name].shape) if name in tensors else "absent", there.get(name, "absent")
         if have != want:

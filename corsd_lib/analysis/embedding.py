@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 PROJECTIONS = ("umap", "pca")
-NEIGHBOURS = 10  # default of the measures of quality
+NEIGHBOURS = 10  # default number for the measures of quality
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class StageEmbedding:
     purity_limit: float
 
     def table(self) -> pd.DataFrame:
-        """One row for each epoch and exit: epoch, exit, trustworthiness, knn_purity, embedding_purity."""
+        """One row for each epoch and exit; columns epoch, exit, trustworthiness, knn_purity, embedding_purity."""
         import pandas as pd
 
         names = ("trustworthiness", "knn_purity", "embedding_purity")
@@ -122,7 +122,7 @@ def stage_embedding(
     tensors = None if refresh else _cached(path, run, settings)
     if tensors is None:
         tensors = _embedded(run, settings)
-        with suppress(CorsdError):  # a run that is not writable, or a full disk
+        with suppress(CorsdError):  # the run is not writable, or the disk is full
             write_tensors(path, tensors, {"settings": json.dumps(settings)}, within=run.path)
     limit = purity_limit(tensors["labels"])
     epochs_of, exits_of = tuple(settings["epochs"]), tuple(settings["exits"])
@@ -181,10 +181,10 @@ def _cached(path: Path, run: Run, settings: dict[str, Any]) -> dict[str, Tensor]
 
 def _embedded(run: Run, settings: dict[str, Any]) -> dict[str, Tensor]:
     probes, epochs, exits = run.probes, settings["epochs"], settings["exits"]
-    snapshots = (probes[epoch].embeddings for epoch in epochs)  # one in memory at a time
+    snapshots = (probes[epoch].embeddings for epoch in epochs)  # only one is in memory at a time
     embeddings = torch.stack([torch.stack([scaled_embedding(found[k - 1]) for k in exits]) for found in snapshots])
     reference = embeddings[-1, -1].clone()  # (N, D)
-    for e in embeddings.flatten(0, 1)[:-1]:  # of (E, K, N, D); the last one is the reference
+    for e in embeddings.flatten(0, 1)[:-1]:  # each (N, D); the last one is the reference
         e.copy_(aligned_embedding(e, reference))
     options = {name: value for name, value in settings.items() if name not in ("epochs", "exits")}
     coordinates = joint_projection(embeddings, **options)
@@ -252,14 +252,14 @@ def joint_projection(
 def _pca(points: Tensor) -> Tensor:
     points = points.double()
     points = points - points.mean(0)
-    _, directions = torch.linalg.eigh(points.T @ points)  # of the (D, D) scatter, columns in ascending order
+    _, directions = torch.linalg.eigh(points.T @ points)  # of the scatter matrix (D, D), in ascending order of variance
     directions = directions[:, -2:].flip(1).T
     largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
     return (points @ (directions * largest.sign()).T).float()
 
 
 def _umap(points: Tensor, options: UmapOptions) -> Tensor:
-    if len(points) < 5:  # UMAP starts from eigenvectors of the graph, of which there must be enough
+    if len(points) < 5:  # UMAP starts from eigenvectors of the graph and needs enough of them
         raise CorsdError(f"{len(points)} points for method 'umap'; allowed: 5 or more, or method 'pca'")
     require("method 'umap', unlike 'pca',", "umap")
     from umap import UMAP

@@ -304,7 +304,7 @@ def _predictions(logits: Sequence[Tensor]) -> Tensor:
 
 
 def _correct(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """Whether the prediction of each exit for each image is correct, (K, N)."""
+    """Whether the prediction of each exit for each image is correct: bool (K, N)."""
     _check(logits, labels)
     return _predictions(logits) == labels
 

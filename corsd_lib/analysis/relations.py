@@ -229,7 +229,7 @@ def _class_count(matrix: Tensor | None, superclass_of_class: Tensor | None) -> i
 
 
 def _symmetric(matrix: Tensor) -> Tensor:
-    """(R + Rᵀ) / 2 in float64."""
+    """(R + Rᵀ) / 2 of a relation R (C, C), in float64. Raises `CorsdError` unless R is square."""
     _check_square(matrix)
     m = matrix.double()
     return (m + m.T) / 2

@@ -29,7 +29,7 @@ __all__ = [
     "retrieval_figures",
 ]
 
-BLOCK = 512  # queries at a time: memory grows with BLOCK x N
+BLOCK = 512  # number of queries at a time, because memory grows with BLOCK x N
 
 
 def cosine_similarity(queries: Tensor, others: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ def _expected_precision(scores: Tensor, same: Tensor, most: int) -> tuple[Tensor
     group = new.cumsum(1) - 1  # (Q, M) number of the group of equal scores
     ones = torch.ones_like(same)
     sizes, members = (torch.zeros_like(same).scatter_add_(1, group, values) for values in (ones, same))
-    before, members_before = (values.cumsum(1) - values for values in (sizes, members))  # by group
+    before, members_before = (values.cumsum(1) - values for values in (sizes, members))  # numbers in all earlier groups
     group = group[:, :most]
     g, s, n, c = (values.gather(1, group) for values in (sizes, members, before, members_before))
     rank = torch.arange(1, most + 1)

@@ -25,7 +25,7 @@ from corsd_lib.files import is_locked, locked
 
 _BLOCK = 1 << 20
 _UNPACKING = ".unpacking-"
-_TIMEOUT = 60  # seconds without a byte
+_TIMEOUT = 60  # seconds without any data
 _DROPPED = (URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
 
@@ -65,7 +65,7 @@ def unpacked(archive: Path) -> Iterator[Path]:
     `<archive>.corrupt`.
     """
     with _writing(archive), locked(archive.parent, wait=math.inf), contextlib.ExitStack() as stack:
-        if is_locked(archive.parent):  # by this process; without locks another process may use the folder
+        if is_locked(archive.parent):  # by this process; if the system has no locks, another process may use the folder
             for left in archive.parent.glob(f"{_UNPACKING}*"):
                 shutil.rmtree(left, ignore_errors=True)
         folder = stack.enter_context(
@@ -86,7 +86,7 @@ def unpacked(archive: Path) -> Iterator[Path]:
 
 
 class _OutsideError(Exception):
-    """A member of an archive that is refused where tarfile has no filters."""
+    """Raised for a member of an archive that is refused, if tarfile has no filters."""
 
 
 _REFUSED: type[Exception] = getattr(tarfile, "FilterError", _OutsideError)

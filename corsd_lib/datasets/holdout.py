@@ -66,7 +66,7 @@ def _superclass_size(data: ImageData) -> int:
 
 
 def _with_classes(data: ImageData, kept: Tensor) -> ImageData:
-    """`data` with only the classes `kept`, bool (C,)."""
+    """`data` with only the classes for which `kept`, bool (C,), is True. Labels and superclasses are renumbered."""
     classes = kept.nonzero().flatten()
     groups, superclass_of_class = data.superclass_of_class[classes].unique(return_inverse=True)
     return replace(
@@ -82,6 +82,6 @@ def _with_classes(data: ImageData, kept: Tensor) -> ImageData:
 
 
 def _split_with(split: Split, kept: Tensor) -> Split:
-    """The images of a split whose class is `kept`, bool (C,), with labels renumbered."""
+    """Images of a split for whose class `kept`, bool (C,), is True, with labels renumbered."""
     images = split.subset(kept[split.labels].nonzero().flatten())
     return replace(images, labels=(kept.cumsum(0) - 1)[images.labels])

@@ -84,7 +84,7 @@ class Method(nn.Module):
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     exits: ClassVar[str] = "all"
     sampling: ClassVar[str] = "plain"
-    samples_per_class: ClassVar[int] = 4  # of balanced batches
+    samples_per_class: ClassVar[int] = 4  # number of images of each class in balanced batches
     detach_exits: ClassVar[bool] = False
     graphs: ClassVar[bool] = True
     taught_by_deepest: ClassVar[tuple[str, ...]] = ()

@@ -23,7 +23,7 @@ __all__ = ["PLACE_FIELDS", "PROBE_FIELDS", "SEEDS", "TrainConfig", "differences"
 PLACE_FIELDS = ("out", "resume", "data_root", "workers", "checkpoint_seconds", "cuda_graphs", "deterministic")
 PROBE_FIELDS = ("probe_every", "probe_size", "probe_split")  # which snapshots are recorded
 _FLOATS = 1e38  # near the largest number of float32, in which the optimiser computes
-_INTEGERS = 2**31  # more than any training needs, less than sizes of tensors can be
+_INTEGERS = 2**31  # above what any training needs, below the largest possible size of a tensor
 _SEEDS = 2**63  # limit of random generators and files
 SEEDS = f"whole numbers of at least 0 and below {_SEEDS:,}"
 _OF_A_RUN = {"train", "data", "provenance"}  # required keys of the config.json of a run
@@ -174,7 +174,7 @@ class TrainConfig:
 
     @property
     def path(self) -> Path:
-        """The run directory."""
+        """Path of the run directory."""
         data = self.data.replace(":", "-").replace("/", "_")
         return Path(self.out or f"runs/{data}-{self.network.replace(':', '-')}-{self.method}-s{self.seed}")
 

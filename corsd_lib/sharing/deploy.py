@@ -27,7 +27,7 @@ from corsd_lib.sharing.programs import FORMATS, Format, Program, chain, single
 __all__ = ["export_model"]
 
 _KIND = "network for deployment"  # marks a model.json of this module
-_TOLERANCE = 1e-4  # of logits, relative to the largest one: float32 sums in another order differ by about 1e-6
+_TOLERANCE = 1e-4  # largest difference of logits, relative to the largest logit: sums in another order differ by about 1e-6
 
 
 def export_model(run: Run, dest: str | Path, *, format: str = "onnx", exit: int | str = "all") -> Path:
@@ -71,8 +71,8 @@ def _programs(network: MultiExitNetwork, exit: int | str) -> list[Program]:
 
 
 def _earlier_programs(dest: Path) -> set[str]:
-    """File names of the programs of an earlier export in `dest`. Raises `CorsdError` if `dest` is anything but an export or
-    empty.
+    """File names of the programs of an earlier export in `dest`. Raises `CorsdError` unless `dest` is missing, empty or an
+    export.
     """
     if not dest.exists() or (dest.is_dir() and not any(dest.iterdir())):
         return set()
@@ -101,7 +101,7 @@ def _convert(network: MultiExitNetwork, programs: Sequence[Program], how: Format
             outputs, alone = how.outputs(program, contents[-1], given, given[:1])
             target = wanted[program.exit - 1]
             difference = max((outputs[0] - target).abs().max().item(), (alone[0] - target[:1]).abs().max().item())
-            if not difference <= _TOLERANCE * max(1.0, target.abs().max().item()):  # also for nan
+            if not difference <= _TOLERANCE * max(1.0, target.abs().max().item()):  # true for NaN too
                 raise CorsdError(
                     f"{program.name}{how.suffix}: its logits differ from those of the network by {difference:g}; nothing is "
                     "written, so try the other format"

@@ -46,7 +46,7 @@ def push_run(
                 repo_id=repo,
                 folder_path=folder,
                 allow_patterns=list(RUN_FILES),
-                delete_patterns=list(RUN_FILES),  # of an earlier run with other snapshots
+                delete_patterns=list(RUN_FILES),  # files of an earlier run, which may have other snapshots
                 commit_message=f"{run.config.method} on {run.data.name}, {run.config.network}",
             )
         except Exception as error:  # errors of the Hub, of its HTTP client and of the disk

@@ -22,7 +22,7 @@ NUMBERS = (  # columns of `table` besides those of the exits
     *("gain", "gain_low", "gain_high", "gain_n", "epochs", "images", "macs", "seconds", "macs_ratio", "time_ratio"),
     "train_top1",
 )
-TEXT_COLUMNS = ("method", "group")  # of the Markdown tables, aligned to the left
+TEXT_COLUMNS = ("method", "group")  # columns of the Markdown tables that are aligned to the left
 
 
 def write_tables(study: Study) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
 
 
 def short_markdown(summary: Mapping[str, Any]) -> str:
-    """The variants of the group "methods" without their costs, for a README."""
+    """Markdown table of the variants of the group "methods", without their costs, for a README."""
     columns = ["method", "seeds", *_exit_columns(summary), "gain, points", "train, %"]
     methods = [m for m in summary["methods"].values() if m["group"] == "methods"]
     return _grid(columns, [_cells(m, summary) for m in methods])

@@ -27,7 +27,7 @@ Curves = list[list[float]]  # for each seed a list of validation top-1 (%) by ep
 
 
 class _Pruned(Exception):
-    """The trial was pruned."""
+    """Raised when the trial is pruned: ends the training."""
 
 
 class _LastEpoch(Exception):

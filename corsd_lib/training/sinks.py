@@ -29,7 +29,7 @@ class Sink(Protocol):
         """Record the `values` of an epoch by name, {} for epoch 0, and a `picture` of its relation, uint8 (H, W), or None."""
 
     def save(self) -> None:
-        """Write what was sent."""
+        """Write all values that were sent so far."""
 
     def close(self) -> None:
         """End the connection."""

@@ -46,7 +46,7 @@ class Explorer(anywidget.AnyWidget):
     _kind = traitlets.Unicode().tag(sync=True)
     _names = traitlets.List(traitlets.Unicode()).tag(sync=True)
     _data = traitlets.Dict().tag(sync=True)
-    _feed = traitlets.Dict().tag(sync=True)  # data that changes
+    _feed = traitlets.Dict().tag(sync=True)  # data that changes while the explorer is shown
 
     def __init__(self, data: Mapping[str, Any], **state: Any) -> None:
         self._answering = threading.RLock()  # requests may arrive in another thread than the one that runs cells

@@ -1,4 +1,4 @@
-"""TrainingMonitor: shows a training and stops it by a button."""
+"""TrainingMonitor: shows a training, with buttons to stop and resume it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class TrainingMonitor(Explorer):
     parts = Chosen((), help="names of the parts of the loss that are drawn")
 
     def __init__(self) -> None:
-        self._stop = threading.Event()  # `train` looks at it after every step
+        self._stop = threading.Event()  # `train` checks it after every step
         self._ended = threading.Event()  # set when the training in the thread has ended
         self._run: Run | None = None
         self._drawn: list[Any] = []  # run, classes and columns that the lines show
@@ -251,7 +251,7 @@ def _kernel_id() -> str | None:
 
 
 def _after_cells(call: Any) -> None:
-    """Register `call` to run after each notebook cell; nothing outside IPython."""
+    """Register `call` to run after each notebook cell; does nothing outside IPython."""
     from IPython.core.getipython import get_ipython
 
     shell = get_ipython()

@@ -21,7 +21,7 @@ from corsd_lib.widgets.relation_view import Relations, RunRelations, Scores, Vie
 from corsd_lib.widgets.thumbnails import Thumbnails
 
 Pair = tuple[int, int]
-RANKED = 3  # pairs shown at either end of the ranking
+RANKED = 3  # number of pairs shown at each end of the ranking
 
 
 def most_related_images(main: RunRelations, view: View, classes: Pair | None) -> Pair | None:

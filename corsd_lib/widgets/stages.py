@@ -233,7 +233,7 @@ class StageExplorer(Explorer):
         )
 
     def _codes(self) -> tuple[Codes, list[str]]:
-        """Kind (K, N) of every image at every exit, as an index of the names of kinds, which follow; their number means
+        """Kind of every image at every exit, (K, N) indices of names of kinds, and these names. An index after the last means
         grey.
         """
         exits, labels = len(self._exits), self._probes.labels

@@ -194,7 +194,7 @@ def _left_out_note(runs: Sequence[Run], kept: Sequence[Sequence[int]]) -> str:
 
 
 def _relations(run: Run, name: str, epochs: Sequence[int], levels: int) -> dict[str, Any]:
-    found = (run.probes[epoch] for epoch in epochs)  # one in memory at a time
+    found = (run.probes[epoch] for epoch in epochs)  # only one is in memory at a time
     snapshots = [(as_codes(torch.stack(s.relations), levels), len(s.logits), stored_kind(run, s)) for s in found]
     codes = np.stack([each for each, _, _ in snapshots])  # (E, K, C, C)
     _, logits, kind = snapshots[-1]
