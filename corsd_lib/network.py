@@ -29,7 +29,7 @@ class ExitOutputs(NamedTuple):
 class Exit(nn.Module):
     """Classifier on one stage: a bottleneck to the shape of the deepest stage, average pooling, and a linear layer.
 
-    `forward`: feature (B, C_k, H_k, W_k) -> embedding (B, D), logits (B, C) where D is the number of channels of the deepest
+    `forward`: feature (B, C_k, H_k, W_k) -> embedding (B, D), logits (B, C), where D is the number of channels of the deepest
     stage. On the deepest stage itself the bottleneck is empty. Source: BYOT, arXiv 1905.08094, figure 2.
     """
 

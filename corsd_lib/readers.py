@@ -239,7 +239,8 @@ def _shape_error(path: Path, name: str, tensor: Tensor, allowed: str) -> CorsdEr
 def _check_like(path: Path, tensors: Mapping[str, Tensor], like: Path) -> None:
     """Raise `CorsdError` unless the tensors have the names and shapes of those in the file `like`, if that can be read."""
     there = _shapes(like)
-    names = [name for name in {**there, **tensors} if there and not name.startswith("method.")]  # `load_part` checks those of the method
+    # `load_part` checks the tensors of the method
+    names = [name for name in {**there, **tensors} if there and not name.startswith("method.")]
     for name in names:
         have, want = tuple(tensors[name].shape) if name in tensors else "absent", there.get(name, "absent")
         if have != want:

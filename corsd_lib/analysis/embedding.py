@@ -46,9 +46,9 @@ NEIGHBOURS = 10  # default number for the measures of quality
 
 @dataclass(frozen=True)
 class UmapOptions:
-    """Options of UMAP: a `seed` >= 0, the number of `neighbours` (2 or more) and `min_dist` in [0, 1].
+    """Options of UMAP: `seed`, the number of `neighbours` (2 or more) and `min_dist` in [0, 1], see `joint_projection`.
 
-    `joint_projection` explains them. Raises `CorsdError` for values out of range.
+    Raises `CorsdError` if `neighbours` or `min_dist` is out of range.
     """
 
     seed: int = 0
@@ -289,10 +289,9 @@ def trustworthiness(embedding: Tensor, coordinates: Tensor, neighbours: int = NE
 
 
 def nearest_images(points: Tensor, neighbours: int = NEIGHBOURS, of: Sequence[int] | None = None) -> Tensor:
-    """Indices (n, k) of the nearest other points of points (N, any), nearest first; k is `neighbours`, or N - 1 if that is
-    less.
+    """Indices (n, k) of the other points nearest to each of `points` (N, any), nearest first.
 
-    `of`: indices of the n points to look at, by default all N.
+    k is `neighbours`, or N - 1 if that is less. `of`: indices of the n points to look at, by default all N.
     """
     indices = torch.arange(len(points)) if of is None else torch.as_tensor(of)
     distances = torch.cdist(points[indices].double(), points.double())

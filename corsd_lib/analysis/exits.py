@@ -125,11 +125,11 @@ def early_exit_curve(
                     patience is smaller by 1, because it counts repetitions
 
     `macs` (K,): the cost of an image that leaves at exit k, see `cumulative_macs`. Returns one row for each threshold, in the
-    given order. Default thresholds go in equal steps of the share of images that leave, from all at exit 1 to all at the
-    deepest exit (a threshold above 1 for confidence, and below 0 for entropy). Columns: threshold; accuracy (%); loss (points
-    of accuracy below the deepest exit, negative if leaving early is more accurate); macs (mean over images); share.exit<k>
-    (share of the images that leave there, in [0, 1]). Raises `CorsdError` for an unknown rule, and if logits, labels, macs
-    and thresholds do not match.
+    given order. Default thresholds are spaced so that about equal shares of images leave earlier from one to the next: with
+    the one extreme all images leave at exit 1, with the other all at the deepest exit (a threshold above 1 for confidence, and
+    below 0 for entropy). Columns: threshold; accuracy (%); loss (points of accuracy below the deepest exit, negative if leaving
+    early is more accurate); macs (mean over images); share.exit<k> (share of the images that leave there, in [0, 1]). Raises
+    `CorsdError` for an unknown rule, and if logits, labels, macs and thresholds do not match.
     """
     import pandas as pd
 

@@ -59,7 +59,8 @@ def _read(path: Path, file: zipfile.ZipFile, wanted: Callable[[str], bool], requ
     if missing:
         raise CorsdError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(members) or 'nothing'}")
     chosen = {name: member for name, member in members.items() if wanted(name)}
-    if sum(member.compress_size for member in chosen.values()) > path.stat().st_size:  # newer versions of zipfile detect some of these
+    # Newer versions of zipfile detect some of these files
+    if sum(member.compress_size for member in chosen.values()) > path.stat().st_size:
         raise CorsdError(f"{path} is not a readable .npz file: its arrays lie on top of each other or behind its end")
     for name, member in chosen.items():
         with _array_in_errors(path, name):

@@ -377,7 +377,7 @@ class CorsdRelease(Corsd):
     - the running class mean is the mean of its images.
 
     Each anchor comes with two more images, so compare methods at equal numbers of images. Unlike in the release, the
-    cross-entropy of the deepest exit covers all three. Its batch of 43 anchors is batch_size 129.
+    cross-entropy of the deepest exit covers all three. A batch of 43 anchors there corresponds to batch_size 129 here.
     """
 
     name = "corsd_release"

@@ -38,8 +38,8 @@ def setting(default: Any, help: str) -> Any:
 class TrainConfig:
     """Configuration of a training. It is stored with the run, and every field is an option of `corsd train`.
 
-    The metadata of the fields have help texts: `{f.name: f.metadata["help"] for f in dataclasses.fields(TrainConfig)}`. Raises
-    `CorsdError` for a field with a wrong type or a value that is not allowed.
+    The metadata of each field has its help text: `{f.name: f.metadata["help"] for f in dataclasses.fields(TrainConfig)}`.
+    Raises `CorsdError` for a field with a wrong type or a value that is not allowed.
     """
 
     data: str = setting("digits", "name of a data set, see `load_dataset`")

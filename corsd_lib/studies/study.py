@@ -287,7 +287,7 @@ def _variant(name: str, variants: Mapping[str, Any], seeds: tuple[int, ...], whe
     if not re.fullmatch(r"\w[\w.+-]*", name):
         raise CorsdError(f"{where}: variant {name!r} names files; allowed: letters, digits and _ . + -")
     kinds = {"label": str, "group": str, "seeds": list, "from": str, "train": dict, "tuned": (str, NoneType)}
-    line = [check_fields(variants[name], f"{where}: variant {name!r}", kinds)]  # the variant, its parent, the parent of that, ...
+    line = [check_fields(variants[name], f"{where}: variant {name!r}", kinds)]  # the variant, its parent, and so on
     while (parent := line[-1].get("from")) is not None:
         check_choice(f"{where}: variant {name!r}: from", parent, variants)
         line.append(check_fields(variants[parent], f"{where}: variant {parent!r}", kinds))

@@ -320,7 +320,7 @@ def stages_fit(embedding: StageEmbedding) -> dict[str, Any]:
 def tidy_groups(run: Run, epoch: int) -> dict[str, list[str]]:
     """Names of the classes, and of the superclasses, to colour: all if there are few, else the six tidiest at the deepest exit.
 
-    A group is the tidier, the more of the 10 nearest images of its images, in the embedding, are in the group.
+    A group is tidy if most of the 10 images nearest to its images in the embedding belong to it too.
     """
     labels = run.probes.labels
     found = {"class": labels}
