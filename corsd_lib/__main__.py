@@ -1,4 +1,4 @@
-"""`python -m corsd_lib` is `corsd`."""
+"""Entry point: `python -m corsd_lib` runs the command `corsd`."""
 
 from corsd_lib.cli import main
 

@@ -17,7 +17,7 @@ from corsd_lib.layers import BatchNorm2d, init_convolutions
 
 
 class StageInfo(NamedTuple):
-    """The output of a stage: `channels`, and `reduction` = image side / feature side, rounded up."""
+    """Output of a stage: its number of `channels`, and `reduction` = image side / feature side, rounded up."""
 
     channels: int
     reduction: int
@@ -26,8 +26,8 @@ class StageInfo(NamedTuple):
 class StagedBackbone(nn.Module):
     """A convolutional network that returns the feature map of each of its stages.
 
-    `forward`: images (B, in_channels, H, W) -> list, shallow to deep, of (B, C_k, H_k, W_k) as `feature_info`
-    declares. A forward hook on `stages[k]` sees the feature map of stage k.
+    `forward`: images (B, in_channels, H, W) -> list of feature maps (B, C_k, H_k, W_k), shallow to deep, with the channels and
+    reductions of `feature_info`. A forward hook on `stages[k]` gets the feature map of stage k.
     """
 
     stages: nn.ModuleList  # subclasses fill it
@@ -46,7 +46,7 @@ class StagedBackbone(nn.Module):
 
 
 class SequentialBackbone(StagedBackbone):
-    """A stem followed by a sequence of stages: all networks but those of timm."""
+    """A stem followed by a sequence of stages; used for all networks except those of timm."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class SequentialBackbone(StagedBackbone):
 @dataclass(frozen=True)
 class _ResNet:
     block: str  # name of the residual block in torchvision.models.resnet
-    blocks: tuple[int, ...]  # residual blocks of each stage
+    blocks: tuple[int, ...]  # number of residual blocks in each stage
     width: int = 64  # channels of the first stage, before a Bottleneck's expansion
 
 
@@ -100,11 +100,11 @@ _RESNETS = {
 _WIDE_RESNETS = ("wrn16_2", "wrn28_10")
 _PRETRAINED = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 _STEMS = ("auto", "small", "medium", "large")
-_SMALL_IMAGE = 64  # pixels a side, up to which "auto" takes the small stem
+_SMALL_IMAGE = 64  # largest image side in pixels for which "auto" is the small stem
 
 
 def backbone_names() -> tuple[str, ...]:
-    """Names for `build_backbone`, besides any `wrn<6n+4>_<widening>` and `timm:<model>`."""
+    """Names of networks for `build_backbone`; it also accepts `wrn<6n+4>_<widening>` and `timm:<model>`."""
     return (*_RESNETS, *_WIDE_RESNETS)
 
 
@@ -117,25 +117,22 @@ def build_backbone(
     image_size: int = 32,
     pretrained: bool = False,
 ) -> StagedBackbone:
-    """Build a backbone, initialised with torch's global generator.
+    """Build a backbone by name. Weights are initialised with torch's global generator.
 
-    - `resnet8/14/20/32/56`: three stages of BasicBlocks, base width 16 (arXiv 1512.03385, section 4.2, with
-      projection shortcuts).
-    - `resnet10/18/34/50/101/152`: four stages, base width 64 (torchvision; resnet10, with one block in each
-      stage, is ours).
-    - `wrn16_2`, `wrn28_10`, any `wrnD_W` with D = 6n + 4: pre-activation, base width 16, W times wider (arXiv
-      1605.07146).
+    - `resnet8/14/20/32/56`: three stages of BasicBlocks, base width 16 (arXiv 1512.03385, section 4.2, with projection
+      shortcuts).
+    - `resnet10/18/34/50/101/152`: four stages, base width 64 (torchvision; resnet10, with one block in each stage, is ours).
+    - `wrn16_2`, `wrn28_10`, any `wrnD_W` with D = 6n + 4: pre-activation, base width 16, W times wider (arXiv 1605.07146).
     - `timm:<model>`: a timm model with a convolutional feature pyramid, see `TimmBackbone`.
 
-    `width`: base width, 1 or more (None: the network's own). `stem`: "small" is a 3x3 convolution of stride
-    1, "medium" one of stride 2 (ours: a quarter of the work), "large" a 7x7 of stride 2 and a max-pool, "auto" the
-    small one for images of up to 64 pixels a side.
-    `pretrained`: torchvision's ImageNet weights, only with the large stem, the network's own width and three
-    channels. Raises `CorsdError` for anything else.
+    `width`: base width, 1 or more; None for the default of the network. `stem`: "small" is a 3x3 convolution with stride 1;
+    "medium" one with stride 2 (ours: a quarter of the work); "large" a 7x7 convolution with stride 2 and a max-pool; "auto" is
+    "small" for images with a side of up to 64 pixels (`image_size`), else "large". `pretrained`: torchvision's ImageNet
+    weights, only with the large stem, the default width and three channels. Raises `CorsdError` for anything else.
     """
     check_choice("stem", stem, _STEMS)
     if not isinstance(name, str):
-        raise _unknown(name)
+        raise _unknown_name_error(name)
     for what, value in (("in_channels", in_channels), ("width", width), ("image_size", image_size)):
         if value is not None and (type(value) is not int or not 1 <= value < 2**31):
             raise CorsdError(f"{what} {shortened(value)} of network {name!r}; allowed: an integer of 1 or more, below {2**31}")
@@ -157,7 +154,7 @@ def build_backbone(
 
 
 def _stem(in_channels: int, width: int, kind: str) -> tuple[nn.Sequential, int]:
-    """The stem and its reduction, with the module names that `from_torchvision` expects."""
+    """Stem and its reduction. The stem has the module names that `from_torchvision` expects."""
     large = kind == "large"
     kernel, stride = {"small": (3, 1), "medium": (3, 2), "large": (7, 2)}[kind]
     layers: OrderedDict[str, nn.Module] = OrderedDict(
@@ -187,8 +184,8 @@ def _build_resnet(name: str, in_channels: int, width: int | None, stem_kind: str
 
 
 def _residual_stage(block_name: str, count: int, in_channels: int, planes: int, stride: int) -> tuple[nn.Sequential, int]:
-    """`count` residual blocks of torchvision, and their output channels."""
-    from torchvision.models import resnet  # heavy import: only where such a network is built
+    """A stage of `count` residual blocks of torchvision, and its number of output channels."""
+    from torchvision.models import resnet  # heavy import, only needed for these networks
 
     block = getattr(resnet, block_name)
     out_channels = planes * block.expansion
@@ -201,7 +198,7 @@ def _residual_stage(block_name: str, count: int, in_channels: int, planes: int, 
 
 
 def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the state dict of a ResNet of torchvision; the classifier is left out."""
+    """State dict of a torchvision ResNet with the names of our modules, without the classifier."""
     renamed = {}
     for key, value in state.items():
         if key.startswith("fc."):
@@ -237,7 +234,7 @@ def _download(name: str) -> dict[str, Tensor]:
 
 
 class _Residual(nn.Module):
-    """residual(x) + shortcut(x)."""
+    """Sum residual(x) + shortcut(x) of two branches."""
 
     def __init__(self, residual: Iterable[nn.Module], shortcut: nn.Module) -> None:
         super().__init__()
@@ -259,11 +256,11 @@ def _two_convolutions(in_channels: int, out_channels: int, stride: int) -> list[
 
 
 def _wide_stage(count: int, in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
-    """One stage; its input and its output are activated maps.
+    """A stage of a wide ResNet. Its input and its output are feature maps after a ReLU.
 
-    The paper opens a stage with a BN-ReLU that its residual and its projection share. Here that pair ends the
-    stage before (or the stem): the same function, but every stage's feature map is activated, so exits see
-    what the next stage sees.
+    In the paper a stage begins with a BN-ReLU that its residual and its projection share. Here that BN-ReLU ends the previous
+    stage (or the stem). The network computes the same function, but the feature map of every stage is activated, so exits get
+    the same input as the next stage.
     """
     same = stride == 1 and in_channels == out_channels
     projection = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
@@ -290,10 +287,10 @@ def _build_wide_resnet(name: str, in_channels: int, width: int | None, stem_kind
 
 
 def _parse_wide(name: str) -> tuple[int, int]:
-    """Blocks of a stage and widening factor of `wrn<depth>_<widening>`. Raises `CorsdError` for any unknown name."""
+    """Number of blocks of a stage, and widening factor, of `wrn<depth>_<widening>`. Raises `CorsdError` for any other name."""
     match = re.fullmatch(r"wrn(\d{1,6})_(\d{1,6})", name)
     if match is None:
-        raise _unknown(name)
+        raise _unknown_name_error(name)
     depth, widening = int(match[1]), int(match[2])
     if depth < 10 or (depth - 4) % 6 or widening < 1:
         raise CorsdError(
@@ -303,7 +300,7 @@ def _parse_wide(name: str) -> tuple[int, int]:
     return (depth - 4) // 6, widening
 
 
-def _unknown(name: object) -> CorsdError:
+def _unknown_name_error(name: object) -> CorsdError:
     allowed = ", ".join(backbone_names())
     return CorsdError(f"network {shortened(name)} is not known; allowed: {allowed}, any wrn<6n+4>_<widening>, timm:<model>")
 
@@ -316,11 +313,11 @@ _FIRST_TIMM_REDUCTION = 4
 class TimmBackbone(StagedBackbone):
     """A timm model through its `features_only` interface.
 
-    Stages are timm's feature levels of reduction 4 and more (an exit at a stem of reduction 2 costs most and
-    knows least), all levels where fewer than two are left. timm's models are not always a chain of modules,
-    so `stages` holds identities through which the feature maps leave: hooks work on them, but what is
-    replaced there does not reach the deeper stages. Batch norm is timm's own: a batch of one on a 1x1 map
-    raises in train mode.
+    Stages are timm's feature levels with a reduction of 4 or more, because an exit at a stem of reduction 2 costs most and
+    predicts worst; if fewer than two such levels exist, all levels. timm's models are not always a chain of modules, so
+    `stages` are identity modules that the feature maps pass through on output. Hooks on them work, but a feature map that is
+    replaced there does not reach deeper stages. Batch norm is timm's own, which raises an error in train mode for one image on
+    a 1x1 map.
     """
 
     def __init__(self, name: str, model: nn.Module, in_channels: int, skipped: int) -> None:
@@ -336,10 +333,10 @@ class TimmBackbone(StagedBackbone):
         return [stage(feature) for stage, feature in zip(self.stages, features, strict=True)]
 
     def truncated(self, depth: int) -> TimmBackbone:
-        """Built again by timm with fewer levels; models that timm cannot cut (hook-based ones and HRNet) stay complete."""
+        """A copy with fewer levels, built by timm. Models that timm cannot cut (hook-based ones and HRNet) stay complete."""
         model: Any = self.model
         levels = tuple(model.feature_info.out_indices)[: self.skipped + depth]
-        with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten: leave no trace of it
+        with torch.random.fork_rng(devices=[]):  # the random weights are overwritten below: keep the caller's random state
             part = _create_timm(self.name, in_chans=self.in_channels, out_indices=levels)
         _cut_blocks(part)
         state = self.model.state_dict()
@@ -370,7 +367,7 @@ def _create_timm(name: str, **options: Any) -> nn.Module:
         raise CorsdError(f"network {shortened(name)} is not known to timm; allowed: the names of timm.list_models()")
     try:
         return timm.create_model(model_name, features_only=True, **options)
-    except Exception as error:  # each model raises its own where it has no features to give
+    except Exception as error:  # models without features raise different exceptions
         given = f"features_only=True and {options}"
         raise CorsdError(f"network {name!r} cannot be built by timm with {given}: {error}") from error
 
@@ -384,7 +381,9 @@ def _build_timm(name: str, in_channels: int, image_size: int, pretrained: bool) 
 
 
 def _check_pyramid(name: str, model: nn.Module, levels: list[StageInfo], in_channels: int, image_size: int) -> None:
-    """Raise `CorsdError` unless the model returns maps (B, C, H, W) of decreasing resolution, as it declares."""
+    """Raise `CorsdError` unless the model returns feature maps (B, C, H, W) of decreasing resolution, with the declared
+    channels.
+    """
     allowed = "allowed: convolutional models whose features are (B, C, H, W) maps of falling resolution"
     if levels[0].reduction == levels[-1].reduction:
         reductions = [level.reduction for level in levels]
@@ -395,7 +394,7 @@ def _check_pyramid(name: str, model: nn.Module, levels: list[StageInfo], in_chan
     try:
         with torch.no_grad():
             features = model.eval()(torch.zeros(1, in_channels, image_size, image_size))
-    except Exception as error:  # a fixed input size, a kernel larger than the map: its own words say which
+    except Exception as error:  # such as a fixed input size, or a kernel larger than the map
         size = f"{image_size} x {image_size}"
         raise CorsdError(f"network {name!r} cannot take images of {size} pixels: {error}") from error
     finally:

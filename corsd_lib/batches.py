@@ -1,7 +1,7 @@
 """Batches: sampling of indices (plain, balanced, triplet, overlapping), and augmentation of whole batches on the device.
 
 All random numbers come from a generator seeded by (seed, epoch, step). A batch therefore depends only on its step in the
-training, and not on the number of workers or on where a run was stopped and resumed.
+training, not on the number of workers or on where a run was stopped and resumed.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ Item = tuple[int, int | None]  # index of a streamed image, and the seed of its 
 class Batch(NamedTuple):
     """One training batch on the training device.
 
-    `images` (B, C, H, W): float. `labels` (B,). `indices` (B,): of the images in the train split. `sampling`: how they
-    were sampled: "plain"; "balanced"; "triplet", a third each of anchors, same class and other class; or "overlapping", with
-    half of the previous batch. `generator`: a CPU generator seeded for this step. `progress`: in [0, 1), of the whole training.
-    `random`: the random tensors of the method for this batch (see `Method.sample`).
+    `images` (B, C, H, W): float, normalised. `labels` (B,). `indices` (B,): of the images in the train split. `sampling`: how
+    they were sampled: "plain"; "balanced"; "triplet", a third each of anchors, same class and other class; or "overlapping",
+    with half of the previous batch. `generator`: a CPU generator, seeded for this step. `progress`: share of the whole training
+    that is done, in [0, 1). `random`: the random tensors of the method for this batch, see `Method.sample`.
     """
 
     images: Tensor
@@ -63,7 +63,7 @@ class Batch(NamedTuple):
 def step_generator(*numbers: int) -> torch.Generator:
     """A CPU generator seeded by `numbers`, such as (seed, epoch, step); generators of neighbouring numbers are independent."""
     seed = 0
-    for number in numbers:  # splitmix64: with torch's own seeding the first numbers of neighbouring seeds are correlated
+    for number in numbers:  # splitmix64, because torch's own seeding makes the first numbers of neighbouring seeds correlate
         seed = (seed + number + 0x9E3779B97F4A7C15) % 2**64
         seed = ((seed ^ (seed >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
         seed = ((seed ^ (seed >> 27)) * 0x94D049BB133111EB) % 2**64
@@ -75,20 +75,20 @@ def step_generator(*numbers: int) -> torch.Generator:
 
 
 def plain_batches(labels: Tensor, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    """Shuffled indices in batches of `batch_size`; an incomplete last batch is dropped unless it is the only one."""
+    """Shuffled indices int64 in batches (`batch_size`,); an incomplete last batch is dropped unless it is the only one."""
     order = torch.randperm(len(labels), generator=generator)
     full = len(order) // batch_size * batch_size
     return list(order[: full or len(order)].split(batch_size))
 
 
 def balanced_batches(labels: Tensor, batch_size: int, generator: torch.Generator, samples_per_class: int = 4) -> list[Tensor]:
-    """Batches of P classes with K samples each, P·K <= `batch_size`; every class is sampled equally often in an epoch.
+    """Batches of indices with K samples of each of P classes, P·K <= `batch_size`; an epoch samples all classes equally often.
 
-    An epoch consists of rounds; a round takes K indices of each class. The number of rounds, at least one, is chosen so that
-    the epoch has about as many images as one of `plain_batches`. A small class is reshuffled and used again; of a large one
-    only a part is used. K is `samples_per_class`, or more (up to the mean class size) if there are too few classes to fill a
-    batch. A batch has each class once, and an image twice only if its class has fewer than K images. The last batch may be
-    smaller.
+    An epoch consists of rounds; a round takes K indices of each class. The number of rounds, at least one, is chosen so that an
+    epoch has about as many images as with `plain_batches`. A small class is reshuffled and used again; of a large class only a
+    part is used. K is `samples_per_class`, or more (up to the mean class size) if there are too few classes to fill a batch. A
+    batch has each class once, and an image twice only if its class has fewer than K images. The last batch may be smaller.
+    Raises `CorsdError` unless 2 <= K <= `batch_size`.
     """
     groups = _class_indices(labels)
     k = max(samples_per_class, min(batch_size // len(groups), len(labels) // len(groups)))
@@ -139,8 +139,8 @@ def triplet_batches(labels: Tensor, batch_size: int, generator: torch.Generator)
 def overlapping_batches(labels: Tensor, batch_size: int, generator: torch.Generator) -> list[Tensor]:
     """Shuffled indices such that the first half of a batch is the second half of the previous one; DLB, arXiv 2203.16172.
 
-    Each index is in two batches, so an epoch over n images has 2n: the first batch begins with the last half of the epoch. An
-    odd `batch_size` is rounded down, and an incomplete half is dropped. With fewer than two halves the only batch has all
+    Each index is in two batches, so an epoch over n images has 2n; the first batch begins with the second half of the last one.
+    An odd `batch_size` is rounded down, and an incomplete half is dropped. With fewer than two halves the only batch has all
     indices. Raises `CorsdError` for a `batch_size` below 2.
     """
     if batch_size < 2:
@@ -156,7 +156,9 @@ def _class_indices(labels: Tensor) -> list[Tensor]:
 
 
 def _repeated_permutations(items: Tensor, count: int, chunk: int, generator: torch.Generator) -> Tensor:
-    """`count` permutations of `items` in sequence, such that no chunk has an item twice where that is possible."""
+    """`count` random permutations of `items` in sequence, such that no chunk of `chunk` entries has an item twice if
+    possible.
+    """
     order = items[:0]
     for _ in range(count):
         tail = order[len(order) // chunk * chunk :]
@@ -167,7 +169,7 @@ def _repeated_permutations(items: Tensor, count: int, chunk: int, generator: tor
 
 
 def _randint(high: Tensor, generator: torch.Generator) -> Tensor:
-    """One integer in [0, max(high, 1)) for each entry of `high`."""
+    """A random integer in [0, max(high, 1)) for each entry of `high`."""
     high = high.clamp_min(1)
     return torch.minimum((torch.rand(high.shape, generator=generator, dtype=torch.float64) * high).long(), high - 1)
 
@@ -175,7 +177,7 @@ def _randint(high: Tensor, generator: torch.Generator) -> Tensor:
 def epoch_batches(
     labels: Tensor, sampling: str, batch_size: int, samples_per_class: int, generator: torch.Generator
 ) -> list[Tensor]:
-    """The indices of every batch of an epoch; `sampling` is one of `SAMPLINGS`."""
+    """Indices of every batch of an epoch. `sampling` is one of `SAMPLINGS`, else `CorsdError` is raised."""
     check_choice("sampling", sampling, SAMPLINGS)
     if sampling == "balanced":
         return balanced_batches(labels, batch_size, generator, samples_per_class)
@@ -187,7 +189,10 @@ def epoch_batches(
 
 
 def pad_images(images: Tensor, padding: int, mode: str = "reflect") -> Tensor:
-    """Pad uint8 images (N, C, H, W) by `padding` pixels on every side; `mode` "reflect" or "zero"."""
+    """Pad uint8 images (N, C, H, W) by `padding` pixels on every side; `mode` "reflect" or "zero".
+
+    Raises `CorsdError` for an unknown mode, and if `padding` is not smaller than the image side in mode "reflect".
+    """
     check_choice("padding mode", mode, PADDING_MODES)
     if mode == "zero":
         return F.pad(images, [padding] * 4)
@@ -203,10 +208,11 @@ def pad_images(images: Tensor, padding: int, mode: str = "reflect") -> Tensor:
 def augment_crop(
     padded: Tensor, indices: Tensor, size: int, generator: torch.Generator, flip: bool = True, cutout: int = 0
 ) -> Tensor:
-    """Random crop, horizontal flip and cutout of the images `indices` (B,) of uint8 `padded` (N, C, H, W).
+    """Random crop, horizontal flip and cutout of the images with `indices` (B,) in uint8 `padded` (N, C, H, W).
 
-    Returns (B, C, `size`, `size`). Every image has its own random numbers. The crops are windows of one strided view, so the
-    batch is copied once. `cutout`: side of a square set to mid-grey 128, 0 for none (DeVries and Taylor, arXiv 1708.04552).
+    Returns (B, C, `size`, `size`). Each image has its own random numbers. The crops are windows of one strided view, so the
+    batch is copied once. `cutout`: side in pixels of a square that is set to mid-grey 128, 0 for none (DeVries and Taylor,
+    arXiv 1708.04552).
     """
     random = torch.rand(5, len(indices), generator=generator).to(padded.device)
     windows = padded.unfold(2, size, 1).unfold(3, size, 1)  # (N, C, positions, positions, size, size)
@@ -219,7 +225,9 @@ def augment_crop(
 
 
 def _cutout(images: Tensor, centres: Tensor, side: int) -> Tensor:
-    """Set a square of `side` pixels to grey in each image. `centres` (2, B) in [0, 1); the square may reach over the edge."""
+    """Set a square of `side` pixels to grey in each image. `centres` (2, B) in [0, 1); the square may extend beyond the
+    edge.
+    """
     if not side:
         return images
     _, _, h, w = images.shape
@@ -230,13 +238,14 @@ def _cutout(images: Tensor, centres: Tensor, side: int) -> Tensor:
 
 
 def augment_resized_crop(images: Tensor, size: int, generator: torch.Generator, scale: float) -> Tensor:
-    """Random resized crop to `size` and horizontal flip of uint8 images (B, C, H, W); returns (B, C, size, size).
+    """Random resized crop and horizontal flip of uint8 images (B, C, H, W); returns uint8 (B, C, size, size).
 
-    Every image has its own crop, by RandomResizedCrop of torchvision.transforms.v2 with an area in [`scale`, 1].
+    Each image has its own crop, by RandomResizedCrop of torchvision.transforms.v2, whose area is a share in [`scale`, 1] of the
+    image.
     """
     crop = _resized_crop(size, scale)
     with torch.random.fork_rng(devices=[]):  # v2 uses torch's global generator: seed it from ours
-        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # the CPU's only
+        torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))  # seeds only the CPU
         return torch.stack([crop(image) for image in images])
 
 
@@ -269,9 +278,9 @@ class Normalise:
 class Augmentation:
     """How training images are augmented.
 
-    `kind`: one of `AUGMENTATIONS`; None for the default of the data set. `padding`: pixels of the pad-crop; None for an eighth
-    of the image side (4 at 32 pixels). `padding_mode`: "reflect" or "zero". `cutout`: side of the cutout square in pixels, 0
-    for none. Raises `CorsdError` for an unknown choice and for a negative number.
+    `kind`: one of `AUGMENTATIONS`; None for the default of the data set. `padding`: pixels by which images are padded before a
+    crop; None for an eighth of the image side (4 at 32 pixels). `padding_mode`: "reflect" or "zero". `cutout`: side of the
+    cutout square in pixels, 0 for none. Raises `CorsdError` for an unknown choice and for a negative number.
     """
 
     kind: str | None = None
@@ -288,7 +297,7 @@ class Augmentation:
                 raise CorsdError(f"{name} = {shortened(getattr(self, name))} must be at least 0")
 
     def for_data(self, data: ImageData) -> Augmentation:
-        """The same with the defaults of a data set in place of None."""
+        """A copy with the defaults of a data set instead of None."""
         padding = max(1, data.image_size // 8) if self.padding is None else self.padding
         if self.padding is None and self.padding_mode == "reflect":
             padding = min(padding, data.image_size - 1)  # a single pixel has no neighbour to reflect
@@ -296,11 +305,12 @@ class Augmentation:
 
 
 class BatchSource:
-    """Training batches of the train split on a device: samples indices, augments and normalises the images.
+    """Source of training batches on a device: samples indices of the train split, and augments and normalises the images.
 
     `augmentation`: an `Augmentation`, or its kind by name; None for the default of the data set. An image that is sampled twice
-    is augmented twice. With several processes each takes every `world`-th batch, of overlapping batches a contiguous part, and
-    pairs are formed within a batch. Raises `CorsdError` for an unknown choice and for a number out of range.
+    is augmented twice. With `world` processes, process `rank` gets every `world`-th batch, or a contiguous part of overlapping
+    batches. `workers`: processes that read streamed images. Raises `CorsdError` for an unknown choice and for a number out of
+    range.
     """
 
     def __init__(
@@ -328,10 +338,10 @@ class BatchSource:
         self.rank, self.world = rank, world
         self.normalise = Normalise(data, device)
         if isinstance(self.split, ImageArrays):
-            self.images = self._prepared(self.split.images).to(device)
+            self.images = self._prepare(self.split.images).to(device)
 
     def indices(self, epoch: int) -> list[Tensor]:
-        """Indices into the train split of every batch of this process in `epoch`."""
+        """Indices in the train split for every batch of this process in `epoch`."""
         batches = self._all_indices(epoch)
         share = len(batches) // self.world
         if self.sampling == "overlapping":
@@ -339,7 +349,7 @@ class BatchSource:
         return batches[self.rank : share * self.world : self.world]
 
     def images_of(self, epoch: int, steps: int) -> int:
-        """The number of images of all processes together in the first `steps` steps of `epoch`."""
+        """Number of images, over all processes, in the first `steps` steps of `epoch`."""
         return sum(len(batch) for batch in self._all_indices(epoch)[: steps * self.world])
 
     def _all_indices(self, epoch: int) -> list[Tensor]:
@@ -347,7 +357,9 @@ class BatchSource:
         return epoch_batches(self.split.labels, self.sampling, self.batch_size, self.samples_per_class, generator)
 
     def __call__(self, epoch: int, start: int = 0, progress: Callable[[int], float] | None = None) -> Iterator[Batch]:
-        """The batches of `epoch` from step `start` on; `progress(step)` gives their progress."""
+        """Batches of `epoch` from step `start` on. `progress(step)` returns the value of their field `progress`, by
+        default 0.
+        """
         indices = self.indices(epoch)
         steps = range(start, len(indices))
         generators = [step_generator(self.seed, epoch, step, self.rank) for step in steps]
@@ -364,8 +376,8 @@ class BatchSource:
                 progress=progress(step) if progress else 0.0,
             )
 
-    def _prepared(self, images: Tensor) -> Tensor:
-        """The steps of the augmentation that are the same in every epoch: centre crop and padding."""
+    def _prepare(self, images: Tensor) -> Tensor:
+        """Images after the steps of the augmentation that are the same in every epoch: centre crop and padding."""
         how = self.augmentation
         if how.kind == "resized_crop":
             return images
@@ -373,7 +385,7 @@ class BatchSource:
         return images if how.kind == "none" else pad_images(images, how.padding or 0, how.padding_mode)
 
     def _augment(self, images: Tensor, indices: Tensor, generator: torch.Generator) -> Tensor:
-        """Augment the images `indices` (B,) of `images`, which is the whole prepared split or a streamed batch."""
+        """Augment the images with `indices` (B,) in `images`, which are the whole prepared split or a streamed batch."""
         how, indices = self.augmentation, indices.to(self.device)
         if how.kind != "resized_crop":
             return augment_crop(images, indices, self.data.image_size, generator, how.kind == "crop_flip", how.cutout)
@@ -386,14 +398,14 @@ class BatchSource:
         assert isinstance(self.split, ImageFiles)
         crop = self.augmentation.kind == "resized_crop"
         items = (_items(batch, generator if crop else None) for batch, generator in zip(indices, generators, strict=True))
-        decoded = _decoded(self.split, self.data.image_size, items, self.workers, self.device, self.data.crop_scale)
+        decoded = _decode(self.split, self.data.image_size, items, self.workers, self.device, self.data.crop_scale)
         for images, generator in zip(decoded, generators, strict=True):
-            prepared = self._prepared(images.to(self.device, non_blocking=True))
+            prepared = self._prepare(images.to(self.device, non_blocking=True))
             yield self._augment(prepared, torch.arange(len(images)), generator)
 
 
 class _FileDataset(torch.utils.data.Dataset[Tensor]):
-    """Decoded images of an `ImageFiles`: a random resized crop where the item has a seed, else the centre crop."""
+    """Decoded images of an `ImageFiles`: a random resized crop if the item has a seed, else the centre crop."""
 
     def __init__(self, files: ImageFiles, size: int, scale: float = 1.0) -> None:
         self.files, self.size, self.scale = files, size, scale
@@ -410,15 +422,18 @@ class _FileDataset(torch.utils.data.Dataset[Tensor]):
 
 
 def _items(indices: Tensor, generator: torch.Generator | None = None) -> list[Item]:
-    """Indices (B,) as items of a `_FileDataset`, each with a seed from `generator` if there is one."""
+    """Items of a `_FileDataset` for `indices` (B,), each with a seed from `generator` if that is given."""
     seeds = [None] * len(indices) if generator is None else torch.randint(2**62, indices.shape, generator=generator).tolist()
     return list(zip(indices.tolist(), seeds, strict=True))
 
 
-def _decoded(
+def _decode(
     files: ImageFiles, size: int, items: Iterable[list[Item]], workers: int, device: torch.device, scale: float = 1.0
 ) -> Iterator[Tensor]:
-    """Decoded batches, uint8 (B, 3, `size`, `size`), in the order of `items` for any number of workers."""
+    """Decoded batches uint8 (B, 3, `size`, `size`), in the order of `items`, for any number of workers.
+
+    Raises `CorsdError` for an image that cannot be read and if a worker process ends.
+    """
     import torchvision.transforms.v2  # noqa: F401  imported here so that forked workers need not import it in every epoch
     from torch.utils.data import DataLoader
 
@@ -432,7 +447,7 @@ def _decoded(
     )
     try:
         yield from loader
-    except CorsdError as error:  # from a worker: the message is its traceback, with our message at the end
+    except CorsdError as error:  # from a worker: its message is a traceback that ends with our message
         error.__traceback__ = None  # its frames keep the workers alive; collecting them later takes 10 seconds
         raise CorsdError(str(error).rstrip().rpartition("CorsdError: ")[2]) from error
     except (BrokenPipeError, RuntimeError) as error:
@@ -445,24 +460,24 @@ def _decoded(
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole process group, but the training loop still needs the batch
+    # Ctrl-C reaches the whole process group, but the training loop still needs the batch
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def evaluation_batches(
     data: ImageData, split: Split, device: torch.device | str = "cpu", batch_size: int | None = None, workers: int = 2
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches (images, labels) of `split` in its order on `device`: centre-cropped and normalised, not augmented.
+    """Batches (images, labels) of `split`, in its order, on `device`. Images are centre-cropped and normalised, not augmented.
 
-    `batch_size`: by default 512 for images up to 64 pixels a side, and fewer for larger ones, so that memory stays constant.
+    `batch_size`: by default 512 for images with a side of up to 64 pixels, and less for larger ones, so that memory stays
+    constant. `workers`: processes that read streamed images.
     """
     batch_size = batch_size or max(16, 512 * 64**2 // max(64, data.image_size) ** 2)
     normalise, device = Normalise(data, device), torch.device(device)
     indices = list(torch.arange(len(split)).split(batch_size))
     if isinstance(split, ImageFiles):
-        images = _decoded(split, data.image_size, map(_items, indices), workers, device)
+        images = _decode(split, data.image_size, map(_items, indices), workers, device)
     else:
         images = (centre_crop(split.images[batch], data.image_size) for batch in indices)
     for batch, pixels in zip(indices, images, strict=True):

@@ -1,4 +1,4 @@
-"""Objects as small HTML cards in a notebook (`_repr_html_`). They have the colours of the notebook, light or dark."""
+"""Small HTML cards that show objects in a notebook (`_repr_html_`), in the colours of the notebook, light or dark."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ _STYLE = """\
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card shows: `rows`, values by name, and below them tables by title, whose first line is the heading.
+    """Content of a card.
 
-    Tables in `folded` open on a click.
+    `rows`: values by name. `tables`: shown below them, each with a heading as its first line. `folded`: tables by title that
+    open on a click.
     """
 
     rows: Mapping[str, object]
@@ -35,9 +36,9 @@ class Facts:
 
 
 def card(kind: str, title: object, facts: Callable[[], Facts]) -> str:
-    """The HTML of a card about an object of class `kind`. All texts are escaped.
+    """HTML of a card about an object of the class `kind`. All texts are escaped.
 
-    If `facts` raises a `CorsdError`, as for a damaged file, the card shows its message.
+    `facts` returns the content. If it raises a `CorsdError`, such as for a damaged file, the card shows the message.
     """
     try:
         found = facts()
@@ -54,7 +55,7 @@ def _text(value: object) -> str:
 
 
 def _table(lines: Sequence[Sequence[object]], names: bool = False) -> str:
-    """A table whose first line is a heading, or with `names` its first column."""
+    """HTML of a table. Its heading is the first line or, with `names`, the first column."""
     html = []
     for i, line in enumerate(lines):
         tags = ["th" if (j == 0 if names else i == 0) else "td" for j in range(len(line))]

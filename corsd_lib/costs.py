@@ -30,7 +30,9 @@ __all__ = [
 
 
 def count_macs(module: nn.Module, shape: tuple[int, ...]) -> int:
-    """Multiply-accumulates of a forward pass at input `shape` in eval mode: of convolutions and matrix products."""
+    """Multiply-accumulates of a forward pass in eval mode for an input of this `shape`; counts convolutions and matrix
+    products.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
     device = next(module.parameters()).device
@@ -40,23 +42,23 @@ def count_macs(module: nn.Module, shape: tuple[int, ...]) -> int:
 
 
 def exit_costs(network: MultiExitNetwork, data: ImageData) -> list[dict[str, float]]:
-    """`macs` and `parameters` of the deployable sub-network of every exit."""
+    """Costs of the deployable sub-network of every exit: "macs", multiply-accumulates for one image, and "parameters"."""
     shape = (1, data.channels, data.image_size, data.image_size)
     parts = [network.truncated(k) for k in range(len(network.exits))]
     return [{"macs": count_macs(part, shape), "parameters": sum(p.numel() for p in part.parameters())} for part in parts]
 
 
 def cumulative_macs(network: MultiExitNetwork, data: ImageData | DataInfo) -> list[int]:
-    """Multiply-accumulates (K) of an image that leaves at exit k after all exits before it were computed.
+    """Multiply-accumulates of an image that leaves at exit k, after all exits before it were computed; K values.
 
-    They are those of the backbone up to the stage of exit k, and of exits 1 to k: more than `evaluate` gives for the deployable
+    They cover the backbone up to the stage of exit k, and exits 1 to k. `evaluate` reports fewer, those of the deployable
     sub-network of exit k, which has no other exit. Of `data` only channels and image size are used. Source: ours.
     """
     return leaving_macs(network, data)[0]
 
 
 def leaving_macs(network: MultiExitNetwork, data: ImageData | DataInfo) -> tuple[list[int], int]:
-    """`cumulative_macs`, and the multiply-accumulates of the plain network: the backbone with its deepest exit only."""
+    """`cumulative_macs`, and the multiply-accumulates of the plain network, the backbone with only its deepest exit."""
     shape = (1, data.channels, data.image_size, data.image_size)
     with evaluating(network):
         images = torch.zeros(shape, device=next(network.parameters()).device)
@@ -69,9 +71,9 @@ def leaving_macs(network: MultiExitNetwork, data: ImageData | DataInfo) -> tuple
 
 
 def run_macs(run: Run) -> tuple[list[int], int]:
-    """`leaving_macs` of the network of a run with snapshots; no weights are needed.
+    """`leaving_macs` of the network of a run with snapshots; its weights are not needed.
 
-    Raises `CorsdError` if the snapshots do not fit the network of the configuration.
+    Raises `CorsdError` if the snapshots do not match the network of the configuration.
     """
     with torch.device("meta"):  # without weights and without random numbers
         network = new_network(replace(run.config, pretrained=False), run.data)
@@ -86,7 +88,9 @@ def run_macs(run: Run) -> tuple[list[int], int]:
 
 
 def _backbone_macs(backbone: StagedBackbone, shape: tuple[int, ...], inputs: Sequence[tuple[int, ...]]) -> list[int]:
-    """MACs of the backbone up to every stage. `inputs`: shapes of the inputs of the stages, [] if they are not known."""
+    """MACs of the backbone up to every stage. `inputs`: shapes of the inputs of the stages, used only for a
+    `SequentialBackbone`.
+    """
     if not isinstance(backbone, SequentialBackbone):
         return [count_macs(backbone.truncated(depth), shape) for depth in range(1, len(backbone.feature_info) + 1)]
     stem = count_macs(backbone.stem, shape)
@@ -95,11 +99,11 @@ def _backbone_macs(backbone: StagedBackbone, shape: tuple[int, ...], inputs: Seq
 
 
 def training_macs(config: TrainConfig, data: DataInfo) -> float:
-    """Multiply-accumulates of a training step for each image: forward and backward pass of the network and of the method.
+    """Multiply-accumulates of a training step per image: forward and backward pass of the network and of the method.
 
-    Counts convolutions and matrix products, as `count_macs`. The cost of the network is proportional to the number of images
-    and is counted on two of them. The cost of the method may grow with the square of the batch, so it is counted on random
-    outputs for a whole batch, sampled as in the training.
+    Counts convolutions and matrix products, like `count_macs`. The cost of the network is proportional to the number of images,
+    so it is counted on two images. The cost of the method may grow with the square of the batch, so it is counted on random
+    outputs for a whole batch, whose labels are sampled as in the training.
     """
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -107,12 +111,12 @@ def training_macs(config: TrainConfig, data: DataInfo) -> float:
     with torch.random.fork_rng([]):
         network = new_network(replace(config, pretrained=False), data).train()
         method = config.build_method(network).train()
-    batch = _made_up_batch(config, data)
+    batch = _synthetic_batch(config, data)
     batch = batch._replace(random=method.sample(batch))
     with FlopCounterMode(display=False, custom_mapping=corrected) as of_network:
         out = network(torch.zeros(2, data.channels, data.image_size, data.image_size), method.detach_exits)
-    outputs = ExitOutputs(*([_repeated(t, len(batch.labels)) for t in tensors] for tensors in out))
-    method(outputs, batch)  # the first batch may cost less: methods that compare with past batches have none yet
+    outputs = ExitOutputs(*([_random_like(t, len(batch.labels)) for t in tensors] for tensors in out))
+    method(outputs, batch)  # not counted: methods that compare with past batches have none at the first batch
     with FlopCounterMode(display=False, custom_mapping=corrected) as of_method:
         method.images(batch)
         method(outputs, batch)["total"].backward()
@@ -128,14 +132,16 @@ def training_macs(config: TrainConfig, data: DataInfo) -> float:
 def _convolution_backward_flops(
     grad: torch.Size, inputs: torch.Size, weight: torch.Size, *arguments: Any, out_shape: Any = None, **rest: Any
 ) -> int:
-    """FLOPs of the gradients of inputs and weights, each as many as the forward pass; torch 2.14 ignores groups."""
+    """FLOPs of the gradients of inputs and weights, each as many as in the forward pass. torch 2.14 ignores groups."""
     transposed, wanted = arguments[4], arguments[7]
     positions = math.prod((inputs if transposed else grad)[2:])
     return 2 * grad[0] * positions * math.prod(weight) * (bool(wanted[0]) + bool(wanted[1]))
 
 
-def _made_up_batch(config: TrainConfig, data: DataInfo) -> Batch:
-    """A batch with indices and labels sampled as in the training; its images are zeros that take no memory."""
+def _synthetic_batch(config: TrainConfig, data: DataInfo) -> Batch:
+    """A batch with indices and labels sampled as in the training, from evenly spread classes. Its images are zeros that take no
+    memory.
+    """
     kind = find_method(config.method)
     sampling, generator = config.sampling or kind.sampling, torch.Generator().manual_seed(0)
     labels = torch.arange(data.num_classes).repeat(config.per_class or 100)
@@ -149,6 +155,6 @@ def _flat(out: ExitOutputs) -> list[Tensor]:
     return [t for tensors in out for t in tensors]
 
 
-def _repeated(two: Tensor, count: int) -> Tensor:
-    """A random leaf tensor with `count` entries of the shape of those of `two`."""
+def _random_like(two: Tensor, count: int) -> Tensor:
+    """A random leaf tensor (count, ...), whose entries have the shape of those of `two` (2, ...)."""
     return torch.randn(count, *two.shape[1:], generator=torch.Generator().manual_seed(count)).requires_grad_()

@@ -26,8 +26,8 @@ __all__ = [
     "stand_in",
 ]
 
-PROCESSES_A_CPU = 8  # upper limit for processes that mostly wait for files or a GPU
-_EXTRA = {  # package -> extra of this library that brings it; all others: "notebooks"
+PROCESSES_A_CPU = 8  # largest number of processes per CPU, for processes that mostly wait for files or a GPU
+_EXTRA = {  # package -> extra of this library that installs it; for all others it is "notebooks"
     "optuna": "tuning",
     "timm": "timm",
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "deploy"),
@@ -49,7 +49,7 @@ def is_whole(value: object, low: int, high: int) -> bool:
 
 
 class _Short(Repr):
-    """`repr` of limited length, also for integers with more than 4,300 digits, for which `repr` raises an error."""
+    """`repr` of limited length, including for integers with more than 4,300 digits, for which `repr` raises an error."""
 
     def repr_int(self, x: int, level: int) -> str:
         if x.bit_length() < 2000:  # 602 digits; the limit of Python can be as low as 640
@@ -57,7 +57,7 @@ class _Short(Repr):
         return f"<{'negative ' if x < 0 else ''}integer of about {x.bit_length() * 0.30103:,.0f} digits>"
 
     def repr_dict(self, x: dict[object, object], level: int) -> str:
-        """In the order of the dict; `Repr` sorts."""
+        """`repr` in the order of the dict, which `Repr` would sort."""
         if not x or level <= 0:
             return "{...}" if x else "{}"
         shown = [f"{self.repr1(k, level - 1)}: {self.repr1(v, level - 1)}" for k, v in islice(x.items(), self.maxdict)]
@@ -80,12 +80,15 @@ def check_choice(what: str, value: object, allowed: Iterable[object]) -> None:
         raise CorsdError(f"{what} {shortened(value)} is not known; allowed: {', '.join(map(str, choices)) or 'none'}")
 
 
-_NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")  # of torch
+# Parts of messages of torch
+_NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "Storage size calculation overflowed")
 
 
 @contextmanager
 def enough_memory(what: str, advice: str = "") -> Iterator[None]:
-    """Turn out-of-memory errors of Python, numpy and torch inside the context into a `CorsdError` about `what`."""
+    """Turn out-of-memory errors of Python, numpy and torch inside the context into a `CorsdError` about `what`, which ends with
+    `advice`.
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -101,7 +104,7 @@ class MissingPackage(ModuleNotFoundError, CorsdError):
 
 
 def missing_package(what: str, package: str, error: ImportError) -> MissingPackage:
-    """The error for `what`, such as "tuning", after the import of `package` raised `error`."""
+    """The error to raise for `what`, such as "tuning", after the import of `package` raised `error`."""
     missing = (error.name or package).partition(".")[0]
     name, extra = _PUBLISHED_AS.get(missing, missing), _EXTRA.get(package, "notebooks")
     why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
@@ -118,7 +121,7 @@ def require(what: str, *packages: str) -> None:
 
 
 def stand_in(name: str, error: MissingPackage) -> type:
-    """A class that stands for the public `name` while a package is missing: calling it raises `error`."""
+    """A class in place of the public `name` while a package is missing. Calling it raises `error`."""
 
     def refuse(self: object, *arguments: object, **options: object) -> None:
         raise MissingPackage(str(error), name=error.name)
@@ -127,16 +130,18 @@ def stand_in(name: str, error: MissingPackage) -> type:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a message: torch adds traces below it."""
+    """First line of the message of `error`, because torch adds traces below it."""
     return str(error).strip().partition("\n")[0]
 
 
 @contextmanager
 def named(source: object) -> Iterator[None]:
-    """Prefix the message of a `CorsdError` raised inside the context with `source`, such as a file, unless it has it."""
+    """Put `source`, such as a file, before the message of a `CorsdError` raised inside the context, unless the message contains
+    it.
+    """
     try:
         yield
-    except MissingPackage:  # its message is complete
+    except MissingPackage:  # its message needs no source
         raise
     except CorsdError as error:
         if str(source) in str(error):

@@ -41,10 +41,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures of one split: `exits`, one dict for each exit (shallow -> deep), and `ensemble`, the mean of their probabilities.
+    """Results on one split: `exits`, a dict for each exit, shallow -> deep, and `ensemble`, a dict for the mean of their
+    probabilities.
 
-    Keys: top1 and top5 (%), cross_entropy (nats), calibration_error (expected calibration error, %); for an exit also macs
-    (multiply-accumulates for one image) and parameters, both of its deployable sub-network.
+    Keys: top1 and top5 (%), cross_entropy (nats), calibration_error (expected calibration error, %); for an exit in addition
+    macs (multiply-accumulates for one image) and parameters, both of its deployable sub-network. `data` is the name of the data
+    set, `images` the number of images.
     """
 
     data: str
@@ -54,7 +56,7 @@ class Evaluation:
     ensemble: dict[str, float]
 
     def table(self) -> pd.DataFrame:
-        """A row for each exit and one for the ensemble."""
+        """One row for each exit and one for the ensemble; columns are the keys."""
         import pandas as pd
 
         names = [f"exit{k}" for k in range(1, len(self.exits) + 1)]
@@ -70,12 +72,12 @@ def evaluate(
     device: torch.device | str | None = None,
     workers: int | None = None,
 ) -> Evaluation:
-    """Evaluate the newest weights of a run, or a network, on a split ("train", "validation", "test") of `data`.
+    """Evaluate the newest weights of a run, or a network, on a split of `data`: "train", "validation" or "test".
 
-    The evaluation is in eval mode; afterwards a network is in its previous mode, and on `device` if that is given. For a run
-    `data` defaults to the data set that it was trained on. `workers` processes read streamed images (default: as many as in the
-    training of the run, else 2). Raises `CorsdError` for a missing split, for data with another number of classes, and for more
-    workers than this machine can run.
+    A network is evaluated in eval mode; afterwards it is in its previous mode, and on `device` if that is given. For a run,
+    `data` is by default the data set that it was trained on, loaded from `data_root`. `workers`: processes that read streamed
+    images, by default as many as in the training of the run, else 2. Raises `CorsdError` for a missing split, for data with a
+    different number of classes, and for more workers than this machine can run.
     """
     check_choice("split", split, ("train", "validation", "test"))
     of_run = 2
@@ -96,7 +98,7 @@ def evaluate(
     if data.num_classes != network.num_classes:
         raise CorsdError(f"data {data.name!r} has {data.num_classes} classes, the network {network.num_classes}")
     if device is not None:
-        network = _moved(network, device)
+        network = _move_to(network, device)
     with enough_memory(f"the evaluation on {data.name!r}"):
         logits, labels = exit_logits(network, data, images, of_run if workers is None else workers)
     exits = [{**scores(z, labels), **cost} for z, cost in zip(logits, exit_costs(network, data), strict=True)]
@@ -104,7 +106,7 @@ def evaluate(
     return Evaluation(data.name, split, len(labels), exits, scores(mean.clamp_min(1e-12).log(), labels))
 
 
-def _moved(network: MultiExitNetwork, device: torch.device | str) -> MultiExitNetwork:
+def _move_to(network: MultiExitNetwork, device: torch.device | str) -> MultiExitNetwork:
     try:
         torch.zeros(1, device=device).cpu()  # fails for "meta", from which nothing can be copied back
         return network.to(device)
@@ -121,14 +123,16 @@ def exit_logits(network: MultiExitNetwork, data: ImageData, split: Split, worker
 
 
 def exit_embeddings(network: MultiExitNetwork, data: ImageData, split: Split, workers: int = 2) -> list[Tensor]:
-    """Embeddings of every exit, K x (N, D) float32 on the CPU, of a split in its order, normalised as `data`."""
+    """Embeddings of every exit, K x (N, D) float32 on the CPU, of a split in its order. Images are normalised with the
+    statistics of `data`.
+    """
     return _of_exits(network, data, split, workers, attrgetter("embeddings"))
 
 
 def _of_exits(
     network: MultiExitNetwork, data: ImageData, split: Split, workers: int, part: Callable[[ExitOutputs], list[Tensor]]
 ) -> list[Tensor]:
-    """One output of a network in eval mode, such as its logits, for all images of a split."""
+    """One kind of output of a network in eval mode, such as its logits, for all images of a split; a tensor for each exit."""
     device = next(network.parameters()).device
     collected: list[list[Tensor]] = []
     with evaluating(network):
@@ -138,7 +142,7 @@ def _of_exits(
 
 
 def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """top1, top5 (%), cross_entropy (nats) and calibration_error (%) of logits (N, C)."""
+    """top1 and top5 (%), cross_entropy (nats) and calibration_error (%) of logits (N, C) for labels (N,)."""
     return {
         "top1": top_k_accuracy(logits, labels, 1),
         "top5": top_k_accuracy(logits, labels, 5),
@@ -148,13 +152,15 @@ def scores(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def top_k_accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
-    """Percentage of `logits` (N, C) whose label is among the `k` largest; k is at most C."""
+    """Percentage of images whose label (N,) is among the `k` largest of its `logits` (N, C); k is reduced to C if it is
+    larger.
+    """
     top = logits.topk(min(k, logits.shape[1]), dim=1).indices
     return 100.0 * (top == labels[:, None]).any(1).double().mean().item()
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Expected calibration error (%): mean |accuracy - confidence| over equal bins of confidence, weighted by their images.
+    """Expected calibration error (%): mean |accuracy - confidence| over equal bins of confidence, weighted by number of images.
 
     0 is best. Guo et al. 2017, arXiv 1706.04599.
     """
@@ -164,7 +170,8 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
 
 
 def confidence_bins(logits: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Bin (N,) of each image, its confidence in [0, 1] and whether its prediction is correct (0 or 1), both (N,) float64.
+    """Bin of each image, int64 (N,), its confidence in [0, 1], and whether its prediction is correct (0 or 1), both float64
+    (N,).
 
     The bins are equal intervals (low, high] of confidence, the largest probability; they are numbered from 0.
     """

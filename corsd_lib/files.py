@@ -1,8 +1,8 @@
 """Reading and writing JSON and safetensors files: atomic writes, checksums, and locks. Reading never executes code.
 
 The checksum is stored in the file itself, so that both are replaced in one step. It is a SHA-256 of the content: of header and
-data of a safetensors file, and of the values of a JSON file, so that its layout may change. A file without a checksum, as
-earlier versions wrote them, is read without this check.
+data of a safetensors file, and of the values of a JSON file, so that the layout of a JSON file may change. A file without a
+checksum, which earlier versions wrote, is read without this check.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ __all__ = [
 def write_atomic(path: Path, content: bytes, within: Path | None = None) -> None:
     """Write a file completely or not at all.
 
-    Missing parent folders are created; with `within` only those inside this folder. Long jobs use `within`, so that a folder
+    Missing parent folders are created; with `within` only those inside this folder. Long jobs use `within` so that a folder
     that was moved or removed meanwhile is not created again. Raises `CorsdError` if the file cannot be written.
     """
     part = path.with_name(f".{path.name}.{uuid4().hex}.part")  # unique, also among machines that share a folder
@@ -64,12 +64,14 @@ def write_atomic(path: Path, content: bytes, within: Path | None = None) -> None
 
 
 def check_replaceable(path: Path, begins: bytes, kind: str) -> None:
-    """Raise CorsdError for a file at `path` that does not begin with `begins`, such as a run's; `kind` is written there."""
+    """Raise `CorsdError` if `path` is a file that must not be replaced by `kind`, because it does not begin with the bytes
+    `begins`.
+    """
     if not path.name:
         raise CorsdError(f"cannot write {kind} to {shortened(str(path))}; allowed: the path of a file")
     if not os.path.isfile(path):  # a pipe would wait for a writer
         return
-    with suppress(OSError), open(path, "rb") as file:  # if it cannot be read, the writing says why
+    with suppress(OSError), open(path, "rb") as file:  # if it cannot be read, the write raises an error with the reason
         if file.read(len(begins)).lower() not in (b"", begins.lower()):
             raise CorsdError(f"{path} exists and is not {kind}; remove it or choose another path")
 
@@ -121,7 +123,7 @@ def remove_parts(folder: Path) -> None:
 # --- locks ------------------------------------------------------------------------------------------------------------
 
 POLL_SECONDS = 0.1
-_descriptors: set[int] = set()  # of the locks of this process
+_descriptors: set[int] = set()  # file descriptors of the locks of this process
 
 
 class LockedError(CorsdError):
@@ -130,16 +132,16 @@ class LockedError(CorsdError):
 
 @contextmanager
 def locked(path: Path, wait: float = 0.0) -> Iterator[int | None]:
-    """Lock a folder or a file inside the context; a missing file is created. Yields the file descriptor.
+    """Hold a lock on a folder or a file inside the context; a missing file is created. Yields the file descriptor.
 
     Waits up to `wait` seconds for another process that has the lock. A program that is started with the descriptor as its
     output shares the lock and may keep it after this process has ended; forked processes do not. The operating system releases
-    the lock when the last of these processes ends, for whatever reason.
+    the lock when the last of these processes ends, even if it is killed.
 
     On Windows, and on file systems without locks, nothing is locked: concurrent use is not detected. There the descriptor of a
     folder is None. Raises `LockedError` if the lock is not free in time, and `CorsdError` if `path` cannot be opened.
     """
-    descriptor = _opened(path)
+    descriptor = _open(path)
     try:
         if descriptor is not None:
             _lock(descriptor, path, wait)
@@ -161,8 +163,8 @@ def is_locked(path: Path) -> bool:
     return False
 
 
-def _opened(path: Path) -> int | None:
-    """The descriptor of a folder, or of a file opened for appending; None for a folder on a system without locks."""
+def _open(path: Path) -> int | None:
+    """Open a folder, or a file for appending, and return the descriptor; None for a folder on a system without locks."""
     try:
         if path.is_dir():
             descriptor = os.open(path, os.O_RDONLY) if _has_locks() else None
@@ -204,7 +206,7 @@ def _lock(descriptor: int, path: Path, wait: float) -> None:
 
 
 def _unlock_in_child() -> None:
-    """Close the locks of the parent in a forked process, which may run longer than the training that holds them."""
+    """Close the parent's locks in a forked process, which may run longer than the training that holds them."""
     for descriptor in _descriptors:
         with suppress(OSError):
             os.close(descriptor)
@@ -219,12 +221,12 @@ if hasattr(os, "register_at_fork"):
 
 
 def with_checksum(value: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy with the field `checksum`; `read_json` checks and removes it."""
+    """A copy of `value` with the field "checksum", which `read_json` checks and removes."""
     return {**value, "checksum": _checksum(value)}
 
 
 def _checksum(*values: Any, data: bytes | memoryview = b"") -> str:
-    """SHA-256 of JSON values and of `data`."""
+    """Hexadecimal SHA-256 of JSON values followed by the bytes `data`."""
     plain = (json.dumps(json.loads(json.dumps(value)), sort_keys=True) for value in values)
     found = hashlib.sha256("\n".join(plain).encode())
     found.update(data)
@@ -232,7 +234,7 @@ def _checksum(*values: Any, data: bytes | memoryview = b"") -> str:
 
 
 def _without_checksum(value: Any, path: Path) -> Any:
-    """A JSON value without its checksum. Raises `CorsdError` if the checksum is wrong."""
+    """A JSON value without its field "checksum". Raises `CorsdError` if the checksum is wrong."""
     if not isinstance(value, dict) or "checksum" not in value:
         return value
     content = {k: v for k, v in value.items() if k != "checksum"}
@@ -264,7 +266,9 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file; [] if there is none. Raises `CorsdError` if it is damaged or its checksum is wrong."""
+    """Records of a JSON-lines file; [] if the file does not exist. Raises `CorsdError` if it is damaged or its checksum is
+    wrong.
+    """
     if not path.is_file():
         return []
     try:
@@ -284,7 +288,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_lines(path: Path, records: list[dict[str, Any]], within: Path | None = None) -> None:
-    """Write a JSON-lines file atomically; the last line has the checksum of all lines. `within` as in `write_atomic`."""
+    """Write a JSON-lines file atomically; the last line also has the checksum of all lines. `within` as in `write_atomic`."""
     checksum = _checksum(*records)
     lines = [*records[:-1], *({**last, "checksum": checksum} for last in records[-1:])]
     write_atomic(path, "".join(json.dumps(r) + "\n" for r in lines).encode(), within)
@@ -305,7 +309,8 @@ def write_tensors(
     # safetensors accepts no tensors that share memory: copy them.
     own = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
     header, data = _parts(save(own))
-    header = {"__metadata__": dict(sorted((metadata or {}).items())), **header}  # sorted: safetensors uses a random order
+    # Sorted, because safetensors uses a random order
+    header = {"__metadata__": dict(sorted((metadata or {}).items())), **header}
     header["__metadata__"]["checksum"] = _checksum(header, data=data)
     plain = json.dumps(header, separators=(",", ":")).encode()
     plain += b" " * (-len(plain) % 8)  # align the data to 8 bytes
@@ -313,7 +318,7 @@ def write_tensors(
 
 
 def _parts(content: bytes) -> tuple[dict[str, Any], memoryview]:
-    """Header and data of a safetensors file."""
+    """Header and data of the content of a safetensors file."""
     begin = 8 + int.from_bytes(content[:8], "little")
     return json.loads(content[8:begin]), memoryview(content)[begin:]
 
@@ -321,7 +326,7 @@ def _parts(content: bytes) -> tuple[dict[str, Any], memoryview]:
 def read_tensors(path: Path, advice: str = "put back a copy") -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file. Raises `CorsdError` if it is missing, damaged or its checksum is wrong.
 
-    `advice`: the end of the message about a damaged file, which says what to do.
+    `advice`: what to do about a damaged file, the end of the error message.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load

@@ -14,11 +14,10 @@ from corsd_lib.errors import CorsdError, shortened
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation that survives a single value a channel, which has no variance to normalise by.
+    """Batch normalisation that accepts a single value per channel, which has no variance to normalise by.
 
-    Input and output (B, C, H, W). In train mode with B·H·W = 1 (one image on a 1x1 map) PyTorch raises; here
-    the running statistics are used, as in eval mode, and are not updated. Everything else is
-    `nn.BatchNorm2d`. Source: ours.
+    Input and output (B, C, H, W). In train mode with B·H·W = 1 (one image on a 1x1 map) PyTorch raises an error; here the
+    running statistics are used, as in eval mode, and are not updated. Otherwise equal to `nn.BatchNorm2d`. Source: ours.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -46,10 +45,10 @@ class DepthwiseConv2d(nn.Conv2d):
 
 
 class SeparableConv(nn.Sequential):
-    """The block of an exit: two depthwise-separable 3x3 convolutions, each with batch norm and ReLU.
+    """Block of an exit: two depthwise-separable 3x3 convolutions, each with batch norm and ReLU.
 
-    (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride)), values >= 0; the stride
-    is in the first depthwise convolution. Source: the bottleneck of BYOT, arXiv 1905.08094, section 3.
+    (B, in_channels, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride)), values >= 0. The first depthwise
+    convolution has the stride. Source: the bottleneck of BYOT, arXiv 1905.08094, section 3.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 2) -> None:
@@ -70,7 +69,7 @@ def _separable(in_channels: int, out_channels: int, stride: int) -> list[nn.Modu
 
 
 def downsampling(in_channels: int, out_channels: int, reduction_steps: int) -> nn.Sequential:
-    """Convolutions that bring a shallow feature map to the width and resolution of a deeper one.
+    """Convolutions that map a shallow feature map to the width and resolution of a deeper one.
 
     (B, in_channels, H, W) -> (B, out_channels, ceil(H / 2^n), ceil(W / 2^n)), n = `reduction_steps`: n `SeparableConv`s with
     stride 2. Channels double from one to the next up to `out_channels`, and the last one has `out_channels`. With n = 0 it is
@@ -92,11 +91,11 @@ def downsampling(in_channels: int, out_channels: int, reduction_steps: int) -> n
     return nn.Sequential(*(SeparableConv(narrow, wide, 2) for narrow, wide in pairwise(widths)))
 
 
-def halvings(reduction: int, deepest_reduction: int) -> int:
-    """The number of stride-2 steps from the reduction (image side / feature side) of a stage to that of the deepest.
+def stride2_steps(reduction: int, deepest_reduction: int) -> int:
+    """Number of stride-2 steps from the reduction (image side / feature side) of a stage to that of the deepest stage.
 
-    Rounded up if the ratio is not a power of two. Raises `CorsdError` if the deepest stage has the higher
-    resolution. Source: ours.
+    Rounded up if the ratio is not a power of two. Raises `CorsdError` if the deepest stage has the higher resolution. Source:
+    ours.
     """
     if not 1 <= reduction <= deepest_reduction:
         raise CorsdError(f"reduction {shortened(reduction)} of a stage; allowed: 1 to the deepest's {deepest_reduction}")
@@ -104,9 +103,11 @@ def halvings(reduction: int, deepest_reduction: int) -> int:
 
 
 def init_convolutions(module: nn.Module) -> None:
-    """Initialise all convolutions in `module`: Kaiming normal, fan out, as in torchvision (arXiv 1502.01852)."""
+    """Initialise all convolutions in `module`: Kaiming normal with fan out, as in torchvision (arXiv 1502.01852); depthwise
+    ones with fan in.
+    """
     for child in module.modules():
         if isinstance(child, nn.Conv2d):
-            # PyTorch's fan out of a depthwise filter counts all channels, but the filter has one output channel: use fan in
+            # PyTorch's fan out of a depthwise filter counts all channels, but each filter has one output channel: use fan in
             mode: Literal["fan_in", "fan_out"] = "fan_out" if child.groups == 1 else "fan_in"
             nn.init.kaiming_normal_(child.weight, mode=mode, nonlinearity="relu")

@@ -1,8 +1,9 @@
-"""The terms of the losses as pure functions of tensors, without state or weights.
+"""Terms of the losses as pure functions of tensors, without state and without the weights of the terms.
 
-Shapes: B images, C classes, D embedding width, P structured pairs. Without pairs a term is exactly 0 and has a gradient of 0,
-so that batches without positives or with a single class can be trained on. Pairs are selected by masks and not by indexing:
-shapes do not depend on values, the CPU does not wait for the GPU, and all terms can be recorded in a CUDA graph.
+Shapes: B images, C classes, D embedding width, P structured pairs; sg is stop-gradient. Without pairs a term is exactly 0 and
+has a gradient of 0, so that batches without positives or with a single class can be trained on. Pairs are selected by masks,
+not by indexing: shapes do not depend on values, the CPU does not wait for the GPU, and all terms can be recorded in a CUDA
+graph.
 """
 
 from __future__ import annotations
@@ -50,13 +51,13 @@ P = ParamSpec("P")
 
 
 def full_precision(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
-    """Decorator: run a function outside of autocast, with its positional tensors in at least float32.
+    """Decorator that runs a function outside of autocast, with its positional tensors in at least float32.
 
     Autocast computes matrix products in half precision, in which the difference of two nearly equal sums is noise. The first
     argument of the function must be a tensor.
     """
 
-    def raised(value: Any) -> Any:
+    def at_least_float32(value: Any) -> Any:
         half = isinstance(value, Tensor) and value.dtype in (torch.bfloat16, torch.float16)
         return value.float() if half else value
 
@@ -64,7 +65,7 @@ def full_precision(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     def exact(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         device = cast(Tensor, args[0]).device
         with torch.autocast(device.type, enabled=False):
-            return function(*map(raised, args), **kwargs)
+            return function(*map(at_least_float32, args), **kwargs)
 
     return exact
 
@@ -91,12 +92,12 @@ def distillation(teacher: Tensor, student: Tensor, temperature: float = 3.0) -> 
 
 @full_precision
 def class_distillation(teacher: Tensor, student: Tensor, labels: Tensor, temperature: float = 4.0) -> Tensor:
-    """`distillation` from image j to image i, mean over the ordered pairs i != j of a batch with y_i = y_j; nats, >= 0
-    except for rounding.
+    """`distillation` from image j to image i, mean over the ordered pairs i != j of a batch with y_i = y_j; in nats, >= 0 up to
+    rounding.
 
     Logits (B, C), labels (B,). No gradient reaches `teacher`; it may be `student` itself. CS-KD, arXiv 2003.13964.
     """
-    intra, _ = _kinds(labels)
+    intra, _ = _intra_and_inter(labels)
     log_p, log_q = _log_softmax(teacher.detach() / temperature), _log_softmax(student / temperature)
     p, pairs = log_p.exp(), intra.to(log_p.dtype)
     # the sum over pairs of sum_c p_jc (log p_jc - log q_ic), without a tensor that has an entry for each pair
@@ -104,8 +105,8 @@ def class_distillation(teacher: Tensor, student: Tensor, labels: Tensor, tempera
     return kl / pairs.sum().clamp_min(1) * temperature**2
 
 
-def _kinds(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Masks (B, B) of the ordered pairs of a batch: same class but not the same image, and other class."""
+def _intra_and_inter(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks (B, B) of the intra pairs (same class, different images) and of the inter pairs (different classes) of a batch."""
     same = labels[:, None] == labels[None, :]
     return same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device), ~same
 
@@ -113,7 +114,7 @@ def _kinds(labels: Tensor) -> tuple[Tensor, Tensor]:
 def mixed_cross_entropy(logits: Tensor, labels: Tensor, past: Tensor, share: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy in nats of logits (B, C) against (1 - share)·onehot(labels) + share·past; PS-KD, arXiv 2006.12000.
 
-    `labels` (B,), `past` (B, C) probabilities, `share` (B,) in [0, 1] an image; the one-hot part may be smoothed.
+    `labels` (B,), `past` (B, C) probabilities, `share` (B,) in [0, 1], one for each image. The one-hot part may be smoothed.
     """
     hard = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
     soft = -(past * _log_softmax(logits)).sum(1)
@@ -121,21 +122,23 @@ def mixed_cross_entropy(logits: Tensor, labels: Tensor, past: Tensor, share: Ten
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
-    """Log-softmax over the classes in at least float32; half precision is not exact enough for the logarithm."""
+    """Log-softmax over the classes in at least float32; half precision is too coarse for the logarithm."""
     return F.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=1)
 
 
 @full_precision
 def feature_hint(teacher: Tensor, student: Tensor) -> Tensor:
-    """Squared L2 distance of embeddings (B, D), *summed* over the batch; >= 0. No gradient to `teacher`. BYOT's hint."""
+    """Squared L2 distance of embeddings (B, D), *summed* over the batch; >= 0. No gradient reaches `teacher`. The hint of
+    BYOT.
+    """
     return (student - teacher.detach()).square().sum()
 
 
 def auxiliary_cross_entropy(logits: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """Soft cross-entropy of pair logits (P, C) against ½·onehot(`first`) + ½·onehot(`second`), labels (P,); >= 0 nats.
+    """Soft cross-entropy of pair logits (P, C) against ½·onehot(`first`) + ½·onehot(`second`), both labels (P,); >= 0 nats.
 
-    For an intra pair (`first` == `second`) this is the plain cross-entropy. CORSD's auxiliary term (the half/half label
-    is a probability already; a softmax over it, as in the authors' release, would make it near uniform).
+    For an intra pair (`first` == `second`) this is the plain cross-entropy. CORSD's auxiliary term. The half/half label is a
+    probability already; a softmax over it, as in the authors' release, would make it nearly uniform.
     """
     if not len(first):
         return logits.sum() * 0.0
@@ -144,26 +147,27 @@ def auxiliary_cross_entropy(logits: Tensor, first: Tensor, second: Tensor) -> Te
 
 
 def relation_transfer(teacher: tuple[Tensor, Tensor], student: tuple[Tensor, Tensor]) -> Tensor:
-    """Mean (r_student - sg r_teacher)² over pairs; both arguments are scores (intra, inter) in (0, 1); in [0, 1].
+    """Mean of (r_student - sg r_teacher)² over pairs, in [0, 1]; both arguments are scores (intra (P,), inter (Q,)) in (0, 1).
 
     Intra and inter pairs have a weight of one half each, for any number of pairs (ours: the same expectation as the triplets of
-    the release, which have one pair of each kind). A kind without pairs is left out. CORSD's relation transfer.
+    the release, which have one pair of each kind). If there are no pairs of one kind, only the other counts. CORSD's relation
+    transfer.
     """
     parts = [(s - t.detach()).square().mean() for t, s in zip(teacher, student, strict=True) if s.numel()]
     return torch.stack(parts).mean() if parts else student[0].sum() * 0.0
 
 
 def relation_transfer_over_batch(teacher: Tensor, student: Tensor, labels: Tensor) -> Tensor:
-    """`relation_transfer` over *every* ordered pair of a batch of `labels` (B,); scores (B, B) in (0, 1); in [0, 1]."""
+    """`relation_transfer` over *every* ordered pair of a batch with `labels` (B,), from scores (B, B) in (0, 1); in [0, 1]."""
     square = (student - teacher.detach()).square()
-    kinds = torch.stack(_kinds(labels))  # (2, B, B)
+    kinds = torch.stack(_intra_and_inter(labels))  # (2, B, B)
     counts = kinds.sum((1, 2))
     means = (square * kinds).sum((1, 2)) / counts.clamp_min(1)  # 0 for a kind without pairs
     return means.sum() / (counts > 0).sum().clamp_min(1)
 
 
 def margin_over_triplets(intra: Tensor, inter: Tensor, margin: float = 1.0) -> Tensor:
-    """Mean max(0, m - r_intra + r_inter) of aligned scores (P,) that share their anchor; in [0, m + 1]. CORSD's margin."""
+    """Mean of max(0, m - r_intra + r_inter) over pairs of scores (P,) with the same anchor; in [0, m + 1]. CORSD's margin."""
     if not (intra.numel() and inter.numel()):
         return (intra.sum() + inter.sum()) * 0.0
     return F.relu(margin - intra + inter).mean()
@@ -172,13 +176,13 @@ def margin_over_triplets(intra: Tensor, inter: Tensor, margin: float = 1.0) -> T
 def margin_over_batch(scores: Tensor, labels: Tensor, margin: float = 1.0) -> Tensor:
     """`margin_over_triplets` over *every* triplet (i, j, k) of a batch: y_i = y_j, i != j, y_k != y_i; in [0, m + 1].
 
-    `scores` (B, B) in (0, 1), `labels` (B,). Sorting each row costs O(B² log B), not the O(B³) of listing the triplets: the
+    `scores` (B, B) in (0, 1), `labels` (B,). Sorting each row costs O(B² log B), listing the triplets would cost O(B³): the
     inter scores above r_ij - m are a suffix of the sorted row, so their sum is one difference of prefix sums. Exact; ours. With
     m >= 1, as in the release, the hinge is never 0 and the loss is linear in the scores.
     """
-    intra, inter = _kinds(labels)
+    intra, inter = _intra_and_inter(labels)
     triplets = (intra.sum(1) * inter.sum(1)).sum()
-    # Scores of the own class are -inf in the sorted rows and 0 in the sums.
+    # Scores of the anchor's own class are -inf in the sorted rows and 0 in the sums.
     row = scores.masked_fill(~inter, -torch.inf).sort(dim=1).values
     prefix = F.pad(row.masked_fill(row.isinf(), 0.0).cumsum(1), (1, 0))  # (B, B + 1)
     # A score of exactly r_ij - m adds 0, so it may be on either side of the cut. The cut has no gradient.
@@ -198,14 +202,14 @@ def pairwise_distances(embeddings: Tensor) -> Tensor:
 
 
 def normalised_distances(embeddings: Tensor) -> Tensor:
-    """`pairwise_distances` (B, B) of embeddings (B, D), divided by their own mean positive entry."""
+    """`pairwise_distances` (B, B) of embeddings (B, D), divided by their mean positive entry."""
     distances = pairwise_distances(embeddings)
     positive = (distances > 0).sum().clamp_min(1)
     return distances / (distances.sum() / positive).clamp_min(torch.finfo(distances.dtype).tiny)
 
 
 def rkd_distance(teacher: Tensor, student: Tensor) -> Tensor:
-    """Smooth-L1 mean between distance matrices of embeddings (B, D), each divided by its own mean positive entry; >= 0.
+    """Mean smooth-L1 loss between the distance matrices of embeddings (B, D), each divided by its mean positive entry; >= 0.
 
     No gradient reaches `teacher`; the widths may differ. RKD, Park et al. 2019, arXiv 1904.05068, equation 6.
     """
@@ -217,7 +221,7 @@ def rkd_distance(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def rkd_angle(teacher: Tensor, student: Tensor) -> Tensor:
-    """Smooth-L1 mean between the cosines of all angles of triplets of embeddings (B, D); >= 0. Memory grows with B³.
+    """Mean smooth-L1 loss between the cosines of the angles of all triplets of embeddings (B, D); >= 0. Memory grows with B³.
 
     No gradient reaches `teacher`; the widths may differ. RKD, arXiv 1904.05068, equation 8.
     """
@@ -247,11 +251,11 @@ def _angles(embeddings: Tensor) -> Tensor:
 def relation_cross_entropy(log_odds: Tensor, labels: Tensor) -> Tensor:
     """Balanced binary cross-entropy of "same class?" over every ordered pair of a batch; nats, >= 0.
 
-    `log_odds` (B, B) of the relation scores, `labels` (B,). Intra and inter pairs have a weight of one half each; a kind
-    without pairs is left out. A proper scoring rule: the minimum is the probability of y_i = y_j if both cases are equally
-    frequent. Ours.
+    `log_odds` (B, B) of the relation scores, `labels` (B,). Intra and inter pairs have a weight of one half each; if there are
+    no pairs of one kind, only the other counts. This is a proper scoring rule: the minimum is reached by the probability of y_i
+    = y_j if both cases are equally frequent. Ours.
     """
-    kinds = torch.stack(_kinds(labels))  # (2, B, B)
+    kinds = torch.stack(_intra_and_inter(labels))  # (2, B, B)
     nats = torch.stack([F.softplus(-log_odds), F.softplus(log_odds)])
     counts = kinds.sum((1, 2))
     means = (nats * kinds).sum((1, 2)) / counts.clamp_min(1)
@@ -259,9 +263,10 @@ def relation_cross_entropy(log_odds: Tensor, labels: Tensor) -> Tensor:
 
 
 def relation_affinity(log_odds: Tensor) -> Tensor:
-    """Row-softmax (B, B) of `log_odds` (B, B) without the diagonal: rows sum to 1, the diagonal is 0; (1, 1) of one image is 1.
+    """Softmax over the rows of `log_odds` (B, B) without the diagonal: rows (B, B) sum to 1, the diagonal is 0; 1 for a single
+    image.
 
-    BAKE's affinity with any relation in place of the cosine, arXiv 2104.13298.
+    The affinity of BAKE, arXiv 2104.13298, with any relation in place of the cosine.
     """
     if len(log_odds) < 2:
         return torch.ones_like(log_odds)
@@ -270,9 +275,11 @@ def relation_affinity(log_odds: Tensor) -> Tensor:
 
 
 def class_affinity(labels: Tensor) -> Tensor:
-    """Row-stochastic (B, B) of labels (B,): equal weights for the other images of the class; 1 for the image itself if there
-    are none."""
-    intra = _kinds(labels)[0].float()
+    """Affinity (B, B) from labels (B,), whose rows sum to 1: equal weights for the other images of the same class.
+
+    An image that is alone in its class has weight 1 for itself.
+    """
+    intra = _intra_and_inter(labels)[0].float()
     alone = intra.sum(1) == 0
     return (intra + torch.diag(alone.float())) / intra.sum(1).clamp_min(1)[:, None]
 
@@ -289,7 +296,8 @@ def target_divergence(target: Tensor, logits: Tensor, temperature: float = 4.0) 
 
 
 def relation_transfer_by_row_divergence(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL between the row-softmaxes of log-odds (B, B) without the diagonal, mean over the rows; >= 0 nats. Ours.
+    """KL divergence between the softmaxes of the rows of log-odds (B, B), without the diagonal; mean over rows, >= 0 nats.
+    Ours.
 
     No gradient reaches `teacher`.
     """
@@ -300,11 +308,11 @@ def relation_transfer_by_row_divergence(teacher: Tensor, student: Tensor) -> Ten
 
 
 def relation_transfer_by_row_correlation(teacher: Tensor, student: Tensor) -> Tensor:
-    """1 - Pearson correlation of the rows of log-odds (B, B) with the teacher's, without the diagonal, mean; in [0, 2].
+    """1 - mean Pearson correlation of the rows of log-odds (B, B) with the teacher's, without the diagonal; in [0, 2].
 
-    No gradient reaches `teacher`. DIST's relation, arXiv 2205.10536, between images in place of classes; ours.
+    No gradient reaches `teacher`. The relation of DIST, arXiv 2205.10536, between images in place of classes; ours.
     """
-    if len(student) < 3:  # two numbers always correlate
+    if len(student) < 3:  # rows without the diagonal have fewer than two entries, which have no correlation
         return student.sum() * 0.0
     rows = (_off_diagonal(m) for m in (teacher.detach(), student))
     t, s = (F.normalize(r - r.mean(1, keepdim=True), dim=1, eps=1e-6) for r in rows)
@@ -312,7 +320,7 @@ def relation_transfer_by_row_correlation(teacher: Tensor, student: Tensor) -> Te
 
 
 def _off_diagonal(matrix: Tensor) -> Tensor:
-    """(B, B) -> (B, B - 1): its rows without the diagonal."""
+    """Rows of a matrix (B, B) without the diagonal: (B, B - 1)."""
     n = len(matrix)
     return matrix.flatten()[1:].view(n - 1, n + 1)[:, :-1].reshape(n, n - 1)
 
@@ -322,7 +330,7 @@ def two_label_cross_entropy(
 ) -> Tensor:
     """share · CE(z, first) + (1 - share) · CE(z, second), mean over logits (B, C) with two labels (B,) each; >= 0 nats.
 
-    `share` () in [0, 1] of the first label. The loss of mixup, arXiv 1710.09412, and of CutMix, arXiv 1905.04899.
+    `share` (): weight of the first label, in [0, 1]. The loss of mixup, arXiv 1710.09412, and of CutMix, arXiv 1905.04899.
     """
     one, other = (cross_entropy(logits, labels, label_smoothing) for labels in (first, second))
     return share * one + (1 - share) * other
@@ -330,10 +338,10 @@ def two_label_cross_entropy(
 
 @full_precision
 def partner_distillation(logits: Tensor, partner: Tensor, learns: Tensor, temperature: float = 4.0) -> Tensor:
-    """T² · KL(sg softmax(z_partner / T) ‖ softmax(z / T)), mean over the images that learn; >= 0 nats, 0 if none does.
+    """T² · KL(sg softmax(z_partner / T) ‖ softmax(z / T)), mean over the images that learn; >= 0 nats, 0 if no image learns.
 
-    Logits (B, C), `partner` (B,) the place of each image's teacher in the batch, `learns` bool (B,). No gradient reaches a
-    teacher. With both images of a pair learning: intra-class patch swap, arXiv 2505.14124.
+    Logits (B, C); `partner` (B,): index of each image's teacher in the batch; `learns` bool (B,). No gradient reaches a
+    teacher. If both images of a pair learn, this is the loss of intra-class patch swap, arXiv 2505.14124.
     """
     log_q = _log_softmax(logits / temperature)
     log_p = log_q.detach().index_select(0, partner)
@@ -343,7 +351,7 @@ def partner_distillation(logits: Tensor, partner: Tensor, learns: Tensor, temper
 
 @full_precision
 def batch_affinity(embeddings: Tensor) -> Tensor:
-    """Softmax of the cosines between an embedding and all others of the batch, a row each: (B, D) -> (B, B).
+    """Softmax of the cosines between each embedding (B, D) and all others of the batch: one row (B, B) for each.
 
     See `relation_affinity`. BAKE, Ge et al. 2021, arXiv 2104.13298.
     """
@@ -353,21 +361,23 @@ def batch_affinity(embeddings: Tensor) -> Tensor:
 
 @full_precision
 def ensembled_targets(probabilities: Tensor, affinity: Tensor, omega: float) -> Tensor:
-    """(1 - w) · (I - w·A)^-1 · P: each row of P mixed with those of its neighbours, of their neighbours and so on; (B, C).
+    """(1 - w) · (I - w·A)^-1 · P: each row of P (B, C), mixed with those of its neighbours, of their neighbours, and so on; (B,
+    C).
 
-    `probabilities` P (B, C), rows that sum to 1; `affinity` A (B, B), rows that sum to 1 and a diagonal of 0; `omega` w in
-    [0, 1), the share of the neighbours; above 0.99 float32 has few digits left. Rows of the result sum to 1. BAKE, Ge et al.
-    2021, arXiv 2104.13298.
+    `probabilities` P: rows sum to 1. `affinity` A (B, B): rows sum to 1, the diagonal is 0. `omega` w in [0, 1): the share of
+    the neighbours; above 0.99 float32 is inexact. Rows of the result sum to 1. BAKE, Ge et al. 2021, arXiv 2104.13298.
     """
     eye = torch.eye(len(affinity), dtype=affinity.dtype, device=affinity.device)
-    return torch.linalg.solve_ex(eye - omega * affinity, (1 - omega) * probabilities)[0]  # never singular: nothing to check
+    # The matrix is never singular, so the returned status is not checked
+    return torch.linalg.solve_ex(eye - omega * affinity, (1 - omega) * probabilities)[0]
 
 
 @full_precision
 def ensembled_distillation(logits: Tensor, embeddings: Tensor, omega: float = 0.5, temperature: float = 4.0) -> Tensor:
-    """T² · KL(sg Q ‖ P), mean over the batch, P = softmax(z / T) and Q its `ensembled_targets` by `batch_affinity`; >= 0 nats.
+    """T² · KL(sg Q ‖ P), mean over the batch, with P = softmax(z / T) and its `ensembled_targets` Q; >= 0 nats.
 
-    Logits (B, C), embeddings (B, D). No gradient reaches Q. One image has no neighbour: 0. BAKE, arXiv 2104.13298.
+    Logits z (B, C); the affinity for Q is `batch_affinity` of embeddings (B, D). No gradient reaches Q. 0 for one image, which
+    has no neighbour. BAKE, arXiv 2104.13298.
     """
     if len(logits) < 2:
         return logits.sum() * 0.0
@@ -382,8 +392,8 @@ def correlation_distillation(
 ) -> Tensor:
     """T² · (inter · (1 - mean correlation of rows) + intra · (1 - mean correlation of columns)) of softmax(z / T); >= 0.
 
-    Logits (B, C). Rows: how one image relates to the classes; columns: how one class relates to the images. Pearson's
-    correlation, 0 with a row or column that is constant; one image has no columns to correlate. No gradient reaches
+    Logits (B, C). A row has the probabilities of one image for all classes, a column those of all images for one class.
+    Pearson's correlation; 0 for a constant row or column. For one image there is no term for columns. No gradient reaches
     `teacher`. DIST, Huang et al. 2022, arXiv 2205.10536.
     """
     p, q = (_log_softmax(z / temperature).exp() for z in (teacher.detach(), student))
@@ -394,6 +404,6 @@ def correlation_distillation(
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's correlation of each row of `a` with the same row of `b`, (N, M) -> (N,); the authors' eps of 1e-8."""
+    """Pearson's correlation (N,) of each row of `a` with the same row of `b`, both (N, M); with the authors' eps of 1e-8."""
     a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
     return F.cosine_similarity(a, b, dim=1, eps=1e-8)

@@ -1,4 +1,6 @@
-"""`MultiExitNetwork`: a backbone with a classifier (an exit) on its stages, shallow -> deep everywhere."""
+"""`MultiExitNetwork`: a backbone with classifiers (exits) on its stages. Lists of exits and stages are always shallow ->
+deep.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +15,27 @@ from torch.nn import functional as F
 
 from corsd_lib.backbones import StagedBackbone, StageInfo, build_backbone
 from corsd_lib.errors import CorsdError, check_choice, enough_memory, is_whole, shortened
-from corsd_lib.layers import downsampling, halvings
+from corsd_lib.layers import downsampling, stride2_steps
 
 
 class ExitOutputs(NamedTuple):
     """Outputs of a network for a batch, shallow -> deep; exit i is on stage `exit_stages[i]`."""
 
-    features: list[Tensor]  # (B, C_k, H_k, W_k), the feature map of every stage, also of those without an exit
+    features: list[Tensor]  # (B, C_k, H_k, W_k), the feature map of every stage, including those without an exit
     embeddings: list[Tensor]  # (B, D), the pooled vector before the classifier; D is the same at all exits
     logits: list[Tensor]  # (B, C)
 
 
 class Exit(nn.Module):
-    """A classifier on one stage: bottleneck to the deepest stage's shape, average pooling, linear layer.
+    """Classifier on one stage: a bottleneck to the shape of the deepest stage, average pooling, and a linear layer.
 
-    `forward`: feature (B, C_k, H_k, W_k) -> embedding (B, D), logits (B, C) with D = the deepest stage's
-    channels. On the deepest stage itself the bottleneck is empty. Source: BYOT, arXiv 1905.08094, figure 2.
+    `forward`: feature (B, C_k, H_k, W_k) -> embedding (B, D), logits (B, C), where D is the number of channels of the deepest
+    stage. On the deepest stage itself the bottleneck is empty. Source: BYOT, arXiv 1905.08094, figure 2.
     """
 
     def __init__(self, stage: StageInfo, deepest: StageInfo, num_classes: int) -> None:
         super().__init__()
-        steps = halvings(stage.reduction, deepest.reduction)
+        steps = stride2_steps(stage.reduction, deepest.reduction)
         self.bottleneck = downsampling(stage.channels, deepest.channels, steps)
         self.classifier = nn.Linear(deepest.channels, num_classes)
 
@@ -46,9 +48,9 @@ class Exit(nn.Module):
 class MultiExitNetwork(nn.Module):
     """A backbone and its exits.
 
-    `exits`: "all" puts an exit on every stage, "deepest" only on the last (the plain network). The deepest
-    exit is initialised before the shallow ones, so that with the same seed backbone and deepest exit have the same
-    initial weights for both values of `exits`. Raises `CorsdError` for fewer than one class or an unknown `exits`.
+    `exits`: "all" puts an exit on every stage, "deepest" only on the last (the plain network). The deepest exit is initialised
+    before the shallow ones, so that with the same seed backbone and deepest exit have the same initial weights for both values
+    of `exits`. Raises `CorsdError` for fewer than one class and an unknown `exits`.
     """
 
     exits: nn.ModuleList
@@ -72,9 +74,9 @@ class MultiExitNetwork(nn.Module):
     def forward(self, images: Tensor, detach_exits: bool = False) -> ExitOutputs:
         """Run every exit on a batch.
 
-        `images` (B, C_in, H, W), floating point, normalised. `detach_exits`: shallow exits get
-        detached feature maps, so that their gradients do not reach the backbone; the returned `features` and
-        the deepest exit are not detached. Raises `CorsdError` for images of another shape or type.
+        `images` (B, C_in, H, W), floating point, normalised. `detach_exits`: shallow exits get detached feature maps, so that
+        their gradients do not reach the backbone; the returned `features` and the deepest exit are not detached. Raises
+        `CorsdError` if the shape or the type of the images is wrong.
         """
         check_images(images, self.backbone.in_channels)
         maps = self.backbone(images)
@@ -89,7 +91,7 @@ class MultiExitNetwork(nn.Module):
     def truncated(self, k: int) -> TruncatedNetwork:
         """The deployable sub-network of exit `k` (0 = shallowest): a copy of the modules that it needs.
 
-        In the same train or eval mode. Raises `CorsdError` for an exit that does not exist.
+        It is in the same train or eval mode. Raises `CorsdError` for an exit that does not exist.
         """
         if not 0 <= k < len(self.exits):
             raise CorsdError(f"exit {shortened(k)} of {len(self.exits)} exits; allowed: 0 to {len(self.exits) - 1}")
@@ -98,7 +100,7 @@ class MultiExitNetwork(nn.Module):
 
 
 class TruncatedNetwork(nn.Module):
-    """One exit and the stages before it: images (B, C_in, H, W) -> logits (B, C)."""
+    """One exit and the stages that it needs. Maps images (B, C_in, H, W) to logits (B, C)."""
 
     def __init__(self, backbone: StagedBackbone, head: nn.Module) -> None:
         super().__init__()
@@ -112,7 +114,7 @@ class TruncatedNetwork(nn.Module):
 
 
 def check_images(images: Tensor, in_channels: int) -> None:
-    """Raise `CorsdError` unless `images` is a floating-point (B, in_channels, H, W)."""
+    """Raise `CorsdError` unless `images` is a floating-point tensor (B, in_channels, H, W)."""
     if images.ndim != 4 or images.shape[1] != in_channels:
         raise CorsdError(f"images of shape {tuple(images.shape)}; allowed: (B, {in_channels}, H, W)")
     if not images.is_floating_point():
@@ -132,8 +134,8 @@ def build_network(
 ) -> MultiExitNetwork:
     """Build a backbone by name (see `build_backbone`) and put exits on it (see `MultiExitNetwork`).
 
-    Weights are initialised with torch's global generator. Raises `CorsdError` for an unknown name or option, and if the
-    memory is not enough.
+    Weights are initialised with torch's global generator. Raises `CorsdError` for an unknown name or option, and if there is
+    not enough memory.
     """
     check_choice("exits", exits, ("all", "deepest"))  # before the backbone is built or downloaded
     with enough_memory(f"network {shortened(name)} of width {shortened(width)} and {shortened(num_classes)} classes"):
@@ -145,7 +147,7 @@ def build_network(
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside the context; afterwards every module is in its previous mode."""
+    """Put `module` into eval mode without gradients inside the context; afterwards every submodule is in its previous mode."""
     modes = [(m, m.training) for m in module.modules()]
     module.eval()
     try:

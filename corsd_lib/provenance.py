@@ -49,7 +49,7 @@ def provenance(device: torch.device | str | None = None) -> dict[str, Any]:
 def _commit() -> str:
     """The git commit of the library, with "+" if it has uncommitted changes; "unknown" outside a git checkout."""
     here = Path(__file__).parent
-    tracked = ["ls-files", "--error-unmatch", Path(__file__).name]  # not so if it is installed inside another checkout
+    tracked = ["ls-files", "--error-unmatch", Path(__file__).name]  # fails if the library is installed inside another checkout
     try:
         _, commit, dirty = (
             subprocess.run(["git", "-C", str(here), *a], capture_output=True, text=True, timeout=10, check=True).stdout

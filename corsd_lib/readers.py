@@ -1,6 +1,7 @@
-"""One reader for each kind of file of runs and studies. Its result has been checked against a schema.
+"""Readers of the files of runs and studies, one for each kind of file. They check the content against a schema.
 
-A reader raises a `CorsdError` that names the file and the field, so that other modules need not check the values again.
+A reader raises a `CorsdError` with the file and the field if a value is not valid, so that other modules need not check values
+again.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ __all__ = [
     "read_weights",
 ]
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # accepted by all operations
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # dtypes that all operations accept
 SPLITS = ("train", "validation", "test")
 SIDE = 65_535  # largest image side, pixels
 CLASSES = 65_535  # explorers and pages store class numbers as uint16
-_COUNTS = 2**62  # of images: practically no limit
+_COUNTS = 2**62  # limit for indices of images, which none reaches
 
-percent = number(0, 100.001, allowed="a number from 0 to 100")  # sums are rounded
+percent = number(0, 100.001, allowed="a number from 0 to 100")  # sums may exceed 100 by rounding
 seconds = number(0, 1e10)
 macs = number(0, 1e30)
 
@@ -72,7 +73,7 @@ _CONFIG = fields(
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The content of the `config.json` of a run; the fields of "train" are checked by `TrainConfig`."""
+    """Content of the `config.json` of a run. The fields of "train" are not checked here but by `TrainConfig`."""
     values = read_json(path)
     if not isinstance(values, dict) or not values.keys() >= {"train", "data", "provenance"}:
         raise CorsdError(f"{path} is not of a run: it lacks one of train, data, provenance")
@@ -95,7 +96,7 @@ _loss = number(finite=False)  # a term of weight 0 may have any value
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, one for each epoch, all with the same columns; [] if there is no file."""
+    """Lines of a `metrics.jsonl`, one for each epoch, all with the same columns; [] if there is no file."""
     lines = read_lines(path)
     if not lines:
         return lines
@@ -131,7 +132,9 @@ _TEST = fields(
 
 
 def read_test(path: Path) -> dict[str, Any]:
-    """A `test.json`: data, split, images, exits and ensemble; in an export also "trained", the figures before rounding."""
+    """Content of a `test.json`: the fields of `Evaluation`. An export also has "trained", the results before weights were
+    rounded.
+    """
     values = read_json(path)
     _TEST(values, (str(path),))
     trained = values.get("trained", values)["exits"]
@@ -150,17 +153,19 @@ _OF_SNAPSHOT = "put back a copy, or remove it: the other snapshots are used with
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a `weights.safetensors`, by name: network.* and method.*."""
+    """Tensors of a `weights.safetensors` by name, which begins with "network." or "method."."""
     return read_tensors(path, _OF_WEIGHTS)[0]
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a `checkpoint.safetensors`; `corsd_lib.training.checkpoint` checks that they fit a training."""
+    """Tensors and metadata of a `checkpoint.safetensors`; `corsd_lib.training.checkpoint` checks that they match a training."""
     return read_tensors(path, CHECKPOINT_ADVICE)
 
 
 def read_probe_set(path: Path, classes: int) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A `probe.safetensors`: labels and index, both (N,) int64 with N >= 1, and "split" in the metadata."""
+    """Tensors of a `probe.safetensors`, labels and index, both int64 (N,) with N >= 1, and its metadata, with the name of the
+    "split".
+    """
     tensors, metadata = read_tensors(path, _OF_PROBE_SET)
     for name in ("labels", "index"):
         if name not in tensors:
@@ -175,9 +180,11 @@ def read_probe_set(path: Path, classes: int) -> tuple[dict[str, Tensor], dict[st
 
 
 def read_snapshot(path: Path, images: int, classes: int, like: Path | None = None) -> dict[str, Any]:
-    """A `probes/epoch_*.safetensors` as the fields of `Snapshot`: lists of tensors, and the state of the relation networks.
+    """Content of a `probes/epoch_*.safetensors` as fields of `Snapshot`: lists of tensors, and the state of the relation
+    networks.
 
-    `images` N and `classes` C are those of the run; `like` is another snapshot of the run, which must have the same shapes.
+    `images` and `classes`: numbers of probe images and classes of the run. `like`: another snapshot of the run, which must have
+    the same shapes.
     """
     tensors, _ = read_tensors(path, _OF_SNAPSHOT)
     parts = {name: _numbered(path, tensors, name) for name in ("embeddings", "logits", "relations")}
@@ -203,7 +210,7 @@ def read_snapshot(path: Path, images: int, classes: int, like: Path | None = Non
 
 
 def _numbered(path: Path, tensors: Mapping[str, Tensor], name: str) -> list[Tensor]:
-    """Tensors `name`.0, `name`.1 and so on; at least one."""
+    """List of the tensors `name`.0, `name`.1 and so on. Raises `CorsdError` if there is none, and for gaps in the numbers."""
     count = sum(key.startswith(f"{name}.") for key in tensors)
     names = [f"{name}.{k}" for k in range(max(1, count))]
     for each in names:
@@ -230,9 +237,10 @@ def _shape_error(path: Path, name: str, tensor: Tensor, allowed: str) -> CorsdEr
 
 
 def _check_like(path: Path, tensors: Mapping[str, Tensor], like: Path) -> None:
-    """Raise `CorsdError` unless the tensors have the names and shapes of the file `like`, if that can be read."""
+    """Raise `CorsdError` unless the tensors have the names and shapes of those in the file `like`, if that can be read."""
     there = _shapes(like)
-    names = [name for name in {**there, **tensors} if there and not name.startswith("method.")]  # `load_part` checks these
+    # `load_part` checks the tensors of the method
+    names = [name for name in {**there, **tensors} if there and not name.startswith("method.")]
     for name in names:
         have, want = tuple(tensors[name].shape) if name in tensors else "absent", there.get(name, "absent")
         if have != want:
@@ -240,7 +248,9 @@ def _check_like(path: Path, tensors: Mapping[str, Tensor], like: Path) -> None:
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes by name from the header of a safetensors file, without reading its tensors; {} if it has no valid header."""
+    """Shapes of tensors by name, from the header of a safetensors file, without reading the tensors; {} if the header is not
+    valid.
+    """
     try:
         with open(path, "rb") as file:
             size = int.from_bytes(file.read(8), "little")
@@ -251,7 +261,7 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_embedding(path: Path, epochs: int, exits: int, images: int) -> dict[str, Tensor]:
-    """An `embeddings/*.safetensors` as the fields of `StageEmbedding`."""
+    """Tensors of an `embeddings/*.safetensors`, by the names of the fields of `StageEmbedding`."""
     tensors, _ = read_tensors(path)
     measures = dict.fromkeys(("trustworthiness", "knn_purity", "embedding_purity"), (epochs, exits))
     of_images: dict[str, tuple[int, ...]] = {"coordinates": (epochs, exits, images, 2), "labels": (images,), "index": (images,)}
@@ -306,7 +316,7 @@ _RECORD = fields(
 
 
 def read_record(path: Path, seed: int) -> dict[str, Any]:
-    """A `records/<row>-s<seed>.json`, see `corsd_lib.studies.records.make_record`."""
+    """Content of a `records/<row>-s<seed>.json`, see `corsd_lib.studies.records.make_record`."""
     values = read_json(path)
     for part in ("config", "test"):
         if not isinstance(values, dict) or not isinstance(values.get(part), dict):
@@ -330,7 +340,7 @@ _TRIALS = fields(
 
 
 def read_trials(path: Path) -> dict[str, Any]:
-    """A `tuning/<row>.json`: the trials and the best one, if there are any."""
+    """Content of a `tuning/<row>.json`: "trials" and the "best" one, if there are any."""
     values = read_json(path)
     _TRIALS(values, (str(path),))
     return values
@@ -393,7 +403,7 @@ _SUMMARY = fields(
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """A `summary.json`, see `corsd_lib.studies.summary.summarise`."""
+    """Content of a `summary.json`, see `corsd_lib.studies.summary.summarise`."""
     values = read_json(path)
     _SUMMARY(values, (str(path),))
     for name, row in values["methods"].items():
@@ -402,7 +412,9 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 
 def _check_row(where: str, row: Mapping[str, Any], reference: bool) -> None:
-    """Check that exits and ends of intervals fit together; `reference`: whether the baseline is among the rows."""
+    """Raise `CorsdError` unless numbers of exits and ends of intervals match. `reference`: whether the baseline is one of the
+    rows.
+    """
     if any(len(each) != len(row["top1"]) for each in (row["top1_low"], row["top1_high"], *row["top1_by_seed"].values())):
         raise CorsdError(f"{where}: top1 has {len(row['top1'])} exits; allowed: as many as its ends and its seeds have")
     ends = [*zip(row["top1_low"], row["top1_high"], strict=True), (row["gain_low"], row["gain_high"])]

@@ -35,10 +35,11 @@ __all__ = [
 
 
 class StructuredPairs(NamedTuple):
-    """Pairs of indices of a batch: `intra` (2, P) different images of a class; `inter` (2, Q) images of different classes.
+    """Pairs of indices in a batch: `intra` (2, P), different images of the same class; `inter` (2, Q), images of different
+    classes.
 
-    If there are both kinds they are aligned: P = Q, and column p of both has the same anchor in row 0, so that (anchor,
-    intra[1], inter[1]) are triplets.
+    If there are pairs of both kinds, they form triplets (anchor, intra[1], inter[1]): P = Q, and column p of both has the same
+    anchor in row 0.
     """
 
     intra: Tensor
@@ -48,9 +49,9 @@ class StructuredPairs(NamedTuple):
 class RelationOutput(NamedTuple):
     """Outputs of a relation network for a batch: scores in (0, 1) and auxiliary logits of intra and inter pairs.
 
-    `intra` (P,), `inter` (Q,): scores and `intra_logits` (P, C), `inter_logits` (Q, C) of the given `StructuredPairs`; `matrix`
-    (B, B): the scores of all ordered pairs, where the network computes them (`VectorRelation`), and `log_odds` (B, B) their
-    log r / (1 - r), where the score is a sigmoid of them.
+    `intra` (P,) and `inter` (Q,): scores of the given `StructuredPairs`; `intra_logits` (P, C) and `inter_logits` (Q, C): their
+    auxiliary logits. `matrix` (B, B): scores of all ordered pairs, None for `MapRelation`. `log_odds` (B, B): log(r / (1 - r))
+    of these scores, None unless the score is a sigmoid (`VectorRelation`).
     """
 
     intra: Tensor
@@ -62,7 +63,7 @@ class RelationOutput(NamedTuple):
 
 
 def sample_pairs(labels: Tensor, generator: torch.Generator | None = None, limit: int = 4096) -> StructuredPairs:
-    """All ordered intra pairs of a batch (at most `limit` random ones), and as many inter pairs with the same anchors.
+    """All ordered intra pairs of a batch (at most `limit`, chosen at random), and as many inter pairs with the same anchors.
 
     `labels` (B,); `generator`: a CPU generator. Without intra pairs every image is the anchor of one inter pair; with a single
     class there are no inter pairs. Ours: triplets as in the release, but from any batch.
@@ -81,7 +82,7 @@ def sample_pairs(labels: Tensor, generator: torch.Generator | None = None, limit
 
 
 def _other_class(y: Tensor, same: Tensor, anchors: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A random index of another class for each anchor, uniform, in O(B²) for any number of anchors."""
+    """Index of an image of another class for each anchor, uniformly at random; O(B²) for any number of anchors."""
     others = (~same).sum(1)  # (B,) number of images of other classes
     ranked = same.to(torch.int8).argsort(dim=1, stable=True)  # (B, B) images of other classes first
     pick = (torch.rand(len(anchors), generator=generator) * others[anchors]).long()
@@ -89,7 +90,10 @@ def _other_class(y: Tensor, same: Tensor, anchors: Tensor, generator: torch.Gene
 
 
 def triplet_pairs(batch_size: int, device: torch.device | str = "cpu") -> StructuredPairs:
-    """Pairs of a batch laid out as [anchors, same class, other class], each a third of `batch_size` (as in the release)."""
+    """Pairs of a batch laid out as [anchors, same class, other class], each a third of `batch_size`, as in the release.
+
+    Raises `CorsdError` unless it is a multiple of 3.
+    """
     if batch_size % 3:
         raise CorsdError(f"a triplet batch of {shortened(batch_size)} images is not a multiple of 3")
     anchor, positive, negative = torch.arange(batch_size, device=device).view(3, -1)
@@ -97,12 +101,13 @@ def triplet_pairs(batch_size: int, device: torch.device | str = "cpu") -> Struct
 
 
 class PairScore(nn.Module):
-    """Score of two vectors: h_ij = ReLU(U·e_i + V·e_j + b), r_ij = sigmoid(w·h_ij) in (0, 1), of any pairs or of all of them.
+    """Score of two vectors, r_ij = sigmoid(w·h_ij) in (0, 1) with h_ij = ReLU(U·e_i + V·e_j + b); for given pairs or for all
+    pairs.
 
-    Ours: the network of the release on a concatenated pair with a split first layer, W·[e_i; e_j] = U·e_i + V·e_j, so that the
-    scores of all B² ordered pairs need two matrix products and one broadcast sum. Vectors are first layer-normalised without
-    parameters, because their scale differs between stages. For more than `block_pairs` pairs the scores are computed in blocks
-    that are recomputed in the backward pass, so that memory grows with the block and not with B² x hidden. With `symmetric`
+    Ours: the network of the release, which takes a concatenated pair, with its first layer split, W·[e_i; e_j] = U·e_i + V·e_j.
+    The scores of all B² ordered pairs then need two matrix products and one broadcast sum. Vectors are first layer-normalised
+    without parameters, because their scale differs between stages. For more than `block_pairs` pairs the scores are computed in
+    blocks that are recomputed in the backward pass, so that memory grows with the block, not with B² x hidden. With `symmetric`
     V = U, so that r_ij = r_ji.
     """
 
@@ -126,15 +131,15 @@ class PairScore(nn.Module):
         return self._log_odds_matrix(first, second if others is None else self._halves(others)[1])
 
     def pair_scores(self, first: Tensor, second: Tensor) -> Tensor:
-        """Scores (P,) of the pairs of two aligned sets of vectors (P, D)."""
+        """Scores (P,) of P pairs of vectors: `first` and `second`, both (P, D)."""
         return log_odds_of(self.score(self.pair_embeddings(first, second))).sigmoid()
 
     def pair_embeddings(self, first: Tensor, second: Tensor) -> Tensor:
-        """Relation embeddings h (P, H) >= 0 of the pairs of two aligned sets of vectors (P, D)."""
+        """Relation embeddings h (P, H) >= 0 of P pairs of vectors: `first` and `second`, both (P, D)."""
         return F.relu(self._halves(first)[0] + self._halves(second)[1])
 
     def _halves(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Vectors (B, D) -> U·e + b and V·e, (B, H) each."""
+        """U·e + b and V·e, both (B, H), of vectors e (B, D)."""
         e = F.layer_norm(vectors, vectors.shape[1:])
         return self.first(e), F.linear(e, self.first.weight) if self.second is None else self.second(e)
 
@@ -151,7 +156,7 @@ class PairScore(nn.Module):
 
 
 class VectorRelation(PairScore):
-    """Relation network on exit embeddings: `PairScore` and an auxiliary classifier q_ij = A·h_ij on the same h. CORSD; ours."""
+    """Relation network on exit embeddings: `PairScore` with an auxiliary classifier q_ij = A·h_ij. CORSD; ours."""
 
     def __init__(
         self, dim: int, num_classes: int, hidden: int = 128, block_pairs: int = 65536, symmetric: bool = False
@@ -160,7 +165,7 @@ class VectorRelation(PairScore):
         self.auxiliary = nn.Linear(hidden, num_classes)
 
     def forward(self, embeddings: Tensor, labels: Tensor, pairs: StructuredPairs) -> RelationOutput:
-        """Embeddings (B, D) -> scores of all pairs, scores and auxiliary logits of `pairs`; `labels` are not used."""
+        """Scores of all pairs of embeddings (B, D), and scores and auxiliary logits of `pairs`. `labels` are not used."""
         u, v = self._halves(embeddings)  # (B, H) each
         log_odds = self._log_odds_matrix(u, v)
         matrix = log_odds.sigmoid()
@@ -169,12 +174,12 @@ class VectorRelation(PairScore):
         return RelationOutput(*_split_kinds(_entries(matrix, i, j), pairs), *_split_kinds(logits, pairs), matrix, log_odds)
 
     def auxiliary_logits(self, first: Tensor, second: Tensor) -> Tensor:
-        """Auxiliary logits (P, C) of the pairs of two aligned sets of embeddings (P, D)."""
+        """Auxiliary logits (P, C) of P pairs of embeddings: `first` and `second`, both (P, D)."""
         return self.auxiliary(self.pair_embeddings(first, second))
 
 
 def _entries(matrix: Tensor, i: Tensor, j: Tensor) -> Tensor:
-    """`matrix[i, j]` (P,) of a matrix (B, B), with a deterministic gradient.
+    """Entries `matrix[i, j]` (P,) of a matrix (B, B), with a deterministic gradient.
 
     The backward pass of advanced indexing on several CPU threads adds repeated indices in a random order; `index_select` adds
     them in a fixed order.
@@ -183,13 +188,13 @@ def _entries(matrix: Tensor, i: Tensor, j: Tensor) -> Tensor:
 
 
 def _split_kinds(values: Tensor, pairs: StructuredPairs) -> tuple[Tensor, Tensor]:
-    """Split values (P + Q, ...) of both kinds of `pairs` into those of the intra and those of the inter pairs."""
+    """Split values (P + Q, ...) of all `pairs` into those of the intra pairs and those of the inter pairs."""
     intra, inter = values.split([pairs.intra.shape[1], pairs.inter.shape[1]])
     return intra, inter
 
 
 class HandcraftedRelation(nn.Module):
-    """A formula in place of a trained relation network, `kind` "cosine" or "l2"; without parameters and auxiliary classifier.
+    """A formula in place of a trained relation network: `kind` "cosine" or "l2", without parameters or auxiliary classifier.
 
     For ablations: CORSD with the relations of earlier methods. See `cosine_scores` and `distance_scores`.
     """
@@ -200,18 +205,20 @@ class HandcraftedRelation(nn.Module):
         self.scores = HANDCRAFTED[kind]
 
     def forward(self, embeddings: Tensor, labels: Tensor, pairs: StructuredPairs) -> RelationOutput:
-        """Embeddings (B, D) -> scores of all pairs and of `pairs`; no auxiliary logits. `labels` are not used."""
+        """Scores of all pairs of embeddings (B, D) and of `pairs`, without auxiliary logits. `labels` are not used."""
         matrix = self.scores(embeddings)
         none = matrix.new_zeros(0, 1)
         return RelationOutput(_entries(matrix, *pairs.intra), _entries(matrix, *pairs.inter), none, none, matrix)
 
 
 class MapRelation(nn.Module):
-    """The relation network of the release: two feature maps concatenated by channels, separable convolutions, pooling, an MLP.
+    """Relation network of the release: two feature maps, concatenated by channels, pass separable convolutions, pooling and an
+    MLP.
 
-    `channels`: of this stage; `deepest_channels`: of the deepest; `steps`: halvings of the resolution between both. The
-    convolutions end at twice the deepest width, the width of a pair there (ours); the deepest stage has no convolutions. The
-    auxiliary classifier is linear on the pooled vector. Only the given pairs are computed. CORSD, arXiv 2305.00918.
+    `channels`: of this stage; `deepest_channels`: of the deepest stage; `steps`: number of stride-2 steps between the two. The
+    output of the convolutions has 2 · `deepest_channels` channels, as a pair at the deepest stage has (ours); the deepest stage
+    has no convolutions. The auxiliary classifier is linear on the pooled vector. Only the given pairs are computed. CORSD,
+    arXiv 2305.00918.
     """
 
     def __init__(self, channels: int, steps: int, deepest_channels: int, num_classes: int, hidden: int = 128) -> None:
@@ -222,15 +229,14 @@ class MapRelation(nn.Module):
         self.auxiliary = nn.Linear(2 * deepest_channels, num_classes)
 
     def forward(self, features: Tensor, labels: Tensor, pairs: StructuredPairs) -> RelationOutput:
-        """Feature maps (B, c, H, W) -> scores and auxiliary logits of `pairs`; `labels` are not used."""
+        """Scores and auxiliary logits of `pairs` of feature maps (B, c, H, W). `labels` are not used."""
         pooled = self._pool(features, *torch.cat(pairs, dim=1))  # (P + Q, 2 * deepest)
         return RelationOutput(*_split_kinds(self._score(pooled), pairs), *_split_kinds(self.auxiliary(pooled), pairs))
 
     def scores(self, features: Tensor, block: int | None = None) -> Tensor:
-        """Scores (B, B) in (0, 1) of all ordered pairs of feature maps (B, c, H, W), without a gradient; computes B² pairs of
-        maps.
+        """Scores (B, B) in (0, 1) of all ordered pairs of feature maps (B, c, H, W), without a gradient.
 
-        `block`: pairs at a time, by default as many as fit into 64 MiB of float32.
+        It runs the network on B² pairs, `block` at a time; by default as many as fit into 64 MiB of float32.
         """
         n = len(features)
         block = block or max(1, 2**23 // features[0].numel())
@@ -249,20 +255,20 @@ class MapRelation(nn.Module):
 
 
 def log_odds_of(logits: Tensor) -> Tensor:
-    """Score logits (..., 1) -> (...) in at least float32, so that sums over all triplets are exact enough."""
+    """Logits (..., 1) of the score as (...), in at least float32, so that sums over all triplets are exact enough."""
     return logits.squeeze(-1).to(torch.promote_types(logits.dtype, torch.float32))
 
 
 @full_precision
 def cosine_scores(embeddings: Tensor) -> Tensor:
-    """The handcrafted relation (1 + cosine) / 2 of all ordered pairs of embeddings (B, D); (B, B) in [0, 1]."""
-    e = F.normalize(embeddings, dim=1, eps=1e-4)  # a larger eps: near the origin the gradient would be huge
+    """Handcrafted relation (1 + cosine) / 2 of all ordered pairs of embeddings (B, D); (B, B) in [0, 1]."""
+    e = F.normalize(embeddings, dim=1, eps=1e-4)  # larger than the default eps, with which gradients near the origin are huge
     return ((1 + e @ e.T) / 2).clamp(0, 1)
 
 
 @full_precision
 def distance_scores(embeddings: Tensor) -> Tensor:
-    """The handcrafted relation exp(-d_ij / mean positive d) of embeddings (B, D), d Euclidean; (B, B) in (0, 1]."""
+    """Handcrafted relation exp(-d_ij / mean positive d) of embeddings (B, D), with Euclidean distances d; (B, B) in (0, 1]."""
     return (-normalised_distances(embeddings)).exp()
 
 
@@ -270,9 +276,9 @@ HANDCRAFTED = {"cosine": cosine_scores, "l2": distance_scores}
 
 
 def relation_matrix(scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Class-level relation R[c, d] = mean r_ij over y_i = c, y_j = d, i != j; (C, C), NaN without such a pair.
+    """Class-level relation R (C, C): R[c, d] = mean of r_ij over y_i = c, y_j = d, i != j; NaN if there is no such pair.
 
-    `scores` (N, N), `labels` (N,). Ours. Raises `CorsdError` on other shapes.
+    `scores` (N, N), `labels` (N,). Ours. Raises `CorsdError` if the shapes are wrong.
     """
     if scores.shape != (len(labels), len(labels)):
         raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels; allowed: (N, N)")

@@ -1,7 +1,7 @@
 """Checks of JSON values. Small checks are combined into the schema of a file.
 
-A check is called with a value and its location, such as ("runs/a/config.json", "data", "mean", 0). It raises a `CorsdError`
-that names the location, the value and what is allowed.
+A check is called with a value and its location, such as ("runs/a/config.json", "data", "mean", 0). If the value is not valid,
+it raises a `CorsdError` with the location, the value and what is allowed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _depth(value: object, left: int) -> int:
-    """`left` minus the nesting depth of `value`; negative if it is too deep."""
+    """`left` minus the nesting depth of `value`; negative if `value` is nested too deeply."""
     if left < 0 or not isinstance(value, dict | list):
         return left
     below = value.values() if isinstance(value, dict) else value
@@ -74,23 +74,23 @@ def _refuse(value: object, where: Location, allowed: str) -> None:
 
 
 def location_text(where: Location) -> str:
-    """A location as text: "runs/a/config.json: data: mean[0]"."""
+    """A location as text, such as "runs/a/config.json: data: mean[0]"."""
     first, *rest = where
     return str(first) + "".join(f"[{part}]" if isinstance(part, int) else f": {shortened(part)[1:-1]}" for part in rest)
 
 
 def anything(value: Any, where: Location) -> None:
-    """Any value."""
+    """Check that accepts any value."""
 
 
 def text(value: Any, where: Location) -> None:
-    """A string."""
+    """Check that accepts a string."""
     if type(value) is not str:
         _refuse(value, where, "a string")
 
 
 def whole(low: int = 0, high: int = 2**63 - 1) -> Check:
-    """A whole number from `low` to `high`."""
+    """Check for a whole number from `low` to `high`."""
     allowed = f"a whole number from {low} {f'to {high}' if high < 2**53 else 'up'}"
 
     def check(value: Any, where: Location) -> None:
@@ -101,7 +101,7 @@ def whole(low: int = 0, high: int = 2**63 - 1) -> Check:
 
 
 def number(low: float = -sys.float_info.max, high: float = sys.float_info.max, finite: bool = True, allowed: str = "") -> Check:
-    """A number from `low` to `high`; with `finite` False also NaN and the infinities. `allowed`: the text of the message."""
+    """Check for a number from `low` to `high`; with `finite` False also NaN and infinities. `allowed`: text of the message."""
     named = {-sys.float_info.max: "-infinity", sys.float_info.max: "infinity"}
     allowed = allowed or f"a number from {named.get(low, f'{low:g}')} to {named.get(high, f'{high:g}')}"
 
@@ -116,7 +116,7 @@ def number(low: float = -sys.float_info.max, high: float = sys.float_info.max, f
 
 
 def choice(*allowed: object) -> Check:
-    """One of `allowed`."""
+    """Check for one of `allowed`, with the same type."""
 
     def check(value: Any, where: Location) -> None:
         if not any(type(value) is type(other) and value == other for other in allowed):
@@ -126,7 +126,7 @@ def choice(*allowed: object) -> Check:
 
 
 def optional(check: Check) -> Check:
-    """None, or a value that `check` accepts."""
+    """Check for None or a value that `check` accepts."""
 
     def check_unless_none(value: Any, where: Location) -> None:
         if value is not None:
@@ -136,7 +136,7 @@ def optional(check: Check) -> Check:
 
 
 def many(check: Check, least: int = 0, most: int | None = None) -> Check:
-    """A list of `least` to `most` values that `check` accepts."""
+    """Check for a list of `least` to `most` values that `check` accepts."""
 
     def check_all(value: Any, where: Location) -> None:
         if type(value) is not list:
@@ -151,7 +151,7 @@ def many(check: Check, least: int = 0, most: int | None = None) -> Check:
 
 
 def entries(check: Check, least: int = 0) -> Check:
-    """An object of `least` or more names, whose values `check` accepts."""
+    """Check for an object with `least` or more names, whose values `check` accepts."""
 
     def check_all(value: Any, where: Location) -> None:
         if type(value) is not dict:
@@ -165,7 +165,7 @@ def entries(check: Check, least: int = 0) -> Check:
 
 
 def fields(required: Mapping[str, Check], others: Mapping[str, Check] | None = None, more: bool = False) -> Check:
-    """An object with the fields `required`, optionally those of `others`, and with `more` any other fields."""
+    """Check for an object with the fields `required`, optionally fields of `others`, and with `more` any further fields."""
     known = {**required, **(others or {})}
 
     def check_fields(value: Any, where: Location) -> None:

@@ -32,7 +32,7 @@ def _stopped(out: Path, step: int, **changes: Any) -> TrainConfig:
     run = Trainer._step
 
     def watched(self: Trainer, batch: Any) -> Any:
-        if self._done() == step - 1:
+        if self._steps_done() == step - 1:
             signal.raise_signal(signal.SIGINT)
         return run(self, batch)
 

@@ -81,8 +81,8 @@ def _distance(run: Run, other: Run) -> float:
 
 def test_batches_of_one_shape_are_recorded_and_rare_ones_are_not(on_gpu: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[GraphedForwardBackward] = []
-    graphed = Trainer._graphed
-    monkeypatch.setattr(Trainer, "_graphed", lambda self: made.append(graphed(self)) or made[-1])
+    graphed = Trainer._with_graphs
+    monkeypatch.setattr(Trainer, "_with_graphs", lambda self: made.append(graphed(self)) or made[-1])
     train(on_gpu(cuda_graphs=True, epochs=3, batch_size=12), progress=False)  # three batches of 12 and one of 4 images an epoch
     (passes,) = made
     assert [shapes[0][0] for shapes in passes.recorded] == [12]

@@ -432,7 +432,7 @@ def test_a_run_refuses_a_folder_whose_train_images_are_others(tmp_path: Path) ->
     config = TrainConfig(**settings, epochs=1, batch_size=8, accelerator="cpu", probe_size=8, out=str(tmp_path / "run"))
     run = train(config, progress=False)
     test, first = load_data(config).test.names[0], load_data(config).train.names[0]
-    other = next(name for i in range(99) if folders._hashed(name := f"{first[:-4]}{i}.png") > folders.TEST_FRACTION)
+    other = next(name for i in range(99) if folders._hash_fraction(name := f"{first[:-4]}{i}.png") > folders.TEST_FRACTION)
     (tmp_path / "data" / test).rename(tmp_path / "aside.png")
     assert run.test is not None and evaluate(run).images == run.test["images"] - 1  # no image that it was trained on
     (tmp_path / "data" / first).rename(tmp_path / "data" / other)

@@ -232,7 +232,7 @@ def test_a_folder_that_cannot_be_written_is_no_error(
 
 def test_a_folder_that_is_gone_when_they_are_computed_is_not_made_anew(tmp_path: Path) -> None:
     images = torch.randint(256, (4, 1, 2, 2), dtype=torch.uint8)
-    assert statistics.kept_statistics(images, "a", tmp_path / "gone") == channel_statistics(images)
+    assert statistics.cached_statistics(images, "a", tmp_path / "gone") == channel_statistics(images)
     assert not (tmp_path / "gone").exists()
 
 

@@ -199,7 +199,7 @@ def test_macs_of_a_training_step_are_those_of_a_whole_step(changes: dict[str, An
     config = TrainConfig(**{"width": 4, "batch_size": 24, "per_class": 9, **changes})
     network = new_network(config, INFO).train()
     method = config.build_method(network).train()
-    batch = costs._made_up_batch(config, INFO)
+    batch = costs._synthetic_batch(config, INFO)
     batch = batch._replace(images=torch.randn(len(batch.labels), 1, 8, 8))
     batch = batch._replace(random=method.sample(batch))
     method(network(method.images(batch)), batch)  # a step before it, which leaves class means

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from corsd_lib.errors import CorsdError
-from corsd_lib.layers import BatchNorm2d, DepthwiseConv2d, SeparableConv, downsampling, halvings
+from corsd_lib.layers import BatchNorm2d, DepthwiseConv2d, SeparableConv, downsampling, stride2_steps
 
 
 def test_batch_norm_is_pytorchs_where_there_is_a_variance() -> None:
@@ -136,9 +136,9 @@ def test_downsampling_names_what_is_wrong(arguments: tuple[int, int, int], messa
         downsampling(*arguments)
 
 
-def test_halvings() -> None:
-    assert [halvings(reduction, 32) for reduction in (32, 16, 8, 4, 1)] == [0, 1, 2, 3, 5]
-    assert halvings(4, 12) == 2
+def test_stride2_steps() -> None:
+    assert [stride2_steps(reduction, 32) for reduction in (32, 16, 8, 4, 1)] == [0, 1, 2, 3, 5]
+    assert stride2_steps(4, 12) == 2
     for wrong in ((8, 4), (0, 4)):
         with pytest.raises(CorsdError, match=f"reduction {wrong[0]}.*4"):
-            halvings(*wrong)
+            stride2_steps(*wrong)

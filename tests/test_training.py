@@ -1235,7 +1235,7 @@ def test_a_state_that_is_not_finite_is_never_recorded(tiny: Tiny, monkeypatch: p
 
     def spoiled(self: Trainer, batch: Any) -> Any:
         out = step(self, batch)
-        if self._done() == 5:
+        if self._steps_done() == 5:
             next(self.network.parameters()).data[0] = torch.nan
         return out
 
@@ -1254,7 +1254,7 @@ def test_a_training_that_memory_does_not_hold_is_one_error_and_keeps_its_checkpo
     passes = Trainer._forward_backward
 
     def larger(self: Trainer, batch: Any) -> Any:
-        return passes(self, batch) if self._done() < 4 else torch.empty(2**60, dtype=torch.uint8)
+        return passes(self, batch) if self._steps_done() < 4 else torch.empty(2**60, dtype=torch.uint8)
 
     with monkeypatch.context() as patched, pytest.raises(CorsdError, match=r"memory than is available.*; a smaller batch_size"):
         patched.setattr(Trainer, "_forward_backward", larger)
@@ -1505,14 +1505,17 @@ def test_processes_agree_that_the_run_directory_is_gone(tmp_path: Path, monkeypa
 
 def test_processes_agree_that_a_run_is_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first process finds it under the lock; all end, with one error each."""
-    hold, words = launch._locked, ["train", *WORDS, *SHARED, "--out", str(tmp_path / "run"), "--quiet", "--method", "baseline"]
+    hold, words = (
+        launch._lock_directory,
+        ["train", *WORDS, *SHARED, "--out", str(tmp_path / "run"), "--quiet", "--method", "baseline"],
+    )
 
     def late(folder: Path) -> Any:
         folder.mkdir()
         (folder / "weights.safetensors").touch()
         return hold(folder)
 
-    monkeypatch.setattr(launch, "_locked", late)
+    monkeypatch.setattr(launch, "_lock_directory", late)
     for status, output in _together(tmp_path, lambda rank: cli.main(words)):
         assert status == 2 and "run holds a weights.safetensors but no config.json: choose another out" in output
 

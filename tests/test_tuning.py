@@ -482,7 +482,7 @@ def test_trials_are_started_where_there_is_no_fork_server(make: Make, monkeypatc
 def test_two_processes_do_not_work_on_one_journal(make: Make) -> None:
     study = make()
     with (
-        tuner._locked_journal(Search.of(study, "byot").journal),
+        tuner._lock_journal(Search.of(study, "byot").journal),
         pytest.raises(CorsdError, match=r"another process runs the search of results/tiny/tuning/byot\.journal: wait for it"),
     ):
         tune(study, "byot")

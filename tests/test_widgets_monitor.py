@@ -232,7 +232,7 @@ def hold_at_step(monkeypatch: pytest.MonkeyPatch, step: int) -> tuple[threading.
     plain = Trainer._step
 
     def held(self: Trainer, batch: Any) -> Any:
-        if self._done() + 1 == step:
+        if self._steps_done() + 1 == step:
             begun.set()
             assert go.wait(300)
         return plain(self, batch)

@@ -1,13 +1,13 @@
 """Analysis of runs: numbers from arrays, without plots.
 
 relations.py     scores of pairs, class-level relations, orders of classes, quality and agreement
-relation_use.py  calibration of scores as P(same class), and class prototypes at inference
+relation_use.py  relation scores as the probability of "same class", and class prototypes at inference
 structure.py     inter- and intra-class structure, similarity of exits and of runs
 embedding.py     projections of the probe images to two dimensions, and their quality
 exits.py         accuracy, agreement, calibration, early exit
 gradients.py     gradients of each term of the loss, by part of the network
-retrieval.py     retrieval and few-shot figures of embeddings and of scores of pairs
-unseen.py        these figures for classes that were held out of the training
+retrieval.py     retrieval and few-shot metrics of embeddings and of scores of pairs
+unseen.py        these metrics for classes that were held out of the training
 images.py        images of a run
 """
 

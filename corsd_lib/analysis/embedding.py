@@ -1,4 +1,4 @@
-"""A joint projection of the embeddings of all exits to two dimensions, and measures of its quality.
+"""Joint projection of the embeddings of all exits to two dimensions, and measures of its quality.
 
 N probe images, E epochs, K exits (shallow -> deep), D embedding dimensions.
 """
@@ -41,12 +41,15 @@ __all__ = [
 ]
 
 PROJECTIONS = ("umap", "pca")
-NEIGHBOURS = 10  # default of the measures of quality
+NEIGHBOURS = 10  # default number for the measures of quality
 
 
 @dataclass(frozen=True)
 class UmapOptions:
-    """Options of UMAP, see `joint_projection`. Raises `CorsdError` for values out of range."""
+    """Options of UMAP: `seed`, the number of `neighbours` (2 or more) and `min_dist` in [0, 1], see `joint_projection`.
+
+    Raises `CorsdError` if `neighbours` or `min_dist` is out of range.
+    """
 
     seed: int = 0
     neighbours: int = 15
@@ -64,13 +67,14 @@ DEFAULT_UMAP = UmapOptions()
 
 @dataclass(frozen=True, eq=False)
 class StageEmbedding:
-    """The probe images in two dimensions, for each epoch and exit, and the quality of these projections.
+    """Coordinates of the probe images in two dimensions for each epoch and exit, with measures of the quality of the
+    projection.
 
     `coordinates` (E, K, N, 2) float32, all from one joint fit: those of image i are coordinates[:, :, i]; axes have no unit.
-    `labels`, `index` (N,): class of the images and their index in the split. `epochs` (E), `exits` (K, from 1). For every epoch
-    and exit, (E, K) in [0, 1], 1 is best: `trustworthiness`; `knn_purity` in two dimensions; and `embedding_purity`, the same
-    in D dimensions. No purity can be above `purity_limit`. A projection that is purer than its embedding shows classes more
-    separated than they are: in a joint fit deep exits influence the positions of shallow ones.
+    `labels`, `index` (N,): class of the images and their index in the split. `epochs` (E,), `exits` (K,), from 1. For every
+    epoch and exit there are three measures (E, K) in [0, 1], 1 is best: `trustworthiness`; `knn_purity` in two dimensions; and
+    `embedding_purity`, the purity in D dimensions. No purity can exceed `purity_limit`. A projection that is purer than its
+    embedding shows classes more separated than they are: in a joint fit deep exits influence the positions of shallow ones.
     """
 
     coordinates: Tensor
@@ -85,7 +89,7 @@ class StageEmbedding:
     purity_limit: float
 
     def table(self) -> pd.DataFrame:
-        """A row for each epoch and exit: epoch, exit, trustworthiness, knn_purity, embedding_purity."""
+        """One row for each epoch and exit; columns epoch, exit, trustworthiness, knn_purity, embedding_purity."""
         import pandas as pd
 
         names = ("trustworthiness", "knn_purity", "embedding_purity")
@@ -104,21 +108,21 @@ def stage_embedding(
     min_dist: float = 0.1,
     refresh: bool = False,
 ) -> StageEmbedding:
-    """The probe images of a run in two dimensions, for `epochs` (default: the last) and `exits` (default: all, from 1).
+    """Project the probe images of a run to two dimensions, for `epochs` (default: the last) and `exits` (default: all, from 1).
 
     The embeddings of each exit are centred and scaled (`scaled_embedding`) and rotated to those of the deepest exit at the last
     epoch (`aligned_embedding`). Then all are projected together (see `joint_projection` for the other parameters), so that an
-    image can be followed. The result is stored in the run as embeddings/<method>-<key>.safetensors, with a key of all
-    parameters that affect it, and read from there by later calls unless `refresh`; if the run is not writable it is computed
-    each time. Epochs and exits of the result are in ascending order. Raises `CorsdError` for an epoch without a snapshot, an
-    unknown exit, and embeddings that are not finite.
+    image can be followed through epochs and exits. The result is stored in the run as embeddings/<method>-<key>.safetensors,
+    where the key is a hash of all parameters that affect it. Later calls read it from there, unless `refresh` is True. If the
+    run is not writable, it is computed each time. Epochs and exits of the result are in ascending order. Raises `CorsdError`
+    for an epoch without a snapshot, an unknown exit, and embeddings that are not finite.
     """
     settings = _settings(run, epochs, exits, method, UmapOptions(seed, neighbours, min_dist))
     path = _file(run, settings)
     tensors = None if refresh else _cached(path, run, settings)
     if tensors is None:
         tensors = _embedded(run, settings)
-        with suppress(CorsdError):  # a run that is not writable, or a full disk
+        with suppress(CorsdError):  # the run is not writable, or the disk is full
             write_tensors(path, tensors, {"settings": json.dumps(settings)}, within=run.path)
     limit = purity_limit(tensors["labels"])
     epochs_of, exits_of = tuple(settings["epochs"]), tuple(settings["exits"])
@@ -137,7 +141,7 @@ def is_kept(
     return _cached(_file(run, settings), run, settings) is not None
 
 
-def _chosen(what: str, asked: Sequence[int] | None, allowed: list[int], default: list[int]) -> list[int]:
+def _check_selection(what: str, asked: Sequence[int] | None, allowed: list[int], default: list[int]) -> list[int]:
     values = default if asked is None else [int(v) for v in asked]
     if not values or not set(values) <= set(allowed) or len(set(values)) < len(values):
         listed = ", ".join(map(str, allowed)) or "none, the run has no probe snapshot yet"
@@ -153,9 +157,9 @@ def _settings(
     Raises `CorsdError` for an unknown method, epoch or exit.
     """
     check_choice("method of an embedding", method, PROJECTIONS)
-    chosen = _chosen("epochs", epochs, list(run.probes), default=list(run.probes)[-1:])
+    chosen = _check_selection("epochs", epochs, list(run.probes), default=list(run.probes)[-1:])
     there = list(range(1, len(run.probes[chosen[0]].embeddings) + 1))
-    chosen_exits = _chosen("exits", exits, there, default=there)
+    chosen_exits = _check_selection("exits", exits, there, default=there)
     of_umap = {"seed": int(umap.seed), "neighbours": int(umap.neighbours), "min_dist": float(umap.min_dist)}
     return {"epochs": chosen, "exits": chosen_exits, "method": method, **(of_umap if method == "umap" else {})}
 
@@ -166,7 +170,7 @@ def _file(run: Run, settings: dict[str, Any]) -> Path:
 
 
 def _cached(path: Path, run: Run, settings: dict[str, Any]) -> dict[str, Tensor] | None:
-    """The stored tensors; None if there are none, they are damaged, or the run has other probe images."""
+    """The tensors stored in `path`. None if the file is missing or damaged, or if it has other probe images than the run."""
     try:
         tensors = read_embedding(path, len(settings["epochs"]), len(settings["exits"]), len(run.probes.labels))
     except CorsdError:
@@ -177,10 +181,10 @@ def _cached(path: Path, run: Run, settings: dict[str, Any]) -> dict[str, Tensor]
 
 def _embedded(run: Run, settings: dict[str, Any]) -> dict[str, Tensor]:
     probes, epochs, exits = run.probes, settings["epochs"], settings["exits"]
-    snapshots = (probes[epoch].embeddings for epoch in epochs)  # one in memory at a time
+    snapshots = (probes[epoch].embeddings for epoch in epochs)  # only one is in memory at a time
     embeddings = torch.stack([torch.stack([scaled_embedding(found[k - 1]) for k in exits]) for found in snapshots])
     reference = embeddings[-1, -1].clone()  # (N, D)
-    for e in embeddings.flatten(0, 1)[:-1]:  # of (E, K, N, D); the last one is the reference
+    for e in embeddings.flatten(0, 1)[:-1]:  # each (N, D); the last one is the reference
         e.copy_(aligned_embedding(e, reference))
     options = {name: value for name, value in settings.items() if name not in ("epochs", "exits")}
     coordinates = joint_projection(embeddings, **options)
@@ -202,8 +206,8 @@ def scaled_embedding(embedding: Tensor) -> Tensor:
     """Embeddings (N, D) of one exit after one epoch, centred and scaled to a mean norm of 1; float32.
 
     y_i = (x_i - mean x) / mean_j ‖x_j - mean x‖. Offsets and scales differ between exits and grow with the epochs; without this
-    step a joint fit would show these differences and not those of the images. Neighbours within an exit do not change. Equal
-    embeddings become zeros. Raises `CorsdError` for embeddings that are not finite.
+    step a joint fit would show these differences instead of those between images. Neighbours within an exit do not change.
+    Equal embeddings become zeros. Raises `CorsdError` for embeddings that are not finite.
     """
     if embedding.ndim != 2 or not bool(embedding.isfinite().all()):
         raise CorsdError(f"embeddings of shape {tuple(embedding.shape)}; allowed: (N, D), all of them finite")
@@ -214,13 +218,14 @@ def scaled_embedding(embedding: Tensor) -> Tensor:
 
 
 def aligned_embedding(embedding: Tensor, reference: Tensor) -> Tensor:
-    """Scaled embeddings (N, D), rotated (and mirrored) to be as close as possible to `reference` (N, D); float32.
+    """Rotate (and mirror) scaled embeddings (N, D) to be as close as possible to `reference` (N, D); float32.
 
-    X R with R = argmin ‖X R - Y‖ over orthogonal (D, D) = U Vᵀ of the singular value decomposition U S Vᵀ of Xᵀ Y. The
-    dimensions of two exits are unrelated: without this step every exit would be a separate cluster of a joint fit, and
+    Returns X R, where the orthogonal R (D, D) minimises ‖X R - Y‖: R = U Vᵀ, with the singular value decomposition Xᵀ Y = U S
+    Vᵀ. The dimensions of two exits are unrelated: without this step every exit would be a separate cluster of a joint fit, and
     positions in two exits could not be compared. Distances within an exit do not change. The rotation itself brings images
-    closer to their reference, the more the fewer images there are for each dimension: for 500 images in two unrelated sets to
-    0.9, 0.75 and 0.5 of the mean distance at D = 32, 128 and 512. Source: Schönemann 1966, orthogonal Procrustes problem.
+    closer to their reference, and more so with fewer images for each dimension: for 500 images in two unrelated sets the mean
+    distance falls to 0.9, 0.75 and 0.5 of its value at D = 32, 128 and 512. Source: Schönemann 1966, orthogonal Procrustes
+    problem.
     """
     u, _, v = torch.linalg.svd(embedding.float().T @ reference.float())
     return embedding.float() @ (u @ v)
@@ -234,8 +239,8 @@ def joint_projection(
     "pca": the two directions of largest variance, the same on all machines up to rounding; the largest loading of each
     direction is positive. "umap" (McInnes et al. 2018, arXiv 1802.03426) preserves neighbourhoods of `neighbours` images (2 or
     more), at a distance of at least `min_dist` in [0, 1]; the result is reproducible for a `seed` on one machine only.
-    Distances between groups that are far apart are not meaningful. Raises `CorsdError` for other settings, for UMAP of fewer
-    than 5 points and if it is not installed.
+    Distances between groups that are far apart are not meaningful. Raises `CorsdError` for invalid settings, for UMAP with
+    fewer than 5 points, and if UMAP is not installed.
     """
     check_choice("method of an embedding", method, PROJECTIONS)
     umap = UmapOptions(seed, neighbours, min_dist)
@@ -247,14 +252,14 @@ def joint_projection(
 def _pca(points: Tensor) -> Tensor:
     points = points.double()
     points = points - points.mean(0)
-    _, directions = torch.linalg.eigh(points.T @ points)  # of the (D, D) scatter, columns in ascending order
+    _, directions = torch.linalg.eigh(points.T @ points)  # of the scatter matrix (D, D), in ascending order of variance
     directions = directions[:, -2:].flip(1).T
     largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
     return (points @ (directions * largest.sign()).T).float()
 
 
 def _umap(points: Tensor, options: UmapOptions) -> Tensor:
-    if len(points) < 5:  # UMAP starts from eigenvectors of the graph, of which there must be enough
+    if len(points) < 5:  # UMAP starts from eigenvectors of the graph and needs enough of them
         raise CorsdError(f"{len(points)} points for method 'umap'; allowed: 5 or more, or method 'pca'")
     require("method 'umap', unlike 'pca',", "umap")
     from umap import UMAP
@@ -270,10 +275,10 @@ def _umap(points: Tensor, options: UmapOptions) -> Tensor:
 def trustworthiness(embedding: Tensor, coordinates: Tensor, neighbours: int = NEIGHBOURS) -> float:
     """Trustworthiness of a projection (N, 2) of an embedding (N, D): 1 is best, about 0.5 for random positions.
 
-    A neighbour in the projection that is none in the embedding lowers it the more, the farther away it is in the embedding.
-    1 - 2 / (N k (2N - 3k - 1)) · sum of max(0, r(i, j) - k) over images i and their k nearest j in the projection, where j
-    is the r-th nearest to i in the embedding. k is `neighbours`, or less: below N / 2; NaN for fewer than 3 images.
-    Source: Venna and Kaski 2001, as in scikit-learn.
+    Images that are neighbours in the projection but not in the embedding lower it; the farther apart they are in the embedding,
+    the more. 1 - 2 / (N k (2N - 3k - 1)) · sum of max(0, r(i, j) - k) over images i and their k nearest j in the projection,
+    where j is the r-th nearest to i in the embedding. k is `neighbours`, reduced to stay below N / 2. NaN for fewer than 3
+    images. Source: Venna and Kaski 2001, as in scikit-learn.
     """
     from sklearn import manifold
 
@@ -284,10 +289,9 @@ def trustworthiness(embedding: Tensor, coordinates: Tensor, neighbours: int = NE
 
 
 def nearest_images(points: Tensor, neighbours: int = NEIGHBOURS, of: Sequence[int] | None = None) -> Tensor:
-    """Indices (n, k) of the `neighbours` nearest other points of each of `points` (N, any), nearest first; all if there are
-    fewer.
+    """Indices (n, k) of the other points nearest to each of `points` (N, any), nearest first.
 
-    `of`: indices of n points, by default of all N.
+    k is `neighbours`, or N - 1 if that is less. `of`: indices of the n points to look at, by default all N.
     """
     indices = torch.arange(len(points)) if of is None else torch.as_tensor(of)
     distances = torch.cdist(points[indices].double(), points.double())
@@ -296,21 +300,22 @@ def nearest_images(points: Tensor, neighbours: int = NEIGHBOURS, of: Sequence[in
 
 
 def own_share(points: Tensor, labels: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:
-    """For each image the share (N,) of its `nearest_images` that are of its class, double in [0, 1]; NaN for one image.
-    Ours."""
+    """Share (N,) of the `nearest_images` of each image that have its class, double in [0, 1]; NaN for a single image. Ours."""
     return (labels[nearest_images(points, neighbours)] == labels[:, None]).double().mean(1)
 
 
 def knn_purity(points: Tensor, labels: Tensor, neighbours: int = NEIGHBOURS) -> float:
     """Mean of `own_share`: the share of an image's nearest `neighbours` in `points` (N, any) that are of its class.
 
-    In [0, 1]; for random points about the share of the class, at most `purity_limit`. NaN for one image. Source: ours.
+    In [0, 1]; about the share of the class for random points, and at most `purity_limit`. NaN for a single image. Source: ours.
     """
     return own_share(points, labels, neighbours).mean().item()
 
 
 def purity_limit(labels: Tensor, neighbours: int = NEIGHBOURS) -> float:
-    """The largest possible `knn_purity`: below 1 if a class has fewer than `neighbours` + 1 images."""
+    """Largest possible `knn_purity` for `labels` (N,): below 1 if a class has fewer than `neighbours` + 1 images, NaN for one
+    image.
+    """
     k = min(neighbours, len(labels) - 1)
     if k < 1:
         return float("nan")

@@ -1,4 +1,4 @@
-"""Figures of the exits of a network: accuracy, agreement, overthinking, calibration, and early exit.
+"""Measures of the exits of a network: accuracy, agreement, overthinking, calibration, and early exit.
 
 N images, K exits (shallow -> deep), C classes. Logits are a list of K tensors (N, C), labels are (N,).
 """
@@ -46,7 +46,7 @@ _SIGN = {"confidence": 1.0, "entropy": -1.0, "patience": 1.0}  # sign of the sco
 
 
 def exit_accuracy(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """Top-1 accuracy (K,) of every exit, %, double. Raises `CorsdError` for logits and labels that do not fit."""
+    """Top-1 accuracy (K,) of every exit, %, double. Raises `CorsdError` if logits and labels do not match."""
     _check(logits, labels)
     return torch.tensor([top_k_accuracy(z, labels) for z in logits], dtype=torch.double)
 
@@ -54,8 +54,8 @@ def exit_accuracy(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
 def exit_agreement(logits: Sequence[Tensor]) -> Tensor:
     """Share (K, K) of images for which two exits predict the same class, correct or not; in [0, 1], double.
 
-    a[k, l] = mean_i [argmax z_k(i) = argmax z_l(i)]: symmetric, ones on the diagonal. Raises `CorsdError` for logits of several
-    shapes or that are not finite. Source: ours.
+    a[k, l] = mean_i [argmax z_k(i) = argmax z_l(i)]: symmetric, ones on the diagonal. Raises `CorsdError` if shapes of the
+    logits differ or values are not finite. Source: ours.
     """
     _check(logits)
     predictions = _predictions(logits)
@@ -63,9 +63,10 @@ def exit_agreement(logits: Sequence[Tensor]) -> Tensor:
 
 
 def first_correct(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """Number (N,) of the first exit with a correct prediction for an image, 1 (shallowest) to K; 0 if there is none.
+    """Number (N,) of the first exit with a correct prediction for each image, from 1 (shallowest) to K; 0 if no exit is
+    correct.
 
-    Deeper exits may be wrong about it again, see `overthinking`. Raises `CorsdError` for logits and labels that do not fit.
+    Deeper exits may be wrong about the same image, see `overthinking`. Raises `CorsdError` if logits and labels do not match.
     Source: ours.
     """
     correct = _correct(logits, labels)
@@ -74,22 +75,22 @@ def first_correct(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
 
 
 def overthinking(logits: Sequence[Tensor], labels: Tensor) -> float:
-    """Share of images for which a shallow exit is correct and the deepest is not; in [0, 1], 0 is best, 0 for one exit.
+    """Share of images for which a shallow exit is correct and the deepest is not; in [0, 1], 0 is best. A single exit has 0.
 
-    Kaya, Hong and Dumitras 2019, arXiv 1810.07052: destructive overthinking. Raises `CorsdError` for logits and labels that do
-    not fit.
+    Kaya, Hong and Dumitras 2019, arXiv 1810.07052: destructive overthinking. Raises `CorsdError` if logits and labels do not
+    match.
     """
     correct = _correct(logits, labels)
     return (correct[:-1].any(0) & ~correct[-1]).double().mean().item()
 
 
 def calibration_bins(logits: Tensor, labels: Tensor, bins: int = 15) -> pd.DataFrame:
-    """Reliability diagram of the logits (N, C) of an exit: a row for each of `bins` equal bins (low, high] of confidence.
+    """Reliability diagram of the logits (N, C) of an exit: one row for each of `bins` equal bins (low, high] of confidence.
 
-    Columns low, high (edges, %), images, confidence (mean of the largest probability, %), accuracy (%); the last two are NaN in
-    a bin without images. The mean of |accuracy - confidence| weighted by images is `corsd_lib.evaluation.calibration_error`.
-    Raises `CorsdError` for logits and labels that do not fit and for fewer than one bin. Source: Guo et al. 2017, arXiv
-    1706.04599, section 2.
+    Columns: low and high (edges, %); images; confidence (mean of the largest probability, %); accuracy (%). The last two are
+    NaN in a bin without images. The mean of |accuracy - confidence| weighted by images is
+    `corsd_lib.evaluation.calibration_error`. Raises `CorsdError` if logits and labels do not match and if `bins` is below 1.
+    Source: Guo et al. 2017, arXiv 1706.04599, section 2.
     """
     import pandas as pd
 
@@ -99,7 +100,7 @@ def calibration_bins(logits: Tensor, labels: Tensor, bins: int = 15) -> pd.DataF
     bin_of, confidence, correct = confidence_bins(logits, labels, bins)
     images = torch.bincount(bin_of, minlength=bins)
     sums = torch.zeros(2, bins, dtype=torch.double).index_add_(1, bin_of, torch.stack([confidence, correct]))
-    means = 100.0 * sums / images  # 0 / 0 = NaN: a bin without images has neither
+    means = 100.0 * sums / images  # 0 / 0 = NaN in a bin without images
     edges = 100.0 * torch.arange(bins + 1, dtype=torch.double) / bins
     columns = {"low": edges[:-1], "high": edges[1:], "images": images, "confidence": means[0], "accuracy": means[1]}
     return pd.DataFrame({name: column.numpy() for name, column in columns.items()})
@@ -120,14 +121,15 @@ def early_exit_curve(
     The rules, with p the softmax of an exit:
         confidence  max p >= threshold; Kaya et al. 2019, arXiv 1810.07052
         entropy     -sum p log p / log C <= threshold; BranchyNet, arXiv 1709.01686, without the division by log C
-        patience    the same prediction at `threshold` exits in a row, this one included; PABEE, arXiv 2006.04152, whose
+        patience    the same prediction at `threshold` exits in a row, including this one; PABEE, arXiv 2006.04152, whose
                     patience is smaller by 1, because it counts repetitions
 
-    `macs` (K): the cost of an image that leaves at exit k, see `cumulative_macs`. A row for each threshold, in the given order;
-    by default thresholds at which equal shares of images leave, from all at exit 1 to all at the deepest exit (a threshold
-    above 1 for confidence, and below 0 for entropy). Columns: threshold, accuracy (%), loss (points of accuracy below the
-    deepest exit; negative if leaving early is more accurate), macs (mean over images), share.exit<k> in [0, 1]. Raises
-    `CorsdError` for an unknown rule and for logits, labels, macs or thresholds that do not fit.
+    `macs` (K,): the cost of an image that leaves at exit k, see `cumulative_macs`. Returns one row for each threshold, in the
+    given order. Default thresholds are spaced so that about equal shares of images leave earlier from one to the next: with
+    the one extreme all images leave at exit 1, with the other all at the deepest exit (a threshold above 1 for confidence, and
+    below 0 for entropy). Columns: threshold; accuracy (%); loss (points of accuracy below the deepest exit, negative if leaving
+    early is more accurate); macs (mean over images); share.exit<k> (share of the images that leave there, in [0, 1]). Raises
+    `CorsdError` for an unknown rule, and if logits, labels, macs and thresholds do not match.
     """
     import pandas as pd
 
@@ -135,13 +137,13 @@ def early_exit_curve(
     correct = _correct(logits, labels)  # (K, N)
     if len(macs) != len(correct):
         raise CorsdError(f"macs of {len(macs)} exits for logits of {len(correct)}; allowed: one for each exit")
-    readiness, sign = _readiness(logits, rule), _SIGN[rule]
-    bars = _default_bars(readiness, rule) if thresholds is None else sign * _as_thresholds(thresholds)
-    left_at = _exit_index(readiness, bars)  # (T, N)
+    scores, sign = _exit_scores(logits, rule), _SIGN[rule]
+    signed = _default_thresholds(scores, rule) if thresholds is None else sign * _as_thresholds(thresholds)
+    left_at = _exit_index(scores, signed)  # (T, N)
     hits = correct.gather(0, left_at).sum(1).double()  # (T,) numbers of images
     shares = torch.stack([(left_at == k).double().mean(1) for k in range(len(correct))], dim=1)  # (T, K)
     columns = {
-        "threshold": sign * bars + 0.0,  # + 0.0 removes the sign of -0.0
+        "threshold": sign * signed + 0.0,  # + 0.0 removes the sign of -0.0
         "accuracy": 100.0 * hits / correct.shape[1],
         "loss": 100.0 * (correct[-1].sum() - hits) / correct.shape[1],  # from counts, so that one point is exactly 1
         "macs": shares @ torch.as_tensor(macs, dtype=torch.double),
@@ -151,21 +153,23 @@ def early_exit_curve(
 
 
 def exits_left(logits: Sequence[Tensor], rule: str, threshold: float) -> Tensor:
-    """The exit (N,) int64 at which each image leaves, 1 = shallowest, by a `rule` and threshold of `early_exit_curve`.
+    """Number (N,) int64 of the exit at which each image leaves, from 1 (shallowest); see `early_exit_curve` for `rule` and
+    `threshold`.
 
-    Raises `CorsdError` as that does. Source: ours.
+    Raises the same errors. Source: ours.
     """
     check_choice("rule", rule, RULES)
     _check(logits)
-    bar = _SIGN[rule] * _as_thresholds([threshold])
-    return 1 + _exit_index(_readiness(logits, rule), bar)[0]
+    signed = _SIGN[rule] * _as_thresholds([threshold])
+    return 1 + _exit_index(_exit_scores(logits, rule), signed)[0]
 
 
 def choose_threshold(curve: pd.DataFrame, loss: float = 1.0) -> float:
     """The threshold of an `early_exit_curve` with the lowest cost that loses at most `loss` points to the deepest exit.
 
-    Of equal costs the most accurate. Choose it on validation and report test figures: on the images that it was chosen on, the
-    best of many thresholds looks better than it is. Raises `CorsdError` if no threshold qualifies. Source: ours.
+    At equal cost the most accurate threshold is chosen. Choose it on validation and report test figures: on the images that it
+    was chosen on, the best of many thresholds looks better than it is. Raises `CorsdError` if no threshold qualifies. Source:
+    ours.
     """
     allowed = curve[curve["loss"] <= loss]
     if allowed.empty:
@@ -178,10 +182,10 @@ def choose_threshold(curve: pd.DataFrame, loss: float = 1.0) -> float:
 
 @dataclass(frozen=True, eq=False)
 class EarlyExit:
-    """A threshold chosen on validation, and its figures on test.
+    """An early-exit threshold that was chosen on validation images, and its results on test.
 
     `validation`, `test`: the row of the curve for this threshold on these splits; keys as the columns of `early_exit_curve`.
-    `macs` (K): MACs of an image that leaves at exit k; `deepest_macs`: MACs of the plain network, without shallow exits.
+    `macs` (K,): MACs of an image that leaves at exit k; `deepest_macs`: MACs of the plain network, without shallow exits.
     `curve`: the whole curve on validation.
     """
 
@@ -195,7 +199,7 @@ class EarlyExit:
 
     @property
     def saved(self) -> float:
-        """Saved share of the cost of the plain network on test, %; negative if the exits cost more than they save."""
+        """Saved cost on test, in % of the cost of the plain network; negative if the exits cost more than they save."""
         return 100.0 * (1.0 - self.test["macs"] / self.deepest_macs)
 
 
@@ -244,8 +248,10 @@ def _row(table: pd.DataFrame) -> dict[str, float]:
     return {str(name): float(value) for name, value in table.iloc[0].items()}
 
 
-def _readiness(logits: Sequence[Tensor], rule: str) -> Tensor:
-    """How ready an image is to leave at each exit, (K, N) double: it leaves where this is at least a bar."""
+def _exit_scores(logits: Sequence[Tensor], rule: str) -> Tensor:
+    """Score (K, N) double of each image at each exit; an image leaves if it is at least the threshold. Both are negated for
+    "entropy".
+    """
     if rule == "patience":
         return _run_lengths(_predictions(logits)).double()
     p = F.softmax(torch.stack(list(logits)).double(), dim=2)  # (K, N, C)
@@ -255,35 +261,32 @@ def _readiness(logits: Sequence[Tensor], rule: str) -> Tensor:
 
 
 def _run_lengths(predictions: Tensor) -> Tensor:
-    """For each exit the number of consecutive exits up to it with the same prediction (K, N)."""
+    """Number (K, N) of consecutive exits, up to and including each exit, with the same prediction."""
     lengths = torch.ones_like(predictions)
     for k in range(1, len(predictions)):
         lengths[k] += torch.where(predictions[k] == predictions[k - 1], lengths[k - 1], 0)
     return lengths
 
 
-def _exit_index(readiness: Tensor, bars: Tensor) -> Tensor:
-    """Index (T, N) of the exit, from 0, at which each image leaves for each of `bars` (T,); `readiness` (K, N)."""
-    so_far = readiness.cummax(
-        0
-    ).values  # the maximum up to each exit: an image has left at exit k or before if so_far[k] >= bar
-    left_at = torch.zeros(len(bars), readiness.shape[1], dtype=torch.long)
-    for ready in so_far[:-1]:  # all others leave at the deepest exit
-        left_at += ready < bars[:, None]
+def _exit_index(scores: Tensor, thresholds: Tensor) -> Tensor:
+    """Index (T, N), from 0, of the exit at which each image leaves for each of `thresholds` (T,), from `scores` (K, N)."""
+    so_far = scores.cummax(0).values  # an image has left at exit k or before if so_far[k] >= threshold
+    left_at = torch.zeros(len(thresholds), scores.shape[1], dtype=torch.long)
+    for highest in so_far[:-1]:  # all others leave at the deepest exit
+        left_at += highest < thresholds[:, None]
     return left_at
 
 
-def _default_bars(readiness: Tensor, rule: str) -> Tensor:
+def _default_thresholds(scores: Tensor, rule: str) -> Tensor:
     """Default thresholds (T,), ascending: the first lets every image leave at exit 1, the last lets no image leave early.
 
     For "patience" 1 to K, else about every percentile of the scores of the shallow exits and a value that no image reaches.
     """
     if rule == "patience":
-        return torch.arange(1, len(readiness) + 1, dtype=torch.double)
-    none_leaves = torch.tensor(
-        [1.01 if rule == "confidence" else 0.01], dtype=torch.double
-    )  # cannot be reached, also with rounding
-    seen = readiness[:-1].flatten().sort().values
+        return torch.arange(1, len(scores) + 1, dtype=torch.double)
+    # No score reaches this value, even with rounding errors
+    none_leaves = torch.tensor([1.01 if rule == "confidence" else 0.01], dtype=torch.double)
+    seen = scores[:-1].flatten().sort().values
     steps = torch.linspace(0, len(seen) - 1, 101, dtype=torch.double).round().long() if len(seen) else torch.arange(0)
     return torch.cat([seen[steps].unique(), none_leaves])
 
@@ -296,12 +299,12 @@ def _as_thresholds(thresholds: Sequence[float]) -> Tensor:
 
 
 def _predictions(logits: Sequence[Tensor]) -> Tensor:
-    """The predicted class (K, N)."""
+    """Predicted class (K, N) at each exit."""
     return torch.stack([z.argmax(1) for z in logits])
 
 
 def _correct(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """Whether the prediction of each exit for each image is correct, (K, N)."""
+    """Whether the prediction of each exit for each image is correct: bool (K, N)."""
     _check(logits, labels)
     return _predictions(logits) == labels
 

@@ -23,20 +23,20 @@ LABELS = ("task", "exit_ce")  # cross-entropy with the labels: the reference of 
 
 
 def term_gradients(run: Run, data: ImageData | None = None, batches: int = 2) -> pd.DataFrame:
-    """Gradients of the weighted terms of the loss of a run at its newest weights, on training batches of a further epoch.
+    """Gradients of each weighted loss term of a run with respect to its newest weights, on training batches of the next epoch.
 
-    A row for each term of non-zero weight and each part of the network. Columns: `term`; `place`: "backbone", and of it "stem",
-    "stage 1" ..., "exit 1" ... and "relation 1" ..., shallow -> deep; `norm`, the L2 norm of weight · gradient over the
-    parameters of this part; `cosine` in [-1, 1] with the gradient of the weighted cross-entropy of all exits, NaN if one of
-    them is zero. Both are means over `batches`. In train mode, in float32, on the CPU; the run is not changed. Raises
-    `CorsdError` for fewer than one batch and where the data is not there. Ours.
+    One row for each term of non-zero weight and each part of the network. Columns: `term`; `place`, the part: "backbone", its
+    parts "stem" and "stage 1" ..., "exit 1" ... and "relation 1" ..., shallow -> deep; `norm`, the L2 norm of weight · gradient
+    over the parameters of this part; `cosine` in [-1, 1] with the gradient of the weighted cross-entropy of all exits, NaN if
+    one of the two is zero. Both are means over `batches`. Computed in train mode, in float32, on the CPU; the run is not
+    changed. Raises `CorsdError` if `batches` is below 1 and if the data is missing. Ours.
     """
     import pandas as pd
 
     if batches < 1:
         raise CorsdError(f"batches = {shortened(batches)} of term_gradients must be at least 1")
     network, method = run.network().train(), run.method().train()
-    places = _places(network, method)
+    places = _parameters_by_part(network, method)
     source = training_batches(run.config, run_data(run, data))
     rows = []
     for batch in islice(source(run.config.epochs), batches):
@@ -55,8 +55,8 @@ def term_gradients(run: Run, data: ImageData | None = None, batches: int = 2) ->
     return pd.DataFrame(rows).groupby(["term", "place"], sort=False, as_index=False).mean()
 
 
-def _places(network: MultiExitNetwork, method: Method) -> dict[str, list[nn.Parameter]]:
-    """Parameters by part of the network; those of the backbone that are in no stage are the stem, if stages are modules."""
+def _parameters_by_part(network: MultiExitNetwork, method: Method) -> dict[str, list[nn.Parameter]]:
+    """Parameters by name of the part. Backbone parameters that are in no stage are the "stem", if the stages are modules."""
     backbone = list(network.backbone.parameters())
     stages = [list(stage.parameters()) for stage in network.backbone.stages]
     inside = {id(p) for stage in stages for p in stage}
@@ -71,7 +71,7 @@ def _places(network: MultiExitNetwork, method: Method) -> dict[str, list[nn.Para
 
 
 def _gradient(loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
-    """The gradient as one vector, with zeros for parameters that the loss does not depend on."""
+    """Gradient of `loss` as one vector, with zeros for parameters that the loss does not depend on."""
     if not loss.requires_grad:
         return torch.cat([torch.zeros_like(p).flatten() for p in parameters])
     found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)

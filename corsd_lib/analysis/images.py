@@ -18,26 +18,26 @@ SPLITS = ("probe", "train", "validation", "test")
 
 
 def run_images(run: Run, positions: Sequence[int], data: ImageData | None = None, split: str = "probe") -> Tensor:
-    """Images as input of the network of a run, (N, C, H, W) float32: normalised and centre-cropped, not augmented.
+    """Images as inputs of the network of a run: (N, C, H, W) float32, normalised and centre-cropped, not augmented.
 
     `positions`: indices in `split`: "probe", the probe set of the run, or "train", "validation" or "test" of `data`, which is
     loaded if it is not given. Raises `CorsdError` for an unknown split or image.
     """
     check_choice("split", split, SPLITS)
     data = run_data(run, data)
-    chosen = _chosen(run, positions, data, split)
+    chosen = _select_images(run, positions, data, split)
     batches = evaluation_batches(data, chosen, workers=0)
     return torch.cat([images for images, _ in batches])
 
 
 def run_pixels(run: Run, positions: Sequence[int], data: ImageData | None = None, split: str = "probe") -> Tensor:
-    """The same images as pixels for display: uint8 (N, C, H, W), 0 to 255. Arguments and errors as in `run_images`."""
+    """Images as pixels for display: uint8 (N, C, H, W), 0 to 255. Arguments and errors as in `run_images`."""
     images = run_images(run, positions, data, split)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (run.data.mean, run.data.std))
     return ((images * std + mean) * 255).round().clamp(0, 255).byte()
 
 
-def _chosen(run: Run, positions: Sequence[int], data: ImageData, split: str) -> Split:
+def _select_images(run: Run, positions: Sequence[int], data: ImageData, split: str) -> Split:
     name = run.probes.split if split == "probe" else split
     images: Split | None = getattr(data, name)
     if images is None:

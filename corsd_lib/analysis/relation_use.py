@@ -31,12 +31,14 @@ WEIGHTS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)  # weights of the prototypes that
 
 
 def relation_calibration(scores: Tensor, labels: Tensor, bins: int = 10) -> pd.DataFrame:
-    """Reliability of r_ij as P(y_i = y_j): a row for each of `bins` equal bins [low, high) of the score, the last one closed.
+    """Reliability of r_ij as P(y_i = y_j): one row for each of `bins` equal bins [low, high) of the score; the last bin
+    includes 1.
 
-    `scores` (N, N) in [0, 1], `labels` (N,); over the ordered pairs i != j, with a weight of one half each for intra and inter
-    pairs, as in `losses.relation_cross_entropy`. Columns in %: low, high; `share` of the weight, `score` mean score and `same`
-    the share of intra pairs in the bin, NaN in an empty bin. Raises `CorsdError` for shapes that do not fit, fewer than one
-    bin, and if one of the two kinds of pairs is missing. Ours, after Guo et al. 2017, arXiv 1706.04599.
+    `scores` (N, N) in [0, 1], `labels` (N,). The ordered pairs i != j count, with a weight of one half each for all intra and
+    all inter pairs, as in `losses.relation_cross_entropy`. Columns, in %: `low` and `high`; `share`, the weight of the bin;
+    `score`, its mean score; `same`, its share of intra pairs. The last two are NaN in an empty bin. Raises `CorsdError` if
+    shapes do not match, if `bins` is below 1, and if there are no intra or no inter pairs. Ours, after Guo et al. 2017, arXiv
+    1706.04599.
     """
     import pandas as pd
 
@@ -47,19 +49,23 @@ def relation_calibration(scores: Tensor, labels: Tensor, bins: int = 10) -> pd.D
     sums = torch.zeros(3, bins, dtype=torch.double)
     sums.index_add_(1, bin_of, torch.stack([weight, weight * values, weight * same]))
     edges = 100.0 * torch.arange(bins + 1, dtype=torch.double) / bins
-    means = 100.0 * sums[1:] / sums[0]  # 0 / 0 = NaN: an empty bin has neither
+    means = 100.0 * sums[1:] / sums[0]  # 0 / 0 = NaN in an empty bin
     columns = {"low": edges[:-1], "high": edges[1:], "share": 100 * sums[0], "score": means[0], "same": means[1]}
     return pd.DataFrame({name: column.numpy() for name, column in columns.items()})
 
 
 def relation_calibration_error(scores: Tensor, labels: Tensor, bins: int = 10) -> float:
-    """Expected calibration error of r_ij as P(y_i = y_j), in points: mean of |score - same| of `relation_calibration`."""
+    """Expected calibration error of r_ij as P(y_i = y_j), in percentage points: the mean of |score - same| over the bins of
+    `relation_calibration`, weighted by share.
+    """
     table = relation_calibration(scores, labels, bins)
     return float(((table["score"] - table["same"]).abs() * table["share"] / 100).sum())
 
 
 def _weighted_pairs(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Score, "same class" and weight (P,) of the ordered pairs i != j, double; the weights of each kind sum to one half."""
+    """Score, "same class" (0 or 1) and weight of the P ordered pairs i != j, each (P,) double. The weights of intra pairs sum
+    to one half, and so do those of inter pairs. Raises `CorsdError` as `relation_calibration`.
+    """
     n = len(labels)
     if scores.shape != (n, n):
         raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {n} labels; allowed: (N, N)")
@@ -75,9 +81,8 @@ def _weighted_pairs(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 def class_prototypes(embeddings: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Mean embedding (C, D) of every class of embeddings (N, D), labels (N,).
-
-    Raises `CorsdError` for a class without images.
+    """Mean embedding (C, D) of every class, from embeddings (N, D) and labels (N,). Raises `CorsdError` for a class without
+    images.
     """
     counts = torch.bincount(labels, minlength=num_classes)
     if not counts.all():
@@ -87,13 +92,15 @@ def class_prototypes(embeddings: Tensor, labels: Tensor, num_classes: int) -> Te
 
 
 def prototype_accuracy(run: Run, data: ImageData | None = None, split: str = "test") -> pd.DataFrame:
-    """Top-1 (%) of exits, of relations to class prototypes, and of both together on `split`; a row for each exit.
+    """Top-1 accuracy (%) on `split` of each exit, of its relation to class prototypes, and of both together; one row for each
+    exit.
 
-    Columns: exit; `classifier`, the exit alone; `relation` and `cosine`, the class whose prototype (mean embedding of its
+    Columns: `exit`; `classifier`, the exit alone; `relation` and `cosine`, the class whose prototype (mean embedding of its
     training images, not augmented) is most related; `with_relation` and `with_cosine`, the class with the largest
-    log-probability of the exit + w · z, z the relation's log-odds or the cosine, standardised over the classes;
-    `weight_relation` and `weight_cosine`, the w best on validation images; `macs`, multiply-accumulates that the relation adds
-    for each image. Raises `CorsdError` for a run without trained relations of embeddings, or without validation images. Ours.
+    log-probability of the exit + w · z, where z is the log-odds of the relation or the cosine, standardised over the classes;
+    `weight_relation` and `weight_cosine`, the best w on validation images; `macs`, the multiply-accumulates that the relation
+    adds for each image. Raises `CorsdError` for a run without trained relations of embeddings, or without validation images.
+    Ours.
     """
     import pandas as pd
 
@@ -112,9 +119,9 @@ def prototype_accuracy(run: Run, data: ImageData | None = None, split: str = "te
         row: dict[str, float] = {"exit": k + 1, "classifier": top_k_accuracy(asked[1][k], asked[2])}
         for name in ("relation", "cosine"):
             on_chosen, on_asked = (_prototype_scores(name, relation, out[0][k], prototypes) for out in (chosen, asked))
-            weight = max(WEIGHTS, key=lambda w: top_k_accuracy(_combined(chosen[1][k], on_chosen, w), chosen[2]))
+            weight = max(WEIGHTS, key=lambda w: top_k_accuracy(_add_prototype_scores(chosen[1][k], on_chosen, w), chosen[2]))
             row[name] = top_k_accuracy(on_asked, asked[2])
-            row[f"with_{name}"] = top_k_accuracy(_combined(asked[1][k], on_asked, weight), asked[2])
+            row[f"with_{name}"] = top_k_accuracy(_add_prototype_scores(asked[1][k], on_asked, weight), asked[2])
             row[f"weight_{name}"] = weight
         width, hidden = prototypes.shape[1], relation.first.out_features
         rows.append({**row, "macs": width * hidden + len(prototypes) * hidden})
@@ -122,20 +129,22 @@ def prototype_accuracy(run: Run, data: ImageData | None = None, split: str = "te
 
 
 def _prototype_scores(name: str, relation: VectorRelation, embeddings: Tensor, prototypes: Tensor) -> Tensor:
-    """Log-odds of the relation, or cosines, of embeddings (N, D) and prototypes (C, D); (N, C)."""
+    """Scores (N, C) of embeddings (N, D) with prototypes (C, D): their cosines for the name "cosine", else the log-odds of
+    `relation`.
+    """
     if name == "cosine":
         return F.normalize(embeddings, dim=1) @ F.normalize(prototypes, dim=1).T
     with torch.no_grad():
         return torch.cat([relation.log_odds(block, prototypes) for block in embeddings.split(256)])
 
 
-def _combined(logits: Tensor, opinion: Tensor, weight: float) -> Tensor:
+def _add_prototype_scores(logits: Tensor, opinion: Tensor, weight: float) -> Tensor:
     spread = opinion.std(1, keepdim=True).clamp_min(1e-12)
     return logits.log_softmax(1) + weight * (opinion - opinion.mean(1, keepdim=True)) / spread
 
 
 def _outputs(network: MultiExitNetwork, data: ImageData, split: Split) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """Embeddings and logits of every exit, and labels, of the images of a split as they are, not augmented."""
+    """Embeddings (N, D) and logits (N, C) of every exit, and labels (N,), of the images of a split, not augmented."""
     with evaluating(network):
         outs = [(network(images), labels) for images, labels in evaluation_batches(data, split)]
     embeddings, logits = (

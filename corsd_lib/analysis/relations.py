@@ -63,19 +63,20 @@ def snapshot_scores(run: Run, epoch: int, exit: int, kind: str = "trained") -> T
 
     `kind` "trained": the relation networks after that epoch, or the cosine if the method has none, as in `Snapshot.relations`;
     "cosine" and "l2": `cosine_scores` and `distance_scores` of the embeddings. Embeddings and weights are float16. Raises
-    `CorsdError` for an unknown epoch, exit or kind, and for "trained" if the relation is one of feature maps or the snapshot
-    has no relation networks.
+    `CorsdError` for an unknown epoch, exit or kind, and for "trained" if the relation network compares feature maps or the
+    snapshot has no relation networks.
     """
     snapshot = snapshot_at(run, epoch)
     _check_exit(exit, len(snapshot.embeddings))
-    return _scored(_scorers(run, snapshot, kind)[exit - 1], snapshot.embeddings[exit - 1])
+    return _apply_scorer(_scorers(run, snapshot, kind)[exit - 1], snapshot.embeddings[exit - 1])
 
 
 def class_relations(run: Run, epoch: int, exit: int, kind: str = "trained") -> Tensor:
-    """Class-level relation (`relation_matrix`) after `epoch` at `exit`; (C, C) float32 in [0, 1], NaN without a pair.
+    """Class-level relation (`relation_matrix`) after `epoch` at `exit`; (C, C) float32 in [0, 1], NaN where a pair of classes
+    has no pair of images.
 
-    "trained" is the stored relation; for it `exit` is the number of a stage with a relation network, of which a method with a
-    single exit may have several. For "cosine" and "l2" see `snapshot_scores`, also for the errors.
+    "trained" is the stored relation; there `exit` counts the relation networks, of which a method with a single exit may have
+    several. For "cosine" and "l2", and for the errors, see `snapshot_scores`.
     """
     snapshot = snapshot_at(run, epoch)
     _check_exit(exit, _relation_count(snapshot, kind))
@@ -83,7 +84,7 @@ def class_relations(run: Run, epoch: int, exit: int, kind: str = "trained") -> T
 
 
 def snapshot_at(run: Run, epoch: int) -> Snapshot:
-    """The probe snapshot after `epoch`. Raises `CorsdError` that lists the existing ones."""
+    """The probe snapshot after `epoch`. If there is none, raises `CorsdError` with a list of the existing snapshots."""
     probes = run.probes
     check_choice(f"{run.path}: snapshot after epoch", epoch, probes)
     return probes[epoch]
@@ -99,8 +100,8 @@ def stored_kind(run: Run, snapshot: Snapshot) -> str:
 def relation_networks_at(run: Run, snapshot: Snapshot) -> nn.ModuleList:
     """The relation networks of a run at a snapshot, shallow -> deep, in eval mode; empty for a method without them.
 
-    No weights of the run are needed. Raises `CorsdError` if the snapshot has no relation networks, or those of another
-    architecture.
+    No weights of the run are needed. Raises `CorsdError` if the snapshot has no relation networks, or if their architecture is
+    a different one.
     """
     with torch.device("meta"):  # only the shapes are needed, and no random numbers
         network = new_network(replace(run.config, pretrained=False), run.data)
@@ -125,7 +126,7 @@ def _class_matrix(run: Run, snapshot: Snapshot, exit: int, kind: str) -> Tensor:
 
 
 def _scorers(run: Run, snapshot: Snapshot, kind: str) -> list[Callable[[Tensor], Tensor]]:
-    """For every exit a function from embeddings (N, D) to scores (N, N)."""
+    """One function for every exit, from embeddings (N, D) to scores (N, N). Raises `CorsdError` as `snapshot_scores`."""
     check_choice("relation kind", kind, RELATION_KINDS)
     if kind != "trained":
         return [HANDCRAFTED[kind]] * len(snapshot.embeddings)
@@ -140,7 +141,7 @@ def _scorers(run: Run, snapshot: Snapshot, kind: str) -> list[Callable[[Tensor],
     return [network.scores for network in networks if isinstance(network, VectorRelation | HandcraftedRelation)]
 
 
-def _scored(scorer: Callable[[Tensor], Tensor], embeddings: Tensor) -> Tensor:
+def _apply_scorer(scorer: Callable[[Tensor], Tensor], embeddings: Tensor) -> Tensor:
     with torch.no_grad():
         return scorer(embeddings.float())
 
@@ -155,10 +156,10 @@ def _check_exit(exit: int, count: int) -> None:
 def class_order(kind: str, matrix: Tensor | None = None, superclass_of_class: Tensor | None = None) -> Tensor:
     """An order of the classes for display: a permutation (C,) int64, for `matrix[order][:, order]`.
 
-    "label": 0..C-1; "superclass": superclasses in their order, labels within; "cluster": leaves of `linkage_of(matrix)`;
-    "superclass_cluster": superclasses in their order, leaves of their own clustering within. `matrix` (C, C) class-level
-    relation, for the clustered orders; `superclass_of_class` (C,) int64. Ours. Raises `CorsdError` if an argument that a
-    kind needs is missing or does not fit.
+    `kind`: "label", 0 to C - 1; "superclass", by superclass and then by label; "cluster", the leaves of `linkage_of(matrix)`;
+    "superclass_cluster", by superclass, and within each the leaves of its own clustering. `matrix` (C, C) class-level relation,
+    for the clustered orders; `superclass_of_class` (C,) int64. Ours. Raises `CorsdError` if an argument that `kind` needs is
+    missing or has a wrong shape.
     """
     check_choice("class order", kind, CLASS_ORDERS)
     classes = _class_count(matrix, superclass_of_class)
@@ -170,12 +171,16 @@ def class_order(kind: str, matrix: Tensor | None = None, superclass_of_class: Te
     block_of = superclass_of_class if "superclass" in kind and superclass_of_class is not None else whole
     members = [(block_of == block).nonzero().flatten() for block in block_of.unique()]
     if "cluster" in kind and matrix is not None:
-        members = [classes_in[_leaves(matrix[classes_in][:, classes_in])] for classes_in in members]
+        members = [classes_in[_leaf_order(matrix[classes_in][:, classes_in])] for classes_in in members]
     return torch.cat(members)
 
 
 def sample_order(labels: Tensor, class_order: Tensor) -> Tensor:
-    """Images (N,) int64 sorted by the position of their class in `class_order` (C,); within a class the order is kept."""
+    """Indices (N,) int64 of images, sorted by the position of their class in `class_order` (C,); the order within a class is
+    kept.
+
+    Raises `CorsdError` for a label outside 0 to C - 1.
+    """
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(class_order):
         raise CorsdError(f"labels from {int(labels.min())} to {int(labels.max())} in an order of {len(class_order)} classes")
     position = class_order.argsort()
@@ -183,11 +188,11 @@ def sample_order(labels: Tensor, class_order: Tensor) -> Tensor:
 
 
 def linkage_of(matrix: Tensor) -> Tensor:
-    """Hierarchical clustering of classes by their relation, SciPy's linkage matrix (C - 1, 4) float64, for a dendrogram.
+    """Hierarchical clustering of classes by their relation, as SciPy's linkage matrix (C - 1, 4) float64.
 
     Average linkage on the distance 1 - (R + Rᵀ)/2, leaves in optimal order (Bar-Joseph et al. 2001), so that neighbours are as
     related as possible; 1,000 classes take seconds. `matrix` R (C, C) in [0, 1]; a pair without a relation (NaN) has the mean
-    distance of the others. Raises `CorsdError` for another shape or range, and for a single class.
+    distance of the others. Raises `CorsdError` if the shape or the range is wrong, and for a single class.
     """
     from scipy.cluster.hierarchy import linkage
 
@@ -203,8 +208,8 @@ def linkage_of(matrix: Tensor) -> Tensor:
     return torch.from_numpy(linkage(pairs.numpy(), method="average", optimal_ordering=True))
 
 
-def _leaves(matrix: Tensor) -> Tensor:
-    """Indices of a class-level relation (C, C) in the order of the leaves of its clustering."""
+def _leaf_order(matrix: Tensor) -> Tensor:
+    """Classes (C,) int64 of a class-level relation (C, C), in the order of the leaves of its clustering."""
     from scipy.cluster.hierarchy import leaves_list
 
     if len(matrix) < 2:
@@ -224,7 +229,7 @@ def _class_count(matrix: Tensor | None, superclass_of_class: Tensor | None) -> i
 
 
 def _symmetric(matrix: Tensor) -> Tensor:
-    """(R + Rᵀ) / 2 in float64."""
+    """(R + Rᵀ) / 2 of a relation R (C, C), in float64. Raises `CorsdError` unless R is square."""
     _check_square(matrix)
     m = matrix.double()
     return (m + m.T) / 2
@@ -241,10 +246,11 @@ def _check_square(matrix: Tensor) -> None:
 def same_class_auc(scores: Tensor, labels: Tensor) -> float:
     """ROC-AUC of r_ij as a detector of y_i = y_j, over the ordered pairs i != j; in [0, 1], 0.5 is chance, ties count half.
 
-    The share of pairs (intra, inter) in the correct order: Mann-Whitney U / (P·Q), from ranks, exact. `scores`
-    (N, N), `labels` (N,). Pairs of score NaN are left out; NaN without an intra or an inter pair. Hanley and McNeil 1982.
+    It is the share of pairs (intra pair, inter pair) whose scores are in the correct order: Mann-Whitney U / (P·Q), computed
+    exactly from ranks. `scores` (N, N), `labels` (N,). Pairs with a NaN score are left out; NaN without an intra or an inter
+    pair. Hanley and McNeil 1982.
     """
-    intra, inter = _kinds(scores, labels)
+    intra, inter = _intra_and_inter(scores, labels)
     p, q = int(intra.sum()), int(inter.sum())
     if not p * q:
         return float("nan")
@@ -253,14 +259,14 @@ def same_class_auc(scores: Tensor, labels: Tensor) -> float:
 
 
 def relation_contrast(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """The difference between relations within classes and between classes.
+    """Difference between the scores within classes and between classes.
 
-    `intra`, `inter`: mean r_ij over the ordered pairs i != j of equal and of different labels; `margin` = intra - inter, in
-    [-1, 1] for scores in [0, 1]; `triplets`: share in [0, 1] of triplets (i, j, k) with y_i = y_j != y_k, i != j, where
-    r_ij > r_ik, ties count half, 0.5 is chance. `scores` (N, N), `labels` (N,). Pairs of score NaN are left out; NaN without
-    any. Ours.
+    Keys: `intra` and `inter`: mean r_ij over the ordered pairs i != j of equal and of different labels; `margin` = intra -
+    inter, in [-1, 1] for scores in [0, 1]; `triplets`: share in [0, 1] of the triplets (i, j, k) with y_i = y_j != y_k and i !=
+    j for which r_ij > r_ik; ties count half, 0.5 is chance. `scores` (N, N), `labels` (N,). Pairs with a NaN score are left
+    out; NaN if none remain. Ours.
     """
-    intra, inter = _kinds(scores, labels)
+    intra, inter = _intra_and_inter(scores, labels)
     means = [scores[mask].double().mean().item() for mask in (intra, inter)]
     return {
         "intra": means[0],
@@ -271,24 +277,24 @@ def relation_contrast(scores: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def relation_quality(run: Run, epoch: int, kind: str = "trained") -> pd.DataFrame:
-    """For each exit a row: epoch, exit, kind, auc (`same_class_auc`) and the figures of `relation_contrast` on the probe
-    images.
+    """Quality of the relation scores on the probe images, one row for each exit.
 
-    Raises `CorsdError` as `snapshot_scores`.
+    Columns: epoch, exit, kind, auc (`same_class_auc`) and the keys of `relation_contrast`. Raises `CorsdError` as
+    `snapshot_scores`.
     """
     import pandas as pd
 
     snapshot, labels = snapshot_at(run, epoch), run.probes.labels
     rows = []
     for k, scorer in enumerate(_scorers(run, snapshot, kind)):
-        scores = _scored(scorer, snapshot.embeddings[k])
+        scores = _apply_scorer(scorer, snapshot.embeddings[k])
         found = {"auc": same_class_auc(scores, labels), **relation_contrast(scores, labels)}
         rows.append({"epoch": epoch, "exit": k + 1, "kind": kind, **found})
     return pd.DataFrame(rows)
 
 
-def _kinds(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Masks (N, N) of the intra pairs i != j and of the inter pairs that have a score."""
+def _intra_and_inter(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks (N, N) of the intra pairs i != j and of the inter pairs, without pairs whose score is NaN."""
     if scores.shape != (len(labels), len(labels)):
         raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels; allowed: (N, N)")
     same, known = labels[:, None] == labels[None, :], ~scores.isnan()
@@ -296,7 +302,9 @@ def _kinds(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _triplets_in_order(scores: Tensor, intra: Tensor, inter: Tensor) -> float:
-    """See `relation_contrast`. Sorting the rows takes O(N² log N); listing the triplets would take O(N³)."""
+    """Share of triplets in the correct order, see `relation_contrast`. Sorting the rows takes O(N² log N); listing the triplets
+    would take O(N³).
+    """
     others = inter.sum(1, keepdim=True)  # (N, 1)
     triplets = int((intra.sum(1, keepdim=True) * others).sum())
     if not triplets:
@@ -318,10 +326,11 @@ def average_ranks(values: Tensor) -> Tensor:
 
 
 def superclass_lift(matrix: Tensor, superclass_of_class: Tensor) -> float:
-    """Mean relation of two different classes of one superclass, divided by that of two classes of different superclasses.
+    """Mean relation of two different classes of the same superclass, divided by the mean for classes of different superclasses.
 
     `matrix` (C, C) in [0, 1], `superclass_of_class` (C,). At least 0; 1 if the relation does not depend on superclasses, above
-    1 if classes of one superclass are more related. NaN entries are left out; NaN if a kind of pairs is missing. Ours.
+    1 if classes of one superclass are more related. NaN entries are left out. NaN if there is no pair of one of the two kinds.
+    Ours.
     """
     _class_count(matrix, superclass_of_class)
     related = superclass_of_class[:, None] == superclass_of_class[None, :]
@@ -346,9 +355,9 @@ def attribute_agreement(matrix: Tensor, attributes: Tensor) -> float:
 def confusion_agreement(matrix: Tensor, logits: Tensor, labels: Tensor) -> float:
     """Spearman correlation of the relation of two classes with their rate of confusion, over pairs of classes; in [-1, 1].
 
-    Confusion of c and d: mean of the share of images of c that are taken for d, and of d for c. `matrix` (C, C), symmetrised;
-    `logits` (N, C), `labels` (N,). Classes without an image are left out; NaN if either side is constant, as without errors.
-    Ours.
+    The confusion of c and d is the mean of two shares: of images of c that are predicted as d, and of d as c. `matrix` (C, C),
+    symmetrised; `logits` (N, C), `labels` (N,). Classes without an image are left out; NaN if either side is constant, such as
+    without any error. Ours.
     """
     classes = len(matrix)
     if logits.shape != (len(labels), classes):
@@ -361,12 +370,12 @@ def confusion_agreement(matrix: Tensor, logits: Tensor, labels: Tensor) -> float
 
 
 def relation_agreement(run: Run, epoch: int, kind: str = "trained", attributes: Tensor | None = None) -> pd.DataFrame:
-    """For each exit a row: epoch, exit, kind, and the agreements of `class_relations`; `attributes` (C, A) as in `ImageData`.
+    """Agreement of `class_relations` with superclasses, confusions and attributes, one row for each exit.
 
-    Columns superclass_lift, superclass_auc (`same_class_auc` of classes and superclasses; unlike the lift it can be compared
-    between scores with different offsets), confusion_agreement and, with attributes, attribute_agreement. The confusion is that
-    of the probe images at the same exit, at the deepest for relations of stages without one. Raises `CorsdError` as
-    `class_relations`.
+    Columns: epoch, exit, kind, superclass_lift, superclass_auc (`same_class_auc` of classes and superclasses; unlike the lift
+    it can be compared between scores with different offsets), confusion_agreement and, with `attributes` (C, A) as in
+    `ImageData`, attribute_agreement. Confusions are those of the probe images at the same exit, or at the deepest exit for the
+    relation of a stage without an exit. Raises `CorsdError` as `class_relations`.
     """
     import pandas as pd
 
@@ -389,7 +398,8 @@ def relation_agreement(run: Run, epoch: int, kind: str = "trained", attributes: 
 
 
 def spearman(first: Tensor, second: Tensor) -> float:
-    """Spearman's rank correlation of two aligned (n,), in [-1, 1], with mean ranks for equal values; NaN if either is constant.
+    """Spearman's rank correlation of two vectors (n,), in [-1, 1]; equal values have their mean rank. NaN if either is
+    constant.
 
     Pairs with a NaN are left out. Spearman 1904.
     """
@@ -402,6 +412,6 @@ def spearman(first: Tensor, second: Tensor) -> float:
 
 
 def _pairwise_agreement(matrix: Tensor, other: Tensor) -> float:
-    """`spearman` of the symmetrised off-diagonal entries of two (C, C)."""
+    """`spearman` of the off-diagonal entries of two matrices (C, C), symmetrised first."""
     i, j = torch.triu_indices(len(matrix), len(matrix), 1)
     return spearman(_symmetric(matrix)[i, j], _symmetric(other)[i, j])

@@ -1,7 +1,7 @@
-"""Retrieval and few-shot figures of embeddings, or of scores of pairs.
+"""Retrieval and few-shot metrics of embeddings, or of scores of pairs.
 
 N images, D dimensions. Scores (N, N) are higher for more similar images; row i is the query, column j the retrieved image.
-Musgrave et al. 2020, A Metric Learning Reality Check, arXiv 2003.08505, for recall@1, R-precision and MAP@R.
+Source of recall@1, R-precision and MAP@R: Musgrave et al. 2020, A Metric Learning Reality Check, arXiv 2003.08505.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
     "retrieval_figures",
 ]
 
-BLOCK = 512  # queries at a time: memory grows with BLOCK x N
+BLOCK = 512  # number of queries at a time, because memory grows with BLOCK x N
 
 
 def cosine_similarity(queries: Tensor, others: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def recall_at_1(scores: Tensor, labels: Tensor) -> float:
 
 
 def r_precision(scores: Tensor, labels: Tensor) -> float:
-    """Mean share (%) of an image's class among its R highest-scored other images; see `retrieval_figures`."""
+    """Mean share (%) of images of the query's class among its R highest-scored other images; see `retrieval_figures`."""
     return retrieval_figures(scores, labels)["r_precision"]
 
 
@@ -70,10 +70,10 @@ def retrieval_figures(scores: Tensor, labels: Tensor) -> dict[str, float]:
     """recall_at_1, r_precision and map_at_r (%) of scores (N, N) for labels (N,), each image a query against all others.
 
     R is the number of other images of the query's class. R-precision is the share of that class among the R highest scores;
-    MAP@R is 1/R · sum of P(k) over the ranks k <= R with an image of the class, P(k) the share of the class among the first k.
-    Means over the queries that have another image of their class; NaN if there are none. For equal scores a figure is the mean
-    over all their orders, so that it does not depend on the order of the images. Musgrave et al. 2020, arXiv 2003.08505; the
-    rule for ties is ours. Raises `CorsdError` for other shapes and for scores that are NaN.
+    MAP@R is 1/R · sum of P(k) over the ranks k <= R with an image of the class, where P(k) is the share of the class among the
+    first k. Means over the queries that have another image of their class; NaN if there are none. For equal scores a metric is
+    its mean over all their orders, so that it does not depend on the order of the images. Musgrave et al. 2020, arXiv
+    2003.08505; the rule for ties is ours. Raises `CorsdError` if the shapes are wrong and for NaN scores.
     """
     if scores.shape != (len(labels), len(labels)):
         raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels; allowed: (N, N)")
@@ -82,7 +82,10 @@ def retrieval_figures(scores: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def embedding_retrieval(embeddings: Tensor, labels: Tensor, similarity: str = "cosine") -> dict[str, float]:
-    """`retrieval_figures` of embeddings (N, D) by one of `SIMILARITIES`, computed in blocks without an (N, N) matrix."""
+    """`retrieval_figures` of embeddings (N, D) with labels (N,), compared by `similarity`, a key of `SIMILARITIES`.
+
+    Computed in blocks, without an (N, N) matrix. Raises `CorsdError` for an unknown similarity and if the shapes are wrong.
+    """
     check_choice("similarity", similarity, SIMILARITIES)
     _check_embeddings(embeddings, labels)
     e, compare = embeddings.double(), SIMILARITIES[similarity]
@@ -91,14 +94,16 @@ def embedding_retrieval(embeddings: Tensor, labels: Tensor, similarity: str = "c
 
 
 def _mean_figures(blocks: Iterable[Tensor]) -> dict[str, float]:
-    """Means (%) of the figures (3, Q) of blocks of queries, those without a value left out."""
+    """Means (%) of the metrics over all queries, from blocks (3, Q) in [0, 1]; NaN values are left out."""
     figures = torch.cat([torch.empty(3, 0, dtype=torch.double), *blocks], dim=1)
     means = (100 * figures.nanmean(1)).tolist()
     return dict(zip(("recall_at_1", "r_precision", "map_at_r"), means, strict=True))
 
 
 def _query_figures(scores: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
-    """recall@1, R-precision and MAP@R, (3, Q) double in [0, 1], of scores (Q, N) of the images `queries` (Q,); NaN if R = 0."""
+    """recall@1, R-precision and MAP@R (3, Q) double in [0, 1] for `queries` (Q,), indices of images, from their scores (Q, N).
+    NaN for a query with R = 0. Raises `CorsdError` for NaN scores.
+    """
     if scores.isnan().any():
         raise CorsdError("scores have NaN; allowed: numbers, higher for more similar images")
     if len(labels) < 2:
@@ -117,18 +122,18 @@ def _query_figures(scores: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
 
 
 def _expected_precision(scores: Tensor, same: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Of ranks k = 1..`most`, (Q, most) each: expected rel(k) · P(k), and expected rel(k), over all orders of equal scores.
+    """Expected rel(k) · P(k) and expected rel(k), over all orders of equal scores, for ranks k = 1..`most`: each (Q, most).
 
-    `scores` (Q, M) in descending order, `same` (Q, M) 1 where the image there is of the query's class. In a group of g equal
-    scores of which s are of the class, each position is of the class with probability s/g; given that, each earlier position of
-    the group is of the class with probability (s - 1)/(g - 1).
+    `scores` (Q, M) in descending order, `same` (Q, M): rel(k), 1 if the image at rank k is of the query's class, else 0. In a
+    group of g equal scores of which s are of the class, each position is of the class with probability s/g; given that, each
+    earlier position of the group is of the class with probability (s - 1)/(g - 1).
     """
     new = torch.ones_like(scores, dtype=torch.bool)
     new[:, 1:] = scores[:, 1:] != scores[:, :-1]
     group = new.cumsum(1) - 1  # (Q, M) number of the group of equal scores
     ones = torch.ones_like(same)
     sizes, members = (torch.zeros_like(same).scatter_add_(1, group, values) for values in (ones, same))
-    before, members_before = (values.cumsum(1) - values for values in (sizes, members))  # by group
+    before, members_before = (values.cumsum(1) - values for values in (sizes, members))  # numbers in all earlier groups
     group = group[:, :most]
     g, s, n, c = (values.gather(1, group) for values in (sizes, members, before, members_before))
     rank = torch.arange(1, most + 1)
@@ -149,8 +154,8 @@ def _check_embeddings(embeddings: Tensor, labels: Tensor) -> None:
 class Episodes:
     """Few-shot tasks: `count` random sets of `ways` classes, with `shots` examples and `queries` other images of each.
 
-    Sampled uniformly with `seed`, without repetition within an episode, from the classes with enough images. The usual 5 ways,
-    15 queries and 600 episodes: Chen et al. 2019, arXiv 1904.04232.
+    Sampled uniformly with `seed`, without repetition within an episode, from the classes with enough images. The defaults are
+    usual: Chen et al. 2019, arXiv 1904.04232. Raises `CorsdError` for values out of range.
     """
 
     ways: int = 5
@@ -169,7 +174,9 @@ class Episodes:
                 raise CorsdError(f"{name} of episodes is {value!r}; allowed: a whole number of at least {low}")
 
     def sample(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Indices of examples (E, W, S) and queries (E, W, Q) of all E episodes. Raises `CorsdError` for too few images."""
+        """Indices of examples (E, W, S) and queries (E, W, Q) of all E episodes. Raises `CorsdError` if there are too few
+        images.
+        """
         indices = _indices_by_class(labels, self.shots + self.queries)
         if len(indices) < self.ways:
             raise CorsdError(
@@ -185,7 +192,7 @@ class Episodes:
 
 
 class FewShot(NamedTuple):
-    """Mean accuracy (%) over episodes, and half of its 95 % interval, 1.96 standard errors."""
+    """Mean accuracy (%) over episodes, and half of its 95 % confidence interval, which is 1.96 standard errors."""
 
     accuracy: float
     half: float
@@ -196,9 +203,9 @@ def embedding_few_shot(
 ) -> FewShot:
     """Few-shot accuracy of the nearest class prototype, for embeddings (N, D) and labels (N,).
 
-    A prototype is the mean of the embeddings of the examples, for "cosine" of their directions. Equally near prototypes count
-    as partly correct. Snell et al. 2017, Prototypical Networks, arXiv 1703.05175. Raises `CorsdError` for an unknown similarity
-    and too few images.
+    A prototype is the mean embedding of the examples, normalised to length 1 first for "cosine". If the correct prototype is
+    one of n equally near ones, the prediction counts 1/n. Snell et al. 2017, Prototypical Networks, arXiv 1703.05175. Raises
+    `CorsdError` for an unknown similarity and if there are too few images.
     """
     check_choice("similarity", similarity, SIMILARITIES)
     _check_embeddings(embeddings, labels)
@@ -213,8 +220,8 @@ def embedding_few_shot(
 def few_shot_accuracy(scores: Tensor, labels: Tensor, episodes: Episodes | None = None) -> FewShot:
     """Few-shot accuracy of the class whose examples have the highest mean score, for scores (N, N) and labels (N,).
 
-    Row i of the scores is the query, column j the example. For scores without prototypes, such as those of a relation network;
-    ours, after Sung et al. 2018, arXiv 1711.06025. Ties and errors as of `embedding_few_shot`.
+    Row i of the scores is the query, column j the example. Meant for scores that have no prototypes, such as those of a
+    relation network. Ties and errors as in `embedding_few_shot`. Ours, after Sung et al. 2018, arXiv 1711.06025.
     """
     if scores.shape != (len(labels), len(labels)):
         raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels; allowed: (N, N)")
@@ -233,7 +240,7 @@ def _indices_by_class(labels: Tensor, least: int) -> Tensor:
 
 
 def _accuracy(scores: Tensor) -> FewShot:
-    """Accuracy from scores (E, W·Q, W) of queries in the order of their class."""
+    """Accuracy from scores (E, W·Q, W) of queries with classes; the queries of each class follow each other."""
     episodes, queries, ways = scores.shape
     own = torch.arange(ways).repeat_interleave(queries // ways)
     best = scores == scores.amax(2, keepdim=True)

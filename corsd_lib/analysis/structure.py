@@ -1,7 +1,7 @@
 """Inter- and intra-class structure of embeddings, and the similarity of two embeddings.
 
-N images, D embedding dimensions, C classes with an image. All figures are computed in float64; they are NaN for embeddings that
-are not finite.
+N images, D embedding dimensions, C classes with an image. All measures are computed in float64; they are NaN for embeddings
+that are not finite.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 
 NAN = float("nan")
 
-# The figures of `embedding_structure` in their order.
+# Keys of `embedding_structure`, in its order
 STRUCTURE = (
     "within",
     "between",
@@ -51,10 +51,10 @@ STRUCTURE = (
 
 
 def class_structure(run: Run, epochs: Iterable[int] | None = None) -> pd.DataFrame:
-    """Structure of the embeddings of a run on the probe images: a row for each epoch and exit, columns epoch, exit,
-    `STRUCTURE`.
+    """Structure of the embeddings of a run on the probe images, one row for each epoch and exit.
 
-    `epochs`: all with a snapshot by default. Exit 1 is the shallowest. Raises `CorsdError` for an epoch without a snapshot.
+    Columns: epoch, exit and `STRUCTURE`, see `embedding_structure`. `epochs`: by default all that have a snapshot. Exit 1 is
+    the shallowest. Raises `CorsdError` for an epoch without a snapshot.
     """
     import pandas as pd
 
@@ -67,9 +67,10 @@ def class_structure(run: Run, epochs: Iterable[int] | None = None) -> pd.DataFra
 
 
 def embedding_structure(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
-    """`scatter`, `silhouette`, `nearest_mean_accuracy`, `variance_collapse` and `mean_angles` by the names `STRUCTURE`.
+    """`scatter`, `silhouette`, `nearest_mean_accuracy`, `variance_collapse` and `mean_angles` in one dict with the keys
+    `STRUCTURE`.
 
-    `embeddings` (N, D), `labels` (N,). Each of these functions raises `CorsdError` on other shapes.
+    `embeddings` (N, D), `labels` (N,). Raises `CorsdError` if the shapes are wrong.
     """
     return {
         **scatter(embeddings, labels),
@@ -83,8 +84,8 @@ def embedding_structure(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
 def scatter(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
     """Traces of the scatter matrices of embeddings (N, D) with labels (N,), all >= 0 and in units of the embedding squared.
 
-    `within` = 1/N Σ_i |x_i - μ_y(i)|², `between` = Σ_c n_c/N |μ_c - μ|², `total` = within + between = 1/N Σ_i |x_i - μ|², and
-    `between_share` = between / total in [0, 1]: the share of the variance that the classes explain, 1 if every class is one
+    Keys: `within` = 1/N Σ_i |x_i - μ_y(i)|², `between` = Σ_c n_c/N |μ_c - μ|², `total` = within + between = 1/N Σ_i |x_i - μ|²,
+    and `between_share` = between / total in [0, 1]: the share of the variance that the classes explain, 1 if every class is one
     point; it does not depend on the scale of the embeddings. Random labels give (C - 1) / (N - 1) on average, which is far from
     0 with few images in each class. NaN if total is 0. Fukunaga 1990, chapter 10.
     """
@@ -98,8 +99,9 @@ def scatter(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
 def silhouette(embeddings: Tensor, labels: Tensor) -> float:
     """Mean silhouette of embeddings (N, D) with labels (N,), in [-1, 1]: 1 = tight classes far apart, below 0 = mixed.
 
-    s_i = (b - a) / max(a, b): a the mean Euclidean distance to the other images of the class, b the smallest mean distance to
-    those of another class; 0 for the only image of a class. NaN for fewer than two classes. Rousseeuw 1987, by scikit-learn.
+    s_i = (b - a) / max(a, b): a is the mean Euclidean distance to the other images of the class, b the smallest mean distance
+    to the images of another class. s_i is 0 for the only image of a class. NaN for fewer than two classes. Rousseeuw 1987, by
+    scikit-learn.
     """
     from sklearn.metrics import silhouette_score
 
@@ -115,30 +117,30 @@ def silhouette(embeddings: Tensor, labels: Tensor) -> float:
 def nearest_mean_accuracy(embeddings: Tensor, labels: Tensor) -> float:
     """Percentage of images that are strictly nearer to the mean of their own class than to any other mean, leave-one-out.
 
-    Embeddings (N, D), labels (N,), Euclidean. The mean of the own class is that of its *other* images; otherwise, with few
-    images and many dimensions, noise would score near 100. The only image of a class is left out; NaN if none remains or for a
-    single class. The classifier: Mensink et al. 2013.
+    Embeddings (N, D), labels (N,), Euclidean. The mean of its own class is computed without the image itself; otherwise noise
+    would score near 100 with few images and many dimensions. The only image of a class is left out. NaN if no image remains and
+    for a single class. Source of the classifier: Mensink et al. 2013.
     """
     x, y, counts = _grouped(embeddings, labels)
-    judged = counts[y] > 1
-    if len(counts) < 2 or not judged.any() or not x.isfinite().all():
+    counted = counts[y] > 1
+    if len(counts) < 2 or not counted.any() or not x.isfinite().all():
         return NAN
     square = torch.cdist(x, _means(x, y, counts)).square()  # (N, C)
-    mine = y[:, None]
+    own_class = y[:, None]
     # x - (n·μ - x) / (n - 1) = (x - μ) · n / (n - 1)
     size = counts[y].double()
-    own = square.gather(1, mine)[:, 0] * (size / (size - 1)).square()
-    others = square.scatter(1, mine, torch.inf).amin(1)
-    return 100.0 * (own < others)[judged].double().mean().item()
+    own = square.gather(1, own_class)[:, 0] * (size / (size - 1)).square()
+    others = square.scatter(1, own_class, torch.inf).amin(1)
+    return 100.0 * (own < others)[counted].double().mean().item()
 
 
 def variance_collapse(embeddings: Tensor, labels: Tensor) -> float:
     """NC1 = Tr(S_W S_B⁺) / C of embeddings (N, D) with labels (N,): >= 0, and 0 if every class is a point.
 
-    S_W = 1/N Σ_i (x_i - μ_y(i))(x_i - μ_y(i))ᵀ, S_B = Σ_c n_c/N (μ_c - μ)(μ_c - μ)ᵀ, ⁺ the pseudo-inverse: noise is measured
-    only in the directions in which class means differ, relative to their spread. With few images in each class compare with
-    random labels, because means of noise differ too. NaN if the means are equal. Papyan, Han and
-    Donoho 2020, arXiv 2008.08186 (classes of equal size there).
+    S_W = 1/N Σ_i (x_i - μ_y(i))(x_i - μ_y(i))ᵀ, S_B = Σ_c n_c/N (μ_c - μ)(μ_c - μ)ᵀ, ⁺ the pseudo-inverse: the variance within
+    classes counts only in the directions in which class means differ, relative to the spread of the means. With few images in
+    each class compare with random labels, because then the class means of noise differ too. NaN if the means are equal. Papyan,
+    Han and Donoho 2020, arXiv 2008.08186 (classes of equal size there).
     """
     x, y, counts = _grouped(embeddings, labels)
     if not x.isfinite().all():
@@ -156,10 +158,11 @@ def variance_collapse(embeddings: Tensor, labels: Tensor) -> float:
 def mean_angles(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
     """Angles between the class means of embeddings (N, D) with labels (N,), seen from the mean of the class means; NC2.
 
-    `mean_cosine` and `cosine_deviation` (population) of the cosines over the pairs of classes, and `simplex_gap`, the mean of
-    |cosine + 1/(C - 1)|, in [0, 2]: 0 if the means form a simplex, the largest distance of C directions. In many
-    dimensions means of noise are close to one: compare with random labels. A mean at the centre has no direction and is left
-    out; NaN without a pair. Papyan, Han and Donoho 2020, arXiv 2008.08186, figures 3 and 4.
+    Keys: `mean_cosine` and `cosine_deviation`, mean and population standard deviation of the cosines over the pairs of classes;
+    `simplex_gap`, the mean of |cosine + 1/(C - 1)|, in [0, 2]: 0 if the means form a simplex, in which C directions are as far
+    apart as possible. In many dimensions the class means of noise are close to a simplex too: compare with random labels. A
+    mean at the centre has no direction and is left out. NaN without a pair. Papyan, Han and Donoho 2020, arXiv 2008.08186,
+    figures 3 and 4.
     """
     x, y, counts = _grouped(embeddings, labels)
     means = _means(x, y, counts)
@@ -183,17 +186,18 @@ def mean_angles(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
 def linear_cka(first: Tensor, second: Tensor) -> float:
     """Linear centred kernel alignment |YᵀX|² / (|XᵀX| |YᵀY|) (Frobenius norms) of two embeddings of the same images.
 
-    `first` X (N, D), `second` Y (N, E), their columns centred: in [0, 1]; 1 if one is a rotation and scaling of the other.
-    NaN if all embeddings are equal. Independent noise gives about D / (N + D), not 0.
-    Kornblith et al. 2019, arXiv 1905.00414, equation 4. Raises `CorsdError` for different numbers of images.
+    `first` X (N, D), `second` Y (N, E); their columns are centred here. In [0, 1]; 1 if one is a rotation and scaling of the
+    other. NaN if all embeddings are equal. Independent noise gives about D / (N + D), not 0. Kornblith et al. 2019, arXiv
+    1905.00414, equation 4. Raises `CorsdError` if the numbers of images differ.
     """
     return cka_matrix([first], [second]).item()
 
 
 def cka_matrix(embeddings: Sequence[Tensor], others: Sequence[Tensor] | None = None) -> Tensor:
-    """`linear_cka` of each of `embeddings` K x (N, D) with each of L `others`, by default themselves; (K, L) float64.
+    """`linear_cka` (K, L) float64 of each of K `embeddings` (N, D) with each of L `others` (N, E), by default the same K.
 
-    Computed as <XXᵀ, YYᵀ> / (|XXᵀ| |YYᵀ|), with memory for N² numbers of each embedding.
+    Computed as <XXᵀ, YYᵀ> / (|XXᵀ| |YYᵀ|), which takes memory for N² numbers for each embedding. Raises `CorsdError` if the
+    numbers of images differ.
     """
     sizes = sorted({len(e) for e in (*embeddings, *(others or ()))})
     if len(sizes) != 1:
@@ -206,7 +210,8 @@ def cka_matrix(embeddings: Sequence[Tensor], others: Sequence[Tensor] | None = N
 
 
 def cka_between_runs(run_a: Run, run_b: Run, epoch: int, epoch_b: int | None = None) -> Tensor:
-    """`linear_cka` between the exits of two runs after `epoch` (of `run_b` after `epoch_b` when given); (K_a, K_b) float64.
+    """`linear_cka` (K_a, K_b) float64 between the exits of two runs after `epoch`; for `run_b` after `epoch_b` if that is
+    given.
 
     Raises `CorsdError` if the runs have different probe images, or no snapshot after the epoch.
     """
@@ -225,30 +230,34 @@ def cka_between_runs(run_a: Run, run_b: Run, epoch: int, epoch_b: int | None = N
 
 
 def _grouped(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Centred embeddings (N, D) in float64; class of each image, numbered without gaps (N,); images of each class (C,)."""
+    """Centred embeddings (N, D) in float64; class (N,) of each image, renumbered 0 to C - 1; number of images (C,) of each
+    class.
+
+    Raises `CorsdError` if the shapes are wrong.
+    """
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1] or not len(labels):
         given = f"embeddings of shape {tuple(embeddings.shape)} with labels of shape {tuple(labels.shape)}"
         raise CorsdError(f"{given}; allowed: (N, D) and (N,), N at least 1")
     _, y, counts = labels.unique(return_inverse=True, return_counts=True)
-    # All figures depend on differences, which are most exact for centred embeddings.
+    # All measures depend on differences, which are most exact for centred embeddings.
     return _centred(embeddings), y, counts
 
 
 def _means(x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
-    """Mean of each class (C, D)."""
+    """Mean (C, D) of each class."""
     sums = torch.zeros(len(counts), x.shape[1], dtype=x.dtype).index_add_(0, y, x)
     return sums / counts[:, None]
 
 
 def _deviations(x: Tensor, y: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """W (N, D) and B (C, D) with WᵀW = S_W and BᵀB = S_B of centred embeddings (N, D)."""
+    """W (N, D) and B (C, D) of centred embeddings (N, D), such that WᵀW = S_W and BᵀB = S_B."""
     means = _means(x, y, counts)
     within = (x - means[y]) / len(x) ** 0.5
     return within, means * (counts.double() / len(x)).sqrt()[:, None]
 
 
 def _unit_gram(embeddings: Tensor) -> Tensor:
-    """XXᵀ of centred embeddings (N, D), flat (N²,), of length 1; NaN if all embeddings are equal."""
+    """XXᵀ of the embeddings (N, D), centred, as a vector (N²,) of norm 1; NaN if all embeddings are equal."""
     x = _centred(embeddings)
     gram = (x @ x.T).flatten()
     return gram / gram.norm()

@@ -1,4 +1,4 @@
-"""Retrieval and few-shot figures of a run on classes that were held out of its training, by exit and score."""
+"""Retrieval and few-shot accuracy of a run on classes that were held out of its training, by exit and score."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ __all__ = ["unseen_class_record", "unseen_class_report"]
 
 WAYS, QUERIES = 5, 15
 SHOTS = {"one_shot": 1, "five_shot": 5}
-# CORSD's terms that train the deepest score, which then teaches the others.
+# CORSD's terms that train the deepest relation network, which then teaches the others
 SCORE_TERMS = ("relation_margin", "relation_ce")
 
 
 def unseen_class_report(
     run: Run, data: ImageData | None = None, *, data_root: str | None = None, images: str = "test"
 ) -> pd.DataFrame:
-    """Retrieval and few-shot figures of the newest weights of a run on the classes that were held out of its training.
+    """Retrieval and few-shot accuracy of the newest weights of a run on the classes that were held out of its training.
 
-    A row for each exit and score: "cosine" and "euclidean" of the exit's embeddings, and "relation", the score of the relation
-    network there, for a method that trains one on embeddings. Columns, in %: `recall_at_1`, `map_at_r`, `r_precision` (see
-    `retrieval_figures`), each image against all others; `one_shot` and `five_shot`, the accuracy for 15 queries of each of 5
-    classes (all if fewer are held out) with that many examples, mean over 600 episodes, and half of its 95 % interval,
-    `one_shot_half` and `five_shot_half`; NaN if classes have too few images. `images`: "test", or "all", train and test
-    together, as is usual for CUB-200-2011. The images are loaded if `data` is not given. Raises `CorsdError` for a run without
-    held-out classes.
+    One row for each exit and score: "cosine" and "euclidean" of the exit's embeddings, and "relation", the score of its
+    relation network, if the method trains one on embeddings. Columns, in %: `recall_at_1`, `map_at_r`, `r_precision` (see
+    `retrieval_figures`), with each image as a query against all others; `one_shot` and `five_shot`, the mean accuracy over 600
+    episodes, each with 1 or 5 examples and 15 queries of each of 5 classes (all if fewer are held out); `one_shot_half` and
+    `five_shot_half`, half of their 95 % intervals. Few-shot columns are NaN if classes have too few images. `images`: "test",
+    or "all", train and test together, as is usual for CUB-200-2011. The images are loaded if `data` is not given. Raises
+    `CorsdError` for a run without held-out classes.
     """
     import pandas as pd
 
@@ -55,7 +55,9 @@ def unseen_class_report(
 
 
 def unseen_class_record(run: Run, data_root: str | None = None) -> dict[str, Any]:
-    """`unseen_class_report` of the test images as plain values with four decimals; None for NaN."""
+    """`unseen_class_report` of the test images as JSON values, rounded to four decimals, None for NaN; with the settings of the
+    episodes.
+    """
     embeddings, labels = _embedded(run, None, data_root, "test")
     figures = [{k: _plain(v) for k, v in row.items()} for row in _figures(run, embeddings, labels)]
     classes = len(run.data.unseen_class_names)
@@ -82,7 +84,7 @@ def _embedded(run: Run, data: ImageData | None, data_root: str | None, images: s
 
 
 def _figures(run: Run, embeddings: list[Tensor], labels: Tensor) -> list[dict[str, Any]]:
-    """The rows of the report."""
+    """Rows of the report, from the embeddings (N, D) of each exit and the labels (N,)."""
     networks = _trained_relations(run)
     rows = []
     for k, vectors in enumerate(embeddings):
@@ -98,7 +100,7 @@ def _figures(run: Run, embeddings: list[Tensor], labels: Tensor) -> list[dict[st
 
 
 def _trained_relations(run: Run) -> list[VectorRelation]:
-    """The relation networks on embeddings, one for each exit; [] if there are none, or if their score is not trained."""
+    """Relation networks on embeddings, one for each exit; [] if there are none, or if no loss term trains them."""
     method = run.method()
     networks = [network for network in method.relation_networks() if isinstance(network, VectorRelation)]
     weights = [getattr(method.options, name) for name in SCORE_TERMS if hasattr(method.options, name)]
@@ -106,7 +108,7 @@ def _trained_relations(run: Run) -> list[VectorRelation]:
 
 
 def _few_shots(classify: Callable[..., FewShot], labels: Tensor) -> dict[str, float]:
-    """Accuracy and half of its interval by number of shots; `classify(episodes=...)` computes them."""
+    """Few-shot columns of a row of the report. `classify(episodes=...)` returns the accuracy for a number of shots."""
     sizes = torch.bincount(labels)
     ways, found = min(WAYS, len(sizes)), dict[str, float]()
     for name, shots in SHOTS.items():

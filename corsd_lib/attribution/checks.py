@@ -17,8 +17,8 @@ from corsd_lib.attribution.engine import (
     Attribution,
     baseline_of,
     check_count,
-    checked_image,
     exit_parts,
+    image_batch,
     images_at_once,
 )
 from corsd_lib.attribution.maps import attribute_exit
@@ -28,10 +28,10 @@ from corsd_lib.network import MultiExitNetwork
 
 @dataclass(frozen=True, eq=False)
 class DeletionCurve:
-    """Probability of a class while pixels are removed. S steps.
+    """Probability of a class while the pixels of an image are replaced in S steps, see `deletion_curve`.
 
-    `fraction` (S + 1,) of pixels replaced, 0 to 1; `probability` (S + 1,) when the most attributed go first; `random` (S + 1,)
-    mean over random orders; `area`, `random_area` in [0, 1] under the two. The area of a good map is
+    `fraction` (S + 1,): share of pixels replaced, 0 to 1. `probability` (S + 1,): the most attributed pixels first. `random` (S
+    + 1,): mean over random orders. `area`, `random_area`: areas under these two curves, in [0, 1]. The area of a good map is
     well below the random one.
     """
 
@@ -43,7 +43,9 @@ class DeletionCurve:
 
 
 class Randomisation(NamedTuple):
-    """Rank correlations of two maps in [-1, 1]: of their values, and of their absolute values; NaN for a constant map."""
+    """Rank correlations of two maps, in [-1, 1]: `signed` of their values, `strength` of their absolute values; NaN for a
+    constant map.
+    """
 
     signed: float
     strength: float
@@ -60,13 +62,13 @@ def randomisation_check(
     normalise: Callable[[Tensor], Tensor] | None = None,
     seed: int = 0,
 ) -> Randomisation:
-    """Spearman correlation of the map with the map of the same network with random weights, of values and of absolute values.
+    """Spearman correlation between the map of a network and the map of the same network with random weights.
 
-    If both are near 0, the map depends on the training. Near 1 it depends on the image only; this may be so for the absolute
-    values alone, which a heatmap of one colour shows. The class is that of the trained network. Random weights come from `seed`
-    and the `reset_parameters` of each layer. For small maps the result varies: use several seeds. Source: Adebayo et al. 2018,
-    arXiv 1810.03292, the model parameter randomisation test.
-    Other arguments and errors as of `attribute_exit`.
+    It is computed for the values and for their absolute values. If both are near 0, the map depends on the training; near 1 it
+    depends only on the image. That can hold for the absolute values alone, which a heatmap in one colour shows. The class is
+    `target`, by default the prediction of the trained network. Random weights are sampled with `seed` by the `reset_parameters`
+    of each layer. For small maps the result varies: use several seeds. Source: Adebayo et al. 2018, arXiv 1810.03292, the model
+    parameter randomisation test. Other arguments and errors as in `attribute_exit`.
     """
     found = attribute_exit(network, image, exit, target, method, steps, baseline, normalise)
     other = attribute_exit(redrawn(network, seed), image, exit, found.target, method, steps, baseline, normalise)
@@ -104,17 +106,19 @@ def deletion_curve(
     draws: int = 10,
     seed: int = 0,
 ) -> DeletionCurve:
-    """Probability of the class of an attribution at `exit` while pixels are replaced by the baseline, the highest first.
+    """Probability at `exit` of the class of an attribution while pixels are replaced by the baseline, the most attributed
+    first.
 
-    After step s of `steps`, round(s / steps * H * W) pixels are those of the `baseline`. Beside it the mean over `draws` random
-    orders, from `seed`: images with holes are unlike training images, so that the probability decreases for any order.
-    Source: the deletion metric of RISE, arXiv 1806.07421; the random orders are ours. Raises `CorsdError` as `attribute_exit`
-    does, and for an attribution of a pair or of another size.
+    After step s of `steps`, round(s / steps * H * W) pixels are those of the `baseline`. For comparison the result has the mean
+    over `draws` random orders, sampled with `seed`: the probability decreases for any order, because images with holes are
+    unlike training images. `image` (C, H, W), normalised; `normalise` as in `attribute_exit`. Source: the deletion metric of
+    RISE, arXiv 1806.07421; the random orders are ours. Raises `CorsdError` as `attribute_exit` does, and if the attribution
+    belongs to a pair or to an image of a different size.
     """
     check_choice("baseline", baseline, BASELINES)
     check_count("steps", steps)
     check_count("draws", draws)
-    x = checked_image(network, image)
+    x = image_batch(network, image)
     if attribution.target is None or attribution.map.shape != x.shape[-2:]:
         of = f"of shape {tuple(attribution.map.shape)} and class {attribution.target}"
         raise CorsdError(f"attribution {of}; allowed: an exit's, of shape {tuple(x.shape[-2:])}")
@@ -126,7 +130,7 @@ def deletion_curve(
     orders += [torch.randperm(pixels, generator=generator) for _ in range(draws)]
     curves = []
     for order in orders:
-        batches = _deleted(x, base, order, counts).split(images_at_once(x))
+        batches = _delete_pixels(x, base, order, counts).split(images_at_once(x))
         logits = torch.cat([head(stage(batch))[1].cpu() for batch in batches])
         curves.append(F.softmax(logits.float(), dim=1)[:, attribution.target])
     ours, random = curves[0], torch.stack(curves[1:]).mean(0)
@@ -135,7 +139,7 @@ def deletion_curve(
     return DeletionCurve(fraction, ours, random, area, random_area)
 
 
-def _deleted(image: Tensor, base: Tensor, order: Tensor, counts: Tensor) -> Tensor:
+def _delete_pixels(image: Tensor, base: Tensor, order: Tensor, counts: Tensor) -> Tensor:
     """Copies (S, C, H, W) of `image` (1, C, H, W): in copy s the first `counts[s]` pixels of `order` (H * W,) are those of
     `base`.
     """

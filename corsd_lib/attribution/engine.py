@@ -1,4 +1,4 @@
-"""Integrated gradients and Grad-CAM of a score, with frozen copies, baselines and argument checks."""
+"""Integrated gradients and Grad-CAM of a score, with frozen copies of networks, baselines and argument checks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from corsd_lib.network import Exit, MultiExitNetwork
 
 METHODS = {"integrated_gradients": "integrated gradients", "grad_cam": "Grad-CAM"}
 BASELINES = {"mean": "the mean colour", "black": "black", "blur": "the blurred image"}
-PIXELS_AT_ONCE = 50 * 64**2  # of all images in one backward pass, so that memory does not grow with the image
+PIXELS_AT_ONCE = 50 * 64**2  # in one backward pass, over all its images, so that memory does not grow with the image size
 
 Score = Callable[..., Tensor]  # one or two batches of images (n, C, H, W) -> (n,)
 
@@ -26,11 +26,15 @@ Score = Callable[..., Tensor]  # one or two batches of images (n, C, H, W) -> (n
 class Attribution:
     """Contribution of each pixel of an image to a score; positive values raised the score.
 
-    `map` (H, W) float32, signed: the sum of `values` over the channels, or Grad-CAM of the exit's stage, upsampled;
-    `values` (C, H, W) float32, integrated gradients in units of the score, None for Grad-CAM; `score` f(x) and
-    `baseline_score` f(x') of the baseline (None for Grad-CAM, which has none); `completeness_gap`
-    |sum of values - (f(x) - f(x'))| / |f(x) - f(x')|, in [0, inf), 0 is exact, above 0.05 use more steps; `what`: description;
-    `exit` from 1 = shallowest; `target` the class, None for a pair.
+    - `map` (H, W) float32, signed: the sum of `values` over the channels, or Grad-CAM at the stage of the exit, upsampled;
+    - `values` (C, H, W) float32: integrated gradients in units of the score, None for Grad-CAM;
+    - `score`: f(x) of the image;
+    - `baseline_score`: f(x') of the baseline, None for Grad-CAM, which has none;
+    - `completeness_gap`: |sum of values - (f(x) - f(x'))| / |f(x) - f(x')|, over both maps of a pair, in [0, inf); 0 is exact,
+      above 0.05 use more steps; None for Grad-CAM;
+    - `what`: description;
+    - `exit`: from 1 (shallowest);
+    - `target`: the class, None for a pair.
     """
 
     map: Tensor = field(repr=False)
@@ -44,7 +48,7 @@ class Attribution:
 
 
 class Stage(nn.Module):
-    """Images (n, C, H, W) -> feature map of stage `index` (from 0), of a frozen copy of the backbone in eval mode.
+    """Maps images (n, C, H, W) to the feature map of stage `index` (from 0), in a frozen copy of the backbone in eval mode.
 
     The copy ends after the stage, so later stages are not computed.
     """
@@ -52,7 +56,8 @@ class Stage(nn.Module):
     def __init__(self, network: MultiExitNetwork, index: int) -> None:
         super().__init__()
         self.backbone = network.backbone.truncated(index + 1)
-        self.cut = nn.Identity()  # the layer of Grad-CAM; captum passes on a copy, so an in-place ReLU may follow
+        # The layer that Grad-CAM reads. captum returns a copy of its output, so an in-place ReLU may follow.
+        self.cut = nn.Identity()
         freeze(self)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -70,7 +75,7 @@ def frozen_copy(module: nn.Module) -> Any:
 
 
 def exit_parts(network: MultiExitNetwork, exit: int) -> tuple[Stage, Exit]:
-    k = checked_exit(exit, len(network.exits), "exits")
+    k = exit_index(exit, len(network.exits), "exits")
     return Stage(network, network.exit_stages[k]), frozen_copy(network.exits[k])
 
 
@@ -84,7 +89,11 @@ def integrated(
     exit: int,
     target: int | None = None,
 ) -> list[Attribution]:
-    """Joint integrated gradients of all `images` (1, C, H, W), one Attribution for each, with the same scores and gap."""
+    """Joint integrated gradients of one `score` of all `images`, each (1, C, H, W): one Attribution for each image.
+
+    They have the same scores and completeness gap. `what`: a description of each map. `baseline`: the key of `BASELINES` that
+    the `baselines` come from.
+    """
     require("attribution", "captum")
     from captum.attr import IntegratedGradients
 
@@ -109,7 +118,9 @@ def completeness_gap_of(total: float, difference: float) -> float:
 
 
 def grad_cam(score: Score, stage: Stage, image: Tensor, what: str, exit: int, target: int | None = None) -> Attribution:
-    """Grad-CAM of a `score` of one image (1, C, H, W), which must use `stage` once: captum keeps only the last call."""
+    """Grad-CAM of a `score` of one image (1, C, H, W). The score must call `stage` once, because captum keeps only the last
+    call.
+    """
     require("attribution", "captum")
     from captum.attr import LayerGradCam
 
@@ -127,7 +138,7 @@ def images_at_once(image: Tensor) -> int:
 
 
 def baseline_of(kind: str, image: Tensor, normalise: Callable[[Tensor], Tensor] | None) -> Tensor:
-    """The baseline of a normalised `image` (C, H, W), as a batch of one."""
+    """Baseline of a normalised `image` (C, H, W), as a batch (1, C, H, W). Raises `CorsdError` if "black" lacks `normalise`."""
     image = image.detach()[None]
     if kind == "mean":
         return torch.zeros_like(image)
@@ -152,15 +163,20 @@ def check_count(name: str, value: int) -> None:
         raise CorsdError(f"{name} = {shortened(value)}; allowed: a whole number of at least 1")
 
 
-def checked_exit(exit: int, count: int, of: str) -> int:
-    """The index from 0 of exit `exit` from 1."""
+def exit_index(exit: int, count: int, of: str) -> int:
+    """Index, from 0, of exit number `exit`, from 1 to `count`. Raises `CorsdError` for any other number; `of` names what is
+    counted.
+    """
     if isinstance(exit, bool) or exit not in range(1, count + 1):
         raise CorsdError(f"exit {shortened(exit)} of {count} {of}; allowed: 1 (shallowest) to {count}")
     return int(exit) - 1
 
 
-def checked_image(network: MultiExitNetwork, image: Tensor) -> Tensor:
-    """A normalised image (C, H, W) as a batch of one, of the type and on the device of the network."""
+def image_batch(network: MultiExitNetwork, image: Tensor) -> Tensor:
+    """A normalised image (C, H, W) as a batch (1, C, H, W), with the dtype and on the device of the network.
+
+    Raises `CorsdError` for a wrong shape, a dtype that is not floating point, and values that are not finite.
+    """
     channels = network.backbone.in_channels
     if image.ndim != 3 or image.shape[0] != channels:
         raise CorsdError(f"image of shape {tuple(image.shape)}; allowed: one image (C, H, W) with C = {channels}")

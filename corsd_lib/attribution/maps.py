@@ -14,11 +14,11 @@ from corsd_lib.attribution.engine import (
     Stage,
     baseline_of,
     check_request,
-    checked_exit,
-    checked_image,
+    exit_index,
     exit_parts,
     frozen_copy,
     grad_cam,
+    image_batch,
     integrated,
 )
 from corsd_lib.errors import CorsdError, check_choice, shortened
@@ -36,19 +36,23 @@ def attribute_exit(
     baseline: str = "mean",
     normalise: Callable[[Tensor], Tensor] | None = None,
 ) -> Attribution:
-    """Attribution of the logit of class `target` (default: the prediction) at `exit` (1 = shallowest) to pixels.
+    """Attribute the logit of class `target` (default: the prediction) at `exit` (1 = shallowest) to the pixels of an image.
 
-    The score f is the logit, because a probability near 1 is flat and depends on all other classes. "integrated_gradients": (x
-    - x') * mean gradient of f on `steps` points of the line from x' to x, which sums to f(x) - f(x') (Sundararajan et al.,
-    arXiv 1703.01365, equation 1); the `baseline` x' is "mean" (the mean colour, 0 once normalised), "black" (needs `normalise`,
-    the function that made the image from pixels 0..255) or "blur". "grad_cam": sum over channels of activation * mean gradient
-    on the feature map of the exit's stage, without its last ReLU, upsampled (arXiv 1610.02391, equations 1 and 2). `image` (C,
-    H, W), normalised. Raises `CorsdError` for an invalid exit, class, method, baseline or image.
+    The score f is the logit, because a probability near 1 is flat and depends on all other classes. `image` (C, H, W),
+    normalised. Methods:
+
+    - "integrated_gradients": (x - x') * mean gradient of f at `steps` points on the line from x' to x. Its sum over the pixels
+      is f(x) - f(x') (Sundararajan et al., arXiv 1703.01365, equation 1). The `baseline` x' is "mean" (the mean colour, 0 once
+      normalised), "black" (needs `normalise`, the function that made the image from pixels 0 to 255) or "blur".
+    - "grad_cam": sum over channels of activation * mean gradient on the feature map of the exit's stage, without its last ReLU,
+      upsampled (arXiv 1610.02391, equations 1 and 2).
+
+    Raises `CorsdError` for an invalid exit, class, method, baseline or image.
     """
     check_request(method, baseline, steps)
-    x = checked_image(network, image)
+    x = image_batch(network, image)
     stage, head = exit_parts(network, exit)
-    target = _class_or_own(target, network.num_classes, head(stage(x))[1])
+    target = _target_class(target, network.num_classes, head(stage(x))[1])
     what = f"the logit of class {target} at exit {exit}"
 
     def score(images: Tensor) -> Tensor:
@@ -60,8 +64,8 @@ def attribute_exit(
     return found
 
 
-def _class_or_own(target: int | None, classes: int, logits: Tensor) -> int:
-    """`target`, or the prediction of `logits` (1, C)."""
+def _target_class(target: int | None, classes: int, logits: Tensor) -> int:
+    """`target`, or the predicted class of `logits` (1, C) if it is None. Raises `CorsdError` for an unknown class."""
     if target is None:
         return int(logits.argmax())
     if isinstance(target, bool) or target not in range(classes):
@@ -80,18 +84,18 @@ def attribute_pair(
     baseline: str = "mean",
     normalise: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Attribution, Attribution]:
-    """Attribution of the relation score r_ab at `exit` (1 = shallowest) to the pixels of both images, a and b.
+    """Attribute the relation score r_ab at `exit` (1 = shallowest) to the pixels of both images, a and b; one map for each.
 
     `relations`: the relation networks of a method, `run.method().relation_networks()`, one for each stage or exit; "cosine" or
-    "l2" for a method without them. The score f(a, b) of a trained relation is its logit, before the sigmoid: r of a trained
-    pair is near 0 or 1, where the sigmoid is flat. Of "cosine" it is the cosine, of "l2" minus the distance, without the
-    batch's scale. Trained scores are not symmetric: (b, a) may differ. "integrated_gradients" goes from both baselines to both
-    images at once: the two maps together sum to f(a, b) - f(a', b'), and have one completeness gap. Two equal baselines are
-    most similar: see `baseline_score`. "grad_cam" takes one image at a time with the other's embedding fixed. Other arguments
-    and errors as of `attribute_exit`; ours for pairs.
+    "l2" for a method without them. The score f(a, b) of a trained relation is its logit, before the sigmoid, which is flat near
+    0 and 1. For "cosine" it is the cosine, for "l2" the negative distance, without the scale of the batch. Trained scores are
+    not symmetric: the maps of (b, a) may differ. "integrated_gradients" goes from both baselines to both images at once: the
+    two maps together sum to f(a, b) - f(a', b') and share one completeness gap. Two equal baselines have the highest
+    similarity, so the sum may be negative: see `baseline_score`. "grad_cam" takes one image at a time with the other's
+    embedding fixed. Other arguments and errors as in `attribute_exit`. The method for pairs is ours.
     """
     check_request(method, baseline, steps)
-    a, b = checked_image(network, image_a), checked_image(network, image_b)
+    a, b = image_batch(network, image_a), image_batch(network, image_b)
     if a.shape != b.shape:
         raise CorsdError(f"images of shapes {tuple(image_a.shape)} and {tuple(image_b.shape)} of a pair; allowed: one shape")
     stage, read, compare, name = _pair_parts(network, relations, exit)
@@ -114,24 +118,30 @@ def attribute_pair(
 def _pair_parts(
     network: MultiExitNetwork, relations: Sequence[nn.Module] | nn.ModuleList | str, exit: int
 ) -> tuple[Stage, Callable[[Tensor], Tensor], Score, str]:
-    """Images -> feature map; feature map -> what the relation reads; two of those, aligned, -> scores (n,); their name."""
-    relation = _chosen_relation(network, relations, exit)
-    if isinstance(relation, MapRelation):  # one a stage of the backbone, with an exit or without
+    """The parts of the score of a pair, as a tuple of three functions and a name.
+
+    Images -> feature map; feature map -> input of the relation; two such inputs of n pairs -> scores (n,); the name of the
+    score.
+    """
+    relation = _relation_at(network, relations, exit)
+    if isinstance(relation, MapRelation):  # one for each stage of the backbone, with an exit or without
         return Stage(network, exit - 1), lambda feature: feature, _map_logit(relation), "relation logit"
     stage, head = exit_parts(network, exit)
     compare, name = _vector_score(relation)
     return stage, lambda feature: head(feature)[0], compare, name
 
 
-def _chosen_relation(network: MultiExitNetwork, relations: Sequence[nn.Module] | nn.ModuleList | str, exit: int) -> nn.Module:
-    """A frozen copy of the relation network of `exit`, or of the handcrafted one that is named."""
+def _relation_at(network: MultiExitNetwork, relations: Sequence[nn.Module] | nn.ModuleList | str, exit: int) -> nn.Module:
+    """Frozen copy of the relation network at `exit`, or the handcrafted relation if `relations` is its name. Raises
+    `CorsdError` for an unknown name or exit and for networks of another class.
+    """
     if isinstance(relations, str):
         check_choice("relation", relations, HANDCRAFTED)
-        checked_exit(exit, len(network.exits), "exits")
+        exit_index(exit, len(network.exits), "exits")
         return HandcraftedRelation(relations)
     if not len(relations):
         raise CorsdError("relations is empty: this method has no relation networks; allowed: 'cosine', 'l2', or networks")
-    relation = frozen_copy(relations[checked_exit(exit, len(relations), "relation networks")])
+    relation = frozen_copy(relations[exit_index(exit, len(relations), "relation networks")])
     if not isinstance(relation, VectorRelation | MapRelation | HandcraftedRelation):
         kinds = "VectorRelation, MapRelation, HandcraftedRelation"
         raise CorsdError(f"relation network of type {type(relation).__name__}; allowed: {kinds}")
@@ -139,7 +149,7 @@ def _chosen_relation(network: MultiExitNetwork, relations: Sequence[nn.Module] |
 
 
 def _vector_score(relation: nn.Module) -> tuple[Score, str]:
-    """Score of two aligned sets of embeddings (n, D), and its name."""
+    """Function from the embeddings of n pairs, two tensors (n, D), to scores (n,), and its name."""
     if isinstance(relation, VectorRelation):
         trained = relation
         return lambda a, b: trained.score(trained.pair_embeddings(a, b)).squeeze(-1), "relation logit"
@@ -149,7 +159,7 @@ def _vector_score(relation: nn.Module) -> tuple[Score, str]:
 
 
 def _map_logit(relation: MapRelation) -> Score:
-    """Logit of two aligned sets of feature maps (n, c, H, W)."""
+    """Function from the feature maps of n pairs, two tensors (n, c, H, W), to logits (n,)."""
 
     def logit(a: Tensor, b: Tensor) -> Tensor:
         rows = torch.arange(len(a), device=a.device)

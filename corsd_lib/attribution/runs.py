@@ -29,7 +29,8 @@ def attribute_run_pair(
 ) -> tuple[Attribution, Attribution]:
     """`attribute_pair` for the newest weights of a run and two images of its data, see `run_images`.
 
-    With the run's relation networks, or the cosine if its method has none. `options`: method, steps, baseline.
+    Uses the relation networks of the run, or the cosine if its method has none. `options`: method, steps, baseline of
+    `attribute_pair`. Raises the errors of both.
     """
     data = run_data(run, data)
     a, b = run_images(run, [first, second], data, split)

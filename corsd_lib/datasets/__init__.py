@@ -1,4 +1,4 @@
-"""Data sets: `load_dataset` loads any of them, as `ImageData`."""
+"""Data sets: `load_dataset` loads any of them as `ImageData`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 DATASETS = ("digits", "shapes", "cifar10", "cifar100", "cub200", "tiny_imagenet", "imagenet", "folder:PATH", "npz:PATH")
-LARGEST_SIDE = 65_535  # pixels; the limit of a run on disk
+LARGEST_SIDE = 65_535  # pixels; a run on disk cannot store more
 
 
 def load_dataset(
@@ -57,20 +57,28 @@ def load_dataset(
     hold_out_seed: int = 0,
     download: bool = False,
 ) -> ImageData:
-    """Load a data set by name, one of `DATASETS`, from `root` (else $CORSD_DATA, else "data").
+    """Load a data set by name, one of `DATASETS`, from `root` (default: $CORSD_DATA, else "data").
 
     A relative PATH in folder:PATH and npz:PATH is relative to `root` if that is given, else to the working directory. Images
-    are uint8 0..255, in memory as (N, C, H, W), or streamed from files if they are too large (imagenet, large folders). First
-    `validation_fraction` in [0, 1) of train is held out as `validation`, class by class; then `per_class` images of each class
-    are chosen from the rest; the same `seed` gives the same images. `test_fraction` in (0, 1): the approximate share of each
-    class that is the test set of a folder of classes without a split; 0.2 by default, the same images for every seed.
-    Statistics are those of the full train split. `image_size` (pixels): side of the input of the network, by default that of
-    the data set. `crop_to_box` (cub200): crop to the bird. `hold_out_classes`: number of classes that are removed from all
-    splits before anything else is chosen; they are `unseen` of the result, with all their images; `hold_out`, one of
-    `HOLD_OUT`, and `hold_out_seed` choose them (see `datasets.holdout`). `download` (cifar10, cifar100, cub200): download
-    missing files. Remarks on how the files were read are in `notices` of the result, and are shown once in a process as
-    warnings (`DataNotice`). Raises CorsdError for unknown names, missing or corrupt files, values out of range, and data of
-    fewer than two classes.
+    are uint8 in 0..255, in memory as (N, C, H, W), or streamed from files if they are too large (imagenet, large folders).
+    Options:
+
+    - `per_class`: number of images of each class to train on, chosen at random from train after the validation split is taken
+      off;
+    - `validation_fraction` in [0, 1): share of each class of train that becomes the `validation` split;
+    - `test_fraction` in (0, 1): approximate share of each class that becomes the test set of a folder without a split; 0.2 by
+      default, the same images for every seed;
+    - `seed`: chooses the images of `validation_fraction` and `per_class`;
+    - `image_size`: side in pixels of the input of the network, by default that of the data set;
+    - `crop_to_box` (cub200): crop to the bird;
+    - `hold_out_classes`: number of classes that are removed from all splits before anything else is chosen. With all their
+      images they are `unseen` of the result. `hold_out`, one of `HOLD_OUT`, and `hold_out_seed` choose them, see
+      `datasets.holdout`;
+    - `download` (cifar10, cifar100, cub200): download missing files.
+
+    Mean and standard deviation are those of the full train split. Remarks on how the files were read are in `notices` of the
+    result and are shown once in a process as warnings (`DataNotice`). Raises CorsdError for unknown names, missing or corrupt
+    files, values out of range, and data with fewer than two classes.
     """
     _check_name(name, root)
     _check_flags(name, crop_to_box=crop_to_box, download=download)
@@ -102,12 +110,12 @@ def load_dataset(
 
 
 def data_root(root: str | Path | None = None) -> Path:
-    """The folder of data sets: `root`, else the environment variable CORSD_DATA, else "data"."""
-    return _expanded("data root", root or os.environ.get("CORSD_DATA") or "data")
+    """The folder of data sets: `root` if given, else the environment variable CORSD_DATA, else "data". ~ is the home folder."""
+    return _expand_home("data root", root or os.environ.get("CORSD_DATA") or "data")
 
 
-def _expanded(what: str, path: str | Path) -> Path:
-    """A path with ~ replaced by the home folder. Raises CorsdError for an unknown user."""
+def _expand_home(what: str, path: str | Path) -> Path:
+    """`path` with ~ replaced by the home folder. Raises CorsdError for an unknown user."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -129,12 +137,12 @@ def _readable(name: str) -> Iterator[None]:
 def _user_path(path: str, root: str | Path | None) -> Path:
     """The folder or file of folder:PATH or npz:PATH; a relative `path` is relative to `root` or the working directory.
 
-    Raises CorsdError that names the places that were searched.
+    If it does not exist, raises CorsdError with the paths that were searched.
     """
-    own = _expanded("data set", path)
+    own = _expand_home("data set", path)
     if own.is_absolute():
         return own
-    places = [*([_expanded("data root", root) / own] if root else []), own]
+    places = [*([_expand_home("data root", root) / own] if root else []), own]
     found = next((place for place in places if place.exists()), None)
     if found is None:
         looked = " nor at ".join(str(place.absolute()) for place in places)
@@ -190,7 +198,10 @@ def _check_flags(name: str, **flags: object) -> None:
 
 
 def _whole(what: str, value: Any, low: int, high: int, otherwise: str = "") -> int:
-    """Check a whole number of Python or numpy; `otherwise`: other allowed values, for the message."""
+    """`value` as an int, from a whole number of Python or numpy. Raises CorsdError unless it is in [`low`, `high`].
+
+    `otherwise` is appended to the message: other values that are allowed.
+    """
     if not is_whole(value, low, high):
         raise CorsdError(
             f"{what} is {shortened(value)}; allowed: a whole number of at least {low} and at most {high}{otherwise}"
@@ -199,7 +210,7 @@ def _whole(what: str, value: Any, low: int, high: int, otherwise: str = "") -> i
 
 
 def _share(what: str, value: object) -> float:
-    """Check a number of Python or numpy in [0, 1)."""
+    """`value` as a float, from a number of Python or numpy. Raises CorsdError unless it is in [0, 1)."""
     if isinstance(value, Real) and not isinstance(value, bool) and value < 1 and not value < 0:
         return float(value)
     raise CorsdError(f"{what} is {shortened(value)}; allowed: 0 up to but not including 1")

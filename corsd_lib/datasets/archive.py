@@ -1,4 +1,4 @@
-"""Reading .npz files: sizes are checked before anything is decompressed, and nothing is unpickled."""
+"""Reads .npz files: sizes are checked before anything is decompressed, and nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ HARMLESS = 256 * 1024**2  # bytes of an array that may be compressed by any rati
 
 
 class Archive(NamedTuple):
-    """Arrays by name; `others`: names of further arrays in the file; `checksums`: verified CRC-32 of the bytes of each
-    array."""
+    """Content of an .npz file.
+
+    `arrays`: by name. `others`: names of further arrays in the file, which were not read. `checksums`: the CRC-32 of the bytes
+    of each array, verified.
+    """
 
     arrays: dict[str, np.ndarray]
     others: tuple[str, ...]
@@ -29,11 +32,11 @@ class Archive(NamedTuple):
 
 
 def read_archive(path: Path, expected: str, wanted: Callable[[str], bool], required: Iterable[str]) -> Archive:
-    """Read the arrays of `path` whose names are `wanted`; `expected` says in messages what kind of file that is.
+    """Read the arrays of the .npz file `path` whose names satisfy `wanted`; `expected` describes the file in error messages.
 
-    Raises CorsdError for a path that is no file, a damaged file, a missing array that is `required`, one whose header does
-    not fit its declared size, one that is compressed more than a hundredfold to more than 256 MiB, and for arrays that together
-    exceed the available memory. Sizes are read from headers, without decompressing.
+    Raises CorsdError for a path that is no file, a damaged file, a missing array of `required`, an array whose header does not
+    match its size, an array above 256 MiB that is compressed more than a hundredfold, and if all arrays together exceed the
+    available memory. Sizes are read from headers, without decompressing.
     """
     if not path.exists():
         raise CorsdError(f"{path} does not exist; expected {expected}")
@@ -56,23 +59,24 @@ def _read(path: Path, file: zipfile.ZipFile, wanted: Callable[[str], bool], requ
     if missing:
         raise CorsdError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(members) or 'nothing'}")
     chosen = {name: member for name, member in members.items() if wanted(name)}
-    if sum(member.compress_size for member in chosen.values()) > path.stat().st_size:  # newer zipfiles notice some of these
+    # Newer versions of zipfile detect some of these files
+    if sum(member.compress_size for member in chosen.values()) > path.stat().st_size:
         raise CorsdError(f"{path} is not a readable .npz file: its arrays lie on top of each other or behind its end")
     for name, member in chosen.items():
-        with _naming(path, name):
+        with _array_in_errors(path, name):
             _check_member(file, member)
     check_memory(f"{path} expands to", sum(member.file_size for member in chosen.values()))
     arrays = {}
     for name, member in chosen.items():
-        with _naming(path, name), file.open(member) as stream:
+        with _array_in_errors(path, name), file.open(member) as stream:
             arrays[name] = np.lib.format.read_array(stream, allow_pickle=False)
     others = tuple(name for name in members if name not in chosen)
     return Archive(arrays, others, {name: member.CRC for name, member in chosen.items()})
 
 
 @contextmanager
-def _naming(path: Path, name: str) -> Iterator[None]:
-    """Turn any exception about an array into a CorsdError that names it."""
+def _array_in_errors(path: Path, name: str) -> Iterator[None]:
+    """Turn any exception inside the context into a CorsdError that names the file and the array."""
     try:
         yield
     except Exception as error:  # zipfile, zlib, lzma, numpy and (for a damaged header) tokenize raise different exceptions
@@ -80,7 +84,9 @@ def _naming(path: Path, name: str) -> Iterator[None]:
 
 
 def _check_member(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """Raise ValueError unless the header of an array fits its size in the zip file, and the compression ratio is plausible."""
+    """Raise ValueError unless the header of an array matches its size in the zip file and the compression ratio is
+    plausible.
+    """
     with file.open(member) as stream:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -108,7 +114,7 @@ def check_memory(what: str, needed: int) -> None:
 
 
 def _available_memory() -> int | None:
-    """Available memory without swapping, or the total memory, in bytes; None if the system does not report it."""
+    """Available memory in bytes, without swapping. If the system does not report it, the total memory, else None."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

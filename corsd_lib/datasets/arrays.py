@@ -27,9 +27,9 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard de
 class ImageArrays:
     """Images of one split in memory.
 
-    `images` uint8 (N, C, H, W), values 0..255; `labels` int64 (N,); `index` int64 (N,), the index of each image
-    in the official order of its split, which `subset` keeps. `names`: N file names, as in `ImageFiles`, or none for images that
-    are not files. Raises CorsdError for other dtypes or shapes.
+    `images` uint8 (N, C, H, W), values 0..255; `labels` int64 (N,); `index` int64 (N,), the index of each image in the official
+    order of its split, which `subset` keeps. `names`: N file names, as in `ImageFiles`, or empty for images that are not files.
+    Raises CorsdError if a dtype or a shape is wrong.
     """
 
     images: Tensor
@@ -48,21 +48,20 @@ class ImageArrays:
         return len(self.images)
 
     def __repr__(self) -> str:
-        return f"ImageArrays({len(self):,} images of {_by(self.images.shape[1:])})"
+        return f"ImageArrays({len(self):,} images of {_dimensions(self.images.shape[1:])})"
 
     def subset(self, indices: Tensor) -> ImageArrays:
-        """The images at the indices `indices`, int64 (M,), in that order; a copy."""
+        """A copy of the images at `indices`, int64 (M,), in that order."""
         names = tuple(self.names[i] for i in indices.tolist()) if self.names else ()
         return ImageArrays(self.images[indices], self.labels[indices], self.index[indices], names)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageFiles:
-    """Images of one split as files, which are decoded when used and not kept in memory.
+    """Images of one split as files, which are decoded when they are used and not kept in memory.
 
-    `paths`: N file names; `labels`, `index` int64 (N,) as in `ImageArrays`; `image_size`: side in pixels of
-    the square input of the network; `root`: a folder that contains all of them, if there is one. Raises CorsdError when
-    the lengths differ.
+    `paths`: N file names; `labels`, `index` int64 (N,) as in `ImageArrays`; `image_size`: side in pixels of the square input of
+    the network; `root`: a folder that contains all of them, or "". Raises CorsdError if the lengths differ.
     """
 
     paths: tuple[str, ...]
@@ -81,7 +80,7 @@ class ImageFiles:
         return f"ImageFiles({len(self):,} files, seen at {self.image_size}x{self.image_size})"
 
     def subset(self, indices: Tensor) -> ImageFiles:
-        """The files at the indices `indices`, int64 (M,), in that order."""
+        """The files at `indices`, int64 (M,), in that order."""
         paths = tuple(self.paths[i] for i in indices.tolist())
         return ImageFiles(paths, self.labels[indices], self.index[indices], self.image_size, self.root)
 
@@ -91,7 +90,7 @@ class ImageFiles:
         return names_below(self.root, self.paths)
 
     def load(self, i: int) -> Tensor:
-        """Image `i` in full size: uint8 (3, H, W), RGB. Raises CorsdError that names an unreadable file."""
+        """Image `i` at its full resolution: uint8 (3, H, W), RGB. Raises CorsdError if the file cannot be read."""
         # In channels-last layout torch resizes about twice as fast, with the same result.
         return torch.from_numpy(read_rgb(self.paths[i])).permute(2, 0, 1)
 
@@ -103,13 +102,18 @@ Split = ImageArrays | ImageFiles
 class ImageData:
     """A data set with its splits.
 
-    `superclass_of_class` int64 (C,); `mean` and `std`: one value for each channel, of pixels / 255 over the full train split;
-    `attributes` float32 (C, A) in [0, 1] or None; `image_size`: side of the square input of the network (stored images may be
-    larger, for cropping); `augmentation`: the default of the data set, one of `AUGMENTATIONS`; `crop_scale`: smallest share of
-    the area in a "resized_crop": 0.4 keeps most of a bird in the image (ours), for ImageNet the usual 0.08; `notices`: remarks
-    on how the files were read; `unseen`: the classes that are held out of all splits, with their own labels and names
-    (`datasets.holdout`); `own_split`: whether this library chose the test set, by `test_fraction`. Raises CorsdError when
-    names, labels and superclasses do not fit each other, and for names that `check_names` refuses.
+    - `superclass_of_class` int64 (C,);
+    - `mean`, `std`: one value for each channel, of pixels / 255 over the full train split;
+    - `image_size`: side in pixels of the square input of the network; stored images may be larger, for cropping;
+    - `augmentation`: the default of the data set, one of `AUGMENTATIONS`;
+    - `attributes` float32 (C, A) in [0, 1], or None;
+    - `crop_scale`: smallest share of the area in a "resized_crop": 0.4 keeps most of a bird in the image (ours), for ImageNet
+      the usual 0.08;
+    - `notices`: remarks on how the files were read;
+    - `unseen`: the classes that are held out of all splits, with their own labels and names, see `datasets.holdout`;
+    - `own_split`: whether this library chose the test set, by `test_fraction`.
+
+    Raises CorsdError if names, labels and superclasses do not match, and for names that `check_names` refuses.
     """
 
     name: str
@@ -156,13 +160,13 @@ class ImageData:
 
     @property
     def channels(self) -> int:
-        """Channels of an image: 1 (grey) or 3 (RGB)."""
+        """Number of channels of an image: 1 (grey) or 3 (RGB)."""
         return self.train.images.shape[1] if isinstance(self.train, ImageArrays) else 3
 
     def summary(self) -> str:
-        """A summary in a few lines: sizes, classes, superclasses, image side, statistics, notices."""
+        """Summary in a few lines of text: sizes, classes, superclasses, image side, statistics, notices."""
         sizes = ", ".join(f"{len(split):,} {part}" for part, split in self._splits().items())
-        side = _by((self.channels, self.image_size, self.image_size))
+        side = _dimensions((self.channels, self.image_size, self.image_size))
         lines = [
             f"{self.name}: {sizes} images, {side}",
             f"{self.num_classes} classes: {some(self.class_names)}",
@@ -182,14 +186,14 @@ class ImageData:
         sizes = ", ".join(f"{len(split):,} {part}" for part, split in self._splits().items())
         grouped = len(self.superclass_names) != self.num_classes
         classes = f"{self.num_classes} classes" + f" in {len(self.superclass_names)} superclasses" * grouped
-        side = _by((self.channels, self.image_size, self.image_size))
+        side = _dimensions((self.channels, self.image_size, self.image_size))
         return f"ImageData({self.name}: {sizes}, {classes}, {side})"
 
     def _repr_html_(self) -> str:
         return card("ImageData", self.name, self._facts)
 
     def _facts(self) -> Facts:
-        """The card of a notebook: splits, classes and how images are normalised."""
+        """Rows of the HTML card: splits, classes, and how images are normalised."""
         classes = {f"{self.num_classes} classes": some(self.class_names)}
         if len(self.superclass_names) != self.num_classes:
             classes[f"{len(self.superclass_names)} superclasses"] = some(self.superclass_names)
@@ -197,7 +201,7 @@ class ImageData:
             classes[f"{self.unseen.num_classes} classes held out"] = some(self.unseen.class_names)
         rows = {
             **{part: f"{len(split):,} images" for part, split in self._splits().items()},
-            "an image": _by((self.channels, self.image_size, self.image_size)),
+            "an image": _dimensions((self.channels, self.image_size, self.image_size)),
             **classes,
             "mean": _decimals(self.mean),
             "standard deviation": _decimals(self.std),
@@ -216,7 +220,7 @@ def channel_statistics(images: Tensor) -> Statistics:
 
     The sums are exact, because they are sums of whole numbers in float64.
     """
-    # numpy on one thread: the limit is memory bandwidth, and threads of torch slow each other down on shared cores.
+    # One thread of numpy, because memory bandwidth is the limit, and threads of torch slow each other down on shared cores.
     total = np.zeros(images.shape[1])
     squares = np.zeros_like(total)
     for block in images.split(256):
@@ -232,7 +236,8 @@ def channel_statistics(images: Tensor) -> Statistics:
 
 
 def resize_arrays(images: Tensor, image_size: int) -> Tensor:
-    """Images uint8 (N, C, H, W) -> uint8 (N, C, image_size, image_size), bilinear; unchanged if they have this size.
+    """Resize images uint8 (N, C, H, W) to uint8 (N, C, image_size, image_size), bilinearly. Returned as they are if they have
+    that size.
 
     Raises CorsdError if the available memory is not enough.
     """
@@ -241,7 +246,7 @@ def resize_arrays(images: Tensor, image_size: int) -> Tensor:
     count, channels = images.shape[:2]
     check_memory(f"{count:,} images of {image_size}x{image_size} pixels take", count * channels * image_size**2)
     resized = torch.empty(count, channels, image_size, image_size, dtype=torch.uint8)
-    block_size = max(1, min(1024, 2**26 // (channels * image_size**2)))  # images that are float32 at a time
+    block_size = max(1, min(1024, 2**26 // (channels * image_size**2)))  # number of images that are float32 at a time
     for block, out in zip(images.split(block_size), resized.split(block_size), strict=True):
         scaled = torch.nn.functional.interpolate(block.float(), (image_size, image_size), mode="bilinear", antialias=True)
         out.copy_(scaled.round_().clamp_(0, 255))
@@ -249,17 +254,17 @@ def resize_arrays(images: Tensor, image_size: int) -> Tensor:
 
 
 def as_arrays(images: Tensor, labels: Tensor | Sequence[int]) -> ImageArrays:
-    """A whole split: images uint8 (N, C, H, W), labels (N,); index becomes 0..N-1."""
+    """A whole split as `ImageArrays`, from images uint8 (N, C, H, W) and labels (N,). Its index is 0..N-1."""
     return ImageArrays(images, torch.as_tensor(labels, dtype=torch.int64), torch.arange(len(images)))
 
 
 def names_below(root: str, paths: Sequence[str]) -> tuple[str, ...]:
-    """Paths relative to the folder `root` as names, with parts separated by "/"."""
+    """Paths relative to the folder `root`, with parts separated by "/"."""
     return tuple(path.removeprefix(root + os.sep).replace(os.sep, "/") for path in paths)
 
 
 def check_range(what: str, values: Tensor, count: int) -> None:
-    """Raise CorsdError that names the first of `values`, whole numbers, that is not in 0..count-1."""
+    """Raise CorsdError for the first of `values`, whole numbers (N,), that is not in 0..count-1; `what` begins the message."""
     wrong = ((values < 0) | (values >= count)).nonzero()
     if len(wrong):
         row = int(wrong[0])
@@ -284,7 +289,7 @@ def check_class_names(what: str, names: Sequence[str]) -> None:
 
 
 def check_distinct(what: str, names: Sequence[str]) -> None:
-    """Raise CorsdError that names the first duplicate of `names`."""
+    """Raise CorsdError for the first name that is repeated in `names`; `what` begins the message."""
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise CorsdError(f"{what} has {shortened(twice)} more than once; expected distinct names")
@@ -300,7 +305,7 @@ def _describe(values: Tensor) -> str:
     return f"{str(values.dtype).removeprefix('torch.')} of shape {tuple(values.shape)}"
 
 
-def _by(shape: Sequence[int]) -> str:
+def _dimensions(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 

@@ -1,4 +1,4 @@
-"""Caltech-UCSD Birds 200 (2011): fine-grained classes, boxes and attributes, in the official layout."""
+"""Caltech-UCSD Birds 200 (2011): fine-grained classes, bounding boxes and attributes, in the official layout."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ Value = TypeVar("Value")
 def load_cub(root: Path, image_size: int | None, crop_to_box: bool, fetch: bool) -> ImageData:
     """CUB-200-2011 from `<root>/CUB_200_2011`: 200 birds, 5,994 train and 5,794 test images, official split.
 
-    Images are kept as uint8 (N, 3, S, S), S = 8/7 of `image_size` (64 by default): the square around the bird
-    (`crop_to_box`) or the centre square; grey images become RGB. A superclass is the last word of a class
-    name (Albatross, Warbler, ...): ours, the data set has none. Attributes float32 (200, 312) in [0, 1] if their
-    files exist. `fetch` downloads the archive if the folder is missing. Raises CorsdError for missing,
-    contradictory or corrupt files. Source: Wah et al., Caltech CNS-TR-2011-001.
+    Images are in memory as uint8 (N, 3, S, S), where S is 8/7 of `image_size` (64 by default): the square around the bird
+    (`crop_to_box`) or the centre square. Grey images become RGB. A superclass is the last word of a class name (Albatross,
+    Warbler, ...); this is ours, the data set has none. Attributes are float32 (200, 312) in [0, 1], None if their files are
+    missing. `fetch` downloads the archive if the folder is missing. Raises CorsdError for missing, contradictory or corrupt
+    files. Source: Wah et al., Caltech CNS-TR-2011-001.
     """
     folder = root / FOLDER
     if fetch and not folder.exists():
@@ -62,7 +62,7 @@ def load_cub(root: Path, image_size: int | None, crop_to_box: bool, fetch: bool)
 
 
 def fetch_cub(root: Path) -> None:
-    """Download CUB_200_2011.tgz into `root` (1.15 GB, resumed, verified), unpack it to `<root>/CUB_200_2011`.
+    """Download CUB_200_2011.tgz into `root` (1.15 GB, resumed and verified) and unpack it to `<root>/CUB_200_2011`.
 
     An existing archive is used. The folder is created only when it is complete.
     """
@@ -107,7 +107,11 @@ def _classes(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...], Tensor]:
 
 
 def _attributes(folder: Path, classes: int) -> tuple[Tensor | None, tuple[str, ...]]:
-    """Class attributes float32 (C, A), how often each was seen (percent in the file, here 0..1); A names."""
+    """Class attributes float32 (C, A) and their A names; None and () if there is no file.
+
+    A value is how often an attribute was seen in images of the class, in percent in the file and in 0..1 here. Raises
+    CorsdError for a file that cannot be read or does not match.
+    """
     file = folder / "attributes" / "class_attribute_labels_continuous.txt"
     if not file.is_file():
         return None, ()
@@ -126,11 +130,14 @@ def _attributes(folder: Path, classes: int) -> tuple[Tensor | None, tuple[str, .
 
 
 def _table(file: Path, parse: Callable[[str], Value], ids: dict[int, str] | None = None) -> dict[int, Value]:
-    """Lines `<id> <value>` of an official text file -> {id: value}; for exactly the given ids, if given."""
+    """Read the lines `<id> <value>` of an official text file as {id: parse(value)}.
+
+    Raises CorsdError for a missing or invalid file, and if its ids are not those of `ids`.
+    """
     if not file.is_file():
         raise CorsdError(f"{file} is missing; expected the official layout of CUB-200-2011")
     try:
-        lines = file.read_text(encoding="utf-8").rstrip().splitlines()  # editors leave blank lines at the end
+        lines = file.read_text(encoding="utf-8").rstrip().splitlines()  # text editors may leave blank lines at the end
     except UnicodeDecodeError as error:
         raise CorsdError(f"{file} is not valid UTF-8: {error}") from error
     table: dict[int, Value] = {}

@@ -1,4 +1,4 @@
-"""Decoding of image files: one file in full size, or many as squares of equal size."""
+"""Decoding of image files: one at its full resolution, or many as squares of equal size."""
 
 from __future__ import annotations
 
@@ -21,38 +21,40 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
-MARGIN = 8 / 7  # stored side / input side: a margin for random crops, as 256 / 224 on ImageNet
-# Pillow detects formats by content; others are not allowed, because one of them (EPS) starts a program.
+MARGIN = 8 / 7  # stored side / input side; the margin is for random crops, as in 256 / 224 for ImageNet
+# Pillow detects the format by content. Other formats are refused, because one of them (EPS) starts a program.
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF")
-MAX_PIXELS = 89_478_485  # of one image: Pillow's own limit, 256 MiB as RGB
+MAX_PIXELS = 89_478_485  # pixels of one image: Pillow's own limit, 256 MiB as RGB
 _DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 def stored_side(image_size: int) -> int:
-    """Side of the stored squares for a network with input images of `image_size` pixels."""
+    """Side in pixels of the stored squares for a network with input images of `image_size` pixels."""
     return round(image_size * MARGIN)
 
 
 def read_rgb(path: str) -> np.ndarray:
-    """Decode one file in full size: uint8 (H, W, 3). Raises CorsdError that names an unreadable file."""
-    with _opened(path) as image:
+    """Decode one file at its full resolution: uint8 (H, W, 3), RGB. Raises CorsdError if it cannot be read."""
+    with _open_image(path) as image:
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def image_sizes(paths: Sequence[str]) -> list[tuple[int, int]]:
-    """(width, height) of every file, from its header alone. Raises CorsdError that names an unreadable file."""
+    """Pairs (width, height) in pixels for every file, read from its header alone. Raises CorsdError if a file cannot be
+    read.
+    """
     sizes = []
     for path in paths:
-        with _opened(path) as image:
+        with _open_image(path) as image:
             sizes.append(image.size)
     return sizes
 
 
 def read_squares(paths: Sequence[str], side: int, boxes: Sequence[Box] | None = None, *, label: str = "decoding") -> Tensor:
-    """Decode files to squares: uint8 (N, 3, side, side), several at once in threads.
+    """Decode files to squares uint8 (N, 3, side, side), in several threads.
 
-    With a box the square around it (`square_around`), else the largest centre square. Raises CorsdError that names the
-    first file that cannot be read, and if the available memory is not enough.
+    `boxes`: one for each file; the square around it is cut out (`square_around`), without boxes the largest centre square.
+    `label` names the progress bar. Raises CorsdError for the first file that cannot be read, and if there is not enough memory.
     """
     check_memory(f"{len(paths):,} images of {side}x{side} pixels take", len(paths) * 3 * side**2)
     squares = np.empty((len(paths), 3, side, side), dtype=np.uint8)
@@ -73,19 +75,20 @@ def read_squares(paths: Sequence[str], side: int, boxes: Sequence[Box] | None = 
 
 
 def square_around(box: Box, width: int, height: int) -> Box:
-    """The square around a box in a width x height image: side max(w, h) * 8/7, shifted into the image.
+    """The square around a box w x h in an image of width x height pixels: its side is max(w, h) * 8/7, and it is moved into the
+    image.
 
-    A square that is larger than the image is cut to it; the whole box is always visible. Otherwise the inner 7/8 of
-    the square, which the centre crop keeps, contain the whole box.
+    A square that is larger than the image is cut to it. The whole box is always visible; unless the square was cut, it lies in
+    the inner 7/8 of the square, which a centre crop keeps.
     """
     left, top, right, bottom = box
     side = max(right - left, bottom - top) * MARGIN
-    x0, x1 = _shifted((left + right) / 2, side, width)
-    y0, y1 = _shifted((top + bottom) / 2, side, height)
+    x0, x1 = _move_inside((left + right) / 2, side, width)
+    y0, y1 = _move_inside((top + bottom) / 2, side, height)
     return x0, y0, x1, y1
 
 
-def _shifted(centre: float, side: float, limit: int) -> tuple[float, float]:
+def _move_inside(centre: float, side: float, limit: int) -> tuple[float, float]:
     side = min(side, limit)
     start = min(max(centre - side / 2, 0.0), limit - side)
     return start, min(start + side, limit)
@@ -104,12 +107,12 @@ def _read_square(path: str, side: int, box: Box | None) -> np.ndarray:
     """
     from PIL.Image import Resampling
 
-    with _opened(path) as image:
+    with _open_image(path) as image:
         width, height = image.size
         _check_box(path, box, width, height)
         left, top, right, bottom = square_around(box, width, height) if box else _centre_square(width, height)
         shrink = side / min(right - left, bottom - top)
-        # JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the cost; never below what the square needs.
+        # JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, which is cheaper; draft never goes below the requested size.
         image.draft(None, (max(1, round(width * shrink)), max(1, round(height * shrink))))
         x, y = image.width / width, image.height / height
         region = (left * x, top * y, min(right * x, image.width), min(bottom * y, image.height))
@@ -126,7 +129,7 @@ def _check_box(path: str, box: Box | None, width: int, height: int) -> None:
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[Image]:
+def _open_image(path: str) -> Iterator[Image]:
     from PIL import Image
 
     try:

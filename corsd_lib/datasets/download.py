@@ -1,4 +1,4 @@
-"""Downloads of large files: resumed, verified and unpacked safely."""
+"""Download large files, with resume and verification, and unpack them safely."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from corsd_lib.files import is_locked, locked
 
 _BLOCK = 1 << 20
 _UNPACKING = ".unpacking-"
-_TIMEOUT = 60  # seconds without a byte
+_TIMEOUT = 60  # seconds without any data
 _DROPPED = (URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
 
 def download(url: str, path: str | Path, md5: str, size: int | None = None, *, tries: int = 5, wait: float = 1.0) -> Path:
-    """Download `url` to `path` unless the file exists, and check it; returns the path.
+    """Download `url` to `path`, unless that file exists, check its `md5` (hexadecimal), and return the path.
 
-    The file is written to `<path>.part`, which is resumed after an interruption if the server allows it, and renamed
-    after its `md5` (hexadecimal) was checked. `size`: expected bytes. One process downloads into a folder at a time, others
-    wait. There are up to `tries` connections, with a pause of `wait` seconds before the second, and twice as long before each
-    further one. Raises CorsdError if the server refuses, if all tries failed (the part is kept), and if the content is wrong
-    (it is renamed to `<path>.corrupt`).
+    The file is written to `<path>.part`, which is resumed after an interruption if the server allows it, and renamed after the
+    check. `size`: expected number of bytes. Only one process at a time downloads into a folder, others wait. There are up to
+    `tries` connections, with a pause of `wait` seconds before the second; the pause doubles before each further one. Raises
+    CorsdError if the server refuses, if all tries fail (the .part file remains), and if the content is wrong (the file is
+    renamed to `<path>.corrupt`).
     """
     path = Path(path)
     if path.exists():
@@ -57,15 +57,15 @@ def download(url: str, path: str | Path, md5: str, size: int | None = None, *, t
 
 @contextlib.contextmanager
 def unpacked(archive: Path) -> Iterator[Path]:
-    """Unpack a tar file into a temporary folder beside it, which exists inside the context.
+    """Unpack a tar file into a temporary folder beside it, and yield the folder, which is deleted after the context.
 
-    One process unpacks into a folder at a time, others wait; remains of a killed process are removed.
-    Members outside of the folder are refused (tarfile's "data" filter, PEP 706; before Python 3.11.4, which brought it,
-    all but files and folders inside). Raises CorsdError for those and for a corrupt archive, which is renamed to
+    Only one process at a time unpacks into a folder, others wait; remains of a killed process are removed. An archive with
+    members outside the folder is refused: by tarfile's "data" filter (PEP 706), and before Python 3.11.4, which introduced it,
+    by allowing only files and folders inside. Raises CorsdError for such an archive, and for a corrupt one, which is renamed to
     `<archive>.corrupt`.
     """
     with _writing(archive), locked(archive.parent, wait=math.inf), contextlib.ExitStack() as stack:
-        if is_locked(archive.parent):  # by this process; without locks another process may use the folder
+        if is_locked(archive.parent):  # by this process; if the system has no locks, another process may use the folder
             for left in archive.parent.glob(f"{_UNPACKING}*"):
                 shutil.rmtree(left, ignore_errors=True)
         folder = stack.enter_context(
@@ -86,14 +86,16 @@ def unpacked(archive: Path) -> Iterator[Path]:
 
 
 class _OutsideError(Exception):
-    """A member of an archive that is refused where tarfile has no filters."""
+    """Raised for a member of an archive that is refused, if tarfile has no filters."""
 
 
 _REFUSED: type[Exception] = getattr(tarfile, "FilterError", _OutsideError)
 
 
 def _inside(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """A file or folder inside the folder that it is unpacked into; raises `_OutsideError` for anything else."""
+    """`member` with plain permissions. Raises `_OutsideError` unless it is a file or folder inside the folder that is unpacked
+    into.
+    """
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts or not (member.isreg() or member.isdir()):
         raise _OutsideError(f"{member.name!r} is not a file or folder inside")
@@ -121,7 +123,10 @@ def _fetch(url: str, part: Path, size: int | None, tries: int, wait: float) -> N
 
 
 def _fetch_rest(url: str, part: Path, size: int | None) -> bool:
-    """One connection: append what is missing to `part`. True if the file is complete."""
+    """Append the missing bytes to `part` in one connection. Returns whether the file is complete.
+
+    `size`: expected number of bytes, if known. Raises CorsdError if the server offers a different size.
+    """
     have = _length(part)
     if have and have == size:
         return True
@@ -138,7 +143,7 @@ def _fetch_rest(url: str, part: Path, size: int | None) -> bool:
     except HTTPError as error:
         if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
-        # The server has no more bytes: the part is complete, unless it is too long.
+        # The server has no more bytes: `part` is complete, unless it is too long.
         if error.headers.get("Content-Range", "").endswith(f"/{have}"):
             return True
         part.unlink()
@@ -147,7 +152,10 @@ def _fetch_rest(url: str, part: Path, size: int | None) -> bool:
 
 
 def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
-    """(position of the first byte of the response, size of the file or None). A server may ignore Range."""
+    """Position of the first byte of a response in the file, and size of the file, or None if the server does not send it.
+
+    The position is 0 if the server ignored the Range header, and -1 if it cannot be read.
+    """
     length = response.headers.get("Content-Length")
     if response.status != HTTPStatus.PARTIAL_CONTENT:
         return 0, int(length) if length else None

@@ -27,25 +27,25 @@ from corsd_lib.errors import CorsdError, shown_text
 MEMORY_LIMIT = 2 * 1024**3  # bytes; larger folders are streamed
 TEST_FRACTION = 0.2  # default for a folder of classes without a split
 SPLIT_SEED = 0  # fixed, so that all trainings on a folder have the same test images
-SAMPLE = 50  # size of the sample of images whose sizes are read
+SAMPLE = 50  # number of images whose width and height are read
 
 
 class Parts(NamedTuple):
-    """The listings of the splits of a data set, and notices."""
+    """The listings of the splits of a folder, and notices on how it was read."""
 
     train: Listing
     test: Listing
     validation: Listing | None = None
     notices: tuple[str, ...] = ()
-    own_split: bool = False  # train and test would be the same folder
+    own_split: bool = False  # whether train and test were split from one folder
 
 
 def load_imagenet(root: Path, image_size: int | None) -> ImageData:
     """ImageNet in torchvision's folder layout: train/<wnid> and val/<wnid> in `<root>/imagenet` or `<root>`.
 
-    Streamed from files, `image_size` 224 by default, with the usual mean and std. Class names are words if
-    torchvision's meta.bin exists or all thousand classes are present, else folder names. Raises CorsdError if the
-    folders are missing or differ, and for an invalid meta.bin.
+    Images are streamed from files, with the usual mean and std; `image_size` is 224 by default. Class names are English words
+    if torchvision's meta.bin exists or all thousand classes are present, else the names of the folders. Raises CorsdError if
+    the folders are missing or differ, and for an invalid meta.bin.
     """
     folder = next((f for f in (root / "imagenet", root) if (f / "train").is_dir() and (f / "val").is_dir()), None)
     if folder is None:
@@ -62,29 +62,32 @@ def load_imagenet(root: Path, image_size: int | None) -> ImageData:
 
 
 def load_folder(name: str, folder: Path, image_size: int | None, test_fraction: float | None = None) -> ImageData:
-    """Any folder with train/ and test/ or val/, each with the same class folders; `image_size` 64 by default.
+    """A folder with train/ and test/ or val/, each with the same class folders; `image_size` is 64 by default.
 
-    The last one is the test set. With all three, val/ is the validation split, unless `validation_fraction` is given; it may
-    also be called valid/, validation/ or dev/. A folder with class folders only is split: about `test_fraction` of each class
-    (0.2 by default) is the test set, see `split_classes`.
+    The test set is test/, or val/ if there is no test/. If there are all three, val/ is the validation split, unless
+    `validation_fraction` is given; it may also be called valid/, validation/ or dev/. A folder that has only class folders is
+    split: about `test_fraction` of each class (0.2 by default) is the test set, see `split_classes`.
+
     If the centre squares (side 8/7 of `image_size`) of all images fit into `MEMORY_LIMIT` bytes, they are kept in memory, with
     their own statistics. Otherwise images are streamed from files, with the statistics of ImageNet, and random crops are taken
     from the whole image. Orientation tags (EXIF) are not applied, as in torchvision. Raises CorsdError for missing folders,
-    different classes, a class without images, an unreadable image, and for a `test_fraction` of a folder with a split.
+    splits with different classes, a class without images, an image that cannot be read, and a `test_fraction` for a folder that
+    has a split.
     """
     parts = _parts(folder, test_fraction)
     side = image_size or 64
     listings = [parts.train, parts.test, *([parts.validation] if parts.validation else [])]
-    train, test, *validation = placed(listings, side, stored_side(side))
+    train, test, *validation = load_splits(listings, side, stored_side(side))
     data = image_data(name, train, test, validation[0] if validation else None, parts.train.class_names, side)
-    notices = (*parts.notices, *_enlarged(parts.train.paths, side))
+    notices = (*parts.notices, *_enlarged_notice(parts.train.paths, side))
     return replace(data, notices=notices, own_split=parts.own_split)
 
 
-def placed(listings: Sequence[Listing], side: int, stored: int) -> list[Split]:
-    """The images of every listing: in memory as squares of `stored` pixels if all fit into `MEMORY_LIMIT`, else as files.
+def load_splits(listings: Sequence[Listing], side: int, stored: int) -> list[Split]:
+    """The images of every listing: in memory, as squares with a side of `stored` pixels, if all fit into `MEMORY_LIMIT`, else
+    as files.
 
-    `side`: side of the square input of the network, pixels. Raises CorsdError for an image that cannot be read.
+    `side`: side of the square input of the network, in pixels. Raises CorsdError for an image that cannot be read.
     """
     needed = sum(len(listing.paths) for listing in listings) * 3 * stored**2
     return [_stream(one, side) if needed > MEMORY_LIMIT else _in_memory(one, stored) for one in listings]
@@ -96,7 +99,7 @@ def _parts(folder: Path, test_fraction: float | None) -> Parts:
         raise CorsdError(f"{folder} is no folder of images: {problem}")
     splits, unused = split_folders(folder)
     if set(splits) == {"train"} and len(unused) > 1 and not visible_folders(folder / splits["train"]):
-        splits = {}  # it is a class, such as in a folder of vehicles
+        splits = {}  # "train" is a class here, such as in a folder of vehicles
     if not splits:
         return split_classes(folder, TEST_FRACTION if test_fraction is None else test_fraction)
     if test_fraction is not None:
@@ -113,12 +116,12 @@ def _parts(folder: Path, test_fraction: float | None) -> Parts:
 
 
 def split_classes(folder: Path, fraction: float) -> Parts:
-    """Split a folder of class folders into train and test.
+    """Split a folder that has only class folders into train and test.
 
     An image is in the test set if a hash of its name, class/file, and `SPLIT_SEED` is below `fraction`, in (0, 1). The split of
-    an image does not depend on other images or on the seed of a training. A class has about `fraction` of its images in the
-    test set, more exactly for larger classes. Both splits have at least one image of each class: if the hash leaves one empty,
-    it gets the image with the nearest hash. Raises CorsdError for a class with fewer than two images. Ours.
+    an image does not depend on other images or on the seed of a training. About `fraction` of the images of a class are in the
+    test set; the larger the class, the closer to it. Both splits have at least one image of each class: if the hash leaves a
+    split empty, it gets the image with the nearest hash. Raises CorsdError for a class with fewer than two images. Ours.
     """
     names = class_folders(folder)
     whole, notices = list_images(folder, names)
@@ -132,10 +135,12 @@ def split_classes(folder: Path, fraction: float) -> Parts:
 
 
 def _held_out(listing: Listing, fraction: float) -> set[int]:
-    """Indices of a listing whose hash is below `fraction`: at least one and not all of each class, which has two or more."""
+    """Indices of the files of a listing whose hash is below `fraction`; of each class, which has two or more, at least one and
+    not all.
+    """
     of_class: dict[int, list[tuple[float, int]]] = {}
     for row, (name, label) in enumerate(zip(listing.names, listing.labels, strict=True)):
-        of_class.setdefault(label, []).append((_hashed(name), row))
+        of_class.setdefault(label, []).append((_hash_fraction(name), row))
     held_out: set[int] = set()
     for pairs in map(sorted, of_class.values()):
         count = sum(value < fraction for value, _ in pairs)
@@ -143,14 +148,14 @@ def _held_out(listing: Listing, fraction: float) -> set[int]:
     return held_out
 
 
-def _hashed(name: str) -> float:
-    """A number in [0, 1) that depends only on the name."""
+def _hash_fraction(name: str) -> float:
+    """Hash of a file name and `SPLIT_SEED` as a number in [0, 1)."""
     digest = hashlib.sha256(f"{SPLIT_SEED}:{name}".encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
-def _enlarged(paths: Sequence[str], side: int) -> tuple[str, ...]:
-    """A notice if at least half of a sample of images is smaller than the input of the network."""
+def _enlarged_notice(paths: Sequence[str], side: int) -> tuple[str, ...]:
+    """A notice if at least half of a sample of images is smaller than the input of the network (`side` pixels), else ()."""
     sizes = image_sizes(paths[:: -(-len(paths) // SAMPLE)])
     middle = sorted(sizes, key=min)[len(sizes) // 2]
     if min(middle) >= side:
@@ -161,7 +166,7 @@ def _enlarged(paths: Sequence[str], side: int) -> tuple[str, ...]:
 def image_data(
     name: str, train: Split, test: Split, validation: Split | None, class_names: tuple[str, ...], side: int
 ) -> ImageData:
-    """A data set of image folders; mean and deviation are those of train if it is in memory, else those of ImageNet."""
+    """A data set of image folders. Mean and deviation are those of train if it is in memory, else those of ImageNet."""
     usual = (IMAGENET_MEAN, IMAGENET_STD)
     mean, std = channel_statistics(train.images) if isinstance(train, ImageArrays) else usual
     own = torch.arange(len(class_names))
@@ -179,10 +184,13 @@ def _in_memory(listing: Listing, stored: int) -> Split:
 
 
 def _imagenet_names(folder: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
-    """Words for WordNet ids (n01440764): from the devkit as torchvision parsed it, or the usual thousand."""
+    """Class names for WordNet ids such as n01440764: from torchvision's meta.bin, or the usual names of the thousand classes.
+
+    Else the ids themselves. Raises CorsdError for an invalid meta.bin.
+    """
     meta = folder / "meta.bin"
     if meta.is_file():
-        words = _words(meta)
+        words = _class_names_by_wordnet_id(meta)
         return tuple(words.get(wnid, (wnid,))[0] for wnid in wnids)
     if len(wnids) == 1000 and all(wnid.startswith("n") and wnid[1:].isdigit() for wnid in wnids):
         from torchvision.models import ResNet18_Weights
@@ -191,7 +199,7 @@ def _imagenet_names(folder: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
     return wnids
 
 
-def _words(meta: Path) -> Mapping[str, Sequence[str]]:
+def _class_names_by_wordnet_id(meta: Path) -> Mapping[str, Sequence[str]]:
     """Class names by WordNet id from torchvision's meta.bin, a pair of (names by id, ids of the validation images).
 
     Raises `CorsdError` if the file is not such a pair.

@@ -16,17 +16,17 @@ HOLD_OUT = ("random", "last", "superclasses")
 def split_classes(data: ImageData, count: int, how: str = "random", seed: int = 0) -> ImageData:
     """`data` without `count` of its C classes, which become its `unseen`; 2 <= `count` <= C - 2.
 
-    `how`: "random", chosen with `seed`, such that a larger `count` includes the classes of a smaller one; "last", the last in
-    the order of labels, as usual for CUB-200-2011; "superclasses", whole superclasses chosen with `seed`. In both parts labels
-    and superclasses are renumbered in their order. Mean and deviation stay those of
-    the full train split. Raises `CorsdError` for a count out of range, and for "superclasses" that do not all have a
-    size that divides `count`.
+    `how`: "random", chosen with `seed`, where a larger `count` includes the classes of a smaller one; "last", the last labels,
+    as usual for CUB-200-2011; "superclasses", whole superclasses, chosen with `seed`. In the result and in `unseen` labels and
+    superclasses are renumbered and keep their order. Mean and deviation stay those of the full train split. Raises `CorsdError`
+    for a count out of range, for "superclasses" unless all have the same size, which divides `count`, and if the held-out
+    classes have no test image or all validation images.
     """
     if not 2 <= count <= data.num_classes - 2:
         most = data.num_classes - 2
         raise CorsdError(f"hold_out_classes is {count} for {data.name}, {data.num_classes} classes; allowed: 0, or 2 to {most}")
     held_out = torch.zeros(data.num_classes, dtype=torch.bool)
-    held_out[_chosen(data, count, how, seed)] = True
+    held_out[_classes_to_hold_out(data, count, how, seed)] = True
     unseen = _with_classes(data, held_out)
     if not len(unseen.test):
         raise CorsdError(f"{data.name} has no test image of the {count} held-out classes; expected one or more")
@@ -41,7 +41,7 @@ def split_classes(data: ImageData, count: int, how: str = "random", seed: int = 
     return replace(seen, unseen=unseen)
 
 
-def _chosen(data: ImageData, count: int, how: str, seed: int) -> Tensor:
+def _classes_to_hold_out(data: ImageData, count: int, how: str, seed: int) -> Tensor:
     """Labels int64 (count,) of the classes to hold out."""
     check_choice("hold_out", how, HOLD_OUT)
     if how == "last":
@@ -57,7 +57,7 @@ def _chosen(data: ImageData, count: int, how: str, seed: int) -> Tensor:
 
 
 def _superclass_size(data: ImageData) -> int:
-    """The number of classes of each superclass."""
+    """Number of classes of a superclass. Raises `CorsdError` unless all superclasses have the same number, above 1."""
     sizes = torch.bincount(data.superclass_of_class, minlength=len(data.superclass_names)).unique().tolist()
     if len(sizes) > 1 or sizes == [1]:
         found = "no superclasses" if sizes == [1] else f"superclasses of {sizes[0]} to {sizes[-1]} classes"
@@ -66,7 +66,7 @@ def _superclass_size(data: ImageData) -> int:
 
 
 def _with_classes(data: ImageData, kept: Tensor) -> ImageData:
-    """`data` with only the classes `kept`, bool (C,)."""
+    """`data` with only the classes for which `kept`, bool (C,), is True. Labels and superclasses are renumbered."""
     classes = kept.nonzero().flatten()
     groups, superclass_of_class = data.superclass_of_class[classes].unique(return_inverse=True)
     return replace(
@@ -82,6 +82,6 @@ def _with_classes(data: ImageData, kept: Tensor) -> ImageData:
 
 
 def _split_with(split: Split, kept: Tensor) -> Split:
-    """The images of a split whose class is `kept`, bool (C,), with labels renumbered."""
+    """Images of a split for whose class `kept`, bool (C,), is True, with labels renumbered."""
     images = split.subset(kept[split.labels].nonzero().flatten())
     return replace(images, labels=(kept.cumsum(0) - 1)[images.labels])

@@ -23,7 +23,7 @@ SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 
 
 class Listing(NamedTuple):
-    """The image files of one split and the class of each, in the order of the sorted class folders; all below `root`."""
+    """The image files of one split, sorted by class folder, and the label of each. All are below `root`."""
 
     class_names: tuple[str, ...]
     paths: tuple[str, ...]
@@ -36,18 +36,18 @@ class Listing(NamedTuple):
         return names_below(self.root, self.paths)
 
     def subset(self, indices: Sequence[int]) -> Listing:
-        """The files at the indices `indices`, in that order."""
+        """The files at `indices`, in that order."""
         paths, labels = tuple(self.paths[i] for i in indices), tuple(self.labels[i] for i in indices)
         return Listing(self.class_names, paths, labels, self.root)
 
 
-Listed = tuple[Listing, tuple[str, ...]]  # and notices of ignored files
+Listed = tuple[Listing, tuple[str, ...]]  # with notices of ignored files
 
 
 def split_folders(folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Folders of `folder` that are splits, by what they are ("train", "validation", "test"), and the others.
+    """Names of the folders in `folder` that are splits, by split ("train", "validation", "test"), and names of the others.
 
-    Upper and lower case are equal. Raises CorsdError if two folders mean the same split.
+    Upper and lower case count as the same. Raises CorsdError if two folders mean the same split.
     """
     splits: dict[str, str] = {}
     others = []
@@ -63,12 +63,12 @@ def split_folders(folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
 
 
 def visible_folders(folder: Path) -> tuple[str, ...]:
-    """Names of the folders in `folder`, sorted, without those of the system."""
-    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _of_system(entry.name)))
+    """Names of the folders in `folder`, sorted, without folders of operating systems and hidden ones."""
+    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _is_system_entry(entry.name)))
 
 
 def class_folders(folder: Path) -> tuple[str, ...]:
-    """Names of the class folders of `folder`. Raises CorsdError for fewer than two, and names that are not valid UTF-8."""
+    """Names of the class folders of `folder`. Raises CorsdError for fewer than two, and for names that are not valid UTF-8."""
     names = visible_folders(folder)
     if not names:
         raise CorsdError(f"{folder} has no class folders; expected one folder of images a class")
@@ -77,30 +77,30 @@ def class_folders(folder: Path) -> tuple[str, ...]:
 
 
 def list_parts(folder: Path, splits: Mapping[str, str]) -> tuple[dict[str, Listing], tuple[str, ...]]:
-    """The listing of every split of `folder`, whose names are the values of `splits`, and notices.
+    """The listing of every split of `folder`, by split, and notices. `splits`: name of the folder by split.
 
     A split without class folders, such as test images without labels, is ignored if another one can be the test set. Raises
-    CorsdError for a split with other classes than train, and names the missing ones.
+    CorsdError, with the names of missing classes, if a split has other classes than train.
     """
     classes = class_folders(folder / splits["train"])
     unlabelled = [split for split in splits if split != "train" and _is_unlabelled(folder / splits[split], classes)]
     used = {split: name for split, name in splits.items() if split not in unlabelled}
-    if len(used) < 2:  # nothing is left to test on: say what is wrong with what there is
+    if len(used) < 2:  # no test images are left: check all splits, so that the error explains why
         unlabelled, used = [], dict(splits)
     for split, name in used.items():
         if split != "train":
             _check_same_classes(folder, splits["train"], classes, name)
     notices = [f"{splits[split]}/ is not used: it has no class folders" for split in unlabelled]
-    read = _Read([folder / name / one for name in used.values() for one in classes])
+    index = _DirectoryIndex([folder / name / one for name in used.values() for one in classes])
     listings = {}
     for split, name in used.items():
-        listings[split], more = list_images(folder / name, classes, read)
+        listings[split], more = list_images(folder / name, classes, index)
         notices += [f"{name}/: {notice}" for notice in more]
     return listings, tuple(notices)
 
 
-class _Read:
-    """Reads every directory below the class folders of a data set once, also if several links lead to it.
+class _DirectoryIndex:
+    """Index of the directories below the class folders of a data set; each is read once, even if several links lead to it.
 
     A directory belongs to the class folder that contains it without a link, so that a link never takes images from another
     class or split. A link to a folder above itself (a loop) is not followed.
@@ -108,55 +108,55 @@ class _Read:
 
     def __init__(self, class_folders: Sequence[Path]) -> None:
         self.folders: dict[Path, list[tuple[str, list[str]]]] = {folder: [] for folder in class_folders}
-        self.again: Counter[Path] = Counter()  # class folder -> folders that links in it lead to and that are not read again
+        self.again: Counter[Path] = Counter()  # class folder -> number of links in it to folders that are indexed already
         self._seen: set[str] = set()
         waiting = sorted(((folder, str(folder)) for folder in class_folders), key=lambda pair: os.path.islink(pair[1]))
         while waiting:
-            waiting = [(folder, link) for folder, place in waiting for link in self._walk(folder, place)]
+            waiting = [(folder, link) for folder, start in waiting for link in self._walk(folder, start)]
 
-    def _walk(self, folder: Path, place: str) -> list[str]:
-        """Index every folder at and below `place`, which is the class folder `folder` or lies in it. Returns the symlinks to
-        folders, which are not followed here.
+    def _walk(self, folder: Path, start: str) -> list[str]:
+        """Index every directory at and below the path `start`, which is the class folder `folder` or lies in it. Returns the
+        symlinks to directories, which are not followed here.
         """
         links: list[str] = []
-        real = os.path.realpath(place)
-        if os.path.islink(place) and os.path.realpath(os.path.dirname(place)).startswith(os.path.join(real, "")):
+        real = os.path.realpath(start)
+        if os.path.islink(start) and os.path.realpath(os.path.dirname(start)).startswith(os.path.join(real, "")):
             self.again[folder] += 1
             return links
-        for directory, below, files in os.walk(place):
+        for directory, below, files in os.walk(start):
             real = os.path.realpath(directory)
             if real in self._seen:
                 self.again[folder] += 1
                 below.clear()
                 continue
             self._seen.add(real)
-            below[:] = [name for name in below if not _of_system(name)]
+            below[:] = [name for name in below if not _is_system_entry(name)]
             links += [path for name in below if os.path.islink(path := os.path.join(directory, name))]
             self.folders[folder].append((directory, sorted(files)))
         return sorted(links)
 
 
-def list_images(folder: Path, class_names: tuple[str, ...], read: _Read | None = None) -> Listed:
+def list_images(folder: Path, class_names: tuple[str, ...], index: _DirectoryIndex | None = None) -> Listed:
     """The images below every class folder of `folder`, at any depth, and notices of ignored files.
 
-    Every directory is read once, see `_Read`; `read`: that of the whole data set if `folder` is one of its splits. Raises
-    CorsdError for a class without images.
+    `index`: of all splits of the data set, if `folder` is one of them, so that every directory is read once. Raises CorsdError
+    for a class without images.
     """
-    read = read or _Read([folder / name for name in class_names])
+    index = index or _DirectoryIndex([folder / name for name in class_names])
     skipped: Counter[str] = Counter()
     paths, labels = list[str](), list[int]()
     for number, name in sorted(enumerate(class_names), key=lambda pair: pair[1]):
-        found = [os.path.join(place, file) for place, files in sorted(read.folders[folder / name]) for file in files]
+        found = [os.path.join(where, file) for where, files in sorted(index.folders[folder / name]) for file in files]
         images = [path for path in found if _is_image(os.path.basename(path), skipped)]
         paths += images
         labels += [number] * len(images)
-    again = sum(read.again[folder / name] for name in class_names)
-    notices = _skipped(skipped) + _beside(folder) + _read_once(again)
+    again = sum(index.again[folder / name] for name in class_names)
+    notices = _skipped_notice(skipped) + _outside_notice(folder) + _links_notice(again)
     return _listing(folder, class_names, paths, labels, notices, bool(skipped))
 
 
 def _is_image(name: str, skipped: Counter[str]) -> bool:
-    """Whether a file is an image, by its name; other files are counted by kind."""
+    """Whether a file is an image, by its name; other files are counted in `skipped` by their extension."""
     if name.startswith(".") or name.lower() in SYSTEM_FILES:
         return False
     known = name.lower().endswith(EXTENSIONS)
@@ -168,7 +168,9 @@ def _is_image(name: str, skipped: Counter[str]) -> bool:
 def _listing(
     folder: Path, class_names: tuple[str, ...], paths: list[str], labels: list[int], notices: tuple[str, ...], others: bool
 ) -> Listed:
-    """The listing; raises CorsdError unless every class has an image. `others`: whether there are other files."""
+    """A listing with its notices. Raises CorsdError unless every class has an image; `others`: whether there are other
+    files.
+    """
     found = set(labels)
     empty = [name for number, name in enumerate(class_names) if number not in found]
     if empty:
@@ -178,7 +180,7 @@ def _listing(
     return Listing(class_names, tuple(paths), tuple(labels), str(folder)), notices
 
 
-def _skipped(kinds: Counter[str]) -> tuple[str, ...]:
+def _skipped_notice(kinds: Counter[str]) -> tuple[str, ...]:
     if not kinds:
         return ()
     often = sorted(kinds.items(), key=lambda pair: (-pair[1], pair[0]))[:5]
@@ -187,20 +189,22 @@ def _skipped(kinds: Counter[str]) -> tuple[str, ...]:
     return (f"files that are not read: {counts}{more}; read are {', '.join(EXTENSIONS)}",)
 
 
-def _read_once(again: int) -> tuple[str, ...]:
+def _links_notice(again: int) -> tuple[str, ...]:
     if not again:
         return ()
     return (f"links to a folder above them, or to one that is read already: {again:,}, not followed; each folder is read once",)
 
 
-def _beside(folder: Path) -> tuple[str, ...]:
+def _outside_notice(folder: Path) -> tuple[str, ...]:
     names = [entry.name for entry in folder.iterdir() if entry.name.lower().endswith(EXTENSIONS) and entry.is_file()]
     count = sum(not name.startswith(".") for name in names)
     return (f"images that are not read: {count:,}, beside the class folders",) if count else ()
 
 
 def _is_unlabelled(folder: Path, classes: tuple[str, ...]) -> bool:
-    """Whether the images are not in class folders: they are in the folder itself, or in one that is not a class."""
+    """Whether the images of a split have no class folders: they are in `folder` itself, or in a single folder that is not a
+    class.
+    """
     names = visible_folders(folder)
     return not names or (len(names) == 1 and names[0] not in classes)
 
@@ -221,5 +225,5 @@ def _is_tiny_imagenet(folder: Path) -> bool:
     return (folder / "val" / "val_annotations.txt").is_file()
 
 
-def _of_system(name: str) -> bool:
+def _is_system_entry(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS

@@ -18,17 +18,17 @@ class DataNotice(UserWarning):
 def say(name: str, notices: Iterable[str]) -> None:
     """Show each notice about the data set `name` as a warning, once in a process.
 
-    The filter of Python cannot do this: it is reset whenever a library uses `warnings.catch_warnings`.
+    Python's own filter "once" is not enough: it is reset whenever a library uses `warnings.catch_warnings`.
     """
     for text in (f"{name}: {notice}" for notice in notices):
         if text not in _said:
             _said.add(text)
-            warnings.warn(text, DataNotice, stacklevel=3)  # of the caller of load_dataset
+            warnings.warn(text, DataNotice, stacklevel=3)  # reported at the call of load_dataset
 
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Inside the context no notice is shown; the caller shows them."""
+    """Show no notices inside the context; the caller shows them instead."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataNotice)
         yield

@@ -1,4 +1,4 @@
-"""Data sets in an .npz file of plain arrays."""
+"""Data sets that are an .npz file of plain arrays."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ OPTIONAL = ("class_names", "superclass_names", "superclass_of_class")
 
 
 class ArrayContent(NamedTuple):
-    """The content of an .npz file; None for optional arrays that it lacks. `checksum`: of the bytes of the train images."""
+    """The content of an .npz file; None for optional arrays that it lacks. `checksum`: hexadecimal, of the bytes of the train
+    images.
+    """
 
     train: ImageArrays
     test: ImageArrays
@@ -42,7 +44,10 @@ class ArrayContent(NamedTuple):
     notices: tuple[str, ...] = ()
 
     def resized(self, path: Path, image_size: int | None, side: int) -> ArrayContent:
-        """Images of `side` pixels. Raises CorsdError if they are not square and no `image_size` is given."""
+        """The same content, with images resized to `side` x `side` pixels.
+
+        Raises CorsdError if they are not square and no `image_size` was requested; `path` is for the message.
+        """
         height, width = self.train.images.shape[2:]
         if image_size is None and height != width:
             raise CorsdError(f"{path}: images are {height}x{width}; allowed: square ones, or give image_size to resize them")
@@ -57,8 +62,8 @@ def _resized(split: ImageArrays, side: int) -> ImageArrays:
 def load_npz(name: str, path: Path, image_size: int | None) -> ImageData:
     """A data set from an .npz file; see `read_npz` for its layout and errors.
 
-    Unnamed classes are called "0", "1", ...; without superclasses each class is its own. Images of another size
-    than `image_size` are resized, bilinearly. The default augmentation flips colour images, but not grey ones, which are
+    Unnamed classes are called "0", "1", ...; without superclasses each class is its own superclass. Images are resized
+    bilinearly if they do not have `image_size`. The default augmentation flips colour images but not grey ones, which are
     mostly characters.
     """
     content = read_npz(path)
@@ -89,8 +94,8 @@ def read_npz(path: Path) -> ArrayContent:
 
     Required: `train_x`, `test_x` uint8 (N, H, W, 3), or (N, H, W) or (N, H, W, 1) for grey; `train_y`, `test_y` whole numbers
     (N,) or (N, 1) in 0..C-1. Optional: `val_x` and `val_y` (or `valid_`, `validation_`, `dev_`) likewise; `class_names` (C,)
-    strings; `superclass_names` (S,) strings with `superclass_of_class` (C,) whole numbers in 0..S-1. Raises CorsdError that
-    names the file, the array and what is allowed.
+    strings; `superclass_names` (S,) strings with `superclass_of_class` (C,) whole numbers in 0..S-1. Raises CorsdError, with
+    the file, the array and what is allowed, for anything else.
     """
     known = (*REQUIRED, *VALIDATION, *OPTIONAL)
     archive = read_archive(path, f"an .npz file with {', '.join(REQUIRED)}", known.__contains__, REQUIRED)
@@ -117,7 +122,10 @@ def read_npz(path: Path) -> ArrayContent:
 
 
 def _validation_part(path: Path, arrays: dict[str, np.ndarray]) -> str | None:
-    """The name before the `_x` and `_y` of the validation split, None where there is none."""
+    """Prefix of the arrays `<prefix>_x` and `<prefix>_y` of the validation split; None if there is none.
+
+    Raises CorsdError if one of the two is missing and if there are several prefixes.
+    """
     there = [name for name in VALIDATION_NAMES if f"{name}_x" in arrays or f"{name}_y" in arrays]
     if len(there) > 1:
         raise CorsdError(f"{path} has arrays of {' and '.join(there)}, all of them validation; expected one")
@@ -135,7 +143,7 @@ def _check_shapes(path: Path, arrays: dict[str, np.ndarray], splits: dict[str, I
 
 
 def _checksum(crc: int, images: np.ndarray) -> str:
-    """The CRC-32 of all bytes, which was verified when they were read, and a 64-bit sum of them."""
+    """Hexadecimal checksum of images: the CRC-32 of all bytes, verified when they were read, and a 64-bit sum of the bytes."""
     words = np.ascontiguousarray(images).reshape(-1)
     whole = len(words) // 8 * 8
     total = int(words[:whole].view(np.uint64).sum()) + int(words[whole:].sum())
@@ -156,8 +164,10 @@ def _split(path: Path, arrays: dict[str, np.ndarray], part: str, class_names: tu
 
 
 def _whole_numbers(path: Path, arrays: dict[str, np.ndarray], key: str, length: int, count: int | None) -> Tensor:
-    """An array of `length` whole numbers, (length,) or (length, 1), in 0..count-1 (no upper limit if None) -> int64
-    (length,)."""
+    """The array `key` as int64 (length,), from whole numbers (length,) or (length, 1) in 0..count-1 (without a limit if None).
+
+    Raises CorsdError if the type, the shape or a value is wrong.
+    """
     values = arrays[key]
     if values.dtype.kind not in "iu" or values.shape not in ((length,), (length, 1)):
         raise CorsdError(
@@ -173,7 +183,9 @@ def _whole_numbers(path: Path, arrays: dict[str, np.ndarray], key: str, length: 
 
 
 def _count_classes(path: Path, splits: dict[str, ImageArrays]) -> int:
-    """Number of classes of an unnamed set, whose train labels must be 0..C-1 without a gap."""
+    """Number of classes C of data without class names. Raises CorsdError unless train labels are 0..C-1 without a gap, and
+    others are in that range.
+    """
     found = splits["train"].labels.unique()
     gap = (found != torch.arange(len(found))).nonzero()
     if len(gap):
@@ -193,7 +205,7 @@ def _names(path: Path, arrays: dict[str, np.ndarray], key: str) -> tuple[str, ..
         raise CorsdError(f"{path}: {key} is {names.dtype} of shape {names.shape}; expected strings of shape (n,), n > 0")
     try:
         texts = tuple(map(str, names))
-    except ValueError as error:  # numpy keeps any 32 bits for a character
+    except ValueError as error:  # numpy accepts any 32 bits as a character
         raise CorsdError(f"{path}: {key} cannot be read: {error}") from error
     check_names(f"{path}: {key}", texts)
     check_distinct(f"{path}: {key}", texts)

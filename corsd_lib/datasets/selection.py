@@ -1,4 +1,4 @@
-"""Choice of training images: a stratified validation split, a number of images of each class, and label noise."""
+"""Choice of training images: a stratified validation split, a number of images of each class, label noise."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ VALIDATION_NAMES = ("val", "valid", "validation", "dev")  # names of validation 
 def split_validation(
     train: Split, fraction: float, class_names: tuple[str, ...], generator: torch.Generator
 ) -> tuple[Split, Split]:
-    """Split train into (train, validation): of every class round(fraction * its images), at least one.
+    """Split train into (train, validation). Of n images of a class, round(fraction * n), at least one, go to validation.
 
-    `fraction` in (0, 1); at least one image of every class stays in train. Raises CorsdError for a class with
-    fewer than two images.
+    `fraction` in (0, 1); at least one image of every class stays in train. Raises CorsdError for a class with fewer than two
+    images.
     """
     counts = check_two_each(train.labels, fraction, class_names, "validation_fraction")
     wanted = torch.minimum((counts.double() * fraction + 0.5).floor().long().clamp_min(1), counts - 1)
@@ -29,9 +29,9 @@ def split_validation(
 
 
 def check_two_each(labels: Tensor, fraction: float, class_names: tuple[str, ...], what: str) -> Tensor:
-    """The number of images of every class, int64 (C,), from `labels` int64 (N,).
+    """Number of images of every class, int64 (C,), from `labels` int64 (N,).
 
-    Raises CorsdError that names `what`, the option with the value `fraction`, and a class with fewer than two images.
+    Raises CorsdError for a class with fewer than two images; the message has the option `what` and its value `fraction`.
     """
     counts = torch.bincount(labels, minlength=len(class_names))
     if int(counts.min()) < 2:
@@ -56,10 +56,10 @@ def pick_per_class(train: Split, per_class: int, class_names: tuple[str, ...], g
 
 
 def with_label_noise(train: Split, share: float, num_classes: int, generator: torch.Generator) -> Split:
-    """Train with round(`share` * N) wrong labels, uniform over the other classes; `share` in [0, 1).
+    """`train` with round(`share` * N) wrong labels, chosen uniformly from the other classes; `share` in [0, 1).
 
-    Symmetric noise, van Rooyen et al. 2015, arXiv 1505.07634, where `share` is the share of wrong labels. With the same
-    generator state a larger share includes the wrong labels of a smaller one. `num_classes` is 2 or more.
+    Symmetric noise as in van Rooyen et al. 2015, arXiv 1505.07634; here `share` is the share of labels that are wrong. With the
+    same generator state a larger share includes the wrong labels of a smaller one. `num_classes` is 2 or more.
     """
     order = torch.randperm(len(train), generator=generator)
     shift = torch.randint(1, num_classes, (len(train),), generator=generator)
@@ -70,14 +70,14 @@ def with_label_noise(train: Split, share: float, num_classes: int, generator: to
 
 
 def stratified_indices(labels: Tensor, wanted: Tensor, generator: torch.Generator) -> Tensor:
-    """`wanted[c]` random indices of each class c, ascending; labels int64 (N,), wanted int64 (C,) -> int64 (M,).
+    """`wanted[c]` random indices of each class c, in ascending order: int64 (M,), from labels int64 (N,) and wanted int64 (C,).
 
-    With the same generator state a larger `wanted` includes the indices of a smaller one, so that studies of the
-    number of labels only add images.
+    With the same generator state a larger `wanted` includes the indices of a smaller one, so that studies of the number of
+    labels only add images.
     """
     order = torch.randperm(len(labels), generator=generator)
     order = order[torch.argsort(labels[order], stable=True)]  # class by class, shuffled inside each
     counts = torch.bincount(labels, minlength=len(wanted))
     starts = counts.cumsum(0) - counts
-    rank = torch.arange(len(labels)) - starts.repeat_interleave(counts)  # position in the own class
+    rank = torch.arange(len(labels)) - starts.repeat_interleave(counts)  # position among the images of its class
     return order[rank < wanted.repeat_interleave(counts)].sort().values

@@ -12,7 +12,7 @@ from torch import Tensor
 from corsd_lib.datasets.arrays import ImageArrays, ImageData, as_arrays, channel_statistics, resize_arrays
 from corsd_lib.datasets.download import download as fetch
 from corsd_lib.datasets.npz import ArrayContent, read_npz
-from corsd_lib.datasets.statistics import kept_statistics
+from corsd_lib.datasets.statistics import cached_statistics
 from corsd_lib.errors import CorsdError
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ _SUPERCLASSES = {"cifar10": CIFAR10_SUPERCLASSES, "cifar100": CIFAR100_SUPERCLAS
 
 
 def cifar_classes(name: str) -> tuple[tuple[str, ...], tuple[str, ...], Tensor]:
-    """Official (class names, superclass names, superclass_of_class int64 (C,)) of "cifar10" or "cifar100".
+    """Class names, superclass names and superclass_of_class, int64 (C,), of "cifar10" or "cifar100".
 
-    CIFAR-100's superclasses are the official ones; CIFAR-10's (animal, vehicle) are ours.
+    Class names are official, and so are the superclasses of CIFAR-100; those of CIFAR-10 (animal, vehicle) are ours.
     """
     groups = _SUPERCLASSES[name]
     group_of = {member: g for g, members in enumerate(groups.values()) for member in members}
@@ -64,8 +64,8 @@ def cifar_classes(name: str) -> tuple[tuple[str, ...], tuple[str, ...], Tensor]:
 def load_digits(image_size: int | None) -> ImageData:
     """scikit-learn's 1,797 handwritten digits, uint8 (N, 1, 8, 8): 1,000 train (100 of each class), 797 test.
 
-    The split is ours, and the same for every seed. For sizes other than 8 images are resized, bilinearly.
-    Source: Alpaydin and Kaynak, UCI 1998 (the test part of the optical digits).
+    The split is ours, and the same for every seed. For other sizes than 8 images are resized, bilinearly. Source: Alpaydin and
+    Kaynak, UCI 1998 (the test part of the optical digits).
     """
     from sklearn import datasets
 
@@ -94,8 +94,8 @@ def _digits_in_train(labels: np.ndarray) -> Tensor:
 def load_cifar(name: str, root: Path, image_size: int | None, download: bool) -> ImageData:
     """CIFAR-10 or CIFAR-100 ("cifar10", "cifar100"): uint8 (N, 3, 32, 32), 50,000 train and 10,000 test.
 
-    Reads `<root>/<name>.npz` if there is one (layout of `npz:PATH`; missing names are the official ones),
-    else the folder of torchvision below root, whose md5 sums torchvision checks. `download` downloads the latter.
+    Reads `<root>/<name>.npz` if it exists, in the layout of `npz:PATH`, where class names are the official ones by default.
+    Otherwise reads torchvision's folder in `root`, whose md5 sums torchvision checks; `download` downloads that folder first.
     Raises CorsdError if neither exists, or a file is corrupt. Source: Krizhevsky, 2009.
     """
     file = root / f"{name}.npz"
@@ -109,7 +109,7 @@ def load_cifar(name: str, root: Path, image_size: int | None, download: bool) ->
     as_stored = content.train.images.shape[2:] == (side, side)
     content = content.resized(file, image_size, side)
     images = content.train.images
-    mean, std = kept_statistics(images, content.checksum, root) if as_stored else channel_statistics(images)
+    mean, std = cached_statistics(images, content.checksum, root) if as_stored else channel_statistics(images)
     return ImageData(
         name,
         content.train,
@@ -135,7 +135,7 @@ def _read_torchvision(name: str, root: Path, download: bool) -> ArrayContent:
     if not download and not folder.is_dir():
         raise CorsdError(f"{name} is neither at {root / name}.npz nor in {folder}; fetch it with: {command}")
     try:
-        if download and not _is_whole(kind, root):
+        if download and not _is_complete(kind, root):
             fetch(kind.url, root / kind.filename, kind.tgz_md5)  # the download of torchvision cannot be resumed
         train, test = kind(root, train=True, download=download), kind(root, train=False)
     except (RuntimeError, OSError) as error:  # URLError is an OSError
@@ -145,7 +145,7 @@ def _read_torchvision(name: str, root: Path, download: bool) -> ArrayContent:
     return ArrayContent(_as_split(train), _as_split(test), checksum, class_names=tuple(train.classes))
 
 
-def _is_whole(kind: type[CIFAR10], root: Path) -> bool:
+def _is_complete(kind: type[CIFAR10], root: Path) -> bool:
     try:
         kind(root)
     except RuntimeError:  # missing, or with another md5

@@ -1,4 +1,4 @@
-"""A cache of mean and standard deviation of images, by their checksum."""
+"""Cache of the mean and standard deviation of images, by checksum."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from corsd_lib.files import read_json, write_json
 FILE = "statistics.json"  # below the data root: {checksum: [mean, std]}
 
 
-def kept_statistics(images: Tensor, checksum: str, root: Path) -> Statistics:
+def cached_statistics(images: Tensor, checksum: str, root: Path) -> Statistics:
     """`channel_statistics` of images uint8 (N, C, H, W), computed once for a `checksum` of their bytes and stored in `root`.
 
     If the file cannot be read or written, they are computed each time.
     """
     kept = _read(root / FILE)
-    found = _checked(kept.get(checksum), images.shape[1])
+    found = _parse_entry(kept.get(checksum), images.shape[1])
     if found is None:
         found = channel_statistics(images)
         with suppress(CorsdError, OSError):
@@ -37,8 +37,10 @@ def _read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _checked(entry: Any, channels: int) -> Statistics | None:
-    """An entry of the file if it is valid: numbers in 0..1, one for each channel, and no deviation of 0; else None."""
+def _parse_entry(entry: Any, channels: int) -> Statistics | None:
+    """Mean and deviation from an entry of the file; None unless they are numbers in 0..1, one for each channel, and no
+    deviation is 0.
+    """
     try:
         mean, std = (tuple(map(float, values)) for values in entry)
     except (TypeError, ValueError, OverflowError):

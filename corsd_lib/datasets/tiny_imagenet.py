@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from corsd_lib.datasets.arrays import ImageData
-from corsd_lib.datasets.folders import image_data, placed
+from corsd_lib.datasets.folders import image_data, load_splits
 from corsd_lib.datasets.listing import Listing, class_folders, list_images
 from corsd_lib.errors import CorsdError, shortened
 
@@ -19,10 +19,11 @@ ANNOTATIONS = Path("val", "val_annotations.txt")
 def load_tiny_imagenet(root: Path, image_size: int | None) -> ImageData:
     """Tiny-ImageNet from `<root>/tiny-imagenet-200`, or `root` itself: 100,000 train and 10,000 test images, 200 classes.
 
-    train/<wnid>/images/*.JPEG; val/images/*.JPEG with val/val_annotations.txt are the test set, for the images in test/ have no
-    labels. Class names are the first words of words.txt, with the id if two are equal, and the ids if that file is
-    missing. In memory at 64 x 64 pixels (1.35 GB); with another `image_size` images are resized, and streamed above 2 GiB.
-    Raises CorsdError for missing or contradictory files. Source: Le and Yang, Stanford CS231N, 2015.
+    Train images are train/<wnid>/images/*.JPEG. The test set is val/images/*.JPEG with val/val_annotations.txt, because the
+    images in test/ have no labels. Class names are the first words of words.txt, followed by the id if two are equal; the ids
+    if that file is missing. Images are in memory at 64 x 64 pixels (1.35 GB). For another `image_size` they are resized, and
+    streamed if they need more than 2 GiB. Raises CorsdError for missing or contradictory files. Source: Le and Yang, Stanford
+    CS231N, 2015.
     """
     folder = next((f for f in (root / FOLDER, root) if (f / "train").is_dir() and (f / ANNOTATIONS).is_file()), None)
     if folder is None:
@@ -33,14 +34,17 @@ def load_tiny_imagenet(root: Path, image_size: int | None) -> ImageData:
     wnids = class_folders(folder / "train")
     train, _ = list_images(folder / "train", wnids)  # its notices would be about the boxes beside the images
     side = image_size or 64
-    splits = placed([train, _validation(folder, wnids)], side, side)
+    splits = load_splits([train, _validation(folder, wnids)], side, side)
     data = image_data("tiny_imagenet", splits[0], splits[1], None, _names(folder / "words.txt", wnids), side)
     unlabelled = ("test/ is not used: its images have no labels; val/ is the test set",) if (folder / "test").is_dir() else ()
     return replace(data, augmentation="crop_flip", notices=unlabelled)
 
 
 def _validation(folder: Path, wnids: tuple[str, ...]) -> Listing:
-    """The images of val/images and their classes, in the order of the lines `<file>\\t<wnid>\\t<box>`."""
+    """Images of val/images with their labels, in the order of the lines `<file>\\t<wnid>\\t<box>` of the annotations.
+
+    Raises CorsdError for an invalid line.
+    """
     numbers = {wnid: number for number, wnid in enumerate(wnids)}
     paths, labels = [], []
     for number, line in enumerate(_lines(folder / ANNOTATIONS), start=1):
@@ -62,14 +66,14 @@ def _validation(folder: Path, wnids: tuple[str, ...]) -> Listing:
 
 
 def _names(file: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
-    words = _words(file) if file.is_file() else {}
+    words = _first_words(file) if file.is_file() else {}
     names = [words.get(wnid, wnid) for wnid in wnids]
     counts = Counter(names)
     return tuple(f"{name} ({wnid})" if counts[name] > 1 else name for name, wnid in zip(names, wnids, strict=True))
 
 
-def _words(file: Path) -> Mapping[str, str]:
-    """The first word of every WordNet id: lines `<wnid>\\t<word>, <word>`."""
+def _first_words(file: Path) -> Mapping[str, str]:
+    """First word for every WordNet id, from lines `<wnid>\\t<word>, <word>`."""
     pairs = (line.partition("\t") for line in _lines(file))
     return {wnid: words.partition(",")[0].strip() or wnid for wnid, _, words in pairs}
 

@@ -13,7 +13,7 @@ curves.py      accuracy and loss over the epochs
 exits.py       accuracy of exits, and early exit
 calibration.py reliability diagrams
 images.py      images and attribution maps
-studies.py     methods of a study
+studies.py     results of the methods of a study
 """
 
 from __future__ import annotations

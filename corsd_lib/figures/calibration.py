@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def reliability_diagram(bins: pd.DataFrame | Mapping[str, pd.DataFrame], title: str = "", *, dark: bool = False) -> go.Figure:
-    """Accuracy against confidence (both %), one panel for each exit; below it the share of images in every bin (%).
+    """Accuracy against confidence (both in %), one panel for each exit, above the share of images in every bin (%).
 
     `bins`: the table of `calibration_bins`, or a dict of such tables by name of the exit. On the dotted diagonal confidence
-    equals accuracy; the hatched bars are the gap between both. The default title states the mean gap of the first and the last
-    panel. Raises `CorsdError` without a table and for a table without images.
+    equals accuracy; hatched bars show the gap between the two. The default title states the mean gap of the first and the last
+    panel. `dark`: colours for a dark page. Raises `CorsdError` if there is no table and for a table without images.
     """
     from plotly.subplots import make_subplots
 
@@ -88,7 +88,7 @@ def _finish(figure: go.Figure, most: float, dark: bool) -> None:
 
 
 def _finding(tables: Mapping[str, pd.DataFrame]) -> str:
-    """The mean gap, and its sign if that is the same for all."""
+    """Default title: the mean gap of the first and the last panel, with its direction if that is the same in all panels."""
     gaps, sides = [], set()
     for name, table in tables.items():
         difference, weight = table["confidence"] - table["accuracy"], table["images"] / table["images"].sum()

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def training_curves(runs: Mapping[str, pd.DataFrame], title: str = "", *, dark: bool = False) -> go.Figure:
     """Training accuracy of every exit (%) and every term of the loss over the epochs, one row of panels for each run.
 
-    `runs`: name -> `Run.metrics`. The terms are unweighted, as recorded, on a logarithmic axis. Raises `CorsdError` without a
-    run and for a run without an epoch.
+    `runs`: name -> `Run.metrics`. Terms are drawn unweighted, as recorded, on a logarithmic axis. `dark`: colours for a dark
+    page. Raises `CorsdError` if there is no run and for a run without a finished epoch.
     """
     from plotly.subplots import make_subplots
 
@@ -44,7 +44,7 @@ def training_curves(runs: Mapping[str, pd.DataFrame], title: str = "", *, dark: 
 
 
 def _add_curves(figure: go.Figure, row: int, metrics: pd.DataFrame, run: str) -> None:
-    """Accuracy and loss panels of one run, with separate legends: in the empty corner, and at the right."""
+    """Add the accuracy and the loss panel of one run, each with its own legend: in the lower right corner, and at the right."""
     columns = [str(c) for c in metrics.columns]
     exits = [c for c in columns if c.startswith("train_top1.")]
     parts = [c for c in columns if c.startswith("loss.")]

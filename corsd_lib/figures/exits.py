@@ -24,10 +24,11 @@ def exit_accuracy_bars(
     ylabel: str = "test accuracy (%)",
     dark: bool = False,
 ) -> go.Figure:
-    """Accuracy (%) of every exit, shallow -> deep: a group of bars for each exit, a colour for each run; bars start at 0.
+    """Bar chart of the accuracy (%) of every exit, shallow -> deep: a group for each exit, a colour for each run; bars start at
+    0.
 
-    `accuracy`: run -> one value for each exit; `error`: the same shape, half-widths of intervals in points. Raises `CorsdError`
-    if runs have different numbers of exits.
+    `accuracy`: one value for each exit, by name of the run; `error`: half-widths of intervals in points, in the same form.
+    `dark`: colours for a dark page. Raises `CorsdError` if runs have different numbers of exits.
     """
     counts = {name: len(values) for name, values in accuracy.items()}
     if len(set(counts.values())) != 1:
@@ -61,12 +62,13 @@ def early_exit_plot(
     chosen: float | Mapping[str, float] | None = None,
     dark: bool = False,
 ) -> go.Figure:
-    """Accuracy (%) against the mean cost of an image with early exit: a line for each curve, a point for each threshold.
+    """Accuracy (%) against the mean cost of an image with early exit: one line for each curve, one point for each threshold.
 
     `curves`: the table of `early_exit_curve`, or a dict of such tables by name (of a rule or a run). `deepest_macs`: the cost
     of the plain network; the axis is then in % of it, and a ring marks the plain network. `chosen`: the threshold to mark, for
-    all curves or by name. The default title states cost and loss at the chosen threshold, or at the cheapest one that loses at
-    most one point. Raises `CorsdError` without curves, for empty curves and for an unknown threshold.
+    all curves or by name. The default title states cost and loss at the chosen threshold, else the cost of the cheapest one
+    that loses at most one point. `dark`: colours for a dark page. Raises `CorsdError` if there are no curves, for empty curves
+    and for an unknown threshold.
     """
     by_name = curves if isinstance(curves, Mapping) else {"": curves}
     if not by_name or any(curve.empty for curve in by_name.values()):
@@ -88,17 +90,17 @@ def early_exit_plot(
 
 # --- leaving early -----------------------------------------------------------------------------------------------------
 
-Row = dict[Any, Any]  # of an early-exit curve
+Row = dict[Any, Any]  # one row of an early-exit curve
 
 
 class _Cost(NamedTuple):
-    """Format of costs: unit, factor for MACs, and number of decimals."""
+    """Format of costs: unit, factor from MACs to that unit, and number of decimals."""
 
     unit: str
     scale: float
     digits: int
 
-    def said(self, macs: float) -> str:
+    def text(self, macs: float) -> str:
         return f"{macs * self.scale:.{self.digits}f} {self.unit}"
 
 
@@ -117,17 +119,17 @@ def _curve_trace(name: str, rows: Sequence[Row], cost: _Cost, i: int) -> go.Scat
         mode="lines+markers",
         line=line_style(i),
         marker={"size": 5, "symbol": SYMBOLS[i % len(SYMBOLS)]},
-        text=[_said(name, row, cost) for row in rows],
+        text=[_hover_text(name, row, cost) for row in rows],
         hovertemplate="%{text}<extra></extra>",
     )
 
 
-def _said(name: str, row: Row, cost: _Cost) -> str:
-    """The values of a threshold as HTML."""
+def _hover_text(name: str, row: Row, cost: _Cost) -> str:
+    """Hover text of a threshold as HTML: accuracy, cost, and share of images that leave at each exit."""
     prefix = "share.exit"
     shares = [f"exit {key.removeprefix(prefix)} {100 * value:.0f} %" for key, value in row.items() if key.startswith(prefix)]
     head = f"{html.escape(name, quote=False)}, threshold" if name else "threshold"
-    worth = f"{row['accuracy']:.2f} % correct, {cost.said(row['macs'])}"
+    worth = f"{row['accuracy']:.2f} % correct, {cost.text(row['macs'])}"
     return f"{head} {row['threshold']:.3g}<br>{worth}<br>leave: {', '.join(shares)}"
 
 
@@ -144,13 +146,13 @@ def _row_of(rows: Sequence[Row], threshold: float, name: str) -> Row:
 
 def _mark(name: str, row: Row, cost: _Cost, i: int, dark: bool) -> go.Scatter:
     look = {"symbol": "star", "size": 16, "color": PALETTE[i % len(PALETTE)], "line": {"width": 1.2, "color": INK[dark]}}
-    hover = f"chosen: {_said(name, row, cost)}<extra></extra>"
+    hover = f"chosen: {_hover_text(name, row, cost)}<extra></extra>"
     place = {"x": [row["macs"] * cost.scale], "y": [row["accuracy"]]}
     return go.Scatter(**place, mode="markers", marker=look, name="chosen threshold", hovertemplate=hover)
 
 
 def _plain_network(rows: Mapping[str, Sequence[Row]]) -> go.Scatter:
-    """All images at the deepest exit, at its own cost."""
+    """Ring at the accuracy of the deepest exit and 100 % of the cost: the plain network, without shallow exits."""
     heights = sorted({round(curve[0]["accuracy"] + curve[0]["loss"], 6) for curve in rows.values()})
     return go.Scatter(
         x=[100.0] * len(heights),
@@ -171,7 +173,7 @@ def _finish_early(figure: go.Figure, cost: _Cost, legend: bool, dark: bool) -> N
 
 def _chosen_finding(marked: Mapping[str, Row], cost: _Cost) -> str:
     return "; ".join(
-        f"{name or 'Leaving early'} at {row['threshold']:.3g}: {_change(row)} at {cost.said(row['macs'])}"
+        f"{name or 'Leaving early'} at {row['threshold']:.3g}: {_change(row)} at {cost.text(row['macs'])}"
         for name, row in marked.items()
     )
 
@@ -181,7 +183,7 @@ def _change(row: Row) -> str:
 
 
 def _cheapest_finding(rows: Mapping[str, Sequence[Row]], cost: _Cost) -> str:
-    """The cheapest threshold of every curve that loses at most one point to the deepest exit, for these images."""
+    """Default title: the cost of the cheapest threshold of every curve that loses at most one point to the deepest exit."""
     said = []
     for name, curve in rows.items():
         allowed = [row["macs"] for row in curve if row["loss"] <= 1]

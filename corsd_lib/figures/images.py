@@ -15,8 +15,12 @@ from corsd_lib.figures.style import DIVERGING, Matrix, set_title, template
 
 
 def image_strip(images: Matrix, titles: Sequence[str], title: str = "", *, columns: int = 10, dark: bool = False) -> go.Figure:
-    """Small images in rows, with a caption above each. `images` uint8 (N, C, H, W), grey (C = 1) or RGB (C = 3)."""
-    pixels = _checked(images, titles)
+    """Small images in rows of `columns`, with a caption above each.
+
+    `images` uint8 (N, C, H, W), grey (C = 1) or RGB (C = 3); `titles` (N,): the captions; `dark`: colours for a dark page.
+    Raises `CorsdError` if the type or shape of images is wrong and for a different number of captions.
+    """
+    pixels = _pixel_array(images, titles)
     count, _, high, wide = pixels.shape
     rows, gap = -(-count // columns), max(2, high // 4)
     canvas = np.zeros((rows * (high + gap), columns * (wide + gap), 4), np.uint8)  # transparent between the images
@@ -29,23 +33,24 @@ def image_strip(images: Matrix, titles: Sequence[str], title: str = "", *, colum
     figure.add_image(z=canvas, colormodel="rgba256", hoverinfo="skip")
     figure.update_layout(template=template(dark), width=76 * columns, height=40 + 96 * rows)
     set_title(figure, title, 8 * columns)
-    figure.layout.height += figure.layout.margin.t - 52  # what a title of more lines takes must not be the images'
+    figure.layout.height += figure.layout.margin.t - 52  # a title of several lines must not take space from the images
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False, scaleanchor="x")
     return figure
 
 
 def image_attribution(images: Matrix, maps: Matrix, titles: Sequence[str], title: str = "", *, dark: bool = False) -> go.Figure:
-    """Attribution maps: a row for each image, with the image, its map, and the map over the grey image.
+    """Attribution maps, one row for each image: the image, its map, and the map over the grey image.
 
-    `images` uint8 (n, 1 or 3, H, W); `maps` (n, H, W): signed attributions in the unit of the score, positive (vermilion)
-    for it and negative (blue) against it; `titles` (n): of the rows. All maps have the same symmetric range, up to the 99.5th
-    percentile of their absolute values; the few values beyond it are drawn as its end. The default title states the share of
-    pixels that have half of the attribution. Raises `CorsdError` if shapes do not fit.
+    `images` uint8 (n, 1 or 3, H, W); `maps` (n, H, W): signed attributions in the unit of the score, where positive values
+    (vermilion) raised the score and negative values (blue) lowered it; `titles` (n,): of the rows. All maps have the same
+    symmetric colour range, up to the 99.5th percentile of their absolute values; larger values have the colour of its end. The
+    default title states the share of pixels that have half of the attribution. `dark`: colours for a dark page. Raises
+    `CorsdError` if shapes do not match.
     """
     from plotly.subplots import make_subplots
 
-    pixels, values = _checked(images, titles), np.asarray(maps, np.float32)
+    pixels, values = _pixel_array(images, titles), np.asarray(maps, np.float32)
     if values.shape != (len(pixels), *pixels.shape[2:]) or not np.isfinite(values).all():
         raise CorsdError(f"maps of shape {values.shape} for images {pixels.shape}; allowed: (n, H, W), finite")
     count, _, high, wide = pixels.shape
@@ -94,7 +99,7 @@ def _add_row(figure: go.Figure, row: int, image: npt.NDArray[np.uint8], values: 
 
 
 def _weight_finding(maps: npt.NDArray[np.float32], titles: Sequence[str]) -> str:
-    """The share of pixels that have half of the absolute attribution, for each image."""
+    """Default title: for each image the share of pixels that have half of the absolute attribution."""
     said = []
     for name, values in zip(titles, maps, strict=True):
         weight = np.sort(np.abs(values), axis=None)[::-1].cumsum()
@@ -106,8 +111,8 @@ def _weight_finding(maps: npt.NDArray[np.float32], titles: Sequence[str]) -> str
     return html.escape(f"Half of the attribution lies on {' and '.join(said)}", quote=False)
 
 
-def _checked(images: Matrix, titles: Sequence[str]) -> npt.NDArray[np.uint8]:
-    """Images as an array (N, 1 or 3, H, W), and their captions."""
+def _pixel_array(images: Matrix, titles: Sequence[str]) -> npt.NDArray[np.uint8]:
+    """`images` as an array (N, 1 or 3, H, W). Raises `CorsdError` unless it is uint8 of that shape and there are N captions."""
     pixels = np.asarray(images)
     if pixels.ndim != 4 or pixels.dtype != np.uint8 or pixels.shape[1] not in (1, 3):
         raise CorsdError(f"images of shape {pixels.shape} and type {pixels.dtype}; allowed: uint8 (N, 1 or 3, H, W)")

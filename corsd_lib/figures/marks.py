@@ -21,10 +21,11 @@ _LONGEST = 26  # characters of a name at an axis
 
 
 def boundary_shapes(groups: Matrix, count: int) -> list[dict[str, Any]]:
-    """Lines between groups (`count`,), ids in drawing order: white with a dark rim, visible on all colours.
+    """Lines between `groups` (count,), ids in drawing order, as plotly shapes: white with a dark rim, visible on all colours.
 
-    Many groups get frames around their own cells only, because lines through the whole heatmap would hide it. The shapes are
-    called `boundaries rim` and `boundaries`; there are none for a single group. Raises `CorsdError` for another number of ids.
+    With many groups only the diagonal blocks get frames, because lines through the whole heatmap would hide it. The shapes are
+    called "boundaries rim" and "boundaries"; there are none for a single group. Raises `CorsdError` for a different number of
+    ids.
     """
     edges = _edges(groups, count)
     if len(edges) <= 2:
@@ -39,7 +40,11 @@ def boundary_shapes(groups: Matrix, count: int) -> list[dict[str, Any]]:
 
 
 def group_ticks(groups: Matrix, labels: Sequence[str], group_names: Sequence[str]) -> dict[str, Any]:
-    """Ticks of a category axis with the names of groups at their centres; with many groups some are left out."""
+    """Ticks of a category axis with the name of each group at its centre; with many groups some are left out.
+
+    `groups` (count,): ids in drawing order; `labels` (count,): categories of the axis; `group_names`: by id. Raises
+    `CorsdError` if an id has no name and if the numbers differ.
+    """
     edges = _edges(groups, len(labels))
     middles = [(low + high) // 2 for low, high in itertools.pairwise(edges)]
     shown = middles[:: -(-len(middles) // _MOST_GROUP_NAMES)]
@@ -61,10 +66,11 @@ def leaves_of(linkage: Matrix, count: int) -> npt.NDArray[np.int64]:
 
 
 def clustering_shape(linkage: Matrix, order: Matrix | None, tall: float, colour: str) -> tuple[dict[str, Any], float]:
-    """A dendrogram above a heatmap in `order` as a shape, and the distance at its top; `tall`: its height in heatmap heights.
+    """A dendrogram above a heatmap in `order` as a plotly shape, and the distance at its top. `tall`: its height / that of the
+    heatmap.
 
-    Leaves are above the centres of their columns; bars are at the distance of the joined clusters. Raises `CorsdError` for an
-    order in which branches would cross.
+    Leaves are above the centres of their columns; bars are at the distance of the joined clusters. Raises `CorsdError` if
+    branches would cross in this order.
     """
     places = np.asarray(order)
     count = len(places)
@@ -93,7 +99,7 @@ def _steps(linkage: Matrix, count: int) -> npt.NDArray[np.float64]:
 
 
 def _edges(groups: Matrix, count: int) -> list[int]:
-    """The first cell of every group, and the end."""
+    """Index of the first cell of every group, followed by `count`."""
     ids = np.asarray(groups)
     if ids.shape != (count,):
         raise CorsdError(f"groups of shape {ids.shape} for {count} rows; allowed: one id for each row, ({count},)")

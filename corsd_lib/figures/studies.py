@@ -1,4 +1,4 @@
-"""Figures of a study, and their files."""
+"""Figures of the results of a study, and their files."""
 
 from __future__ import annotations
 
@@ -27,15 +27,16 @@ from corsd_lib.studies.summary import against, trained_exits
 from corsd_lib.studies.unseen_tables import FIGURES as UNSEEN_FIGURES
 
 _ENDS = ("top1", "top1_low", "top1_high")
-Point = tuple[str, float, float, float | None, float | None]  # label, height, mean, ends of the interval
+Point = tuple[str, float, float, float | None, float | None]  # label, vertical position, mean, ends of the interval
 
 
 def accuracy_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.Figure:
     """Test top-1 (%) of every exit of every variant of a study with its 95 % interval; the title names the best deepest exit.
 
-    `summary`: from `summarise`. The label of a variant has its number of seeds n; an interval needs three different values (see
-    `mean_interval`). Within a variant shallow exits are above deep ones; the dotted line is the deepest exit of the baseline.
-    Exits that were not trained (`trained_exits`) are left out. Raises `CorsdError` without variants.
+    `summary`: from `summarise`. The label of a variant has its number of seeds n; an interval needs three different values, see
+    `mean_interval`. Within a variant shallow exits are drawn above deep ones. The dotted line is the deepest exit of the
+    baseline. Exits that were not trained (`trained_exits`) are left out. `dark`: colours for a dark page. Raises `CorsdError`
+    if there are no variants.
     """
     methods = summary["methods"]
     if not methods:
@@ -64,11 +65,11 @@ def accuracy_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.
 
 
 def gain_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.Figure:
-    """Gain of every variant over the baseline at the deepest exit, points, paired by seed, with its 95 % interval; best on top.
+    """Gain of every variant over the baseline at the deepest exit, in points, paired by seed, with 95 % interval; best on top.
 
-    `summary`: from `summarise`. Rings are single seeds, n of them; variants without an interval, and those whose interval
-    contains zero, are grey. The title names the largest gain with an interval above zero, else losses with an interval below
-    zero. Raises `CorsdError` if no variant has a gain.
+    `summary`: from `summarise`. Rings are the n single seeds. Variants are grey if they have no interval or if it contains
+    zero. The title names the largest gain whose interval is above zero; if there is none, the losses whose interval is below
+    zero. `dark`: colours for a dark page. Raises `CorsdError` if no variant has a gain.
     """
     methods = sorted((m for m in summary["methods"].values() if m["gain"] is not None), key=lambda m: -m["gain"])
     if not methods:
@@ -96,11 +97,12 @@ def gain_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.Figu
 def unseen_by_exit(
     summary: Mapping[str, Any], figure: str = "recall_at_1", score: str = "cosine", *, dark: bool = False
 ) -> go.Figure:
-    """A retrieval or few-shot figure (%) of classes never seen, by exit: a line for each variant, with 95 % intervals.
+    """A retrieval or few-shot metric (%) on held-out classes, by exit: one line for each variant, with 95 % intervals.
 
-    `summary`: from `summarise`, of a study with held-out classes. `figure` and `score`: see `unseen_class_report`. Exits are
-    aligned at the deepest. The title names the variant with the highest mean at the deepest exit. Raises `CorsdError` for a
-    study without such classes and for a figure or score that no variant has.
+    `summary`: from `summarise`, of a study with held-out classes. `figure` is a column and `score` a score of
+    `unseen_class_report`. Exits are aligned at the deepest one. The title names the variant with the highest mean at the
+    deepest exit. `dark`: colours for a dark page. Raises `CorsdError` for a study without held-out classes and for a metric or
+    score that no variant has.
     """
     lines = summary.get("unseen", [])
     if not lines:
@@ -109,7 +111,7 @@ def unseen_by_exit(
     check_choice("score", score, dict.fromkeys(line["score"] for line in lines))
     wanted = [line for line in lines if (line["figure"], line["score"]) == (figure, score) and line["mean"] is not None]
     by_variant = dict[str, dict[str, Mapping[str, Any]]]()
-    for line in wanted:  # a variant has a line for each of its reference variants
+    for line in wanted:  # `lines` repeats the values of a variant for each of its reference variants
         by_variant.setdefault(line["variant"], {})[line["exit"]] = line
     if not by_variant:
         raise CorsdError(f"no variant has {figure} by {score}")
@@ -129,7 +131,7 @@ def unseen_by_exit(
 
 
 def _line_with_intervals(points: Sequence[tuple[float, Mapping[str, Any]]], i: int) -> go.Scatter:
-    """The `i`-th variant: positions on the axis, and lines of `unseen_lines`."""
+    """Line of the `i`-th variant. `points`: pairs of a position on the axis and an entry of `unseen_lines`."""
     lines = [line for _, line in points]
     bars = [None if line["high"] is None else line["high"] - line["mean"] for line in lines]
     ends = ["" if line["low"] is None else f" [{line['low']:.2f}, {line['high']:.2f}]" for line in lines]
@@ -150,7 +152,7 @@ def _line_with_intervals(points: Sequence[tuple[float, Mapping[str, Any]]], i: i
 
 
 def _gain_title(methods: Sequence[Mapping[str, Any]], reference: str) -> str:
-    """The finding; `methods` are sorted by gain, the largest first."""
+    """Title of `gain_by_method`. `methods` are sorted by gain, the largest first; `reference` is the label of the baseline."""
     over = f"over {'the ' if reference[:1].islower() else ''}{reference}"
     if all(m["gain_low"] is None for m in methods):
         return f"No gain {over} has an interval: that takes three seeds that differ"
@@ -169,7 +171,7 @@ def _with_n(m: Mapping[str, Any]) -> str:
 
 
 def _add_points(figure: go.Figure, points: Sequence[Point], unit: str, **style: Any) -> None:
-    """A marker for each point, with a bar from low to high where there is one."""
+    """Add a marker for each point, with a bar for its interval if it has one."""
     _, levels, means, _, highs = zip(*points, strict=True)
     bars = [None if high is None else high - mean for mean, high in zip(means, highs, strict=True)]
     error = {"array": bars, "thickness": 1.6, "width": 4} if any(bars) else None
@@ -179,7 +181,7 @@ def _add_points(figure: go.Figure, points: Sequence[Point], unit: str, **style: 
 
 
 def _with_rows(figure: go.Figure, labels: Sequence[str], title: str, dark: bool) -> go.Figure:
-    """The figure with variants of a study from top to bottom, and its title."""
+    """The figure with one row for each of `labels`, from top to bottom, and a title."""
     rows = {
         "tickvals": list(range(len(labels))),
         "ticktext": [html.escape(label) for label in labels],
@@ -192,11 +194,11 @@ def _with_rows(figure: go.Figure, labels: Sequence[str], title: str, dark: bool)
 
 
 def draw_figures(summary: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draw `accuracy.png` and `gain.png`, and the same for each other group of variants as `accuracy_<group>.png` and so on.
+    """Draw `accuracy.png` and `gain.png` into `folder`, and `accuracy_<group>.png` and so on for the other groups of variants.
 
-    If all variants of a group that inherit from another one inherit from the same, gains are relative to that variant.
-    `unseen.png` shows recall@1 of held-out classes, if there are any. Each figure takes seconds. Raises `CorsdError` if plotly,
-    kaleido or Chromium is missing.
+    Gains are relative to the baseline, or to the variant that all variants of the group inherit from, if that is one and the
+    same. `unseen.png` shows recall@1 of held-out classes, if there are any. Returns the paths. Each figure takes seconds.
+    Raises `CorsdError` if plotly, kaleido or Chromium is missing.
     """
     drawn = []
     for group in dict.fromkeys(m["group"] for m in summary["methods"].values()):
@@ -204,7 +206,7 @@ def draw_figures(summary: Mapping[str, Any], folder: Path) -> list[Path]:
         pictures = {"accuracy": accuracy_by_method(part)}
         parents = {m["from"] for m in part["methods"].values() if m["group"] == group}
         if group != "methods":
-            parents.discard(None)  # variants that inherit from none
+            parents.discard(None)  # from variants that do not inherit
         versus = against(part, *parents) if len(parents) == 1 and parents <= part["methods"].keys() else part
         if any(m["gain"] is not None for m in versus["methods"].values()):
             pictures["gain"] = gain_by_method(versus)

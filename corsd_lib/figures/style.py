@@ -1,4 +1,4 @@
-"""Shared by all figures: colours, template, names, titles, and static images."""
+"""What all figures share: colours, template, names, titles, and static images."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from PIL import Image
 from corsd_lib.errors import CorsdError, require, shortened
 from corsd_lib.files import check_replaceable, write_atomic
 
-# Okabe and Ito's colours without black and the yellow that vanishes on white: told apart by all common kinds of colour vision.
+# Okabe and Ito's colours without black and yellow (hard to see on white): distinct in all common kinds of colour vision.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("solid", "dot", "dash", "dashdot")
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "cross")
-SCALE = "Viridis"  # sequential, even steps to every eye; low is dark, high is light
-# Diverging: the palette's blue and vermilion, zero a light grey that is neither page. For differences and signed maps.
+SCALE = "Viridis"  # sequential, perceptually uniform; low is dark, high is light
+# Diverging, for differences and signed maps: the palette's blue and vermilion. Zero is a light grey, distinct from both pages.
 DIVERGING = ((0.0, "#053d63"), (0.25, "#4596c8"), (0.5, "#e9e7e3"), (0.75, "#e07b39"), (1.0, "#7a3000"))
-PLOTLY = "application/vnd.plotly.v1+json"  # what a figure is called in a notebook's outputs
+PLOTLY = "application/vnd.plotly.v1+json"  # MIME type of a figure in the outputs of a notebook
 INK = {False: "#1f2933", True: "#e4e7eb"}
 PAPER = {False: "#ffffff", True: "#111418"}
 GRID = "rgba(128, 128, 128, 0.25)"
-LONGEST = 44  # characters of a name that is drawn; hover has the rest of it
-GREY = "#6b7078"  # told from the palette by deuteranopes too, and 3:1 on both papers
+LONGEST = 44  # characters of a name that is drawn; the hover text has the whole name
+GREY = "#6b7078"  # distinct from the palette also for deuteranopes, with a contrast of 3:1 on both pages
 Matrix = npt.ArrayLike
 
-DRAW_SECONDS = 180  # that a static picture may take: some seconds on a free machine
+DRAW_SECONDS = 180  # time limit of a static picture, which takes a few seconds on an idle machine
 _DRAW = """
 import json, sys
 try:
@@ -51,7 +51,7 @@ except Exception as error:
 
 
 def template(dark: bool = False) -> go.layout.Template:
-    """The template of all figures: light, or `dark` for dark pages."""
+    """Plotly template of all figures, for light pages or, with `dark`, for dark ones."""
     axis = {
         "gridcolor": GRID,
         "linecolor": GRID,
@@ -83,7 +83,7 @@ def template(dark: bool = False) -> go.layout.Template:
 
 
 def exit_names(count: int, what: str = "exit") -> list[str]:
-    """Names of `count` exits (or stages), shallow -> deep, in figures and widgets."""
+    """Names of `count` exits (or stages, by `what`), shallow -> deep, in figures and widgets."""
     if count == 1:
         return [f"{what} 1 (the only one)"]
     return [f"{what} 1 (shallowest)", *(f"{what} {k}" for k in range(2, count)), f"{what} {count} (deepest)"]
@@ -95,14 +95,14 @@ def line_style(i: int) -> dict[str, Any]:
 
 
 def as_scores(matrix: Matrix) -> npt.NDArray[np.float32]:
-    """Scores in [0, 1] as float32, which plotly sends in binary; uint8 values are divided by 255."""
+    """`matrix` as float32 scores in [0, 1], which plotly sends in binary; uint8 values are divided by 255."""
     values = np.asarray(matrix)
     scores = values.astype(np.float32)
     return scores / np.float32(255) if values.dtype == np.uint8 else scores
 
 
 def unique_labels(names: Sequence[str]) -> list[str]:
-    """Escaped names, a counter added where one repeats: a category axis would merge equal ones."""
+    """Names as escaped HTML, with a counter added to repeated ones, because a category axis would merge them."""
     return [html.escape(label, quote=False) for label in _unique(names)]
 
 
@@ -118,17 +118,17 @@ def _unique(names: Sequence[str]) -> list[str]:
 
 
 def short_name(name: str, most: int = LONGEST) -> str:
-    """A name cut to `most` characters."""
+    """`name`, cut to at most `most` characters with an ellipsis."""
     return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Names of classes as drawn: shortened (`short_name`), unique, not escaped."""
+    """Names of classes as they are drawn: shortened by `short_name` and unique, not escaped."""
     return _unique([short_name(name) for name in names])
 
 
 def class_labels(names: Sequence[str]) -> list[str]:
-    """`short_names`, escaped."""
+    """`short_names` as escaped HTML."""
     return unique_labels([short_name(name) for name in names])
 
 
@@ -139,20 +139,20 @@ def hover_name(name: str) -> str:
 
 
 def hover_names(names: Sequence[str]) -> list[str]:
-    """Names of classes in hover texts: whole names if `class_labels` are cut, else the labels."""
+    """Names of classes in hover texts: whole names where `class_labels` cuts them, else its labels."""
     labels = zip(names, class_labels(names), strict=True)
     return [hover_name(name) if len(name) > LONGEST else label for name, label in labels]
 
 
 def name_html(name: str) -> str:
-    """A name in HTML: escaped; a long one is cut and shown whole on hover."""
+    """A name as escaped HTML; a long one is cut, with the whole name on hover."""
     if len(name) <= LONGEST:
         return html.escape(name)
     return f'<span title="{html.escape(name)}">{html.escape(short_name(name))}</span>'
 
 
 def set_title(figure: go.Figure, title: str, width: int, below: int = 8) -> None:
-    """Set a title wrapped into lines of about `width` characters, and the margin for it."""
+    """Set a title, wrapped into lines of about `width` characters, and the top margin for it, with `below` more pixels."""
     lines = [line for part in title.split("\n") for line in textwrap.wrap(part, width, break_long_words=False)]
     extra = 20 * max(0, len(lines) - 1)
     pad = 14 if len(lines) < 2 else 25  # plotly sets several lines 11 pixels higher than one
@@ -169,11 +169,12 @@ def save_png(
     colors: int | None = None,
     within: Path | None = None,
 ) -> Path:
-    """Write a static image of `width` x `height` CSS pixels times `scale`. Chromium draws it in some seconds.
+    """Write a figure as a PNG of `width` x `height` CSS pixels times `scale`, and return its path. Chromium draws it in a few
+    seconds.
 
-    `colors`: largest number of colours in the file, up to 256, which is enough for lines and text and takes a third of the
-    bytes. `within`: a folder that contains `path` and must exist. Raises `CorsdError` for another number of colors, if Chromium
-    is missing or takes minutes, and `MissingPackage` if kaleido is missing.
+    `colors`: largest number of colours in the file, 1 to 256; 256 is enough for lines and text and makes the file about a third
+    of the size. `within`: a folder that contains `path` and must exist. Raises `CorsdError` if `colors` is out of range and if
+    Chromium is missing or takes minutes, and `MissingPackage` if kaleido is missing.
     """
     if colors is not None and not 1 <= colors <= 256:
         raise CorsdError(f"colors {shortened(colors)} of a picture; allowed: 1 to 256")
@@ -182,19 +183,20 @@ def save_png(
     size = {"width": width or figure.layout.width or 980, "height": height, "scale": scale}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         try:
-            picture = _drawn(figure.to_json(), size, Path(folder))
+            picture = _draw(figure.to_json(), size, Path(folder))
         except RuntimeError as error:
             raise CorsdError(f"cannot draw {path}: {error}. A static picture needs Chromium") from error
     write_atomic(Path(path), _with_colors(picture, colors) if colors else picture, within)
     return Path(path)
 
 
-def _drawn(figure: str, size: dict[str, Any], folder: Path) -> bytes:
-    """The PNG of a figure given as JSON; `folder`: for temporary files. Raises `RuntimeError` with the reason of a failure.
+def _draw(figure: str, size: dict[str, Any], folder: Path) -> bytes:
+    """The PNG of a figure that is given as JSON; `folder` is for temporary files. Raises `RuntimeError` with the reason of a
+    failure.
 
-    Drawn in a separate process, which can be killed: kaleido may wait for Chromium forever.
+    It is drawn in a separate process, which can be killed, because kaleido may wait for Chromium forever.
     """
-    with open(folder / "said", "wb") as said:  # not a pipe, which a Chromium that is left over would keep open
+    with open(folder / "said", "wb") as said:  # not a pipe, which a remaining Chromium process would keep open
         command = [sys.executable, "-P", "-c", _DRAW, json.dumps(size), str(folder / "picture.png")]
         # A new session, so that Chromium can be ended together with it
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=said, stderr=said, start_new_session=True)
@@ -211,7 +213,7 @@ def _drawn(figure: str, size: dict[str, Any], folder: Path) -> bytes:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process and those that it has started, if it has not ended."""
+    """Kill a process, and the processes that it has started, unless it has ended."""
     if process.poll() is None:
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)
@@ -221,7 +223,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _with_colors(picture: bytes, colors: int) -> bytes:
-    """A PNG with at most `colors` colours."""
+    """A copy of a PNG with at most `colors` colours."""
     small = io.BytesIO()
     with Image.open(io.BytesIO(picture)) as whole:
         whole.convert("RGB").quantize(colors, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)

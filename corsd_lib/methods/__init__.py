@@ -1,10 +1,10 @@
 """Methods: the training objectives, with the modules that they train beside the network.
 
-A method is an `nn.Module` that is called with the outputs of all exits and the batch. It returns the total loss and its terms
+A method is an `nn.Module` that is called with the outputs of all exits and the batch, and returns the total loss and its terms
 by name. The weight of a term is the option of the same name: total = sum of option[name] * term[name]. A term of weight 0 is
 neither computed nor reported. To add a method, write an options dataclass and a class with `terms`, and add the class to
-`METHODS`, or put both into a plug-in (see `registry`). `check_method` tests a class against the rules that a training relies
-on.
+`METHODS`, or put both into a plug-in, see `registry`. `check_method` tests whether a class keeps the rules that a training
+relies on.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every method is: options that are weights, parts by name, and the batch it is given."""
+"""Base class of the methods, and the options that every method declares."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def option(
     """A field of an options dataclass: default, help text in one line, and limits.
 
     A number may be equal to `low` and `high`, but not to `above` and `below`. Without a lower limit a float must be at least 0
-    and an integer at least 1. Floats are always between -1e38 and 1e38. `choices`: the allowed strings. A subclass that sets
-    only another default keeps help and limits. Raises `CorsdError` for a limit that is not a number or a choice that is not a
-    string.
+    and an integer at least 1. Floats are always between -1e38 and 1e38. `choices`: the allowed strings. A subclass that
+    overrides only the default keeps help and limits. Raises `CorsdError` for a limit that is not a number or a choice that is
+    not a string.
     """
     for name, limit in (("low", low), ("above", above), ("high", high), ("below", below)):
         if limit is not None and type(limit) not in (int, float):
@@ -61,12 +61,15 @@ class Method(nn.Module):
     """Base class of all methods. It holds the options and computes the weighted sum of the terms.
 
     Class attributes:
+
+    - `name`: used on the command line and in file names;
+    - `Options`: the dataclass of the options;
     - `exits`: "all" or "deepest", the stages on which the network gets exits;
     - `sampling` and `samples_per_class`: of the batches, unless the configuration sets them;
     - `detach_exits`: whether gradients of the shallow exits stop before the backbone;
     - `graphs`: False if `images` or `terms` read more of a batch than images, labels and random tensors, or wait for the
       device, so that they cannot be recorded as a CUDA graph;
-    - `taught_by_deepest`: the terms in which the deepest exit or stage teaches the others. They must give it no gradient.
+    - `taught_by_deepest`: the terms in which the deepest exit or stage teaches the others. They must not send a gradient to it.
 
     `check_method` checks that a class does what it declares.
 
@@ -81,7 +84,7 @@ class Method(nn.Module):
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     exits: ClassVar[str] = "all"
     sampling: ClassVar[str] = "plain"
-    samples_per_class: ClassVar[int] = 4  # of balanced batches
+    samples_per_class: ClassVar[int] = 4  # number of images of each class in balanced batches
     detach_exits: ClassVar[bool] = False
     graphs: ClassVar[bool] = True
     taught_by_deepest: ClassVar[tuple[str, ...]] = ()
@@ -95,33 +98,34 @@ class Method(nn.Module):
         return self
 
     def sample(self, batch: Batch) -> dict[str, Tensor]:
-        """The random numbers of this method for a batch, and values derived from its labels: tensors on the device of the
-        labels.
+        """Random tensors of this method for a batch, by name, and values derived from its labels; on the device of the labels.
 
-        They are computed here and not in `images` and `terms`, so that these are the same operations for all batches of a shape
+        They are computed here, not in `images` and `terms`, so that those run the same operations for all batches of a shape
         and can be recorded as a CUDA graph.
         """
         return {}
 
     def images(self, batch: Batch) -> Tensor:
-        """The input of the network in a training step, normalised (B, C, H, W): `batch.images`, or a new tensor.
+        """Input of the network in a training step, normalised (B, C, H, W): `batch.images`, or a new tensor.
 
-        It may depend on images, labels and `batch.random` only, with the same operations for all batches of a shape. The
+        It may depend only on images, labels and `batch.random`, with the same operations for all batches of a shape. The
         training accuracy is measured on these images.
         """
         return batch.images
 
     def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        """The unweighted terms of the loss by name, scalars. `computed` skips those of weight 0."""
+        """Unweighted terms of the loss by name, all scalars. Use `computed` to skip terms of weight 0."""
         raise CorsdError(f"method {self.name!r} has no terms: define terms(self, out, batch)")
 
     def computed(self, parts: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
-        """Call the functions of the terms whose weight is not 0, and return the results by name."""
+        """Results, by name, of the functions `parts` of the terms whose weight is not 0; the others are not called."""
         return {name: part() for name, part in parts.items() if self._weight(name)}
 
     def forward(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        """The loss "total" (weighted sum) and the unweighted terms by name, all scalars, of exit outputs and batch."""
-        parts = checked_terms(self.name, self.terms(out, batch))
+        """The loss "total" (weighted sum) and the unweighted terms by name, all scalars. Raises `CorsdError` if no term has a
+        weight.
+        """
+        parts = check_terms(self.name, self.terms(out, batch))
         weights = {name: self._weight(name) for name in parts}
         if not any(weights.values()):
             raise CorsdError(
@@ -136,15 +140,15 @@ class Method(nn.Module):
         return getattr(self.options, part)
 
     def relation_networks(self) -> nn.ModuleList:
-        """The relation networks, shallow -> deep; empty for a method without them."""
+        """Relation networks, shallow -> deep; empty for a method without them."""
         return nn.ModuleList()
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         return losses.cross_entropy(logits, labels, self.options.label_smoothing)
 
 
-def checked_terms(method: str, parts: Any) -> dict[str, Tensor]:
-    """Return `parts`, the result of `terms`; raise `CorsdError` unless it is a dict of scalar tensors."""
+def check_terms(method: str, parts: Any) -> dict[str, Tensor]:
+    """Return `parts`, the result of `terms`. Raises `CorsdError` unless it is a dict of scalar tensors."""
     if not isinstance(parts, dict):
         raise CorsdError(
             f"method {method!r}: terms returned {shortened(parts)} of type {type(parts).__name__}; "
@@ -164,12 +168,14 @@ def checked_terms(method: str, parts: Any) -> dict[str, Tensor]:
 
 
 def make_options(method: str, kind: type[MethodOptions], given: dict[str, Any]) -> MethodOptions:
-    """The options of a method: defaults overridden by `given`. Raises `CorsdError` for unknown options and invalid values."""
+    """Options of the class `kind` for a method: its defaults, overridden by `given`. Raises `CorsdError` for unknown options
+    and invalid values.
+    """
     defaults = {f.name: _default(method, f) for f in fields(kind)}
     for key in given:
         check_choice(f"option of method {method!r}:", key, defaults)
     options = {
-        key: _checked(f"method {method!r}", key, value, type(defaults[key]), described(kind, key))
+        key: _parse_option(f"method {method!r}", key, value, type(defaults[key]), described(kind, key))
         for key, value in {**defaults, **given}.items()  # defaults are checked too, because a run stores all options
     }
     return kind(**options)
@@ -185,15 +191,15 @@ def _default(method: str, field: Field[Any]) -> Any:
 
 
 def described(kind: type[MethodOptions], key: str) -> Mapping[str, Any]:
-    """Help and limits of the field `key` of the options `kind`, as given to `option`; {} if it has none."""
-    for parent in kind.__mro__:  # a subclass may override the default only
+    """Help and limits of the field `key` of the options `kind`, as they were passed to `option`; {} if there are none."""
+    for parent in kind.__mro__:  # a subclass may override just the default
         found = parent.__dict__.get("__dataclass_fields__", {}).get(key)
         if found is not None and found.metadata:
             return found.metadata
     return MappingProxyType({})
 
 
-def _checked(method: str, key: str, value: Any, wanted: type[Any], allowed: Mapping[str, Any]) -> Any:
+def _parse_option(method: str, key: str, value: Any, wanted: type[Any], allowed: Mapping[str, Any]) -> Any:
     """`value` as type `wanted`, where an int is accepted for a float. Raises `CorsdError` for a wrong type and a value out of
     range.
     """
@@ -220,7 +226,7 @@ _LIMITS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
 
 
 def _limits(wanted: type[Any], allowed: Mapping[str, Any]) -> dict[str, Any]:
-    """The limits of a number with the default lower limit: 0 for a float, above 0 for an integer."""
+    """Limits of a number. The default lower limit is at least 0 for a float, and above 0 for an integer."""
     lower = {} if allowed.keys() & {"low", "above"} else {"low" if wanted is float else "above": 0}
     return {name: limit for name, limit in {**lower, **allowed}.items() if name in _LIMITS}
 

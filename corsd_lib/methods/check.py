@@ -1,4 +1,4 @@
-"""`check_method`: tests a method class against the rules that a training relies on, as scikit-learn's `check_estimator`."""
+"""`check_method`: tests a method class against the rules that a training relies on, like scikit-learn's `check_estimator`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from corsd_lib.network import ExitOutputs, MultiExitNetwork, build_network
 __all__ = ["check_method"]
 
 CLASSES = 3
-LABELS = {  # also valid as triplet batches: a third each of anchors, same class and, if there is one, another class
+LABELS = {  # valid as triplet batches too: a third each of anchors, same class and, if there is one, another class
     "six images of three classes": [0, 1, 0, 1, 2, 2],
     "one image": [0],
     "three images of one class": [1, 1, 1],
@@ -91,7 +91,7 @@ def _require(holds: bool, message: str) -> None:
 
 
 class _Case(NamedTuple):
-    """A small network with a method attached."""
+    """A small network and a method that is attached to it."""
 
     network: MultiExitNetwork
     method: Method
@@ -112,13 +112,13 @@ class _Case(NamedTuple):
         return cls(network, method)
 
     def parts(self, batch: Batch) -> Parts:
-        batch = self.drawn(batch)
+        batch = self.with_random(batch)
         return self.method(self.outputs(batch), batch)
 
-    def outputs(self, drawn: Batch) -> ExitOutputs:
-        return self.network(self.method.images(drawn), detach_exits=self.method.detach_exits)
+    def outputs(self, batch: Batch) -> ExitOutputs:
+        return self.network(self.method.images(batch), detach_exits=self.method.detach_exits)
 
-    def drawn(self, batch: Batch) -> Batch:
+    def with_random(self, batch: Batch) -> Batch:
         return batch._replace(random=self.method.sample(batch))
 
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -126,7 +126,7 @@ class _Case(NamedTuple):
         return {f"{name}.{k}": p for name, part in parts.items() for k, p in part.named_parameters() if p.requires_grad}
 
     def memory(self) -> dict[str, Tensor]:
-        """The buffers of the method that are stored in checkpoints beside the weights."""
+        """Buffers of the method, by name, that checkpoints store in addition to the weights."""
         weights = self.method.state_dict()
         return {k: v for k, v in self.method.named_buffers() if k not in weights}
 
@@ -137,7 +137,9 @@ class _Case(NamedTuple):
 
 
 def _batch(method: Method, labels: list[int], step: int = 0) -> Batch:
-    """A batch of random images with `labels`, which depends on the step; for triplets a single image is repeated."""
+    """A batch of random images, different for each step, with `labels`; for triplets a number that is no multiple of 3 is
+    tripled.
+    """
     labels = labels * 3 if method.sampling == "triplet" and len(labels) % 3 else labels
     y = torch.tensor(labels)
     images = torch.randn(len(y), 3, 8, 8, generator=torch.Generator().manual_seed(step))
@@ -150,7 +152,7 @@ def _mixed(method: Method, step: int = 0) -> Batch:
 
 
 def _contents(network: nn.Module) -> dict[str, Any]:
-    """Everything about a network that affects a training: modules with modes and hooks, tensors, and trained parameters."""
+    """State of a network that affects a training: modules with modes and hooks, tensors, and which parameters are trained."""
     modules = {
         f"module {name}": (type(m), m.training, len(m._forward_hooks), len(m._forward_pre_hooks))
         for name, m in network.named_modules()
@@ -196,10 +198,8 @@ def _check_declaration(kind: type[Method]) -> None:
 
 def _check_name_is_free(kind: type[Method]) -> None:
     other = known_methods().get(kind.name, kind)
-    same = (other.__module__, other.__qualname__) == (
-        kind.__module__,
-        kind.__qualname__,
-    )  # the same class, defined again in a notebook cell
+    # Equal also for the same class, defined again in a notebook cell
+    same = (other.__module__, other.__qualname__) == (kind.__module__, kind.__qualname__)
     taken = f"{other.__module__}.{other.__qualname__}"
     _require(same, f"the name {kind.name!r} is taken by {taken}: choose another one")
 
@@ -213,7 +213,7 @@ def _check_options(kind: type[MethodOptions]) -> None:
 
 
 def _check_weights(case: _Case) -> None:
-    method, options, batch = case.method, case.method.options, case.drawn(_mixed(case.method))
+    method, options, batch = case.method, case.method.options, case.with_random(_mixed(case.method))
     out = case.outputs(batch)
     parts = method(out, batch)
     terms = {name: value for name, value in parts.items() if name != "total"}
@@ -232,12 +232,12 @@ def _check_weights(case: _Case) -> None:
 
 def _check_images(case: _Case) -> None:
     for what, labels in LABELS.items():
-        with _on(what):
-            batch = case.drawn(_batch(case.method, labels))
+        with _name_in_errors(what):
+            batch = case.with_random(_batch(case.method, labels))
             copied = batch._replace(images=batch.images.clone())
             first, again = case.method.images(batch), case.method.images(copied)
             _require(torch.equal(batch.images, _batch(case.method, labels).images), "images writes into batch.images: clone it")
-            given, wanted = (_described(images) for images in (first, batch.images))
+            given, wanted = (_describe(images) for images in (first, batch.images))
             _require(given == wanted, f"images returned {given}: return {wanted}")
             _require(bool(first.isfinite().all()), "images returned values that are not finite")
             _require(
@@ -245,15 +245,15 @@ def _check_images(case: _Case) -> None:
             )
 
 
-def _described(images: object) -> str:
+def _describe(images: object) -> str:
     if not isinstance(images, Tensor):
         return repr(images)
     return f"a tensor of shape {tuple(images.shape)} and type {images.dtype}"
 
 
 def _check_teacher(case: _Case) -> None:
-    method, batch = case.method, case.drawn(_mixed(case.method))
-    for _ in range(2):  # in the second step there are values of the first
+    method, batch = case.method, case.with_random(_mixed(case.method))
+    for _ in range(2):  # the second step may use stored values of the first
         out = case.outputs(batch)
         leaves = ExitOutputs(*([t.detach().requires_grad_() for t in tensors] for tensors in out))
         terms = method.terms(leaves, batch)
@@ -264,7 +264,7 @@ def _check_teacher(case: _Case) -> None:
             if weight == 0:  # not computed
                 continue
             _require(name in terms, f"taught_by_deepest names {name!r}; its terms are {', '.join(terms)}")
-            reached = _reached(terms[name], teacher)
+            reached = _with_gradient(terms[name], teacher)
             _require(not reached, f"the term {name!r} gives a gradient to {', '.join(reached[:3])}: detach the teacher")
         kept = [name for name, buffer in method.named_buffers() if buffer.requires_grad]
         _require(not kept, f"the buffer {', '.join(kept)} has a gradient: detach stored values")
@@ -276,14 +276,14 @@ def _check_teacher(case: _Case) -> None:
 
 
 def _deepest_relation(method: Method) -> dict[str, nn.Parameter]:
-    """Parameters of the deepest relation network, without those that it shares with others."""
+    """Parameters of the deepest relation network, by name, without those that it shares with others."""
     relations = list(method.relation_networks())
     shared = {id(p) for relation in relations[:-1] for p in relation.parameters()}
     return {k: p for relation in relations[-1:] for k, p in relation.named_parameters() if id(p) not in shared}
 
 
-def _reached(term: Tensor, tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors that a gradient of `term` reaches."""
+def _with_gradient(term: Tensor, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the `tensors` that get a gradient from `term`."""
     if not term.requires_grad:
         return []
     found = torch.autograd.grad(term, list(tensors.values()), retain_graph=True, allow_unused=True)
@@ -291,7 +291,7 @@ def _reached(term: Tensor, tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def _attributes_with_a_graph(method: Method) -> list[str]:
-    """Names of attributes with tensors that require a gradient, except parameters and buffers; also in lists and dicts."""
+    """Names of attributes that hold a tensor with a gradient, including in lists and dicts, except parameters and buffers."""
     found = []
     for prefix, module in method.named_modules():
         for name, value in vars(module).items():
@@ -313,8 +313,7 @@ def _check_side_effects(case: _Case) -> None:
         batch = _mixed(case.method, step)
         out = case.network(batch.images, detach_exits=case.method.detach_exits)
         before, states = _values(batch, out), _random_states()
-        drawn = case.drawn(batch)
-        case.method(out, drawn)
+        case.method(out, case.with_random(batch))
         _require(
             not step or _random_states() == states,  # what the first step creates is tested by the rule on resuming
             "it uses the random numbers of torch, numpy or Python: sample them in sample, from batch.generator, which is the "
@@ -332,15 +331,15 @@ def _values(batch: Batch, out: ExitOutputs) -> Parts:
 
 
 def _random_states() -> tuple[str, ...]:
-    """The states of the global random generators."""
+    """States of the global random generators of torch, Python and numpy, as text."""
     return (str(torch.get_rng_state().tolist()), str(random.getstate()), str(np.random.get_state(legacy=False)))
 
 
 def _check_small_batches(case: _Case) -> None:
     names: set[str] = set()
     for what, labels in LABELS.items():
-        for step in range(2):  # in the second step there are values of the first
-            with _on(what):
+        for step in range(2):  # the second step may use stored values of the first
+            with _name_in_errors(what):
                 parts = case.parts(_batch(case.method, labels, step))
                 wrong = [name for name, value in parts.items() if not value.isfinite()]
                 _require(not wrong, f"{', '.join(wrong)} is not finite: return 0 without pairs")
@@ -351,7 +350,7 @@ def _check_small_batches(case: _Case) -> None:
 
 
 @contextmanager
-def _on(what: str) -> Iterator[None]:
+def _name_in_errors(what: str) -> Iterator[None]:
     try:
         yield
     except CorsdError as error:
@@ -395,7 +394,7 @@ def _check_resume(case: _Case) -> None:
 
 def _train_step(case: _Case, step: int) -> Parts:
     """A step of gradient descent; returns the terms of the loss, detached."""
-    torch.manual_seed(step)  # as the random state in a checkpoint
+    torch.manual_seed(step)  # stands for the random state in a checkpoint
     parameters = case.parameters()
     parts = case.parts(_mixed(case.method, step))
     found = torch.autograd.grad(parts["total"], list(parameters.values()), allow_unused=True)
@@ -407,7 +406,7 @@ def _train_step(case: _Case, step: int) -> Parts:
 
 
 def _state(case: _Case) -> Parts:
-    """Copies of the tensors of network and method in a checkpoint."""
+    """Copies of the tensors of network and method that a checkpoint stores, by name."""
     groups = {"network": case.network.state_dict(), "method": case.method.state_dict(), "memory": case.memory()}
     return {
         f"{group}.{k}": v.detach().clone(memory_format=torch.contiguous_format)
@@ -440,7 +439,7 @@ def _restore(case: _Case, content: bytes) -> None:
 
 def _check_graph(case: _Case) -> None:
     for step in range(2):
-        method, batch = case.method, case.drawn(_mixed(case.method, step))
+        method, batch = case.method, case.with_random(_mixed(case.method, step))
         _require(
             isinstance(batch.random, dict) and all(isinstance(v, Tensor) for v in batch.random.values()),
             f"sample returned {shortened(batch.random)}: return tensors by name",
@@ -473,7 +472,10 @@ def _watched(batch: Batch, by: str = "terms") -> Batch:
 
 
 def _check_without_values(method: Method, out: ExitOutputs, batch: Batch) -> None:
-    """Forward and backward pass on tensors without values: an operation that needs a value would wait for the device."""
+    """Run a forward and a backward pass on tensors without values: an operation that needs a value would wait for the device.
+
+    Raises `CorsdError` if one does.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode  # used by torch.compile; it has no public name
 
     mode = FakeTensorMode()
@@ -482,10 +484,10 @@ def _check_without_values(method: Method, out: ExitOutputs, batch: Batch) -> Non
     random = {k: mode.from_tensor(v) for k, v in (batch.random or {}).items()}
     copied = batch._replace(images=mode.from_tensor(batch.images), labels=mode.from_tensor(batch.labels), random=random)
     with mode:
-        torch.func.functional_call(_Recorded(method), {f"method.{k}": v for k, v in state.items()}, (fake_out, copied))
+        torch.func.functional_call(_RecordedPart(method), {f"method.{k}": v for k, v in state.items()}, (fake_out, copied))
 
 
-class _Recorded(nn.Module):
+class _RecordedPart(nn.Module):
     """The part of a method that a graph records: `images`, `terms` and the backward pass."""
 
     def __init__(self, method: Method) -> None:
@@ -493,21 +495,21 @@ class _Recorded(nn.Module):
         self.method = method
 
     def forward(self, out: ExitOutputs, batch: Batch) -> None:
-        with _recorded("images"):
+        with _recording("images"):
             self.method.images(_watched(batch, "images"))
-        with _recorded("terms"):
+        with _recording("terms"):
             self.method(out, _watched(batch))["total"].backward()
 
 
 @contextmanager
-def _recorded(by: str) -> Iterator[None]:
+def _recording(by: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise CorsdError(f"{by} {_not_recorded(error)}, {_ELSE}") from error
+        raise CorsdError(f"{by} {_why_not_recordable(error)}, {_ELSE}") from error
 
 
-def _not_recorded(error: Exception) -> str:
+def _why_not_recordable(error: Exception) -> str:
     """Why a forward pass on fake tensors (shapes without values) raised `error`, which no CUDA graph can record."""
     from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 

@@ -1,4 +1,4 @@
-"""Reference methods: the plain network, detached exits, deep supervision, and BYOT."""
+"""Reference methods: the plain network, detached exits, deep supervision, BYOT."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Baseline(Method):
 
 @dataclass(frozen=True)
 class DeepSupervisionOptions(MethodOptions):
-    """The cross-entropy of shallow exits has the weight of the deepest one."""
+    """By default the cross-entropy of each shallow exit has the same weight as that of the deepest one."""
 
     exit_ce: float = option(1.0, "weight of the cross-entropy of each shallow exit")
 
@@ -47,8 +47,8 @@ class DeepSupervision(Method):
 class Probe(DeepSupervision):
     """The plain network with detached shallow exits: their gradients stop before the backbone (ours).
 
-    Measures how well shallow stages of the plain network classify. Backbone and deepest exit are trained as in `baseline`,
-    unless gradients are clipped, because the norm is that of all parameters.
+    It measures how well shallow stages of the plain network classify. Backbone and deepest exit are trained as in `baseline`,
+    except if gradients are clipped, because clipping uses the norm over all parameters.
     """
 
     name = "probe"
@@ -57,7 +57,7 @@ class Probe(DeepSupervision):
 
 @dataclass(frozen=True)
 class ByotOptions(MethodOptions):
-    """The weights of the paper: (1-a)·CE of shallow exits, a·T²·KL to the deepest, b·hint; a = 0.1, T = 3, b = 1e-6.
+    """Weights of the paper: (1-a)·CE of shallow exits, a·T²·KL to the deepest, b·hint, with a = 0.1, T = 3, b = 1e-6.
 
     The cross-entropy of the deepest exit, `task`, has weight 1, because it has no teacher.
     """

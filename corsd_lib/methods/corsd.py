@@ -1,4 +1,4 @@
-"""Class-Oriented Relational Self Distillation (CORSD), arXiv 2305.00918, and the variant of its authors' release."""
+"""Class-Oriented Relational Self Distillation (CORSD), arXiv 2305.00918, and the variant that its authors released as code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from corsd_lib import losses
 from corsd_lib.errors import CorsdError
-from corsd_lib.layers import halvings
+from corsd_lib.layers import stride2_steps
 from corsd_lib.methods.base import Batch, Method, MethodOptions, option, sum_of
 from corsd_lib.network import ExitOutputs, MultiExitNetwork
 from corsd_lib.relation import (
@@ -30,7 +30,7 @@ from corsd_lib.relation import (
 __all__ = ["Corsd", "CorsdOptions", "CorsdRelease", "CorsdReleaseOptions", "LogitRelation"]
 
 
-OF_RELATIONS = (  # terms that read the relation networks
+OF_RELATIONS = (  # terms that need the relation networks
     "auxiliary_intra",
     "auxiliary_inter",
     "auxiliary_kd_intra",
@@ -45,10 +45,10 @@ AFFINITIES = ("trained", "cosine", "l2", "labels")
 
 @dataclass(frozen=True)
 class CorsdOptions(MethodOptions):
-    """Weights of the terms of CORSD (first block) and its settings. The defaults are ours.
+    """Options of CORSD: weights of its terms (first block) and settings. The defaults are ours.
 
     `class_kd` is our addition: at every trained exit the prediction for another image of the class is a soft target, as in
-    CS-KD, with the temperature `class_temperature`. With weight 0 the objective is that of the paper.
+    CS-KD, with the temperature `class_temperature`. With `class_kd` 0 the objective is that of the paper.
     """
 
     exit_ce: float = option(1.0, "weight of the cross-entropy of each shallow exit")
@@ -106,12 +106,12 @@ class CorsdOptions(MethodOptions):
 
 
 class Corsd(Method):
-    """Class-Oriented Relational Self Distillation, arXiv 2305.00918, with all published terms and some of ours.
+    """Class-Oriented Relational Self Distillation, arXiv 2305.00918, with all published terms and some terms of ours.
 
-    Every stage has a relation network that scores structured pairs. The scores and auxiliary logits of the deepest one are
-    targets of the others. None of them is needed at inference. Terms over several stages are sums over the stages. Batches have
-    two images of each class (ours; more if there are too few classes to fill a batch), so that each image has a partner and a
-    batch has nearly as many pairs of different classes as a plain one.
+    Every stage has a relation network that scores structured pairs. The scores and auxiliary logits of the deepest relation
+    network are targets of the others. Inference needs no relation network. Terms of several stages are summed over the stages.
+    Batches have two images of each class (ours; more if there are too few classes to fill a batch), so that each image has a
+    partner, and a batch has nearly as many pairs of different classes as with plain sampling.
     """
 
     name = "corsd"
@@ -156,7 +156,7 @@ class Corsd(Method):
 
     def _map_relations(self, network: MultiExitNetwork) -> list[nn.Module]:
         *_, deepest = info = network.backbone.feature_info
-        steps = [halvings(stage.reduction, deepest.reduction) for stage in info]
+        steps = [stride2_steps(stage.reduction, deepest.reduction) for stage in info]
         return [
             MapRelation(stage.channels, n, deepest.channels, network.num_classes, self.options.hidden)
             for stage, n in zip(info, steps, strict=True)
@@ -179,7 +179,7 @@ class Corsd(Method):
         return {**self.exit_terms(out, batch), **self.relation_terms(out, batch)}
 
     def exit_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        """Terms of the exits: cross-entropy, distillation from the deepest exit, and distillation within a class."""
+        """Terms of the exits, by name: cross-entropy, distillation from the deepest exit, and distillation within a class."""
         *shallow, deepest = out.logits
         between = partial(losses.class_distillation, labels=batch.labels, temperature=self.options.class_temperature)
         parts = {
@@ -192,11 +192,14 @@ class Corsd(Method):
 
     @property
     def _shallow_exits_learn(self) -> bool:
-        """Whether shallow exits have another term than `class_kd`, which alone a constant prediction would minimise."""
+        """Whether shallow exits have a term besides `class_kd`: alone, a constant prediction would minimise it."""
         return bool(self.options.exit_ce or self.options.exit_kd)
 
     def relation_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        """Terms of the relation networks: of each one, and distillation from the deepest one."""
+        """Terms of the relation networks, by name: losses of each one, and distillation from the deepest one.
+
+        Raises `CorsdError` before `attach`.
+        """
         if not self.relations:
             raise CorsdError(f"method {self.name!r} has no relation networks yet: call attach(network) first")
         o, labels = self.options, batch.labels
@@ -227,7 +230,9 @@ class Corsd(Method):
         return self.computed({**parts, **rest})
 
     def sample(self, batch: Batch) -> dict[str, Tensor]:
-        """The structured pairs of a batch, "intra" (2, P) and "inter" (2, Q), and for each image an "other" class (B,)."""
+        """Random tensors: the structured pairs "intra" (2, P) and "inter" (2, Q), "other" (B,), another class for each image,
+        and with `relation_warmup` "warmup" (), the factor of relation_kd in [0, 1].
+        """
         intra, inter = self._pairs(batch)
         random = {"intra": intra, "inter": inter, "other": self.logit_relation.sample(batch.labels, batch.generator)}
         if self.options.relation_warmup:  # a tensor, because a recorded graph would repeat a number
@@ -244,7 +249,9 @@ class Corsd(Method):
     def _relation_kd(
         self, out: ExitOutputs, labels: Tensor, deepest: list[RelationOutput], random: Mapping[str, Tensor]
     ) -> Tensor:
-        """Every exit learns from its own predictions for the batch, mixed with the relation of the deepest stage as weights."""
+        """KL divergence of every exit from its own predictions for the batch, mixed with the relation of the deepest stage as
+        weights.
+        """
         o = self.options
         affinity = self._affinity(out.embeddings[-1].detach(), labels, deepest)
         terms = []
@@ -256,7 +263,7 @@ class Corsd(Method):
         return sum_of(terms) * random.get("warmup", 1.0)
 
     def _affinity(self, embeddings: Tensor, labels: Tensor, deepest: list[RelationOutput]) -> Tensor:
-        """Weights (B, B) of the predictions in the targets; rows sum to 1."""
+        """Weights (B, B) of the predictions for other images in the targets of `relation_kd`; rows sum to 1."""
         if self.options.affinity == "trained":
             return losses.relation_affinity(_log_odds(deepest[-1]).detach())
         if self.options.affinity == "labels":
@@ -287,11 +294,12 @@ def _log_odds(relation: RelationOutput) -> Tensor:
 
 
 class LogitRelation(nn.Module):
-    """A hinge loss: the relation of deepest logits to the running mean of their own class, minus that to another class.
+    """Hinge loss between two relation scores of the deepest logits: with the mean logits of their class and of another class.
 
-    `class_mean` (C, C) is a bias-corrected exponential mean. In train mode it is updated after use, so that an image is never
-    compared with itself only. The logit relation of the release, which used a running sum in place of the mean. With two
-    classes it is of little use, because layer-normalised logits of two classes are always 1 and -1.
+    `class_mean` (C, C), with one row for each class, is a running, bias-corrected exponential mean. In train mode it is updated
+    after use, so that an image is never compared with itself only. This is the logit relation of the release, which used a
+    running sum instead of the mean. With two classes it is of little use, because layer-normalised logits of two classes are
+    always 1 and -1.
     """
 
     def __init__(self, num_classes: int, hidden: int, momentum: float) -> None:
@@ -304,15 +312,16 @@ class LogitRelation(nn.Module):
         self.register_buffer("seen", torch.zeros(num_classes))  # total weight of each mean; 0 before the first image
 
     def sample(self, labels: Tensor, generator: torch.Generator | None) -> Tensor:
-        """A random other class (B,) for each of `labels` (B,), uniform; the own class if there is only one."""
+        """Another class (B,) for each of `labels` (B,), uniformly at random; the same class if there is only one."""
         classes = len(self.seen)
         shift = torch.randint(1, max(2, classes), labels.shape, generator=generator).to(labels.device)
         return (labels + shift) % classes
 
     def forward(self, logits: Tensor, labels: Tensor, other: Tensor, margin: float) -> Tensor:
-        """Logits (B, C), labels (B,) -> mean max(0, m - r(z, own mean) + r(z, mean of class `other`)), a scalar.
+        """Mean of max(0, m - r(z, mean of its class) + r(z, mean of class `other`)) over the logits z (B, C), a scalar.
 
-        `other` (B,): from `sample`. Images are left out if a mean is not yet known, or if both classes are the same.
+        `labels` (B,); `other` (B,): from `sample`; `margin`: m. Images are left out if the mean of a class is not known yet, or
+        if both classes are the same.
         """
         loss = self._margin(logits, labels, other, margin)
         if self.training:
@@ -339,7 +348,7 @@ class LogitRelation(nn.Module):
 
 @dataclass(frozen=True)
 class CorsdReleaseOptions(CorsdOptions):
-    """The weights of the authors' 2023 release: no shallow classifiers (weight 0), feature-map fusion."""
+    """Weights of the authors' 2023 release: no shallow classifiers (weight 0), feature-map fusion."""
 
     exit_ce: float = 0.0
     exit_kd: float = 0.0
@@ -368,7 +377,7 @@ class CorsdRelease(Corsd):
     - the running class mean is the mean of its images.
 
     Each anchor comes with two more images, so compare methods at equal numbers of images. Unlike in the release, the
-    cross-entropy of the deepest exit covers all three. Its batch of 43 anchors is batch_size 129.
+    cross-entropy of the deepest exit covers all three. A batch of 43 anchors there corresponds to batch_size 129 here.
     """
 
     name = "corsd_release"

@@ -11,7 +11,7 @@ from torch import Tensor
 from corsd_lib import losses
 from corsd_lib.batches import Batch
 from corsd_lib.methods.base import Method, MethodOptions, option
-from corsd_lib.methods.peers import of_all_processes
+from corsd_lib.methods.peers import gather_processes
 from corsd_lib.network import ExitOutputs
 
 __all__ = ["Bake", "BakeOptions", "Dlb", "DlbOptions"]
@@ -19,7 +19,7 @@ __all__ = ["Bake", "BakeOptions", "Dlb", "DlbOptions"]
 
 @dataclass(frozen=True)
 class BakeOptions(MethodOptions):
-    """The values of the authors' code."""
+    """Options of BAKE, with the values of the authors' code as defaults."""
 
     ensemble_kd: float = option(1.0, "weight of the KL divergence from the ensembled predictions of the batch")
     omega: float = option(0.5, "share of the other images in an ensembled prediction", high=0.99)
@@ -52,18 +52,19 @@ class Bake(Method):
 
 @dataclass(frozen=True)
 class DlbOptions(MethodOptions):
-    """The paper's values."""
+    """Options of DLB, with the paper's values as defaults."""
 
     last_kd: float = option(1.0, "weight of the KL divergence from the prediction for an image in the last batch")
     temperature: float = option(3.0, "temperature of both softmaxes of the KL divergence", above=0)
 
 
 class Dlb(Method):
-    """The plain network; half of each batch is in the last batch too, whose predictions are targets. DLB, arXiv 2203.16172.
+    """The plain network; half of each batch repeats the previous one, whose predictions are targets. DLB, arXiv 2203.16172.
 
     Each image is used twice in an epoch, in two crops, as in the authors' code; both count as images, so in a study with equal
-    images this method has half of the epochs. `indices` (M,) and `logits` (M, C) are those of the last batch of all
-    processes. They are stored in checkpoints, not with the weights. With another sampling hardly any image is repeated.
+    numbers of images this method trains for half of the epochs. The buffers `indices` (M,) and `logits` (M, C) are those of the
+    previous batch in all processes. They are stored in checkpoints, not with the weights. With any other sampling hardly any
+    image is repeated.
     """
 
     name = "dlb"
@@ -92,7 +93,9 @@ class Dlb(Method):
         return terms
 
     def _from_last(self, logits: Tensor, indices: Tensor) -> Tensor:
-        """KL divergence for the images that were in the last batch too; 0 if there are none."""
+        """KL divergence from the previous predictions, for the images that were in the previous batch too; 0 if there are
+        none.
+        """
         if not len(self.indices):
             return logits.sum() * 0.0
         same = indices[:, None] == self.indices[None, :]  # (B, M)
@@ -102,6 +105,6 @@ class Dlb(Method):
 
     def _remember(self, indices: Tensor, logits: Tensor) -> None:
         exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        seen = of_all_processes(indices, exact)
+        seen = gather_processes(indices, exact)
         self.indices = torch.cat([where.to(indices) for where, _ in seen])
         self.logits = torch.cat([what.to(exact) for _, what in seen])

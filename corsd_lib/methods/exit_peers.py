@@ -18,7 +18,7 @@ __all__ = ["Dist", "DistOptions", "Dks", "DksOptions"]
 
 @dataclass(frozen=True)
 class DksOptions(DeepSupervisionOptions):
-    """The authors' weight and temperature."""
+    """Options of DKS, with the authors' weight and temperature as defaults."""
 
     synergy: float = option(1.0, "weight of the KL divergence of each exit from each other one")
     temperature: float = option(4.0, "temperature of both softmaxes of the KL divergence", above=0)
@@ -42,7 +42,7 @@ class Dks(DeepSupervision):
 
 @dataclass(frozen=True)
 class DistOptions(DeepSupervisionOptions):
-    """The authors' values for a teacher and a student on CIFAR-100; on ImageNet their temperature is 1."""
+    """Options of DIST, with the authors' values for CIFAR-100 as defaults; for ImageNet their temperature is 1."""
 
     correlation: float = option(2.0, "weight of the loss between each shallow exit and the deepest one")
     inter: float = option(1.0, "b, weight of the correlation over the classes of an image")
@@ -53,7 +53,8 @@ class DistOptions(DeepSupervisionOptions):
 class Dist(DeepSupervision):
     """Deep supervision; predictions of shallow exits should correlate with those of the deepest. DIST, arXiv 2205.10536.
 
-    The loss of the paper is between a teacher and a student; here these are the deepest exit and each shallow one (ours).
+    The loss of the paper is between a teacher and a student network. Here the deepest exit is the teacher of each shallow exit
+    (ours).
     """
 
     name = "dist"

@@ -31,8 +31,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class MixupOptions(MethodOptions):
-    """Beta(1, 1) as in both papers; all batches are mixed. On CIFAR the authors of CutMix mix half of them (`mixed_batches`
-    0.5)."""
+    """Options of mixup and CutMix. The defaults are Beta(1, 1), as in both papers, and to mix all batches.
+
+    On CIFAR the authors of CutMix mix half of the batches (`mixed_batches` 0.5).
+    """
 
     alpha: float = option(1.0, "the shares of the two images are sampled from Beta(alpha, alpha)", above=0)
     mixed_batches: float = option(1.0, "probability that a batch is mixed", high=1)
@@ -41,8 +43,9 @@ class MixupOptions(MethodOptions):
 class Mixup(Method):
     """The plain network on weighted means of two images, with their labels weighted in the same way. mixup, arXiv 1710.09412.
 
-    A batch has one share and one permutation, as in the authors' code. Images are mixed after augmentation and normalisation.
-    The training accuracy is measured on mixed images with the label of the first one, so it is lower than on single images.
+    All images of a batch use one share and one permutation, as in the authors' code. Images are mixed after augmentation and
+    normalisation. The training accuracy is measured on mixed images with the label of the first one, so it is lower than on
+    single images.
     """
 
     name = "mixup"
@@ -51,7 +54,9 @@ class Mixup(Method):
     options: MixupOptions
 
     def sample(self, batch: Batch) -> dict[str, Tensor]:
-        """The index of each second image, "partner" (B,), and the "share" () of the first one, in [0, 1]."""
+        """Random tensors: "partner" (B,), the index of each second image, and "share" (), the weight of the first one, in [0,
+        1].
+        """
         share = torch.tensor(self._share(batch.generator), device=batch.labels.device)
         return {"partner": self._partner(batch), "share": share}
 
@@ -82,14 +87,16 @@ class Mixup(Method):
 class Cutmix(Mixup):
     """The plain network on images with a rectangle from a second one, labels weighted by area. CutMix, arXiv 1905.04899.
 
-    A batch has one rectangle and one permutation, as in the authors' code. The training accuracy is measured on mixed images
-    with the label of the image around the rectangle.
+    All images of a batch use one rectangle and one permutation, as in the authors' code. The training accuracy is measured on
+    mixed images with the label of the image around the rectangle.
     """
 
     name = "cutmix"
 
     def sample(self, batch: Batch) -> dict[str, Tensor]:
-        """As `Mixup`, and "box" (H, W), True inside the rectangle; "share" is the area of the first image that remains."""
+        """Random tensors of `Mixup`, and "box", bool (H, W), True inside the rectangle. "share" is the share of the first
+        image's area that remains.
+        """
         area, centre = 1 - self._share(batch.generator), torch.rand(2, generator=batch.generator).tolist()
         box = rectangle(batch.images.shape[-2:], area, centre)
         on_device = {"share": 1 - box.float().mean(), "box": box}
@@ -102,9 +109,10 @@ class Cutmix(Mixup):
 
 
 def rectangle(sides: torch.Size, area: float, centre: list[float]) -> Tensor:
-    """A bool mask (H, W) of a rectangle with the proportions of the image, cut off at its edges. CutMix, as in torchvision.
+    """Bool mask (H, W) of a rectangle with the proportions of the image, clipped at its edges. CutMix, as in torchvision.
 
-    `area`: share of the image in [0, 1], before it is cut off. `centre`: (y, x), each in [0, 1), rounded down to a pixel.
+    `sides`: (H, W). `area`: share of the image in [0, 1], before clipping. `centre`: (y, x), each in [0, 1), rounded down to a
+    pixel.
     """
     inside = []
     for side, position in zip(sides, centre, strict=True):
@@ -116,7 +124,7 @@ def rectangle(sides: torch.Size, area: float, centre: list[float]) -> Tensor:
 
 @dataclass(frozen=True)
 class CutmixExitsOptions(MixupOptions):
-    """The cross-entropy of shallow exits has the weight of the deepest one."""
+    """By default the cross-entropy of each shallow exit has the same weight as that of the deepest one."""
 
     exit_ce: float = option(1.0, "weight of the cross-entropy of each shallow exit, with both labels")
 
@@ -138,7 +146,7 @@ class CutmixExits(Cutmix):
 
 @dataclass(frozen=True)
 class IpsOptions(MethodOptions):
-    """The values of the authors are not published; these are ours, and should be tuned."""
+    """Options of IPS. The authors' values are not published; the defaults are ours and should be tuned."""
 
     swap_kd: float = option(1.0, "weight of the KL divergence between the two images of a pair")
     temperature: float = option(4.0, "temperature of both softmaxes of the KL divergence", above=0)
@@ -155,12 +163,12 @@ class IpsOptions(MethodOptions):
 
 
 class Ips(Method):
-    """The plain network on pairs of images of a class that swap patches and teach each other. IPS, arXiv 2505.14124.
+    """The plain network; two images of a class swap patches and teach each other. IPS, arXiv 2505.14124.
 
     Batches have two images of each class (more if there are too few classes to fill a batch). Images of a class are paired at
-    random; one without a partner is not changed. A pair swaps patches by one random mask. The cross-entropy is of all images,
-    the KL divergence of all pairs, swapped or not. Teachers get no gradient (ours). With `swap_kd` 0 the swap is only an
-    augmentation. The training accuracy is measured on swapped images.
+    random; one without a partner is not changed. The patches of a pair are swapped where a random mask is True. The
+    cross-entropy covers all images, the KL divergence all pairs, swapped or not. Teachers get no gradient (ours). With
+    `swap_kd` 0 the swap is only an augmentation. The training accuracy is measured on swapped images.
     """
 
     name = "ips"
@@ -198,7 +206,7 @@ class Ips(Method):
         return self.computed(parts)
 
     def _learns(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Mask (B,) of the images that learn from their partner."""
+        """Bool mask (B,) of the images that learn from their partner, see the option `direction`."""
         partner = random_of(self, batch)["partner"]
         paired = partner != torch.arange(len(partner), device=partner.device)
         if self.options.direction == "symmetric":
@@ -208,21 +216,21 @@ class Ips(Method):
 
 
 def class_partners(labels: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Random partners within each class of `labels` (B,): indices (B,), where the partner of a partner is the image itself.
+    """Random partners within each class of `labels` (B,), as indices (B,): images i and j of a pair are each other's partner.
 
-    In a class with an odd number of images one is its own partner.
+    In a class with an odd number of images one image is its own partner.
     """
     here = torch.arange(len(labels), device=labels.device)
     shuffled = torch.randperm(len(labels), generator=generator).to(labels.device)
-    order = shuffled[labels[shuffled].argsort(stable=True)]  # class by class, at random within a class
+    order = shuffled[labels[shuffled].argsort(stable=True)]  # class by class, in random order within a class
     by_class = labels[order]
-    position = here - torch.searchsorted(by_class, by_class)  # in the class: 0 and 1 are a pair, 2 and 3 ...
+    position = here - torch.searchsorted(by_class, by_class)  # within the class: 0 and 1 are a pair, 2 and 3 are the next
     other = order[(here + 1 - 2 * (position % 2)).clamp_max(len(labels) - 1)]
     return torch.empty_like(order).scatter_(0, order, torch.where(labels[other] == by_class, other, order))
 
 
 def random_of(method: Method, batch: Batch) -> Mapping[str, Tensor]:
-    """The random tensors of `batch`. Raises `CorsdError` without them: new ones would not match the images."""
+    """Random tensors of `batch`. Raises `CorsdError` if it has none, because new ones would not match the images."""
     if batch.random is None:
         raise CorsdError(f"method {method.name!r}: batch.random is None; allowed: what its sample(batch) returned")
     return batch.random

@@ -19,7 +19,7 @@ __all__ = ["CsKd", "CsKdOptions", "LabelSmoothing", "LabelSmoothingOptions", "Ps
 
 @dataclass(frozen=True)
 class LabelSmoothingOptions(MethodOptions):
-    """The usual `label_smoothing` of 0.1."""
+    """Options of the plain network with the usual `label_smoothing` of 0.1."""
 
     label_smoothing: float = 0.1
 
@@ -57,7 +57,7 @@ class Rkd(DeepSupervision):
 
 @dataclass(frozen=True)
 class CsKdOptions(MethodOptions):
-    """The values of the paper for CIFAR-100; for CUB its `class_kd` is 3."""
+    """Options of CS-KD, with the values of the paper for CIFAR-100 as defaults; for CUB its `class_kd` is 3."""
 
     class_kd: float = option(1.0, "weight of the KL divergence from the prediction of another image of the class")
     temperature: float = option(4.0, "temperature of both softmaxes of the KL divergence", above=0)
@@ -66,8 +66,9 @@ class CsKdOptions(MethodOptions):
 class CsKd(Method):
     """The plain network; the soft target is its prediction for another image of the class. CS-KD, arXiv 2003.13964.
 
-    Batches have two images of each class (more if there are too few classes to fill a batch), and each learns from the others
-    (ours). The authors' code adds a partner to each image that is not trained on: twice the images for the same pairs.
+    Batches have two images of each class (more if there are too few classes to fill a batch), and each image learns from the
+    others (ours). The authors' code adds to each image a partner that is not trained on, which takes twice as many images for
+    the same pairs.
     """
 
     name = "cs_kd"
@@ -88,7 +89,7 @@ class CsKd(Method):
 
 @dataclass(frozen=True)
 class PsKdOptions(MethodOptions):
-    """The value of the paper."""
+    """Options of PS-KD, with the value of the paper as default."""
 
     last_share: float = option(
         0.8, "share of the past prediction in the target at the end of the training; it grows linearly from 0", below=1
@@ -96,10 +97,10 @@ class PsKdOptions(MethodOptions):
 
 
 class PsKd(Method):
-    """The plain network; the target is a mixture of the label and its prediction of the last epoch. PS-KD, arXiv 2006.12000.
+    """The plain network; the target mixes the label with its prediction in the previous epoch. PS-KD, arXiv 2006.12000.
 
-    `past` (N, C) in float16: the last softmax of every training image, and zeros before the first one, when the target is the
-    label. It is stored in checkpoints, not with the weights.
+    The buffer `past` (N, C) float16 has the latest softmax of every training image, and zeros before the first, when the target
+    is the label. It is stored in checkpoints, not with the weights.
     """
 
     name = "ps_kd"
@@ -115,15 +116,15 @@ class PsKd(Method):
 
     def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         logits, indices = out.logits[-1], batch.indices.to(out.logits[-1].device)
-        past = self._grown(int(batch.indices.max()) + 1, logits)[indices].float()
+        past = self._enlarge(int(batch.indices.max()) + 1, logits)[indices].float()
         share = self.options.last_share * batch.progress * (past.sum(1) > 0)  # (B,)
         task = losses.mixed_cross_entropy(logits, batch.labels, past, share, self.options.label_smoothing)
         if self.training:
             self._remember(indices, logits.detach().float().softmax(1))
         return {"task": task}
 
-    def _grown(self, images: int, logits: Tensor) -> Tensor:
-        """`past` with at least `images` rows: how many images there are is known when they have been seen."""
+    def _enlarge(self, images: int, logits: Tensor) -> Tensor:
+        """`past`, enlarged to at least `images` rows, because the number of images becomes known only as they are seen."""
         if images > len(self.past):
             grown = logits.new_zeros(images, logits.shape[1], dtype=torch.float16)
             grown[: len(self.past)] = self.past.view(-1, logits.shape[1])  # not cat: autocast to bfloat16 refuses float16
@@ -131,15 +132,17 @@ class PsKd(Method):
         return self.past
 
     def _remember(self, indices: Tensor, predictions: Tensor) -> None:
-        """In several processes each remembers what all of them saw: an image may come to another one next time."""
-        for where, what in of_all_processes(indices, predictions):
-            past = self._grown(int(where.max()) + 1, predictions)
+        """Store `predictions` (B, C) at `indices` (B,). Each process stores those of all, because an image may come to another
+        one next time.
+        """
+        for where, what in gather_processes(indices, predictions):
+            past = self._enlarge(int(where.max()) + 1, predictions)
             where, what = where.to(past.device), what.to(past)
             past[where] = what.index_select(0, _last_occurrence(where))
 
 
-def of_all_processes(indices: Tensor, predictions: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """`indices` (B,) and `predictions` (B, C) of each process, those of others on the CPU."""
+def gather_processes(indices: Tensor, predictions: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Pairs of `indices` (B,) and `predictions` (B, C), one from each process; those of other processes are on the CPU."""
     seen = [(indices, predictions)]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         seen = [(indices, predictions)] * torch.distributed.get_world_size()
@@ -148,9 +151,10 @@ def of_all_processes(indices: Tensor, predictions: Tensor) -> list[tuple[Tensor,
 
 
 def _last_occurrence(indices: Tensor) -> Tensor:
-    """For each of `indices` (B,) the last position in it that holds the same value, (B,).
+    """Last position (B,) at which `indices` (B,) has the same value, for each of its entries.
 
-    A batch may hold an image twice: which of two values is kept must not depend on the order in which threads write.
+    An image may be in a batch twice, and which of the two predictions is stored must not depend on the order in which threads
+    write.
     """
     positions = torch.arange(len(indices), device=indices.device)
     last = positions.new_zeros(int(indices.max()) + 1).scatter_reduce(0, indices, positions, "amax")

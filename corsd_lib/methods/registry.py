@@ -1,7 +1,7 @@
-"""Methods by name: those of the library, and plug-ins, which are loaded when another name is looked up.
+"""Methods by name: those of the library, and plug-ins, which are loaded when a name is not one of the library's.
 
-A plug-in is a module that the environment variable CORSD_METHODS names (several are separated by commas) and that adds its
-classes to `METHODS`, or an installed package's entry point of the group "corsd.methods" that is such a class:
+A plug-in is either a module that the environment variable CORSD_METHODS names (several are separated by commas) and that adds
+its classes to `METHODS`, or an entry point of the group "corsd.methods" in an installed package, which is a method class:
 
     [project.entry-points."corsd.methods"]
     entropy = "my_package.methods:Entropy"
@@ -40,9 +40,9 @@ GROUP = "corsd.methods"
 
 
 def find_method(name: str) -> type[Method]:
-    """The class of the method `name`. For a name that is not in `METHODS`, plug-ins are loaded, once in a process.
+    """Class of the method `name`. If the name is not in `METHODS`, plug-ins are loaded, once in a process.
 
-    Raises `CorsdError` for an unknown name. Its message lists the known ones, and the plug-ins that could not be loaded.
+    Raises `CorsdError` for an unknown name, with the known names and the plug-ins that could not be loaded.
     """
     known = METHODS if isinstance(name, str) and name in METHODS else known_methods()
     try:
@@ -55,9 +55,9 @@ def find_method(name: str) -> type[Method]:
 
 
 def build_method(name: str, *, network: MultiExitNetwork | None = None, **options: Any) -> Method:
-    """Create a method by name with its options; with `network` its trainable modules are created too (`attach`).
+    """Create a method by name with its options; with `network` it is also attached, which creates its trainable modules.
 
-    Raises `CorsdError` for an unknown name and for invalid options.
+    Raises `CorsdError` for an unknown name and invalid options.
     """
     method = find_method(name)(**options)
     return method.attach(network) if network is not None else method
@@ -70,24 +70,24 @@ def known_methods() -> dict[str, type[Method]]:
 
 
 def plugin_failures() -> dict[str, str]:
-    """The plug-ins that could not be loaded, with reasons: {"module 'my_methods' of CORSD_METHODS": "No module ..."}."""
+    """Reasons by plug-in that could not be loaded, such as {"module 'my_methods' of CORSD_METHODS": "No module ..."}."""
     _PLUGINS.load()
     return dict(_PLUGINS.failed)
 
 
 def loaded_plugins() -> list[str]:
-    """The plug-ins that this process has loaded: names of modules, and entry points with package and version."""
+    """Plug-ins that this process has loaded: names of modules, and names of entry points with package and version."""
     return list(_PLUGINS.loaded)
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------
 
-# Name in an error, name in the provenance, module, and the function that adds to METHODS.
+# Name in an error, name in the provenance, module, and the function that adds its methods to METHODS
 _Source = tuple[str, str, str, Callable[[], object]]
 
 
 class _Plugins:
-    """Loads the plug-ins once, in one thread, and keeps which were loaded and which failed."""
+    """Loads the plug-ins once, in one thread, and stores which were loaded and which failed."""
 
     def __init__(self) -> None:
         self.loaded: list[str] = []
@@ -102,7 +102,7 @@ class _Plugins:
             self._begun = True
             for source, label, module, add in _sources():
                 try:
-                    _adding(add)
+                    _add_valid(add)
                 except (Exception, SystemExit) as error:  # the other methods must work whatever a plug-in raises
                     self.failed[source] = _reason(error, module)
                 else:
@@ -128,8 +128,8 @@ def _add_entry_point(point: metadata.EntryPoint) -> None:
     METHODS[point.name] = kind
 
 
-def _adding(add: Callable[[], object]) -> None:
-    """Call `add`, which adds to `METHODS`. Invalid entries are removed and raise `CorsdError`."""
+def _add_valid(add: Callable[[], object]) -> None:
+    """Call `add`, which adds methods to `METHODS`. Removes invalid entries and raises `CorsdError` if there are any."""
     before, wrong = dict(METHODS), []
     try:
         add()
@@ -158,7 +158,7 @@ def _problem(name: object, kind: object) -> str:
 
 
 def _reason(error: BaseException, module: str) -> str:
-    """An error in one line, with its type, as in KeyError: 'x'. `module`: module of the plug-in."""
+    """An error in one line, with its type, such as "KeyError: 'x'". `module`: module of the plug-in."""
     text = " ".join(str(error).split())
     if isinstance(error, ModuleNotFoundError):
         own = error.name is None or f"{module}.".startswith(f"{error.name}.")

@@ -23,10 +23,10 @@ __all__ = ["PLACE_FIELDS", "PROBE_FIELDS", "SEEDS", "TrainConfig", "differences"
 PLACE_FIELDS = ("out", "resume", "data_root", "workers", "checkpoint_seconds", "cuda_graphs", "deterministic")
 PROBE_FIELDS = ("probe_every", "probe_size", "probe_split")  # which snapshots are recorded
 _FLOATS = 1e38  # near the largest number of float32, in which the optimiser computes
-_INTEGERS = 2**31  # more than any training needs, less than sizes of tensors can be
+_INTEGERS = 2**31  # above what any training needs, below the largest possible size of a tensor
 _SEEDS = 2**63  # limit of random generators and files
 SEEDS = f"whole numbers of at least 0 and below {_SEEDS:,}"
-_OF_A_RUN = {"train", "data", "provenance"}  # the parts of the config.json of a run
+_OF_A_RUN = {"train", "data", "provenance"}  # required keys of the config.json of a run
 
 
 def setting(default: Any, help: str) -> Any:
@@ -36,9 +36,10 @@ def setting(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The configuration of a training. It is stored with the run, and every field is an option of `corsd train`.
+    """Configuration of a training. It is stored with the run, and every field is an option of `corsd train`.
 
-    The `help` of each field is in its metadata: `{f.name: f.metadata["help"] for f in dataclasses.fields(TrainConfig)}`.
+    The metadata of each field has its help text: `{f.name: f.metadata["help"] for f in dataclasses.fields(TrainConfig)}`.
+    Raises `CorsdError` for a field with a wrong type or a value that is not allowed.
     """
 
     data: str = setting("digits", "name of a data set, see `load_dataset`")
@@ -123,11 +124,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(TrainConfig).items():
-            _check_type(name, self._normalised(name), hint)
+            _check_type(name, self._normalise(name), hint)
         self._check_values()
 
-    def _normalised(self, name: str) -> object:
-        """The value of a field; lists (from JSON) are replaced by tuples, and paths by strings."""
+    def _normalise(self, name: str) -> object:
+        """Value of a field. Lists (from JSON) are first replaced by tuples, and paths by strings, in the field itself."""
         value = getattr(self, name)
         if isinstance(value, list | PathLike):
             value = tuple(value) if isinstance(value, list) else fspath(value)
@@ -173,18 +174,20 @@ class TrainConfig:
 
     @property
     def path(self) -> Path:
-        """The run directory."""
+        """Path of the run directory."""
         data = self.data.replace(":", "-").replace("/", "_")
         return Path(self.out or f"runs/{data}-{self.network.replace(':', '-')}-{self.method}-s{self.seed}")
 
     def training_settings(self) -> dict[str, Any]:
-        """The settings that affect the result, with every option of the method as `method_options.<name>`."""
+        """Settings that affect the result, by name, including every option of the method as `method_options.<name>`."""
         options = asdict(self.build_method().options)
         fields = {k: v for k, v in asdict(self).items() if k not in ("method_options", *PLACE_FIELDS)}
         return {**fields, **{f"method_options.{k}": v for k, v in options.items()}}
 
     def build_method(self, network: MultiExitNetwork | None = None) -> Method:
-        """The method of this configuration. Raises `CorsdError` for invalid options, and if the memory is not enough."""
+        """Create the method of this configuration, attached to `network` if that is given. Raises `CorsdError` for invalid
+        options and if there is not enough memory.
+        """
         try:
             return build_method(self.method, network=network, **self.method_options)
         except (RuntimeError, MemoryError) as error:
@@ -192,7 +195,9 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], source: str = "config") -> TrainConfig:
-        """A configuration from a dict. Raises `CorsdError` that names `source` and the unknown field or invalid value."""
+        """Create a configuration from a dict. Raises `CorsdError`, with `source` in the message, for an unknown field or an
+        invalid value.
+        """
         known = [f.name for f in fields(cls)]
         for name in values:
             check_choice(f"{source}: field", name, known)
@@ -201,7 +206,10 @@ class TrainConfig:
 
     @classmethod
     def from_file(cls, path: str | Path) -> TrainConfig:
-        """A configuration from a JSON file of fields, or from the `config.json` of a run, without its `out` and `resume`."""
+        """Read a configuration from a JSON object of fields, or from the `config.json` of a run without `out` and `resume`.
+
+        Raises `CorsdError` as `from_dict`, and for a file that cannot be read.
+        """
         values = read_json(Path(path))
         if isinstance(values, dict) and values.keys() >= _OF_A_RUN and isinstance(values["train"], dict):
             values = {k: v for k, v in values["train"].items() if k not in ("out", "resume")}
@@ -219,7 +227,7 @@ def differences(before: TrainConfig, now: TrainConfig) -> str:
 
 
 def _check_type(name: str, value: object, hint: Any) -> None:
-    """Raise `CorsdError` unless `value` is of one of the types of `hint`; an int is accepted for a float."""
+    """Raise `CorsdError` unless `value` has one of the types of `hint`; an int is accepted for a float."""
     hints = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     kinds = [get_origin(h) or h for h in hints]
     if type(value) not in kinds and not (type(value) is int and float in kinds):
@@ -228,7 +236,7 @@ def _check_type(name: str, value: object, hint: Any) -> None:
 
 
 def _check_options(options: Mapping[Any, object]) -> None:
-    """Raise `CorsdError` unless `options` maps names to plain values. The method checks which options it has."""
+    """Raise `CorsdError` unless `options` maps names to plain values. Whether the options exist is checked by the method."""
     for name, value in options.items():
         if type(name) is not str:
             raise CorsdError(f"method_options: the name {shortened(name)} is of type {type(name).__name__}; allowed: str")

@@ -1,4 +1,4 @@
-"""The images of a configuration and of a run, and the training batches made of them."""
+"""Images of a configuration and of a run, and their training batches."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ __all__ = [
     "unseen_class_names",
 ]
 
-_NOISE = 2**40  # seeds the label noise in place of an epoch; no training has as many epochs
+_NOISE = 2**40  # second seed of the label noise; that of a batch is its epoch, which never gets so large
 
 
 def load_data(config: TrainConfig, data_root: str | None = None) -> ImageData:
-    """The data set of a configuration, from `data_root` when given."""
+    """Load the data set of a configuration, from `data_root` if that is given. Raises `CorsdError` as `load_dataset`."""
     return load_dataset(
         config.data,
         data_root or config.data_root,
@@ -47,11 +47,11 @@ def load_data(config: TrainConfig, data_root: str | None = None) -> ImageData:
 
 
 def run_data(run: Run, data: ImageData | None = None, data_root: str | None = None) -> ImageData:
-    """The images of a run, with the mean and standard deviation of its training.
+    """Images of a run, with the mean and standard deviation of its training.
 
-    `data` if it is given, else the data set that the configuration names. Raises `CorsdError` if the run was trained on images
-    given to `train` and none are given here, if the images on disk differ from those of the training, and if `data` has other
-    classes or channels.
+    They are `data` if that is given, else the data set that the configuration names, loaded from `data_root`. Raises
+    `CorsdError` if the run was trained on images that were passed to `train` and none are passed here, if the images on disk
+    differ from those of the training, and if `data` has other classes or channels.
     """
     check_run(run)
     if data is None:
@@ -71,7 +71,8 @@ def run_data(run: Run, data: ImageData | None = None, data_root: str | None = No
 
 
 def image_changes(data: ImageData, info: DataInfo) -> str:
-    """The first difference in classes, splits or statistics between `data` and the data of a run; "" if there is none.
+    """Description of the first difference in classes, splits or statistics between `data` and the data of a run; "" if there is
+    none.
 
     Test images may differ, images of train and validation may not.
     """
@@ -90,7 +91,9 @@ def image_changes(data: ImageData, info: DataInfo) -> str:
 
 
 def _split_changes(data: ImageData, info: DataInfo) -> str:
-    """The first difference in the splits. A run of an earlier version has fewer checksums, or none."""
+    """Description of the first difference in the splits, "" if there is none. A run of an earlier version has fewer checksums,
+    or none.
+    """
     then, now = info.splits or {}, splits_of(data)
     if data.own_split and not all(len(recorded) == 3 for recorded in (then or {"train": ()}).values()):
         return "it was trained with an earlier version of this library, which split a folder of classes by position"
@@ -112,7 +115,7 @@ def unseen_class_names(data: ImageData) -> tuple[str, ...]:
 
 
 def splits_of(data: ImageData) -> dict[str, list[int]]:
-    """The value of `DataInfo.splits` for a data set."""
+    """Number of images and checksums of train and validation, as in `DataInfo.splits`."""
     splits = {"train": data.train, **({} if data.validation is None else {"validation": data.validation})}
     return {name: [len(split), _checksum(split.labels), _content(split)] for name, split in splits.items()}
 
@@ -122,16 +125,18 @@ def _checksum(values: Tensor) -> int:
 
 
 def _content(split: Split) -> int:
-    """CRC-32 that identifies the images of a split and their order: of their file names, else of their indices."""
+    """CRC-32 that identifies the images of a split and their order. It is computed from file names, or from indices if there
+    are none.
+    """
     names = split.names
     return zlib.crc32("\n".join(names).encode("utf-8", "surrogateescape")) if names else _checksum(split.index)
 
 
 def training_batches(config: TrainConfig, data: ImageData, **process: Any) -> BatchSource:
-    """The training batches of `config` from `data`. `process`: device, rank and world, as in `BatchSource`.
+    """Training batches of `config` from `data`. `process`: device, rank and world of `BatchSource`.
 
-    With `label_noise` some labels are replaced, in the batches and for the sampling; `data` is not changed. The noise has its
-    own random numbers, seeded by `config.seed`.
+    With `label_noise` some labels are replaced, in the batches and for the sampling; `data` is not changed. The noise has
+    separate random numbers, seeded by `config.seed`.
     """
     kind = find_method(config.method)
     if config.label_noise:

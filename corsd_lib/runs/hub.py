@@ -17,16 +17,17 @@ RUN_FILES = (
 
 
 def is_on_hub(name: object) -> bool:
-    """Whether `name` is a run of the Hub, and not a folder."""
+    """Whether `name` means a run of the Hub (it begins with "hf:"), not a folder."""
     return isinstance(name, str) and name.startswith(_PREFIX)
 
 
 def downloaded(name: str) -> Path:
-    """The folder of a run of the Hub in the local cache. What is there already is not downloaded again.
+    """Download a run of the Hub into the local cache and return its folder. Files that are there already are not downloaded
+    again.
 
-    Only the files of a run are downloaded, and reading them executes no code. Without a revision it is the newest one of the
-    main branch; a commit, tag or branch after "@" selects another. Raises `CorsdError` for a malformed name and if the Hub does
-    not have it or cannot be reached; `MissingPackage` without huggingface_hub.
+    Only the files of a run are downloaded, and reading them executes no code. A commit, tag or branch after "@" selects a
+    revision; the default is the newest one of the main branch. Raises `CorsdError` for a malformed name and if the Hub cannot
+    be reached or has no such run, and `MissingPackage` if huggingface_hub is not installed.
     """
     repo, at, revision = name.removeprefix(_PREFIX).partition("@")
     if not repo or (at and not revision):
@@ -36,5 +37,5 @@ def downloaded(name: str) -> Path:
 
     try:
         return Path(huggingface_hub.snapshot_download(repo, revision=revision or None, allow_patterns=list(RUN_FILES)))
-    except Exception as error:  # those of the Hub, of its HTTP client and of the disk
+    except Exception as error:  # errors of the Hub, of its HTTP client and of the disk
         raise CorsdError(f"{name} cannot be downloaded: {first_line(error) or type(error).__name__}") from error

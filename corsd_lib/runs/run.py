@@ -1,10 +1,10 @@
-"""A run on disk: configuration, metrics, weights, probe snapshots and test figures.
+"""A run on disk: configuration, metrics, weights, probe snapshots and test results.
 
     config.json           {"train": TrainConfig, "data": DataInfo, "provenance": versions, commit ("revision"), machine,
                           "resumed": provenance of later processes, if it differs}
     metrics.jsonl         one line for each epoch: terms of the loss, accuracy on train and validation by exit, learning rate
     weights.safetensors   network.* and method.* after the last epoch
-    checkpoint.safetensors  the same, and all else that a resume needs: see `corsd_lib.training.checkpoint`
+    checkpoint.safetensors  newest weights, and all else that a resume needs: see `corsd_lib.training.checkpoint`
     probe.safetensors     labels and indices of the probe set;  probes/epoch_0007.safetensors  its snapshot after 7 epochs
     test.json             the one evaluation on test, after the last epoch
 
@@ -59,11 +59,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class DataInfo:
-    """The facts about its data that a run stores, to rebuild the network, name the classes and recognise the images.
+    """Facts about the data of a run that are stored to rebuild the network, name the classes and recognise the images.
 
-    `splits`: for train and validation the number of images, the CRC-32 of their labels, and the CRC-32 that identifies the
-    images: of the file names, or of the indices if they are not files. Runs of earlier versions have fewer of these, or none.
-    `unseen_class_names`: the classes that were held out of the training.
+    `splits`: for train and validation the number of images, the CRC-32 of their labels, and a CRC-32 that identifies the
+    images, computed from file names, or from indices if they are not files. Runs of earlier versions have fewer of these
+    numbers, or none. `unseen_class_names`: the classes that were held out of the training.
     """
 
     name: str
@@ -89,7 +89,10 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Run:
-    """A training on disk, finished or not. Files are read when a property is used. `load_run(path)` opens a run."""
+    """A training on disk, finished or not. `load_run(path)` opens one.
+
+    A property reads its file when it is used, and raises `CorsdError` if the file is damaged.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -105,7 +108,7 @@ class Run:
         return card("Run", self.path, self._facts)
 
     def _facts(self) -> Facts:
-        """The card of a notebook: what was trained, and the figures of every exit on test."""
+        """Content of the HTML card: what was trained, and the test results of every exit."""
         c, test, settings = self.config, self.test, [[k, v] for k, v in self.raw_config.items() if v is not None]
         width = f" of width {c.width}" if c.width else ""
         rows = {
@@ -129,7 +132,7 @@ class Run:
 
     @property
     def raw_config(self) -> dict[str, Any]:
-        """The configuration as stored, as JSON values, with every option of the method."""
+        """Configuration as it is stored, in JSON values, with every option of the method."""
         return self._json["train"]
 
     @cached_property
@@ -145,13 +148,15 @@ class Run:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Version and git commit of the library, versions of packages, and machine of the training."""
+        """Environment of the training: version and git commit of the library, versions of packages, and machine."""
         return self._json["provenance"]
 
     @property
     def resumed(self) -> list[dict[str, Any]]:
-        """Provenance of each process that resumed the run on another machine or with other code, with the epochs done
-        before."""
+        """Provenance of each process that resumed the run on another machine or with other code.
+
+        "epochs_done" is the number of epochs that were finished before.
+        """
         return self._json.get("resumed", [])
 
     @property
@@ -167,7 +172,7 @@ class Run:
 
     @property
     def epochs_done(self) -> int:
-        """The number of finished epochs."""
+        """Number of finished epochs."""
         lines = read_metrics(self.path / "metrics.jsonl")
         return lines[-1]["epoch"] if lines else 0
 
@@ -178,21 +183,23 @@ class Run:
 
     @property
     def test(self) -> dict[str, Any] | None:
-        """The evaluation on the test split after the last epoch; None before."""
+        """Evaluation on the test split after the last epoch, with the fields of `Evaluation`; None before that."""
         path = self.path / "test.json"
         return read_test(path) if path.is_file() else None
 
     @property
     def probes(self) -> Probes:
-        """The probe snapshots written so far, by epoch."""
+        """Probe snapshots that were written so far, by epoch."""
         return Probes(self.path, self.data.num_classes)
 
     def network(self) -> MultiExitNetwork:
-        """The network in eval mode with the newest weights on disk."""
+        """Network in eval mode with the newest weights on disk. Raises `CorsdError` if there are none yet."""
         return self._with_weights("network", self._new_network).eval()
 
     def method(self) -> Method:
-        """The method, with its relation networks, in eval mode with the newest weights on disk."""
+        """Method, with its relation networks, in eval mode with the newest weights on disk. Raises `CorsdError` if there are
+        none yet.
+        """
         return self._with_weights("method", self._new_method).eval()
 
     def _new_network(self) -> MultiExitNetwork:
@@ -209,7 +216,7 @@ class Run:
         for path, read in ((weights, read_weights), (checkpoint, lambda path: read_checkpoint(path)[0])):
             if path.is_file():
                 tensors = read(path)
-                with _no_larger(sum(t.numel() for t in tensors.values()), path):
+                with _limit_parameters(sum(t.numel() for t in tensors.values()), path):
                     module = build()
                 load_part(module, tensors, part, path)
                 return module
@@ -217,13 +224,15 @@ class Run:
 
 
 @contextmanager
-def _no_larger(stored: int, source: Path) -> Iterator[None]:
-    """Raise `CorsdError` as soon as this thread creates modules with far more parameters than the `stored` ones of a file."""
-    most, count, mine = 4 * stored + 2**24, 0, threading.get_ident()  # with a margin: timm creates modules that it discards
+def _limit_parameters(stored: int, source: Path) -> Iterator[None]:
+    """Raise `CorsdError` as soon as this thread creates modules with far more parameters than the `stored` numbers of a
+    file.
+    """
+    most, count, thread = 4 * stored + 2**24, 0, threading.get_ident()  # with a margin: timm creates modules that it discards
 
     def added(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         nonlocal count
-        if parameter is not None and threading.get_ident() == mine:
+        if parameter is not None and threading.get_ident() == thread:
             count += parameter.numel()
             if count > most:
                 raise CorsdError(
@@ -238,7 +247,7 @@ def _no_larger(stored: int, source: Path) -> Iterator[None]:
 
 
 def portable_name(name: str) -> str:
-    """The name of a data set without folders of this machine: `folder:PATH` and `npz:PATH` keep the last part of the path."""
+    """Name of a data set without folders of this machine: `folder:PATH` and `npz:PATH` keep only the last part of the path."""
     kind, _, path = name.partition(":")
     return f"{kind}:{Path(path).name}" if kind in ("folder", "npz") else name
 
@@ -246,7 +255,7 @@ def portable_name(name: str) -> str:
 def load_run(path: str | Path) -> Run:
     """Open a run directory, or a run of the Hugging Face Hub ("hf:OWNER/NAME" or "hf:OWNER/NAME@REVISION", see `runs.hub`).
 
-    Raises `CorsdError` if it is not a run, and `MissingPackage` if the Hub is asked for without huggingface_hub.
+    Raises `CorsdError` if it is not a run, and `MissingPackage` for a run of the Hub if huggingface_hub is not installed.
     """
     check_name("run directory", path)
     if not is_on_hub(path):
@@ -256,21 +265,21 @@ def load_run(path: str | Path) -> Run:
 
 
 def check_run(run: object) -> None:
-    """Refuse anything but a run, such as its path."""
+    """Raise `CorsdError` unless `run` is a `Run`; a path is not accepted."""
     if not isinstance(run, Run):
         raise CorsdError(f"run is {shortened(run)}; allowed: a Run, as `train` and `load_run(path)` return it")
 
 
 def check_name(what: str, name: object) -> None:
-    """Refuse what is neither text nor a path."""
+    """Raise `CorsdError` unless `name` is a str or a path; `what` begins the message."""
     if not isinstance(name, str | os.PathLike):
         raise CorsdError(f"{what} is {shortened(name)}; allowed: a str or a Path")
 
 
 def new_network(config: TrainConfig, data: DataInfo) -> MultiExitNetwork:
-    """A new network for a configuration, with the exits that its method needs, and initial or pretrained weights.
+    """A new network for a configuration, with the exits that its method needs, with initial or pretrained weights.
 
-    Raises `CorsdError` for an unknown network, and if the memory is not enough.
+    Raises `CorsdError` for an unknown network, and if there is not enough memory.
     """
     try:
         return build_network(
@@ -289,7 +298,10 @@ def new_network(config: TrainConfig, data: DataInfo) -> MultiExitNetwork:
 
 
 def load_part(module: nn.Module, tensors: Mapping[str, Tensor], part: str, source: Path) -> None:
-    """Load the tensors `part`.* into `module`. Raises `CorsdError` that names the first tensor that does not fit."""
+    """Load the tensors whose names begin with `part` and a dot into `module`. `source`: their file.
+
+    Raises `CorsdError` for the first tensor that is missing, unknown or not finite, or has a wrong shape or type.
+    """
     given = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
     wanted = module.state_dict()
     for name in {**wanted, **given}:  # in the order of the module, so that the message is always the same

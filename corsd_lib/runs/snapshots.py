@@ -18,9 +18,9 @@ __all__ = ["Probes", "Snapshot"]
 class Snapshot:
     """Outputs on the probe set after an epoch. N probe images, K exits (shallow -> deep), C classes.
 
-    `embeddings` K x (N, D) and `logits` K x (N, C): float16. `relations` K x (C, C): float32, the class-level relation of the
-    trained score, or of (1 + cosine) / 2 for a method without relation networks. `relation_state`: weights of the relation
-    networks in float16.
+    `embeddings` K x (N, D) and `logits` K x (N, C): float16. `relations` (C, C) float32, one for each relation network: the
+    class-level relation of its score; for a method without relation networks, K relations of the score (1 + cosine) / 2.
+    `relation_state`: weights of the relation networks, float16.
     """
 
     epoch: int
@@ -31,9 +31,10 @@ class Snapshot:
 
 
 class Probes(Mapping[int, Snapshot]):
-    """The snapshots of a run by epoch, read when used; `labels` (N,), `index` (N,) in their split, and `split` of the images.
+    """Snapshots of a run by epoch, which are read when they are used; with `labels` (N,) and `index` (N,) of the images in
+    `split`.
 
-    Raises `CorsdError` for a damaged file, and for tensors that do not fit each other, the number of classes or the other
+    Raises `CorsdError` for a damaged file, and for tensors that do not match each other, the number of classes or the other
     snapshots.
     """
 

@@ -1,10 +1,10 @@
-"""A trained network as files for deployment: `torch.export` or ONNX programs, and model.json, which says how to use them.
+"""A trained network as files for deployment: `torch.export` or ONNX programs, and model.json with what is needed to use them.
 
     model.json            class names, normalisation, input size, the programs of each exit, versions, SHA-256 of each program
-    stage1.onnx ...       one program for each exit, each continues from the feature map of the one before (`exit="all"`), or
-    exit2.onnx            the deployable sub-network of one exit (`exit=2`)
+    stage1.onnx ...       with `exit="all"`: one program for each exit, which continues from the feature map of the previous one
+    exit2.onnx            with `exit=2`: the deployable sub-network of one exit
 
-An ONNX file holds no code. `torch.export.load` unpickles what a .pt2 file asks it to: open only those that you wrote.
+An ONNX file holds no code. `torch.export.load` unpickles objects, which may execute code: open only .pt2 files that you wrote.
 """
 
 from __future__ import annotations
@@ -26,32 +26,33 @@ from corsd_lib.sharing.programs import FORMATS, Format, Program, chain, single
 
 __all__ = ["export_model"]
 
-_KIND = "network for deployment"  # what model.json is
-_TOLERANCE = 1e-4  # of logits, relative to the largest one: float32 sums in another order differ by about 1e-6
+_KIND = "network for deployment"  # marks a model.json of this module
+_TOLERANCE = 1e-4  # largest difference of logits, relative to the largest logit: sums in another order differ by about 1e-6
 
 
 def export_model(run: Run, dest: str | Path, *, format: str = "onnx", exit: int | str = "all") -> Path:
-    """Write the network of a run as programs that run without this library, into the folder `dest`; return the folder.
+    """Write the network of a run into the folder `dest` as programs that run without this library; return the folder.
 
-    `format`: "onnx" or "torch.export". `exit`: "all" for one program an exit, each of which continues from the feature map of
-    the one before, so that the host decides after each whether an image leaves; or the number of an exit, from 1, for its
-    sub-network as one program. Batches may have any size. The input of the first program is normalised, (B, C, H, W) float32.
+    `format`: "onnx" or "torch.export". `exit`: "all" for one program per exit, or the number of an exit, from 1, for its
+    sub-network as one program. With "all" each program continues from the feature map of the previous one, so that the caller
+    can decide after each whether an image leaves. Batches may have any size. The input of the first program is normalised
+    images (B, C, H, W) float32.
 
-    Every program is loaded again from its bytes and compared with the network on random images before anything is written, an
-    ONNX program with onnxruntime. A folder that holds an earlier export is replaced. Raises `CorsdError` for logits that
+    Before anything is written, every program is loaded from its bytes and compared with the network on random images; ONNX
+    programs run in onnxruntime for this. A folder that holds an earlier export is replaced. Raises `CorsdError` if logits
     differ, for a `dest` with other content, an unknown format or exit, a network of timm with `exit="all"`, and an operation
-    that the format does not have; `MissingPackage` without the packages of the format.
+    that the format does not support; `MissingPackage` if packages of the format are not installed.
     """
     check_run(run)
     check_choice("format", format, FORMATS)
     dest = Path(dest)
     check_text("folder", str(dest))
-    before = _earlier(dest)
+    before = _earlier_programs(dest)
     network, how = run.network(), FORMATS[format]
     programs = _programs(network, exit)
-    contents, difference = _checked(network, programs, how, _images(run, 3))
+    contents, difference = _convert(network, programs, how, _images(run, 3))
     files = {f"{program.name}{how.suffix}": content for program, content in zip(programs, contents, strict=True)}
-    about = {**_about(run, format, how), "programs": _listed(programs, files), "largest_difference": difference}
+    about = {**_about(run, format, how), "programs": _program_entries(programs, files), "largest_difference": difference}
     remove_parts(dest)
     for name, content in files.items():
         write_atomic(dest / name, content)
@@ -69,8 +70,10 @@ def _programs(network: MultiExitNetwork, exit: int | str) -> list[Program]:
     return single(network, int(exit))
 
 
-def _earlier(dest: Path) -> set[str]:
-    """The programs of an earlier export in `dest`. Raises `CorsdError` if there is anything else."""
+def _earlier_programs(dest: Path) -> set[str]:
+    """File names of the programs of an earlier export in `dest`. Raises `CorsdError` unless `dest` is missing, empty or an
+    export.
+    """
     if not dest.exists() or (dest.is_dir() and not any(dest.iterdir())):
         return set()
     there = read_json(dest / "model.json") if (dest / "model.json").is_file() else None
@@ -80,25 +83,25 @@ def _earlier(dest: Path) -> set[str]:
 
 
 def _images(run: Run, count: int) -> Tensor:
-    """Random normalised images (count, C, H, W), the same in every export."""
+    """Random normalised images (count, C, H, W), always the same."""
     data, generator = run.data, torch.Generator().manual_seed(0)
     return torch.randn(count, data.channels, data.image_size, data.image_size, generator=generator)
 
 
-def _checked(network: MultiExitNetwork, programs: Sequence[Program], how: Format, images: Tensor) -> tuple[list[bytes], float]:
-    """The bytes of each program, and the largest difference of their logits from those of the network.
+def _convert(network: MultiExitNetwork, programs: Sequence[Program], how: Format, images: Tensor) -> tuple[list[bytes], float]:
+    """Bytes of each program, and the largest difference between its logits and those of the network.
 
-    The programs are made for two images and checked with all and with one. Raises `CorsdError` if logits differ.
+    Programs are traced with two images and checked with all `images` and with one. Raises `CorsdError` if logits differ.
     """
     contents, largest, given = [], 0.0, images
     with evaluating(network):
         wanted = network(images).logits
         for program in programs:
-            contents.append(how.converted(program, given[:2]))
+            contents.append(how.convert(program, given[:2]))
             outputs, alone = how.outputs(program, contents[-1], given, given[:1])
             target = wanted[program.exit - 1]
             difference = max((outputs[0] - target).abs().max().item(), (alone[0] - target[:1]).abs().max().item())
-            if not difference <= _TOLERANCE * max(1.0, target.abs().max().item()):  # also for nan
+            if not difference <= _TOLERANCE * max(1.0, target.abs().max().item()):  # true for NaN too
                 raise CorsdError(
                     f"{program.name}{how.suffix}: its logits differ from those of the network by {difference:g}; nothing is "
                     "written, so try the other format"
@@ -108,7 +111,7 @@ def _checked(network: MultiExitNetwork, programs: Sequence[Program], how: Format
 
 
 def _about(run: Run, format: str, how: Format) -> dict[str, Any]:
-    """What model.json says about the run, its images and the versions."""
+    """Content of model.json about the run, its images and the versions of packages."""
     data, config = run.data, run.config
     return {
         "kind": _KIND,
@@ -126,8 +129,8 @@ def _about(run: Run, format: str, how: Format) -> dict[str, Any]:
     }
 
 
-def _listed(programs: Sequence[Program], files: dict[str, bytes]) -> list[dict[str, Any]]:
-    """An entry for each program, in the order in which they run."""
+def _program_entries(programs: Sequence[Program], files: dict[str, bytes]) -> list[dict[str, Any]]:
+    """Entries of model.json for the programs, in the order in which they run."""
     return [
         {
             "file": name,

@@ -25,13 +25,13 @@ def push_run(
     data: ImageData | None = None,
     data_root: str | Path | None = None,
 ) -> str:
-    """Upload a finished run to the repository `repo` ("OWNER/NAME") of the Hugging Face Hub; return its name for `load_run`.
+    """Upload a finished run to the repository `repo` ("OWNER/NAME") of the Hugging Face Hub; return the name for `load_run`.
 
-    An exported run is uploaded as it is; of another one `export_run` makes a copy first, which needs its data (`data`,
-    `data_root`). The repository is created if it does not exist, private on request. Files of an earlier run in it are
-    replaced in one commit, which is the revision of the returned `hf:OWNER/NAME@COMMIT`. The account is that of `hf auth login`
-    or $HF_TOKEN. Raises `CorsdError` for an unfinished run and if the Hub refuses or cannot be reached; `MissingPackage`
-    without huggingface_hub.
+    An exported run is uploaded as it is; for any other run `export_run` makes a copy first, which needs its data (`data`,
+    `data_root`). The repository is created if it does not exist, with `private` as a private one. Files of an earlier run in it
+    are replaced in one commit, and the returned name is "hf:OWNER/NAME@COMMIT". The account is that of `hf auth login` or
+    $HF_TOKEN. Raises `CorsdError` for an unfinished run and if the Hub refuses or cannot be reached; `MissingPackage` if
+    huggingface_hub is not installed.
     """
     check_run(run)
     check_name("repository", repo)
@@ -41,22 +41,22 @@ def push_run(
     with _exported(run, data, data_root) as folder:
         try:
             api = HfApi(library_name="corsd_lib")
-            repo = api.create_repo(repo, private=private, exist_ok=True).repo_id  # with its owner
+            repo = api.create_repo(repo, private=private, exist_ok=True).repo_id  # now with the owner
             commit = api.upload_folder(
                 repo_id=repo,
                 folder_path=folder,
                 allow_patterns=list(RUN_FILES),
-                delete_patterns=list(RUN_FILES),  # of an earlier run with other snapshots
+                delete_patterns=list(RUN_FILES),  # files of an earlier run, which may have other snapshots
                 commit_message=f"{run.config.method} on {run.data.name}, {run.config.network}",
             )
-        except Exception as error:  # those of the Hub, of its HTTP client and of the disk
+        except Exception as error:  # errors of the Hub, of its HTTP client and of the disk
             raise CorsdError(f"{run.path} cannot be uploaded to {repo}: {first_line(error) or type(error).__name__}") from error
     return f"hf:{repo}@{commit.oid}"
 
 
 @contextmanager
 def _exported(run: Run, data: ImageData | None, data_root: str | Path | None) -> Iterator[Path]:
-    """The folder of an exported run, or of a temporary export of another one."""
+    """Yield the folder of an exported run; of any other run make a temporary export and yield its folder."""
     if "exported" in read_config(run.path / "config.json"):
         if not run.finished or run.test is None:
             raise CorsdError(f"{run.path} is an incomplete export: export the run again")

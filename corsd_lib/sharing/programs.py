@@ -1,4 +1,4 @@
-"""Programs of a network for deployment: which modules each one holds, and the two formats, `torch.export` and ONNX."""
+"""Programs of a network for deployment: the modules of each one, and the two file formats, `torch.export` and ONNX."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class Program:
 
 
 class _Part(nn.Module):
-    """The modules between two exits, and the deeper exit: images or feature map -> logits (B, C), feature map.
+    """The modules between two exits, and the deeper exit. Maps images or a feature map to logits (B, C) and a feature map.
 
-    The last part of a network gives logits only.
+    The last part of a network returns only logits.
     """
 
     def __init__(self, modules: Sequence[nn.Module], head: nn.Module, last: bool) -> None:
@@ -55,8 +55,8 @@ class _Part(nn.Module):
         return (logits,) if self.last else (logits, feature)
 
 
-class _Alone(nn.Module):
-    """The sub-network of one exit, with its logits in a tuple, as those of a part are."""
+class _SingleExit(nn.Module):
+    """The sub-network of one exit. Returns logits (B, C) in a tuple, like `_Part`."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class _Alone(nn.Module):
 
 
 def chain(network: MultiExitNetwork) -> list[Program]:
-    """One program for each exit, shallow to deep; each continues from the feature map that the one before gives.
+    """One program for each exit, shallow to deep; each continues from the feature map that the previous one returns.
 
     Raises `CorsdError` for a backbone of timm, which may not be a sequence of stages.
     """
@@ -85,51 +85,53 @@ def chain(network: MultiExitNetwork) -> list[Program]:
 
 
 def single(network: MultiExitNetwork, k: int) -> list[Program]:
-    """The deployable sub-network of exit `k`, from 1, as one program."""
-    return [Program(f"exit{k}", k, _Alone(network.truncated(k - 1)).eval(), "images", ("logits",))]
+    """The deployable sub-network of exit `k`, from 1, as a list of one program."""
+    return [Program(f"exit{k}", k, _SingleExit(network.truncated(k - 1)).eval(), "images", ("logits",))]
 
 
 @dataclass(frozen=True)
 class Format:
-    """A file format: its suffix, the packages that it needs, `write` (program and example input -> bytes) and `read`."""
+    """A file format: its suffix, the packages that it needs, and functions: `write` returns the bytes of a program, traced with
+    an example input, `read` returns a callable program from bytes.
+    """
 
     suffix: str
     packages: tuple[str, ...]
     write: Callable[[Program, Tensor], bytes]
     read: Callable[[bytes], Call]
 
-    def converted(self, program: Program, example: Tensor) -> bytes:
+    def convert(self, program: Program, example: Tensor) -> bytes:
         """`program` in this format, traced with `example`. Raises `CorsdError` if the exporter fails, such as for an unknown
         operation.
         """
         require(f"a model in the format {self.suffix}", *self.packages)
         try:
             with torch.no_grad(), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of the exporters, about their own internals
+                warnings.simplefilter("ignore")  # warnings of the exporters about their own internals
                 return self.write(program, example)
-        except Exception as error:  # the exporters raise many kinds
+        except Exception as error:  # the exporters raise many types
             raise CorsdError(f"{program.name} cannot be written as {self.suffix}: {first_line(error)}") from error
 
     def outputs(self, program: Program, content: bytes, *inputs: Tensor) -> list[Outputs]:
-        """The outputs of a program, loaded from its bytes, for each of the inputs. Raises `CorsdError` if it does not run."""
+        """Load a program from its bytes and return its outputs for each of `inputs`. Raises `CorsdError` if it does not run."""
         try:
             run = self.read(content)
             return [run(given) for given in inputs]
-        except Exception as error:  # of torch or onnxruntime
+        except Exception as error:  # errors of torch or onnxruntime
             raise CorsdError(f"{program.name}{self.suffix} was written and does not run: {first_line(error)}") from error
 
     def versions(self) -> dict[str, str]:
-        """The versions of torch and of the packages of this format."""
+        """Versions of torch and of the packages of this format, by name."""
         return {name: str(import_module(name).__version__) for name in ("torch", *self.packages)}
 
 
-def _batch() -> tuple[dict[int, Any]]:
-    """Dynamic shapes: any number of images."""
+def _dynamic_shapes() -> tuple[dict[int, Any]]:
+    """Dynamic shapes of the input for the exporters: the number of images is variable."""
     return ({0: torch.export.Dim("batch")},)
 
 
 def _to_torch(program: Program, example: Tensor) -> bytes:
-    exported = torch.export.export(program.module, (example,), dynamic_shapes=_batch())
+    exported = torch.export.export(program.module, (example,), dynamic_shapes=_dynamic_shapes())
     for module in exported.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # it has paths of this machine
@@ -148,7 +150,7 @@ def _to_onnx(program: Program, example: Tensor) -> bytes:
         (example,),
         input_names=[program.input],
         output_names=program.outputs,
-        dynamic_shapes=_batch(),
+        dynamic_shapes=_dynamic_shapes(),
         dynamo=True,
         verbose=False,
     )

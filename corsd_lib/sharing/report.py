@@ -1,6 +1,6 @@
-"""Reports: an HTML file about one or several runs, with settings, results and relations to explore.
+"""Reports: an HTML file about one or several runs, with settings, results, and relations to explore.
 
-It has no images of a data set and no paths of this machine, and needs no network.
+A report contains no images of a data set and no paths of this machine, and needs no network.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ Say = Callable[[str], object]
 
 _NOT_SHOWN = (*PLACE_FIELDS, *PROBE_FIELDS, "method_options")
 _DASHES = "Of every run the solid line is the deepest exit; the others are shallower ones."
-_DIFFERENCES = 200  # classes: a matrix of more takes megabytes
-_QUALITY_EPOCHS, _STRUCTURE_EPOCHS, _PICTURES = 4, 8, 4  # some evenly spaced epochs: each takes seconds
+_DIFFERENCES = 200  # largest number of classes; the matrix of more takes megabytes
+_QUALITY_EPOCHS, _STRUCTURE_EPOCHS, _PICTURES = 4, 8, 4  # numbers of evenly spaced epochs, because each takes seconds
 
 
 def write_report(runs: Sequence[Run], path: str | Path, *, embedding: str = "pca", say: Say = lambda line: None) -> Path:
     """Write the report of `runs` to `path`, atomically, and return `path`.
 
-    `embedding`: "pca" (fast, the same on all machines), "umap" or "none". `say` is called with progress messages. A run of the
-    size of CIFAR-100 (100 classes, 1,000 probe images, 4 exits, 30 snapshots) takes less than 10 MB. Raises `CorsdError`
-    without runs, for an unknown embedding, and if the file cannot be written.
+    `embedding`: "pca" (fast, the same on all machines), "umap" or "none". `say` is called with progress messages. The report of
+    one run on CIFAR-100 (100 classes, 1,000 probe images, 4 exits, 30 snapshots) takes less than 10 MB. Raises `CorsdError` if
+    there are no runs, for an unknown embedding, and if the file cannot be written.
     """
     panels = report_panels(runs, embedding=embedding, say=say)
     say("writing")
@@ -72,7 +72,7 @@ def write_report(runs: Sequence[Run], path: str | Path, *, embedding: str = "pca
 
 
 def report_panels(runs: Sequence[Run], *, embedding: str = "pca", say: Say = lambda line: None) -> list[Panel]:
-    """The panels of `write_report`, for other pages; arguments and errors as there."""
+    """Panels of a report, for other pages. Arguments and errors as in `write_report`."""
     check_choice("embedding of a report", embedding, EMBEDDINGS)
     if not isinstance(runs, Sequence) or not runs:
         raise CorsdError("a report of no runs; allowed: a sequence of one or more")
@@ -146,7 +146,7 @@ def _probe_images(run: Run) -> str:
 
 
 def _exit_table(named: Named) -> Panel:
-    """The test figures of every exit of every run."""
+    """Table of the test results of every exit of every run."""
     columns = ["", "top-1 (%)", "top-5 (%)", "cross-entropy (nats)", "calibration error (%)", "MACs an image", "parameters"]
     rows, waiting = [], []
     for name, run in named.items():
@@ -169,7 +169,7 @@ def _figures(row: dict[str, float]) -> list[str]:
 
 
 def _records(named: Named) -> list[Panel]:
-    """Configuration and provenance of the runs."""
+    """Tables of the configuration and the provenance of the runs."""
     runs = list(named.values())
     parts = {
         "Configuration": [_settings(run) for run in runs],
@@ -181,7 +181,7 @@ def _records(named: Named) -> list[Panel]:
 
 
 def _comparison(title: str, names: list[str], values: list[dict[str, str]]) -> Panel:
-    """Values by name and run; those that differ come first."""
+    """Table of `values` by name, one column for each run; rows that differ between runs come first."""
     keys = list(dict.fromkeys(key for of_run in values for key in of_run))
     differ = [key for key in keys if len({of_run.get(key, "–") for of_run in values}) > 1]
     rows = [[key, *(of_run.get(key, "–") for of_run in values)] for key in [*differ, *(k for k in keys if k not in differ)]]
@@ -199,7 +199,7 @@ def _facts(run: Run) -> dict[str, str]:
 
 
 def _plain(values: Mapping[str, object]) -> dict[str, str]:
-    """The values that are not None, as text."""
+    """Values that are not None, as text."""
     return {k: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in values.items() if v is not None}
 
 
@@ -209,7 +209,7 @@ def _plain(values: Mapping[str, object]) -> dict[str, str]:
 def _accuracy(named: Named) -> list[Panel]:
     top1 = {name: [row["top1"] for row in run.test["exits"]] for name, run in named.items() if run.test}
     exits = {len(values) for values in top1.values()}
-    if len(named) == 1 or len(exits) != 1:  # a table says it
+    if len(named) == 1 or len(exits) != 1:  # the table of `_exit_table` is enough
         return []
     return [figure_panel(exit_accuracy_bars(top1), "Accuracy of every exit")]
 
@@ -245,7 +245,9 @@ def _accuracy_chart(tables: Mapping[str, pd.DataFrame], prefix: str, title: str)
 
 
 def _line(run: str, exit: str, r: int, k: int, exits: int, runs: int) -> dict[str, object]:
-    """Line style: with one run the colour shows the exit; with several it shows the run, and the deepest exit is solid."""
+    """Name and style of a line for exit `k` (from 0) of run `r`. For one run the colour shows the exit; for several it shows
+    the run, and the line of the deepest exit is solid.
+    """
     if runs == 1:
         return {"name": exit, "color": k, "dash": 0}
     return {"name": f"{run}, {exit}", "group": run, "color": r, "dash": (exits - 1 - k) % 4}
@@ -266,7 +268,9 @@ def _loss_chart(table: pd.DataFrame, name: str) -> dict[str, object]:
 
 
 def _quality(named: Named, say: Say) -> list[Panel]:
-    """Quality of the relations at some epochs; of the cosine if the trained relation uses feature maps."""
+    """Chart of the quality of the relations at some epochs; it uses the cosine if trained scores cannot be computed from
+    snapshots.
+    """
     lines, found, kinds = [], [], {}
     for r, (name, run) in enumerate(named.items()):
         say(f"relation quality of {name}")
@@ -293,7 +297,7 @@ def _quality_table(run: Run) -> tuple[pd.DataFrame, str]:
     import pandas as pd
 
     def at_all(kind: str) -> pd.DataFrame:
-        return pd.concat([relation_quality(run, epoch, kind) for epoch in _spread(list(run.probes), _QUALITY_EPOCHS)])
+        return pd.concat([relation_quality(run, epoch, kind) for epoch in _evenly_spaced(list(run.probes), _QUALITY_EPOCHS)])
 
     try:
         return at_all("trained"), "trained"
@@ -319,7 +323,7 @@ def _structure(named: Named, say: Say) -> list[Panel]:
     tables = {}
     for name, run in named.items():
         say(f"class structure of {name}")
-        tables[name] = class_structure(run, _spread(list(run.probes), _STRUCTURE_EPOCHS))
+        tables[name] = class_structure(run, _evenly_spaced(list(run.probes), _STRUCTURE_EPOCHS))
     if not tables:
         return []
     figure = structure_over_epochs(tables if len(tables) > 1 else next(iter(tables.values())))
@@ -330,7 +334,7 @@ def _structure(named: Named, say: Say) -> list[Panel]:
 
 
 def _relations(named: Named) -> list[Panel]:
-    """A panel to explore for the runs of each set of classes, and the differences to the first of them."""
+    """For the runs of each set of classes an explorer of their relations, and the differences from the first run."""
     groups: dict[tuple[str, ...], Named] = {}
     for name, run in named.items():
         groups.setdefault(run.data.class_names, {})[name] = run
@@ -347,17 +351,17 @@ def _relations_of_group(group: Named) -> list[Panel]:
 
 
 def _difference(group: Named, name: str, reference: str) -> Panel:
-    """Relations of the deepest exit after the last epoch, minus those of another run of the same classes."""
+    """Figure of the relations of a run at its deepest exit after the last epoch, minus those of the run `reference`."""
     run, other = group[name], group[reference]
     kinds = {stored_kind(each, _last(each)) for each in (run, other)}
     kind = "cosine" if kinds != {"trained"} else "trained"
-    ours, theirs = (class_relations(each, _last(each).epoch, _deepest(each, kind), kind) for each in (run, other))
+    of_run, of_other = (class_relations(each, _last(each).epoch, _deepest(each, kind), kind) for each in (run, other))
     by_superclass: dict[str, Any] = {}
     if has_superclasses(run.data):
         superclasses = torch.tensor(run.data.superclass_of_class)
         order = class_order("superclass", superclass_of_class=superclasses)
         by_superclass = {"order": order, "groups": superclasses[order], "group_names": run.data.superclass_names}
-    figure = relation_difference(ours, theirs, run.data.class_names, **by_superclass)
+    figure = relation_difference(of_run, of_other, run.data.class_names, **by_superclass)
     finding = figure.layout.title.text.replace("<br>", " ")
     figure.update_layout(title=None, margin_t=12)  # as text below, where a narrow page wraps it
     what = {"trained": "Trained relations", "cosine": "Cosines of the embeddings"}[kind]
@@ -366,7 +370,7 @@ def _difference(group: Named, name: str, reference: str) -> Panel:
 
 
 def _deepest(run: Run, kind: str) -> int:
-    """Number of the deepest exit, or of the deepest stage with a relation network."""
+    """Number of the deepest exit or, for "trained", of the deepest relation network; from 1."""
     snapshot = _last(run)
     return len(snapshot.relations if kind == "trained" else snapshot.embeddings)
 
@@ -379,14 +383,14 @@ def _pictures(named: Named, method: str, say: Say) -> list[Panel]:
     panels = []
     for name, run in named.items():
         say(f"{method} of {name}")
-        embedding = stage_embedding(run, _spread(list(run.probes), _PICTURES), method=method)
+        embedding = stage_embedding(run, _evenly_spaced(list(run.probes), _PICTURES), method=method)
         panel = stages_panel(run, embedding, colour=_order(run).replace("label", "class"))
         panels.append(panel if len(named) == 1 else panel._replace(title=f"{panel.title}: {name}"))
     return panels
 
 
 def _early_exits(named: Named) -> list[Panel]:
-    """A panel for every run, with the curves of the others in it: so all have one scale."""
+    """An early-exit panel for every run, which includes the curves of the others, so that all have the same scale."""
     runs = {name: run for name, run in named.items() if len(_last(run).logits) > 1}
     curves = {name: _early_exit_curve(run) for name, run in runs.items()}
     panels = []
@@ -403,7 +407,7 @@ def _early_exits(named: Named) -> list[Panel]:
 
 
 def _early_exit_curve(run: Run) -> pd.DataFrame:
-    """Early exit on the probe images of the last snapshot, the only logits that a run stores."""
+    """Early-exit curve on the probe images of the last snapshot, because a run stores no other logits."""
     return early_exit_curve([z.float() for z in _last(run).logits], run.probes.labels, run_macs(run)[0])
 
 
@@ -414,7 +418,7 @@ def _early_exit(run: Run, curve: pd.DataFrame) -> Panel:
     )
 
 
-def _spread(epochs: list[int], count: int) -> list[int]:
-    """`count` of the sorted `epochs`, all if there are fewer: the first, the last, and others evenly spaced."""
+def _evenly_spaced(epochs: list[int], count: int) -> list[int]:
+    """`count` evenly spaced epochs of the sorted `epochs`, including the first and the last; all if there are fewer."""
     last = len(epochs) - 1
     return epochs if last < count else [epochs[round(last * i / (count - 1))] for i in range(count)]

@@ -1,14 +1,14 @@
 """A study: several methods, each with several seeds, trained, compared and tuned.
 
-study.py      what is compared: `Study`, read from study.json
+study.py      `Study`, the comparison, as read from study.json
 records.py    the record of a finished training
 compare.py    `run_study`: train what a study lacks (`corsd compare`)
 workers.py    the processes that train, and their environments
 progress.py   the live table of `corsd compare`
 intervals.py  means over seeds with their intervals
 summary.py    the summary of all records
-tables.py     summary.json and the tables; unseen_tables.py those of classes that were held out
-search.py     what is searched for a variant: its entry in the study's `tuning`
-tuner.py      `tune`: one process asks Optuna for trials and keeps journal and record (`corsd tune`)
-trials.py     a trial, trained in a process of its own
+tables.py     summary.json and the tables; unseen_tables.py: tables for classes that were held out
+search.py     the search of a variant: its entry in the field `tuning` of the study
+tuner.py      `tune`: one process asks Optuna for trials and writes journal and record (`corsd tune`)
+trials.py     a trial, trained in a separate process
 """

@@ -11,10 +11,10 @@ Interval = tuple[float | None, float | None, float | None]  # mean, lower end, u
 
 
 def mean_interval(values: Iterable[float]) -> Interval:
-    """Mean of `values` and the ends of its 95 % Student-t confidence interval: (mean, low, high).
+    """Mean of `values` and the ends of its 95 % Student-t confidence interval, as (mean, low, high).
 
-    (mean, None, None) for fewer than three values and for values that are all equal: two values may agree by chance, and the
-    interval of equal values would have no width. (None, None, None) without values.
+    The ends are None for fewer than three values, because two may agree by chance, and for values that are all equal, whose
+    interval would have no width. All three are None if there are no values.
     """
     from scipy.stats import t
 
@@ -31,9 +31,10 @@ def mean_interval(values: Iterable[float]) -> Interval:
 
 
 def with_interval(mean: float | None, low: float | None, high: float | None, sign: str = "") -> str:
-    """A mean and half of its interval, as in "47.2 ± 0.4"; "47.2 ± –" without an interval, "–" without a mean.
+    """A mean and half of its interval as text, such as "47.2 ± 0.4"; "47.2 ± –" if there is no interval, "–" if there is no
+    mean.
 
-    `sign` is the sign option of the format of the mean, such as "+".
+    `sign`: sign option in the format of the mean, such as "+".
     """
     if mean is None:
         return "–"

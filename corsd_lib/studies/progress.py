@@ -35,9 +35,9 @@ def live_table(live: bool, draw: Callable[[], Table]) -> Iterator[Callable[[], o
 
 
 def progress_table(study: Study, jobs: Sequence[Job], summary: Mapping[str, Any], workers: int) -> Table:
-    """The progress of every variant: seeds done, running epochs, top-1 of the deepest exit, gain, time left.
+    """Table of the progress of every variant: seeds done, running epochs, top-1 of the deepest exit, gain, time left.
 
-    `workers`: number of trainings at a time, for the estimate of the time left.
+    `workers`: number of simultaneous trainings, for the estimate of the time left.
     """
     from rich.table import Table
 
@@ -52,11 +52,11 @@ def progress_table(study: Study, jobs: Sequence[Job], summary: Mapping[str, Any]
 
 @dataclass(frozen=True)
 class VariantProgress:
-    """The progress of one variant of a study.
+    """Progress of one variant of a study.
 
-    `done` of `seeds` are recorded. `newest`: of each running seed the last line of its metrics, {} before the first epoch.
-    `others`: state by seed of those that are neither recorded nor running nor waiting. `epochs_left`: over all seeds.
-    `seconds_an_epoch`: mean of the running trainings, else of the recorded ones; None before the first epoch.
+    `done` of `seeds` are recorded. `newest`: last line of the metrics by running seed, {} before the first epoch. `others`:
+    state by seed, for seeds that are neither recorded nor running nor waiting. `epochs_left`: total over all seeds.
+    `seconds_an_epoch`: mean of the running trainings, or of the recorded ones if none is running; None before the first epoch.
     """
 
     done: int
@@ -69,7 +69,7 @@ class VariantProgress:
 
     @classmethod
     def of(cls, jobs: Sequence[Job], figures: Mapping[str, Any] | None) -> VariantProgress:
-        """From the `jobs` of a variant, and its entry `figures` in the summary, if there is one."""
+        """Create it from the `jobs` of a variant and, if there is one, its entry `figures` in the summary."""
         newest = {job.seed: _last_line(job) for job in jobs if job.state in ("running", "stopping")}
         epochs = jobs[0].config.epochs
         unfinished = sum(job.state in ("waiting", "running", "stopping") for job in jobs)
@@ -88,7 +88,7 @@ class VariantProgress:
 
 
 def _cells(progress: VariantProgress, figures: Mapping[str, Any] | None, workers: int) -> list[str]:
-    """The cells of a variant behind its name."""
+    """Cells of the row of a variant, without its name."""
     running = [f"seed {seed}: {line.get('epoch', 0)}/{progress.epochs}" for seed, line in progress.newest.items()]
     others = [f"seed {seed} {state}" for seed, state in progress.others.items()]
     pace = progress.seconds_an_epoch
@@ -102,13 +102,13 @@ def _cells(progress: VariantProgress, figures: Mapping[str, Any] | None, workers
 
 
 def _last_line(job: Job) -> dict[str, Any]:
-    """The metrics of the last finished epoch of a run; {} before that."""
+    """Metrics of the last finished epoch of a run; {} if there is none."""
     lines = read_metrics(job.config.path / "metrics.jsonl")
     return lines[-1] if lines else {}
 
 
 def _top1(figures: Mapping[str, Any] | None, newest: Sequence[Mapping[str, Any]]) -> str:
-    """Top-1 on test of the recorded seeds; without one that of the running seeds on validation, else on train."""
+    """Top-1 on test of the recorded seeds. If none is recorded, top-1 of the running seeds on validation, else on train."""
     if figures:
         return f"{with_interval(figures['top1'][-1], figures['top1_low'][-1], figures['top1_high'][-1])} test"
     for split in ("val", "train"):

@@ -1,4 +1,4 @@
-"""The record of a finished training: a small JSON object that is kept when the run directory is deleted."""
+"""The record of a finished training: a small JSON object that remains when the run directory is deleted."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Record = dict[str, Any]  # see `make_record`
 
 
 def make_record(run: Run, variant: str, seed: int) -> Record:
-    """The record of a finished run: configuration, test figures, images, cost, time and provenance; no path of this machine.
+    """Record of a finished run: configuration, test results, images, cost, time and provenance; without paths of this machine.
 
-    A few kilobytes. Raises `CorsdError` for a run that is not finished.
+    It has a few kilobytes. Raises `CorsdError` for a run that is not finished.
     """
     epochs = read_metrics(run.path / "metrics.jsonl")
     if not epochs or run.test is None:
         raise CorsdError(f"{run.path} has no {'evaluation on test' if epochs else 'metrics of an epoch'}: it is not finished")
     images = sum(epoch["images"] for epoch in epochs)
     return {
-        "row": variant,  # files keep the name that this field had in the first studies
+        "row": variant,  # name of this field in the first studies, unchanged for compatibility
         "seed": seed,
         "config": {k: v for k, v in run.raw_config.items() if k not in PLACE_FIELDS} | {"data": portable_name(run.config.data)},
         "test": {**run.test, "data": portable_name(run.data.name)},
@@ -39,7 +39,7 @@ def make_record(run: Run, variant: str, seed: int) -> Record:
 
 
 def _unseen(run: Run) -> dict[str, Any]:
-    """The field `unseen` of a record: figures of the classes that were held out of the training; {} if there are none."""
+    """The field `unseen` of a record, with the results on held-out classes; {} if no class was held out."""
     from corsd_lib.analysis.unseen import unseen_class_record
 
     return {"unseen": unseen_class_record(run)} if run.config.hold_out_classes else {}

@@ -1,4 +1,4 @@
-"""The search of a variant: its entry in the `tuning` of the study, checked before anything is trained."""
+"""The search of a variant: its entry in the field `tuning` of the study, which is checked before anything is trained."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Distribution", "Search", "split_parameters"]
 
 Distribution = CategoricalDistribution | FloatDistribution | IntDistribution
 
-# Fields that a study cannot set; that do not affect the result of a trial; that choose the data. None of them can be searched.
+# Fields that a study cannot set, that do not affect the result of a trial, and that choose the data. None can be searched.
 _OUTSIDE = ("seed", "out", "resume", "data_root")
 _MACHINE = ("seed", *PLACE_FIELDS)
 _DATA = (
@@ -45,8 +45,9 @@ class Search:
     """The search of a variant. A parameter is an option of the method, or a field of `TrainConfig` as "train.<field>".
 
     `path`: file of the tuning record. `config`: the training of every trial, before its parameters, seed and run directory are
-    set. `space`: for each parameter {"low", "high"}, optionally with "step", "log" and "int", or {"choices"}. `own`: the values
-    of the variant itself. `trials`: number of trials. `seeds`: the value of a trial is the mean over these.
+    set. `space`: for each parameter {"low", "high"}, optionally with "step", "log" and "int", or {"choices"}. `own`: values of
+    the parameters in the variant itself. `trials`: number of trials. `seeds`: a trial is trained with each of them, and its
+    value is the mean.
     """
 
     path: Path
@@ -58,12 +59,12 @@ class Search:
 
     @classmethod
     def of(cls, study: Study, variant: str) -> Search:
-        """The search of `variant` in `study.tuning`. Raises `CorsdError` that names what is wrong in it."""
+        """The search of `variant`, from its entry in `study.tuning`. Raises `CorsdError` for a missing or invalid entry."""
         check_choice("variant", variant, study.variants)
         study.check_tuning()
         check_choice(f"{study.path}: tuning of variant", variant, study.tuning)
         where = f"{study.path}: tuning of variant {variant!r}"
-        entry = _checked(where, study.tuning[variant])
+        entry = _check_entry(where, study.tuning[variant])
         config = _trial_config(where, study, variant, entry.get("train", {}))
         for name, what in entry["space"].items():
             _check_parameter(f"{where}: {name} = {shortened(what)}", name, what, config)
@@ -86,11 +87,13 @@ class Search:
         return self.path.with_suffix(".journal")
 
     def distributions(self) -> dict[str, Distribution]:
-        """The space as distributions of Optuna."""
+        """Search space as distributions of Optuna, by parameter."""
         return {name: _distribution(what) for name, what in self.space.items()}
 
     def grid(self) -> list[dict[str, Any]]:
-        """All combinations of choices except the variant's own; [] with ranges, or with more combinations than trials."""
+        """All combinations of choices except the variant's own; [] if a parameter has a range or if they are more than
+        trials.
+        """
         if not all("choices" in what for what in self.space.values()):
             return []
         combinations = itertools.product(*(what["choices"] for what in self.space.values()))
@@ -98,23 +101,23 @@ class Search:
         return [params for params in found if params != self.own] if len(found) <= self.trials else []
 
     def settings(self) -> dict[str, Any]:
-        """The settings that identify this search, by parameter name, as JSON values."""
+        """Settings that identify this search, by parameter name, as JSON values."""
         fixed = {k: v for k, v in _settings(self.config).items() if k.removeprefix("train.") not in _MACHINE}
         return json.loads(json.dumps({"seeds": self.seeds, **fixed, **self.space}))
 
     def plain(self) -> dict[str, Any]:
-        """The fields of the tuning record that describe the search: space, seeds and the shared training settings."""
+        """Fields of the tuning record that describe the search: space, seeds and the shared training settings."""
         config = {k: v for k, v in asdict(self.config).items() if k not in _MACHINE}
         return json.loads(json.dumps({"space": self.space, "seeds": self.seeds, "train": config}))
 
     def configs(self, params: Mapping[str, Any], folder: Path, data_root: str | None) -> list[TrainConfig]:
-        """The trainings of a trial in `folder`, one for each seed. Existing runs are resumed."""
+        """Configurations of a trial with `params` in `folder`, one for each seed; existing runs are resumed."""
         config = replace(_with(self.config, params), data_root=data_root, resume=True)
         return [replace(config, seed=seed, out=str(folder / f"seed{seed}")) for seed in self.seeds]
 
 
 def split_parameters(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split parameters into options of the method and fields of `TrainConfig`."""
+    """Split parameters into options of the method and fields of `TrainConfig`, the latter without "train."."""
     options = {name: value for name, value in params.items() if not name.startswith("train.")}
     return options, {name.removeprefix("train."): value for name, value in params.items() if name not in options}
 
@@ -135,8 +138,10 @@ def _settings(config: TrainConfig) -> dict[str, Any]:
 # --- reading an entry -------------------------------------------------------------------------------------------------
 
 
-def _checked(where: str, entry: object) -> dict[str, Any]:
-    """The entry of a variant if its fields are of the right types. The contents of `space` and `train` are checked later."""
+def _check_entry(where: str, entry: object) -> dict[str, Any]:
+    """The entry of a variant. Raises `CorsdError` if a field has a wrong type. The contents of `space` and `train` are checked
+    later.
+    """
     found = check_fields(entry, where, {"trials": int, "seeds": list, "space": dict, "train": dict})
     if not found.get("space"):
         raise CorsdError(f"{where} = {shortened(entry)}; allowed: an object that has a space of one parameter or more")
@@ -149,11 +154,15 @@ def _checked(where: str, entry: object) -> dict[str, Any]:
 
 
 def _trial_config(where: str, study: Study, variant: str, changes: Mapping[str, Any]) -> TrainConfig:
-    """The training of the variant, with `changes` to the settings that all variants share."""
+    """Configuration of the trials of a variant; `changes` override the settings that all variants share.
+
+    Raises `CorsdError` for fields that cannot be set, and if there is no validation split.
+    """
     for name in changes:
         check_choice(f"{where}: train: field", name, [f.name for f in fields(TrainConfig) if f.name not in _OUTSIDE])
     own = replace(study.without_tuning(), train={**study.train, **changes}).config(variant, 0)
-    config = replace(own, probe_every=0, probe_split="auto")  # no snapshots: they are not used, and test images must not be
+    # No snapshots, which a search does not use, and no test images
+    config = replace(own, probe_every=0, probe_split="auto")
     if not config.validation_fraction:
         raise CorsdError(
             f"{where}: train: validation_fraction = 0.0; allowed: above 0, because trials are compared on validation"
@@ -164,7 +173,7 @@ def _trial_config(where: str, study: Study, variant: str, changes: Mapping[str, 
 
 
 def _check_parameter(where: str, name: str, what: Any, config: TrainConfig) -> None:
-    """Raise `CorsdError` unless the parameter can be searched, all its values are valid and the variant's own is among them."""
+    """Raise `CorsdError` unless the parameter can be searched, all its values are valid, and one is the variant's own."""
     if name.startswith("train."):
         allowed = [f"train.{f.name}" for f in fields(TrainConfig) if f.name not in _FIXED]
         check_choice(f"{where}: parameter", name, allowed)
@@ -200,7 +209,7 @@ def _is_choice(what: Any) -> bool:
 
 
 def _distribution(what: Mapping[str, Any]) -> Distribution:
-    """The distribution of Optuna. Raises `ValueError` for an invalid range."""
+    """Distribution of Optuna for an entry of the space. Raises `ValueError` for an invalid range."""
     if "choices" in what:
         return CategoricalDistribution(what["choices"])
     kind = IntDistribution if what.get("int") else FloatDistribution

@@ -1,9 +1,9 @@
 """A study: variants (a method with settings) x seeds, read from study.json, and the records of its trainings.
 
     results/<study>/study.json                       the variants, and the settings that they share
-                    records/<variant>-s<seed>.json   a finished training: configuration, test figures, images, cost, provenance
+                    records/<variant>-s<seed>.json   a finished training: configuration, test results, images, cost, provenance
                     summary.json table.csv table.md   written by `write_tables` from the records
-                    unseen.csv unseen.md             the same for classes that were held out of the trainings, if there are any
+                    unseen.csv unseen.md             tables for classes that were held out of the trainings, if there are any
 
 A record has a few kilobytes and is committed to git. A training that has a record is not repeated, on any machine.
 """
@@ -35,11 +35,11 @@ _NOT_IN_A_STUDY = ("out", "resume", "data_root", "seed")
 
 @dataclass(frozen=True)
 class Variant:
-    """One variant of a study: a method with settings, compared with others.
+    """One variant of a study: a method with settings.
 
-    `train`: its settings, those that it inherits included; they override the settings of the study. `parent`: name of the
-    variant that it inherits from. `tuned`: file of a tuning record, relative to the folder of the study; its best options are
-    used where `train` does not set them.
+    `group`: name of a group of variants; "methods" is the main one. `train`: its settings, including inherited ones; they
+    override the settings of the study. `parent`: name of the variant that it inherits from. `tuned`: file of a tuning record,
+    relative to the folder of the study; its best options are used unless `train` sets them.
     """
 
     name: str
@@ -53,10 +53,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Study:
-    """A comparison of `variants`, each trained with several seeds on an equal number of "images" or "epochs" (`equal`).
+    """A comparison of `variants`, each trained with several seeds on an equal number of "images" or "epochs", see `equal`.
 
-    `path`: its folder. `train`: the settings that all variants share. `baseline`: name of the variant that gains are relative
-    to. `tuning`: the search of each variant that is tuned (see `studies.search.Search`).
+    `path`: folder of the study. `train`: settings that all variants share. `baseline`: name of the variant that gains are
+    relative to. `tuning`: the search of each variant that is tuned, see `studies.search.Search`.
     """
 
     path: Path
@@ -70,16 +70,17 @@ class Study:
 
     @classmethod
     def from_file(cls, path: str | Path) -> Study:
-        """Read a study from `study.json` or from the folder that holds it. Raises `CorsdError` that names what is wrong in
-        it."""
+        """Read a study from `study.json` or the folder that holds it. Raises `CorsdError` if the file is missing or not
+        valid.
+        """
         file = study_file(path)
         return cls.from_dict(read_json(file), file)
 
     @classmethod
     def from_dict(cls, values: object, file: Path) -> Study:
-        """A study from the contents of `file`; the file need not exist."""
+        """Create a study from the contents of `file`, which need not exist. Raises `CorsdError` if they are not valid."""
         kinds = {"title": str, "equal": str, "baseline": str, "seeds": list, "train": dict, "variants": dict, "tuning": dict}
-        found = check_fields(_renamed(values, str(file)), str(file), kinds)
+        found = check_fields(_rename_rows(values, str(file)), str(file), kinds)
         seeds = _seeds(found.get("seeds", [0]), str(file))
         variants = {name: _variant(name, found["variants"], seeds, str(file)) for name in found.get("variants", {})}
         for name in found.get("tuning", {}):
@@ -116,21 +117,23 @@ class Study:
 
     @property
     def name(self) -> str:
-        """The name of its folder."""
+        """Name of the folder of the study."""
         return self.path.resolve().name
 
     def without_tuning(self) -> Study:
-        """The same study without tuning records: every variant has its own options."""
+        """A copy without tuning records, in which every variant has its own options."""
         return replace(self, variants={name: replace(variant, tuned=None) for name, variant in self.variants.items()})
 
     def jobs(self) -> list[tuple[str, int]]:
-        """All trainings as (variant, seed). The first seed of every variant comes first, so that a stopped study has a balanced
-        table."""
+        """All trainings as (variant, seed).
+
+        The first seed of every variant comes first, then the second, so that a stopped study has a balanced table.
+        """
         seeds = dict.fromkeys([*self.seeds, *(seed for variant in self.variants.values() for seed in variant.seeds)])
         return [(name, seed) for seed in seeds for name, variant in self.variants.items() if seed in variant.seeds]
 
     def config(self, variant: str, seed: int) -> TrainConfig:
-        """The configuration of a variant with a seed; its run directory is in `runs/<study>`.
+        """Configuration of a variant with a seed; its run directory is in `runs/<study>`.
 
         In a study with equal images the number of epochs depends on the sampling: "triplet" batches have three images for each
         training image of an epoch and "overlapping" batches two, so their epochs are divided by that number relative to the
@@ -144,14 +147,15 @@ class Study:
         return replace(config, seed=seed, out=f"runs/{self.name}/{variant}/seed{seed}")
 
     def _base_config(self, name: str) -> TrainConfig:
-        """The configuration of a variant before epochs are adjusted: shared settings, overridden by tuned ones, then by its
-        own."""
+        """Configuration of a variant before its epochs are adjusted: shared settings, overridden by tuned ones, then by its
+        own.
+        """
         variant = self.variants[name]
         tuned = self._tuned(variant.tuned) if variant.tuned else {}
-        return TrainConfig.from_dict(_overridden(_overridden(self.train, tuned), variant.train), "train")
+        return TrainConfig.from_dict(_override(_override(self.train, tuned), variant.train), "train")
 
     def _tuned(self, file: str) -> dict[str, Any]:
-        """The best settings of a tuning record."""
+        """Best settings of a tuning record. Raises `CorsdError` if it has none."""
         path = self.path / file
         best = read_trials(path).get("best") if os.path.isfile(path) else None
         if best is None:
@@ -164,8 +168,9 @@ class Study:
             raise CorsdError(f"{study_file(self.path)} has no tuning; allowed: what is searched for which variant")
 
     def check_search(self, variant: str) -> None:
-        """Raise `CorsdError` while the search of a variant has fewer trials than `tuning` asks for: its best trial may still
-        change."""
+        """Raise `CorsdError` if the search of a variant has fewer trials than `tuning` sets, because the best trial may
+        change.
+        """
         file = self.variants[variant].tuned
         entry = self.tuning.get(Path(file).stem) if file else None
         wanted = entry.get("trials", TRIALS) if isinstance(entry, dict) else None
@@ -186,11 +191,11 @@ class Study:
     # --- records ---
 
     def record_path(self, variant: str, seed: int) -> Path:
-        """The file of the record of a training."""
+        """Path of the record of a training."""
         return self.path / "records" / f"{variant}-s{seed}.json"
 
     def record(self, variant: str, seed: int) -> Record | None:
-        """The record of a training; None if there is none. Raises `CorsdError` for a record of another configuration."""
+        """Record of a training; None if there is none. Raises `CorsdError` if it is of another configuration."""
         path = self.record_path(variant, seed)
         if not path.is_file():
             return None
@@ -201,7 +206,7 @@ class Study:
         return record
 
     def records(self) -> dict[str, dict[int, Record]]:
-        """The existing records: variant -> seed -> record."""
+        """Existing records: variant -> seed -> record. Raises `CorsdError` for an invalid record."""
         found: dict[str, dict[int, Record]] = {name: {} for name in self.variants}
         for variant, seed in self.jobs():
             if (record := self.record(variant, seed)) is not None:
@@ -216,7 +221,7 @@ class Study:
         return card("Study", self.title, self._facts)
 
     def _facts(self) -> Facts:
-        """The card of a notebook: the variants, and which of their seeds have a record."""
+        """Content of the HTML card: the variants, and which of their seeds have a record."""
         records, jobs = self.records(), self.jobs()
         done = sum(len(by_seed) for by_seed in records.values())
         lines = [["variant", "label", "seeds", "recorded"]]
@@ -232,7 +237,9 @@ class Study:
 
 
 def study_file(path: str | Path) -> Path:
-    """The file of a study; `path` is the `study.json` or its folder."""
+    """Path of the `study.json` of a study. `path` is that file or its folder; `CorsdError` is raised for any other JSON
+    file.
+    """
     path = Path(path)
     if path.suffix == ".json" and path.name != "study.json":
         raise CorsdError(f"study {path} lies beside its records and tables: name it study.json, in a folder of its own")
@@ -240,7 +247,9 @@ def study_file(path: str | Path) -> Path:
 
 
 def check_fields(values: object, where: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `values` if it is an object with fields of `kinds` only, each of its type; else raise `CorsdError`."""
+    """Return `values`. Raises `CorsdError` unless it is an object whose fields are in `kinds` and have the types given
+    there.
+    """
     if not isinstance(values, dict):
         raise CorsdError(f"{where} = {shortened(values)}; allowed: an object of fields and values")
     for name, value in values.items():
@@ -254,7 +263,7 @@ def check_fields(values: object, where: str, kinds: Mapping[str, Any]) -> dict[s
     return values
 
 
-def _renamed(values: object, where: str) -> object:
+def _rename_rows(values: object, where: str) -> object:
     """`values` with "variants" in place of "rows", the name of this field in older files."""
     if not isinstance(values, dict) or "rows" not in values:
         return values
@@ -278,7 +287,7 @@ def _variant(name: str, variants: Mapping[str, Any], seeds: tuple[int, ...], whe
     if not re.fullmatch(r"\w[\w.+-]*", name):
         raise CorsdError(f"{where}: variant {name!r} names files; allowed: letters, digits and _ . + -")
     kinds = {"label": str, "group": str, "seeds": list, "from": str, "train": dict, "tuned": (str, NoneType)}
-    line = [check_fields(variants[name], f"{where}: variant {name!r}", kinds)]  # itself, its parent, ...
+    line = [check_fields(variants[name], f"{where}: variant {name!r}", kinds)]  # the variant, its parent, and so on
     while (parent := line[-1].get("from")) is not None:
         check_choice(f"{where}: variant {name!r}: from", parent, variants)
         line.append(check_fields(variants[parent], f"{where}: variant {parent!r}", kinds))
@@ -286,7 +295,7 @@ def _variant(name: str, variants: Mapping[str, Any], seeds: tuple[int, ...], whe
             raise CorsdError(f"{where}: variant {name!r} inherits from itself")
     own, train = line[0], dict[str, Any]()
     for values in reversed(line):
-        train = _overridden(train, values.get("train", {}))
+        train = _override(train, values.get("train", {}))
     return Variant(
         name,
         own.get("label", name),
@@ -298,8 +307,8 @@ def _variant(name: str, variants: Mapping[str, Any], seeds: tuple[int, ...], whe
     )
 
 
-def _overridden(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`below` overridden by `above`; method options are overridden one by one."""
+def _override(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings `below`, overridden by `above`; method options are overridden one by one."""
     options = {**below.get("method_options", {}), **above.get("method_options", {})}
     return {**below, **above, "method_options": options}
 
@@ -311,7 +320,8 @@ def _images_per_anchor(config: TrainConfig) -> int:
 def new_study(path: str | Path, methods: Sequence[str], seeds: Sequence[int], train: Mapping[str, Any], equal: str) -> Study:
     """Write a `study.json` with one variant for each of `methods` and the shared settings `train`; return the study.
 
-    The baseline is the variant "baseline", else the first one. Raises `CorsdError` if the file exists and holds another study.
+    The baseline is the variant "baseline" if there is one, else the first. `equal`: see `Study`. Raises `CorsdError` if the
+    file exists and holds another study.
     """
     file = study_file(path)
     plain: dict[str, Any] = json.loads(json.dumps({"train": train}))
@@ -325,7 +335,7 @@ def new_study(path: str | Path, methods: Sequence[str], seeds: Sequence[int], tr
         "variants": {method: {"train": {"method": method}} for method in methods},
     }
     study = Study.from_dict(values, file)
-    if file.is_file() and _renamed(read_json(file), str(file)) != values:
+    if file.is_file() and _rename_rows(read_json(file), str(file)) != values:
         raise CorsdError(f"{file} is another study: continue it without --methods and settings, or choose another folder")
     write_json(file, values)
     return study

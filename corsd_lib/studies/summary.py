@@ -1,4 +1,4 @@
-"""The summary of the records of a study: means with intervals, and gains paired by seed, as plain values."""
+"""Summary of the records of a study: means with intervals, and gains paired by seed, as plain values."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ __all__ = ["against", "gain_cell", "summarise", "trained_exits"]
 
 
 def summarise(study: Study, records: Mapping[str, Mapping[int, Record]]) -> dict[str, Any]:
-    """Summarise `records` (variant -> seed -> record) as plain values for `summary.json`; None where a value is not defined.
+    """Summarise `records` (variant -> seed -> record) as plain values for `summary.json`. Undefined values are None.
 
-    `methods` has an entry for each variant with records:
+    "methods" has an entry for each variant with records:
+
     - `top1`, `top1_low`, `top1_high`: top-1 (%) on test by exit, shallow -> deep, after the last epoch: mean over seeds and the
       ends of its 95 % Student-t interval (see `mean_interval`);
-    - `gain`, `gain_low`, `gain_high`: difference to the baseline variant at the deepest exit, in points, paired by the `gain_n`
-      seeds that both variants have;
+    - `gain`, `gain_low`, `gain_high`: difference from the baseline variant at the deepest exit, in points, paired by the
+      `gain_n` seeds that both variants have;
     - `images`, `macs`, `seconds`: images, multiply-accumulates and wall time of a training, means over seeds;
     - `macs_ratio`: MACs relative to the baseline variant, over the same seeds;
     - `time_ratio`: time of the fastest training relative to the fastest of the baseline variant, if both used the same kind of
       device and number of threads.
 
-    `unseen`, if classes were held out of the trainings: the lines of `unseen_lines`.
+    "unseen" is the result of `unseen_lines`, if classes were held out of the trainings.
     """
     reference = records.get(study.baseline, {})
     trained = {name: variant for name, variant in study.variants.items() if records.get(name)}
@@ -76,13 +77,13 @@ def _summarise_variant(variant: Variant, records: Mapping[int, Record], referenc
 
 
 def _gain(differences: Sequence[float]) -> dict[str, Any]:
-    """Mean and interval of the differences to another variant, paired by seed."""
+    """Mean and interval of `differences` from another variant, paired by seed."""
     gain, low, high = mean_interval(differences)
     return {"gain": gain, "gain_low": low, "gain_high": high, "gain_n": len(differences)}
 
 
 def against(summary: Mapping[str, Any], reference: str) -> dict[str, Any]:
-    """A copy of `summary` in which the gains are relative to the variant `reference` and not to the baseline.
+    """A copy of `summary` in which the gains are relative to the variant `reference` instead of the baseline.
 
     Raises `CorsdError` for an unknown variant.
     """
@@ -90,13 +91,13 @@ def against(summary: Mapping[str, Any], reference: str) -> dict[str, Any]:
     check_choice("reference", reference, methods)
     gained = {}
     for name, m in methods.items():
-        theirs, ours = methods[reference]["top1_by_seed"], m["top1_by_seed"]
-        gained[name] = {**m, **_gain([ours[s][-1] - theirs[s][-1] for s in ours if s in theirs and name != reference])}
+        before, now = methods[reference]["top1_by_seed"], m["top1_by_seed"]
+        gained[name] = {**m, **_gain([now[s][-1] - before[s][-1] for s in now if s in before and name != reference])}
     return {**summary, "baseline": reference, "methods": gained}
 
 
 def gain_cell(m: Mapping[str, Any]) -> str:
-    """The gain of a variant of the summary as text, with the number of pairs if it differs from the number of seeds."""
+    """Gain of a variant of the summary as text, with the number of pairs if it differs from the number of seeds."""
     pairs = "" if m["gain"] is None or m["gain_n"] == m["n"] else f" (n = {m['gain_n']})"
     return with_interval(m["gain"], m["gain_low"], m["gain_high"], sign="+") + pairs
 
@@ -113,18 +114,21 @@ def _sources(provenances: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     }
 
 
-def _ratio(key: str, ours: Mapping[int, Record], theirs: Mapping[int, Record], seeds: Sequence[int]) -> float | None:
-    """Sum of `key` over `seeds`, divided by the same sum of `theirs`."""
-    total = sum(theirs[seed][key] for seed in seeds)
-    return sum(ours[seed][key] for seed in seeds) / total if total else None
+def _ratio(key: str, records: Mapping[int, Record], reference: Mapping[int, Record], seeds: Sequence[int]) -> float | None:
+    """Sum of `key` over `seeds`, divided by the same sum of `reference`; None if that is 0."""
+    total = sum(reference[seed][key] for seed in seeds)
+    return sum(records[seed][key] for seed in seeds) / total if total else None
 
 
-def _time_ratio(ours: Iterable[Record], theirs: Iterable[Record]) -> float | None:
-    """Time of the fastest training divided by the fastest of `theirs`: other work on the machine affects the fastest least."""
-    fastest = min(theirs, key=lambda record: record["seconds"], default=None)
+def _time_ratio(records: Iterable[Record], reference: Iterable[Record]) -> float | None:
+    """Time of the fastest training, divided by the fastest of `reference` on the same kind of machine; None if there is none.
+
+    The fastest are compared, because other work on the machine affects them least.
+    """
+    fastest = min(reference, key=lambda record: record["seconds"], default=None)
     if fastest is None or not fastest["seconds"]:
         return None
-    alike = [r["seconds"] for r in ours if _machine(r) == _machine(fastest)]
+    alike = [r["seconds"] for r in records if _machine(r) == _machine(fastest)]
     return min(alike) / fastest["seconds"] if alike else None
 
 
@@ -134,5 +138,5 @@ def _machine(record: Record) -> tuple[Any, Any]:
 
 
 def trained_exits(variant: Mapping[str, Any]) -> list[bool]:
-    """For each exit of a variant whether it was trained: its accuracy is above a quarter of the deepest exit's."""
+    """Whether each exit of a variant was trained, which is assumed if its accuracy is above a quarter of the deepest exit's."""
     return [top1 > variant["top1"][-1] / 4 for top1 in variant["top1"]]

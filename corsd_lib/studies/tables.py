@@ -1,4 +1,4 @@
-"""The tables of a study: a pandas frame, Markdown, and the files that hold them."""
+"""Tables of a study: a pandas frame, Markdown, and the files that hold them."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 __all__ = ["markdown", "short_markdown", "table", "write_tables"]
 
-NUMBERS = (  # columns of `table` beside those of the exits
+NUMBERS = (  # columns of `table` besides those of the exits
     *("gain", "gain_low", "gain_high", "gain_n", "epochs", "images", "macs", "seconds", "macs_ratio", "time_ratio"),
     "train_top1",
 )
-TEXT_COLUMNS = ("method", "group")  # of the Markdown tables, aligned to the left
+TEXT_COLUMNS = ("method", "group")  # columns of the Markdown tables that are aligned to the left
 
 
 def write_tables(study: Study) -> dict[str, Any]:
     """Write `summary.json`, `table.csv` and `table.md` from the records of a study; return the summary.
 
-    If classes were held out of the trainings, `unseen.csv` and `unseen.md` with the figures of these classes are written too.
+    If classes were held out of the trainings, `unseen.csv` and `unseen.md` with the results on these classes are written too.
     Raises `CorsdError` if the folder of the study does not exist.
     """
     import pandas as pd
@@ -51,7 +51,7 @@ def _write_markdown(study: Study, name: str, title: str, text: str) -> None:
 
 
 def table(summary: Mapping[str, Any]) -> pd.DataFrame:
-    """One line for each variant, one column for each figure. The columns of exits are aligned at the deepest exit."""
+    """One row for each variant, one column for each value. The columns of exits are aligned at the deepest exit."""
     import pandas as pd
 
     names = _exit_names(summary)
@@ -74,7 +74,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
 
 
 def short_markdown(summary: Mapping[str, Any]) -> str:
-    """The variants of the group "methods" without their costs, for a README."""
+    """Markdown table of the variants of the group "methods", without their costs, for a README."""
     columns = ["method", "seeds", *_exit_columns(summary), "gain, points", "train, %"]
     methods = [m for m in summary["methods"].values() if m["group"] == "methods"]
     return _grid(columns, [_cells(m, summary) for m in methods])
@@ -106,14 +106,14 @@ def _times(ratio: float | None) -> str:
 
 
 def _grid(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> str:
-    """A Markdown table of the `columns` of `rows`."""
+    """A Markdown table of `rows` with these `columns`."""
     lines = [list(columns), ["---" if name in TEXT_COLUMNS else "---:" for name in columns]]
     lines += [[row[name] for name in columns] for row in rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |" for cells in lines)
 
 
 def _exit_names(summary: Mapping[str, Any]) -> list[str]:
-    """Names of the exits of the variant that has most of them; every variant has the last one."""
+    """Names of the exits of the variant with the most exits; every variant has the last one."""
     most = max((len(m["top1"]) for m in summary["methods"].values()), default=1)
     return [*(f"exit {k}" for k in range(1, most)), "deepest exit"]
 
@@ -123,7 +123,7 @@ def _exit_columns(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _note(summary: Mapping[str, Any]) -> str:
-    """What all variants have in common, and the meaning of the columns."""
+    """Note below the table: what all variants have in common, and the meaning of the columns."""
     methods, equal = summary["methods"], summary["equal"]
     reference = methods.get(summary["baseline"])
     others = [m["label"] for m in methods.values() if reference and abs(m[equal] / reference[equal] - 1) > 0.05]

@@ -1,4 +1,4 @@
-"""A trial: a training in a process of its own, which reports its validation accuracy after every epoch."""
+"""A trial: a training in a separate process, which reports its validation accuracy after every epoch."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from corsd_lib.training import train
 
 __all__ = ["objective", "start_trial", "train_trial", "validation_curve"]
 
-WAIT_SECONDS = 0.5  # between two checks of a run directory that another process has locked
-Curves = list[list[float]]  # for each seed validation top-1 (%) by epoch; all but the last are complete
+WAIT_SECONDS = 0.5  # seconds between two checks of a run directory that another process has locked
+Curves = list[list[float]]  # for each seed a list of validation top-1 (%) by epoch; all lists but the last are complete
 
 
 class _Pruned(Exception):
-    """The trial was pruned."""
+    """Raised when the trial is pruned: ends the training."""
 
 
 class _LastEpoch(Exception):
@@ -35,32 +35,32 @@ class _LastEpoch(Exception):
 
 
 def objective(curves: Curves) -> list[float]:
-    """The value (%) of a trial after each epoch: mean over the finished seeds and the one that is trained."""
+    """Value (%) of a trial after each epoch: mean over the finished seeds and the one that is being trained."""
     return [fmean([*(done[-1] for done in curves[:k]), value]) for k, curve in enumerate(curves) for value in curve]
 
 
 def start_trial(configs: list[TrainConfig], environment: Mapping[str, str]) -> tuple[BaseProcess, Connection]:
-    """Start `train_trial` in a process with these environment variables; return the process and the pipe to it."""
+    """Start `train_trial` in a new process with these environment variables; return the process and the pipe to it."""
     # Forking this process while a thread holds a lock could deadlock the child, so processes are forked from a clean server.
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     context: Any = multiprocessing.get_context(method)
     context.set_forkserver_preload([__name__, "lightning_fabric", "sklearn.datasets"])  # modules that a training imports late
-    pipe, theirs = context.Pipe()
-    process = context.Process(target=train_trial, args=(theirs, configs, dict(environment)))
+    pipe, child_pipe = context.Pipe()
+    process = context.Process(target=train_trial, args=(child_pipe, configs, dict(environment)))
     process.start()
-    theirs.close()  # so that the pipe ends when the process does
+    child_pipe.close()  # so that the pipe ends when the process does
     return process, pipe
 
 
 def train_trial(pipe: Connection, configs: list[TrainConfig], environment: Mapping[str, str]) -> None:
     """Train `configs` one after the other, without evaluation on test, until all are done or the trial is pruned.
 
-    Messages to the pipe: ("epoch", curves so far) after each epoch, answered by whether to continue; ("locked", reason) while
-    another process trains in the run directory; at the end ("complete", curves), ("pruned", None), ("stopped", None) after a
-    signal, ("unwritable", reason) if a file cannot be written or read, or ("failed", reason).
+    It sends messages to the pipe: after each epoch ("epoch", curves so far), to which the answer is whether to continue;
+    ("locked", reason) while another process trains in the run directory; and at the end ("complete", curves), ("pruned", None),
+    ("stopped", None) after a signal, ("unwritable", reason) if a file cannot be written or read, or ("failed", reason).
     """
     if hasattr(os, "setpgrp"):
-        os.setpgrp()  # Ctrl-C in the terminal reaches the main process only, which asks this one to save
+        os.setpgrp()  # Ctrl-C in the terminal reaches only the main process, which asks this one to save
     os.environ.update(environment)
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # torch read the variable when it was imported
 
@@ -91,14 +91,14 @@ def _outcome(
     except (EOFError, ConnectionError):
         raise
     except CorsdError as error:
-        return "unwritable" if _is_of_files(error) else "failed", str(error)
+        return "unwritable" if _is_file_error(error) else "failed", str(error)
     except Exception as error:  # such as out of memory: the search continues
         return "failed", f"{type(error).__name__}: {error}"
     return "complete", curves
 
 
-def _is_of_files(error: BaseException | None) -> bool:
-    """Whether an error of the file system is the cause, such as a full disk: it says nothing about the trial."""
+def _is_file_error(error: BaseException | None) -> bool:
+    """Whether the cause is an error of the file system, such as a full disk, which does not depend on the trial."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__
     return error is not None
@@ -107,7 +107,7 @@ def _is_of_files(error: BaseException | None) -> bool:
 def _curve_when_unlocked(
     config: TrainConfig, report: Callable[[list[float]], None], wait: Callable[[LockedError], None]
 ) -> list[float]:
-    """`validation_curve`, once no other process trains in the run directory."""
+    """`validation_curve`, as soon as no other process trains in the run directory."""
     while True:
         try:
             return validation_curve(config, report)
@@ -116,7 +116,7 @@ def _curve_when_unlocked(
 
 
 def validation_curve(config: TrainConfig, report: Callable[[list[float]], None]) -> list[float]:
-    """Train `config` without the evaluation on test; return top-1 (%) of the deepest exit on validation by epoch.
+    """Train `config` without the evaluation on test; return the validation top-1 (%) of the deepest exit by epoch.
 
     `report` is called with the curve so far after every epoch. The curve is shorter than `config.epochs` if the training was
     stopped.

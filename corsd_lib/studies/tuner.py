@@ -1,4 +1,4 @@
-"""The main process of a search: asks Optuna for trials, receives their values, and writes journal and record: `corsd tune`.
+"""The main process of a search (`corsd tune`): asks Optuna for trials, receives their values, and writes journal and record.
 
 results/<study>/tuning/<variant>.json     the record: search space, trials, and the best one, which `tuned` of a variant uses
                        <variant>.journal  the journal of Optuna, from which the search continues, on any machine
@@ -42,7 +42,7 @@ __all__ = ["Tuner", "tune"]
 
 METRIC = "top-1 (%) of the deepest exit on validation after the last epoch, mean over seeds"
 SAMPLER: dict[str, Any] = {"multivariate": True, "constant_liar": True, "n_startup_trials": 10}
-Identity = tuple[int, int] | None  # device and number of a file or folder; None where there is none
+Identity = tuple[int, int] | None  # device and inode of a file or folder; None if it does not exist
 STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
 
 
@@ -56,20 +56,19 @@ def tune(
     data_root: str | None = None,
     report: Callable[[str], object] = print,
 ) -> dict[str, Any]:
-    """Search the parameters of `variant` that `study.tuning` names; write the tuning record and return it.
+    """Search the parameters of `variant` that are listed in `study.tuning`; write the tuning record and return it.
 
-    `trials`: total number of trials, including those of earlier calls (default: as `study.tuning` says). Trial 0 has the
-    settings of the variant itself. `jobs` trials are trained at the same time (default: one for each GPU, or one for each CPU
-    where there is no GPU), with run directories in `runs` (default `runs/<study>`). `report` is called with a line for each
-    trial.
+    `trials`: total number of trials, including those of earlier calls (default: as in `study.tuning`). Trial 0 has the settings
+    of the variant itself. `jobs` trials are trained at the same time (default: one for each GPU, or one for each CPU if there
+    is no GPU), with run directories in `runs` (default `runs/<study>`). `report` is called with a line of text for each trial.
 
-    Ctrl-C or SIGTERM raises `KeyboardInterrupt` after the trials have saved; another call continues the search. A training that
-    fails is a failed trial; only if trial 0 fails the search ends with its error. Processes of a search that was killed are
-    waited for: they end after their current epoch.
+    Ctrl-C or SIGTERM raises `KeyboardInterrupt` after the trials have saved; another call continues the search. If a training
+    fails, its trial is recorded as failed and the search continues, unless it is trial 0, whose error ends the search. If an
+    earlier search was killed, its processes are waited for, which end after their current epoch.
 
-    Raises `CorsdError` for an invalid entry, for a journal of another search, for a record with trials that the journal lacks,
-    while another process runs the same search, and if the journal or the folder of the runs is moved or removed meanwhile; the
-    trials save first.
+    Raises `CorsdError` for an invalid entry in `study.tuning`, for a journal of another search, for a record with trials that
+    the journal lacks, while another process runs the same search, and if the journal or the folder of the runs is moved or
+    removed during the search, after the trials have saved.
     """
     search = Search.of(study, variant)
     if trials is not None:
@@ -80,7 +79,7 @@ def tune(
     folder = Path(runs or f"runs/{study.name}") / "tuning" / variant
     if not search.journal.is_file() or not search.journal.stat().st_size:
         _check_record(search, set())  # before an empty journal is created
-    with _locked_journal(search.journal), stop_request() as stop:
+    with _lock_journal(search.journal), stop_request() as stop:
         _wait_for_others(folder, report, stop)
         record = {} if stop.is_set() else Tuner(search, folder, data_root, report).run(free, stop)
         if stop.is_set():
@@ -90,7 +89,7 @@ def tune(
 
 
 @contextmanager
-def _locked_journal(file: Path) -> Iterator[None]:
+def _lock_journal(file: Path) -> Iterator[None]:
     """Lock the journal of a search for this process."""
     with ExitStack() as stack:
         try:
@@ -112,7 +111,7 @@ def _wait_for_others(folder: Path, report: Callable[[str], object], stop: thread
 
 
 def _in_training(folder: Path) -> list[Path]:
-    """The run directories in `folder`, and in its subfolders, that a process has locked."""
+    """Run directories in `folder` and in its subfolders that a process has locked."""
     return [path for path in sorted([*folder.glob("seed*"), *folder.glob("*/seed*")]) if path.is_dir() and is_locked(path)]
 
 
@@ -124,7 +123,7 @@ def _remove(folder: Path) -> None:
 
 @dataclass
 class _Running:
-    """A trial that is being trained; `reported` of its epochs are known to Optuna."""
+    """A trial that is being trained. `reported`: number of its epochs that were reported to Optuna."""
 
     trial: optuna.Trial
     folder: Path
@@ -136,13 +135,13 @@ class _Running:
 
 
 class Tuner:
-    """A search: its Optuna study, and the trials that are being trained, by the pipes to their processes."""
+    """A search: its Optuna study, and the trials that are being trained, by the pipe to their process."""
 
     def __init__(self, search: Search, runs: Path, data_root: str | None, report: Callable[[str], object]) -> None:
         self.search, self.runs, self.data_root, self.report = search, runs, data_root, report
         self.study = _open_study(search)
         self.running: dict[Connection, _Running] = {}
-        self.watched: dict[Path, Identity] = {}  # must not be replaced during the search
+        self.watched: dict[Path, Identity] = {}  # files and folders that must not be replaced during the search
         self.provenance = provenance()
         self.provenance["versions"]["optuna"] = optuna.__version__
         self._requeue()
@@ -154,7 +153,7 @@ class Tuner:
         self.watched = {path: _identity(path) for path in (self.search.journal, self.runs)}
         try:
             while True:
-                while free and not stop.is_set() and self._begun() < self.search.trials:
+                while free and not stop.is_set() and self._count_begun() < self.search.trials:
                     self._start(free.pop())
                 if not self.running:
                     return self._write()
@@ -164,7 +163,7 @@ class Tuner:
                 if stop.is_set():
                     self._stop()
                 for pipe in [pipe for pipe in self.running if pipe in ready]:
-                    outcome, content = self._received(pipe)
+                    outcome, content = self._receive(pipe)
                     if outcome == "epoch":
                         self._answer_trial(pipe, content)
                     elif outcome == "locked":
@@ -180,7 +179,9 @@ class Tuner:
                 running.process.join()
 
     def _requeue(self) -> None:
-        """Queue the trials again that an earlier process left unfinished, and trial 0 and the grid if there is none yet."""
+        """Queue the trials that an earlier process left unfinished, and trial 0, if none has succeeded. For a new search add
+        the grid.
+        """
         for trial in self.study.get_trials(states=[TrialState.RUNNING]):
             again = {**trial.user_attrs, "earlier": [*_earlier(trial), trial.number]}
             self.study.enqueue_trial(trial.params, user_attrs=again)
@@ -191,8 +192,8 @@ class Tuner:
             for params in self.search.grid() if new else ():
                 self.study.enqueue_trial(params)
 
-    def _begun(self) -> int:
-        """The number of trials that are done or running; a resumed trial counts once."""
+    def _count_begun(self) -> int:
+        """Number of trials that are done or running; a resumed trial counts once."""
         trials = self.study.get_trials(deepcopy=False)
         left = {number for trial in trials for number in _earlier(trial)}
         return sum(trial.state != TrialState.WAITING and trial.number not in left for trial in trials)
@@ -217,8 +218,8 @@ class Tuner:
                 running.process.terminate()
                 running.stopping = True
 
-    def _received(self, pipe: Connection) -> tuple[str, Any]:
-        """The message of a trial (see `train_trial`); if its process has ended, ("stopped" or "failed", reason)."""
+    def _receive(self, pipe: Connection) -> tuple[str, Any]:
+        """Message of a trial, see `train_trial`. If its process has ended, ("stopped", reason) or ("failed", reason)."""
         running = self.running[pipe]
         try:
             return pipe.recv()
@@ -227,7 +228,7 @@ class Tuner:
             return "stopped" if running.stopping else "failed", f"its process ended with status {running.process.exitcode}"
 
     def _answer_trial(self, pipe: Connection, curves: Curves) -> None:
-        """Report the epoch to Optuna, and tell the trial whether to continue.
+        """Report the epoch to Optuna, and send to the trial whether to continue.
 
         It always continues after the last epoch, and after the first seed is done: the pruner compares the best value of a
         trial, which later seeds hardly change.
@@ -235,7 +236,7 @@ class Tuner:
         running = self.running[pipe]
         self._report(running, curves)
         ended = running.reported == len(self.search.seeds) * self.search.config.epochs
-        with suppress(OSError):  # the process has ended; `_received` notices it next
+        with suppress(OSError):  # the process has ended; `_receive` notices it next
             pipe.send(ended or len(curves) > 1 or not running.trial.should_prune())
 
     def _report_waiting(self, running: _Running, why: str) -> None:
@@ -252,8 +253,11 @@ class Tuner:
         running.reported = len(values)
 
     def _finish(self, running: _Running, outcome: str, content: Any) -> None:
-        """Write the result of a trial to Optuna and the record, and remove its runs. A stopped trial, and one that could
-        not write, is kept for the next call."""
+        """Write the result of a trial to Optuna and the record, and remove its runs.
+
+        A trial that was stopped, or could not write, remains for the next call. Raises `CorsdError` if it could not write and
+        if trial 0 failed.
+        """
         running.process.join()
         if outcome == "stopped":
             return
@@ -276,7 +280,7 @@ class Tuner:
             raise CorsdError(f"trial {trial.number}, the variant as it stands, failed: {content}")
 
     def _write(self) -> dict[str, Any]:
-        """Write the record and return it."""
+        """Write the tuning record and return it."""
         trials = self.study.get_trials(deepcopy=False)
         again = {_earlier(trial)[-1]: trial.number for trial in trials if _earlier(trial)}
         done = [_entry(trial, again.get(trial.number)) for trial in trials if trial.state.is_finished()]
@@ -299,13 +303,14 @@ class Tuner:
 
 
 def _pruning(search: Search) -> dict[str, int]:
-    """Options of the pruner: from a third of the epochs on, a trial is pruned if its best value is below the median of
-    others."""
+    """Options of the pruner: after a third of the epochs, a trial is pruned if its best value is below the median of the
+    others.
+    """
     return {"n_startup_trials": 4, "n_warmup_steps": search.config.epochs // 3}
 
 
 class _Journal(JournalFileBackend):
-    """A journal that raises an error, and creates no new file, if it is moved or removed during the search."""
+    """A journal that raises `CorsdError`, and creates no new file, if it is moved or removed during the search."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
@@ -335,10 +340,12 @@ def _check_same(path: Path, identity: Identity) -> None:
 
 
 def _open_study(search: Search) -> optuna.Study:
-    """The Optuna study in the journal of a search. Raises `CorsdError` for a journal that is damaged or of another search."""
+    """Open or create the Optuna study in the journal of a search. Raises `CorsdError` if that is damaged or of another
+    search.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     now = search.settings()
-    with _damage_named(search.journal):
+    with _damage_as_error(search.journal):
         study = optuna.create_study(
             storage=JournalStorage(_Journal(search.journal)),
             study_name=search.path.stem,
@@ -363,7 +370,7 @@ def _open_study(search: Search) -> optuna.Study:
 
 
 def _check_record(search: Search, known: set[int]) -> None:
-    """Raise `CorsdError` if the record has trials that are not in the journal: they would be lost."""
+    """Raise `CorsdError` if the record has trials that are not in the journal (numbers `known`), because they would be lost."""
     trials = read_trials(search.path).get("trials", []) if search.path.is_file() else []
     lost = sum(trial.get("number") not in known for trial in trials)
     if lost:
@@ -374,7 +381,7 @@ def _check_record(search: Search, known: set[int]) -> None:
 
 
 @contextmanager
-def _damage_named(journal: Path) -> Iterator[None]:
+def _damage_as_error(journal: Path) -> Iterator[None]:
     """Turn the exceptions that Optuna raises for a damaged journal, of any type, into one `CorsdError`."""
     try:
         yield
@@ -397,7 +404,7 @@ def _seconds(folder: Path) -> float:
 
 
 def _entry(trial: FrozenTrial, again: int | None) -> dict[str, Any]:
-    """The entry of a finished trial in the record; `again`: number of the trial that resumed it, if it was stopped."""
+    """Entry of a finished trial in the record; `again`: number of the trial that resumed it, if it was stopped."""
     entry = {
         "number": trial.number,
         "state": STATES[trial.state],
@@ -415,9 +422,10 @@ def _entry(trial: FrozenTrial, again: int | None) -> dict[str, Any]:
 
 
 def _best(trials: list[dict[str, Any]], begun: Mapping[int, int]) -> dict[str, Any] | None:
-    """The complete trial with the highest value, with its options of the method and its fields of `train`.
+    """The complete trial with the highest value, with its options of the method and its changes of `train`; None if there is
+    none.
 
-    Of equal ones the trial that was started first: `begun` maps a resumed trial to its first number.
+    At equal values, the trial that was started first: `begun` maps the number of a resumed trial to its first number.
     """
     complete = [trial for trial in trials if trial["state"] == "complete"]
     if not complete:
@@ -428,7 +436,7 @@ def _best(trials: list[dict[str, Any]], begun: Mapping[int, int]) -> dict[str, A
 
 
 def _line(trial: Mapping[str, Any], best: Mapping[str, Any] | None) -> str:
-    """The progress line of a trial, with the best one so far."""
+    """Line of text about a finished trial, with the best one so far."""
     params = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in trial["params"].items())
     if trial["state"] == "complete":
         result = f"{trial['value']:.2f} %"

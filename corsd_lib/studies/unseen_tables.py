@@ -20,17 +20,17 @@ FIGURES = {
     "one_shot": "1 shot",
     "five_shot": "5 shots",
 }
-ExitAndScore = tuple[int, str]  # exits from_deepest this one (0 for the deepest), and name of the score
+ExitAndScore = tuple[int, str]  # number of exits deeper than this one (0 for the deepest), and name of the score
 
 
 def unseen_lines(study: Study, records: Mapping[str, Mapping[int, Record]]) -> list[dict[str, Any]]:
-    """One dict for each variant, exit, score, figure and reference variant; [] if no record has such figures.
+    """One dict for each variant, exit, score, figure and reference variant; [] if no record has results on held-out classes.
 
-    Keys: `variant`, `label`, `group`, `exit`, `score` and `figure` (see `unseen_class_report`); `n` seeds, their `mean` (%),
-    and the ends `low` and `high` of its 95 % Student-t interval; `over`, the reference variant: the baseline, or the variant
-    that this one inherits from; `gain`, the difference to the reference at the same exit in points, paired by seed, with
-    `gain_low`, `gain_high` and the number of pairs `gain_n`. Exits of two variants correspond if they are equally far from the
-    deepest exit. Values that are not defined are None.
+    Keys: `variant`, `label`, `group`, `exit`, `score` and `figure` (see `unseen_class_report`); `n`, number of seeds; `mean`
+    (%) over them, and the ends `low` and `high` of its 95 % Student-t interval; `over`, the reference variant: the baseline, or
+    the variant that this one inherits from; `gain`, the difference from the reference at the same exit in points, paired by
+    seed, with `gain_low`, `gain_high` and the number of pairs `gain_n`. Exits of two variants correspond if they are equally
+    far from the deepest exit. Values that are not defined are None.
     """
     found = {variant: _by_seed(of_variant) for variant, of_variant in records.items()}
     found = {variant: by_seed for variant, by_seed in found.items() if by_seed}
@@ -39,30 +39,32 @@ def unseen_lines(study: Study, records: Mapping[str, Mapping[int, Record]]) -> l
 
 
 def _by_seed(records: Mapping[int, Record]) -> dict[int, dict[ExitAndScore, dict[str, Any]]]:
-    """The figures of every seed by exit and score."""
+    """Results on held-out classes: seed -> exit and score -> figures."""
     found = {seed: record["unseen"]["figures"] for seed, record in records.items() if "unseen" in record}
     return {seed: {(max(f["exit"] for f in rows) - f["exit"], f["score"]): f for f in rows} for seed, rows in found.items()}
 
 
 def _references(study: Study, variant: str, found: Mapping[str, Any]) -> Sequence[str | None]:
-    """The reference variants of a variant: the baseline, and the variant that it inherits from; [None] if there are none."""
+    """Reference variants of a variant: the baseline and the variant that it inherits from, without itself; [None] if there are
+    none.
+    """
     names = dict.fromkeys([study.baseline, study.variants[variant].parent])
     return [name for name in names if name in found and name != variant] or [None]
 
 
 def _of_variant(study: Study, found: Mapping[str, Any], variant: str, over: str | None) -> Iterator[dict[str, Any]]:
-    mine, theirs = found[variant], found[over] if over else {}
-    deepest = max(from_deepest for by_exit in mine.values() for from_deepest, _ in by_exit) + 1
+    of_variant, of_reference = found[variant], found[over] if over else {}
+    deepest = max(from_deepest for by_exit in of_variant.values() for from_deepest, _ in by_exit) + 1
     about = {"variant": variant, "label": study.variants[variant].label, "group": study.variants[variant].group}
-    for at in dict.fromkeys(at for by_exit in mine.values() for at in by_exit):
+    for at in dict.fromkeys(at for by_exit in of_variant.values() for at in by_exit):
         exit_name = f"exit {deepest - at[0]}" if at[0] else "deepest exit"
         for figure in FIGURES:
-            ours, other = (_values(by_seed, at, figure) for by_seed in (mine, theirs))
-            gains = [ours[seed] - other[seed] for seed in ours if seed in other]
+            values, others = (_values(by_seed, at, figure) for by_seed in (of_variant, of_reference))
+            gains = [values[seed] - others[seed] for seed in values if seed in others]
             yield {
                 **about,
-                **{"exit": exit_name, "score": at[1], "figure": figure, "n": len(ours)},
-                **dict(zip(("mean", "low", "high"), mean_interval(ours.values()), strict=True)),
+                **{"exit": exit_name, "score": at[1], "figure": figure, "n": len(values)},
+                **dict(zip(("mean", "low", "high"), mean_interval(values.values()), strict=True)),
                 "over": over,
                 **dict(zip(("gain", "gain_low", "gain_high"), mean_interval(gains), strict=True)),
                 "gain_n": len(gains),
@@ -70,19 +72,21 @@ def _of_variant(study: Study, found: Mapping[str, Any], variant: str, over: str 
 
 
 def _values(by_seed: Mapping[int, Any], at: ExitAndScore, figure: str) -> dict[int, float]:
-    """One figure by seed, without the seeds that lack it."""
+    """Values of one figure at one exit and score by seed, without the seeds that lack it."""
     found = {seed: by_exit.get(at, {}).get(figure) for seed, by_exit in by_seed.items()}
     return {seed: value for seed, value in found.items() if value is not None}
 
 
 def unseen_markdown(study: Study, lines: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: the figures of `unseen_lines`, the differences between variants, and a note that explains them."""
+    """`lines` (from `unseen_lines`) as Markdown: a table of the figures, one of the differences between variants, and a
+    note.
+    """
     labels = {name: variant.label for name, variant in study.variants.items()}
     figures, gains = dict[Any, list[str]](), dict[Any, list[str]]()
     for line in lines:
         at, over = [line["exit"], line["score"]], line["over"]
         cells = figures.setdefault((line["variant"], *at), [line["label"], *at, str(line["n"])])
-        if len(cells) < 4 + len(FIGURES):  # not yet complete: a variant appears once for each of its reference variants
+        if len(cells) < 4 + len(FIGURES):  # not complete yet: a variant appears again for each further reference variant
             cells.append(with_interval(line["mean"], line["low"], line["high"]))
         if over is not None:
             first = [line["label"], labels[over], *at, str(line["gain_n"])]

@@ -1,12 +1,12 @@
-"""Training: from a configuration to a run on disk, on one device or several, stopped and resumed at will.
+"""Training: from a configuration to a run on disk, on one device or several, with stop and resume at any time.
 
 launch.py       `train`: devices, the lock of the run directory, the images
-trainer.py      the loop and what it writes
+trainer.py      the training loop and the files that it writes
 checkpoint.py   what a resume needs, and whether a file is a checkpoint of this training
 optimizer.py    learning rate of each step, and groups of parameters
 probe_set.py    the images of the snapshots
 cuda_graphs.py  steps recorded as CUDA graphs
-determinism.py  deterministic algorithms on request
+determinism.py  deterministic algorithms, if requested
 trackers.py     metrics in TensorBoard, Weights & Biases, MLflow or a CSV file (sinks.py: one class for each)
 stop.py         Ctrl-C and SIGTERM
 """

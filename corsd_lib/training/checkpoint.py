@@ -1,4 +1,4 @@
-"""The checkpoint of a training: all that a resume needs, the names of its tensors, and the checks of a file.
+"""Checkpoint of a training: all that a resume needs. Its tensors and metadata, which are checked when it is read:
 
 network.* method.*        weights and buffers, as in weights.safetensors
 optimizer.<i>.<name>      state of the optimiser for its i-th parameter
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint", "Position"]
 
 _NAMES = re.compile(r"(network|method|memory|totals)\..+|optimizer\.(0|[1-9][0-9]{0,8})\.\w+|random\.(cpu|cuda)")
-_SECONDS = 1e10  # of an epoch, as metrics.jsonl may have
+_SECONDS = 1e10  # largest duration of an epoch, as in metrics.jsonl
 
 
 @dataclass(frozen=True)
 class Position:
-    """Progress of a training: `epoch` epochs are done, and `step` steps of the next one, which took `seconds`."""
+    """Progress of a training: `epoch` epochs and `step` steps of the next one are done; these steps took `seconds`."""
 
     epoch: int
     step: int
@@ -48,7 +48,7 @@ class Position:
 
 
 class Checkpoint:
-    """The checkpoint file `path`, and the parts of a training whose state it holds. Only the first process writes it."""
+    """The checkpoint file `path` and the parts of a training whose state it stores. Only the first process writes it."""
 
     def __init__(
         self, path: Path, fabric: Fabric, network: MultiExitNetwork, method: Method, optimizer: torch.optim.Optimizer
@@ -62,7 +62,7 @@ class Checkpoint:
         return {f"{name}.{k}": v for name, part in parts.items() for k, v in part.state_dict().items()}
 
     def write(self, position: Position, totals: Mapping[str, Tensor]) -> None:
-        """Write the checkpoint. `totals`: the sums of the current epoch, {} between epochs."""
+        """Write the checkpoint. `totals`: sums of the current epoch by name, {} between epochs."""
         tensors = {
             **self.weights(),
             **self._optimizer_state(),
@@ -84,11 +84,11 @@ class Checkpoint:
     def restore(
         self, epochs: int, steps: int, images: Callable[[Position], int], same_start: bool
     ) -> tuple[Position, dict[str, Tensor]]:
-        """Restore the state; return the position, and the sums of the current epoch.
+        """Restore the state from the file, and return the position and the sums of the current epoch.
 
         The training has `epochs` epochs of `steps` steps each. Network and method must be newly created. `images(position)` is
-        the number of images in the finished steps of the current epoch. `same_start` says whether the initial weights are those
-        that the training started with; another version of torch may sample other ones. Raises `CorsdError` naming the first
+        the number of images in the finished steps of the current epoch. `same_start`: whether the current weights are those
+        that the training started with; another version of torch may sample different ones. Raises `CorsdError` for the first
         value that this training cannot have written.
         """
         tensors, metadata = read_checkpoint(self.path)
@@ -111,7 +111,7 @@ class Checkpoint:
     # --- content ---
 
     def _memory(self) -> dict[str, Tensor]:
-        """Buffers of the method that are not part of its weights."""
+        """Buffers of the method, by name, that are not part of its weights."""
         weights = self.method.state_dict()
         return {k: v for k, v in self.method.named_buffers() if k not in weights}
 
@@ -125,7 +125,7 @@ class Checkpoint:
         return CorsdError(f"{self.path} is not a checkpoint of this training: {what}; {CHECKPOINT_ADVICE}")
 
     def _header(self, metadata: Mapping[str, str]) -> dict[str, Any]:
-        """The JSON header of the file."""
+        """Parsed JSON of the metadata field "position". Raises `CorsdError` if it is missing or not a JSON object."""
         if "position" not in metadata:
             raise CorsdError(f"{self.path} is not a checkpoint: its metadata has no position; {CHECKPOINT_ADVICE}")
         try:
@@ -150,8 +150,7 @@ class Checkpoint:
         return Position(epoch, step, seconds)
 
     def _check_names(self, tensors: Mapping[str, Tensor], listed: object) -> None:
-        """Check the names, types and shapes of the tensors against the header; a file of an earlier version has no such
-        list."""
+        """Check names, types and shapes of the tensors against the list in the header; earlier versions wrote no list."""
         for name in tensors:
             if not _NAMES.fullmatch(name):
                 raise self._mismatch(f"a training writes no {shortened(name)[1:-1]}")
@@ -172,7 +171,7 @@ class Checkpoint:
         )
 
     def _check_weights(self, tensors: Mapping[str, Tensor]) -> None:
-        """Check the types of the weights. `load_part` does not, because an exported run has other types."""
+        """Check the dtypes of the weights. `load_part` does not, because an exported run has other dtypes."""
         for name, value in self.weights().items():
             if tensors[name].dtype != value.dtype:
                 raise self._mismatch(f"{name} is of type {tensors[name].dtype}; allowed: {value.dtype}")
@@ -181,7 +180,7 @@ class Checkpoint:
         return any(group["momentum"] for group in self.optimizer.param_groups)
 
     def _check_momenta(self, tensors: Mapping[str, Tensor]) -> None:
-        """A parameter without momentum never had a gradient, so it must have its initial weights."""
+        """Raise `CorsdError` if a parameter without a momentum buffer differs from its initial value: it has been trained."""
         if not self._momentum():
             return
         names = {id(p): f"{part}.{k}" for part in ("network", "method") for k, p in getattr(self, part).named_parameters()}
@@ -194,7 +193,8 @@ class Checkpoint:
                 raise self._missing(f"{buffer}, and {names[id(parameter)]} was trained")
 
     def _check_steps(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """Check the batch counter of the first normalisation layer: one batch a step, or none if a batch is a single pixel.
+        """Check the batch counter of the first normalisation layer: it grew by `steps`, or by 0 if its inputs had one value per
+        channel.
 
         Methods of plug-ins are not checked, because they may run the network more often.
         """
@@ -238,7 +238,7 @@ class Checkpoint:
             setattr(self.method.get_submodule(parent), buffer, tensors[f"memory.{key}"].to(self.fabric.device))
 
     def _restore_precision(self, given: object) -> None:
-        """Restore the state of the gradient scaler; it is {} for every precision but "16-mixed"."""
+        """Restore the state of the gradient scaler; it is {} unless the precision is "16-mixed"."""
         precision = self.fabric.strategy.precision
         if problem := _scaler_problem(given, precision.state_dict()):
             raise self._mismatch(problem)
@@ -257,15 +257,17 @@ class Checkpoint:
             raise self._mismatch(f"random.cpu or random.cuda is no state of a random generator ({error})") from error
 
     def _totals(self, sums: dict[str, Tensor], position: Position, images: Callable[[Position], int]) -> dict[str, Tensor]:
-        """The sums of the current epoch. The first process has them; those of the others are 0."""
+        """Checked sums of the current epoch on the device. Only the first process has the values; those of other processes are
+        0.
+        """
         if bool(sums) != bool(position.step) or (sums and not {"images", "loss.total"} <= sums.keys()):
             raise self._mismatch(f"totals of {', '.join(sorted(sums)) or 'nothing'} after {position.step} steps of an epoch")
         for name, value in sums.items():
             self._check_like(f"totals.{name}", value, torch.zeros((), dtype=torch.float64))
         if sums:
             self._check_sums({name: value.item() for name, value in sums.items()}, images(position))
-        mine = self.fabric.is_global_zero
-        return {k: (v if mine else torch.zeros_like(v)).to(self.fabric.device) for k, v in sums.items()}
+        is_first = self.fabric.is_global_zero
+        return {k: (v if is_first else torch.zeros_like(v)).to(self.fabric.device) for k, v in sums.items()}
 
     def _check_sums(self, sums: Mapping[str, float], images: int) -> None:
         if sums["images"] != images:

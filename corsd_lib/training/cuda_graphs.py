@@ -1,7 +1,7 @@
 """Forward and backward passes as CUDA graphs.
 
-The step time of a small network on a GPU is spent by the CPU, which launches many small kernels. A graph is recorded once for
-every shape of a batch and replayed with one launch, on a batch that is copied into its inputs.
+With a small network on a GPU most of the time of a step goes to the CPU, which launches many small kernels. A graph is recorded
+once for every shape of a batch and is replayed with one launch, on a batch that is copied into its inputs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from corsd_lib.batches import Batch
 
 __all__ = ["GraphedForwardBackward", "StepOutputs"]
 
-# Results of a forward and backward pass beside the gradients: terms of the loss by name, and logits of every exit.
+# Results of a forward and backward pass besides the gradients: terms of the loss by name, and logits of every exit
 StepOutputs = tuple[dict[str, Tensor], list[Tensor]]
 Shapes = tuple[torch.Size, ...]
 
@@ -33,7 +33,7 @@ class _Recorded:
 
 
 class GraphedForwardBackward:
-    """Runs `forward_backward` (a function that sets the gradients of a batch and returns its results) as CUDA graphs.
+    """Runs `forward_backward` as CUDA graphs; this function sets the gradients for a batch and returns the other results.
 
     One graph is recorded for each shape of a batch. The first `eager` batches of a shape run without a graph, so that libraries
     can initialise; the next one is recorded. At most `most` graphs are recorded, because each holds its own memory; batches of

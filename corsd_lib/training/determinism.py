@@ -1,4 +1,4 @@
-"""Deterministic algorithms on request: operations add in the same order in every run, also on a GPU."""
+"""Deterministic algorithms on request: operations add in the same order in every run, even on a GPU."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["deterministic_algorithms"]
 
 @contextmanager
 def deterministic_algorithms(enabled: bool) -> Iterator[None]:
-    """Use deterministic algorithms of PyTorch only inside the context; with `enabled` False nothing changes.
+    """Allow only deterministic algorithms of PyTorch inside the context; with `enabled` False nothing changes.
 
-    The previous setting is restored afterwards. cuBLAS needs the environment variable CUBLAS_WORKSPACE_CONFIG too, which is
-    set if it is not set. Raises `CorsdError` when an operation has no deterministic algorithm. See
+    The previous setting is restored afterwards. cuBLAS also needs the environment variable CUBLAS_WORKSPACE_CONFIG, which is
+    set here unless it is set already. Raises `CorsdError` if an operation has no deterministic algorithm. See
     `torch.use_deterministic_algorithms`.
     """
     if not enabled:

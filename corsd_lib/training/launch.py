@@ -36,21 +36,20 @@ def train(
     progress: bool = True,
     stop: threading.Event | None = None,
 ) -> Run:
-    """Train the configuration `config` and return the run. `on_epoch(run)` is called after every epoch.
+    """Train the configuration `config` and return the run on disk. `on_epoch(run)` is called after every epoch.
 
     A finished run is returned as it is. Ctrl-C, SIGTERM, or another thread that sets `stop`, ends the training after the
     current step: a checkpoint is written and the unfinished run is returned. The same configuration with `resume=True`
-    continues from the newest checkpoint, also after the process was killed. It ends with the same weights as an uninterrupted
-    training: exactly on the same CPU with the same number of threads and on the same GPU with `deterministic=True`, closely on
-    a GPU without it.
+    continues from the newest checkpoint, even after the process was killed. The final weights are the same as without the
+    interruption: exactly on the same CPU with the same number of threads and on the same GPU with `deterministic=True`,
+    approximately on a GPU without it.
 
-    `data` replaces the images that `config.data` names; functions that need the images of the run later have to be given the
-    same ones. With several devices each process forms pairs within its own batch. `progress` shows a progress bar.
+    `data` replaces the images that `config.data` names; functions that need the images of the run later must get the same ones.
+    With several devices each process forms pairs within its own batch. `progress` shows a progress bar.
 
-    Raises `CorsdError` for data of one class; for a directory that holds another run or a run on other data, that another
-    process trains right now (`LockedError`), or that is moved or removed during the training; for a checkpoint that is damaged
-    or of another training; for more processes than this machine can run; and for a loss that is not finite (the last good
-    checkpoint is kept).
+    Raises `CorsdError` for data with one class; if the directory holds another run or a run on other data, is in use by another
+    process (`LockedError`), or is moved or removed during the training; if the checkpoint is damaged or belongs to another
+    training; for more processes than this machine can run; and if the loss is not finite (the last good checkpoint is kept).
     """
     _check_import()
     _check_directory(config)  # in every process, before the first one writes into it
@@ -109,7 +108,7 @@ def _train(
     stop: threading.Event | None,
 ) -> Run:
     gpus = [fabric.device] if fabric.device.type == "cuda" else []
-    with _locked_by_first(fabric, config):
+    with _lock_in_first_process(fabric, config):
         if not (config.path / "test.json").is_file():  # another process may have finished it meanwhile
             with nullcontext() if fabric.is_global_zero else silent():  # notices about the data come from one process
                 data = _images_for(data, config)
@@ -125,13 +124,15 @@ def _train(
 
 
 @contextmanager
-def _locked_by_first(fabric: Fabric, config: TrainConfig) -> Iterator[None]:
-    """Lock the run directory in the first process and check it again; every process raises the error that this one finds."""
+def _lock_in_first_process(fabric: Fabric, config: TrainConfig) -> Iterator[None]:
+    """Lock the run directory in the first process, which checks it again. If that fails, every process raises the same
+    error.
+    """
     problem: CorsdError | None = None
     with ExitStack() as stack:
         if fabric.is_global_zero:
             try:
-                stack.enter_context(_locked(config.path))
+                stack.enter_context(_lock_directory(config.path))
                 _check_directory(config)
             except CorsdError as error:
                 problem = error
@@ -142,7 +143,7 @@ def _locked_by_first(fabric: Fabric, config: TrainConfig) -> Iterator[None]:
 
 
 def _images_for(data: ImageData | None, config: TrainConfig) -> ImageData:
-    """The images to train on. An unfinished run needs the images that it was started with."""
+    """Images to train on. Raises `CorsdError` if an unfinished run was started with other images."""
     if data is not None and len(unseen_class_names(data)) != config.hold_out_classes:
         raise CorsdError(
             f"hold_out_classes = {config.hold_out_classes}, and {data.name!r}, which is given to train, holds out "
@@ -157,7 +158,7 @@ def _images_for(data: ImageData | None, config: TrainConfig) -> ImageData:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _lock_directory(folder: Path) -> Iterator[None]:
     """Lock a run directory for this process. Create it if it does not exist, and remove it if nothing was written into it."""
     made = not os.path.isdir(folder)
     make_folder(folder)
@@ -170,12 +171,12 @@ def _locked(folder: Path) -> Iterator[None]:
             yield
         finally:
             if made:
-                with suppress(OSError):  # fails where something was written
+                with suppress(OSError):  # fails if something was written
                     folder.rmdir()
 
 
 def _check_import() -> None:
-    """Raise `CorsdError` in a spawned worker process while it imports the main script: there a training must not start."""
+    """Raise `CorsdError` in a spawned worker process that is importing the main script, where no training must start."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise CorsdError(
             "train was called by a worker process, which imports the script that started it: put what the script does below "
@@ -184,7 +185,7 @@ def _check_import() -> None:
 
 
 def _has_begun(path: Path) -> bool:
-    """Whether a run directory holds anything that a training took a step for; else a new training takes its place."""
+    """Whether a run directory holds results of at least one training step; if not, a new training replaces it."""
     files = ("checkpoint.safetensors", "metrics.jsonl", "weights.safetensors", "test.json")
     return any(os.path.isfile(path / name) for name in files)
 

@@ -13,11 +13,11 @@ __all__ = ["learning_rate", "parameter_groups"]
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
-    """Learning rate of `step` (counted from 0) of `steps`.
+    """Learning rate of `step` (from 0) of `steps` in all.
 
-    It is a function of the step only, so a resumed training needs no scheduler state. "onecycle": cosine from lr / 25 up to lr
-    over the first 30 % of the steps, then down to lr / 250,000, as torch's OneCycleLR. "cosine": from lr down to 0 (arXiv
-    1608.03983). "multistep": divided by 10 at each of `milestones`. "constant": lr.
+    It depends only on the step, so a resumed training needs no scheduler state. Schedules: "onecycle": cosine from lr / 25 up
+    to lr over the first 30 % of the steps, then down to lr / 250,000, as in torch's OneCycleLR. "cosine": from lr down to 0
+    (arXiv 1608.03983). "multistep": lr, divided by 10 at each of `milestones`. "constant": lr.
     """
     share = step / steps
     if config.schedule == "onecycle":
@@ -37,7 +37,9 @@ def _cosine(start: float, end: float, share: float) -> float:
 
 
 def parameter_groups(module: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """All parameters; without `decay_norm_and_bias`, norms and biases (one-dimensional) are a group without weight decay."""
+    """Groups of all parameters for an optimiser. Without `decay_norm_and_bias` one-dimensional ones (norms, biases) have no
+    decay.
+    """
     parameters = list(module.parameters())
     if config.decay_norm_and_bias:
         return [{"params": parameters, "weight_decay": config.weight_decay}]

@@ -58,7 +58,7 @@ class ProbeSet:
             return all(bool(z.isfinite().all()) for z in network(images).logits)
 
     def snapshot(self, network: MultiExitNetwork, method: Method) -> dict[str, Tensor]:
-        """The tensors of a snapshot file by name; see `Snapshot`."""
+        """Tensors of a snapshot file by name, see `Snapshot`."""
         device = next(network.parameters()).device
         relations = method.relation_networks()
         with evaluating(network), evaluating(method):
@@ -73,7 +73,9 @@ class ProbeSet:
         }
 
     def _outputs(self, network: MultiExitNetwork, device: torch.device, maps: bool) -> ExitOutputs:
-        """Outputs for all probe images. Feature maps are large: with `maps` those of the images `few` are kept, else none."""
+        """Outputs for all probe images. Feature maps are large: with `maps` those of the images `self.few` are stored, else
+        none.
+        """
         outs, start = [], 0
         for images, _ in evaluation_batches(self.data, self.split, device, workers=self.workers):
             out = network(images)
@@ -84,7 +86,9 @@ class ProbeSet:
         return ExitOutputs(*joined)
 
     def _relations(self, networks: nn.ModuleList, out: ExitOutputs) -> list[Tensor]:
-        """Class-level relation of every stage, of the trained score where the method has one, else of the cosine."""
+        """Class-level relations (C, C): of the score of every relation network, or of the cosine at every exit if there are
+        none.
+        """
         labels = self.split.labels.to(out.logits[0].device)
         few = self.few.to(labels.device)
         matrices = []
@@ -101,6 +105,6 @@ class ProbeSet:
 
 
 def _half(values: Tensor) -> Tensor:
-    """As float16; values out of range become the largest finite number of float16."""
+    """`values` as float16; values out of range become the largest finite number of float16, with their sign."""
     most = torch.finfo(torch.float16).max
     return values.clamp(-most, most).half()

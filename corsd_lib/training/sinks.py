@@ -1,4 +1,4 @@
-"""What the trackers do with the values of an epoch: one class for each of them."""
+"""Connections to the trackers, one class for each: they record the values of an epoch."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ _PROJECT = "corsd_lib"
 
 
 class Sink(Protocol):
-    """An open tracker. `last`: the newest epoch that it has, -1 for none."""
+    """An open connection to a tracker. `last`: newest epoch that the tracker has, -1 for none."""
 
     last: int
 
     def __init__(self, run: Run) -> None: ...
 
     def send(self, epoch: int, values: Mapping[str, float], picture: np.ndarray | None) -> None:
-        """Record the values of an epoch by name, {} before the first, and the picture (H, W), uint8, of its relation."""
+        """Record the `values` of an epoch by name, {} for epoch 0, and a `picture` of its relation, uint8 (H, W), or None."""
 
     def save(self) -> None:
-        """Write what was sent."""
+        """Write all values that were sent so far."""
 
     def close(self) -> None:
         """End the connection."""
@@ -48,7 +48,7 @@ def _remove(folder: Path, files: str) -> None:
 
 
 class _Csv:
-    """<run>/logs/csv/metrics.csv: a row for each epoch, which is its column "step" too."""
+    """<run>/logs/csv/metrics.csv: one row for each epoch; the column "step" is the epoch."""
 
     def __init__(self, run: Run) -> None:
         from lightning_fabric.loggers import CSVLogger
@@ -68,7 +68,7 @@ class _Csv:
 
 
 class _TensorBoard:
-    """<run>/logs/tensorboard/events.out.tfevents.*: `tensorboard --logdir runs` finds it."""
+    """<run>/logs/tensorboard/events.out.tfevents.*: `tensorboard --logdir runs` shows them."""
 
     def __init__(self, run: Run) -> None:
         from lightning_fabric.loggers import TensorBoardLogger
@@ -89,7 +89,9 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """A run of the project corsd_lib. It drops steps that it has, so epochs that were sent before a crash are not doubled."""
+    """A run of the Weights & Biases project corsd_lib. It ignores steps that it has already, so no epoch is recorded twice
+    after a crash.
+    """
 
     def __init__(self, run: Run) -> None:
         import wandb
@@ -120,7 +122,7 @@ class _Wandb:
 
 
 class _MLflow:
-    """A run of the experiment corsd_lib at $MLFLOW_TRACKING_URI, which is asked for its last epoch."""
+    """A run of the MLflow experiment corsd_lib at $MLFLOW_TRACKING_URI. The server returns the last epoch that it has."""
 
     def __init__(self, run: Run) -> None:
         from mlflow import MlflowClient

@@ -15,7 +15,7 @@ __all__ = ["stop_request"]
 def stop_request(stop: threading.Event | None = None) -> Iterator[threading.Event]:
     """Yield an event that the first SIGINT or SIGTERM sets; the second signal has its usual effect.
 
-    Signals are handled in the main thread of a process only; in another thread nothing but `stop` itself sets the event.
+    Python handles signals only in the main thread of a process; in another thread only the caller can set the event `stop`.
     """
     stop = stop or threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -1,8 +1,8 @@
 """Metrics of a training in TensorBoard, Weights & Biases, MLflow or a CSV file.
 
-A tracker reads the run on disk after each epoch and sends what it has not sent yet, so it cannot affect the training. Its step
-is the epoch. `csv` and `tensorboard` write <run>/logs/<tracker>/ again from the first epoch when a training is resumed; for the
-other two <run>/logs/<tracker>.json identifies the run there. No epoch is recorded twice.
+A tracker reads the run on disk after each epoch and sends what it has not sent yet, so it cannot affect the training. The
+"step" of a tracker is the epoch. `csv` and `tensorboard` write <run>/logs/<tracker>/ again from the first epoch when a training
+is resumed; for the other two <run>/logs/<tracker>.json stores the id of the run there. No epoch is recorded twice.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ _IMAGE_EVERY = 5  # epochs
 
 
 class Tracker:
-    """Pass it to `train` as `on_epoch`, and call `close` at the end, or use it as a context manager. `name`: one of `TRACKERS`.
+    """Sends the metrics of a training to the tracker `name`, one of `TRACKERS`.
 
-    It gets the terms of the loss, the accuracies of the exits, learning rate and seconds of each epoch. Before the first, after
-    every fifth and after the last epoch, where there is a snapshot, it also gets the class-level relation of the deepest exit
-    as a grey image, black for the smallest value and white for the largest. If a tracker cannot be reached, a warning says so,
-    the training continues, and what is missing is sent after the next epoch. Raises `CorsdError` for an unknown name, and
-    `MissingPackage` without its package.
+    Pass it to `train` as `on_epoch`, and call `close` at the end, or use it as a context manager.
+
+    It gets the terms of the loss, the accuracies of the exits, learning rate and seconds of each epoch. Before the first epoch,
+    after every fifth and after the last, if there is a snapshot, it also gets the class-level relation of the deepest exit as a
+    grey image, black for the smallest value and white for the largest. If a tracker cannot be reached, a warning is shown, the
+    training continues, and missing epochs are sent after the next one. Raises `CorsdError` for an unknown name, and
+    `MissingPackage` if its package is not installed.
     """
 
     def __init__(self, name: str) -> None:
@@ -44,8 +46,8 @@ class Tracker:
             if self._sink is None:
                 self._sink = SINKS[self.name](run)
             _send(run, self._sink)
-        except Exception as error:  # of a service, its client or the disk
-            self._sink = None  # opened again after the next epoch
+        except Exception as error:  # errors of a service, its client or the disk
+            self._sink = None  # is opened again after the next epoch
             warnings.warn(f"logger {self.name!r}: {first_line(error)}; the training continues", stacklevel=2)
 
     def close(self) -> None:
@@ -74,7 +76,7 @@ def _send(run: Run, sink: Sink) -> None:
 
 
 def _picture(relation: np.ndarray) -> np.ndarray:
-    """A relation (C, C) as a grey image, uint8, of at least 128 pixels a side."""
+    """A relation (C, C) as a grey image, uint8, with sides of at least 128 pixels."""
     low, high = relation.min(), relation.max()
     grey = (255 * (relation - low) / max(high - low, 1e-12)).round().astype(np.uint8)
     return np.kron(grey, np.ones([max(1, -(-128 // len(grey)))] * 2, dtype=np.uint8))

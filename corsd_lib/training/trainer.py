@@ -1,4 +1,4 @@
-"""The loop of a training, and what it writes into the run directory."""
+"""The training loop, and the files that it writes into the run directory."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 __all__ = ["Trainer"]
 
 
-def _plain(config: TrainConfig) -> dict[str, Any]:
-    """The configuration as JSON values, with every option of the method written out."""
+def _json_config(config: TrainConfig) -> dict[str, Any]:
+    """Configuration as JSON values, with all options of the method, including defaults."""
     options = asdict(config.build_method().options)
     return json.loads(json.dumps(asdict(replace(config, method_options=options))))
 
 
 class Step(nn.Module):
-    """Network and method as one module: distributed data parallel needs a single forward pass."""
+    """Network and method as one module, because distributed data parallel needs a single forward pass."""
 
     def __init__(self, network: MultiExitNetwork, method: Method) -> None:
         super().__init__()
@@ -63,8 +63,8 @@ class Step(nn.Module):
 class Trainer:
     """One training: network, method, optimiser, position in the epoch, and the sums of the current epoch.
 
-    Creating one builds network and method from the seeds. `begin_or_resume` writes the first files of a new run, or restores
-    the checkpoint of an earlier process; `run` trains.
+    The constructor creates network and method with the seeds of the configuration. `begin_or_resume` writes the first files of
+    a new run, or restores the checkpoint of an earlier process; `run` trains.
     """
 
     def __init__(self, fabric: Fabric, config: TrainConfig, data: ImageData) -> None:
@@ -103,14 +103,14 @@ class Trainer:
         self.steps_per_epoch = len(self.source.indices(0))
         if not self.steps_per_epoch:
             raise CorsdError(f"batch_size {config.batch_size} x {fabric.world_size} processes leaves no batch of train")
-        self.forward_backward = self._graphed() if config.cuda_graphs else self._forward_backward
+        self.forward_backward = self._with_graphs() if config.cuda_graphs else self._forward_backward
         self.checkpoint = Checkpoint(self.path / "checkpoint.safetensors", fabric, self.network, self.method, self.optimizer)
         self.epoch = self.step = 0
         self.elapsed = 0.0  # seconds that earlier processes trained in the current epoch
         self.totals: dict[str, Tensor] = {}
-        self.terms: set[str] = set()  # of the loss; empty before the first step of this process
+        self.terms: set[str] = set()  # names of the terms of the loss; empty before the first step of this process
         self.probe = ProbeSet(data, config.probe_size, config.probe_split, config.workers)
-        # After a resume it is that of the process that began the run.
+        # After a resume it is the provenance of the process that began the run.
         self.provenance = provenance(fabric.device) if fabric.is_global_zero else {}
 
     def begin_or_resume(self) -> None:
@@ -129,8 +129,9 @@ class Trainer:
     # --- the loop ---
 
     def run(self, stop: threading.Event, on_epoch: Callable[[Run], None] | None, progress: bool) -> None:
-        """Train until all epochs are done or `stop` is set; after the last epoch write the weights and the evaluation on
-        test."""
+        """Train until all epochs are done or `stop` is set. After the last epoch write the weights and the evaluation on
+        test.
+        """
         from tqdm.auto import tqdm
 
         c = self.config
@@ -175,10 +176,14 @@ class Trainer:
         return not (self._any_rank(stop.is_set())[0] and self.epoch < self.config.epochs)
 
     def _step(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        """One optimiser step; the terms of the loss, and for each exit the number of correct predictions."""
+        """Take an optimiser step. Returns the terms of the loss by name, and the number of correct predictions (K,) of the
+        exits.
+
+        Raises `CorsdError` if the loss is not finite.
+        """
         c = self.config
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self._done(), c.epochs * self.steps_per_epoch, c)
+            group["lr"] = learning_rate(self._steps_done(), c.epochs * self.steps_per_epoch, c)
         if c.channels_last:
             batch = batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last))
         parts, logits = self.forward_backward(batch._replace(random=self.method.sample(batch)))
@@ -192,15 +197,17 @@ class Trainer:
         return parts, correct
 
     def _forward_backward(self, batch: Batch) -> StepOutputs:
-        """Forward and backward pass. Sets the gradients; returns the terms of the loss and the logits of every exit,
-        detached."""
+        """Set the gradients for a batch; return the terms of the loss and the logits of every exit, all detached."""
         parts, logits = self.module(batch)
         self.optimizer.zero_grad(set_to_none=True)
         self.fabric.backward(parts["total"])
         return {name: value.detach() for name, value in parts.items()}, logits
 
-    def _graphed(self) -> Callable[[Batch], StepOutputs]:
-        """Forward and backward pass as CUDA graphs; without graphs on a CPU and for a method that cannot be recorded."""
+    def _with_graphs(self) -> Callable[[Batch], StepOutputs]:
+        """`_forward_backward` as CUDA graphs; without graphs on a CPU and for a method that cannot be recorded.
+
+        Raises `CorsdError` for several processes and for the precision "16-mixed".
+        """
         if self.fabric.device.type != "cuda" or not self.method.graphs:
             return self._forward_backward
         if self.fabric.world_size > 1 or self.config.precision == "16-mixed":
@@ -211,12 +218,14 @@ class Trainer:
         )
 
     def _check_state(self) -> None:
-        """Raise `CorsdError` if weights or outputs are not finite, or if the run directory was changed, before anything is
-        saved."""
+        """Raise `CorsdError` if weights or outputs are not finite, and if the run directory was changed by others.
+
+        It is called before anything is saved.
+        """
         bad = [name for name, value in self._weights().items() if not value.isfinite().all()]
         if not bad and self.fabric.is_global_zero and not self.probe.finite(self.network):
             bad = ["outputs for the probe set"]
-        changed = self._changed() if self.fabric.is_global_zero else ""
+        changed = self._change_by_others() if self.fabric.is_global_zero else ""
         diverged, changed_anywhere = self._any_rank(bool(bad), bool(changed))
         if diverged:
             raise self._diverged(self.step, f"no longer finite: {', '.join(bad[:3]) or 'weights of another process'}")
@@ -231,14 +240,14 @@ class Trainer:
             "A lower lr, a clip_norm or precision 32-true may help"
         )
 
-    def _done(self) -> int:
+    def _steps_done(self) -> int:
         return self.epoch * self.steps_per_epoch + self.step
 
     def _progress(self, step: int) -> float:
         return (self.epoch * self.steps_per_epoch + step) / (self.config.epochs * self.steps_per_epoch)
 
     def _any_rank(self, *flags: bool) -> list[bool]:
-        """For each flag whether it is set in any process: all processes must stop and save at the same step."""
+        """For each flag whether it is set in any process, because all processes must stop and save at the same step."""
         if self.fabric.world_size == 1:
             return list(flags)
         votes = self.fabric.all_reduce(torch.tensor(flags, dtype=torch.float, device=self.fabric.device), reduce_op="sum")
@@ -257,7 +266,7 @@ class Trainer:
         self.totals = dict(zip(names, one, strict=True))
 
     def _check_terms(self, terms: set[str]) -> None:
-        """Raise `CorsdError` unless these terms of the loss are those of the steps before, also of the steps before a resume.
+        """Raise `CorsdError` unless these terms of the loss are those of all earlier steps, including steps before a resume.
 
         metrics.jsonl has one column for each term.
         """
@@ -270,16 +279,16 @@ class Trainer:
             )
 
     def _terms_before(self, terms: set[str]) -> set[str]:
-        """The terms that a resumed run has recorded; `terms`, those of its first step, for a new run."""
+        """Names of the terms that a resumed run has recorded; for a new run `terms`, the names at its first step."""
         if missing := [f"loss.{name}" for name in sorted(terms) if self.totals and f"loss.{name}" not in self.totals]:
             raise CorsdError(f"{self.checkpoint.path} lacks totals.{missing[0]}: it is incomplete, or of another version")
-        recorded = [*self.totals, *(self._recorded(self.epoch) or [{}])[-1]]
+        recorded = [*self.totals, *(self._recorded_lines(self.epoch) or [{}])[-1]]
         before = {name.removeprefix("loss.") for name in recorded if name.startswith("loss.")}
         # Earlier versions also recorded terms of weight 0.
         return {name for name in before if name in terms or getattr(self.method.options, name, True)} or terms
 
-    def _summed(self) -> dict[str, Tensor]:
-        """The sums of the epoch, added over all processes."""
+    def _sum_over_processes(self) -> dict[str, Tensor]:
+        """Sums of the epoch over all processes."""
         return {k: cast(Tensor, self.fabric.all_reduce(v.clone(), reduce_op="sum")) for k, v in self.totals.items()}
 
     def _means(self) -> dict[str, float]:
@@ -293,15 +302,15 @@ class Trainer:
         return f"epoch {self.epoch + 1} train {exits} % {losses}"
 
     def _end_epoch(self, seconds: float) -> None:
-        """Write metrics and snapshot of the epoch, and move on to the next one."""
+        """Increment the epoch, and write its metrics and, if due, its snapshot. `seconds`: duration of the epoch."""
         if self.fabric.world_size > 1:
-            self.totals = self._summed()
+            self.totals = self._sum_over_processes()
         self.epoch, self.step = self.epoch + 1, 0
         if not self.fabric.is_global_zero:
             return
         record: dict[str, Any] = {
             "epoch": self.epoch,
-            "step": self._done(),
+            "step": self._steps_done(),
             "lr": self.optimizer.param_groups[0]["lr"],
             "images": int(self.totals["images"].item()),
             "seconds": round(seconds, 3),
@@ -311,14 +320,14 @@ class Trainer:
             logits, labels = exit_logits(self.network, self.data, self.data.validation, self.config.workers)
             record |= {f"val_top1.exit{k}": top_k_accuracy(z, labels) for k, z in enumerate(logits, 1)}
         # Terms of weight 0, which earlier versions recorded, are dropped, so that all lines have the same columns.
-        lines = [{k: v for k, v in line.items() if k in record} for line in self._recorded(self.epoch - 1)]
-        write_lines(self._to("metrics.jsonl"), [*lines, record], within=self.path)
+        lines = [{k: v for k, v in line.items() if k in record} for line in self._recorded_lines(self.epoch - 1)]
+        write_lines(self._path_to_write("metrics.jsonl"), [*lines, record], within=self.path)
         every = self.config.probe_every
         if self.epoch == self.config.epochs or (every and self.epoch % every == 0):
             self._snapshot()
 
-    def _recorded(self, epochs: int) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl for the first `epochs` epochs. Raises `CorsdError` if one is missing."""
+    def _recorded_lines(self, epochs: int) -> list[dict[str, Any]]:
+        """Lines of metrics.jsonl for the first `epochs` epochs. Raises `CorsdError` if one is missing."""
         file = self.path / "metrics.jsonl"
         lines = read_metrics(file)
         there = [line["epoch"] for line in lines]
@@ -332,29 +341,31 @@ class Trainer:
 
     def _snapshot(self) -> None:
         tensors = self.probe.snapshot(self.network, self.method)
-        write_tensors(self._to(f"probes/epoch_{self.epoch:04d}.safetensors"), tensors, within=self.path)
+        write_tensors(self._path_to_write(f"probes/epoch_{self.epoch:04d}.safetensors"), tensors, within=self.path)
 
     def _begin(self) -> None:
         """Write the first files of a new run, with the snapshot of the untrained network."""
-        (self.path / "metrics.jsonl").unlink(missing_ok=True)  # of a run whose checkpoint was removed: it starts over
-        content = {"train": _plain(self.config), "data": asdict(self.info), "provenance": self.provenance}
+        (self.path / "metrics.jsonl").unlink(missing_ok=True)  # left from a run whose checkpoint was removed: it starts over
+        content = {"train": _json_config(self.config), "data": asdict(self.info), "provenance": self.provenance}
         write_json(self.path / "config.json", with_checksum(content), within=self.path)
         self.probe.write(self.path)
         self._snapshot()
 
     def _finish(self) -> None:
-        write_tensors(self._to("weights.safetensors"), self._weights(), within=self.path)
+        write_tensors(self._path_to_write("weights.safetensors"), self._weights(), within=self.path)
         result = asdict(evaluate(self.network, self.data, workers=self.config.workers))
-        write_json(self._to("test.json"), with_checksum(result), within=self.path)
+        write_json(self._path_to_write("test.json"), with_checksum(result), within=self.path)
 
-    def _to(self, name: str) -> Path:
-        """The path of a file that is about to be written. Raises `CorsdError` if the run directory was changed."""
-        if changed := self._changed():
+    def _path_to_write(self, name: str) -> Path:
+        """Path of the file `name` in the run directory, which is about to be written. Raises `CorsdError` if the run directory
+        was changed.
+        """
+        if changed := self._change_by_others():
             raise CorsdError(changed)
         return self.path / name
 
-    def _changed(self) -> str:
-        """How the run directory was changed by others during this training; "" if it was not."""
+    def _change_by_others(self) -> str:
+        """Error message if others changed the run directory during this training, else ""."""
         if not self.path.is_dir():
             return (
                 f"{self.path} was moved or removed while it was trained, and the training ends; if it was moved, resume it "
@@ -376,15 +387,17 @@ class Trainer:
         return self.checkpoint.weights()
 
     def _checkpoint(self, seconds: float = 0.0) -> None:
-        """Write the checkpoint. With several processes the sums of the epoch are collected in the first one."""
+        """Write the checkpoint. With several processes the sums of the epoch are moved to the first one. `seconds`: time spent
+        in the current epoch.
+        """
         if self.fabric.world_size > 1 and self.totals:
-            self.totals = {k: v * self.fabric.is_global_zero for k, v in self._summed().items()}
+            self.totals = {k: v * self.fabric.is_global_zero for k, v in self._sum_over_processes().items()}
         if self.fabric.is_global_zero:
-            self._to(self.checkpoint.path.name)
+            self._path_to_write(self.checkpoint.path.name)
             self.checkpoint.write(Position(self.epoch, self.step, seconds), self.totals)
 
     def _note_resume(self) -> None:
-        """Add the provenance of this process to config.json where it differs: commit, package versions or machine."""
+        """Add the provenance of this process to config.json if commit, package versions, machine or other fields differ."""
         path = self.path / "config.json"
         content = read_json(path)
         now, self.provenance = self.provenance, content["provenance"]
@@ -402,13 +415,13 @@ class Trainer:
             same_start=begun_with == version("torch"),
         )
         self.epoch, self.step, self.elapsed = position.epoch, position.step, position.seconds
-        self._recorded(self.epoch)
+        self._recorded_lines(self.epoch)
         self._check_probes()
 
     def _check_probes(self) -> None:
         """Check the probe set and the snapshots written so far, which a resumed training keeps; write a missing probe set.
 
-        Raises `CorsdError` for a file that is damaged or does not fit.
+        Raises `CorsdError` for a file that is damaged or does not match.
         """
         file, classes = self.path / "probe.safetensors", self.data.num_classes
         if file.is_file():

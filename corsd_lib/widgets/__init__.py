@@ -1,14 +1,15 @@
-"""Explorers: widgets that show runs. They compute nothing themselves.
+"""Explorers: widgets that show runs. They only display what the analysis computes.
 
-host.py           base class: an anywidget around the script of the pages, with state, data and answers to its questions
-relation.py       RelationExplorer; relation_view.py its matrices, pair.py the images of a cell, relation_picture.py its figure
-stages.py         StageExplorer; stage_facts.py its texts, stage_picture.py its figure
+host.py           base class: an anywidget around the script of the pages, with its state, its data and the answers to requests
+relation.py       RelationExplorer; relation_view.py: matrices, pair.py: images of a cell, relation_picture.py: static figure
+stages.py         StageExplorer; stage_facts.py: texts, stage_picture.py: static figure
 exits.py          ExitExplorer
-attribution.py    AttributionExplorer; attribution_pictures.py, attribution_checks.py its parts, own_images.py
-monitor.py        TrainingMonitor; monitor_picture.py its figure
-probe_images.py   the probe images of a run, if the data is available; thumbnails.py: small ones
+attribution.py    AttributionExplorer; attribution_pictures.py: maps and texts, attribution_checks.py: tests of a map,
+                  own_images.py: images of the user
+monitor.py        TrainingMonitor; monitor_picture.py: static figure
+probe_images.py   probe images of a run, if the data is available; thumbnails.py: small ones
 
-The script is in `corsd_lib.sharing.pages`. It works in the browser as far as possible, also while the kernel is busy.
+The script is in `corsd_lib.sharing.pages`. It works in the browser as far as possible, even while the kernel is busy.
 
 An explorer needs only a `Run`, which may be unfinished or from another machine. Data is sent to the browser once, in binary.
 """

@@ -29,12 +29,12 @@ from corsd_lib.widgets.probe_images import ProbeImages, png_of
 
 OWN, LABEL, YOURS = "own prediction", "true label", "yours"
 STEPS = (20, 50, 100, 200, 500)
-SIDE = 192  # pixels of a picture
+SIDE = 192  # height of a picture in pixels, about
 _OWN_IMAGE = "Show it one of your own: explorer.image = array, uint8 (H, W, 3), (3, H, W) or (H, W)."
 
 
 class _Image(Chosen):
-    """A position in the probe set, or an image of the user, for which the browser gets only a marker."""
+    """A trait whose value is an index in the probe set, or an image of the user, for which the browser gets only a marker."""
 
     def __init__(self, default: Any, help: str) -> None:
         super().__init__(default, help)
@@ -42,18 +42,19 @@ class _Image(Chosen):
 
 
 class AttributionExplorer(Explorer):
-    """Attribution maps of the prediction of an exit of a run, or, with a partner image, of the relation of two images.
+    """Shows attribution maps of the prediction of an exit of a run or, with a partner image, of the relation of two images.
 
     Controls choose an image (by class and number, at random, or one that the exit classifies wrongly), exit, class, method,
-    baseline and steps. Shown are image, signed map and overlay, the score of image and baseline, the completeness gap, and the
-    predictions of all exits. Two buttons test whether the map depends on the trained network.
+    baseline and steps. The explorer shows image, signed map and overlay, the scores of image and baseline, the completeness
+    gap, and the predictions of all exits. Two buttons test whether the map depends on the trained network.
 
-    `explorer.image` and `.partner` (None for none): positions in the probe set, or other images, uint8 (H, W, 3), (3, H, W) or
-    (H, W), which are scaled to the size of the run. `.exit` (1 = shallowest), `.target` ("own prediction", "true label", or a
-    class by index or name), `.method`, `.baseline` and `.steps` can be read, set and observed too. By default the steps are at
-    least 50, and as many as the first map needs for a completeness gap of at most 5 %. `.attributions` are those shown, one for
-    each image; without any, reading it raises `CorsdError`. `data`: by default that of the run from `data_root`; without data a
-    sentence is shown in place of images. The network has the newest weights. Raises `CorsdError` for invalid arguments.
+    `explorer.image` and `.partner` (or None) are indices in the probe set, or other images, uint8 (H, W, 3), (3, H, W) or (H,
+    W), which are scaled to the size of the run. `.exit` (1 = shallowest), `.target` ("own prediction", "true label", or a class
+    by index or name), `.method`, `.baseline` and `.steps` can also be read, set and observed. By default the steps are at least
+    50, and as many as the first map needs for a completeness gap of at most 5 %. `.attributions`: the attributions that are
+    shown, one for each image; reading it raises `CorsdError` if they cannot be computed. `data`: by default the data of the
+    run, from `data_root`; if it is missing, a message is shown instead of images. The network has the newest weights. Raises
+    `CorsdError` for invalid arguments.
     """
 
     script = "attribution"
@@ -132,7 +133,7 @@ class AttributionExplorer(Explorer):
         return own_pixels(value, self.run.data)
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
-        """Apply the choices of the browser. Its marker for an image of the user is ignored."""
+        """Apply the choices of the browser, but ignore its marker for an image of the user."""
         super().set_state({name: value for name, value in sync_data.items() if not isinstance(value, str) or value != YOURS})
 
     def _steps_set(self, change: Any) -> None:
@@ -140,7 +141,7 @@ class AttributionExplorer(Explorer):
 
     @property
     def attributions(self) -> tuple[Attribution, ...]:
-        """The attributions shown, one for each image. Raises `CorsdError` if they cannot be computed."""
+        """Attributions that are shown, one for each image. Raises `CorsdError` if they cannot be computed."""
         state = [getattr(self, name) for name in self.chosen]
         key = [id(v) if isinstance(v, Tensor) else v for v in state]
         if self._shown is None or self._shown[0] != key:
@@ -150,7 +151,7 @@ class AttributionExplorer(Explorer):
                 self.steps = next(steps for steps in STEPS if steps > self.steps)
                 self.observe(self._steps_set, "steps")
                 found = self._attribute()
-            self._steps_chosen = True  # what is compared with the first map has its steps
+            self._steps_chosen = True  # so that later maps have as many steps as the first one
             key[self.chosen.index("steps")] = self.steps
             self._shown = key, found
         return self._shown[1]
@@ -159,11 +160,13 @@ class AttributionExplorer(Explorer):
         image, partner = ("own" if isinstance(v, Tensor) else v for v in (self.image, self.partner))
         return f"AttributionExplorer({str(self.run.path)!r}, image {image}, partner {partner}, exit {self.exit})"
 
-    # --- what the browser asks for ---
+    # --- answers to requests of the browser ---
 
     def ask_map(self, **state: Any) -> dict[str, Any]:
-        """Image, signed map and overlay of every image, with the finding and the completeness gap."""
-        for name, value in state.items():  # a question may come before the news of what it is about
+        """Answer: picture, signed map and overlay of every image, the finding, the completeness gap, and the predictions of all
+        exits.
+        """
+        for name, value in state.items():  # a request may arrive before the change of state that it is about
             if value != YOURS:
                 setattr(self, name, value)
         try:
@@ -187,14 +190,14 @@ class AttributionExplorer(Explorer):
         }
 
     def ask_weights(self) -> dict[str, Any]:
-        """The check with random weights."""
+        """Answer: the result of `weights_check`."""
         return weights_check(self._subject())
 
     def ask_deletion(self) -> dict[str, Any]:
-        """The check that deletes the pixels of the map."""
+        """Answer: the result of `deletion_check`."""
         return deletion_check(self._subject())
 
-    # --- what that is made of ---
+    # --- computations ---
 
     @cached_property
     def _network(self) -> MultiExitNetwork:
@@ -206,17 +209,17 @@ class AttributionExplorer(Explorer):
         return networks if len(networks) else "cosine"
 
     def _pixels(self) -> list[Tensor]:
-        """The image, and the partner if there is one: uint8 (C, H, W)."""
+        """The image, and the partner if there is one, each uint8 (C, H, W)."""
         shown = [self.image] if self.partner is None else [self.image, self.partner]
         return [self.images.pixels([which])[0] if isinstance(which, int) else which for which in shown]
 
     def _inputs(self, pixels: list[Tensor]) -> list[Tensor]:
-        """The images as input of the network."""
+        """Images uint8 (C, H, W) as inputs of the network."""
         return list(self._normalise(torch.stack(pixels)))
 
     @cached_property
     def _normalise(self) -> Normalise:
-        return Normalise(self.run.data)  # type: ignore[arg-type]  # it reads mean and std alone
+        return Normalise(self.run.data)  # type: ignore[arg-type]  # it reads only mean and std
 
     def _options(self) -> dict[str, Any]:
         return {"method": self.method, "steps": self.steps, "baseline": self.baseline, "normalise": self._normalise}
@@ -225,7 +228,7 @@ class AttributionExplorer(Explorer):
         images = self._inputs(self._pixels())
         if len(images) == 2:
             missing = 0 if isinstance(self._relations, str) else len(self._relations) - len(self._network.exits)
-            exit = self.exit + missing  # a relation network of every stage, an exit only of the deepest
+            exit = self.exit + missing  # every stage has a relation network, but only the deepest one may have an exit
             return attribute_pair(self._network, self._relations, images[0], images[1], exit, **self._options())
         return (attribute_exit(self._network, images[0], self.exit, self._class(), **self._options()),)
 
@@ -237,7 +240,7 @@ class AttributionExplorer(Explorer):
         return None if self.target == OWN else int(self.target)
 
     def _probabilities(self, pixels: list[Tensor]) -> Tensor:
-        """(images, exits, classes)."""
+        """Predicted probabilities (images, exits, classes) of images uint8 (C, H, W)."""
         with torch.no_grad():
             logits = self._network(torch.stack(self._inputs(pixels)).to(next(self._network.parameters()))).logits
         return torch.stack([z.float().softmax(1).cpu() for z in logits], dim=1)
@@ -252,7 +255,7 @@ class AttributionExplorer(Explorer):
         return f"{self._short[int(self._probes.labels[which])]} (probe {which})"
 
     def _predictions(self, probabilities: Tensor) -> dict[str, Any]:
-        """Prediction and probability of every exit for each image."""
+        """Table of the prediction of every exit, with its probability, for each image."""
         target = self.attributions[0].target
         best, says = probabilities.max(dim=2)
         shown = [self._caption(which) for which in (self.image, self.partner)[: len(probabilities)]]
@@ -267,7 +270,7 @@ class AttributionExplorer(Explorer):
         return {"head": head, "rows": rows}
 
     def _subject(self) -> Checked:
-        """What the sanity checks test."""
+        """Arguments of the two checks. Raises `CorsdError` for a pair, which they cannot test."""
         if self.partner is not None:
             raise CorsdError("These checks are for an exit's decision: choose no partner.")
         (found,) = self.attributions
@@ -286,7 +289,7 @@ class AttributionExplorer(Explorer):
         said = html.escape(self._finding(self._probabilities(pixels)), quote=False)
         weight = figure.layout.title.text.replace("<br>", " ")
         set_title(figure, f"{said}\n{weight}", 84, below=40)
-        figure.layout.height += 20  # for the title's second line
+        figure.layout.height += 20  # for the second line of the title
         return figure
 
     def panels(self) -> list[Panel]:
@@ -298,12 +301,12 @@ class AttributionExplorer(Explorer):
 
 
 def _gap(found: tuple[Attribution, ...]) -> float:
-    """The completeness gap; 0 for a method that has none."""
+    """Completeness gap; 0 for a method that has none."""
     return found[0].completeness_gap or 0.0
 
 
 def _pictures(image: Tensor, values: Tensor, limit: float) -> list[list[Any]]:
-    """PNGs of an image, its map, and the map over it, each with what it is."""
+    """PNGs of an image, its map, and the map over the image, each with a caption."""
     factor = max(1, SIDE // image.shape[1])
     return [
         [png_of(image, factor), "image"],

@@ -1,4 +1,4 @@
-"""The two tests of an attribution map, as plain values."""
+"""The two tests of an attribution map, with results as plain values for the script."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import Tensor
 from corsd_lib.attribution import Attribution, deletion_curve, randomisation_check
 from corsd_lib.network import MultiExitNetwork
 
-DRAWS = 5  # of random weights: small maps vary much
-ALIKE = 0.3  # mean rank correlation above which a map of an untrained network looks the same (ours)
-BETTER = 0.8  # share of the random area below which a map found more than chance does (ours)
+DRAWS = 5  # number of random weights, because results vary for small maps
+ALIKE = 0.3  # mean rank correlation above which the map of an untrained network counts as the same (ours)
+BETTER = 0.8  # share of the random area below which a map counts as better than chance (ours)
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Checked:
 
 
 def weights_check(subject: Checked) -> dict[str, Any]:
-    """`randomisation_check` for several random weights: a sentence, and the correlations for each."""
+    """`randomisation_check` for several random weights: a "sentence", and the correlations "signed" and "strength" for each."""
     found = subject.found
     values = [
         randomisation_check(subject.network, subject.image, found.exit, found.target, **subject.options, seed=seed)
@@ -53,7 +53,7 @@ def weights_check(subject: Checked) -> dict[str, Any]:
 
 
 def deletion_check(subject: Checked) -> dict[str, Any]:
-    """`deletion_curve` as a sentence and lines, in %."""
+    """`deletion_curve` as a "sentence" and lines of a chart, in %."""
     kept = {name: subject.options[name] for name in ("baseline", "normalise")}
     curve = deletion_curve(subject.network, subject.image, subject.found.exit, subject.found, **kept)
     areas = f"area under the probability of {subject.target_name} {curve.area:.3f}, {curve.random_area:.3f} in random order"

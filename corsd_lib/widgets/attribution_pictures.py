@@ -14,14 +14,15 @@ from torch import Tensor
 from corsd_lib.attribution import Attribution
 from corsd_lib.figures.style import PALETTE
 
-COMPLETE = 0.05  # completeness gap up to which a map accounts for the difference of the scores
+COMPLETE = 0.05  # largest completeness gap at which a map accounts for the difference of the scores
 RAISED, LOWERED = PALETTE[1], PALETTE[0]
 
 
 def map_png(values: Tensor, limit: float, pixels: Tensor | None = None, side: int = 128) -> bytes:
     """PNG of a signed map (H, W): opacity grows with |value| / `limit`, the colour shows the sign; 0 is transparent.
 
-    Over `pixels`, a uint8 image (1 or 3, H, W), it is drawn on that image in grey. About `side` pixels high.
+    If `pixels`, a uint8 image (1 or 3, H, W), is given, the map is drawn over it in grey. The picture is about `side` pixels
+    high.
     """
     share = (values / limit if limit else values).clamp(-1, 1)
     colours = torch.tensor([hex_to_rgb(RAISED), hex_to_rgb(LOWERED)], dtype=torch.float32)
@@ -38,25 +39,25 @@ def map_png(values: Tensor, limit: float, pixels: Tensor | None = None, side: in
 
 
 def limit_of(maps: list[Tensor]) -> float:
-    """The value of full colour, the same for all maps: the 99th percentile, so that single pixels do not dominate."""
+    """Value that is drawn in full colour, the same for all maps: the 99th percentile, so that single pixels do not dominate."""
     return float(np.quantile(np.concatenate([m.abs().flatten().numpy() for m in maps]), 0.99))
 
 
 def pair_finding(found: Attribution) -> str:
-    """The relation of a pair in a sentence."""
+    """Sentence about the relation of a pair."""
     name, where = _score_of_pair(found)
     relation = f", a relation of {sigmoid(found.score):.2f}" if "logit" in name else ""
     return f"At {where} {found.exit} the two have the {name} {found.score:.2f}{relation}"
 
 
 def _score_of_pair(found: Attribution) -> tuple[str, str]:
-    """What the score of a pair is called, and whether it is of an exit or of a stage."""
+    """Name of the score of a pair, and "exit" or "stage", where it was computed."""
     name, _, rest = found.what.partition(" of a pair")
     return name.rpartition("the ")[2], "stage" if " at stage " in rest else "exit"
 
 
 def exit_finding(found: Attribution, probabilities: Tensor, names: Sequence[str]) -> str:
-    """The prediction of an exit in a sentence; `probabilities` (exits, classes) of the image."""
+    """Sentence about the prediction of an exit; `probabilities` (exits, classes) of the image, `names` of the classes."""
     here = probabilities[found.exit - 1]
     says, target = int(here.argmax()), int(found.target or 0)
     other = "" if says == target else f", and {names[target]} with {100 * here[target]:.1f} %"
@@ -64,7 +65,7 @@ def exit_finding(found: Attribution, probabilities: Tensor, names: Sequence[str]
 
 
 def completeness(found: Attribution, names: Sequence[str]) -> str:
-    """The explained score and the completeness of the map in a sentence; `names` of the classes."""
+    """Sentence about the explained score and the completeness of the map; `names` of the classes."""
     what = _score_of_pair(found)[0] if found.target is None else f"logit of {names[found.target]}"
     score = f"Explained is the {what}, f(x) = {found.score:.2f}"
     if found.baseline_score is None or found.completeness_gap is None:

@@ -31,20 +31,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SPLITS = ("probe", "validation", "test")
-STRIP = 12  # images shown of those that leave at an exit
-SNAP = 1e-6  # thresholds that are so near are the same: browsers have them in single precision
+STRIP = 12  # number of images shown for each exit
+SNAP = 1e-6  # thresholds that differ by less count as equal, because browsers have them in single precision
 
 
 class ExitExplorer(Explorer):
-    """Accuracy and mean cost of early exit, for each rule and threshold.
+    """Shows accuracy and mean cost of early exit, for each rule and threshold.
 
-    Controls choose a rule and its threshold. Shown are the curve of accuracy (%) over mean multiply-accumulates of an image
-    with the chosen point, the share that leaves at each exit, and the images that leave there, from the most to the least
-    confident. A button chooses the cheapest threshold that loses at most `loss` points; the curve of the run `other` is shown
-    beside. `explorer.rule` ("confidence", "entropy", "patience"), `.threshold`, `.split` ("probe", the probe images of the last
-    snapshot, which need no data; "validation"; "test") and `.loss` can be read, set and observed; `.curve` is the drawn table,
-    `.figures` its row at the threshold, `.saved` what that saves (%), `.left_at` (N,) the exits that images leave at, 1 =
-    shallowest. Raises `CorsdError` for a run without snapshots, and for a split without its data.
+    Controls choose a rule and its threshold. The explorer shows the curve of accuracy (%) over mean multiply-accumulates of an
+    image, with the chosen point; the share of images that leaves at each exit; and images that leave there, from the most to
+    the least confident. A button chooses the cheapest threshold that loses at most `loss` points. The curve of the run `other`,
+    if given, is shown for comparison. `explorer.rule` ("confidence", "entropy", "patience"), `.threshold`, `.split` ("probe",
+    the probe images of the last snapshot, which need no data; "validation"; "test") and `.loss` can be read, set and observed.
+    `.curve` is the table of the curve, `.figures` its row at the threshold, `.saved` the saved cost (%), `.left_at` (N,) the
+    exit that each image leaves at, 1 = shallowest. Raises `CorsdError` for a run without snapshots, and for a split without its
+    data.
     """
 
     script = "exits"
@@ -72,15 +73,15 @@ class ExitExplorer(Explorer):
         check_choice("split", split, SPLITS)
         self._images = ProbeImages(run, data, data_root)
         self._thumbnails = Thumbnails(run, self._images)
-        self._answers: dict[str, tuple[list[Tensor], Tensor]] = {}
+        self._logits: dict[str, tuple[list[Tensor], Tensor]] = {}
         self._curves: dict[tuple[str, str], pd.DataFrame] = {}
-        self._exits = exit_names(len(self._answers_on("probe")[0]))
-        self._answers_on(split)
+        self._exits = exit_names(len(self._logits_on("probe")[0]))
+        self._logits_on(split)
         shown = dict.fromkeys([("probe", rule) for rule in RULES] + [(split, RULES[0])])
-        packed = [self._packed(*each) for each in shown]
-        splits = [[name, self._whose(name) if name in self._answers else f"all of {name}"] for name in SPLITS]
+        packed = [self._panel_curve(*each) for each in shown]
+        splits = [[name, self._whose(name) if name in self._logits else f"all of {name}"] for name in SPLITS]
         data_ = {**exits_data(run, *self._costs), "curves": packed, "rules": list(RULES), "splits": splits}
-        data_["others"] = self._others = [] if other is None else _beside(other)
+        data_["others"] = self._others = [] if other is None else _other_curves(other)
         super().__init__(data_, split=split, threshold=self._cheapest(split, RULES[0], 1.0))
 
     # --- what can be read and set ---
@@ -92,7 +93,7 @@ class ExitExplorer(Explorer):
             check_choice("rule", value, RULES)
         elif name == "split":
             check_choice("split", value, SPLITS)
-            self._answers_on(value)  # or its error, before anything changes
+            self._logits_on(value)  # raises its error before anything changes
         elif name == "loss":
             if not _is_number(value) or not 0 <= value <= 100:
                 raise CorsdError(f"loss {shortened(value)}; allowed: 0 to 100 points")
@@ -102,7 +103,10 @@ class ExitExplorer(Explorer):
         return value
 
     def _known_threshold(self, value: Any) -> float:
-        """A threshold of the curve; another one is taken into it."""
+        """The threshold of the curve nearest to `value`, which is first added to the curve if it is new.
+
+        Raises `CorsdError` for a value that the rule cannot have.
+        """
         rule = self.proposed("rule")
         low, high = {"confidence": (0, 1.01), "entropy": (-0.01, 1), "patience": (1, len(self._exits))}[rule]
         fits = _is_number(value) and low - SNAP <= value <= high + SNAP
@@ -114,37 +118,37 @@ class ExitExplorer(Explorer):
 
     @traitlets.observe("rule", "split")
     def _other_curve(self, change: Any) -> None:
-        """Another curve has another cheapest threshold, unless the browser says which one it wants."""
+        """Choose the cheapest threshold of the new curve, unless the browser sent a threshold."""
         if self._wanted.get("threshold") is None:
             self.choose()
 
     @property
     def curve(self) -> pd.DataFrame:
-        """The `early_exit_curve` of the split by the rule."""
+        """`early_exit_curve` of the split for the rule."""
         return self._curve_of(self.split, self.rule)
 
     @property
     def figures(self) -> dict[str, float]:
-        """Row of the curve at the threshold: threshold, accuracy (%), loss (points), macs (mean an image), share.exit<k>."""
+        """Row of the curve at the threshold: threshold, accuracy (%), loss (points), macs (mean of an image), share.exit<k>."""
         curve = self.curve
         row = curve.iloc[int((curve["threshold"] - self.threshold).abs().argmin())]
         return {str(name): float(value) for name, value in row.items()}
 
     @property
     def saved(self) -> float:
-        """Saved share of the cost of the plain network (deepest exit only), %; negative if early exit costs more."""
+        """Saved cost, in % of the cost of the plain network (deepest exit only); negative if early exit costs more."""
         return 100.0 * (1.0 - self.figures["macs"] / self._costs[1])
 
     @property
     def left_at(self) -> Tensor:
-        """(N,) exit that each image of the split leaves at, 1 = shallowest."""
-        return exits_left(self._answers_on(self.split)[0], self.rule, self.threshold)
+        """Number (N,) int64 of the exit that each image of the split leaves at, 1 = shallowest."""
+        return exits_left(self._logits_on(self.split)[0], self.rule, self.threshold)
 
     def choose(self) -> float:
-        """Move to the cheapest threshold that loses at most `loss` points, and return it.
+        """Set the threshold to the cheapest one that loses at most `loss` points, and return it.
 
-        For test it is chosen on validation, or on the probe images if there is none: a threshold looks better than it is on
-        the images that it was chosen on.
+        For the test split it is chosen on validation, or on the probe images if there is no validation split, because a
+        threshold looks better than it is on the images that it was chosen on.
         """
         self.threshold = self._cheapest(self.split, self.rule, self.loss)
         return self.threshold
@@ -155,19 +159,21 @@ class ExitExplorer(Explorer):
             f"{self.figures['accuracy']:.1f} % correct, {self.saved:.1f} % of MACs saved)"
         )
 
-    # --- what the browser asks for ---
+    # --- answers to requests of the browser ---
 
     def ask_curve(self, rule: str, split: str, threshold: float | None, **others: Any) -> dict[str, Any]:
-        """The curve of a split and a rule, with a threshold that was set in Python."""
+        """Answer: the curve of a split and a rule, including a threshold that was set in Python."""
         self._curve_of(split, rule, threshold)
-        return self._packed(split, rule)
+        return self._panel_curve(split, rule)
 
     def ask_choose(self, rule: str, split: str, loss: float, **others: Any) -> dict[str, float]:
         return {"threshold": self._cheapest(split, rule, loss)}
 
     def ask_images(self, rule: str, split: str, threshold: float, **others: Any) -> dict[str, Any]:
-        """Some images that leave at each exit, from the most to the least confident; without data their classes."""
-        logits, labels = self._answers_on(split)
+        """Answer: some images that leave at each exit, from the most to the least confident; only their classes if the data is
+        missing.
+        """
+        logits, labels = self._logits_on(split)
         left = exits_left(logits, rule, threshold)
         exits = [
             self._leavers(name, (left == k + 1).nonzero().flatten(), logits[k], labels, split)
@@ -175,36 +181,36 @@ class ExitExplorer(Explorer):
         ]
         return {"exits": exits, "missing": self._images.missing}
 
-    def _leavers(self, name: str, places: Tensor, logits: Tensor, labels: Tensor, split: str) -> dict[str, Any]:
+    def _leavers(self, name: str, positions: Tensor, logits: Tensor, labels: Tensor, split: str) -> dict[str, Any]:
         names = self.run.data.class_names
-        confidence, prediction = F.softmax(logits[places].double(), dim=1).max(1)
+        confidence, prediction = F.softmax(logits[positions].double(), dim=1).max(1)
         order = confidence.argsort(descending=True, stable=True)
         some = order[torch.linspace(0, len(order) - 1, min(STRIP, len(order))).long()] if len(order) else order
-        pngs = self._thumbnails.of(places[some].tolist(), split)
+        pngs = self._thumbnails.of(positions[some].tolist(), split)
         images = []
-        for place, sure, g in zip(places[some].tolist(), confidence[some].tolist(), prediction[some].tolist(), strict=True):
-            label = int(labels[place])
-            told = f"✓ {100 * sure:.0f} % sure" if g == label else f"✗ as {short_name(names[g])}, {100 * sure:.0f} %"
-            images.append({"png": pngs.get(place), "lines": [short_name(names[label]), told], "correct": g == label})
-        frequent = Counter(labels[places].tolist()).most_common(4)
-        correct = 100.0 * (prediction == labels[places]).double().mean().item() if len(places) else None
+        for i, sure, g in zip(positions[some].tolist(), confidence[some].tolist(), prediction[some].tolist(), strict=True):
+            label = int(labels[i])
+            text = f"✓ {100 * sure:.0f} % sure" if g == label else f"✗ as {short_name(names[g])}, {100 * sure:.0f} %"
+            images.append({"png": pngs.get(i), "lines": [short_name(names[label]), text], "correct": g == label})
+        frequent = Counter(labels[positions].tolist()).most_common(4)
+        correct = 100.0 * (prediction == labels[positions]).double().mean().item() if len(positions) else None
         classes = ", ".join(f"{short_name(names[c])} {n}" for c, n in frequent)
-        return {"name": name, "count": len(places), "correct": correct, "classes": classes, "images": images if pngs else []}
+        return {"name": name, "count": len(positions), "correct": correct, "classes": classes, "images": images if pngs else []}
 
-    # --- what that is made of ---
+    # --- computations ---
 
     @cached_property
     def _costs(self) -> tuple[list[int], int]:
-        """MACs of an image that leaves at each exit, and of the plain network; no weights are needed."""
+        """MACs of an image that leaves at each exit, and MACs of the plain network. The weights are not needed."""
         return run_macs(self.run)
 
-    def _answers_on(self, split: str) -> tuple[list[Tensor], Tensor]:
+    def _logits_on(self, split: str) -> tuple[list[Tensor], Tensor]:
         """Logits, K x (N, C), and labels (N,) of a split, computed once."""
-        if split not in self._answers:
-            self._answers[split] = _of_probes(self.run) if split == "probe" else self._of_data(split)
-        return self._answers[split]
+        if split not in self._logits:
+            self._logits[split] = _probe_logits(self.run) if split == "probe" else self._data_logits(split)
+        return self._logits[split]
 
-    def _of_data(self, split: str) -> tuple[list[Tensor], Tensor]:
+    def _data_logits(self, split: str) -> tuple[list[Tensor], Tensor]:
         if self._images.missing:
             raise CorsdError(f"split {shortened(split)} needs the data. {self._images.missing}")
         data = self._images.data
@@ -214,14 +220,14 @@ class ExitExplorer(Explorer):
         return exit_logits(self.run.network(), data, images)
 
     def _curve_of(self, split: str, rule: str, also: float | None = None) -> pd.DataFrame:
-        """The curve with its default thresholds, and with those that were asked for besides."""
+        """The curve with its default thresholds, those that were added before, and the threshold `also`."""
         found = self._curves.get((split, rule))
         macs = self._costs[0]
         if found is None:
-            found = early_exit_curve(*self._answers_on(split), macs, rule)
+            found = early_exit_curve(*self._logits_on(split), macs, rule)
         if also is not None and (found["threshold"] - also).abs().min() > SNAP:
             thresholds = sorted([*found["threshold"], also], reverse=rule == "entropy")
-            found = early_exit_curve(*self._answers_on(split), macs, rule, thresholds)
+            found = early_exit_curve(*self._logits_on(split), macs, rule, thresholds)
         self._curves[split, rule] = found
         return found
 
@@ -231,7 +237,7 @@ class ExitExplorer(Explorer):
         self._curve_of(split, rule, also=value)
         return value
 
-    def _packed(self, split: str, rule: str) -> dict[str, Any]:
+    def _panel_curve(self, split: str, rule: str) -> dict[str, Any]:
         curve, said = self._curve_of(split, rule), self._whose(split)
         return exits_curve(curve, rule=rule, split=split, images=said, caution=self._caution(split))
 
@@ -241,11 +247,11 @@ class ExitExplorer(Explorer):
         return "probe" if self._images.data.validation is None else "validation"
 
     def _whose(self, split: str) -> str:
-        count = len(self._answers_on(split)[1])
+        count = len(self._logits_on(split)[1])
         return f"{count:,} probe images of {self._probes.split}" if split == "probe" else f"{count:,} images of {split}"
 
     def _caution(self, split: str) -> str:
-        """Accuracy and cost of a chosen threshold on the images that the figures are measured on."""
+        """Warning about choosing a threshold on the images that are shown."""
         if split == "test":
             on = self._chosen_on(split)
             return f"The button chooses on {on} images. A threshold moved by hand until the test looks good is no result."
@@ -270,16 +276,16 @@ class ExitExplorer(Explorer):
         return [panel]
 
 
-def _of_probes(run: Run) -> tuple[list[Tensor], Tensor]:
+def _probe_logits(run: Run) -> tuple[list[Tensor], Tensor]:
     """Logits, K x (N, C), of the last snapshot, and labels (N,)."""
     probes = run.probes
     return [z.float() for z in probes[list(probes)[-1]].logits], probes.labels
 
 
-def _beside(run: Run) -> list[dict[str, Any]]:
-    """Curves of another run on its own probe images, by every rule."""
+def _other_curves(run: Run) -> list[dict[str, Any]]:
+    """Curves of another run on its own probe images, one for each rule."""
     macs, deepest = run_macs(run)
-    return [curve_beside(run, early_exit_curve(*_of_probes(run), macs, rule), rule, deepest) for rule in RULES]
+    return [curve_beside(run, early_exit_curve(*_probe_logits(run), macs, rule), rule, deepest) for rule in RULES]
 
 
 def _is_number(value: object) -> bool:

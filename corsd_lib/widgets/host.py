@@ -1,4 +1,6 @@
-"""The base class of explorers: an anywidget around the script of the pages, with state, data and answers."""
+"""The base class of explorers: an anywidget around the script of the pages, with its state, its data and the answers to its
+requests.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ from corsd_lib.figures.style import PLOTLY, save_png
 from corsd_lib.sharing.pages import Panel, write_page
 from corsd_lib.sharing.pages.page import ARRAYS, explorer_script, explorer_style
 
-# Of plotly's buttons over a stored picture: none that sends it to plotly's servers, none that takes room from the title.
+# Plotly's buttons over a stored picture, without the one that sends it to plotly's servers and those that crowd the title
 BUTTONS = {
     "displaylogo": False,
     "showSendToCloud": False,
@@ -28,12 +30,12 @@ BUTTONS = {
 
 
 class Explorer(anywidget.AnyWidget):
-    """An explorer in a notebook. The browser works on its own as far as possible and reports its state to the kernel.
+    """An explorer in a notebook. The browser works without the kernel as far as possible and reports its state to it.
 
-    A subclass names its `script` and its traits in `chosen`; they are the state of the script, the same in both places.
-    `check(name, value)` returns the value to store, or raises `CorsdError`. A question `what` of the script is answered by the
-    method `ask_<what>`, which is given its arguments and returns plain values, arrays and bytes. A saved notebook, which has no
-    kernel, shows `picture()`.
+    A subclass sets `script`, the kind of explorer in the script, and `chosen`, the names of its traits, which are the state of
+    the script and are synchronised with it. `check(name, value)` returns the value to store, or raises `CorsdError`. A request
+    `what` of the script is answered by the method `ask_<what>`, which gets the arguments of the request and returns plain
+    values, arrays and bytes. A saved notebook, which has no kernel, shows `picture()`.
     """
 
     _esm = explorer_script("widget.js")
@@ -44,16 +46,16 @@ class Explorer(anywidget.AnyWidget):
     _kind = traitlets.Unicode().tag(sync=True)
     _names = traitlets.List(traitlets.Unicode()).tag(sync=True)
     _data = traitlets.Dict().tag(sync=True)
-    _feed = traitlets.Dict().tag(sync=True)  # data that changes
+    _feed = traitlets.Dict().tag(sync=True)  # data that changes while the explorer is shown
 
     def __init__(self, data: Mapping[str, Any], **state: Any) -> None:
-        self._answering = threading.RLock()  # questions may come in another thread than cells run in
-        self._wanted: Mapping[str, Any] = {}  # what the browser chose together
+        self._answering = threading.RLock()  # requests may arrive in another thread than the one that runs cells
+        self._wanted: Mapping[str, Any] = {}  # values that the browser has sent together, while they are applied
         super().__init__(_kind=self.script, _names=list(self.chosen), _data=with_bytes(data), **state)
         self.on_msg(self._asked)
 
     def check(self, name: str, value: Any) -> Any:
-        """`value` of a trait as it is stored. Raises `CorsdError` for an invalid value."""
+        """The value to store for a new `value` of the trait `name`. Raises `CorsdError` if it is not valid."""
         return value
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
@@ -70,13 +72,13 @@ class Explorer(anywidget.AnyWidget):
             self._wanted = {}
 
     def proposed(self, name: str) -> Any:
-        """The value that a trait has, or is about to get together with others from the browser."""
+        """Value of a trait, or the new value that the browser has sent together with others."""
         return self._wanted.get(name, getattr(self, name))
 
     def _asked(self, widget: Any, content: Any, buffers: Any) -> None:
         if "question" not in content:
             return
-        self.send({"began": content["question"]})  # the kernel is free: the browser said that it waits for it
+        self.send({"began": content["question"]})  # so that the browser stops saying that it waits for the kernel
         answer: dict[str, Any] = {"answer": content["question"]}
         beside: list[bytes] = []
         try:
@@ -96,7 +98,7 @@ class Explorer(anywidget.AnyWidget):
         return {**bundle, "text/plain": repr(self), PLOTLY: {**json.loads(self.picture().to_json()), "config": BUTTONS}}
 
     def picture(self) -> go.Figure:
-        """The current view as a static figure."""
+        """Current view as a static figure."""
         raise NotImplementedError
 
     def save_png(self, path: str | Path, **options: Any) -> Path:
@@ -104,10 +106,11 @@ class Explorer(anywidget.AnyWidget):
         return save_png(self.picture(), path, **options)
 
     def to_html(self, path: str | Path, *, images: bool | None = None) -> Path:
-        """Write an HTML file that works like the explorer, without kernel and network, and opens with the current view.
+        """Write an HTML file that works like the explorer without kernel and network, and opens with the current view; return
+        its path.
 
-        `images`: whether the file has thumbnails of the probe images, if the explorer shows some without a kernel; by default
-        only for the digits of scikit-learn, because other data sets must not be published. Raises `CorsdError` if they are
+        `images`: whether the file has thumbnails of the probe images, for explorers that can show them without a kernel; by
+        default only for "digits" and "shapes", because other data sets must not be published. Raises `CorsdError` if they are
         requested and the data is missing.
         """
         faces = self.faces(images)
@@ -118,12 +121,12 @@ class Explorer(anywidget.AnyWidget):
         return {}
 
     def panels(self) -> list[Panel]:
-        """The panels of `to_html`."""
+        """Panels of the file that `to_html` writes."""
         raise NotImplementedError
 
 
 def checked(*names: str) -> Callable[..., Any]:
-    """A validator of these traits by the `check` of their explorer."""
+    """Validator of the traits `names`, which calls `check` of their explorer."""
 
     def valid(explorer: Explorer, proposal: Any) -> Any:
         return explorer.check(proposal.trait.name, proposal.value)
@@ -132,7 +135,7 @@ def checked(*names: str) -> Callable[..., Any]:
 
 
 class Chosen(traitlets.TraitType[Any, Any]):
-    """A trait that is synchronised with the browser: any value that the `check` of the explorer accepts, also None."""
+    """A trait that is synchronised with the browser: any value that `check` of the explorer accepts, including None."""
 
     def __init__(self, default: Any = None, help: str = "") -> None:
         super().__init__(default, help=help)
@@ -143,37 +146,37 @@ class Chosen(traitlets.TraitType[Any, Any]):
 
 
 def with_bytes(value: Any) -> Any:
-    """Plain values in which arrays are replaced by type, shape and bytes, to be sent in binary."""
-    return _packed(value, lambda content: {"bytes": content}, lambda content: content)
+    """`value` with arrays replaced by type, shape and bytes, to be sent in binary."""
+    return _replace_arrays(value, lambda content: {"bytes": content}, lambda content: content)
 
 
 def in_buffers(value: Any, beside: list[bytes]) -> Any:
-    """The same for a message: bytes are appended to `beside`, and their index replaces them."""
+    """`value` for a message: like `with_bytes`, but bytes are appended to `beside` and replaced by their index."""
 
-    def placed(content: bytes) -> dict[str, Any]:
+    def append(content: bytes) -> dict[str, Any]:
         beside.append(content)
         return {"buffer": len(beside) - 1}
 
-    return _packed(value, placed, placed)
+    return _replace_arrays(value, append, append)
 
 
-def _packed(value: Any, array: Callable[[bytes], dict[str, Any]], raw: Callable[[bytes], Any]) -> Any:
+def _replace_arrays(value: Any, array: Callable[[bytes], dict[str, Any]], raw: Callable[[bytes], Any]) -> Any:
     if isinstance(value, Mapping):
-        return {str(name): _packed(part, array, raw) for name, part in value.items()}
+        return {str(name): _replace_arrays(part, array, raw) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_packed(part, array, raw) for part in value]
+        return [_replace_arrays(part, array, raw) for part in value]
     if isinstance(value, bytes):
         return raw(value)
     if isinstance(value, np.ndarray):
         return {
-            "dtype": _known(value),
+            "dtype": _known_dtype(value),
             "shape": list(value.shape),
             **array(value.astype(value.dtype.newbyteorder("<")).tobytes()),
         }
     return value
 
 
-def _known(array: npt.NDArray[Any]) -> str:
+def _known_dtype(array: npt.NDArray[Any]) -> str:
     if array.dtype.name not in ARRAYS:
         raise CorsdError(f"an array of {array.dtype} for a browser; allowed: arrays of {', '.join(ARRAYS)}")
     return array.dtype.name

@@ -1,4 +1,4 @@
-"""TrainingMonitor: shows a training and stops it by a button."""
+"""TrainingMonitor: shows a training, with buttons to stop and resume it."""
 
 from __future__ import annotations
 
@@ -30,19 +30,20 @@ if TYPE_CHECKING:
 _WAITING = "Nothing trains yet: monitor.train(config), or train(config, on_epoch=monitor)."
 _STOPPING = "Stop: the step is finished, everything is saved. The same configuration with resume=True goes on from there."
 _BY_HAND = " Ctrl-C, or ■ above the notebook, stops a training in a cell and keeps its run."
-SHARE = 0.02  # of a training's time that drawing may take
+SHARE = 0.02  # largest share of the time of a training that drawing may take
 
 
 class TrainingMonitor(Explorer):
-    """Shows a training: accuracy of every exit, terms of the loss, and the relation of the classes; buttons stop and resume it.
+    """Shows a training: accuracy of every exit, terms of the loss, and the relation of the classes; with buttons to stop and
+    resume it.
 
     `monitor.train(config)` trains in the background: the cell ends at once and other cells can be run; `monitor.wait()` returns
-    the run. `train(config, on_epoch=monitor)` trains in the cell; there the stop button interrupts the kernel like Ctrl-C, if a
-    Jupyter server allows it. A stopped run is always saved, and resumes bit for bit. `monitor(run)` shows any run, finished or
-    not. Epochs are skipped if drawing would take more than 2 % of the time of the training.
+    the run. `train(config, on_epoch=monitor)` trains in the cell; then the stop button interrupts the kernel like Ctrl-C, if
+    the Jupyter server allows it. A stopped run is always saved, and can be resumed with the same result. `monitor(run)` shows
+    any run, finished or not. Epochs are skipped if drawing would take more than 2 % of the time of the training.
 
     `exit` (1 = shallowest) and `parts` (names of terms of the loss) choose what is drawn; they can be set and observed. For a
-    method without relation networks the relation is the cosine. `status` is the progress in a sentence.
+    method without relation networks the relation is the cosine. `status` is a sentence about the progress.
     """
 
     script = "monitor"
@@ -52,16 +53,16 @@ class TrainingMonitor(Explorer):
     parts = Chosen((), help="names of the parts of the loss that are drawn")
 
     def __init__(self) -> None:
-        self._stop = threading.Event()  # `train` looks at it after every step
-        self._ended = threading.Event()  # of the training in the thread
+        self._stop = threading.Event()  # `train` checks it after every step
+        self._ended = threading.Event()  # set when the training in the thread has ended
         self._run: Run | None = None
-        self._drawn: list[Any] = []  # what the lines are of
+        self._drawn: list[Any] = []  # run, classes and columns that the lines show
         self._config: TrainConfig | None = None
         self._data_given: ImageData | None = None
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._drawing = threading.RLock()  # a training draws in its thread, a cell in another
-        self._took = self._since = 0.0  # seconds that the last drawing took, and when it ended
+        self._took = self._since = 0.0  # duration of the last drawing in seconds, and time when it ended
         self._now: dict[str, Any] = {"status": _WAITING, "running": False, "resumable": False, "kernel": None}
         super().__init__({}, _feed=self._now)
         _after_cells(self._cell_ended)
@@ -92,7 +93,7 @@ class TrainingMonitor(Explorer):
         kind = "exit" if len(_columns(metrics, "train_top1.")) == len(snapshot.relations) else "stage"
         exits = exit_names(len(snapshot.relations), kind)
         parts = [column.removeprefix("loss.") for column in _columns(metrics, "loss.")]
-        begins = self._drawn != lines  # the folder may be the same: another training took it over
+        begins = self._drawn != lines  # even in the same folder, which a new training may have taken over
         self._run, self._drawn = run, lines
         self._now |= {
             "title": finding(run, metrics),
@@ -106,7 +107,7 @@ class TrainingMonitor(Explorer):
             "relations": as_codes(torch.stack(snapshot.relations)),
         }
         in_cell = not self.training and not run.finished
-        self._now["kernel"] = _kernel_at_work() if in_cell else None
+        self._now["kernel"] = _kernel_id() if in_cell else None
         if begins:
             self.exit, self.parts = len(exits), tuple(parts)
         if not self._stop.is_set():
@@ -123,7 +124,7 @@ class TrainingMonitor(Explorer):
 
     @property
     def status(self) -> str:
-        """The progress of the training in a sentence."""
+        """Sentence about the progress of the training."""
         return self._now["status"]
 
     def __repr__(self) -> str:
@@ -132,10 +133,10 @@ class TrainingMonitor(Explorer):
     # --- training in the background ---
 
     def train(self, config: TrainConfig, *, data: ImageData | None = None) -> None:
-        """Train `config` in a thread and return at once; arguments as in `corsd_lib.train`.
+        """Train `config` in a thread and return immediately; arguments as in `corsd_lib.train`.
 
-        Cells that use torch's global random numbers meanwhile change those of the training. Raises `CorsdError` while another
-        training of this monitor runs; errors of the training are shown, and raised by `wait`.
+        Cells that use torch's global random numbers during the training change its random numbers. Raises `CorsdError` while
+        another training of this monitor runs; errors of the training are shown, and raised by `wait`.
         """
         if self.training:
             raise CorsdError(f"{self._config and self._config.path} is still training here: stop it first, or wait() for it")
@@ -155,13 +156,13 @@ class TrainingMonitor(Explorer):
     def wait(self, timeout: float | None = None) -> Run:
         """Wait for the end of the training and return the run; Ctrl-C stops and saves the training and returns the run.
 
-        While a cell waits the kernel receives no clicks: press stop before, or interrupt the cell.
+        While a cell waits, the kernel receives no clicks: press stop before that, or interrupt the cell.
 
         Raises `CorsdError` if no training was started, after `timeout` seconds, and for errors of the training.
         """
         if self._thread is None or self._config is None:
             raise CorsdError("this monitor trains nothing: begin with monitor.train(config)")
-        try:  # not Thread.join: interrupted, it takes a thread that runs for one that has ended (Python 3.11)
+        try:  # not Thread.join, which after an interrupt takes a running thread for one that has ended (Python 3.11)
             self._ended.wait(timeout)
         except KeyboardInterrupt:
             self._stop.set()
@@ -173,13 +174,13 @@ class TrainingMonitor(Explorer):
         return Run(self._config.path)
 
     def stop(self) -> None:
-        """Stop the training like the button does: after the current step it is saved."""
+        """Stop the training, like the button: after the current step it is saved."""
         if self.training:
             self._stop.set()
             self._tell(status=_STOPPING, running=False)
 
     def resume(self) -> None:
-        """Resume a stopped training like the button does."""
+        """Resume a stopped training, like the button."""
         if self._config is not None and not self.training:
             self.train(replace(self._config, resume=True), data=self._data_given)
 
@@ -210,7 +211,7 @@ class TrainingMonitor(Explorer):
             run = Run(self._run.path)
             self._tell(kernel=None, status=_progress(run, run.metrics) if run.finished else _end(run))
 
-    # --- what is chosen, and files ---
+    # --- state and files ---
 
     _valid = checked(*chosen)
 
@@ -232,25 +233,25 @@ class TrainingMonitor(Explorer):
 
     def panels(self) -> list[Panel]:
         start = {"exit": self.exit, "parts": list(self.parts)}
-        feed = self._now | {"status": "", "running": False, "resumable": False, "kernel": None}  # paths stay at home
+        feed = self._now | {"status": "", "running": False, "resumable": False, "kernel": None}  # without paths of this machine
         return [Panel("monitor", "How the training went", {"start": start, "feed": feed})]
 
 
-def _kernel_at_work() -> str | None:
-    """The id of this kernel on the Jupyter server; None without a server."""
-    if "ipykernel.kernelapp" not in sys.modules:  # its import would take over the comms of widgets that exist already
+def _kernel_id() -> str | None:
+    """Id of this kernel on the Jupyter server; None if there is no server."""
+    if "ipykernel.kernelapp" not in sys.modules:  # importing it would take over the comms of existing widgets
         return None
     try:
         from ipykernel.connect import get_connection_file
 
         found = re.fullmatch(r".*kernel-([0-9a-f-]{36})\.json", get_connection_file())
-    except Exception:  # no kernel, or one of another kind
+    except Exception:  # no kernel, or a kernel of another kind
         return None
     return found[1] if found else None
 
 
 def _after_cells(call: Any) -> None:
-    """Register `call` to run after each notebook cell; nothing outside IPython."""
+    """Register `call` to run after each notebook cell; does nothing outside IPython."""
     from IPython.core.getipython import get_ipython
 
     shell = get_ipython()

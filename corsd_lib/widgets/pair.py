@@ -1,6 +1,6 @@
-"""Two classes and two of their images: how related every exit finds them, what they look like, and which pixels do it.
+"""Facts about two classes and two of their images: their relation at every exit, the images, and the pixels that it depends on.
 
-Plain values, arrays and PNGs for the script; no markup.
+Results are plain values, arrays and PNGs for the script, without markup.
 """
 
 from __future__ import annotations
@@ -21,21 +21,25 @@ from corsd_lib.widgets.relation_view import Relations, RunRelations, Scores, Vie
 from corsd_lib.widgets.thumbnails import Thumbnails
 
 Pair = tuple[int, int]
-RANKED = 3  # pairs shown at either end of the ranking
+RANKED = 3  # number of pairs shown at each end of the ranking
 
 
-def most_related_images(mine: RunRelations, view: View, classes: Pair | None) -> Pair | None:
-    """By the relation that is shown; by the cosine where that one is not of single images. None where there are no two."""
+def most_related_images(main: RunRelations, view: View, classes: Pair | None) -> Pair | None:
+    """The most related pair of images of two `classes`, by the relation that is shown, or by the cosine if that has no scores
+    of images.
+
+    None if `classes` is None or there are no two images.
+    """
     if classes is None:
         return None
-    for asked in (view, replace(view, kind="cosine", exit=len(mine.exits("cosine")))):
+    for asked in (view, replace(view, kind="cosine", exit=len(main.exits("cosine")))):
         with suppress(CorsdError):
-            return next((pair for _, pair in mine.ranked(asked, *classes)), None)
+            return next((pair for _, pair in main.ranked(asked, *classes)), None)
     return None
 
 
 def pair_facts(relations: Relations, thumbnails: Thumbnails, view: View, classes: Pair, pair: Pair | None) -> dict[str, Any]:
-    """What there is to show of two probe images of two classes: pictures, predictions, their relation, and other pairs."""
+    """What is shown about two probe images of two classes: pictures, predictions, their relation, and other pairs of images."""
     if pair is None:
         said = "There are no two images of these classes in the probe set."
         return {"images": [], "missing": "", "table": None, "ranked": {"most": [], "least": []}, "note": said}
@@ -45,35 +49,38 @@ def pair_facts(relations: Relations, thumbnails: Thumbnails, view: View, classes
         "images": [_image(relations, view, position, pngs.get(position)) for position in pair],
         "missing": thumbnails.images.missing,
         "table": table,
-        "ranked": _ranked(relations.mine, thumbnails, view, classes),
+        "ranked": _ranked(relations.main, thumbnails, view, classes),
         "note": note,
     }
 
 
-def _titled(mine: RunRelations, position: int) -> str:
-    return f"{short_name(mine.run.data.class_names[int(mine.labels[position])])} #{position}"
+def _titled(main: RunRelations, position: int) -> str:
+    return f"{short_name(main.run.data.class_names[int(main.labels[position])])} #{position}"
 
 
 def _image(relations: Relations, view: View, position: int, png: bytes | None) -> dict[str, Any]:
-    """An image: what it is and what the exit takes it for."""
-    mine = relations.mine
-    label, said = int(mine.labels[position]), mine.predictions(view.epoch, position)
-    exit = max(1, view.exit + len(said) - len(mine.exits(view.kind)))
+    """An image with its class, its PNG, and a caption with the prediction of the exit."""
+    main = relations.main
+    label, said = int(main.labels[position]), main.predictions(view.epoch, position)
+    exit = max(1, view.exit + len(said) - len(main.exits(view.kind)))
     prediction, probability = said[exit - 1]
     name = short_name(relations.data.class_names[prediction])
     caption = f"{'✓' if prediction == label else '✗'} exit {exit} says {name}, {probability:.0%}"
-    return {"title": _titled(mine, position), "png": png, "caption": caption, "correct": prediction == label}
+    return {"title": _titled(main, position), "png": png, "caption": caption, "correct": prediction == label}
 
 
 def _pair_table(relations: Relations, view: View, pair: Pair) -> tuple[dict[str, Any] | None, str]:
-    """The two images at every exit, both ways round, and what the auxiliary classifiers say their classes are; a sentence."""
-    (a, b), mine = pair, relations.mine
-    exits = mine.exits(view.kind)
+    """Table of the relation of two images at every exit, in both directions, with the auxiliary predictions; and a note.
+
+    If there are no scores of single images, the table is None and the note is the reason.
+    """
+    (a, b), main = pair, relations.main
+    exits = main.exits(view.kind)
     try:
-        scores = [mine.images(view.epoch, k, view.kind, pair) for k in range(1, len(exits) + 1)]
+        scores = [main.images(view.epoch, k, view.kind, pair) for k in range(1, len(exits) + 1)]
     except CorsdError as error:
         return None, f"No relation of single images here: {error}"
-    said = mine.auxiliary(view.epoch, a, b)
+    said = main.auxiliary(view.epoch, a, b)
     said = said if len(said) == len(exits) else []
     rows = [
         [name, f"{score[0, 1]:.3f}", f"{score[1, 0]:.3f}", *([_auxiliary(relations, said[k], pair)] if said else [])]
@@ -86,39 +93,39 @@ def _pair_table(relations: Relations, view: View, pair: Pair) -> tuple[dict[str,
 
 
 def _auxiliary(relations: Relations, probabilities: Scores, pair: Pair) -> str:
-    """The likeliest class, or two for images of two classes, and whether they are correct."""
-    wanted = {int(relations.mine.labels[position]) for position in pair}
+    """Text: the most probable class, or two for images of two classes, and whether they are correct."""
+    wanted = {int(relations.main.labels[position]) for position in pair}
     best = np.argsort(-probabilities, kind="stable")[: len(wanted)].tolist()
     said = " + ".join(f"{short_name(relations.data.class_names[c])} {probabilities[c]:.0%}" for c in best)
     return f"{'✓' if set(best) == wanted else '✗'} {said}"
 
 
-def _ranked(mine: RunRelations, thumbnails: Thumbnails, view: View, classes: Pair) -> dict[str, list[dict[str, Any]]]:
-    """The most and the least related pairs of images of the two classes."""
+def _ranked(main: RunRelations, thumbnails: Thumbnails, view: View, classes: Pair) -> dict[str, list[dict[str, Any]]]:
+    """Most and least related pairs of images of the two classes, at most `RANKED` each."""
     try:
-        ranked = mine.ranked(view, *classes)
-    except CorsdError:  # the note above says why
+        ranked = main.ranked(view, *classes)
+    except CorsdError:  # the note of the table has the reason
         ranked = []
     most = ranked[: min(RANKED, (len(ranked) + 1) // 2)]
     least = ranked[::-1][: min(RANKED, len(ranked) // 2)]
     return {
-        "most": [_ranked_pair(mine, thumbnails, *each) for each in most],
-        "least": [_ranked_pair(mine, thumbnails, *each) for each in least],
+        "most": [_ranked_pair(main, thumbnails, *each) for each in most],
+        "least": [_ranked_pair(main, thumbnails, *each) for each in least],
     }
 
 
-def _ranked_pair(mine: RunRelations, thumbnails: Thumbnails, score: float, pair: Pair) -> dict[str, Any]:
+def _ranked_pair(main: RunRelations, thumbnails: Thumbnails, score: float, pair: Pair) -> dict[str, Any]:
     pngs = thumbnails.of(pair)
-    titles = [_titled(mine, position) for position in pair]
+    titles = [_titled(main, position) for position in pair]
     return {"pair": list(pair), "score": score, "titles": titles, "pngs": [pngs[p] for p in pair] if pngs else []}
 
 
 def pixel_facts(run: Run, pair: Pair, exit: int, images: ProbeImages) -> dict[str, Any]:
-    """Which pixels of either of two probe images made their relation at `exit` (1 = shallowest), as rows of PNGs and a text.
+    """Attribution of the relation of two probe images at `exit` (1 = shallowest) to their pixels: rows of PNGs, and a text.
 
-    Integrated gradients from the mean colour; the trained relation, or the cosine where the method has none. The text has the
-    score, the baselines' score and the completeness gap. Where something is missing (data, weights) it says what: nothing is
-    raised for a run.
+    Uses integrated gradients from the mean colour, of the trained relation, or of the cosine if the method has none. The text
+    has the score of the images, the score of the baselines and the completeness gap. If data or weights are missing, the text
+    is the reason; no error is raised.
     """
     from corsd_lib.attribution import attribute_run_pair
     from corsd_lib.widgets.attribution_pictures import completeness, limit_of, map_png, pair_finding

@@ -1,4 +1,4 @@
-"""The images behind a run's snapshots, where the data is."""
+"""Images of the probe set of a run, if the data is available."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from corsd_lib.runs import Run, run_data
 
 
 class ProbeImages:
-    """Images of the probe set of a run by position, loaded when first asked for; a run is explored without its data too.
+    """Images of the probe set of a run by index, loaded on first use. Explorers also work without them.
 
-    `data`, else the run's own from `data_root` ($CORSD_DATA, "data"), read once for all explorers that look at it. `missing`
-    says in a sentence why there are none, and is "" when there are. While they are not `wanted` nothing is read.
+    They come from `data`, or from the data set of the run in `data_root` (default: $CORSD_DATA, else "data"), which is read
+    once for all explorers that use it. `missing` is a sentence with the reason why there are no images, "" if there are. While
+    `wanted` is False nothing is read.
     """
 
     def __init__(self, run: Run, data: ImageData | None = None, data_root: str | None = None) -> None:
@@ -44,21 +45,21 @@ class ProbeImages:
 
     @property
     def data(self) -> ImageData:
-        """The data set; `CorsdError` where there is none."""
+        """The data set. Raises `CorsdError` if it is missing."""
         if isinstance(self._loaded, str):
             raise CorsdError(self._loaded)
         return self._loaded
 
     def tensors(self, positions: list[int]) -> Tensor:
-        """(n, C, H, W) float32 as the network sees them; `CorsdError` where there are none."""
+        """Images as inputs of the network, (n, C, H, W) float32, normalised. Raises `CorsdError` if the data is missing."""
         return run_images(self.run, positions, self.data)
 
     def pixels(self, positions: list[int]) -> Tensor:
-        """(n, C, H, W) uint8; `CorsdError` where there are none."""
+        """Images as pixels, (n, C, H, W) uint8. Raises `CorsdError` if the data is missing."""
         return run_pixels(self.run, positions, self.data)
 
     def png(self, position: int, side: int = 128) -> bytes:
-        """The image as a PNG of about `side` pixels, every pixel of it a square; b"" where there are none."""
+        """PNG of an image with a side of about `side` pixels, enlarged without smoothing; b"" if the data is missing."""
         if self.missing:
             return b""
         (pixels,) = self.pixels([position])
@@ -84,7 +85,7 @@ _READING = threading.Lock()
 
 
 def _shared_data(run: Run, root: str | None) -> ImageData:
-    """The data set of a run; the one that another explorer still holds when it is the same, as CIFAR-100 takes 180 MB."""
+    """Data set of a run. If another explorer still holds the same one, it is shared, because CIFAR-100 takes 180 MB."""
     asked = [*(getattr(run.config, name) for name in _OF_DATA), run.data.name]
     key = repr([*asked, run.data.splits, root, os.environ.get("CORSD_DATA"), os.getcwd()])
     with _READING:
@@ -94,7 +95,7 @@ def _shared_data(run: Run, root: str | None) -> ImageData:
 
 
 def png_of(pixels: Tensor, factor: int = 1) -> bytes:
-    """PNG of a uint8 image (1 or 3, H, W), each pixel a square of `factor` pixels."""
+    """PNG of a uint8 image (1 or 3, H, W), in which each pixel becomes a square with a side of `factor` pixels."""
     array = pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
     image = Image.fromarray(array)
     file = io.BytesIO()

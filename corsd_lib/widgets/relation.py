@@ -1,4 +1,4 @@
-"""Relations of a run, exit by exit and epoch by epoch, down to two images."""
+"""RelationExplorer: relations of a run at every exit and epoch, of classes and of single images."""
 
 from __future__ import annotations
 
@@ -25,23 +25,24 @@ from corsd_lib.widgets.thumbnails import Thumbnails
 
 _VIEW = ("exit", "epoch", "kind", "level", "order", "superclass", "against")
 COLOURS = ("fixed", "fitted")
-PICTURE_IMAGES = 200  # side of a stored picture of images, which plotly draws
+PICTURE_IMAGES = 200  # largest number of images in a static picture, which plotly draws
 
 
 class RelationExplorer(Explorer):
-    """Relations of a run, at every exit and after every epoch that has a snapshot, down to two images and their pixels.
+    """Shows the relations of a run at every exit and epoch that has a snapshot, of classes, of images, and of the pixels of a
+    pair.
 
-    Choose exit and epoch (or play them), the relation, classes or images, their order, a superclass, and what to subtract; a
-    click on a cell, the arrow keys, or the lists open a pair, and lists name pairs worth a look. `other`: a run on the same
-    classes to compare with; `labels`: what the two are called, by default method and seed. The images are those of `data`, else
-    of the run's own from `data_root`; without it a sentence stands in their place.
+    Controls choose exit and epoch (or play through them), the kind of relation, classes or images, their order, a superclass,
+    and what to subtract. A click on a cell, the arrow keys or the lists open a pair; further lists contain the most notable
+    pairs. `other`: a run on the same classes to compare with. `labels`: names of the two runs, by default method and seed.
+    Images come from `data`, by default the data of the run in `data_root`; if it is missing, a message is shown instead.
 
-    All of it can be read, set and observed: `exit` (1 = shallowest), `epoch`, `kind` ("trained", "cosine" or "l2"), `level`
+    These traits can be read, set and observed: `exit` (1 = shallowest), `epoch`, `kind` ("trained", "cosine" or "l2"), `level`
     ("class" or "image"), `order` (see `class_order`; clusters are those of the deepest exit after the last epoch), `superclass`
     (a name or None), `against` ("deepest exit", an epoch, "other run" or None), `colours` ("fixed" or "fitted" to the data),
-    `selection` (two classes, by index or name, or None), `images` (two probe positions or None) and `marked` (probe positions).
-    `matrix` is what is shown: (n, n) float32 in [0, 1], a difference in [-1, 1], rows as in `rows`. What cannot be raises
-    `CorsdError` and leaves all as it was.
+    `selection` (two classes, by index or name, or None), `images` (two indices in the probe set, or None) and `marked` (indices
+    in the probe set). `matrix` has the cells that are shown, (n, n) float32 in [0, 1], or in [-1, 1] for a difference; its rows
+    are `rows`. An invalid value raises `CorsdError` and changes nothing.
     """
 
     script = "relation"
@@ -71,12 +72,12 @@ class RelationExplorer(Explorer):
         for given in (run, *([] if other is None else [other])):
             check_run(given)
         self.run, self.other = run, other
-        self._open = False  # what is chosen at first has no consequences
+        self._open = False  # no images are opened for the initial selection
         self._relations = relations = Relations(run, other, labels)
         self._images = ProbeImages(run, data, data_root)
         self._thumbnails = Thumbnails(run, self._images)
-        mine = relations.mine
-        epoch, exit = mine.epochs[-1], len(mine.exits(mine.stored))
+        main = relations.main
+        epoch, exit = main.epochs[-1], len(main.exits(main.stored))
         first = first_pair(run, exit, epoch)
         state = relation_state(run, exit=exit, epoch=epoch, selection=first) | {"selection": first, "marked": ()}
         super().__init__(self._what_is_shown(), **state)
@@ -84,26 +85,26 @@ class RelationExplorer(Explorer):
 
     def _what_is_shown(self) -> dict[str, Any]:
         relations = self._relations
-        runs = [r for r in (relations.mine, relations.other) if r]
+        runs = [r for r in (relations.main, relations.other) if r]
         data = relation_data([r.run for r in runs], labels=relations.run_names, orders=relations.orders)
         for shown, run in zip(data["runs"], runs, strict=True):
             shown |= {"kinds": {kind: run.exits(kind) for kind in run.kinds}, "all_epochs": run.epochs}
-        kinds = [[kind, "trained" if kind == "trained" else KIND_NAMES[kind]] for kind in relations.mine.kinds]
+        kinds = [[kind, "trained" if kind == "trained" else KIND_NAMES[kind]] for kind in relations.main.kinds]
         if not relations.superclass_names:
             data |= {"superclasses": [], "superclass_names": []}
-        # Epochs that are left out are asked for; what is marked in one explorer is marked in those that are given it.
+        # The script requests epochs that are left out. The key links the marks of this explorer and of others that use it.
         return data | {"kinds": kinds, "text": "", "most_images": MOST_IMAGES, "key": f"{id(self)}"}
 
     # --- what can be read and set ---
 
     @property
     def rows(self) -> list[int]:
-        """What the rows, and columns, of the heatmap are, from the top: classes, or positions of probe images."""
+        """Rows (and columns) of the heatmap from the top: class indices, or indices of probe images."""
         return self._shown().ordered
 
     @property
     def matrix(self) -> Scores:
-        """What is shown, (n, n) float32: in [0, 1], or in [-1, 1] where something is subtracted."""
+        """Cells that are shown, (n, n) float32: in [0, 1], or in [-1, 1] if something is subtracted."""
         shown = self._shown()
         return shown.values[np.ix_(shown.order, shown.order)]
 
@@ -135,15 +136,15 @@ class RelationExplorer(Explorer):
         return self._pair_of_classes(value) if name == "selection" else self._pair_of_images(value)
 
     def _check_field(self, name: str, value: Any) -> None:
-        mine, kind = self._relations.mine, self.proposed("kind")
+        main, kind = self._relations.main, self.proposed("kind")
         allowed: dict[str, Sequence[Any]] = {
-            "exit": range(1, len(mine.exits(kind if kind in mine.kinds else mine.stored)) + 1),
-            "epoch": mine.epochs,
-            "kind": mine.kinds,
+            "exit": range(1, len(main.exits(kind if kind in main.kinds else main.stored)) + 1),
+            "epoch": main.epochs,
+            "kind": main.kinds,
             "level": LEVELS,
             "order": self._relations.orders,
             "superclass": [None, *self._relations.superclass_names],
-            "against": [None, DEEPEST, *([OTHER] if self.other else []), *mine.epochs],
+            "against": [None, DEEPEST, *([OTHER] if self.other else []), *main.epochs],
         }
         check_choice(name, value, allowed[name])
 
@@ -168,7 +169,7 @@ class RelationExplorer(Explorer):
         return found[0], found[1]
 
     def _positions(self, what: str, given: Any) -> tuple[int, ...]:
-        count = len(self._relations.mine.labels)
+        count = len(self._relations.main.labels)
         try:
             found = tuple(map(int, given))
         except (TypeError, ValueError):
@@ -177,17 +178,17 @@ class RelationExplorer(Explorer):
             raise CorsdError(f"{what} {shortened(given)}: positions of probe images are wanted; allowed: 0 to {count - 1}")
         return found
 
-    # --- what follows from a choice ---
+    # --- consequences of a choice ---
 
     @traitlets.observe("kind")
     def _kind_chosen(self, change: Any) -> None:
-        self.exit = min(self.exit, len(self._relations.mine.exits(self.kind)))
+        self.exit = min(self.exit, len(self._relations.main.exits(self.kind)))
 
     @traitlets.observe("selection")
     def _selected(self, change: Any) -> None:
-        """The most related images of the selected classes are opened with them."""
+        """Open the most related images of the selected classes."""
         if self._open and (self.selection is None or self._classes_of_images() != self.selection):
-            self.images = most_related_images(self._relations.mine, self._view(), self.selection)
+            self.images = most_related_images(self._relations.main, self._view(), self.selection)
 
     @traitlets.observe("images")
     def _images_chosen(self, change: Any) -> None:
@@ -195,16 +196,16 @@ class RelationExplorer(Explorer):
             self.selection = self._classes_of_images()
 
     def _classes_of_images(self) -> tuple[int, ...] | None:
-        labels = self._relations.mine.labels
+        labels = self._relations.main.labels
         return None if self.images is None else tuple(int(labels[position]) for position in self.images)
 
-    # --- what the browser asks for ---
+    # --- answers to requests of the browser ---
 
     def ask_classes(self, wanted: Sequence[str]) -> list[dict[str, Any]]:
-        """Relations of classes by "run/kind/epoch": of what is not stored, or was left out."""
+        """Answer: class-level relations for each "run/kind/epoch" in `wanted`, which the browser does not have yet."""
         found = []
         for place, kind, epoch in (each.split("/") for each in wanted):
-            run = self._relations.mine if place == "0" or self._relations.other is None else self._relations.other
+            run = self._relations.main if place == "0" or self._relations.other is None else self._relations.other
             matrices = [run.classes(int(epoch), k, kind) for k in range(1, len(run.exits(kind)) + 1)]
             codes = as_codes(torch.from_numpy(np.stack(matrices)), FINE_LEVELS)
             found.append({"run": int(place), "kind": kind, "epoch": int(epoch), "codes": codes, "levels": FINE_LEVELS})
@@ -213,50 +214,50 @@ class RelationExplorer(Explorer):
     def ask_images(
         self, run: int, kind: str, epoch: int, exit: int, rows: Sequence[int], columns: Sequence[int]
     ) -> dict[str, Any]:
-        """A block of the relation of probe images at the `exit` (1 = shallowest) of a run: `rows` with `columns`."""
+        """Answer: scores of the probe images `rows` with `columns` at the `exit` (1 = shallowest) of a run, 0 or 1."""
         if run:
             self._relations.check_same_images()
-        of = self._relations.mine if run == 0 or self._relations.other is None else self._relations.other
+        of = self._relations.main if run == 0 or self._relations.other is None else self._relations.other
         scores = of.images(epoch, exit, kind, self._positions("images", rows), self._positions("images", columns))
         return {"codes": as_codes(torch.from_numpy(scores), FINE_LEVELS), "levels": FINE_LEVELS}
 
     def ask_pair(self, **state: Any) -> dict[str, Any]:
-        """Two images of the selected classes: those that are open, else the most related."""
-        view, mine = _view_of(state), self._relations.mine
+        """Answer: facts about two images of the selected classes: those that are open, else the most related ones."""
+        view, main = _view_of(state), self._relations.main
         classes, images = tuple(state["selection"]), state["images"]
-        if images is None or tuple(int(mine.labels[p]) for p in images) != classes:
-            images = most_related_images(mine, view, classes)
+        if images is None or tuple(int(main.labels[p]) for p in images) != classes:
+            images = most_related_images(main, view, classes)
             if classes == self.selection:  # else the selection has changed since, and the browser sends the new one next
                 self.images = images
         return pair_facts(self._relations, self._thumbnails, view, classes, images and tuple(images))
 
     def ask_pixels(self, **state: Any) -> dict[str, Any]:
-        """Which pixels relate the two images that are open, by the newest weights."""
-        view, mine = _view_of(state), self._relations.mine
-        exit = view.exit + len(mine.exits(mine.stored)) - len(mine.exits(view.kind))
-        return pixel_facts(mine.run, tuple(state["images"]), exit, self._images)
+        """Answer: the pixels that the relation of the two open images depends on, with the newest weights."""
+        view, main = _view_of(state), self._relations.main
+        exit = view.exit + len(main.exits(main.stored)) - len(main.exits(view.kind))
+        return pixel_facts(main.run, tuple(state["images"]), exit, self._images)
 
     def ask_faces(self, positions: Sequence[int]) -> dict[int, bytes]:
-        """PNGs of probe images; none where the data is not."""
+        """Answer: PNGs of probe images by index; empty if the data is missing."""
         return dict(self._thumbnails.of(positions))
 
     # --- files ---
 
     def faces(self, images: bool | None) -> dict[str, Any]:
-        return self._thumbnails.packed(np.unique(self._relations.mine.labels, return_index=True)[1].tolist(), images)
+        return self._thumbnails.packed(np.unique(self._relations.main.labels, return_index=True)[1].tolist(), images)
 
     def picture(self) -> go.Figure:
         return relation_picture(self._relations, self._shown(PICTURE_IMAGES), self.selection, self.images, self.marked)
 
     def panels(self) -> list[Panel]:
-        """The relations as a panel of a page that begins at this exit, epoch, order, pair and difference.
+        """The relations as a panel of a page that opens with this exit, epoch, order, pair and difference.
 
         A page holds the stored relation of all classes; a note says if another relation is shown here.
         """
-        mine = self._relations.mine
-        exit = self.exit + len(mine.exits(mine.stored)) - len(mine.exits(self.kind))
+        main = self._relations.main
+        exit = self.exit + len(main.exits(main.stored)) - len(main.exits(self.kind))
         elsewhere = [
-            *([KIND_NAMES[self.kind]] if self.kind != mine.stored else []),
+            *([KIND_NAMES[self.kind]] if self.kind != main.stored else []),
             *(["relations of single images"] if self.level == "image" else []),
         ]
         text = f"Shown in the notebook, but not on this page: {', '.join(elsewhere)}." if elsewhere else ""
@@ -268,7 +269,7 @@ class RelationExplorer(Explorer):
 
 
 def _view_of(state: dict[str, Any]) -> View:
-    """What a question is about: the state as the browser had it."""
+    """View of a request: the state that the browser had when it sent it."""
     return View(**{name: state[name] for name in _VIEW})
 
 

@@ -15,7 +15,7 @@ from corsd_lib.figures.relations import ALL_NAMED, NameRoom, relation_difference
 from corsd_lib.figures.style import PALETTE, set_title, short_name
 from corsd_lib.widgets.relation_view import Relations, Scores, Shown
 
-_BESIDE = 105  # pixels: the colour bar and what stands at it
+_BESIDE = 105  # width of the colour bar and its labels, in pixels
 
 
 def relation_picture(
@@ -25,7 +25,9 @@ def relation_picture(
     images: tuple[int, int] | None,
     marked: Sequence[int] = (),
 ) -> go.Figure:
-    """Cells in display order with lines between groups, a frame around the pair, and rings around marked classes."""
+    """Heatmap of the cells in display order, with lines between groups, a frame around the pair, and rings around marked
+    classes.
+    """
     by_class = shown.view.level == "class"
     names = [html.unescape(name) for name in relations.names(shown.view, shown.rows)]
     unit: dict[str, Any] = {"order": shown.order, "unit": shown.view.level}
@@ -40,27 +42,27 @@ def relation_picture(
     width = room.longest + 38 + side + _BESIDE
     groups = relations.groups(shown.view, shown.rows)
     lines = [] if groups is None else boundary_shapes(groups[shown.order], len(names))
-    places = {row: place for place, row in enumerate(shown.ordered)}
+    positions = {row: position for position, row in enumerate(shown.ordered)}
     pair = selection if by_class else images
-    framed = pair is not None and all(row in places for row in pair)
-    frames = [_frame(*(places[row] for row in pair))] if pair and framed else []
+    framed = pair is not None and all(row in positions for row in pair)
+    frames = [_frame(*(positions[row] for row in pair))] if pair and framed else []
     figure.update_layout(shapes=(*lines, *frames), width=width)
     if by_class and marked:
-        _ring(figure, [places[c] for c in _classes_of(relations, marked) if c in places])
+        _ring(figure, [positions[c] for c in _classes_of(relations, marked) if c in positions])
     set_title(figure, title, int(width / 7.8))
     figure.update_layout(height=figure.layout.margin.t + side + room.below + 38)
     return figure
 
 
 def _classes_of(relations: Relations, marked: Sequence[int]) -> Collection[int]:
-    return sorted({int(relations.mine.labels[position]) for position in marked})
+    return sorted({int(relations.main.labels[position]) for position in marked})
 
 
-def _ring(figure: go.Figure, places: Sequence[int]) -> None:
-    """Rings on the diagonal."""
+def _ring(figure: go.Figure, positions: Sequence[int]) -> None:
+    """Add rings on the diagonal at these positions."""
     names = figure.data[0].x
     look = {"color": PALETTE[1], "symbol": "circle-open", "line": {"width": 2.5}}
-    here = [names[place] for place in places]
+    here = [names[position] for position in positions]
     figure.add_scatter(x=here, y=here, mode="markers", marker=look, hoverinfo="skip", showlegend=False)
 
 
@@ -73,20 +75,20 @@ def _frame(row: int, column: int) -> dict[str, Any]:
 def _subject(relations: Relations, shown: Shown, marked: int) -> str:
     """Title text as HTML: what is shown of which run, exit and epoch."""
     view = shown.view
-    exit = relations.mine.exits(view.kind)[view.exit - 1]
-    mine = f"{html.escape(relations.run_names[0])}: " if relations.other else ""
+    exit = relations.main.exits(view.kind)[view.exit - 1]
+    run_name = f"{html.escape(relations.run_names[0])}: " if relations.other else ""
     reference = relations.reference(view)
     minus = f" minus {html.escape(reference.name)}" if reference else ""
     scope = [html.escape(short_name(view.superclass))] if view.superclass else []
     if view.level == "image":
-        scope.append(f"{len(shown.rows)} of {marked or len(relations.mine.labels)} {'marked' if marked else 'probe'} images")
+        scope.append(f"{len(shown.rows)} of {marked or len(relations.main.labels)} {'marked' if marked else 'probe'} images")
     elif view.superclass:
         scope.append(f"{len(shown.rows)} of {len(relations.data.class_names)} classes")
-    return f"{mine}{exit}, epoch {view.epoch}{minus}" + (f"; {', '.join(scope)}" if scope else "")
+    return f"{run_name}{exit}, epoch {view.epoch}{minus}" + (f"; {', '.join(scope)}" if scope else "")
 
 
 def _finding(relations: Relations, shown: Shown) -> str:
-    """The finding of the cells in a line."""
+    """Second line of the title: mean score within and between classes."""
     classes = relations.classes_of(shown.view, shown.rows)
     same = classes[:, None] == classes[None, :]
     form = ".2f" if shown.view.against is None else "+.2f"
@@ -96,6 +98,6 @@ def _finding(relations: Relations, shown: Shown) -> str:
 
 
 def _mean(values: Scores) -> float | None:
-    """Mean of the numbers, None where there is none."""
+    """Mean of the values that are not NaN; None if there are none."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else None

@@ -1,4 +1,4 @@
-"""The matrices of a relation explorer, of one or two runs, read or computed when they are first used."""
+"""Matrices of a relation explorer, of one or two runs; they are read or computed on first use."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ Rows = npt.NDArray[np.int64]
 
 LEVELS = ("class", "image")
 DEEPEST, OTHER = "deepest exit", "other run"
-MOST_IMAGES = 1000  # side of an image x image matrix: more cells than pixels of a screen tell nothing
-BLOCK_PAIRS = 8192  # that are related at once: they fit into a processor's cache, which is three times as fast as 65,536
-KEPT_BYTES = 2**26
+MOST_IMAGES = 1000  # largest side of a matrix of images; a screen has no more pixels
+BLOCK_PAIRS = 8192  # pairs that are computed at a time: they fit into the cache of a CPU, three times as fast as 65,536
+CACHE_BYTES = 2**26
 
 
 @dataclass(frozen=True)
 class View:
-    """A view: relation `kind` of `exit` (1 = shallowest) after `epoch`, of classes or of images.
+    """What is shown: the relation of a `kind` at `exit` (1 = shallowest) after `epoch`, of classes or of images (`level`).
 
     `superclass`: a name, to show only its classes or their images. `against`: the reference that is subtracted, "deepest exit",
-    an epoch, "other run" or None. `order` of the classes.
+    an epoch, "other run" or None. `order`: of the classes.
     """
 
     exit: int
@@ -57,10 +57,10 @@ class View:
     against: str | int | None = None
 
 
-class Kept:
-    """A cache of arrays by key of at most `limit` bytes, which removes the least recently used ones."""
+class Cache:
+    """Cache of arrays by key, with at most `limit` bytes, which removes the least recently used ones."""
 
-    def __init__(self, limit: int = KEPT_BYTES) -> None:
+    def __init__(self, limit: int = CACHE_BYTES) -> None:
         self._limit = limit
         self._arrays: OrderedDict[Hashable, Scores] = OrderedDict()
 
@@ -81,10 +81,10 @@ class Kept:
 
 
 class RunRelations:
-    """Relations of one run: of classes, of images, of a pair. C classes, N probe images, K exits, shallow -> deep.
+    """Relations of one run, of classes and of images. C classes, N probe images, K exits, shallow -> deep.
 
-    `stored` is the kind of the class-level relations on disk: "trained", or the handcrafted one of a method without relation
-    networks; `kinds` are those that can be shown. Raises `CorsdError` for a run without snapshots.
+    `stored`: kind of the class-level relations on disk, "trained", or a handcrafted one for a method without relation networks.
+    `kinds`: all kinds that can be shown. Raises `CorsdError` for a run without snapshots.
     """
 
     def __init__(self, run: Run) -> None:
@@ -92,7 +92,7 @@ class RunRelations:
         if not self.probes:
             raise CorsdError(f"{run.path} has no probe snapshots to explore: train with probe_every above 0")
         self.epochs = list(self.probes)
-        self.kept = Kept()
+        self.cache = Cache()
         self.snapshot = lru_cache(4)(lambda epoch: self.probes[epoch])
         self.networks = lru_cache(4)(self._networks)
         last = self.snapshot(self.epochs[-1])
@@ -106,11 +106,11 @@ class RunRelations:
         return exit_names(count, "exit" if count == self._logits else "stage")
 
     def classes(self, epoch: int, exit: int, kind: str) -> Scores:
-        """Class-level relation (C, C) in [0, 1], NaN without a pair."""
+        """Class-level relation (C, C) in [0, 1]; NaN where a pair of classes has no pair of images."""
         if kind == self.stored:
             stored = [relation.numpy() for relation in self.snapshot(epoch).relations]
-            return self.kept(("classes", epoch), lambda: as_scores(np.stack(stored)))[exit - 1]
-        return self.kept(
+            return self.cache(("classes", epoch), lambda: as_scores(np.stack(stored)))[exit - 1]
+        return self.cache(
             ("classes", epoch, exit, kind), lambda: as_scores(class_relations(self.run, epoch, exit, kind).numpy())
         )
 
@@ -124,16 +124,16 @@ class RunRelations:
     def images(
         self, epoch: int, exit: int, kind: str, rows: Sequence[int] | Rows, columns: Sequence[int] | Rows | None = None
     ) -> Scores:
-        """Relation (n, m) in [0, 1] of the probe images `rows` (n,) with `columns` (m,), by default the same ones.
+        """Relation (n, m) in [0, 1] of the probe images `rows` (n,) with `columns` (m,), by default the same images.
 
-        NaN for an image with itself. Raises `CorsdError` for the relation of a stage without embeddings and for a trained one
-        of feature maps.
+        NaN for an image with itself. Raises `CorsdError` for the relation of a stage without embeddings and for a relation
+        network that compares feature maps.
         """
         rows = np.asarray(rows)
         columns = rows if columns is None else np.asarray(columns)
         network = self._vector_relation(epoch, exit) if kind == "trained" else None
         if network is None:
-            every = self.kept(("images", epoch, exit, kind), lambda: snapshot_scores(self.run, epoch, exit, kind).numpy())
+            every = self.cache(("images", epoch, exit, kind), lambda: snapshot_scores(self.run, epoch, exit, kind).numpy())
             scores = every[np.ix_(rows, columns)]
         else:
             embeddings = self.snapshot(epoch).embeddings[exit - 1].float()
@@ -143,9 +143,9 @@ class RunRelations:
         return scores
 
     def auxiliary(self, epoch: int, first: int, second: int) -> list[Scores]:
-        """What each exit's auxiliary classifier, as it was after `epoch`, says of two probe images: K x (C,) probabilities.
+        """Probabilities K x (C,) that the auxiliary classifiers, as they were after `epoch`, predict for two probe images.
 
-        Empty for a relation without one, and for one of feature maps, which snapshots do not have.
+        Empty for a relation without auxiliary classifiers, and for one of feature maps, which snapshots do not have.
         """
         found = []
         for k, embeddings in enumerate(self.snapshot(epoch).embeddings, 1):
@@ -163,12 +163,14 @@ class RunRelations:
         return [(int(best.indices), float(best.values)) for best in likely]
 
     def ranked(self, view: View, first: int, second: int) -> list[tuple[float, tuple[int, int]]]:
-        """All pairs of a probe image of class `first` and another one of class `second`, from the most related down."""
+        """Score and images of all pairs of a probe image of class `first` and another one of class `second`, the most related
+        first.
+        """
         a, b = (np.flatnonzero(self.labels == c) for c in (first, second))
         rows = np.union1d(a, b)
         scores = self.images(view.epoch, view.exit, view.kind, rows)
         i, j = (grid.ravel() for grid in np.meshgrid(a, b, indexing="ij"))
-        some = i < j if first == second else np.ones(len(i), bool)  # of one class (i, j) and (j, i) are the same two images
+        some = i < j if first == second else np.ones(len(i), bool)  # in one class (i, j) and (j, i) are the same two images
         i, j = i[some], j[some]
         found = scores[np.searchsorted(rows, i), np.searchsorted(rows, j)]
         best_first = np.argsort(-found, kind="stable")
@@ -184,7 +186,9 @@ class RunRelations:
 
 
 class Shown(NamedTuple):
-    """A view and its cells: `rows` (n,) are classes or probe images, sorted; `values` (n, n); `order` (n,) for display."""
+    """A view and its cells: `rows` (n,), sorted classes or probe images; `values` (n, n); `order` (n,), permutation for
+    display.
+    """
 
     view: View
     rows: Rows
@@ -193,7 +197,7 @@ class Shown(NamedTuple):
 
     @property
     def ordered(self) -> list[int]:
-        """Rows as displayed."""
+        """Rows in display order."""
         return self.rows[self.order].tolist()
 
 
@@ -208,10 +212,10 @@ class Reference(NamedTuple):
 
 
 class Relations:
-    """Computes the cells of any `View` of `run`, and of `other`, which must have the same classes, else `CorsdError`."""
+    """Computes the cells of any `View` of `run` and of `other`. Raises `CorsdError` if these have different classes."""
 
     def __init__(self, run: Run, other: Run | None = None, labels: Sequence[str] = ()) -> None:
-        self.mine, self.other = RunRelations(run), RunRelations(other) if other else None
+        self.main, self.other = RunRelations(run), RunRelations(other) if other else None
         self.data = run.data
         if other is not None and other.data.class_names != run.data.class_names:
             raise CorsdError(f"{other.path} is a run on other classes than {run.path}: their relations cannot be compared")
@@ -219,13 +223,13 @@ class Relations:
         self.superclasses = np.asarray(run.data.superclass_of_class)
         hierarchy = 1 < len(run.data.superclass_names) < run.data.num_classes
         self.superclass_names = run.data.superclass_names if hierarchy else ()
-        self.cut = any(len(name) > LONGEST for name in run.data.class_names)  # some names are drawn short
+        self.cut = any(len(name) > LONGEST for name in run.data.class_names)  # whether some names are drawn shortened
         self.orders = CLASS_ORDERS if hierarchy else ("label", "cluster")
         self._orders: dict[str, Rows] = {}
 
     def show(self, view: View, marked: Sequence[int] = (), most: int = MOST_IMAGES) -> Shown:
-        """The cells of a view, with at most `most` images. Raises `CorsdError` for an invalid view."""
-        view = replace(view, exit=min(view.exit, len(self.mine.exits(view.kind))))
+        """Cells of a view, with at most `most` images. Raises `CorsdError` for an invalid view."""
+        view = replace(view, exit=min(view.exit, len(self.main.exits(view.kind))))
         rows = self.rows(view, marked, most)
         return Shown(view, rows, self.values(view, rows), self.places(view, rows))
 
@@ -235,15 +239,15 @@ class Relations:
         self.reference(view)
 
     def rows(self, view: View, marked: Sequence[int] = (), most: int = MOST_IMAGES) -> Rows:
-        """The classes, or probe images, of a view, sorted: (n,).
+        """Classes or probe images of a view, sorted (n,).
 
-        Images: the `marked` ones, else those of the superclass, else of all; of more than `most` the first of every class.
-        The script chooses them by the same rules.
+        Images are the `marked` ones, or all if none is marked, of the superclass of the view; if there are more than `most`,
+        the first ones of every class. The script follows the same rules. Raises `CorsdError` if no image is left.
         """
         wanted = self._wanted_classes(view)
         if view.level == "class":
             return np.flatnonzero(wanted)
-        labels = self.mine.labels
+        labels = self.main.labels
         candidates = np.asarray(marked, np.int64) if marked else np.arange(len(labels))
         candidates = candidates[wanted[labels[candidates]]]
         if not len(candidates):
@@ -257,69 +261,78 @@ class Relations:
         return self.superclasses == self.data.superclass_names.index(view.superclass)
 
     def places(self, view: View, rows: Rows) -> Rows:
-        """Permutation (n,) of `rows` in the order of the view."""
+        """Permutation (n,) that brings `rows` into the order of the view."""
         order = self._class_order(view.order)
         if view.level == "image":
-            return sample_order(torch.from_numpy(self.mine.labels[rows]), torch.from_numpy(order)).numpy()
+            return sample_order(torch.from_numpy(self.main.labels[rows]), torch.from_numpy(order)).numpy()
         return np.argsort(np.argsort(order)[rows])
 
     def _class_order(self, kind: str) -> Rows:
-        """All classes in order; clusters are those of the deepest exit after the last epoch, so that views can be compared."""
+        """All classes in order. Clusters are always those of the deepest exit after the last epoch, so that views can be
+        compared.
+        """
         if kind not in self._orders:
-            mine = self.mine
-            deepest = mine.classes(mine.epochs[-1], len(mine.exits(mine.stored)), mine.stored)
+            main = self.main
+            deepest = main.classes(main.epochs[-1], len(main.exits(main.stored)), main.stored)
             order = class_order(kind, torch.from_numpy(deepest), torch.from_numpy(self.superclasses))
             self._orders[kind] = order.numpy()
         return self._orders[kind]
 
     def classes_of(self, view: View, rows: Rows) -> Rows:
-        return rows if view.level == "class" else self.mine.labels[rows]
+        return rows if view.level == "class" else self.main.labels[rows]
 
     def groups(self, view: View, rows: Rows) -> Rows | None:
-        """What boundaries are drawn between, of `rows` (n,): superclasses, or of images classes; None where they are mixed."""
+        """Group of each of `rows` (n,), between which lines are drawn: superclasses of classes, or classes of images.
+
+        None if the order of the view mixes superclasses.
+        """
         if view.level == "image":
-            return self.mine.labels[rows]
+            return self.main.labels[rows]
         return self.superclasses[rows] if view.order.startswith("superclass") else None
 
     def names(self, view: View, rows: Rows) -> list[str]:
-        """Escaped names of classes, or of images: their class and their place in the probe set."""
-        return self._named(class_labels(self.data.class_names), view, rows)
+        """Escaped names of classes, or of images: their class and their index in the probe set."""
+        return self._names_with(class_labels(self.data.class_names), view, rows)
 
     def hovers(self, view: View, rows: Rows) -> list[str]:
-        """What hover says in place of `names`: the same, but whole where they are cut."""
-        return self._named(hover_names(self.data.class_names), view, rows)
+        """Names in hover texts: like `names`, but whole where those are cut."""
+        return self._names_with(hover_names(self.data.class_names), view, rows)
 
-    def _named(self, labels: Sequence[str], view: View, rows: Rows) -> list[str]:
+    def _names_with(self, labels: Sequence[str], view: View, rows: Rows) -> list[str]:
         if view.level == "class":
             return [labels[c] for c in rows]
-        return [f"{labels[c]} #{n}" for c, n in zip(self.mine.labels[rows], rows, strict=True)]
+        return [f"{labels[c]} #{n}" for c, n in zip(self.main.labels[rows], rows, strict=True)]
 
     def values(self, view: View, rows: Rows) -> Scores:
-        """(n, n) float32: the relation in [0, 1], or in [-1, 1] what it is more than the reference; NaN without a pair."""
-        shown = _matrix(self.mine, view.epoch, view.exit, view.kind, view.level, rows)
+        """Cells (n, n) float32: the relation in [0, 1], or its difference from the reference in [-1, 1]; NaN if there is no
+        pair.
+        """
+        shown = _matrix(self.main, view.epoch, view.exit, view.kind, view.level, rows)
         against = self.reference(view)
         if against is None:
             return shown
         return shown - _matrix(against.relations, against.epoch, against.exit, against.kind, view.level, rows)
 
     def reference(self, view: View) -> Reference | None:
-        mine, exits = self.mine, self.mine.exits(view.kind)
+        main, exits = self.main, self.main.exits(view.kind)
         if view.against is None:
             return None
         if view.against == DEEPEST:
-            return Reference(mine, len(exits), view.epoch, view.kind, exits[-1])
+            return Reference(main, len(exits), view.epoch, view.kind, exits[-1])
         if view.against == OTHER:
             return self._same_of_other(view)
-        return Reference(mine, view.exit, int(view.against), view.kind, f"epoch {view.against}")
+        return Reference(main, view.exit, int(view.against), view.kind, f"epoch {view.against}")
 
     def _same_of_other(self, view: View) -> Reference:
-        """The other run's exit, counted from the deepest, and nearest epoch: runs differ in their exits and snapshots."""
+        """Corresponding exit, counted from the deepest, and nearest epoch of the other run, which may have other exits and
+        snapshots.
+        """
         other = self._other()
         if view.level == "image":
             self.check_same_images()
         kind = view.kind if view.kind in other.kinds else other.stored
         exits = other.exits(kind)
-        exit = max(1, view.exit + len(exits) - len(self.mine.exits(view.kind)))
+        exit = max(1, view.exit + len(exits) - len(self.main.exits(view.kind)))
         epoch = min(other.epochs, key=lambda e: abs(e - view.epoch))
         formula = "" if kind == view.kind else f" ({KIND_NAMES[kind]})"
         return Reference(other, exit, epoch, kind, f"{self.run_names[1]}: {exits[exit - 1]}, epoch {epoch}{formula}")
@@ -330,13 +343,13 @@ class Relations:
         return self.other
 
     def check_same_images(self) -> None:
-        """Raise `CorsdError` where there is no other run that was probed on the same images."""
+        """Raise `CorsdError` unless there is another run and it has the same probe images."""
         other = self._other()
-        mine, theirs = (
-            (r.probes.split, r.run.data.name, r.probes.index.tolist(), r.labels.tolist()) for r in (self.mine, other)
+        first, second = (
+            (r.probes.split, r.run.data.name, r.probes.index.tolist(), r.labels.tolist()) for r in (self.main, other)
         )
-        if mine != theirs:
-            raise CorsdError(f"{other.run.path} was probed on other images than {self.mine.run.path}: compare their classes")
+        if first != second:
+            raise CorsdError(f"{other.run.path} was probed on other images than {self.main.run.path}: compare their classes")
 
 
 def _matrix(relations: RunRelations, epoch: int, exit: int, kind: str, level: str, rows: Rows) -> Scores:
@@ -346,11 +359,13 @@ def _matrix(relations: RunRelations, epoch: int, exit: int, kind: str, level: st
 
 
 def _balanced(rows: Rows, labels: Rows, most: int) -> Rows:
-    """Of more than `most` sorted rows the first few of every class, two or more, of as many classes as there is room."""
+    """`rows`, sorted, or if there are more than `most`, the first few of every class, at least two, of as many classes as
+    fit.
+    """
     if len(rows) <= most:
         return rows
     by_class = rows[np.argsort(labels[rows], kind="stable")]
     _, begins, counts = np.unique(labels[by_class], return_index=True, return_counts=True)
-    rank = np.arange(len(by_class)) - np.repeat(begins, counts)  # an image's place among those of its class
+    rank = np.arange(len(by_class)) - np.repeat(begins, counts)  # position of an image among those of its class
     each = max(2, most // len(counts))
     return np.sort(by_class[rank < each][:most])

@@ -18,7 +18,9 @@ from corsd_lib.analysis.exits import first_correct
 
 
 def late_image(logits: Sequence[Tensor], labels: Tensor) -> int:
-    """Position of the image with the most confident prediction that is correct at the deepest exit only; 0 if there is none."""
+    """Index of the image with the most confident prediction among those that only the deepest exit classifies correctly; else
+    0.
+    """
     if len(logits) == 1:
         return 0
     late = first_correct(logits, labels) == len(logits)
@@ -27,19 +29,19 @@ def late_image(logits: Sequence[Tensor], labels: Tensor) -> int:
 
 
 def why_no_umap() -> str:
-    """Why PCA is shown, in sentences."""
+    """Sentences with the reason why PCA is shown instead of UMAP."""
     if find_spec("umap") is None:
         return "This is PCA: UMAP needs umap-learn, which is not installed (pip install 'corsd_lib[notebooks]')."
     return "This is PCA. UMAP shows neighbourhoods better: choose it as projection; its first fit takes up to some minutes."
 
 
 def percent(share: float) -> str:
-    """A share in [0, 1] in %; a dash for none."""
+    """A share in [0, 1] as text in %; a dash for NaN."""
     return "–" if math.isnan(share) else f"{100 * share:.0f} %"
 
 
 def quality(embedding: StageEmbedding, epoch: int) -> list[str]:
-    """The quality of the projection of the `epoch`-th epoch, three lines for every exit."""
+    """Text about the quality of the projection for the `epoch`-th epoch (from 0), three lines for every exit."""
     measures = (embedding.trustworthiness, embedding.knn_purity, embedding.embedding_purity)
     return [
         f"trustworthiness {trust:.2f} of 1\nof its class: {percent(here)} in the picture,"
@@ -49,7 +51,7 @@ def quality(embedding: StageEmbedding, epoch: int) -> list[str]:
 
 
 def finding(embedding: StageEmbedding, epoch: int) -> str:
-    """The finding of the `epoch`-th epoch in a line."""
+    """Title for the `epoch`-th epoch (from 0): purity at the shallowest and the deepest exit."""
     purity = embedding.embedding_purity[epoch].tolist()
     near, deepest = min(NEIGHBOURS, len(embedding.labels) - 1), len(purity)
     last = f" and {percent(purity[-1])} at exit {deepest}" if deepest > 1 else ""

@@ -1,6 +1,6 @@
 """The view of a stage explorer as a static figure.
 
-K exits (a panel each), N images. Traces: K of points, K of rings, then the legend.
+K exits (one panel each), N images. The traces are K of points, K of rings, then those of the legend.
 """
 
 from __future__ import annotations
@@ -35,9 +35,11 @@ def stage_picture(
     image: int,
     title: str,
 ) -> go.Figure:
-    """Points (K, N, 2) in the colour of their kind, `codes` (K, N) of `kinds`, or grey and called `rest` for len(kinds).
+    """Points (K, N, 2) in the colours of their kinds: `codes` (K, N) are indices of `kinds`, or len(kinds) for grey points,
+    `rest`.
 
-    All but the `selection` are pale; spokes lead from `image` to the images `near` it (K lists). `quality` (K) stands below.
+    All points but the `selection` are pale. Lines lead from `image` to the images `near` it (K lists). `quality`: a text below
+    each panel (K). `what`: title of the legend.
     """
     images = len(captions)
     shown: dict[str, Any] = {"colour_by": np.zeros(images), "captions": captions, "quality": quality}
@@ -58,7 +60,7 @@ def stage_picture(
 
 
 def _rings(trace: go.Scatter, points: Points, image: int, near: Sequence[int]) -> go.Scatter:
-    """A large ring around the image, and spokes to small ones around its neighbours."""
+    """A large ring around the image, and lines to small rings around its neighbours."""
     spokes = [image, *(place for neighbour in near for place in (neighbour, image))]
     x, y = np.ascontiguousarray(points[spokes].T)
     sizes = np.where(np.array(spokes) == image, 18, 10).astype(np.float32)

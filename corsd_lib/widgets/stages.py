@@ -28,22 +28,23 @@ from corsd_lib.widgets.stage_facts import finding, late_image, quality, why_no_u
 from corsd_lib.widgets.stage_picture import Codes, stage_picture
 from corsd_lib.widgets.thumbnails import Thumbnails
 
-NEAR = 8  # neighbours of an image that are shown
+NEAR = 8  # number of neighbours of an image that are shown
 
 
 class StageExplorer(Explorer):
-    """The probe images of a run in two dimensions, with a panel for each exit, all from one joint fit.
+    """Shows the probe images of a run in two dimensions, with one panel for each exit, all from one joint fit.
 
-    A lasso marks the same images in every panel, and in the `RelationExplorer` `relations` if that is given. A click on a point
-    shows the image, the predictions of all exits, and its nearest images at each exit in the embedding, which rings mark in the
-    projection. Measures of quality are below every panel.
-    `explorer.selection` (tuple of probe positions), `.image` (one position), `.colour` ("superclass", "class", "correct",
+    A lasso selects the same images in every panel, and marks them in the `RelationExplorer` `relations` if that is given. A
+    click on a point shows the image, the predictions of all exits, and its nearest images in the embedding of each exit, which
+    have rings in the projection. Measures of quality are below every panel.
+
+    `explorer.selection` (tuple of indices in the probe set), `.image` (one index), `.colour` ("superclass", "class", "correct",
     "first_correct"), `.highlight` (names of the groups in colour, up to 12; the others are grey), `.epoch` (one of `epochs`,
-    which are embedded together; the last one alone by default) and `.method` can be read, set and observed.
+    which are embedded together; by default only the last one) and `.method` can be read, set and observed.
 
     `method` "umap" is shown at once if the run has stored it. Otherwise PCA is shown until UMAP is requested, because its first
-    fit may take minutes. Raises `CorsdError` for a run without snapshots, an epoch without one, and `relations` of other probe
-    images.
+    fit may take minutes. Raises `CorsdError` for a run without snapshots, an epoch without one, and `relations` with other
+    probe images.
     """
 
     script = "stages"
@@ -94,11 +95,11 @@ class StageExplorer(Explorer):
     def _check_relations(self) -> None:
         if self._relations is None:
             return
-        mine, theirs = (
+        first, second = (
             (p.split, r.data.name, p.index.tolist(), p.labels.tolist())
             for r, p in ((self.run, self._probes), (self._relations.run, self._relations.run.probes))
         )
-        if mine != theirs:
+        if first != second:
             raise CorsdError(f"relations of {self._relations.run.path} are of other probe images than {self.run.path} has")
 
     def _fit(self, method: str) -> StageEmbedding:
@@ -112,7 +113,7 @@ class StageExplorer(Explorer):
 
     @property
     def embedding(self) -> StageEmbedding:
-        """The coordinates that are shown."""
+        """The `StageEmbedding` that is shown."""
         return self._fit(self.method)
 
     def check(self, name: str, value: Any) -> Any:
@@ -122,7 +123,7 @@ class StageExplorer(Explorer):
             check_choice("colour", value, [c for c in COLOURS if c != "superclass" or has_superclasses(self.run.data)])
         elif name == "method":
             check_choice("method", value, PROJECTIONS)
-            self._fit(value)  # or its error, before anything changes
+            self._fit(value)  # raises its error before anything changes
         elif name == "highlight":
             return self._groups_of(value)
         elif name == "image":
@@ -155,7 +156,7 @@ class StageExplorer(Explorer):
 
     @traitlets.observe("colour")
     def _coloured(self, change: Any) -> None:
-        """Other groups are in colour, unless the browser says which."""
+        """Choose the groups in colour for the new colouring, unless the browser has sent them."""
         if "highlight" not in self._wanted:
             self.highlight = tuple(self._shown["tidiest"].get(self.colour, ()))
 
@@ -170,18 +171,18 @@ class StageExplorer(Explorer):
             f"image {self.image}, {len(self.selection)} selected)"
         )
 
-    # --- what the browser asks for ---
+    # --- answers to requests of the browser ---
 
     def ask_fit(self, method: str) -> dict[str, Any]:
-        """Coordinates of a projection; the first UMAP takes up to some minutes."""
+        """Answer: coordinates of a projection. The first UMAP may take some minutes."""
         return stages_fit(self._fit(method))
 
     def ask_faces(self, positions: Sequence[int]) -> dict[int, bytes]:
-        """PNGs of probe images; none without the data."""
+        """Answer: PNGs of probe images by index; empty if the data is missing."""
         return dict(self._thumbnails.of(positions))
 
     def ask_image(self, image: int, epoch: int, **others: Any) -> dict[str, Any]:
-        """An image, the predictions of all exits, and its neighbours at each exit."""
+        """Answer: an image, the predictions of all exits, and its neighbours at each exit."""
         near = self._neighbours(image, epoch)
         pngs = self._thumbnails.of([image, *(p for some in near for p in some)])
         names, label = self.run.data.class_names, int(self._probes.labels[image])
@@ -198,7 +199,7 @@ class StageExplorer(Explorer):
         return exit_names(len(self._snapshot(self.epoch).embeddings))
 
     def _neighbours(self, image: int, epoch: int) -> list[list[int]]:
-        """Positions of the images nearest to an image at every exit, nearest first, in the embedding."""
+        """Indices of the images nearest to an image in the embedding of every exit, nearest first."""
         return [nearest_images(e, NEAR, [image])[0].tolist() for e in self._snapshot(epoch).embeddings]
 
     # --- files ---
@@ -232,7 +233,9 @@ class StageExplorer(Explorer):
         )
 
     def _codes(self) -> tuple[Codes, list[str]]:
-        """(K, N) place of every image in the kinds at every exit, and those; behind the last: grey."""
+        """Kind of every image at every exit, (K, N) indices of names of kinds, and these names. An index after the last means
+        grey.
+        """
         exits, labels = len(self._exits), self._probes.labels
         logits: list[Tensor] = [z.float() for z in self._snapshot(self.epoch).logits]
         if self.colour == "correct":

@@ -1,4 +1,4 @@
-"""Small images of a run, each read and encoded once."""
+"""Thumbnails of the images of a run, each read and encoded once."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from corsd_lib.analysis.images import run_pixels
 from corsd_lib.runs import Run, portable_name
 from corsd_lib.widgets.probe_images import ProbeImages, png_of
 
-FREE = ("digits", "shapes")  # data sets whose images may be passed on
-PAGE_SIDE = 48  # pixels of a thumbnail on a page
+FREE = ("digits", "shapes")  # data sets whose images may be published
+PAGE_SIDE = 48  # largest side of a thumbnail on a page, in pixels
 
 
 class Thumbnails:
-    """PNGs of a run's images by split and position, each made once; none without the data. Pages enlarge them."""
+    """PNGs of the images of a run by split and index, each created once. Browsers enlarge them."""
 
     def __init__(self, run: Run, images: ProbeImages) -> None:
         self.images, self._run = images, run
         self._pngs: dict[tuple[str, int], bytes] = {}
 
     def of(self, positions: Sequence[int], split: str = "probe") -> Mapping[int, bytes]:
-        """Position -> PNG of images of a split; empty where the data is missing."""
+        """PNGs by index of the images of a split with these indices; empty if the data is missing."""
         if self.images.missing:
             return {}
         new = [p for p in dict.fromkeys(positions) if (split, p) not in self._pngs]
@@ -33,9 +33,10 @@ class Thumbnails:
         return {p: self._pngs[split, p] for p in positions}
 
     def packed(self, positions: Sequence[int], images: bool | None) -> dict[str, Any]:
-        """Probe images for a page: `positions`, and their PNGs of at most 48 pixels in one array with their ends.
+        """Data of a page with the PNGs of the probe images `positions`, at most 48 pixels wide, in one array with their ends.
 
-        `images`: whether there are any; None: where the data is there and in `FREE`. True raises `CorsdError` where it is not.
+        `images`: whether to include them; None means only if the data is available and one of `FREE`. With True `CorsdError` is
+        raised if the data is missing.
         """
         from torchvision.transforms.v2 import functional as T
 

@@ -1,10 +1,10 @@
 """Pages: interactive HTML files that need no kernel and no network.
 
-page.py    the file: script, style and data of the panels, each once; plotly.js if a figure needs it
+page.py    the HTML file: script, style and data of the panels, each once; plotly.js if a figure needs it
 panels.py  the data of the panels of runs, as plain values and packed arrays
 static/    one script for pages and notebooks: logic.js (numbers), core.js (elements, state, theme), matrix.js, chart.js and
-           points.js (what is drawn), relation.js, stages.js, exits.js, monitor.js and attribution.js (an explorer each), and
-           its two hosts, page.js and widget.js; explorer.css, and page.css around it
+           points.js (drawing), relation.js, stages.js, exits.js, monitor.js and attribution.js (one explorer each), and its
+           two hosts, page.js and widget.js; the style explorer.css, and page.css for the rest of a page
 """
 
 from __future__ import annotations

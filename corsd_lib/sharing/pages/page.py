@@ -1,4 +1,4 @@
-"""The HTML file: script, style and data, and plotly.js if a figure needs it. It loads nothing and sends nothing."""
+"""The HTML file of a page: script, style and data, and plotly.js if a figure needs it. It loads nothing and sends nothing."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from corsd_lib.files import check_replaceable, write_atomic
 
 __all__ = ["ARRAYS", "Panel", "explorer_script", "explorer_style", "write_page"]
 
-# In this order: what comes later uses what comes before. The host, a page or a widget, comes last.
+# In this order, because each script uses those before it. The host, a page or a widget, comes last.
 SCRIPTS = (
     *("logic.js", "core.js", "matrix.js", "chart.js", "points.js"),
     *("relation.js", "stages.js", "exits.js", "monitor.js", "attribution.js"),
 )
-ARRAYS = ("uint8", "uint16", "int32", "float32")  # what a browser reads as it is
+ARRAYS = ("uint8", "uint16", "int32", "float32")  # types that a browser can read without conversion
 
-# Nothing may be asked of any server, and of the scripts only these run. Styles: plotly.js sets them as it draws.
+# Nothing may be loaded from a server, and only scripts with these hashes run. Styles are allowed, because plotly.js sets them.
 _POLICY = "default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
 
 _PAGE = """\
@@ -53,9 +53,10 @@ _PAGE = """\
 
 
 class Panel(NamedTuple):
-    """A part of a page: its kind, which is the name of a function of the script, and the data for this function.
+    """A part of a page: its `kind`, which is the name of a function of the script, its `title`, and the `data` for this
+    function.
 
-    `data` has JSON values without NaN, and numpy arrays of the types in `ARRAYS`, which are stored in binary.
+    `data` contains JSON values without NaN, and numpy arrays of the types `ARRAYS`, which are stored in binary.
     """
 
     kind: str
@@ -66,8 +67,8 @@ class Panel(NamedTuple):
 def write_page(path: str | Path, panels: Sequence[Panel], title: str = "") -> Path:
     """Write `panels`, one below the other, into a self-contained HTML file, atomically; return its path.
 
-    Explorers take some hundred kilobytes and their data; plotly.js, 4.8 MB, is added if a panel is a figure. The page needs no
-    network, and has a light and a dark theme. `title` is escaped. Raises `CorsdError` for a page without panels and if the file
+    The script takes some hundred kilobytes besides the data; plotly.js, 4.8 MB, is added if a panel is a figure. The page needs
+    no network and has a light and a dark theme. `title` is escaped. Raises `CorsdError` if there are no panels and if the file
     cannot be written.
     """
     if not panels:
@@ -92,18 +93,18 @@ def _has_figure(panels: Sequence[Mapping[str, Any]]) -> bool:
 
 @cache
 def explorer_script(host: str) -> str:
-    """The script of all explorers with its host: "page.js", or "widget.js", an ES module."""
+    """JavaScript of all explorers, followed by the `host`: "page.js", or "widget.js", which makes it an ES module."""
     theme = json.dumps(_theme(), separators=(",", ":"))
     return "\n".join([f'"use strict";const THEME = {theme};', *map(_static, (*SCRIPTS, host))])
 
 
 def explorer_style() -> str:
-    """The style of all explorers, of which every rule begins with the class of their elements."""
+    """CSS of all explorers. Every rule begins with the class of their elements, so that it affects nothing else."""
     return _static("explorer.css")
 
 
 def _theme() -> dict[str, Any]:
-    """The figures' colours for the script; of two, first light, then dark."""
+    """Colours of the figures for the script; a pair is for the light and the dark theme."""
     return {
         "ink": [INK[False], INK[True]],
         "paper": [PAPER[False], PAPER[True]],
@@ -117,13 +118,13 @@ def _theme() -> dict[str, Any]:
 
 
 def _json(value: Mapping[str, Any]) -> str:
-    """JSON that is safe inside a <script> element."""
-    text = json.dumps(value, default=_packed, allow_nan=False, separators=(",", ":"))
+    """`value` as JSON that is safe inside a <script> element."""
+    text = json.dumps(value, default=_pack, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c")
 
 
-def _packed(array: object) -> dict[str, Any]:
-    """An array as its type, shape and bytes in base64."""
+def _pack(array: object) -> dict[str, Any]:
+    """An array as JSON: type, shape, and bytes in base64. Raises `CorsdError` for other objects and types."""
     if not isinstance(array, np.ndarray) or array.dtype.name not in ARRAYS:
         what = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
         raise CorsdError(f"{what} in the data of a panel; allowed: plain values and arrays of {', '.join(ARRAYS)}")
@@ -139,7 +140,7 @@ def _hash(script: str) -> str:
 def _plotly() -> str:
     from plotly.offline import get_plotlyjs
 
-    return get_plotlyjs().replace("\r", "")  # a browser hashes what it reads, and it reads every end of line as \n
+    return get_plotlyjs().replace("\r", "")  # a browser reads every end of line as \n before it computes the hash
 
 
 def _static(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The data of the panels of runs, as plain values and packed arrays for the script of the page.
+"""Data of the panels about runs, as plain values and packed arrays for the script of the page.
 
 E epochs with a snapshot, K exits (shallow -> deep), N probe images, C classes.
 """
@@ -44,11 +44,11 @@ __all__ = [
 ]
 
 PROJECTION_NAMES = {"umap": "UMAP", "pca": "PCA"}
-MOST_GROUPS = 2 * len(PALETTE)  # in colour: six colours and two symbols; more are not told apart
+MOST_GROUPS = 2 * len(PALETTE)  # groups in colour, with six colours and two symbols; more would look alike
 COLOURS = ("class", "superclass", "correct", "first_correct")
-CELLS = 4_000_000  # of all the matrices of a panel: a byte each
-LEVELS = 254  # a score in [0, 1] travels as one byte, to 0.002; 255 is no score
-FINE_LEVELS = 65_534  # or as two bytes, where they all weigh at most so many:
+CELLS = 4_000_000  # entries of all matrices of a panel together, one byte each
+LEVELS = 254  # a score in [0, 1] is stored as one byte, with an error up to 0.002; 255 means no score
+FINE_LEVELS = 65_534  # or as two bytes, if all scores together take at most FINE_BYTES
 FINE_BYTES = 3_000_000
 
 
@@ -67,14 +67,14 @@ def relation_panel(
     labels: Sequence[str] = (),
     text: str = "",
 ) -> Panel:
-    """Class-level relations of a run (and of others, side by side) at every exit and epoch with a snapshot.
+    """Panel of the class-level relations of a run (and of others, side by side) at every exit and epoch with a snapshot.
 
-    First shown: `exit` (1-based, the deepest by default) and `epoch` (the last) of `run`, the classes in `order` (one of
-    `CLASS_ORDERS`; "cluster" is by the deepest exit after the last epoch) and the pair `selection` (class indices; the two
-    most related classes by default), minus what `against` says: "nothing", "deepest" exit, "first" epoch, or the place of a run
-    in the list. `labels` name the runs; `text` stands below. Scores in [0, 1] are rounded to 1/254, few of them to 1/65534.
-    Runs with fewer exits are matched from the deepest, as that is what all have. Raises `CorsdError` for runs without snapshots
-    or of different classes, and for an exit, epoch, order, class or run that is not there.
+    The initial view: `exit` (from 1, the deepest by default) and `epoch` (the last by default) of `run`; classes in `order`
+    (one of `CLASS_ORDERS`; "cluster" uses the deepest exit after the last epoch); the selected pair `selection` (two class
+    indices, by default the two most related classes); and `against`, what is subtracted: "nothing", the "deepest" exit, the
+    "first" epoch, or the index of a run, 0 for `run`. `labels`: names of the runs. `text`: shown below. Scores in [0, 1] are
+    rounded to 1/254, or to 1/65534 if there are few. Runs with fewer exits are aligned at the deepest exit. Raises `CorsdError`
+    for runs without snapshots or with different classes, and for an unknown exit, epoch, order, class or run.
     """
     runs = [run, *([] if other is None else [other] if isinstance(other, Run) else other)]
     _check_runs(runs)
@@ -95,7 +95,7 @@ def relation_panel(
 
 
 def _reference(against: str | int, first: int, runs: int) -> str | int | None:
-    """The reference that is subtracted, in the form of the script."""
+    """What is subtracted, as the script expects it. `first`: the first epoch; `runs`: number of runs."""
     if against == 1 and runs == 2:
         return "other run"
     named: dict[str | int, str | int | None] = {"nothing": None, "deepest": "deepest exit", "first": first}
@@ -105,7 +105,7 @@ def _reference(against: str | int, first: int, runs: int) -> str | int | None:
 def relation_state(
     run: Run, *, exit: int, epoch: int, order: str = "label", selection: Sequence[int] | None = None
 ) -> dict[str, Any]:
-    """The initial state of a relation panel: every field of the state of the script."""
+    """Initial state of a relation panel, with every field that the script has."""
     return {
         "exit": exit,
         "epoch": epoch,
@@ -122,7 +122,7 @@ def relation_state(
 
 
 def first_pair(run: Run, exit: int, epoch: int) -> tuple[int, int] | None:
-    """The two most related classes, which are shown first; None if no pair has a relation."""
+    """Indices of the two most related classes, the initial selection; None if no pair has a relation."""
     matrix = run.probes[epoch].relations[exit - 1].clone().fill_diagonal_(-1).nan_to_num(-1)
     row, column = divmod(int(matrix.argmax()), len(matrix))
     return (row, column) if matrix[row, column] >= 0 else None
@@ -136,12 +136,13 @@ def relation_data(
     order: str = "label",
     orders: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The data of a relation panel for `runs`, without its state; see `relation_panel`.
+    """Data of a relation panel for `runs`, without its state; see `relation_panel`.
 
-    The scores of `epoch` are there whatever is left out. Offered are the `orders`, else those by label and cluster and `order`.
+    If there are too many scores, some epochs are left out, but never `epoch`. The user can choose one of `orders`; by default
+    "label", "cluster" and `order`, and all of `CLASS_ORDERS` if there are superclasses.
     """
     run, last = runs[0], list(runs[0].probes)[-1]
-    kept = [_kept(r, last if epoch is None else epoch, CELLS // len(runs)) for r in runs]
+    kept = [_select_epochs(r, last if epoch is None else epoch, CELLS // len(runs)) for r in runs]
     named = zip(runs, run_names(runs, labels), kept, strict=True)
     cells = sum(
         len(epochs) * len(r.probes[epochs[-1]].relations) * r.data.num_classes**2 for r, epochs in zip(runs, kept, strict=True)
@@ -156,12 +157,12 @@ def relation_data(
         "orders": {name: _order(name, run) for name in orders or _orders(run.data, order)},
         "labels": run.probes.labels.numpy().astype(np.uint16),
         "key": _probe_key(run),
-        "text": _left_out(runs, kept),
+        "text": _left_out_note(runs, kept),
     }
 
 
 def _probe_key(run: Run) -> str:
-    """The same for runs of the same probe images: what is marked in one is marked in the other."""
+    """Key that is equal for runs with the same probe images: images that are marked in one are marked in the other."""
     probes = run.probes
     which = [portable_name(run.data.name), probes.split, probes.index.tolist()]
     return hashlib.sha256(json.dumps(which).encode()).hexdigest()[:16]
@@ -175,7 +176,7 @@ def _check_runs(runs: Sequence[Run]) -> None:
             raise CorsdError(f"{runs[0].path} and {run.path} have different classes: their relations cannot be compared")
 
 
-def _kept(run: Run, epoch: int, cells: int) -> list[int]:
+def _select_epochs(run: Run, epoch: int, cells: int) -> list[int]:
     """Evenly spaced epochs with a snapshot, as many as fit into `cells` matrix entries, but at least the first, the last and
     `epoch`.
     """
@@ -183,17 +184,17 @@ def _kept(run: Run, epoch: int, cells: int) -> list[int]:
     fit = cells // (len(run.probes[epochs[-1]].relations) * run.data.num_classes**2)
     if fit >= len(epochs):
         return epochs
-    places = np.linspace(0, len(epochs) - 1, max(2, fit - 1)).round().astype(int)
-    return sorted({*(epochs[place] for place in places), *({epoch} & set(epochs))})
+    chosen = np.linspace(0, len(epochs) - 1, max(2, fit - 1)).round().astype(int)
+    return sorted({*(epochs[i] for i in chosen), *({epoch} & set(epochs))})
 
 
-def _left_out(runs: Sequence[Run], kept: Sequence[Sequence[int]]) -> str:
+def _left_out_note(runs: Sequence[Run], kept: Sequence[Sequence[int]]) -> str:
     there, shown = sum(len(run.probes) for run in runs), sum(map(len, kept))
     return "" if shown == there else f"{shown} of {there} snapshots are on this page: all would be too many megabytes."
 
 
 def _relations(run: Run, name: str, epochs: Sequence[int], levels: int) -> dict[str, Any]:
-    found = (run.probes[epoch] for epoch in epochs)  # one in memory at a time
+    found = (run.probes[epoch] for epoch in epochs)  # only one is in memory at a time
     snapshots = [(as_codes(torch.stack(s.relations), levels), len(s.logits), stored_kind(run, s)) for s in found]
     codes = np.stack([each for each, _, _ in snapshots])  # (E, K, C, C)
     _, logits, kind = snapshots[-1]
@@ -208,7 +209,7 @@ def _relations(run: Run, name: str, epochs: Sequence[int], levels: int) -> dict[
 
 
 def as_codes(scores: Tensor, levels: int = LEVELS) -> npt.NDArray[Any]:
-    """Scores in [0, 1] as whole numbers, 1 = `levels`, above that for NaN; a byte each, or two with `FINE_LEVELS`."""
+    """Scores in [0, 1] as whole numbers: `levels` for 1, `levels` + 1 for NaN; uint8, or uint16 with `FINE_LEVELS`."""
     known = ~scores.isnan()
     codes = (scores.nan_to_num(0.0).clamp(0, 1) * levels).round()
     return (
@@ -229,7 +230,9 @@ def _order(name: str, run: Run) -> list[int]:
 
 
 def _classes(data: DataInfo) -> dict[str, Any]:
-    """Names as they are shown: short, equal ones told apart by a number, no markup; and by place the whole of those cut."""
+    """Names of classes and superclasses as they are shown, short and unique, without markup, and whole names, by index, of
+    those cut.
+    """
     return {
         "names": short_names(data.class_names),
         "whole_names": _cut(data.class_names),
@@ -255,11 +258,11 @@ def has_superclasses(data: DataInfo) -> bool:
 def stages_panel(
     run: Run, embedding: StageEmbedding, *, epoch: int | None = None, colour: str = "class", selection: Sequence[int] = ()
 ) -> Panel:
-    """Projections of the probe images at every exit, side by side, with linked selections.
+    """Panel of projections of the probe images at every exit, side by side, with linked selections.
 
-    First shown: `epoch` of `embedding` (the last by default), points coloured by `colour` (one of `COLOURS`; "superclass" needs
-    some) and the images `selection` (positions in the probe set). Raises `CorsdError` for an epoch, a colour or an image that
-    is not there.
+    The initial view: `epoch` of `embedding` (the last by default); points coloured by `colour`, one of `COLOURS` ("superclass"
+    only if the data has superclasses); and the selected images `selection`, indices in the probe set. Raises `CorsdError` for
+    an unknown epoch, colour or image.
     """
     epoch = embedding.epochs[-1] if epoch is None else epoch
     check_choice("epoch", epoch, embedding.epochs)
@@ -274,7 +277,7 @@ def stages_panel(
 def stages_state(
     run: Run, embedding: StageEmbedding, *, epoch: int, colour: str = "class", selection: Sequence[int] = ()
 ) -> dict[str, Any]:
-    """The initial state of a stages panel: every field of the state of the script."""
+    """Initial state of a stages panel, with every field that the script has."""
     groups = tidy_groups(run, embedding.epochs[-1])
     return {
         "epoch": epoch,
@@ -287,7 +290,7 @@ def stages_state(
 
 
 def stages_data(run: Run, embedding: StageEmbedding) -> dict[str, Any]:
-    """The data of a stages panel, without its state."""
+    """Data of a stages panel, without its state."""
     predictions, first = _predictions(run, embedding)
     return {
         **_classes(run.data),
@@ -305,7 +308,7 @@ def stages_data(run: Run, embedding: StageEmbedding) -> dict[str, Any]:
 
 
 def stages_fit(embedding: StageEmbedding) -> dict[str, Any]:
-    """Coordinates of a projection, and its quality."""
+    """Coordinates of a projection and measures of its quality, for a stages panel."""
     return {
         "method": embedding.method,
         "title": PROJECTION_NAMES[embedding.method],
@@ -315,9 +318,9 @@ def stages_fit(embedding: StageEmbedding) -> dict[str, Any]:
 
 
 def tidy_groups(run: Run, epoch: int) -> dict[str, list[str]]:
-    """Names of classes, and superclasses, to colour: all where colours do for them, else the six tidiest at the deepest exit.
+    """Names of the classes, and of the superclasses, to colour: all if there are few, else the six tidiest at the deepest exit.
 
-    Tidy: most of an image's 10 nearest in the embedding are of its group.
+    A group is tidy if most of the 10 images nearest to its images in the embedding belong to it too.
     """
     labels = run.probes.labels
     found = {"class": labels}
@@ -335,7 +338,10 @@ def tidy_groups(run: Run, epoch: int) -> dict[str, list[str]]:
 
 
 def _predictions(run: Run, embedding: StageEmbedding) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8]]:
-    """Predictions of each exit (E, K, N), and the first exit with a correct one (E, N), 0 for none; exits of the embedding."""
+    """Predicted classes (E, K, N), and the number (E, N) of the first exit with a correct prediction, 0 for none.
+
+    Only the exits of the embedding count.
+    """
     predictions, first = [], []
     for epoch in embedding.epochs:
         logits = [run.probes[epoch].logits[k - 1].float() for k in embedding.exits]
@@ -350,7 +356,7 @@ def _quality(embedding: StageEmbedding) -> dict[str, list[list[float | None]]]:
 
 
 def _number(value: float) -> float | None:
-    """A number as JSON, with None for NaN."""
+    """`value` for JSON: None if it is NaN or infinite."""
     return float(value) if np.isfinite(value) else None
 
 
@@ -360,10 +366,12 @@ def _number(value: float) -> float | None:
 def exits_panel(
     run: Run, curve: pd.DataFrame, *, rule: str, threshold: float, macs: Sequence[float], deepest_macs: float, split: str
 ) -> Panel:
-    """An `early_exit_curve` with a movable threshold: accuracy, saved multiply-accumulates, and shares that leave at each exit.
+    """Panel of an `early_exit_curve` with a movable threshold: accuracy, saved multiply-accumulates, share that leaves at each
+    exit.
 
-    First shown: the `threshold` of the curve that is nearest. `macs` (K) of an image that leaves at exit k, `deepest_macs` of
-    the plain network, `split` the images of the curve: "probe" or a split of the data. Raises `CorsdError` for an empty curve.
+    The initial threshold is the one of the curve nearest to `threshold`. `macs` (K,): MACs of an image that leaves at exit k;
+    `deepest_macs`: MACs of the plain network; `split`: the images of the curve, "probe" or a split of the data. Raises
+    `CorsdError` for an empty curve.
     """
     if curve.empty:
         raise CorsdError(f"{run.path}: an early-exit curve without a threshold; allowed: one or more")
@@ -381,7 +389,7 @@ def exits_panel(
 
 
 def exits_data(run: Run, macs: Sequence[float], deepest_macs: float) -> dict[str, Any]:
-    """The data of an early-exit panel, without its curves and its state."""
+    """Data of an early-exit panel, without its curves and its state."""
     return {
         "name": run_names([run])[0],
         "exits": exit_names(len(macs)),
@@ -391,7 +399,9 @@ def exits_data(run: Run, macs: Sequence[float], deepest_macs: float) -> dict[str
 
 
 def exits_curve(curve: pd.DataFrame, *, rule: str, split: str, images: str, caution: str = "") -> dict[str, Any]:
-    """An `early_exit_curve` as the script has it; `images` says on which it was measured, `caution` what that makes of it."""
+    """An `early_exit_curve` as data for the script. `images`: text that names the images of the curve; `caution`: a warning
+    about them.
+    """
     shares = [c for c in curve.columns if str(c).startswith("share.")]
     columns = {name: curve[name].to_numpy(np.float32) for name in ("threshold", "accuracy", "loss", "macs")}
     said = {"rule": rule, "split": split, "images": images, "caution": caution}
@@ -399,7 +409,7 @@ def exits_curve(curve: pd.DataFrame, *, rule: str, split: str, images: str, caut
 
 
 def curve_beside(run: Run, curve: pd.DataFrame, rule: str, deepest_macs: float) -> dict[str, Any]:
-    """The curve of a run on its own probe images, as it stands beside that of another run."""
+    """Data of the curve of a run on its probe images, which is drawn beside the curve of another run."""
     columns = {name: curve[name].to_numpy(np.float32) for name in ("threshold", "accuracy", "macs")}
     return {**columns, "name": run_names([run])[0], "rule": rule, "split": "probe", "deepest_macs": float(deepest_macs)}
 
@@ -408,42 +418,42 @@ def curve_beside(run: Run, curve: pd.DataFrame, rule: str, deepest_macs: float) 
 
 
 def figure_panel(figure: go.Figure, title: str = "", text: str = "") -> Panel:
-    """A plotly figure in the colours of the page, with `text` below it. WebGL traces become vector graphics."""
+    """Panel of a plotly figure in the colours of the page, with `text` below it. WebGL traces become vector graphics."""
     plain = json.loads(figure.to_json())
-    for trace in plain["data"]:  # drawn as vectors: WebGL is not everywhere, prints badly, and evaluates code
+    for trace in plain["data"]:  # drawn as vectors, because WebGL is not always available, prints badly, and evaluates code
         trace["type"] = {"scattergl": "scatter"}.get(trace["type"], trace["type"])
     return Panel("figure", title, {"figure": plain, "text": text})
 
 
 def curves_panel(title: str, charts: Sequence[dict[str, Any]], text: str = "", findings: Sequence[str] = ()) -> Panel:
-    """Charts of lines side by side, `findings` above and a text below; drawn by the page itself.
+    """Line charts side by side, with `findings` above and `text` below; the page draws them without plotly.
 
-    A chart: {"title", "lines", "x", "y", "unit"}; a line: {"name", "x", "y", "color", "dash"} with arrays x and y, the number
-    of a colour and of a dash, and "group" where a click in the legend isolates several together; an axis: {"title", "low",
-    "high", "log"}.
+    A chart is {"title", "lines", "x", "y", "unit"}, where "x" and "y" are axes, {"title", "low", "high", "log"}. A line is
+    {"name", "x", "y", "color", "dash"}, with arrays "x" and "y" and the numbers of a colour and a dash; lines with the same
+    "group" are isolated together by a click in the legend.
     """
     return Panel("curves", title, {"charts": list(charts), "text": text, "findings": list(findings)})
 
 
 def text_panel(title: str, *paragraphs: str) -> Panel:
-    """Paragraphs of plain text."""
+    """Panel of paragraphs of plain text."""
     return Panel("text", title, {"paragraphs": list(paragraphs)})
 
 
 def table_panel(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text: str = "") -> Panel:
-    """A table of plain text with a sentence below it; the first column names the rows."""
+    """Panel of a table of plain text with `text` below it; the first column names the rows."""
     return Panel("table", title, {"columns": list(columns), "rows": [list(row) for row in rows], "text": text})
 
 
 def columns_panel(title: str, panels: Sequence[Panel]) -> Panel:
-    """Panels side by side, where there is room."""
+    """Panel that contains other panels, side by side if there is room."""
     return Panel("columns", title, {"panels": [panel._asdict() for panel in panels]})
 
 
 def run_names(runs: Sequence[Run], labels: Sequence[str] = ()) -> list[str]:
     """Unique names of runs: `labels`, or method and seed, with the folder of the run if needed.
 
-    Raises `CorsdError` if the number of labels is wrong, or labels are equal.
+    Raises `CorsdError` if the number of labels is wrong or two are equal.
     """
     if labels:
         if isinstance(labels, str) or not len(set(labels)) == len(labels) == len(runs):

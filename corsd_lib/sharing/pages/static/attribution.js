@@ -1,4 +1,4 @@
-// Attributions: which pixels made an exit decide, or two images related; only Python can compute them.
+// Attributions: the pixels that a decision of an exit, or the relation of two images, depends on. Only Python can compute them.
 
 KINDS.attribution = (box, host) => {
   const { data, store, ask } = host, { state } = store;
@@ -9,7 +9,7 @@ KINDS.attribution = (box, host) => {
 
   // --- controls -----------------------------------------------------------------------------------------------------------
 
-  /** A list of classes and a number within the class for the image `name` of the state. */
+  /** Controls for the image `name` of the state: a list of classes, and the number of the image within its class. */
   function chooser(name, text, optional) {
     const list = choice(text, [], null, (c) => { if (c !== "yours") store.set({ [name]: c === null ? null : ofClass(c)[0] }); });
     const number = el("input", { type: "number", min: 1, change: () => {
@@ -48,7 +48,7 @@ KINDS.attribution = (box, host) => {
   box.append(el("div", { class: "controls" }, group("image", ...image.nodes, random, wrong), group("partner", ...partner.nodes), group("what is explained", controls.exit, controls.target),
     group("how", controls.method, controls.baseline, controls.steps), undo));
 
-  // --- what is drawn ------------------------------------------------------------------------------------------------------
+  // --- drawing ------------------------------------------------------------------------------------------------------
 
   const message = el("p", { class: "message", role: "status" });
   const finding = el("p", { class: "finding", role: "status" }), note = el("p", { class: "note" }), more = el("div", {});
@@ -77,7 +77,7 @@ KINDS.attribution = (box, host) => {
     shown.classList.add("stale");
     busy(box, "attributing", question("map", { ...state })).then((answer) => {
       if (answer === undefined) return;
-      asked = JSON.stringify(state); // Python may have taken more steps
+      asked = JSON.stringify(state); // Python may have increased the number of steps
       fill(answer);
     }, (error) => {
       shown.hidden = true;

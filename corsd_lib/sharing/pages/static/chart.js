@@ -1,8 +1,8 @@
-// Lines and bars as SVG: axes, a legend that isolates on click, and what the mouse is over in words.
+// Line and bar charts as SVG: axes, a legend that isolates lines on click, and tooltips.
 
 const DASHES = { solid: null, dot: "2 4", dash: "7 4", dashdot: "7 3 2 3" };
 
-/** A mapping of [low, high] to [from, to]; of logarithms with `log`. */
+/** A linear mapping of [low, high] to [from, to]; with `log` logarithmic. */
 function scaleOf(low, high, from, to, log = false) {
   const f = log ? Math.log10 : (x) => x;
   const a = f(low), b = f(high);
@@ -16,7 +16,7 @@ function scaleOf(low, high, from, to, log = false) {
   return map;
 }
 
-/** A piece of a line, for a legend. */
+/** A short piece of a line for a legend. */
 const lineSign = (color, dash = "solid") => svg("svg", { width: 22, height: 8, "aria-hidden": "true" },
   svg("line", { x1: 0, x2: 22, y1: 4, y2: 4, stroke: color, "stroke-width": 3, "stroke-dasharray": DASHES[dash] }));
 
@@ -24,9 +24,9 @@ const shortNumber = (x) => (Math.abs(x) >= 1e4 || (x !== 0 && Math.abs(x) < 1e-3
 
 /**
  * `draw({lines, x, y, verticals, horizontals, marks})`: lines [{name, x, y, color, dash, points, group}]; axes x and y
- * {title, low, high, log}, range from the data where it is not given; verticals [{at}], horizontals [{at, text}];
- * marks [{x, y, color, text}]. `say(line, i)` returns the hover text of a point. `pick(line, i)` is called on a click. Without `legends`
- * something else names the lines.
+ * {title, low, high, log}, where the range defaults to that of the data; verticals [{at}], horizontals [{at, text}];
+ * marks [{x, y, color, text}]. `say(line, i)` returns the hover text of a point. `pick(line, i)` is called on a click. Without
+ * `legends` no legend is drawn.
  */
 function lineChart({ label, height = 280, say, pick = null, legends = true }) {
   const drawing = svg("svg", { role: "img", "aria-label": label });
@@ -88,7 +88,7 @@ function lineChart({ label, height = 280, say, pick = null, legends = true }) {
   }
 
   function drawLegend() {
-    const signs = new Map(); // of every group the solid line, else its first
+    const signs = new Map(); // line that represents a group in the legend: the solid one, else the first
     for (const line of spec.lines) {
       const name = line.group ?? line.name;
       if (!signs.has(name) || (line.dash ?? "solid") === "solid") signs.set(name, line);
@@ -128,7 +128,7 @@ function lineChart({ label, height = 280, say, pick = null, legends = true }) {
   return { node, draw, get shown() { return spec; } };
 }
 
-/** Bars that lie: `draw([{name, share, text, color}])`, shares in [0, 1]. */
+/** Horizontal bars: `draw([{name, share, text, color}])`, shares in [0, 1]. */
 function barChart({ label }) {
   const node = el("div", { class: "bars", role: "list", "aria-label": label });
   let spec = [];

@@ -1,12 +1,12 @@
-// What all explorers share: elements, controls, the state, questions to Python, the theme and tooltips.
+// Code that all explorers share: elements, controls, the state, requests to Python, the theme and tooltips.
 //
 // An explorer is a function (box, host) that fills the element `box`. host = {data, store, ask, links}:
-//   data   what is shown, plain values and packed arrays
-//   store  what is chosen; see `makeStore`
-//   ask    (what, arguments) -> promise of what only Python can compute; null where there is no Python
-//   faces  positions -> promise of PNGs of probe images by position; null where there are none
-//   links  what explorers of one page tell each other; see `makeLinks`
-// No text from data ever becomes markup.
+//   data   the content, as plain values and packed arrays
+//   store  the state of the controls; see `makeStore`
+//   ask    (what, arguments) -> promise of a result that only Python can compute; null if there is no Python
+//   faces  positions -> promise of PNGs of probe images by position; null if there are none
+//   links  messages between the explorers of a page; see `makeLinks`
+// Text from data is never interpreted as markup.
 
 const KINDS = {};
 
@@ -24,12 +24,12 @@ function filled(node, attributes, children) {
 /** An element with attributes (functions are listeners) and children, strings as text. */
 const el = (tag, attributes = {}, ...children) => filled(document.createElement(tag), attributes, children);
 
-/** The same of SVG. */
+/** Like `el`, for SVG elements. */
 const svg = (tag, attributes = {}, ...children) => filled(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 
 const paragraph = (text) => (text ? [el("p", {}, text)] : []);
 
-/** A region that scrolls sideways where it is too wide, from the keyboard too. */
+/** A region that scrolls horizontally if it is too wide, with mouse and keyboard. */
 const scrolling = (label, ...children) => el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label }, ...children);
 
 /** A table of texts (or elements); the first cell of a row names it. */
@@ -43,16 +43,16 @@ const percent = (share, digits = 0) => (Number.isNaN(share) ? "–" : `${(100 * 
 const score = (value, digits = 2) => (Number.isNaN(value) ? "–" : value.toFixed(digits));
 const signed = (value, digits = 2) => (Number.isNaN(value) ? "–" : `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(digits)}`);
 
-/** Multiply-accumulates in words. */
+/** A number of multiply-accumulates as text, with a unit. */
 function count(number) {
   const [unit, size] = [["G", 1e9], ["M", 1e6], ["k", 1e3]].find(([, s]) => number >= s) ?? ["", 1];
   return `${(number / size).toPrecision(3)} ${unit}`;
 }
 
-/** `names`, those that are cut by the whole ones, which `whole` has by place. */
+/** `names`, with the names that were cut replaced by the whole ones in `whole`, by index. */
 const wholes = (names, whole) => names.map((name, i) => whole[i] ?? name);
 
-/** Who answers for the PNGs of probe images from what a page has packed: positions -> promise of {position: bytes}. */
+/** A function from positions to a promise of {position: bytes}, the PNGs of probe images that a page contains. */
 function facesOf({ positions, ends, bytes }) {
   const places = Array.from(unpack(positions).values), until = unpack(ends).values, all = unpack(bytes).values;
   const png = (i) => all.subarray(i ? until[i - 1] : 0, until[i]);
@@ -71,7 +71,7 @@ function picture(bytes, alt, side) {
 let ids = 0;
 const mine = Math.random().toString(36).slice(2, 8);
 
-/** An id that no other explorer on the page has, of whatever copy of this script. */
+/** An id that is unique on the page, even if this script was loaded several times. */
 const newId = () => `corsd-${mine}-${++ids}`;
 
 /** A labelled control. */
@@ -82,7 +82,7 @@ function labelled(text, control, ...after) {
 
 const group = (name, ...children) => el("div", { class: "group", role: "group", "aria-label": name }, ...children);
 
-/** A labelled list; `options` are [value, text] or [value, text, what hover says]; values of any JSON type. */
+/** A labelled list; `options` are [value, text] or [value, text, hover text], with values of any JSON type. */
 function choice(text, options, value, change) {
   const list = el("select", { change: () => change(JSON.parse(list.value)) });
   const fill = (some) => list.replaceChildren(...some.map(([v, t, title = null]) => el("option", { value: JSON.stringify(v), title }, t)));
@@ -109,7 +109,7 @@ function slider(text, last, value, say, change) {
 
 const button = (text, click, attributes = {}) => el("button", { type: "button", click, ...attributes }, text);
 
-/** A button that goes through `count()` places from where `at()` is, or from the first when that is the last. */
+/** A button that plays through `count()` steps, from step `at()`, or from the first if that is the last. */
 function player(count, at, go, interval = 500) {
   let timer = null;
   const stop = () => { clearInterval(timer); timer = null; show(); };
@@ -133,7 +133,7 @@ function player(count, at, go, interval = 500) {
 
 const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 
-/** What is chosen: `state`, `set(patch)`, `undo()`, `on(listener)`. `sync(patch)` tells the host of every change made here. */
+/** The state of the controls: `state`, `set(patch)`, `undo()`, `on(listener)`. `sync(patch)` reports every change made here to the host. */
 function makeStore(state, sync = () => {}) {
   const listeners = [], past = [];
   const changed = (patch) => Object.fromEntries(Object.entries(patch).filter(([name, value]) => !same(state[name], value)));
@@ -144,7 +144,7 @@ function makeStore(state, sync = () => {}) {
   return {
     state,
     on: (listener) => listeners.push(listener),
-    /** A choice of the reader. */
+    /** Apply a choice of the user. */
     set(patch) {
       const news = changed(patch);
       if (!Object.keys(news).length) return;
@@ -153,7 +153,7 @@ function makeStore(state, sync = () => {}) {
       apply(news);
       sync(news);
     },
-    /** A change that comes from outside. */
+    /** Apply a change that comes from the host. */
     receive(patch) {
       const news = changed(patch);
       if (Object.keys(news).length) apply(news);
@@ -168,7 +168,7 @@ function makeStore(state, sync = () => {}) {
   };
 }
 
-/** What explorers of one page tell each other: `hear(name, listener, me)`, `tell(name, value, me)`, and `leave(me)` at the end. */
+/** Messages between the explorers of a page: `hear(name, listener, me)`, `tell(name, value, me)`, and `leave(me)` at the end. */
 function makeLinks() {
   let listeners = [];
   return {
@@ -178,7 +178,7 @@ function makeLinks() {
   };
 }
 
-/** Questions of one kind: an answer to any but the newest of them is dropped (undefined). */
+/** Requests of one kind: only the answer to the newest one is returned, undefined for all others. */
 function newestOf(ask) {
   let newest = 0;
   const questions = async (...question) => {
@@ -203,10 +203,10 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 let watching = false;
 
-/** Draw whenever the colours of the page around `node` change, and its width does, which `width()` gives without a new layout. */
+/** Call `draw` when the colours of the page around `node` or its width change. Returns a function with the width, which forces no layout. */
 function redrawn(node, draw) {
   let width = 0;
-  const whole = () => { // clientWidth may be rounded up, and what is drawn then stands out by a part of a pixel
+  const whole = () => { // clientWidth may be rounded up, and the drawing would then be too wide by a part of a pixel
     const round = node.clientWidth, exact = node.getBoundingClientRect().width;
     return Math.abs(round - exact) < 1 ? Math.floor(exact) : round;
   };
@@ -240,7 +240,7 @@ function colour(node, name) {
 
 const ruler = document.createElement("canvas").getContext("2d"), widths = new Map();
 
-/** Width of a text of the names on axes, in pixels. */
+/** Width in pixels of a text in the font of the names on axes. */
 function widthOf(text) {
   if (!widths.has(text)) {
     if (widths.size > 10_000) widths.clear();
@@ -250,7 +250,7 @@ function widthOf(text) {
   return widths.get(text);
 }
 
-/** 256 colours of a scale of [place, "#rrggbb"], as four bytes each. */
+/** 256 colours, four bytes each, from a scale of [position in [0, 1], "#rrggbb"]. */
 function lookup(scale) {
   const stops = scale.map(([at, text]) => [at, [1, 3, 5].map((i) => parseInt(text.slice(i, i + 2), 16))]);
   const table = new Uint8ClampedArray(256 * 4);
@@ -265,7 +265,7 @@ function lookup(scale) {
 }
 const COLOURS = { scale: lookup(THEME.scale), diverging: lookup(THEME.diverging) };
 
-/** A canvas over the width of `node`, `height` pixels high, ready to draw in units of CSS pixels. */
+/** A canvas as wide as `node` and `height` pixels high, which is drawn on in units of CSS pixels. */
 function sized(canvas, width, height) {
   const ratio = globalThis.devicePixelRatio || 1;
   canvas.width = Math.max(1, Math.round(width * ratio));
@@ -280,7 +280,7 @@ function sized(canvas, width, height) {
 
 const FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif";
 
-/** A text cut to `room` pixels. */
+/** A text, cut to a width of `room` pixels. */
 function fitting(g, text, room) {
   if (g.measureText(text).width <= room) return text;
   let low = 0, high = text.length;
@@ -311,7 +311,7 @@ function tooltip(node) {
   };
 }
 
-/** Place of a mouse event in the pixels of `node`. */
+/** Position of a mouse event in pixels of `node`. */
 function placeIn(node, event) {
   const at = node.getBoundingClientRect();
   return [event.clientX - at.left, event.clientY - at.top];
@@ -321,7 +321,7 @@ function placeIn(node, event) {
 
 const busySigns = new WeakMap();
 
-/** `what` is being computed, until the promise settles. While a cell runs the kernel does not begin: that is said. */
+/** Show that `what` is being computed until the promise settles, or that the kernel is still busy with a cell. */
 function busy(box, what, promise) {
   const sign = busySigns.get(box) ?? el("div", { class: "busy", role: "status", hidden: true });
   if (!busySigns.has(box)) {
@@ -339,7 +339,7 @@ function busy(box, what, promise) {
   return promise;
 }
 
-/** Fill `box` with the explorer of a kind; keys work in all of it, and the notebook's shortcuts do not. */
+/** Fill `box` with an explorer of this kind. Its own keys work everywhere in it, the shortcuts of the notebook do not. */
 function mount(kind, box, host) {
   box.classList.add("corsd", kind);
   box.setAttribute("data-lm-suppress-shortcuts", "true");
@@ -352,7 +352,7 @@ function mount(kind, box, host) {
   });
   try {
     return KINDS[kind](box, host);
-  } catch (error) { // never blank: what went wrong is said where it went wrong
+  } catch (error) { // show the error in place of the explorer
     box.append(el("p", { role: "alert" }, `This cannot be drawn: ${error.message}`));
     throw error;
   }

@@ -1,4 +1,4 @@
-// Exits: an early-exit curve with its threshold to move, who leaves where, and the images that do.
+// Exits: an early-exit curve with a movable threshold, the share that leaves at each exit, and images that leave there.
 
 const SIGNS = { confidence: "confidence at least", entropy: "entropy at most", patience: "exits in agreement, at least" };
 
@@ -17,7 +17,7 @@ KINDS.exits = (box, host) => {
 
   // --- controls -----------------------------------------------------------------------------------------------------------
 
-  /** Another curve, at its cheapest threshold; where that is not known here, Python says. */
+  /** Show another curve at its cheapest threshold, which Python chooses if it is not known here. */
   function other(patch) {
     const c = curves.get(`${patch.split ?? state.split}/${patch.rule ?? state.rule}`), here = c && (patch.split ?? state.split) !== "test";
     store.set({ ...patch, threshold: here ? c.threshold[cheapestOf(c)] : null });
@@ -41,14 +41,14 @@ KINDS.exits = (box, host) => {
   box.append(el("div", { class: "controls" }, group("which images leave", rule, split, slide), group("choose", labelled("lose at most (points)", loss), cheapest, undo)),
     message, finding, el("div", { class: "beside" }, curve.node, el("div", {}, el("h4", {}, "Images that leave at each exit"), bars.node, table)), note, strips);
 
-  // --- what is drawn ------------------------------------------------------------------------------------------------------
+  // --- drawing ------------------------------------------------------------------------------------------------------
 
   const cost = (macs) => (100 * macs) / deepest;
 
-  /** Place of the threshold in the curve: the nearest one. */
+  /** Index of the threshold of the curve that is nearest to the chosen one. */
   const placeOf = (c) => c.threshold.reduce((best, t, i) => (Math.abs(t - state.threshold) < Math.abs(c.threshold[best] - state.threshold) ? i : best), 0);
 
-  /** The cheapest threshold that loses at most `loss` points, or the most accurate one. */
+  /** Index of the cheapest threshold that loses at most `loss` points, or of the most accurate one if there is none. */
   function cheapestOf(c) {
     const fits = Array.from(c.threshold.keys()).filter((t) => c.loss[t] <= state.loss + 1e-6);
     const of = fits.length ? fits : Array.from(c.threshold.keys()).filter((t) => c.loss[t] === extent(c.loss)[0]);
@@ -108,7 +108,7 @@ KINDS.exits = (box, host) => {
 
   let timer = null;
 
-  /** The images that leave at each exit, most confident first; once the threshold rests. */
+  /** Show images that leave at each exit, the most confident first, once the threshold is no longer moved. */
   function showImages() {
     clearTimeout(timer);
     timer = setTimeout(() => busy(box, "looking at the images", questionOfImages("images", { ...state })).then((answer) => answer && fill(answer), said), 150);

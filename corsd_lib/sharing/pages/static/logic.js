@@ -1,14 +1,14 @@
 "use strict";
-// What explorers compute: plain functions of numbers, without elements, tested against Python's numbers.
-// A matrix is a Float32Array of n * n scores, row by row; NaN where a pair has none.
+// Computations of the explorers: plain functions of numbers, without elements, tested against the results of Python.
+// A matrix is a Float32Array of n * n scores, row by row; NaN for a pair without a score.
 
 const TYPES = { uint8: Uint8Array, uint16: Uint16Array, int32: Int32Array, float32: Float32Array };
 
-/** A packed array, in base64 or as a DataView, as {shape, values, at(i, j, ...)}; `at` is the part of those leading indices. */
+/** A packed array, in base64 or as a DataView, as {shape, values, at(i, j, ...)}; `at` returns the part with these leading indices. */
 function unpack({ dtype, shape, base64, bytes }) {
   const raw = bytes === undefined
     ? Uint8Array.from(atob(base64), (c) => c.charCodeAt(0))
-    : new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength).slice(); // a copy begins where numbers may begin
+    : new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength).slice(); // a copy, which is aligned for numbers
   const values = new TYPES[dtype](raw.buffer);
   const at = (...indices) => {
     let size = values.length, start = 0;
@@ -18,9 +18,9 @@ function unpack({ dtype, shape, base64, bytes }) {
   return { shape, values, at };
 }
 
-const TABLES = new Map(); // scores by code, by levels
+const TABLES = new Map(); // levels -> score of each code
 
-/** Scores in [0, 1] from codes: `levels` is 1, the code above it is no score. */
+/** Scores in [0, 1] from codes: the code `levels` means 1, `levels` + 1 means no score. */
 function decoded(codes, levels) {
   if (!TABLES.has(levels)) TABLES.set(levels, Float32Array.from({ length: levels + 2 }, (_, code) => (code > levels ? NaN : code / levels)));
   const table = TABLES.get(levels), scores = new Float32Array(codes.length);
@@ -34,7 +34,7 @@ function difference(scores, others) {
   return result;
 }
 
-/** The rows and columns `order` of a matrix of n classes, in that order; the matrix itself where it is in that order. */
+/** The rows and columns `order` of a matrix of n classes, in that order; the same matrix if nothing changes. */
 function ordered(matrix, n, order) {
   const m = order.length, places = Int32Array.from(order), result = new Float32Array(m * m);
   if (m === n && places.every((place, i) => place === i)) return matrix;
@@ -45,7 +45,7 @@ function ordered(matrix, n, order) {
   return result;
 }
 
-/** A matrix of n rows without the pairs of which a row or a column is not in `kept`, which says so for each of them. */
+/** A copy of a matrix of n rows with NaN for all pairs unless `kept` is true for row and column; `kept` (n). */
 function within(matrix, n, kept) {
   const result = new Float32Array(n * n).fill(NaN);
   for (let i = 0; i < n; i++) {
@@ -54,7 +54,7 @@ function within(matrix, n, kept) {
   return result;
 }
 
-/** Of more than `most` sorted positions the first few of every class, two or more, of as many classes as there is room. */
+/** `positions`, sorted, or if there are more than `most`, the first few of every class, at least two, of as many classes as fit. */
 function balanced(positions, labels, most) {
   if (positions.length <= most) return positions;
   const members = new Map();
@@ -64,7 +64,7 @@ function balanced(positions, labels, most) {
   return classes.flatMap((c) => members.get(c).slice(0, each)).slice(0, most).sort((a, b) => a - b);
 }
 
-/** Mean scores {within, between} of pairs of the same and of different `groups` (n); NaN where there are none. */
+/** Mean scores {within, between} of pairs of the same and of different `groups` (n); NaN if there are none. */
 function groupMeans(matrix, groups) {
   const n = groups.length, group = Int32Array.from(groups);
   let same = 0, sames = 0, all = 0, count = 0;
@@ -80,7 +80,7 @@ function groupMeans(matrix, groups) {
   return { within: same / sames, between: (all - same) / (count - sames) };
 }
 
-/** How much more related each pair is than its row and column let expect: score - row mean - column mean + mean, without the diagonal. */
+/** Difference of each score from the one expected from its row and column: score - row mean - column mean + mean, without the diagonal. */
 function surprise(matrix, n) {
   const row = new Float64Array(n), column = new Float64Array(n), inRow = new Int32Array(n), inColumn = new Int32Array(n);
   let sum = 0, count = 0;
@@ -99,11 +99,11 @@ function surprise(matrix, n) {
   return result;
 }
 
-/** The `count` pairs of different rows with the highest values, or of the largest size with `signed`: [{row, column, value}]. */
+/** The `count` pairs of different rows with the highest values, or with `signed` the largest absolute values: [{row, column, value}]. */
 function topPairs(values, n, count, signed = false) {
   const size = signed ? Math.abs : (v) => v;
   const best = [];
-  let least = -Infinity; // what a pair must exceed
+  let least = -Infinity; // value that a pair must exceed
   for (let row = 0, k = 0; row < n; row++) {
     for (let column = 0; column < n; column++, k++) {
       const v = values[k], s = size(v);
@@ -118,7 +118,7 @@ function topPairs(values, n, count, signed = false) {
   return best;
 }
 
-/** Lowest and highest number of some values; [0, 1] where there is none. */
+/** Lowest and highest of some values, without NaN; [0, 1] if there are none. */
 function extent(values) {
   let low = Infinity, high = -Infinity;
   for (const v of values) {
@@ -128,7 +128,7 @@ function extent(values) {
   return low > high ? [0, 1] : [low, high];
 }
 
-/** Lowest and highest score of pairs of different rows; [0, 1] where there is none. */
+/** Lowest and highest score of pairs of different rows; [0, 1] if there are none. */
 function extentOff(matrix, n) {
   let low = Infinity, high = -Infinity;
   for (let i = 0, k = 0; i < n; i++) {
@@ -142,7 +142,7 @@ function extentOff(matrix, n) {
   return low > high ? [0, 1] : [low, high];
 }
 
-/** Colour range of scores: 0 to 1, or with `fitted` what is there off the diagonal. */
+/** Colour range of scores: 0 to 1, or with `fitted` the range of the scores off the diagonal. */
 function colourRange(matrix, n, fitted, isDifference) {
   const [low, high] = fitted ? extentOff(matrix, n) : [0, 1];
   if (!isDifference) return fitted && high > low ? [low, high] : [0, 1];
@@ -161,7 +161,7 @@ function spans(groups) {
   return found;
 }
 
-/** The number of `numbers` that is nearest to `wanted`; of two as near, the first. */
+/** The entry of `numbers` that is nearest to `wanted`; of two equally near ones the first. */
 function nearest(numbers, wanted) {
   return numbers.reduce((best, x) => (Math.abs(x - wanted) < Math.abs(best - wanted) ? x : best), numbers[0]);
 }
@@ -185,7 +185,7 @@ function inside(x, y, corners) {
   return odd;
 }
 
-/** Places of classes that a text means: the one of that name, else all with it in their names. */
+/** Indices of the classes that a search text matches: the class with that name, else all whose names contain it. */
 function found(names, text) {
   const wanted = text.trim().toLowerCase(), low = names.map((name) => name.toLowerCase());
   if (!wanted) return [];

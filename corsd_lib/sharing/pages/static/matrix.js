@@ -1,10 +1,10 @@
-// A matrix as a heatmap on a canvas: 1,000 x 1,000 cells in milliseconds, and nothing to wait for.
+// A matrix as a heatmap on a canvas: 1,000 x 1,000 cells are drawn in milliseconds.
 
 /**
  * `draw({n, values, low, high, scale, names, groups, cell, frame, rows, rings, lines, axes, label})` draws cells in display order:
- *   names(i) of a row, groups [{name, from, to}] in place of names or null, cell(i, j) -> {title, value, images} for hover,
- *   frame [row, column] or null, rows: places with a band around them, rings: places marked on the diagonal, lines: places
- *   between groups, axes [first, second], label: what it is, for a screen reader.
+ *   names(i) of a row, groups [{name, from, to}] that replace the names, or null, cell(i, j) -> {title, value, images} for hover,
+ *   frame [row, column] or null, rows: indices with a band around them, rings: indices marked on the diagonal, lines:
+ *   positions between groups, axes [first, second], label: description for a screen reader.
  * `pick(i, j)` is called on a click, `move(di, dj)` on an arrow key, `zoomed(bool)` after drags and `reset`.
  */
 function matrixView({ pick, move, clear, zoomed, images = null }) {
@@ -14,7 +14,7 @@ function matrixView({ pick, move, clear, zoomed, images = null }) {
   const cells = document.createElement("canvas");
   let spec = null, view = null, box = null, drag = null, over = null, most = 0, image = null;
 
-  /** Where everything is, in pixels. */
+  /** Positions and sizes of all parts, in pixels. */
   function arranged() {
     const width = wide(), n = view.to - view.from;
     const names = spec.groups ? spec.groups.map((s) => s.name) : Array.from({ length: Math.min(n, 400) }, (_, i) => spec.names(view.from + i));
@@ -33,7 +33,7 @@ function matrixView({ pick, move, clear, zoomed, images = null }) {
       spec = next;
       paint();
     }
-    if (!spec || wide() === 0) return; // drawn when there is room
+    if (!spec || wide() === 0) return; // is drawn as soon as it has a width
     box = arranged();
     const g = sized(canvas, box.width, box.height);
     const { left, top, side, size } = box, n = view.to - view.from;
@@ -87,7 +87,7 @@ function matrixView({ pick, move, clear, zoomed, images = null }) {
     canvas.setAttribute("aria-label", spec.label);
   }
 
-  /** Cells as pixels, one each. */
+  /** Paint the cells, one pixel each. */
   function paint() {
     const { n, values, low, high } = spec, table = COLOURS[spec.scale];
     if (image?.width !== n) {
@@ -98,7 +98,7 @@ function matrixView({ pick, move, clear, zoomed, images = null }) {
     const factor = 255 / (high - low || 1);
     for (let i = 0; i < n * n; i++) {
       const v = values[i];
-      words[i] = v === v ? colours[v <= low ? 0 : v >= high ? 255 : ((v - low) * factor + 0.5) | 0] : 0; // without a score: nothing
+      words[i] = v === v ? colours[v <= low ? 0 : v >= high ? 255 : ((v - low) * factor + 0.5) | 0] : 0; // transparent without a score
     }
     cells.getContext("2d").putImageData(image, 0, 0);
   }
@@ -164,7 +164,7 @@ function matrixView({ pick, move, clear, zoomed, images = null }) {
     }
   }
 
-  /** The cell at a place of the mouse, [row, column] in display order, or null. */
+  /** The cell at a position of the mouse, [row, column] in display order, or null. */
   function cellAt([x, y]) {
     if (!box) return null;
     const { left, top, size, side } = box;
@@ -212,7 +212,7 @@ function matrixView({ pick, move, clear, zoomed, images = null }) {
     if (event.key === "Escape") clear();
   });
 
-  /** The square of cells around a drag. */
+  /** The square of cells that a drag selects. */
   function zoom(from, to) {
     const inBox = ([x, y]) => [Math.min(Math.max(x, box.left), box.left + box.side - 1), Math.min(Math.max(y, box.top), box.top + box.side - 1)];
     const [a, b] = [cellAt(inBox(from)), cellAt(inBox(to))];

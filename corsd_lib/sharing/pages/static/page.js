@@ -8,7 +8,7 @@ const repaints = []; // functions that redraw plotly figures when the colours ch
 
 // --- plotly's figures -------------------------------------------------------------------------------------------------
 
-/** Draw into `div`, in the page's colours. What goes wrong is said in its place. */
+/** Draw into `div` in the colours of the page; an error is shown in its place. */
 function plot(div, traces, layout) {
   const axis = { gridcolor: THEME.grid, linecolor: THEME.grid, zerolinecolor: THEME.grid, automargin: true };
   const look = {
@@ -29,7 +29,7 @@ function recolour(chosen) {
   repaints.forEach((draw) => draw());
 }
 
-/** A figure made for light or dark pages in the colours of this one. */
+/** A figure that was made for light or dark pages, in the colours of this page. */
 function repainted(figure) {
   let text = JSON.stringify(figure);
   for (const [light, darker] of [THEME.ink, THEME.paper]) {
@@ -50,7 +50,7 @@ const PLAIN = {
     const div = el("div", { class: "plot" });
     const { width, height } = figure.layout;
     if (width) div.style.maxWidth = `${width}px`;
-    div.style.minWidth = `${Math.min(width ?? 640, 640)}px`; // panels side by side want room: a narrow page scrolls them
+    div.style.minWidth = `${Math.min(width ?? 640, 640)}px`; // panels side by side need a minimum width; a narrow page scrolls them
     if (height) div.style.height = `${height}px`;
     box.append(scrolling("figure", div), ...paragraph(text));
     const draw = () => {
@@ -91,7 +91,7 @@ const PLAIN = {
 const pageLinks = makeLinks();
 const explorers = [];
 
-/** What an address says of the explorers that it opens. */
+/** States of explorers, by index, from the fragment of the address. */
 function addressed() {
   try {
     return JSON.parse(decodeURIComponent(location.hash.slice(1)) || "{}") ?? {};
@@ -100,7 +100,7 @@ function addressed() {
   }
 }
 
-/** An explorer in its element: its state begins as the page says, or as the address does. */
+/** Create an explorer in `box`. Its initial state is that of the page, overridden by the address. */
 function explore(kind, data, box) {
   const place = explorers.length, given = addressed()[place] ?? {};
   const known = Object.fromEntries(Object.entries(given).filter(([name]) => name in data.start));
@@ -113,7 +113,7 @@ function explore(kind, data, box) {
   box.corsd = mount(kind, box, { data, store, ask: null, faces: data.faces ? facesOf(data.faces) : null, links: { ...pageLinks, address }, feed: () => data.feed });
 }
 
-/** A panel's section; `fill` builds what is in it, which wants the section to be on the page already. */
+/** The section of a panel. Its function `fill` creates the content, for which the section must be on the page already. */
 function section({ kind, title, data }, heading) {
   const node = el("section", { class: `panel ${kind}`, "data-kind": kind });
   if (title) node.append(el(heading, {}, title));

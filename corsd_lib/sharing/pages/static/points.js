@@ -1,8 +1,8 @@
-// Points on a canvas: one picture of a set of points; drawn around with the mouse, clicked, and moved smoothly.
+// Points on a canvas: a scatter plot with selection by a lasso, clicks, and smooth movement.
 
 const GLYPHS = ["●", "◆", "■", "▲", "✕", "✚"];
 
-/** One point in its symbol, at (x, y), of radius r. */
+/** Draw a point with its symbol at (x, y), with radius r. */
 function glyph(g, symbol, x, y, r) {
   g.beginPath();
   if (symbol === 0) g.arc(x, y, r, 0, 7);
@@ -17,7 +17,7 @@ function glyph(g, symbol, x, y, r) {
  * `draw({at, low, high, look, chosen, rings, label})`: at a Float32Array of x, y; the square from `low` to `high` is shown;
  * look(i) -> {color, symbol, small}; chosen a Set or null; rings [image, ...neighbours] or []. Points move to where they are
  * next, at once if reduced motion is preferred. `pick(i)` is called on a click, `caught(positions)` with the points inside a lasso,
- * `hover(i)` gives what is said of a point.
+ * `hover(i)` returns the hover text of a point.
  */
 function pointsView({ pick, caught, clear, hover, height = 320 }) {
   const canvas = el("canvas", { tabindex: 0, role: "img" });
@@ -42,7 +42,7 @@ function pointsView({ pick, caught, clear, hover, height = 320 }) {
     paint();
   }
 
-  /** From where the points are to where they go, in a third of a second; a page in the background jumps. */
+  /** Move the points to their new positions in a third of a second; a page in the background jumps there. */
   function glide() {
     cancelAnimationFrame(timer);
     const from = Float32Array.from(now), begin = performance.now();
@@ -118,7 +118,7 @@ function pointsView({ pick, caught, clear, hover, height = 320 }) {
   });
   canvas.addEventListener("pointerup", (event) => {
     const drawn = lasso;
-    lasso = null; // the outline goes as soon as it has done its work
+    lasso = null; // the outline disappears
     if (!drawn) return;
     const xs = drawn.map(([x]) => x), ys = drawn.map(([, y]) => y);
     const size = Math.max(Math.max(...xs) - Math.min(...xs), Math.max(...ys) - Math.min(...ys));

@@ -1,4 +1,4 @@
-// Relations: a heatmap a run, one set of controls for all, the pair that is selected, and the pairs worth a look.
+// Relations: a heatmap for each run, one set of controls for all, the selected pair, and the most notable pairs.
 
 const DEEPEST = "deepest exit", OTHER = "other run";
 const ORDER_NAMES = { label: "label", superclass: "superclass", cluster: "cluster", superclass_cluster: "superclass, then cluster" };
@@ -23,12 +23,12 @@ KINDS.relation = (box, host) => {
   const kindOf = (run) => (run.kinds[state.kind] ? state.kind : run.stored);
   const exitsOf = (run) => run.kinds[kindOf(run)];
   const epochOf = (run) => nearest(run.all, state.epoch);
-  /** Place of the exit of a run that is as far from its deepest as the chosen one is from that of the first run. */
+  /** Index of the exit of a run that is as far from its deepest exit as the chosen exit is from that of the first run. */
   const exitOf = (run) => Math.min(exitsOf(run).length, Math.max(1, state.exit + exitsOf(run).length - exitsOf(mine).length)) - 1;
 
-  const kept = new Map(), most = Math.max(6, 2e6 / (n * n)); // decoded scores, the last asked for at the end
+  const kept = new Map(), most = Math.max(6, 2e6 / (n * n)); // cache of decoded scores, the most recently used ones last
 
-  /** Scores (n * n) of classes by label; undefined where they are not here. */
+  /** Scores (n * n) of classes by label; undefined if they have not been received. */
   function scores(run, epoch, exit, kind = kindOf(run)) {
     const codes = run.known.get(`${kind}/${epoch}`), key = `${run.place}/${kind}/${epoch}/${exit}`;
     if (!codes) return undefined;
@@ -39,13 +39,13 @@ KINDS.relation = (box, host) => {
     return found;
   }
 
-  /** The score of classes c and d alone. */
+  /** The score of just the classes c and d. */
   function scoreOf(run, epoch, exit, c, d) {
     const codes = run.known.get(`${kindOf(run)}/${epoch}`);
     return codes && decoded(codes.at(exit).subarray(c * n + d, c * n + d + 1), codes.levels)[0];
   }
 
-  /** The run, epoch and exit of what is subtracted from a run, or null. */
+  /** Run, epoch and exit that are subtracted from a run, or null. */
   function reference(run) {
     const { against } = state;
     if (against === null) return null;
@@ -54,7 +54,7 @@ KINDS.relation = (box, host) => {
     return other ? [other, epochOf(other), exitOf(other)] : [run, nearest(run.all, against), exitOf(run)];
   }
 
-  /** Scores by class as they are shown, less the reference; undefined where something is not here. */
+  /** Scores by class as they are shown, minus the reference; undefined if some have not been received. */
   function shownScores(run) {
     const own = scores(run, epochOf(run), exitOf(run)), to = reference(run);
     if (!to) return own;
@@ -62,7 +62,7 @@ KINDS.relation = (box, host) => {
     return own && others && difference(own, others);
   }
 
-  /** Epochs that a view wants and that are not here. */
+  /** Epochs that a view needs and that have not been received. */
   const missing = () => [...new Set(runs.flatMap((run) => {
     const wanted = [[run, epochOf(run)], ...(reference(run) ? [reference(run)] : [])];
     return wanted.filter(([r, epoch]) => !r.known.has(`${kindOf(r)}/${epoch}`)).map(([r, epoch]) => `${r.place}/${kindOf(r)}/${epoch}`);
@@ -75,7 +75,7 @@ KINDS.relation = (box, host) => {
     }
   }
 
-  // --- what is shown in a map: cells in display order ---------------------------------------------------------------------
+  // --- cells of a map in display order ---------------------------------------------------------------------
 
   const inScope = (c) => state.superclass === null || data.superclass_names[above[c]] === state.superclass;
 
@@ -84,16 +84,16 @@ KINDS.relation = (box, host) => {
     return values && { level: "class", rows, values: ordered(values, n, rows), groups: rows.map((c) => above[c]), classes: rows };
   }
 
-  const related = new Map(); // scores of probe images (m * m) by what they are of, the newest last
+  const related = new Map(); // cache of scores (m * m) of probe images by `imageKey`, the newest last
   const every = Array.from(labels, (_, p) => p);
   const inView = (some) => balanced(some.filter((p) => inScope(labels[p])).sort((a, b) => a - b), labels, data.most_images);
 
-  /** The images that are related at once: all where they are few, so that scope, marks and order ask for nothing. */
+  /** The images that are requested together: all if there are few, so that changes of scope, marks and order need no request. */
   const base = () => (every.length <= data.most_images ? every : imageRows());
   const imageRows = () => inView(state.marked.length ? state.marked : every);
   const imageKey = (run, epoch, exit, some) => `${run.place}/${kindOf(run)}/${epoch}/${exit}/${some === every ? "" : some}`;
 
-  /** What a view of images wants: [run, epoch, exit] of what is shown and of what is subtracted. */
+  /** Scores that a view of images needs: [run, epoch, exit] of those that are shown and of those that are subtracted. */
   const wantedOfImages = () => [[mine, epochOf(mine), exitOf(mine)], ...(reference(mine) ? [reference(mine)] : [])];
 
   function imageCells() {
@@ -105,9 +105,9 @@ KINDS.relation = (box, host) => {
     return { level: "image", rows, classes: rows.map((p) => labels[p]), values: others ? difference(own, others) : own };
   }
 
-  const BLOCK = 250_000; // pairs of images that are asked for at once: so another question waits for a moment only
+  const BLOCK = 250_000; // pairs of images in one request, so that other requests wait only for a moment
 
-  /** Ask for what a view of images wants, block by block; undefined when something else is asked for meanwhile. */
+  /** Request the scores of a view of images, block by block; undefined if something else was requested meanwhile. */
   async function relate(some) {
     const m = some.length, step = Math.max(1, Math.floor(BLOCK / m));
     for (const [run, epoch, exit] of wantedOfImages().filter((of) => !related.has(imageKey(...of, some)))) {
@@ -171,9 +171,9 @@ KINDS.relation = (box, host) => {
     (navigator.clipboard?.writeText(text) ?? Promise.reject()).then(() => told("copied"), () => { note(text); told("shown below"); });
   }
 
-  // --- what is drawn ------------------------------------------------------------------------------------------------------
+  // --- drawing ------------------------------------------------------------------------------------------------------
 
-  let searched = []; // classes that the search found
+  let searched = []; // classes that match the search
   const maps = runs.map((run) => {
     const text = el("figcaption", { role: "status" });
     const map = matrixView({
@@ -250,7 +250,7 @@ KINDS.relation = (box, host) => {
       entry.node.hidden = hidden;
       if (hidden) continue;
       const cells = state.level === "image" ? imageCells() : classCells(entry.run);
-      entry.node.classList.toggle("stale", !cells); // the old picture stands, pale, until the new one is here
+      entry.node.classList.toggle("stale", !cells); // the old picture stays, pale, until the new one is ready
       if (!cells) continue;
       entry.cells = cells;
       caption(entry);
@@ -258,11 +258,11 @@ KINDS.relation = (box, host) => {
     }
     drawPair();
     clearTimeout(listing);
-    listing = setTimeout(drawTops, 0); // after the picture, which is waited for
+    listing = setTimeout(drawTops, 0); // after the picture, which is more urgent
   }
   let listing = null;
 
-  /** The controls say what is chosen. */
+  /** Set the controls to the state. */
   function lineUp() {
     controls.exit.fill(exitOptions());
     for (const [name, control] of Object.entries(controls)) control.set(state[name]);
@@ -274,7 +274,7 @@ KINDS.relation = (box, host) => {
     second.set(state.selection?.[1] ?? null);
   }
 
-  /** Ask Python for what is shown and not here. */
+  /** Request scores from Python that are shown and have not been received. */
   function complete() {
     if (state.level === "image") {
       const some = base(), keys = wantedOfImages().map((of) => imageKey(...of, some)).filter((key) => !related.has(key)).join();
@@ -291,9 +291,9 @@ KINDS.relation = (box, host) => {
     else question.forget();
   }
 
-  let relating = null; // the images that are being asked for
+  let relating = null; // keys of the scores that are being requested
 
-  /** Take in an answer and draw; what cannot be is said, and the choice before stands again. */
+  /** Store an answer and draw. After an error show its message and undo the choice. */
   function wait(what, promise, take, failed = () => {}) {
     busy(box, what, promise).then((answer) => {
       if (answer === undefined) return;
@@ -358,7 +358,7 @@ KINDS.relation = (box, host) => {
     if (ask) showImages();
   }
 
-  /** The pair at every exit at the epoch that is shown, both ways round: a trained relation need not be symmetric. */
+  /** Table of the pair at every exit at the current epoch, in both directions, because a trained relation may not be symmetric. */
   function tabulate(c, d) {
     const ways = c === d ? [[c, d]] : [[c, d], [d, c]];
     const said = (value) => (value === undefined ? "…" : score(value, 3));
@@ -369,7 +369,7 @@ KINDS.relation = (box, host) => {
 
   let openedPair = null, wantsImages = false;
 
-  /** The reader asked for the images of the pair. */
+  /** Show the images of the pair, now and later, because the user has requested them. */
   function opened() {
     wantsImages = true;
     showImages();
@@ -413,7 +413,7 @@ KINDS.relation = (box, host) => {
 
   // --- thumbnails on hover ------------------------------------------------------------------------------------------------
 
-  const faces = new Map(); // PNG by position, asked for once
+  const faces = new Map(); // PNG by position, requested once
   const positionOf = (cells, i) => (cells.level === "image" ? cells.rows[i] : Array.from(labels).indexOf(cells.rows[i]));
   let hovered = null;
 
@@ -424,12 +424,12 @@ KINDS.relation = (box, host) => {
     const news = wanted.filter((p) => !faces.has(p));
     if (!news.length) return fill();
     clearTimeout(hovered);
-    hovered = setTimeout(() => { // a mouse that rests, not one that passes
+    hovered = setTimeout(() => { // only if the mouse stays there
       facesOf_(news).then((pngs) => { news.forEach((p) => faces.set(p, pngs[p] ?? null)); fill(); }, () => {});
     }, 120);
   }
 
-  // --- pairs worth a look -------------------------------------------------------------------------------------------------
+  // --- notable pairs -------------------------------------------------------------------------------------------------
 
   function topValues() {
     const what = JSON.parse(topChoice.list.value), own = scores(mine, epochOf(mine), exitOf(mine));

@@ -1,4 +1,4 @@
-// Stages: the probe images at every exit side by side; what is selected in one is selected in all.
+// Stages: the probe images at every exit, side by side. A selection applies to all exits.
 
 KINDS.stages = (box, host) => {
   const { data, store, ask, faces, links } = host, { state } = store;
@@ -14,13 +14,13 @@ KINDS.stages = (box, host) => {
   const positions = (kept) => Array.from({ length: images }, (_, i) => i).filter(kept);
   const question = ask && newestOf(ask), questionOfImage = ask && newestOf(ask), questionOfMarks = faces && newestOf(faces);
 
-  // --- groups of images by what they are coloured by ----------------------------------------------------------------------
+  // --- groups of images, by colouring ----------------------------------------------------------------------
 
-  const MOST = 2 * THEME.palette.length; // more are not told apart by colour and symbol
+  const MOST = 2 * THEME.palette.length; // more would not be distinct in colour and symbol
   const look = (g) => ({ color: THEME.palette[g % THEME.palette.length], symbol: Math.floor(g / THEME.palette.length) });
   const grey = { color: THEME.grey, symbol: 0, small: true };
 
-  /** Names of groups, their looks, and the group of image i at exit k. */
+  /** Names of the groups, their look, and a function that returns the group of image i at exit k. */
   function grouping() {
     const of = { class: (k, i) => labels[i], superclass: (k, i) => data.superclass_of_class[labels[i]], correct: (k, i) => +correct(k, i), first_correct: (k, i) => firstCorrect.at(e())[i] }[state.colour];
     if (state.colour === "correct") return { names: ["wrong at that exit", "correct at that exit"], of, look: (g) => (g ? look(0) : { color: THEME.palette[1], symbol: 4 }), shown: [0, 1] };
@@ -31,7 +31,7 @@ KINDS.stages = (box, host) => {
   }
   const texts = { class: "class", superclass: "superclass", correct: "correct or wrong at that exit", first_correct: "first exit that is correct" };
 
-  /** Groups in colour at first: all where colours do for them, else those that Python found tidiest. */
+  /** Groups that are in colour at first: all if there are few, else the tidiest, which Python has chosen. */
   const opening = (name) => (name === "class" ? data.tidiest.class : name === "superclass" ? data.tidiest.superclass : []);
 
   // --- controls -----------------------------------------------------------------------------------------------------------
@@ -52,7 +52,7 @@ KINDS.stages = (box, host) => {
   when.hidden = epochs.length < 2;
   const bar = el("div", { class: "controls" }, group("what is in colour", colour_, more), group("picture", method), when, group("selection", members, clear, undo));
 
-  // --- what is drawn ------------------------------------------------------------------------------------------------------
+  // --- drawing ------------------------------------------------------------------------------------------------------
 
   const finding = el("p", { class: "finding", role: "status" });
   const message = el("p", { class: "message", role: "status" }, data.message ?? "");
@@ -78,7 +78,7 @@ KINDS.stages = (box, host) => {
     return [[x[0], y[0]], [x[1], y[1]]];
   }
 
-  let near = null; // neighbours of the image at every exit, from Python, with what they are of
+  let near = null; // neighbours of the image at every exit, from Python, with the key of image and epoch
   const nearKey = () => JSON.stringify([state.image, state.epoch]);
 
   function drawMaps(fit) {
@@ -101,7 +101,7 @@ KINDS.stages = (box, host) => {
   }
 
   function drawLegend() {
-    const how = grouping(), k = state.colour === "correct" ? exits.length - 1 : 0; // of the deepest exit, where exits differ
+    const how = grouping(), k = state.colour === "correct" ? exits.length - 1 : 0; // if groups differ between exits, those at the deepest exit
     legend.replaceChildren(...how.shown.map((g) => {
       const { color, symbol } = how.look(g), sign = el("span", { "aria-hidden": true }, GLYPHS[symbol]);
       sign.style.color = color;
@@ -138,7 +138,7 @@ KINDS.stages = (box, host) => {
 
   let timer = null, markedKey = null, factsKey = null;
 
-  /** Thumbnails of what is selected, and what is known of the image; once the choice rests. */
+  /** Show thumbnails of the selection and facts about the image, once the choice no longer changes. */
   function askImages() {
     clearTimeout(timer);
     timer = setTimeout(() => {

@@ -1,8 +1,8 @@
-// The host in a notebook: an anywidget. Traits are the state, binary buffers the data, custom messages the questions to Python.
+// The host in a notebook: an anywidget. Traits are the state, binary buffers the data, custom messages the requests to Python.
 
 const notebookLinks = (globalThis.corsdLinks ??= makeLinks());
 
-/** An answer with its binary parts, which came beside it, back in their places. */
+/** An answer in which references are replaced by its binary parts, which were sent as separate buffers. */
 function whole_(value, buffers) {
   if (Array.isArray(value)) return value.map((v) => whole_(v, buffers));
   if (value === null || typeof value !== "object") return value;
