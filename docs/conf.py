@@ -1,0 +1,89 @@
+"""Sphinx settings of the documentation site. build.py makes the sources; see `make docs`."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from corsd_docs.docstrings import as_rst
+from corsd_docs.files import EXTRA, ROOT, repository
+from corsd_docs.reference import found, linked
+from corsd_docs.staging import BRANCH
+
+from corsd_lib import __version__
+
+project = "CORSD notebooks"
+author = "CORSD notebooks contributors"
+version = release = __version__
+language = "en"
+REPOSITORY = repository()
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.linkcode" if REPOSITORY else "sphinx.ext.viewcode",
+    "corsd_docs.mathml",
+]
+html_math_renderer = "mathml"
+
+nb_execution_mode = "off"  # the committed notebooks have their outputs
+nb_merge_streams = True
+myst_enable_extensions = ["attrs_inline", "dollarmath", "html_image"]
+myst_heading_anchors = 3
+
+autosummary_generate = False
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+add_module_names = False
+python_maximum_signature_line_length = 80
+toc_object_entries_show_parents = "hide"
+# Types of other projects: their pages are not on this machine, and the build needs no network.
+nitpick_ignore_regex = [
+    ("py:.*", r"(torch|numpy|np|npt|pandas|pd|plotly|go|traitlets|anywidget|collections|pathlib|threading)\..*"),
+]
+
+html_theme = "furo"
+html_title = project
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_extra_path = [str(EXTRA)]
+html_show_sphinx = False
+html_copy_source = False
+html_theme_options = {"navigation_with_keys": True}
+if REPOSITORY:
+    html_theme_options |= {"source_repository": REPOSITORY, "source_branch": BRANCH, "source_directory": "docs/"}
+
+
+def linkcode_resolve(domain: str, info: dict[str, str]) -> str | None:
+    """The address of the source of a documented object."""
+    try:
+        value = found(f"{info['module']}.{info['fullname']}")
+        lines, first = inspect.getsourcelines(inspect.unwrap(value))
+        file = Path(inspect.getsourcefile(inspect.unwrap(value)) or "").relative_to(ROOT)
+    except (AttributeError, OSError, TypeError, ValueError, ImportError):
+        return None
+    return f"{REPOSITORY}/blob/{BRANCH}/{file.as_posix()}#L{first}-L{first + len(lines) - 1}"
+
+
+def _docstring(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    try:
+        own = set(inspect.signature(obj).parameters)
+    except (TypeError, ValueError):
+        own = set()
+    own |= {name.rpartition(".")[2], *getattr(obj, "__annotations__", ())}
+    lines[:] = as_rst(lines, {key: path for key, path in linked().items() if key not in own})
+
+
+def _skip(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Fields of named tuples, whose docstrings say nothing."""
+    return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", _docstring)
+    app.connect("autodoc-skip-member", _skip)
