@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 CODE = re.compile(r"`([^`]+)`")
-SPECIAL = re.compile(r"(?<!\w)[*|](?=\S)|(?<=\w)_(?!\w)|(?<=\S)\*(?!\w)|\\")  # what would begin or end markup
+SPECIAL = re.compile(r"\\|\||\*(?=\S)|(?<=\S)\*|(?<=\w)_(?!\w)")  # what would begin or end markup
 ITEM = re.compile(r"\s*- ")
 
 

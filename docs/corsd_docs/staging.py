@@ -104,9 +104,13 @@ def _notebook(content: str, change: Callable[[str], str]) -> str:
 
 
 def _title(figure: dict[str, Any]) -> str:
-    """The title of a plotly figure as plain text."""
-    title = figure.get("layout", {}).get("title", {}).get("text", "") or "figure"
-    return html.unescape(" ".join(re.sub(r"<[^>]+>", " ", title).split()))
+    """The title of a plotly figure as plain text, or the titles of its axes and panels."""
+    layout = figure.get("layout", {})
+    parts = [layout, *(layout[name] for name in sorted(layout) if re.match("[xy]axis", name))]
+    titles = [part.get("title", {}).get("text", "") for part in parts]
+    titles += [note.get("text", "") for note in layout.get("annotations", [])]
+    found = titles[0] or ", ".join(dict.fromkeys(filter(None, titles))) or "figure"
+    return html.unescape(" ".join(re.sub(r"<[^>]+>", " ", found).split()))
 
 
 def _changing(source: str, page: str, pages: dict[str, str], used: set[str]) -> Callable[[str], str]:
