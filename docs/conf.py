@@ -24,7 +24,6 @@ REPOSITORY = repository()
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx.ext.linkcode" if REPOSITORY else "sphinx.ext.viewcode",
     "corsd_docs.mathml",
 ]
@@ -35,7 +34,6 @@ nb_merge_streams = True
 myst_enable_extensions = ["attrs_inline", "dollarmath", "html_image"]
 myst_heading_anchors = 3
 
-autosummary_generate = False
 autodoc_typehints = "signature"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True

@@ -305,6 +305,10 @@ def test_a_docstring_becomes_restructured_text() -> None:
     ]
 
 
+def test_a_help_text_becomes_markdown() -> None:
+    assert docstrings.as_markdown("in [0, 1], <data>, $X,\n`[y]` and *z*") == r"in \[0, 1], \<data>, \$X, `[y]` and *z*"
+
+
 def test_a_docstring_with_code_over_two_lines_keeps_it() -> None:
     assert docstrings.as_rst(["a `b", "c` d"], {}) == ["a ``b c`` d"]
 

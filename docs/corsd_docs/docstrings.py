@@ -1,4 +1,4 @@
-"""Docstrings as reStructuredText. Their text is close to Markdown: `code` in single backticks, lists, indented tables."""
+"""Docstrings and help texts as reStructuredText and Markdown: `code` in single backticks, *emphasis*, lists, indented tables."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ def as_rst(lines: Sequence[str], names: Mapping[str, str]) -> list[str]:
             done.append("")
         done.append(line)
     return done
+
+
+def as_markdown(text: str) -> str:
+    """A help text in one line as Markdown, with the signs escaped that would begin a link, an HTML element or a formula."""
+    pieces = re.split(r"(`[^`]+`)", " ".join(text.split()))
+    return "".join(piece if place % 2 else re.sub(r"[<$\[]", r"\\\g<0>", piece) for place, piece in enumerate(pieces))
 
 
 def _escaped(text: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import corsd_lib.methods
+from corsd_docs.docstrings import as_markdown
 from corsd_docs.files import DOCS, ROOT, Writer
 from corsd_docs.pictures import PICTURES
 from corsd_docs.staging import page_text
@@ -113,7 +114,7 @@ def _options(kind: type[Method]) -> list[str]:
         {
             "option": f"`{field.name}`",
             "default": f"`{field.default}`",
-            "meaning": described(kind.Options, field.name).get("help", ""),
+            "meaning": as_markdown(described(kind.Options, field.name).get("help", "")),
             "allowed": allowed_values(kind.Options, field.name),
         }
         for field in fields(kind.Options)
@@ -155,4 +156,4 @@ def _index(costs: Mapping[str, float], found: Mapping[str, Mapping[str, Lines]])
 def table(lines: Lines) -> str:
     """A Markdown table of lines that have the same columns."""
     rows = [list(lines[0]), ["---"] * len(lines[0]), *(list(line.values()) for line in lines)]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
+    return "\n".join(f"| {' | '.join(cell.replace('|', r'\|') for cell in row)} |" for row in rows)

@@ -9,15 +9,21 @@ from functools import cache
 from importlib import import_module
 from typing import Any
 
+from corsd_docs.docstrings import as_markdown
 from corsd_docs.files import DOCS, Writer
 from corsd_docs.methods import class_path, table
 from corsd_lib.methods import METHODS
 
 
 @cache
+def settings() -> dict[str, Any]:
+    """The contents of api.toml; names are paths below `corsd_lib`."""
+    return tomllib.loads((DOCS / "api.toml").read_text(encoding="utf-8"))
+
+
 def groups() -> list[dict[str, Any]]:
-    """The groups of api.toml; `names` are paths below `corsd_lib`."""
-    return tomllib.loads((DOCS / "api.toml").read_text(encoding="utf-8"))["group"]
+    """The pages of the API: file, title, text, names, and members of classes if not all."""
+    return settings()["group"]
 
 
 def listed() -> list[str]:
@@ -31,9 +37,8 @@ def found(path: str) -> Any:
     return getattr(import_module(module), name)
 
 
-@cache
 def linked() -> dict[str, str]:
-    """Names in docstrings that become links, and the full names: those with a capital or an underscore, and calls."""
+    """Names in docstrings that become links, and the full names: those with a capital or an underscore."""
     paths = [*listed(), *map(class_path, METHODS.values())]
     named = {path.rpartition(".")[2]: path for path in paths}
     return {name: path for name, path in named.items() if "_" in name or not name.islower()}
@@ -42,26 +47,37 @@ def linked() -> dict[str, str]:
 def write_reference(write: Writer) -> None:
     for group in groups():
         paths = [f"corsd_lib.{name}" for name in group["names"]]
-        parts = [f"# {group['title']}", group["text"].strip(), _summary(paths), *map(_entry, paths)]
+        entries = [_entry(path, group.get("members", "")) for path in paths]
+        parts = [f"# {group['title']}", group["text"].strip(), _summary(paths), *entries]
         write(f"api/{group['file']}.md", "\n\n".join(parts) + "\n")
 
 
 def _summary(paths: list[str]) -> str:
-    lines = "\n".join(f"   {path}" for path in paths)
-    return f"```{{eval-rst}}\n.. autosummary::\n   :nosignatures:\n\n{lines}\n```"
+    """A table of the objects with their purposes, which link to their entries."""
+    return table([{"name": f"{{py:obj}}`~{path}`", "purpose": _purpose(path)} for path in paths])
 
 
-def _entry(path: str) -> str:
-    """The directive that documents an object, and a table of its fields if they have help texts."""
+def _purpose(path: str) -> str:
+    """The text of a constant, or the first paragraph of a docstring, as Markdown."""
+    text = _constant(path) or (inspect.getdoc(found(path)) or "").partition("\n\n")[0]
+    return as_markdown(text)
+
+
+def _constant(path: str) -> str | None:
+    return settings()["constants"].get(path.removeprefix("corsd_lib."))
+
+
+def _entry(path: str, members: str) -> str:
+    """The directive that documents an object, with these members of a class, or all that have a docstring; and its fields."""
     value = found(path)
+    if text := _constant(path):
+        return f"```{{eval-rst}}\n.. py:data:: {path}\n\n   {text}\n```"
     kind = "function"
     if isinstance(value, type):
         kind = "exception" if issubclass(value, BaseException) else "class"
-    elif not callable(value) or not inspect.isroutine(value):
-        kind = "data"
     explained = _fields(value)
-    options = {"class": "\n   :members:", "data": "\n   :no-value:"}.get(kind, "")
-    entry = f"```{{eval-rst}}\n.. auto{kind}:: {path}{'(**fields)' if explained else ''}{options}\n```"
+    members = f"\n   :members: {members}" if kind == "class" else ""
+    entry = f"```{{eval-rst}}\n.. auto{kind}:: {path}{'(**fields)' if explained else ''}{members}\n```"
     return f"{entry}\n\n{explained}" if explained else entry
 
 
@@ -70,7 +86,7 @@ def _fields(value: Any) -> str:
     if not (isinstance(value, type) and is_dataclass(value)):
         return ""
     lines = [
-        {"field": f"`{f.name}`", "default": f"`{_default(f)}`", "meaning": f.metadata["help"]}
+        {"field": f"`{f.name}`", "default": f"`{_default(f)}`", "meaning": as_markdown(f.metadata["help"])}
         for f in fields(value)
         if "help" in f.metadata
     ]
