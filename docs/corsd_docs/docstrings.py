@@ -1,4 +1,4 @@
-"""Docstrings and help texts as reStructuredText and Markdown: `code` in single backticks, *emphasis*, lists, indented tables."""
+"""Docstrings and help texts as reStructuredText and Markdown: `code`, *emphasis*, lists, indented tables."""
 
 from __future__ import annotations
 

@@ -156,4 +156,4 @@ def _index(costs: Mapping[str, float], found: Mapping[str, Mapping[str, Lines]])
 def table(lines: Lines) -> str:
     """A Markdown table of lines that have the same columns."""
     rows = [list(lines[0]), ["---"] * len(lines[0]), *(list(line.values()) for line in lines)]
-    return "\n".join(f"| {' | '.join(cell.replace('|', r'\|') for cell in row)} |" for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in ([cell.replace("|", "\\|") for cell in row] for row in rows))
