@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import corsd_lib
+from corsd_lib._notebooks import Formulas
 from corsd_lib.cli import _parser, main
 from corsd_lib.methods import METHODS, Batch, check_method
 from corsd_lib.network import build_network
@@ -162,6 +163,15 @@ def test_every_method_has_a_page_with_a_formula_and_a_picture(name: str, staged:
     assert f"]({name}.svg)" in page and (staged / f"methods/{name}.svg").read_text().startswith("<svg")
     options = re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)
     assert options == list(METHODS[name]().options.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "methods").glob("*.md")), ids=lambda page: page.stem)
+def test_every_formula_of_a_method_can_be_drawn(page: Path) -> None:
+    """No command of LaTeX is left over."""
+    formulas = Formulas()
+    marked = formulas.taken_from(page.read_text(encoding="utf-8"))
+    drawn = [formulas.put_into(mark) for mark in re.findall(r"FORMULA-\d+-", marked)]
+    assert drawn and [formula for formula in drawn if "\\" in formula or "<math" not in formula] == []
 
 
 def test_no_page_or_picture_is_of_a_method_that_is_gone() -> None:
