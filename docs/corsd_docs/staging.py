@@ -33,7 +33,7 @@ ABOUT = {  # source that a page is about; folders with a README lead to its page
     "corsd_lib/losses.py": "api/losses.md",
 }
 TERM = re.compile(r'<a id="([\w-]+)"></a>(\*\*[^*]+\*\*)')  # of the glossary
-# Code and HTML comments are matched first, so that nothing in them is a link.
+# Code is matched first, so that nothing in it is a link.
 LINK = re.compile(
     r"(?s)(?P<code>```.*?```|`[^`\n]*`)"
     r"|(?P<picture>!?)\[(?P<text>(?:[^\[\]`]|`[^`]*`)*)\]\((?P<target>[^)\s]+)\)"
