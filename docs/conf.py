@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from corsd_docs.docstrings import as_rst
 from corsd_docs.files import EXTRA, ROOT, repository
-from corsd_docs.reference import found, linked
+from corsd_docs.reference import documented, found, linked
 from corsd_docs.staging import BRANCH
 
 from corsd_lib import __version__
@@ -20,6 +21,7 @@ author = "CORSD notebooks contributors"
 version = release = __version__
 language = "en"
 REPOSITORY = repository()
+BACKLINK = re.compile(r'(class="viewcode-back" href="[^"#]*#)([\w.]+)')
 
 extensions = [
     "myst_nb",
@@ -40,9 +42,12 @@ autodoc_preserve_defaults = True
 add_module_names = False
 python_maximum_signature_line_length = 80
 toc_object_entries_show_parents = "hide"
-# Types of other projects: their pages are not on this machine, and the build needs no network.
 nitpick_ignore_regex = [
-    ("py:.*", r"(torch|numpy|np|npt|pandas|pd|plotly|go|traitlets|anywidget|collections|pathlib|threading)\..*"),
+    # Types of other projects: their pages are not on this machine, and the build needs no network.
+    ("py:.*", r"(torch|numpy|np|npt|pandas|pd|plotly|go|traitlets|t|anywidget|collections|pathlib|threading|subprocess)\..*"),
+    ("py:class", "Tensor|Fabric"),
+    # Type variables, and short names of types in the source.
+    ("py:class", r"P|corsd_lib\.methods\.base\.Value|Record|Tables"),
 ]
 
 html_theme = "furo"
@@ -83,6 +88,13 @@ def _skip(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) ->
     return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else None
 
 
+def _backlinks(app: Any, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """On pages of source, links to the documentation: viewcode takes all objects of a module to have the same prefix."""
+    if page.startswith("_modules/corsd_lib") and "body" in context:
+        context["body"] = BACKLINK.sub(lambda link: link[1] + documented(link[2]), context["body"])
+
+
 def setup(app: Any) -> None:
     app.connect("autodoc-process-docstring", _docstring)
     app.connect("autodoc-skip-member", _skip)
+    app.connect("html-page-context", _backlinks)

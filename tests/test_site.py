@@ -207,6 +207,12 @@ def test_a_name_is_in_the_api_once() -> None:
     assert {group["file"] for group in reference.groups()} == set(re.findall(r"^(\w+)$", text_of("api/index.md"), re.MULTILINE))
 
 
+def test_links_from_source_lead_to_the_name_that_is_documented() -> None:
+    assert reference.documented("corsd_lib.linear_cka") == "corsd_lib.analysis.linear_cka"
+    assert reference.documented("corsd_lib.StageEmbedding.table") == "corsd_lib.analysis.StageEmbedding.table"
+    assert reference.documented("corsd_lib.methods.CorsdRelease") == "corsd_lib.methods.corsd.CorsdRelease"
+
+
 def test_the_gallery_shows_every_figure_of_the_studies_and_every_live_page() -> None:
     gallery = text_of("gallery.md")
     for figure in (ROOT / "results").glob("*/*.png"):

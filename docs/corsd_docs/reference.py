@@ -37,11 +37,22 @@ def found(path: str) -> Any:
     return getattr(import_module(module), name)
 
 
+@cache
+def by_name() -> dict[str, str]:
+    """The full names of all documented objects, by their last part."""
+    return {path.rpartition(".")[2]: path for path in [*listed(), *map(class_path, METHODS.values())]}
+
+
 def linked() -> dict[str, str]:
     """Names in docstrings that become links, and the full names: those with a capital or an underscore."""
-    paths = [*listed(), *map(class_path, METHODS.values())]
-    named = {path.rpartition(".")[2]: path for path in paths}
-    return {name: path for name, path in named.items() if "_" in name or not name.islower()}
+    return {name: path for name, path in by_name().items() if "_" in name or not name.islower()}
+
+
+def documented(path: str) -> str:
+    """The full name under which an object or a member of a class is documented, from one with another prefix."""
+    *_, owner, name = path.split(".")
+    paths = by_name()
+    return f"{paths[owner]}.{name}" if owner in paths else paths.get(name, path)
 
 
 def write_reference(write: Writer) -> None:
@@ -77,8 +88,14 @@ def _entry(path: str, members: str) -> str:
         kind = "exception" if issubclass(value, BaseException) else "class"
     explained = _fields(value)
     members = f"\n   :members: {members}" if kind == "class" else ""
-    entry = f"```{{eval-rst}}\n.. auto{kind}:: {path}{'(**fields)' if explained else ''}{members}\n```"
+    signature = "(**fields)" if explained or _made_by_factory(value) else ""
+    entry = f"```{{eval-rst}}\n.. auto{kind}:: {path}{signature}{members}\n```"
     return f"{entry}\n\n{explained}" if explained else entry
+
+
+def _made_by_factory(value: Any) -> bool:
+    """Whether a class has fields whose default has no text in a signature."""
+    return is_dataclass(value) and any(f.default_factory is not MISSING for f in fields(value))
 
 
 def _fields(value: Any) -> str:
