@@ -64,8 +64,8 @@ def write_reference(write: Writer) -> None:
 
 
 def _summary(paths: list[str]) -> str:
-    """A table of the objects with their purposes, which link to their entries."""
-    return table([{"name": f"{{py:obj}}`~{path}`", "purpose": _purpose(path)} for path in paths])
+    """A list of the objects with their purposes, which link to their entries."""
+    return "\n".join(f"- {{py:obj}}`~{path}`: {_purpose(path)}" for path in paths)
 
 
 def _purpose(path: str) -> str:

@@ -5,8 +5,8 @@ function follow() {
   const chosen = document.body.dataset.theme;
   const dark = chosen === "dark" || (chosen !== "light" && system.matches);
   for (const frame of document.querySelectorAll("iframe.explorer")) {
-    const page = frame.contentDocument; // null where the site is opened from files and not from a server
-    if (page) page.documentElement.dataset.theme = dark ? "dark" : "light";
+    const page = frame.contentDocument?.documentElement; // none where the site is opened from files and not from a server
+    if (page) page.dataset.theme = dark ? "dark" : "light";
   }
 }
 
