@@ -180,7 +180,7 @@ def test_no_page_or_picture_is_of_a_method_that_is_gone() -> None:
 
 
 def test_the_results_of_a_method_are_those_of_the_summaries(staged: Path) -> None:
-    page = (staged / "methods/corsd.md").read_text(encoding="utf-8")
+    page = (staged / "methods/corsd.md").read_text(encoding="utf-8").replace("\u00a0", " ")
     summary = corsd_lib.committed_summary("cifar100")["methods"]
     for variant in ("corsd", "corsd_paper"):
         m = summary[variant]

@@ -77,11 +77,16 @@ def _results(method: str, study: str, summary: Mapping[str, Any]) -> Iterator[di
             "study": f"[{STUDIES[study]}](../results/{study}.md)",
             "variant": m["label"],
             "seeds": str(m["n"]),
-            "deepest exit, %": with_interval(m["top1"][-1], m["top1_low"][-1], m["top1_high"][-1]),
-            "gain, points": gain_cell(m),
+            "deepest exit, %": _in_one_line(with_interval(m["top1"][-1], m["top1_low"][-1], m["top1_high"][-1])),
+            "gain, points": _in_one_line(gain_cell(m)),
             "MACs": f"x{m['macs_ratio']:.2f}",
             "options": _changed(METHODS[method].Options, m["options"]),
         }
+
+
+def _in_one_line(text: str) -> str:
+    """A number with its interval, whose parts stay together in a narrow cell."""
+    return text.replace(" ± ", "\u00a0±\u00a0").replace("n = ", "n\u00a0=\u00a0")
 
 
 def _changed(kind: type[MethodOptions], options: Mapping[str, Any]) -> str:
