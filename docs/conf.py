@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from functools import reduce
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from corsd_docs.docstrings import as_rst
 from corsd_docs.files import EXTRA, ROOT, repository
-from corsd_docs.reference import documented, found, linked
+from corsd_docs.reference import documented, linked
 from corsd_docs.staging import BRANCH
 
 from corsd_lib import __version__
@@ -67,11 +69,12 @@ if REPOSITORY:
 def linkcode_resolve(domain: str, info: dict[str, str]) -> str | None:
     """The address of the source of a documented object."""
     try:
-        value = found(f"{info['module']}.{info['fullname']}")
-        lines, first = inspect.getsourcelines(inspect.unwrap(value))
-        file = Path(inspect.getsourcefile(inspect.unwrap(value)) or "").relative_to(ROOT)
+        value = reduce(getattr, info["fullname"].split("."), import_module(info["module"]))
+        value = inspect.unwrap(getattr(value, "fget", getattr(value, "func", value)))  # of a property, its function
+        lines, first = inspect.getsourcelines(value)
+        file = Path(inspect.getsourcefile(value) or "").relative_to(ROOT)
     except (AttributeError, OSError, TypeError, ValueError, ImportError):
-        return None
+        return None  # a constant
     return f"{REPOSITORY}/blob/{BRANCH}/{file.as_posix()}#L{first}-L{first + len(lines) - 1}"
 
 

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -28,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 sys.path.insert(0, str(DOCS))
 
-from corsd_docs import docstrings, explorers, links, methods, pictures, reference, staging  # noqa: E402
+from corsd_docs import docstrings, explorers, files, links, methods, pictures, reference, staging  # noqa: E402
 from corsd_docs.files import Writer  # noqa: E402
 
 PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts and path != DOCS / "README.md")
@@ -259,6 +260,23 @@ def test_links_to_source_lead_to_the_repository_if_it_has_an_address(monkeypatch
     monkeypatch.setattr(staging, "repository", lambda: "https://github.com/someone/a-fork")
     change = staging._changing("README.md", "overview.md", staging.all_pages(), set())
     assert change("[t](tests/test_cuda.py)") == "[t](https://github.com/someone/a-fork/blob/main/tests/test_cuda.py)"
+
+
+def test_the_api_links_to_source_in_the_repository_if_it_has_an_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "sphinx.ext.viewcode" in runpy.run_path(str(DOCS / "conf.py"))["extensions"]
+    monkeypatch.setattr(files, "repository", lambda: "https://github.com/someone/a-fork")
+    settings = runpy.run_path(str(DOCS / "conf.py"))
+    assert "sphinx.ext.linkcode" in settings["extensions"]
+
+    def source(name: str) -> str | None:
+        return settings["linkcode_resolve"]("py", {"module": "corsd_lib", "fullname": name})
+
+    for name, file in {"build_network": "network", "Run.config": "runs/run", "losses.distillation": "losses"}.items():
+        address, _, lines = str(source(name)).partition("#")
+        assert address == f"https://github.com/someone/a-fork/blob/main/corsd_lib/{file}.py" and re.fullmatch(
+            r"L\d+-L\d+", lines
+        )
+    assert source("METHODS") is None
 
 
 def test_the_course_has_the_notebooks_in_the_order_of_its_table(staged: Path) -> None:
