@@ -79,7 +79,7 @@ def _results(method: str, study: str, summary: Mapping[str, Any]) -> Iterator[di
             "seeds": str(m["n"]),
             "deepest exit, %": _in_one_line(with_interval(m["top1"][-1], m["top1_low"][-1], m["top1_high"][-1])),
             "gain, points": _in_one_line(gain_cell(m)),
-            "MACs": f"x{m['macs_ratio']:.2f}",
+            "MACs": "–" if m["macs_ratio"] is None else f"x{m['macs_ratio']:.2f}",
             "options": _changed(METHODS[method].Options, m["options"]),
         }
 
