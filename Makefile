@@ -13,8 +13,11 @@ LAB_FLAGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DOCS_STAMP := $(VENV)/.installed-docs
 UNFINISHED := $(VENV)/.installing
 EXTRAS := notebooks,dev,timm,tuning,hub,tracking,deploy
+# The exact versions, which hold for Python 3.11.
+EXACT = $$($(BIN)/python -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
 PYTEST := $(BIN)/python -m pytest
 # One thread for each worker's torch: more of them than cores only get in each other's way.
 UNIT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist worksteal
@@ -26,7 +29,7 @@ MARKED = $$(grep -lr --include='*.py' 'mark\.$(1)\b' tests)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv walkthrough lab test test-fast unit fuzz test-notebooks lint types format notebooks notebook-texts course slides grading tune study tables bench clean
+.PHONY: help venv walkthrough lab test test-fast unit fuzz test-notebooks lint types format notebooks notebook-texts course slides grading docs tune study tables bench clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-16s%s\n' "$$name" "$$text"; done
@@ -44,9 +47,14 @@ $(STAMP): pyproject.toml constraints.txt
 	@if [ -e $(UNFINISHED) ] || ! $(BIN)/python -m pip --version >/dev/null 2>&1; then $(PYTHON) -m venv --clear $(VENV); fi
 	@rm -f $(STAMP) && echo $$PPID >$(UNFINISHED)
 	@echo "Installing into $(VENV): some minutes the first time, several GB where torch comes with CUDA"
-	@exact=$$($(BIN)/python -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")') && \
+	@exact=$(EXACT) && \
 		$(BIN)/python -m pip install --disable-pip-version-check -e ".[$(EXTRAS)]" $$exact
 	@mv $(UNFINISHED) $(STAMP)
+
+# Sphinx is installed when the site is first built.
+$(DOCS_STAMP): $(STAMP)
+	@exact=$(EXACT) && $(BIN)/python -m pip install --disable-pip-version-check -e ".[docs]" $$exact
+	@touch $(DOCS_STAMP)
 
 walkthrough: venv  ## train on the embedded data, print the table, execute the first notebook, write its HTML
 	$(BIN)/python -m corsd_lib.walkthrough
@@ -101,6 +109,9 @@ slides: venv  ## slides of two notebooks in slides/, a file each that needs no n
 grading: venv  ## a course folder of nbgrader in grading/, with an assignment for each notebook; nbgrader is in the extra "teaching"
 	$(BIN)/python notebooks/build.py --grading
 
+docs: $(DOCS_STAMP)  ## build the documentation site in docs/_build/html; warnings and broken links are errors
+	$(BIN)/python docs/build.py
+
 tune: venv  ## search the weights of the variants of STUDY on images held out of train; goes on where it was stopped
 	$(BIN)/corsd tune $(STUDY)
 
@@ -114,5 +125,5 @@ bench: venv  ## measure speed, write results/bench.json and the table of the REA
 	$(BIN)/corsd bench --out results/bench.json --readme README.md
 
 clean:  ## remove caches and build products; .venv, data and runs stay
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find corsd_lib tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+	rm -rf build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find corsd_lib tests notebooks docs \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 BY_HAND = frozenset({"wandb", "mlflow"})  # extras that make does not install: large, and for one service each
-NOT_PINNED = frozenset({"teaching"})  # make does not install it either, and it brings many packages of its own
+NOT_PINNED = frozenset({"teaching", "docs"})  # not installed with the others, and they bring many packages of their own
 EXTRAS = frozenset(PROJECT["optional-dependencies"]) - BY_HAND - NOT_PINNED
 CUDA_ONLY = re.compile(r"nvidia-|cuda-|triton$")  # torch pins these itself, where they exist
 
@@ -163,7 +163,7 @@ def make(*arguments: str, folder: Path = ROOT, **variables: str) -> subprocess.C
     return subprocess.run(command, cwd=folder, env=outer | variables, capture_output=True, text=True)
 
 
-TARGETS = ["walkthrough", "lab", "slides", "grading", "test", "test-fast", "fuzz", "bench", "lint", "format", "clean"]
+TARGETS = ["walkthrough", "lab", "slides", "grading", "docs", "test", "test-fast", "fuzz", "bench", "lint", "format", "clean"]
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -241,6 +241,14 @@ def test_the_install_happens_once(clone: Path) -> None:
     assert install(clone) == (0, [], "")
 
 
+def test_sphinx_is_installed_when_the_site_is_first_built(clone: Path) -> None:
+    install(clone)
+    (clone / "calls.txt").write_text("")
+    builds = [make("docs", folder=clone, PYTHON="./python") for _ in range(2)]
+    assert [build.returncode for build in builds] == [0, 0], builds[0].stderr
+    assert (clone / "calls.txt").read_text().splitlines() == ["install -e .[docs] -c constraints.txt"]
+
+
 @pytest.mark.parametrize("changed", ["pyproject.toml", "constraints.txt"])
 def test_a_changed_requirement_installs_again_into_the_same_venv(clone: Path, changed: str) -> None:
     install(clone)
@@ -293,7 +301,9 @@ def test_a_workflow_calls_what_is_there(file: Path) -> None:
     assert all(("uses" in step) != ("run" in step) for step in steps)
     commands = [step["run"] for step in steps if "run" in step]
     for command in commands:
-        assert command.startswith("python -m ") or os.access(ROOT / command, os.X_OK), command
+        program, *words = command.split()
+        there = make("-n", *words).returncode == 0 if program == "make" else os.access(ROOT / command, os.X_OK)
+        assert command.startswith("python -m ") or there, command
     extras = {extra for command in commands for names in re.findall(r'"\.\[([^]]+)\]"', command) for extra in names.split(",")}
     assert extras <= PROJECT["optional-dependencies"].keys()
 
