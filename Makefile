@@ -14,7 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UNFINISHED := $(VENV)/.installing
-EXTRAS := notebooks,dev,timm,tuning,hub,tracking,deploy
+EXTRAS := notebooks,dev,timm,tuning,hub,tracking,deploy,cluster
 PYTEST := $(BIN)/python -m pytest
 # One thread for each worker's torch: more of them than cores only get in each other's way.
 UNIT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist worksteal
