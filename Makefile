@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DOCS_STAMP := $(VENV)/.installed-docs
 UNFINISHED := $(VENV)/.installing
-EXTRAS := notebooks,dev,timm,tuning,hub,tracking,deploy
+EXTRAS := notebooks,dev,timm,tuning,hub,tracking,deploy,cluster
 # The exact versions, which hold for Python 3.11.
 EXACT = $$($(BIN)/python -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
 PYTEST := $(BIN)/python -m pytest

@@ -33,6 +33,7 @@ _HOME = {
     "sharing.export": ("committed_run", "committed_summary", "export_run"),
     "sharing.hub": ("push_run",),
     "sharing.report": ("write_report",),
+    "studies.cluster": ("Cluster",),
     "studies.compare": ("run_study",),
     "studies.study": ("Study",),
     "studies.tuner": ("tune",),

@@ -459,10 +459,18 @@ def _decode(
         ) from None  # its frames would keep the workers alive
 
 
+WORKER_SECONDS = 10  # how long a worker goes on after SIGTERM
+
+
 def _leave_signals_to_the_main_process(worker: int) -> None:
-    # Ctrl-C reaches the whole process group, but the training loop still needs the batch
+    # Ctrl-C reaches the whole process group and the SIGTERM of Slurm all processes of a job, but the training loop still needs
+    # the batch. SIGTERM from the main process, of a worker that does not end by itself, takes effect later.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, _end_later if hasattr(signal, "alarm") else signal.SIG_DFL)
+
+
+def _end_later(number: int, frame: object) -> None:
+    signal.alarm(WORKER_SECONDS)
 
 
 def evaluation_batches(

@@ -23,6 +23,7 @@ from corsd_lib.schema import parse_json
 
 if TYPE_CHECKING:
     from corsd_lib.methods import Method
+    from corsd_lib.studies.cluster import Cluster
     from corsd_lib.studies.study import Study
 
 __all__ = ["main"]
@@ -218,6 +219,26 @@ def _add_compare(verbs: Verbs) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, help="train these seeds only; of a new study: its own (default: 0 1 2)")
     parser.add_argument("--runs", metavar="DIR", help="where run directories go (default: runs/ and the study's name)")
     parser.add_argument("--jobs", type=int, help="trainings at a time (default: one for each GPU, else for each CPU)")
+    parser.add_argument(
+        "--executor",
+        choices=("pool", "slurm", "local"),
+        default="pool",
+        help="where trainings run: pool, processes of this machine; slurm, jobs of a cluster; local, the same jobs on this "
+        "machine, to try (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--slurm",
+        type=_key_value,
+        nargs="+",
+        metavar="NAME=VALUE",
+        help="settings of a job, such as partition=gpu gpus_per_node=1 cpus_per_task=8 timeout_min=60 array_parallelism=20",
+    )
+    parser.add_argument(
+        "--wait",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="wait for the jobs of a cluster and record them; else the same command records them later (default: wait)",
+    )
     parser.add_argument("--tables", action="store_true", help="train nothing: write tables and figures from the records")
     parser.add_argument("--readme", metavar="FILE", help="put a short table between the study's marks of a Markdown file")
     parser.add_argument("--quiet", action="store_true", help="print no progress and no table")
@@ -244,6 +265,7 @@ def _compare(options: argparse.Namespace) -> None:
             seeds=options.seeds,
             report=report,
             live=sys.stdout.isatty() and not options.quiet,
+            cluster=_cluster(options),
         )
     unfinished = [job for job in jobs if job.state != "done"]
     if options.tables and not study.records():
@@ -252,7 +274,20 @@ def _compare(options: argparse.Namespace) -> None:
         _write_study(study, report, all(job.state == "failed" for job in unfinished), options.readme)
     if unfinished:
         print(*unfinished, "run the same command again to continue", sep="\n", file=sys.stderr)
-        sys.exit(1)
+        if options.wait or any(job.state not in ("queued", "running") for job in unfinished):
+            sys.exit(1)
+
+
+def _cluster(options: argparse.Namespace) -> Cluster | None:
+    """The cluster of the arguments; None for the pool."""
+    from corsd_lib.studies.cluster import Cluster
+
+    if options.executor != "pool":
+        return Cluster(options.executor, dict(options.slurm or ()), options.wait)
+    if options.slurm or not options.wait:
+        given = "--slurm" if options.slurm else "--no-wait"
+        raise CorsdError(f"{given} is for jobs of a cluster: name an executor, --executor slurm or local")
+    return None
 
 
 def _write_study(study: Study, report: Callable[[str], object], figures: bool, readme: str | None) -> None:

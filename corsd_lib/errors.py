@@ -32,6 +32,7 @@ _EXTRA = {  # package -> extra of this library that installs it; for all others 
     "timm": "timm",
     **dict.fromkeys(("onnx", "onnxscript", "onnxruntime"), "deploy"),
     "huggingface_hub": "hub",
+    "submitit": "cluster",
     "tensorboard": "tracking",
     "wandb": "wandb",
     "mlflow": "mlflow",

@@ -209,7 +209,7 @@ case "$*" in
     ! rm break-install 2>/dev/null ;;
 esac
 """
-INSTALL = "install -e .[notebooks,dev,timm,tuning,hub,tracking,deploy] -c constraints.txt"
+INSTALL = "install -e .[notebooks,dev,timm,tuning,hub,tracking,deploy,cluster] -c constraints.txt"
 
 
 @pytest.fixture

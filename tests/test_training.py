@@ -704,6 +704,30 @@ def test_the_second_signal_acts_as_usual_and_the_run_survives_it(
     _assert_same_training(tiny_run, _train(replace(config, resume=True)))
 
 
+def test_a_second_sigterm_does_not_keep_a_training_from_saving(
+    tiny: Tiny, tiny_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm sends it twice: at the begin and at the end of the time that a preempted job has."""
+
+    def usual(number: int, frame: Any) -> None:
+        raise AssertionError("the training would be ended here")
+
+    def twice() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, usual)
+    try:
+        with monkeypatch.context() as patched:
+            _at_step(patched, 4, twice)
+            run = _train(tiny(validation_fraction=0.2))
+        assert signal.getsignal(signal.SIGTERM) is usual
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not run.finished and _steps_saved(run.path) == 26  # 1 epoch, 1 step
+    _assert_same_training(tiny_run, _train(tiny(validation_fraction=0.2, resume=True)))
+
+
 def test_a_training_that_its_caller_breaks_off_can_be_resumed(tiny: Tiny, tiny_run: Run) -> None:
     def no_more(run: Run) -> None:
         raise StopIteration("enough")
@@ -1187,6 +1211,20 @@ def test_devices_that_are_not_there_are_one_error(tiny: Tiny) -> None:
         _train(tiny(accelerator="tpu"))
 
 
+@pytest.mark.parametrize("devices,started", [(1, 2), (2, 1)])
+def test_another_number_of_processes_than_torchrun_has_started_is_one_error(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, devices: int, started: int
+) -> None:
+    names = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": str(started), "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    with pytest.raises(
+        CorsdError, match=rf"cannot train with .*devices {devices}, .*does not match the world size \({started}\)"
+    ):
+        _train(tiny(devices=devices))
+
+
 def test_batches_larger_than_the_data_for_all_processes_are_one_error(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BatchSource, "indices", lambda *_: [])
     with pytest.raises(CorsdError, match="batch_size 16 x 1 processes leaves no batch of train"):
@@ -1400,8 +1438,12 @@ def test_the_hint_of_the_command_after_ctrl_c_goes_on(tmp_path: Path, tiny: Tiny
 
 
 @pytest.mark.slow
-def test_ctrl_c_does_not_reach_the_decoding_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C of a terminal goes to the whole process group, the workers of a streamed data set among it."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_does_not_reach_the_decoding_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """Ctrl-C of a terminal goes to the whole process group, and SIGTERM of Slurm to all processes of a job, the workers of a
+    streamed data set among them."""
     _pictures(tmp_path / "pictures")
     monkeypatch.setattr("corsd_lib.datasets.folders.MEMORY_LIMIT", 0)
     sizes = ["--image-size", "16", "--width", "4", "--batch-size", "4", "--epochs", "2", "--probe-size", "4"]
@@ -1412,7 +1454,8 @@ def test_ctrl_c_does_not_reach_the_decoding_workers(tmp_path: Path, monkeypatch:
 
     def interrupted() -> None:
         os.setsid()
-        _at_step(monkeypatch, 3, lambda: os.killpg(0, signal.SIGINT))
+        # The pause stands for the rest of a long step, in which the end of a worker would be noticed.
+        _at_step(monkeypatch, 3, lambda: (os.killpg(0, number), time.sleep(0.5)))
         command("cut")
 
     assert _status_of_child(lambda: command("whole")) == 0
@@ -1538,7 +1581,7 @@ def test_processes_agree_that_a_training_diverged(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.slow
-def test_the_command_starts_its_second_process_itself(tmp_path: Path) -> None:
+def test_the_command_starts_its_second_process_itself_as_torchrun_does(tmp_path: Path) -> None:
     words = ["train", *WORDS, *SHARED, "--out", str(tmp_path / "run"), "--quiet", "--method", "baseline"]
     output, errors = (process := _corsd(*words)).communicate(timeout=300)
     assert process.returncode == 0, errors
@@ -1546,6 +1589,12 @@ def test_the_command_starts_its_second_process_itself(tmp_path: Path) -> None:
     words[words.index("--out") + 1] = str(tmp_path / "together")
     assert [status for status, _ in _together(tmp_path, lambda rank: cli.main(words))] == [0, 0]
     _assert_same_training(load_run(tmp_path / "together"), load_run(tmp_path / "run"))
+    words[words.index("--out") + 1] = str(tmp_path / "torchrun")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, "-m", "corsd_lib", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, **PATHS})
+    assert done.returncode == 0 and done.stdout.count("exit 1") == 1, done.stderr
+    _assert_same_training(load_run(tmp_path / "together"), load_run(tmp_path / "torchrun"))
 
 
 def test_auto_is_cuda_or_cpu_and_never_a_device_without_float64(monkeypatch: pytest.MonkeyPatch) -> None:

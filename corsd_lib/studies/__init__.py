@@ -4,6 +4,7 @@ study.py      `Study`, the comparison, as read from study.json
 records.py    the record of a finished training
 compare.py    `run_study`: train what a study lacks (`corsd compare`)
 workers.py    the processes that train, and their environments
+cluster.py    the trainings as jobs of a cluster; cluster_job.py runs in such a job
 progress.py   the live table of `corsd compare`
 intervals.py  means over seeds with their intervals
 summary.py    the summary of all records

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from corsd_lib.errors import CorsdError, check_choice
+from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.files import make_folder
+from corsd_lib.studies.cluster import Cluster, train_on_cluster
 from corsd_lib.studies.progress import live_table, progress_table
 from corsd_lib.studies.study import Study, study_file
 from corsd_lib.studies.summary import summarise
@@ -40,6 +41,7 @@ def run_study(
     seeds: Sequence[int] | None = None,
     report: Callable[[str], object] = print,
     live: bool = False,
+    cluster: Cluster | None = None,
 ) -> list[Job]:
     """Train the runs of `study` that have no record, and return them as jobs with their final states.
 
@@ -50,9 +52,13 @@ def run_study(
     Ctrl-C or SIGTERM stops the trainings after they have saved; another call continues them. If one training fails, the others
     continue. A training that another process runs, such as one started by a call that was killed, is waited for.
 
+    With `cluster` the trainings are jobs of a cluster, which go on after Ctrl-C; `live` is not used, and `jobs` is refused.
+
     Raises `CorsdError` for an unknown variant or seed, for a record of another configuration, for a variant whose search is not
     finished, and if the folder of the study or of the runs is moved or removed meanwhile; the trainings save first.
     """
+    if cluster and jobs is not None:
+        raise CorsdError(f"jobs = {shortened(jobs)} on a cluster; allowed: the setting array_parallelism")
     folder = Path(runs or f"runs/{study.name}")
     found = _wanted(study, folder, data_root, variants, seeds)
     records = study.records()  # raises for a record of another configuration, before anything is trained
@@ -61,7 +67,10 @@ def run_study(
     waiting = [job for job in found if job.state == "waiting"]
     for variant in dict.fromkeys(job.variant for job in waiting):
         study.check_search(variant)
-    if waiting:
+    if waiting and cluster:
+        folders = _Folders.of(study, folder)
+        train_on_cluster(study, found, cluster, folder, report, folders.check)
+    elif waiting:
         free = worker_environments(waiting[0].config, jobs, len(waiting))
         _train_all(study, found, free, report, live, _Folders.of(study, folder))
     for job in found:  # after a stop: another process may have finished it

@@ -24,8 +24,8 @@ Environment = dict[str, str]
 class Job:
     """One training of a study: its process and its state.
 
-    The state is "waiting" or, while another process trains it, "elsewhere"; then "running" and perhaps "stopping"; at the end
-    "done" (recorded), "failed" (see `error`) or "stopped".
+    The state is "waiting" or, while another process trains it, "elsewhere"; "queued" on a cluster; then "running" and perhaps
+    "stopping"; at the end "done" (recorded), "failed" (see `error`) or "stopped". `id`: of its job on a cluster.
     """
 
     variant: str
@@ -35,9 +35,11 @@ class Job:
     error: str = ""
     environment: Environment = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    id: str = ""
 
     def __str__(self) -> str:
-        return f"{self.variant}, seed {self.seed}: {self.state}{': ' if self.error else ''}{self.error}"
+        where = f" (job {self.id})" if self.id and self.state in ("queued", "running") else ""
+        return f"{self.variant}, seed {self.seed}: {self.state}{where}{': ' if self.error else ''}{self.error}"
 
     def beside(self, suffix: str) -> Path:
         """The path next to the run directory with this ending, such as seed0.log for ".log"."""
@@ -51,14 +53,18 @@ class Job:
                     self.state = "done"
                     return False
                 assert log is not None  # None only for the lock of a folder
-                os.ftruncate(log, 0)
-                write_json(self.beside(".json"), asdict(self.config))
-                self.process = _training(self.beside(".json"), log, environment)  # the process inherits the lock
+                self.launch(log, environment)
         except LockedError:
             self.state = "elsewhere"
             return False
-        self.state, self.environment = "running", environment
         return True
+
+    def launch(self, log: int, environment: Environment) -> None:
+        """Start the process, with its output in `log`, the descriptor of the locked log; the process inherits the lock."""
+        os.ftruncate(log, 0)
+        write_json(self.beside(".json"), asdict(self.config))
+        self.process = _training(self.beside(".json"), log, environment)
+        self.state, self.environment = "running", environment
 
     def stop(self) -> None:
         """Send SIGTERM once: the training saves and ends."""
@@ -75,13 +81,14 @@ class Job:
         """Write the record of a process that has ended, or set the state that says why there is none."""
         status = self.process.returncode if self.process else None
         if status == 0 and (self.config.path / "test.json").is_file():
-            self._record(study)
+            self.record(study)
         elif status in (0, -signal.SIGTERM):
             self.state = "stopped"
         else:
-            self.state, self.error = "failed", self._failure(status)
+            self.state, self.error = "failed", self.failure(status)
 
-    def _record(self, study: Study) -> None:
+    def record(self, study: Study) -> None:
+        """Write the record of a finished run; the state is "failed" if that cannot be done."""
         try:
             record = make_record(Run(self.config.path), self.variant, self.seed)
             write_json(study.record_path(self.variant, self.seed), with_checksum(record), within=study.path)
@@ -90,15 +97,16 @@ class Job:
         else:
             self.state = "done"
 
-    def _failure(self, status: int | None) -> str:
+    def failure(self, status: int | None) -> str:
         """Why the training failed: the signal that ended it, or the last line of its log."""
         if status is not None and status < 0:
             return f"it was ended by signal {-status}" + (", as when memory runs out" if -status == signal.SIGKILL else "")
+        ended = "it ended without a result" if status is None else f"it ended with status {status}"
         try:
             log = self.beside(".log").read_text(encoding="utf-8", errors="replace").strip()
         except OSError as error:
-            log = f"it ended with status {status}, and its log cannot be read: {error}"
-        return log.rpartition("\n")[2].removeprefix("corsd: error: ") or f"it ended with status {status}"
+            log = f"{ended}, and its log cannot be read: {error}"
+        return log.rpartition("\n")[2].removeprefix("corsd: error: ") or ended
 
 
 def worker_environments(config: TrainConfig, jobs: int | None, most: int) -> list[Environment]:

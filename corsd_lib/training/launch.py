@@ -71,18 +71,31 @@ def _fabric(config: TrainConfig) -> Fabric:
     if _accelerator(config.accelerator) == "cpu":  # Fabric checks the number of GPUs itself
         check_processes("devices", config.devices)
     try:
-        return Fabric(
+        fabric = Fabric(
             accelerator=_accelerator(config.accelerator),
             devices=config.devices,
             num_nodes=config.num_nodes,
             precision=config.precision,  # type: ignore[arg-type]
             strategy=_data_parallel() if config.devices * config.num_nodes > 1 else "auto",
         )
+        _check_launcher(fabric, config)
+        return fabric
     except (ValueError, RuntimeError, ImportError, MisconfigurationException) as error:
         asked = ", ".join(
             f"{name} {shortened(getattr(config, name))}" for name in ("accelerator", "devices", "num_nodes", "precision")
         )
         raise CorsdError(f"cannot train with {asked}: {' '.join(str(error).split())}") from error
+
+
+def _check_launcher(fabric: Fabric, config: TrainConfig) -> None:
+    """Raise `ValueError` if torchrun or Slurm has started another number of processes than the configuration names."""
+    from lightning_fabric.plugins.environments import TorchElasticEnvironment
+
+    environment = getattr(fabric.strategy, "cluster_environment", None)
+    if TorchElasticEnvironment.detect():
+        environment = TorchElasticEnvironment()  # a strategy for one device has none
+    if environment is not None:
+        environment.validate_settings(config.devices, config.num_nodes)
 
 
 def _accelerator(name: str) -> str:

@@ -13,7 +13,8 @@ __all__ = ["stop_request"]
 
 @contextmanager
 def stop_request(stop: threading.Event | None = None) -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT or SIGTERM sets; the second signal has its usual effect.
+    """Yield an event that the first SIGINT or SIGTERM sets. A second SIGINT has its usual effect; SIGTERM may come repeatedly,
+    as a scheduler of a cluster sends it.
 
     Python handles signals only in the main thread of a process; in another thread only the caller can set the event `stop`.
     """
@@ -25,8 +26,7 @@ def stop_request(stop: threading.Event | None = None) -> Iterator[threading.Even
 
     def request(number: int, frame: Any) -> None:
         stop.set()
-        for s, handler in handlers.items():
-            signal.signal(s, handler)
+        signal.signal(signal.SIGINT, handlers[signal.SIGINT])
 
     for s in handlers:
         signal.signal(s, request)

@@ -1,0 +1,233 @@
+"""The missing trainings of a study as jobs of a cluster: `corsd compare --executor slurm`.
+
+submitit submits a job for each training, all of a call as one job array. A job runs what the pool runs, in the same run
+directory (see cluster_job.py); the run directories are in a file system that this machine and the cluster share. Beside
+seed0.json lies seed0.job with the id of the job, so that another call does not submit a training that is queued or running.
+Records are written by the process that collects them.
+
+submitit keeps its own files in the folder `_jobs` of the runs: scripts, logs, and each call and its result as a pickle. A
+pickle can execute code, so other users must not be able to write there. A job opens the pickle of its call; this module opens
+none.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from corsd_lib.errors import CorsdError, check_choice, first_line, is_whole, missing_package, shortened
+from corsd_lib.files import is_locked, locked, make_folder, read_json, write_json
+from corsd_lib.studies.cluster_job import TrainingJob, blocked
+from corsd_lib.studies.study import Study
+from corsd_lib.studies.tables import write_tables
+from corsd_lib.studies.workers import Environment, Job, worker_environments
+from corsd_lib.training import stop_request, train
+
+__all__ = ["CLUSTERS", "Cluster", "train_on_cluster"]
+
+CLUSTERS = ("slurm", "local")
+POLL_SECONDS = {"slurm": 10.0, "local": 0.5}  # all users share the machine that answers squeue
+MINUTES = {"slurm": 60, "local": 7 * 24 * 60}  # default time limit; a job that reaches it is requeued
+SIGNAL_SECONDS = {"slurm": 90, "local": 30}  # defaults of submitit: SIGUSR2 comes so long before the time limit
+TIMEOUTS = 100  # a job that reaches its time limit more often is not requeued
+_OF_ALL_CLUSTERS = ("name", "timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node", "stderr_to_stdout")
+_NOT_SETTINGS = ("nodes", "tasks_per_node", "ntasks_per_node", "time")
+_OPEN = ("queued", "running", "elsewhere")  # states of jobs that may still finish
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where the trainings of a study are submitted as jobs.
+
+    `name`: "slurm", or "local" for processes of this machine, which start all at once. `settings`: those of submitit's Slurm
+    executor, such as partition, account, timeout_min, gpus_per_node, cpus_per_task, mem_gb, array_parallelism. "local" checks
+    their names and uses timeout_min. `wait`: whether to wait for the jobs and to record them; else another call does.
+    """
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    wait: bool = True
+
+
+def train_on_cluster(
+    study: Study,
+    jobs: Sequence[Job],
+    cluster: Cluster,
+    runs: Path,
+    report: Callable[[str], object],
+    check: Callable[[], object],
+) -> None:
+    """Submit the waiting `jobs`, record those that are finished, and wait for the others if `cluster.wait`.
+
+    Ctrl-C or SIGTERM ends the wait, and the jobs go on. `check` is called before records are written and may raise. Raises
+    `CorsdError` for an unknown cluster or setting, for trainings on several nodes, if submitit is missing, and if the cluster
+    does not answer or refuses the jobs.
+    """
+    queue = _Queue(cluster, runs / "_jobs", study.name)
+    with stop_request() as stop:
+        with locked(queue.folder, wait=60):  # another call may be about to submit the same trainings
+            states = queue.states()
+            waiting = [job for job in jobs if job.state == "waiting"]
+            for job in waiting:
+                job.id = _read_id(job, cluster.name)
+            queue.submit([job for job in waiting if not _known(study, job, states)], report)
+        if ended := [job for job in waiting if job.state in ("done", "failed")]:
+            write_tables(study)
+            for job in ended:
+                report(str(job))
+        gone = list[Job]()  # at the last look neither in the queue nor in training
+        while cluster.wait and not stop.is_set() and (left := [job for job in jobs if job.state in _OPEN]):
+            stop.wait(POLL_SECONDS[cluster.name])
+            check()
+            gone = _collect(study, left, queue, gone)
+            for job in left:
+                if job.state not in _OPEN:
+                    report(f"{job}; {sum(j.state == 'done' for j in jobs)} of {len(jobs)} done")
+        if any(job.state in _OPEN for job in jobs):
+            end = "; scancel ends them" if cluster.name == "slurm" else ""
+            report(f"the jobs go on{end}; the same command again records those that are finished")
+
+
+def _known(study: Study, job: Job, states: Mapping[str, str]) -> bool:
+    """Whether the run of a job is finished, the cluster has the job, or a process trains it; its state is set accordingly."""
+    if (job.config.path / "test.json").is_file():
+        _record(study, job)
+    elif job.id in states:
+        job.state = "queued" if states[job.id] == "PENDING" else "running"
+    elif is_locked(job.beside(".log")):
+        job.state = "running" if job.id else "elsewhere"
+    else:
+        return False
+    return True
+
+
+def _record(study: Study, job: Job) -> None:
+    """Write the record of a finished run, unless it is of another configuration."""
+    try:
+        train(job.config, progress=False)  # returns a finished run after a check of its configuration
+    except CorsdError as error:
+        job.state, job.error = "failed", str(error)
+    else:
+        job.record(study)
+
+
+def _collect(study: Study, jobs: Sequence[Job], queue: _Queue, gone: Sequence[Job]) -> list[Job]:
+    """Set the states of `jobs` and write the records of those that are finished. Returns the jobs that are gone.
+
+    Those in `gone` have ended. A job has two looks, because files of another machine may appear late.
+    """
+    try:
+        states = queue.states()
+    except CorsdError:  # the cluster does not answer for a while
+        return list(gone)
+    missing = [job for job in jobs if not _known(study, job, states)]
+    for job in missing:
+        if any(job is earlier for earlier in gone):
+            _conclude(job, queue)
+    if any(job.state == "done" for job in jobs):
+        write_tables(study)
+    return missing
+
+
+def _conclude(job: Job, queue: _Queue) -> None:
+    """Set the state of a job that has ended without a result."""
+    reason = job.failure(None)
+    if reason.startswith("stopped"):  # the last line of a training that a signal has ended
+        job.state = "stopped"
+    else:
+        files = f"{job.beside('.log')} and {queue.folder / job.id}_0_log.err" if job.id else job.beside(".log")
+        job.state, job.error = "failed", f"{reason} (see {files})"
+
+
+class _Queue:
+    """The jobs of a cluster, by submitit."""
+
+    def __init__(self, cluster: Cluster, folder: Path, name: str) -> None:
+        check_choice("executor", cluster.name, CLUSTERS)
+        self.cluster, self.folder = cluster.name, folder
+        delay = cluster.settings.get("signal_delay_s", SIGNAL_SECONDS["slurm"])
+        if not is_whole(delay, 10, 24 * 3600):
+            raise CorsdError(f"slurm setting signal_delay_s = {shortened(delay)}; allowed: 10 to 86,400 seconds")
+        self.save_seconds = (delay if cluster.name == "slurm" else SIGNAL_SECONDS["local"]) * 2 / 3
+        self.executor = _executor(cluster, folder, name)
+        make_folder(folder)
+        self.started: list[Any] = []
+
+    def states(self) -> dict[str, str]:
+        """State by id of the jobs that are queued or running; of "local" those that this process has started."""
+        if self.cluster == "slurm":
+            return _slurm_states()
+        return {job.job_id: job.state for job in self.started if job.state == "RUNNING"}
+
+    def submit(self, jobs: Sequence[Job], report: Callable[[str], object]) -> None:
+        """Submit a job for each training, and write its id beside the configuration."""
+        if not jobs:
+            return
+        for job in jobs:
+            if job.config.num_nodes > 1:
+                raise CorsdError(f"variant {job.variant!r}: num_nodes = {job.config.num_nodes}; allowed as a job of a study: 1")
+        environments: list[Environment] = [{} for _ in jobs]
+        if self.cluster == "local":
+            environments = worker_environments(jobs[0].config, len(jobs), len(jobs))
+        calls = [TrainingJob(job, place, self.save_seconds) for job, place in zip(jobs, environments, strict=True)]
+        try:
+            with blocked(signal.SIGINT):  # local jobs go on after Ctrl-C in the terminal
+                self.started = self.executor.submit_array(calls)
+        except (RuntimeError, OSError, TypeError) as error:
+            raise CorsdError(f"{self.cluster} did not accept the jobs: {' '.join(str(error).split())}") from error
+        for job, started in zip(jobs, self.started, strict=True):
+            job.id, job.state = started.job_id, "queued"
+            write_json(job.beside(".job"), {"executor": self.cluster, "job": job.id})
+        ids = jobs[0].id if len(jobs) == 1 else f"{jobs[0].id} to {jobs[-1].id}"
+        report(f"trainings submitted: {len(jobs)}, job {ids}; files of the jobs are in {self.folder}")
+
+
+def _executor(cluster: Cluster, folder: Path, name: str) -> Any:
+    """The executor of submitit with the settings of the cluster."""
+    try:
+        from submitit import AutoExecutor
+    except ImportError as error:
+        raise missing_package(f"executor {cluster.name!r}", "submitit", error) from error
+    if not hasattr(signal, "pthread_sigmask"):
+        raise CorsdError(f"executor {cluster.name!r} on Windows; allowed: on Linux and macOS")
+    extra = cluster.settings.get("additional_parameters", {})
+    settings = {"name": f"corsd-{name}", "timeout_min": MINUTES[cluster.name], **cluster.settings}
+    settings["additional_parameters"] = {"requeue": True, **extra} if isinstance(extra, Mapping) else extra
+    try:
+        executor = AutoExecutor(folder, cluster=cluster.name, **{f"{cluster.name}_max_num_timeout": TIMEOUTS})
+    except RuntimeError as error:
+        raise CorsdError(f"executor {cluster.name!r} is not available here: {first_line(error)}") from error
+    for setting, value in settings.items():
+        if setting in _NOT_SETTINGS:
+            raise CorsdError(f"slurm setting {setting}: a training is one task of one node; its time limit is timeout_min")
+        try:
+            executor.update_parameters(**{setting if setting in _OF_ALL_CLUSTERS else f"slurm_{setting}": value})
+        except (NameError, ValueError, TypeError, AssertionError) as error:
+            raise CorsdError(f"slurm setting {setting} = {shortened(value)}: {first_line(error)}") from error
+    return executor
+
+
+def _read_id(job: Job, cluster: str) -> str:
+    """The id that a job of this cluster was submitted with; "" if it was not."""
+    file = job.beside(".job")
+    if not file.is_file():
+        return ""
+    content = read_json(file)
+    if not isinstance(content, dict) or not all(isinstance(content.get(name), str) for name in ("executor", "job")):
+        raise CorsdError(f"{file} does not name executor and job; remove it")
+    return content["job"] if content["executor"] == cluster else ""
+
+
+def _slurm_states() -> dict[str, str]:
+    """State by id of the jobs of this user that Slurm has. Raises `CorsdError` if it does not answer."""
+    command = ["squeue", "--me", "--array", "--noheader", "--format=%i %T"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = " ".join((getattr(error, "stderr", None) or str(error)).split())
+        raise CorsdError(f"Slurm does not answer squeue: {reason}") from error
+    return dict(line.split(maxsplit=1) for line in answer.stdout.splitlines() if line.strip())
