@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.files import make_folder
@@ -22,9 +21,6 @@ from corsd_lib.studies.summary import summarise
 from corsd_lib.studies.tables import write_tables
 from corsd_lib.studies.workers import Environment, Job, worker_environments
 from corsd_lib.training import stop_request
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["run_study"]
 
@@ -175,9 +171,3 @@ def _wanted(
         Job(variant, seed, replace(config, out=str(runs / variant / f"seed{seed}")))
         for (variant, seed), config in zip(chosen, configs, strict=True)
     ]
-
-
-# --------------------------------------------------------------------------------------------------
-
-
-# --- figures, and studies without a file ------------------------------------------------------------------------------
