@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PINS = ["-c", str(ROOT / "constraints.txt")] if sys.version_info[:2] == (3, 11) else []
 MEGABYTE = 1_000_000
-# A user's script; what mypy must say of it.
+# A user's script, and what mypy must say of it.
 SCRIPT = """\
 from corsd_lib import TrainConfig, sample_run, train
 
@@ -27,6 +27,8 @@ reveal_type(sample_run("digits/corsd").network())
 reveal_type(sample_run("digits/corsd").metrics)
 """
 TYPES = ("corsd_lib.runs.run.Run", "corsd_lib.network.MultiExitNetwork", "pandas.core.frame.DataFrame")
+# Another one, which asks for the type of every public name.
+NAMES = "import corsd_lib; print('import corsd_lib', *(f'reveal_type(corsd_lib.{n})' for n in corsd_lib.__all__), sep='\\n')"
 OPEN = """\
 from corsd_lib import RelationExplorer, StageExplorer, sample_run
 run = sample_run("digits/corsd")
@@ -92,6 +94,9 @@ def try_wheel(wheel: Path, place: Path) -> None:
     (work / "script.py").write_text(SCRIPT)
     said = run([python, "-m", "mypy", "--strict", "script.py"], work)
     assert all(f'Revealed type is "{name}' in said for name in TYPES), said
+    (work / "names.py").write_text(run([python, "-c", NAMES], work, quiet=True))
+    said = run([python, "-m", "mypy", "--strict", "names.py"], work, quiet=True)
+    assert 'Revealed type is "Any"' not in said and said.count("Revealed type is") > 40, said
 
 
 def environment(folder: Path) -> Path:
