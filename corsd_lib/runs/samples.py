@@ -25,7 +25,7 @@ def sample_run(name: str) -> Run:
     """One of the committed runs of the studies, by "<study>/<variant>", such as "digits/corsd".
 
     Searched as results/<study>/runs/<variant> in the working directory and its parents, then in the clone or wheel that the
-    package lies in. A wheel has "digits/corsd"; another run is downloaded once, 0.4 to 3.5 MB, and kept in `$CORSD_CACHE`
+    package lies in. A wheel has "digits/corsd"; another run is downloaded once, 0.5 to 3.5 MB, and kept in `$CORSD_CACHE`
     (~/.cache/corsd). It comes from the release of this version, or from the URL or folder in `$CORSD_RELEASES`; its SHA-256 is
     checked before it is unpacked. Nothing in it is executed.
 
@@ -79,8 +79,7 @@ def _fetch(folder: Path, archive: Path, entry: dict[str, Any]) -> None:
 
 
 def _cache() -> Path:
-    given = os.environ.get("CORSD_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "corsd"
+    return Path(os.environ.get("CORSD_CACHE") or os.path.expanduser("~/.cache/corsd"))
 
 
 def _address() -> str:
