@@ -15,6 +15,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 UNFINISHED := $(VENV)/.installing
 EXTRAS := notebooks,dev,timm,tuning,hub,tracking,deploy
+COMMA := ,
 PYTEST := $(BIN)/python -m pytest
 # One thread for each worker's torch: more of them than cores only get in each other's way.
 UNIT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist worksteal
@@ -74,11 +75,13 @@ test-notebooks: venv  ## execute the notebooks and compare their marked outputs
 		folder=build/notebooks/$$(basename $$notebook .ipynb); mkdir -p $$folder && cp $$notebook $$folder; done
 	$(UNIT) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout=300 build/notebooks/*/*.ipynb
 
-# Anew each time: what an earlier installation left would hide that a bound is wrong.
+# Anew each time: what an earlier installation left would hide that a bound is wrong. Without the extra "dev", because its
+# pytorch-lightning would replace the lightning_fabric under test.
 test-min:  ## the fast tests with the oldest versions that pyproject.toml allows, in .venv-min; several GB
 	$(PYTHON) -m venv --clear .venv-min
 	.venv-min/bin/python tests/lowest.py >.venv-min/lowest.txt
-	.venv-min/bin/python -m pip install --disable-pip-version-check -e ".[$(EXTRAS)]" -c .venv-min/lowest.txt
+	.venv-min/bin/python -m pip install --disable-pip-version-check -c .venv-min/lowest.txt -e ".[$(subst dev$(COMMA),,$(EXTRAS))]" \
+		pytest pytest-xdist hypothesis PyYAML pytorch-metric-learning
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 .venv-min/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not browser and not alone" --ignore tests/test_packaging.py
 
 test-wheel: venv  ## build wheel and source archive, try the wheel in an empty environment and the tests from the archive; several GB

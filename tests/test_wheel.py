@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from corsd_lib import bundle
 
 ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MEGABYTE = 1_000_000
 # What setuptools does for a wheel, into the folder sys.argv[1]; nothing is written into the clone.
 BUILD = """
@@ -33,6 +35,8 @@ distribution.run_command("build_py")
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the content of the wheel in site/, and the list of the source archive."""
+    needed = next(text.partition(">=")[2] for text in PYPROJECT["build-system"]["requires"] if text.startswith("setuptools"))
+    pytest.importorskip("setuptools", minversion=needed, reason=f"packages are built with setuptools {needed} or newer")
     folder = tmp_path_factory.mktemp("built")
     subprocess.run([sys.executable, "-c", BUILD, str(folder)], cwd=ROOT, check=True, capture_output=True)
     return folder
