@@ -55,23 +55,28 @@ def _fetched(name: str, entry: dict[str, Any]) -> Path:
     study, _, variant = name.partition("/")
     home = _cache() / entry["sha256"][:16]  # another release may have other runs of the same name
     folder = home / study / "runs" / variant
-    try:
-        if not (folder / "config.json").is_file():
-            make_folder(home)
-            with locked(_cache(), wait=math.inf):
-                _fetch(folder, home / entry["file"], entry)
-    except CorsdError as error:
+    if (folder / "config.json").is_file():
+        return folder
+    where = f"committed run {shortened(name)} is not on this machine"
+    advice = "work in a clone of the repository, or use digits/corsd, which comes with the package"
+    address = _address()
+    if address is None:
         raise CorsdError(
-            f"committed run {shortened(name)} is neither on this machine nor downloaded: {error}. Call it again with a network "
-            "connection, or in a clone of the repository; digits/corsd needs neither"
-        ) from error
+            f"{where}, and no repository is named: set CORSD_RELEASES to a URL or folder with the archives, {advice}"
+        )
+    try:
+        make_folder(home)
+        with locked(_cache(), wait=math.inf):
+            _fetch(folder, address, home / entry["file"], entry)
+    except CorsdError as error:
+        raise CorsdError(f"{where}: {error}. Call it again with a network connection, {advice}") from error
     return folder
 
 
-def _fetch(folder: Path, archive: Path, entry: dict[str, Any]) -> None:
+def _fetch(folder: Path, address: str, archive: Path, entry: dict[str, Any]) -> None:
     if (folder / "config.json").is_file():  # another process has downloaded it meanwhile
         return
-    download(f"{_address()}/{archive.name}", archive, entry["sha256"], entry["bytes"], tries=TRIES, wait=WAIT)
+    download(f"{address}/{archive.name}", archive, entry["sha256"], entry["bytes"], tries=TRIES, wait=WAIT)
     with unpacked(archive) as content:
         make_folder(folder.parent)
         os.replace(content / folder.name, folder)
@@ -82,14 +87,12 @@ def _cache() -> Path:
     return Path(os.environ.get("CORSD_CACHE") or os.path.expanduser("~/.cache/corsd"))
 
 
-def _address() -> str:
-    """URL of the folder with the archives: `$CORSD_RELEASES`, else the release of this version on GitHub."""
+def _address() -> str | None:
+    """URL of the folder with the archives: `$CORSD_RELEASES`, else the release of this version on GitHub, if it is known."""
     if given := os.environ.get("CORSD_RELEASES"):
         return given.rstrip("/") if "://" in given else Path(given).resolve().as_uri()
     repository = _repository()
-    if repository is None:
-        raise CorsdError("this installation names no repository; set CORSD_RELEASES to a URL or folder with the archives")
-    return f"{repository}/releases/download/v{__version__}"
+    return f"{repository}/releases/download/v{__version__}" if repository else None
 
 
 def _repository() -> str | None:
