@@ -18,6 +18,7 @@ UNFINISHED := $(VENV)/.installing
 EXTRAS := notebooks,dev,timm,tuning,hub,tracking,deploy,cluster
 # The exact versions, which hold for Python 3.11.
 EXACT = $$($(BIN)/python -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
+COMMA := ,
 PYTEST := $(BIN)/python -m pytest
 # One thread for each worker's torch: more of them than cores only get in each other's way.
 UNIT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist worksteal
@@ -29,7 +30,7 @@ MARKED = $$(grep -lr --include='*.py' 'mark\.$(1)\b' tests)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv walkthrough lab test test-fast unit fuzz test-notebooks lint types format notebooks notebook-texts course slides grading docs tune study tables bench clean
+.PHONY: help venv walkthrough lab test test-fast unit fuzz test-notebooks test-min test-wheel lint types format notebooks notebook-texts course slides grading docs tune study tables bench samples clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-16s%s\n' "$$name" "$$text"; done
@@ -57,7 +58,7 @@ $(DOCS_STAMP): $(STAMP)
 	@touch $(DOCS_STAMP)
 
 walkthrough: venv  ## train on the embedded data, print the table, execute the first notebook, write its HTML
-	$(BIN)/python -m corsd_lib.walkthrough
+	$(BIN)/corsd walkthrough
 
 lab: venv  ## open the first notebook in JupyterLab
 	$(BIN)/python -m jupyter lab $(LAB_FLAGS) $(NOTEBOOK)
@@ -81,6 +82,18 @@ test-notebooks: venv  ## execute the notebooks and compare their marked outputs
 	@rm -rf build/notebooks && for notebook in notebooks/*.ipynb; do \
 		folder=build/notebooks/$$(basename $$notebook .ipynb); mkdir -p $$folder && cp $$notebook $$folder; done
 	$(UNIT) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout=300 build/notebooks/*/*.ipynb
+
+# Anew each time: what an earlier installation left would hide that a bound is wrong. Without the extra "dev", because its
+# pytorch-lightning would replace the lightning_fabric under test.
+test-min:  ## the fast tests with the oldest versions that pyproject.toml allows, in .venv-min; several GB
+	$(PYTHON) -m venv --clear .venv-min
+	.venv-min/bin/python tests/lowest.py >.venv-min/lowest.txt
+	.venv-min/bin/python -m pip install --disable-pip-version-check -c .venv-min/lowest.txt -e ".[$(subst dev$(COMMA),,$(EXTRAS))]" \
+		pytest pytest-xdist hypothesis PyYAML pytorch-metric-learning
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 .venv-min/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not browser and not alone" --ignore tests/test_packaging.py
+
+test-wheel: venv  ## build wheel and source archive, try the wheel in an empty environment and the tests from the archive; several GB
+	$(BIN)/python tests/try_wheel.py
 
 lint: venv  ## ruff: rules and format; notebooks in step with their sources
 	$(BIN)/ruff check .
@@ -123,6 +136,9 @@ tables: venv  ## make the tables and figures of STUDY from its records, in READM
 
 bench: venv  ## measure speed, write results/bench.json and the table of the README
 	$(BIN)/corsd bench --out results/bench.json --readme README.md
+
+samples:  ## list the committed runs with their checksums, and pack them into build/runs for a release
+	$(PYTHON) results/samples.py build/runs
 
 clean:  ## remove caches and build products; .venv, data and runs stay
 	rm -rf build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import html
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +20,7 @@ _MATHS = re.compile(r"(?s)(?P<code>```.*?```|`[^`\n]*`)|\$\$(?P<block>.+?)\$\$|\
 if TYPE_CHECKING:
     from nbconvert import HTMLExporter
 
-__all__ = ["KERNEL_ARGUMENTS", "WIDGET", "Formulas", "save", "title_of", "write_course", "write_page"]
+__all__ = ["KERNEL_ARGUMENTS", "WIDGET", "Formulas", "save", "write_html", "write_page"]
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=40"]  # errors only: a kernel on this machine need not warn of its own sockets
@@ -51,49 +49,10 @@ def write_page(notebook: Path) -> Path:
     """Write an HTML page beside a saved notebook that needs no kernel and no network: it contains plotly and all images."""
     from plotly.offline import get_plotlyjs
 
-    return _write(notebook, notebook.with_suffix(".html"), f"<script>{get_plotlyjs()}</script>")
+    return write_html(notebook, notebook.with_suffix(".html"), f"<script>{get_plotlyjs()}</script>")
 
 
-def write_course(notebooks: Sequence[Path], folder: Path) -> Path:
-    """Write pages of the notebooks and one copy of plotly to `folder`; return the index.html. They need no network."""
-    from plotly.offline import get_plotlyjs
-
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "plotly.min.js").write_text(get_plotlyjs(), encoding="utf-8")
-    pages = [_write(n, folder / f"{n.stem}.html", '<script src="plotly.min.js"></script>') for n in notebooks]
-    entries = "\n".join(
-        f'<li><a href="{page.name}">{html.escape(title_of(notebook))}</a></li>'
-        for notebook, page in zip(notebooks, pages, strict=True)
-    )
-    index = folder / "index.html"
-    index.write_text(_INDEX.format(entries=entries), encoding="utf-8")
-    return index
-
-
-def title_of(notebook: Path) -> str:
-    """The first heading of a notebook, "03 What is a relation?"."""
-    first: str = nbformat.read(notebook, as_version=4).cells[0].source
-    return first.splitlines()[0].removeprefix("# ")
-
-
-_INDEX = """\
-<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>CORSD notebooks</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 17px/1.6 system-ui, sans-serif; max-width: 40rem; margin: 3rem auto; padding: 0 1rem; }}
-ul {{ list-style: none; padding: 0; }}
-</style></head>
-<body><h1>Self-distillation, looked into</h1>
-<p>The course as pages: figures answer to the mouse, widgets are pictures. To work in it, open the notebooks in JupyterLab.</p>
-<ul>
-{entries}
-</ul></body></html>
-"""
-
-
-def _write(notebook: Path, page: Path, plotly: str) -> Path:
+def write_html(notebook: Path, page: Path, plotly: str) -> Path:
     """The notebook as HTML with its figures drawn by the script tag `plotly`; links to other notebooks lead to their pages."""
     from nbconvert import HTMLExporter
 

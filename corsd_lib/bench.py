@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from corsd_lib.batches import BatchSource, triplet_batches
 from corsd_lib.bench_explorers import explorer_figures
 from corsd_lib.datasets import ImageArrays, ImageData, ImageFiles
-from corsd_lib.errors import CorsdError
+from corsd_lib.errors import CorsdError, require
 from corsd_lib.files import write_between
 from corsd_lib.losses import margin_over_triplets
 from corsd_lib.methods import Batch, Corsd, build_method, find_method
@@ -37,7 +37,11 @@ SECONDS = 600  # time limit of a measured process
 
 
 def bench(quick: bool = False) -> dict[str, Any]:
-    """All figures by name, each a dict of `value`, `target` and `what`, and the `provenance`. Takes minutes on two cores."""
+    """All figures by name, each a dict of `value`, `target` and `what`, and the `provenance`. Takes minutes on two cores.
+
+    Raises `MissingPackage` without the extra "notebooks", which the explorers need.
+    """
+    require("the benchmark of explorers", "plotly", "ipywidgets", "anywidget")  # before the minutes that the others take
     repeat, begun = 2 if quick else 7, provenance()
     figures = {
         **{f"{m}_step_study_{b}": study_step_ratio(m, b, repeat) for b in (64, 32) for m in ("corsd", "deep_supervision")},

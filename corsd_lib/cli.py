@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, get_args, get_type_hints
 
 from corsd_lib import __version__
+from corsd_lib.cli_course import add_course, add_walkthrough
 from corsd_lib.cli_share import add_export_model, add_push
 from corsd_lib.errors import CorsdError, check_text, shortened
 from corsd_lib.files import write_between
@@ -99,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     for add in (
         *(_add_train, _add_methods, _add_evaluate, _add_compare, _add_tune),
         *(_add_export, _add_report, add_export_model, add_push, _add_data, _add_bench),
+        *(add_walkthrough, add_course),
     ):
         add(verbs)
     return parser

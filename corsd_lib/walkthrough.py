@@ -1,4 +1,4 @@
-"""The walkthrough: `python -m corsd_lib.walkthrough` (`make walkthrough`).
+"""The walkthrough: `corsd walkthrough`.
 
 Trains the plain network and CORSD on the digits of scikit-learn, prints the accuracy of every exit, executes the first notebook
 with these runs, and writes an HTML page of it that needs neither kernel nor network. Existing runs are not trained again.
@@ -6,26 +6,29 @@ with these runs, and writes an HTML page of it that needs neither kernel nor net
 
 from __future__ import annotations
 
-import argparse
 import shutil
-import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from corsd_lib.bundle import bundle_root
 from corsd_lib.errors import CorsdError, require
 
 if TYPE_CHECKING:
     from corsd_lib.runs import Run, TrainConfig
 
-__all__ = ["main", "plan"]
+__all__ = ["EPOCHS", "plan", "walk"]
 
 # The parameters of notebooks/01_walkthrough.ipynb; a test compares them.
 EPOCHS, PER_CLASS, SEED = 120, 10, 0
 METHODS = {"baseline": "probe", "CORSD": "corsd"}  # `probe` is the baseline with detached exits
 PAPER: dict[str, Any] = {"sampling": "plain", "method_options": {"class_kd": 0.0}}  # CORSD without our additions
 NOTEBOOK = "01_walkthrough.ipynb"
-PACKAGES = ("plotly", "ipywidgets", "nbformat", "nbclient", "nbconvert", "papermill", "ipykernel")  # of the extra "notebooks"
+PACKAGES = (  # of the extra "notebooks"
+    *("plotly", "ipywidgets", "anywidget", "ipykernel"),
+    *("nbformat", "nbclient", "nbconvert", "papermill", "latex2mathml"),
+)
 
 
 def plan(method: str, runs: str | Path, epochs: int = EPOCHS, per_class: int = PER_CLASS, seed: int = SEED) -> TrainConfig:
@@ -49,22 +52,15 @@ def plan(method: str, runs: str | Path, epochs: int = EPOCHS, per_class: int = P
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the walkthrough. A `CorsdError` ends with one line on stderr and status 2."""
-    parser = argparse.ArgumentParser("python -m corsd_lib.walkthrough", description=(__doc__ or "").split("\n\n")[1])
-    parser.add_argument("--out", default="walkthrough", type=Path, help="where runs and pages go (default: %(default)s)")
-    parser.add_argument("--epochs", default=EPOCHS, type=int, help="passes over the training images (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    try:
-        walk(options.out, options.epochs)
-    except CorsdError as error:
-        print(f"walkthrough: error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
 def walk(out: Path, epochs: int) -> None:
-    """Run the walkthrough in the folder `out`."""
-    require("the walkthrough", *PACKAGES)  # checked before the trainings, which take minutes
+    """Run the walkthrough in the folder `out`. What it needs is checked before the trainings, which take minutes.
+
+    Raises `CorsdError` if `epochs` is not allowed, `out` cannot be written or the notebook is missing, and `MissingPackage`.
+    """
+    require("the walkthrough", *PACKAGES)
+    first = find_notebook()
+    plan("corsd", out / "runs", epochs)
+    check_writable(out)
     print(
         f"Two trainings on {10 * PER_CLASS} handwritten digits, then a notebook about them. All of it goes to {out}/",
         flush=True,
@@ -74,12 +70,23 @@ def walk(out: Path, epochs: int) -> None:
         print("Stopped. Run the same command again to continue.")
         return
     print(f"\nTest accuracy (%) of every exit\n{table({name: run.test or {} for name, run in runs.items()})}\n")
-    print("One seed is no finding; ten are in results/digits/table.md, and in the notebook.\n", flush=True)
+    print("One seed is no finding; the notebook has ten.\n", flush=True)
     from corsd_lib._notebooks import write_page
 
-    notebook = execute(find_notebook(), out, epochs)
+    notebook = execute(first, out, epochs)
     page = write_page(notebook)
-    print(f"\nRead it:     {page.resolve().as_uri()}\nWork in it:  make lab   (or: jupyter lab {notebook})")
+    lab = f"make lab   (or: jupyter lab {notebook})" if (bundle_root() / "Makefile").is_file() else f"jupyter lab {notebook}"
+    print(f"\nRead it:     {page.resolve().as_uri()}\nWork in it:  {lab}")
+
+
+def check_writable(folder: Path) -> None:
+    """Create `folder` if it does not exist. Raises `CorsdError` if no file can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise CorsdError(f"cannot write {folder}: {error.strerror or error}") from error
 
 
 def train_both(runs: Path, epochs: int) -> dict[str, Run]:
@@ -109,12 +116,12 @@ def table(tests: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def find_notebook() -> Path:
-    """The first notebook of this clone. Raises `CorsdError` if it does not exist."""
-    places = [Path("notebooks"), Path(__file__).resolve().parent.parent / "notebooks"]
+    """The first notebook, of the working directory or of the bundle. Raises `CorsdError` if it does not exist."""
+    places = [Path("notebooks"), bundle_root() / "notebooks"]
     for place in places:
         if (place / NOTEBOOK).is_file():
             return place / NOTEBOOK
-    raise CorsdError(f"{NOTEBOOK} is in none of {', '.join(map(str, places))}: run this from a clone of the repository")
+    raise CorsdError(f"{NOTEBOOK} is in none of {', '.join(map(str, places))}: install corsd_lib again, or work in a clone")
 
 
 def execute(notebook: Path, out: Path, epochs: int) -> Path:
@@ -145,7 +152,3 @@ def execute(notebook: Path, out: Path, epochs: int) -> Path:
             cell.outputs = []
     save(content, target)
     return target
-
-
-if __name__ == "__main__":
-    main()

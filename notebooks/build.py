@@ -42,13 +42,14 @@ from typing import Any
 import concepts
 import jupytext
 import nbformat
+import pages
 from assignments import mark_for_grading, write_grading
 from deck import has_slides, skip_the_rest, write_slides
 from glossary import link_terms
 from nbclient import NotebookClient
 from PIL import Image
 
-from corsd_lib._notebooks import KERNEL_ARGUMENTS, WIDGET, save, write_course
+from corsd_lib._notebooks import KERNEL_ARGUMENTS, WIDGET, save
 from corsd_lib.figures import PLOTLY, save_png
 
 FOLDER = Path(__file__).resolve().parent
@@ -277,7 +278,7 @@ def write_pages(notebooks: Sequence[Path], folder: Path) -> Path:
         glossary = Path(place) / "GLOSSARY.ipynb"
         cell = nbformat.v4.new_markdown_cell((FOLDER / "GLOSSARY.md").read_text(encoding="utf-8"))
         nbformat.write(nbformat.v4.new_notebook(cells=[cell]), glossary)
-        index = write_course([*notebooks, glossary], folder)
+        index = pages.write_course([*notebooks, glossary], folder)
     for page in folder.glob("*.html"):
         text = page.read_text(encoding="utf-8")
         page.write_text(text.replace('href="GLOSSARY.md', 'href="GLOSSARY.html'), encoding="utf-8")

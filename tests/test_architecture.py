@@ -11,13 +11,13 @@ import pytest
 
 LIBRARY = Path(__file__).parents[1] / "corsd_lib"
 LAYERS = (  # modules and packages of corsd_lib, the lowest first
-    *("errors", "cards", "schema", "files", "readers"),
+    *("errors", "bundle", "cards", "schema", "files", "readers"),
     *("datasets", "batches"),
     *("layers", "backbones", "network", "losses", "relation", "methods"),
     *("provenance", "runs", "costs", "evaluation", "training"),
     *("analysis", "attribution", "studies", "figures"),
     *("sharing", "widgets"),
-    *("bench_explorers", "bench", "course", "_notebooks", "walkthrough", "cli_share", "cli", "__main__"),
+    *("bench_explorers", "bench", "course", "_notebooks", "walkthrough", "cli_course", "cli_share", "cli", "__main__"),
 )
 
 

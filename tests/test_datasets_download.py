@@ -168,6 +168,13 @@ def test_corrupt_content_is_set_aside_and_named(server: Server, tmp_path: Path) 
     assert fetch(server, tmp_path / "birds.tgz").read_bytes() == CONTENT
 
 
+def test_a_digest_of_64_digits_is_a_sha256(server: Server, tmp_path: Path) -> None:
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    assert fetch(server, tmp_path / "birds.tgz", md5=digest).read_bytes() == CONTENT
+    with pytest.raises(CorsdError, match=rf"more\.tgz has sha256 {digest}, expected {'0' * 64}; it is corrupt"):
+        fetch(server, tmp_path / "more.tgz", md5="0" * 64)
+
+
 def test_a_part_of_something_else_is_found_out(server: Server, tmp_path: Path) -> None:
     (tmp_path / "birds.tgz.part").write_bytes(b"<html>" * 100)
     with pytest.raises(CorsdError, match=r"it is corrupt and now called birds\.tgz\.corrupt"):

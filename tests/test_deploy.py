@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -110,6 +110,18 @@ def test_the_programs_of_torch_hold_no_pickled_weights_and_no_path_of_this_machi
         (weights,) = [json.loads(text) for name, text in texts.items() if name.endswith("weights_config.json")]
         assert weights["config"] and not any(entry["use_pickle"] for entry in weights["config"].values())
         assert not any("site-packages" in text or str(Path.cwd()) in text for text in texts.values())
+
+
+def test_a_torch_that_would_pickle_the_weights_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(exported: object, buffer: io.BytesIO) -> None:  # as torch 2.5 does
+        with zipfile.ZipFile(buffer, "w") as archive:
+            archive.writestr("serialized_state_dict.pt", b"a pickle")
+
+    monkeypatch.setattr(torch.export, "export", lambda *_, **__: SimpleNamespace(graph_module=torch.nn.Identity()))
+    monkeypatch.setattr(torch.export, "save", save)
+    program = SimpleNamespace(module=torch.nn.Identity())
+    with pytest.raises(CorsdError, match=r"^torch \S+ stores the weights of a program as a pickle: install a newer one$"):
+        FORMATS["torch.export"].write(program, torch.zeros(1))
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import importlib
 import os
 import re
@@ -46,6 +47,19 @@ def test_every_public_name_is_there_under_its_own_name(name: str) -> None:
     module = importlib.import_module(f"corsd_lib.{corsd_lib._MODULE_OF[name]}")
     assert value is getattr(module, name)
     assert name in dir(corsd_lib) and getattr(value, "__doc__", None)
+
+
+def test_a_type_checker_sees_every_public_name_where_it_is() -> None:
+    tree = ast.parse(Path(corsd_lib.__file__).read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    seen = {
+        (name.asname, str(node.module).removeprefix("corsd_lib."))
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for name in node.names
+        if name.asname == name.name  # the form that strict checkers take for an export
+    }
+    assert seen == set(corsd_lib._MODULE_OF.items())
 
 
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
@@ -146,11 +160,16 @@ def test_a_static_picture_says_that_it_needs_kaleido() -> None:
 
 @pytest.mark.parametrize(
     ("package", "command"),
-    [("optuna", "tune results/none"), ("plotly", "report run"), ("nbclient", None)],
+    [
+        ("optuna", "tune results/none"),
+        ("plotly", "report run"),
+        ("nbclient", "walkthrough"),
+        ("jupyterlab", "course"),
+        ("plotly", "bench"),
+    ],
 )
-def test_a_command_ends_with_the_one_line_that_says_so(package: str, command: str | None) -> None:
-    module, what = ("corsd_lib.cli", command.split()) if command else ("corsd_lib.walkthrough", [])
-    done = _without(package, f"from {module} import main\nmain({what!r})")
+def test_a_command_ends_with_the_one_line_that_says_so(package: str, command: str) -> None:
+    done = _without(package, f"from corsd_lib.cli import main\nmain({command.split()!r})")
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2 and f"needs {package}, which is not installed: pip install 'corsd_lib[" in line
 

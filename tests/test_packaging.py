@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -76,25 +77,51 @@ def applies(requirement: Requirement, extras: frozenset[str]) -> bool:
     return marker is None or any(marker.evaluate({"extra": extra}) for extra in extras | {""})
 
 
-@pytest.mark.parametrize("requirement", direct_dependencies(), ids=lambda requirement: requirement.name)
-def test_a_dependency_ranges_up_to_the_next_major_version_and_holds_its_pin(requirement: Requirement) -> None:
-    bounds = bounds_of(requirement)
-    pin = pins()[canonicalize_name(requirement.name)]
-    assert pin in requirement.specifier
-    assert bounds["<"] == Version(str(pin.major + 1))
+def of_users() -> list[Requirement]:
+    """What a user installs: the dependencies and every extra but the tools of `dev`."""
+    extras = [texts for name, texts in PROJECT["optional-dependencies"].items() if name != "dev"]
+    return [Requirement(text) for group in [PROJECT["dependencies"], *extras] for text in group]
 
 
 def bounds_of(requirement: Requirement) -> dict[str, Version]:
-    bounds = {clause.operator: Version(clause.version) for clause in requirement.specifier}
+    return {clause.operator: Version(clause.version) for clause in requirement.specifier}
+
+
+@pytest.mark.parametrize("requirement", direct_dependencies(), ids=lambda requirement: requirement.name)
+def test_a_dependency_holds_its_pin(requirement: Requirement) -> None:
+    assert pins()[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+@pytest.mark.parametrize("requirement", of_users(), ids=lambda requirement: requirement.name)
+def test_what_a_user_installs_has_a_lowest_version_and_no_limit_above(requirement: Requirement) -> None:
+    """A limit would keep a user from versions that may work. One belongs here once a version is known to break the code."""
+    assert set(bounds_of(requirement)) == {">="}
+
+
+@pytest.mark.parametrize("text", PROJECT["optional-dependencies"]["dev"])
+def test_a_tool_of_development_ranges_up_to_the_next_major_version(text: str) -> None:
+    requirement = Requirement(text)
+    bounds = bounds_of(requirement)
     assert set(bounds) == {">=", "<"}
-    return bounds
+    assert bounds["<"] == Version(str(pins()[canonicalize_name(requirement.name)].major + 1))
 
 
-def test_a_dependency_that_is_installed_by_hand_is_not_pinned_and_ranges_up_to_the_next_major_version() -> None:
+def test_an_extra_that_is_installed_by_hand_is_not_pinned() -> None:
     for requirement in (Requirement(text) for group in of_extras(NOT_PINNED) for text in group):
-        bounds = bounds_of(requirement)
-        assert bounds["<"] == Version(str(bounds[">="].major + 1))
         assert canonicalize_name(requirement.name) not in pins()
+
+
+def test_the_lowest_versions_are_those_of_all_that_a_user_installs() -> None:
+    lines = list(runpy.run_path(str(ROOT / "tests" / "lowest.py"))["lowest"]())
+    tools = PROJECT["optional-dependencies"]["dev"]
+    assert lines == [*(f"{requirement.name}=={bounds_of(requirement)['>=']}" for requirement in of_users()), *tools]
+
+
+def test_the_versions_of_python_are_those_that_ci_runs() -> None:
+    named = [line.rpartition(" :: ")[2] for line in PROJECT["classifiers"] if "Python :: 3." in line]
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8"))["jobs"]
+    assert named == jobs["fast"]["strategy"]["matrix"]["python"]
+    assert PROJECT["requires-python"] == f">={named[0]}"
 
 
 def test_constraints_are_exact_once_each_and_hold_on_every_platform() -> None:
@@ -164,6 +191,7 @@ def make(*arguments: str, folder: Path = ROOT, **variables: str) -> subprocess.C
 
 
 TARGETS = ["walkthrough", "lab", "slides", "grading", "docs", "test", "test-fast", "fuzz", "bench", "lint", "format", "clean"]
+TARGETS += ["test-min", "test-wheel", "samples"]
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -176,6 +204,14 @@ def test_make_test_runs_lint_types_units_and_notebooks() -> None:
     commands = make("-n", "test").stdout
     parts = ["ruff check", "ruff format --check", "mypy", "OMP_NUM_THREADS=1", "-n 2", "--nbval-lax"]
     assert [part for part in parts if part not in commands] == []
+
+
+def test_the_lowest_versions_are_tested_in_an_environment_of_their_own() -> None:
+    commands = make("-n", "test-min").stdout
+    assert "venv --clear .venv-min" in commands and "-c .venv-min/lowest.txt" in commands
+    assert not [line for line in commands.splitlines() if ".venv/" in line]
+    ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+    assert {".venv/", ".venv-min/", "build/"} <= set(ignored)
 
 
 def test_ci_is_make_test_and_a_valid_script() -> None:
@@ -303,7 +339,7 @@ def test_a_workflow_calls_what_is_there(file: Path) -> None:
     for command in commands:
         program, *words = command.split()
         there = make("-n", *words).returncode == 0 if program == "make" else os.access(ROOT / command, os.X_OK)
-        assert command.startswith("python -m ") or there, command
+        assert there or command.startswith(("python -m ", "gh release upload ")), command
     extras = {extra for command in commands for names in re.findall(r'"\.\[([^]]+)\]"', command) for extra in names.split(",")}
     assert extras <= PROJECT["optional-dependencies"].keys()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,13 +17,13 @@ import yaml
 from corsd_lib import cli, load_run
 from corsd_lib.costs import training_macs
 from corsd_lib.files import read_tensors
-from corsd_lib.runs import DataInfo, TrainConfig
+from corsd_lib.runs import PLACE_FIELDS, PROBE_FIELDS, DataInfo, TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 RUNS = sorted(path for path in RESULTS.glob("*/runs/*") if path.is_dir())
 MEGABYTE = 1_000_000
-ALL_RUNS, ONE_RUN, ALL_ELSE = 15 * MEGABYTE, 4 * MEGABYTE, 2 * MEGABYTE
+ALL_RUNS, ONE_RUN, ALL_ELSE = 17 * MEGABYTE, 4 * MEGABYTE, 2 * MEGABYTE
 FILES_OF_A_RUN = re.compile(
     r"README\.md|(config|test)\.json|metrics\.jsonl|(weights|probe|probes/epoch_\d{4}|embeddings/umap-\w+)\.safetensors"
 )
@@ -103,6 +104,23 @@ def test_no_text_of_a_committed_run_names_a_place_on_a_machine(path: Path) -> No
     for file in path.rglob("*"):
         if file.suffix in (".md", ".json", ".jsonl"):
             assert not re.search(r"(?<![\w/:.])/(?!/)\w+/|[A-Z]:\\|~/", file.read_text(encoding="utf-8")), file.name
+
+
+def test_the_run_of_the_wheel_is_trained_as_the_text_says_and_is_that_of_its_record() -> None:
+    run = load_run(RESULTS / "digits" / "runs" / "corsd")
+    text = (RESULTS / "README.md").read_text(encoding="utf-8").replace("\\\n", "")
+    (command,) = re.findall(r"^corsd (train --data digits .*)$", text, re.MULTILINE)
+    given = vars(cli._parser().parse_args(shlex.split(command)))
+    asked = {name: value for name, value in given.items() if name in run.raw_config and name not in PLACE_FIELDS}
+    assert len(asked) == 9 and asked.items() <= run.raw_config.items()
+    record = json.loads((RESULTS / "digits" / "records" / "corsd-s0.json").read_text())
+    assert run.test is not None
+    assert [row["top1"] for row in run.test["trained"]["exits"]] == [row["top1"] for row in record["test"]["exits"]]
+    options = record["config"].pop("method_options")  # of an earlier version, which had fewer
+    assert options.items() <= run.raw_config["method_options"].items()
+    assert {
+        k: v for k, v in record["config"].items() if k not in (*PLACE_FIELDS, *PROBE_FIELDS) and run.raw_config[k] != v
+    } == {}
 
 
 def test_all_results_are_small() -> None:

@@ -590,10 +590,10 @@ def test_a_record_whose_journal_lacks_its_trials_is_not_overwritten(make: Make, 
         ({"choices": 0.1}, "allowed: numbers low and high"),
         ({"choices": [[0.1]]}, "allowed: numbers low and high"),
         ([0.1, 1.0], "allowed: numbers low and high"),
-        ({"low": 1.0, "high": 0.1}, "`low <= high` must hold"),
-        ({"low": 0.0, "high": 1.0, "log": True}, "`low > 0` must hold for `log=True`"),
+        ({"low": 1.0, "high": 0.1}, "`low"),  # the rest of these messages is optuna's, and differs between its versions
+        ({"low": 0.0, "high": 1.0, "log": True}, "`low"),
         ({"low": 0.1, "high": 1.0, "log": True, "step": 0.1}, "`step` is not supported when `log` is true"),
-        ({"low": 0.1, "high": 1.0, "step": -0.1}, "`step > 0` must hold"),
+        ({"low": 0.1, "high": 1.0, "step": -0.1}, "`step"),
         ({"low": -0.1, "high": 1.0}, "exit_kd = -0.1 must be finite and at least 0"),
         ({"choices": [0.1, "much"]}, "exit_kd = 'much' must be of type float"),
         (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import signal
 import subprocess
@@ -11,10 +13,11 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from corsd_lib import load_run, walkthrough
+from corsd_lib import bundle, cli, load_run, walkthrough
 from corsd_lib.batches import Batch
-from corsd_lib.errors import CorsdError
 from corsd_lib.training import Trainer
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def test_table_has_every_exit_the_ensemble_and_the_change() -> None:
@@ -37,18 +40,60 @@ def test_work_starts_before_anything_heavy_is_imported() -> None:
     assert result.stdout.strip() == ""
 
 
-def test_a_missing_notebook_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(walkthrough, "__file__", str(tmp_path / "corsd_lib" / "walkthrough.py"))
-    with pytest.raises(CorsdError, match=r"01_walkthrough\.ipynb.*clone"):
-        walkthrough.find_notebook()
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Nothing is trained; what would be is listed."""
+    begun: list[str] = []
+    monkeypatch.setattr(walkthrough, "train_both", lambda runs, epochs: begun.append(str(runs)) or {})
+    return begun
 
 
-def test_bad_input_ends_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def fails(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The error of `corsd walkthrough`, which is one line."""
     with pytest.raises(SystemExit) as end:
-        walkthrough.main(["--out", str(tmp_path), "--epochs", "0"])
-    assert end.value.code == 2
-    assert capsys.readouterr().err.startswith("walkthrough: error: epochs = 0 must be")
+        cli.main(["walkthrough", *arguments])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1
+    return said
+
+
+def test_a_missing_notebook_is_named_before_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trained: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bundle, "__file__", str(tmp_path / "corsd_lib" / "bundle.py"))
+    assert re.search(r"01_walkthrough\.ipynb.*clone", fails([], capsys))
+    assert not trained and not (tmp_path / "walkthrough").exists()
+
+
+def test_bad_input_ends_with_one_line_before_a_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], trained: list[str]
+) -> None:
+    assert fails(["--out", str(tmp_path), "--epochs", "0"], capsys).startswith("corsd: error: epochs = 0 must be")
+    (tmp_path / "file").touch()
+    assert "file/deep: Not a directory" in fails(["--out", str(tmp_path / "file" / "deep")], capsys)
+    assert not trained
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], trained: list[str]
+) -> None:
+    def refused(dir: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(walkthrough.tempfile, "TemporaryFile", refused)  # root may write anywhere
+    assert f"cannot write {tmp_path}: Permission denied" in fails(["--out", str(tmp_path)], capsys)
+    assert not trained
+
+
+def test_the_packages_are_those_that_the_walkthrough_imports() -> None:
+    """What it imports itself beside the base installation, or its notebook does through the library."""
+    required = {*walkthrough.PACKAGES}
+    pages = (ROOT / "corsd_lib" / "_notebooks.py").read_text(encoding="utf-8")
+    own = Path(walkthrough.__file__).read_text(encoding="utf-8") + pages
+    imported = {name for name in re.findall(r"^ *(?:from|import) (\w+)", own, re.MULTILINE)} - sys.stdlib_module_names
+    assert imported - {"corsd_lib", "torch"} <= required
+    assert {"anywidget", "ipywidgets", "plotly", "ipykernel"} <= required  # an explorer, figures, the kernel
 
 
 def test_a_stopped_training_says_how_to_go_on(
@@ -73,7 +118,7 @@ def test_a_stopped_training_says_how_to_go_on(
 @pytest.mark.slow
 def test_walkthrough_from_nothing_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "walk"
-    walkthrough.main(["--out", str(out), "--epochs", "2"])
+    cli.main(["walkthrough", "--out", str(out), "--epochs", "2"])
     text = capsys.readouterr().out
     assert re.search(r"baseline( +\d+\.\d){4}\nCORSD( +\d+\.\d){4}\nchange( +[+-]\d+\.\d){4}", text)
     assert "make lab" in text and (out / "01_walkthrough.html").as_uri() in text

@@ -29,28 +29,28 @@ _TIMEOUT = 60  # seconds without any data
 _DROPPED = (URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
 
-def download(url: str, path: str | Path, md5: str, size: int | None = None, *, tries: int = 5, wait: float = 1.0) -> Path:
-    """Download `url` to `path`, unless that file exists, check its `md5` (hexadecimal), and return the path.
+def download(url: str, path: str | Path, digest: str, size: int | None = None, *, tries: int = 5, wait: float = 1.0) -> Path:
+    """Download `url` to `path`, unless that file exists, check its `digest`, and return the path.
 
-    The file is written to `<path>.part`, which is resumed after an interruption if the server allows it, and renamed after the
-    check. `size`: expected number of bytes. Only one process at a time downloads into a folder, others wait. There are up to
-    `tries` connections, with a pause of `wait` seconds before the second; the pause doubles before each further one. Raises
-    CorsdError if the server refuses, if all tries fail (the .part file remains), and if the content is wrong (the file is
-    renamed to `<path>.corrupt`).
+    `digest`: hexadecimal, 32 digits of MD5 or 64 of SHA-256. The file is written to `<path>.part`, which is resumed after an
+    interruption if the server allows it, and renamed after the check. `size`: expected number of bytes. Only one process at a
+    time downloads into a folder, others wait. There are up to `tries` connections, with a pause of `wait` seconds before the
+    second; the pause doubles before each further one. Raises CorsdError if the server refuses, if all tries fail (the .part
+    file remains), and if the content is wrong (the file is renamed to `<path>.corrupt`).
     """
     path = Path(path)
     if path.exists():
-        _check_md5(path, path, md5)
+        _check_digest(path, path, digest)
         return path
     part = path.with_name(path.name + ".part")
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with _writing(path), locked(path.parent, wait=math.inf):  # so that two processes do not write the same part
         if path.exists():  # another process has downloaded it meanwhile
-            _check_md5(path, path, md5)
+            _check_digest(path, path, digest)
             return path
         _fetch(url, part, size, tries, wait)
-        _check_md5(part, path, md5)
+        _check_digest(part, path, digest)
         os.replace(part, path)
     return path
 
@@ -182,11 +182,12 @@ def _read(response: http.client.HTTPResponse) -> bytes:
         raise ConnectionError(str(error)) from error
 
 
-def _check_md5(file: Path, path: Path, md5: str) -> None:
+def _check_digest(file: Path, path: Path, digest: str) -> None:
+    name = {32: "md5", 64: "sha256"}[len(digest)]
     with open(file, "rb") as stream:
-        found = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if found != md5:
-        raise _corrupt(file, path, f"has md5 {found}, expected {md5}")
+        found = hashlib.file_digest(stream, lambda: hashlib.new(name, usedforsecurity=False)).hexdigest()
+    if found != digest:
+        raise _corrupt(file, path, f"has {name} {found}, expected {digest}")
 
 
 def _corrupt(file: Path, path: Path, problem: str) -> CorsdError:

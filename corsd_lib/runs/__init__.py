@@ -4,6 +4,7 @@ config.py     `TrainConfig`
 run.py        `Run`, and the facts about its data that it stores
 snapshots.py  outputs of the network on the probe images, by epoch
 hub.py        runs of the Hugging Face Hub
+samples.py    committed runs, found on this machine or downloaded
 data.py       the images of a configuration or of a run, and training batches
 """
 
@@ -19,6 +20,7 @@ from corsd_lib.runs.data import (
     unseen_class_names,
 )
 from corsd_lib.runs.run import DataInfo, Run, check_name, check_run, load_part, load_run, new_network, portable_name
+from corsd_lib.runs.samples import sample_run
 from corsd_lib.runs.snapshots import Probes, Snapshot
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "new_network",
     "portable_name",
     "run_data",
+    "sample_run",
     "splits_of",
     "training_batches",
     "unseen_class_names",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from corsd_lib.bundle import find_result, results_folders
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_text, is_whole, require, shortened
 from corsd_lib.evaluation import evaluate
@@ -35,6 +36,7 @@ from corsd_lib.runs import (
     load_part,
     portable_name,
     run_data,
+    sample_run,
 )
 
 __all__ = ["committed_run", "committed_summary", "export_run"]
@@ -107,43 +109,21 @@ def _keep_umap(exported: Run, wanted: bool) -> None:
 
 
 def committed_run(name: str) -> Run:
-    """One of the exported runs of the repository, by "<study>/<row>", such as "cifar100_small/corsd".
-
-    Searched as results/<study>/runs/<row> in the working directory and its parents, then beside this package. Raises
-    `CorsdError` that lists the existing ones.
-    """
-    check_name("committed run", name)
-    study, _, row = name.partition("/")
-    for folder in _results_folders():
-        if (folder / study / "runs" / row / "config.json").is_file():
-            return Run(folder / study / "runs" / row)
-    found = [path for folder in _results_folders() for path in folder.glob("*/runs/*/config.json")]
-    there = sorted({f"{path.parts[-4]}/{path.parts[-2]}" for path in found})
-    raise _not_committed("run", name, there)
+    """`sample_run` by its earlier name."""
+    return sample_run(name)
 
 
 def committed_summary(study: str) -> dict[str, Any]:
     """The summary of a study of the repository, such as "digits": see `studies.summary.summarise`.
 
-    Read from results/<study>/summary.json, searched as in `committed_run`. Raises `CorsdError` that lists the studies.
+    Read from results/<study>/summary.json in the working directory and its parents, then in the clone or wheel that the package
+    lies in. Raises `CorsdError` that lists the studies.
     """
     check_name("committed study", study)
-    for folder in _results_folders():
-        if (file := folder / study / "summary.json").is_file():
-            return read_summary(file)
-    there = sorted({path.parts[-2] for folder in _results_folders() for path in folder.glob("*/summary.json")})
-    raise _not_committed("study", study, there)
-
-
-def _results_folders() -> list[Path]:
-    """Possible folders of results, the nearest first."""
-    here = Path.cwd()
-    return [place / "results" for place in (here, *here.parents, Path(__file__).resolve().parents[2])]
-
-
-def _not_committed(what: str, name: str, there: list[str]) -> CorsdError:
-    listed = ", ".join(there) or "none, work in a clone of the repository"
-    return CorsdError(f"there is no committed {what} {shortened(name)}; there are: {listed}")
+    if (file := find_result(Path(study) / "summary.json")) is not None:
+        return read_summary(file)
+    there = sorted({path.parts[-2] for folder in results_folders() for path in folder.glob("*/summary.json")})
+    raise CorsdError(f"there is no committed study {shortened(study)}; there are: {', '.join(there) or 'none'}")
 
 
 def _check_counts(snapshots: int, probe_images: int) -> None:

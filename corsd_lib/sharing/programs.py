@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -137,6 +138,9 @@ def _to_torch(program: Program, example: Tensor) -> bytes:
             node.meta.pop("stack_trace", None)  # it has paths of this machine
     buffer = io.BytesIO()
     torch.export.save(exported, buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        if not any(name.endswith("weights_config.json") for name in archive.namelist()):
+            raise CorsdError(f"torch {torch.__version__} stores the weights of a program as a pickle: install a newer one")
     return buffer.getvalue()
 
 

@@ -16,7 +16,7 @@ An explorer needs only a `Run`, which may be unfinished or from another machine.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from corsd_lib.errors import missing_package
 
@@ -31,6 +31,9 @@ from corsd_lib.widgets.exits import ExitExplorer
 from corsd_lib.widgets.monitor import TrainingMonitor
 from corsd_lib.widgets.relation import RelationExplorer
 from corsd_lib.widgets.stages import StageExplorer
+
+if TYPE_CHECKING:
+    from corsd_lib.widgets.attribution import AttributionExplorer
 
 __all__ = ["AttributionExplorer", "ExitExplorer", "RelationExplorer", "StageExplorer", "TrainingMonitor"]
 

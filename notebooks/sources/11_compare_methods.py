@@ -54,8 +54,8 @@ import torch
 from IPython.display import display
 from scipy.stats import t as student_t
 
-from corsd_lib import TrainingMonitor, committed_run, committed_summary, load_run
-from corsd_lib import run_study
+from corsd_lib import TrainingMonitor, committed_summary, load_run, run_study
+from corsd_lib.bundle import find_result
 from corsd_lib.course import answered, compare, expect
 from corsd_lib.figures import accuracy_by_method, gain_by_method, template
 from corsd_lib.studies.intervals import mean_interval, with_interval
@@ -412,9 +412,9 @@ gain_by_method(main)
 # KD, a term of ours that comes from CS-KD. The paper's terms alone have their own row.
 
 # %%
-results = committed_run("cifar100_small/corsd").path.parents[2]
+tuning = find_result("cifar100/tuning")
 rows = []
-for file in sorted((results / "cifar100" / "tuning").glob("*.json")):
+for file in sorted(tuning.glob("*.json")):
     search = json.loads(file.read_text())
     done = sum(trial["state"] != "failed" for trial in search["trials"])
     label = full["methods"][search["row"]]["label"]

@@ -7,8 +7,9 @@ import re
 from pathlib import Path
 
 import pytest
+from test_notebooks import load_build
 
-from corsd_lib._notebooks import Formulas, title_of, write_course
+from corsd_lib._notebooks import Formulas
 
 pytestmark = pytest.mark.slow
 
@@ -18,12 +19,12 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 @pytest.fixture(scope="module")
 def course(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_course(NOTEBOOKS, tmp_path_factory.mktemp("course") / "pages").parent
+    return load_build().pages.write_course(NOTEBOOKS, tmp_path_factory.mktemp("course") / "pages").parent
 
 
 def test_the_index_names_every_notebook_by_its_question(course: Path) -> None:
     entries = re.findall(r'<a href="([^"]+)">([^<]+)</a>', (course / "index.html").read_text(encoding="utf-8"))
-    assert entries == [(f"{path.stem}.html", html.escape(title_of(path))) for path in NOTEBOOKS]
+    assert entries == [(f"{path.stem}.html", html.escape(load_build().pages.title_of(path))) for path in NOTEBOOKS]
     assert entries[0][1] == "01 Can a network teach itself?"
 
 

@@ -1,0 +1,51 @@
+"""The files of the repository that an installed package carries: notebooks, results of the studies, and one run.
+
+In a clone they lie beside the package, in a wheel inside it, under the same relative paths. `notebooks/packing.py` puts them
+into the wheel. It loads this file alone, so only the standard library is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["FILES", "bundle_root", "bundled_files", "find_result", "results_folders"]
+
+PACKAGED = "_bundle"  # folder inside the package of a wheel
+FILES = (
+    "CONTRIBUTING.md",  # a notebook links to it
+    "notebooks/*.ipynb",
+    "notebooks/GLOSSARY.md",
+    "notebooks/images/*",
+    "notebooks/solutions/*.ipynb",
+    "results/README.md",
+    "results/*/study.json",
+    "results/*/summary.json",
+    "results/*/tuning/*.json",
+    "results/digits/runs/corsd/*",  # the one run that needs no download
+    "results/digits/runs/corsd/probes/*",
+)
+
+
+def bundle_root() -> Path:
+    """The clone that the package lies in, else the folder inside the installed package."""
+    package = Path(__file__).resolve().parent
+    inside, clone = package / PACKAGED, package.parent
+    return clone if not inside.is_dir() and (clone / "pyproject.toml").is_file() else inside
+
+
+def bundled_files(root: Path) -> Iterator[Path]:
+    """The existing files of `FILES` below `root`, relative to it, sorted."""
+    found = {path for pattern in FILES for path in root.glob(pattern) if path.is_file()}
+    yield from sorted(path.relative_to(root) for path in found)
+
+
+def results_folders() -> list[Path]:
+    """Folders in which results may lie, the nearest first: of the working directory, of its parents, and of the bundle."""
+    here = Path.cwd()
+    return [place / "results" for place in (here, *here.parents, bundle_root())]
+
+
+def find_result(path: str | Path) -> Path | None:
+    """The nearest file or folder `path` of the results, such as "digits/summary.json"; None if there is none."""
+    return next((folder / path for folder in results_folders() if (folder / path).exists()), None)
