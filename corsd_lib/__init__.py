@@ -54,6 +54,7 @@ if TYPE_CHECKING:  # ruff: isort: off
     )
     from corsd_lib.sharing.hub import push_run as push_run
     from corsd_lib.sharing.report import write_report as write_report
+    from corsd_lib.studies.cluster import Cluster as Cluster
     from corsd_lib.studies.compare import run_study as run_study
     from corsd_lib.studies.study import Study as Study
     from corsd_lib.studies.tuner import tune as tune

@@ -78,8 +78,8 @@ def applies(requirement: Requirement, extras: frozenset[str]) -> bool:
 
 
 def of_users() -> list[Requirement]:
-    """What a user installs: the dependencies and every extra but the tools of `dev`."""
-    extras = [texts for name, texts in PROJECT["optional-dependencies"].items() if name != "dev"]
+    """What a user installs: the dependencies and every extra but those of maintainers."""
+    extras = [texts for name, texts in PROJECT["optional-dependencies"].items() if name not in ("dev", "docs")]
     return [Requirement(text) for group in [PROJECT["dependencies"], *extras] for text in group]
 
 
@@ -113,7 +113,7 @@ def test_an_extra_that_is_installed_by_hand_is_not_pinned() -> None:
 
 def test_the_lowest_versions_are_those_of_all_that_a_user_installs() -> None:
     lines = list(runpy.run_path(str(ROOT / "tests" / "lowest.py"))["lowest"]())
-    tools = PROJECT["optional-dependencies"]["dev"]
+    tools = [text for name in ("dev", "docs") for text in PROJECT["optional-dependencies"][name]]
     assert lines == [*(f"{requirement.name}=={bounds_of(requirement)['>=']}" for requirement in of_users()), *tools]
 
 
