@@ -168,6 +168,7 @@ print("logits    ", [tuple(z.shape) for z in out.logits])
 # logistic function. The softmax of $q$ names the class of the pair (for two different
 # classes its target is one half on each: 04).
 
+
 # %% slideshow={"slide_type": "subslide"}
 class PlainRelation(nn.Module):
     def __init__(self, width, classes, hidden=128):
@@ -264,6 +265,7 @@ relation_heatmap(untrained, data.class_names, title)
 #
 # The figure uses a margin of 0.3. CORSD uses 1, so the loss of a triplet only
 # approaches 0.
+
 
 # %%
 def margin_by_hand(r, labels, m=1.0):
@@ -497,10 +499,10 @@ compare("Intervals that exclude 0, exits", my_exits, ", ".join(excluded))
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ### Is it the teaching?
 #
-# In CORSD the exits also *train* the backbone. Two other rows of the study separate the
-# causes: *deep supervision* (exits and labels, no teacher) and CORSD *without
-# relations* (as deep supervision, plus exit KD: the predictions of the deepest exit as
-# a teacher).
+# In CORSD the exits also *train* the backbone. Two other [rows](GLOSSARY.md#row) of the
+# study separate the causes: *deep supervision* (exits and labels, no teacher) and CORSD
+# *without relations* (as deep supervision, plus exit KD: the predictions of the deepest
+# exit as a teacher).
 #
 # **Predict:** how many points of the gain at exit 1 remain over deep supervision?
 
@@ -630,9 +632,9 @@ print(
 # >
 # > **How sure we are.** Ten seeds, paired, 95 % intervals. Your own run is one seed.
 # >
-# > **What it does not show.** Digits are easy. On CIFAR-100 and CUB-200-2011 the
-# > results differ: see [03_relations](03_relations.ipynb) for the relation terms and
-# > [11_compare_methods](11_compare_methods.ipynb) for all methods.
+# > **What it does not show.** Harder data. On CIFAR-100 and CUB-200-2011 the results
+# > differ: see [03_relations](03_relations.ipynb) and
+# > [11_compare_methods](11_compare_methods.ipynb).
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: more or fewer labels

@@ -322,9 +322,9 @@ print("Exercise 1: correct.")
 # \mathrm{CE}(z^k, y) + a\, \mathrm{KD}(z^K, z^k) + b \sum_{i=1}^{B} \| e^k_i -
 # \mathrm{sg}[e^K_i] \|^2 \Big]$$
 #
-# $\mathrm{CE}$ and $\mathrm{KD}$ are means over the $B$ images of a batch. The hint is a
-# sum over them and over the width of the embedding, so its weight is small. The teacher
-# itself learns from the labels alone.
+# $\mathrm{CE}$ and $\mathrm{KD}$ are means over the $B$ images. The hint is a sum over
+# them and over the width of the embedding, so its weight is small. The teacher itself
+# learns from the labels alone.
 
 
 # %%
@@ -798,4 +798,3 @@ if my_break_even is not None:
 # - [12_your_own](12_your_own.ipynb): exits on your own network.
 # - The code: `corsd_lib/network.py`, `corsd_lib/methods`,
 #   `corsd_lib/analysis/exits.py`.
-

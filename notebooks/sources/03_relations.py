@@ -486,6 +486,7 @@ compare(f"Zero loss, m = 0.3, {len(same)} triplets", my_zero, share, " %", close
 # ![Three exits. Arrows lead from exit 3, the teacher, to exits 1 and 2, the students.
 # Two bars across the arrows mark the stop-gradient.](images/concept_teaching.svg)
 
+
 # %%
 def transfer_by_hand(teacher, student, labels):
     same = labels[:, None] == labels[None, :]
@@ -726,8 +727,8 @@ for study, pair, mine in (
 # %% [markdown]
 # **Answer.** Without class KD, relation terms raise every exit on CUB-200-2011, by 2.7
 # points at the deepest (exit KD, the predictions of the deepest exit as a teacher, is
-# in both rows). On top of class KD they still raise exits 2 to 4. On CIFAR-100, on top
-# of class KD, no gain was detected at any exit.
+# in both [rows](GLOSSARY.md#row)). On top of class KD they still raise exits 2 to 4. On
+# CIFAR-100, on top of class KD, no gain was detected at any exit.
 
 # %% [markdown]
 # ## Explore it
@@ -762,17 +763,16 @@ display(explorer)
 # %% [markdown]
 # ## Answer: what is the relation of two images?
 #
-# > **What we found.** A score that a formula or a trained network gives a pair. The
-# > trained score has more contrast; it does not order new pairs better than the cosine.
-# > Relation terms add 2.7 [2.4, 3.0] points at the deepest exit on CUB-200-2011 without
-# > class KD, and 0.8 [0.4, 1.2] with it. On CIFAR-100 no effect was detected.
+# > **What we found.** A score from a formula or a trained network. The trained score
+# > has more contrast; it does not order new pairs better than the cosine. Relation
+# > terms add 2.7 [2.4, 3.0] points at the deepest exit on CUB-200-2011 without class
+# > KD, and 0.8 [0.4, 1.2] with it. On CIFAR-100 no effect was detected.
 # >
-# > **How sure we are.** AUC: one seed. Accuracies: three seeds, paired, 95 % intervals,
-# > not corrected for several comparisons. The two rows with class KD were trained on
-# > different machines, so hardware is not excluded as a cause.
+# > **How sure we are.** AUC: one seed. Accuracies: three seeds, paired, intervals not
+# > corrected for several comparisons. The two rows with class KD ran on different
+# > machines: hardware is not excluded as a cause.
 # >
-# > **What it does not show.** Why the two data sets differ, and what larger networks
-# > do.
+# > **What it does not show.** Why data sets differ; larger networks.
 
 # %% [markdown]
 # ## Exercise 4, predict and experiment: a formula inside CORSD
