@@ -35,7 +35,8 @@ def monitor_picture(run: Run, metrics: pd.DataFrame, relation: Scores, epoch: in
     if _columns(metrics, "val_top1."):
         figure.update_yaxes(title="accuracy (%), dotted: validation", row=1, col=1)
     square_class_axes(figure, run.data.num_classes, row=1, col=2)
-    shown = {"visible": True, "nticks": 20, "showticklabels": _names_fit(class_labels(names))}
+    fit = _names_fit(class_labels(names))
+    shown = {"visible": True, "nticks": 20, "showticklabels": fit, "ticks": "outside" if fit else ""}
     figure.update_layout(xaxis2=shown, yaxis2=shown)
     figure.layout.annotations[0].text = relation_title(relation, epoch)
     set_title(figure, html.escape(finding(run, metrics), quote=False), 110, below=36)

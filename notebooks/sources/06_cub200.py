@@ -170,12 +170,11 @@ monitor(watched)
 
 # %% [markdown]
 # ![The training monitor after a CORSD training on birds. Left: train accuracy of the
-# exits and parts of the loss over the epochs. Right: a relation matrix of 200 species,
-# too many to see more than specks.](images/06_monitor.png)
+# exits and parts of the loss over the epochs. Right: a relation matrix of 200 species
+# with some bright blocks along its diagonal.](images/06_monitor.png)
 #
 # *The committed CORSD run:* train accuracy by exit, the parts of the loss, and the
-# relation of 200 species. At this size it looks like noise; a part of it is shown
-# larger below.
+# relation of 200 species. Some blocks are bright; they are shown larger below.
 #
 # **Predict:** the test accuracy of its deepest exit. Guessing gives 0.5 %.
 
@@ -564,8 +563,7 @@ display(explorer)
 # brightness, with some rows and columns that stand
 # out.](images/06_relation_explorer.png)
 #
-# *The 25 warblers at the deepest exit after the last epoch.* The frame marks the
-# selected pair.
+# *The 25 warblers at the deepest exit after the last epoch.*
 
 # %% [markdown] tags=["solution"]
 # *An answer.* With the mean of both orders it is the Hooded with the Orange-crowned
