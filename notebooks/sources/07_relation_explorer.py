@@ -209,10 +209,10 @@ shown = ranking[:10] + ranking[-10:]
 bars = pd.DataFrame({"class": [names[c] for c in shown]})
 bars["mean relation"] = popularity(deep)[shown].numpy()
 bars["bar"] = bars["class"].eq("beaver").map({True: "beaver", False: "others"})
-look = {"color": "bar", "template": template(), "height": 400}
+look = {"color": "bar", "labels": {"bar": ""}, "template": template()}
 look["category_orders"] = {"class": bars["class"].tolist()}
 title = "The ten most and the ten least popular classes"
-px.bar(bars, x="class", y="mean relation", title=title, **look)
+px.bar(bars, x="class", y="mean relation", title=title, height=400, **look)
 
 # %% [markdown]
 # **Answer.** Near the top. A popular class makes bright pairs with all others, so "most
