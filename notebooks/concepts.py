@@ -94,11 +94,11 @@ class Drawing:
         self.lines(x + w / 2, y + h / 2 + 5 - 9.5 * (len(rows) - 1), rows, on)
 
     def bars(self, x: float, base: float, heights: Sequence[float], looks: Sequence[str], names: Sequence[str]) -> None:
-        """Columns 22 wide on a line, `heights` in pixels, a name under each."""
+        """Columns 26 wide on a line, `heights` in pixels, a name under each."""
         for i, (height, look, name) in enumerate(zip(heights, looks, names, strict=True)):
-            self.rect(x + 28 * i, base - height, 22, height, look, 1)
-            self.text(x + 28 * i + 11, base + 17, name, "soft")
-        self.line((x - 6, base), (x + 28 * len(heights), base))
+            self.rect(x + 38 * i, base - height, 26, height, look, 1)
+            self.text(x + 38 * i + 13, base + 17, name, "soft")
+        self.line((x - 6, base), (x + 38 * len(heights) - 6, base))
 
     def svg(self) -> str:
         tips = "".join(
@@ -130,7 +130,7 @@ def exits() -> Drawing:
         d.arrow((x - (24 if k == 0 else 48), 65), (x - 2, 65))
         d.arrow((x + 55, 90), (x + 55, 128))
         d.box(x, 130, 110, 44, f"exit {k + 1}", "blue-box")
-        d.lines(x + 55, 196, ("averages and", "classifies"), "soft", step=16)
+        d.lines(x + 55, 196, ("averages," if k == 2 else "convolves, averages,", "classifies"), "soft", step=16)
     d.text(34, 70, "image", "", "start")
     d.text(720, 34, "cost of one image", "bold")
     for k, (stages, passed) in enumerate(((28, 8), (70, 16), (110, 24))):
@@ -168,7 +168,7 @@ def teaching() -> Drawing:
 
 def temperature() -> Drawing:
     """Softmax of one set of logits at three temperatures."""
-    logits, names = (6.0, 3.0, 1.0, 0.0), ("8", "3", "9", "1")
+    logits, names = (5.8, 3.0, 1.0, 0.0), ("8", "3", "9", "1")
     d = Drawing(860, 240, "A higher temperature flattens the probabilities of the teacher")
     for place, t in enumerate((1, 3, 10)):
         powers = [math.exp(z / t) for z in logits]
@@ -176,9 +176,9 @@ def temperature() -> Drawing:
         x = 90 + 260 * place
         d.bars(x, 186, [130 * s for s in shares], ["blue", "red", "grey", "grey"], names)
         for i, share in enumerate(shares):
-            d.text(x + 28 * i + 11, 180 - 130 * share, f"{100 * share:.0f}", "soft")
-        d.text(x + 53, 34, f"T = {t}", "bold")
-        d.text(x + 53, 226, ("the largest dominates", "the second is visible", "nearly uniform")[place], "soft")
+            d.text(x + 38 * i + 13, 180 - 130 * share, f"{100 * share:.0f} %", "soft")
+        d.text(x + 70, 34, f"T = {t}", "bold")
+        d.text(x + 70, 226, ("the largest dominates", "the second is visible", "flat: the order is left")[place], "soft")
     return d
 
 
@@ -264,26 +264,35 @@ def rkd() -> Drawing:
     return d
 
 
+HALVES = [0.5 if c in (3, 8) else 0.0 for c in range(10)]  # the label of the pair (3, 8)
+
+
+def label(d: Drawing, x: float, title: str, shares: Sequence[float], note: str) -> None:
+    """A bar chart of the label of a pair over ten digits."""
+    for c, share in enumerate(shares):
+        look = {3: "blue", 8: "red"}.get(c, "grey")
+        d.rect(x + 24 * c, 180 - 110 * share, 18, 110 * share, look, 1)
+        d.text(x + 24 * c + 9, 197, f"{c}", "soft")
+    d.line((x - 5, 180), (x + 240, 180))
+    d.text(x + 118, 34, title, "bold")
+    d.text(x + 118, 226, note, "soft")
+
+
 def half() -> Drawing:
-    """The labels of pairs, right and with one softmax too many."""
-    d = Drawing(860, 250, "One class, two classes half and half, and what a needless softmax makes of the latter")
-    names = [str(c) for c in range(10)]
-    inter = [0.5 if c in (3, 8) else 0.0 for c in range(10)]
-    powers = [math.exp(v) for v in inter]
-    labels = (
-        ("pair (3, 3)", [1.0 if c == 3 else 0.0 for c in range(10)], "all weight on class 3"),
-        ("pair (3, 8)", inter, "one half on each"),
-        ("pair (3, 8), after a softmax", [p / sum(powers) for p in powers], "15 % and 9 %: nearly uniform"),
-    )
-    for place, (title, shares, note) in enumerate(labels):
-        x = 34 + 275 * place
-        for c, share in enumerate(shares):
-            look = {3: "blue", 8: "red"}.get(c, "grey")
-            d.rect(x + 24 * c, 180 - 110 * share, 18, 110 * share, look, 1)
-            d.text(x + 24 * c + 9, 197, names[c], "soft")
-        d.line((x - 5, 180), (x + 240, 180))
-        d.text(x + 118, 34, title, "bold")
-        d.text(x + 118, 226, note, "soft")
+    """The labels of an intra pair and of an inter pair."""
+    d = Drawing(860, 250, "The label of a pair: all weight on one class, or one half on each of two")
+    label(d, 124, "pair (3, 3)", [1.0 if c == 3 else 0.0 for c in range(10)], "all weight on class 3")
+    label(d, 486, "pair (3, 8)", HALVES, "one half on each")
+    return d
+
+
+def needless() -> Drawing:
+    """What a needless softmax makes of the label of an inter pair."""
+    d = Drawing(860, 250, "The label of a pair of two classes, and what a needless softmax makes of it")
+    powers = [math.exp(v) for v in HALVES]
+    label(d, 124, "pair (3, 8)", HALVES, "one half on each")
+    label(d, 486, "after a softmax", [p / sum(powers) for p in powers], "15 % and 9 %: nearly uniform")
+    d.arrow((384, 130), (466, 130))
     return d
 
 
@@ -377,7 +386,7 @@ def attribution_path() -> Drawing:
 def interval() -> Drawing:
     """Why differences are taken seed by seed."""
     d = Drawing(860, 300, "Two methods over five seeds: the difference of the same seed varies less than the accuracies")
-    plain, ours = (44.0, 46.2, 42.9, 45.1, 47.0), (45.1, 47.0, 44.2, 46.0, 48.3)
+    plain, ours = (44.0, 46.2, 42.9, 45.1, 47.0), (45.1, 47.0, 44.1, 46.0, 48.3)
     top = 60
 
     def y(value: float) -> float:
@@ -392,7 +401,7 @@ def interval() -> Drawing:
         d.square(330, y(b), "red")
     d.text(150, 276, "plain", "blue")
     d.text(330, 276, "method", "red")
-    d.text(240, 34, "accuracy, a line a seed", "bold")
+    d.text(240, 34, "accuracy, one line per seed", "bold")
     gaps = [b - a for a, b in zip(plain, ours, strict=True)]
     mean = sum(gaps) / 5
     half = 2.776 * (sum((g - mean) ** 2 for g in gaps) / 4) ** 0.5 / 5**0.5
@@ -412,7 +421,7 @@ def interval() -> Drawing:
     d.dot(x(mean), zero - 50, "red", 6)
     d.text(660, 34, "difference of each seed (points)", "bold")
     d.text(x(mean), zero - 66, "mean and 95 % interval", "red")
-    d.text(660, 226, "the interval excludes 0: significant at the 95 % level", "soft")
+    d.text(660, 226, "the interval excludes 0", "soft")
     return d
 
 
@@ -478,25 +487,30 @@ def ranks() -> Drawing:
 
 def popularity() -> Drawing:
     """A popular class makes bright pairs; what is left without popularity."""
-    d = Drawing(860, 280, "A relation is explained by the popularity of both classes and a rest; the rest is of interest")
-    general, rest = (0.1, 0.45, 0.1, 0.05), {(0, 2): 0.35, (2, 0): 0.35}
-    names = ("oak", "beaver", "pine", "lamp")
+    d = Drawing(860, 320, "A relation is the popularity of both classes and a rest, whose rows and columns have mean zero")
+    names, general = ("oak", "beaver", "pine", "lamp"), (0.2, 0.4, 0.2, 0.1)
+    rest = ((0.06, -0.06, 0.06, -0.06), (-0.06, 0.12, -0.06, 0), (0.06, -0.06, 0.06, -0.06), (-0.06, 0, -0.06, 0.12))
 
-    def grid(x: float, title: str, value: Callable[[int, int], float], look: str) -> None:
-        d.text(x + 76, 40, title, "bold")
+    def grid(x: float, title: str, value: Callable[[int, int], float], signed: bool = False) -> None:
+        d.text(x + 98, 36, title, "bold")
         for i in range(4):
-            d.text(x - 8, 82 + 40 * i, names[i], "soft", "end")
+            d.text(x - 8, 99 + 46 * i, names[i], "soft", "end")
+            d.text(x + 50 * i + 23, 64, names[i], "soft")
             for j in range(4):
-                d.parts.append(f'<g opacity="{0.06 + 0.94 * max(0.0, min(1.0, value(i, j))):.2f}">')
-                d.rect(x + 39 * j, 58 + 40 * i, 36, 37, look, 2)
+                shade = 5 * abs(value(i, j)) if signed else value(i, j)
+                d.parts.append(f'<g opacity="{0.06 + 0.94 * shade:.2f}">')
+                d.rect(x + 50 * j, 72 + 46 * i, 47, 43, "red" if value(i, j) > 0 and signed else "blue", 2)
                 d.parts.append("</g>")
+                said = f"{value(i, j):+.2f}" if signed and value(i, j) else f"{value(i, j):.2f}"
+                d.text(x + 50 * j + 23, 98 + 46 * i, said, "on" if shade > 0.7 else "")
 
-    grid(90, "relation", lambda i, j: general[i] + general[j] + rest.get((i, j), 0.0), "blue")
-    d.text(286, 145, "=")
-    grid(370, "popularity", lambda i, j: general[i] + general[j], "blue")
-    d.text(566, 145, "+")
-    grid(650, "what is left", lambda i, j: 2.4 * rest.get((i, j), 0.0), "red")
-    d.text(430, 258, "the beaver is related to everything; oak and pine are related beyond their popularity", "soft")
+    grid(70, "relation R", lambda i, j: general[i] + general[j] + rest[i][j])
+    d.text(290, 168, "=")
+    grid(360, "popularity", lambda i, j: general[i] + general[j])
+    d.text(578, 168, "+")
+    grid(648, "rest E", lambda i, j: rest[i][j], signed=True)
+    d.text(430, 284, "oak with beaver has the higher relation, 0.54; oak with pine has the higher rest, +0.06", "soft")
+    d.text(430, 304, "rest: orange is more than popularity explains, blue is less; every row and column has mean 0", "soft")
     return d
 
 
@@ -576,6 +590,7 @@ FIGURES: dict[str, Callable[[], Drawing]] = {
         margin,
         rkd,
         half,
+        needless,
         collapse,
         neighbours,
         attribution_path,

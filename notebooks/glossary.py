@@ -12,7 +12,7 @@ import nbformat
 FILE = Path(__file__).resolve().parent / "GLOSSARY.md"
 WIDTH = 88  # of a line of text
 # Words that a notebook also uses in another sense.
-AMBIGUOUS = frozenset({"agreement", "baseline", "gain", "hint", "lift", "record", "run", "seed"})
+AMBIGUOUS = frozenset({"agreement", "baseline", "gain", "hint", "lift", "record", "row", "run", "seed"})
 # What is no running text: links, pictures, code, formulas. Capturing, so that `split` keeps them at odd places.
 FIXED = re.compile(r"(!?\[[^\]]*\]\([^)]*\)|`[^`]*`|\$[^$]+\$)")
 LABEL = re.compile(r"\*\*[^*]{1,40}:\*\*")  # such as **Run time:**, which stays in one line

@@ -1,9 +1,10 @@
 """How far relations of the committed CUB-200-2011 runs agree with the set's attributes: for notebooks/06_cub200.ipynb.
 
-    CORSD_DATA=... python results/attribute_agreement.py    writes results/cub200_small/attribute_agreement.json
+    CORSD_DATA=... python results/attribute_agreement.py    writes attribute_agreement.json and attribute_shuffles.json
+                                                            in results/cub200_small
 
 The table of attributes is the data set's and stays with it; what travels is a rank correlation for each relation, epoch, exit
-and group of attributes.
+and group of attributes, and those of one relation after its classes were shuffled.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ def main() -> None:
     file = STUDY / "attribute_agreement.json"
     write_json(file, {name: agreements(*which, attributes, is_colour) for name, which in asked.items()})
     print(file)
+    chance = STUDY / "attribute_shuffles.json"
+    write_json(chance, {"CORSD, trained": shuffled_agreements(*asked["CORSD, trained"], attributes)})
+    print(chance)
 
 
 def read_attributes(folder: Path) -> tuple[Tensor, Tensor]:
@@ -53,6 +57,15 @@ def agreements(run: Run, kind: str, attributes: Tensor, is_colour: Tensor) -> li
                 value = round(attribute_agreement(relation, columns), 6)
                 rows.append({"epoch": epoch, "exit": k, "attributes": part, "agreement": value})
     return rows
+
+
+def shuffled_agreements(run: Run, kind: str, attributes: Tensor, count: int = 500) -> list[float]:
+    """Agreements of the deepest relation at the end with all attributes, its classes in `count` random orders; six digits."""
+    epoch = max(run.probes)
+    relation = class_relations(run, epoch, len(run.probes[epoch].relations), kind)
+    generator = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(len(relation), generator=generator) for _ in range(count)]
+    return [round(attribute_agreement(relation[order][:, order], attributes), 6) for order in orders]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Print the lowest versions that pyproject.toml allows, as constraints for pip: `python tests/lowest.py`.
 
-The tools of the extras "dev" and "docs" keep their ranges, because a user does not install them. Only the standard library is needed:
-`make test-min` runs this in an environment that is still empty.
+The tools of the extras "dev" and "docs" keep their ranges, because a user does not install them. Only the standard library is
+needed: `make test-min` runs this in an environment that is still empty.
 """
 
 from __future__ import annotations

@@ -127,6 +127,7 @@ def test_a_difference_is_drawn_around_zero_between_fixed_ends() -> None:
     assert trace.z.dtype == np.float32 and trace.zmin == -trace.zmax == -0.5
     middle = next(colour for place, colour in trace.colorscale if place == 0.5)
     assert (0.5, middle) in figures.DIVERGING and len(figures.DIVERGING) % 2 == 1
+    assert trace.colorbar.title.text == "<br>difference of relations"  # an empty line away from the numbers
     assert list(trace.colorbar.ticktext) == ["≤ -0.5", "-0.25", "0", "+0.25", "≥ +0.5"]  # what is beyond looks the same
     assert figures.relation_difference(MATRIX, MATRIX, NAMES, limit=1).data[0].zmax == 1
 

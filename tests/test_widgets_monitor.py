@@ -21,6 +21,7 @@ from tiny import TINY
 from corsd_lib import Run, TrainConfig, TrainingMonitor, load_run, train
 from corsd_lib.errors import CorsdError
 from corsd_lib.files import read_json, read_tensors, write_json
+from corsd_lib.widgets.monitor_picture import _names_fit
 
 
 @pytest.fixture(scope="module", params=["corsd", "baseline"])
@@ -105,6 +106,14 @@ def test_every_column_of_the_metrics_is_a_line(run: Run) -> None:
     title = monitor._feed["title"]
     assert f"accuracy on the train images: exit {exits} {deepest:.1f} %" in title
     assert ("; exit 1 " in title) == (exits > 1)
+    assert monitor.picture().layout.yaxis.title.text == "accuracy (%)"
+
+
+@pytest.mark.parametrize(
+    ("names", "fit"), [(["dog", "owl"], True), (["fish"] * 100, True), (["dog", "an owl with a long name"], False)]
+)
+def test_names_are_at_the_relation_where_they_have_room(names: list[str], fit: bool) -> None:
+    assert _names_fit(names) == fit
 
 
 def test_validation_is_dotted_in_its_exits_colour_and_is_what_the_title_tells(tiny_run: Run) -> None:
@@ -116,6 +125,7 @@ def test_validation_is_dotted_in_its_exits_colour_and_is_what_the_title_tells(ti
         np.testing.assert_allclose(validation.y, tiny_run.metrics[f"val_top1.exit{k}"], rtol=1e-6)
         assert validation.line.color == accuracy.line.color and validation.legendgroup == accuracy.legendgroup
     assert "accuracy on the validation images: exit 3 " in monitor._feed["title"]
+    assert monitor.picture().layout.yaxis.title.text == "accuracy (%), dotted: validation"
 
 
 def test_the_relation_of_any_exit_is_drawn_and_named_with_its_epoch(corsd: Run) -> None:

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import plotly.graph_objects as go
 
-from corsd_lib.figures.relations import relation_trace, square_class_axes
+from corsd_lib.figures.relations import NameRoom, relation_trace, square_class_axes
 from corsd_lib.figures.style import class_labels, exit_names, hover_names, line_style, set_title, template
 from corsd_lib.runs import Run
 from corsd_lib.widgets.relation_view import Scores
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_SIDE, _ROOM = 290, 90  # pixels of the relation, and of the longest name beside it
 
 
 def monitor_picture(run: Run, metrics: pd.DataFrame, relation: Scores, epoch: int, parts: Collection[str]) -> go.Figure:
@@ -30,8 +32,12 @@ def monitor_picture(run: Run, metrics: pd.DataFrame, relation: Scores, epoch: in
         line.x, line.y = (metrics[name].to_numpy(np.float32) for name in ("epoch", column))
         if line.yaxis == "y3":
             line.visible = line.name in parts
+    if _columns(metrics, "val_top1."):
+        figure.update_yaxes(title="accuracy (%), dotted: validation", row=1, col=1)
     square_class_axes(figure, run.data.num_classes, row=1, col=2)
-    figure.update_layout(xaxis2={"visible": True, "nticks": 20}, yaxis2={"visible": True, "nticks": 20})  # half a figure
+    fit = _names_fit(class_labels(names))
+    shown = {"visible": True, "nticks": 20, "showticklabels": fit, "ticks": "outside" if fit else ""}
+    figure.update_layout(xaxis2=shown, yaxis2=shown)
     figure.layout.annotations[0].text = relation_title(relation, epoch)
     set_title(figure, html.escape(finding(run, metrics), quote=False), 110, below=36)
     return figure
@@ -58,7 +64,7 @@ def empty_picture() -> go.Figure:
     )
     figure.update_annotations(font_size=13, yshift=4)
     figure.update_xaxes(title="epoch", rangemode="tozero", col=1)
-    figure.update_yaxes(title="accuracy (%), dotted: validation", range=[0, 101], row=1, col=1)
+    figure.update_yaxes(title="accuracy (%)", range=[0, 101], row=1, col=1)
     figure.update_yaxes(title="value", type="log", tickformat="~g", row=2, col=1)
     figure.update_xaxes(visible=False, row=1, col=2)
     figure.update_yaxes(visible=False, row=1, col=2)
@@ -69,6 +75,11 @@ def empty_picture() -> go.Figure:
     figure.update_layout(template=template(), width=960, height=680, legend=legend | clear, legend2=beside | clear)
     set_title(figure, "no epoch yet", 110, below=36)
     return figure
+
+
+def _names_fit(names: Sequence[str]) -> bool:
+    """Whether escaped names of classes have room beside the relation, which has half of the picture."""
+    return NameRoom.of(names, _SIDE).longest <= _ROOM
 
 
 def _columns(metrics: pd.DataFrame, prefix: str) -> list[str]:

@@ -53,17 +53,18 @@ WRONG_ANSWERS = {
         ],
     },
     "06_cub200": {
-        "attribute_similarity": [
-            "attributes @ attributes.T",
-            "attributes / attributes.norm(dim=1, keepdim=True)",
-            "(attributes / attributes.norm(dim=0)) @ (attributes / attributes.norm(dim=0)).T",  # columns, not rows
-            "torch.nn.functional.cosine_similarity(attributes, attributes)",  # each class with itself only
-        ],
         "p_value": [
             "sum(value >= observed for value in shuffled) / len(shuffled)",
             "(1 + sum(value > observed for value in shuffled)) / (1 + len(shuffled))",
             "(1 + sum(value <= observed for value in shuffled)) / (1 + len(shuffled))",
             "(1 + sum(value >= observed for value in shuffled)) / len(shuffled)",
+        ],
+        "shuffled_species": [
+            "table[torch.randperm(len(table), generator=generator)]",  # rows only
+            "table[torch.randperm(len(table), generator=generator)][:, torch.randperm(len(table), generator=generator)]",
+            "table.flatten()[torch.randperm(table.numel(), generator=generator)].view_as(table)",
+            "table.flip(0).flip(1)",  # no chance in it
+            "table",
         ],
     },
     "11_compare_methods": {

@@ -16,7 +16,8 @@ KINDS.monitor = (box, host) => {
   const caption = el("figcaption", {}), table = scrolling("exits");
   const figure = el("figure", {}, caption, map.node);
   const buttons = ask ? [group("training", stop, resume)] : [];
-  const all = el("div", { class: "beside" }, el("div", {}, el("h4", {}, "Images correct (%), dotted: validation"), accuracy.node,
+  const curves = el("h4", {});
+  const all = el("div", { class: "beside" }, el("div", {}, curves, accuracy.node,
     el("h4", {}, "Parts of the loss, unweighted"), parts, loss.node), el("div", {}, figure, table));
   box.append(el("div", { class: "controls" }, ...buttons, group("relation", exit)), title, status, all);
 
@@ -45,6 +46,8 @@ KINDS.monitor = (box, host) => {
     const x = column("epoch"), color = (k) => THEME.palette[k % THEME.palette.length];
     const dash = (k) => Object.keys(DASHES)[Math.floor(k / THEME.palette.length) % 4];
     const of = (prefix) => Object.keys(feed.columns).filter((name) => name.startsWith(prefix));
+    const validated = of("val_top1.").length > 0;
+    curves.textContent = `Images correct (%)${validated ? ", dotted: validation" : ""}`;
     accuracy.draw({ lines: [["train_top1.", "solid"], ["val_top1.", "dot"]].flatMap(([prefix, style]) => of(prefix).map((name, k) => (
       { name: `${feed.exit_names[k]}, ${prefix === "val_top1." ? "validation" : "train"}`, group: feed.exit_names[k], x, y: column(name), color: color(k), dash: style }))),
       x: { title: "epoch", low: 0 }, y: { title: "images correct (%)", low: 0, high: 100 } });
@@ -58,7 +61,6 @@ KINDS.monitor = (box, host) => {
     }));
     drawRelation();
     const last = (prefix, k) => { const name = of(prefix)[k]; return name ? `${column(name).at(-1).toFixed(1)} %` : "–"; };
-    const validated = of("val_top1.").length > 0;
     table.replaceChildren(tableOf(["", "train", ...(validated ? ["validation"] : [])], feed.exit_names.map((name, k) => [name, last("train_top1.", k), ...(validated ? [last("val_top1.", k)] : [])]), "images correct"));
   }
 
