@@ -34,7 +34,7 @@ PLOTLY = "application/vnd.plotly.v1+json"  # what a figure is called in a notebo
 INK = {False: "#1f2933", True: "#e4e7eb"}
 PAPER = {False: "#ffffff", True: "#111418"}
 GRID = "rgba(128, 128, 128, 0.25)"
-LONGEST = 44  # characters of a name that is drawn; hover has the rest of it
+LONGEST = 46  # characters of a name that is drawn; hover has the rest of it
 GREY = "#6b7078"  # told from the palette by deuteranopes too, and 3:1 on both papers
 Matrix = npt.ArrayLike
 

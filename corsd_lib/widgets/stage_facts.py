@@ -54,6 +54,6 @@ def finding(embedding: StageEmbedding, epoch: int) -> str:
     near, deepest = min(NEIGHBOURS, len(embedding.labels) - 1), len(purity)
     last = f" and {percent(purity[-1])} at exit {deepest}" if deepest > 1 else ""
     return (
-        f"Of an image's {near} nearest in the embedding {percent(purity[0])} are of its class at exit 1{last} "
+        f"{percent(purity[0])} of an image's {near} nearest neighbours (in the embedding) have its class at exit 1{last} "
         f"({percent(embedding.purity_limit)} at most)"
     )
