@@ -630,14 +630,14 @@ print(f"within half a point of the plain network: {close} of {len(rows) - 1} met
 # **Answer.** The correlation is positive (0.40), but nine methods cannot tell it from 0
 # (p = 0.29). Without the worst row it is 0.14. Differences of half a point mean nothing
 # with one seed, so the table cannot rank methods. NC1 before training (3.15) is not far
-# from chance (3.8): with three images a class much of it is noise.
+# from chance (3.7): with three images a class much of it is noise.
 
 # %% [markdown]
 # ## Answer: how do classes tighten and part?
 #
 # > **What we found.** Variance within and between classes grows, and so does the
 # > classes' share. On new images the collapse stops early: NC1 on CIFAR-100 goes from
-# > 3.15 before training (shuffled labels: 3.8) to between 2.28 and 2.93; 0 would be a
+# > 3.15 before training (shuffled labels: 3.7) to between 2.28 and 2.93; 0 would be a
 # > full collapse. Does tighter mean better? Not shown either way: the rank correlation
 # > over nine methods is 0.40 (p = 0.29).
 # >
