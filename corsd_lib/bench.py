@@ -63,7 +63,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _missed(figure: dict[str, Any]) -> str:
-    """", missed" for a value on the wrong side of its target, such as "at most 1.5", "at least 3" or "below 1.5"."""
+    """ ", missed" for a value on the wrong side of its target, such as "at most 1.5", "at least 3" or "below 1.5"."""
     *words, limit = figure["target"].split()
     if not words:  # "-": there is none
         return ""

@@ -158,7 +158,14 @@ def test_the_command_writes_record_and_table(tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_table_marks_what_misses_its_target() -> None:
-    aims = [(1.6, "at most 1.5"), (1.5, "at most 1.5"), (2.9, "at least 3"), (3.0, "at least 3"), (1.2, "below 1.5"), (9.0, "-")]
+    aims = [
+        (1.6, "at most 1.5"),
+        (1.5, "at most 1.5"),
+        (2.9, "at least 3"),
+        (3.0, "at least 3"),
+        (1.2, "below 1.5"),
+        (9.0, "-"),
+    ]
     record = {"figures": {str(i): {"what": str(i), "value": value, "target": aim} for i, (value, aim) in enumerate(aims)}}
     assert ["missed" in line for line in bench.table(record).splitlines()[2:]] == [True, False, True, False, False, False]
 

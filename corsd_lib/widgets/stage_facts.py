@@ -52,8 +52,6 @@ def finding(embedding: StageEmbedding, epoch: int) -> str:
     """The finding of the `epoch`-th epoch in a line."""
     purity = embedding.embedding_purity[epoch].tolist()
     near, deepest = min(NEIGHBOURS, len(embedding.labels) - 1), len(purity)
-    last = f" and {percent(purity[-1])} at exit {deepest}" if deepest > 1 else ""
-    return (
-        f"{percent(purity[0])} of an image's {near} nearest neighbours (in the embedding) have its class at exit 1{last} "
-        f"({percent(embedding.purity_limit)} at most)"
-    )
+    last = f", {percent(purity[-1])} at exit {deepest}" if deepest > 1 else ""
+    most = f" ({percent(embedding.purity_limit)} at most)" if embedding.purity_limit < 1 else ""
+    return f"{percent(purity[0])} of the {near} nearest neighbours (in the embedding) have the same class at exit 1{last}{most}"

@@ -522,14 +522,15 @@ display(relations)
 # %% [markdown]
 # ![The stage explorer: three panels of coloured points, one an exit, in nearly the same
 # groups, about one a digit. A few points are marked, all others are pale. From one
-# image thin lines lead to its neighbours, at exits 2 and 3 across a gap to another
-# group. Below each panel are trustworthiness and purity.](images/09_stage_explorer.png)
+# image thin lines lead to its neighbours, at every exit some of them across a gap to
+# another group. Below each panel are trustworthiness and
+# purity.](images/09_stage_explorer.png)
 #
 # *Marked images are in full colour.* An image that exit 1 gets wrong need not be far
 # from its class. Thin lines lead from one 8 to its eight nearest neighbours *in the
-# embedding* (the title counts ten). At exits 2 and 3 it is drawn among the 1s, although
-# half of them or more are other digits: the gap that these lines cross was added by
-# UMAP.
+# embedding* (the title counts ten). At exit 1 it is drawn among the 8s, at exits 2 and
+# 3 among the 1s, each time with neighbours in the other group: the gap that these lines
+# cross was added by UMAP.
 
 # %% [markdown]
 # ## A hundred classes
