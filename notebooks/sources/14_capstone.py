@@ -172,7 +172,8 @@ print("Exercise 1: correct.")
 #
 # With $n$ differences of standard deviation $s$ the interval has the length $2\,
 # t_{n-1}\, s / \sqrt n$. If it is *shorter than $\delta$*, it cannot contain both 0 and
-# $\delta$, and the verdict is never "undecided". So we want the smallest $n$ with
+# $\delta$, and the verdict is never "undecided". So, as if $s$ were exact, we want the
+# smallest $n$ with
 #
 # $$2 \, t_{n-1} \frac{s}{\sqrt n} < \delta$$
 #
@@ -402,8 +403,8 @@ compare("The interval is", my_length, "longer" if high - low > planned else "sho
 # below 3 points: no useful gain, narrowly. On another machine it may be undecided. It
 # is more than twice as long as planned, probably because the pilot had right labels and
 # more epochs. A pilot under other conditions than the study is a common reason for such
-# a surprise. At exit 2 teaching costs 3.0 points EXIT2: chosen afterwards, it would
-# read as harm. The plan says that it decides nothing.
+# a surprise. At exit 2 teaching costs 2.99 points [-6.01, 0.04]: chosen afterwards, it
+# would read almost as harm. The plan says that it decides nothing.
 
 # %% [markdown]
 # With a slightly longer interval the verdict would be "undecided", and that would be
@@ -452,11 +453,11 @@ print(page.name, "has", len(panels), "parts")
 # ## Answer: can you answer a question of your own?
 #
 # > **What we found.** Yes, if the rule comes before the result. Where a fifth of the
-# > labels was wrong, teaching changed exit 1 by -0.5 points [-3.9, 3.0]; the interval
-# > ends just below 3, so the verdict is "no useful gain".
+# > labels was wrong, teaching changed exit 1 by -0.45 points [-3.88, 2.98]; the
+# > interval ends just below 3, so the verdict is "no useful gain".
 # >
 # > **How sure we are.** Five seeds, paired. The interval is 6.9 points long, not 2.6 as
-# > planned: other seeds may give "undecided".
+# > planned: other seeds or another machine may give "undecided".
 # >
 # > **What it does not show.** Other shares of wrong labels, longer trainings, other
 # > weights of the teaching, larger networks and other data.
