@@ -232,9 +232,9 @@ print(f"PCA: {library:.2f}, random positions: {trustworthiness(x, scattered):.2f
 # UMAP the lines are kept, but the groups have similar sizes and other
 # places.](images/concept_neighbours.svg)
 #
-# With the strength $v_{ij}$ of the neighbourhood in the embedding, the positions $z_i$ in
-# the plane, $w_{ij} = (1 + a\, \|z_i - z_j\|^{2b})^{-1}$ and constants $a$, $b$ of UMAP,
-# it minimises
+# With the strength $v_{ij}$ of the neighbourhood in the embedding, the positions $z_i$
+# in the plane, $w_{ij} = (1 + a\, \|z_i - z_j\|^{2b})^{-1}$ and constants $a$, $b$ of
+# UMAP, it minimises
 #
 # $$- \sum_{i \neq j} \big[ v_{ij} \log w_{ij} + (1 - v_{ij}) \log (1 - w_{ij}) \big]$$
 #

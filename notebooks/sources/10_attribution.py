@@ -548,6 +548,7 @@ px.line(curves, x=by_map.fraction.numpy(), y=list(curves), title="Deletion", **l
 # %% [markdown]
 # One image is an anecdote. One of every digit:
 
+
 # %%
 def areas_of(number, kind):  # the map and the deletion have the same baseline
     each = (labels == number).nonzero()[0].item()
