@@ -117,6 +117,8 @@ projection, kept = pca_by_hand(x)
 library = joint_projection(x, "pca")  # equal up to a mirror image: compare distances
 assert torch.allclose(torch.pdist(projection), torch.pdist(library), atol=1e-3)
 compare("Variance kept", my_kept, 100 * kept, " %", close=5)
+
+# %%
 title = "PCA of the deepest exit"
 embedding_scatter(projection[None], labels, digits, ["PCA"], title, named=True)
 

@@ -583,6 +583,8 @@ for after, before in pairs:
     mean, low, high = mean_interval(gains)
     half = None if low is None else (high - low) / 2
     table.append({"rows": f"{after} minus {before}", "points": mean, "half": half})
+
+# %%
 look = {"height": 300, "template": template(), "labels": {"rows": ""}}
 title = "Differences at the deepest exit, 95 % intervals over seeds (right: better)"
 figure = px.scatter(
