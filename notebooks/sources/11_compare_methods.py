@@ -519,9 +519,7 @@ for p in ("baseline", "deep_supervision", "byot", "cs_kd"):
 birds = against(summaries["cub200"], "corsd")
 for m in birds["methods"].values():
     if m["gain"] is not None:
-        print(
-            f"{m['label']:41} {gain_text(m)} points, {m['gain_n']} seeds in common"
-        )
+        print(f"{m['label']:41} {gain_text(m)} points, {m['gain_n']} seeds in common")
 
 # %% slideshow={"slide_type": "slide"}
 title = "CUB-200-2011, relative to CORSD with class KD"
