@@ -237,7 +237,7 @@ print("Exercise 1: correct.")
 # 62, 68, 75. How far does the interval of each mean reach to one side, and that of the
 # paired difference?
 
-# %% tags=["nbval-check-output"] slideshow={"slide_type": "fragment"}
+# %% slideshow={"slide_type": "fragment"}
 my_alone, my_paired = None, None  # points
 
 plain, other = np.array([60, 66, 72]), np.array([62, 68, 75])
@@ -277,7 +277,7 @@ macs = float(cost.loc["corsd", "macs_ratio"])
 compare("Arithmetic of CORSD", my_macs, macs, " times", close=0.1, digits=2)
 cost.astype({"images": int, "macs_ratio": float, "time_ratio": float}).round(2)
 
-# %% [markdown] slideshow={"slide_type": "fragment"}
+# %% [markdown] slideshow={"slide_type": "subslide"}
 # **Answer.** 20 epochs. (DLB, another method, shows half of each batch again in the
 # next. A triplet is an image, its *anchor*, with one of its class and one of another.)
 #
