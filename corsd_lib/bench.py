@@ -62,8 +62,17 @@ def table(result: dict[str, Any]) -> str:
     """The figures as a Markdown table."""
     lines = ["| what | measured | target |", "| --- | --- | --- |"]
     for figure in result["figures"].values():
-        lines.append(f"| {figure['what']} | {figure['value']:.3g} | {figure['target']} |")
+        lines.append(f"| {figure['what']} | {figure['value']:.3g} | {figure['target']}{_missed(figure)} |")
     return "\n".join(lines)
+
+
+def _missed(figure: dict[str, Any]) -> str:
+    """ ", missed" for a value on the wrong side of its target, such as "at most 1.5", "at least 3" or "below 1.5"."""
+    *words, limit = figure["target"].split()
+    if not words:  # "-": there is none
+        return ""
+    short = figure["value"] < float(limit) if words == ["at", "least"] else figure["value"] > float(limit)
+    return ", **missed**" if short else ""
 
 
 def write_table(result: dict[str, Any], document: Path) -> None:

@@ -439,7 +439,7 @@ def verdict() -> Drawing:
         d.text(x(value), bottom + 24, name, "soft")
     d.text(x(-2), bottom + 24, "worse", "soft")
     d.text(x(1), 28, "95 % intervals of a difference, and their verdicts", "bold")
-    cases = ((0.6, 3.6, "helps", "green"), (-0.7, 1.5, "no useful gain", "red"), (0.3, 1.6, "no useful gain", "red"))
+    cases = ((0.3, 2.6, "helps", "green"), (-0.7, 1.5, "no useful gain", "red"), (0.3, 1.6, "no useful gain", "red"))
     for row, (low, high, name, look) in enumerate((*cases, (-0.8, 3.2, "undecided", "blue"))):
         y = 68 + 44 * row
         d.path(f"M{x(low):g} {y} H{x(high):g}", f"{look}-line")

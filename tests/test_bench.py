@@ -157,6 +157,19 @@ def test_the_command_writes_record_and_table(tmp_path: Path, monkeypatch: pytest
     assert read_json(tmp_path / "bench.json") == record and "| a / b | 2 | - |" in (tmp_path / "README.md").read_text()
 
 
+def test_the_table_marks_what_misses_its_target() -> None:
+    aims = [
+        (1.6, "at most 1.5"),
+        (1.5, "at most 1.5"),
+        (2.9, "at least 3"),
+        (3.0, "at least 3"),
+        (1.2, "below 1.5"),
+        (9.0, "-"),
+    ]
+    record = {"figures": {str(i): {"what": str(i), "value": value, "target": aim} for i, (value, aim) in enumerate(aims)}}
+    assert ["missed" in line for line in bench.table(record).splitlines()[2:]] == [True, False, True, False, False, False]
+
+
 def test_the_table_goes_between_the_marks(tmp_path: Path) -> None:
     record = {"figures": {"x": {"what": "a / b", "value": 0.0123, "target": "at most 1"}}}
     document = tmp_path / "README.md"

@@ -138,6 +138,12 @@ def _lead(methods: dict[str, Any], row: str, other: str, k: int = -1) -> list[fl
     return [end for end in mean_interval(ours[s][k] - theirs[s][k] for s in ours if s in theirs) if end is not None]
 
 
+def _spoken(ends: list[float]) -> list[str]:
+    """A mean and the ends of its interval as the documents write them: two decimals where an end would be rounded to 0."""
+    digits = 2 if any(round(end, 1) == 0 for end in ends[1:]) else 1
+    return [f"{0.0 if round(end, digits) == 0 else end:.{digits}f}" for end in ends]
+
+
 RELATIONS = (("no_class_kd", "exits_alone"), ("corsd", "no_relations"))  # rows that differ in the relation terms
 
 
@@ -152,6 +158,12 @@ def test_the_finding_is_what_the_records_say() -> None:
     assert found is not None
     main, birds, *_ = _studies()
     written = [*_lead(main, "corsd", "baseline"), *_lead(birds, "corsd", "baseline")]
+    paper = [(main, "corsd_paper"), (birds, "no_class_kd")]
+    written += [end for study, row in paper for peer in ("baseline", "deep_supervision") for end in _lead(study, row, peer)]
+    assert _lead(main, "corsd_paper", "deep_supervision")[1] < 0 < _lead(birds, "no_class_kd", "deep_supervision")[1]
+    for study, count in ((main, 6), (birds, 3)):  # every peer
+        peers = [name for name, m in study.items() if m["group"] == "methods" and not name.startswith(("corsd", "baseline"))]
+        assert len(peers) == count and all(_lead(study, "corsd", name)[1] > 0 for name in peers)
     for row, without in RELATIONS:
         assert _lead(birds, row, without)[1] > 0
         written += _lead(birds, row, without)
@@ -159,8 +171,9 @@ def test_the_finding_is_what_the_records_say() -> None:
     assert low < 0 < high
     assert [float(number) for number in re.findall(r"-?\d+\.\d", found[1])] == [round(value, 1) for value in [*written, *none]]
     assert len(birds["exits_alone"]["top1_by_seed"].keys() & birds["no_class_kd"]["top1_by_seed"].keys()) == 3
-    pairs = [(main, "baseline"), (birds, "baseline"), (birds, "no_relations"), (main, "no_relations")]
-    common = [len(study["corsd"]["top1_by_seed"].keys() & study[other]["top1_by_seed"].keys()) for study, other in pairs]
+    pairs = [(main, "corsd", "baseline"), (birds, "corsd", "baseline"), (main, "corsd_paper", "deep_supervision")]
+    pairs += [(birds, "no_class_kd", "deep_supervision"), (birds, "corsd", "no_relations"), (main, "corsd", "no_relations")]
+    common = [len(study[row]["top1_by_seed"].keys() & study[other]["top1_by_seed"].keys()) for study, row, other in pairs]
     assert [int(n) for n in re.findall(r"n = (\d+)", found[1])] == common
 
 
@@ -195,8 +208,6 @@ def test_the_details_of_the_results_are_what_the_records_say() -> None:
     assert main["no_class_kd"]["n"] == 3 and low > 0
     written += [mean, low, high]
     written += _lead(main, "corsd_paper", "baseline")
-    written += [end for pair in RELATIONS for k in range(4) for end in _lead(birds, *pair, k)]
-    written += _lead(birds, "no_class_kd", "baseline")
     written += [methods["corsd"]["gain"] for methods in small]
     assert [float(number) for number in re.findall(r"-?\d+\.\d", found[1])] == [round(value, 1) for value in written]
 
@@ -209,10 +220,21 @@ def test_the_table_of_all_studies_is_made_from_their_summaries() -> None:
     assert f"| {gain} (n = 3) | +7.4 ± 1.6 (n = 3) |" in text and "gains 4.2 points on CIFAR-100 and 7.4 on CUB" in text
 
 
+def test_the_terms_of_the_paper_alone_are_as_the_records_say() -> None:
+    main, birds, *_ = _studies()
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    said = re.findall(r"-?\d+\.\d+", text.partition("<!-- paper -->")[2].partition("<!-- /paper -->")[0])
+    leads = [_lead(main, "corsd_paper", "deep_supervision"), _lead(main, "corsd_paper", "baseline")]
+    leads += [_lead(birds, "no_class_kd", "deep_supervision")]
+    assert said == [end for lead in leads for end in _spoken(lead)] and leads[0][1] < 0 < leads[2][1]
+    plain = read_json(ROOT / "results" / "cifar100_small" / "summary.json")["methods"]["baseline"]
+    assert f"The small network ends with {plain['train_top1']:.0f} % on its training images" in text
+
+
 def test_what_relations_add_on_birds_is_as_the_records_say() -> None:
     methods = read_json(ROOT / "results" / "cub200" / "summary.json")["methods"]
     text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
-    said = re.findall(r"-?\d+\.\d", text.partition("<!-- birds -->")[2].partition("<!-- /birds -->")[0])
+    said = re.findall(r"-?\d+\.\d+", text.partition("<!-- birds -->")[2].partition("<!-- /birds -->")[0])
     by_class_kd = [("no_relations", "exits_alone"), ("corsd", "no_class_kd")]
     differences = [[_lead(methods, *pair, k) for k in range(4)] for pair in [*RELATIONS, *by_class_kd]]
     without_class_kd, beside_class_kd, class_kd, _ = differences
@@ -220,21 +242,19 @@ def test_what_relations_add_on_birds_is_as_the_records_say() -> None:
     assert all(high < 0 for _, _, high in class_kd[:2])
     lead = [_lead(methods, "no_class_kd", "deep_supervision", k) for k in range(4)]
     assert all(low > 0 for _, low, _ in lead)
-    written = [end for row in differences for ends in row for end in ends]
-    written += _lead(methods, "no_class_kd", "baseline") + [end for ends in lead for end in ends]
+    leads = [ends for row in differences for ends in row] + [_lead(methods, "no_class_kd", "baseline"), *lead]
     assert {methods[row]["n"] for row in ("exits_alone", "no_class_kd", "no_relations")} == {3}
-    assert [float(number) for number in said] == [round(value, 1) for value in written]
+    assert said == [end for ends in leads for end in _spoken(ends)]
 
 
 def test_what_relations_teach_on_birds_is_as_the_records_say() -> None:
     methods = read_json(ROOT / "results" / "cub200" / "summary.json")["methods"]
     text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
-    said = re.findall(r"-?\d+\.\d", text.partition("<!-- teach -->")[2].partition("<!-- /teach -->")[0])
+    said = re.findall(r"-?\d+\.\d+", text.partition("<!-- teach -->")[2].partition("<!-- /teach -->")[0])
     trained, labels = "relation_kd", "relation_kd_labels"
     pairs = [(trained, labels), (trained, "corsd"), (labels, "corsd"), (labels, "no_class_kd")]
     differences = [[_lead(methods, *pair, k) for k in range(4)] for pair in pairs]
-    written = [end for variant in differences for ends in variant for end in ends]
-    assert [float(number) for number in said] == [abs(round(v, 1)) if round(v, 1) == 0 else round(v, 1) for v in written]
+    assert said == [end for variant in differences for ends in variant for end in _spoken(ends)]
     assert [high < 0 for _, _, high in differences[0]] == [False, True, True, False]  # labels are ahead at exits 2 and 3
     assert [low > 0 for _, low, _ in differences[2]] == [True, True, False, False]
     assert {methods[name]["n"] for name in (trained, labels, "no_class_kd")} == {3}
@@ -299,7 +319,6 @@ def test_the_ablation_is_as_its_records_say() -> None:
     undecided = ["no_auxiliary", "no_transfer", "cosine", "l2", "maps", "no_exits"]
     pairs = [("corsd", "no_class_kd"), ("corsd", "plain_batches"), ("balanced_baseline", "baseline")]
     pairs += [("corsd", row) for row in ("no_relations", *undecided, "no_margin", "shared", "release_weights")]
-    pairs += [("corsd_paper", "baseline"), ("corsd_paper", "deep_supervision")]
     assert [float(number) for number in said] == [round(end, 1) for pair in pairs for end in _lead(methods, *pair)]
     for row in ("no_class_kd", "plain_batches", "no_margin", "shared", "release_weights"):
         assert _lead(methods, "corsd", row)[1] > 0
@@ -313,15 +332,14 @@ def test_the_digits_are_as_their_records_say() -> None:
     methods = read_json(ROOT / "results" / "digits" / "summary.json")["methods"]
     top1 = {name: m["top1_by_seed"] for name, m in methods.items()}
 
-    def difference(row: str, other: str, k: int) -> tuple[float, ...]:
-        ends = mean_interval(top1[row][s][k] - top1[other][s][k] for s in top1[row])
-        return tuple(round(end, 1) for end in ends if end is not None)
+    def difference(row: str, other: str, k: int) -> list[float]:
+        return [end for end in mean_interval(top1[row][s][k] - top1[other][s][k] for s in top1[row]) if end is not None]
 
     text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
-    said = re.findall(r"-?\d+\.\d", text.partition("<!-- digits -->")[2].partition("<!-- /digits -->")[0])
+    said = re.findall(r"-?\d+\.\d+", text.partition("<!-- digits -->")[2].partition("<!-- /digits -->")[0])
     pairs = [(row, "baseline") for row in ("deep_supervision", "corsd_paper", "paper_no_relations")]
     pairs += [("corsd_paper", "paper_no_relations")]
-    assert [float(number) for number in said] == [end for pair in pairs for end in difference(*pair, 0)]
+    assert said == [end for pair in pairs for end in _spoken(difference(*pair, 0))]
     assert all(m["gain"] is None or m["gain_low"] < 0 < m["gain_high"] for m in methods.values())
     for k in range(3):
         _, low, high = difference("corsd_paper", "deep_supervision", k)

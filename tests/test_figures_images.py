@@ -33,6 +33,14 @@ def test_a_panel_an_exit_and_a_point_an_image() -> None:
     assert [trace.name for trace in figure.data[2:]] == ["cat", "&lt;dog&gt;", "eel"]  # in the order of the labels
 
 
+def test_names_stand_over_the_middle_of_their_class() -> None:
+    figure = figures.embedding_scatter(POINTS, LABELS, NAMES, ["exit 1", "exit 2"], named=True)
+    names = [note for note in figure.layout.annotations if note.text not in ("exit 1", "exit 2")]
+    assert [note.text for note in names] == ["&lt;dog&gt;", "cat", "eel"] * 2
+    np.testing.assert_allclose([names[3].x, names[3].y], np.median(POINTS[1, [0, 2]], axis=0), rtol=1e-6)
+    assert [note.xref for note in names] == ["x"] * 3 + ["x2"] * 3
+
+
 def test_only_many_points_take_webgl_of_which_a_page_has_little() -> None:
     for images, kind in ((4000, "scatter"), (4001, "scattergl")):
         figure = figures.embedding_scatter(np.zeros((2, images, 2)), np.zeros(images, int), ["cat"], ["1", "2"])

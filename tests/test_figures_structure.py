@@ -50,6 +50,16 @@ def test_depth_draws_the_last_epoch_and_the_first_dotted() -> None:
     assert said(figure) == "Silhouette (-1 to 1): 4.19 at exit 1, 4.39 at exit 3"
 
 
+def test_ticks_of_a_logarithmic_axis_have_room() -> None:
+    rows = table(2)
+    rows["nc1"] = np.geomspace(0.28, 2.3, len(rows))
+    rows["within"] = np.geomspace(1e-5, 80, len(rows))
+    figure = figures.structure_over_epochs(rows, ("nc1", "within"))
+    near, wide = figure.layout.yaxis.tickvals, figure.layout.yaxis2.tickvals
+    assert [tick for tick in near if 0.28 <= tick <= 2.3] == [0.3, 0.5, 1, 2]
+    assert [tick for tick in wide if 1e-5 <= tick <= 80] == [1e-5, 1e-4, 1e-3, 0.01, 0.1, 1, 10]
+
+
 def test_one_snapshot_is_one_line_of_one_point_an_exit() -> None:
     figure = figures.structure_over_depth(table(1, (4,)), ("silhouette",))
     assert [trace.name for trace in figure.data] == ["epoch 4"] and list(figure.data[0].x) == [1]

@@ -19,6 +19,7 @@ from explorers import EPOCHS, large_run, small_run
 
 from corsd_lib import CorsdError, Run, TrainConfig, load_run, stage_embedding, train
 from corsd_lib.analysis import class_order, early_exit_curve
+from corsd_lib.figures.style import LONGEST
 from corsd_lib.files import read_json, read_tensors, write_json, write_tensors
 from corsd_lib.sharing.pages import (
     Panel,
@@ -238,7 +239,7 @@ def test_many_classes_show_fewer_epochs_and_say_so(corsd: Run, tmp_path: Path) -
 def test_names_are_told_apart(corsd: Run, tmp_path: Path) -> None:
     run = large_run(corsd, tmp_path, [EVIL, "cat", "cat"], epochs=1, exits=1, images=4)
     data = relation_panel(run).data
-    assert data["names"] == [f"{EVIL[:43]}…", "cat", "cat (2)"] and data["whole_names"] == {"0": EVIL}
+    assert data["names"] == [f"{EVIL[: LONGEST - 1]}…", "cat", "cat (2)"] and data["whole_names"] == {"0": EVIL}
     assert run_names([corsd]) == ["corsd, seed 0"]
     assert run_names([corsd, corsd])[0] == f"corsd, seed 0 ({'/'.join(corsd.path.parts[-2:])})"
     assert len(set(run_names([corsd] * 3))) == 3

@@ -10,6 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from corsd_lib.errors import CorsdError, shortened
+from corsd_lib.figures import style
 from corsd_lib.figures.style import GREY, GRID, PALETTE, SCALE, SYMBOLS, Matrix, hover_name, set_title, short_name, template
 
 _COLUMNS = 4  # panels in a row
@@ -28,15 +29,16 @@ def embedding_scatter(
     colour_name: str = "",
     captions: Sequence[str] | None = None,
     quality: Sequence[str] | None = None,
+    named: bool = False,
     dark: bool = False,
 ) -> go.Figure:
     """Images as points, one panel for each exit, all on the same scale; the axes of a projection have no unit.
 
     `coordinates` (K, N, 2); `labels` (N,) of `class_names`; `titles` (K) over the panels and `quality` (K) under them.
     `colour_by` (N,): names, each with its own colour and symbol, or numbers on the sequential scale; by default the class.
-    `colour_name`: title of the legend. `captions` (N,): hover texts, the class by default; lines end in "\\n". Trace k is panel
-    k and its point i is image i, for linked selections; the other traces are the legend, which is left out for more than 24
-    kinds. Raises `CorsdError` if shapes do not fit.
+    `colour_name`: title of the legend. `named`: the name of each class stands over the median of its points. `captions` (N,):
+    hover texts, the class by default; lines end in "\\n". Trace k is panel k and its point i is image i, for linked selections;
+    the other traces are the legend, which is left out for more than 24 kinds. Raises `CorsdError` if shapes do not fit.
     """
     points = np.asarray(coordinates, np.float32)
     if points.ndim != 3 or points.shape[2] != 2:
@@ -59,6 +61,8 @@ def embedding_scatter(
     else:
         figure.add_traces(legend_of(classes if colour_by is None else colour_by, kinds))
     _finish(figure, count, quality, colour_name, title, dark)
+    if named:
+        _name_groups(figure, points, np.asarray(classes), dark)
     return figure
 
 
@@ -145,6 +149,16 @@ def _finish(figure: go.Figure, count: int, quality: Sequence[str] | None, colour
     figure.update_layout(legend={**legend, "itemclick": False, "itemdoubleclick": False})
     figure.update_annotations(font_size=13, yshift=4)
     set_title(figure, title, figure.layout.width // 9, below=28)
+
+
+def _name_groups(figure: go.Figure, points: Any, classes: Any, dark: bool) -> None:
+    """The short name of every class over the median of its points (K, N, 2), in every panel."""
+    look = {"showarrow": False, "font": {"size": 13, "color": style.INK[dark]}, "yshift": 13}
+    for k, panel in enumerate(points):
+        place = {"row": k // _COLUMNS + 1, "col": k % _COLUMNS + 1}
+        for name in dict.fromkeys(classes.tolist()):
+            x, y = np.median(panel[classes == name], axis=0).tolist()
+            figure.add_annotation(x=x, y=y, text=_escaped(short_name(name)), **look, **place)
 
 
 def _colour_bar(name: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ MEASURES: dict[str, tuple[str, str, bool]] = {
     "between_share": ("variance the class explains", "share, 0 to 1", False),
     "silhouette": ("silhouette", "-1 to 1", False),
     "nearest_mean_top1": ("nearest class mean is correct", "% of images", False),
-    "nc1": ("variance collapse NC1", "0 = collapsed, log", True),
+    "nc1": ("variance collapse NC1", "log axis, smaller = more collapsed", True),
     "mean_cosine": ("cosine between class means", "mean, -1 to 1", False),
     "cosine_deviation": ("spread of these cosines", "standard deviation", False),
     "simplex_gap": ("distance from a simplex", "0 to 2, 0 = simplex", False),
@@ -145,7 +145,8 @@ def _add_lines(
 def _finish(figure: go.Figure, measures: Sequence[str], rows: int, title: str, dark: bool) -> go.Figure:
     for column, measure in enumerate(measures, start=1):
         _, unit, logarithmic = MEASURES[measure]
-        look = {"type": "log", "nticks": 6} if logarithmic else {}
+        values = np.concatenate([trace.y for trace in figure.select_traces(col=column)])
+        look = {"type": "log", "tickvals": _log_ticks(values)} if logarithmic else {}
         figure.update_yaxes(title=unit, tickformat="~g", col=column, **look)
         for row in range(2, rows + 1):  # the axes of a column follow its first, which must not follow itself
             figure.update_yaxes(matches="y" if column == 1 else f"y{column}", row=row, col=column)
@@ -155,6 +156,16 @@ def _finish(figure: go.Figure, measures: Sequence[str], rows: int, title: str, d
     figure.update_annotations(font_size=13)
     set_title(figure, title, wide // 9, below=30)
     return figure
+
+
+def _log_ticks(values: Any) -> list[float]:
+    """Ticks of a logarithmic axis that do not touch: the wider the range of the values, the fewer in each decade."""
+    positive = values[np.isfinite(values) & (values > 0)]
+    if not len(positive):
+        return []
+    low, high = np.log10(positive.min()), np.log10(positive.max())
+    digits = (1, 2, 3, 5) if high - low < 1.3 else (1, 2, 5) if high - low < 3 else (1,)
+    return [float(f"{digit}e{decade}") for decade in range(int(low) - 2, int(high) + 2) for digit in digits]
 
 
 def _depth_finding(tables: Tables, measure: str) -> str:

@@ -34,7 +34,7 @@ PLOTLY = "application/vnd.plotly.v1+json"  # MIME type of a figure in the output
 INK = {False: "#1f2933", True: "#e4e7eb"}
 PAPER = {False: "#ffffff", True: "#111418"}
 GRID = "rgba(128, 128, 128, 0.25)"
-LONGEST = 44  # characters of a name that is drawn; the hover text has the whole name
+LONGEST = 46  # characters of a name that is drawn; the hover text has the whole name
 GREY = "#6b7078"  # distinct from the palette also for deuteranopes, with a contrast of 3:1 on both pages
 Matrix = npt.ArrayLike
 

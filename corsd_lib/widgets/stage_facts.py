@@ -54,8 +54,6 @@ def finding(embedding: StageEmbedding, epoch: int) -> str:
     """Title for the `epoch`-th epoch (from 0): purity at the shallowest and the deepest exit."""
     purity = embedding.embedding_purity[epoch].tolist()
     near, deepest = min(NEIGHBOURS, len(embedding.labels) - 1), len(purity)
-    last = f" and {percent(purity[-1])} at exit {deepest}" if deepest > 1 else ""
-    return (
-        f"Of an image's {near} nearest in the embedding {percent(purity[0])} are of its class at exit 1{last} "
-        f"({percent(embedding.purity_limit)} at most)"
-    )
+    last = f", {percent(purity[-1])} at exit {deepest}" if deepest > 1 else ""
+    most = f" ({percent(embedding.purity_limit)} at most)" if embedding.purity_limit < 1 else ""
+    return f"{percent(purity[0])} of the {near} nearest neighbours (in the embedding) have the same class at exit 1{last}{most}"

@@ -32,8 +32,9 @@
 # %% [markdown]
 # ## Set-up
 #
-# Nothing is to be installed in a clone, in an installed package or on Binder. On Colab,
-# clone the repository first and open this notebook's folder.
+# In a clone with its environment, with the package installed, or on Binder, there is
+# nothing to install. On Colab, clone the repository and open the notebook from its
+# folder; the next cell then installs the package.
 
 # %%
 from importlib.util import find_spec
@@ -48,13 +49,14 @@ import math
 import plotly.express as px
 import torch
 from IPython.display import display
+from scipy.stats import spearmanr
 from torch.nn import functional as F
 
 from corsd_lib import RelationExplorer, class_structure, committed_run
 from corsd_lib import committed_summary, load_dataset, train
 from corsd_lib.analysis import cka_matrix, linear_cka, mean_angles
 from corsd_lib.analysis import nearest_mean_accuracy, run_pixels, scatter, silhouette
-from corsd_lib.analysis import spearman, variance_collapse
+from corsd_lib.analysis import variance_collapse
 from corsd_lib.batches import evaluation_batches
 from corsd_lib.course import answered, compare, expect
 from corsd_lib.figures import SCALE, embedding_scatter, image_strip
@@ -167,8 +169,9 @@ equal = "equal" if abs(shares[1] - shares[2]) < 1e-3 else "not equal"
 compare("Larger", my_larger, equal)
 below = [f"explained {share:.3f}" for share in shares]
 panels = ["as drawn", "parted", "tightened"]
+title = "Parting and tightening: the same share"
 embedding_scatter(
-    drawn, which, ["A", "B", "C"], panels, "", quality=below
+    drawn, which, ["A", "B", "C"], panels, title, quality=below
 ).update_layout(width=900, height=400)
 
 # %% [markdown]
@@ -204,9 +207,11 @@ for name, mine in (("within", my_within), ("between", my_between)):
 structure_over_epochs(structure["plain"], ("within", "between", "between_share"))
 
 # %% [markdown]
-# **Answer.** Both rise (the axes are logarithmic): the network enlarges its embeddings.
-# Classes get tighter only *relative to the distance between them*, which the right
-# panel shows. The share is far from 0 before training already. Why, follows below.
+# **Answer.** From the first to the last epoch both rise. But look at the path (the left
+# axes are logarithmic): both peak near epoch 15 and then shrink, within (53 to 9) more
+# than between (86 to 27). So classes get tighter *relative to the distance between
+# them*, which the right panel shows. In the first epochs this share even falls. It is
+# far from 0 before training already. Why, follows below.
 
 # %% [markdown]
 # ## Silhouette: one image at a time
@@ -240,6 +245,10 @@ title = (
     f"{int((each < 0).sum())} of {len(each)} silhouettes are negative; the lowest eight"
 )
 image_strip(run_pixels(plain, odd), names, title, columns=8)
+
+# %% [markdown]
+# Eleven percent of the images lie nearer to another class than to their own. Would you
+# have read these eight?
 
 # %% [markdown]
 # ## Nearest class mean
@@ -293,12 +302,15 @@ compare("10 classes, expected", my_few, 100 * 9 / 199, " %", close=2, digits=1)
 print(f"10 classes, labels shuffled: {100 * sum(found) / 20:.1f} %")
 print(f"10 classes, true labels: {100 * scatter(x, labels)['between_share']:.1f} %")
 compare("100 classes, expected", my_many, 100 * 99 / 299, " %", close=5)
+found = [silhouette(x, y) for y in shuffled]
+print(f"silhouette, shuffled {sum(found) / 20:.2f}, true {silhouette(x, labels):.2f}")
 
 # %% [markdown]
 # **Answer.** With twenty images a class chance is small. So the share before training
-# was *not* chance: images of a digit resemble each other, and random layers keep part
-# of that. With three images a class chance explains a third. **Shuffle the labels
-# before you believe a structure.**
+# (0.31 to 0.39 in the figure above) was *not* chance, which is 0.05: images of a digit
+# resemble each other, and random layers keep part of that. With three images a class
+# chance explains a third. Chance need not be 0: the silhouette of shuffled labels is
+# below it. **Shuffle the labels before you believe a structure.**
 
 # %% [markdown]
 # ## Neural collapse
@@ -334,6 +346,14 @@ def nc1_by_hand(x, labels):
 library = variance_collapse(x, labels)
 assert math.isclose(nc1_by_hand(x, labels), library, rel_tol=1e-3)
 print("the library's NC1 for", len(x), "images")
+
+# %% [markdown]
+# The chance level first. Shuffled class means almost coincide, so chance is a *large*
+# NC1. How large depends on the number of images and on the embeddings.
+
+# %%
+found = sum(variance_collapse(x, y) for y in shuffled) / len(shuffled)
+print(f"NC1: labels shuffled {found:.1f}, true labels {library:.2f}")
 
 # %% [markdown]
 # ### The simplex
@@ -396,7 +416,8 @@ print("Exercise 2: correct.")
 
 # %% [markdown]
 # Random directions in many dimensions are nearly orthogonal, and so is a large simplex.
-# A small gap alone is therefore no sign of a collapse:
+# A small gap alone is therefore no sign of a collapse. Shuffled labels are the other
+# chance level:
 
 # %% tags=["uses-answer"]
 for name, run in {"plain": plain, "CORSD": corsd}.items():
@@ -404,21 +425,27 @@ for name, run in {"plain": plain, "CORSD": corsd}.items():
     means = torch.stack([e[labels == c].mean(dim=0) for c in range(10)])
     print(f"{name}: {simplex_gap(means):.3f}")
 print(f"random directions: {simplex_gap(torch.randn(10, 64, generator=generator)):.3f}")
+found = [mean_angles(x, y)["simplex_gap"] for y in shuffled]
+print(f"plain, labels shuffled: {sum(found) / 20:.3f}")
 
 # %% [markdown]
-# **Predict:** which network has the smaller NC1 on probe images at the deepest exit,
-# `plain` or `CORSD`?
+# Both networks have about 0.2. That is closer to a simplex than shuffled labels (0.3),
+# but random directions have 0.1: by this measure neither network is near a simplex.
+#
+# **Predict:** will NC1 on probe images fall below 0.01 in one of the two networks,
+# `yes` or `no`?
 
 # %%
-my_smaller = None
+my_collapse = None
 
-ends = {name: table.nc1.iloc[-1] for name, table in structure.items()}
-compare("Smaller NC1", my_smaller, min(ends, key=ends.get))
+lowest = min(table.nc1.min() for table in structure.values())
+compare("NC1 below 0.01", my_collapse, "yes" if lowest < 0.01 else "no")
 structure_over_epochs(structure, ("nc1", "simplex_gap"), "Collapse on probe images")
 
 # %% [markdown]
-# **Answer.** Both curves stop well above 0 (the NC1 axis is logarithmic). With one seed
-# a difference between the two ends is not a finding.
+# **Answer.** No. In both networks NC1 levels off near 0.3 (a full collapse is 0, which
+# a logarithmic axis cannot show). With one seed a difference between the two networks
+# is not a finding.
 #
 # ### Collapsed on which images?
 #
@@ -429,31 +456,40 @@ my_factor = None
 
 data = load_dataset("digits", per_class=per_class, validation_fraction=0.5, seed=seed)
 images, truth = next(evaluation_batches(data, data.train, batch_size=len(data.train)))
-for name, run in {"plain": plain, "CORSD": corsd}.items():
+
+
+def nc1_of(run):  # on the training images, and on as many new ones
     with torch.no_grad():
         seen = variance_collapse(run.network()(images).embeddings[-1], truth)
-    new = variance_collapse(run.probes[epochs].embeddings[-1][::2], labels[::2])
+    last = run.probes[max(run.probes)].embeddings[-1]
+    return seen, variance_collapse(last[::2], labels[::2])
+
+
+for name, run in {"plain": plain, "CORSD": corsd}.items():
+    seen, new = nc1_of(run)
     print(f"{name}: NC1 {seen:.3f} on training images, {new:.3f} on as many new ones")
     compare(f"{name}, factor", my_factor, new / seen, close=0.5, digits=1)
 
 # %% [markdown]
-# **Answer.** NC1 is several times larger on new images. Collapse on training images
+# **Answer.** NC1 is about three times larger on new images. Collapse on training images
 # says little about new ones, so **state the images of a measure**. All other figures
 # here use probe images.
 
 # %% [markdown]
 # ## With depth
 #
-# Solid lines: after training. Dotted: before training.
+# Solid lines: after training. Dotted: before training, the same for both networks,
+# because they start from the same weights.
 
 # %%
 structure_over_depth(structure, ("between_share", "silhouette", "nc1"))
 
 # %% [markdown]
-# In the plain network no gradient of a shallow exit reaches the backbone, yet each exit
-# has layers of its own, which were trained. In CORSD exit and teacher train the stage
-# as well. Share, silhouette and NC1 weigh directions and classes differently: a claim
-# that holds in one panel only is weak.
+# In the plain network the stages are trained for the deepest exit alone: a shallow exit
+# trains layers of its own and sends no gradient to the backbone. In CORSD exit and
+# teacher train the stages below as well. That may be why the lines differ more at exits
+# 1 and 2 than at exit 3, in all three panels. Share, silhouette and NC1 weigh
+# directions and classes differently: a claim that holds in one panel only is weak.
 
 # %% [markdown]
 # ## Which classes?
@@ -463,11 +499,14 @@ structure_over_depth(structure, ("between_share", "silhouette", "nc1"))
 # classes are.
 #
 # **Find** the tightest and the loosest class, and the closest two. Then set "subtract"
-# to the other run: which of it is due to CORSD?
+# to the other run: which of these differ between the two runs? (One seed: a difference
+# is not yet due to CORSD.)
 
 # %%
 explorer = RelationExplorer(corsd, plain)
 explorer.kind = "l2"
+apart = torch.as_tensor(explorer.matrix) - 2 * torch.eye(10)  # without the diagonal
+explorer.selection = divmod(apart.argmax().item(), 10)  # the closest two classes
 display(explorer)
 
 # %% [markdown]
@@ -477,6 +516,7 @@ display(explorer)
 #
 # *The deepest exit of CORSD.* Some digits are tighter than others: the diagonal is not
 # one colour. A lighter cell elsewhere is a pair of digits that are closer than most.
+# The frame marks the selected pair, here the closest two classes.
 
 # %% [markdown]
 # ## Do two networks learn the same?
@@ -517,11 +557,13 @@ value = linear_cka(x, corsd.probes[epochs].embeddings[-1].float()[wrong])
 print(f"the two networks, images shuffled in one: {value:.2f}")
 
 # %% [markdown]
-# **Answer.** With few images for its dimensions, noise agrees with noise. The last line
-# is the chance level of the next figure.
+# **Answer.** With few images for its dimensions, noise agrees with noise (0.24 for 200
+# images). The shuffled pair has only 0.03, because trained embeddings use few of their
+# 64 directions. Shuffling keeps that, so it is the right chance level here and in the
+# next figure.
 #
-# **Predict:** which CKA is larger: of exits 1 and 3 of `one` network (plain), or of
-# exit 3 of `both` networks?
+# **Predict:** which pair is more alike: exits 1 and 3 of `one` network (plain), or the
+# two exits 3 of `both` networks?
 
 # %%
 my_closer = None  # "one" or "both"
@@ -529,7 +571,7 @@ my_closer = None  # "one" or "both"
 six = [e for run in (plain, corsd) for e in run.probes[epochs].embeddings]
 cka = cka_matrix(six)
 names = [f"{name} {k}" for name in ("plain", "CORSD") for k in (1, 2, 3)]
-compare("Larger CKA", my_closer, "one" if cka[0, 2] > cka[2, 5] else "both")
+compare("More alike", my_closer, "one" if cka[0, 2] > cka[2, 5] else "both")
 look = {"color_continuous_scale": SCALE, "template": template(), "text_auto": ".2f"}
 size = {"width": 620, "height": 520, "labels": {"color": "CKA"}}
 px.imshow(
@@ -537,9 +579,8 @@ px.imshow(
 )
 
 # %% [markdown]
-# **Answer.** In the outputs saved here the deepest exits of the two networks are closer
-# than the first and the last exit of the plain network, although they share no weights.
-# They share images, labels and initial weights.
+# **Answer.** Two separately trained networks agree more (0.89) than two exits of one
+# (0.84). They started from the same weights and saw the same images, which may be why.
 
 # %% [markdown]
 # ## CIFAR-100: tight classes and accuracy
@@ -558,7 +599,7 @@ my_correlation = None  # from -1 to 1
 rows = committed_summary("cifar100_small")["methods"]
 study = {row: committed_run(f"cifar100_small/{row}") for row in rows}
 last = {r: class_structure(run, [max(run.probes)]).iloc[-1] for r, run in study.items()}
-top1 = {row: run.test["exits"][-1]["top1"] for row, run in study.items()}
+top1 = {row: methods["top1"][-1] for row, methods in rows.items()}  # of the records
 for row, m in sorted(last.items(), key=lambda item: item[1].nc1):
     print(
         f"{row:16} NC1 {m.nc1:.2f}, explained {m.between_share:.2f}, {top1[row]:.1f} %"
@@ -567,41 +608,63 @@ before = class_structure(study["baseline"], [0]).iloc[-1]
 print(f"before training  NC1 {before.nc1:.2f}, explained {before.between_share:.2f}")
 
 # %%
-tightness = torch.tensor([-last[row].nc1 for row in rows])
-found = spearman(tightness, torch.tensor([top1[row] for row in rows]))
-compare("Rank correlation", my_correlation, found, close=0.2, digits=2)
+probes = study["baseline"].probes
+photos, fine = probes[max(probes)].embeddings[-1].float(), probes.labels
+mixed = [fine[torch.randperm(len(fine), generator=generator)] for _ in range(20)]
+for name, measure in {"NC1": variance_collapse, "silhouette": silhouette}.items():
+    chance = sum(measure(photos, y) for y in mixed) / 20
+    print(f"{name}: shuffled {chance:.2f}, true labels {measure(photos, fine):.2f}")
+
+# %%
+tightness, accuracy = [-last[row].nc1 for row in rows], list(top1.values())
+found = spearmanr(tightness, accuracy)
+compare("Rank correlation", my_correlation, found.statistic, close=0.2, digits=2)
+print(f"as far from 0 by chance: p = {found.pvalue:.2f}")
+kept = [k for k, value in enumerate(accuracy) if value > min(accuracy)]
+fewer = spearmanr([tightness[k] for k in kept], [accuracy[k] for k in kept])
+print(f"without the worst row: {fewer.statistic:.2f}")
 close = sum(abs(top1[r] - top1["baseline"]) < 0.5 for r in rows if r != "baseline")
 print(f"within half a point of the plain network: {close} of {len(rows) - 1} methods")
 
 # %% [markdown]
-# **Answer.** The tightest methods are not the most accurate. A correlation over so few
-# methods changes much if one of them moves, and differences of half a point mean
-# nothing with one seed. The table cannot rank methods.
+# **Answer.** The correlation is positive (0.40), but nine methods cannot tell it from 0
+# (p = 0.29). Without the worst row it is 0.14. Differences of half a point mean nothing
+# with one seed, so the table cannot rank methods. NC1 before training (3.15) is not far
+# from chance (3.7): with three images a class much of it is noise.
 
 # %% [markdown]
 # ## Answer: how do classes tighten and part?
 #
-# > **What we found.** Variance within and between classes both grow; their ratio falls.
-# > On new images the collapse stops early: NC1 on CIFAR-100 goes from 3.15 before
-# > training to between 2.28 and 2.93, and 0 would be a full collapse. The rank
-# > correlation of tightness and accuracy is 0.51 over nine methods.
+# > **What we found.** Variance within and between classes grows, and so does the
+# > classes' share. On new images the collapse stops early: NC1 on CIFAR-100 goes from
+# > 3.15 before training (shuffled labels: 3.7) to between 2.28 and 2.93; 0 would be a
+# > full collapse. Does tighter mean better? Not shown either way: the rank correlation
+# > over nine methods is 0.40 (p = 0.29).
 # >
-# > **How sure we are.** The properties of the measures (scale, chance level) are exact.
-# > The methods have one seed and 300 images, which cannot rank them.
+# > **How sure we are.** Scale and chance level of the measures are exact. One seed and
+# > 300 images cannot rank methods.
 # >
-# > **What it does not show.** Whether tightening a class causes better accuracy, and
-# > what happens in much longer training.
+# > **What it does not show.** Whether tightening a class causes accuracy, and what much
+# > longer training does.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: longer training
 #
-# Predict: from 60 to 240 epochs, does NC1 on *training* images `fall` or `stay`? And on
-# probe images? Write both down, set `epochs = 240`, run all again, and compare. Repeat
-# with another `seed`.
+# Predict for the plain network, from 60 to 240 epochs: by what factor does NC1 on
+# *training* images fall? And on probe images, does it `fall` (by more than a quarter)
+# or `stay`? Write both down, set `epochs = 240` and run all again. Repeat with another
+# `seed`.
 
 # %%
-my_training, my_probe = None, None  # "fall" or "stay"
-print(f"{epochs} epochs, plain network, new images: NC1 {ends['plain']:.2f}")
+my_factor, my_probe = None, None  # a number such as 2; "fall" or "stay"
+
+short = train(plan("probe", run_directory, 60, per_class, seed), progress=False)
+(seen, new), (seen_now, new_now) = nc1_of(short), nc1_of(plain)
+print(f"training images: NC1 {seen:.3f} after 60 epochs, {seen_now:.3f} after {epochs}")
+print(f"new images: NC1 {new:.3f} after 60 epochs, {new_now:.3f} after {epochs}")
+if epochs > 60:
+    compare("Factor, training images", my_factor, seen / seen_now, close=1, digits=1)
+    compare("New images", my_probe, "fall" if new_now < 0.75 * new else "stay")
 
 # %% [markdown] tags=["solution"]
 # *A good answer* reports four numbers a seed (two lengths, two sets of images), uses
@@ -613,7 +676,7 @@ print(f"{epochs} epochs, plain network, new images: NC1 {ends['plain']:.2f}")
 #
 # A paper shows that its method has a higher silhouette than the baseline and concludes
 # that it "learns better representations". Write six sentences: which chance level,
-# which images, which scale and which second measure you would ask for, and a case in
+# which images, how many seeds and which second measure you would ask for, and a case in
 # which the claim fails although the silhouette is higher.
 
 # %% [markdown] tags=["answer"]

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 import pytest
 
 from corsd_lib import Run, TrainConfig, early_exit_curve, load_run, stage_embedding, train
+from corsd_lib.figures.style import short_name
 from corsd_lib.files import read_json, write_json
 from corsd_lib.sharing.pages import (
     columns_panel,
@@ -381,7 +382,7 @@ def test_pairs_worth_a_look_are_listed_and_selected(page: Any, runs: tuple[Run, 
     relation = np.where(np.eye(10, dtype=bool), -1, run.probes[2].relations[2].numpy())
     best = [divmod(int(i), 10) for i in np.argsort(-relation.ravel())[:10]]
     buttons = section.locator(".tops button")
-    names = [EVIL[:43] + "…" if len(EVIL) > 44 else EVIL, *map(str, range(1, 10))]
+    names = [short_name(EVIL), *map(str, range(1, 10))]
     assert buttons.all_inner_texts() == [f"{names[c]} with {names[d]}" for c, d in best]
     control(section, "pairs").select_option(label="most changed since epoch 0")
     change = relation - np.where(np.eye(10, dtype=bool), -1, run.probes[0].relations[2].numpy())

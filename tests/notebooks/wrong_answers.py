@@ -215,11 +215,11 @@ WRONG_ANSWERS = {
             "abs(values.mean().item() - (score - baseline_score)) / abs(score - baseline_score)",
         ],
         "delete_most": [
-            "torch.where(attribution.abs() >= attribution.abs().flatten().sort().values[-count], empty, image)",
-            "torch.where(attribution > attribution.flatten().sort().values[-count], empty, image)",  # one pixel too few
-            "torch.where(attribution.flatten().argsort().argsort().view_as(attribution) < count, empty, image)",  # the least
-            "torch.where(attribution.flatten().argsort(descending=True).view_as(attribution) < count, empty, image)",
-            "torch.where(attribution > 0, empty, image)",
+            "torch.where(attribution.abs() >= attribution.abs().flatten().sort().values[-count], baseline, image)",
+            "torch.where(attribution > attribution.flatten().sort().values[-count], baseline, image)",  # one pixel too few
+            "torch.where(attribution.flatten().argsort().argsort().view_as(attribution) < count, baseline, image)",  # the least
+            "torch.where(attribution.flatten().argsort(descending=True).view_as(attribution) < count, baseline, image)",
+            "torch.where(attribution > 0, baseline, image)",
         ],
     },
 }

@@ -94,7 +94,7 @@ KINDS.stages = (box, host) => {
     });
     const purity = fit.quality.embedding_purity[e()], last = purity.length - 1;
     const share = (v) => (v === null ? "–" : percent(v));
-    finding.replaceChildren(el("b", {}, `Of an image's 10 nearest in the embedding ${share(purity[0])} are of its class at exit 1${last ? ` and ${share(purity[last])} at the deepest` : ""}`),
+    finding.replaceChildren(el("b", {}, `${share(purity[0])} of the 10 nearest neighbours (in the embedding) have the same class at exit 1${last ? ` and ${share(purity[last])} at the deepest` : ""}`),
       el("br"), `Epoch ${state.epoch}, drawn by ${fit.title}`);
     note.textContent = `${fit.title}, one fit for all exits and epochs; axes have no unit. Draw around points to select them, click on one to read it, double-click or Escape to clear. ` +
       `Purity: share of a point's 10 nearest that are of its class${data.purity_limit === null ? "" : `; at most ${data.purity_limit.toFixed(2)} here`}. Trustworthiness: 1 at best, about 0.5 for positions at random.`;
