@@ -21,6 +21,7 @@ FILES = (
     "results/README.md",
     "results/*/study.json",
     "results/*/summary.json",
+    "results/*/attribute_*.json",
     "results/*/tuning/*.json",
     "results/digits/runs/corsd/*",  # the one run that needs no download
     "results/digits/runs/corsd/probes/*",

@@ -59,6 +59,7 @@ from corsd_lib import RelationExplorer, TrainConfig, TrainingMonitor, committed_
 from corsd_lib import committed_summary, train
 from corsd_lib.analysis import attribute_agreement, class_relations, same_class_auc
 from corsd_lib.analysis import spearman, superclass_lift
+from corsd_lib.bundle import find_result
 from corsd_lib.course import answered, compare, expect
 from corsd_lib.datasets import data_root
 from corsd_lib.figures import exit_names, relation_heatmap, template
@@ -418,7 +419,7 @@ if values.is_file():
     is_colour = torch.tensor(["_color::" in line for line in lines])
     found = {n: agreements(*which, attributes, is_colour) for n, which in asked.items()}
 else:
-    file = corsd.path.parents[1] / "attribute_agreement.json"
+    file = find_result("cub200_small/attribute_agreement.json")
     found = json.loads(file.read_text())
 tables = {name: pd.DataFrame(rows) for name, rows in found.items()}
 table = pd.concat(tables, names=["relation"]).reset_index(0)
@@ -500,7 +501,7 @@ if values.is_file():
     mixed = [shuffled_species(matrix, generator) for _ in range(500)]
     chance = [attribute_agreement(relation, attributes) for relation in mixed]
 else:
-    file = corsd.path.parents[1] / "attribute_shuffles.json"
+    file = find_result("cub200_small/attribute_shuffles.json")
     chance = json.loads(file.read_text())["CORSD, trained"]
 compare("Largest of 500", my_chance, max(chance), close=0.05, digits=2)
 print(f"p = {p_value(everything.iloc[-1], chance):.3f}")
