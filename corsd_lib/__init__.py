@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # ruff: isort: off
     )
     from corsd_lib.relation import cosine_scores as cosine_scores, relation_matrix as relation_matrix
     from corsd_lib.runs import Run as Run, TrainConfig as TrainConfig, load_run as load_run, sample_run as sample_run
+    from corsd_lib.sharing.classifier import ExitClassifier as ExitClassifier
     from corsd_lib.sharing.deploy import export_model as export_model
     from corsd_lib.sharing.export import (
         committed_run as committed_run,
@@ -88,6 +89,7 @@ _HOME = {
     "relation": ("cosine_scores", "relation_matrix"),
     "runs": ("Run", "TrainConfig", "load_run", "sample_run"),
     "sharing.deploy": ("export_model",),
+    "sharing.classifier": ("ExitClassifier",),
     "sharing.export": ("committed_run", "committed_summary", "export_run"),
     "sharing.hub": ("push_run",),
     "sharing.report": ("write_report",),
