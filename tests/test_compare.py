@@ -279,7 +279,7 @@ def test_a_log_that_is_gone_is_a_failure_of_its_training_alone(write: Write) -> 
 def test_figures_are_not_drawn_into_a_folder_that_is_gone(
     summary: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(style, "_drawn", lambda *_: (tmp_path / "study").rmdir() or _picture())
+    monkeypatch.setattr(style, "_draw", lambda *_: (tmp_path / "study").rmdir() or _picture())
     monkeypatch.setattr(style, "require", lambda *_: None)
     (tmp_path / "study").mkdir()
     with pytest.raises(CorsdError, match="study was moved or removed meanwhile"):

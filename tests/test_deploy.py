@@ -217,7 +217,7 @@ def test_what_a_format_cannot_write_is_one_error(tiny_run: Run) -> None:
 
     (program,) = single(tiny_run.network(), 1)
     with pytest.raises(CorsdError, match=r"exit1 cannot be written as \.pt2: "):
-        FORMATS["torch.export"].converted(replace(program, module=Undecided()), _images(tiny_run, 2))
+        FORMATS["torch.export"].convert(replace(program, module=Undecided()), _images(tiny_run, 2))
 
 
 @pytest.mark.parametrize("package", FORMATS["onnx"].packages)

@@ -20,6 +20,7 @@ from corsd_lib.cli import main
 from corsd_lib.figures import relation_difference
 from corsd_lib.files import read_json, write_json, write_tensors
 from corsd_lib.sharing import report
+from corsd_lib.sharing.pages import run_names
 from corsd_lib.sharing.report import report_panels, write_report
 
 Captured = pytest.CaptureFixture[str]
@@ -124,7 +125,8 @@ def test_a_report_of_several_runs_has_the_differences_of_their_relations(corsd: 
     assert differences(corsd) == []
     (columns,) = differences(corsd, baseline, corsd)
     first, second = columns["data"]["panels"]
-    assert first["title"] == "baseline, seed 0 minus corsd, seed 0 (runs0/corsd)" and "Cosines" in first["data"]["text"]
+    name_of_corsd = run_names([corsd, baseline, corsd])[0]
+    assert first["title"] == f"baseline, seed 0 minus {name_of_corsd}" and "Cosines" in first["data"]["text"]
     assert "Trained relations" in second["data"]["text"]
     epoch = max(corsd.probes)
     exits = len(corsd.probes[epoch].embeddings)
