@@ -81,7 +81,7 @@ def test_the_list_is_that_of_the_committed_runs() -> None:
 def test_the_archive_of_a_run_does_not_depend_on_its_copy(tmp_path: Path, archive: tuple[str, bytes]) -> None:
     copy = tmp_path / "baseline"
     shutil.copytree(ROOT / "results" / "cifar100_small" / "runs" / "baseline", copy, copy_function=shutil.copyfile)
-    (copy / "embeddings").mkdir()
+    (copy / "embeddings").mkdir(exist_ok=True)
     (copy / "embeddings" / "umap-0.safetensors").touch()  # what an explorer has left there
     text = (copy / "metrics.jsonl").read_bytes()
     (copy / "metrics.jsonl").write_bytes(text.replace(b"\n", b"\r\n"))  # as git checks it out on Windows
