@@ -91,7 +91,7 @@ class ExitClassifier(
     def _load_as_safetensor(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
         """Load all weights: the mixin would leave those that are missing in the file at random values."""
         try:
-            return super()._load_as_safetensor(model, model_file, map_location, True)
+            return super()._load_as_safetensor(model, model_file, map_location, True).eval()
         except Exception as error:  # of safetensors, of torch and of the disk
             raise CorsdError(f"{model_file} has no weights of this classifier: {first_line(error)}") from error
 
