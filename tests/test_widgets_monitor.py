@@ -284,6 +284,20 @@ def test_a_training_in_the_background_is_stopped_by_a_click_and_goes_on_by_anoth
     assert len(sent_column(monitor, "epoch")) == 2
 
 
+def test_whoever_waits_finds_the_last_data(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monitor = TrainingMonitor()
+    tell = monitor._tell
+
+    def slow(**news: Any) -> None:
+        if news == {"running": False}:
+            time.sleep(0.3)
+        tell(**news)
+
+    monkeypatch.setattr(monitor, "_tell", slow)
+    monitor.train(config)
+    assert monitor.wait(300).finished and not monitor._feed["running"]
+
+
 def test_a_training_in_the_cell_says_what_stops_it(config: TrainConfig, every_epoch: None) -> None:
     monitor, seen = TrainingMonitor(), []
 

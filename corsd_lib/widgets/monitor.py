@@ -169,6 +169,8 @@ class TrainingMonitor(Explorer):
             self._ended.wait()
         if self.training:
             raise CorsdError(f"{self._config.path} is still training after {timeout:g} seconds")
+        with self._drawing:  # the training has ended, and its last data may still be on their way
+            pass
         if self._error is not None:
             raise self._error
         return Run(self._config.path)
@@ -203,8 +205,9 @@ class TrainingMonitor(Explorer):
             self._now |= {"status": _end(run), "resumable": not run.finished}
         finally:
             self._stop.clear()  # the request was handled: it must not stop the next training
-            self._ended.set()
-            self._tell(running=False)
+            with self._drawing:  # `wait` returns only after the last data are sent
+                self._ended.set()
+                self._tell(running=False)
 
     def _cell_ended(self, *_: Any) -> None:
         if self._now["kernel"] is not None and self._run is not None:
