@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from corsd_lib.batches import BatchSource, triplet_batches
 from corsd_lib.bench_explorers import explorer_figures
+from corsd_lib.bench_serving import serving_figures
 from corsd_lib.datasets import ImageArrays, ImageData, ImageFiles
 from corsd_lib.errors import CorsdError, require
 from corsd_lib.files import write_between
@@ -29,6 +30,7 @@ from corsd_lib.methods import Batch, Corsd, build_method, find_method
 from corsd_lib.network import ExitOutputs, build_network
 from corsd_lib.provenance import provenance
 from corsd_lib.relation import MapRelation
+from corsd_lib.sharing.programs import FORMATS
 
 __all__ = ["bench", "peak_memory", "table", "write_table"]
 
@@ -39,9 +41,10 @@ SECONDS = 600  # time limit of a measured process
 def bench(quick: bool = False) -> dict[str, Any]:
     """All figures by name, each a dict of `value`, `target` and `what`, and the `provenance`. Takes minutes on two cores.
 
-    Raises `MissingPackage` without the extra "notebooks", which the explorers need.
+    Raises `MissingPackage` without the extras "notebooks", which the explorers need, and "deploy".
     """
     require("the benchmark of explorers", "plotly", "ipywidgets", "anywidget")  # before the minutes that the others take
+    require("the benchmark of latency", *FORMATS["onnx"].packages)
     repeat, begun = 2 if quick else 7, provenance()
     figures = {
         **{f"{m}_step_study_{b}": study_step_ratio(m, b, repeat) for b in (64, 32) for m in ("corsd", "deep_supervision")},
@@ -53,6 +56,7 @@ def bench(quick: bool = False) -> dict[str, Any]:
         "streamed_pipeline": streamed_ratio(repeat),
         "step_memory_resnet18": memory_ratio("resnet18"),
         "import": import_ratio(repeat),
+        **serving_figures(repeat),
         **explorer_figures(repeat),
     }
     return {"figures": figures, "repeat": repeat, "provenance": begun}

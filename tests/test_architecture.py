@@ -17,7 +17,18 @@ LAYERS = (  # modules and packages of corsd_lib, the lowest first
     *("provenance", "runs", "costs", "evaluation", "training"),
     *("analysis", "attribution", "studies", "figures"),
     *("sharing", "widgets"),
-    *("bench_explorers", "bench", "course", "_notebooks", "walkthrough", "cli_course", "cli_share", "cli", "__main__"),
+    *(
+        "bench_explorers",
+        "bench_serving",
+        "bench",
+        "course",
+        "_notebooks",
+        "walkthrough",
+        "cli_course",
+        "cli_share",
+        "cli",
+        "__main__",
+    ),
 )
 
 

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from corsd_lib import bench, bench_explorers, cli
+from corsd_lib import bench, bench_explorers, bench_serving, cli
+from corsd_lib.analysis.exits import exits_left
+from corsd_lib.batches import evaluation_batches
 from corsd_lib.errors import CorsdError
 from corsd_lib.files import read_json
+from corsd_lib.network import build_network, evaluating
+from corsd_lib.runs import load_data, sample_run
+from corsd_lib.sharing.programs import chain, single
 
 
 def test_actions_run_in_turn_and_the_first_round_is_dropped() -> None:
@@ -190,3 +196,30 @@ def test_explorers_are_measured_from_a_run_on_disk(monkeypatch: pytest.MonkeyPat
     assert all(figure["value"] > 0 for figure in figures.values())
     assert figures["monitor"]["value"] > 1 and "5 classes x 4 exits x 5 snapshots" in figures["explorer_data"]["what"]
     assert 0.001 < figures["explorer_data"]["value"] < 0.05  # 4 x 5 x 5 x 5 scores of two bytes, and names
+
+
+def test_latency_is_measured_on_programs_that_compute_what_the_network_computes() -> None:
+    pytest.importorskip("onnxruntime")
+    run = sample_run(bench_serving.RUN)
+    network, data = run.network(), load_data(run.config)
+    images = next(iter(evaluation_batches(data, data.test)))[0][:40]
+    with evaluating(network), torch.no_grad():
+        logits = network(images).logits
+    threshold = 0.8
+    exits = exits_left(logits, "confidence", threshold)
+    classes = [int(logits[k - 1][i].argmax()) for i, k in enumerate(exits.tolist())]
+    programs = bench_serving.load(chain(network), images[:1])
+    found = [bench_serving.classify(programs, image[None], threshold) for image in images.numpy()]
+    assert found == list(zip(classes, exits.tolist(), strict=True)) and len(set(exits.tolist())) > 1
+    (plain,) = bench_serving.load(single(network, len(network.exits)), images[:1])
+    torch.testing.assert_close(torch.from_numpy(plain(images.numpy())[0]), logits[-1], rtol=1e-4, atol=1e-4)
+    figure = bench_serving.trained_ratio(repeat=1)
+    assert figure["value"] > 0 and "MACs: 0.49" in figure["what"]
+
+
+def test_a_latency_is_relative_to_the_plain_network_in_the_same_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 3.0, 10.0, 12.0, 20.0, 26.0, 30.0, 32.0])  # two rounds; early exits take 3 and 6, the plain network 2
+    monkeypatch.setattr(bench_serving, "load", lambda programs, image: [lambda x: [np.zeros((1, 2))]])
+    monkeypatch.setattr(bench_serving.time, "perf_counter", lambda: next(clock))
+    network = build_network("resnet8", 2, width=4)
+    assert bench_serving._ratio(network, torch.zeros(1, 3, 8, 8), 0.5, repeat=1) == 3.0
