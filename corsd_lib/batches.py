@@ -308,9 +308,9 @@ class BatchSource:
     """Source of training batches on a device: samples indices of the train split, and augments and normalises the images.
 
     `augmentation`: an `Augmentation`, or its kind by name; None for the default of the data set. An image that is sampled twice
-    is augmented twice. With `world` processes, process `rank` gets every `world`-th batch, or a contiguous part of overlapping
-    batches. `workers`: processes that read streamed images. Raises `CorsdError` for an unknown choice and for a number out of
-    range.
+    is augmented twice. With `world_size` processes, process `rank` gets every `world_size`-th batch, or a contiguous part
+    of overlapping batches. `workers`: processes that read streamed images. Raises `CorsdError` for an unknown choice and for a
+    number out of range.
     """
 
     def __init__(
@@ -325,7 +325,7 @@ class BatchSource:
         device: torch.device | str = "cpu",
         workers: int = 2,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ) -> None:
         given = augmentation if isinstance(augmentation, Augmentation) else Augmentation(augmentation)
         self.augmentation = given.for_data(data)
@@ -335,7 +335,7 @@ class BatchSource:
         self.data, self.split, self.sampling = data, data.train, sampling
         self.batch_size, self.samples_per_class = batch_size, samples_per_class
         self.seed, self.device, self.workers = seed, torch.device(device), workers
-        self.rank, self.world = rank, world
+        self.rank, self.world_size = rank, world_size
         self.normalise = Normalise(data, device)
         if isinstance(self.split, ImageArrays):
             self.images = self._prepare(self.split.images).to(device)
@@ -343,14 +343,14 @@ class BatchSource:
     def indices(self, epoch: int) -> list[Tensor]:
         """Indices in the train split for every batch of this process in `epoch`."""
         batches = self._all_indices(epoch)
-        share = len(batches) // self.world
+        share = len(batches) // self.world_size
         if self.sampling == "overlapping":
             return batches[self.rank * share : (self.rank + 1) * share]
-        return batches[self.rank : share * self.world : self.world]
+        return batches[self.rank : share * self.world_size : self.world_size]
 
-    def images_of(self, epoch: int, steps: int) -> int:
+    def num_images(self, epoch: int, steps: int) -> int:
         """Number of images, over all processes, in the first `steps` steps of `epoch`."""
-        return sum(len(batch) for batch in self._all_indices(epoch)[: steps * self.world])
+        return sum(len(batch) for batch in self._all_indices(epoch)[: steps * self.world_size])
 
     def _all_indices(self, epoch: int) -> list[Tensor]:
         generator = step_generator(self.seed, epoch)

@@ -226,7 +226,7 @@ def _stepper(name: str, method_name: str) -> Callable[[], None]:
     def step() -> None:
         batch = Batch(images, labels, labels)
         batch = batch._replace(random=method.sample(batch))
-        loss = method(network(method.images(batch)), batch)["total"]
+        loss = method(network(method.transform_images(batch)), batch)["total"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
@@ -247,7 +247,7 @@ def _study_stepper(method_name: str, batch_size: int) -> Callable[[], None]:
         batch = Batch(images, labels, labels)
         batch = batch._replace(random=method.sample(batch))
         with torch.autocast("cpu", torch.bfloat16):
-            loss = method(network(method.images(batch)), batch)["total"]
+            loss = method(network(method.transform_images(batch)), batch)["total"]
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

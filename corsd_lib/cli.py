@@ -174,13 +174,13 @@ def _methods_text() -> str:
 
 def _options_text(kind: type[Method]) -> str:
     """The options of a method: name and default as --method-options takes them, help, and allowed values."""
-    from corsd_lib.methods import allowed_values, described
+    from corsd_lib.methods import allowed_values, option_info
     from corsd_lib.methods.base import make_options
 
     lines = [f"{kind.name}: {_purpose(kind)}"]
     for name, default in vars(make_options(kind.name, kind.Options, {})).items():
         value = default if isinstance(default, str) else json.dumps(default)
-        about = [described(kind.Options, name).get("help", ""), allowed_values(kind.Options, name)]
+        about = [option_info(kind.Options, name).get("help", ""), allowed_values(kind.Options, name)]
         lines.append(f"  {f'{name}={value}':28}  {'; '.join(filter(None, about))}")
     return "\n".join(lines)
 
@@ -398,8 +398,8 @@ def _report(options: argparse.Namespace) -> None:
     from corsd_lib.sharing.report import write_report
 
     runs = [load_run(path) for path in options.runs]
-    say = partial(print, "corsd report:", file=sys.stderr, flush=True) if sys.stderr.isatty() else (lambda line: None)
-    path = write_report(runs, options.out, embedding=options.embedding, say=say)
+    report = partial(print, "corsd report:", file=sys.stderr, flush=True) if sys.stderr.isatty() else (lambda line: None)
+    path = write_report(runs, options.out, embedding=options.embedding, report=report)
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
@@ -484,7 +484,7 @@ def _add_config_options(parser: argparse._ActionsContainer, without: Sequence[st
         elif field.name == "method_options":
             how = {"type": _key_value, "nargs": "+", "metavar": "NAME=VALUE"}
         elif field.name == "milestones":
-            how = {"type": float, "nargs": "+", "metavar": "SHARE"}
+            how = {"type": float, "nargs": "+", "metavar": "FRACTION"}
         parser.add_argument(flag, dest=field.name, default=argparse.SUPPRESS, help=text, **how)
 
 

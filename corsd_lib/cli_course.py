@@ -30,14 +30,14 @@ def _walkthrough(options: argparse.Namespace) -> None:
 def add_course(verbs: Any) -> None:
     parser = verbs.add_parser("course", help="copy the notebooks into a folder and open them in JupyterLab")
     parser.set_defaults(verb=_course)
-    parser.add_argument("--to", default="corsd-course", metavar="DIR", help="the folder (default: %(default)s)")
+    parser.add_argument("--out", "--to", default="corsd-course", metavar="DIR", help="the folder (default: %(default)s)")
     parser.add_argument("--no-open", action="store_true", help="copy only")
 
 
 def _course(options: argparse.Namespace) -> None:
     if not options.no_open:
         require("corsd course", "jupyterlab")
-    first = copy_course(Path(options.to))
+    first = copy_course(Path(options.out))
     print(f"{first.parent}: notebooks of the course; open them again with: jupyter lab {first}", flush=True)
     if not options.no_open:
         sys.exit(subprocess.run([sys.executable, "-m", "jupyter", "lab", str(first)]).returncode)
@@ -58,7 +58,7 @@ def copy_course(folder: Path) -> Path:
         names = ", ".join(map(str, changed[:3])) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
         raise CorsdError(
             f"{folder} has files that differ from those of the course: {names}. Nothing is overwritten: choose another folder "
-            f"with --to, or continue with: jupyter lab {folder / 'notebooks' / NOTEBOOK}"
+            f"with --out, or continue with: jupyter lab {folder / 'notebooks' / NOTEBOOK}"
         )
     for path in files:
         if not (folder / path).exists():

@@ -22,8 +22,8 @@ from corsd_lib.runs import DataInfo, Run, TrainConfig, new_network
 __all__ = [
     "count_macs",
     "cumulative_macs",
+    "early_exit_macs",
     "exit_costs",
-    "leaving_macs",
     "run_macs",
     "training_macs",
 ]
@@ -54,10 +54,10 @@ def cumulative_macs(network: MultiExitNetwork, data: ImageData | DataInfo) -> li
     They cover the backbone up to the stage of exit k, and exits 1 to k. `evaluate` reports fewer, those of the deployable
     sub-network of exit k, which has no other exit. Of `data` only channels and image size are used. Source: ours.
     """
-    return leaving_macs(network, data)[0]
+    return early_exit_macs(network, data)[0]
 
 
-def leaving_macs(network: MultiExitNetwork, data: ImageData | DataInfo) -> tuple[list[int], int]:
+def early_exit_macs(network: MultiExitNetwork, data: ImageData | DataInfo) -> tuple[list[int], int]:
     """`cumulative_macs`, and the multiply-accumulates of the plain network, the backbone with only its deepest exit."""
     shape = (1, data.channels, data.image_size, data.image_size)
     with evaluating(network):
@@ -71,7 +71,7 @@ def leaving_macs(network: MultiExitNetwork, data: ImageData | DataInfo) -> tuple
 
 
 def run_macs(run: Run) -> tuple[list[int], int]:
-    """`leaving_macs` of the network of a run with snapshots; its weights are not needed.
+    """`early_exit_macs` of the network of a run with snapshots; its weights are not needed.
 
     Raises `CorsdError` if the snapshots do not match the network of the configuration.
     """
@@ -84,7 +84,7 @@ def run_macs(run: Run) -> tuple[list[int], int]:
             f"{run.path}: snapshots of {have[0]} exits with embeddings of {have[1]} dimensions, but network "
             f"{run.config.network!r} of config.json has {want[0]} exits and {want[1]} dimensions"
         )
-    return leaving_macs(network.to_empty(device="cpu"), run.data)
+    return early_exit_macs(network.to_empty(device="cpu"), run.data)
 
 
 def _backbone_macs(backbone: StagedBackbone, shape: tuple[int, ...], inputs: Sequence[tuple[int, ...]]) -> list[int]:
@@ -118,7 +118,7 @@ def training_macs(config: TrainConfig, data: DataInfo) -> float:
     outputs = ExitOutputs(*([_random_like(t, len(batch.labels)) for t in tensors] for tensors in out))
     method(outputs, batch)  # not counted: methods that compare with past batches have none at the first batch
     with FlopCounterMode(display=False, custom_mapping=corrected) as of_method:
-        method.images(batch)
+        method.transform_images(batch)
         method(outputs, batch)["total"].backward()
     pairs = [(t, w.grad[:2]) for t, w in zip(_flat(out), _flat(outputs), strict=True) if w.grad is not None]
     with FlopCounterMode(display=False, custom_mapping=corrected) as of_backward:

@@ -29,33 +29,33 @@ def answered(answer: object) -> None:
         raise Hint("no answer yet. Write your code in place of the `...` and run both cells again.")
 
 
-def compare(what: str, predicted: object, found: object, unit: str = "", close: float = 0.0, digits: int = 0) -> None:
-    """Print the result `found` beside the reader's prediction, if there is one.
+def compare(quantity: str, predicted: object, actual: object, unit: str = "", atol: float = 0.0, digits: int = 0) -> None:
+    """Print the result `actual` beside the reader's prediction, if there is one.
 
-    `predicted`: None (no prediction), or a value of the kind of `found`: a number, in the unit `unit` and printed with
-    `digits` decimals, or a text. `close`: the distance up to which a number counts as right. Raises `CorsdError` for a
+    `predicted`: None (no prediction), or a value of the type of `actual`: a number, in the unit `unit` and printed with
+    `digits` decimals, or a text. `atol`: the difference up to which a number counts as correct. Raises `CorsdError` for a
     prediction of another kind.
     """
-    number = isinstance(found, Real) and not isinstance(found, bool)
-    result = f"{found:.{digits}f}{unit}" if number else f"{found}"
+    number = isinstance(actual, Real) and not isinstance(actual, bool)
+    result = f"{actual:.{digits}f}{unit}" if number else f"{actual}"
     if predicted is None:
-        print(f"{what}: {result}.")
+        print(f"{quantity}: {result}.")
     elif number:
-        print(f"{what}: {result}. {_beside(what, predicted, found, unit, close, digits)}")
+        print(f"{quantity}: {result}. {_compared(quantity, predicted, actual, unit, atol, digits)}")
     else:
-        verdict = "as you predicted" if str(predicted).strip().lower() == str(found).lower() else f"you predicted {predicted}"
-        print(f"{what}: {result}, {verdict}.")
+        verdict = "as you predicted" if str(predicted).strip().lower() == str(actual).lower() else f"you predicted {predicted}"
+        print(f"{quantity}: {result}, {verdict}.")
 
 
-def _beside(what: str, predicted: object, found: object, unit: str, close: float, digits: int) -> str:
+def _compared(quantity: str, predicted: object, actual: object, unit: str, atol: float, digits: int) -> str:
     if not isinstance(predicted, Real) or isinstance(predicted, bool):
-        _refuse(what, predicted)
-    gap = float(predicted) - float(found)  # type: ignore[arg-type]
+        _refuse(quantity, predicted)
+    gap = float(predicted) - float(actual)  # type: ignore[arg-type]
     said = f"You predicted {float(predicted):.{digits}f}{unit}"
-    if abs(gap) <= close:
+    if abs(gap) <= atol:
         return f"{said}: close."
     return f"{said}: {abs(gap):.{digits}f}{unit} too {'high' if gap > 0 else 'low'}."
 
 
-def _refuse(what: str, predicted: object) -> NoReturn:
-    raise CorsdError(f"prediction {shortened(predicted)} of {what}; allowed: a number, or None for no prediction")
+def _refuse(quantity: str, predicted: object) -> NoReturn:
+    raise CorsdError(f"prediction {shortened(predicted)} of {quantity}; allowed: a number, or None for no prediction")

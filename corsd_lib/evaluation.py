@@ -64,7 +64,7 @@ class Evaluation:
 
 
 def evaluate(
-    what: Run | MultiExitNetwork,
+    run_or_network: Run | MultiExitNetwork,
     data: ImageData | None = None,
     *,
     data_root: str | None = None,
@@ -81,15 +81,16 @@ def evaluate(
     """
     check_choice("split", split, ("train", "validation", "test"))
     of_run = 2
-    if isinstance(what, Run):
-        data = run_data(what, data, data_root)
-        network, of_run = what.network(), what.config.workers
-    elif not isinstance(what, torch.nn.Module):
-        raise CorsdError(f"evaluate: {shortened(what)} is neither; allowed: a Run, as load_run(path) returns it, or a network")
+    if isinstance(run_or_network, Run):
+        data = run_data(run_or_network, data, data_root)
+        network, of_run = run_or_network.network(), run_or_network.config.workers
+    elif not isinstance(run_or_network, torch.nn.Module):
+        given = shortened(run_or_network)
+        raise CorsdError(f"evaluate: {given} is neither; allowed: a Run, as load_run(path) returns it, or a network")
     elif data is None:
-        raise CorsdError("evaluate(network, data): a network does not know its data: give data")
+        raise CorsdError("evaluate(network, data): a network is not stored with its data: pass data")
     else:
-        network = what
+        network = run_or_network
     images: Split | None = getattr(data, split)
     if images is None:
         raise CorsdError(f"data {data.name!r} has no split {split!r}: set a validation_fraction, or use 'test'")

@@ -111,14 +111,14 @@ def _intra_and_inter(labels: Tensor) -> tuple[Tensor, Tensor]:
     return same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device), ~same
 
 
-def mixed_cross_entropy(logits: Tensor, labels: Tensor, past: Tensor, share: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy in nats of logits (B, C) against (1 - share)·onehot(labels) + share·past; PS-KD, arXiv 2006.12000.
+def mixed_cross_entropy(logits: Tensor, labels: Tensor, past: Tensor, weight: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy in nats of logits (B, C) against (1 - weight)·onehot(labels) + weight·past; PS-KD, arXiv 2006.12000.
 
-    `labels` (B,), `past` (B, C) probabilities, `share` (B,) in [0, 1], one for each image. The one-hot part may be smoothed.
+    `labels` (B,), `past` (B, C) probabilities, `weight` (B,) in [0, 1], one for each image. The one-hot part may be smoothed.
     """
     hard = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
     soft = -(past * _log_softmax(logits)).sum(1)
-    return ((1 - share) * hard + share * soft).mean()
+    return ((1 - weight) * hard + weight * soft).mean()
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
@@ -325,28 +325,27 @@ def _off_diagonal(matrix: Tensor) -> Tensor:
     return matrix.flatten()[1:].view(n - 1, n + 1)[:, :-1].reshape(n, n - 1)
 
 
-def two_label_cross_entropy(
-    logits: Tensor, first: Tensor, second: Tensor, share: Tensor, label_smoothing: float = 0.0
-) -> Tensor:
-    """share · CE(z, first) + (1 - share) · CE(z, second), mean over logits (B, C) with two labels (B,) each; >= 0 nats.
+def two_label_cross_entropy(logits: Tensor, first: Tensor, second: Tensor, lam: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """lam · CE(z, first) + (1 - lam) · CE(z, second), mean over logits (B, C) with two labels (B,) each; >= 0 nats.
 
-    `share` (): weight of the first label, in [0, 1]. The loss of mixup, arXiv 1710.09412, and of CutMix, arXiv 1905.04899.
+    `lam` (): weight of the first label, in [0, 1]. The loss of mixup, arXiv 1710.09412, and of CutMix, arXiv 1905.04899.
     """
     one, other = (cross_entropy(logits, labels, label_smoothing) for labels in (first, second))
-    return share * one + (1 - share) * other
+    return lam * one + (1 - lam) * other
 
 
 @full_precision
-def partner_distillation(logits: Tensor, partner: Tensor, learns: Tensor, temperature: float = 4.0) -> Tensor:
+def partner_distillation(logits: Tensor, partner: Tensor, mask: Tensor, temperature: float = 4.0) -> Tensor:
     """T² · KL(sg softmax(z_partner / T) ‖ softmax(z / T)), mean over the images that learn; >= 0 nats, 0 if no image learns.
 
-    Logits (B, C); `partner` (B,): index of each image's teacher in the batch; `learns` bool (B,). No gradient reaches a
-    teacher. If both images of a pair learn, this is the loss of intra-class patch swap, arXiv 2505.14124.
+    Logits (B, C); `partner` (B,): index of each image's teacher in the batch; `mask` bool (B,): the images that
+    learn. No gradient reaches a teacher. If both images of a pair learn, this is the loss of intra-class patch swap, arXiv
+    2505.14124.
     """
     log_q = _log_softmax(logits / temperature)
     log_p = log_q.detach().index_select(0, partner)
     kl = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)  # (B,)
-    return (kl * learns).sum() / learns.sum().clamp_min(1) * temperature**2
+    return (kl * mask).sum() / mask.sum().clamp_min(1) * temperature**2
 
 
 @full_precision

@@ -103,10 +103,10 @@ for kind in ("baseline", "byot"):
     class Held(METHODS[kind]):
         name = f"held_{kind}"
 
-        def terms(self, out, batch):
+        def loss_terms(self, out, batch):
             if batch.progress >= 0.5 and not (FOLDER / "go").exists():
                 hold()
-            return super().terms(out, batch)
+            return super().loss_terms(out, batch)
 
     METHODS[Held.name] = Held
 """

@@ -17,7 +17,7 @@ from corsd_lib.analysis.exits import (
     early_exit_curve,
     exit_accuracy,
     exit_agreement,
-    exits_left,
+    exit_taken,
     first_correct,
     overthinking,
 )
@@ -171,8 +171,12 @@ def _curve_of_a_loop(logits: list[Tensor], labels: Tensor, macs: list[int], rule
             right_deepest += exits[deepest].index(max(exits[deepest])) == y
             cost += macs[k]
             left[k] += 1
-        row = {"threshold": threshold, "accuracy": 100 * right / images, "loss": 100 * (right_deepest - right) / images}
-        shares = {f"share.exit{k}": n / images for k, n in enumerate(left, start=1)}
+        row = {
+            "threshold": threshold,
+            "accuracy": 100 * right / images,
+            "accuracy_drop": 100 * (right_deepest - right) / images,
+        }
+        shares = {f"fraction.exit{k}": n / images for k, n in enumerate(left, start=1)}
         rows.append({**row, "macs": cost / images, **shares})
     return rows
 
@@ -206,12 +210,12 @@ def test_the_default_curve_goes_from_all_at_the_first_exit_to_all_at_the_deepest
     logits, labels = _made_up(exits, images, classes)
     macs = [7, 20, 50, 110][:exits]
     curve = early_exit_curve(logits, labels, macs, rule)
-    shares = curve[[f"share.exit{k}" for k in range(1, exits + 1)]]
+    shares = curve[[f"fraction.exit{k}" for k in range(1, exits + 1)]]
     accuracy = exit_accuracy(logits, labels)
     assert shares.sum(axis=1).tolist() == pytest.approx([1.0] * len(curve))
     assert shares.iloc[0].iloc[0] == 1 and curve["accuracy"].iloc[0] == pytest.approx(accuracy[0].item())
     assert shares.iloc[-1].iloc[-1] == 1 and curve["accuracy"].iloc[-1] == pytest.approx(accuracy[-1].item())
-    assert curve["macs"].iloc[0] == macs[0] and curve["macs"].iloc[-1] == macs[-1] and curve["loss"].iloc[-1] == 0
+    assert curve["macs"].iloc[0] == macs[0] and curve["macs"].iloc[-1] == macs[-1] and curve["accuracy_drop"].iloc[-1] == 0
     left_by = shares.cumsum(axis=1).round(12)  # a stricter rule keeps images at least as long
     assert all(left_by[name].is_monotonic_decreasing for name in left_by)
     assert curve["macs"].round(9).is_monotonic_increasing and curve["threshold"].is_unique and len(curve) <= 102
@@ -254,7 +258,7 @@ def test_certain_exits_are_left_at_thresholds_of_one_and_of_zero_entropy() -> No
 
 
 def _curve(rows: list[tuple[float, float, float]]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["threshold", "loss", "macs"])
+    return pd.DataFrame(rows, columns=["threshold", "accuracy_drop", "macs"])
 
 
 def test_the_cheapest_threshold_that_loses_little_enough() -> None:
@@ -264,7 +268,7 @@ def test_the_cheapest_threshold_that_loses_little_enough() -> None:
     assert choose_threshold(curve, 0.99) == 0.7  # better than the deepest
     assert choose_threshold(curve, -0.5) == 0.7
     assert choose_threshold(curve, 100) == 0.1
-    with pytest.raises(CorsdError, match=r"loss = -1 points: no threshold .* smallest loss is -0\.50"):
+    with pytest.raises(CorsdError, match=r"max_accuracy_drop = -1 percentage points: no threshold .* smallest is -0\.50"):
         choose_threshold(curve, -1)
     with pytest.raises(CorsdError, match="the curve is empty"):
         choose_threshold(curve[:0])
@@ -280,8 +284,8 @@ def test_what_is_chosen_is_what_a_search_finds(rule: str) -> None:
     curve = early_exit_curve(logits, labels, [1, 3, 9, 20], rule)
     for loss in (0.0, 0.5, 5.0):
         found = early_exit_curve(logits, labels, [1, 3, 9, 20], rule, [choose_threshold(curve, loss)]).iloc[0]
-        assert found["loss"] <= loss
-        assert found["macs"] == min(row["macs"] for _, row in curve.iterrows() if row["loss"] <= loss)
+        assert found["accuracy_drop"] <= loss
+        assert found["macs"] == min(row["macs"] for _, row in curve.iterrows() if row["accuracy_drop"] <= loss)
 
 
 @pytest.mark.parametrize("images,right,lost,points", [(300, 25, 3, 1.0), (1000, 900, 1, 0.1), (1000, 700, 7, 0.7)])
@@ -290,7 +294,7 @@ def test_a_loss_of_exactly_so_many_points_is_allowed(images: int, right: int, lo
     place = torch.arange(images)[:, None]
     shallow, deep = (torch.where(place < n, torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])) for n in (right - lost, right))
     curve = early_exit_curve([shallow, deep], torch.zeros(images, dtype=torch.long), [1, 2], "patience")
-    assert curve["loss"].tolist() == [points, 0.0] and choose_threshold(curve, points) == 1
+    assert curve["accuracy_drop"].tolist() == [points, 0.0] and choose_threshold(curve, points) == 1
     assert curve["accuracy"].tolist() == [100 * (right - lost) / images, 100 * right / images]
 
 
@@ -337,16 +341,16 @@ def test_the_threshold_is_chosen_on_validation_and_read_off_on_test(tiny_run: Ru
     network = tiny_run.network()
     assert data.validation is not None
     macs = cumulative_macs(network, data)
-    result = early_exit(tiny_run, rule=rule, loss=3.0)
+    result = early_exit(tiny_run, rule=rule, max_accuracy_drop=3.0)
     curve = early_exit_curve(*exit_logits(network, data, data.validation), macs, rule)
     pd.testing.assert_frame_equal(result.curve, curve)
     assert (result.rule, result.macs, result.threshold) == (rule, macs, choose_threshold(curve, 3.0))
     test = early_exit_curve(*exit_logits(network, data, data.test), macs, rule, [result.threshold])
     assert result.test == test.iloc[0].to_dict()
     assert result.validation == curve[curve["threshold"] == result.threshold].iloc[0].to_dict()
-    assert result.validation["loss"] <= 3.0 and result.test != result.validation
+    assert result.validation["accuracy_drop"] <= 3.0 and result.test != result.validation
     assert result.deepest_macs == evaluate(network, data).exits[-1]["macs"] < macs[-1]
-    assert result.saved == pytest.approx(100 - 100 * result.test["macs"] / result.deepest_macs)
+    assert result.macs_saved == pytest.approx(100 - 100 * result.test["macs"] / result.deepest_macs)
 
 
 def test_the_test_split_has_no_say(tiny_run: Run, digits: ImageData) -> None:
@@ -360,7 +364,7 @@ def test_the_test_split_has_no_say(tiny_run: Run, digits: ImageData) -> None:
 
 def test_a_network_of_one_exit_saves_nothing(digits: ImageData) -> None:
     result = early_exit(_network("deepest"), digits)
-    assert result.saved == 0 and result.test["share.exit1"] == 1 and result.test["loss"] == 0
+    assert result.macs_saved == 0 and result.test["fraction.exit1"] == 1 and result.test["accuracy_drop"] == 0
 
 
 def test_a_network_keeps_its_modes(digits: ImageData) -> None:
@@ -376,7 +380,7 @@ def test_what_cannot_be_done_is_named(digits: ImageData, tiny_run: Run) -> None:
     network = _network()
     with pytest.raises(CorsdError, match="data 'digits' has no validation split to choose a threshold on"):
         early_exit(network, replace(digits, validation=None))
-    with pytest.raises(CorsdError, match="a network does not know its data"):
+    with pytest.raises(CorsdError, match="a network is not stored with its data"):
         early_exit(network)
     with pytest.raises(CorsdError, match="rule 'luck' is not known; allowed: confidence, entropy, patience"):
         early_exit(tiny_run, rule="luck")
@@ -416,9 +420,9 @@ def test_logits_that_do_not_fit_are_named() -> None:
 @pytest.mark.parametrize(("rule", "threshold"), [("confidence", 0.4), ("entropy", 0.8), ("patience", 2)])
 def test_the_exits_that_images_leave_at_make_the_shares_of_the_curve(rule: str, threshold: float) -> None:
     logits = list(torch.randn(3, 40, 5, generator=torch.Generator().manual_seed(1)) * 2)
-    left = exits_left(logits, rule, threshold)
+    left = exit_taken(logits, rule, threshold)
     (row,) = early_exit_curve(logits, torch.zeros(40, dtype=torch.long), [1, 2, 3], rule, [threshold]).to_dict("records")
-    assert [row[f"share.exit{k}"] for k in (1, 2, 3)] == [(left == k).double().mean().item() for k in (1, 2, 3)]
+    assert [row[f"fraction.exit{k}"] for k in (1, 2, 3)] == [(left == k).double().mean().item() for k in (1, 2, 3)]
     assert len(left.unique()) > 1
     with pytest.raises(CorsdError, match="rule"):
-        exits_left(logits, "hope", threshold)
+        exit_taken(logits, "hope", threshold)

@@ -29,7 +29,7 @@ def _by_hand(run: Run, term: str, modules: Callable[[torch.nn.Module, torch.nn.M
         network, method = run.network().train(), run.method().train()
         batch = next(training_batches(run.config, load_data(run.config))(run.config.epochs))
         batch = batch._replace(random=method.sample(batch))
-        parts = method(network(method.images(batch)), batch)
+        parts = method(network(method.transform_images(batch)), batch)
         sum(getattr(method.options, k) * parts[k] for k in wanted).backward()
         place = modules(network, method)
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in place.parameters()]
@@ -79,7 +79,7 @@ class Turned(Baseline):
 
     name = "turned"
 
-    def images(self, batch: Batch) -> Tensor:
+    def transform_images(self, batch: Batch) -> Tensor:
         return batch.images.flip(2)
 
 

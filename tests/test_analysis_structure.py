@@ -71,12 +71,14 @@ def test_scatter_is_that_of_a_loop_and_adds_up(images: int, classes: int, dims: 
     assert found["between"] == pytest.approx(np.trace(between))
     total = ((embeddings.double() - embeddings.double().mean(0)) ** 2).sum(1).mean().item()
     assert found["total"] == pytest.approx(total)
-    assert found["between_share"] == pytest.approx(np.trace(between) / total)
+    assert found["between_fraction"] == pytest.approx(np.trace(between) / total)
 
 
 def test_the_share_between_classes_does_not_know_the_scale() -> None:
     embeddings, labels = _case(40, 5, 3)
-    assert scatter(7 * embeddings + 100, labels)["between_share"] == pytest.approx(scatter(embeddings, labels)["between_share"])
+    assert scatter(7 * embeddings + 100, labels)["between_fraction"] == pytest.approx(
+        scatter(embeddings, labels)["between_fraction"]
+    )
 
 
 @pytest.mark.parametrize("images,classes,dims", CASES)
@@ -185,22 +187,22 @@ SEPARATION = {"silhouette", "nearest_mean_top1", "nc1", "mean_cosine", "cosine_d
 def test_one_class_has_no_separation() -> None:
     found = embedding_structure(torch.randn(6, 3), torch.full((6,), 4))
     assert _nans(found) == SEPARATION
-    assert found["between"] == pytest.approx(0) and found["between_share"] == pytest.approx(0) and found["within"] > 0
+    assert found["between"] == pytest.approx(0) and found["between_fraction"] == pytest.approx(0) and found["within"] > 0
 
 
 def test_one_image_of_each_class_has_no_spread() -> None:
     found = embedding_structure(torch.randn(6, 3), torch.arange(6))
     assert _nans(found) == {"nearest_mean_top1"}
-    assert found["within"] == found["nc1"] == found["silhouette"] == 0 and found["between_share"] == 1
+    assert found["within"] == found["nc1"] == found["silhouette"] == 0 and found["between_fraction"] == 1
 
 
 def test_one_image_has_nothing() -> None:
-    assert _nans(embedding_structure(torch.randn(1, 3), torch.tensor([2]))) == SEPARATION | {"between_share"}
+    assert _nans(embedding_structure(torch.randn(1, 3), torch.tensor([2]))) == SEPARATION | {"between_fraction"}
 
 
 def test_images_at_one_point_have_no_structure() -> None:
     found = embedding_structure(torch.full((6, 3), 0.7), torch.arange(6) % 2)
-    assert _nans(found) == {"between_share", "nc1", "mean_cosine", "cosine_deviation", "simplex_gap"}
+    assert _nans(found) == {"between_fraction", "nc1", "mean_cosine", "cosine_deviation", "simplex_gap"}
     assert found["total"] == found["silhouette"] == found["nearest_mean_top1"] == 0  # nearest means strictly nearer
 
 

@@ -173,7 +173,7 @@ def test_the_target_is_the_exits_own_prediction_unless_given(network: MultiExitN
     for exit in (1, 2, 3):
         found = attribute_exit(network, images[0], exit, steps=2)
         assert found.target == own[exit - 1]
-        assert found.what == (
+        assert found.description == (
             f"integrated gradients of the logit of class {own[exit - 1]} at exit {exit}, baseline: the mean colour, 2 steps"
         )
         other = attribute_exit(network, images[0], exit, 9 - own[exit - 1], "grad_cam")
@@ -197,7 +197,7 @@ def test_grad_cam_is_that_of_its_definition(network: MultiExitNetwork, images: T
     found = attribute_exit(network, images[2], exit, 5, "grad_cam")
     torch.testing.assert_close(found.map, _grad_cam_by_hand(feature[0].detach(), gradient[0]))
     assert found.values is None and found.baseline_score is None and found.completeness_gap is None
-    assert found.map.any() and found.what.startswith(f"Grad-CAM of the logit of class 5 at exit {exit}, from ")
+    assert found.map.any() and found.description.startswith(f"Grad-CAM of the logit of class 5 at exit {exit}, from ")
 
 
 def test_grad_cam_reads_the_map_before_an_in_place_module_changes_it() -> None:
@@ -288,7 +288,7 @@ def test_integrated_gradients_of_a_pair_are_those_of_a_loop(network: MultiExitNe
     assert found[0].completeness_gap == found[1].completeness_gap
     for part, which in zip(found, "ab", strict=True):
         of = f"the relation logit of a pair (a, b) at exit 2, for image {which}"
-        assert part.what == f"integrated gradients of {of}, baseline: the mean colour, 20 steps"
+        assert part.description == f"integrated gradients of {of}, baseline: the mean colour, 20 steps"
         assert (part.exit, part.target) == (2, None)
 
 
@@ -397,7 +397,7 @@ def test_a_constant_map_has_no_rank_correlation() -> None:
 @pytest.mark.parametrize("steps", [1, 7, 20, 100])
 def test_a_deletion_curve_is_that_of_a_loop(network: MultiExitNetwork, images: Tensor, steps: int) -> None:
     found = attribute_exit(network, images[0], 2, 3, steps=10)
-    curve = deletion_curve(network, images[0], 2, found, steps, draws=2)
+    curve = deletion_curve(network, images[0], 2, found, steps, num_random=2)
     order = sorted(range(64), key=lambda p: -found.map.flatten()[p].item())
     for step in range(steps + 1):
         image = images[0].clone()
@@ -409,7 +409,7 @@ def test_a_deletion_curve_is_that_of_a_loop(network: MultiExitNetwork, images: T
     p, x = curve.probability.tolist(), curve.fraction.tolist()
     area = sum((p[s] + p[s + 1]) / 2 * (x[s + 1] - x[s]) for s in range(steps))
     assert curve.area == pytest.approx(area, abs=1e-5) and 0 <= curve.random_area <= 1
-    assert curve.random[0] == pytest.approx(p[0]) and curve.random[-1] == pytest.approx(p[-1], abs=1e-6)
+    assert curve.random_probability[0] == pytest.approx(p[0]) and curve.random_probability[-1] == pytest.approx(p[-1], abs=1e-6)
 
 
 def test_deleting_what_a_linear_network_reads_is_worse_than_chance() -> None:
@@ -423,8 +423,8 @@ def test_deleting_what_a_linear_network_reads_is_worse_than_chance() -> None:
     opposite = replace(found, map=-found.map)
     assert deletion_curve(network, image, 1, opposite, seed=1).area > curve.random_area
     again = deletion_curve(network, image, 1, found, seed=1)
-    assert torch.equal(again.random, curve.random) and not torch.equal(
-        deletion_curve(network, image, 1, found, seed=2).random, curve.random
+    assert torch.equal(again.random_probability, curve.random_probability) and not torch.equal(
+        deletion_curve(network, image, 1, found, seed=2).random_probability, curve.random_probability
     )
 
 
@@ -453,7 +453,7 @@ def test_attributions_of_a_run_are_those_of_its_network(tiny_run: Run) -> None:
     found = attribute_run(tiny_run, 3, 2, target=6, steps=5, baseline="black")
     expected = attribute_exit(network, a, 2, 6, steps=5, baseline="black", normalise=Normalise(data))
     torch.testing.assert_close(found.map, expected.map)
-    assert (found.score, found.what) == (expected.score, expected.what) and "baseline: black" in found.what
+    assert (found.score, found.description) == (expected.score, expected.description) and "baseline: black" in found.description
     black = (torch.zeros(1, 1, 8, 8) - data.mean[0]) / data.std[0]
     assert found.baseline_score == pytest.approx(network(black).logits[1][0, 6].item(), rel=1e-4)
     relations = tiny_run.method().relation_networks()
@@ -470,7 +470,7 @@ def test_attributions_of_a_run_are_those_of_its_network(tiny_run: Run) -> None:
 def test_a_method_without_relation_networks_has_the_cosine(tiny_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Run, "method", lambda self: build_method("deep_supervision"))
     of_a, _ = attribute_run_pair(tiny_run, 3, 30, 2, method="grad_cam")
-    assert of_a.what.startswith("Grad-CAM of the cosine of a pair (a, b) at exit 2")
+    assert of_a.description.startswith("Grad-CAM of the cosine of a pair (a, b) at exit 2")
 
 
 def test_images_that_are_not_there_are_named(tiny_run: Run) -> None:
@@ -544,5 +544,5 @@ def test_what_cannot_be_deleted_is_named(network: MultiExitNetwork, images: Tens
     with pytest.raises(CorsdError, match=r"attribution of shape \(8, 4\) and class 2"):
         deletion_curve(network, images[0], 1, replace(found, map=found.map[:, :4]))
     with pytest.raises(CorsdError, match="draws = 0"):
-        deletion_curve(network, images[0], 1, found, draws=0)
+        deletion_curve(network, images[0], 1, found, num_random=0)
     assert "map" not in repr(found) and isinstance(found, Attribution)

@@ -456,7 +456,7 @@ def test_processes_share_an_epoch_without_overlap(sampling: str, world: int) -> 
     data = _data(_labels(19, 22, 20))
     options: dict[str, Any] = {"sampling": sampling, "samples_per_class": 2}
     alone = _source(data, **options).indices(1)
-    shares = [_source(data, rank=rank, world=world, **options).indices(1) for rank in range(world)]
+    shares = [_source(data, rank=rank, world_size=world, **options).indices(1) for rank in range(world)]
     assert {len(share) for share in shares} == {len(alone) // world}
     woven = [batch for batches in zip(*shares, strict=True) for batch in batches]
     assert all(torch.equal(a, b) for a, b in zip(woven, alone, strict=False))
@@ -468,7 +468,7 @@ def test_processes_share_an_epoch_without_overlap(sampling: str, world: int) -> 
 def test_overlapping_batches_keep_their_neighbours_in_several_processes(world: int) -> None:
     data = _data(_labels(19, 22, 20))
     alone = _source(data, sampling="overlapping").indices(1)
-    shares = [_source(data, sampling="overlapping", rank=rank, world=world).indices(1) for rank in range(world)]
+    shares = [_source(data, sampling="overlapping", rank=rank, world_size=world).indices(1) for rank in range(world)]
     assert {len(share) for share in shares} == {len(alone) // world}
     assert all(torch.equal(a[3:], b[:3]) for share in shares for a, b in pairwise(share))
     assert all(torch.equal(a, b) for a, b in zip((b for share in shares for b in share), alone, strict=False))
@@ -482,7 +482,7 @@ def test_a_repeated_image_is_cropped_anew() -> None:
 def test_processes_draw_other_crops() -> None:
     same = _data(torch.zeros(12, dtype=torch.long))
     same = replace(same, train=ImageArrays(_images(1).repeat(12, 1, 1, 1), same.train.labels, same.train.index))
-    first, second = (next(_source(same, rank=rank, world=2)(0)).images for rank in (0, 1))
+    first, second = (next(_source(same, rank=rank, world_size=2)(0)).images for rank in (0, 1))
     assert not torch.equal(first, second)
 
 
@@ -632,7 +632,7 @@ def test_evaluation_of_files_is_that_of_a_loop(streamed: ImageData) -> None:
 
 @pytest.mark.parametrize("sampling", ["plain", "balanced", "triplet"])
 def test_images_of_the_first_steps_are_those_of_all_processes(sampling: str) -> None:
-    sources = [_source(_data(_labels(9, 9, 9)), sampling=sampling, batch_size=6, rank=rank, world=2) for rank in (0, 1)]
+    sources = [_source(_data(_labels(9, 9, 9)), sampling=sampling, batch_size=6, rank=rank, world_size=2) for rank in (0, 1)]
     for steps in range(len(sources[0].indices(3)) + 1):
         seen = sum(len(rows) for source in sources for rows in source.indices(3)[:steps])
-        assert [source.images_of(3, steps) for source in sources] == [seen, seen]
+        assert [source.num_images(3, steps) for source in sources] == [seen, seen]

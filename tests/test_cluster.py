@@ -515,7 +515,7 @@ def test_jobs_of_a_real_slurm_are_requeued_resume_and_train_what_the_pool_trains
         subprocess.run(["scancel", "--signal", "USR2", jobs[1].id], check=True)
         wait_until(begun(4))
         for job in jobs:
-            log, metrics = job.beside(".log").read_text(), (job.config.path / "metrics.jsonl").read_text()
+            log, metrics = job.sibling(".log").read_text(), (job.config.path / "metrics.jsonl").read_text()
             assert log == "" and metrics.count("\n") == 1, job  # it was resumed after its first epoch
         held.touch()
         assert states(run_study(study, cluster=Cluster("slurm"), report=lambda line: None)) == ["done", "done"]

@@ -272,7 +272,7 @@ def test_a_study_without_a_file_is_trained_too(write: Write, here: list[dict[str
 def test_a_log_that_is_gone_is_a_failure_of_its_training_alone(write: Write) -> None:
     job = Job("baseline", 0, TrainConfig(out="runs/x"), process=subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]))
     assert job.process is not None and job.process.wait(60) == 3
-    job.conclude(write())
+    job.finish(write())
     assert job.state == "failed" and job.error.startswith("it ended with status 3, and its log cannot be read: ")
 
 
@@ -672,12 +672,12 @@ def test_killed_and_started_again_at_once_it_ends_with_all_records(write: Write,
 def test_a_training_that_is_killed_has_failed(write: Write) -> None:
     study = write(epochs=1000)
     (job,) = compare._wanted(study, Path("runs/mine"), None, ["baseline"], [0])
-    assert job.start(study, {}) and job.process is not None and not job.over
-    assert is_locked(job.beside(".log"))  # as long as the training lives, whatever becomes of this process
+    assert job.start(study, {}) and job.process is not None and not job.ended
+    assert is_locked(job.sibling(".log"))  # as long as the training lives, whatever becomes of this process
     job.process.kill()
     job.process.wait()
-    assert job.over and not is_locked(job.beside(".log"))
-    job.conclude(study)
+    assert job.ended and not is_locked(job.sibling(".log"))
+    job.finish(study)
     assert str(job) == "baseline, seed 0: failed: it was ended by signal 9, as when memory runs out"
 
 
@@ -686,7 +686,7 @@ def test_a_result_that_cannot_be_read_is_a_failure_of_its_training_alone(write: 
     assert job.process is not None and job.process.wait(60) == 0
     job.config.path.mkdir(parents=True)
     (job.config.path / "test.json").write_text("{")
-    job.conclude(write())
+    job.finish(write())
     assert job.state == "failed" and job.error == "runs/x is not a run: it has no config.json"
 
 
@@ -696,5 +696,5 @@ def test_a_training_is_asked_to_stop_once(write: Write) -> None:
     job.stop()
     assert job.state == "stopping" and process.wait(60) == -signal.SIGTERM
     job.stop()
-    job.conclude(write())
-    assert job.over and job.state == "stopped"
+    job.finish(write())
+    assert job.ended and job.state == "stopped"

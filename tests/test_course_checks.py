@@ -35,7 +35,7 @@ def test_a_stub_has_no_answer_and_none_is_an_answer() -> None:
 def test_a_number_is_compared_with_the_result(
     predicted: float | None, printed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    compare("Accuracy", predicted, 81.0, " %", close=5)
+    compare("Accuracy", predicted, 81.0, " %", atol=5)
     assert capsys.readouterr().out == f"{printed}\n"
 
 

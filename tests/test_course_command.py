@@ -55,7 +55,7 @@ def test_a_changed_file_is_never_overwritten(small: Path, changed: str, capsys: 
         cli.main(["course"])
     said = capsys.readouterr().err
     assert end.value.code == 2 and said.count("\n") == 1
-    assert f"differ from those of the course: {Path(changed)}. Nothing is overwritten" in said and "--to" in said
+    assert f"differ from those of the course: {Path(changed)}. Nothing is overwritten" in said and "--out" in said
     assert content(small) == {changed: b"my answer"}  # the other one was not copied either
 
 
@@ -64,9 +64,9 @@ def test_a_folder_in_the_place_of_a_file_and_a_file_in_that_of_a_folder_are_name
 ) -> None:
     (small / "notebooks" / "GLOSSARY.md").mkdir(parents=True)
     Path("file").touch()
-    for folder, said in ((small, "GLOSSARY.md"), (Path("file"), "cannot write file")):
+    for folder, option, said in ((small, "--out", "GLOSSARY.md"), (Path("file"), "--to", "cannot write file")):
         with pytest.raises(SystemExit):
-            cli.main(["course", "--no-open", "--to", str(folder)])
+            cli.main(["course", "--no-open", option, str(folder)])
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and said in error
 

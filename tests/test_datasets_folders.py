@@ -301,7 +301,7 @@ def classes(tmp_path: Path) -> Path:
 
 def test_a_folder_of_classes_is_split(classes: Path) -> None:
     data = load_dataset(f"folder:{classes}")
-    assert isinstance(data.train, ImageArrays) and isinstance(data.test, ImageArrays) and data.own_split
+    assert isinstance(data.train, ImageArrays) and isinstance(data.test, ImageArrays) and data.generated_split
     of_cat = [name for name in data.test.names if name.startswith("cat")]
     assert of_cat == ["cat/000.png", "cat/001.png", "cat/004.png", "cat/005.png"]  # the same on every machine, ever
     assert torch.bincount(data.train.labels).tolist() == [6, 3, 3] and torch.bincount(data.test.labels).tolist() == [4, 3, 2]
@@ -457,7 +457,7 @@ def test_a_run_of_an_earlier_library_opens_and_is_not_tested_on_a_split_by_name(
     write_json(file, content)
     old = load_run(run.path)
     assert evaluate(old).images == 3 and old.data.splits == {"train": [5, run.data.splits["train"][1]]}  # type: ignore[index]
-    data = replace(load_data(config), own_split=True)
+    data = replace(load_data(config), generated_split=True)
     for splits in (old.data.splits, None):
         told = image_changes(data, replace(old.data, splits=splits))
         assert told == "it was trained with an earlier version of this library, which split a folder of classes by position"

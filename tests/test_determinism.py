@@ -72,7 +72,7 @@ def test_gradients_of_a_batch_are_the_same_each_time(variant: str) -> None:
         for name, before in buffers.items():  # what a step leaves behind, such as class means
             parent, _, key = name.rpartition(".")
             setattr(method.get_submodule(parent), key, before.clone())
-        total = method(network(method.images(batch)), batch)["total"]
+        total = method(network(method.transform_images(batch)), batch)["total"]
         found = torch.autograd.grad(total, parameters, allow_unused=True, materialize_grads=True)
         return {str(k): g for k, g in enumerate(found)}
 
@@ -138,9 +138,9 @@ class Written(Baseline):
 
     name = "written"
 
-    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+    def loss_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         torch.zeros(3).put_(torch.tensor([1, 1]), torch.ones(2))
-        return super().terms(out, batch)
+        return super().loss_terms(out, batch)
 
 
 def test_an_operation_without_a_deterministic_algorithm_is_one_error(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -202,9 +202,9 @@ def test_macs_of_a_training_step_are_those_of_a_whole_step(changes: dict[str, An
     batch = costs._synthetic_batch(config, INFO)
     batch = batch._replace(images=torch.randn(len(batch.labels), 1, 8, 8))
     batch = batch._replace(random=method.sample(batch))
-    method(network(method.images(batch)), batch)  # a step before it, which leaves class means
+    method(network(method.transform_images(batch)), batch)  # a step before it, which leaves class means
     with FlopCounterMode(display=False, custom_mapping=GROUPED) as counter:
-        method(network(method.images(batch), method.detach_exits), batch)["total"].backward()
+        method(network(method.transform_images(batch), method.detach_exits), batch)["total"].backward()
     assert training_macs(config, INFO) == pytest.approx(counter.get_total_flops() / 2 / len(batch.labels))
     assert training_macs(config, INFO) > training_macs(replace(config, method="baseline", method_options={}), INFO) - 1
 
@@ -225,7 +225,7 @@ def test_macs_of_a_training_step_hold_what_the_method_does_to_images(monkeypatch
     class Blurred(Baseline):
         name = "blurred"
 
-        def images(self, batch: Batch) -> Tensor:
+        def transform_images(self, batch: Batch) -> Tensor:
             return F.conv2d(batch.images, torch.ones(1, 1, 3, 3, device=batch.images.device), padding=1)
 
     monkeypatch.setitem(METHODS, Blurred.name, Blurred)
@@ -289,7 +289,7 @@ def test_each_split_is_its_own(digits: ImageData, network: MultiExitNetwork) -> 
 
 
 def test_what_cannot_be_evaluated_is_named(digits: ImageData, network: MultiExitNetwork) -> None:
-    with pytest.raises(CorsdError, match="a network does not know its data"):
+    with pytest.raises(CorsdError, match="a network is not stored with its data"):
         evaluate(network)
     with pytest.raises(CorsdError, match="split 'mean' is not known; allowed: train, validation, test"):
         evaluate(network, digits, split="mean")

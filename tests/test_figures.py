@@ -313,7 +313,7 @@ def test_unseen_by_exit_aligns_the_variants_at_the_deepest_exit() -> None:
 def test_unseen_by_exit_names_what_there_is_not() -> None:
     with pytest.raises(CorsdError, match="needs a study with held-out classes"):
         figures.unseen_by_exit(study(baseline=PLAIN))
-    with pytest.raises(CorsdError, match=r"figure 'recall'.*recall_at_1, map_at_r"):
+    with pytest.raises(CorsdError, match=r"measure 'recall'.*recall_at_1, map_at_r"):
         figures.unseen_by_exit({"unseen": UNSEEN_LINES}, "recall")
     with pytest.raises(CorsdError, match=r"score 'l2'.*cosine, relation"):
         figures.unseen_by_exit({"unseen": UNSEEN_LINES}, score="l2")

@@ -18,16 +18,16 @@ CURVE = pd.DataFrame(
     {
         "threshold": [0.1, 0.5, 0.9, 1.01],
         "accuracy": [70.0, 79.25, 80.5, 80.0],
-        "loss": [10.0, 0.75, -0.5, 0.0],
+        "accuracy_drop": [10.0, 0.75, -0.5, 0.0],
         "macs": [1e6, 2e6, 3e6, 4e6],
-        "share.exit1": [1.0, 0.6, 0.25, 0.0],
-        "share.exit2": [0.0, 0.4, 0.75, 1.0],
+        "fraction.exit1": [1.0, 0.6, 0.25, 0.0],
+        "fraction.exit2": [0.0, 0.4, 0.75, 1.0],
     }
 )
 
 
 def test_an_early_exit_curve_is_in_percent_of_the_plain_network() -> None:
-    figure = figures.early_exit_plot(CURVE, deepest_macs=2.5e6, chosen=0.9)
+    figure = figures.early_exit_plot(CURVE, deepest_macs=2.5e6, threshold=0.9)
     line, star, ring = figure.data
     np.testing.assert_allclose(line.x, [40, 80, 120, 160])
     np.testing.assert_allclose(line.y, CURVE["accuracy"])
@@ -41,7 +41,7 @@ def test_an_early_exit_curve_is_in_percent_of_the_plain_network() -> None:
 
 
 def test_several_curves_share_the_plot_and_the_title_compares_their_costs() -> None:
-    curves = {"<fast>": CURVE, "slow": CURVE.assign(macs=CURVE["macs"] * 2), "bad": CURVE.assign(loss=5.0)}
+    curves = {"<fast>": CURVE, "slow": CURVE.assign(macs=CURVE["macs"] * 2), "bad": CURVE.assign(accuracy_drop=5.0)}
     figure = figures.early_exit_plot(curves)
     assert [trace.name for trace in figure.data] == ["&lt;fast&gt;", "slow", "bad"]
     assert len({(trace.line.color, trace.marker.symbol) for trace in figure.data}) == 3
@@ -54,14 +54,14 @@ def test_several_curves_share_the_plot_and_the_title_compares_their_costs() -> N
 
 
 def test_thresholds_are_chosen_by_name() -> None:
-    figure = figures.early_exit_plot({"a": CURVE, "b": CURVE}, chosen={"b": 0.5})
+    figure = figures.early_exit_plot({"a": CURVE, "b": CURVE}, threshold={"b": 0.5})
     *_, star = figure.data
     assert len(figure.data) == 3 and star.marker.color == figure.data[1].line.color
     assert figure.layout.title.text == "b at 0.5: 0.8 points lost at 2.00 million MACs"
-    both = figures.early_exit_plot({"a": CURVE, "b": CURVE}, chosen=0.5).data
+    both = figures.early_exit_plot({"a": CURVE, "b": CURVE}, threshold=0.5).data
     assert [trace.showlegend for trace in both[2:]] == [True, False]
-    with pytest.raises(CorsdError, match=r"chosen 0\.7 is no threshold of the curve of a; allowed: its own, 0\.1 to 1\.01"):
-        figures.early_exit_plot({"a": CURVE}, chosen=0.7)
+    with pytest.raises(CorsdError, match=r"threshold 0\.7 is not in the curve of a; allowed: its thresholds, 0\.1 to 1\.01"):
+        figures.early_exit_plot({"a": CURVE}, threshold=0.7)
     nothings: list[Any] = [{}, CURVE.iloc[:0]]
     for nothing in nothings:
         with pytest.raises(CorsdError, match="needs curves with a row"):
@@ -73,7 +73,7 @@ def test_a_curve_of_the_analysis_can_be_drawn_whatever_the_rule() -> None:
     labels = torch.arange(40) % 3
     for rule in ("confidence", "entropy", "patience"):
         curve = early_exit_curve(logits, labels, [1e6, 2e6, 3e6], rule)
-        figure = figures.early_exit_plot({rule: curve}, deepest_macs=2.9e6, chosen=curve["threshold"].iloc[-1])
+        figure = figures.early_exit_plot({rule: curve}, deepest_macs=2.9e6, threshold=curve["threshold"].iloc[-1])
         assert len(figure.data[0].x) == len(curve)
 
 

@@ -34,7 +34,7 @@ def test_a_panel_an_exit_and_a_point_an_image() -> None:
 
 
 def test_names_stand_over_the_middle_of_their_class() -> None:
-    figure = figures.embedding_scatter(POINTS, LABELS, NAMES, ["exit 1", "exit 2"], named=True)
+    figure = figures.embedding_scatter(POINTS, LABELS, NAMES, ["exit 1", "exit 2"], annotate=True)
     names = [note for note in figure.layout.annotations if note.text not in ("exit 1", "exit 2")]
     assert [note.text for note in names] == ["&lt;dog&gt;", "cat", "eel"] * 2
     np.testing.assert_allclose([names[3].x, names[3].y], np.median(POINTS[1, [0, 2]], axis=0), rtol=1e-6)

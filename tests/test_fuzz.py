@@ -41,7 +41,7 @@ from corsd_lib.sharing.report import report_panels, write_report
 from corsd_lib.studies.records import make_record
 from corsd_lib.studies.search import Search
 from corsd_lib.studies.study import Study
-from corsd_lib.studies.summary import against
+from corsd_lib.studies.summary import relative_to
 from corsd_lib.studies.tables import markdown, short_markdown, table, write_tables
 from corsd_lib.studies.tuner import _open_study
 from corsd_lib.widgets import ExitExplorer, RelationExplorer, StageExplorer, TrainingMonitor
@@ -167,7 +167,7 @@ def of_a_study(path: Path) -> dict[str, Action]:
         "journal": lambda: _open_study(Search.of(Study.from_file(path), "corsd")),
         "search": lambda: Search.of(Study.from_file(path), "corsd").distributions(),
         "trials": lambda: Study.from_file(path).check_search("corsd"),
-        "summary": summary(lambda s: [table(s), markdown(s), short_markdown(s), against(s, "corsd")]),
+        "summary": summary(lambda s: [table(s), markdown(s), short_markdown(s), relative_to(s, "corsd")]),
         "accuracy figure": summary(accuracy_by_method),
         "gain figure": summary(gain_by_method),
         "tables": lambda: write_tables(Study.from_file(path)),

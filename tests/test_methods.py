@@ -41,7 +41,7 @@ def make_batch(labels: list[int], sampling: str = "plain") -> Batch:
 def shown(network: MultiExitNetwork, method: Method, batch: Batch) -> tuple[ExitOutputs, Batch]:
     """Outputs of the images as the method shows them, and the batch with what it has drawn."""
     batch = batch._replace(random=method.sample(batch))
-    return network(method.images(batch), detach_exits=method.detach_exits), batch
+    return network(method.transform_images(batch), detach_exits=method.detach_exits), batch
 
 
 def gradients(module: nn.Module, loss: Tensor) -> dict[str, float]:
@@ -483,15 +483,15 @@ def test_an_outsiders_method_that_cannot_work_says_so_before_it_is_trained() -> 
     class NoWeight(Baseline):
         name = "mine"
 
-        def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-            return {**super().terms(out, batch), "doubt": out.logits[-1].mean()}
+        def loss_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+            return {**super().loss_terms(out, batch), "doubt": out.logits[-1].mean()}
 
     with pytest.raises(CorsdError, match="method 'mine': width = 0 must be above 0"):
         make_options("mine", NoWidth, {})
     network, _ = make("baseline")
     batch = make_batch([0, 1])
     with pytest.raises(
-        CorsdError, match="method 'mine': its term 'doubt' has no weight: add the field `doubt: float` to MethodO"
+        CorsdError, match="method 'mine': the term 'doubt' has no weight: add the field `doubt: float` to MethodO"
     ):
         NoWeight()(network(batch.images), batch)
     with pytest.raises(CorsdError, match="method 'baseline': task all have weight 0: there is nothing to train"):

@@ -57,8 +57,8 @@ class Broken(Baseline):
     Options = OneTerm
     options: OneTerm
 
-    def terms(self, out: ExitOutputs, batch: Batch) -> Terms:
-        return {**super().terms(out, batch), "extra": self.extra(out.logits[-1], batch)}
+    def loss_terms(self, out: ExitOutputs, batch: Batch) -> Terms:
+        return {**super().loss_terms(out, batch), "extra": self.extra(out.logits[-1], batch)}
 
     def extra(self, logits: Tensor, batch: Batch) -> Tensor:
         return logits.square().mean()
@@ -105,8 +105,8 @@ class NoScalar(Broken):
 
 
 class CalledTotal(Broken):
-    def terms(self, out: ExitOutputs, batch: Batch) -> Terms:
-        return {**super().terms(out, batch), "total": out.logits[-1].mean()}
+    def loss_terms(self, out: ExitOutputs, batch: Batch) -> Terms:
+        return {**super().loss_terms(out, batch), "total": out.logits[-1].mean()}
 
 
 class OtherTotal(Broken):
@@ -127,9 +127,9 @@ class TaughtBothWays(Byot):
     name = "both_ways"
     Options = ByotOptions
 
-    def terms(self, out: ExitOutputs, batch: Batch) -> Terms:
+    def loss_terms(self, out: ExitOutputs, batch: Batch) -> Terms:
         hint = sum_of((e - out.embeddings[-1]).square().sum() for e in out.embeddings[:-1])
-        return {**super().terms(out, batch), "hint": hint}
+        return {**super().loss_terms(out, batch), "hint": hint}
 
 
 class TeachesItsRelation(Corsd):
@@ -138,9 +138,9 @@ class TeachesItsRelation(Corsd):
     name = "teaches_its_relation"
     Options = CorsdOptions
 
-    def terms(self, out: ExitOutputs, batch: Batch) -> Terms:
+    def loss_terms(self, out: ExitOutputs, batch: Batch) -> Terms:
         cut = ExitOutputs([f.detach() for f in out.features], [e.detach() for e in out.embeddings], out.logits)
-        return {**super().terms(out, batch), "relation_transfer": super().terms(cut, batch)["relation_transfer"]}
+        return {**super().loss_terms(out, batch), "relation_transfer": super().loss_terms(cut, batch)["relation_transfer"]}
 
     def _transfer(self, teacher: RelationOutput, student: RelationOutput, labels: Tensor) -> Tensor:
         return (teacher.matrix - student.matrix).square().mean()
@@ -177,14 +177,14 @@ class NeedsTwoImages(Broken):
 
 
 class SometimesATerm(Broken):
-    def terms(self, out: ExitOutputs, batch: Batch) -> Terms:
-        terms = super().terms(out, batch)
+    def loss_terms(self, out: ExitOutputs, batch: Batch) -> Terms:
+        terms = super().loss_terms(out, batch)
         return terms if len(batch.labels) > 1 else {"task": terms["task"]}
 
 
 class TrainsNothing(Broken):
-    def terms(self, out: ExitOutputs, batch: Batch) -> Terms:
-        return {name: value.detach() for name, value in super().terms(out, batch).items()}
+    def loss_terms(self, out: ExitOutputs, batch: Batch) -> Terms:
+        return {name: value.detach() for name, value in super().loss_terms(out, batch).items()}
 
 
 class CountsOnAnAttribute(Broken):
@@ -204,7 +204,7 @@ class RemembersOnAnAttribute(Broken):
 
 
 class GrowsABuffer(Broken):
-    graphs = False
+    cuda_graphs = False
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -272,42 +272,42 @@ class ReplacesABuffer(Broken):
 
 
 class WritesIntoTheBatch(Broken):
-    def images(self, batch: Batch) -> Tensor:
+    def transform_images(self, batch: Batch) -> Tensor:
         return batch.images.mul_(0.5)
 
 
 class CropsTheImages(Broken):
-    def images(self, batch: Batch) -> Tensor:
+    def transform_images(self, batch: Batch) -> Tensor:
         return batch.images[..., 1:]
 
 
 class ImagesOfAnotherType(Broken):
-    def images(self, batch: Batch) -> Tensor:
+    def transform_images(self, batch: Batch) -> Tensor:
         return batch.images.double()
 
 
 class NoImages(Broken):
-    def images(self, batch: Batch) -> Tensor:
+    def transform_images(self, batch: Batch) -> Tensor:
         return None  # type: ignore[return-value]
 
 
 class DividesByTheSpread(Broken):
-    def images(self, batch: Batch) -> Tensor:
+    def transform_images(self, batch: Batch) -> Tensor:
         return batch.images / batch.images.std(0, correction=0)
 
 
 class DrawsInImages(Broken):
-    def images(self, batch: Batch) -> Tensor:
+    def transform_images(self, batch: Batch) -> Tensor:
         return batch.images + torch.randn(batch.images.shape, generator=batch.generator)
 
 
 class ReadsProgressInImages(Broken):
-    def images(self, batch: Batch) -> Tensor:
+    def transform_images(self, batch: Batch) -> Tensor:
         return batch.images * batch.progress
 
 
 class PicksOutImages(Broken):
-    def images(self, batch: Batch) -> Tensor:
+    def transform_images(self, batch: Batch) -> Tensor:
         images = batch.images.clone()
         images[batch.labels == 0] = batch.images[batch.labels == 0].flip(3)
         return images
@@ -319,7 +319,7 @@ class MixesInImages(Broken):
     def sample(self, batch: Batch) -> dict[str, Tensor]:
         return {"order": torch.randperm(len(batch.labels), generator=batch.generator)}
 
-    def images(self, batch: Batch) -> Tensor:
+    def transform_images(self, batch: Batch) -> Tensor:
         assert batch.random is not None
         return (batch.images + batch.images.index_select(0, batch.random["order"])) / 2
 
@@ -366,18 +366,18 @@ class AttachLeavesAHook(Broken):
 
 
 class ReturnsNoTerms(Broken):
-    def terms(self, out: ExitOutputs, batch: Batch) -> Terms:
+    def loss_terms(self, out: ExitOutputs, batch: Batch) -> Terms:
         return None  # type: ignore[return-value]
 
 
 class ReturnsAList(Broken):
-    def terms(self, out: ExitOutputs, batch: Batch) -> Terms:
+    def loss_terms(self, out: ExitOutputs, batch: Batch) -> Terms:
         return [out.logits[-1].mean()]  # type: ignore[return-value]
 
 
 class NamesATermByANumber(Broken):
-    def terms(self, out: ExitOutputs, batch: Batch) -> Terms:
-        return {**super().terms(out, batch), 3: out.logits[-1].mean()}  # type: ignore[dict-item]
+    def loss_terms(self, out: ExitOutputs, batch: Batch) -> Terms:
+        return {**super().loss_terms(out, batch), 3: out.logits[-1].mean()}  # type: ignore[dict-item]
 
 
 class ReturnsANumber(Broken):
@@ -410,7 +410,7 @@ class DrawsFromPython(Broken):
 
 
 class ChangesLabels(Broken):
-    graphs = False
+    cuda_graphs = False
 
     def sample(self, batch: Batch) -> dict[str, Tensor]:
         batch.labels.zero_()
@@ -424,7 +424,7 @@ class ChangesLogits(Broken):
 
 
 class KeepsItsGraph(Broken):
-    graphs = False
+    cuda_graphs = False
 
     def extra(self, logits: Tensor, batch: Batch) -> Tensor:
         self.past = logits
@@ -432,7 +432,7 @@ class KeepsItsGraph(Broken):
 
 
 class KeepsGraphsInAList(Broken):
-    graphs = False
+    cuda_graphs = False
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -447,12 +447,12 @@ DECLARED, MADE, NAMED = "declared well", "made of its options, then attached to 
 SHOWN = "images are new ones of the same shape"
 TEACHER, SMALL, RESUMED = "no gradient reaches a teacher", "finite on batches with few pairs", "resumable"
 TIDY = "random numbers from the generator of a batch, which is left as it was"
-GRAPH = r"safe in a CUDA graph \(graphs = True\)"
+GRAPH = r"safe in a CUDA graph \(cuda_graphs = True\)"
 BROKEN: list[tuple[type[Method], str, str]] = [
     (WithoutAName, DECLARED, "its `name`, '', names files: letters"),
     (ANameOfNone, DECLARED, "its `name`, None, names files: letters"),
     (ATakenName, DECLARED, r"the name 'corsd' is taken by corsd_lib\.methods\.corsd\.Corsd: choose another one"),
-    (WithoutTerms, DECLARED, r"it has no terms: define terms\(self, out, batch\)"),
+    (WithoutTerms, DECLARED, r"it has no terms: define loss_terms\(self, out, batch\)"),
     (OddExits, DECLARED, "exits = 'some'; allowed: 'all', 'deepest'"),
     (ATeacherInAString, DECLARED, "taught_by_deepest = 'extra'; allowed: a tuple of names of terms"),
     (NotADataclass, DECLARED, r"put @dataclass\(frozen=True\) on Options"),
@@ -461,8 +461,8 @@ BROKEN: list[tuple[type[Method], str, str]] = [
     (AttachFreezesAWeight, MADE, r"attach changes the network \(requires_grad of backbone\.stem\.conv\.weight\)"),
     (AttachAddsAModule, MADE, r"attach changes the network \(module extra, "),
     (AttachLeavesAHook, MADE, r"attach changes the network \(module backbone\)"),
-    (ReturnsNoTerms, NAMED, "terms returned None of type NoneType; allowed: a dict of scalar tensors by name"),
-    (ReturnsAList, NAMED, r"terms returned \[tensor.*\] of type list; allowed: a dict"),
+    (ReturnsNoTerms, NAMED, "loss_terms returned None of type NoneType; allowed: a dict of scalar tensors by name"),
+    (ReturnsAList, NAMED, r"loss_terms returned \[tensor.*\] of type list; allowed: a dict"),
     (NamesATermByANumber, NAMED, "a term is named 3; allowed: a string"),
     (ReturnsANumber, NAMED, r"the term 'extra' is 1\.0: return a scalar tensor"),
     (ClimbsAway, RESUMED, "is not finite after three steps of gradient descent .*: a weight or a term is too large"),
@@ -473,7 +473,7 @@ BROKEN: list[tuple[type[Method], str, str]] = [
     (ChangesLogits, TIDY, r"it changes out\.logits\[2?0?\] in place"),
     (KeepsItsGraph, TEACHER, "the attribute past has a gradient, and keeps its graph in memory: detach"),
     (KeepsGraphsInAList, TEACHER, "the attribute past has a gradient"),
-    (WithoutAWeight, NAMED, "its term 'extra' has no weight: add the field `extra: float` to MethodOptions"),
+    (WithoutAWeight, NAMED, "the term 'extra' has no weight: add the field `extra: float` to MethodOptions"),
     (AWholeWeight, NAMED, "the option 'extra' is 1: the weight of a term is a float"),
     (NoScalar, NAMED, r"the term 'extra' is of shape \(3,\): return a scalar tensor"),
     (CalledTotal, NAMED, "a term is called 'total'.*choose another name"),
@@ -502,20 +502,20 @@ BROKEN: list[tuple[type[Method], str, str]] = [
     (RemembersOnAnAttribute, RESUMED, "after a resume the term total, extra differs"),
     (GrowsABuffer, RESUMED, "size mismatch for past.*a buffer that changes its shape must be persistent=False"),
     (TrainsWhatIsMadeLate, RESUMED, "Unexpected key.*late.*make what is trained in attach"),
-    (ReadsProgress, GRAPH, "terms reads batch.progress, .*: read it in sample, or set graphs = False"),
-    (DrawsInTerms, GRAPH, "terms reads batch.generator"),
+    (ReadsProgress, GRAPH, "loss_terms reads batch.progress, .*: read it in sample, or set cuda_graphs = False"),
+    (DrawsInTerms, GRAPH, "loss_terms reads batch.generator"),
     (
         WaitsForAValue,
         GRAPH,
-        r"terms waits for a value of the device \(aten._local_scalar_dense.*: mask in place of picking out",
+        r"loss_terms waits for a value of the device \(aten._local_scalar_dense.*: mask in place of picking out",
     ),
-    (PicksOut, GRAPH, r"terms waits for a value of the device \(aten.nonzero"),
-    (ReadsAList, GRAPH, r"terms waits for a value of the device \(aten._local_scalar_dense"),
-    (ReadsAnArray, GRAPH, r"terms cannot run on tensors without values \(RuntimeError: .*\): compute with tensors only"),
-    (KeepsAPlainTensor, GRAPH, "terms reads a tensor that is no parameter or buffer .*: register it as a buffer"),
-    (ReplacesABuffer, GRAPH, r"terms replaces the buffer mean: write into it \(copy_, add_\), or set graphs = False"),
-    (ReadsProgressInImages, GRAPH, "images reads batch.progress, .*: read it in sample, or set graphs = False"),
-    (PicksOutImages, GRAPH, r"images waits for a value of the device \(aten"),
+    (PicksOut, GRAPH, r"loss_terms waits for a value of the device \(aten.nonzero"),
+    (ReadsAList, GRAPH, r"loss_terms waits for a value of the device \(aten._local_scalar_dense"),
+    (ReadsAnArray, GRAPH, r"loss_terms cannot run on tensors without values \(RuntimeError: .*\): compute with tensors only"),
+    (KeepsAPlainTensor, GRAPH, "loss_terms reads a tensor that is no parameter or buffer .*: register it as a buffer"),
+    (ReplacesABuffer, GRAPH, r"loss_terms replaces the buffer mean: write into it \(copy_, add_\), or set cuda_graphs = False"),
+    (ReadsProgressInImages, GRAPH, "transform_images reads batch.progress, .*: read it in sample, or set cuda_graphs = False"),
+    (PicksOutImages, GRAPH, r"transform_images waits for a value of the device \(aten"),
     (DrawsNoTensor, GRAPH, "sample returned {'first': 0}: return tensors by name"),
 ]
 
@@ -546,7 +546,7 @@ def test_the_method_that_others_break_keeps_the_rules() -> None:
 
 @pytest.mark.parametrize("kind", [ReadsProgress, WaitsForAValue, PicksOut, ReplacesABuffer, ReadsProgressInImages])
 def test_what_is_never_recorded_need_not_be_safe_in_a_graph(kind: type[Broken]) -> None:
-    check_method(type("Ungraphed", (kind,), {"graphs": False}))
+    check_method(type("Ungraphed", (kind,), {"cuda_graphs": False}))
 
 
 def test_other_things_are_no_methods() -> None:
@@ -630,7 +630,7 @@ def test_an_option_whose_default_is_no_plain_value_is_named(default: Any) -> Non
 
 
 def test_a_method_without_terms_says_so_when_it_is_trained() -> None:
-    with pytest.raises(CorsdError, match=r"method 'broken' has no terms: define terms\(self, out, batch\)"):
+    with pytest.raises(CorsdError, match=r"method 'broken' has no terms: define loss_terms\(self, out, batch\)"):
         WithoutTerms()(ExitOutputs([], [], []), None)
 
 

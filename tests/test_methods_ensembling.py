@@ -37,7 +37,7 @@ def test_bake_teaches_each_image_the_ensemble_of_the_batch() -> None:
 
 def test_dlb_learns_from_what_the_last_batch_said_of_the_same_images() -> None:
     method = build_method("dlb", temperature=2.0)
-    assert (method.sampling, method.exits, method.graphs) == ("overlapping", "deepest", False)
+    assert (method.sampling, method.exits, method.cuda_graphs) == ("overlapping", "deepest", False)
     first, second = outputs(4, seed=1), outputs(4, seed=2)
     assert method(first, make_batch([0, 1, 2, 3]))["last_kd"].item() == 0.0  # nothing was said yet
     method.eval()

@@ -51,7 +51,7 @@ def test_mixup_is_that_of_torchvision_on_the_same_draw(share: float) -> None:
     theirs._dist = Fixed(share)  # type: ignore[assignment]
     images, targets = theirs(batch.images, batch.labels)
     batch = drawn(method, batch, partner=partner, share=torch.tensor(share))
-    torch.testing.assert_close(method.images(batch), images)
+    torch.testing.assert_close(method.transform_images(batch), images)
     out = outputs(6)
     assert method(out, batch)["task"].item() == pytest.approx(F.cross_entropy(out.logits[-1], targets).item(), rel=1e-5)
 
@@ -71,7 +71,7 @@ def test_cutmix_is_that_of_torchvision_on_the_same_draw(
     box = rectangle(batch.images.shape[-2:], 1 - share, [(place[0] + 0.5) / 9, (place[1] + 0.5) / 7])
     draws = {"partner": torch.arange(6).roll(1), "share": 1 - box.float().mean(), "box": box}
     batch = batch._replace(random=draws)
-    assert torch.equal(method.images(batch), images)
+    assert torch.equal(method.transform_images(batch), images)
     out = outputs(6)
     parts = method(out, batch)
     assert parts["task"].item() == pytest.approx(F.cross_entropy(out.logits[-1], targets).item(), rel=1e-5)
@@ -91,7 +91,7 @@ def test_a_draw_is_a_permutation_and_a_share_that_fits_what_is_seen(name: str) -
         seen.append((share.item(), partner.tolist()))
         white = batch._replace(images=torch.ones(6, 1, 9, 7) * torch.arange(6.0).view(6, 1, 1, 1))
         wanted = share * torch.arange(6) + (1 - share) * partner
-        torch.testing.assert_close(method.images(white).mean((1, 2, 3)), wanted)
+        torch.testing.assert_close(method.transform_images(white).mean((1, 2, 3)), wanted)
     assert len({share for share, _ in seen}) > 10 and len({tuple(partner) for _, partner in seen}) > 10
 
 
@@ -117,7 +117,7 @@ def test_a_share_of_the_batches_is_left_as_it_is(name: str) -> None:
         assert batch.random is not None
         if batch.random["share"] == 1:
             whole += 1
-            assert torch.equal(method.images(batch), batch.images)
+            assert torch.equal(method.transform_images(batch), batch.images)
     assert 70 < whole < 130
 
 
@@ -127,14 +127,14 @@ def test_a_mixture_keeps_the_memory_format_and_the_batch(name: str) -> None:
     batch = make_batch()
     batch = drawn(method, batch._replace(images=batch.images.contiguous(memory_format=torch.channels_last)))
     before = batch.images.clone()
-    assert method.images(batch).is_contiguous(memory_format=torch.channels_last)
+    assert method.transform_images(batch).is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(batch.images, before)
 
 
 @pytest.mark.parametrize("name", ["mixup", "cutmix", "cutmix_exits", "ips"])
 def test_without_a_draw_nothing_is_mixed_twice(name: str) -> None:
     method = build_method(name)
-    for call in (lambda: method.images(make_batch()), lambda: method(outputs(6), make_batch())):
+    for call in (lambda: method.transform_images(make_batch()), lambda: method(outputs(6), make_batch())):
         with pytest.raises(
             CorsdError, match=rf"method '{name}': batch.random is None; allowed: what its sample\(batch\) returned"
         ):
@@ -184,7 +184,7 @@ def test_a_pair_swaps_whole_patches_by_one_mask() -> None:
     for seed in range(20):
         batch = drawn(method, pairs_of([0, 0, 1, 1, 2, 0], seed=seed))
         assert batch.random is not None and batch.random["swap"].shape == (6, 1, 3, 2)
-        partner, images = batch.random["partner"].tolist(), method.images(batch)
+        partner, images = batch.random["partner"].tolist(), method.transform_images(batch)
         for i, j in enumerate(partner):
             assert set(images[i].unique().tolist()) <= {i, j}
             assert torch.equal(images[i] + images[j], torch.full_like(images[i], i + j))
@@ -199,14 +199,14 @@ def test_a_pair_swaps_whole_patches_by_one_mask() -> None:
 def test_probability_and_share_say_how_much_is_swapped(options: dict[str, float], wanted: int) -> None:
     method = build_method("ips", **options)
     batch = drawn(method, pairs_of([0, 0, 1, 1, 2, 2]))
-    assert torch.equal(method.images(batch), batch.images[[0, 1, 2, 3, 4, 5] if not wanted else [1, 0, 3, 2, 5, 4]])
+    assert torch.equal(method.transform_images(batch), batch.images[[0, 1, 2, 3, 4, 5] if not wanted else [1, 0, 3, 2, 5, 4]])
 
 
 def test_a_share_of_the_pairs_is_swapped() -> None:
     method, swapped = build_method("ips", share=0.5, probability=1.0), 0
     for seed in range(50):
         batch = drawn(method, pairs_of([0, 0, 1, 1, 2, 2], seed=seed))
-        moved = method.images(batch)[:, 0, 0, 0] != batch.images[:, 0, 0, 0]
+        moved = method.transform_images(batch)[:, 0, 0, 0] != batch.images[:, 0, 0, 0]
         assert moved[0] == moved[1] and moved[2] == moved[3] and moved[4] == moved[5]
         swapped += int(moved.sum()) // 2
     assert 50 < swapped < 100
@@ -231,7 +231,7 @@ def test_without_kd_the_swap_is_an_augmentation_alone() -> None:
     method = build_method("ips", swap_kd=0.0)
     batch = drawn(method, pairs_of([0, 0, 1, 1]))
     assert set(method(outputs(4, 1), batch)) == {"total", "task"}
-    assert not torch.equal(method.images(batch), batch.images)
+    assert not torch.equal(method.transform_images(batch), batch.images)
 
 
 @pytest.mark.parametrize("patch", [9, 32])

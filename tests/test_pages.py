@@ -158,7 +158,7 @@ def test_relations_are_those_of_the_run(run: Run, tmp_path: Path) -> None:
         assert codes[e].shape == expected.shape and len(shown["kinds"][shown["stored"]]) == len(expected)
         np.testing.assert_allclose(codes[e] / shown["levels"], expected, atol=0.501 / 65534)
     start = panel["data"]["start"]
-    assert (start["exit"], start["epoch"], start["order"], start["against"]) == (len(expected), EPOCHS, "label", None)
+    assert (start["exit"], start["epoch"], start["order"], start["reference"]) == (len(expected), EPOCHS, "label", None)
     others = run.probes[EPOCHS].relations[-1].clone().fill_diagonal_(-1)
     assert others[tuple(start["selection"])] == others.max()
 
@@ -290,7 +290,7 @@ def test_exits_hold_the_curve(corsd: Run) -> None:
     ).data
     (shown,) = data["curves"]
     np.testing.assert_array_equal(shown["accuracy"], curve["accuracy"].to_numpy(np.float32))
-    np.testing.assert_array_equal(shown["shares"][:, 2], curve["share.exit3"].to_numpy(np.float32))
+    np.testing.assert_array_equal(shown["shares"][:, 2], curve["fraction.exit3"].to_numpy(np.float32))
     assert data["start"]["threshold"] == np.float32(threshold) and data["deepest_macs"] == 25
     assert shown["images"] == "the 20 probe images, of train"
     with pytest.raises(CorsdError, match="an early-exit curve without a threshold"):

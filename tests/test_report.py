@@ -43,7 +43,7 @@ def panel_of(panels: list[Any], title: str) -> Any:
 
 def test_a_report_of_one_run_says_what_the_run_says(corsd: Run, tmp_path: Path) -> None:
     said: list[str] = []
-    path = write_report([corsd], tmp_path / "report.html", say=said.append)
+    path = write_report([corsd], tmp_path / "report.html", report=said.append)
     page = read_page(path)
     assert page["title"] == "corsd on digits: resnet8"
     kinds = [panel["kind"] for panel in page["panels"]]
@@ -97,7 +97,7 @@ def test_relation_quality_is_that_of_the_analysis(corsd: Run) -> None:
     last = f"{expected['auc'].iloc[0]:.2f} at exit 1, {expected['auc'].iloc[2]:.2f} at the deepest"
     assert last in finding
     structure = panel_of(panels, "How classes gather in the embeddings")["data"]["figure"]
-    assert f"{class_structure(corsd, [3])['between_share'].iloc[-1]:.3g}" in structure["layout"]["title"]["text"]
+    assert f"{class_structure(corsd, [3])['between_fraction'].iloc[-1]:.3g}" in structure["layout"]["title"]["text"]
 
 
 def test_runs_stand_side_by_side(corsd: Run, baseline: Run, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from corsd_lib.errors import CorsdError
 from corsd_lib.studies.intervals import mean_interval, with_interval
 from corsd_lib.studies.study import Study
-from corsd_lib.studies.summary import against, summarise, trained_exits
+from corsd_lib.studies.summary import relative_to, summarise, trained_exits
 from corsd_lib.studies.tables import markdown, short_markdown, table
 
 # Student's t at 97.5 %, from a printed table: degrees of freedom -> t.
@@ -178,14 +178,14 @@ def test_numbers_carry_half_their_interval() -> None:
 
 def test_gains_over_another_row_are_paired_by_seed(study: Study) -> None:
     summary = summarise(study, RECORDS)
-    other = against(summary, "corsd")
+    other = relative_to(summary, "corsd")
     plain = other["methods"]["baseline"]
     # -3 and -4 for seeds 1 and 2; seed 0 has no partner
     assert [plain[k] for k in ("gain", "gain_low", "gain_high", "gain_n")] == [-3.5, None, None, 2]
     assert [other["methods"][row]["gain"] for row in ("corsd", "margin")] == [None, None]
     assert other["baseline"] == "corsd" and summary["methods"]["baseline"]["gain"] is None  # the summary is left as it was
     with pytest.raises(CorsdError, match="reference"):
-        against(summary, "byot")
+        relative_to(summary, "byot")
 
 
 def test_the_short_table_has_the_methods_and_what_they_came_to(study: Study) -> None:

@@ -229,7 +229,7 @@ def _plain_loop(config: TrainConfig) -> dict[str, Tensor]:
         for step, batch in enumerate(source(epoch)):
             batch = batch._replace(progress=(epoch * steps + step) / (config.epochs * steps))
             batch = batch._replace(random=method.sample(batch))
-            loss = method(network(method.images(batch)), batch)["total"]
+            loss = method(network(method.transform_images(batch)), batch)["total"]
             optimizer.zero_grad()
             loss.backward()
             if config.clip_norm:
@@ -305,7 +305,7 @@ def test_images_are_those_of_the_method_in_training_steps_and_as_they_are_elsewh
     class Turned(Baseline):
         name = "turned"
 
-        def images(self, batch: Batch) -> Tensor:
+        def transform_images(self, batch: Batch) -> Tensor:
             calls.append(self.training)
             return batch.images.flip(2)
 
@@ -616,8 +616,8 @@ class Doubled(Baseline):
     step = 0
     Options = make_dataclass("DoubledOptions", [("again", float, 1.0)], bases=(MethodOptions,), frozen=True)
 
-    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        parts = super().terms(out, batch)
+    def loss_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+        parts = super().loss_terms(out, batch)
         if self.step in self.more:
             parts["again"] = parts["task"]
         self.step += 1

@@ -263,7 +263,7 @@ def test_weights_are_drawn_anew_and_the_correlations_shown(
     target = explorer.attributions[0].target
     values = [randomisation_check(network, image, 1, target, normalise=normalise, seed=s) for s in range(5)]
     np.testing.assert_allclose(found["signed"], [v.signed for v in values], atol=1e-4)
-    np.testing.assert_allclose(found["strength"], [v.strength for v in values], atol=1e-4)
+    np.testing.assert_allclose(found["strength"], [v.absolute for v in values], atol=1e-4)
     means = np.mean(values, axis=0)
     assert f"correlates {means[0]:.2f} with this one, in strength alone {means[1]:.2f}: " in found["sentence"]
 

@@ -60,7 +60,7 @@ def images_at(explorer: ExitExplorer) -> dict[str, Any]:
 def sent(explorer: ExitExplorer, rule: str = "confidence", split: str = "probe") -> dict[str, np.ndarray]:
     """A curve that was sent at first."""
     (curve,) = (c for c in explorer._data["curves"] if (c["rule"], c["split"]) == (rule, split))
-    names = ("threshold", "accuracy", "macs", "loss", "shares")
+    names = ("threshold", "accuracy", "macs", "accuracy_drop", "shares")
     return {name: np.frombuffer(curve[name]["bytes"], np.float32).reshape(curve[name]["shape"]) for name in names}
 
 
@@ -71,9 +71,9 @@ def test_opens_on_the_probe_images_at_the_cheapest_threshold_that_loses_a_point(
     assert (explorer.rule, explorer.split, explorer.threshold) == ("confidence", "probe", choose_threshold(curve))
     np.testing.assert_allclose(explorer.curve["accuracy"], curve["accuracy"])
     row = curve[curve["threshold"] == explorer.threshold].iloc[0]
-    assert explorer.figures == pytest.approx(dict(row))
+    assert explorer.operating_point == pytest.approx(dict(row))
     assert run.test is not None
-    assert explorer.saved == pytest.approx(100 * (1 - row["macs"] / run.test["exits"][-1]["macs"]))
+    assert explorer.macs_saved == pytest.approx(100 * (1 - row["macs"] / run.test["exits"][-1]["macs"]))
     np.testing.assert_allclose(explorer.picture().data[0].y, curve["accuracy"], rtol=1e-5)
     np.testing.assert_allclose(sent(explorer)["accuracy"], explorer.curve["accuracy"], rtol=1e-5)
 
@@ -89,8 +89,8 @@ def test_a_threshold_of_the_browser_is_one_of_the_curve_and_lets_its_images_leav
     logits, labels = answers(corsd)
     places = leavers(corsd, lambda p: p.max() >= row["threshold"])
     for k, (images, shown) in enumerate(zip(places, images_at(explorer)["exits"], strict=True), 1):
-        assert (explorer.left_at == k).nonzero().flatten().tolist() == images
-        assert row[f"share.exit{k}"] == pytest.approx(len(images) / len(labels)) == sent(explorer)["shares"][at, k - 1]
+        assert (explorer.exit_taken == k).nonzero().flatten().tolist() == images
+        assert row[f"fraction.exit{k}"] == pytest.approx(len(images) / len(labels)) == sent(explorer)["shares"][at, k - 1]
         right = [int(logits[k - 1][i].argmax()) == int(labels[i]) for i in images]
         assert shown["count"] == len(images)
         assert shown["correct"] == (pytest.approx(100 * np.mean(right)) if images else None)
@@ -100,7 +100,7 @@ def test_images_that_leave_are_sorted_by_confidence(corsd: Run) -> None:
     explorer = ExitExplorer(corsd, data=load_dataset("digits", per_class=8, validation_fraction=0.4))
     logits, _labels = answers(corsd)
     for k, exit in enumerate(images_at(explorer)["exits"]):
-        places = (explorer.left_at == k + 1).nonzero().flatten()
+        places = (explorer.exit_taken == k + 1).nonzero().flatten()
         sure = logits[k][places].softmax(1).amax(1).sort(descending=True).values
         said = [int(image["lines"][1].rstrip(" %sure").split()[-1]) for image in exit["images"]]
         assert said == sorted(said, reverse=True) and len(said) == min(12, len(places))
@@ -122,7 +122,7 @@ def test_a_threshold_between_those_of_the_curve_can_be_set(corsd: Run) -> None:
     explorer.threshold = 0.4321
     assert explorer.threshold == 0.4321 and 0.4321 in set(explorer.curve["threshold"])
     places = leavers(corsd, lambda p: p.max() >= 0.4321)
-    assert [(explorer.left_at == k).sum().item() for k in (1, 2, 3)] == list(map(len, places))
+    assert [(explorer.exit_taken == k).sum().item() for k in (1, 2, 3)] == list(map(len, places))
     curve = explorer.ask_curve(**{name: getattr(explorer, name) for name in explorer.chosen})
     assert np.float32(0.4321) in curve["threshold"]
 
@@ -133,7 +133,7 @@ def test_every_rule_lets_others_leave(corsd: Run) -> None:
     assert explorer.rule == "entropy" and explorer.threshold == choose_threshold(explorer.curve)
     explorer.threshold = 0.7
     places = leavers(corsd, lambda p: -(p * p.log()).sum() / np.log(10) <= 0.7)
-    assert [(explorer.left_at == k).sum().item() for k in (1, 2, 3)] == list(map(len, places))
+    assert [(explorer.exit_taken == k).sum().item() for k in (1, 2, 3)] == list(map(len, places))
     explorer.rule = "patience"
     assert sent(explorer, "patience")["threshold"].tolist() == [1, 2, 3]
     explorer.set_state({"rule": "confidence", "threshold": 0.5})  # as an undo in the browser
@@ -141,24 +141,24 @@ def test_every_rule_lets_others_leave(corsd: Run) -> None:
     explorer.rule = "patience"
     explorer.threshold = 2
     first, second, _ = (z.argmax(1) for z in answers(corsd)[0])
-    assert explorer.left_at.tolist() == [2 if a == b else 3 for a, b in zip(first, second, strict=True)]
+    assert explorer.exit_taken.tolist() == [2 if a == b else 3 for a, b in zip(first, second, strict=True)]
     for rule in ("confidence", "entropy", "patience"):
         explorer.rule = rule
         for threshold in explorer.curve["threshold"]:
             explorer.threshold = threshold
-            shares = [(explorer.left_at == k).double().mean().item() for k in (1, 2, 3)]
-            assert [explorer.figures[f"share.exit{k}"] for k in (1, 2, 3)] == pytest.approx(shares)
+            shares = [(explorer.exit_taken == k).double().mean().item() for k in (1, 2, 3)]
+            assert [explorer.operating_point[f"fraction.exit{k}"] for k in (1, 2, 3)] == pytest.approx(shares)
 
 
 def test_the_button_takes_the_cheapest_threshold_that_loses_so_little(corsd: Run) -> None:
     explorer = ExitExplorer(corsd)
     for loss in (0.0, 5.0, 100.0):
-        explorer.loss = loss
-        assert explorer.choose() == explorer.threshold
+        explorer.max_accuracy_drop = loss
+        assert explorer.choose_threshold() == explorer.threshold
         assert explorer.threshold == choose_threshold(explorer.curve, loss)
-    assert explorer.figures["share.exit1"] == 1.0  # losing anything, all leave at once
-    explorer.set_state({"loss": 0})
-    assert explorer.choose() == choose_threshold(explorer.curve, 0.0)
+    assert explorer.operating_point["fraction.exit1"] == 1.0  # losing anything, all leave at once
+    explorer.set_state({"max_accuracy_drop": 0})
+    assert explorer.choose_threshold() == choose_threshold(explorer.curve, 0.0)
 
 
 def test_splits_of_the_data_are_asked_of_the_network(corsd: Run) -> None:
@@ -169,9 +169,9 @@ def test_splits_of_the_data_are_asked_of_the_network(corsd: Run) -> None:
     macs, network = cumulative_macs(corsd.network(), corsd.data), corsd.network()
     on_test = early_exit_curve(*exit_logits(network, data, data.test), macs)
     np.testing.assert_allclose(explorer.curve["accuracy"].max(), on_test["accuracy"].max(), atol=1.0)
-    assert explorer.figures["accuracy"] <= 100 and len(explorer.left_at) == len(data.test)
+    assert explorer.operating_point["accuracy"] <= 100 and len(explorer.exit_taken) == len(data.test)
     explorer.split = "validation"
-    assert len(explorer.left_at) == len(data.validation)
+    assert len(explorer.exit_taken) == len(data.validation)
     np.testing.assert_allclose(
         explorer.curve["accuracy"], early_exit_curve(*exit_logits(network, data, data.validation), macs)["accuracy"]
     )
@@ -182,8 +182,8 @@ def test_on_test_the_threshold_is_one_chosen_on_validation(corsd: Run) -> None:
     explorer = ExitExplorer(corsd, data=data, split="test")
     found = early_exit(corsd, data)
     assert explorer.threshold == pytest.approx(found.threshold)
-    assert explorer.figures["accuracy"] == pytest.approx(found.test["accuracy"])
-    assert explorer.saved == pytest.approx(found.saved)
+    assert explorer.operating_point["accuracy"] == pytest.approx(found.test["accuracy"])
+    assert explorer.macs_saved == pytest.approx(found.macs_saved)
     assert "chooses on validation images" in explorer._caution("test")
     assert explorer.ask_choose("confidence", "test", 1.0) == {"threshold": explorer.threshold}
 
@@ -204,7 +204,7 @@ def test_classes_are_counted_where_the_data_is_not(corsd: Run, tmp_path: Path) -
     found = images_at(bare)
     assert "No images here" in found["missing"] and all(exit["images"] == [] for exit in found["exits"])
     for k, exit in enumerate(found["exits"], 1):
-        classes = Counter(corsd.probes.labels[bare.left_at == k].tolist()).most_common(4)
+        classes = Counter(corsd.probes.labels[bare.exit_taken == k].tolist()).most_common(4)
         assert exit["classes"] == ", ".join(f"{c} {n}" for c, n in classes)
 
 
@@ -245,8 +245,8 @@ def test_other_bad_values_are_refused(corsd: Run, tmp_path: Path) -> None:
     explorer = ExitExplorer(corsd)
     with pytest.raises(CorsdError, match="rule 'luck'"):
         explorer.rule = "luck"
-    with pytest.raises(CorsdError, match="loss -1"):
-        explorer.loss = -1
+    with pytest.raises(CorsdError, match="max_accuracy_drop -1"):
+        explorer.max_accuracy_drop = -1
     write_json(tmp_path / "config.json", read_json(corsd.path / "config.json"))
     with pytest.raises(CorsdError, match=f"{tmp_path}.*probe_every"):
         ExitExplorer(load_run(tmp_path))
@@ -254,10 +254,10 @@ def test_other_bad_values_are_refused(corsd: Run, tmp_path: Path) -> None:
 
 def test_a_single_exit_lets_nobody_leave(tmp_path: Path) -> None:
     explorer = ExitExplorer(small_run(tmp_path / "baseline", "baseline"))
-    assert explorer.left_at.unique().tolist() == [1] and len(explorer.curve) == 1
+    assert explorer.exit_taken.unique().tolist() == [1] and len(explorer.curve) == 1
     for rule in ("entropy", "patience"):
         explorer.rule = rule
-        assert explorer.figures["loss"] == 0 and abs(explorer.saved) < 1e-9
+        assert explorer.operating_point["accuracy_drop"] == 0 and abs(explorer.macs_saved) < 1e-9
 
 
 def test_weights_are_not_needed_to_know_costs_and_random_numbers_stay(corsd: Run, tmp_path: Path) -> None:

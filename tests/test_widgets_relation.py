@@ -234,15 +234,15 @@ def test_what_can_be_set_is_observed_and_bad_values_change_nothing(grouped: Run)
         ("level", "image", "pixel"),
         ("order", "superclass_cluster", "size"),
         ("superclass", "odd", "prime"),
-        ("against", 0, "other run"),
+        ("reference", 0, "other run"),
         ("colours", "fitted", "loud"),
     ]:
         setattr(explorer, name, value)
         with pytest.raises(CorsdError, match=f"{name} '{bad}'|kind '{bad}'"):
             setattr(explorer, name, bad)
         assert getattr(explorer, name) == value and told.pop() == name
-    explorer.superclass = explorer.against = None
-    assert (explorer.superclass, explorer.against) == (None, None)
+    explorer.superclass = explorer.reference = None
+    assert (explorer.superclass, explorer.reference) == (None, None)
 
 
 def test_orders_move_rows_and_part_superclasses(grouped: Run) -> None:
@@ -281,15 +281,15 @@ def test_differences_are_what_two_views_differ_by(corsd: Run) -> None:
     explorer = RelationExplorer(corsd)
     explorer.exit = 1
     first, deepest = (corsd.probes[EPOCHS].relations[k].numpy() for k in (0, 2))
-    explorer.against = "deepest exit"
+    explorer.reference = "deepest exit"
     np.testing.assert_allclose(explorer.matrix, first - deepest, atol=1e-6)
     heatmap = explorer.picture().data[0]
     assert heatmap.zmin == -heatmap.zmax < 0 and "difference" in heatmap.hovertemplate
     assert "minus exit 3 (deepest)" in explorer.picture().layout.title.text
-    explorer.against = 0
+    explorer.reference = 0
     np.testing.assert_allclose(explorer.matrix, first - corsd.probes[0].relations[0].numpy(), atol=1e-6)
     assert f"epoch {EPOCHS} minus epoch 0" in explorer.picture().layout.title.text
-    explorer.against = None
+    explorer.reference = None
     np.testing.assert_array_equal(explorer.matrix, first)
     assert (explorer.picture().data[0].zmin, explorer.picture().data[0].zmax) == (0, 1)
 
@@ -297,7 +297,7 @@ def test_differences_are_what_two_views_differ_by(corsd: Run) -> None:
 def test_another_run_is_compared_from_its_deepest_exit_and_nearest_epoch(corsd: Run, baseline: Run) -> None:
     explorer = RelationExplorer(corsd, baseline)
     assert [run["stored"] for run in explorer._data["runs"]] == ["trained", "cosine"]
-    explorer.against = "other run"
+    explorer.reference = "other run"
     theirs = baseline.probes[EPOCHS].relations[-1].numpy()
     for exit_number in (1, 3):
         explorer.exit = exit_number
@@ -319,7 +319,7 @@ def test_a_run_on_other_classes_or_images_is_refused(corsd: Run, tmp_path: Path)
     tensors = {"labels": labels, "index": corsd.probes.index + 1}
     write_tensors(other.path / "probe.safetensors", tensors, {"split": corsd.probes.split})
     explorer = RelationExplorer(corsd, load_run(other.path))
-    explorer.against = "other run"
+    explorer.reference = "other run"
     with pytest.raises(CorsdError, match="other images"):
         explorer.level = "image"
     explorer.set_state({"level": "image"})  # from the browser: a sentence there, and the old view
@@ -385,28 +385,28 @@ def test_of_many_images_as_many_of_every_class_are_shown(corsd: Run, tmp_path: P
 def test_a_page_begins_as_the_explorer_is(grouped: Run) -> None:
     explorer = RelationExplorer(grouped)
     explorer.exit, explorer.epoch, explorer.order, explorer.selection = 2, 1, "cluster", (1, 2)
-    explorer.superclass, explorer.against, explorer.colours, explorer.marked = "odd", 1, "fitted", (3, 4)
+    explorer.superclass, explorer.reference, explorer.colours, explorer.marked = "odd", 1, "fitted", (3, 4)
     (panel,) = explorer.panels()
     start = chosen(explorer, selection=[1, 2], marked=[3, 4], images=None)
     assert panel.data["start"] == start and panel.data["text"] == ""
-    explorer.superclass, explorer.against = None, "deepest exit"
-    assert explorer.panels()[0].data["start"]["against"] == "deepest exit"
+    explorer.superclass, explorer.reference = None, "deepest exit"
+    assert explorer.panels()[0].data["start"]["reference"] == "deepest exit"
 
 
 def test_a_page_says_what_it_has_not(corsd: Run, tmp_path: Path) -> None:
     explorer = RelationExplorer(corsd, small_run(tmp_path / "other", "corsd"))
-    explorer.against, explorer.kind, explorer.level = "other run", "cosine", "image"
+    explorer.reference, explorer.kind, explorer.level = "other run", "cosine", "image"
     (panel,) = explorer.panels()
     assert panel.data["text"] == "Shown in the notebook, but not on this page: cosine relation, relations of single images."
     start = panel.data["start"]
-    assert (start["kind"], start["level"], start["against"]) == ("trained", "class", "other run")
+    assert (start["kind"], start["level"], start["reference"]) == ("trained", "class", "other run")
 
 
 def test_runs_are_called_what_the_reader_calls_them(corsd: Run, tmp_path: Path) -> None:
     other = small_run(tmp_path / "again", "corsd")
     explorer = RelationExplorer(corsd, other, labels=("first", "<second>"))
     assert explorer.picture().layout.title.text.startswith("first: exit 3")
-    explorer.against = "other run"
+    explorer.reference = "other run"
     assert "minus &lt;second&gt;: exit 3 (deepest), epoch" in explorer.picture().layout.title.text.replace("<br>", " ")
     assert [run["name"] for run in explorer.panels()[0].data["runs"]] == ["first", "<second>"]
     for labels in (("one",), ("same", "same"), "ab"):

@@ -288,12 +288,12 @@ def trustworthiness(embedding: Tensor, coordinates: Tensor, neighbours: int = NE
     return float(manifold.trustworthiness(embedding.double().numpy(), coordinates.double().numpy(), n_neighbors=k))
 
 
-def nearest_images(points: Tensor, neighbours: int = NEIGHBOURS, of: Sequence[int] | None = None) -> Tensor:
+def nearest_images(points: Tensor, neighbours: int = NEIGHBOURS, queries: Sequence[int] | None = None) -> Tensor:
     """Indices (n, k) of the other points nearest to each of `points` (N, any), nearest first.
 
-    k is `neighbours`, or N - 1 if that is less. `of`: indices of the n points to look at, by default all N.
+    k is `neighbours`, or N - 1 if that is less. `queries`: indices of n points, by default all N.
     """
-    indices = torch.arange(len(points)) if of is None else torch.as_tensor(of)
+    indices = torch.arange(len(points)) if queries is None else torch.as_tensor(queries)
     distances = torch.cdist(points[indices].double(), points.double())
     distances[torch.arange(len(indices)), indices] = float("inf")
     return distances.topk(max(0, min(neighbours, len(points) - 1)), largest=False).indices

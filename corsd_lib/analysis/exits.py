@@ -33,7 +33,7 @@ __all__ = [
     "early_exit_curve",
     "exit_accuracy",
     "exit_agreement",
-    "exits_left",
+    "exit_taken",
     "first_correct",
     "overthinking",
 ]
@@ -127,8 +127,9 @@ def early_exit_curve(
     `macs` (K,): the cost of an image that leaves at exit k, see `cumulative_macs`. Returns one row for each threshold, in the
     given order. Default thresholds are spaced so that about equal shares of images leave earlier from one to the next: with
     the one extreme all images leave at exit 1, with the other all at the deepest exit (a threshold above 1 for confidence, and
-    below 0 for entropy). Columns: threshold; accuracy (%); loss (points of accuracy below the deepest exit, negative if leaving
-    early is more accurate); macs (mean over images); share.exit<k> (share of the images that leave there, in [0, 1]). Raises
+    below 0 for entropy). Columns: threshold; accuracy (%); accuracy_drop (percentage points below the deepest exit,
+    negative if early exit is more accurate); macs (mean over images); fraction.exit<k> (of the images that leave there, in
+    [0, 1]). Raises
     `CorsdError` for an unknown rule, and if logits, labels, macs and thresholds do not match.
     """
     import pandas as pd
@@ -145,15 +146,15 @@ def early_exit_curve(
     columns = {
         "threshold": sign * signed + 0.0,  # + 0.0 removes the sign of -0.0
         "accuracy": 100.0 * hits / correct.shape[1],
-        "loss": 100.0 * (correct[-1].sum() - hits) / correct.shape[1],  # from counts, so that one point is exactly 1
+        "accuracy_drop": 100.0 * (correct[-1].sum() - hits) / correct.shape[1],  # from counts, so that one point is exactly 1
         "macs": shares @ torch.as_tensor(macs, dtype=torch.double),
-        **{f"share.exit{k}": share for k, share in enumerate(shares.T, start=1)},
+        **{f"fraction.exit{k}": share for k, share in enumerate(shares.T, start=1)},
     }
     return pd.DataFrame({name: column.double().numpy() for name, column in columns.items()})
 
 
-def exits_left(logits: Sequence[Tensor], rule: str, threshold: float) -> Tensor:
-    """Number (N,) int64 of the exit at which each image leaves, from 1 (shallowest); see `early_exit_curve` for `rule` and
+def exit_taken(logits: Sequence[Tensor], rule: str, threshold: float) -> Tensor:
+    """Number (N,) int64 of the exit that each image takes, from 1 (shallowest); see `early_exit_curve` for `rule` and
     `threshold`.
 
     Raises the same errors. Source: ours.
@@ -164,20 +165,24 @@ def exits_left(logits: Sequence[Tensor], rule: str, threshold: float) -> Tensor:
     return 1 + _exit_index(_exit_scores(logits, rule), signed)[0]
 
 
-def choose_threshold(curve: pd.DataFrame, loss: float = 1.0) -> float:
-    """The threshold of an `early_exit_curve` with the lowest cost that loses at most `loss` points to the deepest exit.
+def choose_threshold(curve: pd.DataFrame, max_accuracy_drop: float = 1.0) -> float:
+    """The threshold of an `early_exit_curve` with the lowest cost and an acceptable accuracy.
+
+    Its accuracy is at most `max_accuracy_drop` percentage points below that of the deepest exit; a negative value demands a
+    higher accuracy.
 
     At equal cost the most accurate threshold is chosen. Choose it on validation and report test figures: on the images that it
     was chosen on, the best of many thresholds looks better than it is. Raises `CorsdError` if no threshold qualifies. Source:
     ours.
     """
-    allowed = curve[curve["loss"] <= loss]
+    allowed = curve[curve["accuracy_drop"] <= max_accuracy_drop]
     if allowed.empty:
-        least = f"{curve['loss'].min():.2f}" if len(curve) else "none, the curve is empty"
+        least = f"{curve['accuracy_drop'].min():.2f}" if len(curve) else "none, the curve is empty"
         raise CorsdError(
-            f"loss = {shortened(loss)} points: no threshold of the curve has so small a loss; the smallest loss is {least}"
+            f"max_accuracy_drop = {shortened(max_accuracy_drop)} percentage points: no threshold of the curve has a drop this "
+            f"small; the smallest is {least}"
         )
-    return float(allowed.sort_values(["macs", "loss"], kind="stable")["threshold"].iloc[0])
+    return float(allowed.sort_values(["macs", "accuracy_drop"], kind="stable")["threshold"].iloc[0])
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,47 +203,47 @@ class EarlyExit:
     curve: pd.DataFrame
 
     @property
-    def saved(self) -> float:
+    def macs_saved(self) -> float:
         """Saved cost on test, in % of the cost of the plain network; negative if the exits cost more than they save."""
         return 100.0 * (1.0 - self.test["macs"] / self.deepest_macs)
 
 
 def early_exit(
-    what: Run | MultiExitNetwork,
+    run_or_network: Run | MultiExitNetwork,
     data: ImageData | None = None,
     *,
     rule: str = "confidence",
-    loss: float = 1.0,
+    max_accuracy_drop: float = 1.0,
     data_root: str | None = None,
 ) -> EarlyExit:
     """Choose an early-exit threshold on validation images, and evaluate it on test.
 
-    `what` is a run or a network. For a run, `data` is by default the data that it was trained on, loaded from `data_root`. The
-    threshold is the cheapest one with a validation accuracy at most `loss` points below that of the deepest exit. Raises
+    For a run, `data` is by default the data that it was trained on, loaded from `data_root`. The threshold is the cheapest one
+    with a validation accuracy at most `max_accuracy_drop` percentage points below that of the deepest exit. Raises
     `CorsdError` for an unknown rule, for data without a validation split (a threshold must not be chosen on test images) or
     with a different number of classes, for a network without data, and if no threshold is accurate enough.
     """
     check_choice("rule", rule, RULES)
-    network, data = _network_and_data(what, data, data_root)
+    network, data = _network_and_data(run_or_network, data, data_root)
     if data.validation is None:
         raise CorsdError(f"data {data.name!r} has no validation split to choose a threshold on: set a validation_fraction")
     macs = cumulative_macs(network, data)
     curve = early_exit_curve(*exit_logits(network, data, data.validation), macs, rule)
-    threshold = choose_threshold(curve, loss)
+    threshold = choose_threshold(curve, max_accuracy_drop)
     test = early_exit_curve(*exit_logits(network, data, data.test), macs, rule, [threshold])
     deepest = count_macs(network.truncated(len(macs) - 1), (1, data.channels, data.image_size, data.image_size))
     return EarlyExit(rule, threshold, _row(curve[curve["threshold"] == threshold]), _row(test), macs, deepest, curve)
 
 
 def _network_and_data(
-    what: Run | MultiExitNetwork, data: ImageData | None, data_root: str | None
+    run_or_network: Run | MultiExitNetwork, data: ImageData | None, data_root: str | None
 ) -> tuple[MultiExitNetwork, ImageData]:
-    if isinstance(what, Run):
-        network, data = what.network(), run_data(what, data, data_root)
+    if isinstance(run_or_network, Run):
+        network, data = run_or_network.network(), run_data(run_or_network, data, data_root)
     elif data is None:
-        raise CorsdError("early_exit(network, data): a network does not know its data: give data")
+        raise CorsdError("early_exit(network, data): a network is not stored with its data: pass data")
     else:
-        network = what
+        network = run_or_network
     if data.num_classes != network.num_classes:
         raise CorsdError(f"data {data.name!r} has {data.num_classes} classes, the network {network.num_classes}")
     return network, data

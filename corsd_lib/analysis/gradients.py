@@ -42,7 +42,7 @@ def term_gradients(run: Run, data: ImageData | None = None, batches: int = 2) ->
     for batch in islice(source(run.config.epochs), batches):
         batch = batch._replace(progress=1.0)  # terms that grow during the training have their full weight
         batch = batch._replace(random=method.sample(batch))
-        parts = method(network(method.images(batch), detach_exits=method.detach_exits), batch)
+        parts = method(network(method.transform_images(batch), detach_exits=method.detach_exits), batch)
         weighted = {k: weight * v for k, v in parts.items() if k != "total" and (weight := getattr(method.options, k))}
         labels = sum((weighted[k] for k in LABELS if k in weighted), start=torch.zeros(()))
         for place, parameters in places.items():

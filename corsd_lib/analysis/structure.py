@@ -40,7 +40,7 @@ STRUCTURE = (
     "within",
     "between",
     "total",
-    "between_share",
+    "between_fraction",
     "silhouette",
     "nearest_mean_top1",
     "nc1",
@@ -85,15 +85,15 @@ def scatter(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
     """Traces of the scatter matrices of embeddings (N, D) with labels (N,), all >= 0 and in units of the embedding squared.
 
     Keys: `within` = 1/N Σ_i |x_i - μ_y(i)|², `between` = Σ_c n_c/N |μ_c - μ|², `total` = within + between = 1/N Σ_i |x_i - μ|²,
-    and `between_share` = between / total in [0, 1]: the share of the variance that the classes explain, 1 if every class is one
-    point; it does not depend on the scale of the embeddings. Random labels give (C - 1) / (N - 1) on average, which is far from
-    0 with few images in each class. NaN if total is 0. Fukunaga 1990, chapter 10.
+    and `between_fraction` = between / total in [0, 1]: the fraction of the variance that the classes explain, 1 if every class
+    is one point; it does not depend on the scale of the embeddings. Random labels give (C - 1) / (N - 1) on average, which is
+    far from 0 with few images in each class. NaN if total is 0. Fukunaga 1990, chapter 10.
     """
     x, y, counts = _grouped(embeddings, labels)
     tr_within, tr_between = (part.square().sum().item() for part in _deviations(x, y, counts))
     total = tr_within + tr_between
     share = tr_between / total if total else NAN
-    return {"within": tr_within, "between": tr_between, "total": total, "between_share": share}
+    return {"within": tr_within, "between": tr_between, "total": total, "between_fraction": share}
 
 
 def silhouette(embeddings: Tensor, labels: Tensor) -> float:

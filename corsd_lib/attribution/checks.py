@@ -30,25 +30,25 @@ from corsd_lib.network import MultiExitNetwork
 class DeletionCurve:
     """Probability of a class while the pixels of an image are replaced in S steps, see `deletion_curve`.
 
-    `fraction` (S + 1,): share of pixels replaced, 0 to 1. `probability` (S + 1,): the most attributed pixels first. `random` (S
-    + 1,): mean over random orders. `area`, `random_area`: areas under these two curves, in [0, 1]. The area of a good map is
-    well below the random one.
+    `fraction` (S + 1,): fraction of pixels replaced, 0 to 1. `probability` (S + 1,): the most attributed pixels first.
+    `random_probability` (S + 1,): mean over random orders. `area`, `random_area`: areas under these two curves, in [0, 1]. The
+    area of a good map is well below the random one.
     """
 
     fraction: Tensor = field(repr=False)
     probability: Tensor = field(repr=False)
-    random: Tensor = field(repr=False)
+    random_probability: Tensor = field(repr=False)
     area: float
     random_area: float
 
 
 class Randomisation(NamedTuple):
-    """Rank correlations of two maps, in [-1, 1]: `signed` of their values, `strength` of their absolute values; NaN for a
+    """Rank correlations of two maps, in [-1, 1]: `signed` of their values, `absolute` of their absolute values; NaN for a
     constant map.
     """
 
     signed: float
-    strength: float
+    absolute: float
 
 
 def randomisation_check(
@@ -103,21 +103,21 @@ def deletion_curve(
     steps: int = 20,
     baseline: str = "mean",
     normalise: Callable[[Tensor], Tensor] | None = None,
-    draws: int = 10,
+    num_random: int = 10,
     seed: int = 0,
 ) -> DeletionCurve:
     """Probability at `exit` of the class of an attribution while pixels are replaced by the baseline, the most attributed
     first.
 
     After step s of `steps`, round(s / steps * H * W) pixels are those of the `baseline`. For comparison the result has the mean
-    over `draws` random orders, sampled with `seed`: the probability decreases for any order, because images with holes are
+    over `num_random` random orders, sampled with `seed`: the probability decreases for any order, because images with holes are
     unlike training images. `image` (C, H, W), normalised; `normalise` as in `attribute_exit`. Source: the deletion metric of
     RISE, arXiv 1806.07421; the random orders are ours. Raises `CorsdError` as `attribute_exit` does, and if the attribution
     belongs to a pair or to an image of a different size.
     """
     check_choice("baseline", baseline, BASELINES)
     check_count("steps", steps)
-    check_count("draws", draws)
+    check_count("num_random", num_random)
     x = image_batch(network, image)
     if attribution.target is None or attribution.map.shape != x.shape[-2:]:
         of = f"of shape {tuple(attribution.map.shape)} and class {attribution.target}"
@@ -127,7 +127,7 @@ def deletion_curve(
     counts = torch.arange(steps + 1).mul(pixels).div(steps).round().long()
     generator = torch.Generator().manual_seed(seed)
     orders = [attribution.map.flatten().argsort(descending=True, stable=True)]
-    orders += [torch.randperm(pixels, generator=generator) for _ in range(draws)]
+    orders += [torch.randperm(pixels, generator=generator) for _ in range(num_random)]
     curves = []
     for order in orders:
         batches = _delete_pixels(x, base, order, counts).split(images_at_once(x))

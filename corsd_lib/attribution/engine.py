@@ -32,7 +32,7 @@ class Attribution:
     - `baseline_score`: f(x') of the baseline, None for Grad-CAM, which has none;
     - `completeness_gap`: |sum of values - (f(x) - f(x'))| / |f(x) - f(x')|, over both maps of a pair, in [0, inf); 0 is exact,
       above 0.05 use more steps; None for Grad-CAM;
-    - `what`: description;
+    - `description`: what is attributed, and how;
     - `exit`: from 1 (shallowest);
     - `target`: the class, None for a pair.
     """
@@ -42,7 +42,7 @@ class Attribution:
     score: float
     baseline_score: float | None
     completeness_gap: float | None
-    what: str
+    description: str
     exit: int
     target: int | None = None
 

@@ -111,7 +111,7 @@ class ImageData:
       the usual 0.08;
     - `notices`: remarks on how the files were read;
     - `unseen`: the classes that are held out of all splits, with their own labels and names, see `datasets.holdout`;
-    - `own_split`: whether this library chose the test set, by `test_fraction`.
+    - `generated_split`: whether this library chose the test set, by `test_fraction`.
 
     Raises CorsdError if names, labels and superclasses do not match, and for names that `check_names` refuses.
     """
@@ -132,7 +132,7 @@ class ImageData:
     crop_scale: float = 0.4
     notices: tuple[str, ...] = ()
     unseen: ImageData | None = None
-    own_split: bool = False
+    generated_split: bool = False
 
     def __post_init__(self) -> None:
         check_choice("augmentation", self.augmentation, AUGMENTATIONS)

@@ -37,7 +37,7 @@ class Parts(NamedTuple):
     test: Listing
     validation: Listing | None = None
     notices: tuple[str, ...] = ()
-    own_split: bool = False  # whether train and test were split from one folder
+    generated_split: bool = False  # whether train and test were split from one folder
 
 
 def load_imagenet(root: Path, image_size: int | None) -> ImageData:
@@ -80,7 +80,7 @@ def load_folder(name: str, folder: Path, image_size: int | None, test_fraction: 
     train, test, *validation = load_splits(listings, side, stored_side(side))
     data = image_data(name, train, test, validation[0] if validation else None, parts.train.class_names, side)
     notices = (*parts.notices, *_enlarged_notice(parts.train.paths, side))
-    return replace(data, notices=notices, own_split=parts.own_split)
+    return replace(data, notices=notices, generated_split=parts.generated_split)
 
 
 def load_splits(listings: Sequence[Listing], side: int, stored: int) -> list[Split]:
@@ -131,7 +131,7 @@ def split_classes(folder: Path, fraction: float) -> Parts:
     train, test = (whole.subset([i for i in indices if (i in held_out) == wanted]) for wanted in (False, True))
     sizes = f"{len(train.paths):,} train, {len(test.paths):,} test images"
     said = f"no train/ and test/: about test_fraction {fraction} of each class is test ({sizes})"
-    return Parts(train, test, notices=(*notices, said), own_split=True)
+    return Parts(train, test, notices=(*notices, said), generated_split=True)
 
 
 def _held_out(listing: Listing, fraction: float) -> set[int]:

@@ -29,14 +29,14 @@ def embedding_scatter(
     colour_name: str = "",
     captions: Sequence[str] | None = None,
     quality: Sequence[str] | None = None,
-    named: bool = False,
+    annotate: bool = False,
     dark: bool = False,
 ) -> go.Figure:
     """Images as points, one panel for each exit, all on the same scale; the axes of a projection have no unit.
 
     `coordinates` (K, N, 2); `labels` (N,) of `class_names`; `titles` (K) over the panels and `quality` (K) under them.
     `colour_by` (N,): names, each with its own colour and symbol, or numbers on the sequential scale; by default the class.
-    `colour_name`: title of the legend. `named`: the name of each class stands over the median of its points. `captions` (N,):
+    `colour_name`: title of the legend. `annotate`: write the name of each class over the median of its points. `captions` (N,):
     hover texts, the class by default; lines end in "\\n". Trace k is panel k and its point i is image i, for linked selections;
     the other traces are the legend, which is left out for more than 24 kinds. Raises `CorsdError` if shapes do not fit.
     """
@@ -61,7 +61,7 @@ def embedding_scatter(
     else:
         figure.add_traces(legend_of(classes if colour_by is None else colour_by, kinds))
     _finish(figure, count, quality, colour_name, title, dark)
-    if named:
+    if annotate:
         _name_groups(figure, points, np.asarray(classes), dark)
     return figure
 

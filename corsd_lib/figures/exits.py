@@ -59,21 +59,21 @@ def early_exit_plot(
     title: str = "",
     *,
     deepest_macs: float | None = None,
-    chosen: float | Mapping[str, float] | None = None,
+    threshold: float | Mapping[str, float] | None = None,
     dark: bool = False,
 ) -> go.Figure:
     """Accuracy (%) against the mean cost of an image with early exit: one line for each curve, one point for each threshold.
 
     `curves`: the table of `early_exit_curve`, or a dict of such tables by name (of a rule or a run). `deepest_macs`: the cost
-    of the plain network; the axis is then in % of it, and a ring marks the plain network. `chosen`: the threshold to mark, for
-    all curves or by name. The default title states cost and loss at the chosen threshold, else the cost of the cheapest one
+    of the plain network; the axis is then in % of it, and a ring marks the plain network. `threshold`: the one to mark,
+    for all curves or by name. The default title states cost and accuracy at this threshold, else the cost of the cheapest one
     that loses at most one point. `dark`: colours for a dark page. Raises `CorsdError` if there are no curves, for empty curves
     and for an unknown threshold.
     """
     by_name = curves if isinstance(curves, Mapping) else {"": curves}
     if not by_name or any(curve.empty for curve in by_name.values()):
         raise CorsdError(f"early_exit_plot needs curves with a row; there are {[len(c) for c in by_name.values()]} rows")
-    thresholds = chosen if isinstance(chosen, Mapping) else dict.fromkeys(by_name, chosen)
+    thresholds = threshold if isinstance(threshold, Mapping) else dict.fromkeys(by_name, threshold)
     rows = {name: curve.to_dict("records") for name, curve in by_name.items()}
     marked = {name: _row_of(rows[name], value, name) for name, value in thresholds.items() if value is not None}
     cost = _cost_of(by_name, deepest_macs)
@@ -126,7 +126,7 @@ def _curve_trace(name: str, rows: Sequence[Row], cost: _Cost, i: int) -> go.Scat
 
 def _hover_text(name: str, row: Row, cost: _Cost) -> str:
     """Hover text of a threshold as HTML: accuracy, cost, and share of images that leave at each exit."""
-    prefix = "share.exit"
+    prefix = "fraction.exit"
     shares = [f"exit {key.removeprefix(prefix)} {100 * value:.0f} %" for key, value in row.items() if key.startswith(prefix)]
     head = f"{html.escape(name, quote=False)}, threshold" if name else "threshold"
     worth = f"{row['accuracy']:.2f} % correct, {cost.text(row['macs'])}"
@@ -140,7 +140,7 @@ def _row_of(rows: Sequence[Row], threshold: float, name: str) -> Row:
     values = [row["threshold"] for row in rows]
     curve = f"the curve of {name}" if name else "the curve"
     raise CorsdError(
-        f"chosen {shortened(threshold)} is no threshold of {curve}; allowed: its own, {min(values):.4g} to {max(values):.4g}"
+        f"threshold {shortened(threshold)} is not in {curve}; allowed: its thresholds, {min(values):.4g} to {max(values):.4g}"
     )
 
 
@@ -153,7 +153,7 @@ def _mark(name: str, row: Row, cost: _Cost, i: int, dark: bool) -> go.Scatter:
 
 def _plain_network(rows: Mapping[str, Sequence[Row]]) -> go.Scatter:
     """Ring at the accuracy of the deepest exit and 100 % of the cost: the plain network, without shallow exits."""
-    heights = sorted({round(curve[0]["accuracy"] + curve[0]["loss"], 6) for curve in rows.values()})
+    heights = sorted({round(curve[0]["accuracy"] + curve[0]["accuracy_drop"], 6) for curve in rows.values()})
     return go.Scatter(
         x=[100.0] * len(heights),
         y=heights,
@@ -179,13 +179,13 @@ def _chosen_finding(marked: Mapping[str, Row], cost: _Cost) -> str:
 
 
 def _change(row: Row) -> str:
-    return f"{abs(row['loss']):.1f} points {'lost' if row['loss'] >= 0 else 'won'}"
+    return f"{abs(row['accuracy_drop']):.1f} points {'lost' if row['accuracy_drop'] >= 0 else 'won'}"
 
 
 def _cheapest_finding(rows: Mapping[str, Sequence[Row]], cost: _Cost) -> str:
     """Default title: the cost of the cheapest threshold of every curve that loses at most one point to the deepest exit."""
     said = []
     for name, curve in rows.items():
-        allowed = [row["macs"] for row in curve if row["loss"] <= 1]
+        allowed = [row["macs"] for row in curve if row["accuracy_drop"] <= 1]
         said.append(f"{f'{name} ' if name else ''}{f'{min(allowed) * cost.scale:.{cost.digits}f}' if allowed else 'none'}")
     return f"At most one point lost, at a cost of {', '.join(said)} {cost.unit}"

@@ -20,7 +20,7 @@ MEASURES: dict[str, tuple[str, str, bool]] = {
     "within": ("variance within classes", "embedding units squared", True),
     "between": ("variance between classes", "embedding units squared", True),
     "total": ("variance", "embedding units squared", True),
-    "between_share": ("variance the class explains", "share, 0 to 1", False),
+    "between_fraction": ("variance the class explains", "share, 0 to 1", False),
     "silhouette": ("silhouette", "-1 to 1", False),
     "nearest_mean_top1": ("nearest class mean is correct", "% of images", False),
     "nc1": ("variance collapse NC1", "log axis, smaller = more collapsed", True),
@@ -28,7 +28,7 @@ MEASURES: dict[str, tuple[str, str, bool]] = {
     "cosine_deviation": ("spread of these cosines", "standard deviation", False),
     "simplex_gap": ("distance from a simplex", "0 to 2, 0 = simplex", False),
 }
-DEFAULT_MEASURES = ("between_share", "silhouette", "nearest_mean_top1", "nc1")
+DEFAULT_MEASURES = ("between_fraction", "silhouette", "nearest_mean_top1", "nc1")
 Tables = Mapping[str, "pd.DataFrame"]
 
 

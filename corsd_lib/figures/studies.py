@@ -23,7 +23,7 @@ from corsd_lib.figures.style import (
     short_name,
     template,
 )
-from corsd_lib.studies.summary import against, trained_exits
+from corsd_lib.studies.summary import relative_to, trained_exits
 from corsd_lib.studies.unseen_tables import FIGURES as UNSEEN_FIGURES
 
 _ENDS = ("top1", "top1_low", "top1_high")
@@ -95,11 +95,11 @@ def gain_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.Figu
 
 
 def unseen_by_exit(
-    summary: Mapping[str, Any], figure: str = "recall_at_1", score: str = "cosine", *, dark: bool = False
+    summary: Mapping[str, Any], measure: str = "recall_at_1", score: str = "cosine", *, dark: bool = False
 ) -> go.Figure:
     """A retrieval or few-shot metric (%) on held-out classes, by exit: one line for each variant, with 95 % intervals.
 
-    `summary`: from `summarise`, of a study with held-out classes. `figure` is a column and `score` a score of
+    `summary`: from `summarise`, of a study with held-out classes. `measure` is a column and `score` a score of
     `unseen_class_report`. Exits are aligned at the deepest one. The title names the variant with the highest mean at the
     deepest exit. `dark`: colours for a dark page. Raises `CorsdError` for a study without held-out classes and for a metric or
     score that no variant has.
@@ -107,14 +107,14 @@ def unseen_by_exit(
     lines = summary.get("unseen", [])
     if not lines:
         raise CorsdError("unseen_by_exit needs a study with held-out classes; this one has none")
-    check_choice("figure", figure, dict.fromkeys(line["figure"] for line in lines))
+    check_choice("measure", measure, dict.fromkeys(line["figure"] for line in lines))
     check_choice("score", score, dict.fromkeys(line["score"] for line in lines))
-    wanted = [line for line in lines if (line["figure"], line["score"]) == (figure, score) and line["mean"] is not None]
+    wanted = [line for line in lines if (line["figure"], line["score"]) == (measure, score) and line["mean"] is not None]
     by_variant = dict[str, dict[str, Mapping[str, Any]]]()
     for line in wanted:  # `lines` repeats the values of a variant for each of its reference variants
         by_variant.setdefault(line["variant"], {})[line["exit"]] = line
     if not by_variant:
-        raise CorsdError(f"no variant has {figure} by {score}")
+        raise CorsdError(f"no variant has {measure} by {score}")
     exits = max((list(by_exit) for by_exit in by_variant.values()), key=len)
     drawn = go.Figure()
     for i, by_exit in enumerate(by_variant.values()):
@@ -125,7 +125,7 @@ def unseen_by_exit(
     drawn.update_layout(template=template(dark), width=860, height=440)
     drawn.update_layout(legend={"orientation": "h", "y": -0.16, "yanchor": "top"})
     drawn.update_xaxes(tickvals=list(range(len(exits))), ticktext=exits)
-    drawn.update_yaxes(title=f"{UNSEEN_FIGURES[figure]} by {score} (%), mean over n seeds,<br>95 % interval")
+    drawn.update_yaxes(title=f"{UNSEEN_FIGURES[measure]} by {score} (%), mean over n seeds,<br>95 % interval")
     set_title(drawn, html.escape(title, quote=False), 96)
     return drawn
 
@@ -207,7 +207,7 @@ def draw_figures(summary: Mapping[str, Any], folder: Path) -> list[Path]:
         parents = {m["from"] for m in part["methods"].values() if m["group"] == group}
         if group != "methods":
             parents.discard(None)  # from variants that do not inherit
-        versus = against(part, *parents) if len(parents) == 1 and parents <= part["methods"].keys() else part
+        versus = relative_to(part, *parents) if len(parents) == 1 and parents <= part["methods"].keys() else part
         if any(m["gain"] is not None for m in versus["methods"].values()):
             pictures["gain"] = gain_by_method(versus)
         ending = ".png" if group == "methods" else f"_{group}.png"

@@ -82,11 +82,11 @@ def template(dark: bool = False) -> go.layout.Template:
     )
 
 
-def exit_names(count: int, what: str = "exit") -> list[str]:
-    """Names of `count` exits (or stages, by `what`), shallow -> deep, in figures and widgets."""
+def exit_names(count: int, prefix: str = "exit") -> list[str]:
+    """Names of `count` exits (or stages, with the `prefix` "stage"), shallow -> deep, in figures and widgets."""
     if count == 1:
-        return [f"{what} 1 (the only one)"]
-    return [f"{what} 1 (shallowest)", *(f"{what} {k}" for k in range(2, count)), f"{what} {count} (deepest)"]
+        return [f"{prefix} 1 (the only one)"]
+    return [f"{prefix} 1 (shallowest)", *(f"{prefix} {k}" for k in range(2, count)), f"{prefix} {count} (deepest)"]
 
 
 def line_style(i: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from corsd_lib.batches import Batch
 from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.network import ExitOutputs, MultiExitNetwork
 
-__all__ = ["Batch", "Method", "MethodOptions", "allowed_values", "described", "make_options", "option", "sum_of"]
+__all__ = ["Batch", "Method", "MethodOptions", "allowed_values", "make_options", "option", "option_info", "sum_of"]
 
 Value = TypeVar("Value", float, int, bool, str)
 
@@ -67,14 +67,14 @@ class Method(nn.Module):
     - `exits`: "all" or "deepest", the stages on which the network gets exits;
     - `sampling` and `samples_per_class`: of the batches, unless the configuration sets them;
     - `detach_exits`: whether gradients of the shallow exits stop before the backbone;
-    - `graphs`: False if `images` or `terms` read more of a batch than images, labels and random tensors, or wait for the
-      device, so that they cannot be recorded as a CUDA graph;
+    - `cuda_graphs`: False if `transform_images` or `loss_terms` read more of a batch than images, labels and random
+      tensors, or wait for the device, so that they cannot be recorded as a CUDA graph;
     - `taught_by_deepest`: the terms in which the deepest exit or stage teaches the others. They must not send a gradient to it.
 
     `check_method` checks that a class does what it declares.
 
-    A training step calls `sample`, `images`, the network, and then the method, in this order. Evaluation and probes call none
-    of these; the network gets the original images.
+    A training step calls `sample`, `transform_images`, the network, and then the method, in this order. Evaluation and
+    probes call none of these; the network gets the original images.
 
     Buffers belong to the weights and must keep their shape. Values that only the training needs, such as past predictions, are
     buffers with `persistent=False`: they are stored in checkpoints, may change their shape, and are restored by a resume.
@@ -86,7 +86,7 @@ class Method(nn.Module):
     sampling: ClassVar[str] = "plain"
     samples_per_class: ClassVar[int] = 4  # number of images of each class in balanced batches
     detach_exits: ClassVar[bool] = False
-    graphs: ClassVar[bool] = True
+    cuda_graphs: ClassVar[bool] = True
     taught_by_deepest: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, **options: Any) -> None:
@@ -100,12 +100,12 @@ class Method(nn.Module):
     def sample(self, batch: Batch) -> dict[str, Tensor]:
         """Random tensors of this method for a batch, by name, and values derived from its labels; on the device of the labels.
 
-        They are computed here, not in `images` and `terms`, so that those run the same operations for all batches of a shape
-        and can be recorded as a CUDA graph.
+        They are computed here, not in `transform_images` and `loss_terms`, so that those run the same operations for all
+        batches of a shape and can be recorded as a CUDA graph.
         """
         return {}
 
-    def images(self, batch: Batch) -> Tensor:
+    def transform_images(self, batch: Batch) -> Tensor:
         """Input of the network in a training step, normalised (B, C, H, W): `batch.images`, or a new tensor.
 
         It may depend only on images, labels and `batch.random`, with the same operations for all batches of a shape. The
@@ -113,11 +113,11 @@ class Method(nn.Module):
         """
         return batch.images
 
-    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        """Unweighted terms of the loss by name, all scalars. Use `computed` to skip terms of weight 0."""
-        raise CorsdError(f"method {self.name!r} has no terms: define terms(self, out, batch)")
+    def loss_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+        """Unweighted terms of the loss by name, all scalars. Use `active_terms` to skip terms of weight 0."""
+        raise CorsdError(f"method {self.name!r} has no terms: define loss_terms(self, out, batch)")
 
-    def computed(self, parts: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
+    def active_terms(self, parts: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
         """Results, by name, of the functions `parts` of the terms whose weight is not 0; the others are not called."""
         return {name: part() for name, part in parts.items() if self._weight(name)}
 
@@ -125,7 +125,7 @@ class Method(nn.Module):
         """The loss "total" (weighted sum) and the unweighted terms by name, all scalars. Raises `CorsdError` if no term has a
         weight.
         """
-        parts = check_terms(self.name, self.terms(out, batch))
+        parts = check_terms(self.name, self.loss_terms(out, batch))
         weights = {name: self._weight(name) for name in parts}
         if not any(weights.values()):
             raise CorsdError(
@@ -136,7 +136,7 @@ class Method(nn.Module):
     def _weight(self, part: str) -> float:
         if not hasattr(self.options, part):
             kind = self.Options.__name__
-            raise CorsdError(f"method {self.name!r}: its term {part!r} has no weight: add the field `{part}: float` to {kind}")
+            raise CorsdError(f"method {self.name!r}: the term {part!r} has no weight: add the field `{part}: float` to {kind}")
         return getattr(self.options, part)
 
     def relation_networks(self) -> nn.ModuleList:
@@ -148,10 +148,10 @@ class Method(nn.Module):
 
 
 def check_terms(method: str, parts: Any) -> dict[str, Tensor]:
-    """Return `parts`, the result of `terms`. Raises `CorsdError` unless it is a dict of scalar tensors."""
+    """Return `parts`, the result of `loss_terms`. Raises `CorsdError` unless it is a dict of scalar tensors."""
     if not isinstance(parts, dict):
         raise CorsdError(
-            f"method {method!r}: terms returned {shortened(parts)} of type {type(parts).__name__}; "
+            f"method {method!r}: loss_terms returned {shortened(parts)} of type {type(parts).__name__}; "
             "allowed: a dict of scalar tensors by name"
         )
     for name, value in parts.items():
@@ -175,7 +175,7 @@ def make_options(method: str, kind: type[MethodOptions], given: dict[str, Any]) 
     for key in given:
         check_choice(f"option of method {method!r}:", key, defaults)
     options = {
-        key: _parse_option(f"method {method!r}", key, value, type(defaults[key]), described(kind, key))
+        key: _parse_option(f"method {method!r}", key, value, type(defaults[key]), option_info(kind, key))
         for key, value in {**defaults, **given}.items()  # defaults are checked too, because a run stores all options
     }
     return kind(**options)
@@ -190,7 +190,7 @@ def _default(method: str, field: Field[Any]) -> Any:
     return field.default
 
 
-def described(kind: type[MethodOptions], key: str) -> Mapping[str, Any]:
+def option_info(kind: type[MethodOptions], key: str) -> Mapping[str, Any]:
     """Help and limits of the field `key` of the options `kind`, as they were passed to `option`; {} if there are none."""
     for parent in kind.__mro__:  # a subclass may override just the default
         found = parent.__dict__.get("__dataclass_fields__", {}).get(key)
@@ -245,7 +245,7 @@ def _check_limits(what: str, value: float, wanted: type[Any], allowed: Mapping[s
 
 def allowed_values(kind: type[MethodOptions], key: str) -> str:
     """The allowed values of the option `key` as text, such as "a number, at least 0 and below 1"."""
-    wanted, allowed = type(getattr(kind, key)), described(kind, key)
+    wanted, allowed = type(getattr(kind, key)), option_info(kind, key)
     if wanted is bool:
         return "true or false"
     if wanted is str:

@@ -41,13 +41,13 @@ def check_method(kind: type[Method], **options: Any) -> None:
 
     - the class declares a unique name and valid attributes;
     - `attach` does not change the network;
-    - `images` returns new images of the same shape, and the same images for the same random tensors;
+    - `transform_images` returns new images of the same shape, and the same images for the same random tensors;
     - every term is a scalar, and the option of the same name is its weight;
     - the terms in `taught_by_deepest` send no gradient to the deepest exit, and no buffer has a gradient;
     - random numbers come from the generator of the batch, and the batch is not changed;
     - loss and gradients are finite for one image and for one class;
     - a training that is resumed from a checkpoint gives the same results;
-    - if `graphs` is True, `images` and `terms` can be recorded as a CUDA graph.
+    - if `cuda_graphs` is True, `transform_images` and `loss_terms` can be recorded as a CUDA graph.
 
     The random state of the caller is restored.
     """
@@ -62,8 +62,8 @@ def check_method(kind: type[Method], **options: Any) -> None:
         "finite on batches with few pairs": _check_small_batches,
         "resumable": _check_resume,
     }
-    if kind.graphs:
-        rules["safe in a CUDA graph (graphs = True)"] = _check_graph
+    if kind.cuda_graphs:
+        rules["safe in a CUDA graph (cuda_graphs = True)"] = _check_graph
     with torch.random.fork_rng([]):
         for name, rule in rules.items():
             with _rule(kind, name):
@@ -116,7 +116,7 @@ class _Case(NamedTuple):
         return self.method(self.outputs(batch), batch)
 
     def outputs(self, batch: Batch) -> ExitOutputs:
-        return self.network(self.method.images(batch), detach_exits=self.method.detach_exits)
+        return self.network(self.method.transform_images(batch), detach_exits=self.method.detach_exits)
 
     def with_random(self, batch: Batch) -> Batch:
         return batch._replace(random=self.method.sample(batch))
@@ -175,13 +175,13 @@ def _check_declaration(kind: type[Method]) -> None:
         raise CorsdError(f"check_method of {shortened(kind)}; allowed: a subclass of Method")
     with _rule(kind, "declared well"):
         allowed: dict[str, tuple[object, ...]] = {"exits": ("all", "deepest"), "sampling": SAMPLINGS}
-        allowed |= {"detach_exits": (False, True), "graphs": (False, True)}
+        allowed |= {"detach_exits": (False, True), "cuda_graphs": (False, True)}
         sound = isinstance(kind.name, str) and re.fullmatch(r"\w[\w.+-]*", kind.name)
         _require(bool(sound), f"its `name`, {shortened(kind.name)}, names files: letters, digits and _ . + -")
         _check_name_is_free(kind)
         _require(
-            kind.terms is not Method.terms or kind.forward is not Method.forward,
-            "it has no terms: define terms(self, out, batch)",
+            kind.loss_terms is not Method.loss_terms or kind.forward is not Method.forward,
+            "it has no terms: define loss_terms(self, out, batch)",
         )
         for key, values in allowed.items():
             value = getattr(kind, key)
@@ -235,7 +235,7 @@ def _check_images(case: _Case) -> None:
         with _name_in_errors(what):
             batch = case.with_random(_batch(case.method, labels))
             copied = batch._replace(images=batch.images.clone())
-            first, again = case.method.images(batch), case.method.images(copied)
+            first, again = case.method.transform_images(batch), case.method.transform_images(copied)
             _require(torch.equal(batch.images, _batch(case.method, labels).images), "images writes into batch.images: clone it")
             given, wanted = (_describe(images) for images in (first, batch.images))
             _require(given == wanted, f"images returned {given}: return {wanted}")
@@ -256,7 +256,7 @@ def _check_teacher(case: _Case) -> None:
     for _ in range(2):  # the second step may use stored values of the first
         out = case.outputs(batch)
         leaves = ExitOutputs(*([t.detach().requires_grad_() for t in tensors] for tensors in out))
-        terms = method.terms(leaves, batch)
+        terms = method.loss_terms(leaves, batch)
         teacher = {f"out.{name}[-1]": tensors[-1] for name, tensors in leaves._asdict().items()}
         teacher |= {f"the deepest relation network's {k}": p for k, p in _deepest_relation(method).items()}
         for name in method.taught_by_deepest:
@@ -446,18 +446,18 @@ def _check_graph(case: _Case) -> None:
         )
         before = dict(method.named_buffers())
         places = {name: buffer.data_ptr() for name, buffer in before.items()}
-        out = case.network(method.images(_watched(batch, "images")), detach_exits=method.detach_exits)
+        out = case.network(method.transform_images(_watched(batch, "transform_images")), detach_exits=method.detach_exits)
         method(out, _watched(batch))
         after = dict(method.named_buffers())
         moved = [k for k, v in after.items() if before.get(k) is not v or places[k] != v.data_ptr()]
-        _require(not moved, f"terms replaces the buffer {', '.join(moved)}: write into it (copy_, add_), {_ELSE}")
+        _require(not moved, f"loss_terms replaces the buffer {', '.join(moved)}: write into it (copy_, add_), {_ELSE}")
     _check_without_values(method, out, batch)  # last, because it may leave parameters without values
 
 
-_ELSE = "or set graphs = False"
+_ELSE = "or set cuda_graphs = False"
 
 
-def _watched(batch: Batch, by: str = "terms") -> Batch:
+def _watched(batch: Batch, by: str = "loss_terms") -> Batch:
     """`batch` whose fields raise an error when `by` reads them, except those that are inputs of a recorded graph."""
 
     def refuse(name: str) -> property:
@@ -488,16 +488,16 @@ def _check_without_values(method: Method, out: ExitOutputs, batch: Batch) -> Non
 
 
 class _RecordedPart(nn.Module):
-    """The part of a method that a graph records: `images`, `terms` and the backward pass."""
+    """The part of a method that a graph records: `transform_images`, `loss_terms` and the backward pass."""
 
     def __init__(self, method: Method) -> None:
         super().__init__()
         self.method = method
 
     def forward(self, out: ExitOutputs, batch: Batch) -> None:
-        with _recording("images"):
-            self.method.images(_watched(batch, "images"))
-        with _recording("terms"):
+        with _recording("transform_images"):
+            self.method.transform_images(_watched(batch, "transform_images"))
+        with _recording("loss_terms"):
             self.method(out, _watched(batch))["total"].backward()
 
 

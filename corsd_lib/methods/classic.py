@@ -19,7 +19,7 @@ class Baseline(Method):
     name = "baseline"
     exits = "deepest"
 
-    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+    def loss_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         return {"task": self._cross_entropy(out.logits[-1], batch.labels)}
 
 
@@ -36,12 +36,12 @@ class DeepSupervision(Method):
     name = "deep_supervision"
     Options = DeepSupervisionOptions
 
-    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+    def loss_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         parts = {
             "task": lambda: self._cross_entropy(out.logits[-1], batch.labels),
             "exit_ce": lambda: sum_of(self._cross_entropy(z, batch.labels) for z in out.logits[:-1]),
         }
-        return self.computed(parts)
+        return self.active_terms(parts)
 
 
 class Probe(DeepSupervision):
@@ -76,7 +76,7 @@ class Byot(Method):
     taught_by_deepest = ("exit_kd", "hint")
     options: ByotOptions
 
-    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+    def loss_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         *shallow, deepest = out.logits
         parts = {
             "task": lambda: self._cross_entropy(deepest, batch.labels),
@@ -84,4 +84,4 @@ class Byot(Method):
             "exit_kd": lambda: sum_of(losses.distillation(deepest, z, self.options.temperature) for z in shallow),
             "hint": lambda: sum_of(losses.feature_hint(out.embeddings[-1], e) for e in out.embeddings[:-1]),
         }
-        return self.computed(parts)
+        return self.active_terms(parts)

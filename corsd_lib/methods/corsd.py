@@ -175,7 +175,7 @@ class Corsd(Method):
     def relation_networks(self) -> nn.ModuleList:
         return self.relations
 
-    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+    def loss_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         return {**self.exit_terms(out, batch), **self.relation_terms(out, batch)}
 
     def exit_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
@@ -188,7 +188,7 @@ class Corsd(Method):
             "exit_kd": lambda: sum_of(losses.distillation(deepest, z, self.options.temperature) for z in shallow),
             "class_kd": lambda: sum_of(between(z, z) for z in (out.logits if self._shallow_exits_learn else [deepest])),
         }
-        return self.computed(parts)
+        return self.active_terms(parts)
 
     @property
     def _shallow_exits_learn(self) -> bool:
@@ -212,7 +212,7 @@ class Corsd(Method):
         relations: list[RelationOutput] = []
         trained = o.relation_kd and o.affinity == "trained"
         if not trained and not any(getattr(o, name) for name in OF_RELATIONS):  # no term needs them
-            return self.computed(rest)
+            return self.active_terms(rest)
         inputs = out.embeddings if o.fusion == "vectors" else out.features
         relations = [net(x, labels, pairs) for net, x in zip(self.relations, inputs, strict=True)]
         *shallow, deepest = relations
@@ -227,7 +227,7 @@ class Corsd(Method):
             "relation_margin": lambda: sum_of(self._margin(r, labels) for r in relations),
             "relation_ce": lambda: sum_of(losses.relation_cross_entropy(_log_odds(r), labels) for r in relations),
         }
-        return self.computed({**parts, **rest})
+        return self.active_terms({**parts, **rest})
 
     def sample(self, batch: Batch) -> dict[str, Tensor]:
         """Random tensors: the structured pairs "intra" (2, P) and "inter" (2, Q), "other" (B,), another class for each image,

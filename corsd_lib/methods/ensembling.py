@@ -38,16 +38,16 @@ class Bake(Method):
     exits = "deepest"
     sampling = "balanced"
     samples_per_class = 4
-    graphs = False  # torch.linalg.solve waits for the device, to check for a singular matrix
+    cuda_graphs = False  # torch.linalg.solve waits for the device, to check for a singular matrix
     options: BakeOptions
 
-    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+    def loss_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         logits, o = out.logits[-1], self.options
         parts = {
             "task": lambda: self._cross_entropy(logits, batch.labels),
             "ensemble_kd": lambda: losses.ensembled_distillation(logits, out.embeddings[-1], o.omega, o.temperature),
         }
-        return self.computed(parts)
+        return self.active_terms(parts)
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Dlb(Method):
     Options = DlbOptions
     exits = "deepest"
     sampling = "overlapping"
-    graphs = False
+    cuda_graphs = False
     options: DlbOptions
     indices: Tensor
     logits: Tensor
@@ -81,13 +81,13 @@ class Dlb(Method):
         self.register_buffer("indices", torch.zeros(0, dtype=torch.long), persistent=False)
         self.register_buffer("logits", torch.zeros(0, 0), persistent=False)
 
-    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+    def loss_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         logits, indices = out.logits[-1], batch.indices.to(out.logits[-1].device)
         parts = {
             "task": lambda: self._cross_entropy(logits, batch.labels),
             "last_kd": lambda: self._from_last(logits, indices),
         }
-        terms = self.computed(parts)
+        terms = self.active_terms(parts)
         if self.training:
             self._remember(indices, logits.detach())
         return terms

@@ -34,10 +34,10 @@ class Dks(DeepSupervision):
     Options = DksOptions
     options: DksOptions
 
-    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+    def loss_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         pairs = list(permutations(out.logits, 2))
         synergy = {"synergy": lambda: sum_of(losses.distillation(t, s, self.options.temperature) for t, s in pairs)}
-        return {**super().terms(out, batch), **self.computed(synergy)}
+        return {**super().loss_terms(out, batch), **self.active_terms(synergy)}
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ class Dist(DeepSupervision):
     taught_by_deepest = ("correlation",)
     options: DistOptions
 
-    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+    def loss_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         (*shallow, deepest), o = out.logits, self.options
         correlation = {
             "correlation": lambda: sum_of(
                 losses.correlation_distillation(deepest, z, o.temperature, o.inter, o.intra) for z in shallow
             )
         }
-        return {**super().terms(out, batch), **self.computed(correlation)}
+        return {**super().loss_terms(out, batch), **self.active_terms(correlation)}

@@ -69,12 +69,12 @@ class Mixup(Method):
         seed = int(torch.randint(2**62, (), generator=generator))  # torch's Beta takes no generator
         return np.random.default_rng(seed).beta(self.options.alpha, self.options.alpha) if mixed else 1.0
 
-    def images(self, batch: Batch) -> Tensor:
+    def transform_images(self, batch: Batch) -> Tensor:
         random = random_of(self, batch)
         share, second = random["share"], batch.images.index_select(0, random["partner"])
         return share * batch.images + (1 - share) * second
 
-    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+    def loss_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         return {"task": self._mixed_cross_entropy(out.logits[-1], batch)}
 
     def _mixed_cross_entropy(self, logits: Tensor, batch: Batch) -> Tensor:
@@ -102,7 +102,7 @@ class Cutmix(Mixup):
         on_device = {"share": 1 - box.float().mean(), "box": box}
         return {"partner": self._partner(batch), **{k: v.to(batch.labels.device) for k, v in on_device.items()}}
 
-    def images(self, batch: Batch) -> Tensor:
+    def transform_images(self, batch: Batch) -> Tensor:
         random = random_of(self, batch)
         second = batch.images.index_select(0, random["partner"])
         return torch.where(~random["box"], batch.images, second)  # this order keeps the memory format of the batch
@@ -136,12 +136,12 @@ class CutmixExits(Cutmix):
     Options = CutmixExitsOptions
     exits = "all"
 
-    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+    def loss_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         parts = {
             "task": lambda: self._mixed_cross_entropy(out.logits[-1], batch),
             "exit_ce": lambda: sum_of(self._mixed_cross_entropy(z, batch) for z in out.logits[:-1]),
         }
-        return self.computed(parts)
+        return self.active_terms(parts)
 
 
 @dataclass(frozen=True)
@@ -191,19 +191,19 @@ class Ips(Method):
         first = torch.minimum(partner, torch.arange(count, device=device))  # both images of a pair use the mask of the first
         return {"partner": partner, "swap": (patches & pairs).to(device).index_select(0, first)}
 
-    def images(self, batch: Batch) -> Tensor:
+    def transform_images(self, batch: Batch) -> Tensor:
         random, (height, width) = random_of(self, batch), batch.images.shape[-2:]
         swap = random["swap"].repeat_interleave(self.options.patch, 2).repeat_interleave(self.options.patch, 3)
         other = batch.images.index_select(0, random["partner"])
         return torch.where(~swap[..., :height, :width], batch.images, other)  # this order as in `Cutmix`
 
-    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+    def loss_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         logits, partner, o = out.logits[-1], random_of(self, batch)["partner"], self.options
         parts = {
             "task": lambda: self._cross_entropy(logits, batch.labels),
             "swap_kd": lambda: losses.partner_distillation(logits, partner, self._learns(logits, batch), o.temperature),
         }
-        return self.computed(parts)
+        return self.active_terms(parts)
 
     def _learns(self, logits: Tensor, batch: Batch) -> Tensor:
         """Bool mask (B,) of the images that learn from their partner, see the option `direction`."""

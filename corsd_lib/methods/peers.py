@@ -46,13 +46,13 @@ class Rkd(DeepSupervision):
     Options = RkdOptions
     taught_by_deepest = ("distance", "angle")
 
-    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+    def loss_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         *shallow, deepest = out.embeddings
         relations = {
             "distance": lambda: sum_of(losses.rkd_distance(deepest, e) for e in shallow),
             "angle": lambda: sum_of(losses.rkd_angle(deepest, e) for e in shallow),
         }
-        return {**super().terms(out, batch), **self.computed(relations)}
+        return {**super().loss_terms(out, batch), **self.active_terms(relations)}
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,13 @@ class CsKd(Method):
     samples_per_class = 2
     options: CsKdOptions
 
-    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+    def loss_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         logits = out.logits[-1]
         parts = {
             "task": lambda: self._cross_entropy(logits, batch.labels),
             "class_kd": lambda: losses.class_distillation(logits, logits, batch.labels, self.options.temperature),
         }
-        return self.computed(parts)
+        return self.active_terms(parts)
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class PsKd(Method):
     name = "ps_kd"
     Options = PsKdOptions
     exits = "deepest"
-    graphs = False
+    cuda_graphs = False
     options: PsKdOptions
     past: Tensor
 
@@ -114,7 +114,7 @@ class PsKd(Method):
         super().__init__(**options)
         self.register_buffer("past", torch.zeros(0, 0, dtype=torch.float16), persistent=False)
 
-    def terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
+    def loss_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         logits, indices = out.logits[-1], batch.indices.to(out.logits[-1].device)
         past = self._enlarge(int(batch.indices.max()) + 1, logits)[indices].float()
         share = self.options.last_share * batch.progress * (past.sum(1) > 0)  # (B,)

@@ -95,7 +95,7 @@ def _split_changes(data: ImageData, info: DataInfo) -> str:
     or none.
     """
     then, now = info.splits or {}, splits_of(data)
-    if data.own_split and not all(len(recorded) == 3 for recorded in (then or {"train": ()}).values()):
+    if data.generated_split and not all(len(recorded) == 3 for recorded in (then or {"train": ()}).values()):
         return "it was trained with an earlier version of this library, which split a folder of classes by position"
     for name in {**then, **(now if then else {})}:
         if name not in now or name not in then:
@@ -133,7 +133,7 @@ def _content(split: Split) -> int:
 
 
 def training_batches(config: TrainConfig, data: ImageData, **process: Any) -> BatchSource:
-    """Training batches of `config` from `data`. `process`: device, rank and world of `BatchSource`.
+    """Training batches of `config` from `data`. `process`: device, rank and world_size of `BatchSource`.
 
     With `label_noise` some labels are replaced, in the batches and for the sampling; `data` is not changed. The noise has
     separate random numbers, seeded by `config.seed`.

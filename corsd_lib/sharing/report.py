@@ -51,7 +51,7 @@ __all__ = ["EMBEDDINGS", "report_panels", "write_report"]
 
 EMBEDDINGS = (*PROJECTIONS, "none")
 Named = dict[str, Run]  # runs by their names in the report
-Say = Callable[[str], object]
+Report = Callable[[str], object]
 
 _NOT_SHOWN = (*PLACE_FIELDS, *PROBE_FIELDS, "method_options")
 _DASHES = "Of every run the solid line is the deepest exit; the others are shallower ones."
@@ -59,19 +59,19 @@ _DIFFERENCES = 200  # largest number of classes; the matrix of more takes megaby
 _QUALITY_EPOCHS, _STRUCTURE_EPOCHS, _PICTURES = 4, 8, 4  # numbers of evenly spaced epochs, because each takes seconds
 
 
-def write_report(runs: Sequence[Run], path: str | Path, *, embedding: str = "pca", say: Say = lambda line: None) -> Path:
+def write_report(runs: Sequence[Run], path: str | Path, *, embedding: str = "pca", report: Report = lambda line: None) -> Path:
     """Write the report of `runs` to `path`, atomically, and return `path`.
 
-    `embedding`: "pca" (fast, the same on all machines), "umap" or "none". `say` is called with progress messages. The report of
-    one run on CIFAR-100 (100 classes, 1,000 probe images, 4 exits, 30 snapshots) takes less than 10 MB. Raises `CorsdError` if
-    there are no runs, for an unknown embedding, and if the file cannot be written.
+    `embedding`: "pca" (fast, the same on all machines), "umap" or "none". `report` is called with progress messages. The file
+    of one run on CIFAR-100 (100 classes, 1,000 probe images, 4 exits, 30 snapshots) takes less than 10 MB. Raises `CorsdError`
+    if there are no runs, for an unknown embedding, and if the file cannot be written.
     """
-    panels = report_panels(runs, embedding=embedding, say=say)
-    say("writing")
+    panels = report_panels(runs, embedding=embedding, report=report)
+    report("writing")
     return write_page(path, panels, _title(runs))
 
 
-def report_panels(runs: Sequence[Run], *, embedding: str = "pca", say: Say = lambda line: None) -> list[Panel]:
+def report_panels(runs: Sequence[Run], *, embedding: str = "pca", report: Report = lambda line: None) -> list[Panel]:
     """Panels of a report, for other pages. Arguments and errors as in `write_report`."""
     check_choice("embedding of a report", embedding, EMBEDDINGS)
     if not isinstance(runs, Sequence) or not runs:
@@ -81,10 +81,10 @@ def report_panels(runs: Sequence[Run], *, embedding: str = "pca", say: Say = lam
     named = dict(zip(run_names(runs), runs, strict=True))
     with_probes = {name: run for name, run in named.items() if run.probes}
     panels = [text_panel("", *_findings(named)), _exit_table(named), *_accuracy(named), *_curves(named)]
-    say("relations")
-    panels += [*_relations(with_probes), *_quality(with_probes, say), *_structure(with_probes, say)]
+    report("relations")
+    panels += [*_relations(with_probes), *_quality(with_probes, report), *_structure(with_probes, report)]
     if embedding != "none":
-        panels += _pictures(with_probes, embedding, say)
+        panels += _pictures(with_probes, embedding, report)
     panels += _early_exits(with_probes)
     return [*panels, *_records(named)]
 
@@ -267,13 +267,13 @@ def _loss_chart(table: pd.DataFrame, name: str) -> dict[str, object]:
     return {"title": title, "lines": lines, "x": {"title": "epoch", "low": 0}, "y": {"title": "unweighted value", "log": True}}
 
 
-def _quality(named: Named, say: Say) -> list[Panel]:
+def _quality(named: Named, report: Report) -> list[Panel]:
     """Chart of the quality of the relations at some epochs; it uses the cosine if trained scores cannot be computed from
     snapshots.
     """
     lines, found, kinds = [], [], {}
     for r, (name, run) in enumerate(named.items()):
-        say(f"relation quality of {name}")
+        report(f"relation quality of {name}")
         table, kind = _quality_table(run)
         kinds[name] = kind
         exits = exit_names(int(table["exit"].max()))
@@ -319,10 +319,10 @@ def _from_to(shallow: float, deep: float) -> str:
     return f"Of same-class and other pairs in the end {ends} are in the correct order"
 
 
-def _structure(named: Named, say: Say) -> list[Panel]:
+def _structure(named: Named, report: Report) -> list[Panel]:
     tables = {}
     for name, run in named.items():
-        say(f"class structure of {name}")
+        report(f"class structure of {name}")
         tables[name] = class_structure(run, _evenly_spaced(list(run.probes), _STRUCTURE_EPOCHS))
     if not tables:
         return []
@@ -379,10 +379,10 @@ def _order(run: Run) -> str:
     return "superclass" if has_superclasses(run.data) else "label"
 
 
-def _pictures(named: Named, method: str, say: Say) -> list[Panel]:
+def _pictures(named: Named, method: str, report: Report) -> list[Panel]:
     panels = []
     for name, run in named.items():
-        say(f"{method} of {name}")
+        report(f"{method} of {name}")
         embedding = stage_embedding(run, _evenly_spaced(list(run.probes), _PICTURES), method=method)
         panel = stages_panel(run, embedding, colour=_order(run).replace("label", "class"))
         panels.append(panel if len(named) == 1 else panel._replace(title=f"{panel.title}: {name}"))

@@ -98,7 +98,7 @@ def _known(study: Study, job: Job, states: Mapping[str, str]) -> bool:
         _record(study, job)
     elif job.id in states:
         job.state = "queued" if states[job.id] == "PENDING" else "running"
-    elif is_locked(job.beside(".log")):
+    elif is_locked(job.sibling(".log")):
         job.state = "running" if job.id else "elsewhere"
     else:
         return False
@@ -139,7 +139,7 @@ def _conclude(job: Job, queue: _Queue) -> None:
     if reason.startswith("stopped"):  # the last line of a training that a signal has ended
         job.state = "stopped"
     else:
-        files = f"{job.beside('.log')} and {queue.folder / job.id}_0_log.err" if job.id else job.beside(".log")
+        files = f"{job.sibling('.log')} and {queue.folder / job.id}_0_log.err" if job.id else job.sibling(".log")
         job.state, job.error = "failed", f"{reason} (see {files})"
 
 
@@ -181,7 +181,7 @@ class _Queue:
             raise CorsdError(f"{self.cluster} did not accept the jobs: {' '.join(str(error).split())}") from error
         for job, started in zip(jobs, self.started, strict=True):
             job.id, job.state = started.job_id, "queued"
-            write_json(job.beside(".job"), {"executor": self.cluster, "job": job.id})
+            write_json(job.sibling(".job"), {"executor": self.cluster, "job": job.id})
         ids = jobs[0].id if len(jobs) == 1 else f"{jobs[0].id} to {jobs[-1].id}"
         report(f"trainings submitted: {len(jobs)}, job {ids}; files of the jobs are in {self.folder}")
 
@@ -213,7 +213,7 @@ def _executor(cluster: Cluster, folder: Path, name: str) -> Any:
 
 def _read_id(job: Job, cluster: str) -> str:
     """The id that a job of this cluster was submitted with; "" if it was not."""
-    file = job.beside(".job")
+    file = job.sibling(".job")
     if not file.is_file():
         return ""
     content = read_json(file)

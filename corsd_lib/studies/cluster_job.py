@@ -46,12 +46,12 @@ class TrainingJob:
         If another process trains the run and goes on doing so, nothing is done.
         """
         try:
-            with locked(self.job.beside(".log"), LOCK_SECONDS) as log:
+            with locked(self.job.sibling(".log"), LOCK_SECONDS) as log:
                 assert log is not None  # None only for the lock of a folder
                 with blocked(signal.SIGUSR1, signal.SIGUSR2):
                     self.job.launch(log, self.environment or slurm_environment(self.job.config.devices))
                 signal.signal(signal.SIGTERM, lambda number, frame: self.job.stop())
-                while not self.job.over:
+                while not self.job.ended:
                     time.sleep(POLL_SECONDS)
                 self._check(log)
         except LockedError as error:

@@ -124,11 +124,11 @@ def _train_all(
                         job.stop()
                 else:
                     _start_more(study, waiting, running, free, (lambda line: None) if live else report)
-                for job in [job for job in running if job.over]:
+                for job in [job for job in running if job.ended]:
                     folders.check()
                     running.remove(job)
                     free.append(job.environment)
-                    job.conclude(study)
+                    job.finish(study)
                     summary = write_tables(study)
                     if not live:
                         report(f"{job}; {sum(j.state == 'done' for j in jobs)} of {len(jobs)} done")

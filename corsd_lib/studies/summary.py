@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from corsd_lib.studies.records import Record
     from corsd_lib.studies.study import Study, Variant
 
-__all__ = ["against", "gain_cell", "summarise", "trained_exits"]
+__all__ = ["gain_cell", "relative_to", "summarise", "trained_exits"]
 
 
 def summarise(study: Study, records: Mapping[str, Mapping[int, Record]]) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def _gain(differences: Sequence[float]) -> dict[str, Any]:
     return {"gain": gain, "gain_low": low, "gain_high": high, "gain_n": len(differences)}
 
 
-def against(summary: Mapping[str, Any], reference: str) -> dict[str, Any]:
+def relative_to(summary: Mapping[str, Any], reference: str) -> dict[str, Any]:
     """A copy of `summary` in which the gains are relative to the variant `reference` instead of the baseline.
 
     Raises `CorsdError` for an unknown variant.

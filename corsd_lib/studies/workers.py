@@ -41,14 +41,14 @@ class Job:
         where = f" (job {self.id})" if self.id and self.state in ("queued", "running") else ""
         return f"{self.variant}, seed {self.seed}: {self.state}{where}{': ' if self.error else ''}{self.error}"
 
-    def beside(self, suffix: str) -> Path:
+    def sibling(self, suffix: str) -> Path:
         """The path next to the run directory with this ending, such as seed0.log for ".log"."""
         return self.config.path.with_name(self.config.path.name + suffix)
 
     def start(self, study: Study, environment: Environment) -> bool:
         """Start the training; return False if another process trains it, or has finished it."""
         try:
-            with locked(self.beside(".log")) as log:
+            with locked(self.sibling(".log")) as log:
                 if study.record(self.variant, self.seed) is not None:
                     self.state = "done"
                     return False
@@ -62,8 +62,8 @@ class Job:
     def launch(self, log: int, environment: Environment) -> None:
         """Start the process, with its output in `log`, the descriptor of the locked log; the process inherits the lock."""
         os.ftruncate(log, 0)
-        write_json(self.beside(".json"), asdict(self.config))
-        self.process = _training(self.beside(".json"), log, environment)
+        write_json(self.sibling(".json"), asdict(self.config))
+        self.process = _training(self.sibling(".json"), log, environment)
         self.state, self.environment = "running", environment
 
     def stop(self) -> None:
@@ -73,11 +73,11 @@ class Job:
             self.state = "stopping"
 
     @property
-    def over(self) -> bool:
+    def ended(self) -> bool:
         """Whether the process has ended."""
         return self.process is not None and self.process.poll() is not None
 
-    def conclude(self, study: Study) -> None:
+    def finish(self, study: Study) -> None:
         """Write the record of a process that has ended, or set the state that says why there is none."""
         status = self.process.returncode if self.process else None
         if status == 0 and (self.config.path / "test.json").is_file():
@@ -103,7 +103,7 @@ class Job:
             return f"it was ended by signal {-status}" + (", as when memory runs out" if -status == signal.SIGKILL else "")
         ended = "it ended without a result" if status is None else f"it ended with status {status}"
         try:
-            log = self.beside(".log").read_text(encoding="utf-8", errors="replace").strip()
+            log = self.sibling(".log").read_text(encoding="utf-8", errors="replace").strip()
         except OSError as error:
             log = f"{ended}, and its log cannot be read: {error}"
         return log.rpartition("\n")[2].removeprefix("corsd: error: ") or ended

@@ -38,7 +38,7 @@ class GraphedForwardBackward:
     One graph is recorded for each shape of a batch. The first `eager` batches of a shape run without a graph, so that libraries
     can initialise; the next one is recorded. At most `most` graphs are recorded, because each holds its own memory; batches of
     other shapes run without one. The next batch of the same shape overwrites the results. `forward_backward` may read only
-    images, labels and random tensors of the batch and must not wait for the GPU (see `Method.graphs`).
+    images, labels and random tensors of the batch and must not wait for the GPU (see `Method.cuda_graphs`).
     """
 
     def __init__(

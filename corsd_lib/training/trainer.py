@@ -56,7 +56,7 @@ class Step(nn.Module):
         self.network, self.method = network, method
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], list[Tensor]]:
-        out = self.network(self.method.images(batch), detach_exits=self.method.detach_exits)
+        out = self.network(self.method.transform_images(batch), detach_exits=self.method.detach_exits)
         return self.method(out, batch), [z.detach() for z in out.logits]
 
 
@@ -99,7 +99,9 @@ class Trainer:
         if config.compile:
             self.network.compile()
         self.module, self.optimizer = fabric.setup(step, optimizer)
-        self.source = training_batches(config, data, device=fabric.device, rank=fabric.global_rank, world=fabric.world_size)
+        self.source = training_batches(
+            config, data, device=fabric.device, rank=fabric.global_rank, world_size=fabric.world_size
+        )
         self.steps_per_epoch = len(self.source.indices(0))
         if not self.steps_per_epoch:
             raise CorsdError(f"batch_size {config.batch_size} x {fabric.world_size} processes leaves no batch of train")
@@ -208,7 +210,7 @@ class Trainer:
 
         Raises `CorsdError` for several processes and for the precision "16-mixed".
         """
-        if self.fabric.device.type != "cuda" or not self.method.graphs:
+        if self.fabric.device.type != "cuda" or not self.method.cuda_graphs:
             return self._forward_backward
         if self.fabric.world_size > 1 or self.config.precision == "16-mixed":
             given = f"{self.fabric.world_size} processes and precision {self.config.precision!r}"
@@ -411,7 +413,7 @@ class Trainer:
         position, self.totals = self.checkpoint.restore(
             self.config.epochs,
             self.steps_per_epoch,
-            images=lambda p: self.source.images_of(p.epoch, p.step),
+            images=lambda p: self.source.num_images(p.epoch, p.step),
             same_start=begun_with == version("torch"),
         )
         self.epoch, self.step, self.elapsed = position.epoch, position.step, position.seconds

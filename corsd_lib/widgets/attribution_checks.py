@@ -35,7 +35,7 @@ def weights_check(subject: Checked) -> dict[str, Any]:
         randomisation_check(subject.network, subject.image, found.exit, found.target, **subject.options, seed=seed)
         for seed in range(DRAWS)
     ]
-    known = [v for v in values if not math.isnan(v.signed + v.strength)]
+    known = [v for v in values if not math.isnan(v.signed + v.absolute)]
     if not known:
         said = "A map is constant, with the trained weights or with drawn ones: there is nothing to compare."
         return {"sentence": said, "signed": [], "strength": []}
@@ -48,7 +48,7 @@ def weights_check(subject: Checked) -> dict[str, Any]:
     else:
         verdict = "it depends on what was learned"
     said = f"the map correlates {signed:.2f} with this one, in strength alone {strength:.2f}"
-    draws = {"signed": [v.signed for v in known], "strength": [v.strength for v in known]}
+    draws = {"signed": [v.signed for v in known], "strength": [v.absolute for v in known]}
     return {"sentence": f"With all weights re-initialised at random, {said}: {verdict}.", **draws}
 
 
@@ -68,6 +68,6 @@ def deletion_check(subject: Checked) -> dict[str, Any]:
         "x": (100 * curve.fraction).float().numpy(),
         "lines": [
             {"name": "most attributed first", "y": (100 * curve.probability).float().numpy()},
-            {"name": "random order", "y": (100 * curve.random).float().numpy()},
+            {"name": "random order", "y": (100 * curve.random_probability).float().numpy()},
         ],
     }

@@ -13,7 +13,7 @@ import traitlets
 from torch import Tensor
 from torch.nn import functional as F
 
-from corsd_lib.analysis.exits import RULES, choose_threshold, early_exit_curve, exits_left
+from corsd_lib.analysis.exits import RULES, choose_threshold, early_exit_curve, exit_taken
 from corsd_lib.costs import run_macs
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice, shortened
@@ -40,21 +40,21 @@ class ExitExplorer(Explorer):
 
     Controls choose a rule and its threshold. The explorer shows the curve of accuracy (%) over mean multiply-accumulates of an
     image, with the chosen point; the share of images that leaves at each exit; and images that leave there, from the most to
-    the least confident. A button chooses the cheapest threshold that loses at most `loss` points. The curve of the run `other`,
-    if given, is shown for comparison. `explorer.rule` ("confidence", "entropy", "patience"), `.threshold`, `.split` ("probe",
-    the probe images of the last snapshot, which need no data; "validation"; "test") and `.loss` can be read, set and observed.
-    `.curve` is the table of the curve, `.figures` its row at the threshold, `.saved` the saved cost (%), `.left_at` (N,) the
-    exit that each image leaves at, 1 = shallowest. Raises `CorsdError` for a run without snapshots, and for a split without its
-    data.
+    the least confident. A button chooses the cheapest threshold whose accuracy is at most `max_accuracy_drop` percentage points
+    below that of the deepest exit. The curve of the run `other`, if given, is shown for comparison. `explorer.rule`
+    ("confidence", "entropy", "patience"), `.threshold`, `.split` ("probe", the probe images of the last snapshot, which need no
+    data; "validation"; "test") and `.max_accuracy_drop` can be read, set and observed. `.curve` is the table of the curve,
+    `.operating_point` its row at the threshold, `.macs_saved` the saved cost (%), `.exit_taken` (N,) the exit that each image
+    takes, 1 = shallowest. Raises `CorsdError` for a run without snapshots, and for a split without its data.
     """
 
     script = "exits"
-    chosen = ("rule", "split", "threshold", "loss")
+    chosen = ("rule", "split", "threshold", "max_accuracy_drop")
 
     rule = Chosen("confidence", help='what lets an image leave: "confidence", "entropy" or "patience", see `early_exit_curve`')
     split = Chosen("probe", help='whose figures are shown: "probe", "validation" or "test"')
     threshold = Chosen(help="of the rule: confidence in [0, 1.01], entropy in [-0.01, 1], patience in whole exits from 1")
-    loss = Chosen(1.0, help="how many points of accuracy `choose` may lose against the deepest exit")
+    max_accuracy_drop = Chosen(1.0, help="for `choose_threshold`: percentage points below the deepest exit, 0 to 100")
 
     def __init__(
         self,
@@ -94,9 +94,9 @@ class ExitExplorer(Explorer):
         elif name == "split":
             check_choice("split", value, SPLITS)
             self._logits_on(value)  # raises its error before anything changes
-        elif name == "loss":
+        elif name == "max_accuracy_drop":
             if not _is_number(value) or not 0 <= value <= 100:
-                raise CorsdError(f"loss {shortened(value)}; allowed: 0 to 100 points")
+                raise CorsdError(f"max_accuracy_drop {shortened(value)}; allowed: 0 to 100 percentage points")
             return float(value)
         elif value is not None:
             return self._known_threshold(value)
@@ -120,7 +120,7 @@ class ExitExplorer(Explorer):
     def _other_curve(self, change: Any) -> None:
         """Choose the cheapest threshold of the new curve, unless the browser sent a threshold."""
         if self._wanted.get("threshold") is None:
-            self.choose()
+            self.choose_threshold()
 
     @property
     def curve(self) -> pd.DataFrame:
@@ -128,35 +128,36 @@ class ExitExplorer(Explorer):
         return self._curve_of(self.split, self.rule)
 
     @property
-    def figures(self) -> dict[str, float]:
-        """Row of the curve at the threshold: threshold, accuracy (%), loss (points), macs (mean of an image), share.exit<k>."""
+    def operating_point(self) -> dict[str, float]:
+        """Row of the curve at the threshold: threshold, accuracy (%), accuracy_drop (points), macs (mean), fraction.exit<k>."""
         curve = self.curve
         row = curve.iloc[int((curve["threshold"] - self.threshold).abs().argmin())]
         return {str(name): float(value) for name, value in row.items()}
 
     @property
-    def saved(self) -> float:
+    def macs_saved(self) -> float:
         """Saved cost, in % of the cost of the plain network (deepest exit only); negative if early exit costs more."""
-        return 100.0 * (1.0 - self.figures["macs"] / self._costs[1])
+        return 100.0 * (1.0 - self.operating_point["macs"] / self._costs[1])
 
     @property
-    def left_at(self) -> Tensor:
+    def exit_taken(self) -> Tensor:
         """Number (N,) int64 of the exit that each image of the split leaves at, 1 = shallowest."""
-        return exits_left(self._logits_on(self.split)[0], self.rule, self.threshold)
+        return exit_taken(self._logits_on(self.split)[0], self.rule, self.threshold)
 
-    def choose(self) -> float:
-        """Set the threshold to the cheapest one that loses at most `loss` points, and return it.
+    def choose_threshold(self) -> float:
+        """Set the threshold to the cheapest one whose accuracy is at most `max_accuracy_drop` percentage points
+        below that of the deepest exit, and return it.
 
         For the test split it is chosen on validation, or on the probe images if there is no validation split, because a
         threshold looks better than it is on the images that it was chosen on.
         """
-        self.threshold = self._cheapest(self.split, self.rule, self.loss)
+        self.threshold = self._cheapest(self.split, self.rule, self.max_accuracy_drop)
         return self.threshold
 
     def __repr__(self) -> str:
         return (
             f"ExitExplorer({str(self.run.path)!r}, {self.split} images, {self.rule} {self.threshold:.4g}: "
-            f"{self.figures['accuracy']:.1f} % correct, {self.saved:.1f} % of MACs saved)"
+            f"{self.operating_point['accuracy']:.1f} % correct, {self.macs_saved:.1f} % of MACs saved)"
         )
 
     # --- answers to requests of the browser ---
@@ -166,15 +167,15 @@ class ExitExplorer(Explorer):
         self._curve_of(split, rule, threshold)
         return self._panel_curve(split, rule)
 
-    def ask_choose(self, rule: str, split: str, loss: float, **others: Any) -> dict[str, float]:
-        return {"threshold": self._cheapest(split, rule, loss)}
+    def ask_choose(self, rule: str, split: str, max_accuracy_drop: float, **others: Any) -> dict[str, float]:
+        return {"threshold": self._cheapest(split, rule, max_accuracy_drop)}
 
     def ask_images(self, rule: str, split: str, threshold: float, **others: Any) -> dict[str, Any]:
         """Answer: some images that leave at each exit, from the most to the least confident; only their classes if the data is
         missing.
         """
         logits, labels = self._logits_on(split)
-        left = exits_left(logits, rule, threshold)
+        left = exit_taken(logits, rule, threshold)
         exits = [
             self._leavers(name, (left == k + 1).nonzero().flatten(), logits[k], labels, split)
             for k, name in enumerate(self._exits)
@@ -231,9 +232,9 @@ class ExitExplorer(Explorer):
         self._curves[split, rule] = found
         return found
 
-    def _cheapest(self, split: str, rule: str, loss: float) -> float:
+    def _cheapest(self, split: str, rule: str, max_accuracy_drop: float) -> float:
         chosen_on = self._chosen_on(split)
-        value = choose_threshold(self._curve_of(chosen_on, rule), loss)
+        value = choose_threshold(self._curve_of(chosen_on, rule), max_accuracy_drop)
         self._curve_of(split, rule, also=value)
         return value
 
@@ -264,14 +265,14 @@ class ExitExplorer(Explorer):
     # --- files ---
 
     def picture(self) -> go.Figure:
-        figure = early_exit_plot({self.rule: self.curve}, deepest_macs=self._costs[1], chosen=self.threshold)
+        figure = early_exit_plot({self.rule: self.curve}, deepest_macs=self._costs[1], threshold=self.threshold)
         return figure.update_layout(width=620, height=440)
 
     def panels(self) -> list[Panel]:
         macs, deepest = self._costs
         how: dict[str, Any] = {"rule": self.rule, "threshold": self.threshold, "split": self.split}
         panel = exits_panel(self.run, self.curve, macs=macs, deepest_macs=deepest, **how)
-        panel.data["start"]["loss"] = self.loss
+        panel.data["start"]["max_accuracy_drop"] = self.max_accuracy_drop
         panel.data["others"] = self._others
         return [panel]
 

@@ -23,7 +23,7 @@ from corsd_lib.widgets.relation_picture import relation_picture
 from corsd_lib.widgets.relation_view import DEEPEST, LEVELS, MOST_IMAGES, OTHER, Relations, Scores, Shown, View
 from corsd_lib.widgets.thumbnails import Thumbnails
 
-_VIEW = ("exit", "epoch", "kind", "level", "order", "superclass", "against")
+_VIEW = ("exit", "epoch", "kind", "level", "order", "superclass", "reference")
 COLOURS = ("fixed", "fitted")
 PICTURE_IMAGES = 200  # largest number of images in a static picture, which plotly draws
 
@@ -39,7 +39,7 @@ class RelationExplorer(Explorer):
 
     These traits can be read, set and observed: `exit` (1 = shallowest), `epoch`, `kind` ("trained", "cosine" or "l2"), `level`
     ("class" or "image"), `order` (see `class_order`; clusters are those of the deepest exit after the last epoch), `superclass`
-    (a name or None), `against` ("deepest exit", an epoch, "other run" or None), `colours` ("fixed" or "fitted" to the data),
+    (a name or None), `reference` ("deepest exit", an epoch, "other run" or None), `colours` ("fixed" or "fitted" to the data),
     `selection` (two classes, by index or name, or None), `images` (two indices in the probe set, or None) and `marked` (indices
     in the probe set). `matrix` has the cells that are shown, (n, n) float32 in [0, 1], or in [-1, 1] for a difference; its rows
     are `rows`. An invalid value raises `CorsdError` and changes nothing.
@@ -54,7 +54,7 @@ class RelationExplorer(Explorer):
     level = Chosen("class", help='what the cells are of, "class" or "image"')
     order = Chosen("label", help="the order of the classes")
     superclass = Chosen(help="the superclass that is shown alone, by name")
-    against = Chosen(help='what is subtracted: "deepest exit", an epoch, "other run" or None')
+    reference = Chosen(help='what is subtracted: "deepest exit", an epoch, "other run" or None')
     colours = Chosen("fixed", help='the colour range: "fixed" or "fitted" to what is shown')
     selection = Chosen(help="(first class, second class) as indices, or None")
     images = Chosen(help="(first, second) probe image, by position, or None")
@@ -122,7 +122,7 @@ class RelationExplorer(Explorer):
     def check(self, name: str, value: Any) -> Any:
         if name in _VIEW:
             self._check_field(name, value)
-            if name in ("level", "superclass", "against"):
+            if name in ("level", "superclass", "reference"):
                 view = self._view(**{name: value})
                 self._relations.check(view, self.proposed("marked") if view.level == "image" else ())
             return value
@@ -144,7 +144,7 @@ class RelationExplorer(Explorer):
             "level": LEVELS,
             "order": self._relations.orders,
             "superclass": [None, *self._relations.superclass_names],
-            "against": [None, DEEPEST, *([OTHER] if self.other else []), *main.epochs],
+            "reference": [None, DEEPEST, *([OTHER] if self.other else []), *main.epochs],
         }
         check_choice(name, value, allowed[name])
 
@@ -263,7 +263,7 @@ class RelationExplorer(Explorer):
         text = f"Shown in the notebook, but not on this page: {', '.join(elsewhere)}." if elsewhere else ""
         names = self._relations.run_names
         panel = relation_panel(self.run, self.other, labels=names, exit=exit, epoch=self.epoch, order=self.order, text=text)
-        kept = {"superclass", "against", "colours", "selection", "marked"}
+        kept = {"superclass", "reference", "colours", "selection", "marked"}
         panel.data["start"] |= {name: _plain(getattr(self, name)) for name in kept}
         return [panel]
 

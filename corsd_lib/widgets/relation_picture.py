@@ -32,7 +32,7 @@ def relation_picture(
     names = [html.unescape(name) for name in relations.names(shown.view, shown.rows)]
     unit: dict[str, Any] = {"order": shown.order, "unit": shown.view.level}
     title = f"{_subject(relations, shown, len(marked))}\n{_finding(relations, shown)}"
-    if shown.view.against is None:
+    if shown.view.reference is None:
         figure = relation_heatmap(shown.values, names, **unit)
     else:
         figure = relation_difference(shown.values, np.zeros_like(shown.values), names, **unit)
@@ -91,7 +91,7 @@ def _finding(relations: Relations, shown: Shown) -> str:
     """Second line of the title: mean score within and between classes."""
     classes = relations.classes_of(shown.view, shown.rows)
     same = classes[:, None] == classes[None, :]
-    form = ".2f" if shown.view.against is None else "+.2f"
+    form = ".2f" if shown.view.reference is None else "+.2f"
     means = [(_mean(shown.values[mask]), where) for mask, where in ((same, "within a class"), (~same, "between classes"))]
     said = [f"{mean:{form}} {where}" for mean, where in means if mean is not None]
     return f"{KIND_NAMES[shown.view.kind]} {', '.join(said)}" if said else "no pair has a relation here"

@@ -44,8 +44,8 @@ CACHE_BYTES = 2**26
 class View:
     """What is shown: the relation of a `kind` at `exit` (1 = shallowest) after `epoch`, of classes or of images (`level`).
 
-    `superclass`: a name, to show only its classes or their images. `against`: the reference that is subtracted, "deepest exit",
-    an epoch, "other run" or None. `order`: of the classes.
+    `superclass`: a name, to show only its classes or their images. `reference`: what is subtracted, "deepest exit", an
+    epoch, "other run" or None. `order`: of the classes.
     """
 
     exit: int
@@ -54,7 +54,7 @@ class View:
     level: str = "class"
     order: str = "label"
     superclass: str | None = None
-    against: str | int | None = None
+    reference: str | int | None = None
 
 
 class Cache:
@@ -308,20 +308,20 @@ class Relations:
         pair.
         """
         shown = _matrix(self.main, view.epoch, view.exit, view.kind, view.level, rows)
-        against = self.reference(view)
-        if against is None:
+        reference = self.reference(view)
+        if reference is None:
             return shown
-        return shown - _matrix(against.relations, against.epoch, against.exit, against.kind, view.level, rows)
+        return shown - _matrix(reference.relations, reference.epoch, reference.exit, reference.kind, view.level, rows)
 
     def reference(self, view: View) -> Reference | None:
         main, exits = self.main, self.main.exits(view.kind)
-        if view.against is None:
+        if view.reference is None:
             return None
-        if view.against == DEEPEST:
+        if view.reference == DEEPEST:
             return Reference(main, len(exits), view.epoch, view.kind, exits[-1])
-        if view.against == OTHER:
+        if view.reference == OTHER:
             return self._same_of_other(view)
-        return Reference(main, view.exit, int(view.against), view.kind, f"epoch {view.against}")
+        return Reference(main, view.exit, int(view.reference), view.kind, f"epoch {view.reference}")
 
     def _same_of_other(self, view: View) -> Reference:
         """Corresponding exit, counted from the deepest, and nearest epoch of the other run, which may have other exits and

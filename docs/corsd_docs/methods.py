@@ -16,7 +16,7 @@ from corsd_docs.pictures import PICTURES
 from corsd_docs.staging import page_text
 from corsd_lib import committed_run, committed_summary
 from corsd_lib.costs import training_macs
-from corsd_lib.methods import METHODS, Method, MethodOptions, allowed_values, described
+from corsd_lib.methods import METHODS, Method, MethodOptions, allowed_values, option_info
 from corsd_lib.studies.intervals import with_interval
 from corsd_lib.studies.study import Study
 from corsd_lib.studies.summary import gain_cell
@@ -119,7 +119,7 @@ def _options(kind: type[Method]) -> list[str]:
         {
             "option": f"`{field.name}`",
             "default": f"`{field.default}`",
-            "meaning": as_markdown(described(kind.Options, field.name).get("help", "")),
+            "meaning": as_markdown(option_info(kind.Options, field.name).get("help", "")),
             "allowed": allowed_values(kind.Options, field.name),
         }
         for field in fields(kind.Options)

@@ -150,7 +150,7 @@ each, more = full / ours, 50_000 * recipe.epochs / int(corsd.metrics["images"].s
 print(
     f"each image costs {each:.0f} times as much, and there are {more:.0f} times as many"
 )
-compare("Thousands", my_thousands, each * more / 1000, close=1, digits=1)
+compare("Thousands", my_thousands, each * more / 1000, atol=1, digits=1)
 
 # %% [markdown]
 # **Answer.** About 2,700 times. The committed run took about six minutes on a machine
@@ -270,7 +270,7 @@ for name, study, mine in (
     ("larger network", "cifar100", my_large),
 ):
     row = committed_summary(study)["methods"]["baseline"]
-    compare(f"{name}, train", mine, row["train_top1"], " %", close=5)
+    compare(f"{name}, train", mine, row["train_top1"], " %", atol=5)
     for images, value in (("train", row["train_top1"]), ("test", row["top1"][-1])):
         rows.append({"network": name, "images": images, "accuracy (%)": value})
 look = {"barmode": "group", "text_auto": ".1f", "template": template(), "height": 380}
@@ -382,8 +382,8 @@ my_begin, my_end = None, None
 
 table = pd.concat([relation_agreement(corsd, epoch) for epoch in corsd.probes])
 deepest = table[table["exit"] == 3].set_index("epoch")["superclass_lift"]
-compare("Before training", my_begin, deepest.loc[0], close=0.1, digits=2)
-compare("At the end", my_end, deepest.iloc[-1], close=0.3, digits=2)
+compare("Before training", my_begin, deepest.loc[0], atol=0.1, digits=2)
+compare("At the end", my_end, deepest.iloc[-1], atol=0.3, digits=2)
 look = {"title": "Lift over the epochs", "labels": {"superclass_lift": "lift"}}
 look |= {"template": template(), "height": 400, "color": "exit", "symbol": "exit"}
 px.line(table, x="epoch", y="superclass_lift", **look)
@@ -428,8 +428,8 @@ print(", ".join(f"{name} {lift:.2f}" for name, lift in lifts.items()))
 my_trained, my_plain = None, None
 
 aucs = {name: same_class_auc(m, superclass) for name, m in matrices.items()}
-compare("Trained", my_trained, aucs["CORSD, trained"], close=0.03, digits=2)
-compare("Plain, cosine", my_plain, aucs["plain, cosine"], close=0.03, digits=2)
+compare("Trained", my_trained, aucs["CORSD, trained"], atol=0.03, digits=2)
+compare("Plain, cosine", my_plain, aucs["plain, cosine"], atol=0.03, digits=2)
 print(f"CORSD, cosine: {aucs['CORSD, cosine']:.2f}")
 
 # %% [markdown]
@@ -541,7 +541,7 @@ my_largest_shuffled = None
 shuffled = []
 
 if shuffled:
-    compare("Largest of 200", my_largest_shuffled, max(shuffled), close=0.1, digits=2)
+    compare("Largest of 200", my_largest_shuffled, max(shuffled), atol=0.1, digits=2)
 
 # %% [markdown] tags=["solution"]
 # ```

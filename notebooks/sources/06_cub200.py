@@ -128,7 +128,7 @@ recipe = TrainConfig(
     channels_last=True,
 )
 ratio = (recipe.image_size / corsd.config.image_size) ** 2
-compare("Pixels", my_pixels, ratio, " times", close=2)
+compare("Pixels", my_pixels, ratio, " times", atol=2)
 
 # %% [markdown]
 # **Answer.** Twelve times. The committed runs below are small, from scratch, and were
@@ -219,7 +219,7 @@ my_lift = None  # 1 = families make no difference
 last = corsd.config.epochs
 matrix = class_relations(corsd, last, exit=len(corsd.probes[last].relations))
 lift = superclass_lift(matrix, family)
-compare("Lift", my_lift, lift, close=0.3, digits=2)
+compare("Lift", my_lift, lift, atol=0.3, digits=2)
 large = [(family == f).nonzero().flatten() for f in (sizes >= 7).nonzero().flatten()]
 large = torch.cat(large)
 look = {"groups": family[large], "group_names": families}
@@ -291,7 +291,7 @@ def shuffled_lifts(matrix, count):
 
 
 shuffled = shuffled_lifts(matrix, 500)
-compare("Largest of 500", my_shuffled, max(shuffled), close=0.1, digits=2)
+compare("Largest of 500", my_shuffled, max(shuffled), atol=0.1, digits=2)
 ends = [min(shuffled) - 0.05, lift + 0.05]
 look = {"range_x": ends, "template": template(), "height": 340, "labels": {"x": "lift"}}
 figure = px.histogram(x=shuffled, title="500 shuffled lifts, and the true one", **look)
@@ -434,7 +434,7 @@ my_agreement = None  # from -1 to 1
 # %%
 mine = table[(table["relation"] == "CORSD, trained") & (table["epoch"] == last)]
 everything = mine[mine["attributes"] == "all 312"].set_index("exit")["agreement"]
-compare("Agreement", my_agreement, everything.iloc[-1], close=0.1, digits=2)
+compare("Agreement", my_agreement, everything.iloc[-1], atol=0.1, digits=2)
 print(mine.pivot(index="attributes", columns="exit", values="agreement").round(2))
 bars = mine.assign(exit=mine["exit"].map(dict(enumerate(exit_names(3), 1))))
 look = {"barmode": "group", "template": template(), "height": 400}
@@ -503,7 +503,7 @@ if values.is_file():
 else:
     file = find_result("cub200_small/attribute_shuffles.json")
     chance = json.loads(file.read_text())["CORSD, trained"]
-compare("Largest of 500", my_chance, max(chance), close=0.05, digits=2)
+compare("Largest of 500", my_chance, max(chance), atol=0.05, digits=2)
 print(f"p = {p_value(everything.iloc[-1], chance):.3f}")
 
 # %% [markdown]

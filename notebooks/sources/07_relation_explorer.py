@@ -408,7 +408,7 @@ my_orange = None  # a superclass
 # %%
 by_depth = RelationExplorer(run)
 by_depth.epoch, by_depth.exit = epochs, 1
-by_depth.order, by_depth.against = "superclass", "deepest exit"
+by_depth.order, by_depth.reference = "superclass", "deepest exit"
 display(by_depth)
 
 # %% [markdown]
@@ -490,7 +490,7 @@ for name, matrix in (("trained", deep), ("cosine", cosine)):
     pairs[name] = ((matrix + matrix.T) / 2)[i, j].numpy()
 pairs = pd.DataFrame(pairs)
 agreement = pairs["trained"].corr(pairs["cosine"], method="spearman")
-compare("Rank correlation", my_correlation, agreement, close=0.05, digits=2)
+compare("Rank correlation", my_correlation, agreement, atol=0.05, digits=2)
 
 # %%
 look = {"hover_name": "pair", "opacity": 0.3, "template": template(), "height": 480}
@@ -531,7 +531,7 @@ for kind, matrix, mine in (
     ("cosine", cosine, my_cosine),
 ):
     auc = same_class_auc(matrix, superclass)
-    compare(f"{kind}, superclasses", mine, auc, close=0.02, digits=2)
+    compare(f"{kind}, superclasses", mine, auc, atol=0.02, digits=2)
     images = snapshot_scores(run, epochs, exit=3, kind=kind)
     print(f"  single images, same class: {same_class_auc(images, labels):.2f}")
 
@@ -557,7 +557,7 @@ for left_out in range(3):
     kept = torch.arange(len(labels)) % 3 != left_out  # images are sorted by class
     again = relation_matrix(scores[kept][:, kept], labels[kept], len(names))
     stay = len(listed & set(most_related(again, 20)))
-    compare(f"Without image {left_out + 1}", my_stay, stay, " of 20", close=2)
+    compare(f"Without image {left_out + 1}", my_stay, stay, " of 20", atol=2)
     print("  own block is the brightest:", own_is_brightest(again, superclass), "of 20")
 
 # %% [markdown]

@@ -116,11 +116,11 @@ my_kept = None  # percent
 projection, kept = pca_by_hand(x)
 library = joint_projection(x, "pca")  # equal up to a mirror image: compare distances
 assert torch.allclose(torch.pdist(projection), torch.pdist(library), atol=1e-3)
-compare("Variance kept", my_kept, 100 * kept, " %", close=5)
+compare("Variance kept", my_kept, 100 * kept, " %", atol=5)
 
 # %%
 title = "PCA of the deepest exit"
-embedding_scatter(projection[None], labels, digits, ["PCA"], title, named=True)
+embedding_scatter(projection[None], labels, digits, ["PCA"], title, annotate=True)
 
 # %% [markdown]
 # **Answer.** Less than half. Some digits are separate and others overlap. Whether they
@@ -181,8 +181,8 @@ print("Exercise 1: correct.")
 # %%
 my_embedding, my_picture = None, None  # percent
 
-compare("Embedding", my_embedding, 100 * knn_purity(x, labels), " %", close=3)
-compare("PCA picture", my_picture, 100 * knn_purity(projection, labels), " %", close=3)
+compare("Embedding", my_embedding, 100 * knn_purity(x, labels), " %", atol=3)
+compare("PCA picture", my_picture, 100 * knn_purity(projection, labels), " %", atol=3)
 
 # %% [markdown]
 # **Answer.** The embedding is purer than the picture. The digits overlap in the
@@ -292,7 +292,7 @@ drawings = torch.stack([umap_of(x, s) for s in seeds])
 below = [f"trustworthiness {trustworthiness(x, d):.2f}" for d in drawings]
 names = [f"seed {s}" for s in seeds]
 figure = embedding_scatter(
-    drawings, labels, digits, names, "Three seeds", quality=below, named=True
+    drawings, labels, digits, names, "Three seeds", quality=below, annotate=True
 )
 figure.update_layout(width=900, height=420)
 
@@ -320,9 +320,9 @@ def distances_of_classes(points):
 
 real = distances_of_classes(x)
 found = [spearman(distances_of_classes(p), real) for p in (projection, *drawings)]
-compare("PCA", my_pca, found[0], close=0.1, digits=2)
+compare("PCA", my_pca, found[0], atol=0.1, digits=2)
 for s, value in zip(seeds, found[1:], strict=True):
-    compare(f"UMAP, seed {s}", my_umap, value, close=0.1, digits=2)
+    compare(f"UMAP, seed {s}", my_umap, value, atol=0.1, digits=2)
 
 # %% [markdown]
 # **Answer.** PCA keeps the order of the distances far better. In a UMAP the distance
@@ -359,8 +359,8 @@ def ratios(points):
 
 # %%
 distance, width = ratios(pictures[1])
-compare("Distance of C / distance of B", my_distance, distance, close=1, digits=1)
-compare("Width of A / width of B", my_width, width, close=1, digits=1)
+compare("Distance of C / distance of B", my_distance, distance, atol=1, digits=1)
+compare("Width of A / width of B", my_width, width, atol=1, digits=1)
 print("PCA: {:.1f} and {:.1f}".format(*ratios(pictures[0])))
 names = ["A (wide)", "B (near)", "C (far)"]
 embedding_scatter(
@@ -386,7 +386,7 @@ my_noise = None  # the digits have about 0.99, random positions 0.5
 static = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
 clouds = torch.stack([umap_of(static, neighbours=k) for k in (3, 15)])
 trust = trustworthiness(static, clouds[0])
-compare("Noise, 3 neighbours", my_noise, trust, close=0.05, digits=2)
+compare("Noise, 3 neighbours", my_noise, trust, atol=0.05, digits=2)
 names = ["noise, 3 neighbours", "noise, 15 neighbours"]
 below = [quality(cloud, static) for cloud in clouds]
 embedding_scatter(clouds, labels, digits, names, "Pure noise", quality=below)
@@ -428,7 +428,7 @@ separate = torch.stack([umap_of(e) for e in exits])
 fits = {"Separate fits": separate, "Joint fit": joint.coordinates[0]}
 for (name, p), mine in zip(fits.items(), (my_separate, my_joint), strict=True):
     way = (p[0] - p[-1]).norm(dim=1).mean() / torch.pdist(p[-1]).mean()
-    compare(name, mine, 100 * way.item(), " %", close=10)
+    compare(name, mine, 100 * way.item(), " %", atol=10)
 
 # %% [markdown]
 # Above 100 % means farther apart than two random images of one picture. How far do the
@@ -557,7 +557,7 @@ my_super = None  # percent
 
 deep = scaled_embedding(photos.probes[60].embeddings[-1].float())
 purity = 100 * knn_purity(deep, superclass)
-compare("Purity by superclass", my_super, purity, " %", close=4)
+compare("Purity by superclass", my_super, purity, " %", atol=4)
 views = torch.stack([scaled_embedding(joint_projection(deep, "pca")), umap_of(deep)])
 shown = [photos.data.superclass_names[s] for s in superclass]
 look = {"colour_by": shown, "quality": [quality(v, deep, superclass) for v in views]}

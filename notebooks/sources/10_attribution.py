@@ -171,7 +171,7 @@ my_pixels = None  # 1 to 64
 # %%
 most = found.map.flatten().abs().sort(descending=True).values
 few = ((most.cumsum(0) < most.sum() / 2).sum() + 1).item()
-compare("Pixels with half of the attribution", my_pixels, few, close=3)
+compare("Pixels with half of the attribution", my_pixels, few, atol=3)
 maps, heads = found.map[None].numpy(), [f"a {digit}"]
 image_attribution(
     pixels[None].numpy(), maps, heads, f"Attribution of the logit of {target}"
@@ -274,7 +274,7 @@ normalise = Normalise(run.data)
 black = normalise(torch.zeros(1, *pixels.shape, dtype=torch.uint8))[0]
 with torch.no_grad():
     both = network(torch.stack([grey, black])).logits[2].softmax(dim=1)
-compare("Grey image", my_probability, 100 * both[0].max().item(), " %", close=10)
+compare("Grey image", my_probability, 100 * both[0].max().item(), " %", atol=10)
 for name, p in zip(("mean colour", "black"), both, strict=True):
     print(f"{name}: predicts {p.argmax().item()} with {p.max():.0%}")
 
@@ -399,7 +399,7 @@ for kind in ("mean", "blur"):
     of_a, of_b = found_pair[kind] = attribute_pair(network, relations, *both, **how)
     start = torch.tensor(of_a.baseline_score).sigmoid().item()
     if kind == "mean":
-        compare("Two grey images", my_grey, start, close=0.1, digits=2)
+        compare("Two grey images", my_grey, start, atol=0.1, digits=2)
     print(f"{kind}: the relation goes from {start:.2f} to {scores[a, b]:.2f},")
     print(f"  its logit from {of_a.baseline_score:.2f} to {of_a.score:.2f};", end=" ")
     print(f"completeness gap {of_a.completeness_gap:.1%}")
@@ -453,8 +453,8 @@ for number in range(20):
     absolute = spearman(mine.abs(), other.abs())
     rows.append({"signed": spearman(mine, other), "absolute": absolute})
 draws = pd.DataFrame(rows)
-compare("Signed", my_signed, draws["signed"].mean(), close=0.1, digits=2)
-compare("Absolute", my_absolute, draws["absolute"].mean(), close=0.1, digits=2)
+compare("Signed", my_signed, draws["signed"].mean(), atol=0.1, digits=2)
+compare("Absolute", my_absolute, draws["absolute"].mean(), atol=0.1, digits=2)
 look = {"template": template(), "height": 320, "title": "Maps of 20 random networks"}
 names = {"value": "rank correlation with your map", "variable": "map"}
 px.strip(draws, orientation="h", labels=names, **look)
@@ -540,7 +540,7 @@ by_ink = deletion_curve(network, image, 3, ink, seed=seed)
 areas = {"map": by_map.area, "brightest": by_ink.area, "random": by_map.random_area}
 compare("Areas, small to large", my_order, ", ".join(sorted(areas, key=areas.get)))
 curves = {"map": by_map.probability, "brightest": by_ink.probability}
-curves = pd.DataFrame({**curves, "random": by_map.random})
+curves = pd.DataFrame({**curves, "random": by_map.random_probability})
 names = {"x": "share of the pixels deleted", "value": f"probability of {target}"}
 look = {"labels": {**names, "variable": ""}, "height": 400, "template": template()}
 px.line(curves, x=by_map.fraction.numpy(), y=list(curves), title="Deletion", **look)
@@ -555,7 +555,7 @@ def areas_of(number, kind):  # the map and the deletion have the same baseline
     normal, bright = run_images(run, [each])[0], run_pixels(run, [each])[0, 0].float()
     how = {"baseline": kind, "normalise": normalise}
     its_map = attribute_exit(network, normal, 3, **how)
-    mine = deletion_curve(network, normal, 3, its_map, draws=5, **how)
+    mine = deletion_curve(network, normal, 3, its_map, num_random=5, **how)
     ink = deletion_curve(network, normal, 3, replace(its_map, map=bright), **how)
     said = {"label": number, "predicted": its_map.target, "map": mine.area}
     return {**said, "brightest": ink.area, "random": mine.random_area}
@@ -634,7 +634,7 @@ display(explorer)
 # %%
 my_beaten = None  # 0 to 10
 compare(
-    f"Beaten with seed {seed}", my_beaten, int(beaten["brightest"]), " of 10", close=1
+    f"Beaten with seed {seed}", my_beaten, int(beaten["brightest"]), " of 10", atol=1
 )
 
 # %% [markdown] tags=["solution"]

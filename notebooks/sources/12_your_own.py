@@ -415,8 +415,8 @@ compare("Empty batch", my_empty, abs(round(empty)))
 # **Answer.** Zero, all three exits, and zero.
 #
 # Now the method. Its options are a dataclass whose fields are the **weights of the
-# terms, by name**. `terms` returns the terms without weights. The total and the metrics
-# follow from the names.
+# terms, by name**. `loss_terms` returns the terms without weights. The total and the
+# metrics follow from the names.
 
 # %%
 DeepSupervision = METHODS["deep_supervision"]
@@ -436,9 +436,9 @@ class Consensus(DeepSupervision):
     name = "consensus"
     Options = ConsensusOptions
 
-    def terms(self, out, batch):
+    def loss_terms(self, out, batch):
         term = consensus_loss(out.logits, self.options.temperature)
-        return {**super().terms(out, batch), "consensus": term}
+        return {**super().loss_terms(out, batch), "consensus": term}
 
 
 METHODS[Consensus.name] = Consensus
@@ -573,7 +573,7 @@ def change(after, before):
 _ = change("consensus", "plain")
 _ = change("weight 0", "plain")
 by_term = change("consensus", "weight 0")
-compare("Your term alone", my_change, by_term, " points", close=0.5, digits=1)
+compare("Your term alone", my_change, by_term, " points", atol=0.5, digits=1)
 
 # %%
 pairs = [("consensus", "plain"), ("weight 0", "plain"), ("consensus", "weight 0")]

@@ -182,10 +182,10 @@ print(f"MAP@R {100 * (precision * hits)[:R].sum() / R:.0f} %")
 # %% tags=["nbval-check-output"]
 my_chance, my_pixels = None, None  # percent
 
-compare("Chance", my_chance, 100 * 49 / 199, " %", close=3)
+compare("Chance", my_chance, 100 * 49 / 199, " %", atol=3)
 pixels = new.test.images.flatten(1).float()
 of_pixels = embedding_retrieval(pixels, labels)["recall_at_1"]
-compare("Pixels", my_pixels, of_pixels, " %", close=5)
+compare("Pixels", my_pixels, of_pixels, " %", atol=5)
 
 # %% [markdown]
 # **Answer.** Chance is a little below 25 %: the query itself is gone, so 49 of the 199
@@ -214,7 +214,7 @@ for name, mine, e in (
     ("Not", my_untrained, before),
 ):
     found = embedding_retrieval(e, labels)["recall_at_1"]
-    compare(f"{name}, new classes", mine, found, " %", close=5)
+    compare(f"{name}, new classes", mine, found, " %", atol=5)
 
 # %% [markdown]
 # **Answer.** Almost nothing. The network that tells the 12 trained classes apart nearly
@@ -239,8 +239,8 @@ nearest = data.test.labels[cosine.argmax(dim=1)]
 shared = new.attributes[labels] * data.attributes[nearest]  # (200, 8)
 shape = shared[:, :4].sum(dim=1)  # 1 where the shape is shared
 look = shared[:, 4:].sum(dim=1) > 0  # colour or texture
-compare("Shape", my_shape, 100 * shape.mean().item(), " %", close=10)
-compare("Colour or texture", my_look, 100 * look.double().mean().item(), " %", close=10)
+compare("Shape", my_shape, 100 * shape.mean().item(), " %", atol=10)
+compare("Colour or texture", my_look, 100 * look.double().mean().item(), " %", atol=10)
 
 # %% [markdown]
 # **Answer.** Colour and texture go with the image to its new class, the shape does not.
@@ -425,7 +425,7 @@ birds = committed_summary("unseen_birds")
 lines = pd.DataFrame(birds["unseen"]).query("figure == 'recall_at_1'")
 of_corsd = lines.query("variant == 'corsd' and score == 'cosine'")
 means = of_corsd.drop_duplicates("exit")["mean"]
-compare("Recall@1", my_birds, means.iloc[-1], " %", close=3)
+compare("Recall@1", my_birds, means.iloc[-1], " %", atol=3)
 compare("It rises", my_rise, "yes" if means.is_monotonic_increasing else "no")
 unseen_by_exit(birds)
 

@@ -366,7 +366,7 @@ for k, (mean, low, high) in enumerate(ends, 1):
     accuracy = [result[row]["top1"][k - 1] for row in ("untaught", "taught")]
     print(f"exit {k}: {accuracy[0]:.1f} % untaught, {accuracy[1]:.1f} % taught,")
     print(f"  difference {mean:+.2f} [{low:+.2f}, {high:+.2f}] points")
-compare("Difference at exit 1", my_gain, ends[0][0], " points", close=1, digits=2)
+compare("Difference at exit 1", my_gain, ends[0][0], " points", atol=1, digits=2)
 
 # %%
 table = pd.DataFrame(ends, columns=["points", "low", "high"])

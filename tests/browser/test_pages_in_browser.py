@@ -531,7 +531,7 @@ def test_the_threshold_moves_cost_accuracy_and_shares(page: Any, runs: tuple[Run
         (mark,) = held(section, "x.curve.shown.marks")
         assert [mark["x"], mark["y"]] == pytest.approx([100 * row["macs"] / 25, row["accuracy"]], rel=1e-5)
         shares = held(section, "x.bars.shown.map(bar => bar.share)")
-        assert shares == pytest.approx([row[f"share.exit{k}"] for k in (1, 2, 3)], abs=1e-5)
+        assert shares == pytest.approx([row[f"fraction.exit{k}"] for k in (1, 2, 3)], abs=1e-5)
         said = section.locator(".finding").inner_text()
         saved = 100 - 100 * row["macs"] / 25
         fewer = "fewer" if saved > 0 else "more"
@@ -540,7 +540,7 @@ def test_the_threshold_moves_cost_accuracy_and_shares(page: Any, runs: tuple[Run
     control(section, "lose at most (points)").fill("0")
     section.get_by_role("button", name="cheapest threshold").click()
     (mark,) = held(section, "x.curve.shown.marks")
-    fits = curve[curve["loss"] <= 1e-6]
+    fits = curve[curve["accuracy_drop"] <= 1e-6]
     assert mark["x"] == pytest.approx(100 * fits["macs"].min() / 25, rel=1e-5)
 
 

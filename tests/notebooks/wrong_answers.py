@@ -163,9 +163,9 @@ WRONG_ANSWERS = {
     },
     "08_class_structure": {
         "variance_explained": [
-            "1 - scatter(x, labels)['between_share']",
+            "1 - scatter(x, labels)['between_fraction']",
             "scatter(x, labels)['between']",  # not a share
-            "torch.tensor(scatter(x, labels)['between_share'])",
+            "torch.tensor(scatter(x, labels)['between_fraction'])",
             # every class counts the same, whatever its size
             "(torch.stack([x[labels == c].mean(0) for c in labels.unique()]) - x.mean(0)).square().sum(1).mean().item()"
             " / (x - x.mean(0)).square().sum(1).mean().item()",

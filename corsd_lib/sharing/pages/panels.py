@@ -63,7 +63,7 @@ def relation_panel(
     epoch: int | None = None,
     order: str = "label",
     selection: tuple[int, int] | None = None,
-    against: str | int = "nothing",
+    reference: str | int = "nothing",
     labels: Sequence[str] = (),
     text: str = "",
 ) -> Panel:
@@ -71,7 +71,7 @@ def relation_panel(
 
     The initial view: `exit` (from 1, the deepest by default) and `epoch` (the last by default) of `run`; classes in `order`
     (one of `CLASS_ORDERS`; "cluster" uses the deepest exit after the last epoch); the selected pair `selection` (two class
-    indices, by default the two most related classes); and `against`, what is subtracted: "nothing", the "deepest" exit, the
+    indices, by default the two most related classes); and `reference`, what is subtracted: "nothing", the "deepest" exit, the
     "first" epoch, or the index of a run, 0 for `run`. `labels`: names of the runs. `text`: shown below. Scores in [0, 1] are
     rounded to 1/254, or to 1/65534 if there are few. Runs with fewer exits are aligned at the deepest exit. Raises `CorsdError`
     for runs without snapshots or with different classes, and for an unknown exit, epoch, order, class or run.
@@ -81,7 +81,7 @@ def relation_panel(
     epoch = list(run.probes)[-1] if epoch is None else epoch
     check_choice("epoch", epoch, run.probes)
     check_choice("class order", order, CLASS_ORDERS)
-    check_choice("against", against, ["nothing", "deepest", "first", *range(len(runs) if len(runs) > 1 else 0)])
+    check_choice("reference", reference, ["nothing", "deepest", "first", *range(len(runs) if len(runs) > 1 else 0)])
     for c in selection or ():
         check_choice("class of the selection", c, range(run.data.num_classes))
     data = relation_data(runs, labels=labels, epoch=epoch, order=order)
@@ -89,17 +89,17 @@ def relation_panel(
     exit = exits if exit is None else exit
     check_choice("exit", exit, range(1, exits + 1))
     start = relation_state(run, exit=exit, epoch=epoch, order=order, selection=selection or first_pair(run, exit, epoch))
-    start["against"] = _reference(against, next(iter(run.probes)), len(runs))
+    start["reference"] = _reference(reference, next(iter(run.probes)), len(runs))
     data |= {"start": start, "text": " ".join(filter(None, [text, data["text"]]))}
     return Panel("relation", "How related two classes are, exit by exit and epoch by epoch", data)
 
 
-def _reference(against: str | int, first: int, runs: int) -> str | int | None:
+def _reference(reference: str | int, first: int, runs: int) -> str | int | None:
     """What is subtracted, as the script expects it. `first`: the first epoch; `runs`: number of runs."""
-    if against == 1 and runs == 2:
+    if reference == 1 and runs == 2:
         return "other run"
     named: dict[str | int, str | int | None] = {"nothing": None, "deepest": "deepest exit", "first": first}
-    return named.get(against, f"run {against}")
+    return named.get(reference, f"run {reference}")
 
 
 def relation_state(
@@ -113,7 +113,7 @@ def relation_state(
         "level": "class",
         "order": order,
         "superclass": None,
-        "against": None,
+        "reference": None,
         "colours": "fixed",
         "selection": None if selection is None else [int(c) for c in selection],
         "images": None,
@@ -383,7 +383,7 @@ def exits_panel(
         "curves": [shown],
         "rules": [rule],
         "splits": [[split, whose]],
-        "start": {"rule": rule, "split": split, "threshold": float(shown["threshold"][start]), "loss": 1.0},
+        "start": {"rule": rule, "split": split, "threshold": float(shown["threshold"][start]), "max_accuracy_drop": 1.0},
     }
     return Panel("exits", "What leaving early saves, and what it costs", data)
 
@@ -402,8 +402,8 @@ def exits_curve(curve: pd.DataFrame, *, rule: str, split: str, images: str, caut
     """An `early_exit_curve` as data for the script. `images`: text that names the images of the curve; `caution`: a warning
     about them.
     """
-    shares = [c for c in curve.columns if str(c).startswith("share.")]
-    columns = {name: curve[name].to_numpy(np.float32) for name in ("threshold", "accuracy", "loss", "macs")}
+    shares = [c for c in curve.columns if str(c).startswith("fraction.")]
+    columns = {name: curve[name].to_numpy(np.float32) for name in ("threshold", "accuracy", "accuracy_drop", "macs")}
     said = {"rule": rule, "split": split, "images": images, "caution": caution}
     return {**columns, **said, "shares": curve[shares].to_numpy(np.float32)}  # (T, K)
 

@@ -8,7 +8,7 @@ KINDS.exits = (box, host) => {
   const curves = new Map(); // by split and rule
   const key = () => `${state.split}/${state.rule}`;
   const keep = (packed) => {
-    const columns = Object.fromEntries(["threshold", "accuracy", "loss", "macs"].map((name) => [name, unpack(packed[name]).values]));
+    const columns = Object.fromEntries(["threshold", "accuracy", "accuracy_drop", "macs"].map((name) => [name, unpack(packed[name]).values]));
     curves.set(`${packed.split}/${packed.rule}`, { ...packed, ...columns, shares: unpack(packed.shares) });
   };
   data.curves.forEach(keep);
@@ -29,7 +29,7 @@ KINDS.exits = (box, host) => {
   rule.hidden = data.rules.length < 2;
   const say = (t) => { const c = curves.get(key()); return c ? (state.rule === "patience" ? String(c.threshold[t]) : c.threshold[t].toFixed(3)) : ""; };
   const slide = slider(SIGNS[state.rule], 1, 0, say, (t) => store.set({ threshold: curves.get(key()).threshold[t] }));
-  const loss = el("input", { type: "number", min: 0, max: 100, step: 0.5, value: state.loss, change: () => store.set({ loss: Math.min(100, Math.max(0, +loss.value || 0)) }) });
+  const loss = el("input", { type: "number", min: 0, max: 100, step: 0.5, value: state.max_accuracy_drop, change: () => store.set({ max_accuracy_drop: Math.min(100, Math.max(0, +loss.value || 0)) }) });
   const cheapest = button("cheapest threshold", () => choose(), { title: "that loses at most so many points" });
   const undo = button("undo", () => store.undo(), { title: "Ctrl+Z" });
   const finding = el("p", { class: "finding", role: "status" });
@@ -50,8 +50,8 @@ KINDS.exits = (box, host) => {
 
   /** Index of the cheapest threshold that loses at most `loss` points, or of the most accurate one if there is none. */
   function cheapestOf(c) {
-    const fits = Array.from(c.threshold.keys()).filter((t) => c.loss[t] <= state.loss + 1e-6);
-    const of = fits.length ? fits : Array.from(c.threshold.keys()).filter((t) => c.loss[t] === extent(c.loss)[0]);
+    const fits = Array.from(c.threshold.keys()).filter((t) => c.accuracy_drop[t] <= state.max_accuracy_drop + 1e-6);
+    const of = fits.length ? fits : Array.from(c.threshold.keys()).filter((t) => c.accuracy_drop[t] === extent(c.accuracy_drop)[0]);
     return of.reduce((best, t) => (c.macs[t] < c.macs[best] ? t : best), of[0]);
   }
 
@@ -66,7 +66,7 @@ KINDS.exits = (box, host) => {
   function draw() {
     rule.set(state.rule);
     split.set(state.split);
-    loss.value = state.loss;
+    loss.value = state.max_accuracy_drop;
     undo.disabled = !store.undoable;
     const c = curves.get(key()), here = c && state.threshold !== null ? Math.abs(c.threshold[placeOf(c)] - state.threshold) < 1e-5 : c;
     box.classList.toggle("stale", !here);
@@ -88,7 +88,7 @@ KINDS.exits = (box, host) => {
     const line = { name: data.name, own: true, x: Array.from(c.macs, cost), y: c.accuracy, threshold: c.threshold, color: THEME.palette[0], points: true };
     const beside = others.filter((o) => o.rule === state.rule && o.split === state.split).map((o, i) => ({
       name: o.name, x: Array.from(o.macs, (m) => (100 * m) / o.deepest_macs), y: o.accuracy, threshold: o.threshold, color: THEME.palette[(i + 2) % 6], dash: "dash", points: false }));
-    const best = c.accuracy[t] + c.loss[t];
+    const best = c.accuracy[t] + c.accuracy_drop[t];
     curve.draw({ lines: [line, ...beside], x: { title: "mean MACs an image (% of the plain network)" }, y: { title: "images correct (%)" },
       horizontals: [{ at: best, text: "deepest exit" }], marks: [{ x: cost(c.macs[t]), y: c.accuracy[t], color: THEME.palette[1], text: say(t) }] });
     const share = Array.from(c.shares.at(t));
@@ -100,7 +100,7 @@ KINDS.exits = (box, host) => {
   }
 
   function tell(c, t) {
-    const saved = 100 - cost(c.macs[t]), lost = c.loss[t];
+    const saved = 100 - cost(c.macs[t]), lost = c.accuracy_drop[t];
     const against = Math.abs(lost) < 0.005 ? "as the deepest exit" : `${Math.abs(lost).toFixed(1)} points ${lost > 0 ? "below" : "above"} the deepest exit`;
     finding.replaceChildren(el("b", {}, `${c.accuracy[t].toFixed(1)} % correct`), `, ${against}, for ${count(c.macs[t])} MACs an image: ` +
       `${Math.abs(saved).toFixed(0)} % ${saved >= 0 ? "fewer" : "more"} than the plain network`);

@@ -47,11 +47,11 @@ KINDS.relation = (box, host) => {
 
   /** Run, epoch and exit that are subtracted from a run, or null. */
   function reference(run) {
-    const { against } = state;
-    if (against === null) return null;
-    if (against === DEEPEST) return [run, epochOf(run), exitsOf(run).length - 1];
-    const other = against === OTHER ? runs[1] : String(against).startsWith("run ") ? runs[+against.slice(4)] : null;
-    return other ? [other, epochOf(other), exitOf(other)] : [run, nearest(run.all, against), exitOf(run)];
+    const { reference } = state;
+    if (reference === null) return null;
+    if (reference === DEEPEST) return [run, epochOf(run), exitsOf(run).length - 1];
+    const other = reference === OTHER ? runs[1] : String(reference).startsWith("run ") ? runs[+reference.slice(4)] : null;
+    return other ? [other, epochOf(other), exitOf(other)] : [run, nearest(run.all, reference), exitOf(run)];
   }
 
   /** Scores by class as they are shown, minus the reference; undefined if some have not been received. */
@@ -135,15 +135,15 @@ KINDS.relation = (box, host) => {
   const least = ask ? 1 : 1 + exitsOf(mine).length - Math.max(...runs.map((run) => exitsOf(run).length));
   const widest = () => runs.reduce((a, b) => (exitsOf(b).length > exitsOf(a).length ? b : a));
   const exitOptions = () => (ask ? exitsOf(mine).map((name, k) => [k + 1, name]) : exitsOf(widest()).map((name, k) => [k + least, name]));
-  const others = runs.length === 2 && state.against !== "run 0" ? [[OTHER, runs[1].name]] : runs.map((run, r) => [`run ${r}`, run.name]);
-  const againstOptions = [[null, "nothing"], [DEEPEST, DEEPEST], ...(many ? others : []), ...epochs.map((e) => [e, `epoch ${e}`])];
+  const others = runs.length === 2 && state.reference !== "run 0" ? [[OTHER, runs[1].name]] : runs.map((run, r) => [`run ${r}`, run.name]);
+  const referenceOptions = [[null, "nothing"], [DEEPEST, DEEPEST], ...(many ? others : []), ...epochs.map((e) => [e, `epoch ${e}`])];
   const controls = {
     exit: choice("exit", exitOptions(), state.exit, set("exit")),
     kind: choice("relation", kinds, state.kind, set("kind")),
     level: choice("cells are", [["class", "classes"], ["image", "images"]], state.level, set("level")),
     order: choice("order of classes", Object.keys(orders).map((o) => [o, ORDER_NAMES[o]]), state.order, set("order")),
     superclass: choice("superclass", [[null, "all"], ...data.superclass_names.map((name, g) => [name, superclasses[g]])], state.superclass, set("superclass")),
-    against: choice("subtract", againstOptions, state.against, set("against")),
+    reference: choice("subtract", referenceOptions, state.reference, set("reference")),
     colours: choice("colours", [["fixed", "fixed range"], ["fitted", "fitted range"]], state.colours, set("colours")),
   };
   const epochSlider = slider("epoch", epochs.length - 1, epochs.indexOf(state.epoch), (i) => epochs[i], (i) => store.set({ epoch: epochs[i] }));
@@ -159,11 +159,11 @@ KINDS.relation = (box, host) => {
   const bar = el("div", { class: "controls" },
     group("which relation", controls.exit, controls.kind, controls.level, controls.superclass),
     group("when", epochSlider, play),
-    group("how it is drawn", controls.order, controls.against, controls.colours),
+    group("how it is drawn", controls.order, controls.reference, controls.colours),
     group("find", labelled("find a class", search), list, forget, resetView, undo, copy));
 
   function copied() {
-    const asked = Object.fromEntries(["kind", "level", "exit", "epoch", "order", "superclass", "against", "selection"].map((k) => [k, state[k]]));
+    const asked = Object.fromEntries(["kind", "level", "exit", "epoch", "order", "superclass", "reference", "selection"].map((k) => [k, state[k]]));
     const python = (v) => (v === null ? "None" : Array.isArray(v) ? `(${v.join(", ")})` : JSON.stringify(v));
     const line = `${Object.keys(asked).map((k) => `explorer.${k}`).join(", ")} = ${Object.values(asked).map(python).join(", ")}`;
     const text = ask ? line : links.address(state);
@@ -246,7 +246,7 @@ KINDS.relation = (box, host) => {
     lineUp();
     if (ask) complete();
     for (const entry of maps) {
-      const hidden = state.level === "image" ? entry !== maps[0] : reference(entry.run)?.[0] === entry.run && String(state.against).startsWith("run ") || (state.against === OTHER && entry !== maps[0]);
+      const hidden = state.level === "image" ? entry !== maps[0] : reference(entry.run)?.[0] === entry.run && String(state.reference).startsWith("run ") || (state.reference === OTHER && entry !== maps[0]);
       entry.node.hidden = hidden;
       if (hidden) continue;
       const cells = state.level === "image" ? imageCells() : classCells(entry.run);
