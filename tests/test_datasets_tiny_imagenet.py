@@ -105,7 +105,9 @@ def test_absent_data_says_where_it_looked_and_where_to_get_it(tmp_path: Path) ->
 
 
 def test_as_any_folder_it_is_pointed_to_its_name_or_read_once_val_is_sorted(folder: Path) -> None:
-    with pytest.raises(CorsdError, match=r"/ lacks n.*; this is Tiny-ImageNet as it comes: load it as tiny_imagenet"):
+    with pytest.raises(
+        CorsdError, match=r"/ lacks n.*; this is Tiny-ImageNet in its original layout: load it as tiny_imagenet"
+    ):
         load_dataset(f"folder:{folder}")
     for name, c, _ in VAL:  # as people sort it by hand
         (folder / "val" / WNIDS[c]).mkdir()

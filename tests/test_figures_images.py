@@ -57,7 +57,7 @@ def test_points_look_as_their_kind_in_the_legend() -> None:
         looks.add((colour, symbol))
     assert len(looks) == 20 and look["color"].dtype == np.float32
     assert (look["cmin"], look["cmax"]) == (-0.5, 5.5)
-    with pytest.raises(CorsdError, match="colour_by 'new' is no kind; allowed: old"):
+    with pytest.raises(CorsdError, match="colour_by 'new' is unknown; allowed: old"):
         point_look(["new"], ["old"])
 
 

@@ -61,7 +61,7 @@ def _read(path: Path, file: zipfile.ZipFile, wanted: Callable[[str], bool], requ
     chosen = {name: member for name, member in members.items() if wanted(name)}
     # Newer versions of zipfile detect some of these files
     if sum(member.compress_size for member in chosen.values()) > path.stat().st_size:
-        raise CorsdError(f"{path} is not a readable .npz file: its arrays lie on top of each other or behind its end")
+        raise CorsdError(f"{path} is not a readable .npz file: its arrays overlap, or are beyond its end")
     for name, member in chosen.items():
         with _array_in_errors(path, name):
             _check_member(file, member)

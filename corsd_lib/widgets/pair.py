@@ -150,6 +150,6 @@ def pixel_facts(run: Run, pair: Pair, exit: int, images: ProbeImages) -> dict[st
         rows.append({"title": title, "pngs": [list(each) for each in pngs]})
     short = [short_name(name) for name in run.data.class_names]
     said = f"{pair_finding(of_both[0])}. {completeness(of_both[0], short)}"
-    how = "With the newest weights of the run, whatever epoch is shown"
-    colours = "orange raised the score, blue lowered it; one scale for both maps"
+    how = "With the final weights of the run, for any epoch shown"
+    colours = "orange increases the score, blue decreases it; one scale for both maps"
     return {"rows": rows, "text": f"{how}: {colours}. {said}"}
