@@ -246,7 +246,7 @@ def _add_compare(verbs: Verbs) -> None:
         "--wait",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="wait for the jobs of a cluster and record them; with --no-wait, repeat the command to record them (default: wait)",
+        help="wait for the jobs of a cluster and record them; after --no-wait, run it again to record them (default: wait)",
     )
     parser.add_argument("--tables", action="store_true", help="do not train: write tables and figures from the records")
     parser.add_argument(
@@ -260,7 +260,7 @@ def _add_compare(verbs: Verbs) -> None:
     new.add_argument(
         "--equal",
         choices=("images", "epochs"),
-        help="what all variants have the same number of (default: images)",
+        help="quantity that is equal for all variants (default: images)",
     )
     _add_config_options(new, without=("method", "seed", "out", "resume"))
     parser.ending = _methods_text

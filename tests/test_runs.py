@@ -218,7 +218,8 @@ def test_a_method_that_is_not_found_names_the_run_and_where_it_may_come_from(
     content = read_json(copied / "config.json")
     content["train"]["method"] = "of_a_plug_in"
     write_json(copied / "config.json", content)
-    message = rf"^{copied}/config.json: method 'of_a_plug_in' is not known; allowed: .*; for your own method, name its module in CORSD_"
+    advice = "for your own method, name its module in CORSD_"
+    message = rf"^{copied}/config.json: method 'of_a_plug_in' is not known; allowed: .*; {advice}"
     for read in (lambda run: run.config, repr, lambda run: run.network()):
         with pytest.raises(CorsdError, match=message):
             read(load_run(copied))

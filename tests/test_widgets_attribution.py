@@ -200,7 +200,7 @@ def test_a_partner_makes_it_a_pairs_relation(
     for picture, pixels in zip(pictures(explorer), shown, strict=True):
         np.testing.assert_array_equal(picture[..., 0], pixels[0].numpy())
     assert len(table(explorer)[0]) == 4 and not answer(explorer)["testable"]
-    with pytest.raises(CorsdError, match="no partner"):
+    with pytest.raises(CorsdError, match="remove the partner"):
         explorer.ask_weights()
     explorer.partner = None
     assert len(maps(explorer)) == 1 and answer(explorer)["testable"]

@@ -147,7 +147,7 @@ def _probe_images(run: Run) -> str:
 
 def _exit_table(named: Named) -> Panel:
     """Table of the test results of every exit of every run."""
-    columns = ["", "top-1 (%)", "top-5 (%)", "cross-entropy (nats)", "calibration error (%)", "MACs an image", "parameters"]
+    columns = ["", "top-1 (%)", "top-5 (%)", "cross-entropy (nats)", "calibration error (%)", "MACs per image", "parameters"]
     rows, waiting = [], []
     for name, run in named.items():
         if not run.test:

@@ -285,6 +285,6 @@ def _duration(seconds: float) -> str:
 
 def _end(run: Run) -> str:
     if not run.finished:
-        return f"Stopped in epoch {run.epochs_done + 1} of {run.config.epochs}, saved in {run.path}: “go on” resumes it."
+        return f"Stopped in epoch {run.epochs_done + 1} of {run.config.epochs}, saved in {run.path}: “resume” continues it."
     top1 = ", ".join(f"exit {k} {value['top1']:.1f} %" for k, value in enumerate((run.test or {}).get("exits", []), 1))
     return f"Finished, in {run.path}. Test accuracy: {top1 or 'not evaluated'}."
