@@ -121,7 +121,7 @@ def find_notebook() -> Path:
     for place in places:
         if (place / NOTEBOOK).is_file():
             return place / NOTEBOOK
-    raise CorsdError(f"{NOTEBOOK} is in none of {', '.join(map(str, places))}: install corsd_lib again, or work in a clone")
+    raise CorsdError(f"{NOTEBOOK} was not found in {', '.join(map(str, places))}: install corsd_lib again, or work in a clone")
 
 
 def execute(notebook: Path, out: Path, epochs: int) -> Path:

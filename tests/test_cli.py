@@ -278,7 +278,7 @@ def test_train_says_what_was_passed_over_once(pictures: Path, tmp_path: Path, ca
         ("train --epochs 0", "error: epochs = 0 must be above 0"),
         ("train --data mnist --out OUT", "error: data set 'mnist' is not known; allowed: digits, shapes, "),
         ("train --data cifar10 --data-root nowhere --out OUT", "error: cifar10 is neither at nowhere"),
-        ("train --per-class 101 --out OUT", "error: per_class 101 is more than class '0' has"),
+        ("train --per-class 101 --out OUT", "error: per_class 101 exceeds the training images of class '0'"),
         ("train --network resnet9 --out OUT", "error: network 'resnet9' is not known; allowed: resnet8, "),
         ("train --width 0 --out OUT", "error: width 0 of network 'resnet8'"),
         ("train --image-size 0 --out OUT", "error: image_size is 0; allowed: a whole number of at least 1"),

@@ -91,9 +91,9 @@ def test_hidden_and_other_files_are_passed_over(folder: Path) -> None:
 
 
 def test_wrong_folders_are_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CorsdError, match=r"absent is no folder of images: there is no such folder"):
+    with pytest.raises(CorsdError, match=r"absent is not a folder of images: there is no such folder"):
         load_dataset(f"folder:{tmp_path / 'absent'}")
-    with pytest.raises(CorsdError, match=r"000\.png is no folder of images: it is a file"):
+    with pytest.raises(CorsdError, match=r"000\.png is not a folder of images: it is a file"):
         load_dataset(f"folder:{folder / 'train' / 'cat' / '000.png'}")
     with pytest.raises(CorsdError, match=r"cat has no class folders; expected one folder of images a class"):
         load_dataset(f"folder:{folder / 'train' / 'cat'}")

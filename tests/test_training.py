@@ -1231,7 +1231,7 @@ def test_another_number_of_processes_than_torchrun_has_started_is_one_error(
 
 def test_batches_larger_than_the_data_for_all_processes_are_one_error(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BatchSource, "indices", lambda *_: [])
-    with pytest.raises(CorsdError, match="batch_size 16 x 1 processes leaves no batch of train"):
+    with pytest.raises(CorsdError, match="batch_size 16 x 1 processes leaves no complete batch of train"):
         _train(tiny())
 
 

@@ -91,7 +91,7 @@ def test_first_view_is_the_deepest_exits_own_prediction_of_the_first_image(tiny_
     logits = tiny_run.network()(run_images(tiny_run, [0], data)).logits
     name = tiny_run.data.class_names[found.target or 0]
     assert found.target == logits[2].argmax()
-    assert said(explorer).startswith(f"Exit 3 says {name} with {100 * logits[2].softmax(1).max():.1f} %. ")
+    assert said(explorer).startswith(f"Exit 3 predicts {name} with {100 * logits[2].softmax(1).max():.1f} %. ")
     assert f"logit of {name}, f(x) = {found.score:.2f}, f(baseline) = {found.baseline_score:.2f}" in said(explorer)
     assert f"Completeness gap {100 * (found.completeness_gap or 0):.2g} %" in said(explorer)
     shares = [z.softmax(1)[0] for z in logits]

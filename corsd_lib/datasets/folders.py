@@ -96,7 +96,7 @@ def load_splits(listings: Sequence[Listing], side: int, stored: int) -> list[Spl
 def _parts(folder: Path, test_fraction: float | None) -> Parts:
     if not folder.is_dir():
         problem = "it is a file" if folder.exists() else "there is no such folder"
-        raise CorsdError(f"{folder} is no folder of images: {problem}")
+        raise CorsdError(f"{folder} is not a folder of images: {problem}")
     splits, unused = split_folders(folder)
     if set(splits) == {"train"} and len(unused) > 1 and not visible_folders(folder / splits["train"]):
         splits = {}  # "train" is a class here, such as in a folder of vehicles

@@ -119,7 +119,7 @@ def _escaped(text: str) -> str:
 def _check_lengths(wanted: int, **given: Any) -> None:
     for name, values in given.items():
         if isinstance(values, Sized) and len(values) != wanted:
-            raise CorsdError(f"{len(values)} {name}; {wanted} are wanted, one each")
+            raise CorsdError(f"{len(values)} {name}; {wanted} are expected, one each")
 
 
 def _panels(titles: Sequence[str]) -> go.Figure:

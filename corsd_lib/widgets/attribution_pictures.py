@@ -61,7 +61,7 @@ def exit_finding(found: Attribution, probabilities: Tensor, names: Sequence[str]
     here = probabilities[found.exit - 1]
     says, target = int(here.argmax()), int(found.target or 0)
     other = "" if says == target else f", and {names[target]} with {100 * here[target]:.1f} %"
-    return f"Exit {found.exit} says {names[says]} with {100 * here[says]:.1f} %{other}"
+    return f"Exit {found.exit} predicts {names[says]} with {100 * here[says]:.1f} %{other}"
 
 
 def completeness(found: Attribution, names: Sequence[str]) -> str:

@@ -65,7 +65,7 @@ def _image(relations: Relations, view: View, position: int, png: bytes | None) -
     exit = max(1, view.exit + len(said) - len(main.exits(view.kind)))
     prediction, probability = said[exit - 1]
     name = short_name(relations.data.class_names[prediction])
-    caption = f"{'✓' if prediction == label else '✗'} exit {exit} says {name}, {probability:.0%}"
+    caption = f"{'✓' if prediction == label else '✗'} exit {exit} predicts {name}, {probability:.0%}"
     return {"title": _titled(main, position), "png": png, "caption": caption, "correct": prediction == label}
 
 
@@ -87,7 +87,7 @@ def _pair_table(relations: Relations, view: View, pair: Pair) -> tuple[dict[str,
         for k, (name, score) in enumerate(zip(exits, scores, strict=True))
     ]
     head = ["", f"#{a} → #{b}", f"#{b} → #{a}", *(["auxiliary prediction"] if said else [])]
-    note = "the auxiliary classifier as it was then" if said else "its method has no auxiliary classifier on embeddings"
+    note = "the auxiliary classifier of that epoch" if said else "its method has no auxiliary classifier on embeddings"
     caption = f"{KIND_NAMES[view.kind]} of these two images, epoch {view.epoch}; {note}"
     return {"head": head, "rows": rows, "caption": caption}, ""
 

@@ -151,7 +151,7 @@ def test_attribution_explorer(opened: Opened) -> None:
     page = opened("attribution", made("AttributionExplorer", "image=3"), "print('asked for', explorer.exit, explorer.method)")
     explorer = page.locator(".corsd.attribution")
     explorer.locator(".attributions img").nth(2).wait_for()
-    assert "Exit 3 says" in explorer.locator(".finding").inner_text()
+    assert "Exit 3 predicts" in explorer.locator(".finding").inner_text()
     control(explorer, "exit").select_option(index=0)
     explorer.locator(".finding", has_text="Exit 1 says").wait_for()
     control(explorer, "method").select_option(index=1)
