@@ -94,7 +94,7 @@ def balanced_batches(labels: Tensor, batch_size: int, generator: torch.Generator
     k = max(samples_per_class, min(batch_size // len(groups), len(labels) // len(groups)))
     if k < 2 or batch_size < k:
         raise CorsdError(
-            f"balanced batches want 2 <= samples_per_class <= batch_size; got {shortened(k)} and {shortened(batch_size)}"
+            f"balanced batches need 2 <= samples_per_class <= batch_size; got {shortened(k)} and {shortened(batch_size)}"
         )
     plain = len(labels) // batch_size * batch_size or len(labels)
     rounds = max(1, round(plain / (k * len(groups))))
@@ -119,7 +119,7 @@ def triplet_batches(labels: Tensor, batch_size: int, generator: torch.Generator)
     `batch_size` is below 3. Source: the authors' release.
     """
     if batch_size < 3 or len(labels.unique()) < 2:
-        raise CorsdError(f"triplets want a batch_size of at least 3 (got {shortened(batch_size)}) and two classes")
+        raise CorsdError(f"triplets need a batch_size of at least 3 (got {shortened(batch_size)}) and two classes")
     anchors = plain_batches(labels, batch_size // 3, generator)
     by_class = labels.argsort(stable=True)
     _, inverse, sizes = labels.unique(return_inverse=True, return_counts=True)
@@ -144,7 +144,7 @@ def overlapping_batches(labels: Tensor, batch_size: int, generator: torch.Genera
     indices. Raises `CorsdError` for a `batch_size` below 2.
     """
     if batch_size < 2:
-        raise CorsdError(f"overlapping batches want a batch_size of at least 2; got {batch_size}")
+        raise CorsdError(f"overlapping batches need a batch_size of at least 2; got {batch_size}")
     order, half = torch.randperm(len(labels), generator=generator), batch_size // 2
     halves = order[: len(order) // half * half].split(half)
     return [torch.cat([halves[i - 1], halves[i]]) for i in range(len(halves))] if len(halves) > 1 else [order]

@@ -216,17 +216,24 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _add_compare(verbs: Verbs) -> None:
     parser = verbs.add_parser("compare", help="train several methods and seeds side by side, and tabulate them")
     parser.set_defaults(verb=_compare)
-    parser.add_argument("study", help="a study.json or its folder, such as results/mine; records and tables go there")
+    parser.add_argument("study", help="a study.json or its folder, such as results/mine; records and tables are written there")
     parser.add_argument("--variants", "--rows", nargs="+", metavar="VARIANT", help="train these variants only")
-    parser.add_argument("--seeds", nargs="+", type=int, help="train these seeds only; of a new study: its own (default: 0 1 2)")
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        help="train these seeds only; with --methods, the seeds of the new study (default: 0 1 2)",
+    )
     parser.add_argument("--runs", metavar="DIR", help="where run directories go (default: runs/ and the study's name)")
-    parser.add_argument("--jobs", type=int, help="trainings at a time (default: one for each GPU, else for each CPU)")
+    parser.add_argument(
+        "--jobs", type=int, help="number of trainings at the same time (default: one for each GPU, else for each CPU)"
+    )
     parser.add_argument(
         "--executor",
         choices=("pool", "slurm", "local"),
         default="pool",
-        help="where trainings run: pool, processes of this machine; slurm, jobs of a cluster; local, the same jobs on this "
-        "machine, to try (default: %(default)s)",
+        help="where trainings run: pool, in processes on this machine; slurm, as jobs of a cluster; local, the same jobs on "
+        "this machine, for tests (default: %(default)s)",
     )
     parser.add_argument(
         "--slurm",
@@ -239,14 +246,22 @@ def _add_compare(verbs: Verbs) -> None:
         "--wait",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="wait for the jobs of a cluster and record them; else the same command records them later (default: wait)",
+        help="wait for the jobs of a cluster and record them; after --no-wait, run it again to record them (default: wait)",
     )
-    parser.add_argument("--tables", action="store_true", help="train nothing: write tables and figures from the records")
-    parser.add_argument("--readme", metavar="FILE", help="put a short table between the study's marks of a Markdown file")
+    parser.add_argument("--tables", action="store_true", help="do not train: write tables and figures from the records")
+    parser.add_argument(
+        "--readme", metavar="FILE", help="write a short table between the marks of the study in a Markdown file"
+    )
     parser.add_argument("--quiet", action="store_true", help="print no progress and no table")
     new = parser.add_argument_group("a new study", "the settings of `corsd train` are shared by all of its variants")
-    new.add_argument("--methods", nargs="+", metavar="METHOD", help="write the study.json first, with a variant for each")
-    new.add_argument("--equal", choices=("images", "epochs"), help="what all variants have equally many of (default: images)")
+    new.add_argument(
+        "--methods", nargs="+", metavar="METHOD", help="first write the study.json, with a variant for each method"
+    )
+    new.add_argument(
+        "--equal",
+        choices=("images", "epochs"),
+        help="quantity that is equal for all variants (default: images)",
+    )
     _add_config_options(new, without=("method", "seed", "out", "resume"))
     parser.ending = _methods_text
 
@@ -271,7 +286,7 @@ def _compare(options: argparse.Namespace) -> None:
         )
     unfinished = [job for job in jobs if job.state != "done"]
     if options.tables and not study.records():
-        raise CorsdError(f"{study.path} has no record of a training yet: there is nothing to tabulate")
+        raise CorsdError(f"{study.path} has no record of a training yet")
     if study.records():
         _write_study(study, report, all(job.state == "failed" for job in unfinished), options.readme)
     if unfinished:
@@ -288,7 +303,7 @@ def _cluster(options: argparse.Namespace) -> Cluster | None:
         return Cluster(options.executor, dict(options.slurm or ()), options.wait)
     if options.slurm or not options.wait:
         given = "--slurm" if options.slurm else "--no-wait"
-        raise CorsdError(f"{given} is for jobs of a cluster: name an executor, --executor slurm or local")
+        raise CorsdError(f"{given} needs --executor slurm or --executor local")
     return None
 
 
@@ -334,12 +349,16 @@ def _study(options: argparse.Namespace) -> Study:
 def _add_tune(verbs: Verbs) -> None:
     parser = verbs.add_parser("tune", help="search the options of variants of a study on a validation split of train")
     parser.set_defaults(verb=_tune)
-    parser.add_argument("study", help="a study.json or its folder, whose tuning defines the search; the record goes there")
+    parser.add_argument(
+        "study", help="a study.json or its folder, whose tuning section defines the search; the record is written there"
+    )
     parser.add_argument("variants", nargs="*", metavar="VARIANT", help="variants to tune (default: all that the study tunes)")
     parser.add_argument(
         "--trials", type=int, help="total number of trials, including earlier ones (default: that of the study)"
     )
-    parser.add_argument("--jobs", type=int, help="trials at a time (default: one for each GPU, else for each CPU)")
+    parser.add_argument(
+        "--jobs", type=int, help="number of trials at the same time (default: one for each GPU, else for each CPU)"
+    )
     parser.add_argument("--runs", metavar="DIR", help="where run directories go (default: runs/ and the study's name)")
     parser.add_argument("--data-root", help="folder that holds the data sets; default: $CORSD_DATA, else data")
     parser.add_argument("--quiet", action="store_true", help="print no line for each trial")
@@ -368,7 +387,9 @@ def _add_export(verbs: Verbs) -> None:
     parser.add_argument("--data-root", help="folder that holds the data sets; default: the run's own, $CORSD_DATA, data")
     parser.add_argument("--snapshots", type=int, default=6, help="probe snapshots to keep (default: %(default)s)")
     parser.add_argument("--probe-images", type=int, default=500, help="probe images to keep (default: %(default)s)")
-    parser.add_argument("--umap", action="store_true", help="compute and store the UMAP that a StageExplorer opens with")
+    parser.add_argument(
+        "--umap", action="store_true", help="compute and store the UMAP projection that StageExplorer shows first"
+    )
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -390,7 +411,7 @@ def _add_report(verbs: Verbs) -> None:
         "--embedding",
         default="pca",
         choices=("pca", "umap", "none"),
-        help="picture of the probe images at every exit; umap takes a minute or so (default: %(default)s)",
+        help="projection of the probe images at every exit; umap takes about a minute (default: %(default)s)",
     )
 
 
@@ -409,8 +430,10 @@ def _add_data(verbs: Verbs) -> None:
     names = "digits, shapes, cifar10, cifar100, cub200, tiny_imagenet, imagenet, folder:PATH or npz:PATH"
     parser.add_argument("name", help=names)
     parser.add_argument("--data-root", help="folder that holds the data sets; default: $CORSD_DATA, else data")
-    parser.add_argument("--image-size", type=int, help="side of the square the network sees, pixels")
-    parser.add_argument("--test-fraction", type=float, help="share of each class to test on, of a folder without a split")
+    parser.add_argument("--image-size", type=int, help="side of the square input images, pixels")
+    parser.add_argument(
+        "--test-fraction", type=float, help="fraction of each class in the test set, for a folder without a split"
+    )
     parser.add_argument("--download", action="store_true", help="download missing files")
 
 
@@ -433,8 +456,8 @@ def _add_bench(verbs: Verbs) -> None:
     parser = verbs.add_parser("bench", help="measure speed and memory as ratios")
     parser.set_defaults(verb=_bench)
     parser.add_argument("--out", metavar="FILE", help="write the figures as JSON")
-    parser.add_argument("--readme", metavar="FILE", help="put the table between the bench marks of a Markdown file")
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions; figures are rough")
+    parser.add_argument("--readme", metavar="FILE", help="write the table between the bench marks of a Markdown file")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions and less precise figures")
 
 
 def _bench(options: argparse.Namespace) -> None:

@@ -19,8 +19,10 @@ __all__ = ["add_course", "add_walkthrough", "copy_course"]
 def add_walkthrough(verbs: Any) -> None:
     parser = verbs.add_parser("walkthrough", help="train on the embedded digits, and execute the first notebook about it")
     parser.set_defaults(verb=_walkthrough)
-    parser.add_argument("--out", default="walkthrough", metavar="DIR", help="for runs and pages (default: %(default)s)")
-    parser.add_argument("--epochs", default=EPOCHS, type=int, help="passes over the training images (default: %(default)s)")
+    parser.add_argument(
+        "--out", default="walkthrough", metavar="DIR", help="folder of the runs and pages (default: %(default)s)"
+    )
+    parser.add_argument("--epochs", default=EPOCHS, type=int, help="number of epochs (default: %(default)s)")
 
 
 def _walkthrough(options: argparse.Namespace) -> None:
@@ -57,7 +59,7 @@ def copy_course(folder: Path) -> Path:
     if changed:
         names = ", ".join(map(str, changed[:3])) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
         raise CorsdError(
-            f"{folder} has files that differ from those of the course: {names}. Nothing is overwritten: choose another folder "
+            f"{folder} has files that differ from those of the course: {names}. No file was overwritten: choose another folder "
             f"with --out, or continue with: jupyter lab {folder / 'notebooks' / NOTEBOOK}"
         )
     for path in files:

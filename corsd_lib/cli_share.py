@@ -18,7 +18,7 @@ def add_export_model(verbs: Any) -> None:
     parser.add_argument(
         "--exit",
         default="all",
-        help="number of an exit, from 1, for one program; all: one program an exit, so that images can leave early "
+        help="number of an exit, from 1, for one program; all: one program for each exit, for early exit "
         "(default: %(default)s)",
     )
     parser.add_argument(

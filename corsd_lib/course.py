@@ -26,7 +26,7 @@ def expect(condition: object, hint: str) -> None:
 def answered(answer: object) -> None:
     """Raise a `Hint` while `answer` is still the `...` of a stub."""
     if answer is ...:
-        raise Hint("no answer yet. Write your code in place of the `...` and run both cells again.")
+        raise Hint("no answer yet. Replace the `...` with your code and run both cells again.")
 
 
 def compare(quantity: str, predicted: object, actual: object, unit: str = "", atol: float = 0.0, digits: int = 0) -> None:

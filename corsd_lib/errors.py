@@ -167,7 +167,7 @@ def check_text(what: str, *texts: str) -> None:
     """
     for text in texts:
         if shown_text(text) != text:
-            raise CorsdError(f"{what} {shortened(text)} is not valid UTF-8; allowed: text that is, so rename it")
+            raise CorsdError(f"{what} {shortened(text)} is not valid UTF-8; rename it")
 
 
 def shown_text(text: str) -> str:

@@ -47,7 +47,7 @@ def write_atomic(path: Path, content: bytes, within: Path | None = None) -> None
     """Write a file completely or not at all.
 
     Missing parent folders are created; with `within` only those inside this folder. Long jobs use `within` so that a folder
-    that was moved or removed meanwhile is not created again. Raises `CorsdError` if the file cannot be written.
+    that was moved or removed in the meantime is not created again. Raises `CorsdError` if the file cannot be written.
     """
     part = path.with_name(f".{path.name}.{uuid4().hex}.part")  # unique, also among machines that share a folder
     try:
@@ -90,7 +90,7 @@ def _make_folders(folder: Path, within: Path | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         return
     if not within.is_dir():
-        raise CorsdError(f"cannot write into {folder}: {within} was moved or removed meanwhile")
+        raise CorsdError(f"cannot write into {folder}: {within} was moved or removed in the meantime")
     for part in reversed([part for part in (folder, *folder.parents) if within in part.parents]):
         part.mkdir(exist_ok=True)
 
@@ -108,7 +108,7 @@ def write_between(document: Path, mark: str, text: str) -> None:
     before, _, rest = whole.partition(begin)
     _, found, after = rest.partition(end)
     if not found or whole.count(begin) > 1 or whole.count(end) > 1:
-        raise CorsdError(f"{document} must have one {begin.strip()} and, after it, one {end} to put the table between")
+        raise CorsdError(f"{document} must have one {begin.strip()} and, after it, one {end} around the place of the table")
     write_atomic(document, f"{before}{begin}{text}\n{end}{after}".encode())
 
 
@@ -239,7 +239,7 @@ def _without_checksum(value: Any, path: Path) -> Any:
         return value
     content = {k: v for k, v in value.items() if k != "checksum"}
     if value["checksum"] != _checksum(content):
-        raise _checksum_error(path, "if you changed it yourself, remove its checksum, or take a copy of the file")
+        raise _checksum_error(path, "if you edited it, remove its checksum; else restore a copy")
     return content
 
 
@@ -281,9 +281,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return records
     checksum = records[-1].pop("checksum")
     if checksum != _checksum(*records):
-        raise _checksum_error(
-            path, "if you changed it yourself, remove the checksum of its last line, or take a copy of the file"
-        )
+        raise _checksum_error(path, "if you edited it, remove the checksum of its last line; else restore a copy")
     return records
 
 
@@ -323,7 +321,7 @@ def _parts(content: bytes) -> tuple[dict[str, Any], memoryview]:
     return json.loads(content[8:begin]), memoryview(content)[begin:]
 
 
-def read_tensors(path: Path, advice: str = "put back a copy") -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path, advice: str = "restore a copy") -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file. Raises `CorsdError` if it is missing, damaged or its checksum is wrong.
 
     `advice`: what to do about a damaged file, the end of the error message.
@@ -338,7 +336,7 @@ def read_tensors(path: Path, advice: str = "put back a copy") -> tuple[dict[str,
     except FileNotFoundError as error:
         raise CorsdError(f"{path} does not exist") from error
     except (SafetensorError, OSError) as error:
-        raise CorsdError(f"{path} is not a whole safetensors file: {error}; {advice}") from error
+        raise CorsdError(f"{path} is not a complete safetensors file: {error}; {advice}") from error
     header, data = _parts(content)
     metadata = header.get("__metadata__", {})
     if (checksum := metadata.pop("checksum", None)) is not None and checksum != _checksum(header, data=data):

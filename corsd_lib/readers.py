@@ -76,7 +76,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Content of the `config.json` of a run. The fields of "train" are not checked here but by `TrainConfig`."""
     values = read_json(path)
     if not isinstance(values, dict) or not values.keys() >= {"train", "data", "provenance"}:
-        raise CorsdError(f"{path} is not of a run: it lacks one of train, data, provenance")
+        raise CorsdError(f"{path} is not the configuration of a run: it lacks one of train, data, provenance")
     _CONFIG(values, (str(path),))
     data = values["data"]
     wanted = {"superclass_of_class": len(data["class_names"]), "std": len(data["mean"])}
@@ -146,10 +146,12 @@ def read_test(path: Path) -> dict[str, Any]:
 # --- tensors of a run -------------------------------------------------------------------------------------------------
 
 # Advice for damaged files.
-_OF_WEIGHTS = "put back a copy, or remove it and test.json and resume the run; export an export again"
-CHECKPOINT_ADVICE = "put back a copy, or remove it to start over"
-_OF_PROBE_SET = "put back a copy, or remove it, and test.json if there is one, and resume the run; export an export again"
-_OF_SNAPSHOT = "put back a copy, or remove it: the other snapshots are used without it"
+_OF_WEIGHTS = "restore a copy, or remove it and test.json and resume the run; for an export, export the run again"
+CHECKPOINT_ADVICE = "restore a copy, or remove it to start over"
+_OF_PROBE_SET = (
+    "restore a copy, or remove it and test.json (if it exists) and resume the run; for an export, export the run again"
+)
+_OF_SNAPSHOT = "restore a copy, or remove it: the other snapshots stay usable"
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -62,7 +62,7 @@ def walk(out: Path, epochs: int) -> None:
     plan("corsd", out / "runs", epochs)
     check_writable(out)
     print(
-        f"Two trainings on {10 * PER_CLASS} handwritten digits, then a notebook about them. All of it goes to {out}/",
+        f"Two trainings on {10 * PER_CLASS} handwritten digits, then a notebook about them. Everything is written to {out}/",
         flush=True,
     )
     runs = train_both(out / "runs", epochs)
@@ -70,7 +70,7 @@ def walk(out: Path, epochs: int) -> None:
         print("Stopped. Run the same command again to continue.")
         return
     print(f"\nTest accuracy (%) of every exit\n{table({name: run.test or {} for name, run in runs.items()})}\n")
-    print("One seed is no finding; the notebook has ten.\n", flush=True)
+    print("One seed is not enough to compare methods; the notebook shows ten.\n", flush=True)
     from corsd_lib._notebooks import write_page
 
     notebook = execute(first, out, epochs)
@@ -121,7 +121,7 @@ def find_notebook() -> Path:
     for place in places:
         if (place / NOTEBOOK).is_file():
             return place / NOTEBOOK
-    raise CorsdError(f"{NOTEBOOK} is in none of {', '.join(map(str, places))}: install corsd_lib again, or work in a clone")
+    raise CorsdError(f"{NOTEBOOK} was not found in {', '.join(map(str, places))}: install corsd_lib again, or work in a clone")
 
 
 def execute(notebook: Path, out: Path, epochs: int) -> Path:

@@ -226,7 +226,7 @@ def test_partners_of_triplets_are_drawn_evenly() -> None:
 
 @pytest.mark.parametrize("sizes,batch_size", [((5, 5), 2), ((9,), 9)])
 def test_triplets_want_two_classes_and_three_images(sizes: tuple[int, ...], batch_size: int) -> None:
-    with pytest.raises(CorsdError, match="triplets want a batch_size of at least 3"):
+    with pytest.raises(CorsdError, match="triplets need a batch_size of at least 3"):
         triplet_batches(_labels(*sizes), batch_size, _generator())
 
 
@@ -251,7 +251,7 @@ def test_too_few_images_to_overlap_are_one_batch(count: int) -> None:
 
 
 def test_overlapping_batches_want_two_images() -> None:
-    with pytest.raises(CorsdError, match="overlapping batches want a batch_size of at least 2; got 1"):
+    with pytest.raises(CorsdError, match="overlapping batches need a batch_size of at least 2; got 1"):
         overlapping_batches(_labels(9), 1, _generator())
 
 

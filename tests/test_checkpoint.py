@@ -142,7 +142,7 @@ def test_a_random_state_that_is_none_is_named(within: Path, tmp_path: Path) -> N
     def spoil(tensors: Tensors, position: Position) -> None:
         tensors["random.cpu"].zero_()
 
-    assert "is no state of a random generator" in _refused(within, tmp_path, spoil)
+    assert "is not a state of a random generator" in _refused(within, tmp_path, spoil)
 
 
 @pytest.mark.parametrize("images", [0.0, -5.0, 17.0, 1e30])

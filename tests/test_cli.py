@@ -238,7 +238,7 @@ def pictures(tmp_path: Path) -> Path:
 NOTES = (
     "files that are not read: 1 .gif; read are .jpg, .jpeg, .jfif, .png, .bmp, .ppm, .pgm, .tif, .tiff, .webp",
     "no train/ and test/: about test_fraction 0.3 of each class is test (15 train, 5 test images)",
-    "images of 9x9 or so are enlarged to 16x16; image_size sets another side",
+    "images of about 9x9 are enlarged to 16x16; image_size sets another side",
 )
 
 
@@ -278,20 +278,20 @@ def test_train_says_what_was_passed_over_once(pictures: Path, tmp_path: Path, ca
         ("train --epochs 0", "error: epochs = 0 must be above 0"),
         ("train --data mnist --out OUT", "error: data set 'mnist' is not known; allowed: digits, shapes, "),
         ("train --data cifar10 --data-root nowhere --out OUT", "error: cifar10 is neither at nowhere"),
-        ("train --per-class 101 --out OUT", "error: per_class 101 is more than class '0' has"),
+        ("train --per-class 101 --out OUT", "error: per_class 101 exceeds the training images of class '0'"),
         ("train --network resnet9 --out OUT", "error: network 'resnet9' is not known; allowed: resnet8, "),
         ("train --width 0 --out OUT", "error: width 0 of network 'resnet8'"),
         ("train --image-size 0 --out OUT", "error: image_size is 0; allowed: a whole number of at least 1"),
         ("train --crop-to-box --out OUT", "error: crop_to_box is on for 'digits'; allowed: only for cub200"),
         ("train --sampling pairs --out OUT", "error: sampling 'pairs' is not known; allowed: plain, balanced, triplet"),
-        ("train --sampling triplet --batch-size 2 --out OUT", "error: triplets want a batch_size of at least 3"),
-        ("train --samples-per-class 4 --batch-size 3 --out OUT", "balanced batches want 2 <= samples_per_class <= batch_size"),
+        ("train --sampling triplet --batch-size 2 --out OUT", "error: triplets need a batch_size of at least 3"),
+        ("train --samples-per-class 4 --batch-size 3 --out OUT", "balanced batches need 2 <= samples_per_class <= batch_size"),
         ("train --augmentation blur --out OUT", "error: augmentation 'blur' is not known; allowed: none, crop, "),
         ("train --accelerator abacus --out OUT", "error: cannot train with accelerator 'abacus', devices 1"),
         ("train --config nowhere.json", "error: nowhere.json does not exist"),
         ("train --config .", "error: cannot read .: Is a directory"),
         ("train --seed 99999999999999999999 --out OUT", "error: seed = 99999999999999999999 must be at least 0 and below"),
-        ("tune STUDY", "error: STUDY/study.json has no tuning; allowed: what is searched for which variant"),
+        ("tune STUDY", 'error: STUDY/study.json has no "tuning", the search spaces by variant'),
         ("tune STUDY baseline", "error: STUDY/study.json has no tuning"),
         ("compare OUT --tables --runs /dev/null/x", "error: OUT/study.json does not exist"),
         ("evaluate RUN --device meta", "error: device 'meta' cannot be used"),
@@ -374,13 +374,15 @@ def test_a_place_that_cannot_be_used_is_one_line(tmp_path: Path, capsys: Capture
 
 def test_weights_that_leave_nothing_to_train_are_one_line(tmp_path: Path, capsys: Captured) -> None:
     words = ["train", "--quiet", "--method", "baseline", "--method-options", "task=0", "--out", str(tmp_path / "out")]
-    assert "method 'baseline': task all have weight 0: there is nothing to train" in _fails(capsys, *words)
+    assert "method 'baseline': task all have weight 0; allowed: one or more above 0" in _fails(capsys, *words)
 
 
 def test_an_existing_run_is_one_line(tiny_run: Run, capsys: Captured) -> None:
-    assert "holds a run already: resume it (resume=True, --resume), or" in _fails(capsys, "train", "--out", str(tiny_run.path))
+    assert "already contains a run: resume it (resume=True, --resume), or" in _fails(
+        capsys, "train", "--out", str(tiny_run.path)
+    )
     words = ["train", "--out", str(tiny_run.path), "--resume", "--epochs", "3"]
-    assert "holds a run of another configuration: per_class was 5, is None" in _fails(capsys, *words)
+    assert "contains a run of another configuration: per_class was 5, is None" in _fails(capsys, *words)
 
 
 def test_an_interrupt_with_nothing_to_save_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:

@@ -104,7 +104,7 @@ def test_the_trainings_are_one_job_array_with_the_settings(write: Write, slurm: 
     settings = {"partition=gpu", "gpus-per-node=1", "time=90", "array=0-1%2", "qos=low", "requeue", "job-name=corsd-mine"}
     assert settings <= {line.removeprefix("#SBATCH --") for line in script.splitlines()}
     assert lines[0] == "trainings submitted: 2, job 7_0 to 7_1; files of the jobs are in runs/mine/_jobs"
-    assert lines[1] == "the jobs go on; scancel ends them; the same command again records those that are finished"
+    assert lines[1] == "the jobs continue; scancel ends them; run the same command again to record the finished ones"
     assert read_json(Path("runs/mine/byot/seed0.job")) == {"executor": "slurm", "job": "7_1"}
 
 
@@ -132,7 +132,7 @@ def test_jobs_of_another_cluster_are_not_looked_for(write: Write, slurm: Slurm) 
     submit(write("baseline"))
     assert len(slurm.scripts) == 1 and "--array" not in slurm.scripts[0]
     write_json(Path("runs/mine/baseline/seed0.job"), ["9"])
-    with pytest.raises(CorsdError, match=r"^runs/mine/baseline/seed0\.job does not name executor and job; remove it$"):
+    with pytest.raises(CorsdError, match=r"^runs/mine/baseline/seed0\.job lacks the executor or the job; remove it$"):
         submit(write("baseline"))
 
 
@@ -152,7 +152,7 @@ def test_a_finished_run_of_another_configuration_is_not_recorded(write: Write, s
     (job,) = submit(write("baseline"))
     train(job.config, progress=False)
     (job,) = submit(write("baseline", lr=0.1))
-    assert job.state == "failed" and "holds a run of another configuration: lr was 0.05, is 0.1" in job.error
+    assert job.state == "failed" and "contains a run of another configuration: lr was 0.05, is 0.1" in job.error
     assert not Path("results/mine/records").exists()
 
 
@@ -267,7 +267,7 @@ def test_a_signal_ends_the_wait_and_the_jobs_go_on(write: Write, slurm: Slurm, m
 
     answers(monkeypatch, {}, {"7": "PENDING"}, interrupted)
     (job,) = run_study(write("baseline"), cluster=Cluster("slurm"), report=lines.append)
-    assert job.state == "running" and lines[-1].startswith("the jobs go on; scancel ends them; ")
+    assert job.state == "running" and lines[-1].startswith("the jobs continue; scancel ends them; ")
 
 
 def test_runs_that_are_moved_end_the_wait(write: Write, slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -298,7 +298,7 @@ def test_options_of_a_cluster_need_one(write: Write, capsys: Captured, words: li
     write()
     with pytest.raises(SystemExit, match="2"):
         cli.main(["compare", "results/mine", *words])
-    said = f"corsd: error: {words[0]} is for jobs of a cluster: name an executor, --executor slurm or local\n"
+    said = f"corsd: error: {words[0]} needs --executor slurm or --executor local\n"
     assert capsys.readouterr().err == said
 
 
@@ -337,9 +337,9 @@ def test_a_training_in_a_job_does_not_get_the_signals_of_slurm(program: Callable
 def test_a_failure_of_a_training_is_that_of_its_job(program: Callable[[str], TrainingJob]) -> None:
     with pytest.raises(CorsdError, match=r"^baseline, seed 0: no memory$"):
         program("import sys; sys.exit('corsd: error: no memory')")()
-    with pytest.raises(CorsdError, match=r"^baseline, seed 0: it was ended by signal 9, as when memory runs out$"):
+    with pytest.raises(CorsdError, match=r"^baseline, seed 0: it was killed by signal 9, as when memory runs out$"):
         program("import os; os.kill(os.getpid(), 9)")()
-    assert LOG.read_text() == "corsd: error: it was ended by signal 9, as when memory runs out\n"
+    assert LOG.read_text() == "corsd: error: it was killed by signal 9, as when memory runs out\n"
     program("import os; os.kill(os.getpid(), 15)")()
     assert LOG.read_text() == "stopped before the first step\n"
 
@@ -392,7 +392,7 @@ def test_a_preempted_job_lets_its_training_save_and_goes_on_as_a_new_one(
     if saves:
         call()
     else:
-        with pytest.raises(CorsdError, match="ended by signal 9"):  # in a job the process ends before
+        with pytest.raises(CorsdError, match="killed by signal 9"):  # in a job the process ends before
             call()
     again = later[0].function
     assert again.job.process is None and again.job.state == "waiting" and again.job.config == call.job.config
@@ -472,7 +472,7 @@ def test_local_jobs_outlive_ctrl_c_resume_after_a_preemption_and_train_what_the_
         assert process.wait(300) == 1, output.read_text()
     said = output.read_text()
     assert "trainings submitted: 2, job " in said
-    assert "the jobs go on; the same command again records those that are finished" in said
+    assert "the jobs continue; run the same command again to record the finished ones" in said
     assert "baseline, seed 0: running (job " in said
 
     training = int(waiting()[0].name.removeprefix("held-"))

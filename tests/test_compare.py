@@ -175,7 +175,7 @@ def test_a_run_of_another_configuration_is_in_the_way(write: Write, here: list[d
     run_study(write(), variants=["baseline"], seeds=[0], report=lambda line: None)
     os.remove("results/mine/records/baseline-s0.json")
     (job,) = run_study(write(epochs=3), variants=["baseline"], seeds=[0], report=lambda line: None)
-    assert job.state == "failed" and "holds a run of another configuration: epochs was 2, is 3; remove it" in job.error
+    assert job.state == "failed" and "contains a run of another configuration: epochs was 2, is 3; remove it" in job.error
 
 
 def test_a_row_whose_search_goes_on_is_not_trained_and_nothing_else_is(write: Write, here: list[dict[str, str]]) -> None:
@@ -282,7 +282,7 @@ def test_figures_are_not_drawn_into_a_folder_that_is_gone(
     monkeypatch.setattr(style, "_draw", lambda *_: (tmp_path / "study").rmdir() or _picture())
     monkeypatch.setattr(style, "require", lambda *_: None)
     (tmp_path / "study").mkdir()
-    with pytest.raises(CorsdError, match="study was moved or removed meanwhile"):
+    with pytest.raises(CorsdError, match="study was moved or removed in the meantime"):
         draw_figures(summary, tmp_path / "study")
     assert not (tmp_path / "study").exists()
 
@@ -678,7 +678,7 @@ def test_a_training_that_is_killed_has_failed(write: Write) -> None:
     job.process.wait()
     assert job.ended and not is_locked(job.sibling(".log"))
     job.finish(study)
-    assert str(job) == "baseline, seed 0: failed: it was ended by signal 9, as when memory runs out"
+    assert str(job) == "baseline, seed 0: failed: it was killed by signal 9, as when memory runs out"
 
 
 def test_a_result_that_cannot_be_read_is_a_failure_of_its_training_alone(write: Write) -> None:

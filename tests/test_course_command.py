@@ -55,7 +55,7 @@ def test_a_changed_file_is_never_overwritten(small: Path, changed: str, capsys: 
         cli.main(["course"])
     said = capsys.readouterr().err
     assert end.value.code == 2 and said.count("\n") == 1
-    assert f"differ from those of the course: {Path(changed)}. Nothing is overwritten" in said and "--out" in said
+    assert f"differ from those of the course: {Path(changed)}. No file was overwritten" in said and "--out" in said
     assert content(small) == {changed: b"my answer"}  # the other one was not copied either
 
 

@@ -286,5 +286,5 @@ def test_another_archive_is_refused(archive: Path, tmp_path: Path, monkeypatch: 
         tar.add(tmp_path / "made" / "attributes.txt", "something.txt")
     monkeypatch.setattr(cub, "CUB_MD5", hashlib.md5(archive.read_bytes()).hexdigest())
     monkeypatch.setattr(cub, "CUB_BYTES", archive.stat().st_size)
-    with pytest.raises(CorsdError, match="holds no folder CUB_200_2011"):
+    with pytest.raises(CorsdError, match="does not contain the folder CUB_200_2011"):
         load_dataset("cub200", tmp_path / "root", download=True)

@@ -211,7 +211,7 @@ def test_only_files_are_opened(tmp_path: Path) -> None:
         os.chdir(place)
         (tmp_path / "device.png").symlink_to("/dev/zero")
         for name in ("pipe", "folder", "socket", "device"):
-            with pytest.raises(CorsdError, match=rf"{name}\.png is no regular file; allowed: files, and links to files"):
+            with pytest.raises(CorsdError, match=rf"{name}\.png is not a regular file; allowed: files, and links to files"):
                 read_rgb(str(tmp_path / f"{name}.png"))
     path = save(smooth(8, 8), tmp_path / "a.png")
     (tmp_path / "link.png").symlink_to(path)

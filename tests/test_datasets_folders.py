@@ -91,9 +91,9 @@ def test_hidden_and_other_files_are_passed_over(folder: Path) -> None:
 
 
 def test_wrong_folders_are_named(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(CorsdError, match=r"absent is no folder of images: there is no such folder"):
+    with pytest.raises(CorsdError, match=r"absent is not a folder of images: there is no such folder"):
         load_dataset(f"folder:{tmp_path / 'absent'}")
-    with pytest.raises(CorsdError, match=r"000\.png is no folder of images: it is a file"):
+    with pytest.raises(CorsdError, match=r"000\.png is not a folder of images: it is a file"):
         load_dataset(f"folder:{folder / 'train' / 'cat' / '000.png'}")
     with pytest.raises(CorsdError, match=r"cat has no class folders; expected one folder of images a class"):
         load_dataset(f"folder:{folder / 'train' / 'cat'}")
@@ -285,7 +285,7 @@ def test_small_images_are_said_to_be_enlarged(tmp_path: Path, size: tuple[int, i
         make_images(tmp_path / part, {"cat": 2, "dog": 2}, size)
     found = load_dataset(f"folder:{tmp_path}").notices
     width, height = size
-    notice = f"images of {width}x{height} or so are enlarged to 64x64; image_size sets another side"
+    notice = f"images of about {width}x{height} are enlarged to 64x64; image_size sets another side"
     assert found == ((notice,) if said else ())
     assert load_dataset(f"folder:{tmp_path}", image_size=20).notices == ()
 
@@ -436,8 +436,8 @@ def test_a_run_refuses_a_folder_whose_train_images_are_others(tmp_path: Path) ->
     (tmp_path / "data" / test).rename(tmp_path / "aside.png")
     assert run.test is not None and evaluate(run).images == run.test["images"] - 1  # no image that it was trained on
     (tmp_path / "data" / first).rename(tmp_path / "data" / other)
-    what = "train has as many images of each class, but others: some were exchanged or renamed"
-    with pytest.raises(CorsdError, match=rf"run was trained on other images than 'folder:.*' has here: {what}; put them back"):
+    what = "train has as many images of each class, but different ones: some were replaced or renamed"
+    with pytest.raises(CorsdError, match=rf"run has other training images than 'folder:.*' has here: {what}; put them back"):
         evaluate(run)
     (run.path / "test.json").unlink()
     with pytest.raises(CorsdError, match=what):
@@ -491,7 +491,7 @@ def test_a_meta_file_that_is_another_is_one_error(tmp_path: Path, content: Any) 
     else:
         torch.save(content, tmp_path / "meta.bin")
     with pytest.raises(
-        CorsdError, match=r"meta\.bin (cannot be read: it is not|holds other things than names; expected) the meta"
+        CorsdError, match=r"meta\.bin (cannot be read: it is not|does not contain a list of names; expected) the meta"
     ):
         load_dataset("imagenet", tmp_path)
 

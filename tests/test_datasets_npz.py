@@ -169,14 +169,14 @@ def test_files_that_are_no_npz(tmp_path: Path) -> None:
         with pytest.raises(CorsdError, match=f"{name}.npz(: array train_x cannot be read| is not a readable .npz file)"):
             load_dataset(f"npz:{path}")
     np.save(tmp_path / "single.npy", good()["train_x"])
-    with pytest.raises(CorsdError, match=r"single\.npy holds a single array"):
+    with pytest.raises(CorsdError, match=r"single\.npy contains a single array"):
         load_dataset(f"npz:{tmp_path / 'single.npy'}")
     with pytest.raises(CorsdError, match=r"absent\.npz does not exist"):
         load_dataset(f"npz:{tmp_path / 'absent.npz'}")
     with pytest.raises(CorsdError, match=r"is a folder; expected an \.npz file with train_x"):
         load_dataset(f"npz:{tmp_path}")
     os.mkfifo(tmp_path / "pipe.npz")  # to open it would wait for ever
-    with pytest.raises(CorsdError, match=r"pipe\.npz is no regular file"):
+    with pytest.raises(CorsdError, match=r"pipe\.npz is not a regular file"):
         load_dataset(f"npz:{tmp_path / 'pipe.npz'}")
 
 

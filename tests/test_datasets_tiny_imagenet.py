@@ -70,10 +70,13 @@ def test_without_words_the_ids_are_the_names(folder: Path) -> None:
 @pytest.mark.parametrize(
     "line,message",
     [
-        ("val_0.JPEG\tn00000000\t0", r"val_annotations\.txt, line 4: .* names no class of train/; expected FILE, tab, CLASS"),
-        ("val_0.JPEG", "names no class of train/"),
+        (
+            "val_0.JPEG\tn00000000\t0",
+            r"val_annotations\.txt, line 4: .* does not name a class of train/; expected FILE, tab, CLASS",
+        ),
+        ("val_0.JPEG", "does not name a class of train/"),
         *[
-            (f"{name}\tn03126707\t0", r"val_annotations\.txt, line 4: '.*' is no file name; expected one of val/images")
+            (f"{name}\tn03126707\t0", r"val_annotations\.txt, line 4: '.*' is not a file name; expected one of val/images")
             for name in ("../../test/x.JPEG", "..", "", "a/b.JPEG", "/x.JPEG", "x" * 999 + "/")
         ],
         ("absent.JPEG\tn03126707\t0", r"absent\.JPEG does not exist"),
@@ -105,7 +108,9 @@ def test_absent_data_says_where_it_looked_and_where_to_get_it(tmp_path: Path) ->
 
 
 def test_as_any_folder_it_is_pointed_to_its_name_or_read_once_val_is_sorted(folder: Path) -> None:
-    with pytest.raises(CorsdError, match=r"/ lacks n.*; this is Tiny-ImageNet as it comes: load it as tiny_imagenet"):
+    with pytest.raises(
+        CorsdError, match=r"/ lacks n.*; this is Tiny-ImageNet in its original layout: load it as tiny_imagenet"
+    ):
         load_dataset(f"folder:{folder}")
     for name, c, _ in VAL:  # as people sort it by hand
         (folder / "val" / WNIDS[c]).mkdir()

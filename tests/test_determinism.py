@@ -146,6 +146,6 @@ class Written(Baseline):
 def test_an_operation_without_a_deterministic_algorithm_is_one_error(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, "written", Written)
     train(tiny("as it is", method="written", epochs=1), progress=False)
-    with pytest.raises(CorsdError, match=r"deterministic = True: put_ .*deterministic = False trains it"):
+    with pytest.raises(CorsdError, match=r"deterministic = True: put_ .*use deterministic = False"):
         train(tiny(method="written", deterministic=True), progress=False)
     assert not torch.are_deterministic_algorithms_enabled()

@@ -119,7 +119,7 @@ def test_an_export_whose_folder_is_moved_meanwhile_is_not_begun_anew(
         return found
 
     monkeypatch.setattr("corsd_lib.sharing.export.evaluate", moved)
-    with pytest.raises(CorsdError, match="copy was moved or removed meanwhile"):
+    with pytest.raises(CorsdError, match="copy was moved or removed in the meantime"):
         export_run(tiny_run, tmp_path / "copy", snapshots=2, probe_images=10)
     assert not (tmp_path / "copy").exists()
 

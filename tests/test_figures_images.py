@@ -57,7 +57,7 @@ def test_points_look_as_their_kind_in_the_legend() -> None:
         looks.add((colour, symbol))
     assert len(looks) == 20 and look["color"].dtype == np.float32
     assert (look["cmin"], look["cmax"]) == (-0.5, 5.5)
-    with pytest.raises(CorsdError, match="colour_by 'new' is no kind; allowed: old"):
+    with pytest.raises(CorsdError, match="colour_by 'new' is unknown; allowed: old"):
         point_look(["new"], ["old"])
 
 
@@ -95,13 +95,13 @@ def test_more_than_four_panels_go_on_in_a_second_row() -> None:
 def test_what_does_not_fit_the_points_is_named() -> None:
     with pytest.raises(CorsdError, match=r"coordinates of shape \(2, 4\)"):
         figures.embedding_scatter(POINTS[..., 0], LABELS, NAMES, ["1", "2"])
-    with pytest.raises(CorsdError, match="3 labels; 4 are wanted"):
+    with pytest.raises(CorsdError, match="3 labels; 4 are expected"):
         figures.embedding_scatter(POINTS, LABELS[:3], NAMES, ["1", "2"])
-    with pytest.raises(CorsdError, match="1 titles; 2 are wanted"):
+    with pytest.raises(CorsdError, match="1 titles; 2 are expected"):
         figures.embedding_scatter(POINTS, LABELS, NAMES, ["1"])
-    with pytest.raises(CorsdError, match="5 captions; 4 are wanted"):
+    with pytest.raises(CorsdError, match="5 captions; 4 are expected"):
         figures.embedding_scatter(POINTS, LABELS, NAMES, ["1", "2"], captions=["a"] * 5)
-    with pytest.raises(CorsdError, match="2 colour_by; 4 are wanted"):
+    with pytest.raises(CorsdError, match="2 colour_by; 4 are expected"):
         figures.embedding_scatter(POINTS, LABELS, NAMES, ["1", "2"], colour_by=["a", "b"])
 
 

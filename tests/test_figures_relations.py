@@ -39,7 +39,7 @@ def test_the_order_moves_rows_columns_and_names_together() -> None:
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [0, 0, 1, 2, 3], [0, 1, 2, 3, 5]])
 def test_an_order_that_is_none_is_refused(order: list[int]) -> None:
-    with pytest.raises(CorsdError, match="no permutation of 5"):
+    with pytest.raises(CorsdError, match="not a permutation of 5"):
         figures.relation_heatmap(MATRIX, NAMES, order=order)
 
 

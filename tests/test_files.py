@@ -63,7 +63,7 @@ def test_a_folder_that_a_job_began_with_is_not_made_anew(tmp_path: Path) -> None
         lambda: write_tensors(folder / "file", {}, within=folder),
     ]
     for write in writers:
-        with pytest.raises(CorsdError, match=rf"cannot write into {folder}.*: {folder} was moved or removed meanwhile"):
+        with pytest.raises(CorsdError, match=rf"cannot write into {folder}.*: {folder} was moved or removed in the meantime"):
             write()
     assert _names(tmp_path) == ["moved"]
 
@@ -196,7 +196,7 @@ def test_a_damaged_file_is_one_error_wherever_it_ends(tmp_path: Path) -> None:
     whole = file.read_bytes()
     for length in (0, 4, 8, 60, len(whole) - 28, len(whole) - 1):
         file.write_bytes(whole[:length])
-        with pytest.raises(CorsdError, match=rf"{file} is not a whole safetensors file"):
+        with pytest.raises(CorsdError, match=rf"{file} is not a complete safetensors file"):
             read_tensors(file)
 
 
@@ -230,7 +230,7 @@ def test_reading_tensors_executes_nothing(tmp_path: Path) -> None:
     file = tmp_path / "a.safetensors"
     for write in (lambda: file.write_bytes(pickle.dumps(Harmful())), lambda: torch.save(Harmful(), file)):
         write()
-        with pytest.raises(CorsdError, match="not a whole safetensors file"):
+        with pytest.raises(CorsdError, match="not a complete safetensors file"):
             read_tensors(file)
     assert not (tmp_path / "harm").exists()
     pickle.loads(pickle.dumps(Harmful()))  # a pickle that is read does it
@@ -319,7 +319,7 @@ def test_a_checksum_is_of_the_values_and_an_edit_by_hand_is_told_how_it_is_accep
     file.write_text(json.dumps(plain, sort_keys=True))  # as an editor may lay it out
     assert read_json(file) == {"lr": 0.1, "epochs": 2}
     file.write_text(json.dumps({**plain, "lr": 0.2}))
-    with pytest.raises(CorsdError, match=rf"{file} is damaged: .*if you changed it yourself, remove its checksum"):
+    with pytest.raises(CorsdError, match=rf"{file} is damaged: .*if you edited it, remove its checksum"):
         read_json(file)
     file.write_text(json.dumps({"lr": 0.2, "epochs": 2}))
     assert read_json(file) == {"lr": 0.2, "epochs": 2}

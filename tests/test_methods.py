@@ -494,7 +494,7 @@ def test_an_outsiders_method_that_cannot_work_says_so_before_it_is_trained() -> 
         CorsdError, match="method 'mine': the term 'doubt' has no weight: add the field `doubt: float` to MethodO"
     ):
         NoWeight()(network(batch.images), batch)
-    with pytest.raises(CorsdError, match="method 'baseline': task all have weight 0: there is nothing to train"):
+    with pytest.raises(CorsdError, match="method 'baseline': task all have weight 0; allowed: one or more above 0"):
         build_method("baseline", task=0)(network(batch.images), batch)
 
 

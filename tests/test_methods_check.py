@@ -443,10 +443,14 @@ class KeepsGraphsInAList(Broken):
         return logits.square().mean()
 
 
-DECLARED, MADE, NAMED = "declared well", "made of its options, then attached to a network", "terms have weights of their names"
-SHOWN = "images are new ones of the same shape"
+DECLARED, MADE, NAMED = (
+    "declared well",
+    "created from its options, then attached to a network",
+    "terms have weights of their names",
+)
+SHOWN = "images are new tensors of the same shape"
 TEACHER, SMALL, RESUMED = "no gradient reaches a teacher", "finite on batches with few pairs", "resumable"
-TIDY = "random numbers from the generator of a batch, which is left as it was"
+TIDY = "random numbers from the generator of a batch, which is not changed"
 GRAPH = r"safe in a CUDA graph \(cuda_graphs = True\)"
 BROKEN: list[tuple[type[Method], str, str]] = [
     (WithoutAName, DECLARED, "its `name`, '', names files: letters"),
@@ -501,13 +505,13 @@ BROKEN: list[tuple[type[Method], str, str]] = [
     (CountsOnAnAttribute, RESUMED, "after a resume the term total, extra differs: keep .* in buffers"),
     (RemembersOnAnAttribute, RESUMED, "after a resume the term total, extra differs"),
     (GrowsABuffer, RESUMED, "size mismatch for past.*a buffer that changes its shape must be persistent=False"),
-    (TrainsWhatIsMadeLate, RESUMED, "Unexpected key.*late.*make what is trained in attach"),
+    (TrainsWhatIsMadeLate, RESUMED, "Unexpected key.*late.*create trained modules in attach"),
     (ReadsProgress, GRAPH, "loss_terms reads batch.progress, .*: read it in sample, or set cuda_graphs = False"),
     (DrawsInTerms, GRAPH, "loss_terms reads batch.generator"),
     (
         WaitsForAValue,
         GRAPH,
-        r"loss_terms waits for a value of the device \(aten._local_scalar_dense.*: mask in place of picking out",
+        r"loss_terms waits for a value of the device \(aten._local_scalar_dense.*: use a mask instead of indexing",
     ),
     (PicksOut, GRAPH, r"loss_terms waits for a value of the device \(aten.nonzero"),
     (ReadsAList, GRAPH, r"loss_terms waits for a value of the device \(aten._local_scalar_dense"),

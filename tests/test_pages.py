@@ -169,7 +169,7 @@ def test_a_relation_by_a_formula_is_called_so(tmp_path: Path, relation: str) -> 
     run = train(replace(config, probe_size=30, out=str(tmp_path / "run")), progress=False)
     (shown,) = relation_panel(run).data["runs"]
     assert shown["stored"] == relation
-    of_page = [panel for panel in report_panels([run], embedding="none") if panel.title.startswith("How well relations")]
+    of_page = [panel for panel in report_panels([run], embedding="none") if panel.title.startswith("Separation of classes")]
     what = {"l2": "distance of the embeddings", "cosine": "cosine of the embeddings"}[relation]
     assert f"ROC-AUC of the {what}" in of_page[0].data["text"]
 

@@ -56,7 +56,7 @@ def test_a_report_of_one_run_says_what_the_run_says(corsd: Run, tmp_path: Path) 
     assert finding.endswith(
         f"for {100 * first['macs'] / last['macs']:.0f} % of its multiply-accumulates, about {first['top1']:.1f} %."
     )
-    rows = panel_of(page["panels"], "What each exit is worth")["data"]["rows"]
+    rows = panel_of(page["panels"], "Test results of each exit")["data"]["rows"]
     assert [row[1] for row in rows] == [f"{row['top1']:.2f}" for row in [*test["exits"], test["ensemble"]]]
     assert rows[0][0] == "exit 1 (shallowest)" and rows[0][5] == f"{first['macs']:,}"
     assert "relation quality of corsd, seed 0" in said and said[-1] == "writing"
@@ -77,26 +77,26 @@ def test_a_report_says_what_was_asked_for_and_where_it_ran_but_no_path(corsd: Ru
 def test_several_runs_share_one_chart_and_scale(corsd: Run, tmp_path: Path) -> None:
     other = small_run(tmp_path / "other", "baseline")
     panels = [panel._asdict() for panel in report_panels([corsd, other], embedding="none")]
-    accuracy, *losses = panel_of(panels, "How the training went")["data"]["charts"]
+    accuracy, *losses = panel_of(panels, "Training curves")["data"]["charts"]
     assert len(accuracy["lines"]) == 4 and (accuracy["y"]["low"], accuracy["y"]["high"]) == (0, 100)
     assert {line["group"] for line in accuracy["lines"]} == {"corsd, seed 0", "baseline, seed 0"}
     for k, line in enumerate(accuracy["lines"][:3], 1):
         np.testing.assert_allclose(line["y"], corsd.metrics[f"train_top1.exit{k}"], rtol=1e-5)
     assert len(losses) == 2
-    (chart,) = panel_of(panels, "How well relations tell classes apart")["data"]["charts"]
+    (chart,) = panel_of(panels, "Separation of classes by the relation")["data"]["charts"]
     assert len(chart["lines"]) == 4 and len({line["color"] for line in chart["lines"]}) == 2
 
 
 def test_relation_quality_is_that_of_the_analysis(corsd: Run) -> None:
     panels = [panel._asdict() for panel in report_panels([corsd], embedding="none")]
-    data = panel_of(panels, "How well relations tell classes apart")["data"]
+    data = panel_of(panels, "Separation of classes by the relation")["data"]
     (chart,), (finding,) = data["charts"], data["findings"]
     expected = relation_quality(corsd, 3)
     assert [line["name"] for line in chart["lines"]] == ["exit 1 (shallowest)", "exit 2", "exit 3 (deepest)"]
     np.testing.assert_allclose([line["y"][-1] for line in chart["lines"]], expected["auc"], rtol=1e-5)
     last = f"{expected['auc'].iloc[0]:.2f} at exit 1, {expected['auc'].iloc[2]:.2f} at the deepest"
     assert last in finding
-    structure = panel_of(panels, "How classes gather in the embeddings")["data"]["figure"]
+    structure = panel_of(panels, "Class structure of the embeddings")["data"]["figure"]
     assert f"{class_structure(corsd, [3])['between_fraction'].iloc[-1]:.3g}" in structure["layout"]["title"]["text"]
 
 
@@ -104,23 +104,23 @@ def test_runs_stand_side_by_side(corsd: Run, baseline: Run, tmp_path: Path) -> N
     path = write_report([corsd, baseline], tmp_path / "report.html")
     page = read_page(path)
     assert page["title"] == "2 runs on digits"
-    relation = panel_of(page["panels"], "How related two classes are, exit by exit and epoch by epoch")
+    relation = panel_of(page["panels"], "Class relations at every exit and epoch")
     assert [run["name"] for run in relation["data"]["runs"]] == ["corsd, seed 0", "baseline, seed 0"]
     top = sorted([(run.test["exits"][-1]["top1"], run.config.method) for run in (corsd, baseline) if run.test], reverse=True)
     finding = page["panels"][0]["data"]["paragraphs"][0]
     assert f"of {top[0][1]}, seed 0 is the most accurate: {top[0][0]:.1f} % of the test images are correct, " in finding
-    assert "One seed of a method says little" in finding
+    assert "With one seed, differences" in finding
     settings = panel_of(page["panels"], "Configuration")["data"]
     assert settings["columns"] == ["", "corsd, seed 0", "baseline, seed 0"]
     assert settings["rows"][0] == ["method", "corsd", "baseline"] and settings["text"].endswith(f"of {len(settings['rows'])}.")
-    early = panel_of(page["panels"], "What leaving early saves, and what it costs")
+    early = panel_of(page["panels"], "Early exit: accuracy and cost")
     assert early["kind"] == "exits"  # one exit leaves nothing to choose: the baseline has no such panel
 
 
 def test_a_report_of_several_runs_has_the_differences_of_their_relations(corsd: Run, baseline: Run, tmp_path: Path) -> None:
     def differences(*runs: Run) -> list[dict[str, Any]]:
         page = read_page(write_report(runs, tmp_path / "report.html", embedding="none"))
-        return [p for p in page["panels"] if p["title"] == "What the runs relate differently"]
+        return [p for p in page["panels"] if p["title"] == "Differences between the relations of the runs"]
 
     assert differences(corsd) == []
     (columns,) = differences(corsd, baseline, corsd)
@@ -147,7 +147,7 @@ def test_an_unfinished_run_has_a_report(corsd: Run, tmp_path: Path) -> None:
     page = read_page(write_report([run], tmp_path / "report.html"))
     finding = page["panels"][0]["data"]["paragraphs"][0]
     assert finding.startswith("0 of 3 epochs are trained: after 2, the deepest exit classifies ")
-    assert panel_of(page["panels"], "What each exit is worth")["data"]["text"] == "Not evaluated yet: corsd, seed 0."
+    assert panel_of(page["panels"], "Test results of each exit")["data"]["text"] == "Not evaluated yet: corsd, seed 0."
     shutil.rmtree(run.path / "probes")
     page = read_page(write_report([load_run(run.path)], tmp_path / "report.html"))
     assert [panel["kind"] for panel in page["panels"]] == ["text", "table", "columns"]
@@ -170,7 +170,7 @@ def test_maps_fall_back_to_the_cosine_and_say_so(corsd: Run, tmp_path: Path) -> 
     write_json(run.path / "config.json", config)
     panels = [panel._asdict() for panel in report_panels([load_run(run.path)], embedding="none")]
     assert (
-        "ROC-AUC of the cosine of the embeddings" in panel_of(panels, "How well relations tell classes apart")["data"]["text"]
+        "ROC-AUC of the cosine of the embeddings" in panel_of(panels, "Separation of classes by the relation")["data"]["text"]
     )
 
 

@@ -72,7 +72,7 @@ def test_a_run_in_a_folder_whose_name_is_not_utf_8_is_refused(tiny_run: Run, tmp
         ({"test_fraction": 0.0}, "test_fraction = 0.0 must be above 0 and below 1"),
         ({"test_fraction": 1.0}, "test_fraction = 1.0 must be above 0 and below 1"),
         *[
-            ({name: "a\udce9"}, rf"{name} 'a\\udce9' is not valid UTF-8; allowed: text that is, so rename it")
+            ({name: "a\udce9"}, rf"{name} 'a\\udce9' is not valid UTF-8; rename it")
             for name in ("data", "data_root", "out", "network", "method")
         ],
         ({"out": Path("a\udce9")}, r"out 'a\\udce9' is not valid UTF-8"),
@@ -207,7 +207,7 @@ def test_snapshots_are_read_only_when_asked_for(copied: Path) -> None:
     (copied / "probes" / "epoch_0001.safetensors").write_bytes(b"damaged")
     probes = load_run(copied).probes
     assert probes[0].epoch == 0
-    with pytest.raises(CorsdError, match=r"epoch_0001.safetensors is not a whole safetensors file"):
+    with pytest.raises(CorsdError, match=r"epoch_0001.safetensors is not a complete safetensors file"):
         probes[1]
 
 
@@ -218,9 +218,8 @@ def test_a_method_that_is_not_found_names_the_run_and_where_it_may_come_from(
     content = read_json(copied / "config.json")
     content["train"]["method"] = "of_a_plug_in"
     write_json(copied / "config.json", content)
-    message = (
-        rf"^{copied}/config.json: method 'of_a_plug_in' is not known; allowed: .*; a method of your own is found if CORSD_"
-    )
+    advice = "for your own method, name its module in CORSD_"
+    message = rf"^{copied}/config.json: method 'of_a_plug_in' is not known; allowed: .*; {advice}"
     for read in (lambda run: run.config, repr, lambda run: run.network()):
         with pytest.raises(CorsdError, match=message):
             read(load_run(copied))
@@ -247,7 +246,9 @@ def test_a_folder_that_is_no_run_is_named(tmp_path: Path, content: Any) -> None:
     with pytest.raises(CorsdError, match=rf"{tmp_path} is not a run: it has no config.json"):
         load_run(tmp_path)
     write_json(tmp_path / "config.json", content)
-    with pytest.raises(CorsdError, match=r"config\.json is not of a run: it lacks one of train, data, provenance"):
+    with pytest.raises(
+        CorsdError, match=r"config\.json is not the configuration of a run: it lacks one of train, data, provenance"
+    ):
         _ = load_run(tmp_path).config
 
 
@@ -286,7 +287,7 @@ def test_a_run_without_weights_says_so(copied: Path) -> None:
 def test_truncated_weights_are_named(copied: Path) -> None:
     file = copied / "weights.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(CorsdError, match=rf"{file} is not a whole safetensors file"):
+    with pytest.raises(CorsdError, match=rf"{file} is not a complete safetensors file"):
         load_run(copied).network()
 
 

@@ -198,7 +198,7 @@ def test_a_seed_of_every_row_comes_before_the_next_seed(write: Write) -> None:
         ({"tuning": {"other": {}}}, r"study\.json: tuning of variant 'other' is not known; allowed: baseline, corsd"),
         (
             {"tuning": {"baseline": {}}},
-            r"variant 'baseline' has a search and does not use it: add \"tuned\": \"tuning/baseline\.json\"",
+            r"variant 'baseline' has a search but no result in use: add \"tuned\": \"tuning/baseline\.json\"",
         ),
         ({"seeds": []}, r"seeds = \[\]; allowed: one or more different whole numbers"),
         ({"seeds": [0, 0]}, r"seeds = \[0, 0\]; allowed"),

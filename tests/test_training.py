@@ -799,7 +799,7 @@ def test_a_resume_with_the_same_source_on_the_same_machine_adds_nothing(tiny: Ti
 
 def test_two_trainings_do_not_share_a_directory(tiny: Tiny) -> None:
     def again(run: Run) -> None:
-        with pytest.raises(CorsdError, match=rf"{run.path} is being trained right now: wait for that training, or stop it"):
+        with pytest.raises(CorsdError, match=rf"{run.path} is being trained by another process: wait for it, or stop it"):
             _train(tiny(resume=True))
 
     assert _train(tiny(), on_epoch=again).finished
@@ -819,10 +819,12 @@ def test_a_training_that_began_before_the_lock_was_had_is_not_gone_on_with_under
         return fabric(config)
 
     monkeypatch.setattr(launch, "_fabric", late)
-    with pytest.raises(CorsdError, match=r"run holds a run of another configuration: lr was 0.1, is 0.05; remove it or choose"):
+    with pytest.raises(
+        CorsdError, match=r"run contains a run of another configuration: lr was 0.1, is 0.05; remove it or choose"
+    ):
         _train(tiny(resume=True))
     others.append(tiny("new"))
-    with pytest.raises(CorsdError, match=r"new holds a run already: resume it"):
+    with pytest.raises(CorsdError, match=r"new already contains a run: resume it"):
         _train(tiny("new"))
 
 
@@ -943,7 +945,7 @@ def test_a_run_directory_that_is_removed_while_a_file_is_made_ready_is_not_made_
         write(self, *arguments)
 
     monkeypatch.setattr(Checkpoint, "write", removed)
-    with pytest.raises(CorsdError, match="run was moved or removed meanwhile"):
+    with pytest.raises(CorsdError, match="run was moved or removed in the meantime"):
         _train(config)
     assert not config.path.exists()
 
@@ -988,7 +990,7 @@ def test_own_images_under_a_known_name_are_told_from_the_known_ones(tiny: Tiny, 
         _train(tiny(), data=noisy)
     with pytest.raises(CorsdError, match=r"run was begun on 'digits', with other classes or images than 'digits' has"):
         _train(tiny(resume=True), data=known)
-    asked = r"run was trained on other images than 'digits' has here: train .* of other classes; put them back, or give them"
+    asked = r"run has other training images than 'digits' has here: train .* of different classes; put them back, or give them"
     with pytest.raises(CorsdError, match=asked):
         _train(tiny(resume=True))
     run = _train(tiny(resume=True), data=noisy)
@@ -1024,7 +1026,7 @@ def test_an_existing_run_is_never_touched_without_resume(tiny: Tiny, monkeypatch
     _at_step(monkeypatch, 4, lambda: signal.raise_signal(signal.SIGINT))
     run = _train(tiny())
     before = _contents(run.path)
-    with pytest.raises(CorsdError, match=rf"{run.path} holds a run already: resume it \(resume=True, --resume\), or"):
+    with pytest.raises(CorsdError, match=rf"{run.path} already contains a run: resume it \(resume=True, --resume\), or"):
         _train(tiny(epochs=9))
     (run.path / "config.json").rename(run.path / "old.json")
     with pytest.raises(CorsdError, match=rf"{run.path} holds a checkpoint.safetensors but no config.json"):
@@ -1048,7 +1050,9 @@ def test_a_resume_with_another_configuration_is_refused(
 ) -> None:
     before = _contents(tiny_run.path)
     config = tiny(validation_fraction=0.2, resume=True, **changes)
-    with pytest.raises(CorsdError, match=rf"holds a run of another configuration: {message}; remove it or choose another out$"):
+    with pytest.raises(
+        CorsdError, match=rf"contains a run of another configuration: {message}; remove it or choose another out$"
+    ):
         _train(replace(config, out=str(tiny_run.path)))
     assert _contents(tiny_run.path) == before
 
@@ -1068,10 +1072,10 @@ def test_a_damaged_checkpoint_is_one_error(tiny: Tiny, tiny_run: Run, monkeypatc
     file = run.path / "checkpoint.safetensors"
     if damage == "truncated":
         file.write_bytes(file.read_bytes()[:-7])
-        message = "is not a whole safetensors file: .*; put back a copy, or remove it to start over$"
+        message = "is not a complete safetensors file: .*; restore a copy, or remove it to start over$"
     else:
         shutil.copy(tiny_run.path / "weights.safetensors", file)
-        message = "is not a checkpoint: its metadata has no position; put back a copy, or remove it to start over$"
+        message = "is not a checkpoint: its metadata has no position; restore a copy, or remove it to start over$"
     with pytest.raises(CorsdError, match=rf"{file} {message}"):
         _train(tiny(resume=True))
 
@@ -1093,8 +1097,8 @@ def test_a_damaged_probe_file_is_found_at_a_resume_and_can_be_removed(
     file = run.path / f"{name}.safetensors"
     whole = file.read_bytes()
     _flipped(file)
-    advice = "the other snapshots are used without it" if "/" in name else "resume the run; export an export again"
-    with pytest.raises(CorsdError, match=rf"^{file} is damaged: .*; put back a copy, or remove it.*{advice}$"):
+    advice = "the other snapshots stay usable" if "/" in name else "resume the run; for an export, export the run again"
+    with pytest.raises(CorsdError, match=rf"^{file} is damaged: .*; restore a copy, or remove it.*{advice}$"):
         _train(tiny(validation_fraction=0.2, resume=True))
     file.unlink()
     again = _train(tiny(validation_fraction=0.2, resume=True))
@@ -1203,7 +1207,7 @@ def test_a_script_without_a_guard_is_told_of_it_where_workers_are_spawned(tmp_pa
         assert any(begin in line and asked in line for line in done.stderr.splitlines())
         last = done.stderr.splitlines()[-1]
         assert "CorsdError: a worker process that reads images ended" in last and asked in last
-        assert "is being trained right now" not in done.stderr
+        assert "is being trained by another process" not in done.stderr
 
 
 def test_devices_that_are_not_there_are_one_error(tiny: Tiny) -> None:
@@ -1227,7 +1231,7 @@ def test_another_number_of_processes_than_torchrun_has_started_is_one_error(
 
 def test_batches_larger_than_the_data_for_all_processes_are_one_error(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BatchSource, "indices", lambda *_: [])
-    with pytest.raises(CorsdError, match="batch_size 16 x 1 processes leaves no batch of train"):
+    with pytest.raises(CorsdError, match="batch_size 16 x 1 processes leaves no complete batch of train"):
         _train(tiny())
 
 

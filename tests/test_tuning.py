@@ -249,7 +249,9 @@ def test_a_full_disk_ends_the_search_and_the_trial_is_resumed(make: Make) -> Non
     runs = Path("runs/tiny/tuning/byot")
     (runs / "1").write_text("")  # as good as a full disk: nothing can be written below it
     for _ in range(2):
-        with pytest.raises(CorsdError, match=r"^trial \d cannot continue: .*; the same command resumes the search$"):
+        with pytest.raises(
+            CorsdError, match=r"^trial \d cannot continue: .*; run the same command again to resume the search$"
+        ):
             tune(study, "byot", jobs=1, trials=2, report=lambda _: None)
     (runs / "1").unlink()
     record = tune(study, "byot", jobs=1, trials=2, report=lambda _: None)
@@ -268,7 +270,7 @@ def test_a_process_that_dies_is_a_failed_trial(make: Make, monkeypatch: pytest.M
 def test_a_row_that_cannot_be_trained_ends_the_search_and_is_tried_again(make: Make) -> None:
     study = make(variant={"width": 0})
     for number in (0, 1):
-        message = rf"trial {number}, the variant as it stands, failed: width 0 of network 'resnet8'.*; allowed"
+        message = rf"trial {number}, the variant without changes, failed: width 0 of network 'resnet8'.*; allowed"
         with pytest.raises(CorsdError, match=message):
             tune(study, "byot", jobs=1, report=lambda _: None)
     assert [trial["state"] for trial in read_json(study.path / "tuning/byot.json")["trials"]] == ["failed", "failed"]
@@ -286,7 +288,10 @@ def test_a_stopped_trial_is_saved_and_taken_up_where_it_was(
             cli.main(["tune", "results/tiny", "--jobs", "1"])
     assert end.value.code == 130
     out = capsys.readouterr().out.splitlines()
-    assert len(out) == 2 and out[1] == "stopped; the same command continues the search from results/tiny/tuning/byot.journal"
+    assert (
+        len(out) == 2
+        and out[1] == "stopped; run the same command again to continue the search from results/tiny/tuning/byot.journal"
+    )
     assert len(read_json(Path("results/tiny/tuning/byot.json"))["trials"]) == 1
     assert Path("runs/tiny/tuning/byot/1/seed3/checkpoint.safetensors").is_file()
     trained: list[Path] = []
@@ -413,9 +418,7 @@ def test_a_process_of_a_search_that_was_killed_is_waited_for(make: Make) -> None
             other.close()
 
     record = tune(study, "byot", jobs=1, trials=1, report=report)
-    assert (
-        lines[0] == f"waiting for the process that still trains {folder}: it ends after its current epoch" and len(lines) == 2
-    )
+    assert lines[0] == f"waiting for another process that trains {folder}; it ends after its current epoch" and len(lines) == 2
     assert [trial["state"] for trial in record["trials"]] == ["failed", "complete"]
     assert record["trials"][0]["error"] == "stopped, taken up by trial 1"
 
@@ -444,7 +447,10 @@ def test_a_trial_waits_for_the_lock_of_its_run_directory(make: Make, monkeypatch
 
     monkeypatch.setattr(tuner, "start_trial", taken)
     record = tune(study, "byot", jobs=1, trials=1, report=report)
-    assert lines[0].startswith("trial 0 waits: runs/tiny/tuning/byot/0/seed3 is being trained right now") and len(lines) == 2
+    assert (
+        lines[0].startswith("trial 0 waits: runs/tiny/tuning/byot/0/seed3 is being trained by another process")
+        and len(lines) == 2
+    )
     assert [trial["state"] for trial in record["trials"]] == ["complete"]
 
 
@@ -598,7 +604,7 @@ def test_a_record_whose_journal_lacks_its_trials_is_not_overwritten(make: Make, 
         ({"choices": [0.1, "much"]}, "exit_kd = 'much' must be of type float"),
         (
             {"low": 0.5, "high": 1.0},
-            "trial 0, the variant itself, has 0.1: widen the space so that it contains this value",
+            "trial 0, the variant itself, has 0.1: extend the space to include this value",
         ),
         ({"choices": [0.2, 0.3]}, "trial 0, the variant itself, has 0.1"),
     ],

@@ -190,9 +190,11 @@ def test_on_test_the_threshold_is_one_chosen_on_validation(corsd: Run) -> None:
 
 def test_what_figures_are_worth_is_said(corsd: Run, tmp_path: Path) -> None:
     curve = ExitExplorer(corsd)._data["curves"][0]
-    assert curve["images"] == "30 probe images of validation" and "better here than on new images" in curve["caution"]
+    assert (
+        curve["images"] == "30 probe images of validation" and "looks better on the images it was chosen on" in curve["caution"]
+    )
     run = large_run(corsd, tmp_path, ["a", "b"], epochs=1, exits=3, images=4)
-    for split, said in (("train", "The network was trained on them"), ("test", "choose a threshold on validation")):
+    for split, said in (("train", "The network was trained on these images"), ("test", "choose a threshold on validation")):
         write_tensors(
             tmp_path / "probe.safetensors", {"labels": torch.arange(4) % 2, "index": torch.arange(4)}, {"split": split}
         )

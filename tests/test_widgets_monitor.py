@@ -217,7 +217,7 @@ def test_monitor_before_the_first_epoch_is_empty_but_stands() -> None:
     monitor = TrainingMonitor()
     assert monitor.picture().data == () and "no epoch yet" in monitor.picture().layout.title.text
     assert monitor.exit is None and monitor.parts == () and "monitor.train(config)" in monitor.status
-    with pytest.raises(CorsdError, match=r"trains nothing"):
+    with pytest.raises(CorsdError, match=r"has no training"):
         monitor.wait()
 
 
@@ -340,9 +340,9 @@ def test_an_error_of_a_training_is_shown_and_raised(config: TrainConfig) -> None
     write_json(Path(config.out or "") / "config.json", {"not": "<b>ours</b>"})
     monitor = TrainingMonitor()
     monitor.train(config)
-    with pytest.raises(CorsdError, match="is not of a run"):
+    with pytest.raises(CorsdError, match="is not the configuration of a run"):
         monitor.wait(300)
-    assert "ended with an error" in monitor.status and "is not of a run" in monitor.status
+    assert "ended with an error" in monitor.status and "is not the configuration of a run" in monitor.status
     assert not monitor.training and not monitor._feed["running"]
 
 

@@ -52,7 +52,7 @@ def test_two_images_have_their_score_at_every_exit_both_ways_and_the_auxiliary_p
         assert said == f"{sign} {best[0]} {q[best[0]]:.0%} + {best[1]} {q[best[1]]:.0%}"
     assert len(facts["table"]["rows"]) == 3 and "epoch 1" in facts["table"]["caption"]
     guess = snapshot.logits[2][3].float().softmax(0)
-    assert f"exit 3 says {guess.argmax()}, {guess.max():.0%}" in facts["images"][0]["caption"]
+    assert f"exit 3 predicts {guess.argmax()}, {guess.max():.0%}" in facts["images"][0]["caption"]
 
 
 def test_images_of_one_class_are_asked_for_one_class(corsd: Run) -> None:
@@ -155,4 +155,4 @@ def test_pixels_without_data_or_for_no_exit_are_a_sentence(corsd: Run) -> None:
     images = ProbeImages(corsd)
     assert pixel_facts(corsd, (0, 1), 9, images)["text"].startswith("No attribution here: exit 9 of 3")
     images.wanted = False
-    assert pixel_facts(corsd, (0, 1), 1, images) == {"rows": [], "text": "The images are not read yet."}
+    assert pixel_facts(corsd, (0, 1), 1, images) == {"rows": [], "text": "The images are not loaded yet."}

@@ -326,7 +326,7 @@ def test_relations_of_another_split_are_refused(corsd: Run, tmp_path: Path) -> N
     path = shutil.copytree(corsd.path, tmp_path / "run")
     tensors, _ = read_tensors(path / "probe.safetensors")
     write_tensors(path / "probe.safetensors", tensors, {"split": "test"})
-    with pytest.raises(CorsdError, match="are of other probe images"):
+    with pytest.raises(CorsdError, match="have different probe images"):
         StageExplorer(corsd, RelationExplorer(load_run(path)), method="pca")
 
 

@@ -86,7 +86,7 @@ def class_prototypes(embeddings: Tensor, labels: Tensor, num_classes: int) -> Te
     """
     counts = torch.bincount(labels, minlength=num_classes)
     if not counts.all():
-        raise CorsdError(f"no image of the classes {(counts == 0).nonzero().flatten().tolist()[:5]}: they have no prototype")
+        raise CorsdError(f"no image of the classes {(counts == 0).nonzero().flatten().tolist()[:5]}, so they have no prototype")
     sums = torch.zeros(num_classes, embeddings.shape[1], dtype=torch.double).index_add_(0, labels, embeddings.double())
     return (sums / counts[:, None]).to(embeddings.dtype)
 

@@ -148,7 +148,9 @@ def baseline_of(kind: str, image: Tensor, normalise: Callable[[Tensor], Tensor] 
         sigma = min(image.shape[-2:]) / 8  # removes shapes and keeps colours (ours)
         return gaussian_blur(image, 2 * int(2 * sigma) + 1, sigma)
     if normalise is None:
-        raise CorsdError("baseline 'black' needs `normalise`: a network does not know the mean and deviation of its images")
+        raise CorsdError(
+            "baseline 'black' needs `normalise`: the mean and standard deviation of the images are not part of a network"
+        )
     return normalise(torch.zeros(image.shape, dtype=torch.uint8, device=image.device))
 
 

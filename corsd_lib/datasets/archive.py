@@ -49,7 +49,7 @@ def read_archive(path: Path, expected: str, wanted: Callable[[str], bool], requi
         raise
     except Exception as error:  # zipfile raises BadZipFile, NotImplementedError, OSError, ValueError, struct.error and more
         if isinstance(error, zipfile.BadZipFile) and _is_single_array(path):
-            raise CorsdError(f"{path} holds a single array; expected {expected}") from error
+            raise CorsdError(f"{path} contains a single array; expected {expected}") from error
         raise CorsdError(f"{path} is not a readable .npz file: {error}") from error
 
 
@@ -57,11 +57,11 @@ def _read(path: Path, file: zipfile.ZipFile, wanted: Callable[[str], bool], requ
     members = {shown_text(member.filename.removesuffix(".npy")): member for member in file.infolist()}
     missing = [name for name in required if name not in members]
     if missing:
-        raise CorsdError(f"{path} lacks {', '.join(missing)}; it holds {', '.join(members) or 'nothing'}")
+        raise CorsdError(f"{path} lacks {', '.join(missing)}; it contains {', '.join(members) or 'nothing'}")
     chosen = {name: member for name, member in members.items() if wanted(name)}
     # Newer versions of zipfile detect some of these files
     if sum(member.compress_size for member in chosen.values()) > path.stat().st_size:
-        raise CorsdError(f"{path} is not a readable .npz file: its arrays lie on top of each other or behind its end")
+        raise CorsdError(f"{path} is not a readable .npz file: its arrays overlap, or are beyond its end")
     for name, member in chosen.items():
         with _array_in_errors(path, name):
             _check_member(file, member)
@@ -93,7 +93,7 @@ def _check_member(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
         shape, _, dtype = read(stream)
         length = stream.tell() + math.prod(shape) * dtype.itemsize
     if dtype.hasobject:
-        raise ValueError("Object arrays are not read: they would have to be unpickled")
+        raise ValueError("object arrays are not supported, because they would be unpickled")
     if min(shape, default=0) < 0 or length != member.file_size:
         raise ValueError(f"it declares {dtype} of shape {shape}, which does not fit its {member.file_size:,} bytes")
     if member.file_size > max(HARMLESS, LARGEST_RATIO * member.compress_size):

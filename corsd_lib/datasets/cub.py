@@ -71,7 +71,7 @@ def fetch_cub(root: Path) -> None:
         if (root / FOLDER).is_dir():  # another process has unpacked it meanwhile
             return
         if not (contents / FOLDER).is_dir():
-            raise CorsdError(f"{archive} holds no folder {FOLDER}; expected the official archive")
+            raise CorsdError(f"{archive} does not contain the folder {FOLDER}; expected the official archive")
         if (contents / "attributes.txt").exists():  # the official archive has it beside the folder
             os.replace(contents / "attributes.txt", contents / FOLDER / "attributes.txt")
         os.replace(contents / FOLDER, root / FOLDER)

@@ -134,7 +134,7 @@ def _open_image(path: str) -> Iterator[Image]:
 
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for a writer
-            raise CorsdError(f"image {path} is no regular file; allowed: files, and links to files")
+            raise CorsdError(f"image {path} is not a regular file; allowed: files, and links to files")
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width}x{image.height}"

@@ -79,7 +79,7 @@ def unpacked(archive: Path) -> Iterator[Path]:
                 else:
                     tar.extractall(folder, members=map(_inside, members))
         except _REFUSED as error:
-            raise CorsdError(f"{archive} is refused, nothing of it was kept: {error}") from error
+            raise CorsdError(f"{archive} was not unpacked: {error}") from error
         except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise _corrupt(archive, archive, f"cannot be unpacked ({error})") from error
         yield Path(folder)

@@ -96,7 +96,7 @@ def load_splits(listings: Sequence[Listing], side: int, stored: int) -> list[Spl
 def _parts(folder: Path, test_fraction: float | None) -> Parts:
     if not folder.is_dir():
         problem = "it is a file" if folder.exists() else "there is no such folder"
-        raise CorsdError(f"{folder} is no folder of images: {problem}")
+        raise CorsdError(f"{folder} is not a folder of images: {problem}")
     splits, unused = split_folders(folder)
     if set(splits) == {"train"} and len(unused) > 1 and not visible_folders(folder / splits["train"]):
         splits = {}  # "train" is a class here, such as in a folder of vehicles
@@ -160,7 +160,7 @@ def _enlarged_notice(paths: Sequence[str], side: int) -> tuple[str, ...]:
     middle = sorted(sizes, key=min)[len(sizes) // 2]
     if min(middle) >= side:
         return ()
-    return (f"images of {middle[0]}x{middle[1]} or so are enlarged to {side}x{side}; image_size sets another side",)
+    return (f"images of about {middle[0]}x{middle[1]} are enlarged to {side}x{side}; image_size sets another side",)
 
 
 def image_data(
@@ -210,5 +210,5 @@ def _class_names_by_wordnet_id(meta: Path) -> Mapping[str, Sequence[str]]:
     except Exception as error:  # torch and pickle raise UnpicklingError, RuntimeError, EOFError, KeyError and more
         raise CorsdError(f"{meta} cannot be read: it is not the meta.bin that torchvision's ImageNet writes") from error
     if not sound:
-        raise CorsdError(f"{meta} holds other things than names; expected the meta.bin that torchvision's ImageNet writes")
+        raise CorsdError(f"{meta} does not contain a list of names; expected the meta.bin that torchvision's ImageNet writes")
     return words

@@ -217,7 +217,7 @@ def _check_same_classes(folder: Path, train: str, classes: tuple[str, ...], part
     sides = ((train, [name for name in there if name not in classes]), (part, [name for name in classes if name not in there]))
     lacking = [f"{side}/ lacks {some(names, 5)}" for side, names in sides if names]
     if lacking:
-        hint = "; this is Tiny-ImageNet as it comes: load it as tiny_imagenet" if _is_tiny_imagenet(folder) else ""
+        hint = "; this is Tiny-ImageNet in its original layout: load it as tiny_imagenet" if _is_tiny_imagenet(folder) else ""
         raise CorsdError(f"{folder}: {' and '.join(lacking)}; expected the same class folders in both{hint}")
 
 

@@ -139,7 +139,7 @@ def _check_shapes(path: Path, arrays: dict[str, np.ndarray], splits: dict[str, I
     for part, split in splits.items():
         if split.images.shape[1:] != splits["train"].images.shape[1:]:
             shapes = " and ".join(str(arrays[key].shape[1:]) for key in ("train_x", f"{part}_x"))
-            raise CorsdError(f"{path}: train_x and {part}_x hold images of shapes {shapes}; expected the same")
+            raise CorsdError(f"{path}: train_x and {part}_x contain images of shapes {shapes}; expected the same")
 
 
 def _checksum(crc: int, images: np.ndarray) -> str:

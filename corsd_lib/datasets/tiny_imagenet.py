@@ -52,11 +52,12 @@ def _validation(folder: Path, wnids: tuple[str, ...]) -> Listing:
         wnid = rest.partition("\t")[0]
         if wnid not in numbers:
             raise CorsdError(
-                f"{folder / ANNOTATIONS}, line {number}: {shortened(line)} names no class of train/; expected FILE, tab, CLASS"
+                f"{folder / ANNOTATIONS}, line {number}: {shortened(line)} does not name a class of train/; "
+                "expected FILE, tab, CLASS"
             )
         if name in ("", "..") or name != Path(name).name:
             raise CorsdError(
-                f"{folder / ANNOTATIONS}, line {number}: {shortened(name)} is no file name; expected one of val/images"
+                f"{folder / ANNOTATIONS}, line {number}: {shortened(name)} is not a file name; expected one of val/images"
             )
         paths.append(str(folder / "val" / "images" / name))
         labels.append(numbers[wnid])

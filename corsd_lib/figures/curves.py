@@ -26,7 +26,7 @@ def training_curves(runs: Mapping[str, pd.DataFrame], title: str = "", *, dark: 
 
     for name, metrics in runs.items():
         if metrics.empty:
-            raise CorsdError(f"run {name!r} has no finished epoch: there is nothing to draw")
+            raise CorsdError(f"run {name!r} has no finished epoch")
     if not runs:
         raise CorsdError("training_curves needs at least one run")
     names = [html.escape(name) for name in runs]

@@ -108,7 +108,7 @@ def _codes(names: Any, kinds: Sequence[str] | None) -> Any:
     index = {kind: i for i, kind in enumerate(kinds)}
     unknown = sorted(set(names.tolist()) - set(index))
     if unknown:
-        raise CorsdError(f"colour_by {shortened(unknown[0])} is no kind; allowed: {', '.join(kinds)}")
+        raise CorsdError(f"colour_by {shortened(unknown[0])} is unknown; allowed: {', '.join(kinds)}")
     return np.array([index[name] for name in names.tolist()], np.int64)
 
 
@@ -119,7 +119,7 @@ def _escaped(text: str) -> str:
 def _check_lengths(wanted: int, **given: Any) -> None:
     for name, values in given.items():
         if isinstance(values, Sized) and len(values) != wanted:
-            raise CorsdError(f"{len(values)} {name}; {wanted} are wanted, one each")
+            raise CorsdError(f"{len(values)} {name}; {wanted} are expected, one each")
 
 
 def _panels(titles: Sequence[str]) -> go.Figure:

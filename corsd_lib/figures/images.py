@@ -117,5 +117,5 @@ def _pixel_array(images: Matrix, titles: Sequence[str]) -> npt.NDArray[np.uint8]
     if pixels.ndim != 4 or pixels.dtype != np.uint8 or pixels.shape[1] not in (1, 3):
         raise CorsdError(f"images of shape {pixels.shape} and type {pixels.dtype}; allowed: uint8 (N, 1 or 3, H, W)")
     if len(titles) != len(pixels):
-        raise CorsdError(f"{len(titles)} captions for {len(pixels)} images; one each is wanted")
+        raise CorsdError(f"{len(titles)} captions for {len(pixels)} images; expected one for each image")
     return pixels

@@ -82,7 +82,7 @@ def clustering_shape(linkage: Matrix, order: Matrix | None, tall: float, colour:
         (x0, y0, low0, high0), (x1, y1, low1, high1) = nodes[int(first)], nodes[int(second)]
         low, high, y = min(low0, low1), max(high0, high1), float(distance) / tallest
         if high - low + 1 != size:
-            raise CorsdError("the order does not fit the dendrogram: branches would cross; draw it in the order of its leaves")
+            raise CorsdError("the order does not fit the dendrogram: branches would cross; use the order of its leaves")
         corners = [(x0, y0), (x0, y), (x1, y), (x1, y1)]
         parts.append("M" + "L".join(f"{x:g},{1.008 + tall * height:.5f}" for x, height in corners))
         nodes.append(((x0 + x1) / 2, y, low, high))

@@ -171,7 +171,9 @@ def _ordered(
         return values, labels, full
     places = np.asarray(order)
     if sorted(places.tolist()) != list(range(count)):
-        raise CorsdError(f"order of {places.size} places is no permutation of {count} classes; each of 0 to {count - 1} once")
+        raise CorsdError(
+            f"order of {places.size} entries is not a permutation of {count} classes; each of 0 to {count - 1} once"
+        )
     return values[np.ix_(places, places)], [labels[place] for place in places], [full[place] for place in places]
 
 

@@ -91,7 +91,7 @@ def _checked(table: pd.DataFrame | Tables, measures: Sequence[str]) -> Tables:
         raise CorsdError(f"a figure of {len(measures)} measures of {len(tables)} runs; allowed: one or more of each")
     for name, rows in tables.items():
         if rows.empty:
-            raise CorsdError(f"run {name!r} has no structure to draw: its table has no row")
+            raise CorsdError(f"run {name!r} has an empty table")
         for measure in measures:
             check_choice(f"run {name!r}: column", measure, rows.columns)
     return tables

@@ -129,7 +129,7 @@ class Method(nn.Module):
         weights = {name: self._weight(name) for name in parts}
         if not any(weights.values()):
             raise CorsdError(
-                f"method {self.name!r}: {', '.join(parts) or 'its terms'} all have weight 0: there is nothing to train"
+                f"method {self.name!r}: {', '.join(parts) or 'its terms'} all have weight 0; allowed: one or more above 0"
             )
         return {"total": sum_of(weights[name] * parts[name] for name in parts if weights[name]), **parts}
 

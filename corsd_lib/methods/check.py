@@ -54,11 +54,11 @@ def check_method(kind: type[Method], **options: Any) -> None:
     _check_declaration(kind)
     make_options(kind.name, kind.Options, options)
     rules: dict[str, Callable[[_Case], None]] = {
-        "made of its options, then attached to a network": lambda case: None,
-        "images are new ones of the same shape": _check_images,
+        "created from its options, then attached to a network": lambda case: None,
+        "images are new tensors of the same shape": _check_images,
         "terms have weights of their names": _check_weights,
         "no gradient reaches a teacher": _check_teacher,
-        "random numbers from the generator of a batch, which is left as it was": _check_side_effects,
+        "random numbers from the generator of a batch, which is not changed": _check_side_effects,
         "finite on batches with few pairs": _check_small_batches,
         "resumable": _check_resume,
     }
@@ -106,7 +106,8 @@ class _Case(NamedTuple):
         after = _contents(network)
         changed = [name for name in {**before, **after} if not _same(before.get(name), after.get(name))]
         _require(
-            not changed, f"attach changes the network ({', '.join(changed[:3])}): make what is trained beside it in the method"
+            not changed,
+            f"attach changes the network ({', '.join(changed[:3])}): create modules that are trained beside it in the method",
         )
         _require(made is method, f"attach returned {type(made).__name__}: end it with `return self`")
         return cls(network, method)
@@ -380,7 +381,7 @@ def _check_resume(case: _Case) -> None:
     _require(
         not wrong,
         f"{', '.join(wrong)} is not finite after three steps of gradient descent at a rate of 0.01: a weight or a term is too "
-        "large, or its gradient leads away from a minimum",
+        "large, or its gradient is wrong",
     )
     states = [_state(one) for one in (case, resumed)]
     for what, (straight, again) in {"term": ways, "state": states}.items():
@@ -426,7 +427,7 @@ def _restore(case: _Case, content: bytes) -> None:
         case.method.load_state_dict(groups["method"])
     except RuntimeError as error:
         raise CorsdError(
-            f"{' '.join(str(error).split())}: make what is trained in attach; a buffer that changes its shape must be "
+            f"{' '.join(str(error).split())}: create trained modules in attach; a buffer that changes its shape must be "
             "persistent=False"
         ) from error
     for key, value in groups["memory"].items():
@@ -514,8 +515,8 @@ def _why_not_recordable(error: Exception) -> str:
     from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
     if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
-        return f"waits for a value of the device ({error.func}): mask in place of picking out"
+        return f"waits for a value of the device ({error.func}): use a mask instead of indexing"
     if isinstance(error, AssertionError) and "FakeTensor" in str(error):
-        return "reads a tensor that is no parameter or buffer and not of the batch: register it as a buffer"
+        return "reads a tensor that is not a parameter, a buffer or part of the batch: register it as a buffer"
     text = " ".join(str(error).split())
     return f"cannot run on tensors without values ({type(error).__name__}: {text}): compute with tensors only"

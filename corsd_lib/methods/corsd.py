@@ -61,7 +61,7 @@ class CorsdOptions(MethodOptions):
     relation_transfer: float = option(0.1, "weight of the squared difference of scores from the deepest stage's")
     relation_margin: float = option(0.1, "weight of the hinge between intra and inter scores, at every stage")
     logit_relation: float = option(
-        0.01, "weight of the hinge between the own and another running class mean of the deepest logits"
+        0.01, "weight of the hinge between the running mean of the own class and of another class, deepest logits"
     )
     relation_ce: float = option(0.0, "weight of the balanced cross-entropy of 'same class?', at every stage (ours)")
     relation_kd: float = option(

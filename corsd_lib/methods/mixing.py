@@ -152,7 +152,7 @@ class IpsOptions(MethodOptions):
     temperature: float = option(4.0, "temperature of both softmaxes of the KL divergence", above=0)
     direction: str = option(
         "symmetric",
-        "who learns: symmetric, each image from the other, or confident, only the one that is less sure of the label",
+        "direction of distillation: symmetric, each image from the other; or confident, only the less confident image learns",
         choices=("symmetric", "confident"),
     )
     patch: int = option(

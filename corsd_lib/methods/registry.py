@@ -49,7 +49,7 @@ def find_method(name: str) -> type[Method]:
         check_choice("method", name, known)
     except CorsdError as error:
         failed = "".join(f"; {source} could not be loaded: {reason}" for source, reason in plugin_failures().items())
-        own = "" if os.environ.get("CORSD_METHODS") else "; a method of your own is found if CORSD_METHODS names its module"
+        own = "" if os.environ.get("CORSD_METHODS") else "; for your own method, name its module in CORSD_METHODS"
         raise CorsdError(f"{error}{failed}{own}") from error
     return known[name]
 

@@ -45,9 +45,9 @@ class TrainConfig:
     data: str = setting("digits", "name of a data set, see `load_dataset`")
     data_root: str | None = setting(None, "folder that holds the data sets; default $CORSD_DATA, else `data`")
     per_class: int | None = setting(None, "labelled training images of each class; all if not given")
-    validation_fraction: float = setting(0.0, "share of train that is split off as validation, in [0, 1)")
+    validation_fraction: float = setting(0.0, "fraction of train that becomes the validation split, in [0, 1)")
     test_fraction: float | None = setting(
-        None, "share of each class that is the test set of a folder of classes without a split; 0.2 if not given"
+        None, "fraction of each class in the test set, for a folder without a split; 0.2 if not given"
     )
     image_size: int | None = setting(None, "side of the square input images, pixels; that of the data set if not given")
     crop_to_box: bool = setting(False, "crop to the bounding box if the data set has one")
@@ -56,7 +56,7 @@ class TrainConfig:
     )
     hold_out: str = setting(
         "random",
-        'which classes these are: "random", "last" (in the order of labels), or "superclasses" (whole ones, of equal size)',
+        'which classes these are: "random", "last" (in the order of labels), or "superclasses" (whole ones, of one size)',
     )
     hold_out_seed: int = setting(0, 'seed of the choice of these classes; not used by "last"')
     label_noise: float = setting(
@@ -87,7 +87,7 @@ class TrainConfig:
     lr: float = setting(0.1, "highest learning rate")
     schedule: str = setting("onecycle", '"onecycle", "cosine", "multistep" or "constant"')
     milestones: tuple[float, ...] = setting(
-        (0.5, 0.75), 'shares of the training after which "multistep" divides the learning rate by 10'
+        (0.5, 0.75), 'fractions of the training after which "multistep" divides the learning rate by 10'
     )
     momentum: float = setting(0.9, "momentum of SGD")
     nesterov: bool = setting(False, "use Nesterov's momentum")
@@ -107,20 +107,18 @@ class TrainConfig:
     )
     deterministic: bool = setting(
         False,
-        "use only deterministic algorithms on a GPU: the same bits in every run, but slower; a CPU is always deterministic",
+        "use only deterministic algorithms on a GPU: identical results in every run, but slower; a CPU is always deterministic",
     )
     workers: int = setting(2, "processes that decode streamed images")
     seed: int = setting(0, "seed of weights, batches, augmentation, choice of images and label noise")
     out: str | None = setting(None, "run directory; default runs/<data>-<network>-<method>-s<seed>")
     resume: bool = setting(False, "continue the run in `out` if there is one; without it an existing run is never changed")
     probe_every: int = setting(1, "epochs between probe snapshots; 0 for the first and the last only")
-    probe_size: int = setting(1000, "number of probe images, equally many of each class and at least two")
+    probe_size: int = setting(1000, "number of probe images, the same for each class and at least two")
     probe_split: str = setting(
         "auto", 'split of the probe images: "train", "validation", "test", or "auto": validation if there is one, else train'
     )
-    checkpoint_seconds: float = setting(
-        300.0, "longest time between checkpoints within an epoch, seconds; there is one at the end of every epoch too"
-    )
+    checkpoint_seconds: float = setting(300.0, "longest time between checkpoints, seconds; every epoch also ends with one")
 
     def __post_init__(self) -> None:
         for name, hint in get_type_hints(TrainConfig).items():

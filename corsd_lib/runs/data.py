@@ -61,7 +61,7 @@ def run_data(run: Run, data: ImageData | None = None, data_root: str | None = No
             data = load_data(run.config, data_root)
         if changes := image_changes(data, run.data):
             raise CorsdError(
-                f"{run.path} was trained on other images than {data.name!r} has here: {changes}; put them back, or give them "
+                f"{run.path} has other training images than {data.name!r} has here: {changes}; put them back, or give them "
                 "here too"
             )
     elif tuple(data.class_names) != run.data.class_names or data.channels != run.data.channels:
@@ -103,9 +103,9 @@ def _split_changes(data: ImageData, info: DataInfo) -> str:
         if now[name][0] != then[name][0]:
             return f"{name} has {now[name][0]:,} images, had {then[name][0]:,}"
         if now[name][1] != then[name][1]:
-            return f"{name} has as many images, but of other classes"
+            return f"{name} has as many images, but of different classes"
         if now[name][: len(then[name])] != list(then[name]):
-            return f"{name} has as many images of each class, but others: some were exchanged or renamed"
+            return f"{name} has as many images of each class, but different ones: some were replaced or renamed"
     return ""
 
 

@@ -103,8 +103,8 @@ def _convert(network: MultiExitNetwork, programs: Sequence[Program], how: Format
             difference = max((outputs[0] - target).abs().max().item(), (alone[0] - target[:1]).abs().max().item())
             if not difference <= _TOLERANCE * max(1.0, target.abs().max().item()):  # true for NaN too
                 raise CorsdError(
-                    f"{program.name}{how.suffix}: its logits differ from those of the network by {difference:g}; nothing is "
-                    "written, so try the other format"
+                    f"{program.name}{how.suffix}: its logits differ from those of the network by {difference:g}; no file "
+                    "was written; try the other format"
                 )
             largest, given = max(largest, difference), outputs[-1]
     return contents, largest

@@ -54,7 +54,7 @@ Named = dict[str, Run]  # runs by their names in the report
 Report = Callable[[str], object]
 
 _NOT_SHOWN = (*PLACE_FIELDS, *PROBE_FIELDS, "method_options")
-_DASHES = "Of every run the solid line is the deepest exit; the others are shallower ones."
+_DASHES = "The solid line of each run is its deepest exit; the other lines are shallower exits."
 _DIFFERENCES = 200  # largest number of classes; the matrix of more takes megabytes
 _QUALITY_EPOCHS, _STRUCTURE_EPOCHS, _PICTURES = 4, 8, 4  # numbers of evenly spaced epochs, because each takes seconds
 
@@ -112,7 +112,7 @@ def _findings(named: Named) -> list[str]:
     ahead = f"{top - next_top:.1f} points more than {second}" if top - next_top >= 0.05 else f"level with {second}"
     finding = f"The deepest exit of {best} is the most accurate: {top:.1f} % of the test images are correct, {ahead}."
     if len({run.config.method for run in named.values()}) == len(named):
-        finding += " One seed of a method says little: differences of a point or so may be chance."
+        finding += " With one seed, differences of about one point may be chance."
     return [finding]
 
 
@@ -127,7 +127,7 @@ def _finding(run: Run) -> str:
         return f"The deepest exit {whole}; exit 1, for {cost:.0f} % of its multiply-accumulates, about {first['top1']:.1f} %."
     done = f"{run.epochs_done} of {run.config.epochs} epochs are trained"
     if not run.probes:
-        return f"{done}; nothing is measured yet."
+        return f"{done}; there are no measurements yet."
     last = _last(run)
     top1 = exit_accuracy([z.float() for z in last.logits], run.probes.labels)[-1]
     return f"{done}: after {last.epoch}, the deepest exit classifies {top1:.1f} % of {_probe_images(run)} correctly."
@@ -147,7 +147,7 @@ def _probe_images(run: Run) -> str:
 
 def _exit_table(named: Named) -> Panel:
     """Table of the test results of every exit of every run."""
-    columns = ["", "top-1 (%)", "top-5 (%)", "cross-entropy (nats)", "calibration error (%)", "MACs an image", "parameters"]
+    columns = ["", "top-1 (%)", "top-5 (%)", "cross-entropy (nats)", "calibration error (%)", "MACs per image", "parameters"]
     rows, waiting = [], []
     for name, run in named.items():
         if not run.test:
@@ -160,7 +160,7 @@ def _exit_table(named: Named) -> Panel:
     said = [f"Measured once, on {' or '.join(images)}, after the last epoch."] if images else []
     said += [f"Not evaluated yet: {', '.join(waiting)}."] if waiting else []
     said += ["MACs (multiply-accumulates) and parameters are of the network cut after the exit."] if images else []
-    return table_panel("What each exit is worth", columns if rows else [""], rows, " ".join(said))
+    return table_panel("Test results of each exit", columns if rows else [""], rows, " ".join(said))
 
 
 def _figures(row: dict[str, float]) -> list[str]:
@@ -174,7 +174,7 @@ def _records(named: Named) -> list[Panel]:
     parts = {
         "Configuration": [_settings(run) for run in runs],
         "Options of the method": [_plain(run.raw_config["method_options"]) for run in runs],
-        "Where it comes from": [_facts(run) for run in runs],
+        "Provenance": [_facts(run) for run in runs],
     }
     panels = [_comparison(title, list(named), values) for title, values in parts.items() if any(values)]
     return [columns_panel("Configuration and provenance", panels)] if len(runs) == 1 else panels
@@ -226,7 +226,7 @@ def _curves(named: Named) -> list[Panel]:
         if any(str(column).startswith(prefix) for table in trained.values() for column in table)
     ]
     charts += [_loss_chart(table, name if len(named) > 1 else "") for name, table in trained.items()]
-    return [curves_panel("How the training went", charts, _DASHES if len(trained) > 1 else "")]
+    return [curves_panel("Training curves", charts, _DASHES if len(trained) > 1 else "")]
 
 
 def _accuracy_chart(tables: Mapping[str, pd.DataFrame], prefix: str, title: str) -> dict[str, object]:
@@ -290,7 +290,7 @@ def _quality(named: Named, report: Report) -> list[Panel]:
     if len(named) > 1:
         said = [f"{name}: {one}" for name, one in zip(named, said, strict=True)]
     said += [_DASHES] if len(named) > 1 else []
-    return [curves_panel("How well relations tell classes apart", [chart], " ".join(said), found)]
+    return [curves_panel("Separation of classes by the relation", [chart], " ".join(said), found)]
 
 
 def _quality_table(run: Run) -> tuple[pd.DataFrame, str]:
@@ -309,8 +309,8 @@ def _quality_text(run: Run, kind: str) -> str:
     stored = stored_kind(run, _last(run)) if kind == "trained" else kind
     what = {"trained": "trained relation", "cosine": "cosine of the embeddings", "l2": "distance of the embeddings"}[stored]
     return (
-        f"ROC-AUC of the {what} as a detector of “same class”, over all pairs of {_probe_images(run)}: 0.5 is chance, 1 tells "
-        "every pair."
+        f"ROC-AUC of the {what} as a detector of “same class”, over all pairs of {_probe_images(run)}: 0.5 is chance, 1 is "
+        "perfect."
     )
 
 
@@ -327,7 +327,7 @@ def _structure(named: Named, report: Report) -> list[Panel]:
     if not tables:
         return []
     figure = structure_over_epochs(tables if len(tables) > 1 else next(iter(tables.values())))
-    return [figure_panel(figure, "How classes gather in the embeddings")]
+    return [figure_panel(figure, "Class structure of the embeddings")]
 
 
 # --- what is explored -------------------------------------------------------------------------------------------------
@@ -345,7 +345,7 @@ def _relations_of_group(group: Named) -> list[Panel]:
     first, *others = group
     runs = list(group.values())
     panels = [_difference(group, name, first) for name in others if runs[0].data.num_classes <= _DIFFERENCES]
-    title = "What the runs relate differently"
+    title = "Differences between the relations of the runs"
     explored = relation_panel(runs[0], runs[1:], order=_order(runs[0]))
     return [explored, *([columns_panel(title, panels)] if panels else [])]
 
@@ -402,7 +402,7 @@ def _early_exits(named: Named) -> list[Panel]:
         ]
         panel = _early_exit(run, curves[name])
         panels.append(panel._replace(title=name, data=panel.data | {"name": name, "others": others}))
-    title = "What leaving early saves, and what it costs"
+    title = "Early exit: accuracy and cost"
     return panels and ([panels[0]._replace(title=title)] if len(panels) == 1 else [columns_panel(title, panels)])
 
 

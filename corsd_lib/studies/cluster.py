@@ -89,7 +89,7 @@ def train_on_cluster(
                     report(f"{job}; {sum(j.state == 'done' for j in jobs)} of {len(jobs)} done")
         if any(job.state in _OPEN for job in jobs):
             end = "; scancel ends them" if cluster.name == "slurm" else ""
-            report(f"the jobs go on{end}; the same command again records those that are finished")
+            report(f"the jobs continue{end}; run the same command again to record the finished ones")
 
 
 def _known(study: Study, job: Job, states: Mapping[str, str]) -> bool:
@@ -218,7 +218,7 @@ def _read_id(job: Job, cluster: str) -> str:
         return ""
     content = read_json(file)
     if not isinstance(content, dict) or not all(isinstance(content.get(name), str) for name in ("executor", "job")):
-        raise CorsdError(f"{file} does not name executor and job; remove it")
+        raise CorsdError(f"{file} lacks the executor or the job; remove it")
     return content["job"] if content["executor"] == cluster else ""
 
 

@@ -91,7 +91,7 @@ class _Folders:
 
     def check(self) -> None:
         """Raise `CorsdError` if one of them was moved or removed."""
-        kept = f"what was trained is kept in {self.runs}"
+        kept = f"trained runs are kept in {self.runs}"
         if self.on_disk and not study_file(self.study.path).is_file():
             raise CorsdError(
                 f"{study_file(self.study.path)} was moved or removed while the study was trained, and the comparison ends; "
@@ -99,7 +99,7 @@ class _Folders:
             )
         if not self.runs.is_dir():
             raise CorsdError(
-                f"{self.runs} was moved or removed while the study was trained, and the comparison ends; what is recorded is "
+                f"{self.runs} was moved or removed while the study was trained, and the comparison ends; records are "
                 "kept: put it back, or name the folder where it is now (runs, --runs)"
             )
 

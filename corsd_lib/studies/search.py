@@ -189,9 +189,7 @@ def _check_parameter(where: str, name: str, what: Any, config: TrainConfig) -> N
         raise CorsdError(f"{where}: {error}") from error
     own = _settings(config)[name]
     if not _allows(found, own):
-        raise CorsdError(
-            f"{where}: trial 0, the variant itself, has {shortened(own)}: widen the space so that it contains this value"
-        )
+        raise CorsdError(f"{where}: trial 0, the variant itself, has {shortened(own)}: extend the space to include this value")
 
 
 def _is_range(what: Any) -> bool:

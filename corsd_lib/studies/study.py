@@ -87,8 +87,8 @@ class Study:
             check_choice(f"{file}: tuning of variant", name, variants)
             if variants[name].tuned is None and "tuned" not in found["variants"][name]:
                 raise CorsdError(
-                    f'{file}: variant {name!r} has a search and does not use it: add "tuned": "tuning/{name}.json" to it, '
-                    'or "tuned": null to train it as it stands'
+                    f'{file}: variant {name!r} has a search but no result in use: add "tuned": "tuning/{name}.json" to it, '
+                    'or "tuned": null to train it without the search'
                 )
         study = cls(
             path=file.parent,
@@ -108,7 +108,7 @@ class Study:
         check_choice(f"{where}: baseline", self.baseline, self.variants)
         for name in [*self.train, *(name for variant in self.variants.values() for name in variant.train)]:
             if name in _NOT_IN_A_STUDY:
-                raise CorsdError(f"{where}: train: {name} differs by run or by place: a study cannot set it")
+                raise CorsdError(f"{where}: train: {name} depends on the run or the machine: a study cannot set it")
         for name in self.variants:
             try:
                 self.without_tuning().config(name, 0).build_method()
@@ -165,7 +165,7 @@ class Study:
     def check_tuning(self) -> None:
         """Raise `CorsdError` if the study has no search."""
         if not self.tuning:
-            raise CorsdError(f"{study_file(self.path)} has no tuning; allowed: what is searched for which variant")
+            raise CorsdError(f'{study_file(self.path)} has no "tuning", the search spaces by variant')
 
     def check_search(self, variant: str) -> None:
         """Raise `CorsdError` if the search of a variant has fewer trials than `tuning` sets, because the best trial may
@@ -179,8 +179,8 @@ class Study:
         done = self.trials_done(read_trials(self.path / file))
         if done < wanted:
             raise CorsdError(
-                f"variant {variant!r}: {self.path / file} has {done} of {wanted} trials: finish the search (corsd tune) or "
-                "want fewer, else the variant is trained with settings that may not stay the best"
+                f"variant {variant!r}: {self.path / file} has {done} of {wanted} trials: finish the search (corsd tune), or "
+                "lower its number of trials; the best settings may still change"
             )
 
     @staticmethod
@@ -242,7 +242,7 @@ def study_file(path: str | Path) -> Path:
     """
     path = Path(path)
     if path.suffix == ".json" and path.name != "study.json":
-        raise CorsdError(f"study {path} lies beside its records and tables: name it study.json, in a folder of its own")
+        raise CorsdError(f"study {path} must be named study.json and have its own folder, where records and tables are written")
     return path if path.suffix == ".json" else path / "study.json"
 
 

@@ -83,7 +83,7 @@ def tune(
         _wait_for_others(folder, report, stop)
         record = {} if stop.is_set() else Tuner(search, folder, data_root, report).run(free, stop)
         if stop.is_set():
-            report(f"stopped; the same command continues the search from {search.journal}")
+            report(f"stopped; run the same command again to continue the search from {search.journal}")
             raise KeyboardInterrupt
     return record
 
@@ -105,7 +105,7 @@ def _wait_for_others(folder: Path, report: Callable[[str], object], stop: thread
     reported = False
     while not stop.is_set() and (busy := _in_training(folder)):
         if not reported:
-            report(f"waiting for the process that still trains {busy[0]}: it ends after its current epoch")
+            report(f"waiting for another process that trains {busy[0]}; it ends after its current epoch")
             reported = True
         time.sleep(POLL_SECONDS)
 
@@ -262,7 +262,9 @@ class Tuner:
         if outcome == "stopped":
             return
         if outcome == "unwritable":
-            raise CorsdError(f"trial {running.trial.number} cannot continue: {content}; the same command resumes the search")
+            raise CorsdError(
+                f"trial {running.trial.number} cannot continue: {content}; run the same command again to resume the search"
+            )
         trial = running.trial
         trial.set_user_attr("seconds", _seconds(running.folder))
         if outcome == "complete":
@@ -277,7 +279,7 @@ class Tuner:
         record = self._write()
         self.report(_line(next(t for t in record["trials"] if t["number"] == trial.number), record["best"]))
         if outcome == "failed" and "own" in trial.user_attrs:
-            raise CorsdError(f"trial {trial.number}, the variant as it stands, failed: {content}")
+            raise CorsdError(f"trial {trial.number}, the variant without changes, failed: {content}")
 
     def _write(self) -> dict[str, Any]:
         """Write the tuning record and return it."""

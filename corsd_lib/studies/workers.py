@@ -100,7 +100,7 @@ class Job:
     def failure(self, status: int | None) -> str:
         """Why the training failed: the signal that ended it, or the last line of its log."""
         if status is not None and status < 0:
-            return f"it was ended by signal {-status}" + (", as when memory runs out" if -status == signal.SIGKILL else "")
+            return f"it was killed by signal {-status}" + (", as when memory runs out" if -status == signal.SIGKILL else "")
         ended = "it ended without a result" if status is None else f"it ended with status {status}"
         try:
             log = self.sibling(".log").read_text(encoding="utf-8", errors="replace").strip()

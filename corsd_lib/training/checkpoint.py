@@ -254,7 +254,7 @@ class Checkpoint:
             if "random.cuda" in tensors and self.fabric.device.type == "cuda":
                 torch.cuda.set_rng_state(tensors["random.cuda"], self.fabric.device)
         except (RuntimeError, TypeError) as error:
-            raise self._mismatch(f"random.cpu or random.cuda is no state of a random generator ({error})") from error
+            raise self._mismatch(f"random.cpu or random.cuda is not a state of a random generator ({error})") from error
 
     def _totals(self, sums: dict[str, Tensor], position: Position, images: Callable[[Position], int]) -> dict[str, Tensor]:
         """Checked sums of the current epoch on the device. Only the first process has the values; those of other processes are

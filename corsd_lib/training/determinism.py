@@ -33,6 +33,6 @@ def deterministic_algorithms(enabled: bool) -> Iterator[None]:
         if "deterministic" not in str(error):
             raise
         reason = str(error).strip().partition("\n")[0]
-        raise CorsdError(f"deterministic = True: {reason}; deterministic = False trains it") from error
+        raise CorsdError(f"deterministic = True: {reason}; use deterministic = False") from error
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])

@@ -59,7 +59,7 @@ def train(
         return _fabric(config).launch(lambda fabric: _train(fabric, config, data, on_epoch, progress, stop))
 
 
-_LESS_MEMORY = "; a smaller batch_size, image_size or width may help, and what is saved is kept (resume=True)"
+_LESS_MEMORY = "; a smaller batch_size, image_size or width may help, and the run can be resumed (resume=True)"
 
 
 def _fabric(config: TrainConfig) -> Fabric:
@@ -166,7 +166,7 @@ def _images_for(data: ImageData | None, config: TrainConfig) -> ImageData:
         return data or load_data(config)
     run = Run(config.path)
     if data is not None and (data.name != run.data.name or image_changes(data, run.data)):
-        raise CorsdError(f"{run.path} was begun on {run.data.name!r}, with other classes or images than {data.name!r} has")
+        raise CorsdError(f"{run.path} was started on {run.data.name!r}, with other classes or images than {data.name!r} has")
     return run_data(run, data)
 
 
@@ -179,7 +179,7 @@ def _lock_directory(folder: Path) -> Iterator[None]:
         try:
             stack.enter_context(locked(folder))
         except LockedError as error:
-            raise LockedError(f"{folder} is being trained right now: wait for that training, or stop it") from error
+            raise LockedError(f"{folder} is being trained by another process: wait for it, or stop it") from error
         try:
             yield
         finally:
@@ -192,7 +192,7 @@ def _check_import() -> None:
     """Raise `CorsdError` in a spawned worker process that is importing the main script, where no training must start."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise CorsdError(
-            "train was called by a worker process, which imports the script that started it: put what the script does below "
+            "train was called by a worker process, which imports the script that started it: put its code below "
             "`if __name__ == '__main__':`"
         )
 
@@ -215,6 +215,6 @@ def _check_directory(config: TrainConfig) -> None:
     if not _has_begun(config.path):
         return
     if not config.resume:
-        raise CorsdError(f"{config.path} holds a run already: resume it (resume=True, --resume), or choose another out")
+        raise CorsdError(f"{config.path} already contains a run: resume it (resume=True, --resume), or choose another out")
     if changes := differences(begun_with, config):
-        raise CorsdError(f"{config.path} holds a run of another configuration: {changes}; remove it or choose another out")
+        raise CorsdError(f"{config.path} contains a run of another configuration: {changes}; remove it or choose another out")

@@ -104,7 +104,9 @@ class Trainer:
         )
         self.steps_per_epoch = len(self.source.indices(0))
         if not self.steps_per_epoch:
-            raise CorsdError(f"batch_size {config.batch_size} x {fabric.world_size} processes leaves no batch of train")
+            raise CorsdError(
+                f"batch_size {config.batch_size} x {fabric.world_size} processes leaves no complete batch of train"
+            )
         self.forward_backward = self._with_graphs() if config.cuda_graphs else self._forward_backward
         self.checkpoint = Checkpoint(self.path / "checkpoint.safetensors", fabric, self.network, self.method, self.optimizer)
         self.epoch = self.step = 0
@@ -214,7 +216,7 @@ class Trainer:
             return self._forward_backward
         if self.fabric.world_size > 1 or self.config.precision == "16-mixed":
             given = f"{self.fabric.world_size} processes and precision {self.config.precision!r}"
-            raise CorsdError(f"cuda_graphs with {given}; allowed: one process, and a precision without a gradient scaler")
+            raise CorsdError(f"cuda_graphs with {given}; allowed: one process, and a precision other than 16-mixed")
         return GraphedForwardBackward(
             self._forward_backward, [p for group in self.optimizer.param_groups for p in group["params"]]
         )

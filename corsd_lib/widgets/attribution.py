@@ -30,7 +30,7 @@ from corsd_lib.widgets.probe_images import ProbeImages, png_of
 OWN, LABEL, YOURS = "own prediction", "true label", "yours"
 STEPS = (20, 50, 100, 200, 500)
 SIDE = 192  # height of a picture in pixels, about
-_OWN_IMAGE = "Show it one of your own: explorer.image = array, uint8 (H, W, 3), (3, H, W) or (H, W)."
+_OWN_IMAGE = "Use your own image: explorer.image = array, uint8 (H, W, 3), (3, H, W) or (H, W)."
 
 
 class _Image(Chosen):
@@ -60,7 +60,7 @@ class AttributionExplorer(Explorer):
     script = "attribution"
     chosen = ("image", "partner", "exit", "target", "method", "baseline", "steps")
 
-    image = _Image(0, "position in the probe set, or an image of one's own")
+    image = _Image(0, "index in the probe set, or your own image")
     partner = _Image(None, "as image, or None")
     exit = Chosen(help="the exit that is explained, 1 = shallowest")
     target = Chosen(OWN, help='the class whose logit is explained: "own prediction", "true label" or an index; set by name too')
@@ -235,7 +235,7 @@ class AttributionExplorer(Explorer):
     def _class(self) -> int | None:
         if self.target == LABEL:
             if not isinstance(self.image, int):
-                raise CorsdError("an image of one's own has no true label here: explain another class")
+                raise CorsdError("your own image has no true label: explain another class")
             return int(self._probes.labels[self.image])
         return None if self.target == OWN else int(self.target)
 
@@ -272,7 +272,7 @@ class AttributionExplorer(Explorer):
     def _subject(self) -> Checked:
         """Arguments of the two checks. Raises `CorsdError` for a pair, which they cannot test."""
         if self.partner is not None:
-            raise CorsdError("These checks are for an exit's decision: choose no partner.")
+            raise CorsdError("These checks work for one image at an exit: remove the partner.")
         (found,) = self.attributions
         (image,) = self._inputs(self._pixels())
         return Checked(self._network, image, found, self._short[int(found.target or 0)], self._options())

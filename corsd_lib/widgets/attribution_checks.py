@@ -37,17 +37,19 @@ def weights_check(subject: Checked) -> dict[str, Any]:
     ]
     known = [v for v in values if not math.isnan(v.signed + v.absolute)]
     if not known:
-        said = "A map is constant, with the trained weights or with drawn ones: there is nothing to compare."
+        said = "A map is constant, with the trained or with random weights: there is no correlation."
         return {"sentence": said, "signed": [], "strength": []}
     signed, strength = (float(np.mean(of_a_kind)) for of_a_kind in zip(*known, strict=True))
     if abs(signed) >= ALIKE:
-        which = f"above {ALIKE}" if signed > 0 else f"with the signs turned beyond {ALIKE}"
-        verdict = f"{which}: an untrained network gives much the same map, do not read it as what was learned"
+        which = f"above {ALIKE}" if signed > 0 else f"below -{ALIKE}"
+        verdict = f"{which}: an untrained network gives a similar map, so the map does not show what was learned"
     elif abs(strength) >= ALIKE:
-        verdict = f"above {ALIKE}, so an untrained network's map is strong at much the same pixels: read the signs only"
+        verdict = (
+            f"above {ALIKE}, so an untrained network has large values at similar pixels: only the signs depend on the training"
+        )
     else:
-        verdict = "it depends on what was learned"
-    said = f"the map correlates {signed:.2f} with this one, in strength alone {strength:.2f}"
+        verdict = "the map depends on the training"
+    said = f"the map correlates {signed:.2f} with this one, {strength:.2f} for absolute values"
     draws = {"signed": [v.signed for v in known], "strength": [v.absolute for v in known]}
     return {"sentence": f"With all weights re-initialised at random, {said}: {verdict}.", **draws}
 
@@ -58,12 +60,12 @@ def deletion_check(subject: Checked) -> dict[str, Any]:
     curve = deletion_curve(subject.network, subject.image, subject.found.exit, subject.found, **kept)
     areas = f"area under the probability of {subject.target_name} {curve.area:.3f}, {curve.random_area:.3f} in random order"
     verdict = (
-        "the map found pixels that the exit needs"
+        "the exit depends on these pixels"
         if curve.area < BETTER * curve.random_area
-        else "hardly better than chance, do not trust the order of its pixels"
+        else "little better than chance: the order of the pixels is not reliable"
     )
     return {
-        "sentence": f"Deleting the pixels that it points at first: {areas} (0 to 1): {verdict}.",
+        "sentence": f"Deleting the pixels with the largest attribution first: {areas} (0 to 1): {verdict}.",
         "of": f"probability of {subject.target_name} at exit {subject.found.exit} (%)",
         "x": (100 * curve.fraction).float().numpy(),
         "lines": [

@@ -61,7 +61,7 @@ def exit_finding(found: Attribution, probabilities: Tensor, names: Sequence[str]
     here = probabilities[found.exit - 1]
     says, target = int(here.argmax()), int(found.target or 0)
     other = "" if says == target else f", and {names[target]} with {100 * here[target]:.1f} %"
-    return f"Exit {found.exit} says {names[says]} with {100 * here[says]:.1f} %{other}"
+    return f"Exit {found.exit} predicts {names[says]} with {100 * here[says]:.1f} %{other}"
 
 
 def completeness(found: Attribution, names: Sequence[str]) -> str:
@@ -69,9 +69,9 @@ def completeness(found: Attribution, names: Sequence[str]) -> str:
     what = _score_of_pair(found)[0] if found.target is None else f"logit of {names[found.target]}"
     score = f"Explained is the {what}, f(x) = {found.score:.2f}"
     if found.baseline_score is None or found.completeness_gap is None:
-        return f"{score}. Grad-CAM has no baseline, and so no check of completeness."
+        return f"{score}. Grad-CAM has no baseline, so completeness cannot be checked."
     gap = found.completeness_gap
-    verdict = "the map accounts for the difference" if gap <= COMPLETE else "above 5 %, take more steps before reading the map"
+    verdict = "the map explains the difference" if gap <= COMPLETE else "above 5 %: use more steps before you interpret the map"
     return f"{score}, f(baseline) = {found.baseline_score:.2f}. Completeness gap {100 * gap:.2g} %: {verdict}."
 
 

@@ -51,8 +51,10 @@ class ExitExplorer(Explorer):
     script = "exits"
     chosen = ("rule", "split", "threshold", "max_accuracy_drop")
 
-    rule = Chosen("confidence", help='what lets an image leave: "confidence", "entropy" or "patience", see `early_exit_curve`')
-    split = Chosen("probe", help='whose figures are shown: "probe", "validation" or "test"')
+    rule = Chosen(
+        "confidence", help='rule by which an image exits early: "confidence", "entropy" or "patience", see `early_exit_curve`'
+    )
+    split = Chosen("probe", help='the split that is shown: "probe", "validation" or "test"')
     threshold = Chosen(help="of the rule: confidence in [0, 1.01], entropy in [-0.01, 1], patience in whole exits from 1")
     max_accuracy_drop = Chosen(1.0, help="for `choose_threshold`: percentage points below the deepest exit, 0 to 100")
 
@@ -255,12 +257,12 @@ class ExitExplorer(Explorer):
         """Warning about choosing a threshold on the images that are shown."""
         if split == "test":
             on = self._chosen_on(split)
-            return f"The button chooses on {on} images. A threshold moved by hand until the test looks good is no result."
+            return f"The button chooses on {on} images. Do not tune the threshold by hand on the test images."
         if split == "validation" or self._probes.split == "validation":
-            return "A threshold chosen on them looks better here than on new images: choose it here, then look at test once."
+            return "A threshold looks better on the images it was chosen on: choose it here, then evaluate once on test."
         if self._probes.split == "test":
-            return "They are of test: choose a threshold on validation, not here."
-        return "The network was trained on them: it is surer of them and more often correct than of new images."
+            return "These are test images: choose a threshold on validation images instead."
+        return "The network was trained on these images: confidence and accuracy are higher than on new images."
 
     # --- files ---
 

@@ -27,8 +27,10 @@ from corsd_lib.widgets.monitor_picture import curve_columns, empty_picture, find
 if TYPE_CHECKING:
     import pandas as pd
 
-_WAITING = "Nothing trains yet: monitor.train(config), or train(config, on_epoch=monitor)."
-_STOPPING = "Stop: the step is finished, everything is saved. The same configuration with resume=True goes on from there."
+_WAITING = "No training yet: call monitor.train(config), or train(config, on_epoch=monitor)."
+_STOPPING = (
+    "Stop: the current step is finished and the run is saved. Train with the same configuration and resume=True to continue."
+)
 _BY_HAND = " Ctrl-C, or ■ above the notebook, stops a training in a cell and keeps its run."
 SHARE = 0.02  # largest share of the time of a training that drawing may take
 
@@ -143,7 +145,7 @@ class TrainingMonitor(Explorer):
         self._config, self._data_given, self._error = config, data, None
         self._stop.clear()
         self._ended.clear()
-        begins = f"{config.method} on {config.data} begins: the first epoch of {config.epochs} runs…"
+        begins = f"{config.method} on {config.data} started: the first epoch of {config.epochs} runs…"
         self._tell(status=begins, running=True, resumable=False, kernel=None)
         self._thread = threading.Thread(target=self._train, args=(config, data), name="training", daemon=True)
         self._thread.start()
@@ -161,7 +163,7 @@ class TrainingMonitor(Explorer):
         Raises `CorsdError` if no training was started, after `timeout` seconds, and for errors of the training.
         """
         if self._thread is None or self._config is None:
-            raise CorsdError("this monitor trains nothing: begin with monitor.train(config)")
+            raise CorsdError("this monitor has no training: start one with monitor.train(config)")
         try:  # not Thread.join, which after an interrupt takes a running thread for one that has ended (Python 3.11)
             self._ended.wait(timeout)
         except KeyboardInterrupt:
@@ -237,7 +239,7 @@ class TrainingMonitor(Explorer):
     def panels(self) -> list[Panel]:
         start = {"exit": self.exit, "parts": list(self.parts)}
         feed = self._now | {"status": "", "running": False, "resumable": False, "kernel": None}  # without paths of this machine
-        return [Panel("monitor", "How the training went", {"start": start, "feed": feed})]
+        return [Panel("monitor", "Training curves", {"start": start, "feed": feed})]
 
 
 def _kernel_id() -> str | None:
@@ -271,7 +273,7 @@ def _progress(run: Run, metrics: pd.DataFrame) -> str:
         return _end(run)
     seconds, left = metrics["seconds"].tail(3).mean(), run.config.epochs - run.epochs_done
     if not left:
-        return f"{run.path}: all epochs are done, the test images come last."
+        return f"{run.path}: all epochs are finished; evaluating on the test images."
     return f"{run.path}: {seconds:.3g} s an epoch, {left} to go, about {_duration(left * seconds)}."
 
 
@@ -283,6 +285,6 @@ def _duration(seconds: float) -> str:
 
 def _end(run: Run) -> str:
     if not run.finished:
-        return f"Stopped in epoch {run.epochs_done + 1} of {run.config.epochs}, saved in {run.path}: “go on” resumes it."
+        return f"Stopped in epoch {run.epochs_done + 1} of {run.config.epochs}, saved in {run.path}: “resume” continues it."
     top1 = ", ".join(f"exit {k} {value['top1']:.1f} %" for k, value in enumerate((run.test or {}).get("exits", []), 1))
     return f"Finished, in {run.path}. Test accuracy: {top1 or 'not evaluated'}."

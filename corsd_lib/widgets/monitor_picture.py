@@ -49,7 +49,7 @@ def empty_picture() -> go.Figure:
 
     titles = (
         "",
-        "the relation comes here after the first epoch",
+        "the relation is shown after the first epoch",
         "parts of the loss, unweighted",
     )  # the first panel has its legend there
     figure = make_subplots(

@@ -65,7 +65,7 @@ def _image(relations: Relations, view: View, position: int, png: bytes | None) -
     exit = max(1, view.exit + len(said) - len(main.exits(view.kind)))
     prediction, probability = said[exit - 1]
     name = short_name(relations.data.class_names[prediction])
-    caption = f"{'✓' if prediction == label else '✗'} exit {exit} says {name}, {probability:.0%}"
+    caption = f"{'✓' if prediction == label else '✗'} exit {exit} predicts {name}, {probability:.0%}"
     return {"title": _titled(main, position), "png": png, "caption": caption, "correct": prediction == label}
 
 
@@ -87,7 +87,7 @@ def _pair_table(relations: Relations, view: View, pair: Pair) -> tuple[dict[str,
         for k, (name, score) in enumerate(zip(exits, scores, strict=True))
     ]
     head = ["", f"#{a} → #{b}", f"#{b} → #{a}", *(["auxiliary prediction"] if said else [])]
-    note = "the auxiliary classifier as it was then" if said else "its method has no auxiliary classifier on embeddings"
+    note = "the auxiliary classifier of that epoch" if said else "its method has no auxiliary classifier on embeddings"
     caption = f"{KIND_NAMES[view.kind]} of these two images, epoch {view.epoch}; {note}"
     return {"head": head, "rows": rows, "caption": caption}, ""
 
@@ -150,6 +150,6 @@ def pixel_facts(run: Run, pair: Pair, exit: int, images: ProbeImages) -> dict[st
         rows.append({"title": title, "pngs": [list(each) for each in pngs]})
     short = [short_name(name) for name in run.data.class_names]
     said = f"{pair_finding(of_both[0])}. {completeness(of_both[0], short)}"
-    how = "With the newest weights of the run, whatever epoch is shown"
-    colours = "orange raised the score, blue lowered it; one scale for both maps"
+    how = "With the final weights of the run, for any epoch shown"
+    colours = "orange increases the score, blue decreases it; one scale for both maps"
     return {"rows": rows, "text": f"{how}: {colours}. {said}"}

@@ -40,7 +40,7 @@ class ProbeImages:
     @property
     def missing(self) -> str:
         if not self.wanted:
-            return "The images are not read yet."
+            return "The images are not loaded yet."
         return self._loaded if isinstance(self._loaded, str) else ""
 
     @property

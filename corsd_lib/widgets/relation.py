@@ -51,7 +51,7 @@ class RelationExplorer(Explorer):
     exit = Chosen(help="the exit that is shown, 1 = shallowest")
     epoch = Chosen(help="the number of epochs after which the relation is shown")
     kind = Chosen(help='which relation: "trained", "cosine" or "l2"')
-    level = Chosen("class", help='what the cells are of, "class" or "image"')
+    level = Chosen("class", help='what each row and column is, "class" or "image"')
     order = Chosen("label", help="the order of the classes")
     superclass = Chosen(help="the superclass that is shown alone, by name")
     reference = Chosen(help='what is subtracted: "deepest exit", an epoch, "other run" or None')
@@ -175,7 +175,7 @@ class RelationExplorer(Explorer):
         except (TypeError, ValueError):
             found = (-1,)
         if any(position not in range(count) for position in found):
-            raise CorsdError(f"{what} {shortened(given)}: positions of probe images are wanted; allowed: 0 to {count - 1}")
+            raise CorsdError(f"{what} {shortened(given)}: not indices in the probe set; allowed: 0 to {count - 1}")
         return found
 
     # --- consequences of a choice ---

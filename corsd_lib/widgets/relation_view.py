@@ -218,7 +218,9 @@ class Relations:
         self.main, self.other = RunRelations(run), RunRelations(other) if other else None
         self.data = run.data
         if other is not None and other.data.class_names != run.data.class_names:
-            raise CorsdError(f"{other.path} is a run on other classes than {run.path}: their relations cannot be compared")
+            raise CorsdError(
+                f"{other.path} was trained on different classes than {run.path}: their relations cannot be compared"
+            )
         self.run_names = run_names([run, *([other] if other else [])], labels)
         self.superclasses = np.asarray(run.data.superclass_of_class)
         hierarchy = 1 < len(run.data.superclass_names) < run.data.num_classes
@@ -349,7 +351,7 @@ class Relations:
             (r.probes.split, r.run.data.name, r.probes.index.tolist(), r.labels.tolist()) for r in (self.main, other)
         )
         if first != second:
-            raise CorsdError(f"{other.run.path} was probed on other images than {self.main.run.path}: compare their classes")
+            raise CorsdError(f"{other.run.path} has different probe images than {self.main.run.path}: compare their classes")
 
 
 def _matrix(relations: RunRelations, epoch: int, exit: int, kind: str, level: str, rows: Rows) -> Scores:

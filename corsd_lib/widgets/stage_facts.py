@@ -32,7 +32,7 @@ def why_no_umap() -> str:
     """Sentences with the reason why PCA is shown instead of UMAP."""
     if find_spec("umap") is None:
         return "This is PCA: UMAP needs umap-learn, which is not installed (pip install 'corsd_lib[notebooks]')."
-    return "This is PCA. UMAP shows neighbourhoods better: choose it as projection; its first fit takes up to some minutes."
+    return "This is PCA. UMAP shows neighbourhoods better: choose it as projection; its first fit may take some minutes."
 
 
 def percent(share: float) -> str:
@@ -45,7 +45,7 @@ def quality(embedding: StageEmbedding, epoch: int) -> list[str]:
     measures = (embedding.trustworthiness, embedding.knn_purity, embedding.embedding_purity)
     return [
         f"trustworthiness {trust:.2f} of 1\nof its class: {percent(here)} in the picture,"
-        f"\n{percent(there)} in the embedding" + (": tidier than it is" if here > there + 0.01 else "")
+        f"\n{percent(there)} in the embedding" + (": the picture separates them more" if here > there + 0.01 else "")
         for trust, here, there in zip(*(measure[epoch].tolist() for measure in measures), strict=True)
     ]
 

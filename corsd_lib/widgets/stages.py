@@ -52,11 +52,11 @@ class StageExplorer(Explorer):
 
     epoch = Chosen(help="the number of epochs after which the images are shown")
     colour = Chosen(
-        "class", help='what the colours say: "superclass" (where there are some), "class", "correct", "first_correct"'
+        "class", help='what the colours show: "superclass" (where there are some), "class", "correct", "first_correct"'
     )
     highlight = Chosen((), help="names of the classes (or superclasses) in colour, up to 12")
     method = Chosen("pca", help='the projection: "umap" or "pca"')
-    image = Chosen(0, help="position of the image that is looked at")
+    image = Chosen(0, help="index of the selected image")
     selection = Chosen((), help="positions of the marked images in the probe set, ascending")
 
     def __init__(
@@ -100,7 +100,7 @@ class StageExplorer(Explorer):
             for r, p in ((self.run, self._probes), (self._relations.run, self._relations.run.probes))
         )
         if first != second:
-            raise CorsdError(f"relations of {self._relations.run.path} are of other probe images than {self.run.path} has")
+            raise CorsdError(f"relations of {self._relations.run.path} have different probe images than {self.run.path} has")
 
     def _fit(self, method: str) -> StageEmbedding:
         if method not in self._fits:

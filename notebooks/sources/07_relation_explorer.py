@@ -112,7 +112,7 @@ print(f"rose with tulip: {by_hand:.2f} by hand, {deep[rose, tulip]:.2f} in the m
 # - **Click** a cell or use the arrow keys: the pair appears at every exit, in both
 #   orders.
 #   **Drag** a rectangle to zoom; *reset view* returns; Ctrl-Z undoes.
-# - **find a class** opens a class with its most related class. **Pairs worth a look**
+# - **find a class** opens a class with its most related class. **Notable pairs**
 #   lists pairs.
 # - Where CIFAR-100 is installed (`CORSD_DATA`), images appear as well.
 #

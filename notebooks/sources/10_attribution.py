@@ -588,9 +588,9 @@ print(f"deleted to black, with the map of that baseline: for {fewer} of 10")
 # %% [markdown]
 # ## Explore it
 #
-# Choose an image by its digit, or *one it gets wrong*. Change exit, class, method and
-# baseline. Choose a partner to attribute a relation. Two buttons run the tests of this
-# notebook.
+# Choose an image by its digit, or *a misclassified image*. Change exit, class, method
+# and baseline. Choose a partner to attribute a relation. Two buttons run the tests of
+# this notebook.
 #
 # **Find** an image that exit 1 gets wrong and exit 3 gets right. Explain its *true
 # label* at both exits.

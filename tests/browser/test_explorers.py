@@ -81,7 +81,7 @@ def test_relation_explorer(opened: Opened, free: Path) -> None:
     page.keyboard.press("Control+z")
     assert explorer.locator(".pair .finding").inner_text().startswith("7 with 3")
     control(explorer, "cells are").select_option(label="images")
-    assert explorer.locator(".busy").inner_text() == "relating 40 images: waits for the kernel…"
+    assert explorer.locator(".busy").inner_text() == "relating 40 images: waiting for the kernel…"
     control(explorer, "cells are").select_option(label="classes")
     assert explored(page, "relation", "x.shown().n") == 10
     assert page.get_by_text("free again", exact=True).count() == 0  # all of this while the kernel was busy
@@ -151,12 +151,12 @@ def test_attribution_explorer(opened: Opened) -> None:
     page = opened("attribution", made("AttributionExplorer", "image=3"), "print('asked for', explorer.exit, explorer.method)")
     explorer = page.locator(".corsd.attribution")
     explorer.locator(".attributions img").nth(2).wait_for()
-    assert "Exit 3 says" in explorer.locator(".finding").inner_text()
+    assert "Exit 3 predicts" in explorer.locator(".finding").inner_text()
     control(explorer, "exit").select_option(index=0)
     explorer.locator(".finding", has_text="Exit 1 says").wait_for()
     control(explorer, "method").select_option(index=1)
     explorer.locator(".note", has_text="Grad-CAM has no baseline").wait_for()
-    explorer.get_by_role("button", name="check: delete its pixels").click()
+    explorer.get_by_role("button", name="check: delete pixels").click()
     explorer.locator(".check path").nth(1).wait_for()
     explorer.get_by_role("button", name="check: random weights").click()
     explorer.locator(".check td").nth(9).wait_for()
@@ -175,7 +175,7 @@ def test_training_monitor_stops_a_training_behind_the_cells(opened: Opened, thro
     explorer = page.locator(".corsd.monitor")
     explored_until(page, "monitor", LINES)
     explorer.get_by_role("button", name="stop").click()
-    explorer.get_by_role("button", name="go on", disabled=False).wait_for()
+    explorer.get_by_role("button", name="resume", disabled=False).wait_for()
     last_output(page, 1, "kept False True")
 
 

@@ -478,8 +478,8 @@ def test_a_selection_in_one_stage_is_a_selection_in_all(page: Any, runs: tuple[R
     assert f"exit 1 (shallowest): {right[0]}, exit 2: {right[1]}, exit 3 (deepest): {right[2]}" in said.inner_text()
     relation = panel(page, 0, "relation")
     assert held(relation, "x.shown().rings.length") == 10  # the same images are marked in the relations of the page
-    section.get_by_role("button", name="select nothing").click()
-    assert points(section, 0, "s.chosen") is None and said.inner_text() == "Nothing is selected."
+    section.get_by_role("button", name="clear selection").click()
+    assert points(section, 0, "s.chosen") is None and said.inner_text() == "No selection."
 
 
 def test_colours_epochs_and_classes_of_stages(page: Any, runs: tuple[Run, Run]) -> None:
@@ -537,7 +537,7 @@ def test_the_threshold_moves_cost_accuracy_and_shares(page: Any, runs: tuple[Run
         fewer = "fewer" if saved > 0 else "more"
         assert said.startswith(f"{row['accuracy']:.1f} % correct, ") and f"{abs(saved):.0f} % {fewer}" in said
     assert "Measured on the 20 probe images, of train." in section.locator(".note").first.inner_text()
-    control(section, "lose at most (points)").fill("0")
+    control(section, "maximum accuracy drop (points)").fill("0")
     section.get_by_role("button", name="cheapest threshold").click()
     (mark,) = held(section, "x.curve.shown.marks")
     fits = curve[curve["accuracy_drop"] <= 1e-6]

@@ -44,7 +44,7 @@ _PAGE = """\
 {style}</style>
 </head>
 <body>
-<noscript>This page needs JavaScript, which is switched off in this browser.</noscript>
+<noscript>This page needs JavaScript, which is disabled in this browser.</noscript>
 <script type="application/json" id="page-data">{data}</script>
 {code}
 </body>

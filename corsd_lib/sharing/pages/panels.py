@@ -91,7 +91,7 @@ def relation_panel(
     start = relation_state(run, exit=exit, epoch=epoch, order=order, selection=selection or first_pair(run, exit, epoch))
     start["reference"] = _reference(reference, next(iter(run.probes)), len(runs))
     data |= {"start": start, "text": " ".join(filter(None, [text, data["text"]]))}
-    return Panel("relation", "How related two classes are, exit by exit and epoch by epoch", data)
+    return Panel("relation", "Class relations at every exit and epoch", data)
 
 
 def _reference(reference: str | int, first: int, runs: int) -> str | int | None:
@@ -190,7 +190,7 @@ def _select_epochs(run: Run, epoch: int, cells: int) -> list[int]:
 
 def _left_out_note(runs: Sequence[Run], kept: Sequence[Sequence[int]]) -> str:
     there, shown = sum(len(run.probes) for run in runs), sum(map(len, kept))
-    return "" if shown == there else f"{shown} of {there} snapshots are on this page: all would be too many megabytes."
+    return "" if shown == there else f"{shown} of {there} snapshots are on this page, to limit its size."
 
 
 def _relations(run: Run, name: str, epochs: Sequence[int], levels: int) -> dict[str, Any]:
@@ -271,7 +271,7 @@ def stages_panel(
     for position in selection:
         check_choice("image of the selection", int(position), range(images))
     start = stages_state(run, embedding, epoch=epoch, colour=colour, selection=selection)
-    return Panel("stages", "Where the probe images lie at every exit", {**stages_data(run, embedding), "start": start})
+    return Panel("stages", "Projection of the probe images at every exit", {**stages_data(run, embedding), "start": start})
 
 
 def stages_state(
@@ -385,7 +385,7 @@ def exits_panel(
         "splits": [[split, whose]],
         "start": {"rule": rule, "split": split, "threshold": float(shown["threshold"][start]), "max_accuracy_drop": 1.0},
     }
-    return Panel("exits", "What leaving early saves, and what it costs", data)
+    return Panel("exits", "Early exit: accuracy and cost", data)
 
 
 def exits_data(run: Run, macs: Sequence[float], deepest_macs: float) -> dict[str, Any]:

@@ -32,10 +32,10 @@ KINDS.attribution = (box, host) => {
   const draw_ = (some) => {
     const others = some.filter((i) => i !== state.image);
     if (others.length) store.set({ image: others[Math.floor(Math.random() * others.length)] });
-    else message.textContent = `Exit ${state.exit} gets no other image of the probe set wrong.`;
+    else message.textContent = `Exit ${state.exit} is correct on all other probe images.`;
   };
   const random = button("a random image", () => draw_(Array.from(labels.keys())));
-  const wrong = button("one it gets wrong", () => draw_(labels.flatMap((label, i) => (predictions.at(state.exit - 1)[i] !== label ? [i] : []))));
+  const wrong = button("a misclassified image", () => draw_(labels.flatMap((label, i) => (predictions.at(state.exit - 1)[i] !== label ? [i] : []))));
   const set = (name) => (value) => store.set({ [name]: value });
   const controls = {
     exit: choice("exit", data.exits.map((name, k) => [k + 1, name]), state.exit, set("exit")),
@@ -52,11 +52,11 @@ KINDS.attribution = (box, host) => {
 
   const message = el("p", { class: "message", role: "status" });
   const finding = el("p", { class: "finding", role: "status" }), note = el("p", { class: "note" }), more = el("div", {});
-  const pictures = el("div", { class: "attributions" }), table = scrolling("what every exit says");
+  const pictures = el("div", { class: "attributions" }), table = scrolling("predictions of every exit");
   const weights = button("check: random weights", () => test("weights", "randomising the weights", showWeights));
-  const deletion = button("check: delete its pixels", () => test("deletion", "deleting pixels", showDeletion));
+  const deletion = button("check: delete pixels", () => test("deletion", "deleting pixels", showDeletion));
   const checks = el("div", { class: "controls" }, weights, deletion), result = el("div", { class: "check" });
-  const shown = el("div", { class: "beside" }, pictures, el("div", {}, table, el("h4", {}, "Is this map about this network?"), checks, result));
+  const shown = el("div", { class: "beside" }, pictures, el("div", {}, table, el("h4", {}, "Does the map depend on the network?"), checks, result));
   box.append(message, finding, note, more, shown);
   const curve = lineChart({ label: "probability as pixels are deleted", height: 240, say: (line, i) => [line.name, `${line.x[i].toFixed(0)} % deleted: ${line.y[i].toFixed(1)} %`] });
 
@@ -92,13 +92,13 @@ KINDS.attribution = (box, host) => {
     shown.classList.remove("stale");
     message.textContent = "";
     finding.replaceChildren(el("b", {}, `${said}.`));
-    note.textContent = `${gap} Orange raised the score, blue lowered it${rows.length > 1 ? "; one scale for both maps" : ""}. A map that is complete adds up to the score less the baseline's score; the gap is what is missing of that.`;
+    note.textContent = `${gap} Orange increases the score, blue decreases it${rows.length > 1 ? "; one scale for both maps" : ""}. The values of a complete map add up to the score minus the score of the baseline; the completeness gap is the difference.`;
     more.replaceChildren(...(complete === false && state.steps < data.steps.at(-1) ? [button("take more steps", () => store.set({ steps: data.steps.find((s) => s > state.steps) }))] : []));
     pictures.replaceChildren(...rows.map(({ title, pngs }) => el("figure", {}, el("figcaption", {}, el("b", {}, title)),
       el("div", { class: "two" }, ...pngs.map(([png, what]) => el("figure", {}, picture(png, `${what} of ${title}`, 176), el("figcaption", {}, what)))))));
-    table.replaceChildren(tableOf(facts.head, facts.rows, "What every exit says"));
+    table.replaceChildren(tableOf(facts.head, facts.rows, "Predictions of every exit"));
     weights.disabled = deletion.disabled = !testable;
-    checks.title = testable ? "" : "These checks are for an exit's decision: choose no partner.";
+    checks.title = testable ? "" : "These checks work for one image at an exit: remove the partner.";
   }
 
   function test(what, words, show) {

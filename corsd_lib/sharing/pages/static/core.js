@@ -332,7 +332,7 @@ function busy(box, what, promise) {
   }
   sign.waiting += 1;
   sign.what = what;
-  sign.textContent = `${what}: waits for the kernel…`;
+  sign.textContent = `${what}: waiting for the kernel…`;
   sign.hidden = false;
   const done = () => { sign.waiting -= 1; if (!sign.waiting) sign.hidden = true; };
   promise.then(done, done);

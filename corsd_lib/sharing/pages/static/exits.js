@@ -30,15 +30,15 @@ KINDS.exits = (box, host) => {
   const say = (t) => { const c = curves.get(key()); return c ? (state.rule === "patience" ? String(c.threshold[t]) : c.threshold[t].toFixed(3)) : ""; };
   const slide = slider(SIGNS[state.rule], 1, 0, say, (t) => store.set({ threshold: curves.get(key()).threshold[t] }));
   const loss = el("input", { type: "number", min: 0, max: 100, step: 0.5, value: state.max_accuracy_drop, change: () => store.set({ max_accuracy_drop: Math.min(100, Math.max(0, +loss.value || 0)) }) });
-  const cheapest = button("cheapest threshold", () => choose(), { title: "that loses at most so many points" });
+  const cheapest = button("cheapest threshold", () => choose(), { title: "with at most this accuracy drop, in percentage points" });
   const undo = button("undo", () => store.undo(), { title: "Ctrl+Z" });
   const finding = el("p", { class: "finding", role: "status" });
   const message = el("p", { class: "message", role: "status" });
   const curve = lineChart({ label: "accuracy over cost", height: 340, pick: (line, i) => { if (line.own) store.set({ threshold: curves.get(key()).threshold[i] }); },
     say: (line, i) => [line.name, `threshold ${line.threshold[i].toFixed(3)}`, `${line.y[i].toFixed(1)} % correct`, `${line.x[i].toFixed(0)} % of the MACs`] });
-  const bars = barChart({ label: "share of the images that leaves at each exit" });
+  const bars = barChart({ label: "fraction of the images that leave at each exit" });
   const table = scrolling("exits"), note = el("p", { class: "note" }), strips = el("div", { class: "strips" });
-  box.append(el("div", { class: "controls" }, group("which images leave", rule, split, slide), group("choose", labelled("lose at most (points)", loss), cheapest, undo)),
+  box.append(el("div", { class: "controls" }, group("which images leave", rule, split, slide), group("choose", labelled("maximum accuracy drop (points)", loss), cheapest, undo)),
     message, finding, el("div", { class: "beside" }, curve.node, el("div", {}, el("h4", {}, "Images that leave at each exit"), bars.node, table)), note, strips);
 
   // --- drawing ------------------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ KINDS.exits = (box, host) => {
     const c = curves.get(key()), here = c && state.threshold !== null ? Math.abs(c.threshold[placeOf(c)] - state.threshold) < 1e-5 : c;
     box.classList.toggle("stale", !here);
     if (!c || (ask && !here)) {
-      busy(box, "asking the network", question("curve", { ...state })).then((answer) => {
+      busy(box, "evaluating the network", question("curve", { ...state })).then((answer) => {
         if (answer === undefined) return;
         keep(answer);
         message.textContent = "";
@@ -89,20 +89,20 @@ KINDS.exits = (box, host) => {
     const beside = others.filter((o) => o.rule === state.rule && o.split === state.split).map((o, i) => ({
       name: o.name, x: Array.from(o.macs, (m) => (100 * m) / o.deepest_macs), y: o.accuracy, threshold: o.threshold, color: THEME.palette[(i + 2) % 6], dash: "dash", points: false }));
     const best = c.accuracy[t] + c.accuracy_drop[t];
-    curve.draw({ lines: [line, ...beside], x: { title: "mean MACs an image (% of the plain network)" }, y: { title: "images correct (%)" },
+    curve.draw({ lines: [line, ...beside], x: { title: "mean MACs per image (% of the plain network)" }, y: { title: "images correct (%)" },
       horizontals: [{ at: best, text: "deepest exit" }], marks: [{ x: cost(c.macs[t]), y: c.accuracy[t], color: THEME.palette[1], text: say(t) }] });
     const share = Array.from(c.shares.at(t));
     const colours = exits.map((_, k) => THEME.palette[k % THEME.palette.length]);
     bars.draw(exits.map((name, k) => ({ name, share: share[k], text: percent(share[k]), color: colours[k] })));
-    table.replaceChildren(tableOf(["", "MACs an image", "share"], exits.map((name, k) => [name, count(costs[k]), percent(share[k], 1)])));
-    note.textContent = `Measured on ${c.images}. ${c.caution ?? ""} MACs: multiply-accumulates an image, those of exits passed in vain counted; 100 % is the plain network without shallow exits.`;
+    table.replaceChildren(tableOf(["", "MACs per image", "share"], exits.map((name, k) => [name, count(costs[k]), percent(share[k], 1)])));
+    note.textContent = `Measured on ${c.images}. ${c.caution ?? ""} MACs: multiply-accumulates per image, including the exits before the one taken; 100 % is the plain network without shallow exits.`;
     if (ask) showImages();
   }
 
   function tell(c, t) {
     const saved = 100 - cost(c.macs[t]), lost = c.accuracy_drop[t];
     const against = Math.abs(lost) < 0.005 ? "as the deepest exit" : `${Math.abs(lost).toFixed(1)} points ${lost > 0 ? "below" : "above"} the deepest exit`;
-    finding.replaceChildren(el("b", {}, `${c.accuracy[t].toFixed(1)} % correct`), `, ${against}, for ${count(c.macs[t])} MACs an image: ` +
+    finding.replaceChildren(el("b", {}, `${c.accuracy[t].toFixed(1)} % correct`), `, ${against}, for ${count(c.macs[t])} MACs per image: ` +
       `${Math.abs(saved).toFixed(0)} % ${saved >= 0 ? "fewer" : "more"} than the plain network`);
   }
 
@@ -111,7 +111,7 @@ KINDS.exits = (box, host) => {
   /** Show images that leave at each exit, the most confident first, once the threshold is no longer moved. */
   function showImages() {
     clearTimeout(timer);
-    timer = setTimeout(() => busy(box, "looking at the images", questionOfImages("images", { ...state })).then((answer) => answer && fill(answer), said), 150);
+    timer = setTimeout(() => busy(box, "loading images", questionOfImages("images", { ...state })).then((answer) => answer && fill(answer), said), 150);
   }
 
   function fill({ exits: rows, missing }) {

@@ -4,8 +4,8 @@ KINDS.monitor = (box, host) => {
   const { store, ask } = host, { state } = store;
   let feed = host.feed((news) => { feed = news; draw(); });
 
-  const stop = button("■ stop", () => stopped(), { title: "finish the step, save, and end" });
-  const resume = button("▶ go on", () => busy(box, "go on", ask("resume", {})), { title: "resume what was stopped" });
+  const stop = button("■ stop", () => stopped(), { title: "finish the step, save the run, and stop" });
+  const resume = button("▶ resume", () => busy(box, "resume", ask("resume", {})), { title: "resume the stopped training" });
   const exit = choice("relation of", [], null, (v) => store.set({ exit: v }));
   const parts = el("div", { class: "legend", role: "group", "aria-label": "parts of the loss" });
   const title = el("p", { class: "finding", role: "status" }), status = el("p", { class: "note", role: "status" });
@@ -25,8 +25,8 @@ KINDS.monitor = (box, host) => {
   function stopped() {
     stop.disabled = true;
     if (!feed.kernel) return busy(box, "stop", ask("stop", {}));
-    status.textContent = "Stopping: the step is finished, everything is saved.";
-    interrupt(feed.kernel).catch(() => { status.textContent = "This notebook cannot be asked to stop its kernel: press its own ■, or Ctrl-C."; });
+    status.textContent = "Stopping: the current step is finished and the run is saved.";
+    interrupt(feed.kernel).catch(() => { status.textContent = "The kernel cannot be interrupted from here: press ■ in the notebook, or Ctrl-C."; });
     return undefined;
   }
 

@@ -125,7 +125,7 @@ function section({ kind, title, data }, heading) {
 
 function start() {
   document.documentElement.dataset.theme = isDark() ? "dark" : "light";
-  const themes = [["auto", "as the system"], ["light", "light"], ["dark", "dark"]];
+  const themes = [["auto", "system"], ["light", "light"], ["dark", "dark"]];
   const top = el("header", { class: "page corsd" }, el("h1", {}, document.title), choice("colours", themes, "auto", recolour));
   const sections = PAGE.panels.map((panel) => section(panel, "h2"));
   const titled = sections.filter((node, i) => PAGE.panels[i].title);

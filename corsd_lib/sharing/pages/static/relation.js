@@ -159,7 +159,7 @@ KINDS.relation = (box, host) => {
   const bar = el("div", { class: "controls" },
     group("which relation", controls.exit, controls.kind, controls.level, controls.superclass),
     group("when", epochSlider, play),
-    group("how it is drawn", controls.order, controls.reference, controls.colours),
+    group("display", controls.order, controls.reference, controls.colours),
     group("find", labelled("find a class", search), list, forget, resetView, undo, copy));
 
   function copied() {
@@ -198,7 +198,7 @@ KINDS.relation = (box, host) => {
   const tops = el("div", { class: "tops" });
   const topChoice = choice("pairs", topOptions(), "related", () => drawTops());
   const pair = el("div", { class: "pair" }, el("h4", {}, "The pair"), el("div", { class: "controls" }, first, second), pairText, curve.node, table, imagesOfPair);
-  const side = el("div", { class: "side" }, pair, el("div", {}, el("h4", {}, "Pairs worth a look"), topChoice, tops));
+  const side = el("div", { class: "side" }, pair, el("div", {}, el("h4", {}, "Notable pairs"), topChoice, tops));
   const all = el("div", { class: many ? "grid" : "" }, ...maps.map(({ node }) => node));
   box.append(bar, message, el("div", { class: many ? "below" : "beside" }, all, side), ...paragraph(data.text));
 
@@ -269,7 +269,7 @@ KINDS.relation = (box, host) => {
     epochSlider.set(epochs.indexOf(nearest(epochs, state.epoch)));
     undo.disabled = !store.undoable;
     forget.hidden = !state.marked.length;
-    forget.textContent = `forget ${state.marked.length} marks`;
+    forget.textContent = `clear ${state.marked.length} marks`;
     first.set(state.selection?.[0] ?? null);
     second.set(state.selection?.[1] ?? null);
   }
@@ -383,7 +383,7 @@ KINDS.relation = (box, host) => {
     const key = JSON.stringify([state.selection, state.images, state.kind, state.exit, state.epoch]);
     if (key === openedPair) return;
     openedPair = key;
-    busy(box, "looking at the images", questionOfPair("pair", { ...state })).then((answer) => {
+    busy(box, "loading images", questionOfPair("pair", { ...state })).then((answer) => {
       if (answer !== undefined && key === openedPair) fillImages(answer);
     }, (error) => { openedPair = null; imagesOfPair.replaceChildren(el("p", { class: "note" }, error.message)); });
   }
@@ -399,7 +399,7 @@ KINDS.relation = (box, host) => {
       }))] : []);
     const pixels = el("div", { class: "pixels" });
     const buttons = images.length ? el("div", { class: "controls" },
-      button("which pixels relate them?", () => busy(box, "asking which pixels relate the two images", questionOfPair("pixels", { ...state })).then((answer) => answer && fillPixels(pixels, answer), (error) => pixels.replaceChildren(error.message))),
+      button("which pixels relate them?", () => busy(box, "computing the attribution", questionOfPair("pixels", { ...state })).then((answer) => answer && fillPixels(pixels, answer), (error) => pixels.replaceChildren(error.message))),
       button("all images of these classes", () => store.set({ level: "image", superclass: null, marked: Array.from(labels.keys()).filter((p) => state.selection.includes(labels[p])) }))) : "";
     imagesOfPair.replaceChildren(el("div", { class: "two" }, ...images.map(figure)), ...(none ? [el("p", { class: "note" }, none)] : []),
       ...(scored ? [scrolling("relation of the two images", tableOf(scored.head, scored.rows, scored.caption))] : []), ...(noted ? [el("p", { class: "note" }, noted)] : []),
@@ -442,7 +442,7 @@ KINDS.relation = (box, host) => {
 
   function drawTops() {
     const found_ = topValues();
-    if (!found_) { tops.replaceChildren(el("p", { class: "note" }, "This needs scores that are not here yet.")); return; }
+    if (!found_) { tops.replaceChildren(el("p", { class: "note" }, "The scores are not loaded yet.")); return; }
     const [values, bothWays] = found_;
     const what = JSON.parse(topChoice.list.value), form = what === "related" ? (v) => score(v, 3) : (v) => signed(v, 3);
     const scope = state.superclass === null ? values : within(values, n, names.map((_, c) => inScope(c)));

@@ -45,12 +45,12 @@ KINDS.stages = (box, host) => {
   const members = choice("select a class", [[null, "none"], ...names.map((name, c) => [c, name, whole[c] === name ? null : whole[c]])], null,
     (c) => store.set({ selection: c === null ? [] : positions((i) => labels[i] === c) }));
   const more = choice("add a colour to", [[null, "…"]], null, (name) => name !== null && store.set({ highlight: [...state.highlight, name].slice(-MOST) }));
-  const clear = button("select nothing", () => store.set({ selection: [] }));
+  const clear = button("clear selection", () => store.set({ selection: [] }));
   const undo = button("undo", () => store.undo(), { title: "Ctrl+Z" });
   const legend = el("div", { class: "legend", role: "group", "aria-label": "select a group" });
   const when = group("when", epochSlider, play);
   when.hidden = epochs.length < 2;
-  const bar = el("div", { class: "controls" }, group("what is in colour", colour_, more), group("picture", method), when, group("selection", members, clear, undo));
+  const bar = el("div", { class: "controls" }, group("groups in colour", colour_, more), group("picture", method), when, group("selection", members, clear, undo));
 
   // --- drawing ------------------------------------------------------------------------------------------------------
 
@@ -90,7 +90,7 @@ KINDS.stages = (box, host) => {
       const say = (name) => { const v = fit.quality[name][e()][k]; return v === null ? "–" : v.toFixed(2); };
       const hits = positions((i) => correct(k, i)).length / images;
       const tidier = fit.quality.knn_purity[e()][k] > fit.quality.embedding_purity[e()][k] + 0.01;
-      text.replaceChildren(el("b", {}, exits[k]), `: ${percent(hits)} correct`, el("br"), `purity ${say("knn_purity")} in the picture, ${say("embedding_purity")} in the embedding${tidier ? ": tidier than it is" : ""}`, el("br"), `trustworthiness ${say("trustworthiness")} of 1`);
+      text.replaceChildren(el("b", {}, exits[k]), `: ${percent(hits)} correct`, el("br"), `purity ${say("knn_purity")} in the picture, ${say("embedding_purity")} in the embedding${tidier ? ": the picture separates them more" : ""}`, el("br"), `trustworthiness ${say("trustworthiness")} of 1`);
     });
     const purity = fit.quality.embedding_purity[e()], last = purity.length - 1;
     const share = (v) => (v === null ? "–" : percent(v));
@@ -106,7 +106,7 @@ KINDS.stages = (box, host) => {
       const { color, symbol } = how.look(g), sign = el("span", { "aria-hidden": true }, GLYPHS[symbol]);
       sign.style.color = color;
       const of = positions((i) => how.of(k, i) === g), alone = of.length > 0 && same(of, state.selection);
-      const node = button("", () => store.set({ selection: alone ? [] : of }), { "aria-pressed": String(alone), title: alone ? "show all" : "show these alone" });
+      const node = button("", () => store.set({ selection: alone ? [] : of }), { "aria-pressed": String(alone), title: alone ? "show all" : "show only these" });
       node.append(sign, ` ${how.names[g]}`);
       return node;
     }));
@@ -117,7 +117,7 @@ KINDS.stages = (box, host) => {
   function summarise() {
     const chosen = state.selection;
     clear.disabled = !chosen.length;
-    if (!chosen.length) { summary.replaceChildren("Nothing is selected."); marked.replaceChildren(); return; }
+    if (!chosen.length) { summary.replaceChildren("No selection."); marked.replaceChildren(); return; }
     const counts = new Map();
     chosen.forEach((i) => counts.set(labels[i], (counts.get(labels[i]) ?? 0) + 1));
     const most = [...counts].sort((a, b) => b[1] - a[1]);
@@ -151,7 +151,7 @@ KINDS.stages = (box, host) => {
       }
       if (ask && nearKey() !== factsKey) {
         const mine = factsKey = nearKey();
-        busy(box, "looking at the image", questionOfImage("image", { ...state })).then((answer) => {
+        busy(box, "loading the image", questionOfImage("image", { ...state })).then((answer) => {
           if (answer === undefined || mine !== nearKey()) return;
           near = { key: mine, of: answer.rows.map(({ near: some }) => some) };
           tell(answer);
@@ -170,7 +170,7 @@ KINDS.stages = (box, host) => {
       return [exit, prediction, `${some.filter((p) => labels[p] === labels[state.image]).length} of ${some.length}`, strip];
     };
     facts.replaceChildren(el("h4", {}, title), ...(png ? [picture(png, title, 96)] : []), ...(missing ? [el("p", { class: "note" }, missing)] : []),
-      scrolling("nearest images", tableOf(["", "taken for", "of its class", `nearest in the embedding (not in the picture), epoch ${state.epoch}`], rows.map(line))));
+      scrolling("nearest images", tableOf(["", "predicted as", "of its class", `nearest in the embedding (not in the picture), epoch ${state.epoch}`], rows.map(line))));
   }
 
   function draw() {
