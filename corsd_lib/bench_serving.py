@@ -15,7 +15,7 @@ from torch import Tensor
 
 from corsd_lib.analysis import early_exit
 from corsd_lib.batches import evaluation_batches
-from corsd_lib.costs import leaving_macs
+from corsd_lib.costs import early_exit_macs
 from corsd_lib.datasets import load_dataset
 from corsd_lib.network import MultiExitNetwork, build_network
 from corsd_lib.runs import load_data, sample_run
@@ -52,7 +52,7 @@ def resnet18_ratios(repeat: int) -> dict[str, dict[str, Any]]:
     """ResNet-18 at 32 pixels: what leaving at the first exit saves, and what passing every exit costs."""
     data = load_dataset("shapes", per_class=2)
     network = build_network("resnet18", data.num_classes).eval()
-    macs, plain = leaving_macs(network, data)
+    macs, plain = early_exit_macs(network, data)
     images = next(iter(evaluation_batches(data, data.test)))[0][:8]
     return {
         f"serving_resnet18_{name}": _figure(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from corsd_lib import bench, bench_explorers, bench_serving, cli
-from corsd_lib.analysis.exits import exits_left
+from corsd_lib.analysis.exits import exit_taken
 from corsd_lib.batches import evaluation_batches
 from corsd_lib.errors import CorsdError
 from corsd_lib.files import read_json
@@ -206,7 +206,7 @@ def test_latency_is_measured_on_programs_that_compute_what_the_network_computes(
     with evaluating(network), torch.no_grad():
         logits = network(images).logits
     threshold = 0.8
-    exits = exits_left(logits, "confidence", threshold)
+    exits = exit_taken(logits, "confidence", threshold)
     classes = [int(logits[k - 1][i].argmax()) for i, k in enumerate(exits.tolist())]
     programs = bench_serving.load(chain(network), images[:1])
     found = [bench_serving.classify(programs, image[None], threshold) for image in images.numpy()]
