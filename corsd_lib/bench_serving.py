@@ -43,7 +43,7 @@ def trained_ratio(repeat: int) -> dict[str, Any]:
     network, data = run.network(), load_data(run.config)
     chosen = early_exit(network, data)
     images = next(iter(evaluation_batches(data, data.test)))[0][:IMAGES]
-    what = f"{RUN} with early exits ({chosen.test['loss']:.1f} points of accuracy less) / plain network"
+    what = f"{RUN} with early exits ({chosen.test['accuracy_drop']:.1f} points of accuracy less) / plain network"
     macs = chosen.test["macs"] / chosen.deepest_macs
     return _figure(what, macs, _ratio(network, images, chosen.threshold, repeat))
 

@@ -198,6 +198,7 @@ def test_explorers_are_measured_from_a_run_on_disk(monkeypatch: pytest.MonkeyPat
     assert 0.001 < figures["explorer_data"]["value"] < 0.05  # 4 x 5 x 5 x 5 scores of two bytes, and names
 
 
+@pytest.mark.slow
 def test_latency_is_measured_on_programs_that_compute_what_the_network_computes() -> None:
     pytest.importorskip("onnxruntime")
     run = sample_run(bench_serving.RUN)
@@ -213,8 +214,14 @@ def test_latency_is_measured_on_programs_that_compute_what_the_network_computes(
     assert found == list(zip(classes, exits.tolist(), strict=True)) and len(set(exits.tolist())) > 1
     (plain,) = bench_serving.load(single(network, len(network.exits)), images[:1])
     torch.testing.assert_close(torch.from_numpy(plain(images.numpy())[0]), logits[-1], rtol=1e-4, atol=1e-4)
-    figure = bench_serving.trained_ratio(repeat=1)
-    assert figure["value"] > 0 and "MACs: 0.49" in figure["what"]
+
+
+def test_rows_of_latency_state_macs_and_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_serving, "_ratio", lambda network, images, threshold, repeat: threshold)
+    figures = bench_serving.serving_figures(repeat=1)
+    trained, first, deepest = (figures[f"serving_{name}"] for name in ("trained", "resnet18_first", "resnet18_deepest"))
+    assert 0 < trained["value"] < 1 and "0.5 points of accuracy less" in trained["what"] and "MACs: 0.49" in trained["what"]
+    assert (first["value"], deepest["value"]) == (0.0, 2.0) and "MACs: 1.04" in deepest["what"]
 
 
 def test_a_latency_is_relative_to_the_plain_network_in_the_same_round(monkeypatch: pytest.MonkeyPatch) -> None:
