@@ -108,7 +108,9 @@ def write_between(document: Path, mark: str, text: str) -> None:
     before, _, rest = whole.partition(begin)
     _, found, after = rest.partition(end)
     if not found or whole.count(begin) > 1 or whole.count(end) > 1:
-        raise CorsdError(f"{document} must have one {begin.strip()} and, after it, one {end} around the place of the table")
+        raise CorsdError(
+            f"{document} must contain {begin.strip()} and, after it, {end}, each once; the table is written between them"
+        )
     write_atomic(document, f"{before}{begin}{text}\n{end}{after}".encode())
 
 

@@ -184,7 +184,7 @@ def test_the_table_goes_between_the_marks(tmp_path: Path) -> None:
     table = "| what | measured | target |\n| --- | --- | --- |\n| a / b | 0.0123 | at most 1 |"
     assert document.read_text() == f"top\n<!-- bench -->\n{table}\n<!-- /bench -->\nbottom\n"
     document.write_text("no marks")
-    with pytest.raises(CorsdError, match="must have one <!-- bench -->"):
+    with pytest.raises(CorsdError, match="must contain <!-- bench -->"):
         bench.write_table(record, document)
 
 

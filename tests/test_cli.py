@@ -292,7 +292,7 @@ def test_train_says_what_was_passed_over_once(pictures: Path, tmp_path: Path, ca
         ("train --config .", "error: cannot read .: Is a directory"),
         ("train --seed 99999999999999999999 --out OUT", "error: seed = 99999999999999999999 must be at least 0 and below"),
         ("tune STUDY", 'error: STUDY/study.json has no "tuning", the search spaces by variant'),
-        ("tune STUDY baseline", "error: STUDY/study.json has no tuning"),
+        ("tune STUDY baseline", 'error: STUDY/study.json has no "tuning"'),
         ("compare OUT --tables --runs /dev/null/x", "error: OUT/study.json does not exist"),
         ("evaluate RUN --device meta", "error: device 'meta' cannot be used"),
         ("evaluate nowhere", "error: nowhere is not a run: it has no config.json"),

@@ -256,7 +256,7 @@ def test_members_that_escape_are_refused(tmp_path: Path, member: tuple[str, byte
     inner = tmp_path / "root"
     inner.mkdir()
     archive = make_tar(inner / "a.tgz", ("fine.txt", b"1", ""), member)
-    with pytest.raises(CorsdError, match=r"a\.tgz is refused, nothing of it was kept"), unpacked(archive):
+    with pytest.raises(CorsdError, match=r"a\.tgz was not unpacked"), unpacked(archive):
         pytest.fail("the context must not be entered")
     assert names(inner) == {"a.tgz"} and names(tmp_path) == {"root"}
 

@@ -293,7 +293,7 @@ def test_arrays_on_top_of_each_other_are_refused(tmp_path: Path) -> None:
     assert struct.unpack_from("<I", content, entry + 20) == (first.compress_size,)
     struct.pack_into("<I", content, entry + 20, 2**31)
     (tmp_path / "a.npz").write_bytes(content)
-    with pytest.raises(CorsdError, match=r"a\.npz is not a readable \.npz file: its arrays lie on top of each other"):
+    with pytest.raises(CorsdError, match=r"a\.npz is not a readable \.npz file: its arrays overlap"):
         load_dataset(f"npz:{tmp_path / 'a.npz'}")
 
 

@@ -102,7 +102,7 @@ def test_epochs_draw_every_exit_in_the_order_of_time() -> None:
 def test_what_cannot_be_drawn_is_named(draw: Any) -> None:
     with pytest.raises(CorsdError, match="measure 'beauty' is not known; allowed: within"):
         draw(table(2), ("beauty",))
-    with pytest.raises(CorsdError, match="run 'young' has no structure"):
+    with pytest.raises(CorsdError, match="run 'young' has an empty table"):
         draw({"young": table(2).iloc[:0]})
     with pytest.raises(CorsdError, match="column 'nc1' is not known"):
         draw(table(2).drop(columns="nc1"), ("nc1",))

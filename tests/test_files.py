@@ -461,7 +461,7 @@ def test_what_cannot_be_locked_is_one_error(tmp_path: Path) -> None:
 def test_a_document_with_other_marks_is_left_as_it_is(text: str, tmp_path: Path) -> None:
     document = tmp_path / "README.md"
     document.write_text(text, encoding="utf-8")
-    with pytest.raises(CorsdError, match=r"README.md must have one <!-- b --> and, after it, one <!-- /b --> to put the table"):
+    with pytest.raises(CorsdError, match=r"README.md must contain <!-- b --> and, after it, <!-- /b -->, each once"):
         write_between(document, "b", "new")
     assert document.read_text(encoding="utf-8") == text
     with pytest.raises(CorsdError, match=r"cannot read .*other.md: No such file"):

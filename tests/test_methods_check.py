@@ -516,7 +516,7 @@ BROKEN: list[tuple[type[Method], str, str]] = [
     (PicksOut, GRAPH, r"loss_terms waits for a value of the device \(aten.nonzero"),
     (ReadsAList, GRAPH, r"loss_terms waits for a value of the device \(aten._local_scalar_dense"),
     (ReadsAnArray, GRAPH, r"loss_terms cannot run on tensors without values \(RuntimeError: .*\): compute with tensors only"),
-    (KeepsAPlainTensor, GRAPH, "loss_terms reads a tensor that is no parameter or buffer .*: register it as a buffer"),
+    (KeepsAPlainTensor, GRAPH, "loss_terms reads a tensor that is not a parameter, a buffer .*: register it as a buffer"),
     (ReplacesABuffer, GRAPH, r"loss_terms replaces the buffer mean: write into it \(copy_, add_\), or set cuda_graphs = False"),
     (ReadsProgressInImages, GRAPH, "transform_images reads batch.progress, .*: read it in sample, or set cuda_graphs = False"),
     (PicksOutImages, GRAPH, r"transform_images waits for a value of the device \(aten"),

@@ -187,8 +187,8 @@ def test_a_seed_of_every_row_comes_before_the_next_seed(write: Write) -> None:
             {"variants": {"baseline": {"train": {"method": "corsd", "method_options": {"a": 1}}}}},
             "'a' is not known; allowed: task",
         ),
-        ({"variants": {"baseline": {"train": {"out": "here"}}}}, "train: out differs by run or by place"),
-        ({"train": {"data_root": "/data"}}, "train: data_root differs by run or by place"),
+        ({"variants": {"baseline": {"train": {"out": "here"}}}}, "train: out depends on the run or the machine"),
+        ({"train": {"data_root": "/data"}}, "train: data_root depends on the run or the machine"),
         ({"equal": "time"}, "equal 'time' is not known; allowed: images, epochs"),
         ({"train": {"method_options": None}}, r"study\.json: train: method_options = None; allowed: an object of options"),
         (
@@ -365,7 +365,7 @@ def test_a_row_may_say_that_it_does_not_use_its_search(write: Write) -> None:
 
 
 def test_a_study_has_a_folder_of_its_own(tmp_path: Path) -> None:
-    with pytest.raises(CorsdError, match=r"other\.json lies beside its records and tables: name it study\.json, in a folder"):
+    with pytest.raises(CorsdError, match=r"other\.json must be named study\.json and have its own folder"):
         Study.from_file(tmp_path / "other.json")
 
 

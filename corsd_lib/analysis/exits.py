@@ -127,9 +127,8 @@ def early_exit_curve(
     `macs` (K,): the cost of an image that leaves at exit k, see `cumulative_macs`. Returns one row for each threshold, in the
     given order. Default thresholds are spaced so that about equal shares of images leave earlier from one to the next: with
     the one extreme all images leave at exit 1, with the other all at the deepest exit (a threshold above 1 for confidence, and
-    below 0 for entropy). Columns: threshold; accuracy (%); accuracy_drop (percentage points below the deepest exit,
-    negative if early exit is more accurate); macs (mean over images); fraction.exit<k> (of the images that leave there, in
-    [0, 1]). Raises
+    below 0 for entropy). Columns: threshold; accuracy (%); accuracy_drop (percentage points below the deepest exit, negative if
+    early exit is more accurate); macs (mean over images); fraction.exit<k> (of the images that leave there, in [0, 1]). Raises
     `CorsdError` for an unknown rule, and if logits, labels, macs and thresholds do not match.
     """
     import pandas as pd

@@ -41,7 +41,7 @@ def read_archive(path: Path, expected: str, wanted: Callable[[str], bool], requi
     if not path.exists():
         raise CorsdError(f"{path} does not exist; expected {expected}")
     if not path.is_file():
-        raise CorsdError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}; expected {expected}")
+        raise CorsdError(f"{path} is {'a folder' if path.is_dir() else 'not a regular file'}; expected {expected}")
     try:
         with zipfile.ZipFile(path) as file:
             return _read(path, file, wanted, required)
