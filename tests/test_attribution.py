@@ -543,6 +543,6 @@ def test_what_cannot_be_deleted_is_named(network: MultiExitNetwork, images: Tens
         deletion_curve(network, images[0], 1, of_pair)
     with pytest.raises(CorsdError, match=r"attribution of shape \(8, 4\) and class 2"):
         deletion_curve(network, images[0], 1, replace(found, map=found.map[:, :4]))
-    with pytest.raises(CorsdError, match="draws = 0"):
+    with pytest.raises(CorsdError, match="num_random = 0"):
         deletion_curve(network, images[0], 1, found, num_random=0)
     assert "map" not in repr(found) and isinstance(found, Attribution)

@@ -236,8 +236,8 @@ def test_a_study_that_is_moved_while_it_is_trained_ends_it_and_is_not_made_anew(
 
     _in_training(monkeypatch, act)
     message = (
-        r"^results/mine/study\.json was moved or removed while the study was trained, and the comparison ends; trained runs are "
-        r"kept in runs/mine: put it back, or compare the study where it is now \(runs='runs/mine', --runs\)$"
+        r"^results/mine/study\.json was moved or removed while the study was trained, and the comparison ends; trained runs "
+        r"are kept in runs/mine: put it back, or compare the study where it is now \(runs='runs/mine', --runs\)$"
     )
     with pytest.raises(CorsdError, match=message):
         run_study(study, jobs=1, report=lambda line: None)

@@ -80,7 +80,7 @@ def test_images_that_are_not_square_need_an_image_size(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"train_x": None}, "lacks train_x"),
-        ({"train_y": None, "test_y": None}, "lacks train_y, test_y; it holds train_x, test_x"),
+        ({"train_y": None, "test_y": None}, "lacks train_y, test_y; it contains train_x, test_x"),
         ({"train_x": np.zeros((6, 5, 5, 3), np.float32)}, r"train_x is float32 .* allowed: uint8"),
         ({"train_x": np.zeros((6, 5, 5, 3), np.int64)}, "train_x is int64"),
         ({"train_x": np.zeros((6, 3, 5, 5), np.uint8)}, r"shape \(6, 3, 5, 5\); allowed: .*\(N, H, W, 3\)"),
@@ -121,7 +121,7 @@ def test_images_that_are_not_square_need_an_image_size(tmp_path: Path) -> None:
         ),
         ({"val_x": np.zeros((2, 5, 5, 3), np.uint8)}, "lacks val_y; expected val_x and val_y, or neither"),
         ({"dev_y": np.zeros(2, int)}, "lacks dev_x; expected dev_x and dev_y, or neither"),
-        ({"val_x": np.zeros((2, 6, 6, 3), np.uint8), "val_y": np.array([0, 1])}, r"train_x and val_x hold .* \(6, 6, 3\)"),
+        ({"val_x": np.zeros((2, 6, 6, 3), np.uint8), "val_y": np.array([0, 1])}, r"train_x and val_x contain .* \(6, 6, 3\)"),
         ({"val_x": np.zeros((2, 5, 5, 3), np.uint8), "val_y": np.array([0, 3])}, r"val_y has label 3; allowed: 0\.\.2"),
         (
             {"val_x": np.zeros((2, 5, 5, 3), np.uint8), "dev_x": np.zeros(2)},
@@ -141,7 +141,7 @@ def test_images_that_are_not_square_need_an_image_size(tmp_path: Path) -> None:
         ),
         (
             {"train_y": np.array([0, 1, 2, 0, 1, None], dtype=object)},
-            "array train_y cannot be read: Object arrays",
+            "array train_y cannot be read: object arrays",
         ),
         ({"class_names": np.array(["a", "b", None], dtype=object)}, "array class_names cannot be read"),
     ],

@@ -275,7 +275,7 @@ def test_deletion_draws_the_curve_of_the_map_and_says_what_it_means(
     (image,) = run_images(tiny_run, [3], data)
     curve = deletion_curve(tiny_run.network(), image, 3, attribute_run(tiny_run, 3, 3, data))
     np.testing.assert_allclose(found["x"], 100 * curve.fraction.numpy(), rtol=1e-5)
-    for line, values in zip(found["lines"], (curve.probability, curve.random), strict=True):
+    for line, values in zip(found["lines"], (curve.probability, curve.random_probability), strict=True):
         np.testing.assert_allclose(line["y"], 100 * values.numpy(), rtol=1e-3, atol=1e-3)
     assert f"{curve.area:.3f}, {curve.random_area:.3f} in random order" in found["sentence"]
     assert ("depends on these pixels" in found["sentence"]) == (curve.area < 0.8 * curve.random_area)
