@@ -111,10 +111,10 @@ def balanced_batches(labels: Tensor, batch_size: int, generator: torch.Generator
 
 
 def triplet_batches(labels: Tensor, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    """Batches laid out as [anchors, images of the same class, images of other classes], `batch_size` // 3 indices each.
+    """Batches laid out as [anchors, positives (same class), negatives], `batch_size` // 3 indices each.
 
     Each index is an anchor at most once in an epoch. An incomplete last batch is dropped unless it is the only one, so an epoch
-    over n images has at most 3n. An image that is alone in its class is its own partner. Returns index tensors int64 (3 ·
+    over n images has at most 3n indices. The only image of a class is its own positive. Returns index tensors int64 (3 ·
     (`batch_size` // 3),); the only batch may be shorter. Raises `CorsdError` if there are fewer than two classes and if
     `batch_size` is below 3. Source: the authors' release.
     """
@@ -156,9 +156,7 @@ def _class_indices(labels: Tensor) -> list[Tensor]:
 
 
 def _repeated_permutations(items: Tensor, count: int, chunk: int, generator: torch.Generator) -> Tensor:
-    """`count` random permutations of `items` in sequence, such that no chunk of `chunk` entries has an item twice if
-    possible.
-    """
+    """`count` random permutations of `items`, concatenated; where possible, no chunk of `chunk` entries repeats an item."""
     order = items[:0]
     for _ in range(count):
         tail = order[len(order) // chunk * chunk :]

@@ -179,7 +179,7 @@ def memory_ratio(name: str) -> dict[str, Any]:
 
 
 def import_ratio(repeat: int) -> dict[str, Any]:
-    """Time to import corsd_lib and the names for a training, relative to `import torch`, in new processes."""
+    """Time to import torch, `train` and `load_dataset`, relative to torch alone; new processes."""
     commands = {
         "torch": lambda: _fresh("import torch"),
         "corsd_lib": lambda: _fresh("import torch, corsd_lib; corsd_lib.train, corsd_lib.load_dataset"),

@@ -42,7 +42,7 @@ def bundled_files(root: Path) -> Iterator[Path]:
 
 
 def results_folders() -> list[Path]:
-    """Folders in which results may lie, the nearest first: of the working directory, of its parents, and of the bundle."""
+    """Possible `results` folders, nearest first: in the working directory, its parents and the bundle; may not exist."""
     here = Path.cwd()
     return [place / "results" for place in (here, *here.parents, bundle_root())]
 

@@ -308,7 +308,7 @@ def _cluster(options: argparse.Namespace) -> Cluster | None:
 
 
 def _write_study(study: Study, report: Callable[[str], object], figures: bool, readme: str | None) -> None:
-    """Write the tables of a study, and its figures if `figures`; these take seconds and are skipped after a stop."""
+    """Write the tables of a study and, if `figures`, its figures, which take seconds; skipped after a stop."""
     from corsd_lib.studies.tables import markdown, short_markdown, write_tables
 
     summary = write_tables(study)

@@ -425,4 +425,4 @@ def _check_row(where: str, row: Mapping[str, Any], reference: bool) -> None:
     if row["gain"] is None and row["gain_low"] is not None:
         raise CorsdError(f"{where}: gain = None with an interval; allowed: a number, or null for all three")
     if row["gain"] is not None and not reference:
-        raise CorsdError(f"{where}: gain = {row['gain']} over a baseline that is no row; allowed: null")
+        raise CorsdError(f"{where}: gain = {row['gain']} over a baseline without a row; allowed: null")

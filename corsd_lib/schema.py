@@ -126,7 +126,7 @@ def choice(*allowed: object) -> Check:
 
 
 def optional(check: Check) -> Check:
-    """Check for None or a value that `check` accepts."""
+    """Check that accepts None and what `check` does."""
 
     def check_unless_none(value: Any, where: Location) -> None:
         if value is not None:

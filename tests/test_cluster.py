@@ -161,8 +161,8 @@ def test_a_finished_run_of_another_configuration_is_not_recorded(write: Write, s
     [
         ({"partitions": "gpu"}, r"slurm setting partitions = 'gpu': Unknown argument 'partitions' .* Valid arguments: .*qos"),
         ({"timeout_min": "1:00:00"}, r"slurm setting timeout_min = '1:00:00': .*expected type <class 'int'>"),
-        ({"nodes": 2}, "slurm setting nodes: a training is one task of one node; its time limit is timeout_min"),
-        ({"time": 5}, "slurm setting time: a training is one task of one node"),
+        ({"nodes": 2}, "slurm setting nodes is fixed: one task on one node; set the time limit as timeout_min"),
+        ({"time": 5}, "slurm setting time is fixed: one task on one node"),
         ({"signal_delay_s": "9"}, "slurm setting signal_delay_s = '9'; allowed: 10 to 86,400 seconds"),
         ({"additional_parameters": "x"}, "slurm setting additional_parameters = 'x': "),
         ({"array_parallelism": "x"}, "slurm did not accept the jobs: "),

@@ -170,7 +170,7 @@ def test_validation_takes_at_least_one_and_leaves_at_least_one() -> None:
 
 def test_a_class_with_too_few_images_is_named() -> None:
     split = as_arrays(random_images(4, 1, 2, 2), [0, 0, 0, 1])
-    with pytest.raises(CorsdError, match=r"per_class 2 .* class 'rare' .* allowed: 1\.\.1"):
+    with pytest.raises(CorsdError, match=r"per_class 2 .* class 'rare'; allowed: 1\.\.1"):
         pick_per_class(split, 2, ("common", "rare"), torch.Generator())
     with pytest.raises(CorsdError, match=r"at least 2 train images .* class 'rare' has 1"):
         split_validation(split, 0.1, ("common", "rare"), torch.Generator())
@@ -331,13 +331,13 @@ def test_image_data_refuses_what_does_not_fit_together() -> None:
         ({"class_names": ("a", "\udce9")}, r"mine: class '\\udce9' is not valid UTF-8"),
         ({"superclass_names": ("\udce9",)}, r"mine: superclass '\\udce9' is not valid UTF-8"),
         ({"attribute_names": ("\udce9",)}, r"mine: attribute '\\udce9' is not valid UTF-8"),
-        ({"class_names": ("a", "")}, r"mine: class ''; allowed: a name of one line that is not empty"),
-        ({"class_names": (" \t", "b")}, r"mine: class ' \\t'; allowed: a name of one line"),
-        ({"class_names": ("a\nb", "b")}, r"mine: class 'a\\nb'; allowed: a name of one line"),
-        ({"class_names": ("a", "b\n")}, r"mine: class 'b\\n'; allowed: a name of one line"),
-        ({"class_names": ("a", "b\u2028c")}, r"mine: class 'b\\u2028c'; allowed: a name of one line"),
-        ({"superclass_names": ("",)}, r"mine: superclass ''; allowed: a name of one line"),
-        ({"attribute_names": ("a\rb",)}, r"mine: attribute 'a\\rb'; allowed: a name of one line"),
+        ({"class_names": ("a", "")}, r"mine: class ''; allowed: a non-empty name without line breaks"),
+        ({"class_names": (" \t", "b")}, r"mine: class ' \\t'; allowed: a non-empty name without line breaks"),
+        ({"class_names": ("a\nb", "b")}, r"mine: class 'a\\nb'; allowed: a non-empty name without line breaks"),
+        ({"class_names": ("a", "b\n")}, r"mine: class 'b\\n'; allowed: a non-empty name without line breaks"),
+        ({"class_names": ("a", "b\u2028c")}, r"mine: class 'b\\u2028c'; allowed: a non-empty name without line breaks"),
+        ({"superclass_names": ("",)}, r"mine: superclass ''; allowed: a non-empty name without line breaks"),
+        ({"attribute_names": ("a\rb",)}, r"mine: attribute 'a\\rb'; allowed: a non-empty name without line breaks"),
         ({"augmentation": "blur"}, "augmentation 'blur' .* crop, crop_flip, resized_crop"),
     ):
         with pytest.raises(CorsdError, match=message):

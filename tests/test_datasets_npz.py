@@ -109,11 +109,11 @@ def test_images_that_are_not_square_need_an_image_size(tmp_path: Path) -> None:
         ({"train_y": np.zeros(6, int), "test_y": np.zeros(2, int)}, "the data has one class, '0'; at least two are needed"),
         ({"class_names": np.array(["a", "b", "a"])}, "class_names has 'a' more than once; expected distinct names"),
         ({"class_names": np.array(["a", "b", "\udcff"])}, r"class_names '\\udcff' is not valid UTF-8"),
-        ({"class_names": np.array(["a", "b", ""])}, r"class_names ''; allowed: a name of one line that is not empty"),
-        ({"class_names": np.array(["a", "b", "c\nd"])}, r"class_names 'c\\nd'; allowed: a name of one line"),
+        ({"class_names": np.array(["a", "b", ""])}, r"class_names ''; allowed: a non-empty name without line breaks"),
+        ({"class_names": np.array(["a", "b", "c\nd"])}, r"class_names 'c\\nd'; allowed: a non-empty name without line breaks"),
         (
             {"superclass_names": np.array(["s", ""]), "superclass_of_class": np.array([0, 1, 0])},
-            r"superclass_names ''; allowed: a name of one line",
+            r"superclass_names ''; allowed: a non-empty name without line breaks",
         ),
         (
             {"superclass_names": np.array(["s", "s"]), "superclass_of_class": np.array([0, 1, 0])},

@@ -555,7 +555,7 @@ def test_what_is_never_recorded_need_not_be_safe_in_a_graph(kind: type[Broken]) 
 
 def test_other_things_are_no_methods() -> None:
     for thing in ("corsd", DeepSupervision(), MethodOptions):
-        with pytest.raises(CorsdError, match=r"check_method of .*; allowed: a subclass of Method"):
+        with pytest.raises(CorsdError, match=r"check_method\(.*\); allowed: a subclass of Method"):
             check_method(thing)  # type: ignore[arg-type]
     with pytest.raises(CorsdError, match=r"method 'broken': extra = -1\.0 must be finite and at least 0"):
         check_method(Broken, extra=-1.0)

@@ -969,7 +969,7 @@ def test_images_of_your_own_are_asked_for_again(tiny: Tiny, monkeypatch: pytest.
     asked = r"run was trained on data that was given to train, 'mine': give it here too"
     with pytest.raises(CorsdError, match=asked):
         _train(tiny(resume=True))
-    with pytest.raises(CorsdError, match=r"run was started on 'mine', with other classes or images than 'another' has"):
+    with pytest.raises(CorsdError, match=r"run was started on 'mine', not on 'another'; give the data of its start"):
         _train(tiny(resume=True), data=other)
     run = _train(tiny(resume=True), data=mine)
     assert run.test is not None and run.test["data"] == "mine"
@@ -988,7 +988,9 @@ def test_own_images_under_a_known_name_are_told_from_the_known_ones(tiny: Tiny, 
     with monkeypatch.context() as patched:
         _at_step(patched, 2, lambda: signal.raise_signal(signal.SIGINT))
         _train(tiny(), data=noisy)
-    with pytest.raises(CorsdError, match=r"run was started on 'digits', with other classes or images than 'digits' has"):
+    with pytest.raises(
+        CorsdError, match=r"run was started on other images of the name 'digits': train .* of different classes"
+    ):
         _train(tiny(resume=True), data=known)
     asked = r"run has other training images than 'digits' has here: train .* of different classes; put them back, or give them"
     with pytest.raises(CorsdError, match=asked):

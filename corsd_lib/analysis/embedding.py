@@ -73,8 +73,8 @@ class StageEmbedding:
     `coordinates` (E, K, N, 2) float32, all from one joint fit: those of image i are coordinates[:, :, i]; axes have no unit.
     `labels`, `index` (N,): class of the images and their index in the split. `epochs` (E,), `exits` (K,), from 1. For every
     epoch and exit there are three measures (E, K) in [0, 1], 1 is best: `trustworthiness`; `knn_purity` in two dimensions; and
-    `embedding_purity`, the purity in D dimensions. No purity can exceed `purity_limit`. A projection that is purer than its
-    embedding shows classes more separated than they are: in a joint fit deep exits influence the positions of shallow ones.
+    `embedding_purity`, the purity in D dimensions. No purity can exceed `purity_limit`. If `knn_purity` exceeds
+    `embedding_purity`, the picture overstates class separation: in a joint fit deep exits affect shallow ones.
     """
 
     coordinates: Tensor

@@ -145,7 +145,7 @@ def early_exit_curve(
     columns = {
         "threshold": sign * signed + 0.0,  # + 0.0 removes the sign of -0.0
         "accuracy": 100.0 * hits / correct.shape[1],
-        "accuracy_drop": 100.0 * (correct[-1].sum() - hits) / correct.shape[1],  # from counts, so that one point is exactly 1
+        "accuracy_drop": 100.0 * (correct[-1].sum() - hits) / correct.shape[1],  # from counts, so a 1-point drop is exactly 1
         "macs": shares @ torch.as_tensor(macs, dtype=torch.double),
         **{f"fraction.exit{k}": share for k, share in enumerate(shares.T, start=1)},
     }

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["term_gradients"]
 
-LABELS = ("task", "exit_ce")  # cross-entropy with the labels: the reference of the cosine
+LABELS = ("task", "exit_ce")  # label cross-entropy: `cosine` is relative to its gradient
 
 
 def term_gradients(run: Run, data: ImageData | None = None, batches: int = 2) -> pd.DataFrame:

@@ -130,10 +130,10 @@ def _expected_precision(scores: Tensor, same: Tensor, most: int) -> tuple[Tensor
     """
     new = torch.ones_like(scores, dtype=torch.bool)
     new[:, 1:] = scores[:, 1:] != scores[:, :-1]
-    group = new.cumsum(1) - 1  # (Q, M) number of the group of equal scores
+    group = new.cumsum(1) - 1  # (Q, M) index of the group of equal scores
     ones = torch.ones_like(same)
     sizes, members = (torch.zeros_like(same).scatter_add_(1, group, values) for values in (ones, same))
-    before, members_before = (values.cumsum(1) - values for values in (sizes, members))  # numbers in all earlier groups
+    before, members_before = (values.cumsum(1) - values for values in (sizes, members))  # counts in all earlier groups
     group = group[:, :most]
     g, s, n, c = (values.gather(1, group) for values in (sizes, members, before, members_before))
     rank = torch.arange(1, most + 1)

@@ -108,7 +108,7 @@ def silhouette(embeddings: Tensor, labels: Tensor) -> float:
     x, y, counts = _grouped(embeddings, labels)
     if len(counts) < 2 or not x.isfinite().all():
         return NAN
-    if len(counts) == len(x):  # one image in each class, which scikit-learn refuses
+    if len(counts) == len(x):  # one image in each class: scikit-learn raises
         return 0.0
     distances = torch.cdist(x, x).fill_diagonal_(0)  # exact 0 for equal embeddings
     return float(silhouette_score(distances.numpy(), y.numpy(), metric="precomputed"))

@@ -16,7 +16,7 @@ from corsd_lib.errors import CorsdError, shown_text
 
 # Deflate reaches 1000:1 on zeros, but only 2:1 on photographs and about 10:1 on characters: higher ratios are refused.
 LARGEST_RATIO = 100
-HARMLESS = 256 * 1024**2  # bytes of an array that may be compressed by any ratio
+HARMLESS = 256 * 1024**2  # arrays up to this size in bytes may have any ratio
 
 
 class Archive(NamedTuple):
@@ -34,8 +34,8 @@ class Archive(NamedTuple):
 def read_archive(path: Path, expected: str, wanted: Callable[[str], bool], required: Iterable[str]) -> Archive:
     """Read the arrays of the .npz file `path` whose names satisfy `wanted`; `expected` describes the file in error messages.
 
-    Raises CorsdError for a path that is no file, a damaged file, a missing array of `required`, an array whose header does not
-    match its size, an array above 256 MiB that is compressed more than a hundredfold, and if all arrays together exceed the
+    Raises CorsdError for a path that is not a file, a damaged file, a missing array of `required`, an array whose header does
+    not match its size, an array above 256 MiB that is compressed more than a hundredfold, and if all arrays together exceed the
     available memory. Sizes are read from headers, without decompressing.
     """
     if not path.exists():

@@ -276,7 +276,7 @@ def check_names(what: str, names: Sequence[str]) -> None:
     check_text(what, *names)
     for name in names:
         if name.splitlines() != [name] or not name.strip():
-            raise CorsdError(f"{what} {shortened(name)}; allowed: a name of one line that is not empty")
+            raise CorsdError(f"{what} {shortened(name)}; allowed: a non-empty name without line breaks")
 
 
 def check_class_names(what: str, names: Sequence[str]) -> None:

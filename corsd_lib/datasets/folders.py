@@ -118,10 +118,11 @@ def _parts(folder: Path, test_fraction: float | None) -> Parts:
 def split_classes(folder: Path, fraction: float) -> Parts:
     """Split a folder that has only class folders into train and test.
 
-    An image is in the test set if a hash of its name, class/file, and `SPLIT_SEED` is below `fraction`, in (0, 1). The split of
-    an image does not depend on other images or on the seed of a training. About `fraction` of the images of a class are in the
-    test set; the larger the class, the closer to it. Both splits have at least one image of each class: if the hash leaves a
-    split empty, it gets the image with the nearest hash. Raises CorsdError for a class with fewer than two images. Ours.
+    An image is in the test set if a hash of its name "class/file" and `SPLIT_SEED` is below `fraction`, in (0, 1). The split of
+    an image depends neither on other images (but see below) nor on the training seed. About `fraction` of the images of a class
+    are in the test set; the larger the class, the closer to it. Both splits have at least one image of each class: if the hash
+    leaves a split empty, it gets the image with the nearest hash. Raises CorsdError for a class with fewer than two images.
+    Ours.
     """
     names = class_folders(folder)
     whole, notices = list_images(folder, names)

@@ -61,7 +61,7 @@ def _superclass_size(data: ImageData) -> int:
     sizes = torch.bincount(data.superclass_of_class, minlength=len(data.superclass_names)).unique().tolist()
     if len(sizes) > 1 or sizes == [1]:
         found = "no superclasses" if sizes == [1] else f"superclasses of {sizes[0]} to {sizes[-1]} classes"
-        raise CorsdError(f"hold_out is 'superclasses' for {data.name}, which has {found}; allowed: superclasses of one size")
+        raise CorsdError(f"hold_out is 'superclasses' for {data.name}, which has {found}; allowed: equal-sized superclasses")
     return sizes[0]
 
 

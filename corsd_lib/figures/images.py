@@ -99,7 +99,7 @@ def _add_row(figure: go.Figure, row: int, image: npt.NDArray[np.uint8], values: 
 
 
 def _weight_finding(maps: npt.NDArray[np.float32], titles: Sequence[str]) -> str:
-    """Default title: for each image the share of pixels that have half of the absolute attribution."""
+    """Default title: the smallest share of each image's pixels with half the absolute attribution."""
     said = []
     for name, values in zip(titles, maps, strict=True):
         weight = np.sort(np.abs(values), axis=None)[::-1].cumsum()

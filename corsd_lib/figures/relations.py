@@ -40,8 +40,8 @@ def relation_heatmap(
     """Heatmap of the relation of classes, or of images (`unit`): row c is the first of a pair, column d the second.
 
     `matrix` (C, C): floats in [0, 1] (1 = related, NaN is left blank), or uint8 where 255 stands for 1. `names` (C,): of the
-    rows and columns. The colours always span 0 to 1, so that matrices can be compared. `order` (C,): permutation of rows and
-    columns. `groups` (C,): the group id of each row in drawing order, such as its superclass; lines separate the groups, and
+    rows and columns. Colours always span 0 to 1, for comparison. `order` (C,): `order[i]` is the class of row and
+    column i. `groups` (C,): the group id of each row in drawing order, such as its superclass; lines separate the groups, and
     `group_names`, indexed by id, label them. `dendrogram`: the linkage (C - 1, 4) of the rows, drawn above with heights 1 -
     relation; without `order` the order of its leaves is used. `dark`: colours for a dark page. Raises `CorsdError` if shapes,
     names and order do not match.

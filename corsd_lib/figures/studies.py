@@ -206,7 +206,7 @@ def draw_figures(summary: Mapping[str, Any], folder: Path) -> list[Path]:
         pictures = {"accuracy": accuracy_by_method(part)}
         parents = {m["from"] for m in part["methods"].values() if m["group"] == group}
         if group != "methods":
-            parents.discard(None)  # from variants that do not inherit
+            parents.discard(None)  # None: a variant without a parent
         versus = relative_to(part, *parents) if len(parents) == 1 and parents <= part["methods"].keys() else part
         if any(m["gain"] is not None for m in versus["methods"].values()):
             pictures["gain"] = gain_by_method(versus)

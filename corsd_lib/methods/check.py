@@ -138,7 +138,7 @@ class _Case(NamedTuple):
 
 
 def _batch(method: Method, labels: list[int], step: int = 0) -> Batch:
-    """A batch of random images, different for each step, with `labels`; for triplets a number that is no multiple of 3 is
+    """A batch of random images, different for each step, with `labels`; for triplets a number that is not a multiple of 3 is
     tripled.
     """
     labels = labels * 3 if method.sampling == "triplet" and len(labels) % 3 else labels
@@ -173,7 +173,7 @@ def _same(before: object, now: object) -> bool:
 
 def _check_declaration(kind: type[Method]) -> None:
     if not (isinstance(kind, type) and issubclass(kind, Method)):
-        raise CorsdError(f"check_method of {shortened(kind)}; allowed: a subclass of Method")
+        raise CorsdError(f"check_method({shortened(kind)}); allowed: a subclass of Method")
     with _rule(kind, "declared well"):
         allowed: dict[str, tuple[object, ...]] = {"exits": ("all", "deepest"), "sampling": SAMPLINGS}
         allowed |= {"detach_exits": (False, True), "cuda_graphs": (False, True)}

@@ -235,7 +235,7 @@ class Corsd(Method):
         """
         intra, inter = self._pairs(batch)
         random = {"intra": intra, "inter": inter, "other": self.logit_relation.sample(batch.labels, batch.generator)}
-        if self.options.relation_warmup:  # a tensor, because a recorded graph would repeat a number
+        if self.options.relation_warmup:  # a tensor: a CUDA graph would freeze a Python number
             random["warmup"] = torch.tensor(min(1.0, batch.progress / self.options.relation_warmup)).to(batch.labels.device)
         return random
 

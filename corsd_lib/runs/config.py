@@ -22,7 +22,7 @@ __all__ = ["PLACE_FIELDS", "PROBE_FIELDS", "SEEDS", "TrainConfig", "differences"
 # Fields that do not affect the result of a training: paths, worker processes and execution.
 PLACE_FIELDS = ("out", "resume", "data_root", "workers", "checkpoint_seconds", "cuda_graphs", "deterministic")
 PROBE_FIELDS = ("probe_every", "probe_size", "probe_split")  # which snapshots are recorded
-_FLOATS = 1e38  # near the largest number of float32, in which the optimiser computes
+_FLOATS = 1e38  # near the float32 maximum; the optimiser computes in float32
 _INTEGERS = 2**31  # above what any training needs, below the largest possible size of a tensor
 _SEEDS = 2**63  # limit of random generators and files
 SEEDS = f"whole numbers of at least 0 and below {_SEEDS:,}"

@@ -65,7 +65,7 @@ def run_data(run: Run, data: ImageData | None = None, data_root: str | None = No
                 "here too"
             )
     elif tuple(data.class_names) != run.data.class_names or data.channels != run.data.channels:
-        raise CorsdError(f"data {data.name!r} has other classes or channels than {run.path} was trained on, {run.data.name!r}")
+        raise CorsdError(f"classes or channels of {data.name!r} differ from {run.data.name!r}, the data of {run.path}")
     unseen = None if data.unseen is None else replace(data.unseen, mean=run.data.mean, std=run.data.std)
     return replace(data, mean=run.data.mean, std=run.data.std, unseen=unseen)
 
@@ -74,12 +74,12 @@ def image_changes(data: ImageData, info: DataInfo) -> str:
     """Description of the first difference in classes, splits or statistics between `data` and the data of a run; "" if there is
     none.
 
-    Test images may differ, images of train and validation may not.
+    Test images are not compared.
     """
     if tuple(data.class_names) != info.class_names:
-        return "its classes are others"
+        return "its classes differ"
     if unseen_class_names(data) != info.unseen_class_names:
-        return "its held-out classes are others"
+        return "its held-out classes differ"
     if (data.image_size, data.channels) != (info.image_size, info.channels):
         now, then = ((of.channels, of.image_size, of.image_size) for of in (data, info))
         return f"images are {now}, were {then}"

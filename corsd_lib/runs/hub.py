@@ -17,7 +17,7 @@ RUN_FILES = (
 
 
 def is_on_hub(name: object) -> bool:
-    """Whether `name` means a run of the Hub (it begins with "hf:"), not a folder."""
+    """Whether `name` is a run on the Hub (begins with "hf:"), not a folder."""
     return isinstance(name, str) and name.startswith(_PREFIX)
 
 

@@ -161,10 +161,10 @@ class Run:
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """Metrics of the training, one row for each finished epoch.
+        """Training metrics, one row per finished epoch.
 
-        Columns: epoch; step (total so far); lr; images and seconds (of this epoch); loss.<term> (mean); train_top1.exit<k> and,
-        with a validation split, val_top1.exit<k>, both in %.
+        Columns: epoch; step (total so far); lr; images and seconds (of this epoch); loss.<term> (unweighted mean);
+        train_top1.exit<k> and, with a validation split, val_top1.exit<k>, both in %.
         """
         import pandas as pd
 

@@ -62,7 +62,7 @@ def _fetched(name: str, entry: dict[str, Any]) -> Path:
     address = _address()
     if address is None:
         raise CorsdError(
-            f"{where}, and no repository is named: set CORSD_RELEASES to a URL or folder with the archives, {advice}"
+            f"{where}, and no download URL is set: set CORSD_RELEASES to a URL or folder with the archives, {advice}"
         )
     try:
         make_folder(home)

@@ -117,7 +117,7 @@ def committed_summary(study: str) -> dict[str, Any]:
     """The summary of a study of the repository, such as "digits": see `studies.summary.summarise`.
 
     Read from results/<study>/summary.json in the working directory and its parents, then in the clone or wheel that the package
-    lies in. Raises `CorsdError` that lists the studies.
+    lies in. Raises `CorsdError` for an unknown study.
     """
     check_name("committed study", study)
     if (file := find_result(Path(study) / "summary.json")) is not None:

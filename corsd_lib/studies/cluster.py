@@ -32,7 +32,7 @@ __all__ = ["CLUSTERS", "Cluster", "train_on_cluster"]
 CLUSTERS = ("slurm", "local")
 POLL_SECONDS = {"slurm": 10.0, "local": 0.5}  # all users share the machine that answers squeue
 MINUTES = {"slurm": 60, "local": 7 * 24 * 60}  # default time limit; a job that reaches it is requeued
-SIGNAL_SECONDS = {"slurm": 90, "local": 30}  # defaults of submitit: SIGUSR2 comes so long before the time limit
+SIGNAL_SECONDS = {"slurm": 90, "local": 30}  # defaults of submitit: SIGUSR2 comes this long before the limit
 TIMEOUTS = 100  # a job that reaches its time limit more often is not requeued
 _OF_ALL_CLUSTERS = ("name", "timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node", "stderr_to_stdout")
 _NOT_SETTINGS = ("nodes", "tasks_per_node", "ntasks_per_node", "time")
@@ -203,7 +203,7 @@ def _executor(cluster: Cluster, folder: Path, name: str) -> Any:
         raise CorsdError(f"executor {cluster.name!r} is not available here: {first_line(error)}") from error
     for setting, value in settings.items():
         if setting in _NOT_SETTINGS:
-            raise CorsdError(f"slurm setting {setting}: a training is one task of one node; its time limit is timeout_min")
+            raise CorsdError(f"slurm setting {setting} is fixed: one task on one node; set the time limit as timeout_min")
         try:
             executor.update_parameters(**{setting if setting in _OF_ALL_CLUSTERS else f"slurm_{setting}": value})
         except (NameError, ValueError, TypeError, AssertionError) as error:

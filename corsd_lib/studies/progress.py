@@ -69,7 +69,7 @@ class VariantProgress:
 
     @classmethod
     def of(cls, jobs: Sequence[Job], figures: Mapping[str, Any] | None) -> VariantProgress:
-        """Create it from the `jobs` of a variant and, if there is one, its entry `figures` in the summary."""
+        """Progress from a variant's `jobs` and its summary entry `figures` (numbers; None if missing)."""
         newest = {job.seed: _last_line(job) for job in jobs if job.state in ("running", "stopping")}
         epochs = jobs[0].config.epochs
         unfinished = sum(job.state in ("waiting", "running", "stopping") for job in jobs)

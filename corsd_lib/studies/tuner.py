@@ -175,7 +175,7 @@ class Tuner:
         finally:
             self._stop()
             for pipe, running in self.running.items():
-                pipe.close()  # a trial that waits for an answer ends; it has saved
+                pipe.close()  # ends trials waiting for an answer; they have saved
                 running.process.join()
 
     def _requeue(self) -> None:

@@ -165,8 +165,10 @@ def _images_for(data: ImageData | None, config: TrainConfig) -> ImageData:
     if not _has_begun(config.path):
         return data or load_data(config)
     run = Run(config.path)
-    if data is not None and (data.name != run.data.name or image_changes(data, run.data)):
-        raise CorsdError(f"{run.path} was started on {run.data.name!r}, with other classes or images than {data.name!r} has")
+    if data is not None and data.name != run.data.name:
+        raise CorsdError(f"{run.path} was started on {run.data.name!r}, not on {data.name!r}; give the data of its start")
+    if data is not None and (changes := image_changes(data, run.data)):
+        raise CorsdError(f"{run.path} was started on other images of the name {data.name!r}: {changes}")
     return run_data(run, data)
 
 

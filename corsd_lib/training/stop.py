@@ -13,8 +13,8 @@ __all__ = ["stop_request"]
 
 @contextmanager
 def stop_request(stop: threading.Event | None = None) -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT or SIGTERM sets. A second SIGINT has its usual effect; SIGTERM may come repeatedly,
-    as a scheduler of a cluster sends it.
+    """Yield an event that the first SIGINT or SIGTERM sets. From then on SIGINT has its usual effect; more SIGTERMs, as from
+    schedulers, have none.
 
     Python handles signals only in the main thread of a process; in another thread only the caller can set the event `stop`.
     """

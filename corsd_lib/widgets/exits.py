@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("probe", "validation", "test")
 STRIP = 12  # number of images shown for each exit
-SNAP = 1e-6  # thresholds that differ by less count as equal, because browsers have them in single precision
+SNAP = 1e-6  # thresholds that differ by less count as equal, because pages hold them as float32
 
 
 class ExitExplorer(Explorer):

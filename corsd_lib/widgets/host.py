@@ -49,7 +49,7 @@ class Explorer(anywidget.AnyWidget):
     _feed = traitlets.Dict().tag(sync=True)  # data that changes while the explorer is shown
 
     def __init__(self, data: Mapping[str, Any], **state: Any) -> None:
-        self._answering = threading.RLock()  # requests may arrive in another thread than the one that runs cells
+        self._answering = threading.RLock()  # requests may arrive on a thread other than that of the cells
         self._wanted: Mapping[str, Any] = {}  # values that the browser has sent together, while they are applied
         super().__init__(_kind=self.script, _names=list(self.chosen), _data=with_bytes(data), **state)
         self.on_msg(self._asked)
@@ -151,7 +151,7 @@ def with_bytes(value: Any) -> Any:
 
 
 def in_buffers(value: Any, beside: list[bytes]) -> Any:
-    """`value` for a message: like `with_bytes`, but bytes are appended to `beside` and replaced by their index."""
+    """Like `with_bytes`, for a message: bytes are appended to the buffers `beside` and replaced by their index."""
 
     def append(content: bytes) -> dict[str, Any]:
         beside.append(content)

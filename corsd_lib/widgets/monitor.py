@@ -141,7 +141,7 @@ class TrainingMonitor(Explorer):
         another training of this monitor runs; errors of the training are shown, and raised by `wait`.
         """
         if self.training:
-            raise CorsdError(f"{self._config and self._config.path} is still training here: stop it first, or wait() for it")
+            raise CorsdError(f"{self._config and self._config.path} is still being trained: stop it first, or wait() for it")
         self._config, self._data_given, self._error = config, data, None
         self._stop.clear()
         self._ended.clear()

@@ -16,8 +16,8 @@ def own_pixels(image: Any, data: DataInfo) -> Tensor:
     """An image of the user in the format of a run: uint8 (C, S, S), 0 to 255, with the number of channels and the side S of the
     run.
 
-    `image`: uint8 tensor or array (H, W), (C, H, W) or (H, W, C), grey or RGB; its shorter side is scaled to S, and the middle
-    is cut out. Raises `CorsdError` for anything else.
+    `image`: uint8 tensor or array (H, W), (C, H, W) or (H, W, C), grey or RGB; its shorter side is scaled to S, then it is
+    centre-cropped. Raises `CorsdError` for anything else.
     """
     from torchvision.transforms.v2 import functional as T
 

@@ -233,9 +233,7 @@ class StageExplorer(Explorer):
         )
 
     def _codes(self) -> tuple[Codes, list[str]]:
-        """Kind of every image at every exit, (K, N) indices of names of kinds, and these names. An index after the last means
-        grey.
-        """
+        """Indices (K, N) into a list of kind names for each exit and image, and that list; an index past its end means grey."""
         exits, labels = len(self._exits), self._probes.labels
         logits: list[Tensor] = [z.float() for z in self._snapshot(self.epoch).logits]
         if self.colour == "correct":

@@ -230,9 +230,7 @@ def _order(name: str, run: Run) -> list[int]:
 
 
 def _classes(data: DataInfo) -> dict[str, Any]:
-    """Names of classes and superclasses as they are shown, short and unique, without markup, and whole names, by index, of
-    those cut.
-    """
+    """Displayed names of classes and superclasses (short, unique, no markup), and full names of shortened ones, by index."""
     return {
         "names": short_names(data.class_names),
         "whole_names": _cut(data.class_names),
@@ -389,7 +387,7 @@ def exits_panel(
 
 
 def exits_data(run: Run, macs: Sequence[float], deepest_macs: float) -> dict[str, Any]:
-    """Data of an early-exit panel, without its curves and its state."""
+    """Names and costs for an early-exit panel: `macs` (K,) by exit."""
     return {
         "name": run_names([run])[0],
         "exits": exit_names(len(macs)),
