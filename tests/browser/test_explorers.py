@@ -13,7 +13,7 @@ pytestmark = pytest.mark.browser
 
 Opened = Callable[..., Any]
 # What holds on a slow processor holds on a fast one. Both are tried with CORSD_THROTTLES="1 6".
-slowly = pytest.mark.parametrize("throttle", map(int, os.environ.get("CORSD_THROTTLES", "6").split()))
+slowly = pytest.mark.parametrize("throttle", [int(rate) for rate in os.environ.get("CORSD_THROTTLES", "6").split()])
 
 
 def made(name: str, options: str = "") -> str:
