@@ -155,7 +155,7 @@ def test_attribution_explorer(opened: Opened) -> None:
     explorer.locator(".attributions img").nth(2).wait_for()
     assert "Exit 3 predicts" in explorer.locator(".finding").inner_text()
     control(explorer, "exit").select_option(index=0)
-    explorer.locator(".finding", has_text="Exit 1 says").wait_for()
+    explorer.locator(".finding", has_text="Exit 1 predicts").wait_for()
     control(explorer, "method").select_option(index=1)
     explorer.locator(".note", has_text="Grad-CAM has no baseline").wait_for()
     explorer.get_by_role("button", name="check: delete pixels").click()
