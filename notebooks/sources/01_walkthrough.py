@@ -589,9 +589,9 @@ for k, matrix in enumerate(after, 1):
 # Click a cell, or use the arrow keys: curve and table show the relation of these two
 # classes at every exit.
 #
-# The explorer opens on the two *different* digits with the highest relation, as the
-# mean of both orders. **Find** the pair that comes second. Is it the second at the
-# first exit, too?
+# The explorer opens on the brightest cell of two *different* digits. **Find** the pair
+# that comes second, by the mean of both orders. Is it the second at the first exit,
+# too?
 
 # %%
 explorer = RelationExplorer(corsd)
