@@ -518,7 +518,8 @@ agreement = pairs["trained"].corr(pairs["cosine"], method="spearman")
 compare("Rank correlation", my_correlation, agreement, close=0.05, digits=2)
 
 # %%
-look = {"hover_name": "pair", "opacity": 0.3, "template": template(), "height": 480}
+look = {"hover_name": "pair", "opacity": 0.3, "template": template()}
+look |= {"width": 600, "height": 460}
 title = "Each point is a pair of classes"
 axes = {"trained": "trained relation (mean of both orders)"}
 axes["cosine"] = "cosine, moved to the range from 0 to 1"
