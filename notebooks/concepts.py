@@ -256,9 +256,9 @@ def rkd() -> Drawing:
         d.text(x + 50, 256, note, "soft")
 
     drawn(60, 200, 1.0, 0.0, 0, "teacher", "distances and angles of a batch")
-    drawn(325, 190, 0.6, 0.0, 0, "smaller", "no loss: d is divided by its mean")
+    drawn(325, 190, 0.6, 0.0, 0, "smaller", "no loss")
     drawn(540, 190, 1.0, -0.5, 0, "rotated", "no loss")
-    drawn(720, 200, 1.0, 0.0, 46, "k moved", "loss")
+    drawn(700, 200, 1.0, 0.0, 46, "k moved", "loss")
     d.path("M92 195 A32 32 0 0 0 71 170", "red-line")
     d.text(60, 228, "angle at i", "red", "start")
     return d

@@ -173,6 +173,19 @@ def test_exit_accuracy_bars_start_at_zero_and_carry_intervals() -> None:
         figures.exit_accuracy_bars({"a": [1, 2], "c": [1]})
 
 
+def test_exit_accuracy_points_cut_the_axis_and_show_a_reference() -> None:
+    accuracy = {"a <b>": [90.0, 91.0], "b": [90.5, 92.25]}
+    figure = figures.exit_accuracy_points(accuracy, error={"a <b>": [1, 2], "b": [3, 4]}, reference=("plain", 91.5))
+    assert [trace.name for trace in figure.data] == ["a &lt;b&gt;", "b"]
+    np.testing.assert_array_equal(figure.data[1].y, [90.5, 92.25])
+    np.testing.assert_array_equal(figure.data[1].error_y.array, [3, 4])
+    low, high = figure.layout.yaxis.range
+    assert 86.5 < low < 87.5 and 96.25 < high < 97.25 and figure.layout.scattermode == "group"
+    assert figure.layout.shapes[0].y0 == 91.5 and figure.layout.shapes[0].name == "plain, 91.5"
+    with pytest.raises(CorsdError, match=r"exit_accuracy_points .*'c': 1"):
+        figures.exit_accuracy_points({"a": [1, 2], "c": [1]})
+
+
 def entry(label: str, *by_seed: tuple[float, ...], gain: Any = (None, None, None)) -> dict[str, Any]:
     """A row of a study's summary: seeds 0, 1, ... with the top-1 of its exits, half-widths of 1."""
     mean = [sum(exit) / len(exit) for exit in zip(*by_seed, strict=True)]

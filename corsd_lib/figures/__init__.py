@@ -28,7 +28,7 @@ except ImportError as error:
 from corsd_lib.figures.calibration import reliability_diagram
 from corsd_lib.figures.curves import training_curves
 from corsd_lib.figures.embeddings import embedding_scatter
-from corsd_lib.figures.exits import early_exit_plot, exit_accuracy_bars
+from corsd_lib.figures.exits import early_exit_plot, exit_accuracy_bars, exit_accuracy_points
 from corsd_lib.figures.images import image_attribution, image_strip
 from corsd_lib.figures.relations import relation_difference, relation_heatmap
 from corsd_lib.figures.structure import structure_over_depth, structure_over_epochs
@@ -44,6 +44,7 @@ __all__ = [
     "early_exit_plot",
     "embedding_scatter",
     "exit_accuracy_bars",
+    "exit_accuracy_points",
     "exit_names",
     "gain_by_method",
     "image_attribution",

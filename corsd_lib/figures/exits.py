@@ -30,10 +30,7 @@ def exit_accuracy_bars(
     `accuracy`: one value for each exit, by name of the run; `error`: half-widths of intervals in points, in the same form.
     `dark`: colours for a dark page. Raises `CorsdError` if runs have different numbers of exits.
     """
-    counts = {name: len(values) for name, values in accuracy.items()}
-    if len(set(counts.values())) != 1:
-        raise CorsdError(f"exit_accuracy_bars needs runs with the same number of exits; there are {counts}")
-    exits = exit_names(next(iter(counts.values())))
+    exits = _exits_of(accuracy, "exit_accuracy_bars")
     figure = go.Figure()
     for name, values in accuracy.items():
         bars = {"array": np.asarray(error[name], np.float32), "thickness": 1.2, "color": INK[dark]} if error else None
@@ -52,6 +49,60 @@ def exit_accuracy_bars(
     figure.update_yaxes(title=ylabel, range=[0, 102])
     set_title(figure, title, 84)
     return figure
+
+
+def exit_accuracy_points(
+    accuracy: Mapping[str, Sequence[float]],
+    title: str = "",
+    *,
+    error: Mapping[str, Sequence[float]] | None = None,
+    reference: tuple[str, float] | None = None,
+    ylabel: str = "test accuracy (%)",
+    dark: bool = False,
+) -> go.Figure:
+    """Points at the accuracy (%) of every exit, on an axis that begins near the lowest: for differences of a few points.
+
+    Parameters as in `exit_accuracy_bars`; `reference`: name and accuracy of a dotted line, such as the plain network. Raises
+    `CorsdError` if runs have different numbers of exits.
+    """
+    exits = _exits_of(accuracy, "exit_accuracy_points")
+    figure = go.Figure()
+    for i, (name, values) in enumerate(accuracy.items()):
+        look = {"color": PALETTE[i % len(PALETTE)], "symbol": SYMBOLS[i % len(SYMBOLS)], "size": 10}
+        figure.add_scatter(
+            x=exits,
+            y=np.asarray(values, np.float32),
+            error_y={"array": np.asarray(error[name], np.float32), "thickness": 1.5} if error else None,
+            name=html.escape(name),
+            mode="markers+text",
+            marker=look,
+            text=[f"{v:.1f}" for v in values],
+            textposition="middle right",
+            hovertemplate=f"{html.escape(name)}, %{{x}}<br>%{{y:.2f}} %<extra></extra>",
+        )
+    if reference is not None:
+        label, value = reference
+        line = {"dash": "dot", "width": 1.2, "color": INK[dark]}
+        figure.add_hline(y=value, line=line, name=f"{html.escape(label)}, {value:.1f}", showlegend=True)
+    figure.update_layout(template=template(dark), width=720, height=400, scattermode="group", scattergap=0.25)
+    figure.update_layout(legend={"orientation": "h", "y": -0.12, "yanchor": "top", "x": 0}, showlegend=True)
+    halves = error or {name: [0.0] * len(exits) for name in accuracy}
+    drawn = [
+        v + side * h for name, values in accuracy.items() for v, h in zip(values, halves[name], strict=True) for side in (-1, 1)
+    ]
+    drawn += [] if reference is None else [reference[1]]
+    room = max(0.5, 0.08 * (max(drawn) - min(drawn)))
+    figure.update_yaxes(title=ylabel, range=[min(drawn) - room, max(drawn) + room])
+    set_title(figure, title, 84)
+    return figure
+
+
+def _exits_of(accuracy: Mapping[str, Sequence[float]], caller: str) -> list[str]:
+    """Names of the exits of all runs. Raises `CorsdError` if their numbers differ."""
+    counts = {name: len(values) for name, values in accuracy.items()}
+    if len(set(counts.values())) != 1:
+        raise CorsdError(f"{caller} needs runs with the same number of exits; there are {counts}")
+    return exit_names(next(iter(counts.values())))
 
 
 def early_exit_plot(
