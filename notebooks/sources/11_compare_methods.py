@@ -681,7 +681,7 @@ gain_by_method(mine)
 #
 # > **What we found.** *The paper's terms* on CIFAR-100: 0.4 [-0.7, 1.6] over deep
 # > supervision, not significant. *CORSD without class KD* on CUB-200-2011: 2.0 [0.2,
-# > 3.8] over it, with other batches and machine. *With class KD (ours):* ahead of all
+# > 3.8] over it, with other batches and machine. *With class KD:* ahead of all
 # > peers; +4.2 over the plain network on CIFAR-100 (best peer +2.3). Relation terms add
 # > 2.7 [2.4, 3.0] on CUB-200-2011, 0.8 beside class KD; on CIFAR-100 no effect beside
 # > it was detected.
