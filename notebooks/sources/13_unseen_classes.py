@@ -512,9 +512,10 @@ if train_it:
     print(own.query("score == 'cosine'")[["exit", "recall_at_1", "map_at_r"]].round(1))
 
 # %% [markdown] tags=["solution"]
-# *A good answer* reports recall of raw pixels for both seeds too: with seed 0 colour
-# and texture alone separate most of the classes, and pixels reach 72 %. It reports
-# both numbers, or a mean over many random choices, and says which question each one
+# *A good answer* reports recall of raw pixels for both values, too. Here the deepest
+# exit reaches 30 % with 31 and 76 % with 0 (cosine, `seed = 0`), pixels 34 % and 72 %:
+# with 0 colour and texture alone separate most of the classes. It reports both
+# numbers, or a mean over many random choices, and says which question each one
 # answers.
 
 # %% [markdown]

@@ -243,9 +243,9 @@ compare("Seeds for 4.5 points, twice the deviation", my_twice, twice)
 # $s$ were exact. It is not: a study has a deviation of its own. In a simulation with a
 # *perfect* pilot one study in four is too long with five seeds, and one in fifty with
 # seven. So take a seed or two more (the example keeps five). A third of the length
-# needs far more than three times as many seeds (20 instead of 5), because the length
-# falls with the *root* of $n$. If you cannot afford the seeds, choose a larger $\delta$
-# or another question now, not later.
+# takes four times as many seeds here (20 instead of 5), because the length falls with
+# the *root* of $n$. If you cannot afford the seeds, choose a larger $\delta$ or another
+# question now, not later.
 
 # %% [markdown]
 # ## 4. Register the plan
