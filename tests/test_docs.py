@@ -275,8 +275,8 @@ def test_what_relations_add_on_unseen_birds_is_as_the_records_say() -> None:
     significant = []
     for row, figure in zip(rows, ("recall_at_1", "map_at_r", "one_shot", "five_shot"), strict=True):
         differences = [line("no_relations", "cosine", figure, name, over="corsd") for name in exits]
-        ends = [-end for d in differences for end in (d["gain"], d["gain_high"], d["gain_low"])]
-        assert [float(number) for number in re.findall(r"-?\d+\.\d", row)] == [round(end, 1) + 0 for end in ends], figure
+        ends = [_spoken([-d["gain"], -d["gain_high"], -d["gain_low"]]) for d in differences]
+        assert re.findall(r"-?\d+\.\d+", row) == [end for spoken in ends for end in spoken], figure
         significant.append([d["gain_high"] < 0 for d in differences])
         assert {d["gain_n"] for d in differences} == {3}
     assert [sum(at) for at in zip(*significant, strict=True)] == [4, 3, 0, 0]
