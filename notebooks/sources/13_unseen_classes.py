@@ -423,10 +423,10 @@ pd.DataFrame({m: relations_add(summary, m) for m in measures}, index=exits)
 # %% [markdown]
 # **Answer.** Recall@1 is low everywhere: from 22 to 37 %, where chance is 25 %. Of
 # CORSD with class KD, the interval at the deepest exit, 31.5 ± 3.3, excludes chance.
-# The two highest means there, 37 % *without any relation term* and 35 % of the plain
-# network, have a wide interval and no interval. No effect of training relations was
-# detected: none of the twelve intervals excludes 0, and some reach 20 points to each
-# side.
+# The two highest means there are 37 % *without any relation term*, with a wide
+# interval, and 35 % of the plain network, with one seed. No effect of training
+# relations was detected: none of the twelve intervals excludes 0, and one of them
+# reaches 20 points to each side.
 
 # %% [markdown]
 # ## Birds: 100 species trained, 100 held out
@@ -469,7 +469,7 @@ pd.DataFrame({m: relations_add(birds, m) for m in measures}, index=exits)
 # %% [markdown]
 # ## Answer: does a relation know classes that it has never seen?
 #
-# > **What we found.** Birds: partly. Recall@1 of 100 new species is 15.5 %; chance is 1
+# > **What we found.** Birds: partly. Recall@1 of 100 new species is 15.5 %, by chance 1
 # > %. Training relations adds 2.3 ± 0.9 points at exit 1; no effect was detected at the
 # > deepest exit. Shapes: hardly. A network that is right for 99.5 % of its own classes
 # > finds new combinations of attributes little better than chance. The trained score is
