@@ -469,8 +469,8 @@ pd.DataFrame({m: relations_add(birds, m) for m in measures}, index=exits)
 # %% [markdown]
 # ## Answer: does a relation know classes that it has never seen?
 #
-# > **What we found.** Birds: partly. Recall@1 of 100 new species is 15.5 %, by chance 1
-# > %. Training relations adds 2.3 ± 0.9 points at exit 1; no effect was detected at the
+# > **What we found.** Birds: partly. Recall@1 of 100 new species is 15.5 % (chance 1).
+# > Training relations adds 2.3 ± 0.9 points at exit 1; no effect was detected at the
 # > deepest exit. Shapes: hardly. A network that is right for 99.5 % of its own classes
 # > finds new combinations of attributes little better than chance. The trained score is
 # > no better than the cosine.
