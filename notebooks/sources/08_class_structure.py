@@ -204,6 +204,8 @@ for name, mine in (("within", my_within), ("between", my_between)):
     compare(f"Variance {name}", mine, "rise" if ends[1] > ends[0] else "fall")
     most = deepest[name].max()
     print(f"  {ends[0]:.1f} at first, at most {most:.0f}, {ends[1]:.0f} at the end")
+
+# %%
 share = deepest.between_share.iloc[[0, -1]].tolist()
 print(f"share between: {share[0]:.2f} at first, {share[1]:.2f} at the end")
 
@@ -427,6 +429,8 @@ print("Exercise 2: correct.")
 for name, run in {"plain": plain, "CORSD": corsd}.items():
     e = run.probes[epochs].embeddings[-1].float()
     print(f"{name}: {mean_angles(e, labels)['simplex_gap']:.3f}")
+
+# %%
 directions = torch.randn(10, 64, generator=generator)  # one a class
 gap = mean_angles(directions, torch.arange(10))["simplex_gap"]
 print(f"random directions: {gap:.3f}")
@@ -619,11 +623,13 @@ print(f"before training  NC1 {before.nc1:.2f}, explained {before.between_share:.
 # %%
 probes = study["baseline"].probes
 fine, photos = probes.labels, probes[max(probes)].embeddings[-1].float()
-untrained = probes[0].embeddings[-1].float()
 mixed = [fine[torch.randperm(len(fine), generator=generator)] for _ in range(20)]
 for name, measure in {"NC1": variance_collapse, "silhouette": silhouette}.items():
     chance = sum(measure(photos, y) for y in mixed) / 20
     print(f"{name}: shuffled {chance:.2f}, true labels {measure(photos, fine):.2f}")
+
+# %%
+untrained = probes[0].embeddings[-1].float()
 chance = sum(variance_collapse(untrained, y) for y in mixed) / 20
 print(f"NC1 before training: shuffled {chance:.2f}")
 
