@@ -590,9 +590,8 @@ for after, before in pairs:
 # %%
 look = {"height": 300, "template": template(), "labels": {"rows": ""}}
 title = "Differences at the deepest exit, 95 % intervals over seeds (right: better)"
-figure = px.scatter(
-    pd.DataFrame(table), x="points", y="rows", error_x="half", title=title, **look
-)
+look |= {"title": title, "error_x": "half"}
+figure = px.scatter(pd.DataFrame(table), x="points", y="rows", **look)
 figure.update_yaxes(autorange="reversed")  # in the order of the printed rows
 figure.add_vline(x=0)
 
