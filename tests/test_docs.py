@@ -157,7 +157,8 @@ def test_the_finding_is_what_the_records_say() -> None:
     found = re.search(r"<!-- finding -->\n(.*?)<!-- /finding -->", README, flags=re.DOTALL)
     assert found is not None
     main, birds, *_ = _studies()
-    written = [*_lead(main, "corsd", "baseline"), *_lead(birds, "corsd", "baseline")]
+    digits = read_json(ROOT / "results" / "digits" / "summary.json")["methods"]
+    written = [end for study in (main, birds, digits) for end in _lead(study, "corsd", "baseline")]
     paper = [(main, "corsd_paper"), (birds, "no_class_kd")]
     written += [end for study, row in paper for peer in ("baseline", "deep_supervision") for end in _lead(study, row, peer)]
     assert _lead(main, "corsd_paper", "deep_supervision")[1] < 0 < _lead(birds, "no_class_kd", "deep_supervision")[1]
@@ -171,7 +172,8 @@ def test_the_finding_is_what_the_records_say() -> None:
     assert low < 0 < high
     assert [float(number) for number in re.findall(r"-?\d+\.\d", found[1])] == [round(value, 1) for value in [*written, *none]]
     assert len(birds["exits_alone"]["top1_by_seed"].keys() & birds["no_class_kd"]["top1_by_seed"].keys()) == 3
-    pairs = [(main, "corsd", "baseline"), (birds, "corsd", "baseline"), (main, "corsd_paper", "deep_supervision")]
+    pairs = [(main, "corsd", "baseline"), (birds, "corsd", "baseline"), (digits, "corsd", "baseline")]
+    pairs += [(main, "corsd_paper", "deep_supervision")]
     pairs += [(birds, "no_class_kd", "deep_supervision"), (birds, "corsd", "no_relations"), (main, "corsd", "no_relations")]
     common = [len(study[row]["top1_by_seed"].keys() & study[other]["top1_by_seed"].keys()) for study, row, other in pairs]
     assert [int(n) for n in re.findall(r"n = (\d+)", found[1])] == common
@@ -273,8 +275,8 @@ def test_what_relations_add_on_unseen_birds_is_as_the_records_say() -> None:
     significant = []
     for row, figure in zip(rows, ("recall_at_1", "map_at_r", "one_shot", "five_shot"), strict=True):
         differences = [line("no_relations", "cosine", figure, name, over="corsd") for name in exits]
-        ends = [-end for d in differences for end in (d["gain"], d["gain_high"], d["gain_low"])]
-        assert [float(number) for number in re.findall(r"-?\d+\.\d", row)] == [round(end, 1) + 0 for end in ends], figure
+        ends = [_spoken([-d["gain"], -d["gain_high"], -d["gain_low"]]) for d in differences]
+        assert re.findall(r"-?\d+\.\d+", row) == [end for spoken in ends for end in spoken], figure
         significant.append([d["gain_high"] < 0 for d in differences])
         assert {d["gain_n"] for d in differences} == {3}
     assert [sum(at) for at in zip(*significant, strict=True)] == [4, 3, 0, 0]
@@ -354,6 +356,15 @@ def test_the_digits_are_as_their_records_say() -> None:
 def test_the_tables_of_the_studies_are_those_of_their_records(study: str) -> None:
     shown = re.search(rf"<!-- {study} -->\n(.*?)<!-- /{study} -->", README, flags=re.DOTALL)
     assert shown is not None and shown[1].strip() == short_markdown(read_json(ROOT / "results" / study / "summary.json"))
+
+
+def test_the_ablation_that_the_finding_quotes_is_below_the_table() -> None:
+    ablation = read_json(ROOT / "results" / "cub200" / "summary.json")["methods"]["no_class_kd"]
+    ends = zip(ablation["top1"], ablation["top1_low"], ablation["top1_high"], strict=True)
+    *exits, deepest = [with_interval(*exit_ends) for exit_ends in ends]
+    gain = with_interval(*(ablation[key] for key in ("gain", "gain_low", "gain_high")), sign="+")
+    said = f"an ablation with {ablation['n']} seeds: {', '.join(exits)} and {deepest} % at exits 1 to 4, gain {gain}."
+    assert said in " ".join(README.split())
 
 
 @pytest.mark.parametrize("study", sorted(path.parent.name for path in (ROOT / "results").glob("*/study.json")))

@@ -22,7 +22,7 @@
 # - PCA in four lines, and how much it leaves out;
 # - two measures that belong beside *every* picture: neighbour purity and
 #   trustworthiness;
-# - what UMAP keeps (neighbours) and what it does not (distances, sizes, positions);
+# - which of neighbours, distances, sizes and positions a UMAP keeps;
 # - why several exits need one **joint fit**, and its side effect.
 
 # %% [markdown]
@@ -91,9 +91,10 @@ print(f"{len(exits)} exits, {x.shape[0]} images in {x.shape[1]} dimensions")
 # %% [markdown]
 # ## PCA: a projection
 #
-# PCA looks at the points from the direction in which they spread most. With the centred
-# embeddings $X$ (one image a row), their singular values $\sigma_1 \ge \sigma_2 \ge
-# \dots$ and the first two right singular vectors $V_2$:
+# PCA draws the points along the two perpendicular directions in which they spread most:
+# the flat picture that keeps the most variance. With the centred embeddings $X$ (one
+# image a row), their singular values $\sigma_1 \ge \sigma_2 \ge \dots$ and the first
+# two right singular vectors $V_2$:
 #
 # $$Y = X V_2, \qquad \mathrm{variance\ kept} = \frac{\sigma_1^2 + \sigma_2^2}{\sum_d
 # \sigma_d^2}$$
@@ -230,10 +231,6 @@ print(f"PCA: {library:.2f}, random positions: {trustworthiness(x, scattered):.2f
 # not a projection. It finds the nearest neighbours of every image and moves points in
 # the plane until neighbours are close.
 #
-# ![Left: three groups of points, lines join neighbours; one group is wide. Right: after
-# UMAP the lines are kept, but the groups have similar sizes and other
-# places.](images/concept_neighbours.svg)
-#
 # With the strength $v_{ij}$ of the neighbourhood in the embedding, the positions $z_i$
 # in the plane, $w_{ij} = (1 + a\, \|z_i - z_j\|^{2b})^{-1}$ and constants $a$, $b$ of
 # UMAP, it minimises
@@ -262,6 +259,10 @@ def umap_of(x, seed=seed, neighbours=15):
     return scaled_embedding(joint_projection(x, "umap", seed, neighbours))
 
 
+def paler(figure):  # transparent points: a UMAP draws them on top of each other
+    return figure.update_traces(marker_opacity=0.6)
+
+
 # %%
 drawing = umap_of(x)
 both = torch.stack([scaled_embedding(projection), drawing])
@@ -272,7 +273,7 @@ relation = "equal" if abs(gap) <= 2 else "above" if gap > 0 else "below"
 compare("UMAP's purity is", my_purity, relation)
 below = [quality(picture) for picture in both]
 look = {"quality": below, "named": True}
-embedding_scatter(both, labels, digits, ["PCA", "UMAP"], "Deepest exit", **look)
+paler(embedding_scatter(both, labels, digits, ["PCA", "UMAP"], "Deepest exit", **look))
 
 # %% [markdown]
 # **Answer.** UMAP is made for neighbours and keeps them: the higher trustworthiness,
@@ -294,12 +295,12 @@ names = [f"seed {s}" for s in seeds]
 figure = embedding_scatter(
     drawings, labels, digits, names, "Three seeds", quality=below, annotate=True
 )
-figure.update_layout(width=900, height=420)
+paler(figure).update_layout(width=900, height=420)
 
 # %% [markdown]
-# The groups are the same. Some keep their place, others move: compare the 4s with the
-# 0s, 1s and 8s. All three pictures are equally trustworthy, so whatever differs between
-# them cannot be interpreted.
+# The groups are nearly the same (the 5s touch others with seed 0 only). Some keep their
+# place, others move: compare the 4s with the 0s, 1s and 8s. All three pictures are
+# equally trustworthy, so whatever differs between them cannot be interpreted.
 
 # %% [markdown]
 # ### Distances between groups
@@ -371,6 +372,10 @@ embedding_scatter(
 # **Answer.** PCA shows both facts. UMAP gives every group about the same size and
 # places it where there is room. **Do not interpret the distance between two groups or
 # the size of a group.**
+#
+# ![Left: three groups of points, lines join neighbours; one group is wide. Right: after
+# UMAP the lines are kept, but the groups have similar sizes and other
+# places.](images/concept_neighbours.svg)
 
 # %% [markdown]
 # ### Groups in noise
@@ -405,10 +410,10 @@ digits_3 = umap_of(x, neighbours=3)
 print(f"the digits: {trustworthiness(x, digits_3, 3):.2f} (3)")
 
 # %% [markdown]
-# **Answer.** The left picture has clumps, although there are none in the data. The
-# numbers are as bad for both pictures: low trustworthiness, and a purity at the chance
-# level of 10 %. So neither has anything to show, and the clumps in the left one are an
-# artefact.
+# **Answer.** The left picture has small clumps and strings, although there are none in
+# the data. The numbers are as bad for both pictures: low trustworthiness, and a purity
+# at the chance level of 10 %. So neither has anything to show, and the clumps in the
+# left one are an artefact.
 
 # %% [markdown]
 # ## Three exits: one fit or three?
@@ -530,9 +535,9 @@ display(relations)
 #
 # *Marked images are in full colour.* An image that exit 1 gets wrong need not be far
 # from its class. Thin lines lead from one 8 to its eight nearest neighbours *in the
-# embedding* (the title counts ten). At exit 1 it is drawn among the 8s, at exits 2 and
-# 3 among the 1s, each time with neighbours in the other group: the gap that these lines
-# cross was added by UMAP.
+# embedding*; where these are close together, the lines look like one. At exit 1 it is
+# drawn among the 8s, at exits 2 and 3 among the 1s, each time with neighbours in the
+# other group: the gap that these lines cross was added by UMAP.
 
 # %% [markdown]
 # ## A hundred classes
@@ -559,26 +564,39 @@ deep = scaled_embedding(photos.probes[60].embeddings[-1].float())
 purity = 100 * knn_purity(deep, superclass)
 compare("Purity by superclass", my_super, purity, " %", atol=4)
 views = torch.stack([scaled_embedding(joint_projection(deep, "pca")), umap_of(deep)])
-shown = [photos.data.superclass_names[s] for s in superclass]
-look = {"colour_by": shown, "quality": [quality(v, deep, superclass) for v in views]}
+one = ["an image"] * len(classes)  # one colour: twenty cannot be told apart
+look = {"colour_by": one, "quality": [quality(v, deep, superclass) for v in views]}
 names = photos.data.class_names
 embedding_scatter(views, classes, names, ["PCA", "UMAP"], "CIFAR-100", **look)
 
 # %% [markdown]
 # **Answer.** About five times chance (23 % against 4.7 %), and both pictures look like
-# one cloud. UMAP's has a purity of 26 %: more order than there is. Choosing which
-# superclasses to colour changes the impression. They have 15 images each:
+# one cloud. UMAP's has a purity of 26 %: a little more order than there is, if that is
+# not noise. Choosing which superclasses to colour changes the impression. They have 15
+# images each:
 
 # %%
 same = superclass[nearest_images(deep)] == superclass[:, None]
 pure = {s: same[superclass == s].double().mean().item() for s in range(20)}
 ranked = sorted(pure, key=pure.get)
-for s in ranked[-1:-4:-1] + ranked[:3]:
+chosen = ranked[-1:-4:-1] + ranked[:3]
+for s in chosen:
     print(f"{photos.data.superclass_names[s]:32} purity {pure[s]:.0%}")
 
+# %%
+kinds = {s: photos.data.superclass_names[s] for s in chosen}
+look["colour_by"] = [kinds.get(s, "… others") for s in superclass.tolist()]
+
+# %%
+title = "CIFAR-100: the three superclasses of highest and of lowest purity"
+figure = embedding_scatter(views, classes, names, ["PCA", "UMAP"], title, **look)
+for panel in figure.data[:2]:
+    panel.marker.opacity = [1 if s in chosen else 0.15 for s in superclass.tolist()]
+figure.update_layout(width=900, height=480)
+
 # %% [markdown]
-# The first three would make a tidy figure and the last three would make the opposite
-# point. If a figure colours some groups only, ask who chose them.
+# The first three alone would make a tidy figure, and the last three, scattered, the
+# opposite point. If a figure colours some groups only, ask who chose them.
 
 # %% [markdown]
 # ## Answer: what does a UMAP show, and what not?
