@@ -152,7 +152,7 @@ shape = (1, data.channels, data.image_size, data.image_size)
 plain_cost = count_macs(network.truncated(2), shape)
 for k, macs in enumerate(costs, 1):
     print(f"exit {k}: {macs:,} MACs, {100 * macs / plain_cost:.0f} % of plain")
-compare("Cost of exit 3", my_cost, 100 * costs[-1] / plain_cost, " %", close=2)
+compare("Cost of exit 3", my_cost, 100 * costs[-1] / plain_cost, " %", atol=2)
 
 # %% [markdown]
 # **Answer.** More than 100 %: the two passed exits come on top of the plain network.
@@ -213,7 +213,7 @@ my_accuracy = None  # percent of the test images, for example 50
 recipe = (run_directory, epochs, per_class, seed)
 runs = {"watching (probe)": train(plan("probe", *recipe), progress=False)}
 known = [e["top1"] for e in runs["watching (probe)"].test["exits"]]
-compare("Exit 1, test accuracy", my_accuracy, known[0], " %", close=3, digits=1)
+compare("Exit 1, test accuracy", my_accuracy, known[0], " %", atol=3, digits=1)
 ends = f"{known[0]:.1f} % correct at exit 1, {known[-1]:.1f} % at the end"
 exit_accuracy_bars({"watching (probe)": known}, f"Watching exits: {ends}")
 
@@ -449,7 +449,7 @@ counts = first_correct(logits, labels).bincount(minlength=4).tolist()
 for k, count in enumerate(counts[1:], 1):
     print(f"first right at exit {k}: {count} images")
 print(f"right at no exit: {counts[0]} images")
-compare("First right at exit 1", my_share, 100 * counts[1] / len(labels), " %", close=3)
+compare("First right at exit 1", my_share, 100 * counts[1] / len(labels), " %", atol=3)
 
 # %% [markdown]
 # **Answer.** Most images are right at exit 1. For them the other stages cannot help.
@@ -532,7 +532,7 @@ share = 100 * overthinking(logits, labels)
 print(f"digits: {share:.1f} % of {len(labels)} images are overthought")
 for name in ("deep supervision", "BYOT"):
     share = 100 * overthinking(kept_logits(small[name]), small[name].probes.labels)
-    compare(f"CIFAR-100, {name}", my_overthought, share, " %", close=2, digits=1)
+    compare(f"CIFAR-100, {name}", my_overthought, share, " %", atol=2, digits=1)
 
 # %% [markdown]
 # **Answer.** On CIFAR-100 about one image in twelve is overthought, more than on the
@@ -668,9 +668,10 @@ display(explorer)
 # it because of the exits' own cost.
 
 # %%
-lost = f"loses {explorer.figures['loss']:.1f} points ({len(explorer.left_at)} images)"
+point, images = explorer.operating_point, len(explorer.exit_taken)
+lost = f"loses {point['accuracy_drop']:.1f} points ({images} images)"
 print(f"{explorer.rule} at {explorer.threshold:.2f}")
-print(f"saves {explorer.saved:.0f} % of the cost, {lost}")
+print(f"saves {explorer.macs_saved:.0f} % of the cost, {lost}")
 
 # %%
 probes = small["BYOT"].probes
@@ -678,7 +679,7 @@ by_exit = kept_logits(small["BYOT"])
 half = ExitExplorer(small["BYOT"])
 half.threshold = by_exit[0].softmax(dim=1).max(dim=1).values.median().item()
 for k in (1, 3):
-    stay = half.left_at == k
+    stay = half.exit_taken == k
     right = by_exit[k - 1].argmax(dim=1)[stay] == probes.labels[stay]
     print(
         f"{len(right)} leave at exit {k}: {right.double().mean():.0%} of them are right"
@@ -702,7 +703,7 @@ curves = {
     for rule in ("confidence", "entropy", "patience")
 }
 cheapest = {
-    rule: curve[curve["loss"] <= 1].sort_values("macs")["threshold"].iloc[0]
+    rule: curve[curve["accuracy_drop"] <= 1].sort_values("macs")["threshold"].iloc[0]
     for rule, curve in curves.items()
 }
 look = {"deepest_macs": plain_macs, "chosen": cheapest}
@@ -730,12 +731,16 @@ figure.update_yaxes(title="accuracy on 300 validation images (%)")
 # %%
 my_larger = None  # 0 to 3
 
-chosen = {name: early_exit(run, data, loss=1.0) for name, run in runs.items()}
+chosen = {
+    name: early_exit(run, data, max_accuracy_drop=1.0) for name, run in runs.items()
+}
 for name, result in chosen.items():
-    lost = (result.validation["loss"], result.test["loss"])
-    print(f"{name}: threshold {result.threshold:.2f}, {result.saved:.0f} % saved,")
+    lost = (result.validation["accuracy_drop"], result.test["accuracy_drop"])
+    print(f"{name}: threshold {result.threshold:.2f}, {result.macs_saved:.0f} % saved,")
     print(f"  points lost: {lost[0]:+.1f} on validation, {lost[1]:+.1f} on test")
-larger = sum(r.test["loss"] > r.validation["loss"] for r in chosen.values())
+larger = sum(
+    r.test["accuracy_drop"] > r.validation["accuracy_drop"] for r in chosen.values()
+)
 compare("Larger on test", my_larger, larger, " of 3 runs")
 
 # %% [markdown]

@@ -148,8 +148,8 @@ print("L2 and cosine: the same", len(l2), "x", len(l2), "scores as the library's
 my_threes, my_three_eight = None, None  # from 0 to 1
 
 # %%
-compare("Two threes", my_threes, cosine[60, 61].item(), close=0.05, digits=2)
-compare("Three, eight", my_three_eight, cosine[60, 160].item(), close=0.05, digits=2)
+compare("Two threes", my_threes, cosine[60, 61].item(), atol=0.05, digits=2)
+compare("Three, eight", my_three_eight, cosine[60, 160].item(), atol=0.05, digits=2)
 some = torch.tensor(six)
 title = "Cosine relation of the six images"
 relation_heatmap(cosine[some][:, some], names, title, unit="image")
@@ -296,7 +296,7 @@ compare("Intra pairs", my_pairs, pairs.intra.shape[1])
 my_alone = None  # percent
 
 alone = (1 - 1 / 100) ** 127  # none of the 127 others is of the class
-compare("Without a partner", my_alone, 100 * alone, " %", close=5)
+compare("Without a partner", my_alone, 100 * alone, " %", atol=5)
 
 # %% [markdown]
 # **Answer.** More than a quarter. The library's CORSD therefore uses balanced batches:
@@ -470,7 +470,7 @@ my_zero = None  # percent
 pairs = sample_pairs(labels, torch.Generator().manual_seed(seed))
 same, other = trained[tuple(pairs.intra)], trained[tuple(pairs.inter)]
 share = 100 * (0.3 - same + other <= 0).double().mean().item()
-compare(f"Zero loss, m = 0.3, {len(same)} triplets", my_zero, share, " %", close=5)
+compare(f"Zero loss, m = 0.3, {len(same)} triplets", my_zero, share, " %", atol=5)
 
 # %% [markdown]
 # **Answer.** With $m = 1$ none, so every triplet keeps a gradient, though a small one
@@ -529,7 +529,7 @@ for stop, mine in ((True, my_with), (False, my_without)):
         (student - (teacher.detach() if stop else teacher)).square().backward()
         descent.step()
     name = f"Teacher {'with' if stop else 'without'} stop-gradient"
-    compare(name, mine, teacher.item(), close=0.02, digits=2)
+    compare(name, mine, teacher.item(), atol=0.02, digits=2)
 
 # %% [markdown]
 # **Answer.** Without the stop-gradient the teacher moves half of the way to the
@@ -689,7 +689,7 @@ kinds = ("l2", "cosine", "trained")
 found = pd.concat(relation_quality(photos, 60, kind) for kind in kinds)
 found = found.rename(columns={"margin": "contrast"})
 table = found.pivot(index="kind", columns="exit", values="auc")
-compare("AUC, trained", my_auc, table.loc["trained", 3], close=0.02, digits=2)
+compare("AUC, trained", my_auc, table.loc["trained", 3], atol=0.02, digits=2)
 table.round(3)
 
 # %% tags=["nbval-check-output"]
@@ -734,8 +734,8 @@ shared = shapes.attributes @ shapes.attributes.T  # (12, 12): 3 on the diagonal
 means = {
     k: [m[shared == n].mean().item() for n in range(4)] for k, m in classes.items()
 }
-compare("Share one", my_one, means["trained"][1], close=0.1, digits=2)
-compare("Share two", my_two, means["trained"][2], close=0.1, digits=2)
+compare("Share one", my_one, means["trained"][1], atol=0.1, digits=2)
+compare("Share two", my_two, means["trained"][2], atol=0.1, digits=2)
 pd.DataFrame(means, ["none", "one", "two", "same class"]).T.round(3)
 
 # %% [markdown]
@@ -797,7 +797,7 @@ for study, pair, mine in (
     for k in range(4):
         mean, low, high = mean_interval(ours[s][k] - without[s][k] for s in without)
         print(f"{name}, exit {k + 1}: {mean:+.1f} [{low:+.1f}, {high:+.1f}]")
-    compare(f"{name}, deepest exit", mine, mean, " points", close=0.3, digits=1)
+    compare(f"{name}, deepest exit", mine, mean, " points", atol=0.3, digits=1)
 
 # %% [markdown]
 # **Answer.** Without class KD, relation terms raise every exit on CUB-200-2011, by 2.7

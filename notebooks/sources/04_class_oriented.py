@@ -136,8 +136,8 @@ auc, named = (
     same_class_auc(by_middle, labels),
     nearest_mean_accuracy(middle[:, None], labels),
 )
-compare("AUC", my_auc, auc, close=0.05, digits=2)
-compare("Named", my_named, named, " %", close=5)
+compare("AUC", my_auc, auc, atol=0.05, digits=2)
+compare("Named", my_named, named, " %", atol=5)
 constant = margin_over_batch(torch.full_like(by_middle, 0.5), labels)
 loss = margin_over_batch(by_middle, labels)
 print(f"margin loss {loss:.2f}; the same score for all pairs costs {constant:.2f}")
@@ -270,14 +270,12 @@ def first_gradient(label):
 
 
 label = pair_label(torch.tensor([3]), torch.tensor([8]))
-compare(
-    "On class 3", my_percent, 100 * label.softmax(dim=1)[0, 3].item(), " %", close=2
-)
+compare("On class 3", my_percent, 100 * label.softmax(dim=1)[0, 3].item(), " %", atol=2)
 for count in (10, 100):
     label = pair_label(torch.tensor([3]), torch.tensor([8]), count)
     factor = first_gradient(label) / first_gradient(label.softmax(dim=1))
     mine = my_factor if count == 100 else None
-    compare(f"Smaller, {count} classes", mine, factor, " times", close=20)
+    compare(f"Smaller, {count} classes", mine, factor, " times", atol=20)
 
 # %% [markdown]
 # **Answer.** A softmax turns differences into ratios, and $e^{0.5} = 1.65$. Each of the
@@ -491,7 +489,7 @@ measures = {
     "accuracy": lambda run: [e["top1"] for e in run.test["exits"]],
     "AUC": lambda run: (100 * relation_quality(run, epochs)["auc"]).tolist(),
     "variance explained": lambda run: (
-        100 * class_structure(run, [epochs])["between_share"]
+        100 * class_structure(run, [epochs])["between_fraction"]
     ).tolist(),
     "kind of pair": kinds_named,
 }
@@ -525,7 +523,7 @@ summary.head(12)
 # %%
 for name, mine in my_predictions.items():
     mean = float(summary.loc[(name, "exit 3"), "mean"])
-    compare(f"{name}, deepest exit", mine, mean, " points", close=1, digits=1)
+    compare(f"{name}, deepest exit", mine, mean, " points", atol=1, digits=1)
 print(f"{summary['clear'].sum()} of {len(summary)} intervals exclude 0")
 
 # %% [markdown]
@@ -582,7 +580,7 @@ pull = term_gradients(runs["with"][0], batches=4).query("place == 'backbone'")
 of_labels = pull[pull["term"].isin(["task", "exit_ce"])]["norm"].sum()
 pull = pull.assign(share=pull["norm"] / of_labels).sort_values("share")
 relations = pull[pull["term"].str.startswith("relation")]["share"].sum()
-compare("Margin and transfer", my_pull, relations, close=0.05, digits=2)
+compare("Margin and transfer", my_pull, relations, atol=0.05, digits=2)
 axes = {
     "share": "gradient norm, cross-entropy = 1",
     "cosine": "cosine with labels",
@@ -609,7 +607,7 @@ px.bar(pull, x="share", y="term", color="cosine", title=title, **look)
 # %%
 first, second = runs["with"][0], runs["without"][0]
 explorer = RelationExplorer(first, other=second, labels=("with", "without"))
-explorer.against, explorer.colours = "other run", "fitted"
+explorer.reference, explorer.colours = "other run", "fitted"
 display(explorer)
 
 # %% [markdown]

@@ -550,8 +550,8 @@ for name, span in spans.items():
     mixed = [attribute_agreement(drawn_relation[o][:, o], columns) for o in orders]
     p = (1 + sum(value >= known[name] for value in mixed)) / 501
     print(f"{name}: {known[name]:.2f}, shuffled at most {max(mixed):.2f}, p = {p:.3f}")
-compare("All 8", my_all, known["all 8"], close=0.1, digits=2)
-compare("Shape", my_shape, known["shape"], close=0.1, digits=2)
+compare("All 8", my_all, known["all 8"], atol=0.1, digits=2)
+compare("Shape", my_shape, known["shape"], atol=0.1, digits=2)
 
 # %% [markdown]
 # **Answer.** 0.66 with all attributes, beyond every shuffle, although the truth has

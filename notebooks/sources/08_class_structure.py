@@ -136,7 +136,7 @@ def variance_explained(x, labels):
 x = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
 y = torch.arange(30) // 10 * (torch.arange(30) % 2)  # classes of unequal size
 x = x + 2 * y[:, None]
-share, wanted = variance_explained(x, y), scatter(x, y)["between_share"]
+share, wanted = variance_explained(x, y), scatter(x, y)["between_fraction"]
 answered(share)
 expect(not isinstance(share, torch.Tensor), "return a Python number: `.item()`")
 expect(0 <= share <= 1, f"{share:.2f} is no share: divide by the total variance")
@@ -164,7 +164,7 @@ which = torch.arange(60) % 3
 noise = torch.randn(60, 2, generator=torch.Generator().manual_seed(seed))
 corners = torch.tensor([[0.0, 0.0], [4.0, 0.0], [2.0, 3.5]])[which]
 drawn = torch.stack([corners + noise, 2 * corners + noise, corners + noise / 2])
-shares = [scatter(points, which)["between_share"] for points in drawn]
+shares = [scatter(points, which)["between_fraction"] for points in drawn]
 equal = "equal" if abs(shares[1] - shares[2]) < 1e-3 else "not equal"
 compare("Larger", my_larger, equal)
 below = [f"explained {share:.3f}" for share in shares]
@@ -206,11 +206,11 @@ for name, mine in (("within", my_within), ("between", my_between)):
     print(f"  {ends[0]:.1f} at first, at most {most:.0f}, {ends[1]:.0f} at the end")
 
 # %%
-share = deepest.between_share.iloc[[0, -1]].tolist()
+share = deepest.between_fraction.iloc[[0, -1]].tolist()
 print(f"share between: {share[0]:.2f} at first, {share[1]:.2f} at the end")
 
 # %%
-structure_over_epochs(structure["plain"], ("within", "between", "between_share"))
+structure_over_epochs(structure["plain"], ("within", "between", "between_fraction"))
 
 # %% [markdown]
 # **Answer.** From the first to the last epoch both rise. But look at the path (the left
@@ -280,7 +280,7 @@ static = torch.randn(100, 64, generator=torch.Generator().manual_seed(0))
 static_labels = torch.arange(100) % 10
 naive = nearest_mean_naive(static, static_labels)
 honest = nearest_mean_accuracy(static, static_labels)
-compare("Naive, on noise", my_naive, naive, " %", close=10)
+compare("Naive, on noise", my_naive, naive, " %", atol=10)
 compare("Leave-one-out, on noise", None, honest, " %")
 
 # %% [markdown]
@@ -303,11 +303,11 @@ my_few, my_many = None, None  # percent
 
 generator = torch.Generator().manual_seed(seed)
 shuffled = [labels[torch.randperm(len(labels), generator=generator)] for _ in range(20)]
-found = [scatter(x, y)["between_share"] for y in shuffled]
-compare("10 classes, expected", my_few, 100 * 9 / 199, " %", close=2, digits=1)
+found = [scatter(x, y)["between_fraction"] for y in shuffled]
+compare("10 classes, expected", my_few, 100 * 9 / 199, " %", atol=2, digits=1)
 print(f"10 classes, labels shuffled: {100 * sum(found) / 20:.1f} %")
-print(f"10 classes, true labels: {100 * scatter(x, labels)['between_share']:.1f} %")
-compare("100 classes, expected", my_many, 100 * 99 / 299, " %", close=5)
+print(f"10 classes, true labels: {100 * scatter(x, labels)['between_fraction']:.1f} %")
+compare("100 classes, expected", my_many, 100 * 99 / 299, " %", atol=5)
 found = [silhouette(x, y) for y in shuffled]
 print(f"silhouette, shuffled {sum(found) / 20:.2f}, true {silhouette(x, labels):.2f}")
 
@@ -377,7 +377,7 @@ for classes, mine in ((2, None), (3, my_three), (10, None), (100, my_hundred)):
     corners = torch.eye(classes) - 1 / classes  # one direction a class, from the mean
     cosine = torch.cosine_similarity(corners[0], corners[1], dim=0).item()
     angle = math.degrees(math.acos(cosine))
-    compare(f"{classes} classes", mine, angle, " degrees", close=2)
+    compare(f"{classes} classes", mine, angle, " degrees", atol=2)
 
 # %% [markdown]
 # **Answer.** 120 degrees for three classes, and little more than a right angle for a
@@ -448,7 +448,7 @@ print(f"plain, labels shuffled: {sum(found) / 20:.3f}")
 my_nc1 = None
 
 ends = structure["CORSD"].query("exit == exit.max()").sort_values("epoch").nc1
-compare("NC1 of CORSD", my_nc1, ends.iloc[-1], close=0.1, digits=2)
+compare("NC1 of CORSD", my_nc1, ends.iloc[-1], atol=0.1, digits=2)
 structure_over_epochs(structure, ("nc1", "simplex_gap"), "Collapse on probe images")
 
 # %% [markdown]
@@ -478,7 +478,7 @@ def nc1_of(run):  # on the training images, and on as many new ones
 for name, run in {"plain": plain, "CORSD": corsd}.items():
     seen, new = nc1_of(run)
     print(f"{name}: NC1 {seen:.3f} on training images, {new:.3f} on as many new ones")
-    compare(f"{name}, factor", my_factor, new / seen, close=0.5, digits=1)
+    compare(f"{name}, factor", my_factor, new / seen, atol=0.5, digits=1)
 
 # %% [markdown]
 # **Answer.** NC1 is about three times larger on new images. Collapse on training images
@@ -493,7 +493,7 @@ for name, run in {"plain": plain, "CORSD": corsd}.items():
 
 # %%
 title = "Share, silhouette and NC1 by exit, before and after training"
-structure_over_depth(structure, ("between_share", "silhouette", "nc1"), title)
+structure_over_depth(structure, ("between_fraction", "silhouette", "nc1"), title)
 
 # %% [markdown]
 # In the plain network the stages are trained for the deepest exit alone: a shallow exit
@@ -562,7 +562,7 @@ my_small, my_large = None, None  # from 0 to 1
 for n, mine in ((20, my_small), (200, None), (2000, my_large)):
     first, second = torch.randn(2, n, 64, generator=generator)
     value = linear_cka(first, second)
-    compare(f"{n} images of noise", mine, value, close=0.05, digits=2)
+    compare(f"{n} images of noise", mine, value, atol=0.05, digits=2)
 wrong = torch.randperm(len(x), generator=generator)
 value = linear_cka(x, corsd.probes[epochs].embeddings[-1].float()[wrong])
 print(f"the two networks, images shuffled in one: {value:.2f}")
@@ -614,11 +614,10 @@ study = {row: committed_run(f"cifar100_small/{row}") for row in rows}
 last = {r: class_structure(run, [max(run.probes)]).iloc[-1] for r, run in study.items()}
 top1 = {row: methods["top1"][-1] for row, methods in rows.items()}  # of the records
 for row, m in sorted(last.items(), key=lambda item: item[1].nc1):
-    print(
-        f"{row:16} NC1 {m.nc1:.2f}, explained {m.between_share:.2f}, {top1[row]:.1f} %"
-    )
+    explained = f"explained {m.between_fraction:.2f}"
+    print(f"{row:16} NC1 {m.nc1:.2f}, {explained}, {top1[row]:.1f} %")
 before = class_structure(study["baseline"], [0]).iloc[-1]
-print(f"before training  NC1 {before.nc1:.2f}, explained {before.between_share:.2f}")
+print(f"before training  NC1 {before.nc1:.2f}, explained {before.between_fraction:.2f}")
 
 # %%
 probes = study["baseline"].probes
@@ -636,7 +635,7 @@ print(f"NC1 before training: shuffled {chance:.2f}")
 # %%
 tightness, accuracy = [-last[row].nc1 for row in rows], list(top1.values())
 found = spearmanr(tightness, accuracy)
-compare("Rank correlation", my_correlation, found.statistic, close=0.2, digits=2)
+compare("Rank correlation", my_correlation, found.statistic, atol=0.2, digits=2)
 print(f"as far from 0 by chance: p = {found.pvalue:.2f}")
 kept = [k for k, value in enumerate(accuracy) if value > min(accuracy)]
 fewer = spearmanr([tightness[k] for k in kept], [accuracy[k] for k in kept])
@@ -681,7 +680,7 @@ short = train(plan("probe", run_directory, 60, per_class, seed), progress=False)
 print(f"training images: NC1 {seen:.3f} after 60 epochs, {seen_now:.3f} after {epochs}")
 print(f"new images: NC1 {new:.3f} after 60 epochs, {new_now:.3f} after {epochs}")
 if epochs > 60:
-    compare("Factor, training images", my_factor, seen / seen_now, close=1, digits=1)
+    compare("Factor, training images", my_factor, seen / seen_now, atol=1, digits=1)
     compare("New images", my_probe, "fall" if new_now < 0.75 * new else "stay")
 
 # %% [markdown] tags=["solution"]

@@ -652,9 +652,9 @@ start, whole, kept, removed = odds.sigmoid().tolist()
 print(f"from grey {start:.2f} to {whole:.2f}; completeness gap {gap:.1%}")
 print(f"the cross covers {on_cross[3].mean():.0%} of the image")
 share = share_on(on_cross[3], values)
-compare("Positive attribution on it", my_share, share, " %", close=10)
-compare("Relation, cross kept", my_kept, kept, close=0.1, digits=2)
-compare("Relation, cross grey", my_removed, removed, close=0.1, digits=2)
+compare("Positive attribution on it", my_share, share, " %", atol=10)
+compare("Relation, cross kept", my_kept, kept, atol=0.1, digits=2)
+compare("Relation, cross grey", my_removed, removed, atol=0.1, digits=2)
 title = "What relates the second cross to the first"
 image_attribution(drawn[3:4].numpy(), values[None].numpy(), ["the second"], title)
 

@@ -172,7 +172,7 @@ my_two, my_twenty = None, None
 
 for n, mine in ((2, my_two), (3, None), (5, None), (20, my_twenty)):
     quantile = student_t.ppf(0.975, n - 1)
-    compare(f"{n} seeds", mine, quantile, " standard errors", close=1)
+    compare(f"{n} seeds", mine, quantile, " standard errors", atol=1)
 
 # %% [markdown] slideshow={"slide_type": "fragment"}
 # **Answer.** "Plus or minus two" holds for many seeds. With two seeds it is off by a
@@ -188,7 +188,7 @@ my_coverage = None  # percent; 95 is promised
 simulated = np.random.default_rng(0).normal(size=(100_000, 3))
 error = simulated.std(axis=1, ddof=1) / 3**0.5
 distance = abs(simulated.mean(axis=1)) / error
-compare("Two standard errors", my_coverage, 100 * (distance <= 2).mean(), " %", close=3)
+compare("Two standard errors", my_coverage, 100 * (distance <= 2).mean(), " %", atol=3)
 honest = 100 * (distance <= student_t.ppf(0.975, 2)).mean()
 compare("Student's interval", None, honest, " %")
 
@@ -252,7 +252,7 @@ for name, values, mine in (
 ):
     mean, _, high = interval_by_hand(values.tolist())
     reach = round(high - mean, 1)
-    compare(f"{name}, mean {mean:.0f}", mine, reach, " points", close=1, digits=1)
+    compare(f"{name}, mean {mean:.0f}", mine, reach, " points", atol=1, digits=1)
 
 # %% [markdown] slideshow={"slide_type": "fragment"}
 # **Answer.** Each mean is uncertain by about fifteen points, and the two intervals
@@ -278,7 +278,7 @@ columns = ["label", "epochs", "images", "macs_ratio", "time_ratio"]
 cost = pd.DataFrame(small["methods"]).T[columns]
 compare("Epochs of the release", my_epochs, int(cost.loc["corsd_release", "epochs"]))
 macs = float(cost.loc["corsd", "macs_ratio"])
-compare("Arithmetic of CORSD", my_macs, macs, " times", close=0.1, digits=2)
+compare("Arithmetic of CORSD", my_macs, macs, " times", atol=0.1, digits=2)
 cost.astype({"images": int, "macs_ratio": float, "time_ratio": float}).round(2)
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
@@ -310,8 +310,8 @@ my_ahead, my_lead = None, None  # percent, points
 rng = np.random.default_rng(1)
 draws = rng.normal(size=(20_000, 21))  # studies x (baseline and 20 methods)
 lead = np.array([draws[:, 1 : 1 + n].max(axis=1) - draws[:, 0] for n in range(1, 21)])
-compare("Best of 8 is ahead", my_ahead, 100 * (lead[7] > 0).mean(), " %", close=5)
-compare("Mean lead", my_lead, lead[7].mean(), " points", close=0.3, digits=1)
+compare("Best of 8 is ahead", my_ahead, 100 * (lead[7] > 0).mean(), " %", atol=5)
+compare("Mean lead", my_lead, lead[7].mean(), " points", atol=0.3, digits=1)
 table = pd.DataFrame({"methods tried": range(1, 21), "mean lead": lead.mean(axis=1)})
 look = {"markers": True, "template": template(), "height": 360}
 title = "Lead of the best of several equal methods"
@@ -335,7 +335,7 @@ gains = runs[:, 1:] - runs[:, :1]  # studies x methods x seeds
 error = gains.std(axis=2, ddof=1) / 3**0.5
 clear = abs(gains.mean(axis=2)) > student_t.ppf(0.975, 2) * error
 compare("One given method", None, 100 * clear.mean(), " %")
-compare("At least one of eight", my_any, 100 * clear.any(axis=1).mean(), " %", close=5)
+compare("At least one of eight", my_any, 100 * clear.any(axis=1).mean(), " %", atol=5)
 
 # %% [markdown] slideshow={"slide_type": "fragment"}
 # **Answer.** Almost one study in three. The remedies:
@@ -422,8 +422,8 @@ found = [
     main["methods"]["corsd"]["gain"],
     max(main["methods"][p]["gain"] for p in peers),
 ]
-compare("CORSD with class KD", my_corsd, found[0], " points", close=1, digits=1)
-compare("Best of six peers", my_peer, found[1], " points", close=1, digits=1)
+compare("CORSD with class KD", my_corsd, found[0], " points", atol=1, digits=1)
+compare("Best of six peers", my_peer, found[1], " points", atol=1, digits=1)
 
 # %% slideshow={"slide_type": "subslide"}
 gain_by_method(main)
@@ -503,7 +503,7 @@ def lead(m):  # the same difference the other way round, with its interval
 
 paper = against(full, "corsd_paper")["methods"]
 ahead = -paper["deep_supervision"]["gain"]
-compare("Paper's terms, CIFAR-100", my_paper, ahead, " points", close=0.5, digits=1)
+compare("Paper's terms, CIFAR-100", my_paper, ahead, " points", atol=0.5, digits=1)
 for p in peers:
     print(f"CIFAR-100: the paper's terms minus {paper[p]['label']}: {lead(paper[p])}")
 
@@ -564,7 +564,7 @@ lost = {
     "CUB-200-2011, no relations": (birds["methods"]["no_relations"], my_birds),
 }
 for name, (m, mine) in lost.items():
-    compare(name, mine, -m["gain"], " points", close=0.3, digits=1)
+    compare(name, mine, -m["gain"], " points", atol=0.3, digits=1)
     print(f"  interval [{-m['gain_high']:+.1f}, {-m['gain_low']:+.1f}], {m['n']} seeds")
 
 # %% slideshow={"slide_type": "fragment"}
