@@ -275,7 +275,7 @@ def test_a_folder_name_of_two_lines_is_refused_before_images_are_read(folder: Pa
     monkeypatch.setattr(folders, "read_squares", lambda *_, **__: pytest.fail("images are read"))
     for part in ("train", "val"):
         (folder / part / "cat").rename(folder / part / "big\ncat")
-    with pytest.raises(CorsdError, match=r"train: class 'big\\ncat'; allowed: a name of one line that is not empty"):
+    with pytest.raises(CorsdError, match=r"train: class 'big\\ncat'; allowed: a non-empty name without line breaks"):
         load_dataset(f"folder:{folder}")
 
 

@@ -461,7 +461,7 @@ BROKEN: list[tuple[type[Method], str, str]] = [
     (ATeacherInAString, DECLARED, "taught_by_deepest = 'extra'; allowed: a tuple of names of terms"),
     (NotADataclass, DECLARED, r"put @dataclass\(frozen=True\) on Options"),
     (AttachReturnsNothing, MADE, "attach returned NoneType: end it with `return self`"),
-    (AttachChangesAWeight, MADE, r"attach changes the network \(backbone\.stem\.conv\.weight\): make"),
+    (AttachChangesAWeight, MADE, r"attach changes the network \(backbone\.stem\.conv\.weight\): create"),
     (AttachFreezesAWeight, MADE, r"attach changes the network \(requires_grad of backbone\.stem\.conv\.weight\)"),
     (AttachAddsAModule, MADE, r"attach changes the network \(module extra, "),
     (AttachLeavesAHook, MADE, r"attach changes the network \(module backbone\)"),

@@ -143,7 +143,7 @@ def test_it_takes_the_steps_that_completeness_needs_until_somebody_chooses(
     assert answer(explorer)["complete"] is True and explorer.steps == 200 and told == [100, 200]
     explorer.steps = 50
     found = answer(explorer)
-    assert found["complete"] is False and explorer.steps == 50 and "take more steps" in found["completeness"]
+    assert found["complete"] is False and explorer.steps == 50 and "use more steps" in found["completeness"]
 
 
 def test_state_is_set_from_python_and_bad_values_change_nothing(explorer: AttributionExplorer) -> None:

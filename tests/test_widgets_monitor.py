@@ -266,7 +266,7 @@ def test_a_training_in_the_background_is_stopped_by_a_click_and_goes_on_by_anoth
     monitor.train(config)
     assert begun.wait(300) and monitor.training
     assert monitor._feed["running"] and "s an epoch, 1 to go" in monitor.status
-    with pytest.raises(CorsdError, match=r"still training"):
+    with pytest.raises(CorsdError, match=r"still being trained"):
         monitor.train(config)
     with pytest.raises(CorsdError, match=r"still training after 0.01 seconds"):
         monitor.wait(0.01)
@@ -307,7 +307,7 @@ def test_a_training_in_the_cell_says_what_stops_it(config: TrainConfig, every_ep
 
     train(config, on_epoch=watch, progress=False)
     assert all(not running and "Ctrl-C" in text for running, text in seen) and len(seen) == 2
-    assert "1 to go" in seen[0][1] and "all epochs are done" in seen[1][1]
+    assert "1 to go" in seen[0][1] and "all epochs are finished" in seen[1][1]
 
 
 def test_ctrl_c_while_waiting_stops_the_training_and_gives_its_run(

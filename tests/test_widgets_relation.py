@@ -311,7 +311,7 @@ def test_another_run_is_compared_from_its_deepest_exit_and_nearest_epoch(corsd: 
 
 
 def test_a_run_on_other_classes_or_images_is_refused(corsd: Run, tmp_path: Path) -> None:
-    with pytest.raises(CorsdError, match="other classes"):
+    with pytest.raises(CorsdError, match="different classes"):
         RelationExplorer(corsd, large_run(corsd, tmp_path / "a", ["a", "b"], epochs=1, images=2))
     names = list(corsd.data.class_names)
     labels = corsd.probes.labels

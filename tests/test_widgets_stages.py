@@ -170,7 +170,7 @@ def test_a_lasso_marks_in_a_relation_explorer(corsd: Run) -> None:
 
 def test_relations_of_other_images_are_refused(corsd: Run, tmp_path: Path) -> None:
     other = grouped_run(corsd, tmp_path, 4, 2)
-    with pytest.raises(CorsdError, match="other probe images"):
+    with pytest.raises(CorsdError, match="different probe images"):
         opened(corsd, relations=RelationExplorer(other))
 
 
