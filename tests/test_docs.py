@@ -285,6 +285,34 @@ def test_what_relations_add_on_unseen_birds_is_as_the_records_say() -> None:
         assert said == f"{found['mean']:.1f} [{found['low']:.1f}, {found['high']:.1f}]" and said in text.replace("\n", " ")
 
 
+def test_corsd_and_deep_supervision_on_unseen_birds_are_as_the_records_say() -> None:
+    folder = ROOT / "results" / "unseen_birds" / "records"
+
+    def cosine(variant: str, seed: int, exit: int) -> dict[str, float]:
+        measures = read_json(folder / f"{variant}-s{seed}.json")["unseen"]["figures"]
+        return next(line for line in measures if (line["exit"], line["score"]) == (exit, "cosine"))
+
+    def difference(variant: str, exit: int, measure: str) -> tuple[float, float, float]:
+        both = [(cosine(variant, s, exit), cosine("deep_supervision", s, exit)) for s in range(3)]
+        mean, low, high = mean_interval([a[measure] - b[measure] for a, b in both])
+        assert low is not None and high is not None
+        return mean, low, high
+
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8").replace("\n", " ")
+    said = text.partition("CORSD gains with one example a class")[2].partition("18 differences")[0]
+    one_shot = [difference("corsd", exit, "one_shot") for exit in (1, 2, 3, 4)]
+    recall = [difference("no_relations", exit, "recall_at_1") for exit in (3, 4)]
+    for exit, (mean, low, high) in enumerate(one_shot, 1):
+        digits = 2 if exit == 3 else 1
+        assert f"{mean:.1f} [{low:.{digits}f}, {high:.{digits}f}]" in said
+    assert all(f"{mean:.1f} [{low:.1f}, {high:.1f}]" in said for mean, low, high in recall)
+    assert [low > 0 for _, low, _ in one_shot] == [True, True, False, True]
+    assert all(high < 0 for _, _, high in recall)
+    for measure in ("recall_at_1", "map_at_r", "five_shot"):
+        ends = [difference("corsd", exit, measure) for exit in (1, 2, 3, 4)]
+        assert all(low < 0 < high for _, low, high in ends), measure
+
+
 def test_the_calibration_is_as_the_records_say() -> None:
     folder = ROOT / "results" / "cifar100" / "records"
 

@@ -142,9 +142,7 @@ def test_pixels_come_on_request(corsd: Run) -> None:
     facts = explorer.ask_pixels(**{name: getattr(explorer, name) for name in explorer.chosen})
     found, _ = attribute_run_pair(corsd, 3, 17, 3)
     assert f"relation logit {found.score:.2f}" in facts["text"] and f"f(baseline) = {found.baseline_score:.2f}" in facts["text"]
-    assert (
-        f"Completeness gap {100 * (found.completeness_gap or 0):.2g} %" in facts["text"] and "final weights" in facts["text"]
-    )
+    assert f"Completeness gap {100 * (found.completeness_gap or 0):.2g} %" in facts["text"] and "final weights" in facts["text"]
     assert [len(row["pngs"]) for row in facts["rows"]] == [3, 3]
     for row, pixels in zip(facts["rows"], run_pixels(corsd, [3, 17]), strict=True):
         picture = np.asarray(Image.open(io.BytesIO(row["pngs"][0][0])))

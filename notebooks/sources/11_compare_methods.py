@@ -61,7 +61,7 @@ from corsd_lib.course import answered, compare, expect
 from corsd_lib.figures import accuracy_by_method, gain_by_method, template
 from corsd_lib.studies.intervals import mean_interval, with_interval
 from corsd_lib.studies.study import new_study
-from corsd_lib.studies.summary import against, summarise
+from corsd_lib.studies.summary import relative_to, summarise
 
 torch.set_num_threads(1)  # one thread is faster for images this small
 
@@ -462,9 +462,8 @@ pd.DataFrame(rows).sort_values("best on validation", ascending=False).round(1)
 # ### CORSD against its peers
 #
 # Two gains over the plain network do not tell which of the two methods is better.
-# `against` measures the same records against another row: zero is now CORSD with class
-# KD, and
-# **left of zero a row is worse**.
+# `relative_to` measures the same records against another row: zero is now CORSD with
+# class KD, and **left of zero a row is worse**.
 #
 # **Predict:** how many of the six peers are significantly worse, that is, have an
 # interval below 0?
@@ -472,7 +471,7 @@ pd.DataFrame(rows).sort_values("best on validation", ascending=False).round(1)
 # %% slideshow={"slide_type": "subslide"}
 my_worse = None  # 0 to 6
 
-versus = against(full, "corsd")
+versus = relative_to(full, "corsd")
 below = [p for p in peers if versus["methods"][p]["gain_high"] < 0]
 compare("Significantly worse than CORSD", my_worse, len(below), " of 6 peers")
 leads = [-versus["methods"][p]["gain"] for p in peers]
@@ -501,14 +500,14 @@ def lead(m):  # the same difference the other way round, with its interval
     return "{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(*ends, d=digits)
 
 
-paper = against(full, "corsd_paper")["methods"]
+paper = relative_to(full, "corsd_paper")["methods"]
 ahead = -paper["deep_supervision"]["gain"]
 compare("Paper's terms, CIFAR-100", my_paper, ahead, " points", atol=0.5, digits=1)
 for p in peers:
     print(f"CIFAR-100: the paper's terms minus {paper[p]['label']}: {lead(paper[p])}")
 
 # %%
-no_class_kd = against(summaries["cub200"], "no_class_kd")["methods"]
+no_class_kd = relative_to(summaries["cub200"], "no_class_kd")["methods"]
 for p in ("baseline", "deep_supervision", "byot", "cs_kd"):
     row = no_class_kd[p]
     print(f"CUB-200-2011: CORSD without class KD minus {row['label']}: {lead(row)}")
@@ -530,7 +529,7 @@ for p in ("baseline", "deep_supervision", "byot", "cs_kd"):
 # A result that holds twice is stronger. `cub200` has three of the peers.
 
 # %%
-birds = against(summaries["cub200"], "corsd")
+birds = relative_to(summaries["cub200"], "corsd")
 peers_of_birds = rows_of(birds, "methods")
 for m in peers_of_birds["methods"].values():
     if m["gain"] is not None:
@@ -568,7 +567,7 @@ for name, (m, mine) in lost.items():
     print(f"  interval [{-m['gain_high']:+.1f}, {-m['gain_low']:+.1f}], {m['n']} seeds")
 
 # %% slideshow={"slide_type": "fragment"}
-row = against(summaries["cub200"], "exits_alone")["methods"]["no_class_kd"]
+row = relative_to(summaries["cub200"], "exits_alone")["methods"]["no_class_kd"]
 low, high = row["gain_low"], row["gain_high"]
 print("CUB-200-2011, relation terms added without class KD:", end=" ")
 print(f"{row['gain']:+.1f} [{low:+.1f}, {high:+.1f}] points")
