@@ -21,6 +21,7 @@ from corsd_lib.schema import anything, choice, entries, fields, location_text, m
 __all__ = [
     "CHECKPOINT_ADVICE",
     "FLOATS",
+    "check_classifier",
     "read_checkpoint",
     "read_config",
     "read_embedding",
@@ -89,6 +90,24 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 _OF = {"superclass_of_class": "class_names", "std": "mean"}
+
+_CLASSIFIER = fields(
+    {
+        "network": text,
+        "exit": whole(1, CLASSES),
+        **{name: _DATA[name] for name in ("class_names", "mean", "std", "image_size")},
+    },
+    {"width": optional(whole(1, 2**31 - 1)), "stem": text, "exits": text},
+)
+
+
+def check_classifier(values: object, source: str) -> None:
+    """Raise `CorsdError` unless `values` are the arguments of an `ExitClassifier` as JSON. `source` begins the message."""
+    _CLASSIFIER(values, (source,))
+    assert isinstance(values, dict)
+    if len(values["std"]) != len(values["mean"]):
+        raise CorsdError(f"{source}: std has {len(values['std'])} entries; allowed: {len(values['mean'])}, as mean has")
+
 
 _EPOCH = {"epoch": whole(1), "step": whole(), "lr": number(0), "images": whole(1), "seconds": seconds}
 _epoch = fields(_EPOCH, more=True)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from corsd_lib.batches import evaluation_batches
 from corsd_lib.errors import CorsdError
@@ -17,6 +20,7 @@ from corsd_lib.runs import Run, TrainConfig, load_data
 from corsd_lib.training import train
 
 pytest.importorskip("huggingface_hub", reason="needs huggingface_hub of the extra hub")
+from corsd_lib.sharing import classifier
 from corsd_lib.sharing.classifier import ExitClassifier
 
 
@@ -59,23 +63,142 @@ def test_the_configuration_is_plain_values(run: Run, tmp_path: Path) -> None:
     assert config["class_names"] == list(run.data.class_names) and config["image_size"] == 8
 
 
-def test_a_file_without_all_weights_is_refused(run: Run, tmp_path: Path) -> None:
-    ExitClassifier.from_run(run, 1).save_pretrained(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    weights.popitem()
+def saved(run: Run, folder: Path) -> Path:
+    ExitClassifier.from_run(run, 1).save_pretrained(folder)
+    return folder
+
+
+FIRST = "network.backbone.stem.conv.weight"
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        (lambda w: w.pop(FIRST), rf"is of another architecture: {FIRST} is absent there, \(8, 1, 3, 3\) in this network"),
+        (lambda w: w.update({FIRST: torch.zeros(2)}), rf"is of another architecture: {FIRST} is \(2,\) there"),
+        (
+            lambda w: w.update({"network.more": torch.zeros(2)}),
+            r"is of another architecture: network\.more is \(2,\) there, absent",
+        ),
+        (lambda w: w.update({"method.more": torch.zeros(2)}), r"has the tensor 'method\.more'; allowed: .* network\.\*$"),
+        (lambda w: w[FIRST].fill_(float("nan")), rf"{FIRST} is not finite$"),
+        (lambda w: w.update({FIRST: w[FIRST].long()}), rf"{FIRST} is of torch\.int64; allowed: torch\.float32$"),
+    ],
+)
+def test_weights_of_another_kind_are_named(
+    run: Run, tmp_path: Path, change: Callable[[dict[str, Tensor]], object], message: str
+) -> None:
+    weights = load_file(saved(run, tmp_path) / "model.safetensors")
+    change(weights)
     save_file(weights, tmp_path / "model.safetensors")
-    with pytest.raises(CorsdError, match=r"model\.safetensors has no weights of this classifier: "):
+    with pytest.raises(CorsdError, match=r"model\.safetensors:? " + message):
         ExitClassifier.from_pretrained(str(tmp_path))
 
 
-def test_a_pickle_is_not_opened(run: Run) -> None:
-    with pytest.raises(CorsdError, match=r"pytorch_model\.bin is a pickle, which is not opened"):
-        ExitClassifier._load_as_pickle(ExitClassifier.from_run(run), "pytorch_model.bin", "cpu", False)
+def test_a_pickle_is_not_opened(run: Run, tmp_path: Path) -> None:
+    (saved(run, tmp_path) / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(CorsdError, match=r"pytorch_model\.bin is a pickle, which is not opened; expected: model\.safetensors$"):
+        ExitClassifier.from_pretrained(str(tmp_path))
+    (tmp_path / "pytorch_model.bin").unlink()
+    with pytest.raises(CorsdError, match=r"model\.safetensors does not exist$"):
+        ExitClassifier.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("exit", [0, 4])
-def test_an_exit_that_is_not_there_is_named(run: Run, exit: int) -> None:
-    with pytest.raises(CorsdError, match=f"exit {exit} of a network; allowed: 1 to 3"):
+@pytest.mark.parametrize("content", ["", "{\0}", "{", "[]", "null", "{}"])
+def test_a_file_that_is_no_configuration_is_one_error(run: Run, tmp_path: Path, content: str) -> None:
+    (saved(run, tmp_path) / "config.json").write_text(content)
+    with pytest.raises(CorsdError, match=r"config\.json( = | is not valid JSON: | lacks network; )"):
+        ExitClassifier.from_pretrained(str(tmp_path))
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(CorsdError, match=r"config\.json does not exist$"):
+        ExitClassifier.from_pretrained(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "field,value,message",
+    [
+        *(("exit", value, "exit = ") for value in ("2", None, 2.0, True, 0)),
+        ("exit", 4, "exit 4 of a network; allowed: 1 to 3"),
+        ("class_names", 3, "class_names = 3; allowed: a list"),
+        ("class_names", [], "class_names has 0 entries"),
+        ("class_names", [["a"], "b"], r"class_names\[0\] = \['a'\]; allowed: a string"),
+        *(("mean", value, "mean = ") for value in (None, 0.3)),
+        ("mean", ["a"], r"mean\[0\] = 'a'; allowed: a number"),
+        *(("std", [value], r"std\[0\] = ") for value in (0.0, float("nan"), float("inf"), -1.0)),
+        ("std", [], "std has 0 entries"),
+        ("std", [0.3, 0.3], "std has 2 entries; allowed: 1, as mean has"),
+        ("image_size", 8.5, "image_size = 8.5"),
+        ("width", "8", "width = '8'"),
+        ("network", ["resnet8"], "network = "),
+        ("exits", "some", "exits 'some' is not known; allowed: all, deepest"),
+        ("more", 1, "field 'more' is not known; allowed: network, exit"),
+    ],
+)
+def test_a_wrong_value_of_the_configuration_is_named(run: Run, tmp_path: Path, field: str, value: object, message: str) -> None:
+    config = read_json(saved(run, tmp_path) / "config.json")
+    write_json(tmp_path / "config.json", {**config, field: value})
+    with pytest.raises(CorsdError, match=rf"config\.json: {message}"):
+        ExitClassifier.from_pretrained(str(tmp_path))
+    if field != "more":
+        with pytest.raises(CorsdError, match=message):
+            ExitClassifier(**{**config, field: value})
+    del config["std"]
+    write_json(tmp_path / "config.json", config)
+    with pytest.raises(CorsdError, match=r"config\.json lacks std; allowed: an object with network"):
+        ExitClassifier.from_pretrained(str(tmp_path))
+
+
+def test_what_is_no_run_or_no_classifier_is_one_error(run: Run) -> None:
+    with pytest.raises(CorsdError, match="run is 'runs/a'; allowed: a Run"):
+        ExitClassifier.from_run("runs/a")  # type: ignore[arg-type]
+    with pytest.raises(CorsdError, match="classifier is None; allowed: a str or a Path"):
+        ExitClassifier.from_pretrained(None)  # type: ignore[arg-type]
+    with pytest.raises(
+        CorsdError, match=r"^classifier 'no\\x00/a/b' is not a folder, and it cannot be downloaded: Repo id must"
+    ):
+        ExitClassifier.from_pretrained("no\0/a/b")
+
+
+def test_a_classifier_of_the_hub(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def download(name: str, **options: Any) -> str:
+        asked.append((name, options))
+        if name == "nobody/none":
+            raise OSError("offline\nand more")
+        return str(tmp_path)
+
+    monkeypatch.setattr(classifier, "snapshot_download", download)
+    saved(run, tmp_path)
+    found = ExitClassifier.from_pretrained("somebody/digits", revision="v1")
+    assert found.class_names == run.data.class_names
+    assert asked == [("somebody/digits", {"revision": "v1", "allow_patterns": ["config.json", "model.safetensors"]})]
+    message = "^classifier 'nobody/none' is not a folder, and it cannot be downloaded: offline$"
+    with pytest.raises(CorsdError, match=message):
+        ExitClassifier.from_pretrained("nobody/none")
+
+
+def test_a_place_that_cannot_be_written_is_one_error(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    found = ExitClassifier.from_run(run, 1)
+    for place, reason in (("file", "File exists"), ("file/sub", "Not a directory")):
+        with pytest.raises(CorsdError, match=rf"^cannot write .*{place}: {reason}$"):
+            found.save_pretrained(tmp_path / place)
+    (tmp_path / "model" / "model.safetensors").mkdir(parents=True)
+    with pytest.raises(CorsdError, match=r"^cannot write .*model: "):
+        found.save_pretrained(tmp_path / "model")
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise OSError("offline")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse)
+    with pytest.raises(CorsdError, match=r"^the classifier cannot be uploaded to 'somebody/digits': offline$"):
+        found.push_to_hub("somebody/digits")
+
+
+@pytest.mark.parametrize("exit", [0, 4, "2", 2.0, True])
+def test_an_exit_that_is_not_there_is_named(run: Run, exit: Any) -> None:
+    with pytest.raises(CorsdError, match=f"exit {exit!r} of a network; allowed: 1 to 3"):
         ExitClassifier.from_run(run, exit)
 
 

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from corsd_lib.errors import CorsdError, first_line, missing_package, shortened
+from corsd_lib.errors import CorsdError, first_line, is_whole, missing_package, named, shortened
+from corsd_lib.files import read_json, read_tensors
 from corsd_lib.network import build_network
-from corsd_lib.runs import Run
+from corsd_lib.readers import check_classifier
+from corsd_lib.runs import Run, check_name, check_run, load_part
 
 try:
-    from huggingface_hub import PyTorchModelHubMixin
+    from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 except ImportError as error:
     raise missing_package("a classifier for the Hub", "huggingface_hub", error) from error
 
 __all__ = ["ExitClassifier"]
+
+_OF_A_DOWNLOAD = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
 
 class ExitClassifier(
@@ -32,7 +39,8 @@ class ExitClassifier(
     which the mixin of huggingface_hub stores in config.json beside the weights in model.safetensors: `network`, `width` and
     `stem` of the backbone; `exit`, numbered from 1 (shallowest), of a network with exits on "all" stages or on the "deepest"
     only (`exits`); `class_names` (C,); `mean` and `std` (C_in,) of the training images; `image_size` (pixels). Weights are
-    random until `from_run` or `from_pretrained` loads them. Raises `CorsdError` for an unknown network or exit.
+    random until `from_run` or `from_pretrained` loads them. Raises `CorsdError` for an unknown network or exit and any other
+    value that is not valid.
     """
 
     mean: Tensor
@@ -51,15 +59,19 @@ class ExitClassifier(
         exits: str = "all",
     ) -> None:
         super().__init__()
+        lists = {
+            k: list(v) if isinstance(v, tuple) else v for k, v in (("class_names", class_names), ("mean", mean), ("std", std))
+        }
+        given = {"network": network, "exit": exit, "image_size": image_size, "width": width, "stem": stem, "exits": exits}
+        check_classifier({**given, **lists}, type(self).__name__)
         whole = build_network(
             network, len(class_names), in_channels=len(mean), image_size=image_size, width=width, stem=stem, exits=exits
         )
-        if not 1 <= exit <= len(whole.exits):
-            raise CorsdError(f"exit {shortened(exit)} of a network; allowed: 1 to {len(whole.exits)}")
+        _check_exit(exit, len(whole.exits))
         self.network = whole.truncated(exit - 1)
         self.class_names, self.image_size = tuple(class_names), image_size
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
     @classmethod
     def from_run(cls, run: Run, exit: int | None = None) -> ExitClassifier:
@@ -67,11 +79,13 @@ class ExitClassifier(
 
         Raises `CorsdError` for an exit that the run does not have and for a run without weights.
         """
+        check_run(run)
         trained, config, data = run.network(), run.config, run.data
         exit = len(trained.exits) if exit is None else exit
+        _check_exit(exit, len(trained.exits))
         classifier = cls(
             network=config.network,
-            exit=exit,
+            exit=int(exit),
             class_names=list(data.class_names),
             mean=list(data.mean),
             std=list(data.std),
@@ -88,13 +102,73 @@ class ExitClassifier(
         return self.network((images - self.mean) / self.std)
 
     @classmethod
-    def _load_as_safetensor(cls, model: Any, model_file: str, map_location: str, strict: bool) -> Any:
-        """Load all weights: the mixin would leave those that are missing in the file at random values."""
-        try:
-            return super()._load_as_safetensor(model, model_file, map_location, True).eval()
-        except Exception as error:  # of safetensors, of torch and of the disk
-            raise CorsdError(f"{model_file} has no weights of this classifier: {first_line(error)}") from error
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, *, map_location: str = "cpu", **options: Any
+    ) -> ExitClassifier:
+        """The classifier of a folder that `save_pretrained` wrote, or of a repository of the Hub ("OWNER/NAME"); in eval mode.
 
-    @classmethod
-    def _load_as_pickle(cls, model: Any, model_file: str, map_location: str, strict: bool) -> NoReturn:
-        raise CorsdError(f"{model_file} is a pickle, which is not opened; expected: model.safetensors")
+        `options`: `revision`, `token`, `cache_dir`, `force_download` and `local_files_only` of a download, and arguments of the
+        class in place of those in config.json. Loading executes no code. Raises `CorsdError` if the download fails, if a value
+        of config.json is not valid, and if the weights are not those of this architecture or not finite.
+        """
+        name = pretrained_model_name_or_path
+        check_name("classifier", name)
+        download = {key: options.pop(key) for key in _OF_A_DOWNLOAD if key in options}
+        options.pop("strict", None)  # of the mixin; all weights are loaded or none
+        folder = Path(name) if os.path.isdir(name) else _downloaded(str(name), download)
+        config = read_json(folder / "config.json")
+        check_classifier({**config, **options} if isinstance(config, dict) else config, str(folder / "config.json"))
+        with named(folder / "config.json"):
+            classifier = cls(**{**config, **options})
+        classifier._load(folder)
+        return classifier.to(map_location).eval()
+
+    def _load(self, folder: Path) -> None:
+        """Load the weights from model.safetensors in `folder`."""
+        file, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
+        if pickled.exists() and not file.exists():
+            raise CorsdError(f"{pickled} is a pickle, which is not opened; expected: model.safetensors")
+        tensors, _ = read_tensors(file)
+        if stray := [key for key in tensors if not key.startswith("network.")]:
+            raise CorsdError(f"{file} has the tensor {shortened(stray[0])}; allowed: those of the network, network.*")
+        load_part(self.network, tensors, "network", file)
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
+        """Write config.json, model.safetensors and README.md into a folder, as the mixin does, with its `options`.
+
+        Raises `CorsdError` if the folder cannot be written.
+        """
+        check_name("folder of a classifier", save_directory)
+        try:
+            return super().save_pretrained(save_directory, **options)
+        except (OSError, SafetensorError) as error:
+            raise CorsdError(
+                f"cannot write {save_directory}: {getattr(error, 'strerror', None) or first_line(error)}"
+            ) from error
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload what `save_pretrained` writes to the repository `repo_id` ("OWNER/NAME"), with the `options` of the mixin.
+
+        Raises `CorsdError` if the Hub refuses or cannot be reached.
+        """
+        try:
+            return super().push_to_hub(repo_id, **options)
+        except CorsdError:
+            raise
+        except Exception as error:  # errors of the Hub, of its HTTP client and of the disk
+            reason = first_line(error) or type(error).__name__
+            raise CorsdError(f"the classifier cannot be uploaded to {shortened(repo_id)}: {reason}") from error
+
+
+def _check_exit(exit: object, count: int) -> None:
+    if not is_whole(exit, 1, count):
+        raise CorsdError(f"exit {shortened(exit)} of a network; allowed: 1 to {count}")
+
+
+def _downloaded(name: str, options: dict[str, Any]) -> Path:
+    """Download config.json and the weights of a classifier of the Hub, and return their folder."""
+    try:
+        return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors"], **options))
+    except Exception as error:  # errors of the Hub, of its HTTP client and of the disk
+        reason = first_line(error) or type(error).__name__
+        raise CorsdError(f"classifier {shortened(name)} is not a folder, and it cannot be downloaded: {reason}") from error
