@@ -237,7 +237,7 @@ def _add_compare(verbs: Verbs) -> None:
     )
     parser.add_argument(
         "--slurm",
-        type=_key_value,
+        type=partial(_key_value, example="partition=gpu"),
         nargs="+",
         metavar="NAME=VALUE",
         help="settings of a job, such as partition=gpu gpus_per_node=1 cpus_per_task=8 timeout_min=60 array_parallelism=20",
@@ -515,11 +515,11 @@ def _default(field: Field[Any]) -> Any:
     return field.default if field.default is not MISSING else {}
 
 
-def _key_value(text: str) -> tuple[str, Any]:
+def _key_value(text: str, example: str = "exit_kd=0.2") -> tuple[str, Any]:
     """Parse `exit_kd=0.2` to ("exit_kd", 0.2); a value that is not JSON is a string."""
     name, sign, value = text.partition("=")
     if not sign:
-        raise argparse.ArgumentTypeError(f"{shortened(text)} is not NAME=VALUE, as in exit_kd=0.2")
+        raise argparse.ArgumentTypeError(f"{shortened(text)} is not NAME=VALUE, as in {example}")
     try:
         return name, parse_json(value)
     except ValueError:

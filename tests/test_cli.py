@@ -272,6 +272,7 @@ def test_train_says_what_was_passed_over_once(pictures: Path, tmp_path: Path, ca
         ("train --image-size 100000 --out OUT", "error: image_size is 100000; allowed: a whole number of at least 1"),
         ("train --data npz:~no_such_user/x --out OUT", "'~no_such_user' has no home folder"),
         ("train --method-options exit_kd", "argument --method-options: 'exit_kd' is not NAME=VALUE, as in exit_kd=0.2"),
+        ("compare x --slurm gpu", "argument --slurm: 'gpu' is not NAME=VALUE, as in partition=gpu"),
         ("train --method-options exit=1 --out OUT", "error: option of method 'corsd': 'exit' is not known; allowed: task, "),
         ("train --method-options exit_kd=much --out OUT", "error: method 'corsd': exit_kd = 'much' must be of type float"),
         ("train --method kd", "error: method 'kd' is not known; allowed: baseline, label_smoothing, "),

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -160,18 +161,67 @@ def test_a_finished_run_of_another_configuration_is_not_recorded(write: Write, s
     "settings,message",
     [
         ({"partitions": "gpu"}, r"slurm setting partitions = 'gpu': Unknown argument 'partitions' .* Valid arguments: .*qos"),
-        ({"timeout_min": "1:00:00"}, r"slurm setting timeout_min = '1:00:00': .*expected type <class 'int'>"),
+        *(
+            ({"timeout_min": value}, rf"slurm setting timeout_min = {value!r}; allowed: a whole number from 1 to 10000000$")
+            for value in (0, -5, "x", "1:00:00", 1.5, True)
+        ),
+        ({"cpus_per_task": 0}, "slurm setting cpus_per_task = 0; allowed: a whole number from 1 to 1000000$"),
+        ({"gpus_per_node": -1}, "slurm setting gpus_per_node = -1; allowed: a whole number from 0 to 1000000$"),
+        *(({"mem_gb": value}, rf"slurm setting mem_gb = {value!r}; allowed: a number") for value in (-1, 0, "1GB")),
+        *(({"array_parallelism": value}, f"slurm setting array_parallelism = {value!r}; allowed") for value in (0, "x")),
+        *(({"partition": value}, "slurm setting partition = .*; allowed: a string that is not empty$") for value in ("", [1])),
+        ({"setup": 1}, "slurm setting setup = 1; allowed: a list$"),
+        ({"setup": [1]}, r"slurm setting setup\[0\] = 1; allowed: a string$"),
+        ({"stderr_to_stdout": 1}, "slurm setting stderr_to_stdout = 1; allowed: True, False$"),
+        ({"": 3}, "slurm setting '' = 3; allowed: a name and a value, as in partition=gpu$"),
         ({"nodes": 2}, "slurm setting nodes is fixed: one task on one node; set the time limit as timeout_min"),
         ({"time": 5}, "slurm setting time is fixed: one task on one node"),
         ({"signal_delay_s": "9"}, "slurm setting signal_delay_s = '9'; allowed: 10 to 86,400 seconds"),
-        ({"additional_parameters": "x"}, "slurm setting additional_parameters = 'x': "),
-        ({"array_parallelism": "x"}, "slurm did not accept the jobs: "),
+        ({"additional_parameters": "x"}, "slurm setting additional_parameters = 'x'; allowed: an object$"),
+        ({"additional_parameters": [1]}, r"slurm setting additional_parameters = \[1\]; allowed: an object$"),
     ],
 )
 def test_a_wrong_setting_is_one_error(write: Write, slurm: Slurm, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(CorsdError, match=message) as error:
         submit(write(), **settings)
     assert "\n" not in str(error.value) and slurm.scripts == []
+
+
+def test_settings_are_checked_before_slurm_is_looked_for(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(CorsdError, match="slurm setting mem_gb = -1; allowed: a number"):
+        submit(write(), mem_gb=-1)
+    with pytest.raises(CorsdError, match="slurm setting nodes is fixed"):
+        submit(write(), nodes=2)
+
+
+def test_a_setting_may_be_a_number_or_none(write: Write, slurm: Slurm) -> None:
+    submit(write(), account=12, mem_gb=0.5, qos=None, additional_parameters=None, exclusive=True, setup=["true"])
+    lines = {line.removeprefix("#SBATCH --") for line in slurm.scripts[0].splitlines()}
+    assert {"account=12", "mem=512MB", "requeue", "exclusive", "true"} <= lines
+
+
+@pytest.mark.parametrize("line", ["oneword", "slurm_load_jobs error: Unable to contact", "7_0 PENDING extra", "\\377\\376"])
+def test_an_unexpected_line_of_squeue_is_one_error(write: Write, slurm: Slurm, line: str) -> None:
+    slurm.command("squeue", f"printf '7_0 PENDING\\n{line}\\n'")
+    with pytest.raises(CorsdError, match=r"^Slurm does not answer squeue: unexpected line '.*'; expected: 7_0 RUNNING$"):
+        submit(write())
+
+
+def test_an_unexpected_line_of_squeue_does_not_end_a_wait(write: Write, slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = write("baseline")
+    config = replace(study.config("baseline", 0), out="runs/mine/baseline/seed0")
+    said = iter(["", "oneword\n", "7 RUNNING\n", "oneword\n", "", ""])
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        line = next(said)
+        if "RUNNING" in line:
+            train(config, progress=False)
+        return subprocess.CompletedProcess(command, 0, line, "")
+
+    monkeypatch.setattr(cluster, "subprocess", SimpleNamespace(run=run, SubprocessError=subprocess.SubprocessError))
+    (job,) = run_study(study, cluster=Cluster("slurm"))
+    assert job.state == "done"
 
 
 def test_local_jobs_check_the_names_of_settings(write: Write) -> None:

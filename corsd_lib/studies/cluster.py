@@ -12,6 +12,7 @@ none.
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ from typing import Any
 
 from corsd_lib.errors import CorsdError, check_choice, first_line, is_whole, missing_package, shortened
 from corsd_lib.files import is_locked, locked, make_folder, read_json, write_json
+from corsd_lib.schema import Check, Location, anything, choice, entries, many, number, optional, text, whole
 from corsd_lib.studies.cluster_job import TrainingJob, blocked
 from corsd_lib.studies.study import Study
 from corsd_lib.studies.tables import write_tables
@@ -36,6 +38,25 @@ SIGNAL_SECONDS = {"slurm": 90, "local": 30}  # defaults of submitit: SIGUSR2 com
 TIMEOUTS = 100  # a job that reaches its time limit more often is not requeued
 _OF_ALL_CLUSTERS = ("name", "timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node", "stderr_to_stdout")
 _NOT_SETTINGS = ("nodes", "tasks_per_node", "ntasks_per_node", "time")
+
+
+def _words(value: Any, where: Location) -> None:
+    """Check that accepts a string that is not empty, and a whole number, which `account=12` on the command line is."""
+    if type(value) is not int and (type(value) is not str or not value.strip()):
+        raise CorsdError(f"{where[0]} = {shortened(value)}; allowed: a string that is not empty")
+
+
+_VALUES: dict[str, Check] = {  # of the settings of submitit; it checks the names
+    **dict.fromkeys(("name", "partition", "account", "qos", "comment", "constraint", "exclude", "nodelist", "gres"), _words),
+    **dict.fromkeys(("mail_type", "mail_user", "dependency", "wckey", "mem", "mem_per_gpu", "mem_per_cpu"), _words),
+    "timeout_min": whole(1, 10**7),
+    "mem_gb": number(0.001, 1e6),
+    **dict.fromkeys(("cpus_per_task", "cpus_per_gpu", "array_parallelism"), whole(1, 10**6)),
+    **dict.fromkeys(("gpus_per_node", "gpus_per_task", "num_gpus"), whole(0, 10**6)),
+    **dict.fromkeys(("stderr_to_stdout", "use_srun"), choice(True, False)),
+    **dict.fromkeys(("setup", "teardown", "srun_args"), many(text)),
+    "additional_parameters": entries(anything),
+}
 _OPEN = ("queued", "running", "elsewhere")  # states of jobs that may still finish
 
 
@@ -149,6 +170,7 @@ class _Queue:
     def __init__(self, cluster: Cluster, folder: Path, name: str) -> None:
         check_choice("executor", cluster.name, CLUSTERS)
         self.cluster, self.folder = cluster.name, folder
+        _check_settings(cluster.settings)
         delay = cluster.settings.get("signal_delay_s", SIGNAL_SECONDS["slurm"])
         if not is_whole(delay, 10, 24 * 3600):
             raise CorsdError(f"slurm setting signal_delay_s = {shortened(delay)}; allowed: 10 to 86,400 seconds")
@@ -186,6 +208,18 @@ class _Queue:
         report(f"trainings submitted: {len(jobs)}, job {ids}; files of the jobs are in {self.folder}")
 
 
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise `CorsdError` for a fixed setting, and for a value of the wrong type or out of range."""
+    for setting, value in settings.items():
+        if not setting:
+            raise CorsdError(
+                f"slurm setting {setting!r} = {shortened(value)}; allowed: a name and a value, as in partition=gpu"
+            )
+        if setting in _NOT_SETTINGS:
+            raise CorsdError(f"slurm setting {setting} is fixed: one task on one node; set the time limit as timeout_min")
+        optional(_VALUES.get(setting, anything))(value, (f"slurm setting {setting}",))
+
+
 def _executor(cluster: Cluster, folder: Path, name: str) -> Any:
     """The executor of submitit with the settings of the cluster."""
     try:
@@ -194,16 +228,14 @@ def _executor(cluster: Cluster, folder: Path, name: str) -> Any:
         raise missing_package(f"executor {cluster.name!r}", "submitit", error) from error
     if not hasattr(signal, "pthread_sigmask"):
         raise CorsdError(f"executor {cluster.name!r} on Windows; allowed: on Linux and macOS")
-    extra = cluster.settings.get("additional_parameters", {})
+    extra = cluster.settings.get("additional_parameters") or {}
     settings = {"name": f"corsd-{name}", "timeout_min": MINUTES[cluster.name], **cluster.settings}
-    settings["additional_parameters"] = {"requeue": True, **extra} if isinstance(extra, Mapping) else extra
+    settings["additional_parameters"] = {"requeue": True, **extra}
     try:
         executor = AutoExecutor(folder, cluster=cluster.name, **{f"{cluster.name}_max_num_timeout": TIMEOUTS})
     except RuntimeError as error:
         raise CorsdError(f"executor {cluster.name!r} is not available here: {first_line(error)}") from error
     for setting, value in settings.items():
-        if setting in _NOT_SETTINGS:
-            raise CorsdError(f"slurm setting {setting} is fixed: one task on one node; set the time limit as timeout_min")
         try:
             executor.update_parameters(**{setting if setting in _OF_ALL_CLUSTERS else f"slurm_{setting}": value})
         except (NameError, ValueError, TypeError, AssertionError) as error:
@@ -223,11 +255,15 @@ def _read_id(job: Job, cluster: str) -> str:
 
 
 def _slurm_states() -> dict[str, str]:
-    """State by id of the jobs of this user that Slurm has. Raises `CorsdError` if it does not answer."""
+    """State by id of the jobs of this user that Slurm has. Raises `CorsdError` if it does not answer, or with other lines."""
     command = ["squeue", "--me", "--array", "--noheader", "--format=%i %T"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        answer = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         reason = " ".join((getattr(error, "stderr", None) or str(error)).split())
         raise CorsdError(f"Slurm does not answer squeue: {reason}") from error
-    return dict(line.split(maxsplit=1) for line in answer.stdout.splitlines() if line.strip())
+    lines = [line.strip() for line in answer.stdout.splitlines() if line.strip()]
+    for line in lines:
+        if not re.fullmatch(r"\d\S*\s+[A-Z_]+", line):
+            raise CorsdError(f"Slurm does not answer squeue: unexpected line {shortened(line)}; expected: 7_0 RUNNING")
+    return dict(line.split() for line in lines)
