@@ -395,3 +395,12 @@ def test_tables_are_written_from_the_records(write: Write) -> None:
     ]
     assert (study.path / "table.csv").read_text().count("\n") == 3
     assert all(str(study.path) not in file.read_text() for file in study.path.glob("*.*"))
+
+
+@pytest.mark.parametrize("name", ["x" * 101, "x" * 10_000, "é" * 51])
+def test_a_name_of_a_variant_that_is_too_long_is_one_error(name: str) -> None:
+    values = {"variants": {name: {}, "baseline": {}}}
+    with pytest.raises(CorsdError, match=r"variant '.*' names files and has \d+ bytes; allowed: up to 100$") as error:
+        Study.from_dict(values, Path("results/x/study.json"))
+    assert len(str(error.value)) < 300
+    assert "x" * 100 in Study.from_dict({"variants": {"x" * 100: {}, "baseline": {}}}, Path("results/x/study.json")).variants

@@ -233,6 +233,8 @@ class Study:
         return Facts(facts, [lines], {"settings of all variants": settings})
 
 
+_LONGEST_NAME = 100  # bytes; file systems accept 255, and the names of records and temporary files are longer
+
 # --- reading study.json -----------------------------------------------------------------------------------------------
 
 
@@ -286,6 +288,10 @@ def _variant(name: str, variants: Mapping[str, Any], seeds: tuple[int, ...], whe
     """
     if not re.fullmatch(r"\w[\w.+-]*", name):
         raise CorsdError(f"{where}: variant {name!r} names files; allowed: letters, digits and _ . + -")
+    if len(name.encode()) > _LONGEST_NAME:
+        raise CorsdError(
+            f"{where}: variant {shortened(name)} names files and has {len(name.encode())} bytes; allowed: up to {_LONGEST_NAME}"
+        )
     kinds = {"label": str, "group": str, "seeds": list, "from": str, "train": dict, "tuned": (str, NoneType)}
     line = [check_fields(variants[name], f"{where}: variant {name!r}", kinds)]  # the variant, its parent, and so on
     while (parent := line[-1].get("from")) is not None:
