@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,8 @@ def copy_course(folder: Path) -> Path:
     files = list(bundled_files(root))
     if not files:
         raise CorsdError(f"the notebooks are not in {root}: install corsd_lib again, or work in a clone of the repository")
+    if os.path.isfile(folder):
+        raise CorsdError(f"{folder} is a file; allowed: a folder")
     changed = [path for path in files if _differs(folder / path, root / path)]
     if changed:
         names = ", ".join(map(str, changed[:3])) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
@@ -71,6 +74,6 @@ def copy_course(folder: Path) -> Path:
 def _differs(path: Path, original: Path) -> bool:
     """Whether something exists at `path` that is not a file with the content of `original`."""
     try:
-        return path.exists() and path.read_bytes() != original.read_bytes()
-    except OSError:  # a folder, or a file that cannot be read
-        return True
+        return path.exists() and (path.is_dir() or path.read_bytes() != original.read_bytes())
+    except OSError as error:
+        raise CorsdError(f"cannot read {path}: {error.strerror or error}") from error

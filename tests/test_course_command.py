@@ -64,11 +64,16 @@ def test_a_folder_in_the_place_of_a_file_and_a_file_in_that_of_a_folder_are_name
 ) -> None:
     (small / "notebooks" / "GLOSSARY.md").mkdir(parents=True)
     Path("file").touch()
-    for folder, option, said in ((small, "--out", "GLOSSARY.md"), (Path("file"), "--to", "cannot write file")):
+    for folder, option, said in ((small, "--out", "GLOSSARY.md"), (Path("file"), "--to", "file is a file; allowed: a folder")):
         with pytest.raises(SystemExit):
             cli.main(["course", "--no-open", option, str(folder)])
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and said in error
+
+
+def test_a_folder_that_cannot_be_read_is_named(small: Path) -> None:
+    with pytest.raises(cli_course.CorsdError, match=r"^cannot read x+/notebooks/.*: File name too long$"):
+        cli_course.copy_course(Path("x" * 300))
 
 
 def test_a_package_without_notebooks_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
