@@ -320,7 +320,7 @@ def test_a_run_on_other_classes_or_images_is_refused(corsd: Run, tmp_path: Path)
     write_tensors(other.path / "probe.safetensors", tensors, {"split": corsd.probes.split})
     explorer = RelationExplorer(corsd, load_run(other.path))
     explorer.reference = "other run"
-    with pytest.raises(CorsdError, match="other images"):
+    with pytest.raises(CorsdError, match="different probe images"):
         explorer.level = "image"
     explorer.set_state({"level": "image"})  # from the browser: a sentence there, and the old view
     assert explorer.level == "class"
