@@ -677,8 +677,8 @@ print(
 # > **What we found.** On these digits we detected no gain in accuracy from teaching.
 # > The shallow exits do get better, by 1.5 [0.0, 3.0] points at exit 1 and 1.3 [0.5,
 # > 2.1] at exit 2. But labels alone give 1.2 [0.1, 2.4] and 1.0 [0.1, 1.9]. Taught
-# > predictions change exit 1 by a further -0.5 [-0.9, 0.0]; all that CORSD adds to
-# > labels, by 0.3 [-0.4, 1.0]. Relations do form: a bright diagonal.
+# > predictions change exit 1 by a further -0.5 [-0.9, 0.0]; all that CORSD adds, by 0.3
+# > [-0.4, 1.0]. Relations do form: a bright diagonal.
 # >
 # > **How sure we are.** Ten seeds, paired, 95 % intervals. Your own run is one seed.
 # >

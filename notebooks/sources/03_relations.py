@@ -762,10 +762,9 @@ compare("Highest", my_pair, highest)
 # **Answer.** The order is right in both: more in common, a higher mean. But the trained
 # score does not count attributes. It is 0.19 where colour *and* texture are shared, and
 # at most 0.01 on average for all other kinds of pairs: a shared shape counts for next
-# to nothing. The cosine is graded. The margin loss asks
-# for this: any two different classes should score low. What remains is where only the
-# shape tells two classes apart. This is one run; [13](13_unseen_classes.ipynb) has more
-# of it.
+# to nothing. The cosine is graded. The margin loss asks for this: any two different
+# classes should score low. What remains is where only the shape tells two classes
+# apart. This is one run; [13](13_unseen_classes.ipynb) has more of it.
 #
 # A relation network is a training device. It is removed after training, so the question
 # that counts is whether the *exits* get more accurate.
@@ -804,10 +803,9 @@ for study, pair, mine in (
 # %% [markdown]
 # **Answer.** Without class KD, relation terms raise every exit on CUB-200-2011, by 2.7
 # points at the deepest. Which of the seven terms makes this difference was not
-# measured.
-# On top of class KD, exits 2 to 4 are higher with them, but these two rows ran on
-# different machines (a GPU and a CPU), so hardware is not excluded as a cause. On
-# CIFAR-100, on top of class KD, no gain was detected at any exit.
+# measured. On top of class KD, exits 2 to 4 are higher with them, but these two rows
+# ran on different machines (a GPU and a CPU), so hardware is not excluded as a cause.
+# On CIFAR-100, on top of class KD, no gain was detected at any exit.
 
 # %% [markdown]
 # ## Explore it
