@@ -537,11 +537,11 @@ print(f"guessing: {4 / 99:.0%}")
 # ## Answer: what does it take on CIFAR-100?
 #
 # > **What we found.** The full recipe takes 2,700 times the arithmetic of the committed
-# > run and needs a GPU. The small network does not gain. A larger one gains 4.2 ± 1.2
+# > run and needs a GPU. The small network showed no gain. A larger one gains 4.2 ± 1.2
 # > points from CORSD with class KD, none of them detectably from the relation terms
 # > ([03](03_relations.ipynb)). Relations do reveal superclasses without their labels:
-# > AUC 0.83 (chance: 0.5; exercise 3 tests the lift). But the plain network's cosine
-# > reaches 0.79: one seed does not separate them.
+# > AUC 0.83 (chance: one half; exercise 3 tests the lift). But the plain network's
+# > cosine reaches 0.79: one seed cannot separate them.
 # >
 # > **How sure we are.** Small runs: one seed, 300 images. Larger network: five seeds.
 # >
