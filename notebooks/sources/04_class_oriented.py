@@ -472,8 +472,7 @@ words = [f"{c} ({100 * s:.0f} %)" for s, c in zip(shares, guesses, strict=True)]
 two = [i[worst].item(), j[worst].item()]
 captions = [run.data.class_names[labels[k]] for k in two]
 title = f"The deepest stage predicts: {', '.join(words)}"
-strip = image_strip(run_pixels(run, two), captions, title, columns=6)
-strip.update_layout(width=560)
+image_strip(run_pixels(run, two), captions, title, columns=6)
 
 # %% [markdown]
 # The label calls all classes outside the pair equally wrong. The prediction prefers
