@@ -141,6 +141,9 @@ assert torch.allclose(cosine, cosine_scores(embeddings), atol=1e-4)
 print("L2 and cosine: the same", len(l2), "x", len(l2), "scores as the library's")
 
 # %% [markdown]
+# The L2 scores need a wider tolerance: a small distance is the root of a difference of
+# large numbers, so rounding counts more.
+#
 # **Predict:** the cosine relation of the two threes, and of the first three with the
 # first eight (images 60, 61 and 160).
 
