@@ -141,6 +141,9 @@ assert torch.allclose(cosine, cosine_scores(embeddings), atol=1e-4)
 print("L2 and cosine: the same", len(l2), "x", len(l2), "scores as the library's")
 
 # %% [markdown]
+# The L2 scores need a wider tolerance: a small distance is the root of a difference of
+# large numbers, so rounding counts more.
+#
 # **Predict:** the cosine relation of the two threes, and of the first three with the
 # first eight (images 60, 61 and 160).
 
@@ -648,7 +651,8 @@ compare("Higher AUC at the deepest exit", my_better, better)
 # exits seems to help the *cosine*, too: 0.977 to 0.982 here, 0.961 to 0.974 in the
 # plain network (one seed; exits and relations are not separated). It is one seed and
 # 200 images, so a difference in the third decimal is not a finding. Contrast says how
-# decided a score is. It does not say how often it is right.
+# decided a score is. It does not say how often it is right. (The library calls this
+# contrast `margin`; it is not the margin $m$ of the loss.)
 
 # %% [markdown]
 # ### Where each is fooled
@@ -761,10 +765,9 @@ compare("Highest", my_pair, highest)
 # **Answer.** The order is right in both: more in common, a higher mean. But the trained
 # score does not count attributes. It is 0.19 where colour *and* texture are shared, and
 # at most 0.01 on average for all other kinds of pairs: a shared shape counts for next
-# to nothing. The cosine is graded, and a shared shape raises it. The margin loss asks
-# for this: any two different classes should score low. What remains is where only the
-# shape tells two classes apart. This is one run; [13](13_unseen_classes.ipynb) has more
-# of it.
+# to nothing. The cosine is graded. The margin loss asks for this: any two different
+# classes should score low. What remains is where only the shape tells two classes
+# apart. This is one run; [13](13_unseen_classes.ipynb) has more of it.
 #
 # A relation network is a training device. It is removed after training, so the question
 # that counts is whether the *exits* get more accurate.
@@ -772,12 +775,13 @@ compare("Highest", my_pair, highest)
 # %% [markdown]
 # ## Do relation terms make exits more accurate?
 #
-# Two committed studies have CORSD with and without all relation terms, three seeds
-# each; on CUB-200-2011 (birds) also without *class KD*, a term of this library
-# ([04](04_class_oriented.ipynb)) that pulls the predictions of images of one class
-# together. Both have a ResNet-10 of width 32 with four exits; the predictions of the
-# deepest exit are taught (exit KD) in every row. The table gives the paired difference,
-# with minus without, in points.
+# Two committed studies have CORSD with and without all *relation terms*: margin,
+# transfer, the logit relation and the four terms of the auxiliary classifiers
+# ([04](04_class_oriented.ipynb)). Each has three seeds. On CUB-200-2011 (birds) there
+# is also a pair without *class KD*, a term of this library (04) that pulls the
+# predictions of images of one class together. Both have a ResNet-10 of width 32 with
+# four exits; the predictions of the deepest exit are taught (exit KD) in every row. The
+# table gives the paired difference, with minus without, in points.
 #
 # **Predict:** the gain at the deepest exit on CIFAR-100, and on birds with and without
 # class KD.
@@ -801,8 +805,10 @@ for study, pair, mine in (
 
 # %% [markdown]
 # **Answer.** Without class KD, relation terms raise every exit on CUB-200-2011, by 2.7
-# points at the deepest. On top of class KD they still raise exits 2 to 4. On CIFAR-100,
-# on top of class KD, no gain was detected at any exit.
+# points at the deepest. Which of the seven terms makes this difference was not
+# measured. On top of class KD, exits 2 to 4 are higher with them, but these two rows
+# ran on different machines (a GPU and a CPU), so hardware is not excluded as a cause.
+# On CIFAR-100, on top of class KD, no gain was detected at any exit.
 
 # %% [markdown]
 # ## Explore it
@@ -838,15 +844,15 @@ display(explorer)
 # ## Answer: what is the relation of two images?
 #
 # > **What we found.** A score from a formula or a trained network. The trained score
-# > has more contrast; it does not order new pairs better than the cosine. Relation
-# > terms add 2.7 [2.4, 3.0] points at the deepest exit on CUB-200-2011 without class
-# > KD, and 0.8 [0.4, 1.2] with it. On CIFAR-100 no effect was detected.
+# > has more contrast; it does not order new pairs better than the cosine. All relation
+# > terms together add 2.7 [2.4, 3.0] points at the deepest exit on CUB-200-2011 without
+# > class KD, and 0.8 [0.4, 1.2] with it. On CIFAR-100 no effect was detected.
 # >
-# > **How sure we are.** AUC: one seed. Accuracies: three seeds, paired, intervals not
-# > corrected for several comparisons. The two rows with class KD ran on different
-# > machines: hardware is not excluded as a cause.
+# > **How sure we are.** AUC: one seed. Accuracies: three seeds, paired, not corrected.
+# > On CUB-200-2011 the rows with class KD ran on different machines, so hardware is not
+# > excluded.
 # >
-# > **What it does not show.** Why data sets differ; larger networks.
+# > **What it does not show.** Which relation term helps birds; why data sets differ.
 
 # %% [markdown]
 # ## Exercise 4, predict and experiment: a formula inside CORSD
