@@ -347,8 +347,8 @@ def test_the_ablation_is_as_its_records_say() -> None:
     text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
     said = re.findall(r"-?\d+\.\d", text.partition("<!-- ablation -->")[2].partition("<!-- /ablation -->")[0])
     undecided = ["no_auxiliary", "no_transfer", "cosine", "l2", "maps", "no_exits"]
-    pairs = [("corsd", "no_class_kd"), ("corsd", "plain_batches"), ("balanced_baseline", "baseline")]
-    pairs += [("corsd", row) for row in ("no_relations", *undecided, "no_margin", "shared", "release_weights")]
+    rows = ("no_class_kd", "plain_batches", "no_relations", *undecided, "no_margin", "shared", "release_weights")
+    pairs = [*(("corsd", row) for row in rows), ("balanced_baseline", "baseline")]
     assert [float(number) for number in said] == [round(end, 1) for pair in pairs for end in _lead(methods, *pair)]
     for row in ("no_class_kd", "plain_batches", "no_margin", "shared", "release_weights"):
         assert _lead(methods, "corsd", row)[1] > 0

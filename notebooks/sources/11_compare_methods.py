@@ -268,8 +268,8 @@ for name, values, mine in (
 # number of images.
 #
 # **Predict:** how many epochs does the release of CORSD get, which draws triplets, if
-# the plain network gets 60? And how much more arithmetic does CORSD with class KD need
-# than the plain network?
+# the plain network gets 60? And by which factor does CORSD with class KD need more
+# arithmetic than the plain network? (The table is that of `cifar100_small`.)
 
 # %% slideshow={"slide_type": "subslide"}
 my_epochs, my_macs = None, None
@@ -292,8 +292,9 @@ cost.astype({"images": int, "macs_ratio": float, "time_ratio": float}).round(2)
 # The 600,000 images in place of 599,040 come from batches that are always full: those
 # of two images a class. Equal images are not equal *cost*. CORSD takes 1.14 times the
 # arithmetic of the plain network. The times are rough, because trainings shared a
-# machine; no PS-KD ran on as many threads. Whether the plain network could have used
-# the extra arithmetic for more epochs, these studies do not answer.
+# machine; PS-KD has no time: none of its trainings used as many threads as the others.
+# Whether the plain network could have used the extra arithmetic for more epochs, these
+# studies do not answer.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The best of many
@@ -480,8 +481,9 @@ title = "Relative to CORSD with class KD"
 gain_by_method(rows_of(versus, "methods")).update_layout(title_text=title)
 
 # %% [markdown] slideshow={"slide_type": "fragment"}
-# **Answer.** Six of six by 2.5 to 4.5 points is not what chance gives. But all six
-# share the same CORSD runs, so one lucky row would make all six look worse.
+# **Answer.** Six of six, by 2.5 to 4.5 points, is more than chance gives six
+# independent comparisons. These are not independent: all share the same CORSD runs, so
+# one lucky row would make all six look worse.
 #
 # ### And the paper's terms alone?
 #

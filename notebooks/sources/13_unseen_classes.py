@@ -55,7 +55,8 @@ from torch.nn import functional as F
 from corsd_lib import RelationExplorer, TrainConfig, committed_run
 from corsd_lib import committed_summary, train
 from corsd_lib import unseen_class_report
-from corsd_lib.analysis.retrieval import Episodes, embedding_retrieval, recall_at_1
+from corsd_lib.analysis.retrieval import Episodes, embedding_few_shot
+from corsd_lib.analysis.retrieval import embedding_retrieval, recall_at_1
 from corsd_lib.course import answered, compare, expect
 from corsd_lib.evaluation import exit_embeddings
 from corsd_lib.figures import SCALE, image_strip, template, unseen_by_exit
@@ -298,18 +299,23 @@ px.imshow(
 
 # %% [markdown]
 # All four rows are alike: whatever its shape, a blue plain image is related most to
-# orange plain circles, and to the other plain shapes less. The relation finds little
-# that the embedding contains little of.
+# orange plain circles, to orange plain squares and triangles less, and to orange plain
+# crosses hardly at all. The relation finds little that the embedding contains little
+# of.
 #
 # **Predict:** which score gives the highest recall@1 on the new classes: `cosine`,
-# `euclidean` (distance) or `relation`? Or can one run not tell?
+# `euclidean` (distance) or `relation`? Or is the lead below 5 points, so that one run
+# `cannot tell`?
 
 # %%
 my_best = None
 
 report = unseen_class_report(corsd).query("exit == exit.max()").set_index("score")
 columns = ["recall_at_1", "r_precision", "map_at_r", "one_shot", "five_shot"]
-compare("Highest", my_best, report.recall_at_1.idxmax())
+first, second = report.recall_at_1.nlargest(2)
+best = report.recall_at_1.idxmax()
+print(f"highest: {best}, by {first - second:.1f} points")
+compare("Best score", my_best, best if first - second >= 5 else "cannot tell")
 report[columns].round(1)
 
 # %% [markdown]
@@ -358,19 +364,23 @@ generator = torch.Generator().manual_seed(1)
 directions = torch.eye(3)[:, None]  # three classes, one direction each
 noise = 0.7 * torch.randn(3, 60, 3, generator=generator)
 lengths = 10 ** torch.randn(3, 60, 1, generator=generator)
-points = (directions + noise) * lengths
-found = episode(points[:, :3], points[:, 3:])
+points = ((directions + noise) * lengths).flatten(0, 1)  # (180, 3)
+classes = torch.arange(3).repeat_interleave(60)
+task = Episodes(ways=3, shots=3, count=1)
+shots, asked = (which[0] for which in task.sample(classes))  # (3, 3), (3, 15)
+found = episode(points[shots], points[asked])
 answered(found)
 expect(not isinstance(found, torch.Tensor), "return a Python number: `.item()`")
-unit = F.normalize(points, dim=-1)
-prototypes = F.normalize(unit[:, :3].mean(dim=1), dim=-1)
-correct = (unit[:, 3:] @ prototypes.T).argmax(dim=-1) == torch.arange(3)[:, None]
-wanted = 100 * correct.double().mean().item()
+wanted = embedding_few_shot(points, classes, task).accuracy  # of the library
 expect(found > 1 or wanted < 1, "return percent, not a share")
 expect(
     abs(found - wanted) < 1e-6,
     f"{found:.1f} %, not {wanted:.1f} %: normalise the examples *before* their mean",
 )
+two = torch.tensor([[[9.0, 0.0], [0.0, 1.0]], [[-1.0, 2.0], [-2.0, 4.0]]])
+more = torch.tensor([[[1.0, 5.0], [5.0, 1.0]], [[-1.0, 2.0], [1.0, 1.0]]])
+found = episode(two, more)
+expect(abs(found - 75) < 1e-6, f"{found:.0f} %, but three of four are right by hand")
 print("Exercise 2: correct.")
 
 # %% tags=["uses-answer"]
@@ -420,9 +430,9 @@ exits = ["exit 1", "exit 2", "deepest exit"]
 pd.DataFrame({m: relations_add(summary, m) for m in measures}, index=exits)
 
 # %% [markdown]
-# **Answer.** Recall@1 is low everywhere: from 22 to 37 %, where chance is 25 %. Of
-# CORSD with class KD, the interval at the deepest exit, 31.5 ± 3.3, excludes chance.
-# The two highest means there are 37 % *without any relation term* and 36 % of the plain
+# **Answer.** Recall@1 is low everywhere: from 22 to 37 %, where chance is 25 %. For
+# CORSD with class KD the interval at the deepest exit, 31.5 ± 3.3, excludes chance. The
+# two highest means there are 37 % *without any relation term* and 36 % of the plain
 # network, both with wide intervals. No effect of training relations was detected: none
 # of the twelve intervals excludes 0, and one of them reaches 20 points to each side.
 
@@ -479,9 +489,9 @@ pd.DataFrame({m: relations_add(birds, m) for m in measures}, index=exits)
 # > level with deep supervision. Training relations adds 2.3 ± 0.9 points at exit 1; no
 # > effect was detected at the deepest exit. Shapes: hardly. A network that is right for
 # > 99.5 % of its own classes finds new combinations little better than chance. The
-# > trained score is no better than the cosine.
+# > trained score reaches 10.5 % on birds.
 # >
-# > **How sure we are.** Three seeds, paired; 28 differences, not corrected; one set of
+# > **How sure we are.** Three seeds, paired; 46 differences, not corrected; one set of
 # > held-out classes.
 # >
 # > **What it does not show.** Other classes, larger images, relation terms
@@ -514,8 +524,10 @@ config = TrainConfig(
     resume=True,
 )
 if train_it:
-    own = unseen_class_report(train(config, progress=False))
-    print(own.query("score == 'cosine'")[["exit", "recall_at_1", "map_at_r"]].round(1))
+    own = unseen_class_report(train(config, progress=False)).query("score == 'cosine'")
+    print(own[["exit", "recall_at_1", "map_at_r"]].round(1))
+    mine = {31: my_31, 0: my_0}.get(hold_out_seed)
+    compare("Recall@1", mine, own.recall_at_1.iloc[-1], " %", atol=5)
 
 # %% [markdown] tags=["solution"]
 # *A good answer* reports recall of raw pixels for both values, too. Here the deepest
