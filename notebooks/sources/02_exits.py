@@ -707,7 +707,7 @@ cheapest = {
     rule: curve[curve["accuracy_drop"] <= 1].sort_values("macs")["threshold"].iloc[0]
     for rule, curve in curves.items()
 }
-look = {"deepest_macs": plain_macs, "chosen": cheapest}
+look = {"deepest_macs": plain_macs, "threshold": cheapest}
 figure = early_exit_plot(curves, "Early exit with three rules", **look)
 figure.update_yaxes(title="accuracy on 300 validation images (%)")
 

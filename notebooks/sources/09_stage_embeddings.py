@@ -272,7 +272,7 @@ gap = 100 * (knn_purity(drawing, labels) - knn_purity(x, labels))
 relation = "equal" if abs(gap) <= 2 else "above" if gap > 0 else "below"
 compare("UMAP's purity is", my_purity, relation)
 below = [quality(picture) for picture in both]
-look = {"quality": below, "named": True}
+look = {"quality": below, "annotate": True}
 paler(embedding_scatter(both, labels, digits, ["PCA", "UMAP"], "Deepest exit", **look))
 
 # %% [markdown]
