@@ -132,14 +132,18 @@ def test_constraints_are_exact_once_each_and_hold_on_every_platform() -> None:
     assert [name for name in names if CUDA_ONLY.match(name)] == []
 
 
-@pytest.mark.skipif(
+only_of_the_freeze = pytest.mark.skipif(
     sys.version_info[:2] != (3, 11) or platform.system() != "Linux",
     reason="constraints.txt is the freeze of Python 3.11 on Linux; elsewhere the ranges hold",
 )
+
+
+@only_of_the_freeze
 def test_constraints_are_what_is_installed_neither_more_nor_less() -> None:
     assert installed_with_everything() == installed_pins()
 
 
+@only_of_the_freeze
 @pytest.mark.parametrize("name", sorted(installed_pins()))
 def test_what_is_installed_runs_on_the_first_patch_release_of_each_python(name: str) -> None:
     """Debian 12 has Python 3.11.2: a pin that needs 3.11.5 would make `make test` impossible there."""
