@@ -62,8 +62,8 @@ def exit_accuracy_points(
 ) -> go.Figure:
     """Points at the accuracy (%) of every exit, on an axis that begins near the lowest: for differences of a few points.
 
-    Parameters as in `exit_accuracy_bars`; `reference`: name and accuracy of a dotted line, such as the plain network. Raises
-    `CorsdError` if runs have different numbers of exits.
+    Parameters as in `exit_accuracy_bars`; `reference`: name and accuracy (%) of a dotted line, such as the plain network.
+    Raises `CorsdError` if runs have different numbers of exits. Ours.
     """
     exits = _exits_of(accuracy, "exit_accuracy_points")
     figure = go.Figure()
