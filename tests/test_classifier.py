@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -218,3 +219,28 @@ def test_the_example_of_the_docs_runs(run: Run, tmp_path: Path, monkeypatch: pyt
     space = {"images": torch.rand(3, 1, 8, 8)}
     exec(example, space)
     assert space["logits"].shape == (3, 10)
+
+
+def test_the_card_describes_the_classifier_and_its_example_runs(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (saved(run, tmp_path) / "README.md").read_text(encoding="utf-8")
+    assert "# resnet8, exit 1:" in text and "1 x 8 x 8 values" in text and "More Information Needed" not in text
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, Any] = {}
+    exec(example, space)
+    assert space["logits"].shape == (1, 10)
+
+
+def test_an_uploaded_card_names_its_repository(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = []
+
+    def upload(self: Any, *, folder_path: Path, **options: Any) -> str:
+        cards.append((Path(folder_path) / "README.md").read_text(encoding="utf-8"))
+        return "uploaded"
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", lambda self, repo_id, **options: SimpleNamespace(repo_id=repo_id))
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
+    assert ExitClassifier.from_run(run, 1).push_to_hub("somebody/digits") == "uploaded"
+    assert 'from_pretrained("somebody/digits")' in cards[0]

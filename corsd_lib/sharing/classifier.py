@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from corsd_lib.readers import check_classifier
 from corsd_lib.runs import Run, check_name, check_run, load_part
 
 try:
-    from huggingface_hub import PyTorchModelHubMixin, snapshot_download
+    from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin, snapshot_download
 except ImportError as error:
     raise missing_package("a classifier for the Hub", "huggingface_hub", error) from error
 
@@ -27,12 +29,7 @@ __all__ = ["ExitClassifier"]
 _OF_A_DOWNLOAD = ("revision", "token", "cache_dir", "force_download", "local_files_only")
 
 
-class ExitClassifier(
-    nn.Module,
-    PyTorchModelHubMixin,
-    library_name="corsd_lib",
-    tags=["image-classification", "self-distillation"],
-):
+class ExitClassifier(nn.Module, PyTorchModelHubMixin):
     """One exit with the stages that it needs. Maps images (B, C_in, H, W) in [0, 1] to logits (B, C).
 
     It normalises the images itself, and has neither the other exits nor relation networks. Its arguments are plain values,
@@ -70,6 +67,7 @@ class ExitClassifier(
         _check_exit(exit, len(whole.exits))
         self.network = whole.truncated(exit - 1)
         self.class_names, self.image_size = tuple(class_names), image_size
+        self.architecture, self.exit = network, exit
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
@@ -146,13 +144,34 @@ class ExitClassifier(
                 f"cannot write {save_directory}: {getattr(error, 'strerror', None) or first_line(error)}"
             ) from error
 
+    def generate_model_card(self, *args: Any, **options: Any) -> ModelCard:
+        """The model card that `save_pretrained` and `push_to_hub` write, from the template classifier_card.md.
+
+        Of the mixin's options only `repo_id` is used, the name in the example of the card.
+        """
+        about = ModelCardData(
+            library_name="corsd", pipeline_tag="image-classification", tags=["image-classification", "self-distillation"]
+        )
+        template = (resources.files("corsd_lib.sharing") / "classifier_card.md").read_text(encoding="utf-8")
+        text = Template(template).substitute(
+            front_matter=f"---\n{about.to_yaml()}\n---\n",
+            network=self.architecture,
+            exit=self.exit,
+            channels=len(self.mean),
+            size=self.image_size,
+            classes=len(self.class_names),
+            source=options.get("repo_id") or ".",
+        )
+        return ModelCard(text)
+
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload what `save_pretrained` writes to the repository `repo_id` ("OWNER/NAME"), with the `options` of the mixin.
 
         Raises `CorsdError` if the Hub refuses or cannot be reached.
         """
+        card = {"repo_id": repo_id} | (options.pop("model_card_kwargs", None) or {})
         try:
-            return super().push_to_hub(repo_id, **options)
+            return super().push_to_hub(repo_id, model_card_kwargs=card, **options)
         except CorsdError:
             raise
         except Exception as error:  # errors of the Hub, of its HTTP client and of the disk
