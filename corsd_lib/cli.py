@@ -41,16 +41,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
             warnings.showwarning = _shown_as_note(warnings.showwarning)
             options.verb(options)
     except CorsdError as error:
-        print(f"corsd: error: {error}", file=sys.stderr)
+        _complain(f"error: {error}")
         sys.exit(2)
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # the reader of the output has ended, such as `head`
             raise
         where = f"{error.filename}: " if error.filename else ""
-        print(f"corsd: error: {where}{error.strerror or error}", file=sys.stderr)
+        _complain(f"error: {where}{error.strerror or error}")
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _complain(text: str) -> None:
+    """Print a line on stderr. Control characters of names are escaped, because they would change the terminal."""
+    print("corsd: " + "".join(c if c == "\n" or c.isprintable() else repr(c)[1:-1] for c in text), file=sys.stderr)
 
 
 def _check_texts(options: Mapping[str, Any]) -> None:
@@ -69,7 +74,7 @@ def _shown_as_note(otherwise: Callable[..., None]) -> Callable[..., None]:
         from corsd_lib.datasets import DataNotice
 
         if issubclass(category, DataNotice):
-            print(f"corsd: note: {message}", file=sys.stderr)
+            _complain(f"note: {message}")
         else:
             otherwise(message, category, *place, **more)
 

@@ -317,6 +317,11 @@ def test_an_error_is_one_line_and_status_2(
     assert not (tmp_path / "out").exists() and not (tmp_path / "runs").exists()  # found before anything was written
 
 
+def test_control_characters_of_a_name_are_shown_escaped(capsys: Captured) -> None:
+    message = _fails(capsys, "data", "npz:no\x1b[31mred\r\a.npz")
+    assert r"no\x1b[31mred\r\x07.npz" in message and "\x1b" not in message
+
+
 @pytest.mark.parametrize(
     "words,name",
     [
