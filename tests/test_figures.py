@@ -176,8 +176,11 @@ def test_exit_accuracy_bars_start_at_zero_and_carry_intervals() -> None:
 def test_exit_accuracy_points_cut_the_axis_and_show_a_reference() -> None:
     accuracy = {"a <b>": [90.0, 91.0], "b": [90.5, 92.25]}
     figure = figures.exit_accuracy_points(accuracy, error={"a <b>": [1, 2], "b": [3, 4]}, reference=("plain", 91.5))
-    assert [trace.name for trace in figure.data] == ["a &lt;b&gt;", "b"]
+    assert [trace.name for trace in figure.data if trace.showlegend is None] == ["a &lt;b&gt;", "b"]
     np.testing.assert_array_equal(figure.data[1].y, [90.5, 92.25])
+    texts = figure.data[3]  # above the upper ends, in the columns of their points
+    assert texts.offsetgroup == figure.data[1].offsetgroup and list(texts.text) == ["90.5", "92.2"]
+    np.testing.assert_array_equal(texts.y, [93.5, 96.25])
     np.testing.assert_array_equal(figure.data[1].error_y.array, [3, 4])
     low, high = figure.layout.yaxis.range
     assert 86.5 < low < 87.5 and 96.25 < high < 97.25 and figure.layout.scattermode == "group"
@@ -346,6 +349,14 @@ def test_image_strip_puts_every_pixel_in_its_place() -> None:
     colour = np.random.default_rng(0).integers(0, 256, (1, 3, 4, 4), dtype=np.uint8)
     shown = np.asarray(figures.image_strip(colour, ("x",)).data[0].z)[2:6, :4, :3]
     np.testing.assert_array_equal(shown, colour[0].transpose(1, 2, 0))
+
+
+def test_a_strip_of_few_images_has_room_for_its_title() -> None:
+    images = np.zeros((2, 1, 4, 4), np.uint8)
+    figure = figures.image_strip(images, "ab", "A title of some fifty characters stays in one line", columns=2)
+    assert "<br>" not in figure.layout.title.text and figure.layout.width == 560
+    left, right = figure.layout.xaxis.domain  # the images keep their size
+    assert left == 0 and 120 < (right - left) * 560 < 170
 
 
 @pytest.mark.parametrize(("shape", "kind"), [((2, 4, 4), "uint8"), ((2, 2, 4, 4), "uint8"), ((2, 1, 4, 4), "float32")])

@@ -35,6 +35,7 @@ def test_an_early_exit_curve_is_in_percent_of_the_plain_network() -> None:
     wanted = "threshold 0.5<br>79.25 % correct, 80 % of the plain network's MACs<br>leave: exit 1 60 %, exit 2 40 %"
     assert line.text[1] == wanted
     assert star.x[0] == pytest.approx(120) and star.y[0] == 80.5 and star.hovertemplate.startswith("chosen: threshold 0.9<br>")
+    assert line.mode == "markers" and "cost" in ring.name  # a line would join four settings
     assert (list(ring.x), list(ring.y)) == ([100], [80.0])  # the deepest exit of every row: accuracy + loss
     assert "% of the plain network's MACs" in figure.layout.xaxis.title.text and "(%)" in figure.layout.yaxis.title.text
     assert figure.layout.title.text == "Leaving early at 0.9: 0.5 points won at 120 % of the plain network's MACs"
@@ -117,3 +118,8 @@ def test_exits_that_err_to_different_sides_are_given_no_side() -> None:
     for nothing in nothings:
         with pytest.raises(CorsdError, match="images in its bins"):
             figures.reliability_diagram(nothing)
+
+
+def test_only_a_curve_of_many_settings_is_a_line() -> None:
+    many = pd.concat([CURVE] * 3, ignore_index=True)
+    assert figures.early_exit_plot(many).data[0].mode == "lines+markers"

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def training_curves(runs: Mapping[str, pd.DataFrame], title: str = "", *, dark: bool = False) -> go.Figure:
     """Training accuracy of every exit (%) and every term of the loss over the epochs, one row of panels for each run.
 
-    `runs`: name -> `Run.metrics`. Terms are drawn unweighted, as recorded, on a logarithmic axis. `dark`: colours for a dark
-    page. Raises `CorsdError` if there is no run and for a run without a finished epoch.
+    `runs`: name -> `Run.metrics`. The axis of the loss is logarithmic: each term unweighted, as recorded, and "total", their
+    weighted sum. `dark`: colours for a dark page. Raises `CorsdError` if there is no run, and for a run without an epoch.
     """
     from plotly.subplots import make_subplots
 
@@ -64,7 +64,7 @@ def _add_curves(figure: go.Figure, row: int, metrics: pd.DataFrame, run: str) ->
             )
         _place_legend(figure, legend, row + 1, panel + 1)
     figure.update_yaxes(title="accuracy (%)", range=[0, 101], row=row + 1, col=1)
-    figure.update_yaxes(title="unweighted value", type="log", nticks=8, tickformat="~g", row=row + 1, col=2)
+    figure.update_yaxes(title="value (total: weighted)", type="log", nticks=8, tickformat="~g", row=row + 1, col=2)
 
 
 def _place_legend(figure: go.Figure, legend: str, row: int, column: int) -> None:

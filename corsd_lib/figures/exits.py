@@ -66,19 +66,32 @@ def exit_accuracy_points(
     Raises `CorsdError` if runs have different numbers of exits. Ours.
     """
     exits = _exits_of(accuracy, "exit_accuracy_points")
+    halves = {name: np.asarray(error[name] if error else [0] * len(exits), np.float32) for name in accuracy}
+    ends = {name: np.asarray(values, np.float32) + halves[name] for name, values in accuracy.items()}
     figure = go.Figure()
     for i, (name, values) in enumerate(accuracy.items()):
         look = {"color": PALETTE[i % len(PALETTE)], "symbol": SYMBOLS[i % len(SYMBOLS)], "size": 10}
         figure.add_scatter(
             x=exits,
             y=np.asarray(values, np.float32),
-            error_y={"array": np.asarray(error[name], np.float32), "thickness": 1.5} if error else None,
+            error_y={"array": halves[name], "thickness": 1.5} if error else None,
             name=html.escape(name),
-            mode="markers+text",
+            mode="markers",
             marker=look,
-            text=[f"{v:.1f}" for v in values],
-            textposition="middle right",
+            offsetgroup=f"{i}",
             hovertemplate=f"{html.escape(name)}, %{{x}}<br>%{{y:.2f}} %<extra></extra>",
+        )
+    for i, (name, values) in enumerate(accuracy.items()):  # above the interval, where no other mark is
+        figure.add_scatter(
+            x=exits,
+            y=ends[name],
+            mode="text",
+            text=[f"{v:.1f}" for v in values],
+            textposition="top center",
+            textfont={"size": 11},
+            offsetgroup=f"{i}",
+            showlegend=False,
+            hoverinfo="skip",
         )
     if reference is not None:
         label, value = reference
@@ -86,11 +99,8 @@ def exit_accuracy_points(
         figure.add_hline(y=value, line=line, name=f"{html.escape(label)}, {value:.1f}", showlegend=True)
     figure.update_layout(template=template(dark), width=720, height=400, scattermode="group", scattergap=0.25)
     figure.update_layout(legend={"orientation": "h", "y": -0.12, "yanchor": "top", "x": 0}, showlegend=True)
-    halves = error or {name: [0.0] * len(exits) for name in accuracy}
-    drawn = [
-        v + side * h for name, values in accuracy.items() for v, h in zip(values, halves[name], strict=True) for side in (-1, 1)
-    ]
-    drawn += [] if reference is None else [reference[1]]
+    lows = [2 * np.asarray(values, np.float32) - ends[name] for name, values in accuracy.items()]
+    drawn = [float(v) for line in (*lows, *ends.values()) for v in line] + ([] if reference is None else [reference[1]])
     room = max(0.5, 0.08 * (max(drawn) - min(drawn)))
     figure.update_yaxes(title=ylabel, range=[min(drawn) - room, max(drawn) + room])
     set_title(figure, title, 84)
@@ -113,7 +123,8 @@ def early_exit_plot(
     threshold: float | Mapping[str, float] | None = None,
     dark: bool = False,
 ) -> go.Figure:
-    """Accuracy (%) against the mean cost of an image with early exit: one line for each curve, one point for each threshold.
+    """Accuracy (%) against the mean cost of an image with early exit: one point for each threshold, joined by a line
+    if there are more than ten.
 
     `curves`: the table of `early_exit_curve`, or a dict of such tables by name (of a rule or a run). `deepest_macs`: the cost
     of the plain network; the axis is then in % of it, and a ring marks the plain network. `threshold`: the one to mark,
@@ -142,6 +153,7 @@ def early_exit_plot(
 # --- leaving early -----------------------------------------------------------------------------------------------------
 
 Row = dict[Any, Any]  # one row of an early-exit curve
+_FEW = 10  # with no more settings than this a curve is drawn as points
 
 
 class _Cost(NamedTuple):
@@ -167,9 +179,10 @@ def _curve_trace(name: str, rows: Sequence[Row], cost: _Cost, i: int) -> go.Scat
         x=np.array([row["macs"] * cost.scale for row in rows], np.float32),
         y=np.array([row["accuracy"] for row in rows], np.float32),
         name=html.escape(name or "leaving early", quote=False),
-        mode="lines+markers",
+        # the line between few settings would cross costs that no setting has
+        mode="lines+markers" if len(rows) > _FEW else "markers",
         line=line_style(i),
-        marker={"size": 5, "symbol": SYMBOLS[i % len(SYMBOLS)]},
+        marker={"size": 5 if len(rows) > _FEW else 10, "symbol": SYMBOLS[i % len(SYMBOLS)]},
         text=[_hover_text(name, row, cost) for row in rows],
         hovertemplate="%{text}<extra></extra>",
     )
@@ -209,7 +222,7 @@ def _plain_network(rows: Mapping[str, Sequence[Row]]) -> go.Scatter:
         x=[100.0] * len(heights),
         y=heights,
         mode="markers",
-        name="deepest exit alone, plain network",
+        name="deepest exit alone, at the plain network's cost",
         marker={"symbol": "circle-open", "size": 12, "color": GREY, "line": {"width": 2}},
         hovertemplate="deepest exit alone<br>%{y:.2f} % correct, 100 % of its MACs<extra></extra>",
     )

@@ -13,9 +13,12 @@ import plotly.graph_objects as go
 from corsd_lib.errors import CorsdError
 from corsd_lib.figures.style import DIVERGING, Matrix, set_title, template
 
+_NARROWEST = 560  # pixels, of a strip of few images
+
 
 def image_strip(images: Matrix, titles: Sequence[str], title: str = "", *, columns: int = 10, dark: bool = False) -> go.Figure:
-    """Small images in rows of `columns`, with a caption above each.
+    """Small images in rows of `columns`, with a caption above each. The figure is at least as wide as half a page, so that its
+    title has room.
 
     `images` uint8 (N, C, H, W), grey (C = 1) or RGB (C = 3); `titles` (N,): the captions; `dark`: colours for a dark page.
     Raises `CorsdError` if the type or shape of images is wrong and for a different number of captions.
@@ -31,8 +34,10 @@ def image_strip(images: Matrix, titles: Sequence[str], title: str = "", *, colum
         canvas[top : top + high, left : left + wide, 3] = 255
         figure.add_annotation(x=left + wide / 2 - 0.5, y=top - 0.5, text=html.escape(text), showarrow=False, yanchor="bottom")
     figure.add_image(z=canvas, colormodel="rgba256", hoverinfo="skip")
-    figure.update_layout(template=template(dark), width=76 * columns, height=40 + 96 * rows)
-    set_title(figure, title, 8 * columns)
+    width = max(_NARROWEST, 76 * columns)
+    side = 76 * columns / width  # the share of the width that images take, at its left
+    figure.update_layout(template=template(dark), width=width, height=40 + 96 * rows, xaxis_domain=[0, side])
+    set_title(figure, title, width // 8)
     figure.layout.height += figure.layout.margin.t - 52  # a title of several lines must not take space from the images
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False, scaleanchor="x")

@@ -264,7 +264,8 @@ def _loss_chart(table: pd.DataFrame, name: str) -> dict[str, object]:
         for i, part in enumerate(parts)
     ]
     title = f"{name}: parts of the loss" if name else "parts of the loss"
-    return {"title": title, "lines": lines, "x": {"title": "epoch", "low": 0}, "y": {"title": "unweighted value", "log": True}}
+    y = {"title": "value (total: weighted)", "log": True}
+    return {"title": title, "lines": lines, "x": {"title": "epoch", "low": 0}, "y": y}
 
 
 def _quality(named: Named, report: Report) -> list[Panel]:

@@ -50,7 +50,7 @@ def empty_picture() -> go.Figure:
     titles = (
         "",
         "the relation is shown after the first epoch",
-        "parts of the loss, unweighted",
+        "loss terms, unweighted; total: their weighted sum",
     )  # the first panel has its legend there
     figure = make_subplots(
         rows=2,

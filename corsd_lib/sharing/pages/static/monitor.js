@@ -18,7 +18,7 @@ KINDS.monitor = (box, host) => {
   const buttons = ask ? [group("training", stop, resume)] : [];
   const curves = el("h4", {});
   const all = el("div", { class: "beside" }, el("div", {}, curves, accuracy.node,
-    el("h4", {}, "Parts of the loss, unweighted"), parts, loss.node), el("div", {}, figure, table));
+    el("h4", {}, "Loss terms, unweighted; total: their weighted sum"), parts, loss.node), el("div", {}, figure, table));
   box.append(el("div", { class: "controls" }, ...buttons, group("relation", exit)), title, status, all);
 
   /** Stop the training of the monitor, or interrupt the kernel that trains in a cell and hears nothing else. */
