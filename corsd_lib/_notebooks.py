@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 __all__ = ["KERNEL_ARGUMENTS", "WIDGET", "Formulas", "save", "write_html", "write_page"]
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=40"]  # errors only: a kernel on this machine need not warn of its own sockets
+KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=40"]  # errors only: hides the warning about its sockets
 
 
 def save(notebook: nbformat.NotebookNode, path: Path) -> None:
     """Write an executed notebook without widget state, which takes megabytes; figures of widgets are kept."""
     notebook.metadata.pop("widgets", None)
-    notebook.metadata["language_info"] = {"name": "python"}  # not the version of who executed it
+    notebook.metadata["language_info"] = {"name": "python"}  # without the Python version of the machine
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if _without_widget(output)]
@@ -86,7 +86,7 @@ class Formulas:
         return _MATHS.sub(self._mark, text)
 
     def put_into(self, page: str) -> str:
-        """A page whose marks are formulas."""
+        """`page` with each mark replaced by the MathML of its formula."""
         return re.sub(r"FORMULA-(\d+)-", lambda mark: self._drawn[int(mark[1])], page)
 
     def _mark(self, match: re.Match[str]) -> str:

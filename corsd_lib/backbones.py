@@ -333,7 +333,10 @@ class TimmBackbone(StagedBackbone):
         return [stage(feature) for stage, feature in zip(self.stages, features, strict=True)]
 
     def truncated(self, depth: int) -> TimmBackbone:
-        """A copy with fewer levels, built by timm. Models that timm cannot cut (hook-based ones and HRNet) stay complete."""
+        """A copy with the first `depth` stages, built by timm.
+
+        Models that timm cannot cut (hook-based ones and HRNet) keep their later layers and return only these stages.
+        """
         model: Any = self.model
         levels = tuple(model.feature_info.out_indices)[: self.skipped + depth]
         with torch.random.fork_rng(devices=[]):  # the random weights are overwritten below: keep the caller's random state

@@ -87,8 +87,8 @@ def balanced_batches(labels: Tensor, batch_size: int, generator: torch.Generator
     An epoch consists of rounds; a round takes K indices of each class. The number of rounds, at least one, is chosen so that an
     epoch has about as many images as with `plain_batches`. A small class is reshuffled and used again; of a large class only a
     part is used. K is `samples_per_class`, or more (up to the mean class size) if there are too few classes to fill a batch. A
-    batch has each class once, and an image twice only if its class has fewer than K images. The last batch may be smaller.
-    Raises `CorsdError` unless 2 <= K <= `batch_size`.
+    class occurs at most once in a batch, with K images; an image is repeated only if its class has fewer than K. The last batch
+    may be smaller. Raises `CorsdError` unless 2 <= K <= `batch_size`.
     """
     groups = _class_indices(labels)
     k = max(samples_per_class, min(batch_size // len(groups), len(labels) // len(groups)))

@@ -1,4 +1,4 @@
-"""How fast explorers open and answer, without a browser: seconds of processor time, as the machine has other work too.
+"""How fast explorers open and answer, without a browser: processor time, because other programs use the machine too.
 
 What the browser draws is timed in `tests/browser/test_speed.py`.
 """
@@ -25,7 +25,10 @@ EPOCHS = 40  # of the training that is watched
 
 
 def explorer_figures(repeat: int) -> dict[str, dict[str, Any]]:
-    """First view, data shipped, a relation of images, and a watched training: dicts of `what`, `value` and `target`."""
+    """Measurements of the explorers by name, each a dict of `what` (with the unit), `value` and `target`.
+
+    Medians of `repeat` runs for the first view and for a relation of images; the cost of a training monitor is measured once.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run = train(_config(folder / "images", probe_size=PROBES, epochs=1), progress=False)
@@ -68,7 +71,10 @@ def images_of_explorer(run: Run, repeat: int) -> dict[str, Any]:
 
 
 def monitor_ratio(path: Path) -> dict[str, Any]:
-    """A training that a `TrainingMonitor` watches, against the same one less what the monitor takes: no other noise enters."""
+    """Processor time of a training with a `TrainingMonitor`, relative to the same time without the monitor's part.
+
+    Both come from one training, so that differences between trainings do not count.
+    """
     from corsd_lib.widgets import TrainingMonitor
 
     monitor, inside = TrainingMonitor(), 0.0
@@ -118,7 +124,7 @@ def _seconds(action: Callable[[], Any], repeat: int) -> float:
 
 
 def _megabytes(value: Any) -> float:
-    """Bytes of arrays and texts in packed data."""
+    """Size of the arrays and texts in packed data, in MB."""
     if isinstance(value, dict):
         return sum(map(_megabytes, value.values()))
     if isinstance(value, list):

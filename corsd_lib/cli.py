@@ -199,8 +199,10 @@ def _add_evaluate(verbs: Verbs) -> None:
     parser = verbs.add_parser("evaluate", help="accuracy, calibration and cost of every exit of a run")
     parser.set_defaults(verb=_evaluate)
     parser.add_argument("run", help="run directory")
-    parser.add_argument("--data-root", help="folder that holds the data sets; default: the run's own, $CORSD_DATA, data")
-    parser.add_argument("--split", default="test", choices=("train", "validation", "test"))
+    parser.add_argument(
+        "--data-root", help="folder that holds the data sets; default: that of the run, else $CORSD_DATA, else data"
+    )
+    parser.add_argument("--split", default="test", choices=("train", "validation", "test"), help="default: %(default)s")
     parser.add_argument("--device", help="such as cpu or cuda; default cpu")
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
 
@@ -389,7 +391,9 @@ def _add_export(verbs: Verbs) -> None:
     parser.set_defaults(verb=_export)
     parser.add_argument("run", help="run directory")
     parser.add_argument("dest", help="folder of the copy: a new one, or an earlier export of the same run")
-    parser.add_argument("--data-root", help="folder that holds the data sets; default: the run's own, $CORSD_DATA, data")
+    parser.add_argument(
+        "--data-root", help="folder that holds the data sets; default: that of the run, else $CORSD_DATA, else data"
+    )
     parser.add_argument("--snapshots", type=int, default=6, help="probe snapshots to keep (default: %(default)s)")
     parser.add_argument("--probe-images", type=int, default=500, help="probe images to keep (default: %(default)s)")
     parser.add_argument(

@@ -45,11 +45,13 @@ def add_push(verbs: Any) -> None:
     parser.add_argument("run", help="run directory, exported or not; only the files of its export are uploaded")
     parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="model repository, created if it does not exist")
     parser.add_argument("--private", action="store_true", help="create it as a private repository")
-    parser.add_argument("--data-root", help="folder that holds the data sets; default: the run's own, $CORSD_DATA, data")
+    parser.add_argument(
+        "--data-root", help="folder that holds the data sets; default: that of the run, else $CORSD_DATA, else data"
+    )
 
 
 def _push(options: argparse.Namespace) -> None:
     from corsd_lib.sharing.hub import push_run
 
     name = push_run(load_run(options.run), options.repo, private=options.private, data_root=options.data_root)
-    print(f"{name}: open it with load_run, or as RUN of any command")
+    print(f"{name}: pass this name to load_run, or as RUN to a corsd command")

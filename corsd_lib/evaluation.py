@@ -56,7 +56,9 @@ class Evaluation:
     ensemble: dict[str, float]
 
     def table(self) -> pd.DataFrame:
-        """One row for each exit and one for the ensemble; columns are the keys."""
+        """One row for each exit ("exit1" and so on) and one for the "ensemble". Columns are the keys listed in `Evaluation`;
+        `macs` and `parameters` of the ensemble are NaN.
+        """
         import pandas as pd
 
         names = [f"exit{k}" for k in range(1, len(self.exits) + 1)]

@@ -149,7 +149,8 @@ def locked(path: Path, wait: float = 0.0) -> Iterator[int | None]:
             _lock(descriptor, path, wait)
         yield descriptor
     finally:
-        if descriptor is not None and descriptor in _descriptors:  # a forked process has closed it already
+        # Not listed in a forked process, where `_unlock_in_child` has closed it.
+        if descriptor is not None and descriptor in _descriptors:
             _descriptors.remove(descriptor)
             os.close(descriptor)
 

@@ -81,7 +81,7 @@ def downsampling(in_channels: int, out_channels: int, reduction_steps: int) -> n
             f"channels {shortened(in_channels)} -> {shortened(out_channels)} of a downsampling; allowed: 1 or more"
         )
     if reduction_steps < 0:
-        raise CorsdError(f"reduction_steps {shortened(reduction_steps)} of a downsampling; allowed: 0 or more")
+        raise CorsdError(f"reduction_steps = {shortened(reduction_steps)}; allowed: 0 or more")
     if reduction_steps == 0 and in_channels == out_channels:
         return nn.Sequential()
     if reduction_steps == 0:

@@ -263,10 +263,10 @@ def relation_cross_entropy(log_odds: Tensor, labels: Tensor) -> Tensor:
 
 
 def relation_affinity(log_odds: Tensor) -> Tensor:
-    """Softmax over the rows of `log_odds` (B, B) without the diagonal: rows (B, B) sum to 1, the diagonal is 0; 1 for a single
-    image.
+    """Softmax of each row of `log_odds` (B, B) over the entries off the diagonal.
 
-    The affinity of BAKE, arXiv 2104.13298, with any relation in place of the cosine.
+    Returns (B, B) whose rows sum to 1 and whose diagonal is 0; [[1]] for a single image. The affinity of BAKE, arXiv
+    2104.13298, with any relation in place of the cosine.
     """
     if len(log_odds) < 2:
         return torch.ones_like(log_odds)

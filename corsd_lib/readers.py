@@ -337,7 +337,7 @@ _RECORD = fields(
 
 
 def read_record(path: Path, seed: int) -> dict[str, Any]:
-    """Content of a `records/<row>-s<seed>.json`, see `corsd_lib.studies.records.make_record`."""
+    """Content of a `records/<variant>-s<seed>.json`, see `corsd_lib.studies.records.make_record`."""
     values = read_json(path)
     for part in ("config", "test"):
         if not isinstance(values, dict) or not isinstance(values.get(part), dict):
@@ -361,7 +361,10 @@ _TRIALS = fields(
 
 
 def read_trials(path: Path) -> dict[str, Any]:
-    """Content of a `tuning/<row>.json`: "trials" and the "best" one, if there are any."""
+    """Content of a `tuning/<variant>.json`, where "trials" and "best" may be missing and "best" may be None.
+
+    Raises `CorsdError` if a value is not valid.
+    """
     values = read_json(path)
     _TRIALS(values, (str(path),))
     return values
@@ -437,7 +440,9 @@ def _check_row(where: str, row: Mapping[str, Any], reference: bool) -> None:
     rows.
     """
     if any(len(each) != len(row["top1"]) for each in (row["top1_low"], row["top1_high"], *row["top1_by_seed"].values())):
-        raise CorsdError(f"{where}: top1 has {len(row['top1'])} exits; allowed: as many as its ends and its seeds have")
+        raise CorsdError(
+            f"{where}: top1 has {len(row['top1'])} exits; allowed: as many as top1_low, top1_high and top1_by_seed"
+        )
     ends = [*zip(row["top1_low"], row["top1_high"], strict=True), (row["gain_low"], row["gain_high"])]
     if any((low is None) != (high is None) for low, high in ends):
         raise CorsdError(f"{where}: an interval with one end; allowed: both, or null for both")

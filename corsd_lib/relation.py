@@ -216,9 +216,9 @@ class MapRelation(nn.Module):
     MLP.
 
     `channels`: of this stage; `deepest_channels`: of the deepest stage; `steps`: number of stride-2 steps between the two. The
-    output of the convolutions has 2 · `deepest_channels` channels, as a pair at the deepest stage has (ours); the deepest stage
-    has no convolutions. The auxiliary classifier is linear on the pooled vector. Only the given pairs are computed. CORSD,
-    arXiv 2305.00918.
+    convolutions return 2 · `deepest_channels` channels (ours), as many as a concatenated pair has at the deepest stage, where
+    there are no convolutions. The auxiliary classifier is linear on the pooled vector. Only the given pairs are computed.
+    CORSD, arXiv 2305.00918.
     """
 
     def __init__(self, channels: int, steps: int, deepest_channels: int, num_classes: int, hidden: int = 128) -> None:

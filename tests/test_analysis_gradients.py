@@ -102,7 +102,7 @@ def test_no_batch_is_refused_and_own_images_are_asked_for(tiny_run: Run, tiny: T
         term_gradients(tiny_run, batches=0)
     data = replace(load_data(tiny()), name="mine")
     run = train(tiny(epochs=1), data=data, progress=False)
-    with pytest.raises(CorsdError, match="was trained on data that was given to train"):
+    with pytest.raises(CorsdError, match=r"was trained on data that was passed to train"):
         term_gradients(run)
     assert len(term_gradients(run, data))
 

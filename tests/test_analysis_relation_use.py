@@ -62,8 +62,8 @@ def test_scores_that_are_the_share_of_intra_pairs_are_calibrated() -> None:
     ("scores", "labels", "bins", "words"),
     [
         (torch.zeros(3, 4), torch.zeros(3, dtype=torch.long), 10, r"scores of shape \(3, 4\) do not fit 3 labels"),
-        (torch.zeros(3, 3), torch.zeros(3, dtype=torch.long), 10, "6 pairs of one class and 0 of two"),
-        (torch.zeros(3, 3), torch.arange(3), 10, "0 pairs of one class and 6 of two"),
+        (torch.zeros(3, 3), torch.zeros(3, dtype=torch.long), 10, "6 intra pairs and 0 inter pairs"),
+        (torch.zeros(3, 3), torch.arange(3), 10, "0 intra pairs and 6 inter pairs"),
         (torch.zeros(3, 3), torch.arange(3), 0, "bins = 0 of a reliability diagram"),
     ],
 )

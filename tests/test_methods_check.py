@@ -453,8 +453,8 @@ TEACHER, SMALL, RESUMED = "no gradient reaches a teacher", "finite on batches wi
 TIDY = "random numbers from the generator of a batch, which is not changed"
 GRAPH = r"safe in a CUDA graph \(cuda_graphs = True\)"
 BROKEN: list[tuple[type[Method], str, str]] = [
-    (WithoutAName, DECLARED, "its `name`, '', names files: letters"),
-    (ANameOfNone, DECLARED, "its `name`, None, names files: letters"),
+    (WithoutAName, DECLARED, "its `name` is ''; allowed: letters"),
+    (ANameOfNone, DECLARED, "its `name` is None; allowed: letters"),
     (ATakenName, DECLARED, r"the name 'corsd' is taken by corsd_lib\.methods\.corsd\.Corsd: choose another one"),
     (WithoutTerms, DECLARED, r"it has no terms: define loss_terms\(self, out, batch\)"),
     (OddExits, DECLARED, "exits = 'some'; allowed: 'all', 'deepest'"),
@@ -483,16 +483,20 @@ BROKEN: list[tuple[type[Method], str, str]] = [
     (CalledTotal, NAMED, "a term is called 'total'.*choose another name"),
     (OtherTotal, NAMED, "the total is .*, the weighted terms are"),
     (KeepsTheNetwork, NAMED, r"network\.backbone.* is a parameter of the network: do not keep the network in the method"),
-    (WritesIntoTheBatch, SHOWN, r"on six images of three classes: images writes into batch\.images: clone it"),
+    (WritesIntoTheBatch, SHOWN, r"on six images of three classes: transform_images writes into batch\.images: clone it"),
     (
         CropsTheImages,
         SHOWN,
-        r"images returned a tensor of shape \(6, 3, 8, 7\) and type torch.float32: return .* \(6, 3, 8, 8\)",
+        r"transform_images returned a tensor of shape \(6, 3, 8, 7\) and type torch.float32: return .* \(6, 3, 8, 8\)",
     ),
     (ImagesOfAnotherType, SHOWN, "and type torch.float64: return a tensor .* and type torch.float32"),
-    (NoImages, SHOWN, "images returned None: return a tensor of shape"),
-    (DividesByTheSpread, SHOWN, "on one image: images returned values that are not finite"),
-    (DrawsInImages, SHOWN, r"images differ for the same batch: sample in sample\(batch\), and read batch\.random"),
+    (NoImages, SHOWN, "transform_images returned None: return a tensor of shape"),
+    (DividesByTheSpread, SHOWN, "on one image: transform_images returned values that are not finite"),
+    (
+        DrawsInImages,
+        SHOWN,
+        r"transform_images returns different images for the same batch: sample in sample\(batch\), and read batch\.random",
+    ),
     (TaughtBothWays, TEACHER, r"the term 'hint' gives a gradient to out\.embeddings\[-1\]: detach the teacher"),
     (TeachesItsRelation, TEACHER, "the term 'relation_transfer' gives a gradient to the deepest relation network's .*: detach"),
     (TeachesWhatIsNotThere, TEACHER, "taught_by_deepest names 'exit_kd'; its terms are task, extra"),

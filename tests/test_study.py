@@ -173,7 +173,7 @@ def test_a_seed_of_every_row_comes_before_the_next_seed(write: Write) -> None:
         ({"rowz": {}}, r"study\.json: field 'rowz' is not known; allowed: title, "),
         ({"variants": []}, r"study\.json: variants = \[\] is of type list; allowed: dict"),
         ({"variants": {"baseline": 3}}, r"variant 'baseline' = 3; allowed: an object"),
-        ({"variants": {"a/b": {}}, "baseline": "a/b"}, "variant 'a/b' names files; allowed: letters"),
+        ({"variants": {"a/b": {}}, "baseline": "a/b"}, "variant 'a/b'; allowed: letters"),
         ({"variants": {"corsd": {}}}, "baseline 'baseline' is not known; allowed: corsd"),
         ({"variants": {"baseline": {"methods": "x"}}}, "variant 'baseline': field 'methods' is not known; allowed: label, "),
         ({"variants": {"baseline": {"from": "other"}}}, "variant 'baseline': from 'other' is not known; allowed: baseline"),
@@ -400,7 +400,7 @@ def test_tables_are_written_from_the_records(write: Write) -> None:
 @pytest.mark.parametrize("name", ["x" * 101, "x" * 10_000, "é" * 51])
 def test_a_name_of_a_variant_that_is_too_long_is_one_error(name: str) -> None:
     values = {"variants": {name: {}, "baseline": {}}}
-    with pytest.raises(CorsdError, match=r"variant '.*' names files and has \d+ bytes; allowed: up to 100$") as error:
+    with pytest.raises(CorsdError, match=r"variant '.*' has \d+ bytes; allowed: up to 100$") as error:
         Study.from_dict(values, Path("results/x/study.json"))
     assert len(str(error.value)) < 300
     assert "x" * 100 in Study.from_dict({"variants": {"x" * 100: {}, "baseline": {}}}, Path("results/x/study.json")).variants

@@ -966,7 +966,7 @@ def test_images_of_your_own_are_asked_for_again(tiny: Tiny, monkeypatch: pytest.
     with monkeypatch.context() as patched:
         _at_step(patched, 2, lambda: signal.raise_signal(signal.SIGINT))
         _train(tiny(), data=mine)
-    asked = r"run was trained on data that was given to train, 'mine': give it here too"
+    asked = r"run was trained on data that was passed to train\(data=...\), 'mine': pass it here too"
     with pytest.raises(CorsdError, match=asked):
         _train(tiny(resume=True))
     with pytest.raises(CorsdError, match=r"run was started on 'mine', not on 'another'; give the data of its start"):

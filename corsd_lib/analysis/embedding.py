@@ -289,9 +289,9 @@ def trustworthiness(embedding: Tensor, coordinates: Tensor, neighbours: int = NE
 
 
 def nearest_images(points: Tensor, neighbours: int = NEIGHBOURS, queries: Sequence[int] | None = None) -> Tensor:
-    """Indices (n, k) of the other points nearest to each of `points` (N, any), nearest first.
+    """Indices (n, k) int64 of the points nearest to each query by Euclidean distance, without the query itself, nearest first.
 
-    k is `neighbours`, or N - 1 if that is less. `queries`: indices of n points, by default all N.
+    `points` (N, D). k is `neighbours`, or N - 1 if that is less. `queries`: indices (n,) of the query points, by default all N.
     """
     indices = torch.arange(len(points)) if queries is None else torch.as_tensor(queries)
     distances = torch.cdist(points[indices].double(), points.double())

@@ -217,10 +217,11 @@ def early_exit(
 ) -> EarlyExit:
     """Choose an early-exit threshold on validation images, and evaluate it on test.
 
-    For a run, `data` is by default the data that it was trained on, loaded from `data_root`. The threshold is the cheapest one
-    with a validation accuracy at most `max_accuracy_drop` percentage points below that of the deepest exit. Raises
-    `CorsdError` for an unknown rule, for data without a validation split (a threshold must not be chosen on test images) or
-    with a different number of classes, for a network without data, and if no threshold is accurate enough.
+    For a run, `data` is by default the data that it was trained on, loaded from `data_root`. `rule`: one of `RULES`, see
+    `early_exit_curve`. Of the thresholds whose validation accuracy is at most `max_accuracy_drop` percentage points below that
+    of the deepest exit, the one with the lowest mean MACs is chosen. Raises `CorsdError` for an unknown rule, for data without
+    a validation split (a threshold must not be chosen on test images) or with a different number of classes, for a network
+    without data, and if no threshold is accurate enough.
     """
     check_choice("rule", rule, RULES)
     network, data = _network_and_data(run_or_network, data, data_root)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["term_gradients"]
 
-LABELS = ("task", "exit_ce")  # label cross-entropy: `cosine` is relative to its gradient
+LABELS = ("task", "exit_ce")  # cross-entropies with the labels: `cosine` is with the gradient of their sum
 
 
 def term_gradients(run: Run, data: ImageData | None = None, batches: int = 2) -> pd.DataFrame:

@@ -73,7 +73,7 @@ def _weighted_pairs(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Ten
     same = (labels[:, None] == labels[None, :])[off_diagonal]
     counts = torch.stack([(~same).sum(), same.sum()]).double()
     if not counts.all():
-        raise CorsdError(f"{int(counts[1])} pairs of one class and {int(counts[0])} of two; allowed: at least one of each")
+        raise CorsdError(f"{int(counts[1])} intra pairs and {int(counts[0])} inter pairs; allowed: at least one of each")
     return scores[off_diagonal].double(), same.double(), (0.5 / counts)[same.long()]
 
 

@@ -91,7 +91,7 @@ def snapshot_at(run: Run, epoch: int) -> Snapshot:
 
 
 def stored_kind(run: Run, snapshot: Snapshot) -> str:
-    """Kind of the class-level relations of a snapshot: "trained", or the formula of a method without relation networks."""
+    """Kind of the stored class-level relations: "trained", or "cosine" or "l2" without weights of relation networks."""
     if snapshot.relation_state:
         return "trained"
     return "l2" if run.raw_config["method_options"].get("relation") == "l2" else "cosine"
@@ -134,7 +134,7 @@ def _scorers(run: Run, snapshot: Snapshot, kind: str) -> list[Callable[[Tensor],
     if any(isinstance(network, MapRelation) for network in networks):
         raise CorsdError(
             f"{run.path}: its trained relation uses feature maps, which snapshots do not have; "
-            f"allowed kinds: {', '.join(HANDCRAFTED)}, and class_relations has the stored relation of the classes"
+            f"allowed kinds: {', '.join(HANDCRAFTED)}; for the stored class-level relation use class_relations"
         )
     if not len(networks):
         return [cosine_scores] * len(snapshot.embeddings)
@@ -372,10 +372,11 @@ def confusion_agreement(matrix: Tensor, logits: Tensor, labels: Tensor) -> float
 def relation_agreement(run: Run, epoch: int, kind: str = "trained", attributes: Tensor | None = None) -> pd.DataFrame:
     """Agreement of `class_relations` with superclasses, confusions and attributes, one row for each exit.
 
-    Columns: epoch, exit, kind, superclass_lift, superclass_auc (`same_class_auc` of classes and superclasses; unlike the lift
-    it can be compared between scores with different offsets), confusion_agreement and, with `attributes` (C, A) as in
-    `ImageData`, attribute_agreement. Confusions are those of the probe images at the same exit, or at the deepest exit for the
-    relation of a stage without an exit. Raises `CorsdError` as `class_relations`.
+    Columns: epoch, exit, kind; superclass_lift, confusion_agreement and, with `attributes` (C, A) as in `ImageData`,
+    attribute_agreement, each the result of the function of that name; superclass_auc, `same_class_auc` of classes and
+    superclasses, which unlike the lift can be compared between scores with different offsets. Confusions are those of the probe
+    images at the same exit, or at the deepest exit for the relation of a stage without an exit. Raises `CorsdError` as
+    `class_relations`.
     """
     import pandas as pd
 

@@ -155,7 +155,7 @@ class Episodes:
     """Few-shot tasks: `count` random sets of `ways` classes, with `shots` examples and `queries` other images of each.
 
     Sampled uniformly with `seed`, without repetition within an episode, from the classes with enough images. The defaults are
-    usual: Chen et al. 2019, arXiv 1904.04232. Raises `CorsdError` for values out of range.
+    the usual ones (Chen et al. 2019, arXiv 1904.04232). Raises `CorsdError` for values out of range.
     """
 
     ways: int = 5

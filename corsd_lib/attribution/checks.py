@@ -111,9 +111,10 @@ def deletion_curve(
 
     After step s of `steps`, round(s / steps * H * W) pixels are those of the `baseline`. For comparison the result has the mean
     over `num_random` random orders, sampled with `seed`: the probability decreases for any order, because images with holes are
-    unlike training images. `image` (C, H, W), normalised; `normalise` as in `attribute_exit`. Source: the deletion metric of
-    RISE, arXiv 1806.07421; the random orders are ours. Raises `CorsdError` as `attribute_exit` does, and if the attribution
-    belongs to a pair or to an image of a different size.
+    unlike training images. `image` (C, H, W), normalised; `exit` (1 = shallowest), `baseline` and `normalise` as in
+    `attribute_exit`; `steps` and `num_random` at least 1. Source: the deletion metric of RISE, arXiv 1806.07421; the random
+    orders are ours. Raises `CorsdError` as `attribute_exit` does, and if the attribution belongs to a pair or to an image of a
+    different size.
     """
     check_choice("baseline", baseline, BASELINES)
     check_count("steps", steps)

@@ -90,9 +90,10 @@ def attribute_pair(
     "l2" for a method without them. The score f(a, b) of a trained relation is its logit, because the sigmoid saturates near 0
     and 1. For "cosine" it is the cosine, for "l2" the negative distance, without the scale of the batch. Trained scores are not
     symmetric: the maps of (b, a) may differ. "integrated_gradients" goes from both baselines to both images at once: the two
-    maps together sum to f(a, b) - f(a', b') and share one completeness gap. f(a', b') of equal baselines may be the maximum, so
-    the sum may be negative: see `baseline_score`. "grad_cam" takes one image at a time with the other's embedding fixed. Other
-    arguments and errors as in `attribute_exit`. The method for pairs is ours.
+    maps together sum to f(a, b) - f(a', b'), with the baselines a' and b', and share one completeness gap. If both baselines
+    are equal, f(a', b') may be the maximum of f, and the sum is then negative; `baseline_score` is f(a', b'). "grad_cam" takes
+    one image at a time with the other's embedding fixed. Other arguments and errors as in `attribute_exit`. The method for
+    pairs is ours.
     """
     check_request(method, baseline, steps)
     a, b = image_batch(network, image_a), image_batch(network, image_b)

@@ -104,7 +104,9 @@ def _parts(folder: Path, test_fraction: float | None) -> Parts:
         return split_classes(folder, TEST_FRACTION if test_fraction is None else test_fraction)
     if test_fraction is not None:
         there = " and ".join(f"{name}/" for name in splits.values())
-        raise CorsdError(f"test_fraction is {test_fraction} for {folder}, which has {there}; allowed: where there is no split")
+        raise CorsdError(
+            f"test_fraction is {test_fraction} for {folder}, which has {there}; allowed: only for a folder without a split"
+        )
     if "train" not in splits or len(splits) < 2:
         there = ", ".join(f"{shown_text(name)}/" for name in visible_folders(folder)[:5])
         one = f"; to split the images of {splits['train']}/, name that folder" if "train" in splits else ""
@@ -119,10 +121,10 @@ def split_classes(folder: Path, fraction: float) -> Parts:
     """Split a folder that has only class folders into train and test.
 
     An image is in the test set if a hash of its name "class/file" and `SPLIT_SEED` is below `fraction`, in (0, 1). The split of
-    an image depends neither on other images (but see below) nor on the training seed. About `fraction` of the images of a class
-    are in the test set; the larger the class, the closer to it. Both splits have at least one image of each class: if the hash
-    leaves a split empty, it gets the image with the nearest hash. Raises CorsdError for a class with fewer than two images.
-    Ours.
+    an image never depends on the training seed, and on other images only by the last rule. About `fraction` of the images of a
+    class are in the test set; the larger the class, the closer to it. Both splits have at least one image of each class: if the
+    hash leaves a split empty, it gets the image with the nearest hash. Raises CorsdError for a class with fewer than two
+    images. Ours.
     """
     names = class_folders(folder)
     whole, notices = list_images(folder, names)
@@ -167,7 +169,7 @@ def _enlarged_notice(paths: Sequence[str], side: int) -> tuple[str, ...]:
 def image_data(
     name: str, train: Split, test: Split, validation: Split | None, class_names: tuple[str, ...], side: int
 ) -> ImageData:
-    """A data set of image folders. Mean and deviation are those of train if it is in memory, else those of ImageNet."""
+    """A data set of image folders. Mean and standard deviation are those of train if in memory, else those of ImageNet."""
     usual = (IMAGENET_MEAN, IMAGENET_STD)
     mean, std = channel_statistics(train.images) if isinstance(train, ImageArrays) else usual
     own = torch.arange(len(class_names))

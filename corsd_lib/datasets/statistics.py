@@ -38,7 +38,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _parse_entry(entry: Any, channels: int) -> Statistics | None:
-    """Mean and deviation from an entry of the file; None unless they are numbers in 0..1, one for each channel, and no
+    """Mean and standard deviation from an entry of the file; None unless they are numbers in 0..1, one for each channel, and no
     deviation is 0.
     """
     try:

@@ -30,7 +30,7 @@ def training_curves(runs: Mapping[str, pd.DataFrame], title: str = "", *, dark: 
     if not runs:
         raise CorsdError("training_curves needs at least one run")
     names = [html.escape(name) for name in runs]
-    panels = [text for name in names for text in (f"{name}: train accuracy", f"{name}: parts of the loss")]
+    panels = [text for name in names for text in (f"{name}: train accuracy", f"{name}: terms of the loss")]
     figure = make_subplots(
         rows=len(runs), cols=2, subplot_titles=panels, horizontal_spacing=0.11, vertical_spacing=0.4 / (1 + len(runs))
     )

@@ -21,11 +21,11 @@ _LONGEST = 26  # characters of a name at an axis
 
 
 def boundary_shapes(groups: Matrix, count: int) -> list[dict[str, Any]]:
-    """Lines between `groups` (count,), ids in drawing order, as plotly shapes: white with a dark rim, visible on all colours.
+    """Plotly shapes that separate groups in a heatmap: white lines with a dark rim, visible on all colours.
 
-    With many groups only the diagonal blocks get frames, because lines through the whole heatmap would hide it. The shapes are
-    called "boundaries rim" and "boundaries"; there are none for a single group. Raises `CorsdError` for a different number of
-    ids.
+    `groups` (count,): group id of each row, in drawing order. With many groups only the diagonal blocks get frames, because
+    lines through the whole heatmap would hide it. The shapes are called "boundaries rim" and "boundaries"; there are none for a
+    single group. Raises `CorsdError` for a different number of ids.
     """
     edges = _edges(groups, count)
     if len(edges) <= 2:
@@ -94,7 +94,7 @@ def clustering_shape(linkage: Matrix, order: Matrix | None, tall: float, colour:
 def _steps(linkage: Matrix, count: int) -> npt.NDArray[np.float64]:
     steps = np.asarray(linkage, np.float64)
     if steps.shape != (count - 1, 4) or count < 2:
-        raise CorsdError(f"dendrogram of shape {steps.shape} for {count} rows; allowed: (C - 1, 4), of 2 rows or more")
+        raise CorsdError(f"dendrogram of shape {steps.shape} for {count} rows; allowed: (rows - 1, 4), for 2 rows or more")
     return steps
 
 

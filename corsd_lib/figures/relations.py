@@ -19,10 +19,10 @@ from corsd_lib.figures.style import DIVERGING, SCALE, Matrix, as_scores, class_l
 
 UNITS = ("class", "image")
 ALL_NAMED = 20  # more names than this do not all fit beside the cells
-MOST_NAMES = 30  # of more; 360 pixels, the smallest heatmap, hold no more lines of their size
-LIMIT = 0.5  # of the colours of a difference: relations hardly ever change by more, and by 1 never
-_USUAL = 80  # pixels of names for which a figure has room
-_TREE = 0.14  # height of a dendrogram, of the heatmap's
+MOST_NAMES = 30  # shown beside a larger heatmap: the smallest one, 360 pixels, has room for no more
+LIMIT = 0.5  # end of the colour scale of a difference; larger ones are rare, and 1 is the largest possible
+_USUAL = 80  # pixels for the class names that the default figure size includes
+_TREE = 0.14  # height of a dendrogram, relative to that of the heatmap
 
 
 def relation_heatmap(
@@ -110,7 +110,7 @@ def square_class_axes(figure: go.Figure, classes: int, *, unit: str = "class", *
     `where`: the row and col of a subplot.
     """
     check_choice("unit", unit, UNITS)
-    # More names come as far as they fit; zooming in, when they do.
+    # Of more names plotly shows as many as fit, and the others after zooming in.
     many = {"nticks": MOST_NAMES, "tickfont": {"size": 10}}
     ticks: dict[str, Any] = {"dtick": 1} if classes <= ALL_NAMED else many
     of = "class of the {} image" if unit == "class" else "{} image"
@@ -180,7 +180,7 @@ def _ordered(
 def _heatmap(
     values: npt.NDArray[np.float32], names: Sequence[str], full: Sequence[str] | None, said: str, look: dict[str, Any]
 ) -> go.Heatmap:
-    cut = full is not None and list(full) != list(names)  # only then: a text a cell weighs more than all the scores
+    cut = full is not None and list(full) != list(names)  # only if needed: texts of all cells are larger than the scores
     pair = "%{hovertext}" if cut else "%{y} with %{x}"
     hover = {"hovertemplate": f"{pair}<br>{said}<extra></extra>", "hovertext": pair_texts(full) if full and cut else None}
     return go.Heatmap(z=values, x=list(names), y=list(names), hoverongaps=False, **hover, **look)

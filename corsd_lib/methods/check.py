@@ -178,7 +178,10 @@ def _check_declaration(kind: type[Method]) -> None:
         allowed: dict[str, tuple[object, ...]] = {"exits": ("all", "deepest"), "sampling": SAMPLINGS}
         allowed |= {"detach_exits": (False, True), "cuda_graphs": (False, True)}
         sound = isinstance(kind.name, str) and re.fullmatch(r"\w[\w.+-]*", kind.name)
-        _require(bool(sound), f"its `name`, {shortened(kind.name)}, names files: letters, digits and _ . + -")
+        _require(
+            bool(sound),
+            f"its `name` is {shortened(kind.name)}; allowed: letters, digits and _ . + -, as files are named after it",
+        )
         _check_name_is_free(kind)
         _require(
             kind.loss_terms is not Method.loss_terms or kind.forward is not Method.forward,
@@ -237,12 +240,16 @@ def _check_images(case: _Case) -> None:
             batch = case.with_random(_batch(case.method, labels))
             copied = batch._replace(images=batch.images.clone())
             first, again = case.method.transform_images(batch), case.method.transform_images(copied)
-            _require(torch.equal(batch.images, _batch(case.method, labels).images), "images writes into batch.images: clone it")
-            given, wanted = (_describe(images) for images in (first, batch.images))
-            _require(given == wanted, f"images returned {given}: return {wanted}")
-            _require(bool(first.isfinite().all()), "images returned values that are not finite")
             _require(
-                torch.equal(first, again), "images differ for the same batch: sample in sample(batch), and read batch.random"
+                torch.equal(batch.images, _batch(case.method, labels).images),
+                "transform_images writes into batch.images: clone it",
+            )
+            given, wanted = (_describe(images) for images in (first, batch.images))
+            _require(given == wanted, f"transform_images returned {given}: return {wanted}")
+            _require(bool(first.isfinite().all()), "transform_images returned values that are not finite")
+            _require(
+                torch.equal(first, again),
+                "transform_images returns different images for the same batch: sample in sample(batch), and read batch.random",
             )
 
 

@@ -61,11 +61,12 @@ class CorsdOptions(MethodOptions):
     relation_transfer: float = option(0.1, "weight of the squared difference of scores from the deepest stage's")
     relation_margin: float = option(0.1, "weight of the hinge between intra and inter scores, at every stage")
     logit_relation: float = option(
-        0.01, "weight of the hinge between the running mean of the own class and of another class, deepest logits"
+        0.01,
+        "weight of the hinge between scores of the deepest logits with the running mean logits of the own and of another class",
     )
     relation_ce: float = option(0.0, "weight of the balanced cross-entropy of 'same class?', at every stage (ours)")
     relation_kd: float = option(
-        0.0, "weight of the KL divergence from predictions mixed along the relation, at every exit (ours)"
+        0.0, "weight of the KL divergence from predictions of the batch, mixed by `affinity`, at every exit (ours)"
     )
 
     temperature: float = option(3.0, "temperature of both softmaxes of a KL divergence between stages", above=0)
@@ -370,7 +371,7 @@ class CorsdRelease(Corsd):
 
     - KL terms take log-probabilities, not raw logits;
     - transfer terms give the deepest relation no gradient;
-    - the half/half label is used directly, not after a softmax;
+    - the label of a pair (1/2 for the class of each image) is used directly, not after a softmax;
     - BatchNorm never gets a batch of one;
     - the test set is read image by image, not as triplets;
     - relation inputs are built by indexing, not in a loop over samples;

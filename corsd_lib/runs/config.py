@@ -56,7 +56,7 @@ class TrainConfig:
     )
     hold_out: str = setting(
         "random",
-        'which classes these are: "random", "last" (in the order of labels), or "superclasses" (whole ones, of one size)',
+        'which classes these are: "random", "last" (by label), or "superclasses" (whole superclasses, all of the same size)',
     )
     hold_out_seed: int = setting(0, 'seed of the choice of these classes; not used by "last"')
     label_noise: float = setting(

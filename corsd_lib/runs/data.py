@@ -26,7 +26,7 @@ __all__ = [
     "unseen_class_names",
 ]
 
-_NOISE = 2**40  # second seed of the label noise; that of a batch is its epoch, which never gets so large
+_NOISE = 2**40  # second number of the seed of label noise; for batches it is the epoch, which is smaller
 
 
 def load_data(config: TrainConfig, data_root: str | None = None) -> ImageData:
@@ -56,7 +56,9 @@ def run_data(run: Run, data: ImageData | None = None, data_root: str | None = No
     check_run(run)
     if data is None:
         if run.data.name != run.config.data:
-            raise CorsdError(f"{run.path} was trained on data that was given to train, {run.data.name!r}: give it here too")
+            raise CorsdError(
+                f"{run.path} was trained on data that was passed to train(data=...), {run.data.name!r}: pass it here too"
+            )
         with named(run.path):
             data = load_data(run.config, data_root)
         if changes := image_changes(data, run.data):

@@ -236,7 +236,7 @@ def _limit_parameters(stored: int, source: Path) -> Iterator[None]:
             count += parameter.numel()
             if count > most:
                 raise CorsdError(
-                    f"{source} is of another architecture: it has {stored:,} numbers, far fewer than this architecture"
+                    f"{source} is of another architecture: it has {stored:,} numbers, far fewer than the network of its config"
                 )
 
     hook = register_module_parameter_registration_hook(added)

@@ -112,7 +112,7 @@ class ExitClassifier(nn.Module, PyTorchModelHubMixin):
         name = pretrained_model_name_or_path
         check_name("classifier", name)
         download = {key: options.pop(key) for key in _OF_A_DOWNLOAD if key in options}
-        options.pop("strict", None)  # of the mixin; all weights are loaded or none
+        options.pop("strict", None)  # an option of the mixin, ignored: loading is always strict
         folder = Path(name) if os.path.isdir(name) else _downloaded(str(name), download)
         config = read_json(folder / "config.json")
         check_classifier({**config, **options} if isinstance(config, dict) else config, str(folder / "config.json"))

@@ -263,7 +263,7 @@ def _loss_chart(table: pd.DataFrame, name: str) -> dict[str, object]:
         {"name": part.removeprefix("loss."), "color": i, "dash": i // 6 % 4} | _points(table, "epoch", part)
         for i, part in enumerate(parts)
     ]
-    title = f"{name}: parts of the loss" if name else "parts of the loss"
+    title = f"{name}: terms of the loss" if name else "terms of the loss"
     y = {"title": "value (total: weighted)", "log": True}
     return {"title": title, "lines": lines, "x": {"title": "epoch", "low": 0}, "y": y}
 

@@ -41,7 +41,7 @@ _NOT_SETTINGS = ("nodes", "tasks_per_node", "ntasks_per_node", "time")
 
 
 def _words(value: Any, where: Location) -> None:
-    """Check that accepts a string that is not empty, and a whole number, which `account=12` on the command line is."""
+    """Check that accepts a string that is not empty, or a whole number: `account=12` on the command line is read as one."""
     if type(value) is not int and (type(value) is not str or not value.strip()):
         raise CorsdError(f"{where[0]} = {shortened(value)}; allowed: a string that is not empty")
 
@@ -100,7 +100,7 @@ def train_on_cluster(
             write_tables(study)
             for job in ended:
                 report(str(job))
-        gone = list[Job]()  # at the last look neither in the queue nor in training
+        gone = list[Job]()  # missing from the queue and not being trained at the previous poll
         while cluster.wait and not stop.is_set() and (left := [job for job in jobs if job.state in _OPEN]):
             stop.wait(POLL_SECONDS[cluster.name])
             check()
@@ -139,7 +139,8 @@ def _record(study: Study, job: Job) -> None:
 def _collect(study: Study, jobs: Sequence[Job], queue: _Queue, gone: Sequence[Job]) -> list[Job]:
     """Set the states of `jobs` and write the records of those that are finished. Returns the jobs that are gone.
 
-    Those in `gone` have ended. A job has two looks, because files of another machine may appear late.
+    A job has ended if it is missing at two polls in a row, because files of another machine may appear late; `gone` are those
+    missing at the previous poll.
     """
     try:
         states = queue.states()
@@ -180,7 +181,7 @@ class _Queue:
         self.started: list[Any] = []
 
     def states(self) -> dict[str, str]:
-        """State by id of the jobs that are queued or running; of "local" those that this process has started."""
+        """State by id of the queued and running jobs; for "local", of the running jobs that this process has started."""
         if self.cluster == "slurm":
             return _slurm_states()
         return {job.job_id: job.state for job in self.started if job.state == "RUNNING"}

@@ -31,9 +31,10 @@ POLL_SECONDS = 0.2
 
 @dataclass
 class TrainingJob:
-    """The call of a job: train `job` in a process, as the pool does, with these environment variables; {} for those of Slurm.
+    """A callable that trains `job` in a separate process, as the pool does.
 
-    `save_seconds`: time to save at SIGUSR2. A training that needs longer is ended, and resumed from its checkpoint before.
+    `environment`: its environment variables; {} to derive them from Slurm's. `save_seconds`: time to save after SIGUSR2. A
+    training that needs longer is killed, and the requeued job resumes from the previous checkpoint.
     """
 
     job: Job

@@ -46,7 +46,8 @@ def run_study(
     its record and the tables are written, and `report` is called with one line; `live` shows a table in the terminal instead.
 
     Ctrl-C or SIGTERM stops the trainings after they have saved; another call continues them. If one training fails, the others
-    continue. A training that another process runs, such as one started by a call that was killed, is waited for.
+    continue. If another process already runs a training, such as one started by a call that was killed, this call
+    waits for it.
 
     With `cluster` the trainings are jobs of a cluster, which go on after Ctrl-C; `live` is not used, and `jobs` is refused.
 

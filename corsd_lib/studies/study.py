@@ -287,11 +287,9 @@ def _variant(name: str, variants: Mapping[str, Any], seeds: tuple[int, ...], whe
     `where` begins error messages. Raises `CorsdError` for invalid fields and for inheritance in a circle.
     """
     if not re.fullmatch(r"\w[\w.+-]*", name):
-        raise CorsdError(f"{where}: variant {name!r} names files; allowed: letters, digits and _ . + -")
+        raise CorsdError(f"{where}: variant {name!r}; allowed: letters, digits and _ . + -, as files are named after it")
     if len(name.encode()) > _LONGEST_NAME:
-        raise CorsdError(
-            f"{where}: variant {shortened(name)} names files and has {len(name.encode())} bytes; allowed: up to {_LONGEST_NAME}"
-        )
+        raise CorsdError(f"{where}: variant {shortened(name)} has {len(name.encode())} bytes; allowed: up to {_LONGEST_NAME}")
     kinds = {"label": str, "group": str, "seeds": list, "from": str, "train": dict, "tuned": (str, NoneType)}
     line = [check_fields(variants[name], f"{where}: variant {name!r}", kinds)]  # the variant, its parent, and so on
     while (parent := line[-1].get("from")) is not None:

@@ -135,7 +135,7 @@ class _Running:
 
 
 class Tuner:
-    """A search: its Optuna study, and the trials that are being trained, by the pipe to their process."""
+    """A search: its Optuna study, and `running`, the trials that are being trained, keyed by the pipe to their process."""
 
     def __init__(self, search: Search, runs: Path, data_root: str | None, report: Callable[[str], object]) -> None:
         self.search, self.runs, self.data_root, self.report = search, runs, data_root, report

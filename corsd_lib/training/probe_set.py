@@ -22,9 +22,9 @@ class ProbeSet:
     """A small class-balanced set of images, the same for every run on the same data.
 
     `split`: where the images come from. "auto" is validation if there is one, else train without augmentation, so that test
-    images are not used during a training unless that is requested. The images are sorted by class: `size` // C of each class
-    but at least two, or all of a class that has fewer. `workers`: processes that read images which are not in memory. Raises
-    `CorsdError` if the data does not have the split.
+    images are not used during a training unless that is requested. There are `size` // C images of each class but at least two,
+    or all images of a class that has fewer, sorted by class. `workers`: processes that read images which are not in memory.
+    Raises `CorsdError` if the data does not have the split.
     """
 
     def __init__(self, data: ImageData, size: int, split: str = "auto", workers: int = 2) -> None:

@@ -63,7 +63,7 @@ class AttributionExplorer(Explorer):
     image = _Image(0, "index in the probe set, or your own image")
     partner = _Image(None, "as image, or None")
     exit = Chosen(help="the exit that is explained, 1 = shallowest")
-    target = Chosen(OWN, help='the class whose logit is explained: "own prediction", "true label" or an index; set by name too')
+    target = Chosen(OWN, help='the class whose logit is explained: "own prediction", "true label", or a class by index or name')
     method = Chosen("integrated_gradients", help='"integrated_gradients" or "grad_cam"')
     baseline = Chosen("mean", help='where integrated gradients begin: "mean" colour, "black" or "blur"')
     steps = Chosen(50, help="points on the line from baseline to image")
@@ -272,7 +272,7 @@ class AttributionExplorer(Explorer):
     def _subject(self) -> Checked:
         """Arguments of the two checks. Raises `CorsdError` for a pair, which they cannot test."""
         if self.partner is not None:
-            raise CorsdError("These checks work for one image at an exit: remove the partner.")
+            raise CorsdError("These checks are for one image at an exit, not for a pair: remove the partner.")
         (found,) = self.attributions
         (image,) = self._inputs(self._pixels())
         return Checked(self._network, image, found, self._short[int(found.target or 0)], self._options())

@@ -12,7 +12,7 @@ from torch import Tensor
 from corsd_lib.attribution import Attribution, deletion_curve, randomisation_check
 from corsd_lib.network import MultiExitNetwork
 
-DRAWS = 5  # number of random weights, because results vary for small maps
+DRAWS = 5  # number of random initialisations, because results vary for small maps
 ALIKE = 0.3  # mean rank correlation above which the map of an untrained network counts as the same (ours)
 BETTER = 0.8  # share of the random area below which a map counts as better than chance (ours)
 
@@ -29,7 +29,7 @@ class Checked:
 
 
 def weights_check(subject: Checked) -> dict[str, Any]:
-    """`randomisation_check` for several random weights: a "sentence", and the correlations "signed" and "strength" for each."""
+    """`randomisation_check` for several initialisations: a "sentence", and "signed" and "strength", their correlations."""
     found = subject.found
     values = [
         randomisation_check(subject.network, subject.image, found.exit, found.target, **subject.options, seed=seed)
@@ -55,7 +55,9 @@ def weights_check(subject: Checked) -> dict[str, Any]:
 
 
 def deletion_check(subject: Checked) -> dict[str, Any]:
-    """`deletion_curve` as a "sentence" and lines of a chart, in %."""
+    """`deletion_curve` as plain values: "sentence", the result; "of", title of the y-axis; "x", deleted pixels (%); "lines",
+    name and probability "y" (%) for the attributed and for random order.
+    """
     kept = {name: subject.options[name] for name in ("baseline", "normalise")}
     curve = deletion_curve(subject.network, subject.image, subject.found.exit, subject.found, **kept)
     areas = f"area under the probability of {subject.target_name} {curve.area:.3f}, {curve.random_area:.3f} in random order"

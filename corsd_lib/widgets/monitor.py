@@ -52,7 +52,7 @@ class TrainingMonitor(Explorer):
     chosen = ("exit", "parts")
 
     exit = Chosen(help="the exit whose relation is drawn, 1 = shallowest; None before the first epoch")
-    parts = Chosen((), help="names of the parts of the loss that are drawn")
+    parts = Chosen((), help="names of the terms of the loss that are drawn")
 
     def __init__(self) -> None:
         self._stop = threading.Event()  # `train` checks it after every step
@@ -164,7 +164,7 @@ class TrainingMonitor(Explorer):
         """
         if self._thread is None or self._config is None:
             raise CorsdError("this monitor has no training: start one with monitor.train(config)")
-        try:  # not Thread.join, which after an interrupt takes a running thread for one that has ended (Python 3.11)
+        try:  # not Thread.join, which after an interrupt reports a running thread as ended (Python 3.11)
             self._ended.wait(timeout)
         except KeyboardInterrupt:
             self._stop.set()

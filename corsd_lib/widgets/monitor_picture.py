@@ -50,7 +50,7 @@ def empty_picture() -> go.Figure:
     titles = (
         "",
         "the relation is shown after the first epoch",
-        "loss terms, unweighted; total: their weighted sum",
+        "terms of the loss, unweighted; total: their weighted sum",
     )  # the first panel has its legend there
     figure = make_subplots(
         rows=2,
@@ -87,12 +87,12 @@ def _columns(metrics: pd.DataFrame, prefix: str) -> list[str]:
 
 
 def curve_columns(metrics: pd.DataFrame) -> list[str]:
-    """Columns in the order of the traces: train and validation accuracy of the exits, parts of the loss."""
+    """Columns in the order of the traces: train and validation accuracy of the exits, terms of the loss."""
     return [column for prefix in ("train_top1.", "val_top1.", "loss.") for column in _columns(metrics, prefix)]
 
 
 def _curve(column: str, columns: Sequence[str]) -> go.Scatter:
-    """An empty line for a column, in its panel; validation is dotted, and comes and goes with its exit's train line."""
+    """An empty line for a column, in its panel. Lines of validation are dotted, and shown and hidden with that of train."""
     kind, _, name = column.partition(".")
     same = [c for c in columns if c.startswith(f"{kind}.")]
     place = same.index(column)
@@ -114,7 +114,7 @@ def _curve(column: str, columns: Sequence[str]) -> go.Scatter:
 
 
 def finding(run: Run, metrics: pd.DataFrame) -> str:
-    """How far it is, and what that is worth: on validation where there is one."""
+    """Text: the epochs done, and the accuracy (%) of the deepest and the first exit, on validation if there is that split."""
     kind, images = ("val_top1.", "validation") if _columns(metrics, "val_top1.") else ("train_top1.", "train")
     top1 = [metrics[column].iloc[-1] for column in _columns(metrics, kind)]
     shallow = f"; exit 1 {top1[0]:.1f} %" if len(top1) > 1 else ""

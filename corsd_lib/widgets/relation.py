@@ -58,7 +58,7 @@ class RelationExplorer(Explorer):
     colours = Chosen("fixed", help='the colour range: "fixed" or "fitted" to what is shown')
     selection = Chosen(help="(first class, second class) as indices, or None")
     images = Chosen(help="(first, second) probe image, by position, or None")
-    marked = Chosen((), help="positions of probe images: their classes are marked, and at level image only they are shown")
+    marked = Chosen((), help='positions of probe images: their classes are marked, and with level "image" only these are shown')
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class RelationExplorer(Explorer):
         kinds = [[kind, "trained" if kind == "trained" else KIND_NAMES[kind]] for kind in relations.main.kinds]
         if not relations.superclass_names:
             data |= {"superclasses": [], "superclass_names": []}
-        # The script requests epochs that are left out. The key links the marks of this explorer and of others that use it.
+        # The browser requests epochs that are not in this data. An explorer with the same key marks images in this one.
         return data | {"kinds": kinds, "text": "", "most_images": MOST_IMAGES, "key": f"{id(self)}"}
 
     # --- what can be read and set ---
@@ -250,9 +250,9 @@ class RelationExplorer(Explorer):
         return relation_picture(self._relations, self._shown(PICTURE_IMAGES), self.selection, self.images, self.marked)
 
     def panels(self) -> list[Panel]:
-        """The relations as a panel of a page that opens with this exit, epoch, order, pair and difference.
+        """The relations as a panel of a page, which opens with the current exit, epoch, order, pair and difference.
 
-        A page holds the stored relation of all classes; a note says if another relation is shown here.
+        The page has the stored class-level relation; if the explorer shows another relation, a note says so.
         """
         main = self._relations.main
         exit = self.exit + len(main.exits(main.stored)) - len(main.exits(self.kind))

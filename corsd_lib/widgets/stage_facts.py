@@ -44,7 +44,7 @@ def quality(embedding: StageEmbedding, epoch: int) -> list[str]:
     """Text about the quality of the projection for the `epoch`-th epoch (from 0), three lines for every exit."""
     measures = (embedding.trustworthiness, embedding.knn_purity, embedding.embedding_purity)
     return [
-        f"trustworthiness {trust:.2f} of 1\nof its class: {percent(here)} in the picture,"
+        f"trustworthiness {trust:.2f} (at most 1)\npurity: {percent(here)} in the picture,"
         f"\n{percent(there)} in the embedding" + (": the picture separates them more" if here > there + 0.01 else "")
         for trust, here, there in zip(*(measure[epoch].tolist() for measure in measures), strict=True)
     ]

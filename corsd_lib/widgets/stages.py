@@ -52,7 +52,7 @@ class StageExplorer(Explorer):
 
     epoch = Chosen(help="the number of epochs after which the images are shown")
     colour = Chosen(
-        "class", help='what the colours show: "superclass" (where there are some), "class", "correct", "first_correct"'
+        "class", help='what the colours show: "superclass" (if the data has superclasses), "class", "correct", "first_correct"'
     )
     highlight = Chosen((), help="names of the classes (or superclasses) in colour, up to 12")
     method = Chosen("pca", help='the projection: "umap" or "pca"')

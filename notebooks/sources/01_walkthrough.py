@@ -417,7 +417,7 @@ monitor(corsd)
 # training. We did not look for the cause; compare the ends only.
 
 # %% [markdown]
-# ### The parts of the loss
+# ### The terms of the loss
 
 # %%
 parts = corsd.metrics.filter(regex="^epoch$|^loss").drop(columns="loss.total")
@@ -430,7 +430,7 @@ colour = {t: PALETTE[i] for terms in kinds.values() for i, t in enumerate(terms)
 parts = parts.melt("epoch", list(panel), "term")
 parts["panel"] = parts["term"].map(panel)
 look = {"color_discrete_map": colour, "template": template()}
-look["title"] = "CORSD: parts of the loss, before they are multiplied by weights"
+look["title"] = "CORSD: terms of the loss, before they are multiplied by weights"
 axes = {"x": "epoch", "y": "value", "color": "term", "facet_col": "panel"}
 figure = px.line(parts, log_y=True, **axes, **look)
 figure.update_layout(margin_t=75, legend_title_text="", height=450)

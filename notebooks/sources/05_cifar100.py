@@ -186,7 +186,7 @@ monitor(watched)
 
 # %% [markdown]
 # ![The training monitor after 60 epochs of CORSD on CIFAR-100. Left: accuracy of three
-# exits climbs, the deepest on top; below it the parts of the loss. Right: a relation
+# exits climbs, the deepest on top; below it the terms of the loss. Right: a relation
 # matrix of 100 classes, dark and without visible order, with a thin bright
 # diagonal.](images/05_monitor.png)
 #

@@ -174,10 +174,10 @@ monitor(watched)
 
 # %% [markdown]
 # ![The training monitor after a CORSD training on birds. Left: train accuracy of the
-# exits and parts of the loss over the epochs. Right: a relation matrix of 200 species
+# exits and terms of the loss over the epochs. Right: a relation matrix of 200 species
 # with some bright blocks along its diagonal.](images/06_monitor.png)
 #
-# *The committed CORSD run:* train accuracy by exit, the parts of the loss, and the
+# *The committed CORSD run:* train accuracy by exit, the terms of the loss, and the
 # relation of 200 species. Some blocks are bright; they are shown larger below.
 #
 # **Predict:** the test accuracy of its deepest exit. Guessing gives 0.5 %.

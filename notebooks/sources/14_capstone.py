@@ -358,7 +358,7 @@ monitor(watched)
 # between embeddings with a bright diagonal.](images/14_monitor.png)
 #
 # *The first taught run.* The train accuracy counts the wrong labels as the truth. A
-# network that reaches 100 % has memorised them, too. Parts of the loss are shown
+# network that reaches 100 % has memorised them, too. Terms of the loss are shown
 # unweighted: the weight of the hint is $10^{-6}$.
 
 # %% [markdown]

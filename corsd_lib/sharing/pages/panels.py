@@ -105,7 +105,7 @@ def _reference(reference: str | int, first: int, runs: int) -> str | int | None:
 def relation_state(
     run: Run, *, exit: int, epoch: int, order: str = "label", selection: Sequence[int] | None = None
 ) -> dict[str, Any]:
-    """Initial state of a relation panel, with every field that the script has."""
+    """Initial state of a relation panel, with a value for every state field of the JavaScript explorer."""
     return {
         "exit": exit,
         "epoch": epoch,
@@ -275,7 +275,7 @@ def stages_panel(
 def stages_state(
     run: Run, embedding: StageEmbedding, *, epoch: int, colour: str = "class", selection: Sequence[int] = ()
 ) -> dict[str, Any]:
-    """Initial state of a stages panel, with every field that the script has."""
+    """Initial state of a stages panel, with a value for every state field of the JavaScript explorer."""
     groups = tidy_groups(run, embedding.epochs[-1])
     return {
         "epoch": epoch,
@@ -316,9 +316,10 @@ def stages_fit(embedding: StageEmbedding) -> dict[str, Any]:
 
 
 def tidy_groups(run: Run, epoch: int) -> dict[str, list[str]]:
-    """Names of the classes, and of the superclasses, to colour: all if there are few, else the six tidiest at the deepest exit.
+    """Names of the groups to colour, by "class" and, if the data has superclasses, by "superclass".
 
-    A group is tidy if most of the 10 images nearest to its images in the embedding belong to it too.
+    All groups of the probe images if there are at most 12, else the six with the highest mean `own_share` (10 neighbours) at
+    the deepest exit after `epoch`.
     """
     labels = run.probes.labels
     found = {"class": labels}

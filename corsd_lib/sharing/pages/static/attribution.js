@@ -98,7 +98,7 @@ KINDS.attribution = (box, host) => {
       el("div", { class: "two" }, ...pngs.map(([png, what]) => el("figure", {}, picture(png, `${what} of ${title}`, 176), el("figcaption", {}, what)))))));
     table.replaceChildren(tableOf(facts.head, facts.rows, "Predictions of every exit"));
     weights.disabled = deletion.disabled = !testable;
-    checks.title = testable ? "" : "These checks work for one image at an exit: remove the partner.";
+    checks.title = testable ? "" : "These checks are for one image at an exit, not for a pair: remove the partner.";
   }
 
   function test(what, words, show) {

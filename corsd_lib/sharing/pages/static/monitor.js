@@ -1,4 +1,4 @@
-// A training as it goes: accuracy of every exit, parts of the loss, and a relation as it forms; a button that stops it.
+// A training as it goes: accuracy of every exit, terms of the loss, and a relation as it forms; a button that stops it.
 
 KINDS.monitor = (box, host) => {
   const { store, ask } = host, { state } = store;
@@ -7,10 +7,10 @@ KINDS.monitor = (box, host) => {
   const stop = button("■ stop", () => stopped(), { title: "finish the step, save the run, and stop" });
   const resume = button("▶ resume", () => busy(box, "resume", ask("resume", {})), { title: "resume the stopped training" });
   const exit = choice("relation of", [], null, (v) => store.set({ exit: v }));
-  const parts = el("div", { class: "legend", role: "group", "aria-label": "parts of the loss" });
+  const parts = el("div", { class: "legend", role: "group", "aria-label": "terms of the loss" });
   const title = el("p", { class: "finding", role: "status" }), status = el("p", { class: "note", role: "status" });
   const accuracy = lineChart({ label: "accuracy of every exit", height: 280, say: (line, i) => [line.name, `epoch ${line.x[i]}: ${line.y[i].toFixed(1)} %`] });
-  const loss = lineChart({ label: "parts of the loss", height: 280, legends: false, say: (line, i) => [line.name, `epoch ${line.x[i]}: ${line.y[i].toPrecision(3)}`] });
+  const loss = lineChart({ label: "terms of the loss", height: 280, legends: false, say: (line, i) => [line.name, `epoch ${line.x[i]}: ${line.y[i].toPrecision(3)}`] });
   const map = matrixView({ pick() {}, move() {}, clear() {} });
   map.limit(320);
   const caption = el("figcaption", {}), table = scrolling("exits");
@@ -18,7 +18,7 @@ KINDS.monitor = (box, host) => {
   const buttons = ask ? [group("training", stop, resume)] : [];
   const curves = el("h4", {});
   const all = el("div", { class: "beside" }, el("div", {}, curves, accuracy.node,
-    el("h4", {}, "Loss terms, unweighted; total: their weighted sum"), parts, loss.node), el("div", {}, figure, table));
+    el("h4", {}, "Terms of the loss, unweighted; total: their weighted sum"), parts, loss.node), el("div", {}, figure, table));
   box.append(el("div", { class: "controls" }, ...buttons, group("relation", exit)), title, status, all);
 
   /** Stop the training of the monitor, or interrupt the kernel that trains in a cell and hears nothing else. */
