@@ -517,6 +517,53 @@ def test_a_click_on_a_point_reads_it(page: Any) -> None:
     assert said.startswith("image ") and "predicted as exit 1 (shallowest): " in said
 
 
+def test_the_stages_zoom_and_move_together(page: Any) -> None:
+    section = panel(page, 0, "stages")
+    canvas, tools = section.locator("canvas").nth(1), section.get_by_role("group", name="picture tools")
+    canvas.scroll_into_view_if_needed()
+
+    def placed(exit: int) -> np.ndarray:
+        return np.array(held(section, f"Array.from({{ length: 20 }}, (_, i) => x.maps[{exit}].view.place(i))"))
+
+    centre = np.array(held(section, "(r => [r.width / 2, 160])(x.maps[1].view.node.getBoundingClientRect())"))
+    before, move = [placed(k) for k in range(3)], tools.get_by_role("button", name="move")
+    assert move.is_disabled()  # the whole picture is shown
+    tools.get_by_role("button", name="zoom in").click()
+    for k in range(3):
+        np.testing.assert_allclose(placed(k) - centre, 1.5 * (before[k] - centre), atol=1.5)
+    move.click()
+    x, y = centre.tolist()
+    box = canvas.bounding_box()
+    page.mouse.move(box["x"] + x, box["y"] + y)
+    page.mouse.down()
+    page.mouse.move(box["x"] + x + 30, box["y"] + y - 20, steps=5)
+    page.mouse.up()
+    for k in range(3):
+        np.testing.assert_allclose(placed(k) - centre, 1.5 * (before[k] - centre) + [30, -20], atol=1.5)
+    assert points(section, 0, "s.chosen") is None  # moving selects nothing
+    canvas.press("0")
+    np.testing.assert_allclose(placed(2), before[2], atol=0.01)
+    assert tools.get_by_role("button", name="select").get_attribute("aria-pressed") == "true" and move.is_disabled()
+
+
+def test_the_wheel_with_ctrl_zooms_about_the_pointer(page: Any) -> None:
+    section = panel(page, 0, "stages")
+    canvas = section.locator("canvas").first
+    canvas.scroll_into_view_if_needed()
+    at = held(section, "x.maps[0].view.place(4)")
+    canvas.hover(position={"x": at[0], "y": at[1]})
+    page.keyboard.down("Control")
+    page.mouse.wheel(0, -140)
+    page.keyboard.up("Control")
+    until(page, "document.querySelector('section[data-kind=stages] .body').corsd.camera.zoom > 1.5")
+    moved = np.subtract(held(section, "x.maps[0].view.place(4)"), at)
+    assert np.abs(moved).max() < 40  # exactly there, unless this would show more than the whole picture
+    canvas.press("ArrowRight")
+    canvas.press("-")
+    canvas.press("-")
+    assert held(section, "x.camera.zoom") == 1 and held(section, "x.camera.x") == 0
+
+
 # --- exits, figures and the page ----------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-// Points on a canvas: a scatter plot with selection by a lasso, clicks, and smooth movement.
+// Points on a canvas: a scatter plot with selection by a lasso, clicks, zoom, and smooth movement.
 
 const GLYPHS = ["●", "◆", "■", "▲", "✕", "✚"];
 
@@ -14,21 +14,74 @@ function glyph(g, symbol, x, y, r) {
 }
 
 /**
+ * The part of a scatter plot that is shown, which several of them share, and its tools, buttons: what dragging does
+ * ("select" or "move"), zoom, and the way back to the whole picture. `x` and `y`: the centre, relative to the side of the whole
+ * square and its middle. `changed()` draws the plots.
+ */
+function cameraOf(changed) {
+  const camera = { x: 0, y: 0, zoom: 1, drag: "select", move, closer, keys };
+  const select = button("◌ select", () => dragging("select"), { title: "dragging draws around points and selects them" });
+  const pan = button("✥ move", () => dragging("move"), { title: "dragging moves the picture; also arrow keys" });
+  const more = button("+", () => closer(1.5), { title: "zoom in; also + or Ctrl and the mouse wheel", "aria-label": "zoom in" });
+  const less = button("−", () => closer(1 / 1.5), { title: "zoom out; also - or Ctrl and the mouse wheel", "aria-label": "zoom out" });
+  const whole = button("whole picture", () => { Object.assign(camera, { x: 0, y: 0, zoom: 1 }); update(); }, { title: "also 0" });
+
+  function update() {
+    if (camera.zoom === 1) camera.drag = "select"; // there is nowhere to move to
+    select.setAttribute("aria-pressed", String(camera.drag === "select"));
+    pan.setAttribute("aria-pressed", String(camera.drag === "move"));
+    whole.disabled = camera.zoom === 1;
+    less.disabled = camera.zoom === 1;
+    pan.disabled = camera.zoom === 1;
+    changed();
+  }
+  function dragging(drag) { camera.drag = drag; update(); }
+
+  /** Move the centre by a part of the side of the whole square, at most to an edge of it. */
+  function move(dx, dy) {
+    const most = (1 - 1 / camera.zoom) / 2, kept = (v) => Math.max(-most, Math.min(most, v));
+    Object.assign(camera, { x: kept(camera.x + dx), y: kept(camera.y + dy) });
+    update();
+  }
+
+  /** Zoom by a factor, from 1 (all points) to 32, about a point relative to the centre of the picture. */
+  function closer(factor, [x, y] = [0, 0]) {
+    const before = camera.zoom, zoom = Math.max(1, Math.min(32, before * factor));
+    camera.zoom = zoom < 1.01 ? 1 : zoom;
+    move(x * (1 / before - 1 / camera.zoom), y * (1 / before - 1 / camera.zoom));
+  }
+
+  /** Answer a key; returns whether it was one of the camera's. */
+  function keys(key) {
+    const step = 0.1 / camera.zoom, arrows = { ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, step], ArrowDown: [0, -step] };
+    if (key === "+" || key === "=") closer(1.5);
+    else if (key === "-") closer(1 / 1.5);
+    else if (key === "0") whole.click();
+    else if (arrows[key] && camera.zoom > 1) move(...arrows[key]);
+    else return false;
+    return true;
+  }
+
+  return Object.assign(camera, { tools: [select, pan, more, less, whole], update });
+}
+
+/**
  * `draw({at, low, high, look, chosen, rings, label})`: at a Float32Array of x, y; the square from `low` to `high` is shown;
  * look(i) -> {color, symbol, small}; chosen a Set or null; rings [image, ...neighbours] or []. Points move to where they are
- * next, at once if reduced motion is preferred. `pick(i)` is called on a click, `caught(positions)` with the points inside a lasso,
+ * next, at once if reduced motion is preferred. `camera` is what is shown of the square. `pick(i)` is called on a click, `caught(positions)` with the points inside a lasso,
  * `hover(i)` returns the hover text of a point.
  */
-function pointsView({ pick, caught, clear, hover, height = 320 }) {
+function pointsView({ pick, caught, clear, hover, camera, height = 320 }) {
   const canvas = el("canvas", { tabindex: 0, role: "img" });
   const node = el("div", { class: "points" }, canvas);
   const tip = tooltip(node);
-  let spec = null, now = null, timer = null, lasso = null;
+  let spec = null, now = null, timer = null, lasso = null, grip = null;
 
+  const side = () => (Math.min(wide(), height) - 16) * camera.zoom; // of the whole square, in pixels
   function place(i) {
-    const width = wide(), side = Math.min(width, height) - 16, [lx, ly] = spec.low, [hx, hy] = spec.high;
-    const unit = side / Math.max(hx - lx, hy - ly);
-    return [width / 2 + (now[2 * i] - (lx + hx) / 2) * unit, height / 2 - (now[2 * i + 1] - (ly + hy) / 2) * unit];
+    const [lx, ly] = spec.low, [hx, hy] = spec.high, all = Math.max(hx - lx, hy - ly);
+    const x = (now[2 * i] - (lx + hx) / 2) / all - camera.x, y = (now[2 * i + 1] - (ly + hy) / 2) / all - camera.y;
+    return [wide() / 2 + x * side(), height / 2 - y * side()];
   }
 
   function draw(next) {
@@ -92,6 +145,7 @@ function pointsView({ pick, caught, clear, hover, height = 320 }) {
       g.closePath();
       g.stroke();
     }
+    canvas.style.cursor = camera.drag === "move" ? (grip ? "grabbing" : "grab") : "crosshair";
     canvas.setAttribute("aria-label", spec.label);
   }
 
@@ -106,19 +160,26 @@ function pointsView({ pick, caught, clear, hover, height = 320 }) {
 
   canvas.addEventListener("pointerdown", (event) => {
     if (event.button !== 0) return;
-    lasso = [placeIn(canvas, event)];
+    if (camera.drag === "move") grip = { from: placeIn(canvas, event), last: placeIn(canvas, event) };
+    else lasso = [placeIn(canvas, event)];
     canvas.setPointerCapture?.(event.pointerId);
   });
   canvas.addEventListener("pointermove", (event) => {
     const at = placeIn(canvas, event);
     if (lasso) { lasso.push(at); tip.hide(); paint(); return; }
+    if (grip) {
+      camera.move((grip.last[0] - at[0]) / side(), (at[1] - grip.last[1]) / side());
+      grip.last = at;
+      tip.hide();
+      return;
+    }
     const i = now && nearest_(at);
     if (i === null) tip.hide();
     else tip.show(...place(i), ...hover(i));
   });
   canvas.addEventListener("pointerup", (event) => {
-    const drawn = lasso;
-    lasso = null; // the outline disappears
+    const drawn = lasso ?? (grip && [grip.from, placeIn(canvas, event)]), moved = grip !== null;
+    lasso = grip = null; // the outline disappears
     if (!drawn) return;
     const xs = drawn.map(([x]) => x), ys = drawn.map(([, y]) => y);
     const size = Math.max(Math.max(...xs) - Math.min(...xs), Math.max(...ys) - Math.min(...ys));
@@ -128,13 +189,23 @@ function pointsView({ pick, caught, clear, hover, height = 320 }) {
       paint();
       return;
     }
+    if (moved) return paint();
     caught(Array.from({ length: now.length / 2 }, (_, i) => i).filter((i) => inside(...place(i), drawn)));
     paint();
   });
-  canvas.addEventListener("pointercancel", () => { lasso = null; paint(); });
+  canvas.addEventListener("pointercancel", () => { lasso = grip = null; paint(); });
   canvas.addEventListener("pointerleave", () => tip.hide());
   canvas.addEventListener("dblclick", () => clear());
-  canvas.addEventListener("keydown", (event) => { if (event.key === "Escape") clear(); });
+  canvas.addEventListener("wheel", (event) => {
+    if (!event.ctrlKey && !event.metaKey) return; // the wheel alone scrolls the page
+    event.preventDefault();
+    const [x, y] = placeIn(canvas, event), unit = side() / camera.zoom;
+    camera.closer(Math.exp(-event.deltaY / 200), [(x - wide() / 2) / unit, (height / 2 - y) / unit]);
+  }, { passive: false });
+  canvas.addEventListener("keydown", (event) => {
+    if (event.key === "Escape") clear();
+    else if (!event.ctrlKey && !event.metaKey && !event.altKey && camera.keys(event.key)) event.preventDefault();
+  });
   const wide = redrawn(node, () => paint());
   return { node, draw, place: (i) => place(i), get shown() { return { ...spec, now }; } };
 }

@@ -50,7 +50,8 @@ KINDS.stages = (box, host) => {
   const legend = el("div", { class: "legend", role: "group", "aria-label": "select a group" });
   const when = group("when", epochSlider, play);
   when.hidden = epochs.length < 2;
-  const bar = el("div", { class: "controls" }, group("groups in colour", colour_, more), group("picture", method), when, group("selection", members, clear, undo));
+  const camera = cameraOf(() => maps.forEach(({ view }) => view.draw()));
+  const bar = el("div", { class: "controls" }, group("groups in colour", colour_, more), group("picture tools", method, ...camera.tools), when, group("selection", members, clear, undo));
 
   // --- drawing ------------------------------------------------------------------------------------------------------
 
@@ -58,7 +59,7 @@ KINDS.stages = (box, host) => {
   const message = el("p", { class: "message", role: "status" }, data.message ?? "");
   const maps = exits.map((_, k) => {
     const text = el("figcaption", {});
-    const view = pointsView({ pick: (i) => store.set(ask ? { image: i } : { image: i, selection: [i] }), caught: (some) => store.set({ selection: some }), clear: () => store.set({ selection: [] }), hover: (i) => hover(k, i) });
+    const view = pointsView({ pick: (i) => store.set(ask ? { image: i } : { image: i, selection: [i] }), caught: (some) => store.set({ selection: some }), clear: () => store.set({ selection: [] }), hover: (i) => hover(k, i), camera });
     return { node: el("figure", {}, view.node, text), text, view };
   });
   const summary = el("div", { class: "finding", role: "status" });
@@ -96,7 +97,7 @@ KINDS.stages = (box, host) => {
     const share = (v) => (v === null ? "–" : percent(v));
     finding.replaceChildren(el("b", {}, `${share(purity[0])} of the 10 nearest neighbours (in the embedding) have the same class at exit 1${last ? ` and ${share(purity[last])} at the deepest` : ""}`),
       el("br"), `Epoch ${state.epoch}, drawn by ${fit.title}`);
-    note.textContent = `${fit.title}, one fit for all exits and epochs; axes have no unit. Draw around points to select them, click on one to read it, double-click or Escape to clear. ` +
+    note.textContent = `${fit.title}, one fit for all exits and epochs; axes have no unit. Draw around points to select them, click on one to read it, double-click or Escape to clear. Zoom is the same at all exits. ` +
       `Purity: share of a point's 10 nearest that are of its class${data.purity_limit === null ? "" : `; at most ${data.purity_limit.toFixed(2)} here`}. Trustworthiness: 1 at best, about 0.5 for positions at random.`;
   }
 
@@ -202,6 +203,7 @@ KINDS.stages = (box, host) => {
     if ("selection" in patch) links.tell("marked", { key: data.key, positions: state.selection }, host);
     draw();
   });
+  camera.update();
   draw();
-  return { maps, fits, draw, say: (text) => { message.textContent = text; } };
+  return { maps, fits, draw, camera, say: (text) => { message.textContent = text; } };
 };
