@@ -407,7 +407,8 @@ def test_runs_are_called_what_the_reader_calls_them(corsd: Run, tmp_path: Path) 
     explorer = RelationExplorer(corsd, other, labels=("first", "<second>"))
     assert explorer.picture().layout.title.text.startswith("first: exit 3")
     explorer.reference = "other run"
-    assert "minus &lt;second&gt;: exit 3 (deepest), epoch" in explorer.picture().layout.title.text.replace("<br>", " ")
+    title = explorer.picture().layout.title.text.replace("<br>", " ")
+    assert title.startswith("first minus &lt;second&gt;: exit 3 (deepest), epoch") and title.count("exit 3") == 1
     assert [run["name"] for run in explorer.panels()[0].data["runs"]] == ["first", "<second>"]
     for labels in (("one",), ("same", "same"), "ab"):
         with pytest.raises(CorsdError, match="labels"):

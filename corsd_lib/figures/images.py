@@ -34,8 +34,9 @@ def image_strip(images: Matrix, titles: Sequence[str], title: str = "", *, colum
         canvas[top : top + high, left : left + wide, 3] = 255
         figure.add_annotation(x=left + wide / 2 - 0.5, y=top - 0.5, text=html.escape(text), showarrow=False, yanchor="bottom")
     figure.add_image(z=canvas, colormodel="rgba256", hoverinfo="skip")
-    width = max(_NARROWEST, 76 * columns)
-    side = 76 * columns / width  # the share of the width that images take, at its left
+    natural = round(76 * columns * max(1, wide / high))
+    width = max(_NARROWEST, natural)
+    side = natural / width  # the share of the width that images take, at its left
     figure.update_layout(template=template(dark), width=width, height=40 + 96 * rows, xaxis_domain=[0, side])
     set_title(figure, title, width // 8)
     figure.layout.height += figure.layout.margin.t - 52  # a title of several lines must not take space from the images

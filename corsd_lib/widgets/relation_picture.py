@@ -76,15 +76,20 @@ def _subject(relations: Relations, shown: Shown, marked: int) -> str:
     """Title text as HTML: what is shown of which run, exit and epoch."""
     view = shown.view
     exit = relations.main.exits(view.kind)[view.exit - 1]
-    run_name = f"{html.escape(relations.run_names[0])}: " if relations.other else ""
+    run_name = html.escape(relations.run_names[0]) if relations.other else ""
     reference = relations.reference(view)
-    minus = f" minus {html.escape(reference.name)}" if reference else ""
+    what = f"{exit}, epoch {view.epoch}"
+    if reference and run_name and reference.name.endswith(f": {what}"):  # the same exit and epoch of both runs, named once
+        said = f"{run_name} minus {html.escape(reference.name)}"
+    else:
+        said = f"{run_name}: {what}" if run_name else what
+        said += f" minus {html.escape(reference.name)}" if reference else ""
     scope = [html.escape(short_name(view.superclass))] if view.superclass else []
     if view.level == "image":
         scope.append(f"{len(shown.rows)} of {marked or len(relations.main.labels)} {'marked' if marked else 'probe'} images")
     elif view.superclass:
         scope.append(f"{len(shown.rows)} of {len(relations.data.class_names)} classes")
-    return f"{run_name}{exit}, epoch {view.epoch}{minus}" + (f"; {', '.join(scope)}" if scope else "")
+    return said + (f"; {', '.join(scope)}" if scope else "")
 
 
 def _finding(relations: Relations, shown: Shown) -> str:
