@@ -159,9 +159,8 @@ def test_the_finding_is_what_the_records_say() -> None:
     main, birds, *_ = _studies()
     digits = read_json(ROOT / "results" / "digits" / "summary.json")["methods"]
     written = [end for study in (main, birds, digits) for end in _lead(study, "corsd", "baseline")]
-    paper = [(main, "corsd_paper"), (birds, "no_class_kd")]
-    written += [end for study, row in paper for peer in ("baseline", "deep_supervision") for end in _lead(study, row, peer)]
-    assert _lead(main, "corsd_paper", "deep_supervision")[1] < 0 < _lead(birds, "no_class_kd", "deep_supervision")[1]
+    written += [end for peer in ("baseline", "deep_supervision") for end in _lead(main, "corsd_paper", peer)]
+    assert _lead(main, "corsd_paper", "deep_supervision")[1] < 0
     for study, count in ((main, 6), (birds, 3)):  # every peer
         peers = [name for name, m in study.items() if m["group"] == "methods" and not name.startswith(("corsd", "baseline"))]
         assert len(peers) == count and all(_lead(study, "corsd", name)[1] > 0 for name in peers)
@@ -170,11 +169,14 @@ def test_the_finding_is_what_the_records_say() -> None:
         written += _lead(birds, row, without)
     _, low, high = none = _lead(main, "corsd", "no_relations")
     assert low < 0 < high
-    assert [float(number) for number in re.findall(r"-?\d+\.\d", found[1])] == [round(value, 1) for value in [*written, *none]]
+    shapes = read_json(ROOT / "results" / "unseen_shapes" / "summary.json")["methods"]
+    control = [end for row in ("corsd", "double_ce") for end in _lead(shapes, row, "no_relations", 0)]
+    said = [float(number) for number in re.findall(r"-?\d+\.\d", found[1])]
+    assert said == [round(value, 1) for value in [*written, *none, *control]]
     assert len(birds["exits_alone"]["top1_by_seed"].keys() & birds["no_class_kd"]["top1_by_seed"].keys()) == 3
     pairs = [(main, "corsd", "baseline"), (birds, "corsd", "baseline"), (digits, "corsd", "baseline")]
-    pairs += [(main, "corsd_paper", "deep_supervision")]
-    pairs += [(birds, "no_class_kd", "deep_supervision"), (birds, "corsd", "no_relations"), (main, "corsd", "no_relations")]
+    pairs += [(main, "corsd_paper", "deep_supervision"), (birds, "corsd", "no_relations"), (main, "corsd", "no_relations")]
+    pairs += [(shapes, "double_ce", "no_relations")]
     common = [len(study[row]["top1_by_seed"].keys() & study[other]["top1_by_seed"].keys()) for study, row, other in pairs]
     assert [int(n) for n in re.findall(r"n = (\d+)", found[1])] == common
 
@@ -260,6 +262,26 @@ def test_what_relations_teach_on_birds_is_as_the_records_say() -> None:
     assert [high < 0 for _, _, high in differences[0]] == [False, True, True, False]  # labels are ahead at exits 2 and 3
     assert [low > 0 for _, low, _ in differences[2]] == [True, True, False, False]
     assert {methods[name]["n"] for name in (trained, labels, "no_class_kd")} == {3}
+
+
+SHAPES = (
+    ("corsd", "no_relations"),
+    ("auxiliary_alone", "no_relations"),
+    ("no_auxiliary", "no_relations"),
+    ("double_ce", "no_relations"),
+    ("auxiliary_alone", "double_ce"),
+    ("no_class_kd", "exits_alone"),
+)
+
+
+def test_what_the_relation_terms_add_on_shapes_is_as_the_records_say() -> None:
+    methods = read_json(ROOT / "results" / "unseen_shapes" / "summary.json")["methods"]
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    rows = text.partition("<!-- shapes -->")[2].partition("<!-- /shapes -->")[0].strip().splitlines()[2:]
+    for row, pair in zip(rows, SHAPES, strict=True):
+        said = re.findall(r"-?\d+\.\d+", row)
+        assert said == [end for k in range(3) for end in _spoken(_lead(methods, *pair, k))], pair
+        assert len(methods[pair[0]]["top1_by_seed"].keys() & methods[pair[1]]["top1_by_seed"].keys()) == 5
 
 
 def test_what_relations_add_on_unseen_birds_is_as_the_records_say() -> None:

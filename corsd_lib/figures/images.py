@@ -13,7 +13,8 @@ import plotly.graph_objects as go
 from corsd_lib.errors import CorsdError
 from corsd_lib.figures.style import DIVERGING, Matrix, set_title, template
 
-_NARROWEST = 560  # pixels, of a strip of few images
+_NARROWEST, _WIDEST = 560, 900  # pixels, of a strip; one with many columns may be wider
+_TILES = (76, 112)  # pixels, of an image with its gap in a strip of many and of few columns
 
 
 def image_strip(images: Matrix, titles: Sequence[str], title: str = "", *, columns: int = 10, dark: bool = False) -> go.Figure:
@@ -25,7 +26,7 @@ def image_strip(images: Matrix, titles: Sequence[str], title: str = "", *, colum
     """
     pixels = _pixel_array(images, titles)
     count, _, high, wide = pixels.shape
-    rows, gap = -(-count // columns), max(2, high // 4)
+    rows, gap = -(-count // columns), max(2, -(-high // 3))
     canvas = np.zeros((rows * (high + gap), columns * (wide + gap), 4), np.uint8)  # transparent between the images
     figure = go.Figure()
     for i, (image, text) in enumerate(zip(pixels, titles, strict=True)):
@@ -34,10 +35,11 @@ def image_strip(images: Matrix, titles: Sequence[str], title: str = "", *, colum
         canvas[top : top + high, left : left + wide, 3] = 255
         figure.add_annotation(x=left + wide / 2 - 0.5, y=top - 0.5, text=html.escape(text), showarrow=False, yanchor="bottom")
     figure.add_image(z=canvas, colormodel="rgba256", hoverinfo="skip")
-    natural = round(76 * columns * max(1, wide / high))
-    width = max(_NARROWEST, natural)
-    side = natural / width  # the share of the width that images take, at its left
-    figure.update_layout(template=template(dark), width=width, height=40 + 96 * rows, xaxis_domain=[0, side])
+    shape = columns * max(1, wide / high)
+    tile = min(_TILES[1], max(_TILES[0], _WIDEST / shape))  # height of an image and the gap below it
+    width = round(max(_NARROWEST, tile * shape))
+    side = min(1, tile * shape / width)  # the share of the width that images take, at its left
+    figure.update_layout(template=template(dark), width=width, height=round(40 + (tile + 20) * rows), xaxis_domain=[0, side])
     set_title(figure, title, width // 8)
     figure.layout.height += figure.layout.margin.t - 52  # a title of several lines must not take space from the images
     figure.update_xaxes(visible=False)

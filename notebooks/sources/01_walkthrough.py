@@ -44,7 +44,7 @@
 from importlib.util import find_spec
 
 if find_spec("corsd_lib") is None:
-    print("installing corsd_lib from this clone, which takes some minutes")
+    print("installing corsd_lib from this clone, which takes a few minutes")
     # %pip install --quiet "..[notebooks]"
 
 # %%
@@ -440,20 +440,19 @@ figure.for_each_trace(lambda t: t.update(legendgroup=panel[t.name]))
 figure.for_each_trace(lambda t: t.update(legendgrouptitle_text=panel[t.name]))
 
 # %% [markdown]
-# Each part is the sum over the exits that have it, so the margin loss starts near 3.
-# The baseline has only `task` for the last exit and `exit_ce` for the others. CORSD
-# adds
+# Each part sums over its exits, so the margin loss starts near 3. The baseline has only
+# `task` for the last exit and `exit_ce` for the others. CORSD adds
 #
 # - `exit_kd`: predictions of the deepest exit, taught to the others;
-# - `auxiliary_...`: the pair classifiers and their distillation;
+# - `auxiliary_...`: the pair classifiers and their distillation, for pairs of one class
+#   (`intra`) and of two (`inter`);
 # - `relation_margin` and `relation_transfer`: the two losses above;
 # - `logit_relation`: an image should be more related to the mean of its own class than
-#   to that of another (03). It hardly falls here; its weight is 0.01.
+#   to that of another (03). It stays near 1; its weight is 0.01.
 #
 # The distances to the teacher (`exit_kd`, `auxiliary_kd_...`, `relation_transfer`) rise
-# before they fall, probably because the teacher's outputs begin to differ first.
-# `auxiliary_inter` cannot fall below 2.08
-# ([04_class_oriented](04_class_oriented.ipynb)).
+# before they fall, probably because the teacher's outputs change first.
+# `auxiliary_inter` cannot fall below 2.08 (04).
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Did it help?
@@ -674,17 +673,16 @@ print(
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Answer: can a network teach itself?
 #
-# > **What we found.** On these digits we detected no gain in accuracy from teaching.
-# > The shallow exits do get better, by 1.5 [0.0, 3.0] points at exit 1 and 1.3 [0.5,
-# > 2.1] at exit 2. But labels alone give 1.2 [0.1, 2.4] and 1.0 [0.1, 1.9]. Taught
-# > predictions change exit 1 by a further -0.5 [-0.9, 0.0]; all that CORSD adds, by 0.3
-# > [-0.4, 1.0]. Relations do form: a bright diagonal.
+# > **What we found.** The shallow exits get better, by 1.5 [0.0, 3.0] points at exit 1
+# > and 1.3 [0.5, 2.1] at exit 2, but labels alone give 1.2 [0.1, 2.4] and 1.0 [0.1,
+# > 1.9]. Over labels alone no gain was detected: taught predictions change exit 1 by
+# > -0.5 [-0.9, 0.0], all that CORSD adds by 0.3 [-0.4, 1.0]. One interval of six
+# > excludes 0: CORSD minus no relations, exit 1. Relations do form.
 # >
 # > **How sure we are.** Ten seeds, paired, 95 % intervals. Your own run is one seed.
 # >
-# > **What it does not show.** Harder data, where results differ: see
-# > [03_relations](03_relations.ipynb) and
-# > [11_compare_methods](11_compare_methods.ipynb).
+# > **What it does not show.** Harder data, where results differ:
+# > [03](03_relations.ipynb), [11](11_compare_methods.ipynb).
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: more or fewer labels
@@ -692,7 +690,7 @@ print(
 # Predict: does CORSD gain more at exit 1 with 5 images a digit, or with 50? Then set
 # `per_class` in the parameters cell, run all again, and fill in what `exit 1:` prints
 # in "Did it help?". Repeat with two more values of `seed`: six pairs of trainings in
-# all, a few minutes.
+# all. Those with 50 images have five times as many steps as the run above.
 
 # %%
 my_more = None  # 5 or 50

@@ -41,7 +41,7 @@
 from importlib.util import find_spec
 
 if find_spec("corsd_lib") is None:
-    print("installing corsd_lib from this clone, which takes some minutes")
+    print("installing corsd_lib from this clone, which takes a few minutes")
     # %pip install --quiet "..[notebooks]"
 
 # %%
@@ -439,7 +439,8 @@ names = [f"exit {k}" for k in (1, 2, 3)]
 pd.DataFrame(exit_agreement(logits).numpy(), names, names).map("{:.0%}".format)
 
 # %% [markdown]
-# Next: for each image, the first exit that is right.
+# Exits 1 and 3 predict different classes for 7 % of the images here. Next: for each
+# image, the first exit that is right.
 #
 # **Predict:** what percentage of the images is right at exit 1 already?
 
@@ -669,8 +670,8 @@ display(explorer)
 # it because of the exits' own cost.
 
 # %%
-point, images = explorer.operating_point, len(explorer.exit_taken)
-lost = f"loses {point['accuracy_drop']:.1f} points ({images} images)"
+point, shown = explorer.operating_point, len(explorer.exit_taken)
+lost = f"loses {point['accuracy_drop']:.1f} points ({shown} images)"
 print(f"{explorer.rule} at {explorer.threshold:.2f}")
 print(f"saves {explorer.macs_saved:.0f} % of the cost, {lost}")
 
@@ -715,9 +716,8 @@ figure.update_yaxes(title="accuracy on 300 validation images (%)")
 # A star marks the cheapest threshold that loses at most one point. Between 64 and 84 %
 # of the plain cost confidence is above entropy almost everywhere, by up to 2 to 3
 # points. Those are 6 to 9 of 300 images, of one run, so it proves little. Elsewhere the
-# two are close. Patience has only three settings with three exits: its line joins three
-# points, and between them there is no setting. One image is a third of a point, so
-# small wiggles mean nothing.
+# two are close. Patience has only three settings with three exits, so it is drawn as
+# points. One image is a third of a point, so small wiggles mean nothing.
 
 # %% [markdown]
 # ### Chosen on validation, reported on test
@@ -746,14 +746,14 @@ larger = sum(
 compare("Larger on test", my_larger, larger, " of 3 runs")
 
 # %% [markdown]
-# **Answer.** In all three here, by 0.2 to 1.7 points. That is what one expects,
-# because a threshold looks best on the images on which it was chosen. But three of
-# three happens by chance in one of eight, and one validation image is 0.2 points, so
-# it proves nothing. Report the loss on test (797 images). A *negative* loss means
-# that leaving early was better than going to the end: shallow exits kept images right
-# that the deepest exit gets wrong. All three save 56 %, the most that is possible:
-# nearly all images leave at exit 1. Then a network cut off after its first stage
-# would do.
+# **Answer.** In all three here, by 0.2 to 1.7 points. That is what one expects, because
+# a threshold looks best on the images on which it was chosen. But three of three
+# happens by chance in one of eight cases or more (the runs share their images), and one
+# validation image is 0.2 points, so it proves nothing. Report the loss on test (797
+# images). A *negative* loss means that leaving early was better than going to the end:
+# shallow exits kept images right that the deepest exit gets wrong. All three save 56 %,
+# the most that is possible: nearly all images leave at exit 1. Then a network cut off
+# after its first stage would do.
 
 # %% [markdown]
 # ## What the studies say

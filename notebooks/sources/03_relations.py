@@ -27,7 +27,7 @@
 
 # %% [markdown]
 # **You need** [01_walkthrough](01_walkthrough.ipynb), which explains exits.
-# **Run time:** about 1 minute on two CPU cores. **Learning time:** 35 minutes of
+# **Run time:** about 1 minute on two CPU cores. **Learning time:** 45 minutes of
 # reading, 50 minutes for the five exercises. Nothing is downloaded.
 
 # %% [markdown]
@@ -41,7 +41,7 @@
 from importlib.util import find_spec
 
 if find_spec("corsd_lib") is None:
-    print("installing corsd_lib from this clone, which takes some minutes")
+    print("installing corsd_lib from this clone, which takes a few minutes")
     # %pip install --quiet "..[notebooks]"
 
 # %%
@@ -233,7 +233,7 @@ print("Exercise 1: correct.")
 # %% [markdown]
 # **Predict:** which of three students differ from the teacher for RKD: one `rotated`,
 # one `wider` (64 zeros are appended to each embedding), one `uneven` (each embedding
-# times a factor of its own, from 0.5 to 1.5)? Write those with a loss, separated by
+# times a factor of its own, from 0.5 to 1.5)? Name those that have a loss, separated by
 # commas.
 
 # %% tags=["nbval-check-output"]
@@ -561,7 +561,9 @@ figure = px.imshow(both.numpy(), facet_col=0, title=title, **look)
 for panel, name in zip(figure.layout.annotations, ("cosine", "trained"), strict=True):
     panel.text = name
 ticks = {"tickvals": list(range(2, 60, 6)), "ticktext": run.data.class_names}
-figure.update_xaxes(**ticks).update_yaxes(**ticks).update_layout(margin_t=80)
+figure.update_xaxes(**ticks, title="second image, by digit")
+figure.update_yaxes(**ticks).update_layout(margin_t=80)
+figure.update_yaxes(title="first image, by digit", col=1)
 
 # %% [markdown]
 # The diagonal is blank: an image with itself is no pair. The trained picture has more
@@ -714,8 +716,9 @@ print(f"the trained score has more contrast at {contrast} of 3 exits")
 #
 # A class of the drawn data set `shapes` is a shape, a colour and a texture. So we know
 # what two classes share: 0, 1 or 2 of the three attributes. A committed CORSD run was
-# trained on 12 of the 16 classes, with their names alone, and gets 99.5 % of their test
-# images right. Does its relation score classes higher that share more?
+# trained on 12 of the 16 classes (the other four are for 13), with their names alone,
+# and gets 99.5 % of their test images right. Does its relation score classes higher
+# that share more?
 #
 # ![Sixteen classes of drawn shapes in four columns. Orange plain, orange striped and
 # blue striped circles, squares, triangles and crosses are trained. The four blue plain
@@ -764,10 +767,10 @@ compare("Highest", my_pair, highest)
 # %% [markdown]
 # **Answer.** The order is right in both: more in common, a higher mean. But the trained
 # score does not count attributes. It is 0.19 where colour *and* texture are shared, and
-# at most 0.01 on average for all other kinds of pairs: a shared shape counts for next
-# to nothing. The cosine is graded. The margin loss asks for this: any two different
-# classes should score low. What remains is where only the shape tells two classes
-# apart. This is one run; [13](13_unseen_classes.ipynb) has more of it.
+# at most 0.01 on average for all other pairs of different classes: a shared shape
+# counts for next to nothing. The cosine is graded. The margin loss asks for this: any
+# two different classes should score low. What remains is where only the shape tells two
+# classes apart. This is one run; [13](13_unseen_classes.ipynb) has more of it.
 #
 # A relation network is a training device. It is removed after training, so the question
 # that counts is whether the *exits* get more accurate.
@@ -832,7 +835,7 @@ display(explorer)
 # *The deepest exit after the last epoch.* The ten bright squares are the ten digits. A
 # bright speck outside them is a pair of different digits with a high score. A dark line
 # across a square is an image with low scores to its own digit. The diagonal is blank:
-# an image with itself is no pair.
+# an image with itself is no pair. A tick such as *3 #70* is probe image 70, a three.
 
 # %% [markdown] tags=["solution"]
 # *An answer.* In the run saved here the contrast of the trained relation passes that of
@@ -844,13 +847,13 @@ display(explorer)
 # ## Answer: what is the relation of two images?
 #
 # > **What we found.** A score from a formula or a trained network. The trained score
-# > has more contrast; it does not order new pairs better than the cosine. All relation
-# > terms together add 2.7 [2.4, 3.0] points at the deepest exit on CUB-200-2011 without
-# > class KD, and 0.8 [0.4, 1.2] with it. On CIFAR-100 no effect was detected.
+# > has more contrast; it does not order new pairs better than the cosine. In `shapes`
+# > it is 0.19 for shared colour and texture, at most 0.01 otherwise. All relation terms
+# > add 2.7 [2.4, 3.0] points at the deepest exit on CUB-200-2011 without class KD, 0.8
+# > [0.4, 1.2] with it; on CIFAR-100, none detected.
 # >
-# > **How sure we are.** AUC: one seed. Accuracies: three seeds, paired, not corrected.
-# > On CUB-200-2011 the rows with class KD ran on different machines, so hardware is not
-# > excluded.
+# > **How sure we are.** AUC, `shapes`: one seed. Accuracies: three, paired, not
+# > corrected. CUB-200-2011 with class KD: different machines.
 # >
 # > **What it does not show.** Which relation term helps birds; why data sets differ.
 
@@ -860,8 +863,9 @@ display(explorer)
 # The option `relation` replaces the relation network by a formula, so that the margin
 # and the transfer act on the embeddings directly. First predict: will the *cosine* of
 # the deepest embeddings get a higher or a lower AUC than in the run above? Then set
-# `my_relation` to `"cosine"` and run. Repeat with `"l2"` and with two more values of
-# `seed` before you conclude anything.
+# `my_relation` to `"cosine"` and run; repeat with `"l2"`. Do the same with two more
+# values of `seed` before you conclude anything: set it in the parameters cell and run
+# all again, so that both runs have the same seed.
 
 # %%
 my_relation, my_direction = None, None  # "cosine" or "l2"; "higher" or "lower"

@@ -42,7 +42,7 @@
 from importlib.util import find_spec
 
 if find_spec("corsd_lib") is None:
-    print("installing corsd_lib from this clone, which takes some minutes")
+    print("installing corsd_lib from this clone, which takes a few minutes")
     # %pip install --quiet "..[notebooks]"
 
 # %%
@@ -202,11 +202,13 @@ for row in ("corsd", "no_relations", "no_class_kd", "exits_alone"):
     print(f"{m['label']:40} {gain} points, {m['gain_n']} pairs of seeds")
 
 # %% [markdown]
-# Rows with relation terms (all seven, 03) gain more than the same without them, by 0.8
-# [0.4, 1.2] points with class KD and 2.7 [2.4, 3.0] without, seed by seed
+# Rows with relation terms (all seven, 03) gain more than the same without them, seed by
+# seed: 2.7 [2.4, 3.0] points without class KD, and 0.8 [0.4, 1.2] with it
 # ([03_relations](03_relations.ipynb)). Which of the terms makes the difference was not
-# measured. The first of the two compares trainings from different machines. What do
-# these relations contain?
+# measured. The plain network and the first row ran on a GPU, the other three rows on a
+# CPU. So only the 2.7 compares trainings from one kind of machine; for the 0.8 and for
+# the gains of the last three rows, hardware is not excluded as a cause. What do these
+# relations contain?
 
 # %% [markdown]
 # ## First question: families
@@ -236,7 +238,7 @@ figure.update_xaxes(title="species of the second image, grouped by family")
 
 # %% [markdown]
 # **Answer.** Well above 1. Some families are bright blocks and others are not: gulls
-# look alike; flycatchers have their name from how they hunt, not from how they look.
+# look alike; flycatchers are named after how they hunt, not how they look.
 # Two bright blocks lie off the diagonal: gull with tern, and sparrow with wren. A
 # cell rests on two photographs of each species, so interpret blocks.
 

@@ -42,7 +42,7 @@
 from importlib.util import find_spec
 
 if find_spec("corsd_lib") is None:
-    print("installing corsd_lib from this clone, which takes some minutes")
+    print("installing corsd_lib from this clone, which takes a few minutes")
     # %pip install --quiet "..[notebooks]"
 
 # %%
@@ -121,7 +121,12 @@ compare("Variance kept", my_kept, 100 * kept, " %", atol=5)
 
 # %%
 title = "PCA of the deepest exit"
-embedding_scatter(projection[None], labels, digits, ["PCA"], title, annotate=True)
+spread = projection.square().sum(dim=0) / x.sub(x.mean(dim=0)).square().sum()
+axes = [f"direction {d} ({v:.0%} of the variance)" for d, v in enumerate(spread, 1)]
+figure = embedding_scatter(
+    projection[None], labels, digits, ["PCA"], title, annotate=True
+)
+figure.update_xaxes(title=axes[0]).update_yaxes(title=axes[1])
 
 # %% [markdown]
 # **Answer.** Less than half. Some digits are separate and others overlap. Whether they
@@ -510,7 +515,7 @@ print(f"UMAP of two seeds: {neighbours_kept(drawings[0], drawings[1], 10):.0%}")
 # %% [markdown]
 # ## Explore it
 #
-# One panel an exit, all from one joint fit, with the numbers underneath.
+# One panel per exit, all from one joint fit, with the numbers underneath.
 #
 # - **Draw a lasso** around a group at exit 1. The same images are marked at every exit.
 # - **Click a point.** Rings show its nearest neighbours *in the embedding*. Are they
@@ -528,10 +533,10 @@ display(explorer)
 display(relations)
 
 # %% [markdown]
-# ![The stage explorer: three panels of coloured points, one an exit, in nearly the same
-# groups, about one a digit. A few points are marked, all others are pale. From one
-# image thin lines lead to its neighbours, at every exit some of them across a gap to
-# another group. Below each panel are trustworthiness and
+# ![The stage explorer: three panels of coloured points, one per exit, in nearly the
+# same groups, about one per digit. A few points are marked, all others are pale. From
+# one image thin lines lead to its neighbours, at every exit some of them across a gap
+# to another group. Below each panel are trustworthiness and
 # purity.](images/09_stage_explorer.png)
 #
 # *Marked images are in full colour.* An image that exit 1 gets wrong need not be far

@@ -42,7 +42,7 @@
 from importlib.util import find_spec
 
 if find_spec("corsd_lib") is None:
-    print("installing corsd_lib from this clone, which takes some minutes")
+    print("installing corsd_lib from this clone, which takes a few minutes")
     # %pip install --quiet "..[notebooks]"
 
 # %%
@@ -118,11 +118,11 @@ def logit(images):  # (n, 1, 8, 8) -> (n,)
 # %% [markdown]
 # ## Integrated gradients
 #
-# The gradient of $f$ at $x$ tells what a *small* change of each pixel does. Where the
-# network is sure, hardly anything changes the score. Integrated gradients (Sundararajan
-# et al. 2017, [arXiv 1703.01365](https://arxiv.org/abs/1703.01365)) therefore start
-# from a **baseline** $\bar x$, here a uniform grey of mean brightness, and follow the
-# straight path $x(\alpha) = \bar x + \alpha (x - \bar x)$.
+# The gradient of $f$ at $x$ tells what a *small* change of each pixel does, and not how
+# the whole score came about. Integrated gradients (Sundararajan et al. 2017,
+# [arXiv 1703.01365](https://arxiv.org/abs/1703.01365)) therefore start from a
+# **baseline** $\bar x$, here a uniform grey of mean brightness, and follow the straight
+# path $x(\alpha) = \bar x + \alpha (x - \bar x)$.
 #
 # ![Five images from a baseline to a digit as alpha goes from 0 to 1. A curve
 # shows the score along the path. The whole rise is the sum of all
@@ -730,13 +730,14 @@ display(explorer)
 #
 # > **What we found.** For the 4 and the 9 the map points to the bottom row and the
 # > crossbar of the 4. For two orange crosses 94 % of the positive attribution lies on
-# > the cross. A map needs a baseline that scores low; two grey digits score 1.00.
+# > the cross. A map needs a baseline that scores low; two grey images score 1.00.
 # >
 # > **How sure we are.** Test 1: one image passes. Test 2: the map beats random order
 # > for ten of ten digits, *brightest first* for nine. Test 3: 22 pairs of one class.
 # > The map of the 4 and the 9 is untested.
 # >
-# > **What it does not show.** From maps alone, shape or colour; photographs.
+# > **What it does not show.** A map says where and not what: shape, colour or texture.
+# > Photographs were not tested.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: does the conclusion hold?

@@ -42,7 +42,7 @@
 from importlib.util import find_spec
 
 if find_spec("corsd_lib") is None:
-    print("installing corsd_lib from this clone, which takes some minutes")
+    print("installing corsd_lib from this clone, which takes a few minutes")
     # %pip install --quiet "..[notebooks]"
 
 # %%
@@ -204,7 +204,7 @@ compare("Student's interval", None, honest, " %")
 # subtract
 # **before** you average.
 #
-# ![Left: accuracies of two methods, one line a seed. Right: the differences of the
+# ![Left: accuracies of two methods, one line per seed. Right: the differences of the
 # seeds, their mean and its 95 percent interval, which excludes
 # 0.](images/concept_interval.svg)
 
@@ -282,8 +282,9 @@ compare("Arithmetic of CORSD", my_macs, macs, " times", atol=0.1, digits=2)
 cost.astype({"images": int, "macs_ratio": float, "time_ratio": float}).round(2)
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# **Answer.** 20 epochs. (DLB, another method, shows half of each batch again in the
-# next. A triplet is an image, its *anchor*, with one of its class and one of another.)
+# **Answer.** 20 epochs: a triplet is an image, its *anchor*, with one of its class and
+# one of another, so three images pass for each anchor. (DLB in the picture is no row of
+# this study. It shows half of each batch again in the next.)
 #
 # ![Three bars of equal length: the plain network passes 60 epochs of single images; DLB
 # 30 epochs with each image twice; triplets 20 epochs of three images an
@@ -348,7 +349,7 @@ compare("At least one of eight", my_any, 100 * clear.any(axis=1).mean(), " %", a
 # - If a row looks good, train it again with *new* seeds.
 
 # %% [markdown]
-# ### Exercise 2, implement: choose on validation, report on test
+# ### Exercise 2, implement: the accuracy that you may report
 #
 # Several settings of a method were trained. `validation` and `test` are dictionaries
 # from setting to accuracy. Return the accuracy that you may report.
@@ -483,17 +484,18 @@ gain_by_method(rows_of(versus, "methods")).update_layout(title_text=title)
 # %% [markdown] slideshow={"slide_type": "fragment"}
 # **Answer.** Six of six, by 2.5 to 4.5 points, is more than chance gives six
 # independent comparisons. These are not independent: all share the same CORSD runs, so
-# one lucky row would make all six look worse.
+# one lucky row would make all six look worse. (Why not 4.2 - 2.3 = 1.9? The 4.2 is a
+# mean over five seeds. Peers have three of them, and on these CORSD gains 4.8.)
 #
 # ### And the paper's terms alone?
 #
 # The title asks about CORSD, and class KD is not part of it.
 #
-# **Predict:** by how many points are the paper's terms ahead of deep supervision on
-# CIFAR-100?
+# **Predict:** ahead of how many of the six peers are the paper's terms on CIFAR-100,
+# with an interval above 0?
 
 # %% slideshow={"slide_type": "subslide"}
-my_paper = None  # points
+my_paper = None  # 0 to 6
 
 
 def lead(m):  # the same difference the other way round, with its interval
@@ -503,8 +505,8 @@ def lead(m):  # the same difference the other way round, with its interval
 
 
 paper = relative_to(full, "corsd_paper")["methods"]
-ahead = -paper["deep_supervision"]["gain"]
-compare("Paper's terms, CIFAR-100", my_paper, ahead, " points", atol=0.5, digits=1)
+above = [p for p in peers if paper[p]["gain_high"] < 0]  # the peer is behind
+compare("Paper's terms clearly ahead of", my_paper, len(above), " of 6 peers")
 for p in peers:
     print(f"CIFAR-100: the paper's terms minus {paper[p]['label']}: {lead(paper[p])}")
 
@@ -515,9 +517,9 @@ for p in ("baseline", "deep_supervision", "byot", "cs_kd"):
     print(f"CUB-200-2011: CORSD without class KD minus {row['label']}: {lead(row)}")
 
 # %% [markdown] slideshow={"slide_type": "fragment"}
-# **Answer.** On CIFAR-100 the paper's terms are 0.4 points ahead of deep supervision,
-# which may be chance. Two of six intervals exclude 0, label smoothing's and RKD's; they
-# are not corrected.
+# **Answer.** Two of six, label smoothing and RKD. These intervals are not corrected,
+# and one begins at 0.01. The lead over deep supervision, 0.4 [-0.7, 1.6] points, may be
+# chance.
 #
 # On CUB-200-2011 the paper's terms were not trained as a row of their own. We take
 # CORSD *without class KD*, an ablation. It is ahead of deep supervision by 2.0 [0.2,
@@ -680,15 +682,14 @@ gain_by_method(mine)
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Answer: does CORSD beat its peers?
 #
-# > **What we found.** *The paper's terms* on CIFAR-100: 0.4 [-0.7, 1.6] over deep
-# > supervision, not significant. *CORSD without class KD* on CUB-200-2011: 2.0 [0.2,
-# > 3.8] over it, with other batches and machine. *With class KD:* ahead of all
-# > peers; +4.2 over the plain network on CIFAR-100 (best peer +2.3). Relation terms add
-# > 2.7 [2.4, 3.0] on CUB-200-2011, 0.8 beside class KD; on CIFAR-100 no effect beside
-# > it was detected.
+# > **What we found.** *With class KD*, yes: ahead of all peers on both data sets; +4.2
+# > over plain on CIFAR-100 (best peer +2.3). *The paper's terms alone*, not shown: 0.4
+# > [-0.7, 1.6] over deep supervision there. *CORSD without class KD* on CUB-200-2011:
+# > 2.0 [0.2, 3.8] over it, with other batches and machine. Relation terms add 2.7 [2.4,
+# > 3.0] there, 0.8 beside class KD; on CIFAR-100 no effect beside it was detected.
 # >
-# > **How sure we are.** Three to five seeds, paired, uncorrected. The ablation on
-# > CUB-200-2011 ran on a CPU, the rest on a GPU.
+# > **How sure we are.** Three to five seeds, paired, uncorrected. On CUB-200-2011 the
+# > ablation ran on a CPU, peers on a GPU.
 # >
 # > **What it does not show.** The paper's scale, other peers.
 

@@ -42,7 +42,7 @@
 from importlib.util import find_spec
 
 if find_spec("corsd_lib") is None:
-    print("installing corsd_lib from this clone, which takes some minutes")
+    print("installing corsd_lib from this clone, which takes a few minutes")
     # %pip install --quiet "..[notebooks]"
 
 # %%
@@ -602,7 +602,7 @@ title = "Differences at the deepest exit, 95 % intervals over seeds (right: bett
 look |= {"title": title, "error_x": "half"}
 figure = px.scatter(pd.DataFrame(table), x="points", y="rows", **look)
 figure.update_yaxes(autorange="reversed")  # in the order of the printed rows
-figure.add_vline(x=0)
+figure.update_traces(marker_size=10).add_vline(x=0, line_width=1)
 
 # %% [markdown]
 # **Answer.** No effect of the term was detected (+2.2 [-1.6, 6.0]), and no gain over
@@ -625,7 +625,7 @@ figure.add_vline(x=0)
 # %% [markdown]
 # ## Answer: how do I use my own images, backbone, loss?
 #
-# > **What we found.** Images: `train/`, `val/`, `test/` with a folder a class, then
+# > **What we found.** Images: `train/`, `val/`, `test/` with one folder per class, then
 # > `folder:PATH`. Backbone: stages that declare channels and reduction. Loss: a pure
 # > function, a dataclass of weights, a class, one line in `METHODS`. Consensus changed
 # > the deepest exit by 0.0 points [-1.2, 1.2] against plain, by 2.2 [-1.6, 6.0] against
