@@ -352,7 +352,7 @@ def test_that_split_hangs_on_the_fraction_and_on_no_seed(classes: Path) -> None:
 
 def test_a_test_fraction_is_refused_where_it_has_no_effect(folder: Path) -> None:
     with pytest.raises(
-        CorsdError, match=r"test_fraction is 0\.3 for .*, which has train/ and val/; allowed: where there is no"
+        CorsdError, match=r"test_fraction is 0\.3 for .*, which has train/ and val/; allowed: only for a folder without"
     ):
         load_dataset(f"folder:{folder}", test_fraction=0.3)
     with pytest.raises(CorsdError, match=r"test_fraction is 0\.3 for 'digits'; allowed: only for folder:PATH without a split"):

