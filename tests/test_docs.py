@@ -282,6 +282,15 @@ def test_what_the_relation_terms_add_on_shapes_is_as_the_records_say() -> None:
         said = re.findall(r"-?\d+\.\d+", row)
         assert said == [end for k in range(3) for end in _spoken(_lead(methods, *pair, k))], pair
         assert len(methods[pair[0]]["top1_by_seed"].keys() & methods[pair[1]]["top1_by_seed"].keys()) == 5
+    found = _lead(methods, "corsd", "auxiliary_alone", 0)
+    assert found[1] < 0 < found[2]  # no difference detected
+    lines = read_json(ROOT / "results" / "unseen_shapes" / "summary.json")["unseen"]
+    kept = {"variant": "corsd", "score": "cosine", "figure": "recall_at_1", "exit": "deepest exit"}
+    recall = next(line for line in lines if all(line[k] == v for k, v in kept.items()))
+    kept |= {"variant": "no_relations", "over": "corsd"}
+    less = next(line for line in lines if all(line[k] == v for k, v in kept.items()))
+    assert f"{recall['mean']:.1f} [{recall['low']:.1f}, {recall['high']:.1f}] % at the deepest exit (five seeds" in text
+    assert f"{-less['gain']:.1f} [{-less['gain_high']:.1f}, {-less['gain_low']:.1f}] points there" in text
 
 
 def test_what_relations_add_on_unseen_birds_is_as_the_records_say() -> None:

@@ -736,8 +736,7 @@ display(explorer)
 # > for ten of ten digits, *brightest first* for nine. Test 3: 22 pairs of one class.
 # > The map of the 4 and the 9 is untested.
 # >
-# > **What it does not show.** A map says where and not what: shape, colour or texture.
-# > Photographs were not tested.
+# > **What it does not show.** What counts (shape, colour, texture); photographs.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: does the conclusion hold?

@@ -283,8 +283,8 @@ cost.astype({"images": int, "macs_ratio": float, "time_ratio": float}).round(2)
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # **Answer.** 20 epochs: a triplet is an image, its *anchor*, with one of its class and
-# one of another, so three images pass for each anchor. (DLB in the picture is no row of
-# this study. It shows half of each batch again in the next.)
+# one of another. (DLB in the picture is no row here: it shows half of each batch again
+# in the next.)
 #
 # ![Three bars of equal length: the plain network passes 60 epochs of single images; DLB
 # 30 epochs with each image twice; triplets 20 epochs of three images an
@@ -484,9 +484,13 @@ gain_by_method(rows_of(versus, "methods")).update_layout(title_text=title)
 # %% [markdown] slideshow={"slide_type": "fragment"}
 # **Answer.** Six of six, by 2.5 to 4.5 points, is more than chance gives six
 # independent comparisons. These are not independent: all share the same CORSD runs, so
-# one lucky row would make all six look worse. (Why not 4.2 - 2.3 = 1.9? The 4.2 is a
-# mean over five seeds. Peers have three of them, and on these CORSD gains 4.8.)
-#
+# one lucky row would make all six look worse.
+
+# %% [markdown]
+# Why 2.5 points over the best peer, and not 4.2 - 2.3 = 1.9? The 4.2 is a mean over
+# five seeds. Peers have three of them, and on these CORSD gains 4.8.
+
+# %% [markdown] slideshow={"slide_type": "fragment"}
 # ### And the paper's terms alone?
 #
 # The title asks about CORSD, and class KD is not part of it.
