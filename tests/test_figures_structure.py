@@ -12,6 +12,7 @@ from corsd_lib import figures
 from corsd_lib.analysis.structure import STRUCTURE
 from corsd_lib.errors import CorsdError
 from corsd_lib.figures.structure import MEASURES
+from corsd_lib.figures.style import GREY
 
 
 def table(exits: int, epochs: tuple[int, ...] = (0, 5, 9), base: float = 0.0) -> pd.DataFrame:
@@ -48,6 +49,19 @@ def test_depth_draws_the_last_epoch_and_the_first_dotted() -> None:
     assert figure.layout.yaxis.type is None and figure.layout.yaxis2.type == "log"
     assert [trace.showlegend for trace in figure.data] == [True, False, True, False]
     assert said(figure) == "Silhouette (-1 to 1): 4.19 at exit 1, 4.39 at exit 3"
+
+
+def test_runs_that_begin_with_the_same_values_share_one_grey_line() -> None:
+    one, other = table(3), table(3)
+    other.loc[other["epoch"] == 9, "silhouette"] += 1
+    same = figures.structure_over_depth({"a": one, "b": other}, ("silhouette",))
+    assert [trace.name for trace in same.data] == ["a, epoch 9", "all, epoch 0", "b, epoch 9"]
+    assert same.data[1].line.color == GREY and same.data[1].line.dash == "dot"
+
+    other.loc[other["epoch"] == 0, "silhouette"] += 1
+    different = figures.structure_over_depth({"a": one, "b": other}, ("silhouette",))
+    assert [trace.name for trace in different.data] == ["a, epoch 9", "a, epoch 0", "b, epoch 9", "b, epoch 0"]
+    assert GREY not in [trace.line.color for trace in different.data]
 
 
 def test_ticks_of_a_logarithmic_axis_have_room() -> None:

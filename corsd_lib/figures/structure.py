@@ -10,7 +10,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from corsd_lib.errors import CorsdError, check_choice
-from corsd_lib.figures.style import exit_names, line_style, set_title, template
+from corsd_lib.figures.style import GREY, exit_names, line_style, set_title, template
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +26,7 @@ MEASURES: dict[str, tuple[str, str, bool]] = {
     "nc1": ("variance collapse NC1", "log axis, smaller = more collapsed", True),
     "mean_cosine": ("cosine between class means", "mean, -1 to 1", False),
     "cosine_deviation": ("spread of these cosines", "standard deviation", False),
-    "simplex_gap": ("distance from a simplex", "0 to 2, 0 = simplex", False),
+    "simplex_gap": ("simplex gap", "0 to 2, 0 = simplex", False),
 }
 DEFAULT_MEASURES = ("between_fraction", "silhouette", "nearest_mean_top1", "nc1")
 Tables = Mapping[str, "pd.DataFrame"]
@@ -37,21 +37,27 @@ def structure_over_depth(
 ) -> go.Figure:
     """Structure at every exit after the last epoch, shallow -> deep: a panel for each measure, a line for each run.
 
-    `table`: the table of `class_structure`, or a dict of such tables by run name. Dotted lines show the first epoch of a table.
-    Runs are aligned at the deepest exit. The default title states the first measure. Raises `CorsdError` for an unknown measure
-    and without data.
+    `table`: the table of `class_structure`, or a dict of such tables by run name. Dotted lines show the first epoch of a table,
+    in one grey line if all runs begin with the same values. Runs are aligned at the deepest exit. The default title states the
+    first measure. Raises `CorsdError` for an unknown measure and without data.
     """
     tables = _checked(table, measures)
     most = max(rows["exit"].max() for rows in tables.values())
     figure = _panels(measures, [""])
+    same_start = _same_start(tables, measures)
     for i, (name, rows) in enumerate(tables.items()):
-        epochs = sorted({int(rows["epoch"].max()), int(rows["epoch"].min())}, reverse=True)
-        for epoch, look in zip(epochs, ({}, {"dash": "dot", "width": 1.5}), strict=False):
+        first, last = int(rows["epoch"].min()), int(rows["epoch"].max())
+        for epoch in (last, first) if last > first else (last,):
+            if same_start and epoch == first and i > 0:
+                continue  # the first run's line lies there
+            shared, run = same_start and epoch == first, f"{name}, epoch {epoch}" if name else f"epoch {epoch}"
+            look = {"dash": "dot", "width": 1.5} if epoch == first < last else {}
             part = rows[rows["epoch"] == epoch].sort_values("exit")
-            label = _escaped(f"{name}, epoch {epoch}" if name else f"epoch {epoch}")
+            label = f"all, epoch {epoch}" if shared else _escaped(run)
             hover = [f"{label}, exit {k} of {part['exit'].max()}" for k in part["exit"]]
             places = part["exit"] + most - part["exit"].max()
-            _add_lines(figure, 1, part, places, measures, label, {**line_style(i), **look}, hover)
+            line = {**line_style(i), **look, **({"color": GREY} if shared else {})}
+            _add_lines(figure, 1, part, places, measures, label, line, hover)
     figure.update_traces(marker_size=7)
     ticks = {"tickvals": list(range(1, most + 1)), "range": [0.7, most + 0.3]}
     figure.update_xaxes(title="exit (1 = shallowest)", **ticks)
@@ -80,6 +86,19 @@ def structure_over_epochs(
     figure.update_traces(marker_size=4)
     figure.update_xaxes(title="epoch", row=len(tables))
     return _finish(figure, measures, len(tables), title or _epochs_finding(tables, measures[0]), dark)
+
+
+def _same_start(tables: Tables, measures: Sequence[str]) -> bool:
+    """True if several runs begin with the same values, as runs of one seed do: their lines would hide each other."""
+    starts = [rows[rows["epoch"] == rows["epoch"].min()].sort_values("exit") for rows in tables.values()]
+    columns = ["epoch", "exit", *measures]
+    trained = all(rows["epoch"].nunique() > 1 for rows in tables.values())
+    return (
+        trained
+        and len(starts) > 1
+        and all(len(start) == len(starts[0]) for start in starts)
+        and all(np.allclose(start[columns], starts[0][columns], rtol=1e-3, equal_nan=True) for start in starts[1:])
+    )
 
 
 def _checked(table: pd.DataFrame | Tables, measures: Sequence[str]) -> Tables:

@@ -90,7 +90,9 @@ def gain_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.Figu
             marker={"color": colour, "size": 10},
         )
     figure.add_vline(x=0, line={"width": 1, "color": INK[dark]})
-    figure.update_layout(showlegend=False, xaxis_title="gain (points of test top-1, mean over n pairs of seeds), 95 % interval")
+    over = html.escape(short_name(reference["label"]), quote=False)
+    axis = f"gain over {over} (points of test top-1, mean over n pairs of seeds), 95 % interval"
+    figure.update_layout(showlegend=False, xaxis_title=axis)
     return _with_rows(figure, labels, _gain_title(methods, short_name(reference["label"])), dark)
 
 

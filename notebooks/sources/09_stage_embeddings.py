@@ -198,8 +198,8 @@ compare("PCA picture", my_picture, 100 * knn_purity(projection, labels), " %", a
 # ### Trustworthiness
 #
 # This measure needs no labels: are neighbours in the picture neighbours in the
-# embedding? $\mathcal{U}_k(i)$ are the $k$ nearest of $i$ in the picture, and $\rho(i,
-# j)$ is the rank of $j$ among the neighbours of $i$ in the embedding (1 is the
+# embedding? $\mathcal{U}_k(i)$ are the $k$ nearest of $i$ in the picture, and
+# $\rho(i, j)$ is the rank of $j$ among the neighbours of $i$ in the embedding (1 is the
 # nearest):
 #
 # $$T = 1 - \frac{2}{N k (2N - 3k - 1)} \sum_{i=1}^{N} \sum_{j \in \mathcal{U}_k(i)}
@@ -224,7 +224,9 @@ library = trustworthiness(x, projection)
 assert abs(trustworthiness_by_hand(x, projection) - library) < 1e-3
 scattered = torch.rand(len(x), 2, generator=torch.Generator().manual_seed(0))
 half = 0.4 < trustworthiness(x, scattered) < 0.6
-print("the library's value; random positions:", "about one half" if half else "other")
+print(
+    "by hand and the library agree; random positions:", "about 0.5" if half else "other"
+)
 
 # %%
 print(f"PCA: {library:.2f}, random positions: {trustworthiness(x, scattered):.2f}")
@@ -367,11 +369,10 @@ def ratios(points):
 distance, width = ratios(pictures[1])
 compare("Distance of C / distance of B", my_distance, distance, atol=1, digits=1)
 compare("Width of A / width of B", my_width, width, atol=1, digits=1)
-print("PCA: {:.1f} and {:.1f}".format(*ratios(pictures[0])))
 names = ["A (wide)", "B (near)", "C (far)"]
-embedding_scatter(
-    pictures, which, names, ["PCA", "UMAP"], "In truth both ratios are 10"
-)
+below = ["C/B {:.1f}, A/B {:.1f}".format(*ratios(points)) for points in pictures]
+title = "True ratios: 10 (distance of C and B), 10 (width of A and B)"
+embedding_scatter(pictures, which, names, ["PCA", "UMAP"], title, quality=below)
 
 # %% [markdown]
 # **Answer.** PCA shows both facts. UMAP gives every group about the same size and
@@ -402,8 +403,8 @@ below = [quality(cloud, static) for cloud in clouds]
 embedding_scatter(clouds, labels, digits, names, "Pure noise", quality=below)
 
 # %% [markdown]
-# One sample of noise, judged by ten neighbours where UMAP used three. Two more samples,
-# and the same judged by three neighbours:
+# This is one sample of noise, measured with ten neighbours where UMAP used three. The
+# same sample and two more, measured with ten and with three neighbours:
 
 # %%
 for s in seeds:
@@ -416,10 +417,10 @@ print(f"the digits: {trustworthiness(x, digits_3, 3):.2f} (3)")
 
 # %% [markdown]
 # **Answer.** The left picture has small clumps and strings, although there are none in
-# the data. The numbers are as bad for both pictures: low trustworthiness, and a purity
-# at the chance level of 10 %. Judged by three neighbours, as UMAP was, noise gets 0.77:
-# more, but far from the 0.99 of the digits. So neither has anything to show, and the
-# clumps in the left one are an artefact.
+# the data. Both pictures have bad numbers: low trustworthiness, and a purity at the
+# chance level of 10 %. With three neighbours, the number that UMAP used, noise gets
+# 0.77: more, but far from the 0.99 of the digits. So neither has anything to show, and
+# the clumps in the left one are an artefact.
 
 # %% [markdown]
 # ## Three exits: one fit or three?
@@ -457,10 +458,11 @@ print(f"the nearest point is the same image at another exit: {share:.0%}")
 
 # %% [markdown]
 # **Answer.** Only in the joint fit is the question "where did this image go?"
-# meaningful. But there positions agree by construction (3 % against 24 %), so the
-# picture understates the movement: each image occurs three times, and for half of the
-# points the nearest one is a copy. Noise reaches 87 %, not more, because the rotation
-# is fitted: 200 points in 64 dimensions leave it much freedom.
+# meaningful. But there positions agree by construction. Images move by 3 % in the
+# picture and by 24 % in the embedding, so the picture understates the movement: each
+# image occurs three times, and for half of the points the nearest one is a copy. Noise
+# stays below 100 % (87 %) because the rotation is fitted: 200 points in 64 dimensions
+# leave it much freedom.
 #
 # Does the joint fit also make shallow exits purer? The purity of picture and embedding,
 # exit by exit:
@@ -541,10 +543,10 @@ display(relations)
 #
 # *Marked images are in full colour.* An image that exit 1 gets wrong need not be far
 # from its class. Thin lines lead from one 8 to its eight nearest neighbours *in the
-# embedding*; where these are close together, the lines look like one. At exit 1 it is
-# drawn among the 8s, at exits 2 and 3 among the 1s, each time with neighbours in the
-# other group. So for this image the picture shows a gap that its neighbourhood in the
-# embedding does not show.
+# embedding* (the headline counts ten); where these are close together, the lines look
+# like one. At exit 1 it is drawn among the 8s, at exits 2 and 3 among the 1s, each time
+# with neighbours in the other group. So for this image the picture shows a gap that its
+# neighbourhood in the embedding does not show.
 
 # %% [markdown]
 # ## A hundred classes
@@ -578,9 +580,9 @@ embedding_scatter(views, classes, names, ["PCA", "UMAP"], "CIFAR-100", **look)
 
 # %% [markdown]
 # **Answer.** About five times chance (23 % against 4.7 %), and both pictures look like
-# one cloud. UMAP's has a purity of 26 %: a little more order than there is, if that is
-# not noise. Choosing which superclasses to colour changes the impression. They have 15
-# images each:
+# one cloud. UMAP's has a purity of 26 %, slightly more than the embedding; the
+# difference may be noise. Choosing which superclasses to colour changes the impression.
+# They have 15 images each:
 
 # %%
 same = superclass[nearest_images(deep)] == superclass[:, None]
@@ -624,8 +626,8 @@ figure.update_layout(width=900, height=480)
 #
 # `joint_projection(x, "umap", seed, neighbours)` has the setting `neighbours`. Predict
 # how trustworthiness and the rank correlation of class distances change from 3 to 100
-# neighbours: `rise`, `fall` or `same`, which means that the values of the three seeds
-# overlap. Then run the cell with `run_it = True`.
+# neighbours: `rise`, `fall` or `same`; `same` means that the ranges over the three
+# seeds overlap. Then run the cell with `run_it = True`.
 
 # %%
 my_trust, my_order = None, None
@@ -671,7 +673,8 @@ if run_it:
 # separate fits are not comparable, and distances between groups are not interpretable.
 # Numbers in the embedding replace it: purity or nearest-mean accuracy on new images,
 # variance explained or silhouette with its chance level, and accuracy, each over
-# several seeds with an interval.
+# several seeds with an interval. The figure is right if these numbers rise as well: the
+# classes may really be farther apart, but the picture is no evidence of it.
 
 # %% [markdown]
 # ## Where next

@@ -133,7 +133,7 @@ def logit(images):  # (n, 1, 8, 8) -> (n,)
 # $$A_p = (x_p - \bar x_p) \int_0^1 \frac{\partial f(x(\alpha))}{\partial x_p} \,
 # d\alpha$$
 #
-# The integral is computed at the points and with the weights of Gauss and Legendre.
+# The integral is computed by Gauss-Legendre quadrature.
 
 
 # %%
@@ -321,9 +321,10 @@ print(f"{paper.sum().item()} paper pixels; attribution 0: {zeros}")
 # ## Grad-CAM
 #
 # Grad-CAM (Selvaraju et al. 2017, [arXiv 1610.02391](https://arxiv.org/abs/1610.02391);
-# here without its ReLU, so negative values stay) does not ask pixels but the places of
-# a stage's feature map. At the last exit the logit is a sum over places $(h, w)$ of the
-# map $F$ with $D$ channels, with the weights $w_d$ and the bias $b$ of the class:
+# here without its ReLU, so negative values stay) attributes to the positions of a
+# stage's feature map instead of to pixels. At the last exit the logit is a sum over
+# positions $(h, w)$ of the map $F$ with $D$ channels, with the weights $w_d$ and the
+# bias $b$ of the class:
 #
 # $$f(x) = \sum_{h,w} \Big( \frac{1}{HW} \sum_{d=1}^{D} w_d F_{dhw} \Big) + b$$
 #
@@ -413,12 +414,12 @@ print(f"mean, with 50 steps: completeness gap {few.completeness_gap:.0%}")
 
 # %% [markdown]
 # **Answer.** Two grey images are identical, and score higher than the pair: the logit
-# *falls* by 0.43 from the baseline to the digits. A map of this loss does not show what
-# made them related. (It takes many steps, here 500: with 50 its gap is above our limit
-# of 5 %.)
+# *falls* by 0.43 from the baseline to the digits. A map of this decrease does not show
+# what made them related. (It takes many steps, here 500: with 50 its gap is above our
+# limit of 5 %.)
 #
 # The *blurred* pair has a low score. From there the path adds the strokes, and the
-# relation rises: the question of the title has an answer.
+# relation rises, so here the question of the title can be asked.
 
 # %%
 of_a, of_b = found_pair["blur"]
@@ -430,8 +431,8 @@ image_attribution(seen.numpy(), torch.stack([of_a.map, of_b.map]).numpy(), heads
 # Orange pixels raised the relation, blue ones lowered it. In the saved picture the
 # largest positive values lie in the bottom row of the 4, on dark pixels beside its
 # foot: missing ink counts. The crossbar of the 4 speaks for the relation, too; that of
-# the 9, two rows higher, speaks against it. One map of one pair, untested: a hypothesis
-# and no finding.
+# the 9, two rows higher, speaks against it. This is one map of one pair, and it is not
+# tested: a hypothesis, not a finding.
 
 # %% [markdown]
 # ## Test 1: random weights
@@ -473,11 +474,11 @@ px.strip(draws, orientation="h", labels=names, **look)
 # **Answer.** The signed mean is 0 by symmetry (with the signs of its last layer
 # flipped, a random network is as likely and has the opposite map), so it shows nothing.
 # Look at the spread: no network reaches 0.25 in either direction. A map that only shows
-# the image would give values near +1 and -1. So this map depends on what was learned.
-# The absolute values do agree in part, because each attribution is multiplied by $x_p -
-# \bar x_p$, which all networks share. A heatmap of absolute values hides the sign,
-# which is the part that was learned. The library has this test as
-# `randomisation_check`.
+# the image would give values near +1 and -1. So the image alone does not determine this
+# map. The absolute values do agree in part, because each attribution is multiplied by
+# $x_p - \bar x_p$, which all networks share. A heatmap of absolute values hides the
+# sign, in which the trained network differs most from the random ones. The library has
+# this test as `randomisation_check`.
 
 # %% [markdown]
 # ## Test 2: delete pixels
@@ -575,7 +576,7 @@ def areas_of(number, kind):  # the map and the deletion have the same baseline
 
 # %%
 table = pd.DataFrame([areas_of(number, "mean") for number in range(10)])
-table.round(2)
+table.round(3)
 
 # %%
 beaten = {name: (table["map"] < table[name]).sum() for name in ("random", "brightest")}
@@ -586,11 +587,11 @@ fewer = (in_black["map"] < in_black["brightest"]).sum()
 print(f"deleted to black, with the map of that baseline: for {fewer} of 10")
 
 # %% [markdown]
-# **Answer.** First image: map, random, brightest. The map beats random order. So does
-# *brightest first* for most digits, so beating random order needs no knowledge of the
-# network. The comparison with the ink counts, with a bias: the map knows which grey
-# deletion will write, the ink order does not. With black the result is about the same:
-# 9 of 10.
+# **Answer.** For the first image the order is map, random, brightest. The map beats
+# random order. So does *brightest first* for most digits, so beating random order needs
+# no knowledge of the network. The comparison with the ink counts, with a bias: the map
+# was computed for the grey that replaces deleted pixels, the ink order was not. With
+# black the result is about the same: 9 of 10.
 #
 # The maps explain what is *predicted*: this 9 is taken for a 4. The grey image is
 # called an 8, so the 8 keeps its probability longest in every order.
@@ -604,8 +605,8 @@ print(f"deleted to black, with the map of that baseline: for {fewer} of 10")
 # Nobody knows which pixels of a digit *should* matter. With drawn shapes we know more.
 # Two *orange plain crosses* share shape, colour and texture. Their background, place,
 # size and angle differ, and so does a thin bar in front. The committed run is CORSD on
-# 12 classes of such images ([13_unseen_classes](13_unseen_classes.ipynb)); these are
-# test images.
+# 12 of 16 classes of such images ([13_unseen_classes](13_unseen_classes.ipynb)); these
+# are test images.
 #
 # A pair of grey images would be identical again. So the first image stays as it is, and
 # only the second starts from grey.
@@ -674,19 +675,19 @@ for k in range(0, 50, 2):
         with torch.no_grad():
             low, high = its_score(torch.stack([empty, crosses[k + 1]])).tolist()
         gaps.append(abs(each.sum().item() - (high - low)) / abs(high - low))
-        contrast = crosses[k + 1].abs().sum(dim=0)  # a control without a network
-        shares = [share_on(mask, area) for area in (each.sum(dim=0), contrast)]
+        difference = crosses[k + 1].abs().sum(dim=0)  # a control without a network
+        shares = [share_on(mask, area) for area in (each.sum(dim=0), difference)]
         rows.append([*shares, 100 * mask.mean().item()])
-found = pd.DataFrame(rows, columns=["map", "contrast", "area"])
-print(f"{len(found)} pairs, the largest completeness gap {max(gaps):.1%}")
+on_the_cross = pd.DataFrame(rows, columns=["map", "difference", "area"])
+print(f"{len(on_the_cross)} pairs, the largest completeness gap {max(gaps):.1%}")
 print(f"{sum(gap > 0.05 for gap in gaps)} gaps are above 5 %; percent on the cross:")
-found.describe().loc[["mean", "min", "max"]].round(0)
+on_the_cross.describe().loc[["mean", "min", "max"]].round(0)
 
 # %%
 for name in ("orange plain square", "blue plain cross", "orange striped cross"):
-    rows = shapes.test.labels == shapes.class_names.index(name)
+    which = shapes.test.labels == shapes.class_names.index(name)
     with torch.no_grad():
-        mean = score(Normalise(run_of_shapes.data)(shapes.test.images[rows])).sigmoid()
+        mean = score(Normalise(run_of_shapes.data)(shapes.test.images[which])).sigmoid()
     print(f"mean relation of the first with each {name}: {mean.mean():.2f}")
 
 # %% [markdown]
@@ -695,11 +696,13 @@ for name in ("orange plain square", "blue plain cross", "orange striped cross"):
 # In the saved map the arms speak for the relation.
 #
 # That is one pair. Over 22 pairs the mean is 94 % (79 to 98 %), with gaps up to 2.3 %.
-# A "map" that only measures the contrast to grey puts 36 % there.
+# A "map" that only measures the difference from grey puts 36 % there.
 #
-# So these maps are right about *where*. They do not say *what*: squares of the same
-# look, crosses of another colour or texture all have a low relation (0.11, 0.01, 0.00).
-# Shape, colour and texture all count, in the same pixels.
+# So these maps are right about *where*. They do not say *what*: the first image has a
+# low relation with squares of the same colour and texture (0.11), with striped crosses
+# (0.00) and with blue ones (0.01). Shape and texture count, in the same pixels. For
+# colour this network cannot tell: blue plain crosses were not trained, and it relates
+# them to orange circles ([13_unseen_classes](13_unseen_classes.ipynb)).
 
 # %% [markdown]
 # ## Explore it
@@ -732,18 +735,20 @@ display(explorer)
 # > crossbar of the 4. For two orange crosses 94 % of the positive attribution lies on
 # > the cross. A map needs a baseline that scores low; two grey images score 1.00.
 # >
-# > **How sure we are.** Test 1: one image passes. Test 2: the map beats random order
-# > for ten of ten digits, *brightest first* for nine. Test 3: 22 pairs of one class.
-# > The map of the 4 and the 9 is untested.
+# > **How sure we are.** Test 1 was done for one image, which passed. Test 2: the map
+# > beats random order for ten of ten digits, *brightest first* for nine. Test 3: 22
+# > pairs of one class. The map of the 4 and the 9 was not tested: for digits the
+# > question stays open.
 # >
-# > **What it does not show.** What counts (shape, colour, texture); photographs.
+# > **What it does not show.** Which property of the cross counts; photographs.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: does the conclusion hold?
 #
 # Predict for how many of the 10 digits the map will beat *brightest first* when the
 # network is trained with `seed = 1` and with `seed = 2`. Change the parameters cell,
-# run all again, and note the two numbers.
+# run all again, and note the two numbers. (Hint: how much can a count out of ten change
+# by chance?)
 
 # %%
 my_beaten = None  # 0 to 10
@@ -760,9 +765,10 @@ compare(
 # ## Exercise 4, explain (open)
 #
 # A report shows a heatmap with one colour and states: "The network looks at the middle
-# stroke." Write six sentences: which information is missing, which two tests you would
-# ask for, one of them not in this notebook, and what outcome of each would change your
-# mind.
+# stroke." Write six sentences: what you would ask the authors for before you read on,
+# which two tests you would want, one of them not in this notebook, and what outcome of
+# each would change your mind. (Hint: could the same sentence be said of a network that
+# never saw a digit?)
 
 # %% [markdown] tags=["answer"]
 # *Write your answer here.*

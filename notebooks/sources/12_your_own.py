@@ -86,8 +86,8 @@ run_directory = "runs/12_your_own"  # drawings and trainings
 # %% [markdown]
 # ## Part 1: your images
 #
-# Most tools understand this layout: a folder for each split, in it a folder for each
-# class, in it the image files. Folder names become class names.
+# Most tools understand this layout: one folder for each split; in it, one folder for
+# each class with its image files. Folder names become class names.
 #
 # ```
 # shapes/
@@ -238,8 +238,11 @@ for k, scores in enumerate(run.test["exits"], 1):
     print(f"exit {k}: {scores['top1']:.0f} % of {run.test['images']} test images")
 
 # %% [markdown]
-# With 200 images, a difference between two exits is uncertain by about 9 points: 57
-# against 72 % is more than that, 66 against 72 % is not.
+# If the exits had seen different images, 200 each, their difference would be uncertain
+# by about 9.5 points: 57 against 72 % is more than that, 66 against 72 % is not. They
+# have seen the same images, so the uncertainty is smaller; a paired test compares only
+# the images that one of the two gets right
+# ([11_compare_methods](11_compare_methods.ipynb)).
 
 # %% [markdown]
 # **Traps.** All splits need the same class folders; otherwise loading stops and names
@@ -323,7 +326,7 @@ compare("Side of the map of stage 3", my_side, features[2].shape[3], " places")
 # %% [markdown]
 # **Answer.** The stem and stages 2 and 3 halve the side: 24, 12, 6, 3.
 #
-# `train` builds networks by name. For a network of your own, this loop is a training
+# `train` builds networks by name. For a network of your own, this loop trains it,
 # without checkpoints, resuming and records:
 
 
@@ -356,8 +359,8 @@ table[["top1", "calibration_error", "macs", "parameters"]].round(1)
 # The columns: accuracy on test in percent, mean gap between confidence and accuracy in
 # points, multiply-accumulates, and parameters up to that exit. The ensemble is the mean
 # of the probabilities of all exits. Here the first exit is not worse than the deepest:
-# 65.0, 55.5 and 58.5 %. 65 against 55.5 % is just beyond the 9 points of above, the
-# others are within.
+# 65.0, 55.5 and 58.5 %. The largest difference, 9.5 points, is at the limit given
+# above; the others are smaller.
 #
 # ### Backbones of timm
 #
@@ -373,9 +376,9 @@ else:
     print("timm is not installed; the rest of the notebook does not need it")
 
 # %% [markdown]
-# At the last stage only one place is left of 24 × 24 pixels. Networks for photographs
-# need larger images, such as `image_size=64`. `TrainConfig(network="timm:resnet10t")`
-# works, too.
+# At the last stage only one position is left of 24 × 24 pixels. Networks for
+# photographs need larger images, such as `image_size=64`.
+# `TrainConfig(network="timm:resnet10t")` works, too.
 
 # %% [markdown]
 # ## Part 3: your loss
@@ -389,7 +392,7 @@ else:
 # the gradient of the teacher:
 #
 # $$\mathrm{KD}(z, z') = T^2 \, \mathrm{KL}\big( \mathrm{softmax}(\mathrm{sg}(z) / T)
-# \,\big\|\, \mathrm{softmax}(z' / T) \big)$$
+# \,\|\, \mathrm{softmax}(z' / T) \big)$$
 #
 # $$\bar z = \frac{1}{K} \sum_{k=1}^{K} z^k, \qquad \mathcal{L}_{\mathrm{con}} =
 # \frac{1}{K} \sum_{k=1}^{K} \mathrm{KD}(\bar z, z^k)$$
@@ -402,8 +405,9 @@ def consensus_loss(logits, temperature):
 
 
 # %% [markdown]
-# Test a loss before you train with it. A training with a wrong loss often works
-# *somewhat*, and then the mistake is hard to find. Three questions find most mistakes.
+# Test a loss before you train with it. A network trained with a wrong loss often still
+# learns something, and then the mistake is hard to find. Three questions find most
+# mistakes.
 #
 # **Predict:** what is the loss if all exits agree? Which exits get a gradient? What is
 # the loss of an empty batch?
@@ -516,9 +520,9 @@ print(f"deepest exit: {before:.2f} nats untrained, {after:.2f} trained")
 # %% [markdown]
 # ## Does it help, and is it your term?
 #
-# Against the plain network two things are new: exits that learn, and your term. A third
-# row separates them, the **ablation** with the weight of the term at 0. Each row is
-# trained with several seeds, and differences are taken seed by seed:
+# Compared with the plain network, two things are new: exits that learn, and your term.
+# A third row separates them, the **ablation** with the weight of the term at 0. Each
+# row is trained with several seeds, and differences are taken seed by seed:
 #
 # ![Left: accuracies of two methods, one line a seed. Right: the differences of the
 # seeds, their mean and its 95 percent interval, which excludes
@@ -608,7 +612,7 @@ figure.update_traces(marker_size=10).add_vline(x=0, line_width=1)
 # **Answer.** No effect of the term was detected (+2.2 [-1.6, 6.0]), and no gain over
 # the plain network either (0.0 [-1.2, 1.2]). The row with weight 0 splits that 0 into
 # two parts: -2.2 for the exits and +2.2 for the term. Both intervals include 0, so even
-# this split may be chance. Without the row you could not ask.
+# this split may be chance. Without this row you could not ask which of the two it is.
 
 # %% [markdown]
 # ### The same as a study
@@ -631,8 +635,8 @@ figure.update_traces(marker_size=10).add_vline(x=0, line_width=1)
 # > the deepest exit by 0.0 points [-1.2, 1.2] against plain, by 2.2 [-1.6, 6.0] against
 # > weight 0.
 # >
-# > **How sure we are.** The recipes are tested. The comparison has three seeds; both
-# > intervals include 0.
+# > **How sure we are.** The recipes run in the tests of the library. The comparison has
+# > three seeds; both intervals include 0.
 # >
 # > **What it does not show.** Whether consensus helps elsewhere, or with a tuned
 # > weight.

@@ -119,8 +119,8 @@ image_strip(new.test.images[some], names, title, columns=12)
 # query's class. With R = 3 the recall at 1 is 1, the R-precision 2/3, and MAP@R
 # 0.56.](images/concept_retrieval.svg)
 #
-# A class has $R$ other images beside the query. $h_k$ is 1 if the image at rank $k$ is
-# of the query's class, else 0, and $P(k) = \frac{1}{k} \sum_{l \le k} h_l$:
+# The query's class has $R$ other images. $h_k$ is 1 if the image at rank $k$ is of the
+# query's class, else 0, and $P(k) = \frac{1}{k} \sum_{l \le k} h_l$:
 #
 # $$\text{recall@1} = h_1, \quad \text{R-precision} = \frac{1}{R} \sum_{k=1}^{R} h_k,
 # \quad \text{MAP@R} = \frac{1}{R} \sum_{k=1}^{R} P(k) \, h_k$$
@@ -190,8 +190,8 @@ compare("Pixels", my_pixels, of_pixels, " %", atol=5)
 
 # %% [markdown]
 # **Answer.** Chance is a little below 25 %: the query itself is gone, so 49 of the 199
-# other images are of its class. Pixels are not much better: position, size, angle and
-# background change from image to image.
+# other images are of its class. Pixels are somewhat better (34 %): position, size,
+# angle and background change from image to image.
 
 # %% [markdown]
 # ## What does the network know?
@@ -244,11 +244,11 @@ compare("Shape", my_shape, 100 * shape.mean().item(), " %", atol=10)
 compare("Colour or texture", my_look, 100 * look.double().mean().item(), " %", atol=10)
 
 # %% [markdown]
-# **Answer.** Colour or texture goes with the image to its new class, the shape hardly:
-# 31 % against 25 % by chance, with 200 images. A possible reason: each trained
-# combination of colour and texture (a *look*) has its own detectors of shape, and none
-# of them responds to blue plain. Nothing in the training asks for a shape
-# *independently* of colour and texture.
+# **Answer.** The nearest trained image shares colour or texture with the new one, but
+# its shape hardly more often than chance: 31 % against 25 %, with 200 images. A
+# possible reason: each trained combination of colour and texture (a *look*) has its own
+# detectors of shape, and none of them responds to blue plain. Nothing in the training
+# asks for a shape *independently* of colour and texture.
 
 # %% [markdown]
 # ## The trained relation
@@ -321,8 +321,8 @@ report[columns].round(1)
 # %% [markdown]
 # **Answer.** The highest is `euclidean`, but by 3 of 200 images: "cannot tell" was the
 # best prediction. The studies below have several seeds. MAP@R looks low, but chance is
-# only about 8 % for R = 49: near 0.25 × 0.25, and more at the first ranks, where a hit
-# raises its own $P(k)$. (The other columns have a chance level of 25 %.)
+# only about 8 % for R = 49: roughly 0.25 × 0.25, and a little more because a hit at the
+# first ranks raises its own $P(k)$. (The other columns have a chance level of 25 %.)
 
 # %% [markdown]
 # ## Few shots
@@ -332,7 +332,7 @@ report[columns].round(1)
 # directions, the *prototype*, takes their place (Snell et al. 2017, [arXiv
 # 1703.05175](https://arxiv.org/abs/1703.05175)):
 #
-# $$\hat y(x) = \arg\max_c \; \cos(x, p_c), \qquad
+# $$\hat y(x) = \mathrm{arg\,max}_c \; \cos(x, p_c), \qquad
 # p_c = \frac{1}{S} \sum_{s=1}^{S} \frac{x_{cs}}{\|x_{cs}\|}$$
 #
 # The columns `one_shot` and `five_shot` are means over 600 random *episodes*. In each,
@@ -395,7 +395,8 @@ print(f"5 shots, deepest exit: {sum(of_episodes) / 600:.1f} %, chance 25 %")
 #
 # We take four rows of the committed study, with five seeds each. CORSD *without any
 # relation term* keeps exits and class KD, so the difference between the two rows of
-# CORSD is what relations do.
+# CORSD is what the relation terms do. These include the auxiliary classifiers, which
+# also learn from the labels.
 
 # %%
 summary = dict(committed_summary("unseen_shapes"))
@@ -434,9 +435,9 @@ pd.DataFrame({m: relations_add(summary, m) for m in measures}, index=exits)
 # %% [markdown]
 # **Answer.** Recall@1 is low: the means lie between 23 and 39 %, where chance is 25 %.
 # The highest is that of CORSD with class KD at the deepest exit, but 39.2 ± 13.5 is
-# hardly known: the run above has 32 %. At that exit the intervals of both rows of CORSD
-# exclude chance, and those of the plain network and of deep supervision do not. No
-# effect of training relations was detected: none of the twelve intervals excludes 0.
+# very uncertain: the run above has 32 %. At that exit the intervals of both rows of
+# CORSD exclude chance, and those of the plain network and of deep supervision do not.
+# No effect of training relations was detected: none of the twelve intervals excludes 0.
 # One of them reaches 17 points to each side, so five seeds rule out little.
 
 # %% [markdown]
@@ -456,7 +457,7 @@ of_corsd = lines.query("variant == 'corsd' and score == 'cosine'")
 means = of_corsd.drop_duplicates("exit")["mean"]
 compare("Recall@1", my_birds, means.iloc[-1], " %", atol=3)
 compare("It rises", my_rise, "yes" if means.is_monotonic_increasing else "no")
-unseen_by_exit(birds).update_xaxes(title="chance is 1 %, far below the axis")
+unseen_by_exit(birds)
 
 # %%
 for score in ("cosine", "euclidean", "relation"):
@@ -468,13 +469,13 @@ exits = ["exit 1", "exit 2", "exit 3", "deepest exit"]
 pd.DataFrame({m: relations_add(birds, m) for m in measures}, index=exits)
 
 # %% [markdown]
-# **Answer.** About 15 times chance, and no better at the deepest exit than at exit 1.
-# **Training relations helps the shallow exits:** at exit 1 the intervals of all four
-# measures exclude 0, and recall@1 rises by 2.3 [1.4, 3.2] points; at exit 2 three of
-# four do, one of them barely (five shots, 2.00 [0.05, 3.95]). At the deepest exit no
-# effect was detected. The trained *score* is worse than the cosine of the embeddings
-# that it shaped, 10.5 % against 15.5 %: perhaps because it was trained to tell 100
-# species apart, not to compare new ones.
+# **Answer.** Recall@1 is about 15 times chance, and at the deepest exit its mean is not
+# higher than at exit 1. **Training relations helps the shallow exits:** at exit 1 the
+# intervals of all four measures exclude 0, and recall@1 rises by 2.3 [1.4, 3.2] points;
+# at exit 2 three of four do, one of them barely (five shots, 2.00 [0.05, 3.95]). At the
+# deepest exit no effect was detected. The trained *score* is worse than the cosine of
+# the embeddings that it shaped, 10.5 % against 15.5 %: perhaps because it was trained
+# to tell 100 species apart, not to compare new ones.
 
 # %% [markdown]
 # Look at deep supervision in the picture, too. It has neither class KD nor relation
@@ -497,7 +498,7 @@ pd.DataFrame({m: relations_add(birds, m) for m in measures}, index=exits)
 # > not corrected; one set of held-out classes each.
 # >
 # > **What it does not show.** Other classes, larger images, relation terms without
-# > class KD.
+# > class KD; whether larger weights of the labels would do the same.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: another set of classes

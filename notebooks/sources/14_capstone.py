@@ -106,9 +106,9 @@ run_directory = "runs/14_capstone"  # the study, its trainings and its page
 #
 # *Does teaching help the first exit when a fifth of the labels is wrong?*
 #
-# - Row `untaught`: deep supervision, exits that learn from labels alone.
-# - Row `taught`: BYOT, the same exits with teaching by the deepest exit. (Three weights
-#   differ, see section 4: a weakness of this example.)
+# - Row `untaught`: BYOT with the weights of its two teaching terms at 0, so exits that
+#   learn from labels alone.
+# - Row `taught`: BYOT, the same exits with teaching by the deepest exit.
 # - Measure: test accuracy of exit 1; test labels are right.
 
 # %% [markdown]
@@ -171,10 +171,10 @@ print("Exercise 1: correct.")
 # %% [markdown]
 # ## 3. How many seeds?
 #
-# With $n$ differences of standard deviation $s$ the interval has the length $2\,
-# t_{n-1}\, s / \sqrt n$. If it is *shorter than $\delta$*, it cannot contain both 0 and
-# $\delta$, and the verdict is never "undecided". Treating $s$ as exact, we look for the
-# smallest $n$ with
+# With $n$ differences of standard deviation $s$ the interval has the length
+# $2\, t_{n-1}\, s / \sqrt n$. If it is *shorter than $\delta$*, it cannot contain both
+# 0 and $\delta$, and the verdict is never "undecided". Treating $s$ as exact, we look
+# for the smallest $n$ with
 #
 # $$2 \, t_{n-1} \frac{s}{\sqrt n} < \delta$$
 #
@@ -242,10 +242,11 @@ compare("Seeds for 4.5 points, twice the deviation", my_twice, twice)
 # **Answer.** 20 seeds for 1 point, and 6 for 4.5 points with twice the deviation, if
 # $s$ were exact. It is not. Even with a *perfect* pilot the interval comes out longer
 # than $\delta$ in one study of four with five seeds, in one of forty with seven. So
-# take a seed or two more (the example keeps five). Four times the seeds (20 for 5) make
-# the interval 2.65 times shorter: 2 times by the root of $n$, 1.33 times by the smaller
-# $t$. With many seeds a third of the length takes nine times as many. If you cannot
-# afford the seeds, choose a larger $\delta$ or another question now, not later.
+# take a seed or two more. (The example keeps five, to show what can happen.) Four times
+# the seeds (20 for 5) make the interval 2.65 times shorter: a factor of 2 from the root
+# of $n$ and of 1.33 from the smaller $t$. If there are many seeds, an interval a third
+# as long takes nine times as many. If you cannot afford the seeds, choose a larger
+# $\delta$ or another question now, not later.
 
 # %% [markdown]
 # ## 4. Register the plan
@@ -258,6 +259,7 @@ compare("Seeds for 4.5 points, twice the deviation", my_twice, twice)
 recipe = {"data": "digits", "per_class": per_class, "label_noise": label_noise}
 recipe |= {"epochs": epochs, "batch_size": 25, "validation_fraction": 0.1}
 recipe |= {"network": "resnet8", "probe_every": 10, "probe_size": 100}
+labels_alone = {"exit_kd": 0.0, "hint": 0.0}
 plan = {
     "title": "Does teaching help exit 1 when labels are wrong?",
     "equal": "images",
@@ -265,7 +267,7 @@ plan = {
     "seeds": list(range(seed, seed + seeds)),
     "train": recipe,
     "variants": {
-        "untaught": {"train": {"method": "deep_supervision"}},
+        "untaught": {"train": {"method": "byot", "method_options": labels_alone}},
         "taught": {"train": {"method": "byot"}},
     },
 }
@@ -273,8 +275,8 @@ print(len(plan["variants"]), "variants,", len(plan["seeds"]), "seeds each")
 
 # %% [markdown]
 # The file has no field for the decision rule. It goes into a text beside it. Reading
-# the study checks every field: a misspelt method is one error now, and not a lost night
-# later.
+# the study checks every field: a misspelt method is an error message now instead of a
+# lost night later.
 
 # %% tags=["nbval-check-output"]
 rule = f"""Question: {plan["title"]}
@@ -308,10 +310,11 @@ found = differences(*configs)
 compare("Settings that differ", my_settings, found.split(" was ")[0])
 
 # %% [markdown]
-# **Answer.** Only the method: network, images, first weights and order are the same. A
-# method is more than one number, though. By default BYOT weights the labels of the
-# exits with 0.9 (deep supervision: 1), the deepest exit's predictions with 0.1 and its
-# embedding, the *hint*, with one millionth. A stricter plan sets these, too.
+# **Answer.** Only the options of the method: network, images, first weights, order and
+# the weight of the labels at the exits (0.9) are the same. In the row `taught` the
+# weight of the deepest exit's predictions is 0.1 and that of its embedding, the *hint*,
+# one millionth. If deep supervision were the other row, its weight of the labels would
+# differ, too (1 in place of 0.9).
 #
 # **Register the plan now.** Push both files to a server that you do not control, or
 # send the *fingerprint* below to a colleague: it changes with every letter of the
@@ -430,7 +433,7 @@ rows = [
     [e, f"{m:+.2f}", f"[{a:+.2f}, {b:+.2f}]"]
     for e, (m, a, b) in zip(table["exit"], ends, strict=True)
 ]
-my_deviations = "none"  # what you did otherwise than planned, and why
+my_deviations = "none"  # what you did differently from the plan, and why
 length = f"The interval is {high - low:.1f} points long, {planned:.1f} were expected."
 limits = "Digits, one small network, one share of wrong labels, drawn at random."
 panels = [
@@ -498,15 +501,14 @@ if label_noise != 0.2:
 #
 # 1. Choose a question of the kinds in section 1, and write a page: rows, measure,
 #    $\delta$, seeds with the calculation, verdict rule, cost in minutes.
-# 2. Let somebody look for a second difference between your rows.
+# 2. Ask somebody to look for a second difference between your rows.
 # 3. Push `study.json` and `plan.txt` to a server that you do not control, or send their
 #    fingerprint to your teacher. Then train with `corsd compare FOLDER`.
 # 4. Hand in the page, the folder of the study without `runs`, and your new code, with a
 #    test.
 #
-# Below: your question, your plan and, later, your verdict in three sentences. The 20
-# points of section 8 count; halved, they are the 10 points that nbgrader has for this
-# cell.
+# Below: your question, your plan and, later, your verdict in three sentences. You get
+# up to 20 points by section 8; nbgrader records half of them (10).
 
 # %% [markdown] tags=["answer"]
 # *Write your plan here.*

@@ -45,6 +45,7 @@ def test_formulas_become_mathml_and_code_stays() -> None:
     text = formulas.taken_from("a price of `$5` and $r_{ij}$:\n\n$$\\frac{1}{2}\n\\|x\\|$$\n\n```\n$HOME $\n```")
     assert "`$5`" in text and "$HOME $" in text and "frac" not in text
     page = formulas.put_into(text)
+    assert re.findall(r"<m\w+[^>]*>\\[^<]*", page) == [], "LaTeX that the converter does not know"
     assert page.count("<math ") == 2 and page.count("</math>") == 2
     assert re.search(r'<math [^>]*display="inline".*?<msub>', page) and re.search(r'display="block".*?<mfrac>', page)
 
@@ -53,4 +54,5 @@ def test_formulas_become_mathml_and_code_stays() -> None:
 def test_a_page_shows_no_raw_latex(course: Path, name: str) -> None:
     page = re.sub(r"(?s)<(script|style|pre)\b.*?</\1>", "", (course / f"{name}.html").read_text(encoding="utf-8"))
     assert "$$" not in page and "FORMULA-" not in page and not re.search(r"\\(mathrm|frac|sum|mathcal)", page)
+    assert re.findall(r"<m\w+[^>]*>\\[^<]*", page) == [], "LaTeX that the converter does not know"
     assert page.count("<math ") == page.count("</math>")
