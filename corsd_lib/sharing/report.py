@@ -233,6 +233,8 @@ def _accuracy_chart(tables: Mapping[str, pd.DataFrame], prefix: str, title: str)
     lines = []
     for r, (name, table) in enumerate(tables.items()):
         columns = [str(column) for column in table if str(column).startswith(prefix)]
+        if not columns:  # a run without validation images beside one that has some
+            continue
         for k, (exit, column) in enumerate(zip(exit_names(len(columns)), columns, strict=True)):
             lines.append(_line(name, exit, r, k, len(columns), len(tables)) | _points(table, "epoch", column))
     return {

@@ -166,9 +166,10 @@ class AttributionExplorer(Explorer):
         """Answer: picture, signed map and overlay of every image, the finding, the completeness gap, and the predictions of all
         exits.
         """
-        for name, value in state.items():  # a request may arrive before the change of state that it is about
-            if value != YOURS:
-                setattr(self, name, value)
+        with self.unsent():  # a request may arrive before the change of state that it is about, and after later choices
+            for name, value in state.items():
+                if value != YOURS:
+                    setattr(self, name, value)
         try:
             found, pixels = self.attributions, self._pixels()
         except CorsdError as error:

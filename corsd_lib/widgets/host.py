@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -49,6 +50,7 @@ class Explorer(anywidget.AnyWidget):
     _feed = traitlets.Dict().tag(sync=True)  # data that changes while the explorer is shown
 
     def __init__(self, data: Mapping[str, Any], **state: Any) -> None:
+        self._unsent = False
         self._answering = threading.RLock()  # requests may arrive on a thread other than that of the cells
         self._wanted: Mapping[str, Any] = {}  # values that the browser has sent together, while they are applied
         super().__init__(_kind=self.script, _names=list(self.chosen), _data=with_bytes(data), **state)
@@ -70,6 +72,19 @@ class Explorer(anywidget.AnyWidget):
             self.send({"said": str(error)})
         finally:
             self._wanted = {}
+
+    @contextmanager
+    def unsent(self) -> Iterator[None]:
+        """Changes of traits within are not sent to the browser, which has them already and may have made newer choices."""
+        self._unsent = True
+        try:
+            yield
+        finally:
+            self._unsent = False
+
+    def send_state(self, key: Any = None) -> None:
+        if not self._unsent:
+            super().send_state(key)
 
     def proposed(self, name: str) -> Any:
         """Value of a trait, or the new value that the browser has sent together with others."""

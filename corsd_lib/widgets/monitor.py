@@ -214,7 +214,7 @@ class TrainingMonitor(Explorer):
     def _cell_ended(self, *_: Any) -> None:
         if self._now["kernel"] is not None and self._run is not None:
             run = Run(self._run.path)
-            self._tell(kernel=None, status=_progress(run, run.metrics) if run.finished else _end(run))
+            self._tell(kernel=None, status=_progress(run, run.metrics) if run.finished else _end(run, in_cell=True))
 
     # --- state and files ---
 
@@ -283,8 +283,9 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _end(run: Run) -> str:
+def _end(run: Run, *, in_cell: bool = False) -> str:
     if not run.finished:
-        return f"Stopped in epoch {run.epochs_done + 1} of {run.config.epochs}, saved in {run.path}: “resume” continues it."
+        how = "run the cell again with resume=True in its TrainConfig to continue" if in_cell else "“resume” continues it"
+        return f"Stopped in epoch {run.epochs_done + 1} of {run.config.epochs}, saved in {run.path}: {how}."
     top1 = ", ".join(f"exit {k} {value['top1']:.1f} %" for k, value in enumerate((run.test or {}).get("exits", []), 1))
     return f"Finished, in {run.path}. Test accuracy: {top1 or 'not evaluated'}."

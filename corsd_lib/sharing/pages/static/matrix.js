@@ -196,7 +196,9 @@ function matrixView({ pick, move, clear, zoomed, images = null }) {
   canvas.addEventListener("pointerleave", () => { over = null; tip.hide(); draw(); });
   canvas.addEventListener("pointerdown", (event) => {
     const place = placeIn(canvas, event);
-    if (event.button === 0 && cellAt(place)) drag = { from: place, to: null };
+    if (event.button !== 0 || !cellAt(place)) return;
+    drag = { from: place, to: null };
+    canvas.setPointerCapture?.(event.pointerId); // so that a drag that ends outside the canvas ends here, too
   });
   canvas.addEventListener("pointerup", (event) => {
     const began = drag;
@@ -205,6 +207,7 @@ function matrixView({ pick, move, clear, zoomed, images = null }) {
     if (!began.to) { const at = cellAt(placeIn(canvas, event)); if (at) pick(...at); return; }
     zoom(began.from, began.to);
   });
+  canvas.addEventListener("pointercancel", () => { drag = null; draw(); });
   canvas.addEventListener("dblclick", () => reset());
   canvas.addEventListener("keydown", (event) => {
     const step = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key];

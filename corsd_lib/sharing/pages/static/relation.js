@@ -21,6 +21,8 @@ KINDS.relation = (box, host) => {
   // --- scores -----------------------------------------------------------------------------------------------------------
 
   const kindOf = (run) => (run.kinds[state.kind] ? state.kind : run.stored);
+  /** Names of the kinds of relation of these runs, once if all are the same: a run without trained relations has the cosine. */
+  const kindsOf = (some, between) => [...new Set(some.map((run) => data.kind_names[kindOf(run)]))].join(between);
   const exitsOf = (run) => run.kinds[kindOf(run)];
   const epochOf = (run) => nearest(run.all, state.epoch);
   /** Index of the exit of a run that is as far from its deepest exit as the chosen exit is from that of the first run. */
@@ -215,7 +217,7 @@ KINDS.relation = (box, host) => {
     const scope = [...(state.superclass ? [state.superclass] : []), ...(cells.level === "image" ? [`${cells.rows.length} of ${state.marked.length || labels.length} ${state.marked.length ? "marked" : "probe"} images`] : [])];
     const { within, between } = groupMeans(cells.values, cells.classes), form = to ? signed : score;
     const said = [[within, "within a class"], [between, "between classes"]].filter(([v]) => !Number.isNaN(v)).map(([v, w]) => `${form(v)} ${w}`);
-    const kind = data.kind_names[kindOf(run)];
+    const kind = kindsOf([run, ...(to ? [to[0]] : [])], " minus ");
     text.replaceChildren(el("b", {}, said.length ? `${kind} ${said.join(", ")}` : "No pair has a relation here"), el("br"), where + minus + (scope.length ? `; ${scope.join(", ")}` : ""));
   }
 
@@ -228,11 +230,11 @@ KINDS.relation = (box, host) => {
     const parted = cells.level === "image" ? spans(cells.classes) : state.order.startsWith("superclass") ? spans(cells.groups) : null;
     const naming = cells.level === "image" ? (g) => names[g] : (g) => superclasses[g] ?? "";
     const marked = cells.level === "class" ? new Set(state.marked.map((p) => labels[p])) : new Set();
-    const form = isDifference ? (v) => `difference ${signed(v, 3)}` : (v) => `${data.kind_names[kindOf(run)]} ${score(v, 3)}`;
+    const form = isDifference ? (v) => `difference of ${kindsOf([run, reference(run)[0]], " and ")} ${signed(v, 3)}` : (v) => `${data.kind_names[kindOf(run)]} ${score(v, 3)}`;
     map.draw({
       n: size, values: cells.values, low, high, scale: isDifference ? "diverging" : "scale",
       names: (i) => nameOf(cells, i),
-      groups: parted && superclasses.length + (cells.level === "image") > 0 && parted.length <= 60 ? parted.map((s) => ({ name: naming(s.group), from: s.from, to: s.to })) : null,
+      groups: parted && superclasses.length + (cells.level === "image") > 0 && parted.length <= 60 && (parted.length > 1 || cells.level === "image") ? parted.map((s) => ({ name: naming(s.group), from: s.from, to: s.to })) : null,
       lines: parted ? parted.slice(1).map((s) => s.from) : [],
       cell: (i, j) => ({ title: `${wholeOf(cells, i)} with ${wholeOf(cells, j)}`, value: form(cells.values[i * size + j]) }),
       frame, rows: cells.level === "class" ? searched.flatMap((c) => (place.has(c) ? [place.get(c)] : [])) : [],
@@ -343,7 +345,7 @@ KINDS.relation = (box, host) => {
     const chosen = state.selection;
     curve.node.hidden = table.hidden = imagesOfPair.hidden = !chosen;
     if (!chosen) { pairText.textContent = "Click a cell, or choose two classes."; return; }
-    const [c, d] = chosen, kind = data.kind_names[kindOf(mine)];
+    const [c, d] = chosen, kind = kindsOf(runs, " and ");
     const now = runs.map((run) => scoreOf(run, epochOf(run), exitOf(run), c, d)).filter((v) => v !== undefined);
     pairText.replaceChildren(el("b", { title: whole[c] !== names[c] || whole[d] !== names[d] ? `${whole[c]} with ${whole[d]}` : null }, `${names[c]} with ${names[d]}`),
       now.length ? `: ${kind} ${now.map((v) => score(v, 3)).join(" and ")}` : "");

@@ -148,7 +148,7 @@ KINDS.stages = (box, host) => {
         markedKey = key;
         if (!state.selection.length) marked.replaceChildren();
         else questionOfMarks(state.selection.slice(0, 24)).then((pngs) => pngs && key === markedKey && marked.replaceChildren(
-          ...state.selection.slice(0, 24).filter((i) => pngs[i]).map((i) => thumb(i, pngs[i])), ...(state.selection.length > 24 && Object.keys(pngs).length ? [el("span", { class: "note" }, `24 of ${state.selection.length}`)] : [])), () => {});
+          ...state.selection.slice(0, 24).filter((i) => pngs[i]).map((i) => thumb(i, pngs[i])), ...(state.selection.length > 24 && Object.keys(pngs).length ? [el("span", { class: "note" }, `24 of ${state.selection.length}`)] : [])), (error) => { marked.replaceChildren(); message.textContent = error.message; });
       }
       if (ask && nearKey() !== factsKey) {
         const mine = factsKey = nearKey();

@@ -29,7 +29,12 @@ function asker(model, began) {
   const ask = (what, given) => new Promise((resolve, reject) => {
     const question = `${me}/${++asked}`;
     waiting.set(question, { resolve, reject });
-    model.send({ question, what, given });
+    try {
+      model.send({ question, what, given });
+    } catch {
+      waiting.delete(question);
+      reject(new Error("The kernel was restarted or has stopped: run the cell of this explorer again."));
+    }
   });
   return [ask, () => model.off("msg:custom", listen)];
 }
