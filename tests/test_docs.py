@@ -170,13 +170,19 @@ def test_the_finding_is_what_the_records_say() -> None:
     _, low, high = none = _lead(main, "corsd", "no_relations")
     assert low < 0 < high
     shapes = read_json(ROOT / "results" / "unseen_shapes" / "summary.json")["methods"]
+    auxiliary = [end for other in ("exits_alone", "double_ce") for end in _lead(birds, "auxiliary_alone", other)]
+    assert auxiliary[1] > 0 and auxiliary[4] > 0
     control = [end for row in ("corsd", "double_ce") for end in _lead(shapes, row, "no_relations", 0)]
     said = [float(number) for number in re.findall(r"-?\d+\.\d", found[1])]
-    assert said == [round(value, 1) for value in [*written, *none, *control]]
+    assert said == [round(value, 1) for value in [*written, *auxiliary, *none, *control]]
     assert len(birds["exits_alone"]["top1_by_seed"].keys() & birds["no_class_kd"]["top1_by_seed"].keys()) == 3
     pairs = [(main, "corsd", "baseline"), (birds, "corsd", "baseline"), (digits, "corsd", "baseline")]
-    pairs += [(main, "corsd_paper", "deep_supervision"), (birds, "corsd", "no_relations"), (main, "corsd", "no_relations")]
-    pairs += [(shapes, "double_ce", "no_relations")]
+    pairs += [
+        (main, "corsd_paper", "deep_supervision"),
+        (birds, "corsd", "no_relations"),
+        (birds, "auxiliary_alone", "double_ce"),
+    ]
+    pairs += [(main, "corsd", "no_relations"), (shapes, "double_ce", "no_relations")]
     common = [len(study[row]["top1_by_seed"].keys() & study[other]["top1_by_seed"].keys()) for study, row, other in pairs]
     assert [int(n) for n in re.findall(r"n = (\d+)", found[1])] == common
 
@@ -262,6 +268,29 @@ def test_what_relations_teach_on_birds_is_as_the_records_say() -> None:
     assert [high < 0 for _, _, high in differences[0]] == [False, True, True, False]  # labels are ahead at exits 2 and 3
     assert [low > 0 for _, low, _ in differences[2]] == [True, True, False, False]
     assert {methods[name]["n"] for name in (trained, labels, "no_class_kd")} == {3}
+
+
+CONTROL = (
+    ("no_class_kd", "exits_alone"),
+    ("auxiliary_alone", "exits_alone"),
+    ("relations_alone", "exits_alone"),
+    ("double_ce", "exits_alone"),
+    ("auxiliary_alone", "double_ce"),
+    ("no_class_kd", "auxiliary_alone"),
+)
+
+
+def test_the_control_on_birds_is_as_the_records_say() -> None:
+    methods = read_json(ROOT / "results" / "cub200" / "summary.json")["methods"]
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    rows = text.partition("<!-- control -->")[2].partition("<!-- /control -->")[0].strip().splitlines()[2:]
+    for row, pair in zip(rows, CONTROL, strict=True):
+        leads = [_lead(methods, *pair, k) for k in range(4)]
+        assert re.findall(r"-?\d+\.\d+", row) == [end for ends in leads for end in _spoken(ends)], pair
+        assert len(methods[pair[0]]["top1_by_seed"].keys() & methods[pair[1]]["top1_by_seed"].keys()) == 3
+        signs = [(low > 0) - (high < 0) for _, low, high in leads]  # what the text below the table says
+        said = {"double_ce": [-1, -1, 0, 0], "relations_alone": [0, 0, 0, 0], "auxiliary_alone": [1, 1, 1, 1]}
+        assert signs == ([0, 0, 0, 1] if pair[1] == "auxiliary_alone" else said.get(pair[0], [1, 1, 1, 1])), pair
 
 
 SHAPES = (

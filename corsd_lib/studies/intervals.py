@@ -38,6 +38,7 @@ def with_interval(mean: float | None, low: float | None, high: float | None, sig
     """
     if mean is None:
         return "–"
+    mean = 0.0 if round(mean, 1) == 0 else mean  # never "-0.0"
     if low is None or high is None:
         return f"{mean:{sign}.1f} ± –"
     half = f"{(high - low) / 2:.1f}"

@@ -13,10 +13,10 @@
 # %% [markdown] slideshow={"slide_type": "slide"}
 # # 01 Can a network teach itself?
 #
-# Usually a small network learns from a large one that was trained before. Here there is
-# no large one: the **deepest layers teach the shallow layers of the same network**,
-# while all of them are being trained. They pass on predictions ("this is a 3") and
-# *relations* ("these two images have the same class").
+# In distillation, a small network usually learns from a large one that was trained
+# before. Here there is no large one: the **deepest layers teach the shallow layers of
+# the same network**, while all of them are being trained. They pass on predictions
+# ("this is a 3") and *relations* ("these two images have the same class").
 #
 # **You will learn**
 #
@@ -507,7 +507,8 @@ for k, (g, one, other) in enumerate(zip(gain, *half.values(), strict=True), 1):
 #
 # $$\bar d \; \pm \; t_{n-1} \, \frac{s}{\sqrt{n}}$$
 #
-# **Predict:** at which exits will the interval exclude 0? Write for example `1, 2`.
+# **Predict:** at which exits will the interval exclude 0? Write their numbers, such as
+# `3`, or `none`.
 
 # %% slideshow={"slide_type": "subslide"}
 my_exits = None

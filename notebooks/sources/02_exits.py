@@ -165,9 +165,9 @@ compare("Cost of exit 3", my_cost, 100 * costs[-1] / plain_cost, " %", atol=2)
 # %% [markdown]
 # ## Exits that watch: the probe
 #
-# What do shallow layers contain when nothing trains them to classify? To find out,
-# train the plain network and add shallow exits whose gradient stops before the backbone
-# (`detach_exits`). Such an exit is called a **probe**.
+# What do shallow layers contain when only the last exit is trained to classify? To find
+# out, train the plain network and add shallow exits whose gradient stops before the
+# backbone (`detach_exits`). Such an exit is called a **probe**.
 #
 # The function below takes the loss of one exit, runs the backward pass and lists the
 # stages that received a gradient.
@@ -547,8 +547,8 @@ for name in ("deep supervision", "BYOT"):
 # An image leaves at the first exit whose largest probability reaches a threshold
 # $\tau$. The deepest exit takes the rest:
 #
-# $$k_i = \min\big\{ k : \max_c \mathrm{softmax}(z^k_i)_c \ge \tau
-# \;\mathrm{or}\; k = K \big\}$$
+# $$k_i = \min \{ k : \max_c \mathrm{softmax}(z^k_i)_c \ge \tau
+# \;\mathrm{or}\; k = K \}$$
 #
 # With the cost $C_k$ of leaving at exit $k$, the mean cost of an image is
 #

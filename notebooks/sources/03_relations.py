@@ -808,10 +808,11 @@ for study, pair, mine in (
 
 # %% [markdown]
 # **Answer.** Without class KD, relation terms raise every exit on CUB-200-2011, by 2.7
-# points at the deepest. Which of the seven terms makes this difference was not
-# measured. On top of class KD, exits 2 to 4 are higher with them, but these two rows
-# ran on different machines (a GPU and a CPU), so hardware is not excluded as a cause.
-# On CIFAR-100, on top of class KD, no gain was detected at any exit.
+# points at the deepest. The auxiliary classifiers alone add 2.3 of them
+# ([04_class_oriented](04_class_oriented.ipynb)). On top of class KD, exits 2 to 4 are
+# higher with them, but these two rows ran on different machines (a GPU and a CPU), so
+# hardware is not excluded as a cause. On CIFAR-100, on top of class KD, no gain was
+# detected at any exit.
 
 # %% [markdown]
 # ## Explore it
@@ -847,15 +848,15 @@ display(explorer)
 # ## Answer: what is the relation of two images?
 #
 # > **What we found.** A score from a formula or a trained network. The trained score
-# > has more contrast; it does not order new pairs better than the cosine. In `shapes`
-# > it is 0.19 for shared colour and texture, at most 0.01 otherwise. All relation terms
-# > add 2.7 [2.4, 3.0] points at the deepest exit on CUB-200-2011 without class KD, 0.8
-# > [0.4, 1.2] with it; on CIFAR-100, none detected.
+# > has more contrast; it does not order new pairs better than the cosine. For different
+# > shapes it is 0.19 with shared colour and texture, else at most 0.01. All relation
+# > terms add 2.7 [2.4, 3.0] points at the deepest exit on CUB-200-2011 without class
+# > KD, 0.8 [0.4, 1.2] with it; on CIFAR-100, none detected.
 # >
 # > **How sure we are.** AUC, `shapes`: one seed. Accuracies: three, paired, not
 # > corrected. CUB-200-2011 with class KD: different machines.
 # >
-# > **What it does not show.** Which relation term helps birds; why data sets differ.
+# > **What it does not show.** Why data sets differ.
 
 # %% [markdown]
 # ## Exercise 4, predict and experiment: a formula inside CORSD

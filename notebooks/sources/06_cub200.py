@@ -204,11 +204,11 @@ for row in ("corsd", "no_relations", "no_class_kd", "exits_alone"):
 # %% [markdown]
 # Rows with relation terms (all seven, 03) gain more than the same without them, seed by
 # seed: 2.7 [2.4, 3.0] points without class KD, and 0.8 [0.4, 1.2] with it
-# ([03_relations](03_relations.ipynb)). Which of the terms makes the difference was not
-# measured. The plain network and the first row ran on a GPU, the other three rows on a
-# CPU. So only the 2.7 compares trainings from one kind of machine; for the 0.8 and for
-# the gains of the last three rows, hardware is not excluded as a cause. What do these
-# relations contain?
+# ([03_relations](03_relations.ipynb)). Without class KD, the auxiliary classifiers
+# alone make most of it ([04_class_oriented](04_class_oriented.ipynb)). The plain
+# network and the first row ran on a GPU, the other three rows on a CPU. So for the 0.8
+# and for the gains of the last three rows, hardware is not excluded as a cause. What do
+# these relations contain?
 
 # %% [markdown]
 # ## First question: families
@@ -642,10 +642,10 @@ display(explorer)
 # %% [markdown]
 # ## Exercise 3, predict and experiment: single families
 #
-# The lift is a mean over families. Predict the family with the highest mean relation
-# among those with at least five species. Then compute the mean for each of them, and a
-# p-value for the best one. It is the best of many. Hint: which value should be taken
-# from each shuffle?
+# The lift is a mean over pairs of species, so large families count most. Predict the
+# family with the highest mean relation among those with at least five species. Then
+# compute the mean for each of them, and a p-value for the best one. It is the best of
+# many. Hint: which value should be taken from each shuffle?
 
 # %%
 my_family = None

@@ -696,8 +696,7 @@ figure.update_layout(title=title, width=760, height=440)
 # > (digits), between 2.28 and 2.93 (CIFAR-100; untrained 3.15, chance 3.80). Is tighter
 # > better? Not shown: rank correlation 0.40 over nine methods (p = 0.29).
 # >
-# > **How sure we are.** Not very sure of any statement about a network: it is one seed.
-# > The chance level of the share is exact; the others are means of 20 shuffles.
+# > **How sure we are.** Not very: one seed. The chance levels are reliable.
 # >
 # > **What it does not show.** Whether tightening causes accuracy, and longer training.
 

@@ -225,7 +225,7 @@ assert abs(trustworthiness_by_hand(x, projection) - library) < 1e-3
 scattered = torch.rand(len(x), 2, generator=torch.Generator().manual_seed(0))
 half = 0.4 < trustworthiness(x, scattered) < 0.6
 print(
-    "by hand and the library agree; random positions:", "about 0.5" if half else "other"
+    "by hand and the library agree; random positions:", "one half" if half else "other"
 )
 
 # %%
@@ -369,6 +369,8 @@ def ratios(points):
 distance, width = ratios(pictures[1])
 compare("Distance of C / distance of B", my_distance, distance, atol=1, digits=1)
 compare("Width of A / width of B", my_width, width, atol=1, digits=1)
+
+# %%
 names = ["A (wide)", "B (near)", "C (far)"]
 below = ["C/B {:.1f}, A/B {:.1f}".format(*ratios(points)) for points in pictures]
 title = "True ratios: 10 (distance of C and B), 10 (width of A and B)"

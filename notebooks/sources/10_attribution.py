@@ -589,12 +589,12 @@ print(f"deleted to black, with the map of that baseline: for {fewer} of 10")
 # %% [markdown]
 # **Answer.** For the first image the order is map, random, brightest. The map beats
 # random order. So does *brightest first* for most digits, so beating random order needs
-# no knowledge of the network. The comparison with the ink counts, with a bias: the map
-# was computed for the grey that replaces deleted pixels, the ink order was not. With
-# black the result is about the same: 9 of 10.
+# no knowledge of the network. The comparison with the ink has a bias: the map was
+# computed for the grey that replaces deleted pixels. With black the result is about the
+# same: 9 of 10.
 #
 # The maps explain what is *predicted*: this 9 is taken for a 4. The grey image is
-# called an 8, so the 8 keeps its probability longest in every order.
+# called an 8, so the 8 keeps its probability longest.
 #
 # Neither test proves a map right. The first finds maps that ignore the network, the
 # second finds maps that ignore what matters to it. For pairs neither was done.

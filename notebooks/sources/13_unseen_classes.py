@@ -497,8 +497,8 @@ pd.DataFrame({m: relations_add(birds, m) for m in measures}, index=exits)
 # > **How sure we are.** Three seeds of birds, five of shapes; 46 paired differences,
 # > not corrected; one set of held-out classes each.
 # >
-# > **What it does not show.** Other classes, larger images, relation terms without
-# > class KD; whether larger weights of the labels would do the same.
+# > **What it does not show.** Relation terms without class KD; larger label weights
+# > instead.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: another set of classes

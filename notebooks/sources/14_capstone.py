@@ -243,10 +243,10 @@ compare("Seeds for 4.5 points, twice the deviation", my_twice, twice)
 # $s$ were exact. It is not. Even with a *perfect* pilot the interval comes out longer
 # than $\delta$ in one study of four with five seeds, in one of forty with seven. So
 # take a seed or two more. (The example keeps five, to show what can happen.) Four times
-# the seeds (20 for 5) make the interval 2.65 times shorter: a factor of 2 from the root
-# of $n$ and of 1.33 from the smaller $t$. If there are many seeds, an interval a third
-# as long takes nine times as many. If you cannot afford the seeds, choose a larger
-# $\delta$ or another question now, not later.
+# the seeds (20 for 5) make the interval 2.65 times shorter: a factor of 2 from
+# $\sqrt n$ and of 1.33 from $t$. If there are many seeds, an interval a third as long
+# takes nine times as many. If you cannot afford the seeds, choose a larger $\delta$ or
+# another question now, not later.
 
 # %% [markdown]
 # ## 4. Register the plan
@@ -410,12 +410,13 @@ print(f"length: {planned:.1f} points planned, {high - low:.1f} found")
 compare("The interval is", my_length, "longer" if high - low > planned else "shorter")
 
 # %% [markdown]
-# **Answer.** In the outputs saved here the interval of exit 1 contains 0 and ends just
-# below 3 points: no useful gain, narrowly. On another machine it may be undecided. It
-# is more than twice as long as planned, probably because the pilot had right labels and
-# more epochs. A pilot under other conditions than the study is a common reason for such
-# a surprise. At exit 2 teaching costs 2.99 points [-6.01, 0.04]: chosen afterwards, it
-# would read almost as harm. The plan says that it decides nothing.
+# **Answer.** In the outputs saved here the interval of exit 1 contains 0 and ends at
+# 2.76, below 3 points: no useful gain, narrowly. On another machine it may be
+# undecided. It is more than twice as long as planned, probably because the pilot had
+# right labels and more epochs. A pilot under other conditions than the study is a
+# common reason for such a surprise. At exit 2 the difference is -1.36 points [-3.55,
+# 0.84]. Whoever chooses the exit afterwards can tell another story; the plan says that
+# it decides nothing.
 
 # %% [markdown]
 # With a slightly longer interval the verdict would be "undecided", and that would be
@@ -466,10 +467,10 @@ print(page.name, "has", len(panels), "parts")
 #
 # > **What we found.** Yes, if rows, measure, smallest gain, seeds and rule are fixed
 # > before the first training. Where a fifth of the labels was wrong, teaching changed
-# > exit 1 by -0.45 points [-3.88, 2.98]; the interval ends just below 3, so the verdict
-# > is "no useful gain".
+# > exit 1 by -0.45 points [-3.66, 2.76]; the interval ends below 3, so the verdict is
+# > "no useful gain".
 # >
-# > **How sure we are.** Five seeds, paired. The interval is 6.9 points long, not 2.6 as
+# > **How sure we are.** Five seeds, paired. The interval is 6.4 points long, not 2.6 as
 # > planned: other seeds or another machine may give "undecided".
 # >
 # > **What it does not show.** Other shares of wrong labels, longer trainings, other
