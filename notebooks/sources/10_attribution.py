@@ -587,11 +587,10 @@ fewer = (in_black["map"] < in_black["brightest"]).sum()
 print(f"deleted to black, with the map of that baseline: for {fewer} of 10")
 
 # %% [markdown]
-# **Answer.** For the first image the order is map, random, brightest. The map beats
-# random order. So does *brightest first* for most digits, so beating random order needs
-# no knowledge of the network. The comparison with the ink has a bias: the map was
-# computed for the grey that replaces deleted pixels. With black the result is about the
-# same: 9 of 10.
+# **Answer.** First image: map, random, brightest. The map beats random order. So does
+# *brightest first* for most digits: beating random order takes no knowledge of the
+# network. The comparison with the ink has a bias: the map was computed for the grey
+# that replaces deleted pixels. With black the result is about the same: 9 of 10.
 #
 # The maps explain what is *predicted*: this 9 is taken for a 4. The grey image is
 # called an 8, so the 8 keeps its probability longest.
@@ -697,7 +696,8 @@ for name in ("orange plain square", "blue plain cross", "orange striped cross"):
 #
 # That is one pair. Over 22 pairs the mean is 94 % (79 to 98 %), with gaps up to 2.3 %.
 # A "map" that only measures the difference from grey puts 36 % there.
-#
+
+# %% [markdown]
 # So these maps are right about *where*. They do not say *what*: the first image has a
 # low relation with squares of the same colour and texture (0.11), with striped crosses
 # (0.00) and with blue ones (0.01). Shape and texture count, in the same pixels. For
