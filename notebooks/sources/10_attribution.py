@@ -735,12 +735,11 @@ display(explorer)
 # > crossbar of the 4. For two orange crosses 94 % of the positive attribution lies on
 # > the cross. A map needs a baseline that scores low; two grey images score 1.00.
 # >
-# > **How sure we are.** Test 1 was done for one image, which passed. Test 2: the map
-# > beats random order for ten of ten digits, *brightest first* for nine. Test 3: 22
-# > pairs of one class. The map of the 4 and the 9 was not tested: for digits the
-# > question stays open.
+# > **How sure we are.** Test 1: one image passes. Test 2: the map beats random order
+# > for ten of ten digits, *brightest first* for nine. Test 3: 22 pairs of one class.
+# > The map of the 4 and the 9 was not tested.
 # >
-# > **What it does not show.** Which property of the cross counts; photographs.
+# > **What it does not show.** Which property counts; photographs.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: does the conclusion hold?
