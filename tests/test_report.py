@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from explorers import large_run, small_run
@@ -235,3 +236,9 @@ def test_early_exits_of_several_runs_are_drawn_in_one_scale(corsd: Run) -> None:
         assert beside["deepest_macs"] == drawn[other]["deepest_macs"]
     (alone,) = report._early_exits({"first": corsd})
     assert alone.data["others"] == []
+
+
+def test_curves_of_runs_with_and_without_validation_images_share_a_figure() -> None:
+    with_validation = pd.DataFrame({"epoch": [1, 2], "val_top1.exit1": [10.0, 20.0], "val_top1.exit2": [15.0, 30.0]})
+    chart: Any = report._accuracy_chart({"a": with_validation, "b": pd.DataFrame({"epoch": [1, 2]})}, "val_top1.", "validation")
+    assert [line["name"] for line in chart["lines"]] == ["a, exit 1 (shallowest)", "a, exit 2 (deepest)"]

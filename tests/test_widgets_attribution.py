@@ -407,3 +407,16 @@ def test_to_html_has_the_figure_and_the_sentence(explorer: AttributionExplorer) 
     (panel,) = explorer.panels()
     assert panel.kind == "figure" and panel.data["text"] == said(explorer)
     assert repr(explorer).endswith("image 3, partner None, exit 3)")
+
+
+def test_a_request_changes_python_but_sends_no_choice_back(
+    explorer: AttributionExplorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The browser may have chosen again; its older choice, sent back, would replace the newer one and be requested again."""
+    sent: list[Any] = []
+    explorer.ask_map(image=0)  # the number of steps is chosen with the first map
+    monkeypatch.setattr("ipywidgets.Widget.send_state", lambda self, key=None: sent.append(key))
+    explorer.ask_map(image=2, exit=1)
+    assert (explorer.image, explorer.exit) == (2, 1) and sent == []
+    explorer.exit = 2  # a change by the user of Python is sent
+    assert sent == ["exit"]
