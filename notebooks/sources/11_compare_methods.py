@@ -488,7 +488,7 @@ print(f"CORSD with class KD leads them by {min(leads):.1f} to {max(leads):.1f} p
 title = "Relative to CORSD with class KD"
 gain_by_method(rows_of(versus, "methods")).update_layout(title_text=title)
 
-# %% [markdown] slideshow={"slide_type": "fragment"}
+# %% [markdown] slideshow={"slide_type": "subslide"}
 # **Answer.** Six of six, by 2.5 to 4.5 points. Chance would seldom give that if the
 # comparisons were independent. They are not: all use the same CORSD runs, so one lucky
 # row would make all six peers look worse. New seeds of CORSD would tell.
