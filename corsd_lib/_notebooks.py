@@ -125,4 +125,5 @@ def _drawn(figure: Any) -> str:
 
     for trace in figure["data"]:  # drawn as vectors: a browser keeps WebGL for the latest few figures of a page only
         trace["type"] = {"scattergl": "scatter"}.get(trace["type"], trace["type"])
-    return go.Figure({"data": figure["data"], "layout": figure["layout"]}).to_html(full_html=False, include_plotlyjs=False)
+    drawn = go.Figure({"data": figure["data"], "layout": figure["layout"]})
+    return drawn.to_html(full_html=False, include_plotlyjs=False, config={"displayModeBar": False})

@@ -7,6 +7,7 @@ are those of `corsd_lib.figures`, told apart by all common kinds of colour visio
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -69,7 +70,9 @@ class Drawing:
 
     def text(self, x: float, y: float, words: str, look: str = "", anchor: str = "middle") -> None:
         style = f' class="{look}"' if look else ""
-        self.parts.append(f'<text{style} x="{x:g}" y="{y:g}" text-anchor="{anchor}">{escape(words)}</text>')
+        low = '<tspan font-size="75%" dy="4">\\1</tspan><tspan dy="-4">\u200b</tspan>'  # an index, and back to the line
+        drawn = re.sub(r"_(\w+)", low, escape(words))
+        self.parts.append(f'<text{style} x="{x:g}" y="{y:g}" text-anchor="{anchor}">{drawn}</text>')
 
     def lines(self, x: float, y: float, words: Iterable[str], look: str = "", anchor: str = "middle", step: float = 19) -> None:
         for row, line in enumerate(words):
@@ -149,20 +152,24 @@ def exits() -> Drawing:
 
 def teaching() -> Drawing:
     """Who teaches whom, and where the gradient stops."""
-    d = Drawing(860, 250, "The deepest exit is the target of the shallow exits; the gradient stops at the target")
+    d = Drawing(860, 300, "The deepest exit is the target of the shallow exits; the gradient stops at the target")
     for k in range(3):
-        x = 60 + 260 * k
-        d.box(x, 150, 150, 46, f"exit {k + 1}", "blue" if k == 2 else "blue-box")
-        d.text(x + 75, 220, "teacher: the deepest exit" if k == 2 else "student", "soft")
-    for x, top in ((135, 36), (395, 84)):
-        start = 680 if x == 135 else 640
-        d.path(f"M{start} 148 C{start} {top} {x + 20} {top} {x + 20} 146", "red-line", arrow=True)
-        d.path(f"M{x - 20} 150 v-34", "green-line", arrow=True)
-        d.text(x - 28, 108, "gradient", "green", "end" if x > 300 else "middle")
-    d.line((628, 124), (692, 124), "line")
-    d.line((628, 130), (692, 130), "line")
-    d.text(704, 132, "sg: stop-gradient", "", "start")
-    d.text(440, 46, "target: probabilities, embeddings or relations", "red")
+        x = 84 + 255 * k
+        d.box(x, 140, 150, 46, f"exit {k + 1}", "blue" if k == 2 else "blue-box")
+        d.box(x, 236, 150, 42, "stage 1" if k == 0 else f"stages 1 to {k + 1}")
+        d.arrow((x + 45, 234), (x + 45, 190))
+        if k < 2:
+            d.arrow((x + 105, 188), (x + 105, 232), "green-line")
+            d.text(x + 116, 216, "gradient", "green", "start")
+            d.text(x - 8, 168, "student", "soft", "end")
+    d.text(752, 168, "teacher", "soft", "start")
+    for x, top in ((159, 26), (414, 74)):
+        start = 689 if x == 159 else 649
+        d.path(f"M{start} 138 C{start} {top} {x + 20} {top} {x + 20} 136", "red-line", arrow=True)
+    d.line((637, 114), (701, 114), "line")
+    d.line((637, 120), (701, 120), "line")
+    d.text(713, 122, "sg: stop-gradient", "", "start")
+    d.text(440, 36, "target: probabilities, embeddings or relations", "red")
     return d
 
 
@@ -178,7 +185,7 @@ def temperature() -> Drawing:
         for i, share in enumerate(shares):
             d.text(x + 38 * i + 13, 180 - 130 * share, f"{100 * share:.0f} %", "soft")
         d.text(x + 70, 34, f"T = {t}", "bold")
-        d.text(x + 70, 226, ("the largest dominates", "the second is visible", "flat: the order is left")[place], "soft")
+        d.text(x + 70, 226, ("the largest dominates", "the second is visible", "flat: little but the order")[place], "soft")
     return d
 
 
@@ -401,7 +408,7 @@ def interval() -> Drawing:
         d.square(330, y(b), "red")
     d.text(150, 276, "plain", "blue")
     d.text(330, 276, "method", "red")
-    d.text(240, 34, "accuracy, one line per seed", "bold")
+    d.text(240, 34, "accuracy (%), one line a seed (invented numbers)", "bold")
     gaps = [b - a for a, b in zip(plain, ours, strict=True)]
     mean = sum(gaps) / 5
     half = 2.776 * (sum((g - mean) ** 2 for g in gaps) / 4) ** 0.5 / 5**0.5
@@ -421,7 +428,8 @@ def interval() -> Drawing:
     d.dot(x(mean), zero - 50, "red", 6)
     d.text(660, 34, "difference of each seed (points)", "bold")
     d.text(x(mean), zero - 66, "mean and 95 % interval", "red")
-    d.text(660, 226, "the interval excludes 0", "soft")
+    d.text(660, 206, "triangles: the five differences", "soft")
+    d.text(660, 228, "the interval excludes 0", "soft")
     return d
 
 

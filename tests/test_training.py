@@ -472,7 +472,11 @@ def test_on_epoch_sees_the_run_grow(tiny: Tiny) -> None:
     assert seen == [(1, 1, [0, 1], False), (2, 2, [0, 1, 2], False)]
 
 
-def test_progress_names_exits_and_parts_and_can_be_silent(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_names_exits_and_parts_and_can_be_silent(
+    tiny: Tiny, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")  # a narrow terminal cuts the line
+    monkeypatch.setenv("LINES", "24")
     _train(tiny("silent", epochs=1))
     assert capsys.readouterr() == ("", "")
     train(tiny("loud", epochs=1))

@@ -22,12 +22,7 @@ from corsd_lib.figures.style import PLOTLY, save_png
 from corsd_lib.sharing.pages import Panel, write_page
 from corsd_lib.sharing.pages.page import ARRAYS, explorer_script, explorer_style
 
-# Plotly's buttons over a stored picture, without the one that sends it to plotly's servers and those that crowd the title
-BUTTONS = {
-    "displaylogo": False,
-    "showSendToCloud": False,
-    "modeBarButtonsToRemove": ["zoomIn2d", "zoomOut2d", "autoScale2d"],
-}
+BUTTONS = {"displaylogo": False, "showSendToCloud": False}  # of a stored picture: nothing is sent to plotly's servers
 
 
 class Explorer(anywidget.AnyWidget):

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from corsd_lib.analysis.relations import KIND_NAMES
 from corsd_lib.figures.marks import boundary_shapes
 from corsd_lib.figures.relations import ALL_NAMED, NameRoom, relation_difference, relation_heatmap
-from corsd_lib.figures.style import PALETTE, set_title, short_name
+from corsd_lib.figures.style import INK, PALETTE, set_title, short_name
 from corsd_lib.widgets.relation_view import Relations, Scores, Shown
 
 _BESIDE = 105  # width of the colour bar and its labels, in pixels
@@ -45,7 +45,8 @@ def relation_picture(
     positions = {row: position for position, row in enumerate(shown.ordered)}
     pair = selection if by_class else images
     framed = pair is not None and all(row in positions for row in pair)
-    frames = [_frame(*(positions[row] for row in pair))] if pair and framed else []
+    colour = PALETTE[1] if shown.view.reference is None else INK[False]  # the scale of differences contains the orange
+    frames = _frame(*(positions[row] for row in pair), colour) if pair and framed else ()
     figure.update_layout(shapes=(*lines, *frames), width=width)
     if by_class and marked:
         _ring(figure, [positions[c] for c in _classes_of(relations, marked) if c in positions])
@@ -66,10 +67,10 @@ def _ring(figure: go.Figure, positions: Sequence[int]) -> None:
     figure.add_scatter(x=here, y=here, mode="markers", marker=look, hoverinfo="skip", showlegend=False)
 
 
-def _frame(row: int, column: int) -> dict[str, Any]:
-    """A frame around one cell of the heatmap."""
-    line = {"color": PALETTE[1], "width": 3}
-    return {"type": "rect", "x0": column - 0.5, "x1": column + 0.5, "y0": row - 0.5, "y1": row + 0.5, "line": line}
+def _frame(row: int, column: int, colour: str) -> tuple[dict[str, Any], ...]:
+    """A frame around one cell of the heatmap, on a wider white one that separates it from dark cells."""
+    cell = {"type": "rect", "x0": column - 0.5, "x1": column + 0.5, "y0": row - 0.5, "y1": row + 0.5}
+    return {**cell, "line": {"color": "#fff", "width": 5.5}}, {**cell, "line": {"color": colour, "width": 3}}
 
 
 def _subject(relations: Relations, shown: Shown, marked: int) -> str:

@@ -71,7 +71,7 @@ function matrixView({ pick, move, clear, zoomed, images = null }) {
       g.strokeStyle = "#fff";
       g.strokeRect(across(j) - pad, at(i) - pad, size + 2 * pad, size + 2 * pad);
       g.lineWidth = 2.5;
-      g.strokeStyle = THEME.palette[1];
+      g.strokeStyle = spec.scale === "diverging" ? "#1f2933" : THEME.palette[1]; // the scale of differences contains the orange
       g.strokeRect(across(j) - pad, at(i) - pad, size + 2 * pad, size + 2 * pad);
     }
     if (drag?.to) {
