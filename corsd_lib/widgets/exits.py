@@ -193,7 +193,7 @@ class ExitExplorer(Explorer):
         images = []
         for i, sure, g in zip(positions[some].tolist(), confidence[some].tolist(), prediction[some].tolist(), strict=True):
             label = int(labels[i])
-            text = f"✓ {100 * sure:.0f} % sure" if g == label else f"✗ as {short_name(names[g])}, {100 * sure:.0f} %"
+            text = f"✓ {100 * sure:.0f} %" if g == label else f"✗ as {short_name(names[g])}, {100 * sure:.0f} %"
             images.append({"png": pngs.get(i), "lines": [short_name(names[label]), text], "correct": g == label})
         frequent = Counter(labels[positions].tolist()).most_common(4)
         correct = 100.0 * (prediction == labels[positions]).double().mean().item() if len(positions) else None

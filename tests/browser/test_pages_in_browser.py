@@ -270,6 +270,39 @@ def test_undo_goes_back_and_tells_the_host(page: Any) -> None:
     assert said[1] == [{"exit": 2}, {"order": "cluster", "exit": 3}, {"order": "label", "exit": 2}, {"exit": 1}]
 
 
+def test_a_drag_of_a_slider_is_one_step_of_undo(page: Any) -> None:
+    states = page.evaluate("""() => {
+      const store = makeStore({ epoch: 0, exit: 1 }), seen = [];
+      const slide = slider("epoch", 9, 0, String, (epoch) => store.set({ epoch }));
+      const to = (value, event) => { slide.range.value = value; slide.range.dispatchEvent(new Event(event)); };
+      store.set({ exit: 2 });
+      for (const value of [1, 2, 3]) to(value, "input");
+      to(3, "change");
+      for (const value of [4, 5]) to(value, "input");
+      to(5, "change");
+      for (let i = 0; i < 3; i++) { store.undo(); seen.push({ ...store.state }); }
+      return seen;
+    }""")
+    assert states == [{"epoch": 3, "exit": 2}, {"epoch": 0, "exit": 2}, {"epoch": 0, "exit": 1}]
+
+
+def test_an_undo_ends_a_gesture(page: Any) -> None:
+    states = page.evaluate("""() => {
+      const store = makeStore({ epoch: 0 }), mine = {}, seen = [];
+      const to = (epoch) => gestured(mine, () => store.set({ epoch }));
+      to(1); to(2); store.undo(); seen.push(store.state.epoch); to(3); to(4); store.undo(); seen.push(store.state.epoch);
+      return seen;
+    }""")
+    assert states == [0, 0]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.3, 0.9), (2.1, 4.8), (0.011, 0.019), (0.001, 1), (1e-6, 1e3)])
+def test_a_logarithmic_axis_has_several_ticks_inside_its_range(page: Any, low: float, high: float) -> None:
+    ticks = page.evaluate("([low, high]) => scaleOf(low, high, 0, 100, true).ticks(6)", [low, high])
+    assert 2 <= len(ticks) <= 8
+    assert all(low * 0.999 <= tick <= high * 1.001 for tick in ticks)
+
+
 # --- relations --------------------------------------------------------------------------------------------------------
 
 
@@ -298,6 +331,19 @@ def test_exit_epoch_and_order_choose_the_relation(page: Any, runs: tuple[Run, Ru
     for _ in range(2):
         section.get_by_role("button", name="undo").click()
     np.testing.assert_allclose(matrix(section), relation, atol=1e-4)
+
+
+def test_a_pair_outside_the_superclass_is_shown_among_all_classes(page: Any) -> None:
+    section = panel(page, 0, "relation")
+    control(section, "superclass").select_option(label="even")
+    control(section, "first class").select_option(label="2")
+    control(section, "second class").select_option(label="4")
+    assert held(section, "x.shown().n") == 5
+    control(section, "second class").select_option(label="5")
+    assert held(section, "x.shown().n") == 10
+    assert held(section, "x.shown().frame") is not None
+    section.get_by_role("button", name="undo").click()
+    assert held(section, "x.shown().n") == 5
 
 
 def test_play_goes_to_the_last_epoch_and_stops(page: Any) -> None:

@@ -74,7 +74,7 @@ KINDS.attribution = (box, host) => {
     asked = key;
     result.replaceChildren();
     questionOfCheck.forget();
-    shown.classList.add("stale");
+    outdated(true);
     busy(box, "attributing", question("map", { ...state })).then((answer) => {
       if (answer === undefined) return;
       asked = JSON.stringify(state); // Python may have increased the number of steps
@@ -87,9 +87,12 @@ KINDS.attribution = (box, host) => {
     });
   }
 
+  /** Draw the answer pale while a new one is computed. */
+  const outdated = (is) => [finding, note, shown].forEach((node) => node.classList.toggle("stale", is));
+
   function fill({ finding: said, completeness: gap, complete, rows, table: facts, testable }) {
     shown.hidden = false;
-    shown.classList.remove("stale");
+    outdated(false);
     message.textContent = "";
     finding.replaceChildren(el("b", {}, `${said}.`));
     note.textContent = `${gap} Orange increases the score, blue decreases it${rows.length > 1 ? "; one scale for both maps" : ""}. The values of a complete map add up to the score minus the score of the baseline; the completeness gap is the difference.`;

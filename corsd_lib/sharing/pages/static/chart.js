@@ -11,7 +11,9 @@ function scaleOf(low, high, from, to, log = false) {
     if (!log) return ticks(low, high, count);
     const all = [];
     for (let p = Math.floor(a); p <= b; p++) for (const m of b - a > 3 ? [1] : [1, 2, 5]) all.push(m * 10 ** p);
-    return all.filter((t) => t >= low * 0.999 && t <= high * 1.001).filter((_, i, kept) => i % Math.ceil(kept.length / count) === 0);
+    const inside = all.filter((t) => t >= low * 0.999 && t <= high * 1.001);
+    if (inside.length < 2) return ticks(low, high, count); // a range within a decade may contain one of them or none
+    return inside.filter((_, i) => i % Math.ceil(inside.length / count) === 0);
   };
   return map;
 }
@@ -80,7 +82,8 @@ function lineChart({ label, height = 280, say, pick = null, legends = true }) {
     }
     for (const m of spec.marks ?? []) {
       parts.push(svg("circle", { cx: x(m.x), cy: y(m.y), r: 7, fill: m.color, class: "mark" }));
-      if (m.text) parts.push(svg("text", { x: x(m.x) + 11, y: y(m.y) + 4, class: "tick strong" }, m.text));
+      const low = y(m.y) + 26 > height - bottom, late = x(m.x) > width - 60; // the text stays within the axes
+      if (m.text) parts.push(svg("text", { x: x(m.x) + (late ? -11 : 11), y: y(m.y) + (low ? -10 : 20), class: "tick strong", "text-anchor": late ? "end" : "start" }, m.text));
     }
     drawing.replaceChildren(...parts);
     areas = lines;

@@ -91,6 +91,14 @@ function choice(text, options, value, change) {
   return Object.assign(box, { list, fill, set: (v) => { list.value = JSON.stringify(v); } });
 }
 
+let gesture = null; // of the changes that are being made now
+
+/** Call `change`; all its changes of the state, and those of later calls with the same `mine`, are one step of undo. */
+function gestured(mine, change) {
+  gesture = mine;
+  try { change(); } finally { gesture = null; }
+}
+
 /** A labelled slider over whole numbers; `say` puts the number into words. `set` moves it without calling `change`. */
 function slider(text, last, value, say, change) {
   const range = el("input", { type: "range", min: 0, max: last, step: 1, value, disabled: last < 1 });
@@ -100,8 +108,10 @@ function slider(text, last, value, say, change) {
     range.setAttribute("aria-valuetext", output.textContent);
   };
   const box = labelled(text, range, output);
+  let drag = null; // from the first movement until the release
   output.htmlFor = range.id;
-  range.addEventListener("input", () => { show(); change(+range.value); });
+  range.addEventListener("input", () => { show(); drag ??= {}; gestured(drag, () => change(+range.value)); });
+  range.addEventListener("change", () => { drag = null; });
   show();
   const size = (most) => { range.max = most; range.disabled = most < 1; };
   return Object.assign(box, { range, size, set: (v) => { range.value = v; show(); } });
@@ -111,16 +121,18 @@ const button = (text, click, attributes = {}) => el("button", { type: "button", 
 
 /** A button that plays through `count()` steps, from step `at()`, or from the first if that is the last. */
 function player(count, at, go, interval = 500) {
-  let timer = null;
+  let timer = null, playing = null;
   const stop = () => { clearInterval(timer); timer = null; show(); };
+  const to = (step) => gestured(playing, () => go(step));
   const step = () => {
     if (!node.isConnected) return stop();
-    go(Math.min(at() + 1, count() - 1));
+    to(Math.min(at() + 1, count() - 1));
     if (at() >= count() - 1) stop();
   };
   const node = button("", () => {
     if (timer !== null) return stop();
-    if (at() >= count() - 1) go(0);
+    playing = {};
+    if (at() >= count() - 1) to(0);
     timer = setInterval(step, interval);
     show();
   }, { class: "play", disabled: count() < 2 });
@@ -136,6 +148,7 @@ const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 /** The state of the controls: `state`, `set(patch)`, `undo()`, `on(listener)`. `sync(patch)` reports every change made here to the host. */
 function makeStore(state, sync = () => {}) {
   const listeners = [], past = [];
+  let latest = null; // gesture of the last change
   const changed = (patch) => Object.fromEntries(Object.entries(patch).filter(([name, value]) => !same(state[name], value)));
   const apply = (patch) => {
     Object.assign(state, patch);
@@ -148,7 +161,10 @@ function makeStore(state, sync = () => {}) {
     set(patch) {
       const news = changed(patch);
       if (!Object.keys(news).length) return;
-      past.push(Object.fromEntries(Object.keys(news).map((name) => [name, state[name]])));
+      const before = Object.fromEntries(Object.keys(news).map((name) => [name, state[name]]));
+      if (gesture && gesture === latest && past.length) past.push({ ...before, ...past.pop() });
+      else past.push(before);
+      latest = gesture;
       if (past.length > 100) past.shift();
       apply(news);
       sync(news);
@@ -160,6 +176,7 @@ function makeStore(state, sync = () => {}) {
     },
     undo() {
       const before = past.pop();
+      latest = null;
       if (!before) return;
       apply(before);
       sync(before);
@@ -326,7 +343,9 @@ function busy(box, what, promise) {
   const sign = busySigns.get(box) ?? el("div", { class: "busy", role: "status", hidden: true });
   if (!busySigns.has(box)) {
     busySigns.set(box, sign);
-    box.append(sign);
+    const controls = box.querySelector(":scope > .controls");
+    const line = el("div", { class: "busy-line" }, sign); // takes no room, and is below the controls
+    if (controls) controls.after(line); else box.prepend(line);
     sign.waiting = 0;
     box.addEventListener("began", () => { sign.textContent = `${sign.what}…`; });
   }

@@ -313,7 +313,8 @@ KINDS.relation = (box, host) => {
 
   function select(c, d) {
     if (c === null || d === null) return;
-    store.set({ selection: [c, d], images: null });
+    const seen = inScope(c) && inScope(d); // a pair that is not in the chosen superclass is shown among all classes
+    store.set({ selection: [c, d], images: null, ...(seen ? {} : { superclass: null }) });
   }
 
   function pick(run, i, j) {

@@ -86,7 +86,7 @@ KINDS.stages = (box, host) => {
     const how = grouping(), [low, high] = range(fit), chosen = state.selection.length ? new Set(state.selection) : null;
     maps.forEach(({ view, text }, k) => {
       const looks = Array.from({ length: images }, (_, i) => how.look(how.of(k, i)));
-      const rings = state.image === null ? [] : [state.image, ...(near?.key === nearKey() ? near.of[k] : [])];
+      const rings = !ask || state.image === null ? [] : [state.image, ...(near?.key === nearKey() ? near.of[k] : [])];
       view.draw({ at: fit.at(e(), k), low, high, look: (i) => looks[i], chosen, rings, label: `${exits[k]}, epoch ${state.epoch}: ${images} images as points` });
       const say = (name) => { const v = fit.quality[name][e()][k]; return v === null ? "–" : v.toFixed(2); };
       const hits = positions((i) => correct(k, i)).length / images;
