@@ -409,7 +409,8 @@ _UNSEEN_LINE = fields(
         **dict.fromkeys(("low", "high"), optional(number())),
         "over": optional(text),
         **_gain,
-    }
+    },
+    {"by_seed": entries(percent)},
 )
 _SUMMARY = fields(
     {

@@ -39,7 +39,7 @@ def overview() -> str:
 def _gain(method: dict[str, Any] | None) -> str:
     if method is None:
         return "–"
-    gain = with_interval(method["gain"], method["gain_low"], method["gain_high"], sign="+")
+    gain = with_interval(method["gain"], method["gain_low"], method["gain_high"], sign="+").removesuffix(" ± –")
     return f"{gain} (n = {method['gain_n']})"
 
 

@@ -446,7 +446,7 @@ def test_every_group_has_its_figures_with_what_it_is_read_against(
     summary: dict[str, Any], drawn: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     over: list[tuple[str, list[str]]] = []
-    monkeypatch.setattr(figures, "gain_by_method", lambda s: over.append((s["baseline"], list(s["methods"]))))
+    monkeypatch.setattr(figures, "gain_by_method", lambda s, sort: over.append((s["baseline"], list(s["methods"]))))
     assert draw_figures(summary, tmp_path) == [tmp_path / name for name in drawn]
     assert drawn == ["accuracy.png", "gain.png", "accuracy_ablation.png", "gain_ablation.png"]
     assert list(figures._with_references(summary, "ablation")) == ["baseline", "corsd", "a", "control"]

@@ -254,6 +254,16 @@ def test_gain_by_method_is_sorted_and_coloured_by_what_its_interval_says() -> No
     assert figure.layout.shapes[0].x0 == 0 and "points" in figure.layout.xaxis.title.text
 
 
+def test_gains_keep_the_order_of_the_tables_and_the_axis_says_what_is_compared() -> None:
+    rows = study(baseline=PLAIN, b=BEHIND, u=UNSURE, c=AHEAD)
+    figure = figures.gain_by_method(rows, sort=False)
+    assert list(figure.layout.yaxis.ticktext) == ["behind (n = 2)", "unsure (n = 2)", "ahead (n = 2)"]
+    assert figure.layout.title.text == figures.gain_by_method(rows).layout.title.text
+    assert figure.layout.xaxis.title.text.startswith("gain over plain")
+    behind = figures.gain_by_method(study(baseline=PLAIN, b=BEHIND))
+    assert behind.layout.xaxis.title.text.startswith("difference from plain")
+
+
 def test_a_tie_is_grey_without_a_bar_and_n_is_that_of_the_pairs() -> None:
     figure = figures.gain_by_method(study(baseline=PLAIN, t=TIED, u=UNSURE))
     unsure, tied = figure.data[1], figure.data[3]
@@ -322,6 +332,10 @@ def test_unseen_by_exit_aligns_the_variants_at_the_deepest_exit() -> None:
     assert plain.name == "&lt;plain&gt; (n = 3)" and "[13.00, 15.00] %" in plain.hovertemplate[0]
     assert "highest at the deepest exit on average: &lt;corsd&gt;, 15.0 %" in figure.layout.title.text
     assert "recall@1 by cosine (%)" in figure.layout.yaxis.title.text
+    seeds = [{**line, "by_seed": {"0": line["mean"] - 1, "4": line["mean"] + 1}} for line in UNSEEN_LINES]
+    rings = figures.unseen_by_exit({"unseen": seeds}).data[3]
+    assert list(rings.y) == [15.0, 17.0, 14.0, 16.0] and rings.marker.symbol == "circle-open" and not rings.showlegend
+    assert rings.hovertemplate[1] == "&lt;corsd&gt;, exit 1, seed 4<br>17.00 %<extra></extra>"
     (relation,) = figures.unseen_by_exit({"unseen": UNSEEN_LINES}, score="relation").data
     assert list(relation.y) == [9.0] and relation.error_y.array is None
 

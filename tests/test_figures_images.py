@@ -41,6 +41,27 @@ def test_names_stand_over_the_middle_of_their_class() -> None:
     assert [note.xref for note in names] == ["x"] * 3 + ["x2"] * 3
 
 
+def test_names_that_would_touch_are_moved_apart() -> None:
+    points = np.array([[[0.0, 0.0], [0.01, 0.0], [0.02, 0.01], [9.0, 9.0]]])
+    names = ["a", "b", "c", "d"]
+    notes = figures.embedding_scatter(points, range(4), names, ["exit 1"], annotate=True).layout.annotations[1:]
+    places = [(note.xshift, note.yshift) for note in notes[:3]]
+    assert all(abs(x - u) > 11 or abs(y - v) > 14 for k, (x, y) in enumerate(places) for u, v in places[:k]) and notes[
+        3
+    ].yshift == pytest.approx(13)
+
+
+def test_the_order_of_the_legend_can_be_chosen_and_the_rest_is_grey() -> None:
+    kinds = ["trees", "rest", "fish", "rest"]
+    order = ["trees", "fish", "rest"]
+    figure = figures.embedding_scatter(POINTS, LABELS, NAMES, ["1", "2"], colour_by=kinds, order=order, grey="rest")
+    assert [trace.name for trace in figure.data[2:]] == order
+    first, second, *_ = figures.PALETTE
+    panel, entry = figure.data[1].marker, figure.data[4].marker
+    assert list(panel.color) == [first, entry.color, second, entry.color] and entry.color not in figures.PALETTE
+    assert list(panel.opacity) == [1, 0.25, 1, 0.25] and set(panel.symbol) == {"circle"}
+
+
 def test_only_many_points_take_webgl_of_which_a_page_has_little() -> None:
     for images, kind in ((4000, "scatter"), (4001, "scattergl")):
         figure = figures.embedding_scatter(np.zeros((2, images, 2)), np.zeros(images, int), ["cat"], ["1", "2"])
@@ -131,7 +152,8 @@ def test_all_maps_of_a_call_share_a_symmetric_range() -> None:
     assert len(overlays) == 2 and {(trace.zmin, trace.zmax) for trace in overlays} == {(-axis.cmax, axis.cmax)}
     assert {trace.coloraxis for trace in figure.data if trace.name == "map"} == {"coloraxis"}
     assert overlays[0].colorscale[2] == (0.5, "rgba(233, 231, 227, 0)")  # where the map is zero the image is seen
-    assert figures.image_attribution(IMAGES, MAPS * 0, ["a", "b"]).layout.coloraxis.cmax == 1
+    flat = figures.image_attribution(IMAGES, MAPS * 0, ["a", "b"], unit="share & sign").layout.coloraxis
+    assert flat.cmax == 1 and flat.colorbar.title.text == "share &amp; sign"
 
 
 def test_the_title_says_on_how_few_pixels_half_of_the_attribution_lies() -> None:

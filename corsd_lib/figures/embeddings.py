@@ -7,6 +7,7 @@ from collections.abc import Sequence, Sized
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import plotly.graph_objects as go
 
 from corsd_lib.errors import CorsdError, shortened
@@ -14,6 +15,7 @@ from corsd_lib.figures import style
 from corsd_lib.figures.style import GREY, GRID, PALETTE, SCALE, SYMBOLS, Matrix, hover_name, set_title, short_name, template
 
 _COLUMNS = 4  # panels in a row
+_SIDES = {3: 280, 4: 250}  # pixels of a panel, for so many columns; else 330
 _MOST_SVG = 8000  # points; WebGL is faster above, but a browser has 16 contexts a page, and such a figure takes three of them
 _MOST_KINDS = 24  # that a legend has room for; their looks are all different
 
@@ -27,6 +29,8 @@ def embedding_scatter(
     *,
     colour_by: Sequence[str] | Matrix | None = None,
     colour_name: str = "",
+    order: Sequence[str] | None = None,
+    grey: str | None = None,
     captions: Sequence[str] | None = None,
     quality: Sequence[str] | None = None,
     annotate: bool = False,
@@ -36,8 +40,9 @@ def embedding_scatter(
 
     `coordinates` (K, N, 2); `labels` (N,) of `class_names`; `titles` (K) over the panels and `quality` (K) under them.
     `colour_by` (N,): names, each with its own colour and symbol, or numbers on the sequential scale; by default the class.
-    `colour_name`: title of the legend. `annotate`: write the name of each class over the median of its points. `captions` (N,):
-    hover texts, the class by default; lines end in "\\n". Trace k is panel k and its point i is image i, for linked selections;
+    `colour_name`: title of the legend. `order`: the kinds in the order of the legend, by default sorted. `grey`: a kind that is
+    drawn pale and grey. `annotate`: write the name of each class over the median of its points. `captions` (N,): hover texts,
+    the class by default; lines end in "\\n". Trace k is panel k and its point i is image i, for linked selections;
     the other traces are the legend, which is left out for more than 24 kinds. Raises `CorsdError` if shapes do not fit.
     """
     points = np.asarray(coordinates, np.float32)
@@ -53,13 +58,15 @@ def embedding_scatter(
         x, y = np.ascontiguousarray(panel.T)
         place = {"row": k // _COLUMNS + 1, "col": k % _COLUMNS + 1}
         figure.add_trace(trace(x=x, y=y, mode="markers", text=hover, hovertemplate="%{text}<extra></extra>"), **place)
-    kinds = list(dict.fromkeys(class_names)) if colour_by is None else None
+    kinds = list(order) if order is not None else list(dict.fromkeys(class_names)) if colour_by is None else None
     look = point_look(classes if colour_by is None else colour_by, kinds)
     figure.update_traces(marker=look, showlegend=False)
     if "showscale" in look:
         figure.data[0].marker.update(showscale=True, colorbar=_colour_bar(colour_name))
     else:
         figure.add_traces(legend_of(classes if colour_by is None else colour_by, kinds))
+        if grey is not None:
+            _grey_out(figure, count, np.asarray(classes if colour_by is None else colour_by) == grey, grey)
     _finish(figure, count, quality, colour_name, title, dark)
     if annotate:
         _name_groups(figure, points, np.asarray(classes), dark)
@@ -116,6 +123,18 @@ def _escaped(text: str) -> str:
     return html.escape(text, quote=False).replace("\n", "<br>")
 
 
+def _grey_out(figure: go.Figure, count: int, rest: Any, name: str) -> None:
+    """Draw the points (N,) of `rest` and their entry `name` in the legend as pale grey circles."""
+    for panel in figure.data[:count]:
+        look = panel.marker
+        colours = [GREY if out else PALETTE[int(code)] for code, out in zip(look.color, rest, strict=True)]
+        symbols = ["circle" if out else symbol for symbol, out in zip(look.symbol, rest, strict=True)]
+        panel.marker = {"size": 6, "color": colours, "symbol": symbols, "opacity": np.where(rest, 0.25, 1.0)}
+    for entry in figure.data[count:]:
+        if entry.name == _escaped(short_name(name)):
+            entry.marker = {"size": 8, "color": GREY, "symbol": "circle", "opacity": 0.4}
+
+
 def _check_lengths(wanted: int, **given: Any) -> None:
     for name, values in given.items():
         if isinstance(values, Sized) and len(values) != wanted:
@@ -141,7 +160,7 @@ def _finish(figure: go.Figure, count: int, quality: Sequence[str] | None, colour
     figure.update_yaxes(scaleanchor="x", selector={"anchor": "x"})
     for k, text in enumerate(quality or ()):
         figure.update_xaxes(title=_escaped(text), row=k // _COLUMNS + 1, col=k % _COLUMNS + 1)
-    side, entries = {3: 280, 4: 250}.get(columns, 330), [trace.name for trace in figure.data[count:]]
+    side, entries = _SIDES.get(columns, 330), [trace.name for trace in figure.data[count:]]
     beside = 60 + 7 * max(map(len, [colour_name, *entries])) if entries else 90
     high = max(90 + (side + 50) * rows, 150 + 20 * len(entries))
     legend = {"title": {"text": _escaped(colour_name)}, "font": {"size": 11}, "tracegroupgap": 0, "y": 1, "yanchor": "top"}
@@ -152,13 +171,35 @@ def _finish(figure: go.Figure, count: int, quality: Sequence[str] | None, colour
 
 
 def _name_groups(figure: go.Figure, points: Any, classes: Any, dark: bool) -> None:
-    """The short name of every class over the median of its points (K, N, 2), in every panel."""
-    look = {"showarrow": False, "font": {"size": 13, "color": style.INK[dark]}, "yshift": 13}
+    """The short name of every class over the median of its points (K, N, 2), in every panel; names that would touch are moved
+    apart.
+    """
+    look = {"showarrow": False, "font": {"size": 13, "color": style.INK[dark]}}
+    pixels = 0.85 * _SIDES.get(min(len(points), _COLUMNS), 330) / max(float(np.ptp(points, axis=(0, 1)).max()), 1e-9)
     for k, panel in enumerate(points):
         place = {"row": k // _COLUMNS + 1, "col": k % _COLUMNS + 1}
-        for name in dict.fromkeys(classes.tolist()):
-            x, y = np.median(panel[classes == name], axis=0).tolist()
-            figure.add_annotation(x=x, y=y, text=_escaped(short_name(name)), **look, **place)
+        names = list(dict.fromkeys(classes.tolist()))
+        middles = np.stack([np.median(panel[classes == name], axis=0) for name in names])
+        shifts = _moved_apart(middles * pixels + [0, 13], names) - middles * pixels
+        for name, (x, y), (right, up) in zip(names, middles.tolist(), shifts.tolist(), strict=True):
+            text = _escaped(short_name(name))
+            figure.add_annotation(x=x, y=y, xshift=right, yshift=up, text=text, **look, **place)
+
+
+def _moved_apart(places: npt.NDArray[np.float64], names: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Places (n, 2) of names in pixels, of which those that touch are moved apart; 40 rounds are enough for a dozen names."""
+    places = places.copy()
+    for _ in range(40):
+        for a in range(len(places)):
+            for b in range(a):
+                room = np.array([4 + 4 * (len(short_name(names[a])) + len(short_name(names[b]))), 15])
+                gap = places[a] - places[b]
+                if (np.abs(gap) < room).all():
+                    axis = int(np.argmax(np.abs(gap) / room))  # the shorter way out
+                    step = (room[axis] - abs(gap[axis])) / 2 * (1 if gap[axis] >= 0 else -1)
+                    places[a, axis] += step
+                    places[b, axis] -= step
+    return places
 
 
 def _colour_bar(name: str) -> dict[str, Any]:

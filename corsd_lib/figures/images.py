@@ -47,14 +47,22 @@ def image_strip(images: Matrix, titles: Sequence[str], title: str = "", *, colum
     return figure
 
 
-def image_attribution(images: Matrix, maps: Matrix, titles: Sequence[str], title: str = "", *, dark: bool = False) -> go.Figure:
+def image_attribution(
+    images: Matrix,
+    maps: Matrix,
+    titles: Sequence[str],
+    title: str = "",
+    *,
+    unit: str = "contribution to the logit",
+    dark: bool = False,
+) -> go.Figure:
     """Attribution maps, one row for each image: the image, its map, and the map over the grey image.
 
     `images` uint8 (n, 1 or 3, H, W); `maps` (n, H, W): signed attributions in the unit of the score, where positive values
     (vermilion) raised the score and negative values (blue) lowered it; `titles` (n,): of the rows. All maps have the same
     symmetric colour range, up to the 99.5th percentile of their absolute values; larger values have the colour of its end. The
-    default title states the share of pixels that have half of the attribution. `dark`: colours for a dark page. Raises
-    `CorsdError` if shapes do not match.
+    default title states the share of pixels that have half of the attribution. `unit`: title of the colour bar, what the
+    values are. `dark`: colours for a dark page. Raises `CorsdError` if shapes do not match.
     """
     from plotly.subplots import make_subplots
 
@@ -73,7 +81,7 @@ def image_attribution(images: Matrix, maps: Matrix, titles: Sequence[str], title
     for row, (image, values_of) in enumerate(zip(pixels, values, strict=True), start=1):
         _add_row(figure, row, np.moveaxis(np.broadcast_to(image, (3, high, wide)), 0, -1), values_of)
     limit = float(np.percentile(np.abs(values), 99.5)) or float(np.abs(values).max()) or 1.0
-    bar = {"title": {"text": "− against, + for", "side": "right", "font": {"size": 13}}, "thickness": 14, "outlinewidth": 0}
+    bar = {"title": {"text": html.escape(unit), "side": "right", "font": {"size": 13}}, "thickness": 14, "outlinewidth": 0}
     figure.update_layout(coloraxis={"colorscale": DIVERGING, "cmin": -limit, "cmax": limit, "colorbar": bar})
     figure.update_traces(zmin=-limit, zmax=limit, selector={"name": "over"})
     figure.update_xaxes(visible=False, constrain="domain")

@@ -59,6 +59,7 @@ def structure_over_depth(
             line = {**line_style(i), **look, **({"color": GREY} if shared else {})}
             _add_lines(figure, 1, part, places, measures, label, line, hover)
     figure.update_traces(marker_size=7)
+    figure.for_each_trace(lambda trace: trace.update(legendrank=2000) if trace.name.startswith("all, ") else None)
     ticks = {"tickvals": list(range(1, most + 1)), "range": [0.7, most + 0.3]}
     figure.update_xaxes(title="exit (1 = shallowest)", **ticks)
     return _finish(figure, measures, 1, title or _depth_finding(tables, measures[0]), dark)

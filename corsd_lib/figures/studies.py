@@ -54,24 +54,30 @@ def accuracy_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.
         i = (back - 1) % len(PALETTE)
         _add_points(figure, points, "%", name=name, marker={"color": PALETTE[i], "symbol": SYMBOLS[i], "size": 9})
     best, reference = max(methods.values(), key=lambda m: m["top1"][-1]), methods.get(summary["baseline"])
-    title = f"Best deepest exit on average: {short_name(best['label'])}, {best['top1'][-1]:.1f} %"
+    alone = all(len(m["top1_by_seed"]) == 1 for m in methods.values())
+    where = "Best deepest exit of one seed" if alone else "Best deepest exit on average"
+    title = f"{where}: {short_name(best['label'])}, {best['top1'][-1]:.1f} %"
     axis = "test top-1 (%), mean over n seeds, 95 % interval"
     if reference is not None:
         figure.add_vline(x=reference["top1"][-1], line={"dash": "dot", "width": 1, "color": INK[dark]})
         title += "" if best is reference else f"; {short_name(reference['label'])}, {reference['top1'][-1]:.1f} %"
         axis += f"; dotted: {html.escape(short_name(reference['label']))}"
     figure.update_layout(legend={"traceorder": "reversed", "orientation": "h", "y": 1, "yanchor": "bottom"}, xaxis_title=axis)
-    return _with_rows(figure, [_with_n(m) for m in methods.values()], title, dark)
+    return _with_rows(figure, [_with_n(m) for m in methods.values()], title, dark, legend=True)
 
 
-def gain_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.Figure:
-    """Gain of every variant over the baseline at the deepest exit, in points, paired by seed, with 95 % interval; best on top.
+def gain_by_method(summary: Mapping[str, Any], *, sort: bool = True, dark: bool = False) -> go.Figure:
+    """Gain of every variant over the baseline at the deepest exit, in points, paired by seed, with 95 % interval.
 
-    `summary`: from `summarise`. Rings are the n single seeds. Variants are grey if they have no interval or if it contains
-    zero. The title names the largest gain whose interval is above zero; if there is none, the losses whose interval is below
-    zero. `dark`: colours for a dark page. Raises `CorsdError` if no variant has a gain.
+    `summary`: from `summarise`. The best is on top; without `sort` the variants keep their order, as in the tables of the
+    study. Rings are the n single seeds. Variants are grey if they have no interval or if it contains zero. If most gains are
+    negative, the axis says "difference from" in place of "gain over". The title names the largest gain whose interval is above
+    zero; if there is none, the losses whose interval is below zero. `dark`: colours for a dark page. Raises `CorsdError` if no
+    variant has a gain.
     """
-    methods = sorted((m for m in summary["methods"].values() if m["gain"] is not None), key=lambda m: -m["gain"])
+    compared = [m for m in summary["methods"].values() if m["gain"] is not None]
+    by_gain = sorted(compared, key=lambda m: -m["gain"])
+    methods = by_gain if sort else compared
     if not methods:
         raise CorsdError("gain_by_method needs a variant that has a seed in common with the baseline")
     reference = summary["methods"][summary["baseline"]]
@@ -91,9 +97,10 @@ def gain_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.Figu
         )
     figure.add_vline(x=0, line={"width": 1, "color": INK[dark]})
     over = html.escape(short_name(reference["label"]), quote=False)
-    axis = f"gain over {over} (points of test top-1, mean over n pairs of seeds), 95 % interval"
+    what = "difference from" if sum(m["gain"] < 0 for m in methods) > len(methods) / 2 else "gain over"
+    axis = f"{what} {over} (points of test top-1)<br>mean over n pairs of seeds, 95 % interval; rings: single seeds"
     figure.update_layout(showlegend=False, xaxis_title=axis)
-    return _with_rows(figure, labels, _gain_title(methods, short_name(reference["label"])), dark)
+    return _with_rows(figure, labels, _gain_title(by_gain, short_name(reference["label"])), dark)
 
 
 def unseen_by_exit(
@@ -102,9 +109,9 @@ def unseen_by_exit(
     """A retrieval or few-shot metric (%) on held-out classes, by exit: one line for each variant, with 95 % intervals.
 
     `summary`: from `summarise`, of a study with held-out classes. `measure` is a column and `score` a score of
-    `unseen_class_report`. Exits are aligned at the deepest one. The title names the variant with the highest mean at the
-    deepest exit. `dark`: colours for a dark page. Raises `CorsdError` for a study without held-out classes and for a metric or
-    score that no variant has.
+    `unseen_class_report`. Exits are aligned at the deepest one. Rings are single seeds. The title names the variant with the
+    highest mean at the deepest exit. `dark`: colours for a dark page. Raises `CorsdError` for a study without held-out classes
+    and for a metric or score that no variant has.
     """
     lines = summary.get("unseen", [])
     if not lines:
@@ -122,14 +129,28 @@ def unseen_by_exit(
     for i, by_exit in enumerate(by_variant.values()):
         points = [(exits.index(name) + 0.08 * (i - len(by_variant) / 2 + 0.5), line) for name, line in by_exit.items()]
         drawn.add_trace(_line_with_intervals(points, i))
+        drawn.add_traces(_rings(points, i))
     best = max((by_exit["deepest exit"] for by_exit in by_variant.values()), key=lambda line: line["mean"])
     title = f"Classes never seen: highest at the deepest exit on average: {short_name(best['label'])}, {best['mean']:.1f} %"
     drawn.update_layout(template=template(dark), width=860, height=440)
     drawn.update_layout(legend={"orientation": "h", "y": -0.16, "yanchor": "top"})
     drawn.update_xaxes(tickvals=list(range(len(exits))), ticktext=exits)
-    drawn.update_yaxes(title=f"{UNSEEN_FIGURES[measure]} by {score} (%), mean over n seeds,<br>95 % interval")
+    drawn.update_yaxes(title=f"{UNSEEN_FIGURES[measure]} by {score} (%), mean over n seeds,<br>95 % interval; rings: seeds")
     set_title(drawn, html.escape(title, quote=False), 96)
     return drawn
+
+
+def _rings(points: Sequence[tuple[float, Mapping[str, Any]]], i: int) -> list[go.Scatter]:
+    """The seeds of the `i`-th variant, right of its marks; none for a summary of an earlier version, which lacks them."""
+    found = [(x + 0.03, value, line, seed) for x, line in points for seed, value in line.get("by_seed", {}).items()]
+    if not found:
+        return []
+    hover = [
+        f"{hover_name(line['label'])}, {line['exit']}, seed {seed}<br>{v:.2f} %<extra></extra>" for _, v, line, seed in found
+    ]
+    look = {"symbol": "circle-open", "size": 5, "color": line_style(i)["color"]}
+    x, y = [f[0] for f in found], [f[1] for f in found]
+    return [go.Scatter(x=x, y=y, mode="markers", marker=look, showlegend=False, hovertemplate=hover)]
 
 
 def _line_with_intervals(points: Sequence[tuple[float, Mapping[str, Any]]], i: int) -> go.Scatter:
@@ -182,16 +203,18 @@ def _add_points(figure: go.Figure, points: Sequence[Point], unit: str, **style: 
     figure.add_scatter(x=means, y=levels, error_x=error, mode="markers", hovertemplate=text, **style)
 
 
-def _with_rows(figure: go.Figure, labels: Sequence[str], title: str, dark: bool) -> go.Figure:
-    """The figure with one row for each of `labels`, from top to bottom, and a title."""
+def _with_rows(figure: go.Figure, labels: Sequence[str], title: str, dark: bool, *, legend: bool = False) -> go.Figure:
+    """The figure with one row for each of `labels`, from top to bottom, and a title, with room for a `legend` below it."""
     rows = {
         "tickvals": list(range(len(labels))),
         "ticktext": [html.escape(label) for label in labels],
         "zeroline": False,
     }
-    figure.update_layout(template=template(dark), width=860, height=130 + 42 * len(labels), xaxis_zeroline=False)
+    figure.update_layout(
+        template=template(dark), width=860, height=(130 if legend else 112) + 42 * len(labels), xaxis_zeroline=False
+    )
     figure.update_yaxes(**rows, range=[len(labels) - 0.4, -0.6])
-    set_title(figure, html.escape(title, quote=False), 96, below=32)
+    set_title(figure, html.escape(title, quote=False), 96, below=32 if legend else 0)
     return figure
 
 
@@ -211,7 +234,7 @@ def draw_figures(summary: Mapping[str, Any], folder: Path) -> list[Path]:
             parents.discard(None)  # None: a variant without a parent
         versus = relative_to(part, *parents) if len(parents) == 1 and parents <= part["methods"].keys() else part
         if any(m["gain"] is not None for m in versus["methods"].values()):
-            pictures["gain"] = gain_by_method(versus)
+            pictures["gain"] = gain_by_method(versus, sort=group != "methods")
         ending = ".png" if group == "methods" else f"_{group}.png"
         for name, picture in pictures.items():
             drawn.append(save_png(picture, folder / f"{name}{ending}", colors=256, within=folder))

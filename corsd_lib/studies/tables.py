@@ -39,7 +39,8 @@ def write_tables(study: Study) -> dict[str, Any]:
     write_atomic(study.path / "table.csv", table(summary).to_csv(index=False).encode(), within=study.path)
     _write_markdown(study, "table.md", study.title, markdown(summary))
     if lines := summary.get("unseen"):
-        write_atomic(study.path / "unseen.csv", pd.DataFrame(lines).to_csv(index=False).encode(), within=study.path)
+        flat = pd.DataFrame(lines).drop(columns="by_seed")
+        write_atomic(study.path / "unseen.csv", flat.to_csv(index=False).encode(), within=study.path)
         _write_markdown(study, "unseen.md", f"{study.title}: classes never seen", f"{unseen_markdown(study, lines)}\n")
     return summary
 

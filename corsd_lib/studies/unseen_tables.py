@@ -27,10 +27,10 @@ def unseen_lines(study: Study, records: Mapping[str, Mapping[int, Record]]) -> l
     """One dict for each variant, exit, score, figure and reference variant; [] if no record has results on held-out classes.
 
     Keys: `variant`, `label`, `group`, `exit`, `score` and `figure` (see `unseen_class_report`); `n`, number of seeds; `mean`
-    (%) over them, and the ends `low` and `high` of its 95 % Student-t interval; `over`, the reference variant: the baseline, or
-    the variant that this one inherits from; `gain`, the difference from the reference at the same exit in points, paired by
-    seed, with `gain_low`, `gain_high` and the number of pairs `gain_n`. Exits of two variants correspond if they are equally
-    far from the deepest exit. Values that are not defined are None.
+    (%) over them, with the values `by_seed` and the ends `low` and `high` of its 95 % Student-t interval; `over`, the
+    reference variant: the baseline, or the variant that this one inherits from; `gain`, the difference from the reference at
+    the same exit in points, paired by seed, with `gain_low`, `gain_high` and the number of pairs `gain_n`. Exits of two
+    variants correspond if they are equally far from the deepest exit. Values that are not defined are None.
     """
     found = {variant: _by_seed(of_variant) for variant, of_variant in records.items()}
     found = {variant: by_seed for variant, by_seed in found.items() if by_seed}
@@ -65,6 +65,7 @@ def _of_variant(study: Study, found: Mapping[str, Any], variant: str, over: str 
                 **about,
                 **{"exit": exit_name, "score": at[1], "figure": figure, "n": len(values)},
                 **dict(zip(("mean", "low", "high"), mean_interval(values.values()), strict=True)),
+                "by_seed": {str(seed): value for seed, value in values.items()},
                 "over": over,
                 **dict(zip(("gain", "gain_low", "gain_high"), mean_interval(gains), strict=True)),
                 "gain_n": len(gains),
