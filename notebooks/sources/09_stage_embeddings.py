@@ -120,11 +120,11 @@ assert torch.allclose(torch.pdist(projection), torch.pdist(library), atol=1e-3)
 compare("Variance kept", my_kept, 100 * kept, " %", atol=5)
 
 # %%
-title = "PCA of the deepest exit"
+title = "Deepest exit: PCA keeps {:.0%} of the variance"
 spread = projection.square().sum(dim=0) / x.sub(x.mean(dim=0)).square().sum()
 axes = [f"direction {d} ({v:.0%} of the variance)" for d, v in enumerate(spread, 1)]
 figure = embedding_scatter(
-    projection[None], labels, digits, ["PCA"], title, annotate=True
+    projection[None], labels, digits, ["PCA"], title.format(kept), annotate=True
 )
 figure.update_xaxes(title=axes[0]).update_yaxes(title=axes[1])
 
@@ -280,7 +280,8 @@ relation = "equal" if abs(gap) <= 2 else "above" if gap > 0 else "below"
 compare("UMAP's purity is", my_purity, relation)
 below = [quality(picture) for picture in both]
 look = {"quality": below, "annotate": True}
-paler(embedding_scatter(both, labels, digits, ["PCA", "UMAP"], "Deepest exit", **look))
+title = "Deepest exit: PCA spreads the images, UMAP gathers neighbours"
+paler(embedding_scatter(both, labels, digits, ["PCA", "UMAP"], title, **look))
 
 # %% [markdown]
 # **Answer.** UMAP is made for neighbours and keeps them: the higher trustworthiness,
@@ -299,9 +300,9 @@ seeds = [seed, seed + 1, seed + 2]
 drawings = torch.stack([umap_of(x, s) for s in seeds])
 below = [f"trustworthiness {trustworthiness(x, d):.2f}" for d in drawings]
 names = [f"seed {s}" for s in seeds]
-figure = embedding_scatter(
-    drawings, labels, digits, names, "Three seeds", quality=below, annotate=True
-)
+title = "UMAP with three seeds: nearly the same groups, not the same places"
+look = {"quality": below, "annotate": True}
+figure = embedding_scatter(drawings, labels, digits, names, title, **look)
 paler(figure).update_layout(width=900, height=420)
 
 # %% [markdown]
@@ -372,8 +373,9 @@ compare("Width of A / width of B", my_width, width, atol=1, digits=1)
 
 # %%
 names = ["A (wide)", "B (near)", "C (far)"]
-below = ["C/B {:.1f}, A/B {:.1f}".format(*ratios(points)) for points in pictures]
-title = "True ratios: 10 (distance of C and B), 10 (width of A and B)"
+said = "distance of C / of B: {:.1f}\nwidth of A / of B: {:.1f}"
+below = [said.format(*ratios(points)) for points in pictures]
+title = "In truth both ratios are 10: PCA shows it, UMAP does not"
 embedding_scatter(pictures, which, names, ["PCA", "UMAP"], title, quality=below)
 
 # %% [markdown]
@@ -402,7 +404,8 @@ trust = trustworthiness(static, clouds[0])
 compare("Noise, 3 neighbours", my_noise, trust, atol=0.05, digits=2)
 names = ["noise, 3 neighbours", "noise, 15 neighbours"]
 below = [quality(cloud, static) for cloud in clouds]
-embedding_scatter(clouds, labels, digits, names, "Pure noise", quality=below)
+title = "UMAP of pure noise: clumps with 3 neighbours, an even disc with 15"
+embedding_scatter(clouds, labels, digits, names, title, quality=below)
 
 # %% [markdown]
 # This is one sample of noise, measured with ten neighbours where UMAP used three. The
@@ -577,8 +580,10 @@ compare("Purity by superclass", my_super, purity, " %", atol=4)
 views = torch.stack([scaled_embedding(joint_projection(deep, "pca")), umap_of(deep)])
 one = ["an image"] * len(classes)  # one colour: twenty cannot be told apart
 look = {"colour_by": one, "quality": [quality(v, deep, superclass) for v in views]}
-names = photos.data.class_names
-embedding_scatter(views, classes, names, ["PCA", "UMAP"], "CIFAR-100", **look)
+names = [name.replace("_", " ") for name in photos.data.class_names]
+title = "CIFAR-100: 300 images of 100 classes look like one cloud"
+figure = embedding_scatter(views, classes, names, ["PCA", "UMAP"], title, **look)
+figure.update_layout(showlegend=False)
 
 # %% [markdown]
 # **Answer.** About five times chance (23 % against 4.7 %), and both pictures look like
@@ -591,37 +596,40 @@ same = superclass[nearest_images(deep)] == superclass[:, None]
 pure = {s: same[superclass == s].double().mean().item() for s in range(20)}
 ranked = sorted(pure, key=pure.get)
 chosen = ranked[-1:-4:-1] + ranked[:3]
+called = [name.replace("_", " ") for name in photos.data.superclass_names]
 for s in chosen:
-    print(f"{photos.data.superclass_names[s]:32} purity {pure[s]:.0%}")
+    print(f"{called[s]:32} purity {pure[s]:.0%}")
 
 # %%
-kinds = {s: photos.data.superclass_names[s] for s in chosen}
-look["colour_by"] = [kinds.get(s, "… others") for s in superclass.tolist()]
+look["colour_by"] = [
+    called[s] if s in chosen else "others" for s in superclass.tolist()
+]
+look |= {"order": [*(called[s] for s in chosen), "others"], "grey": "others"}
 
 # %%
 title = "CIFAR-100: the three superclasses of highest and of lowest purity"
 figure = embedding_scatter(views, classes, names, ["PCA", "UMAP"], title, **look)
-for panel in figure.data[:2]:
-    panel.marker.opacity = [1 if s in chosen else 0.15 for s in superclass.tolist()]
-figure.update_layout(width=900, height=480)
+figure.update_layout(width=920, height=480)
 
 # %% [markdown]
-# The first three alone would make a tidy figure, and the last three, scattered, the
-# opposite point. If a figure colours some groups only, ask who chose them.
+# The legend has the order of the list: the three purest first. These alone would make a
+# tidy figure, and the last three, scattered, the opposite point. If a figure colours
+# some groups only, ask who chose them.
 
 # %% [markdown]
 # ## Answer: what does a UMAP show, and what not?
 #
-# > **What we found.** It shows neighbourhoods: high trustworthiness, and a purity near
-# > that of the embedding. It does not show distances between groups, their sizes or
-# > their positions. With few neighbours it can draw clumps into noise. In a joint fit
-# > positions agree by construction; purity shows no effect here (within 2 points).
+# > **What we found.** A UMAP shows neighbourhoods: its trustworthiness is high, and its
+# > purity is near that of the embedding. It does not show distances between groups,
+# > their sizes or their positions. With few neighbours it can draw clumps into noise.
+# > In a joint fit positions agree by construction; purity shows no effect here (within
+# > 2 points).
 # >
 # > **How sure we are.** The artificial groups and the noise have a known truth, and the
 # > effects are large. The digits are one run, with three seeds of UMAP.
 # >
-# > **What it does not show.** Other settings of UMAP, t-SNE, and data with a continuous
-# > structure.
+# > **What it does not show.** We did not test other settings of UMAP, t-SNE, or data
+# > with a continuous structure.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: settings
