@@ -199,8 +199,8 @@ WRONG_ANSWERS = {
             "matrix - matrix.mean()",
             "matrix - matrix.mean(dim=1, keepdim=True)",
         ],
-        "friends_at_home": [
-            "(superclass[matrix.argmax(dim=1)] == superclass).float().mean().item()",  # everybody's best friend is itself
+        "same_superclass_share": [
+            "(superclass[matrix.argmax(dim=1)] == superclass).float().mean().item()",  # the most related class is the class itself
             "(superclass[matrix.clone().fill_diagonal_(-1).argmax(dim=0)] == superclass).float().mean().item()",  # columns
             "(superclass[matrix.clone().fill_diagonal_(-1).argmax(dim=1)] == superclass).float().mean()",
             "(matrix.clone().fill_diagonal_(-1).argmax(dim=1) == superclass).float().mean().item()",
