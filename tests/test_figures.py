@@ -264,6 +264,14 @@ def test_gains_keep_the_order_of_the_tables_and_the_axis_says_what_is_compared()
     assert behind.layout.xaxis.title.text.startswith("difference from plain")
 
 
+def test_a_long_label_takes_two_lines() -> None:
+    label = "relation terms without class KD and without auxiliary classifiers"
+    figure = figures.gain_by_method(study(baseline=PLAIN, c={**AHEAD, "label": label}))
+    assert list(figure.layout.yaxis.ticktext) == [
+        "relation terms without class KD and without auxiliary<br>classifiers (n = 2)"
+    ]
+
+
 def test_a_tie_is_grey_without_a_bar_and_n_is_that_of_the_pairs() -> None:
     figure = figures.gain_by_method(study(baseline=PLAIN, t=TIED, u=UNSURE))
     unsure, tied = figure.data[1], figure.data[3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.figures.style import (
     GREY,
     INK,
+    LONGEST,
     PALETTE,
     SYMBOLS,
     exit_names,
@@ -85,7 +87,7 @@ def gain_by_method(summary: Mapping[str, Any], *, sort: bool = True, dark: bool 
     for row, m in enumerate(methods):
         pairs = [(s, top1[-1], reference["top1_by_seed"].get(s)) for s, top1 in m["top1_by_seed"].items()]
         seeds = [(f"{m['label']}, seed {s}", row + 0.25, a - b[-1], None, None) for s, a, b in pairs if b]
-        labels.append(f"{short_name(m['label'])} (n = {len(seeds)})")
+        labels.append(f"{short_name(m['label'], 2 * LONGEST)} (n = {len(seeds)})")
         _add_points(figure, seeds, "points", marker={"symbol": "circle-open", "size": 6, "color": GREY})
         low, high = m["gain_low"], m["gain_high"]
         colour = GREY if low is None or low <= 0 <= high else PALETTE[0 if low > 0 else 1]
@@ -190,7 +192,7 @@ def _gain_title(methods: Sequence[Mapping[str, Any]], reference: str) -> str:
 
 def _with_n(m: Mapping[str, Any]) -> str:
     """The label of a variant with its number of seeds, as in "CORSD (n = 3)"."""
-    return f"{short_name(m['label'])} (n = {len(m['top1_by_seed'])})"
+    return f"{short_name(m['label'], 2 * LONGEST)} (n = {len(m['top1_by_seed'])})"
 
 
 def _add_points(figure: go.Figure, points: Sequence[Point], unit: str, **style: Any) -> None:
@@ -204,10 +206,12 @@ def _add_points(figure: go.Figure, points: Sequence[Point], unit: str, **style: 
 
 
 def _with_rows(figure: go.Figure, labels: Sequence[str], title: str, dark: bool, *, legend: bool = False) -> go.Figure:
-    """The figure with one row for each of `labels`, from top to bottom, and a title, with room for a `legend` below it."""
+    """The figure with one row for each of `labels`, from top to bottom, and a title, with room for a `legend` below it; a long
+    label takes two lines.
+    """
     rows = {
         "tickvals": list(range(len(labels))),
-        "ticktext": [html.escape(label) for label in labels],
+        "ticktext": ["<br>".join(map(html.escape, textwrap.wrap(label, LONGEST + 8))) for label in labels],
         "zeroline": False,
     }
     figure.update_layout(
