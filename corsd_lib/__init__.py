@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
-# What type checkers and editors see of the names below; a test compares the two. "as" says that a name is exported.
+# Names that type checkers and editors see; a test checks that they are the names loaded lazily below. "as" marks an export.
 if TYPE_CHECKING:  # ruff: isort: off
     from corsd_lib.analysis import (
         class_structure as class_structure,
@@ -110,7 +110,7 @@ except metadata.PackageNotFoundError:  # run from a source tree that is not inst
     __version__ = "0+unknown"
 
 
-if not TYPE_CHECKING:  # a type checker would believe that any name exists
+if not TYPE_CHECKING:  # hidden from type checkers, which would otherwise accept any name
 
     def __getattr__(name: str) -> Any:
         if name not in _MODULE_OF:

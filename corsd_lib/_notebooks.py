@@ -14,7 +14,7 @@ try:
 except ImportError as error:
     raise missing_package("building notebooks", "nbformat", error) from error
 
-# Formulas of a text cell; code in backticks is matched first, so that a dollar in it starts none.
+# Formulas of a text cell; code in backticks is matched first, so that a dollar sign in code starts no formula.
 _MATHS = re.compile(r"(?s)(?P<code>```.*?```|`[^`\n]*`)|\$\$(?P<block>.+?)\$\$|\$(?P<inline>[^$\n]+?)\$")
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["KERNEL_ARGUMENTS", "WIDGET", "Formulas", "save", "write_html", "write_page"]
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=40"]  # errors only: hides the warning about its sockets
+KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=40"]  # errors only: hides the kernel's warning about its sockets
 
 
 def save(notebook: nbformat.NotebookNode, path: Path) -> None:
@@ -46,14 +46,17 @@ def _without_widget(output: Any) -> bool:
 
 
 def write_page(notebook: Path) -> Path:
-    """Write an HTML page beside a saved notebook that needs no kernel and no network: it contains plotly and all images."""
+    """Beside a saved notebook, write an HTML page that works without kernel and network: it contains plotly and all images."""
     from plotly.offline import get_plotlyjs
 
     return write_html(notebook, notebook.with_suffix(".html"), f"<script>{get_plotlyjs()}</script>")
 
 
 def write_html(notebook: Path, page: Path, plotly: str) -> Path:
-    """The notebook as HTML with its figures drawn by the script tag `plotly`; links to other notebooks lead to their pages."""
+    """Write a notebook as HTML to `page`, and return this path. `plotly`: the script tag that draws its figures.
+
+    Links to other notebooks lead to their pages.
+    """
     from nbconvert import HTMLExporter
 
     content, formulas = nbformat.read(notebook, as_version=4), Formulas()
@@ -102,7 +105,9 @@ class Formulas:
 
 
 def _style(exporter: HTMLExporter) -> str:
-    """Styles: the dark theme of JupyterLab where preferred, with light figures; nothing is wider than the page when printed."""
+    """CSS of a page: the dark theme of JupyterLab for readers who prefer it, with light figures; in print nothing exceeds the
+    page.
+    """
     sheets = (Path(folder) / "static" / "theme-dark.css" for folder in exporter.template_paths)
     dark = next(sheet.read_text(encoding="utf-8") for sheet in sheets if sheet.is_file())
     return f"<style>@media screen and (prefers-color-scheme: dark) {{ {dark} {_DARK} }} @media print {{ {_PRINT} }}</style>"

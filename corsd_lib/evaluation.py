@@ -90,7 +90,7 @@ def evaluate(
         given = shortened(run_or_network)
         raise CorsdError(f"evaluate: {given} is neither; allowed: a Run, as load_run(path) returns it, or a network")
     elif data is None:
-        raise CorsdError("evaluate(network, data): a network is not stored with its data: pass data")
+        raise CorsdError("evaluate(network): data is missing; a network does not know its data set, so pass data")
     else:
         network = run_or_network
     images: Split | None = getattr(data, split)
@@ -165,7 +165,7 @@ def top_k_accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
     """Expected calibration error (%): mean |accuracy - confidence| over equal bins of confidence, weighted by number of images.
 
-    0 is best. Guo et al. 2017, arXiv 1706.04599.
+    0 is best. Source: Guo et al. 2017, arXiv 1706.04599.
     """
     bin_of, confidence, correct = confidence_bins(logits, labels, bins)
     gap = torch.zeros(bins, dtype=torch.double).index_add_(0, bin_of, correct - confidence)

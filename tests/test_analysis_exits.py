@@ -380,7 +380,7 @@ def test_what_cannot_be_done_is_named(digits: ImageData, tiny_run: Run) -> None:
     network = _network()
     with pytest.raises(CorsdError, match="data 'digits' has no validation split to choose a threshold on"):
         early_exit(network, replace(digits, validation=None))
-    with pytest.raises(CorsdError, match="a network is not stored with its data"):
+    with pytest.raises(CorsdError, match="a network does not know its data set"):
         early_exit(network)
     with pytest.raises(CorsdError, match="rule 'luck' is not known; allowed: confidence, entropy, patience"):
         early_exit(tiny_run, rule="luck")
@@ -390,7 +390,7 @@ def test_what_cannot_be_done_is_named(digits: ImageData, tiny_run: Run) -> None:
 
 def test_logits_that_do_not_fit_are_named() -> None:
     logits, labels = _made_up(2, 10, 3)
-    with pytest.raises(CorsdError, match=r"macs of 3 exits for logits of 2"):
+    with pytest.raises(CorsdError, match=r"macs has 3 values for logits of 2 exits"):
         early_exit_curve(logits, labels, [1, 2, 3])
     with pytest.raises(CorsdError, match="rule 'luck' is not known"):
         early_exit_curve(logits, labels, [1, 2], "luck")

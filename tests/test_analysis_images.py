@@ -64,7 +64,9 @@ def test_images_are_the_pixels_normalised(tiny_run: Run, data: ImageData) -> Non
 
 
 def test_what_is_not_there_is_refused(tiny_run: Run, data: ImageData) -> None:
-    with pytest.raises(CorsdError, match=r"positions \[50\] of 50 images of probe; allowed: 0 to 49"):
+    with pytest.raises(
+        CorsdError, match=r"positions \[50\] are not in probe, which has 50 images; allowed: one or more from 0 to 49"
+    ):
         run_pixels(tiny_run, [50], data)
     with pytest.raises(CorsdError, match=r"split 'tests'.*probe, train, validation, test"):
         run_pixels(tiny_run, [0], data, "tests")

@@ -253,11 +253,11 @@ def test_orders_name_what_they_lack() -> None:
             class_order(kind, matrix)
     with pytest.raises(CorsdError, match="give a matrix or superclass_of_class"):
         class_order("label")
-    with pytest.raises(CorsdError, match="a relation of 4 classes and superclasses of 3 do not fit"):
+    with pytest.raises(CorsdError, match="the relation has 4 classes, superclass_of_class has 3; allowed: the same number"):
         class_order("label", matrix, superclasses[:3])
     with pytest.raises(CorsdError, match=r"a class-level relation of shape \(4, 3\); allowed: \(C, C\)"):
         class_order("cluster", matrix[:, :3])
-    with pytest.raises(CorsdError, match=r"relations from .* to 3 are clustered; allowed: 0 to 1"):
+    with pytest.raises(CorsdError, match=r"relations from .* to 3 cannot be clustered; allowed: 0 to 1"):
         linkage_of(torch.tensor([[0.0, 3.0], [3.0, 0.0]]))
 
 
@@ -265,7 +265,7 @@ def test_images_follow_the_order_of_their_classes() -> None:
     labels, order = torch.tensor([0, 2, 1, 2, 0, 1]), torch.tensor([2, 0, 1])
     assert sample_order(labels, order).tolist() == [1, 3, 0, 4, 2, 5]
     assert sample_order(labels[:0], order).tolist() == []
-    with pytest.raises(CorsdError, match="labels from 0 to 2 in an order of 2 classes"):
+    with pytest.raises(CorsdError, match="labels are from 0 to 2, but class_order has 2 classes; allowed: 0 to 1"):
         sample_order(labels, torch.tensor([1, 0]))
 
 
@@ -378,7 +378,7 @@ def test_superclass_lift_wants_both_kinds_of_pairs() -> None:
     assert superclass_lift(torch.full((4, 4), 0.4), torch.tensor([0, 0, 1, 1])) == pytest.approx(1)
     assert math.isnan(superclass_lift(matrix, torch.zeros(4, dtype=torch.long)))
     assert math.isnan(superclass_lift(matrix, torch.arange(4)))
-    with pytest.raises(CorsdError, match="a relation of 4 classes and superclasses of 5 do not fit"):
+    with pytest.raises(CorsdError, match="the relation has 4 classes, superclass_of_class has 5; allowed: the same number"):
         superclass_lift(matrix, torch.arange(5))
 
 
@@ -424,7 +424,7 @@ def test_classes_without_attributes_or_relation_are_left_out_of_the_agreement() 
     matrix[7] = NAN
     assert attribute_agreement(matrix, attributes) == pytest.approx(expected)
     assert math.isnan(attribute_agreement(matrix[:1, :1], attributes[:1]))
-    with pytest.raises(CorsdError, match="attributes of 7 classes for a relation of 8"):
+    with pytest.raises(CorsdError, match="attributes has 7 classes, the relation has 8; allowed: the same number"):
         attribute_agreement(matrix, attributes[:7])
 
 
@@ -457,7 +457,7 @@ def test_confusion_without_mistakes_or_images_says_nothing() -> None:
     matrix = _relation(5)
     expected = spearmanr(_upper(matrix[:4, :4]), _confusion_of_a_loop(logits, labels, 4)).statistic
     assert confusion_agreement(matrix, logits, labels) == pytest.approx(expected)
-    with pytest.raises(CorsdError, match=r"logits of shape \(40, 5\) with 40 labels and a relation of 4 classes"):
+    with pytest.raises(CorsdError, match=r"logits of shape \(40, 5\) do not fit 40 labels and a relation of 4 classes"):
         confusion_agreement(_relation(4), logits, labels)
 
 

@@ -289,7 +289,7 @@ def test_each_split_is_its_own(digits: ImageData, network: MultiExitNetwork) -> 
 
 
 def test_what_cannot_be_evaluated_is_named(digits: ImageData, network: MultiExitNetwork) -> None:
-    with pytest.raises(CorsdError, match="a network is not stored with its data"):
+    with pytest.raises(CorsdError, match="a network does not know its data set"):
         evaluate(network)
     with pytest.raises(CorsdError, match="split 'mean' is not known; allowed: train, validation, test"):
         evaluate(network, digits, split="mean")

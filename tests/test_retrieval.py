@@ -249,7 +249,7 @@ def test_every_image_of_a_class_that_is_large_enough_has_the_same_chance() -> No
         (lambda: Episodes(queries=1.5), r"queries of episodes is 1\.5"),  # type: ignore[arg-type]
         (
             lambda: Episodes().sample(torch.arange(9).repeat(15)),
-            "0 classes have 16 images, for 1 shots and 15 queries; 5 ways need as many classes",
+            "5 ways need as many classes with 16 images each, for 1 shots and 15 queries; 0 classes have so many",
         ),
     ],
 )

@@ -136,7 +136,9 @@ def is_kept(
     method: str = "umap",
     umap: UmapOptions = DEFAULT_UMAP,
 ) -> bool:
-    """Whether the result of `stage_embedding` for these arguments is stored in the run; raises the same errors."""
+    """Whether the result of `stage_embedding` for these arguments is stored in the run. Raises the same errors as that
+    function.
+    """
     settings = _settings(run, epochs, exits, method, umap)
     return _cached(_file(run, settings), run, settings) is not None
 
@@ -170,7 +172,7 @@ def _file(run: Run, settings: dict[str, Any]) -> Path:
 
 
 def _cached(path: Path, run: Run, settings: dict[str, Any]) -> dict[str, Tensor] | None:
-    """The tensors stored in `path`. None if the file is missing or damaged, or if it has other probe images than the run."""
+    """The tensors stored in `path`. None if the file is missing or damaged, or if its probe images are not those of the run."""
     try:
         tensors = read_embedding(path, len(settings["epochs"]), len(settings["exits"]), len(run.probes.labels))
     except CorsdError:
@@ -276,9 +278,9 @@ def trustworthiness(embedding: Tensor, coordinates: Tensor, neighbours: int = NE
     """Trustworthiness of a projection (N, 2) of an embedding (N, D): 1 is best, about 0.5 for random positions.
 
     Images that are neighbours in the projection but not in the embedding lower it; the farther apart they are in the embedding,
-    the more. 1 - 2 / (N k (2N - 3k - 1)) · sum of max(0, r(i, j) - k) over images i and their k nearest j in the projection,
-    where j is the r-th nearest to i in the embedding. k is `neighbours`, reduced to stay below N / 2. NaN for fewer than 3
-    images. Source: Venna and Kaski 2001, as in scikit-learn.
+    the more. It is 1 - 2 / (N k (2N - 3k - 1)) · sum of max(0, r(i, j) - k) over images i and their k nearest j in the
+    projection, where j is the r(i, j)-th nearest to i in the embedding. k is `neighbours`, reduced to stay below N / 2. NaN for
+    fewer than 3 images. Source: Venna and Kaski 2001, as in scikit-learn.
     """
     from sklearn import manifold
 
@@ -300,14 +302,18 @@ def nearest_images(points: Tensor, neighbours: int = NEIGHBOURS, queries: Sequen
 
 
 def own_share(points: Tensor, labels: Tensor, neighbours: int = NEIGHBOURS) -> Tensor:
-    """Share (N,) of the `nearest_images` of each image that have its class, double in [0, 1]; NaN for a single image. Ours."""
+    """For each image, the share (N,) of its `nearest_images` that are of its class.
+
+    Double, in [0, 1]; NaN for a single image. Source: ours.
+    """
     return (labels[nearest_images(points, neighbours)] == labels[:, None]).double().mean(1)
 
 
 def knn_purity(points: Tensor, labels: Tensor, neighbours: int = NEIGHBOURS) -> float:
     """Mean of `own_share`: the share of an image's nearest `neighbours` in `points` (N, any) that are of its class.
 
-    In [0, 1]; about the share of the class for random points, and at most `purity_limit`. NaN for a single image. Source: ours.
+    In [0, 1], at most `purity_limit`. For random points it is about the share of the class among all images. NaN for a single
+    image. Source: ours.
     """
     return own_share(points, labels, neighbours).mean().item()
 

@@ -75,10 +75,11 @@ def first_correct(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
 
 
 def overthinking(logits: Sequence[Tensor], labels: Tensor) -> float:
-    """Share of images for which a shallow exit is correct and the deepest is not; in [0, 1], 0 is best. A single exit has 0.
+    """Share of images for which a shallow exit is correct and the deepest is not; in [0, 1], 0 is best. It is 0 for a network
+    with one exit.
 
-    Kaya, Hong and Dumitras 2019, arXiv 1810.07052: destructive overthinking. Raises `CorsdError` if logits and labels do not
-    match.
+    Raises `CorsdError` if logits and labels do not match. Source: Kaya, Hong and Dumitras 2019, arXiv 1810.07052, destructive
+    overthinking.
     """
     correct = _correct(logits, labels)
     return (correct[:-1].any(0) & ~correct[-1]).double().mean().item()
@@ -125,18 +126,19 @@ def early_exit_curve(
                     patience is smaller by 1, because it counts repetitions
 
     `macs` (K,): the cost of an image that leaves at exit k, see `cumulative_macs`. Returns one row for each threshold, in the
-    given order. Default thresholds are spaced so that about equal shares of images leave earlier from one to the next: with
-    the one extreme all images leave at exit 1, with the other all at the deepest exit (a threshold above 1 for confidence, and
-    below 0 for entropy). Columns: threshold; accuracy (%); accuracy_drop (percentage points below the deepest exit, negative if
-    early exit is more accurate); macs (mean over images); fraction.exit<k> (of the images that leave there, in [0, 1]). Raises
-    `CorsdError` for an unknown rule, and if logits, labels, macs and thresholds do not match.
+    given order. The default thresholds are spaced so that, from one to the next, about the same share of images leaves at an
+    earlier exit. At one end of them all images leave at exit 1, at the other all at the deepest exit (with a threshold above 1
+    for confidence, and below 0 for entropy). Columns: threshold; accuracy (%); accuracy_drop (percentage points below the
+    deepest exit, negative if early exit is more accurate); macs (mean over images); fraction.exit<k> (fraction of the images
+    that leave at exit k, in [0, 1]). Raises `CorsdError` for an unknown rule, and if logits, labels, macs and thresholds do not
+    match.
     """
     import pandas as pd
 
     check_choice("rule", rule, RULES)
     correct = _correct(logits, labels)  # (K, N)
     if len(macs) != len(correct):
-        raise CorsdError(f"macs of {len(macs)} exits for logits of {len(correct)}; allowed: one for each exit")
+        raise CorsdError(f"macs has {len(macs)} values for logits of {len(correct)} exits; allowed: one for each exit")
     scores, sign = _exit_scores(logits, rule), _SIGN[rule]
     signed = _default_thresholds(scores, rule) if thresholds is None else sign * _as_thresholds(thresholds)
     left_at = _exit_index(scores, signed)  # (T, N)
@@ -156,7 +158,7 @@ def exit_taken(logits: Sequence[Tensor], rule: str, threshold: float) -> Tensor:
     """Number (N,) int64 of the exit that each image takes, from 1 (shallowest); see `early_exit_curve` for `rule` and
     `threshold`.
 
-    Raises the same errors. Source: ours.
+    Raises the same errors as that function. Source: ours.
     """
     check_choice("rule", rule, RULES)
     _check(logits)
@@ -165,14 +167,13 @@ def exit_taken(logits: Sequence[Tensor], rule: str, threshold: float) -> Tensor:
 
 
 def choose_threshold(curve: pd.DataFrame, max_accuracy_drop: float = 1.0) -> float:
-    """The threshold of an `early_exit_curve` with the lowest cost and an acceptable accuracy.
+    """The threshold with the lowest cost among those of an `early_exit_curve` that are accurate enough.
 
-    Its accuracy is at most `max_accuracy_drop` percentage points below that of the deepest exit; a negative value demands a
-    higher accuracy.
+    Accurate enough means at most `max_accuracy_drop` percentage points below the deepest exit; a negative value demands more
+    accuracy than that of the deepest exit. At equal cost the most accurate threshold is chosen.
 
-    At equal cost the most accurate threshold is chosen. Choose it on validation and report test figures: on the images that it
-    was chosen on, the best of many thresholds looks better than it is. Raises `CorsdError` if no threshold qualifies. Source:
-    ours.
+    Choose a threshold on validation images and report its results on test images: on the images that it was chosen on, the best
+    of many thresholds looks better than it is. Raises `CorsdError` if no threshold is accurate enough. Source: ours.
     """
     allowed = curve[curve["accuracy_drop"] <= max_accuracy_drop]
     if allowed.empty:
@@ -220,8 +221,8 @@ def early_exit(
     For a run, `data` is by default the data that it was trained on, loaded from `data_root`. `rule`: one of `RULES`, see
     `early_exit_curve`. Of the thresholds whose validation accuracy is at most `max_accuracy_drop` percentage points below that
     of the deepest exit, the one with the lowest mean MACs is chosen. Raises `CorsdError` for an unknown rule, for data without
-    a validation split (a threshold must not be chosen on test images) or with a different number of classes, for a network
-    without data, and if no threshold is accurate enough.
+    a validation split (a threshold must not be chosen on test images) or with a different number of classes, for a network that
+    is given without data, and if no threshold is accurate enough.
     """
     check_choice("rule", rule, RULES)
     network, data = _network_and_data(run_or_network, data, data_root)
@@ -241,7 +242,7 @@ def _network_and_data(
     if isinstance(run_or_network, Run):
         network, data = run_or_network.network(), run_data(run_or_network, data, data_root)
     elif data is None:
-        raise CorsdError("early_exit(network, data): a network is not stored with its data: pass data")
+        raise CorsdError("early_exit(network): data is missing; a network does not know its data set, so pass data")
     else:
         network = run_or_network
     if data.num_classes != network.num_classes:
@@ -254,8 +255,9 @@ def _row(table: pd.DataFrame) -> dict[str, float]:
 
 
 def _exit_scores(logits: Sequence[Tensor], rule: str) -> Tensor:
-    """Score (K, N) double of each image at each exit; an image leaves if it is at least the threshold. Both are negated for
-    "entropy".
+    """Score (K, N), double, of each image at each exit. An image leaves if its score is at least the threshold.
+
+    For "entropy" both score and threshold are negated.
     """
     if rule == "patience":
         return _run_lengths(_predictions(logits)).double()
@@ -285,7 +287,8 @@ def _exit_index(scores: Tensor, thresholds: Tensor) -> Tensor:
 def _default_thresholds(scores: Tensor, rule: str) -> Tensor:
     """Default thresholds (T,), ascending: the first lets every image leave at exit 1, the last lets no image leave early.
 
-    For "patience" 1 to K, else about every percentile of the scores of the shallow exits and a value that no image reaches.
+    For "patience" they are 1 to K, else about every percentile of the scores of the shallow exits and a value that no image
+    reaches.
     """
     if rule == "patience":
         return torch.arange(1, len(scores) + 1, dtype=torch.double)
@@ -315,7 +318,7 @@ def _correct(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
 
 
 def _check(logits: Sequence[Tensor], labels: Tensor | None = None) -> None:
-    """Raise `CorsdError` unless `logits` are finite, all of shape (N, C) with N >= 1, and `labels` classes of these images."""
+    """Raise `CorsdError` unless all `logits` are finite and of one shape (N, C), N >= 1, and `labels` (N,) are below C."""
     shapes = [tuple(z.shape) for z in logits]
     if len(set(shapes)) != 1 or len(shapes[0]) != 2 or 0 in shapes[0]:
         raise CorsdError(f"logits of shapes {shapes}; allowed: (N, C), the same at every exit, of one image or more")

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["term_gradients"]
 
-LABELS = ("task", "exit_ce")  # cross-entropies with the labels: `cosine` is with the gradient of their sum
+# The terms that are cross-entropies with the labels; `cosine` compares with the gradient of their sum.
+LABELS = ("task", "exit_ce")
 
 
 def term_gradients(run: Run, data: ImageData | None = None, batches: int = 2) -> pd.DataFrame:
@@ -29,7 +30,7 @@ def term_gradients(run: Run, data: ImageData | None = None, batches: int = 2) ->
     parts "stem" and "stage 1" ..., "exit 1" ... and "relation 1" ..., shallow -> deep; `norm`, the L2 norm of weight · gradient
     over the parameters of this part; `cosine` in [-1, 1] with the gradient of the weighted cross-entropy of all exits, NaN if
     one of the two is zero. Both are means over `batches`. Computed in train mode, in float32, on the CPU; the run is not
-    changed. Raises `CorsdError` if `batches` is below 1 and if the data is missing. Ours.
+    changed. Raises `CorsdError` if `batches` is below 1 and if the data is missing. Source: ours.
     """
     import pandas as pd
 

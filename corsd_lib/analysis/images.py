@@ -46,7 +46,8 @@ def _select_images(run: Run, positions: Sequence[int], data: ImageData, split: s
     wrong = [p for p in positions if p not in range(count)]
     if wrong or not len(positions):
         raise CorsdError(
-            f"positions {shortened(wrong or list(positions))} of {count} images of {split}; allowed: 0 to {count - 1}"
+            f"positions {shortened(wrong or list(positions))} are not in {split}, which has {count} images; "
+            f"allowed: one or more from 0 to {count - 1}"
         )
     wanted = torch.as_tensor(positions)
     if split != "probe":
@@ -55,6 +56,7 @@ def _select_images(run: Run, positions: Sequence[int], data: ImageData, split: s
     if not bool(same.any(1).all()):
         missing = wanted[~same.any(1)].tolist()
         raise CorsdError(
-            f"probe images {shortened(missing)} are not in split {name!r} of data {data.name!r}: load it as for the run"
+            f"probe images {shortened(missing)} are not in split {name!r} of data {data.name!r}: "
+            "load it with the settings of the run"
         )
     return images.subset(same.int().argmax(1))

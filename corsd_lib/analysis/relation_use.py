@@ -37,8 +37,8 @@ def relation_calibration(scores: Tensor, labels: Tensor, bins: int = 10) -> pd.D
     `scores` (N, N) in [0, 1], `labels` (N,). The ordered pairs i != j count, with a weight of one half each for all intra and
     all inter pairs, as in `losses.relation_cross_entropy`. Columns, in %: `low` and `high`; `share`, the weight of the bin;
     `score`, its mean score; `same`, its share of intra pairs. The last two are NaN in an empty bin. Raises `CorsdError` if
-    shapes do not match, if `bins` is below 1, and if there are no intra or no inter pairs. Ours, after Guo et al. 2017, arXiv
-    1706.04599.
+    shapes do not match, if `bins` is below 1, and if there are no intra or no inter pairs. Source: ours, after Guo et al. 2017,
+    arXiv 1706.04599.
     """
     import pandas as pd
 
@@ -64,7 +64,7 @@ def relation_calibration_error(scores: Tensor, labels: Tensor, bins: int = 10) -
 
 def _weighted_pairs(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Score, "same class" (0 or 1) and weight of the P ordered pairs i != j, each (P,) double. The weights of intra pairs sum
-    to one half, and so do those of inter pairs. Raises `CorsdError` as `relation_calibration`.
+    to one half, and so do those of inter pairs. Raises the same errors as `relation_calibration`.
     """
     n = len(labels)
     if scores.shape != (n, n):
@@ -73,7 +73,9 @@ def _weighted_pairs(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Ten
     same = (labels[:, None] == labels[None, :])[off_diagonal]
     counts = torch.stack([(~same).sum(), same.sum()]).double()
     if not counts.all():
-        raise CorsdError(f"{int(counts[1])} intra pairs and {int(counts[0])} inter pairs; allowed: at least one of each")
+        raise CorsdError(
+            f"the images have {int(counts[1])} intra pairs and {int(counts[0])} inter pairs; allowed: at least one of each"
+        )
     return scores[off_diagonal].double(), same.double(), (0.5 / counts)[same.long()]
 
 
@@ -99,8 +101,8 @@ def prototype_accuracy(run: Run, data: ImageData | None = None, split: str = "te
     training images, not augmented) is most related; `with_relation` and `with_cosine`, the class with the largest
     log-probability of the exit + w · z, where z is the log-odds of the relation or the cosine, standardised over the classes;
     `weight_relation` and `weight_cosine`, the best w on validation images; `macs`, the multiply-accumulates that the relation
-    adds for each image. Raises `CorsdError` for a run without trained relations of embeddings, or without validation images.
-    Ours.
+    adds for each image. Raises `CorsdError` for a method that does not train a relation network on the embeddings of every
+    exit, and for a run without validation images. Source: ours.
     """
     import pandas as pd
 
@@ -109,7 +111,10 @@ def prototype_accuracy(run: Run, data: ImageData | None = None, split: str = "te
     network, networks = run.network(), run.method().relation_networks()
     relations = [net for net in networks if isinstance(net, VectorRelation)]
     if not relations or len(relations) < len(networks):
-        raise CorsdError(f"{run.path} has no trained relation of embeddings, which prototypes need")
+        raise CorsdError(
+            f"{run.path}: method {run.config.method!r} does not train a relation network on the embeddings of every exit, "
+            "which prototypes need; use a run of method 'corsd', for example"
+        )
     if data.validation is None:
         raise CorsdError(f"{run.path} has no validation images, on which the weight of the relation is chosen")
     known, chosen, asked = (_outputs(network, data, images) for images in (data.train, data.validation, getattr(data, split)))

@@ -91,7 +91,7 @@ def snapshot_at(run: Run, epoch: int) -> Snapshot:
 
 
 def stored_kind(run: Run, snapshot: Snapshot) -> str:
-    """Kind of the stored class-level relations: "trained", or "cosine" or "l2" without weights of relation networks."""
+    """Kind of the stored class-level relations: "trained"; "cosine" or "l2" if the snapshot has no relation networks."""
     if snapshot.relation_state:
         return "trained"
     return "l2" if run.raw_config["method_options"].get("relation") == "l2" else "cosine"
@@ -100,8 +100,8 @@ def stored_kind(run: Run, snapshot: Snapshot) -> str:
 def relation_networks_at(run: Run, snapshot: Snapshot) -> nn.ModuleList:
     """The relation networks of a run at a snapshot, shallow -> deep, in eval mode; empty for a method without them.
 
-    No weights of the run are needed. Raises `CorsdError` if the snapshot has no relation networks, or if their architecture is
-    a different one.
+    No weights of the run are needed. Raises `CorsdError` if the method has relation networks but the snapshot has none or
+    different ones.
     """
     with torch.device("meta"):  # only the shapes are needed, and no random numbers
         network = new_network(replace(run.config, pretrained=False), run.data)
@@ -126,7 +126,7 @@ def _class_matrix(run: Run, snapshot: Snapshot, exit: int, kind: str) -> Tensor:
 
 
 def _scorers(run: Run, snapshot: Snapshot, kind: str) -> list[Callable[[Tensor], Tensor]]:
-    """One function for every exit, from embeddings (N, D) to scores (N, N). Raises `CorsdError` as `snapshot_scores`."""
+    """One function for every exit, from embeddings (N, D) to scores (N, N). Raises the same errors as `snapshot_scores`."""
     check_choice("relation kind", kind, RELATION_KINDS)
     if kind != "trained":
         return [HANDCRAFTED[kind]] * len(snapshot.embeddings)
@@ -158,8 +158,8 @@ def class_order(kind: str, matrix: Tensor | None = None, superclass_of_class: Te
 
     `kind`: "label", 0 to C - 1; "superclass", by superclass and then by label; "cluster", the leaves of `linkage_of(matrix)`;
     "superclass_cluster", by superclass, and within each the leaves of its own clustering. `matrix` (C, C) class-level relation,
-    for the clustered orders; `superclass_of_class` (C,) int64. Ours. Raises `CorsdError` if an argument that `kind` needs is
-    missing or has a wrong shape.
+    for the clustered orders; `superclass_of_class` (C,) int64. Raises `CorsdError` if an argument that `kind` needs is missing
+    or has a wrong shape. Source: ours.
     """
     check_choice("class order", kind, CLASS_ORDERS)
     classes = _class_count(matrix, superclass_of_class)
@@ -182,7 +182,10 @@ def sample_order(labels: Tensor, class_order: Tensor) -> Tensor:
     Raises `CorsdError` for a label outside 0 to C - 1.
     """
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(class_order):
-        raise CorsdError(f"labels from {int(labels.min())} to {int(labels.max())} in an order of {len(class_order)} classes")
+        raise CorsdError(
+            f"labels are from {int(labels.min())} to {int(labels.max())}, but class_order has {len(class_order)} classes; "
+            f"allowed: 0 to {len(class_order) - 1}"
+        )
     position = class_order.argsort()
     return position[labels].argsort(stable=True)
 
@@ -203,7 +206,7 @@ def linkage_of(matrix: Tensor) -> Tensor:
     pairs = distance[i, j]
     known = pairs[~pairs.isnan()]
     if len(known) and not -1e-6 <= known.min() <= known.max() <= 1 + 1e-6:
-        raise CorsdError(f"relations from {1 - known.max():g} to {1 - known.min():g} are clustered; allowed: 0 to 1")
+        raise CorsdError(f"relations from {1 - known.max():g} to {1 - known.min():g} cannot be clustered; allowed: 0 to 1")
     pairs = pairs.nan_to_num(known.mean().item() if len(known) else 1.0).clamp_min(0)
     return torch.from_numpy(linkage(pairs.numpy(), method="average", optimal_ordering=True))
 
@@ -224,7 +227,9 @@ def _class_count(matrix: Tensor | None, superclass_of_class: Tensor | None) -> i
     if not counts:
         raise CorsdError("the number of classes is not known: give a matrix or superclass_of_class")
     if counts[0] != counts[-1]:
-        raise CorsdError(f"a relation of {counts[0]} classes and superclasses of {counts[-1]} do not fit")
+        raise CorsdError(
+            f"the relation has {counts[0]} classes, superclass_of_class has {counts[-1]}; allowed: the same number"
+        )
     return counts[0]
 
 
@@ -248,7 +253,7 @@ def same_class_auc(scores: Tensor, labels: Tensor) -> float:
 
     It is the share of pairs (intra pair, inter pair) whose scores are in the correct order: Mann-Whitney U / (P·Q), computed
     exactly from ranks. `scores` (N, N), `labels` (N,). Pairs with a NaN score are left out; NaN without an intra or an inter
-    pair. Hanley and McNeil 1982.
+    pair. Source: Hanley and McNeil 1982.
     """
     intra, inter = _intra_and_inter(scores, labels)
     p, q = int(intra.sum()), int(inter.sum())
@@ -264,7 +269,7 @@ def relation_contrast(scores: Tensor, labels: Tensor) -> dict[str, float]:
     Keys: `intra` and `inter`: mean r_ij over the ordered pairs i != j of equal and of different labels; `margin` = intra -
     inter, in [-1, 1] for scores in [0, 1]; `triplets`: share in [0, 1] of the triplets (i, j, k) with y_i = y_j != y_k and i !=
     j for which r_ij > r_ik; ties count half, 0.5 is chance. `scores` (N, N), `labels` (N,). Pairs with a NaN score are left
-    out; NaN if none remain. Ours.
+    out; NaN if none remain. Source: ours.
     """
     intra, inter = _intra_and_inter(scores, labels)
     means = [scores[mask].double().mean().item() for mask in (intra, inter)]
@@ -279,7 +284,7 @@ def relation_contrast(scores: Tensor, labels: Tensor) -> dict[str, float]:
 def relation_quality(run: Run, epoch: int, kind: str = "trained") -> pd.DataFrame:
     """Quality of the relation scores on the probe images, one row for each exit.
 
-    Columns: epoch, exit, kind, auc (`same_class_auc`) and the keys of `relation_contrast`. Raises `CorsdError` as
+    Columns: epoch, exit, kind, auc (`same_class_auc`) and the keys of `relation_contrast`. Raises the same errors as
     `snapshot_scores`.
     """
     import pandas as pd
@@ -330,7 +335,7 @@ def superclass_lift(matrix: Tensor, superclass_of_class: Tensor) -> float:
 
     `matrix` (C, C) in [0, 1], `superclass_of_class` (C,). At least 0; 1 if the relation does not depend on superclasses, above
     1 if classes of one superclass are more related. NaN entries are left out. NaN if there is no pair of one of the two kinds.
-    Ours.
+    Source: ours.
     """
     _class_count(matrix, superclass_of_class)
     related = superclass_of_class[:, None] == superclass_of_class[None, :]
@@ -343,25 +348,29 @@ def attribute_agreement(matrix: Tensor, attributes: Tensor) -> float:
     """Spearman correlation of the relation of two classes with the cosine of their attribute vectors, over pairs of classes.
 
     `matrix` (C, C), symmetrised; `attributes` (C, A), as `ImageData.attributes`. In [-1, 1]; 1 if classes with similar
-    attributes are related. Pairs with NaN and classes without attributes are left out; NaN if either side is constant. Ours.
+    attributes are related. Pairs with NaN and classes without attributes are left out; NaN if either side is constant. Source:
+    ours.
     """
     if len(attributes) != len(matrix):
-        raise CorsdError(f"attributes of {len(attributes)} classes for a relation of {len(matrix)}")
+        raise CorsdError(f"attributes has {len(attributes)} classes, the relation has {len(matrix)}; allowed: the same number")
     a = attributes.double()
     unit = a / a.norm(dim=1, keepdim=True)  # NaN for a class without attributes
-    return _pairwise_agreement(matrix, (unit @ unit.T).round(decimals=12))  # so that equal cosines have equal ranks
+    return _pairwise_agreement(matrix, (unit @ unit.T).round(decimals=12))  # rounded, so that equal cosines have equal ranks
 
 
 def confusion_agreement(matrix: Tensor, logits: Tensor, labels: Tensor) -> float:
     """Spearman correlation of the relation of two classes with their rate of confusion, over pairs of classes; in [-1, 1].
 
     The confusion of c and d is the mean of two shares: of images of c that are predicted as d, and of d as c. `matrix` (C, C),
-    symmetrised; `logits` (N, C), `labels` (N,). Classes without an image are left out; NaN if either side is constant, such as
-    without any error. Ours.
+    symmetrised; `logits` (N, C), `labels` (N,). Classes without an image are left out. NaN if the relation or the confusion is
+    constant; without any error the confusion is. Source: ours.
     """
     classes = len(matrix)
     if logits.shape != (len(labels), classes):
-        raise CorsdError(f"logits of shape {tuple(logits.shape)} with {len(labels)} labels and a relation of {classes} classes")
+        raise CorsdError(
+            f"logits of shape {tuple(logits.shape)} do not fit {len(labels)} labels and a relation of {classes} classes; "
+            "allowed: (N, C)"
+        )
     cells = torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2).view(classes, classes).double()
     n = cells.sum(1)
     # One division of whole numbers, so that equal shares are exactly equal and have equal ranks.
@@ -375,7 +384,7 @@ def relation_agreement(run: Run, epoch: int, kind: str = "trained", attributes: 
     Columns: epoch, exit, kind; superclass_lift, confusion_agreement and, with `attributes` (C, A) as in `ImageData`,
     attribute_agreement, each the result of the function of that name; superclass_auc, `same_class_auc` of classes and
     superclasses, which unlike the lift can be compared between scores with different offsets. Confusions are those of the probe
-    images at the same exit, or at the deepest exit for the relation of a stage without an exit. Raises `CorsdError` as
+    images at the same exit, or at the deepest exit for the relation of a stage without an exit. Raises the same errors as
     `class_relations`.
     """
     import pandas as pd
@@ -402,7 +411,7 @@ def spearman(first: Tensor, second: Tensor) -> float:
     """Spearman's rank correlation of two vectors (n,), in [-1, 1]; equal values have their mean rank. NaN if either is
     constant.
 
-    Pairs with a NaN are left out. Spearman 1904.
+    Pairs with a NaN are left out. Source: Spearman 1904.
     """
     known = ~(first.isnan() | second.isnan())
     ranks = torch.stack([average_ranks(values[known]) for values in (first, second)])  # (2, n)

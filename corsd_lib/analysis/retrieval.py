@@ -71,9 +71,9 @@ def retrieval_figures(scores: Tensor, labels: Tensor) -> dict[str, float]:
 
     R is the number of other images of the query's class. R-precision is the share of that class among the R highest scores;
     MAP@R is 1/R · sum of P(k) over the ranks k <= R with an image of the class, where P(k) is the share of the class among the
-    first k. Means over the queries that have another image of their class; NaN if there are none. For equal scores a metric is
-    its mean over all their orders, so that it does not depend on the order of the images. Musgrave et al. 2020, arXiv
-    2003.08505; the rule for ties is ours. Raises `CorsdError` if the shapes are wrong and for NaN scores.
+    first k. Means over the queries that have another image of their class; NaN if there are none. If scores are equal, a metric
+    is its mean over all orders of them, so that it does not depend on the order of the images. Raises `CorsdError` if the
+    shapes are wrong and for NaN scores. Source: Musgrave et al. 2020, arXiv 2003.08505; the rule for ties is ours.
     """
     if scores.shape != (len(labels), len(labels)):
         raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels; allowed: (N, N)")
@@ -180,8 +180,8 @@ class Episodes:
         indices = _indices_by_class(labels, self.shots + self.queries)
         if len(indices) < self.ways:
             raise CorsdError(
-                f"{len(indices)} classes have {self.shots + self.queries} images, for {self.shots} shots and {self.queries} "
-                f"queries; {self.ways} ways need as many classes"
+                f"{self.ways} ways need as many classes with {self.shots + self.queries} images each, for {self.shots} shots "
+                f"and {self.queries} queries; {len(indices)} classes have so many"
             )
         generator = torch.Generator().manual_seed(self.seed)
         ways = torch.rand(self.count, len(indices), generator=generator).argsort(1)[:, : self.ways]  # (E, W)
@@ -192,7 +192,7 @@ class Episodes:
 
 
 class FewShot(NamedTuple):
-    """Mean accuracy (%) over episodes, and half of its 95 % confidence interval, which is 1.96 standard errors."""
+    """Mean accuracy (%) over episodes, and half the width of its 95 % confidence interval: 1.96 standard errors."""
 
     accuracy: float
     half: float
@@ -204,8 +204,8 @@ def embedding_few_shot(
     """Few-shot accuracy of the nearest class prototype, for embeddings (N, D) and labels (N,).
 
     A prototype is the mean embedding of the examples, normalised to length 1 first for "cosine". If the correct prototype is
-    one of n equally near ones, the prediction counts 1/n. Snell et al. 2017, Prototypical Networks, arXiv 1703.05175. Raises
-    `CorsdError` for an unknown similarity and if there are too few images.
+    one of n equally near ones, the prediction counts 1/n. Raises `CorsdError` for an unknown similarity and if there are too
+    few images. Source: Snell et al. 2017, Prototypical Networks, arXiv 1703.05175.
     """
     check_choice("similarity", similarity, SIMILARITIES)
     _check_embeddings(embeddings, labels)
@@ -221,7 +221,7 @@ def few_shot_accuracy(scores: Tensor, labels: Tensor, episodes: Episodes | None 
     """Few-shot accuracy of the class whose examples have the highest mean score, for scores (N, N) and labels (N,).
 
     Row i of the scores is the query, column j the example. Meant for scores that have no prototypes, such as those of a
-    relation network. Ties and errors as in `embedding_few_shot`. Ours, after Sung et al. 2018, arXiv 1711.06025.
+    relation network. Ties and errors as in `embedding_few_shot`. Source: ours, after Sung et al. 2018, arXiv 1711.06025.
     """
     if scores.shape != (len(labels), len(labels)):
         raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels; allowed: (N, N)")
@@ -240,7 +240,7 @@ def _indices_by_class(labels: Tensor, least: int) -> Tensor:
 
 
 def _accuracy(scores: Tensor) -> FewShot:
-    """Accuracy from scores (E, W·Q, W) of queries with classes; the queries of each class follow each other."""
+    """Accuracy from scores (E, W·Q, W) of each query for each class; queries are sorted by their class."""
     episodes, queries, ways = scores.shape
     own = torch.arange(ways).repeat_interleave(queries // ways)
     best = scores == scores.amax(2, keepdim=True)

@@ -44,9 +44,9 @@ def unseen_class_report(
     relation network, if the method trains one on embeddings. Columns, in %: `recall_at_1`, `map_at_r`, `r_precision` (see
     `retrieval_figures`), with each image as a query against all others; `one_shot` and `five_shot`, the mean accuracy over 600
     episodes, each with 1 or 5 examples and 15 queries of each of 5 classes (all if fewer are held out); `one_shot_half` and
-    `five_shot_half`, half of their 95 % intervals. Few-shot columns are NaN if classes have too few images. `images`: "test",
-    or "all", train and test together, as is usual for CUB-200-2011. The images are loaded if `data` is not given. Raises
-    `CorsdError` for a run without held-out classes.
+    `five_shot_half`, half the width of their 95 % confidence intervals. Few-shot columns are NaN if classes have too few
+    images. `images`: "test", or "all", train and test together, as is usual for CUB-200-2011. The images are loaded if `data`
+    is not given. Raises `CorsdError` for a run without held-out classes.
     """
     import pandas as pd
 

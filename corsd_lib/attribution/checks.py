@@ -64,11 +64,11 @@ def randomisation_check(
 ) -> Randomisation:
     """Spearman correlation between the map of a network and the map of the same network with random weights.
 
-    It is computed for the values and for their absolute values. If both are near 0, the map depends on the training; near 1 it
-    depends only on the image. That can hold for the absolute values alone, which a heatmap in one colour shows. The class is
-    `target`, by default the prediction of the trained network. Random weights are sampled with `seed` by the `reset_parameters`
-    of each layer. For small maps the result varies: use several seeds. Source: Adebayo et al. 2018, arXiv 1810.03292, the model
-    parameter randomisation test. Other arguments and errors as in `attribute_exit`.
+    There are two correlations, of the values and of their absolute values. If both are near 0, the map depends on the training;
+    if they are near 1, only on the image. Only the second may be near 1, and it is the one that counts for a heatmap in one
+    colour. The class is `target`, by default the prediction of the trained network. Random weights are sampled with `seed` by
+    the `reset_parameters` of each layer. For small maps the result varies: use several seeds. Source: Adebayo et al. 2018,
+    arXiv 1810.03292, the model parameter randomisation test. Other arguments and errors as in `attribute_exit`.
     """
     found = attribute_exit(network, image, exit, target, method, steps, baseline, normalise)
     other = attribute_exit(redrawn(network, seed), image, exit, found.target, method, steps, baseline, normalise)
@@ -113,8 +113,8 @@ def deletion_curve(
     over `num_random` random orders, sampled with `seed`: the probability decreases for any order, because images with holes are
     unlike training images. `image` (C, H, W), normalised; `exit` (1 = shallowest), `baseline` and `normalise` as in
     `attribute_exit`; `steps` and `num_random` at least 1. Source: the deletion metric of RISE, arXiv 1806.07421; the random
-    orders are ours. Raises `CorsdError` as `attribute_exit` does, and if the attribution belongs to a pair or to an image of a
-    different size.
+    orders are ours. Raises the same errors as `attribute_exit`, and `CorsdError` if the attribution belongs to a pair or to an
+    image of a different size.
     """
     check_choice("baseline", baseline, BASELINES)
     check_count("steps", steps)
@@ -122,7 +122,7 @@ def deletion_curve(
     x = image_batch(network, image)
     if attribution.target is None or attribution.map.shape != x.shape[-2:]:
         of = f"of shape {tuple(attribution.map.shape)} and class {attribution.target}"
-        raise CorsdError(f"attribution {of}; allowed: an exit's, of shape {tuple(x.shape[-2:])}")
+        raise CorsdError(f"attribution {of}; allowed: the map of an exit, of shape {tuple(x.shape[-2:])}")
     stage, head = exit_parts(network, exit)
     base, pixels = baseline_of(baseline, image, normalise).to(x), attribution.map.numel()
     counts = torch.arange(steps + 1).mul(pixels).div(steps).round().long()

@@ -17,7 +17,7 @@ from corsd_lib.network import Exit, MultiExitNetwork
 
 METHODS = {"integrated_gradients": "integrated gradients", "grad_cam": "Grad-CAM"}
 BASELINES = {"mean": "the mean colour", "black": "black", "blur": "the blurred image"}
-PIXELS_AT_ONCE = 50 * 64**2  # in one backward pass, over all its images, so that memory does not grow with the image size
+PIXELS_AT_ONCE = 50 * 64**2  # pixels of all images of a backward pass; the limit keeps memory constant for large images
 
 Score = Callable[..., Tensor]  # one or two batches of images (n, C, H, W) -> (n,)
 
@@ -91,7 +91,7 @@ def integrated(
 ) -> list[Attribution]:
     """Joint integrated gradients of one `score` of all `images`, each (1, C, H, W): one Attribution for each image.
 
-    They have the same scores and completeness gap. `what`: a description of each map. `baseline`: the key of `BASELINES` that
+    All have the same scores and completeness gap. `what`: a description of each map. `baseline`: the key of `BASELINES` that
     the `baselines` come from.
     """
     require("attribution", "captum")
@@ -183,5 +183,7 @@ def image_batch(network: MultiExitNetwork, image: Tensor) -> Tensor:
     if image.ndim != 3 or image.shape[0] != channels:
         raise CorsdError(f"image of shape {tuple(image.shape)}; allowed: one image (C, H, W) with C = {channels}")
     if not image.is_floating_point() or not bool(image.isfinite().all()):
-        raise CorsdError(f"image of type {image.dtype} or with values that are not finite; allowed: finite, normalised")
+        raise CorsdError(
+            f"image of type {image.dtype} or with values that are not finite; allowed: floating point, normalised and finite"
+        )
     return image.detach()[None].to(next(network.parameters()))

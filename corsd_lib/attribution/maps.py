@@ -38,8 +38,8 @@ def attribute_exit(
 ) -> Attribution:
     """Attribute the logit of class `target` (default: the prediction) at `exit` (1 = shallowest) to the pixels of an image.
 
-    The score f is the logit, because a probability near 1 is flat and depends on all other classes. `image` (C, H, W),
-    normalised. Methods:
+    The score f is the logit, because the probability has almost no gradient near 1 and depends on all other classes. `image`
+    (C, H, W), normalised. Methods:
 
     - "integrated_gradients": (x - x') * mean gradient of f at `steps` points on the line from x' to x. Its sum over the pixels
       is f(x) - f(x') (Sundararajan et al., arXiv 1703.01365, equation 1). The `baseline` x' is "mean" (the mean colour, 0 once
@@ -92,13 +92,15 @@ def attribute_pair(
     symmetric: the maps of (b, a) may differ. "integrated_gradients" goes from both baselines to both images at once: the two
     maps together sum to f(a, b) - f(a', b'), with the baselines a' and b', and share one completeness gap. If both baselines
     are equal, f(a', b') may be the maximum of f, and the sum is then negative; `baseline_score` is f(a', b'). "grad_cam" takes
-    one image at a time with the other's embedding fixed. Other arguments and errors as in `attribute_exit`. The method for
-    pairs is ours.
+    one image at a time with the other's embedding fixed. Other arguments and errors as in `attribute_exit`. Source of the
+    method for pairs: ours.
     """
     check_request(method, baseline, steps)
     a, b = image_batch(network, image_a), image_batch(network, image_b)
     if a.shape != b.shape:
-        raise CorsdError(f"images of shapes {tuple(image_a.shape)} and {tuple(image_b.shape)} of a pair; allowed: one shape")
+        raise CorsdError(
+            f"the images of a pair have shapes {tuple(image_a.shape)} and {tuple(image_b.shape)}; allowed: one shape"
+        )
     stage, read, compare, name = _pair_parts(network, relations, exit)
     where = "exit" if isinstance(relations, str) or len(relations) == len(network.exits) else "stage"
     what = [f"the {name} of a pair (a, b) at {where} {exit}, for image {which}" for which in "ab"]
@@ -121,8 +123,8 @@ def _pair_parts(
 ) -> tuple[Stage, Callable[[Tensor], Tensor], Score, str]:
     """The parts of the score of a pair, as a tuple of three functions and a name.
 
-    Images -> feature map; feature map -> input of the relation; two such inputs of n pairs -> scores (n,); the name of the
-    score.
+    The functions map images to a feature map, a feature map to the input of the relation, and two such inputs of n pairs to
+    scores (n,). The name is that of the score.
     """
     relation = _relation_at(network, relations, exit)
     if isinstance(relation, MapRelation):  # one for each stage of the backbone, with an exit or without

@@ -17,7 +17,7 @@ def attribute_run(
 ) -> Attribution:
     """`attribute_exit` for the newest weights of a run and one image of its data, see `run_images`.
 
-    `options`: target, method, steps, baseline of `attribute_exit`. Raises the errors of both.
+    `options`: target, method, steps, baseline of `attribute_exit`. Raises the errors of both functions.
     """
     data = run_data(run, data)
     (image,) = run_images(run, [position], data, split)
@@ -30,7 +30,7 @@ def attribute_run_pair(
     """`attribute_pair` for the newest weights of a run and two images of its data, see `run_images`.
 
     Uses the relation networks of the run, or the cosine if its method has none. `options`: method, steps, baseline of
-    `attribute_pair`. Raises the errors of both.
+    `attribute_pair`. Raises the errors of both functions.
     """
     data = run_data(run, data)
     a, b = run_images(run, [first, second], data, split)
