@@ -104,7 +104,7 @@ _SMALL_IMAGE = 64  # largest image side in pixels for which "auto" is the small 
 
 
 def backbone_names() -> tuple[str, ...]:
-    """Names of networks for `build_backbone`; it also accepts `wrn<6n+4>_<widening>` and `timm:<model>`."""
+    """Names of networks for `build_backbone`, which also accepts `wrn<6n+4>_<widening>` and `timm:<model>`."""
     return (*_RESNETS, *_WIDE_RESNETS)
 
 
@@ -139,7 +139,7 @@ def build_backbone(
     if name.startswith("timm:"):
         if width is not None or stem != "auto":
             given = f"width {shortened(width)}, stem {shortened(stem)}"
-            raise CorsdError(f"network {name!r} with {given}; allowed: width None, stem 'auto'")
+            raise CorsdError(f"network {name!r} does not take {given}; allowed: width None, stem 'auto'")
         return _build_timm(name, in_channels, image_size, pretrained)
     if stem == "auto":
         stem = "small" if image_size <= _SMALL_IMAGE else "large"
@@ -216,7 +216,7 @@ def _check_pretrained(name: str, in_channels: int, width: int | None, stem: str)
     wanted = {"stem": "large", "width": 64, "in_channels": 3}
     for what, value in wanted.items():
         if given[what] != value:
-            raise CorsdError(f"pretrained {name} with {what} {shortened(given[what])}; allowed: {shortened(value)}")
+            raise CorsdError(f"pretrained {name} needs {what} {shortened(value)}; it is {shortened(given[what])}")
 
 
 def _download(name: str) -> dict[str, Tensor]:
@@ -355,7 +355,9 @@ def _timm_levels(model: Any) -> list[StageInfo]:
 
 
 def _cut_blocks(model: Any) -> None:
-    """Remove the blocks after the last level, which the EfficientNet and MobileNet wrappers of timm keep."""
+    """Remove the blocks after the last feature level of `feature_info`; the EfficientNet and MobileNet wrappers of timm keep
+    them.
+    """
     match = re.match(r"blocks\.(\d+)", model.feature_info.module_name()[-1])
     if match is not None and isinstance(getattr(model, "blocks", None), nn.Sequential):
         model.blocks = model.blocks[: int(match[1]) + 1]

@@ -45,10 +45,10 @@ Item = tuple[int, int | None]  # index of a streamed image, and the seed of its 
 class Batch(NamedTuple):
     """One training batch on the training device.
 
-    `images` (B, C, H, W): float, normalised. `labels` (B,). `indices` (B,): of the images in the train split. `sampling`: how
-    they were sampled: "plain"; "balanced"; "triplet", a third each of anchors, same class and other class; or "overlapping",
-    with half of the previous batch. `generator`: a CPU generator, seeded for this step. `progress`: share of the whole training
-    that is done, in [0, 1). `random`: the random tensors of the method for this batch, see `Method.sample`.
+    `images` (B, C, H, W): float, normalised. `labels` (B,). `indices` (B,): positions of the images in the train split.
+    `sampling`: how they were sampled: "plain"; "balanced"; "triplet", a third each of anchors, same class and other class; or
+    "overlapping", with half of the previous batch. `generator`: a CPU generator, seeded for this step. `progress`: share of the
+    whole training that is done, in [0, 1). `random`: the random tensors of the method for this batch, see `Method.sample`.
     """
 
     images: Tensor
@@ -119,7 +119,7 @@ def triplet_batches(labels: Tensor, batch_size: int, generator: torch.Generator)
     `batch_size` is below 3. Source: the authors' release.
     """
     if batch_size < 3 or len(labels.unique()) < 2:
-        raise CorsdError(f"triplets need a batch_size of at least 3 (got {shortened(batch_size)}) and two classes")
+        raise CorsdError(f"triplets need a batch_size of at least 3 (got {shortened(batch_size)}) and at least two classes")
     anchors = plain_batches(labels, batch_size // 3, generator)
     by_class = labels.argsort(stable=True)
     _, inverse, sizes = labels.unique(return_inverse=True, return_counts=True)
@@ -137,11 +137,11 @@ def triplet_batches(labels: Tensor, batch_size: int, generator: torch.Generator)
 
 
 def overlapping_batches(labels: Tensor, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    """Shuffled indices such that the first half of a batch is the second half of the previous one; DLB, arXiv 2203.16172.
+    """Shuffled indices such that the first half of a batch is the second half of the previous one.
 
     Each index is in two batches, so an epoch over n images has 2n; the first batch begins with the second half of the last one.
     An odd `batch_size` is rounded down, and an incomplete half is dropped. With fewer than two halves the only batch has all
-    indices. Raises `CorsdError` for a `batch_size` below 2.
+    indices. Raises `CorsdError` for a `batch_size` below 2. Source: DLB, arXiv 2203.16172.
     """
     if batch_size < 2:
         raise CorsdError(f"overlapping batches need a batch_size of at least 2; got {batch_size}")
@@ -306,8 +306,8 @@ class BatchSource:
     """Source of training batches on a device: samples indices of the train split, and augments and normalises the images.
 
     `augmentation`: an `Augmentation`, or its kind by name; None for the default of the data set. An image that is sampled twice
-    is augmented twice. With `world_size` processes, process `rank` gets every `world_size`-th batch, or a contiguous part
-    of overlapping batches. `workers`: processes that read streamed images. Raises `CorsdError` for an unknown choice and for a
+    is augmented twice. With `world_size` processes, process `rank` gets every `world_size`-th batch; of overlapping batches it
+    gets a contiguous part. `workers`: processes that read streamed images. Raises `CorsdError` for an unknown choice and for a
     number out of range.
     """
 
@@ -461,8 +461,8 @@ WORKER_SECONDS = 10  # how long a worker goes on after SIGTERM
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
-    # Ctrl-C reaches the whole process group and the SIGTERM of Slurm all processes of a job, but the training loop still needs
-    # the batch. SIGTERM from the main process, of a worker that does not end by itself, takes effect later.
+    # Workers do not stop at once, because the training loop still needs their batch. Ctrl-C reaches the whole process group,
+    # and the SIGTERM of Slurm all processes of a job. A worker that does not end by itself ends WORKER_SECONDS after a SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _end_later if hasattr(signal, "alarm") else signal.SIG_DFL)
 

@@ -1,6 +1,6 @@
 """Benchmarks of speed and memory as ratios to an alternative, because absolute times differ between machines.
 
-What explorers do has limits in seconds of processor time; see `corsd_lib.bench_explorers`.
+The explorers also have limits in seconds of processor time; see `corsd_lib.bench_explorers`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SECONDS = 600  # time limit of a measured process
 
 
 def bench(quick: bool = False) -> dict[str, Any]:
-    """All figures by name, each a dict of `value`, `target` and `what`, and the `provenance`. Takes minutes on two cores.
+    """All measurements by name, each a dict of `value`, `target` and `what`, and the `provenance`. Takes minutes on two cores.
 
     Raises `MissingPackage` without the extras "notebooks", which the explorers need, and "deploy".
     """
@@ -63,7 +63,7 @@ def bench(quick: bool = False) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The figures as a Markdown table."""
+    """The measurements as a Markdown table."""
     lines = ["| what | measured | target |", "| --- | --- | --- |"]
     for figure in result["figures"].values():
         lines.append(f"| {figure['what']} | {figure['value']:.3g} | {figure['target']}{_missed(figure)} |")
@@ -71,9 +71,9 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _missed(figure: dict[str, Any]) -> str:
-    """ ", missed" for a value on the wrong side of its target, such as "at most 1.5", "at least 3" or "below 1.5"."""
+    """Text ", **missed**" if a value is on the wrong side of its target, such as "at most 1.5" or "at least 3"; else ""."""
     *words, limit = figure["target"].split()
-    if not words:  # "-": there is none
+    if not words:  # "-" means no target
         return ""
     short = figure["value"] < float(limit) if words == ["at", "least"] else figure["value"] > float(limit)
     return ", **missed**" if short else ""
@@ -88,7 +88,7 @@ def step_ratio(name: str, repeat: int) -> dict[str, Any]:
     """Time of a CORSD step, including exits, relative to a step of the plain network."""
     seconds = _in_turn({m: _stepper(name, m) for m in ("baseline", "corsd")}, repeat)
     target = {"resnet18": "at most 1.35", "resnet20": "at most 1.7"}[name]
-    return _figure(f"CORSD step / plain step, {name}, batch {BATCH}", _ratio(seconds, "corsd", "baseline"), target)
+    return _measurement(f"CORSD step / plain step, {name}, batch {BATCH}", _ratio(seconds, "corsd", "baseline"), target)
 
 
 def study_step_ratio(method: str, batch: int, repeat: int) -> dict[str, Any]:
@@ -101,11 +101,11 @@ def study_step_ratio(method: str, batch: int, repeat: int) -> dict[str, Any]:
     finally:
         torch.set_num_threads(threads)
     what = f"{label} step / plain step, ResNet-10 of width 32 in bf16, batch {batch}, one thread"
-    return _figure(what, _ratio(seconds, method, "baseline"), target)
+    return _measurement(what, _ratio(seconds, method, "baseline"), target)
 
 
 def relation_share(name: str, repeat: int) -> dict[str, Any]:
-    """Share of forward and backward pass of the relation, auxiliary and transfer terms in a CORSD step."""
+    """Share of the time of a CORSD step that forward and backward pass of its relation, auxiliary and transfer terms take."""
     network = build_network(name, CLASSES)
     method = build_method("corsd", network=network)
     assert isinstance(method, Corsd)
@@ -123,15 +123,15 @@ def relation_share(name: str, repeat: int) -> dict[str, Any]:
 
     seconds = _in_turn({"relations": relations, "corsd": _stepper(name, "corsd")}, repeat)
     value = _ratio(seconds, "relations", "corsd")
-    return _figure(f"relation, auxiliary and transfer terms / CORSD step, {name}", value, "at most 0.05")
+    return _measurement(f"relation, auxiliary and transfer terms / CORSD step, {name}", value, "at most 0.05")
 
 
 def release_ratio(name: str, repeat: int) -> dict[str, Any]:
-    """Time of the release (three images for each anchor, pairs of feature maps) relative to ours, for each anchor."""
+    """Time per anchor image of the release (three images for each anchor, pairs of feature maps), relative to ours."""
     seconds = _in_turn({"release": _release_stepper(name), "corsd": _stepper(name, "corsd")}, repeat)
     per_anchor = {"release": [s / ANCHORS for s in seconds["release"]], "corsd": [s / BATCH for s in seconds["corsd"]]}
     what = f"the release's formulation / ours, time an anchor image, {name}"
-    return _figure(what, _ratio(per_anchor, "release", "corsd"), "at least 3")
+    return _measurement(what, _ratio(per_anchor, "release", "corsd"), "at least 3")
 
 
 def pipeline_ratio(repeat: int) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def pipeline_ratio(repeat: int) -> dict[str, Any]:
 
     seconds = _in_turn({"ours": ours, "theirs": theirs}, repeat)
     what = "input pipeline: images a second, ours / torchvision per image in 2 workers"
-    return _figure(what, _ratio(seconds, "theirs", "ours"), "at least 3")
+    return _measurement(what, _ratio(seconds, "theirs", "ours"), "at least 3")
 
 
 def streamed_ratio(repeat: int) -> dict[str, Any]:
@@ -168,31 +168,35 @@ def streamed_ratio(repeat: int) -> dict[str, Any]:
 
         seconds = _in_turn({"ours": ours, "theirs": theirs}, repeat)
     what = "streaming from files at 224: images a second, ours / torchvision's ImageFolder, 2 workers each"
-    return _figure(what, _ratio(seconds, "theirs", "ours"), "at least 1")
+    return _measurement(what, _ratio(seconds, "theirs", "ours"), "at least 1")
 
 
 def memory_ratio(name: str) -> dict[str, Any]:
-    """Peak memory of two CORSD steps beyond the imported library, relative to the plain network; each in a new process."""
+    """Memory that two CORSD steps add to the peak of a fresh process, divided by that of two steps of the plain network."""
     peak = {method: _peak_memory(name, method) for method in ("baseline", "corsd")}
-    figure = _figure(f"memory of a CORSD step / a plain step, {name}, batch {BATCH}", peak["corsd"] / peak["baseline"], "-")
-    return {**figure, "gibibytes": {k: round(v, 3) for k, v in peak.items()}}
+    measured = _measurement(
+        f"memory of a CORSD step / a plain step, {name}, batch {BATCH}", peak["corsd"] / peak["baseline"], "-"
+    )
+    return {**measured, "gibibytes": {k: round(v, 3) for k, v in peak.items()}}
 
 
 def import_ratio(repeat: int) -> dict[str, Any]:
-    """Time to import torch, `train` and `load_dataset`, relative to torch alone; new processes."""
+    """Time to import torch, `train` and `load_dataset`, relative to torch alone; each in a new process."""
     commands = {
         "torch": lambda: _fresh("import torch"),
         "corsd_lib": lambda: _fresh("import torch, corsd_lib; corsd_lib.train, corsd_lib.load_dataset"),
     }
     seconds = _in_turn(commands, max(repeat, 3))
-    return _figure("import torch, corsd_lib / import torch", _ratio(seconds, "corsd_lib", "torch"), "below 1.5")
+    return _measurement("import torch, corsd_lib / import torch", _ratio(seconds, "corsd_lib", "torch"), "below 1.5")
 
 
 # --- what is timed ----------------------------------------------------------------------------------------------------
 
 
 def _in_turn(actions: dict[str, Callable[[], Any]], repeat: int) -> dict[str, list[float]]:
-    """Seconds of each action. They run in turn, so that the load of the machine affects all; the first round is dropped."""
+    """Seconds of each action. The actions run in turn, so that the load of the machine affects all; the first round is
+    dropped.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(repeat + 1):
         for name, action in actions.items():
@@ -207,7 +211,7 @@ def _ratio(seconds: dict[str, list[float]], one: str, other: str) -> float:
     return statistics.median(a / b for a, b in zip(seconds[one], seconds[other], strict=True))
 
 
-def _figure(what: str, value: float, target: str) -> dict[str, Any]:
+def _measurement(what: str, value: float, target: str) -> dict[str, Any]:
     return {"what": what, "value": round(value, 3), "target": target}
 
 
@@ -217,7 +221,7 @@ def _images(count: int) -> tuple[Tensor, Tensor]:
 
 
 def _stepper(name: str, method_name: str) -> Callable[[], None]:
-    """One training step on a fixed batch: forward, objective, backward, SGD."""
+    """A function that does one training step on a fixed batch: forward, objective, backward, SGD."""
     network = build_network(name, CLASSES, exits=find_method(method_name).exits)
     method = build_method(method_name, network=network)
     optimizer = torch.optim.SGD([*network.parameters(), *method.parameters()], lr=1e-3, momentum=0.9)
@@ -235,7 +239,7 @@ def _stepper(name: str, method_name: str) -> Callable[[], None]:
 
 
 def _study_stepper(method_name: str, batch_size: int) -> Callable[[], None]:
-    """One training step in the setting of `results/cifar100`, on a fixed batch of two images a class."""
+    """A function that does one training step as in `results/cifar100`, on a fixed batch with two images of each class."""
     network = build_network("resnet10", CLASSES, width=32, stem="medium", exits=find_method(method_name).exits)
     network.to(memory_format=torch.channels_last)
     method = build_method(method_name, network=network)
@@ -256,7 +260,7 @@ def _study_stepper(method_name: str, batch_size: int) -> Callable[[], None]:
 
 
 def _release_stepper(name: str) -> Callable[[], None]:
-    """One step as the release formulates it: a triplet batch, the first relation input joined pair by pair."""
+    """A function that does one step as the release does: a triplet batch, the first relation input joined pair by pair."""
     network = build_network(name, CLASSES, exits="deepest")
     method = build_method("corsd_release", network=network)
     optimizer = torch.optim.SGD([*network.parameters(), *method.parameters()], lr=1e-3, momentum=0.9)
@@ -301,7 +305,9 @@ def _data(count: int) -> ImageData:
 
 
 def _per_image_loader(data: ImageData) -> Iterator[Any]:
-    """The usual way: PIL images, RandomCrop, RandomHorizontalFlip, ToTensor and Normalize, in a DataLoader with 2 workers."""
+    """The usual input pipeline: PIL images, RandomCrop, RandomHorizontalFlip, ToTensor and Normalize, in a DataLoader with 2
+    workers.
+    """
     from PIL import Image
     from torch.utils.data import DataLoader
     from torchvision import transforms
@@ -329,7 +335,7 @@ def _per_image_loader(data: ImageData) -> Iterator[Any]:
 
 
 def _photographs(folder: Path, count: int) -> ImageData:
-    """`count` JPEG files below `folder`/<class>/, of the size of a CUB photograph and with soft shapes as a photograph has."""
+    """A data set of `count` JPEG files below `folder`/<class>/, which are as large and as smooth as photographs of CUB."""
     from PIL import Image
 
     draw = np.random.default_rng(0)
@@ -344,7 +350,9 @@ def _photographs(folder: Path, count: int) -> ImageData:
 
 
 def _image_folder_loader(folder: Path, data: ImageData) -> Iterator[Any]:
-    """The usual way: ImageFolder, RandomResizedCrop, RandomHorizontalFlip, ToTensor and Normalize, with 2 workers."""
+    """The usual input pipeline: ImageFolder, RandomResizedCrop, RandomHorizontalFlip, ToTensor and Normalize, with 2
+    workers.
+    """
     from torch.utils.data import DataLoader
     from torchvision import datasets, transforms
 

@@ -40,7 +40,9 @@ def explorer_figures(repeat: int) -> dict[str, dict[str, Any]]:
 
 
 def first_view(run: Run, repeat: int) -> dict[str, dict[str, Any]]:
-    """A `RelationExplorer` from a run on disk, with the picture that a notebook stores; and the data it ships."""
+    """Two measurements: seconds to open a `RelationExplorer` on a run and draw its static picture, and MB of data that it sends
+    to a browser.
+    """
     from corsd_lib.widgets import RelationExplorer
 
     def opened() -> RelationExplorer:
@@ -50,13 +52,13 @@ def first_view(run: Run, repeat: int) -> dict[str, dict[str, Any]]:
 
     what = f"{CLASSES} classes x {EXITS} exits x {SNAPSHOTS} snapshots"
     return {
-        "explorer_first_view": _figure(f"first view of {what}: seconds of Python", _seconds(opened, repeat), "below 0.5"),
-        "explorer_data": _figure(f"data of {what}, shipped once: MB", _megabytes(opened()._data), "at most 3"),
+        "explorer_first_view": _measurement(f"first view of {what}: seconds of Python", _seconds(opened, repeat), "below 0.5"),
+        "explorer_data": _measurement(f"data of {what}, shipped once: MB", _megabytes(opened()._data), "at most 3"),
     }
 
 
 def images_of_explorer(run: Run, repeat: int) -> dict[str, Any]:
-    """The trained relation of every pair of probe images at one exit, in the blocks that a browser asks for."""
+    """Time to compute the trained relation of every pair of probe images at one exit, in the blocks that a browser asks for."""
     from corsd_lib.widgets import RelationExplorer
 
     explorer, every = RelationExplorer(run), list(range(len(run.probes.labels)))
@@ -67,7 +69,7 @@ def images_of_explorer(run: Run, repeat: int) -> dict[str, Any]:
             explorer.ask_images(0, "trained", 1, 1, every[begin : begin + 250], every)
 
     what = f"image x image relation of {len(every):,} probe images, in blocks: seconds of Python"
-    return _figure(what, _seconds(related, repeat), "below 0.5")
+    return _measurement(what, _seconds(related, repeat), "below 0.5")
 
 
 def monitor_ratio(path: Path) -> dict[str, Any]:
@@ -88,7 +90,7 @@ def monitor_ratio(path: Path) -> dict[str, Any]:
     begin = time.process_time()
     train(_config(path, per_class=40, epochs=EPOCHS), progress=False, on_epoch=watched)
     whole = time.process_time() - begin
-    return _figure(f"training with a monitor / without, {whole:.0f} seconds", whole / (whole - inside), "at most 1.02")
+    return _measurement(f"training with a monitor / without, {whole:.0f} seconds", whole / (whole - inside), "at most 1.02")
 
 
 def run_of_classes(small: Run, path: Path, classes: int, snapshots: int = SNAPSHOTS, exits: int = EXITS) -> Run:
@@ -114,7 +116,7 @@ def _config(out: Path, **options: Any) -> TrainConfig:
 
 
 def _seconds(action: Callable[[], Any], repeat: int) -> float:
-    """Processor time of an action, the median of `repeat` after a first one."""
+    """Processor time of an action in seconds: the median of `repeat` calls after a first one."""
     taken = []
     for _ in range(repeat + 1):
         begin = time.process_time()
@@ -132,5 +134,5 @@ def _megabytes(value: Any) -> float:
     return (len(value) if isinstance(value, bytes) else len(str(value))) / 1e6
 
 
-def _figure(what: str, value: float, target: str) -> dict[str, Any]:
+def _measurement(what: str, value: float, target: str) -> dict[str, Any]:
     return {"what": what, "value": float(f"{value:.4g}"), "target": target}

@@ -23,39 +23,42 @@ from corsd_lib.sharing.programs import FORMATS, Program, chain, single
 
 __all__ = ["serving_figures"]
 
-RUN = "digits/corsd"  # its images are embedded
+RUN = "digits/corsd"  # its images come with scikit-learn
 IMAGES = 200
 Call = Callable[[np.ndarray], list[np.ndarray]]
 
 
 def serving_figures(repeat: int) -> dict[str, dict[str, Any]]:
-    """Dicts of `what`, `value` and `target`: time an image with early exits / in the plain network, by the clock.
+    """Measurements by name, each a dict of `what`, `value` and `target`.
 
-    A trained network with a threshold chosen on validation images; and ResNet-18 with random weights, whose images all leave at
-    the first exit or all at the deepest one.
+    A value is the wall-clock time of an image with early exits, divided by that in the plain network. Measured are a trained
+    network with a threshold chosen on validation images, and ResNet-18 with random weights, whose images all leave at the first
+    exit or all at the deepest one.
     """
     return {"serving_trained": trained_ratio(repeat), **resnet18_ratios(repeat)}
 
 
 def trained_ratio(repeat: int) -> dict[str, Any]:
-    """The committed run on its test images, at the threshold of `early_exit`, which is chosen on validation images."""
+    """Measurement of the sample run on its test images, at the threshold of `early_exit`, which is chosen on validation
+    images.
+    """
     run = sample_run(RUN)
     network, data = run.network(), load_data(run.config)
     chosen = early_exit(network, data)
     images = next(iter(evaluation_batches(data, data.test)))[0][:IMAGES]
     what = f"{RUN} with early exits ({chosen.test['accuracy_drop']:.1f} points of accuracy less) / plain network"
     macs = chosen.test["macs"] / chosen.deepest_macs
-    return _figure(what, macs, _ratio(network, images, chosen.threshold, repeat))
+    return _measurement(what, macs, _ratio(network, images, chosen.threshold, repeat))
 
 
 def resnet18_ratios(repeat: int) -> dict[str, dict[str, Any]]:
-    """ResNet-18 at 32 pixels: what leaving at the first exit saves, and what passing every exit costs."""
+    """Measurements of ResNet-18 at 32 pixels: what leaving at the first exit saves, and what passing every exit costs."""
     data = load_dataset("shapes", per_class=2)
     network = build_network("resnet18", data.num_classes).eval()
     macs, plain = early_exit_macs(network, data)
     images = next(iter(evaluation_batches(data, data.test)))[0][:8]
     return {
-        f"serving_resnet18_{name}": _figure(
+        f"serving_resnet18_{name}": _measurement(
             f"resnet18, leaving at the {name} exit / plain network",
             macs[exit] / plain,
             _ratio(network, images, threshold, repeat),
@@ -111,5 +114,5 @@ def _ratio(network: MultiExitNetwork, images: Tensor, threshold: float, repeat: 
     return statistics.median(rounds[1:])  # the first round warms up
 
 
-def _figure(what: str, macs: float, value: float) -> dict[str, Any]:
+def _measurement(what: str, macs: float, value: float) -> dict[str, Any]:
     return {"what": f"latency of one image: {what}; MACs: {macs:.2f}", "value": round(value, 3), "target": "-"}

@@ -42,11 +42,11 @@ def bundled_files(root: Path) -> Iterator[Path]:
 
 
 def results_folders() -> list[Path]:
-    """Possible `results` folders, nearest first: in the working directory, its parents and the bundle; may not exist."""
+    """Possible `results` folders, nearest first: in the working directory, its parents and the bundle; some may not exist."""
     here = Path.cwd()
     return [place / "results" for place in (here, *here.parents, bundle_root())]
 
 
 def find_result(path: str | Path) -> Path | None:
-    """The nearest file or folder `path` of the results, such as "digits/summary.json"; None if there is none."""
+    """The first existing `path`, such as "digits/summary.json", in the folders of `results_folders`; None if there is none."""
     return next((folder / path for folder in results_folders() if (folder / path).exists()), None)

@@ -1,4 +1,4 @@
-"""The command line: `corsd --help` lists its verbs. The options of a training are the fields of `TrainConfig`."""
+"""The command line: `corsd --help` lists its subcommands. The options of a training are the fields of `TrainConfig`."""
 
 from __future__ import annotations
 
@@ -29,17 +29,20 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-Verbs: TypeAlias = "argparse._SubParsersAction[_Parser]"
+Subcommands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a verb. Errors of the user are one line on stderr and exit status 2; Ctrl-C with nothing to save is status 130."""
+    """Run a subcommand.
+
+    A user error prints one line to stderr and exits with status 2. Ctrl-C outside a training exits with status 130.
+    """
     options = _parser().parse_args(arguments)
     try:
         _check_texts(vars(options))
         with warnings.catch_warnings():
             warnings.showwarning = _shown_as_note(warnings.showwarning)
-            options.verb(options)
+            options.subcommand(options)
     except CorsdError as error:
         _complain(f"error: {error}")
         sys.exit(2)
@@ -93,27 +96,27 @@ class _Parser(argparse.ArgumentParser):
         return super().format_help() + (f"\n{self.ending()}\n" if self.ending else "")
 
     def error(self, message: str) -> NoReturn:
-        message = message if len(message) <= 600 else f"{message[:300]} ... {message[-300:]}"  # it repeats the arguments
+        message = message if len(message) <= 600 else f"{message[:300]} ... {message[-300:]}"  # argparse repeats the arguments
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    """The parser of `corsd`; each verb adds its own parser beside its handler."""
+    """The parser of `corsd`; each subcommand adds its own parser beside its handler."""
     parser = _Parser("corsd", description="Class-Oriented Relational Self Distillation")
     parser.add_argument("--version", action="version", version=f"corsd {__version__}")
-    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    subcommands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (
         *(_add_train, _add_methods, _add_evaluate, _add_compare, _add_tune),
         *(_add_export, _add_report, add_export_model, add_push, _add_data, _add_bench),
         *(add_walkthrough, add_course),
     ):
-        add(verbs)
+        add(subcommands)
     return parser
 
 
-def _add_train(verbs: Verbs) -> None:
-    parser = verbs.add_parser("train", help="train a network and write a run")
-    parser.set_defaults(verb=_train)
+def _add_train(subcommands: Subcommands) -> None:
+    parser = subcommands.add_parser("train", help="train a network and write a run")
+    parser.set_defaults(subcommand=_train)
     parser.add_argument("--config", metavar="FILE", help="start from a JSON file, such as a run's own config.json")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--logger", metavar="NAME", help="send metrics to tensorboard, wandb, mlflow or csv after each epoch")
@@ -134,7 +137,7 @@ def _train(options: argparse.Namespace) -> None:
         if getattr(rank_zero_only, "rank", 0):  # only the first process prints
             return
         if tracker:
-            tracker(run)  # of a run that was finished before
+            tracker(run)  # `on_epoch` is not called for a run that was finished before
     print(run)
     if run.test is None:
         out = shlex.quote(str(run.path))
@@ -144,14 +147,14 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _method_options(config: TrainConfig, given: dict[str, Any]) -> dict[str, Any]:
-    """Options on the command line override those of the file, unless the method is another one."""
+    """Options of the method: those of the file, overridden by those on the command line; for another method only the latter."""
     same = given.get("method", config.method) == config.method
     return {**(config.method_options if same else {}), **dict(given.get("method_options", ()))}
 
 
-def _add_methods(verbs: Verbs) -> None:
-    parser = verbs.add_parser("methods", help="list the methods, or the options of some of them")
-    parser.set_defaults(verb=_methods)
+def _add_methods(subcommands: Subcommands) -> None:
+    parser = subcommands.add_parser("methods", help="list the methods, or the options of some of them")
+    parser.set_defaults(subcommand=_methods)
     parser.add_argument(
         "methods", nargs="*", metavar="METHOD", help="list the options of this method (default: list the methods)"
     )
@@ -195,9 +198,9 @@ def _purpose(kind: type[Method]) -> str:
     return (kind.__doc__ or "").strip().partition("\n")[0]
 
 
-def _add_evaluate(verbs: Verbs) -> None:
-    parser = verbs.add_parser("evaluate", help="accuracy, calibration and cost of every exit of a run")
-    parser.set_defaults(verb=_evaluate)
+def _add_evaluate(subcommands: Subcommands) -> None:
+    parser = subcommands.add_parser("evaluate", help="accuracy, calibration and cost of every exit of a run")
+    parser.set_defaults(subcommand=_evaluate)
     parser.add_argument("run", help="run directory")
     parser.add_argument(
         "--data-root", help="folder that holds the data sets; default: that of the run, else $CORSD_DATA, else data"
@@ -220,9 +223,9 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(_table(result.exits, result.ensemble))
 
 
-def _add_compare(verbs: Verbs) -> None:
-    parser = verbs.add_parser("compare", help="train several methods and seeds side by side, and tabulate them")
-    parser.set_defaults(verb=_compare)
+def _add_compare(subcommands: Subcommands) -> None:
+    parser = subcommands.add_parser("compare", help="train several methods and seeds side by side, and tabulate them")
+    parser.set_defaults(subcommand=_compare)
     parser.add_argument("study", help="a study.json or its folder, such as results/mine; records and tables are written there")
     parser.add_argument("--variants", "--rows", nargs="+", metavar="VARIANT", help="train these variants only")
     parser.add_argument(
@@ -315,7 +318,7 @@ def _cluster(options: argparse.Namespace) -> Cluster | None:
 
 
 def _write_study(study: Study, report: Callable[[str], object], figures: bool, readme: str | None) -> None:
-    """Write the tables of a study and, if `figures`, its figures, which take seconds; skipped after a stop."""
+    """Write the tables of a study and, if `figures`, its figures, which take seconds."""
     from corsd_lib.studies.tables import markdown, short_markdown, write_tables
 
     summary = write_tables(study)
@@ -349,13 +352,15 @@ def _study(options: argparse.Namespace) -> Study:
         return new_study(options.study, options.methods, options.seeds or (0, 1, 2), settings, options.equal or "images")
     if settings or options.equal:
         what = ", ".join(settings) or "equal"
-        raise CorsdError(f"{what}: for a new study (--methods) only; this one has its settings in {study_file(options.study)}")
+        raise CorsdError(
+            f"{what}: allowed for a new study (--methods) only; this one has its settings in {study_file(options.study)}"
+        )
     return Study.from_file(options.study)
 
 
-def _add_tune(verbs: Verbs) -> None:
-    parser = verbs.add_parser("tune", help="search the options of variants of a study on a validation split of train")
-    parser.set_defaults(verb=_tune)
+def _add_tune(subcommands: Subcommands) -> None:
+    parser = subcommands.add_parser("tune", help="search the options of variants of a study on a validation split of train")
+    parser.set_defaults(subcommand=_tune)
     parser.add_argument(
         "study", help="a study.json or its folder, whose tuning section defines the search; the record is written there"
     )
@@ -386,9 +391,9 @@ def _tune(options: argparse.Namespace) -> None:
         print(f"{file}: {study.trials_done(record)} trials, {found}")
 
 
-def _add_export(verbs: Verbs) -> None:
-    parser = verbs.add_parser("export", help="write a small copy of a finished run, for git")
-    parser.set_defaults(verb=_export)
+def _add_export(subcommands: Subcommands) -> None:
+    parser = subcommands.add_parser("export", help="write a small copy of a finished run, for git")
+    parser.set_defaults(subcommand=_export)
     parser.add_argument("run", help="run directory")
     parser.add_argument("dest", help="folder of the copy: a new one, or an earlier export of the same run")
     parser.add_argument(
@@ -411,9 +416,9 @@ def _export(options: argparse.Namespace) -> None:
     print(f"{run.path}: {total:.2f} MB, of which weights {weights:.2f} MB, and {len(run.probes)} snapshots")
 
 
-def _add_report(verbs: Verbs) -> None:
-    parser = verbs.add_parser("report", help="write one HTML file about a run, or several side by side")
-    parser.set_defaults(verb=_report)
+def _add_report(subcommands: Subcommands) -> None:
+    parser = subcommands.add_parser("report", help="write one HTML file about a run, or several side by side")
+    parser.set_defaults(subcommand=_report)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory, finished or not")
     parser.add_argument("--out", metavar="FILE", default="report.html", help="the file (default: %(default)s)")
     parser.add_argument(
@@ -433,9 +438,9 @@ def _report(options: argparse.Namespace) -> None:
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 
-def _add_data(verbs: Verbs) -> None:
-    parser = verbs.add_parser("data", help="summarise a data set, or download it")
-    parser.set_defaults(verb=_data)
+def _add_data(subcommands: Subcommands) -> None:
+    parser = subcommands.add_parser("data", help="summarise a data set, or download it")
+    parser.set_defaults(subcommand=_data)
     names = "digits, shapes, cifar10, cifar100, cub200, tiny_imagenet, imagenet, folder:PATH or npz:PATH"
     parser.add_argument("name", help=names)
     parser.add_argument("--data-root", help="folder that holds the data sets; default: $CORSD_DATA, else data")
@@ -461,12 +466,12 @@ def _data(options: argparse.Namespace) -> None:
     print(data.summary())
 
 
-def _add_bench(verbs: Verbs) -> None:
-    parser = verbs.add_parser("bench", help="measure speed and memory as ratios")
-    parser.set_defaults(verb=_bench)
-    parser.add_argument("--out", metavar="FILE", help="write the figures as JSON")
+def _add_bench(subcommands: Subcommands) -> None:
+    parser = subcommands.add_parser("bench", help="measure speed and memory as ratios")
+    parser.set_defaults(subcommand=_bench)
+    parser.add_argument("--out", metavar="FILE", help="write the measurements as JSON")
     parser.add_argument("--readme", metavar="FILE", help="write the table between the bench marks of a Markdown file")
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions and less precise figures")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions and less precise measurements")
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -482,7 +487,7 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _table(exits: list[dict[str, float]], ensemble: dict[str, float]) -> str:
-    """The figures of every exit as a text table."""
+    """The metrics of every exit as a text table."""
     lines = [f"{'':>8}  {'top-1 %':>8} {'top-5 %':>8} {'CE nats':>8} {'ECE %':>6} {'MACs':>8} {'params':>8}"]
     for name, row in [*((f"exit {k}", row) for k, row in enumerate(exits, 1)), ("ensemble", ensemble)]:
         cost = "".join(f" {_count(row[key]):>8}" for key in ("macs", "parameters") if key in row)

@@ -1,4 +1,4 @@
-"""The verbs of the command line for the course: the walkthrough, and a copy of the notebooks to work in."""
+"""Subcommands for the course: the walkthrough, and a copy of the notebooks to work in."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from corsd_lib.walkthrough import EPOCHS, NOTEBOOK, walk
 __all__ = ["add_course", "add_walkthrough", "copy_course"]
 
 
-def add_walkthrough(verbs: Any) -> None:
-    parser = verbs.add_parser("walkthrough", help="train on the embedded digits, and execute the first notebook about it")
-    parser.set_defaults(verb=_walkthrough)
+def add_walkthrough(subcommands: Any) -> None:
+    parser = subcommands.add_parser(
+        "walkthrough", help="train on the built-in digits, and execute the first notebook on the result"
+    )
+    parser.set_defaults(subcommand=_walkthrough)
     parser.add_argument(
         "--out", default="walkthrough", metavar="DIR", help="folder of the runs and pages (default: %(default)s)"
     )
@@ -30,9 +32,9 @@ def _walkthrough(options: argparse.Namespace) -> None:
     walk(Path(options.out), options.epochs)
 
 
-def add_course(verbs: Any) -> None:
-    parser = verbs.add_parser("course", help="copy the notebooks into a folder and open them in JupyterLab")
-    parser.set_defaults(verb=_course)
+def add_course(subcommands: Any) -> None:
+    parser = subcommands.add_parser("course", help="copy the notebooks into a folder and open them in JupyterLab")
+    parser.set_defaults(subcommand=_course)
     parser.add_argument("--out", "--to", default="corsd-course", metavar="DIR", help="the folder (default: %(default)s)")
     parser.add_argument("--no-open", action="store_true", help="copy only")
 

@@ -1,4 +1,4 @@
-"""The verbs of the command line that hand a run to other programs."""
+"""Subcommands that hand a run to other programs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from corsd_lib.runs import load_run
 __all__ = ["add_export_model", "add_push"]
 
 
-def add_export_model(verbs: Any) -> None:
-    parser = verbs.add_parser("export-model", help="write the network of a run as programs for deployment")
-    parser.set_defaults(verb=_export_model)
+def add_export_model(subcommands: Any) -> None:
+    parser = subcommands.add_parser("export-model", help="write the network of a run as programs for deployment")
+    parser.set_defaults(subcommand=_export_model)
     parser.add_argument("run", help="run directory")
     parser.add_argument("--format", default="onnx", help="onnx or torch.export (default: %(default)s)")
     parser.add_argument(
@@ -39,9 +39,9 @@ def _export_model(options: argparse.Namespace) -> None:
     print(f"{folder / 'model.json'}: logits differ from those of the network by at most {about['largest_difference']:.1g}")
 
 
-def add_push(verbs: Any) -> None:
-    parser = verbs.add_parser("push", help="upload a finished run to the Hugging Face Hub")
-    parser.set_defaults(verb=_push)
+def add_push(subcommands: Any) -> None:
+    parser = subcommands.add_parser("push", help="upload a finished run to the Hugging Face Hub")
+    parser.set_defaults(subcommand=_push)
     parser.add_argument("run", help="run directory, exported or not; only the files of its export are uploaded")
     parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="model repository, created if it does not exist")
     parser.add_argument("--private", action="store_true", help="create it as a private repository")

@@ -157,7 +157,7 @@ def check_processes(what: str, count: int, a_cpu: int = 1) -> None:
     """
     most = a_cpu * (os.cpu_count() or 1)
     if count > most:
-        raise CorsdError(f"{what} = {count} is more than this machine can run; allowed: up to {most}, {a_cpu} a CPU")
+        raise CorsdError(f"{what} = {count} is more than this machine can run; allowed: up to {most}, {a_cpu} per CPU")
 
 
 def check_text(what: str, *texts: str) -> None:

@@ -137,8 +137,8 @@ def locked(path: Path, wait: float = 0.0) -> Iterator[int | None]:
     """Hold a lock on a folder or a file inside the context; a missing file is created. Yields the file descriptor.
 
     Waits up to `wait` seconds for another process that has the lock. A program that is started with the descriptor as its
-    output shares the lock and may keep it after this process has ended; forked processes do not. The operating system releases
-    the lock when the last of these processes ends, even if it is killed.
+    output shares the lock and may keep it after this process has ended; forked processes do not share it. The operating system
+    releases the lock when the last of these processes ends, even if it is killed.
 
     On Windows, and on file systems without locks, nothing is locked: concurrent use is not detected. There the descriptor of a
     folder is None. Raises `LockedError` if the lock is not free in time, and `CorsdError` if `path` cannot be opened.
@@ -149,7 +149,7 @@ def locked(path: Path, wait: float = 0.0) -> Iterator[int | None]:
             _lock(descriptor, path, wait)
         yield descriptor
     finally:
-        # Not listed in a forked process, where `_unlock_in_child` has closed it.
+        # A forked process does not list the descriptor, because `_unlock_in_child` has closed it.
         if descriptor is not None and descriptor in _descriptors:
             _descriptors.remove(descriptor)
             os.close(descriptor)

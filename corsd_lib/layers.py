@@ -98,7 +98,9 @@ def stride2_steps(reduction: int, deepest_reduction: int) -> int:
     ours.
     """
     if not 1 <= reduction <= deepest_reduction:
-        raise CorsdError(f"reduction {shortened(reduction)} of a stage; allowed: 1 to the deepest's {deepest_reduction}")
+        raise CorsdError(
+            f"reduction {shortened(reduction)} of a stage; allowed: 1 to {deepest_reduction}, that of the deepest stage"
+        )
     return math.ceil(math.log2(deepest_reduction / reduction))
 
 

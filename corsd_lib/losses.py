@@ -81,7 +81,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
 def distillation(teacher: Tensor, student: Tensor, temperature: float = 3.0) -> Tensor:
     """T² · KL(softmax(sg teacher / T) ‖ softmax(student / T)) of logits (B, C), mean over the batch; >= 0 nats.
 
-    No gradient reaches `teacher`. Hinton et al. 2015, arXiv 1503.02531; between exits: BYOT, arXiv 1905.08094.
+    No gradient reaches `teacher`. Source: Hinton et al. 2015, arXiv 1503.02531; between exits: BYOT, arXiv 1905.08094.
     """
     if not len(teacher):
         return student.sum() * 0.0
@@ -95,7 +95,7 @@ def class_distillation(teacher: Tensor, student: Tensor, labels: Tensor, tempera
     """`distillation` from image j to image i, mean over the ordered pairs i != j of a batch with y_i = y_j; in nats, >= 0 up to
     rounding.
 
-    Logits (B, C), labels (B,). No gradient reaches `teacher`; it may be `student` itself. CS-KD, arXiv 2003.13964.
+    Logits (B, C), labels (B,). No gradient reaches `teacher`; it may be `student` itself. Source: CS-KD, arXiv 2003.13964.
     """
     intra, _ = _intra_and_inter(labels)
     log_p, log_q = _log_softmax(teacher.detach() / temperature), _log_softmax(student / temperature)
@@ -112,9 +112,10 @@ def _intra_and_inter(labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def mixed_cross_entropy(logits: Tensor, labels: Tensor, past: Tensor, weight: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy in nats of logits (B, C) against (1 - weight)·onehot(labels) + weight·past; PS-KD, arXiv 2006.12000.
+    """Mean cross-entropy in nats of logits (B, C) against (1 - weight)·onehot(labels) + weight·past.
 
     `labels` (B,), `past` (B, C) probabilities, `weight` (B,) in [0, 1], one for each image. The one-hot part may be smoothed.
+    Source: PS-KD, arXiv 2006.12000.
     """
     hard = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
     soft = -(past * _log_softmax(logits)).sum(1)
@@ -128,8 +129,9 @@ def _log_softmax(logits: Tensor) -> Tensor:
 
 @full_precision
 def feature_hint(teacher: Tensor, student: Tensor) -> Tensor:
-    """Squared L2 distance of embeddings (B, D), *summed* over the batch; >= 0. No gradient reaches `teacher`. The hint of
-    BYOT.
+    """Squared L2 distance of embeddings (B, D), *summed* over the batch; >= 0.
+
+    No gradient reaches `teacher`. Source: the hint of BYOT, arXiv 1905.08094.
     """
     return (student - teacher.detach()).square().sum()
 
@@ -137,8 +139,8 @@ def feature_hint(teacher: Tensor, student: Tensor) -> Tensor:
 def auxiliary_cross_entropy(logits: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """Soft cross-entropy of pair logits (P, C) against ½·onehot(`first`) + ½·onehot(`second`), both labels (P,); >= 0 nats.
 
-    For an intra pair (`first` == `second`) this is the plain cross-entropy. CORSD's auxiliary term. The half/half label is a
-    probability already; a softmax over it, as in the authors' release, would make it nearly uniform.
+    For an intra pair (`first` == `second`) this is the plain cross-entropy. The half/half label is a probability already; a
+    softmax over it, as in the authors' release, would make it nearly uniform. Source: the auxiliary term of CORSD.
     """
     if not len(first):
         return logits.sum() * 0.0
@@ -150,8 +152,8 @@ def relation_transfer(teacher: tuple[Tensor, Tensor], student: tuple[Tensor, Ten
     """Mean of (r_student - sg r_teacher)² over pairs, in [0, 1]; both arguments are scores (intra (P,), inter (Q,)) in (0, 1).
 
     Intra and inter pairs have a weight of one half each, for any number of pairs (ours: the same expectation as the triplets of
-    the release, which have one pair of each kind). If there are no pairs of one kind, only the other counts. CORSD's relation
-    transfer.
+    the release, which have one pair of each kind). If there are no pairs of one kind, only the other counts. Source: the
+    relation transfer of CORSD.
     """
     parts = [(s - t.detach()).square().mean() for t, s in zip(teacher, student, strict=True) if s.numel()]
     return torch.stack(parts).mean() if parts else student[0].sum() * 0.0
@@ -167,7 +169,10 @@ def relation_transfer_over_batch(teacher: Tensor, student: Tensor, labels: Tenso
 
 
 def margin_over_triplets(intra: Tensor, inter: Tensor, margin: float = 1.0) -> Tensor:
-    """Mean of max(0, m - r_intra + r_inter) over pairs of scores (P,) with the same anchor; in [0, m + 1]. CORSD's margin."""
+    """Mean of max(0, m - r_intra + r_inter) over pairs of scores (P,) with the same anchor; in [0, m + 1].
+
+    Source: the margin term of CORSD.
+    """
     if not (intra.numel() and inter.numel()):
         return (intra.sum() + inter.sum()) * 0.0
     return F.relu(margin - intra + inter).mean()
@@ -177,8 +182,9 @@ def margin_over_batch(scores: Tensor, labels: Tensor, margin: float = 1.0) -> Te
     """`margin_over_triplets` over *every* triplet (i, j, k) of a batch: y_i = y_j, i != j, y_k != y_i; in [0, m + 1].
 
     `scores` (B, B) in (0, 1), `labels` (B,). Sorting each row costs O(B² log B), listing the triplets would cost O(B³): the
-    inter scores above r_ij - m are a suffix of the sorted row, so their sum is one difference of prefix sums. Exact; ours. With
-    m >= 1, as in the release, the hinge is never 0 and the loss is linear in the scores.
+    inter scores above r_ij - m are a suffix of the sorted row, so their sum is one difference of prefix sums. The result is
+    exact. With m >= 1, as in the release, the hinge is never 0 and the loss is linear in the scores. Source of the algorithm:
+    ours.
     """
     intra, inter = _intra_and_inter(labels)
     triplets = (intra.sum(1) * inter.sum(1)).sum()
@@ -211,7 +217,7 @@ def normalised_distances(embeddings: Tensor) -> Tensor:
 def rkd_distance(teacher: Tensor, student: Tensor) -> Tensor:
     """Mean smooth-L1 loss between the distance matrices of embeddings (B, D), each divided by its mean positive entry; >= 0.
 
-    No gradient reaches `teacher`; the widths may differ. RKD, Park et al. 2019, arXiv 1904.05068, equation 6.
+    No gradient reaches `teacher`; the widths may differ. Source: RKD, Park et al. 2019, arXiv 1904.05068, equation 6.
     """
     if len(student) < 2:
         return student.sum() * 0.0
@@ -223,7 +229,7 @@ def rkd_distance(teacher: Tensor, student: Tensor) -> Tensor:
 def rkd_angle(teacher: Tensor, student: Tensor) -> Tensor:
     """Mean smooth-L1 loss between the cosines of the angles of all triplets of embeddings (B, D); >= 0. Memory grows with B³.
 
-    No gradient reaches `teacher`; the widths may differ. RKD, arXiv 1904.05068, equation 8.
+    No gradient reaches `teacher`; the widths may differ. Source: RKD, arXiv 1904.05068, equation 8.
     """
     if not len(student):
         return student.sum() * 0.0
@@ -253,7 +259,7 @@ def relation_cross_entropy(log_odds: Tensor, labels: Tensor) -> Tensor:
 
     `log_odds` (B, B) of the relation scores, `labels` (B,). Intra and inter pairs have a weight of one half each; if there are
     no pairs of one kind, only the other counts. This is a proper scoring rule: the minimum is reached by the probability of y_i
-    = y_j if both cases are equally frequent. Ours.
+    = y_j if both cases are equally frequent. Source: ours.
     """
     kinds = torch.stack(_intra_and_inter(labels))  # (2, B, B)
     nats = torch.stack([F.softplus(-log_odds), F.softplus(log_odds)])
@@ -265,7 +271,7 @@ def relation_cross_entropy(log_odds: Tensor, labels: Tensor) -> Tensor:
 def relation_affinity(log_odds: Tensor) -> Tensor:
     """Softmax of each row of `log_odds` (B, B) over the entries off the diagonal.
 
-    Returns (B, B) whose rows sum to 1 and whose diagonal is 0; [[1]] for a single image. The affinity of BAKE, arXiv
+    Returns (B, B) whose rows sum to 1 and whose diagonal is 0; [[1]] for a single image. Source: the affinity of BAKE, arXiv
     2104.13298, with any relation in place of the cosine.
     """
     if len(log_odds) < 2:
@@ -297,9 +303,8 @@ def target_divergence(target: Tensor, logits: Tensor, temperature: float = 4.0) 
 
 def relation_transfer_by_row_divergence(teacher: Tensor, student: Tensor) -> Tensor:
     """KL divergence between the softmaxes of the rows of log-odds (B, B), without the diagonal; mean over rows, >= 0 nats.
-    Ours.
 
-    No gradient reaches `teacher`.
+    No gradient reaches `teacher`. Source: ours.
     """
     if len(student) < 2:
         return student.sum() * 0.0
@@ -310,7 +315,8 @@ def relation_transfer_by_row_divergence(teacher: Tensor, student: Tensor) -> Ten
 def relation_transfer_by_row_correlation(teacher: Tensor, student: Tensor) -> Tensor:
     """1 - mean Pearson correlation of the rows of log-odds (B, B) with the teacher's, without the diagonal; in [0, 2].
 
-    No gradient reaches `teacher`. The relation of DIST, arXiv 2205.10536, between images in place of classes; ours.
+    No gradient reaches `teacher`. Source: ours, after the relation of DIST, arXiv 2205.10536, which is between classes, not
+    images.
     """
     if len(student) < 3:  # rows without the diagonal have fewer than two entries, which have no correlation
         return student.sum() * 0.0
@@ -328,7 +334,8 @@ def _off_diagonal(matrix: Tensor) -> Tensor:
 def two_label_cross_entropy(logits: Tensor, first: Tensor, second: Tensor, lam: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """lam · CE(z, first) + (1 - lam) · CE(z, second), mean over logits (B, C) with two labels (B,) each; >= 0 nats.
 
-    `lam` (): weight of the first label, in [0, 1]. The loss of mixup, arXiv 1710.09412, and of CutMix, arXiv 1905.04899.
+    `lam` (): weight of the first label, in [0, 1]. Source: the loss of mixup, arXiv 1710.09412, and of CutMix, arXiv
+    1905.04899.
     """
     one, other = (cross_entropy(logits, labels, label_smoothing) for labels in (first, second))
     return lam * one + (1 - lam) * other
@@ -350,9 +357,9 @@ def partner_distillation(logits: Tensor, partner: Tensor, mask: Tensor, temperat
 
 @full_precision
 def batch_affinity(embeddings: Tensor) -> Tensor:
-    """Softmax of the cosines between each embedding (B, D) and all others of the batch: one row (B, B) for each.
+    """Softmax of the cosines between each embedding (B, D) and all others of the batch: (B, B), one row for each image.
 
-    See `relation_affinity`. BAKE, Ge et al. 2021, arXiv 2104.13298.
+    See `relation_affinity`. Source: BAKE, Ge et al. 2021, arXiv 2104.13298.
     """
     directions = F.normalize(embeddings, dim=1)
     return relation_affinity(directions @ directions.T)
@@ -364,7 +371,7 @@ def ensembled_targets(probabilities: Tensor, affinity: Tensor, omega: float) -> 
     C).
 
     `probabilities` P: rows sum to 1. `affinity` A (B, B): rows sum to 1, the diagonal is 0. `omega` w in [0, 1): the share of
-    the neighbours; above 0.99 float32 is inexact. Rows of the result sum to 1. BAKE, Ge et al. 2021, arXiv 2104.13298.
+    the neighbours; above 0.99 float32 is inexact. Rows of the result sum to 1. Source: BAKE, Ge et al. 2021, arXiv 2104.13298.
     """
     eye = torch.eye(len(affinity), dtype=affinity.dtype, device=affinity.device)
     # The matrix is never singular, so the returned status is not checked
@@ -376,7 +383,7 @@ def ensembled_distillation(logits: Tensor, embeddings: Tensor, omega: float = 0.
     """T² · KL(sg Q ‖ P), mean over the batch, with P = softmax(z / T) and its `ensembled_targets` Q; >= 0 nats.
 
     Logits z (B, C); the affinity for Q is `batch_affinity` of embeddings (B, D). No gradient reaches Q. 0 for one image, which
-    has no neighbour. BAKE, arXiv 2104.13298.
+    has no neighbour. Source: BAKE, arXiv 2104.13298.
     """
     if len(logits) < 2:
         return logits.sum() * 0.0
@@ -393,7 +400,7 @@ def correlation_distillation(
 
     Logits (B, C). A row has the probabilities of one image for all classes, a column those of all images for one class.
     Pearson's correlation; 0 for a constant row or column. For one image there is no term for columns. No gradient reaches
-    `teacher`. DIST, Huang et al. 2022, arXiv 2205.10536.
+    `teacher`. Source: DIST, Huang et al. 2022, arXiv 2205.10536.
     """
     p, q = (_log_softmax(z / temperature).exp() for z in (teacher.detach(), student))
     loss = inter * (1 - _correlation(p, q).mean())

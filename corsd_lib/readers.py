@@ -139,7 +139,9 @@ def _check_columns(path: Path, columns: list[str]) -> None:
     wanted = [f"exit{k}" for k in range(1, len(exits) + 1)]
     if not exits or exits != wanted or [c.partition(".")[2] for c in validated] not in ([], wanted):
         found = ", ".join([*trained, *validated]) or "none"
-        raise CorsdError(f"{path}: columns of exits: {shortened(found)}; allowed: train_top1.exit1 and so on, the same of val")
+        raise CorsdError(
+            f"{path}: columns of exits: {shortened(found)}; allowed: train_top1.exit1 and so on, and the same exits of val_top1"
+        )
 
 
 _QUALITY = {"top1": percent, "top5": percent, "cross_entropy": number(finite=False), "calibration_error": percent}
@@ -158,7 +160,9 @@ def read_test(path: Path) -> dict[str, Any]:
     _TEST(values, (str(path),))
     trained = values.get("trained", values)["exits"]
     if len(trained) != len(values["exits"]):
-        raise CorsdError(f"{path}: trained: exits has {len(trained)} entries; allowed: {len(values['exits'])}, as exits has")
+        raise CorsdError(
+            f"{path}: trained: exits has {len(trained)} entries; allowed: {len(values['exits'])}, as the evaluation itself has"
+        )
     return values
 
 
@@ -218,7 +222,7 @@ def read_snapshot(path: Path, images: int, classes: int, like: Path | None = Non
         )
     exits, width = len(parts["embeddings"]), parts["embeddings"][0].shape[-1:]
     if len(parts["logits"]) != exits:
-        raise CorsdError(f"{path} has logits of {len(parts['logits'])} exits; allowed: {exits}, as embeddings")
+        raise CorsdError(f"{path} has logits of {len(parts['logits'])} exits; allowed: {exits}, as many as of embeddings")
     shapes = {"embeddings": (images, *width), "logits": (images, classes), "relations": (classes, classes)}
     for name, found in parts.items():
         for k, tensor in enumerate(found):
@@ -446,8 +450,10 @@ def _check_row(where: str, row: Mapping[str, Any], reference: bool) -> None:
         )
     ends = [*zip(row["top1_low"], row["top1_high"], strict=True), (row["gain_low"], row["gain_high"])]
     if any((low is None) != (high is None) for low, high in ends):
-        raise CorsdError(f"{where}: an interval with one end; allowed: both, or null for both")
+        raise CorsdError(f"{where}: an interval has only one end; allowed: both ends, or null for both")
     if row["gain"] is None and row["gain_low"] is not None:
-        raise CorsdError(f"{where}: gain = None with an interval; allowed: a number, or null for all three")
+        raise CorsdError(
+            f"{where}: gain = None, but it has an interval; allowed: a number, or null for gain, gain_low and gain_high"
+        )
     if row["gain"] is not None and not reference:
         raise CorsdError(f"{where}: gain = {row['gain']} over a baseline without a row; allowed: null")

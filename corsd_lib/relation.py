@@ -66,7 +66,7 @@ def sample_pairs(labels: Tensor, generator: torch.Generator | None = None, limit
     """All ordered intra pairs of a batch (at most `limit`, chosen at random), and as many inter pairs with the same anchors.
 
     `labels` (B,); `generator`: a CPU generator. Without intra pairs every image is the anchor of one inter pair; with a single
-    class there are no inter pairs. Ours: triplets as in the release, but from any batch.
+    class there are no inter pairs. Source: ours; triplets as in the release, but from any batch.
     """
     y = labels.cpu()
     same = y[:, None] == y[None, :]
@@ -92,10 +92,10 @@ def _other_class(y: Tensor, same: Tensor, anchors: Tensor, generator: torch.Gene
 def triplet_pairs(batch_size: int, device: torch.device | str = "cpu") -> StructuredPairs:
     """Pairs of a batch laid out as [anchors, same class, other class], each a third of `batch_size`, as in the release.
 
-    Raises `CorsdError` unless it is a multiple of 3.
+    Raises `CorsdError` unless `batch_size` is a multiple of 3.
     """
     if batch_size % 3:
-        raise CorsdError(f"a triplet batch of {shortened(batch_size)} images is not a multiple of 3")
+        raise CorsdError(f"a triplet batch has {shortened(batch_size)} images; allowed: a multiple of 3")
     anchor, positive, negative = torch.arange(batch_size, device=device).view(3, -1)
     return StructuredPairs(torch.stack([anchor, positive]), torch.stack([anchor, negative]))
 
@@ -104,11 +104,11 @@ class PairScore(nn.Module):
     """Score of two vectors, r_ij = sigmoid(w·h_ij) in (0, 1) with h_ij = ReLU(U·e_i + V·e_j + b); for given pairs or for all
     pairs.
 
-    Ours: the network of the release, which takes a concatenated pair, with its first layer split, W·[e_i; e_j] = U·e_i + V·e_j.
-    The scores of all B² ordered pairs then need two matrix products and one broadcast sum. Vectors are first layer-normalised
+    The release has a network that takes a concatenated pair; here its first layer is split: W·[e_i; e_j] = U·e_i + V·e_j. The
+    scores of all B² ordered pairs then need two matrix products and one broadcast sum. Vectors are first layer-normalised
     without parameters, because their scale differs between stages. For more than `block_pairs` pairs the scores are computed in
     blocks that are recomputed in the backward pass, so that memory grows with the block, not with B² x hidden. With `symmetric`
-    V = U, so that r_ij = r_ji.
+    V = U, so that r_ij = r_ji. Source of the split: ours.
     """
 
     def __init__(self, dim: int, hidden: int = 128, block_pairs: int = 65536, symmetric: bool = False) -> None:
@@ -156,7 +156,10 @@ class PairScore(nn.Module):
 
 
 class VectorRelation(PairScore):
-    """Relation network on exit embeddings: `PairScore` with an auxiliary classifier q_ij = A·h_ij. CORSD; ours."""
+    """Relation network on exit embeddings: `PairScore` with an auxiliary classifier q_ij = A·h_ij.
+
+    Source: ours, after CORSD, arXiv 2305.00918, which compares feature maps.
+    """
 
     def __init__(
         self, dim: int, num_classes: int, hidden: int = 128, block_pairs: int = 65536, symmetric: bool = False
@@ -218,7 +221,7 @@ class MapRelation(nn.Module):
     `channels`: of this stage; `deepest_channels`: of the deepest stage; `steps`: number of stride-2 steps between the two. The
     convolutions return 2 · `deepest_channels` channels (ours), as many as a concatenated pair has at the deepest stage, where
     there are no convolutions. The auxiliary classifier is linear on the pooled vector. Only the given pairs are computed.
-    CORSD, arXiv 2305.00918.
+    Source: CORSD, arXiv 2305.00918.
     """
 
     def __init__(self, channels: int, steps: int, deepest_channels: int, num_classes: int, hidden: int = 128) -> None:
@@ -278,7 +281,7 @@ HANDCRAFTED = {"cosine": cosine_scores, "l2": distance_scores}
 def relation_matrix(scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Class-level relation R (C, C): R[c, d] = mean of r_ij over y_i = c, y_j = d, i != j; NaN if there is no such pair.
 
-    `scores` (N, N), `labels` (N,). Ours. Raises `CorsdError` if the shapes are wrong.
+    `scores` (N, N), `labels` (N,). Raises `CorsdError` if the shapes are wrong. Source: ours.
     """
     if scores.shape != (len(labels), len(labels)):
         raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels; allowed: (N, N)")

@@ -37,7 +37,9 @@ DEEPEST = 32  # nested objects and lists; our files have up to 6 levels
 
 
 def parse_json(content: str) -> Any:
-    """Parse JSON. Raises `ValueError` for invalid JSON, repeated names in an object, too deep nesting and invalid Unicode."""
+    """Parse JSON. Raises `ValueError` for invalid JSON, repeated names in an object, nesting that is too deep, and invalid
+    Unicode.
+    """
     try:
         value = json.loads(content, object_pairs_hook=_object)
     except RecursionError:
@@ -80,17 +82,17 @@ def location_text(where: Location) -> str:
 
 
 def anything(value: Any, where: Location) -> None:
-    """Check that accepts any value."""
+    """A check that accepts any value."""
 
 
 def text(value: Any, where: Location) -> None:
-    """Check that accepts a string."""
+    """A check that accepts a string only."""
     if type(value) is not str:
         _refuse(value, where, "a string")
 
 
 def whole(low: int = 0, high: int = 2**63 - 1) -> Check:
-    """Check for a whole number from `low` to `high`."""
+    """Return a check for a whole number from `low` to `high`."""
     allowed = f"a whole number from {low} {f'to {high}' if high < 2**53 else 'up'}"
 
     def check(value: Any, where: Location) -> None:
@@ -101,7 +103,10 @@ def whole(low: int = 0, high: int = 2**63 - 1) -> Check:
 
 
 def number(low: float = -sys.float_info.max, high: float = sys.float_info.max, finite: bool = True, allowed: str = "") -> Check:
-    """Check for a number from `low` to `high`; with `finite` False also NaN and infinities. `allowed`: text of the message."""
+    """Return a check for a number from `low` to `high`; with `finite` False also for NaN and infinities.
+
+    `allowed`: what the message says is allowed.
+    """
     named = {-sys.float_info.max: "-infinity", sys.float_info.max: "infinity"}
     allowed = allowed or f"a number from {named.get(low, f'{low:g}')} to {named.get(high, f'{high:g}')}"
 
@@ -116,7 +121,7 @@ def number(low: float = -sys.float_info.max, high: float = sys.float_info.max, f
 
 
 def choice(*allowed: object) -> Check:
-    """Check for one of `allowed`, with the same type."""
+    """Return a check for one of the values `allowed`, with the same type."""
 
     def check(value: Any, where: Location) -> None:
         if not any(type(value) is type(other) and value == other for other in allowed):
@@ -126,7 +131,7 @@ def choice(*allowed: object) -> Check:
 
 
 def optional(check: Check) -> Check:
-    """Check that accepts None and what `check` does."""
+    """Return a check that accepts None, and all that `check` accepts."""
 
     def check_unless_none(value: Any, where: Location) -> None:
         if value is not None:
@@ -136,7 +141,7 @@ def optional(check: Check) -> Check:
 
 
 def many(check: Check, least: int = 0, most: int | None = None) -> Check:
-    """Check for a list of `least` to `most` values that `check` accepts."""
+    """Return a check for a list of `least` to `most` values that `check` accepts."""
 
     def check_all(value: Any, where: Location) -> None:
         if type(value) is not list:
@@ -151,7 +156,7 @@ def many(check: Check, least: int = 0, most: int | None = None) -> Check:
 
 
 def entries(check: Check, least: int = 0) -> Check:
-    """Check for an object with `least` or more names, whose values `check` accepts."""
+    """Return a check for an object with at least `least` entries, whose values `check` accepts."""
 
     def check_all(value: Any, where: Location) -> None:
         if type(value) is not dict:
@@ -165,7 +170,10 @@ def entries(check: Check, least: int = 0) -> Check:
 
 
 def fields(required: Mapping[str, Check], others: Mapping[str, Check] | None = None, more: bool = False) -> Check:
-    """Check for an object with the fields `required`, optionally fields of `others`, and with `more` any further fields."""
+    """Return a check for an object with the fields `required` and optionally those of `others`.
+
+    With `more` any further fields are accepted too.
+    """
     known = {**required, **(others or {})}
 
     def check_fields(value: Any, where: Location) -> None:

@@ -206,9 +206,9 @@ def test_pretrained_without_a_network_is_one_clear_error(monkeypatch: pytest.Mon
     [
         ({"name": "resnet20"}, "resnet20.*allowed: resnet18"),
         ({"name": "resnet10", "stem": "large"}, "resnet10.*allowed: resnet18"),
-        ({"name": "resnet18"}, "stem 'small'; allowed: 'large'"),
-        ({"name": "resnet18", "stem": "large", "width": 32}, "width 32; allowed: 64"),
-        ({"name": "resnet18", "stem": "large", "in_channels": 1}, "in_channels 1; allowed: 3"),
+        ({"name": "resnet18"}, "pretrained resnet18 needs stem 'large'; it is 'small'"),
+        ({"name": "resnet18", "stem": "large", "width": 32}, "needs width 64; it is 32"),
+        ({"name": "resnet18", "stem": "large", "in_channels": 1}, "needs in_channels 3; it is 1"),
     ],
 )
 def test_pretrained_with_what_it_does_not_fit(options: dict, message: str) -> None:

@@ -153,7 +153,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
             read_rgb(path)
         with pytest.raises(CorsdError, match=rf"image .*{name} "):
             read_squares([good] * 40 + [path] + [good] * 40, 20)
-    with pytest.raises(CorsdError, match=r"deep\.png has pixels of mode I;16; allowed: 8 bits a channel"):
+    with pytest.raises(CorsdError, match=r"deep\.png has pixels of mode I;16; allowed: 8 bits per channel"):
         read_rgb(str(tmp_path / "deep.png"))
     with pytest.raises(CorsdError, match=r"absent\.jpg does not exist"):
         read_rgb(str(tmp_path / "absent.jpg"))

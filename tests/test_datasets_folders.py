@@ -95,7 +95,7 @@ def test_wrong_folders_are_named(folder: Path, tmp_path: Path) -> None:
         load_dataset(f"folder:{tmp_path / 'absent'}")
     with pytest.raises(CorsdError, match=r"000\.png is not a folder of images: it is a file"):
         load_dataset(f"folder:{folder / 'train' / 'cat' / '000.png'}")
-    with pytest.raises(CorsdError, match=r"cat has no class folders; expected one folder of images a class"):
+    with pytest.raises(CorsdError, match=r"cat has no class folders; expected a folder of images for each class"):
         load_dataset(f"folder:{folder / 'train' / 'cat'}")
     (folder / "val").rename(folder / "aside")
     with pytest.raises(
@@ -103,7 +103,7 @@ def test_wrong_folders_are_named(folder: Path, tmp_path: Path) -> None:
     ):
         load_dataset(f"folder:{folder}")
     (folder / "val").mkdir()
-    with pytest.raises(CorsdError, match=r"val has no class folders; expected one folder of images a class, as in train/"):
+    with pytest.raises(CorsdError, match=r"val has no class folders; expected a folder of images for each class, as in train/"):
         load_dataset(f"folder:{folder}")
 
 
@@ -126,9 +126,9 @@ def test_a_class_without_readable_images_is_named_with_what_is_read(folder: Path
     assert (
         "train has no image in the class folders fox (files that are not read: 1 .gif; read are .jpg, .jpeg, .jfif" in message
     )
-    assert message.endswith(".webp); expected one in each")
+    assert message.endswith(".webp); expected at least one in each")
     (folder / "train" / "fox" / "a.gif").unlink()
-    with pytest.raises(CorsdError, match=r"class folders fox; expected one in each, named \.jpg, .*, \.webp$"):
+    with pytest.raises(CorsdError, match=r"folders fox; expected at least one in each, with the extension \.jpg, .*, \.webp$"):
         load_dataset(f"folder:{folder}")
 
 
@@ -398,7 +398,7 @@ def test_a_relative_folder_is_looked_for_below_the_root_and_in_the_working_direc
     with pytest.raises(CorsdError) as caught:
         load_dataset("folder:pets")
     assert str(caught.value) == (
-        f"pets does not exist: it is not at {tmp_path}/pets; a relative path is meant from the working directory, or from a "
+        f"pets does not exist: it is not at {tmp_path}/pets; a relative path starts at the working directory, or at a "
         "data root (--data-root, root=)"
     )
     with pytest.raises(CorsdError) as caught:

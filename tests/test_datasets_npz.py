@@ -125,7 +125,7 @@ def test_images_that_are_not_square_need_an_image_size(tmp_path: Path) -> None:
         ({"val_x": np.zeros((2, 5, 5, 3), np.uint8), "val_y": np.array([0, 3])}, r"val_y has label 3; allowed: 0\.\.2"),
         (
             {"val_x": np.zeros((2, 5, 5, 3), np.uint8), "dev_x": np.zeros(2)},
-            "has arrays of val and dev, all of them validation",
+            "has validation arrays under several names, val and dev",
         ),
         ({"class_names": np.array([1, 2, 3])}, "class_names is int64 .* strings"),
         ({"class_names": np.array([["a", "b", "c"]])}, r"class_names is .* shape \(1, 3\)"),

@@ -456,8 +456,16 @@ def test_label_smoothing_reaches_every_hard_label() -> None:
         ("corsd", {"exit_ce": -1.0}, "exit_ce = -1.0 must be finite and at least 0"),
         ("corsd", {"fusion": "mean"}, "fusion 'mean' is not known; allowed: vectors, maps"),
         ("corsd", {"relation": "dot"}, "relation 'dot' is not known; allowed: trained, cosine, l2"),
-        ("corsd", {"fusion": "maps", "shared": True}, "fusion 'maps' with relation 'trained', shared True, symmetric False"),
-        ("corsd", {"fusion": "maps", "relation": "l2"}, "fusion 'maps' with relation 'l2', shared False, symmetric False"),
+        (
+            "corsd",
+            {"fusion": "maps", "shared": True},
+            "fusion 'maps' does not work with relation 'trained', shared True, symmetric False",
+        ),
+        (
+            "corsd",
+            {"fusion": "maps", "relation": "l2"},
+            "fusion 'maps' does not work with relation 'l2', shared False, symmetric False",
+        ),
         ("corsd", {"fusion": "maps", "relation_ce": 1.0}, "fusion 'maps', relation 'trained'; relation_ce need"),
         ("corsd", {"relation": "l2", "relation_kd": 1.0}, "relation_kd with affinity 'trained' need"),
         ("corsd", {"relation": "l2", "transfer": "row_kl"}, "transfer 'row_kl' need fusion 'vectors', relation 'trained'"),

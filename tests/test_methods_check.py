@@ -501,7 +501,7 @@ BROKEN: list[tuple[type[Method], str, str]] = [
     (TeachesItsRelation, TEACHER, "the term 'relation_transfer' gives a gradient to the deepest relation network's .*: detach"),
     (TeachesWhatIsNotThere, TEACHER, "taught_by_deepest names 'exit_kd'; its terms are task, extra"),
     (RemembersItsGraph, TEACHER, "the buffer past has a gradient: detach stored values"),
-    (DividesByItsPairs, SMALL, "on one image: .*extra is not finite: return 0 without pairs"),
+    (DividesByItsPairs, SMALL, "on one image: .*extra is not finite: return 0 if there are no pairs"),
     (RootOfZero, SMALL, "on six images of three classes: the gradient of network.* is not finite: a root"),
     (NeedsTwoImages, SMALL, "on one image: it raised IndexError"),
     (SometimesATerm, SMALL, "on one image: the terms are .*: return the same ones for every batch"),

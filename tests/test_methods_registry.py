@@ -82,7 +82,7 @@ def test_a_plugin_is_loaded_when_a_method_is_looked_up_and_only_then(plugins: Pl
         ("raise SystemExit", r"SystemExit \(it ends the process while it is imported"),
         (
             PLUGIN.replace("[Doubt.name]", "[3]"),
-            r"METHODS\[3\] is Doubt, whose name is 'doubt'; allowed: its name, METHODS\[D",
+            r"METHODS\[3\] is Doubt, whose name is 'doubt'; enter it under its name: METHODS\[D",
         ),
         (PLUGIN.replace("[Doubt.name]", "['x']"), r"METHODS\['x'\] is Doubt, whose name is 'doubt'"),
         (PLUGIN.replace('"doubt"', "None"), r"METHODS\[None\] is Doubt, whose name is None"),

@@ -206,7 +206,7 @@ def test_a_line_of_metrics_that_is_wrong_is_named(run: Run, change: Change, mess
 def test_exits_of_metrics_are_counted_without_a_gap(run: Run) -> None:
     lines = [{k: v for k, v in line.items() if k != "val_top1.exit2"} for line in read_lines(run.path / "metrics.jsonl")]
     write_lines(run.path / "metrics.jsonl", lines)
-    with pytest.raises(CorsdError, match=r"columns of exits: .*; allowed: train_top1.exit1 and so on, the same of val"):
+    with pytest.raises(CorsdError, match=r"columns of exits: .*; allowed: train_top1.exit1 .*, and the same exits of val_top1"):
         _ = run.metrics
     write_lines(run.path / "metrics.jsonl", [{k: v for k, v in line.items() if k != "loss.total"} for line in lines])
     with pytest.raises(CorsdError, match=r"metrics\.jsonl lacks the column loss.total"):
@@ -285,7 +285,7 @@ def half(*shape: int) -> torch.Tensor:
     "tensors,message",
     [
         ({"embeddings.1": None}, " lacks embeddings.1"),
-        ({"embeddings.2": None}, " has logits of 3 exits; allowed: 2, as embeddings"),
+        ({"embeddings.2": None}, " has logits of 3 exits; allowed: 2, as many as of embeddings"),
         ({"embeddings.2": None, "logits.2": None}, r": embeddings.2 is absent and \(50, 16\) in epoch_0000"),
         ({"embeddings.3": half(50, 16), "logits.3": half(50, 10)}, r": (embeddings|logits).3 is .* and absent in epoch_0000"),
         ({"embeddings.0": half(49, 16)}, r": embeddings.0 is float16 \(49, 16\); allowed: floating point \(50, 16\)"),

@@ -63,7 +63,7 @@ def test_pair_limit_keeps_a_random_share_of_the_intra_pairs() -> None:
 def test_triplet_pairs_are_thirds_of_the_batch() -> None:
     intra, inter = triplet_pairs(6)
     assert intra.tolist() == [[0, 1], [2, 3]] and inter.tolist() == [[0, 1], [4, 5]]
-    with pytest.raises(CorsdError, match="7 images is not a multiple of 3"):
+    with pytest.raises(CorsdError, match="a triplet batch has 7 images; allowed: a multiple of 3"):
         triplet_pairs(7)
 
 

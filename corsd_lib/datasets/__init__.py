@@ -146,7 +146,7 @@ def _user_path(path: str, root: str | Path | None) -> Path:
     found = next((place for place in places if place.exists()), None)
     if found is None:
         looked = " nor at ".join(str(place.absolute()) for place in places)
-        hint = "" if root else "; a relative path is meant from the working directory, or from a data root (--data-root, root=)"
+        hint = "" if root else "; a relative path starts at the working directory, or at a data root (--data-root, root=)"
         raise CorsdError(f"{path} does not exist: it is {'neither' if root else 'not'} at {looked}{hint}")
     return found
 
@@ -230,4 +230,4 @@ def _check_every_class(data: ImageData) -> None:
     empty = [data.class_names[c] for c in (counts == 0).nonzero().flatten().tolist()]
     if empty or not len(data.test):
         problem = f"no train image of {', '.join(empty[:5])}" if empty else "no test image"
-        raise CorsdError(f"{data.name} has {problem}; expected at least one train image a class and one test image")
+        raise CorsdError(f"{data.name} has {problem}; expected at least one train image of each class and one test image")

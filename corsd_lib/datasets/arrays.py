@@ -42,7 +42,7 @@ class ImageArrays:
             raise CorsdError(f"images are {_describe(self.images)}; expected uint8 of shape (N, C, H, W)")
         _check_labels_and_index(self.labels, self.index, len(self.images))
         if self.names and len(self.names) != len(self.images):
-            raise CorsdError(f"names are {len(self.names)} for {len(self.images)} images; expected one an image, or none")
+            raise CorsdError(f"names are {len(self.names)} for {len(self.images)} images; expected one for each image, or none")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -145,7 +145,7 @@ class ImageData:
         if len(self.superclass_of_class) != self.num_classes:
             raise CorsdError(
                 f"{self.name}: superclass_of_class has {len(self.superclass_of_class)} entries for "
-                f"{self.num_classes} classes; expected one a class"
+                f"{self.num_classes} classes; expected one for each class"
             )
         check_range(f"{self.name}: superclass_of_class", self.superclass_of_class, len(self.superclass_names))
         if len(self.mean) != self.channels or len(self.std) != self.channels:
@@ -236,8 +236,8 @@ def channel_statistics(images: Tensor) -> Statistics:
 
 
 def resize_arrays(images: Tensor, image_size: int) -> Tensor:
-    """Resize images uint8 (N, C, H, W) to uint8 (N, C, image_size, image_size), bilinearly. Returned as they are if they have
-    that size.
+    """Resize images uint8 (N, C, H, W) to uint8 (N, C, image_size, image_size), bilinearly. Images of that size are returned as
+    they are.
 
     Raises CorsdError if the available memory is not enough.
     """
@@ -298,7 +298,7 @@ def check_distinct(what: str, names: Sequence[str]) -> None:
 def _check_labels_and_index(labels: Tensor, index: Tensor, count: int) -> None:
     for what, values in (("labels", labels), ("index", index)):
         if values.dtype != torch.int64 or values.shape != (count,):
-            raise CorsdError(f"{what} are {_describe(values)}; expected int64 of shape ({count},), one an image")
+            raise CorsdError(f"{what} are {_describe(values)}; expected int64 of shape ({count},), one for each image")
 
 
 def _describe(values: Tensor) -> str:

@@ -120,7 +120,7 @@ def _attributes(folder: Path, classes: int) -> tuple[Tensor | None, tuple[str, .
     except ValueError as error:
         raise CorsdError(f"{file} cannot be read: {error}") from error
     if len(values) != classes or not ((values >= 0) & (values <= 1)).all():
-        raise CorsdError(f"{file} has {len(values)} rows; expected {classes}, one a class, of percentages 0..100")
+        raise CorsdError(f"{file} has {len(values)} rows; expected {classes}, one for each class, of percentages 0 to 100")
     # The official archive has attributes.txt beside the folder, copies often inside.
     beside = [path for path in (folder / "attributes.txt", folder.parent / "attributes.txt") if path.exists()]
     names = tuple(_table(beside[0], str).values()) if beside else ()
@@ -148,7 +148,7 @@ def _table(file: Path, parse: Callable[[str], Value], ids: dict[int, str] | None
         except ValueError as error:
             raise CorsdError(f"{file}, line {number}: {shortened(line)} is not valid ({error})") from error
     if not table or (ids is not None and table.keys() != ids.keys()):
-        raise CorsdError(f"{file} has {len(table)} entries that do not match images.txt; expected one an image")
+        raise CorsdError(f"{file} has {len(table)} entries that do not match images.txt; expected one for each image")
     return table
 
 

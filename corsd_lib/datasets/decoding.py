@@ -140,7 +140,7 @@ def _open_image(path: str) -> Iterator[Image]:
                 size = f"{image.width}x{image.height}"
                 raise CorsdError(f"image {path} has {size} pixels; allowed: {MAX_PIXELS:,} in all")
             if image.mode in _DEEP_MODES:
-                raise CorsdError(f"image {path} has pixels of mode {image.mode}; allowed: 8 bits a channel")
+                raise CorsdError(f"image {path} has pixels of mode {image.mode}; allowed: 8 bits per channel")
             yield image
     except CorsdError:
         raise

@@ -93,9 +93,7 @@ _REFUSED: type[Exception] = getattr(tarfile, "FilterError", _OutsideError)
 
 
 def _inside(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """`member` with plain permissions. Raises `_OutsideError` unless it is a file or folder inside the folder that is unpacked
-    into.
-    """
+    """`member` with plain permissions. Raises `_OutsideError` unless it is a file or folder inside the destination folder."""
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts or not (member.isreg() or member.isdir()):
         raise _OutsideError(f"{member.name!r} is not a file or folder inside")

@@ -51,7 +51,7 @@ def load_imagenet(root: Path, image_size: int | None) -> ImageData:
     if folder is None:
         raise CorsdError(
             f"imagenet is neither in {root / 'imagenet'} nor in {root}; expected train/ and val/ with a "
-            "folder a class there (its licence forbids automatic download: get it from https://image-net.org)"
+            "folder for each class there (its licence forbids automatic download: get it from https://image-net.org)"
         )
     listings, notices = list_parts(folder, {"train": "train", "test": "val"})
     train, val = listings["train"], listings["test"]
@@ -110,7 +110,9 @@ def _parts(folder: Path, test_fraction: float | None) -> Parts:
     if "train" not in splits or len(splits) < 2:
         there = ", ".join(f"{shown_text(name)}/" for name in visible_folders(folder)[:5])
         one = f"; to split the images of {splits['train']}/, name that folder" if "train" in splits else ""
-        raise CorsdError(f"{folder} has {there} in it; expected train/ and val/ or test/, each with a folder a class{one}")
+        raise CorsdError(
+            f"{folder} has {there} in it; expected train/ and val/ or test/, each with a folder for each class{one}"
+        )
     listings, notices = list_parts(folder, splits)
     test = listings.get("test") or listings["validation"]
     notices = (*notices, *(f"{name}/ is not used" for name in unused))
@@ -121,10 +123,10 @@ def split_classes(folder: Path, fraction: float) -> Parts:
     """Split a folder that has only class folders into train and test.
 
     An image is in the test set if a hash of its name "class/file" and `SPLIT_SEED` is below `fraction`, in (0, 1). The split of
-    an image never depends on the training seed, and on other images only by the last rule. About `fraction` of the images of a
-    class are in the test set; the larger the class, the closer to it. Both splits have at least one image of each class: if the
-    hash leaves a split empty, it gets the image with the nearest hash. Raises CorsdError for a class with fewer than two
-    images. Ours.
+    an image never depends on the training seed. About `fraction` of the images of a class are in the test set; the larger the
+    class, the closer to it. Both splits have at least one image of each class: if the hash leaves a split without one, it gets
+    the image with the nearest hash. Otherwise the split of an image does not depend on other images. Raises CorsdError for a
+    class with fewer than two images. Source: ours.
     """
     names = class_folders(folder)
     whole, notices = list_images(folder, names)
@@ -138,8 +140,9 @@ def split_classes(folder: Path, fraction: float) -> Parts:
 
 
 def _held_out(listing: Listing, fraction: float) -> set[int]:
-    """Indices of the files of a listing whose hash is below `fraction`; of each class, which has two or more, at least one and
-    not all.
+    """Indices of the files of a listing whose hash is below `fraction`.
+
+    Of each class, which has two files or more, at least one is included and at least one is not.
     """
     of_class: dict[int, list[tuple[float, int]]] = {}
     for row, (name, label) in enumerate(zip(listing.names, listing.labels, strict=True)):

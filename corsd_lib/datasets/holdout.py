@@ -24,7 +24,9 @@ def split_classes(data: ImageData, count: int, how: str = "random", seed: int = 
     """
     if not 2 <= count <= data.num_classes - 2:
         most = data.num_classes - 2
-        raise CorsdError(f"hold_out_classes is {count} for {data.name}, {data.num_classes} classes; allowed: 0, or 2 to {most}")
+        raise CorsdError(
+            f"hold_out_classes is {count} for {data.name} with {data.num_classes} classes; allowed: 0, or 2 to {most}"
+        )
     held_out = torch.zeros(data.num_classes, dtype=torch.bool)
     held_out[_classes_to_hold_out(data, count, how, seed)] = True
     unseen = _with_classes(data, held_out)

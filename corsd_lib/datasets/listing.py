@@ -71,7 +71,7 @@ def class_folders(folder: Path) -> tuple[str, ...]:
     """Names of the class folders of `folder`. Raises CorsdError for fewer than two, and for names that are not valid UTF-8."""
     names = visible_folders(folder)
     if not names:
-        raise CorsdError(f"{folder} has no class folders; expected one folder of images a class")
+        raise CorsdError(f"{folder} has no class folders; expected a folder of images for each class")
     check_class_names(str(folder), names)
     return names
 
@@ -168,15 +168,17 @@ def _is_image(name: str, skipped: Counter[str]) -> bool:
 def _listing(
     folder: Path, class_names: tuple[str, ...], paths: list[str], labels: list[int], notices: tuple[str, ...], others: bool
 ) -> Listed:
-    """A listing with its notices. Raises CorsdError unless every class has an image; `others`: whether there are other
+    """A listing with its notices. Raises CorsdError unless every class has an image; `others`: whether the folders have other
     files.
     """
     found = set(labels)
     empty = [name for number, name in enumerate(class_names) if number not in found]
     if empty:
         seen = f" ({'; '.join(notices)})" if notices else ""
-        named = "" if others else f", named {', '.join(EXTENSIONS)}"
-        raise CorsdError(f"{folder} has no image in the class folders {some(empty, 5)}{seen}; expected one in each{named}")
+        named = "" if others else f", with the extension {', '.join(EXTENSIONS)}"
+        raise CorsdError(
+            f"{folder} has no image in the class folders {some(empty, 5)}{seen}; expected at least one in each{named}"
+        )
     return Listing(class_names, tuple(paths), tuple(labels), str(folder)), notices
 
 
@@ -212,7 +214,7 @@ def _is_unlabelled(folder: Path, classes: tuple[str, ...]) -> bool:
 def _check_same_classes(folder: Path, train: str, classes: tuple[str, ...], part: str) -> None:
     there = visible_folders(folder / part)
     if not there:
-        raise CorsdError(f"{folder / part} has no class folders; expected one folder of images a class, as in {train}/")
+        raise CorsdError(f"{folder / part} has no class folders; expected a folder of images for each class, as in {train}/")
     check_text(f"{folder / part}: class", *there)
     sides = ((train, [name for name in there if name not in classes]), (part, [name for name in classes if name not in there]))
     lacking = [f"{side}/ lacks {some(names, 5)}" for side, names in sides if names]

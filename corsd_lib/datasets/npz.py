@@ -128,7 +128,7 @@ def _validation_part(path: Path, arrays: dict[str, np.ndarray]) -> str | None:
     """
     there = [name for name in VALIDATION_NAMES if f"{name}_x" in arrays or f"{name}_y" in arrays]
     if len(there) > 1:
-        raise CorsdError(f"{path} has arrays of {' and '.join(there)}, all of them validation; expected one")
+        raise CorsdError(f"{path} has validation arrays under several names, {' and '.join(there)}; expected one name")
     for key in (f"{name}_{part}" for name in there for part in "xy"):
         if key not in arrays:
             raise CorsdError(f"{path} lacks {key}; expected {there[0]}_x and {there[0]}_y, or neither")
@@ -189,7 +189,7 @@ def _count_classes(path: Path, splits: dict[str, ImageArrays]) -> int:
     found = splits["train"].labels.unique()
     gap = (found != torch.arange(len(found))).nonzero()
     if len(gap):
-        raise CorsdError(f"{path}: train_y has no label {int(gap[0])} but has {int(found[-1])}; expected 0..C-1, no gap")
+        raise CorsdError(f"{path}: train_y has no label {int(gap[0])} but has {int(found[-1])}; expected 0..C-1 without a gap")
     for part, split in splits.items():
         largest = int(split.labels.max())
         if largest >= len(found):

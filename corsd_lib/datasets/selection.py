@@ -49,8 +49,8 @@ def pick_per_class(train: Split, per_class: int, class_names: tuple[str, ...], g
     if int(counts.min()) < per_class:
         poorest = int(counts.argmin())
         raise CorsdError(
-            f"per_class {per_class} exceeds the training images of class {class_names[poorest]!r}; "
-            f"allowed: 1..{int(counts.min())} (without the validation split)"
+            f"per_class {per_class} is more than the {int(counts.min())} training images of class {class_names[poorest]!r}, "
+            f"validation images not counted; allowed: 1 to {int(counts.min())}"
         )
     return train.subset(stratified_indices(train.labels, torch.full_like(counts, per_class), generator))
 

@@ -30,7 +30,7 @@ def load_shapes(image_size: int | None) -> ImageData:
     size, angle, light, background, a bar in front and noise vary from image to image. Superclasses are the shapes. `attributes`
     (16, 8) are 0 or 1: the four shapes, the two colours, the two textures. The images are the same for every seed of a
     training; another version of numpy may round a pixel to the next value. For other sizes than 32 they are resized once,
-    bilinearly. Ours.
+    bilinearly. Source: ours.
     """
     side = image_size or SIDE
     train, test = (_split(count, stream, side) for count, stream in ((TRAIN_PER_CLASS, 0), (TEST_PER_CLASS, 1)))
@@ -90,8 +90,8 @@ def _rotate(x: Array, y: Array, angle: Array) -> tuple[Array, Array]:
 
 
 def _paint_over(below: Array, above: Array, distance: Array) -> Array:
-    """Image with `above` painted over `below` where `distance`, in pixels from the outline, is negative; the edge is one pixel
-    soft.
+    """Image with `above` painted over `below` where `distance`, in pixels from the outline, is negative; at the edge they are
+    blended over one pixel.
     """
     opacity = np.clip(0.5 - distance, 0, 1)[..., None]
     return below + opacity * (above - below)

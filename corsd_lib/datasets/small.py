@@ -104,7 +104,9 @@ def load_cifar(name: str, root: Path, image_size: int | None, download: bool) ->
     if content.class_names is None:
         content = content._replace(class_names=class_names)
     if content.class_names != class_names and content.superclass_names is None:
-        raise CorsdError(f"{file}: class_names are not those of {name}; allowed: the official ones, or superclasses too")
+        raise CorsdError(
+            f"{file}: class_names are not those of {name}; allowed: the official ones, or others if the file has superclasses"
+        )
     side = image_size or 32
     as_stored = content.train.images.shape[2:] == (side, side)
     content = content.resized(file, image_size, side)

@@ -62,7 +62,7 @@ def _validation(folder: Path, wnids: tuple[str, ...]) -> Listing:
         paths.append(str(folder / "val" / "images" / name))
         labels.append(numbers[wnid])
     if not paths:
-        raise CorsdError(f"{folder / ANNOTATIONS} is empty; expected a line an image of val/images")
+        raise CorsdError(f"{folder / ANNOTATIONS} is empty; expected a line for each image of val/images")
     return Listing(wnids, tuple(paths), tuple(labels), str(folder / "val"))
 
 

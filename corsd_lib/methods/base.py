@@ -122,8 +122,8 @@ class Method(nn.Module):
         return {name: part() for name, part in parts.items() if self._weight(name)}
 
     def forward(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        """The loss "total" (weighted sum) and the unweighted terms by name, all scalars. Raises `CorsdError` if no term has a
-        weight.
+        """The loss "total" (weighted sum) and the unweighted terms by name, all scalars. Raises `CorsdError` if all terms have
+        weight 0.
         """
         parts = check_terms(self.name, self.loss_terms(out, batch))
         weights = {name: self._weight(name) for name in parts}
@@ -205,7 +205,7 @@ def _parse_option(method: str, key: str, value: Any, wanted: type[Any], allowed:
     """
     what = f"{method}: {key} = {shortened(value)}"
     if type(value) is int and abs(value) >= 2**31:
-        raise CorsdError(f"{what} must be below {2**31}, the limit for sizes of tensors")
+        raise CorsdError(f"{what} must be above {-(2**31)} and below {2**31}, the limit for sizes of tensors")
     if wanted is float and type(value) is int:
         value = float(value)
     if type(value) is not wanted:

@@ -30,7 +30,8 @@ LABELS = {  # valid as triplet batches too: a third each of anchors, same class 
     "three images of one class": [1, 1, 1],
     "three images of three classes": [0, 1, 2],
 }
-READ_IN_A_GRAPH = ("images", "labels", "sampling", "random")  # fields of a batch; `sampling` does not change during a training
+# Fields of a batch that a CUDA graph may read: tensors, and `sampling`, which does not change during a training.
+READ_IN_A_GRAPH = ("images", "labels", "sampling", "random")
 Parts = dict[str, Tensor]
 
 
@@ -138,8 +139,8 @@ class _Case(NamedTuple):
 
 
 def _batch(method: Method, labels: list[int], step: int = 0) -> Batch:
-    """A batch of random images, different for each step, with `labels`; for triplets a number that is not a multiple of 3 is
-    tripled.
+    """A batch of random images, different for each step, with `labels`. For triplet sampling the labels are repeated three
+    times if their number is not a multiple of 3.
     """
     labels = labels * 3 if method.sampling == "triplet" and len(labels) % 3 else labels
     y = torch.tensor(labels)
@@ -202,7 +203,7 @@ def _check_declaration(kind: type[Method]) -> None:
 
 def _check_name_is_free(kind: type[Method]) -> None:
     other = known_methods().get(kind.name, kind)
-    # Equal also for the same class, defined again in a notebook cell
+    # True also for the same class that is defined again in a notebook cell
     same = (other.__module__, other.__qualname__) == (kind.__module__, kind.__qualname__)
     taken = f"{other.__module__}.{other.__qualname__}"
     _require(same, f"the name {kind.name!r} is taken by {taken}: choose another one")
@@ -350,7 +351,7 @@ def _check_small_batches(case: _Case) -> None:
             with _name_in_errors(what):
                 parts = case.parts(_batch(case.method, labels, step))
                 wrong = [name for name, value in parts.items() if not value.isfinite()]
-                _require(not wrong, f"{', '.join(wrong)} is not finite: return 0 without pairs")
+                _require(not wrong, f"{', '.join(wrong)} is not finite: return 0 if there are no pairs")
                 names = names or set(parts)
                 _require(names == set(parts), f"the terms are {', '.join(parts)}: return the same ones for every batch")
                 _require(parts["total"].requires_grad, "the total has no gradient: do not detach what is to be trained")
@@ -482,7 +483,7 @@ def _watched(batch: Batch, by: str = "loss_terms") -> Batch:
 def _check_without_values(method: Method, out: ExitOutputs, batch: Batch) -> None:
     """Run a forward and a backward pass on tensors without values: an operation that needs a value would wait for the device.
 
-    Raises `CorsdError` if one does.
+    Raises `CorsdError` if there is such an operation.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode  # used by torch.compile; it has no public name
 

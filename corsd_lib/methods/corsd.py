@@ -62,7 +62,7 @@ class CorsdOptions(MethodOptions):
     relation_margin: float = option(0.1, "weight of the hinge between intra and inter scores, at every stage")
     logit_relation: float = option(
         0.01,
-        "weight of the hinge between scores of the deepest logits with the running mean logits of the own and of another class",
+        "weight of the hinge between two scores of the deepest logits: with the mean logits of their class and of another one",
     )
     relation_ce: float = option(0.0, "weight of the balanced cross-entropy of 'same class?', at every stage (ours)")
     relation_kd: float = option(
@@ -128,7 +128,7 @@ class Corsd(Method):
         if o.fusion == "maps" and (o.shared or o.symmetric or o.relation != "trained"):
             given = f"relation {o.relation!r}, shared {o.shared}, symmetric {o.symmetric}"
             allowed = "relation 'trained', shared False, symmetric False"
-            raise CorsdError(f"method {self.name!r}: fusion 'maps' with {given}; allowed: {allowed}")
+            raise CorsdError(f"method {self.name!r}: fusion 'maps' does not work with {given}; allowed: {allowed}")
         if (o.fusion == "maps" or o.relation != "trained") and self._reads_log_odds():
             given = f"fusion {o.fusion!r}, relation {o.relation!r}"
             wanted = f"{', '.join(self._reads_log_odds())} need fusion 'vectors', relation 'trained'"
@@ -193,7 +193,7 @@ class Corsd(Method):
 
     @property
     def _shallow_exits_learn(self) -> bool:
-        """Whether shallow exits have a term besides `class_kd`: alone, a constant prediction would minimise it."""
+        """Whether shallow exits have a term besides `class_kd`. A constant prediction would minimise `class_kd` alone."""
         return bool(self.options.exit_ce or self.options.exit_kd)
 
     def relation_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
@@ -231,8 +231,8 @@ class Corsd(Method):
         return self.active_terms({**parts, **rest})
 
     def sample(self, batch: Batch) -> dict[str, Tensor]:
-        """Random tensors: the structured pairs "intra" (2, P) and "inter" (2, Q), "other" (B,), another class for each image,
-        and with `relation_warmup` "warmup" (), the factor of relation_kd in [0, 1].
+        """Random tensors: "intra" (2, P) and "inter" (2, Q), the structured pairs; "other" (B,): another class for each image;
+        with `relation_warmup` also "warmup" (): the factor of relation_kd in [0, 1].
         """
         intra, inter = self._pairs(batch)
         random = {"intra": intra, "inter": inter, "other": self.logit_relation.sample(batch.labels, batch.generator)}
@@ -378,7 +378,8 @@ class CorsdRelease(Corsd):
     - the running class mean is the mean of its images.
 
     Each anchor comes with two more images, so compare methods at equal numbers of images. Unlike in the release, the
-    cross-entropy of the deepest exit covers all three. A batch of 43 anchors there corresponds to batch_size 129 here.
+    cross-entropy of the deepest exit covers all three images. A batch of 43 anchors in the release corresponds to batch_size
+    129 here.
     """
 
     name = "corsd_release"

@@ -1,4 +1,6 @@
-"""Methods that distil between the exits of a network: all exits from each other (DKS), or by correlation (DIST)."""
+"""Methods that distil between the exits of a network: all exits teach each other (DKS), or the deepest exit teaches the others
+by correlation (DIST).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ __all__ = ["Dist", "DistOptions", "Dks", "DksOptions"]
 class DksOptions(DeepSupervisionOptions):
     """Options of DKS, with the authors' weight and temperature as defaults."""
 
-    synergy: float = option(1.0, "weight of the KL divergence of each exit from each other one")
+    synergy: float = option(1.0, "weight of the KL divergence of each exit from every other exit")
     temperature: float = option(4.0, "temperature of both softmaxes of the KL divergence", above=0)
 
 

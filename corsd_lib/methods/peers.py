@@ -99,8 +99,8 @@ class PsKdOptions(MethodOptions):
 class PsKd(Method):
     """The plain network; the target mixes the label with its prediction in the previous epoch. PS-KD, arXiv 2006.12000.
 
-    The buffer `past` (N, C) float16 has the latest softmax of every training image, and zeros before the first, when the target
-    is the label. It is stored in checkpoints, not with the weights.
+    The buffer `past` (N, C) float16 has the latest softmax of every training image, and zeros before its first one; the target
+    is then the label alone. It is stored in checkpoints, not with the weights.
     """
 
     name = "ps_kd"
@@ -132,8 +132,9 @@ class PsKd(Method):
         return self.past
 
     def _remember(self, indices: Tensor, predictions: Tensor) -> None:
-        """Store `predictions` (B, C) at `indices` (B,). Each process stores those of all, because an image may come to another
-        one next time.
+        """Store `predictions` (B, C) at `indices` (B,).
+
+        Each process stores the predictions of all processes, because an image may come to another process next time.
         """
         for where, what in gather_processes(indices, predictions):
             past = self._enlarge(int(where.max()) + 1, predictions)

@@ -151,7 +151,9 @@ def _problem(name: object, kind: object) -> str:
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         return f"is {shortened(kind)}; allowed: a subclass of Method"
     if name != kind.name or not isinstance(name, str):
-        return f"is {kind.__name__}, whose name is {shortened(kind.name)}; allowed: its name, METHODS[{kind.__name__}.name]"
+        return (
+            f"is {kind.__name__}, whose name is {shortened(kind.name)}; enter it under its name: METHODS[{kind.__name__}.name]"
+        )
     if kind.loss_terms is Method.loss_terms and kind.forward is Method.forward:
         return f"is {kind.__name__}, which has no terms; allowed: a class that defines loss_terms(self, out, batch)"
     return ""
