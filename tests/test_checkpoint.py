@@ -214,7 +214,7 @@ def test_an_index_that_no_training_writes_is_named(within: Path, tmp_path: Path,
             values[f"optimizer.{index}.momentum_buffer"] = values.pop("optimizer.1.momentum_buffer")
 
     said = _refused(within, tmp_path, rename)
-    assert "a training writes no optimizer." in said and len(said) < 500
+    assert "it has optimizer." in said and "which no training writes" in said and len(said) < 500
 
 
 def test_sums_between_epochs_are_named(between: Path, tmp_path: Path) -> None:

@@ -174,8 +174,8 @@ def test_a_finished_run_of_another_configuration_is_not_recorded(write: Write, s
         ({"setup": [1]}, r"slurm setting setup\[0\] = 1; allowed: a string$"),
         ({"stderr_to_stdout": 1}, "slurm setting stderr_to_stdout = 1; allowed: True, False$"),
         ({"": 3}, "slurm setting '' = 3; allowed: a name and a value, as in partition=gpu$"),
-        ({"nodes": 2}, "slurm setting nodes is fixed: one task on one node; set the time limit as timeout_min"),
-        ({"time": 5}, "slurm setting time is fixed: one task on one node"),
+        ({"nodes": 2}, "slurm setting nodes is fixed: a training is one task on one node"),
+        ({"time": 5}, "slurm setting time is not allowed; set timeout_min"),
         ({"signal_delay_s": "9"}, "slurm setting signal_delay_s = '9'; allowed: 10 to 86,400 seconds"),
         ({"additional_parameters": "x"}, "slurm setting additional_parameters = 'x'; allowed: an object$"),
         ({"additional_parameters": [1]}, r"slurm setting additional_parameters = \[1\]; allowed: an object$"),
@@ -232,7 +232,7 @@ def test_local_jobs_check_the_names_of_settings(write: Write) -> None:
 def test_what_a_cluster_cannot_do_is_one_error(write: Write, slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CorsdError, match="executor 'pbs' is not known; allowed: slurm, local"):
         run_study(write(), cluster=Cluster("pbs"))
-    with pytest.raises(CorsdError, match="jobs = 3 on a cluster; allowed: the setting array_parallelism"):
+    with pytest.raises(CorsdError, match="jobs = 3 has no meaning on a cluster; set the slurm setting array_parallelism"):
         run_study(write(), jobs=3, cluster=Cluster("slurm"))
     with pytest.raises(CorsdError, match="variant 'baseline': num_nodes = 2; allowed as a job of a study: 1"):
         submit(write(num_nodes=2))

@@ -237,7 +237,7 @@ def test_a_study_that_is_moved_while_it_is_trained_ends_it_and_is_not_made_anew(
     _in_training(monkeypatch, act)
     message = (
         r"^results/mine/study\.json was moved or removed while the study was trained, and the comparison ends; trained runs "
-        r"are kept in runs/mine: put it back, or compare the study where it is now \(runs='runs/mine', --runs\)$"
+        r"are kept in runs/mine: put the study back, or compare it where it is now \(runs='runs/mine', --runs\)$"
     )
     with pytest.raises(CorsdError, match=message):
         run_study(study, jobs=1, report=lambda line: None)
@@ -390,7 +390,7 @@ def test_no_job_at_a_time_is_refused() -> None:
 def test_more_jobs_than_the_machine_can_run_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     assert len(worker_environments(TrainConfig(accelerator="cpu"), 16, 99)) == 16
-    with pytest.raises(CorsdError, match=r"^jobs = 17 is more than this machine can run; allowed: up to 16, 8 a CPU$"):
+    with pytest.raises(CorsdError, match=r"^jobs = 17 is more than this machine can run; allowed: up to 16, 8 per CPU$"):
         worker_environments(TrainConfig(accelerator="cpu"), 17, 3)
 
 
@@ -503,8 +503,11 @@ def test_a_new_study_is_written_and_trained_and_the_same_command_goes_on(
     "words,message",
     [
         (f"{NEW} --lr 0.2", r"results/mine/study.json is another study: continue it without --methods"),
-        ("compare results/mine --lr 0.2 --cutout 2", "cutout, lr: for a new study (--methods) only; this one has its settings"),
-        ("compare results/mine --equal epochs", "equal: for a new study (--methods) only"),
+        (
+            "compare results/mine --lr 0.2 --cutout 2",
+            "cutout, lr: allowed for a new study (--methods) only; this one has its settings",
+        ),
+        ("compare results/mine --equal epochs", "equal: allowed for a new study (--methods) only"),
         ("compare results/none", "results/none/study.json does not exist"),
         ("compare results/new --methods kd", "variant 'kd': train: method 'kd' is not known; allowed: baseline"),
         ("compare results/mine --variants kd", "variant 'kd' is not known; allowed: baseline, byot"),

@@ -441,7 +441,7 @@ def test_what_a_committed_study_says_is_found_in_the_same_places(tmp_path: Path,
     monkeypatch.chdir(tmp_path / "notebooks")
     assert committed_summary("mine") == mine
     assert committed_summary("cifar100_small")["baseline"] == "baseline"
-    with pytest.raises(CorsdError, match=r"no committed study 'other'; there are: .*cifar100_small.*mine"):
+    with pytest.raises(CorsdError, match=r"no summary of a study 'other'; there are: .*cifar100_small.*mine"):
         committed_summary("other")
 
 

@@ -145,9 +145,9 @@ def test_what_was_changed_on_the_way_is_refused(hub: Hub, exported: Run) -> None
 @pytest.mark.parametrize(
     "name,message",
     [
-        ("hf:", "run 'hf:'; allowed: hf:OWNER/NAME or hf:OWNER/NAME@REVISION"),
-        ("hf:me/corsd@", "run 'hf:me/corsd@'; allowed: "),
-        ("hf:@main", "run 'hf:@main'; allowed: "),
+        ("hf:", "the name of a run is 'hf:'; allowed: hf:OWNER/NAME or hf:OWNER/NAME@REVISION"),
+        ("hf:me/corsd@", "the name of a run is 'hf:me/corsd@'; allowed: "),
+        ("hf:@main", "the name of a run is 'hf:@main'; allowed: "),
         ("hf:me/nothing", "hf:me/nothing cannot be downloaded: 404 Client Error: me/nothing at None"),
         ("hf:me/corsd@other", "hf:me/corsd@other cannot be downloaded: 404 Client Error: me/corsd at other"),
         ("hf:a/b/c", "hf:a/b/c cannot be downloaded: "),

@@ -116,7 +116,7 @@ def test_plotly_is_on_a_page_once_where_a_figure_needs_it(tmp_path: Path) -> Non
 
 
 def test_a_page_wants_panels_and_arrays_that_a_browser_reads(tmp_path: Path) -> None:
-    with pytest.raises(CorsdError, match="a page of no panels; allowed: one or more"):
+    with pytest.raises(CorsdError, match="the page has no panels; allowed: one or more"):
         write_page(tmp_path / "page.html", [])
     with pytest.raises(CorsdError, match="an array of float64 in the data of a panel; allowed: plain values and arrays"):
         write_page(tmp_path / "page.html", [Panel("text", "", {"x": np.zeros(2)})])
@@ -293,7 +293,7 @@ def test_exits_hold_the_curve(corsd: Run) -> None:
     np.testing.assert_array_equal(shown["shares"][:, 2], curve["fraction.exit3"].to_numpy(np.float32))
     assert data["start"]["threshold"] == np.float32(threshold) and data["deepest_macs"] == 25
     assert shown["images"] == "the 20 probe images, of train"
-    with pytest.raises(CorsdError, match="an early-exit curve without a threshold"):
+    with pytest.raises(CorsdError, match="the early-exit curve has no threshold"):
         exits_panel(corsd, pd.DataFrame(), rule="confidence", threshold=1, macs=[], deepest_macs=1, split="probe")
 
 

@@ -81,7 +81,7 @@ def test_the_probe_set_comes_from_validation_else_train_and_from_test_only_when_
 
 
 def test_a_probe_split_that_is_not_there_is_named(digits: ImageData) -> None:
-    with pytest.raises(CorsdError, match="probe_split 'validation': data 'digits' has none; set a validation_fraction"):
+    with pytest.raises(CorsdError, match="probe_split 'validation': data 'digits' has no such split; set a"):
         ProbeSet(replace(digits, validation=None), 50, "validation")
 
 

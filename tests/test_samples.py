@@ -124,7 +124,7 @@ def test_a_wrong_archive_is_not_unpacked(release: Path, away: Path) -> None:
 
 
 OFFLINE = (
-    r"^committed run 'cifar100_small/baseline' is not on this machine.*{}.*, or use digits/corsd, which comes with the package$"
+    r"^sample run 'cifar100_small/baseline' is not on this machine.*{}.*, or use digits/corsd, which comes with the package$"
 )
 
 
@@ -133,7 +133,7 @@ def test_without_a_network_one_error_says_what_to_do(away: Path, monkeypatch: py
     with pytest.raises(CorsdError, match=OFFLINE.format("3 tries failed.* with a network connection, ")):
         sample_run(NAME)
     monkeypatch.delenv("CORSD_RELEASES")
-    with pytest.raises(CorsdError, match=OFFLINE.format("set CORSD_RELEASES to a URL or folder with the archives, ")):
+    with pytest.raises(CorsdError, match=OFFLINE.format("set CORSD_RELEASES to a URL or folder with the archives, or ")):
         sample_run(NAME)
     (away / "cache").mkdir(exist_ok=True)
     monkeypatch.setenv("CORSD_RELEASES", str(away))
@@ -168,5 +168,5 @@ def test_the_repository_is_the_one_that_the_installation_names(
 
 @pytest.mark.parametrize("name", ["cifar100/corsd", "digits", "", "/", "digits/corsd/config.json", "../results"])
 def test_a_name_that_is_not_there_lists_those_that_are(name: str, away: Path) -> None:
-    with pytest.raises(CorsdError, match=r"there is no committed run .*; there are: cifar100_small/baseline, .*digits/corsd"):
+    with pytest.raises(CorsdError, match=r"there is no sample run .*; there are: cifar100_small/baseline, .*digits/corsd"):
         sample_run(name)

@@ -574,7 +574,8 @@ def test_a_record_whose_journal_lacks_its_trials_is_not_overwritten(make: Make, 
     lost = 1 if journal == "of an earlier time" else 2
     assert capsys.readouterr().err == (
         f"corsd: error: results/tiny/tuning/byot.json has {lost} trials that its journal results/tiny/tuning/byot.journal "
-        "lacks, and would be overwritten: put the journal back to continue, or remove or rename the record to search again\n"
+        "lacks, so the record would be overwritten: put the journal back to continue, or remove or rename the record to search "
+        "again\n"
     )
     assert search.path.read_bytes() == before and sorted(search.path.parent.iterdir()) == files and not Path("runs").exists()
 

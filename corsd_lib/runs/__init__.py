@@ -4,7 +4,7 @@ config.py     `TrainConfig`
 run.py        `Run`, and the facts about its data that it stores
 snapshots.py  outputs of the network on the probe images, by epoch
 hub.py        runs of the Hugging Face Hub
-samples.py    committed runs, found on this machine or downloaded
+samples.py    sample runs, which come with the repository: found on this machine or downloaded
 data.py       the images of a configuration or of a run, and training batches
 """
 

@@ -56,9 +56,9 @@ class TrainConfig:
     )
     hold_out: str = setting(
         "random",
-        'which classes these are: "random", "last" (by label), or "superclasses" (whole superclasses, all of the same size)',
+        'which classes are held out: "random", "last" (by label), or "superclasses" (whole superclasses, all of the same size)',
     )
-    hold_out_seed: int = setting(0, 'seed of the choice of these classes; not used by "last"')
+    hold_out_seed: int = setting(0, 'seed of the choice of the held-out classes; not used by "last"')
     label_noise: float = setting(
         0.0, "share of the training images with a wrong label, in [0, 1); wrong labels are uniform over the other classes"
     )
@@ -76,7 +76,7 @@ class TrainConfig:
     )
     epochs: int = setting(
         30,
-        'number of epochs: each training image is an anchor once; "triplet" batches have 3 images an anchor, "overlapping" 2',
+        'number of epochs: each training image is an anchor once; "triplet" batches have 3 images per anchor, "overlapping" 2',
     )
     batch_size: int = setting(128, "images in a step of one process")
     sampling: str | None = setting(None, '"plain", "balanced", "triplet", "overlapping"; that of the method if not given')
@@ -206,7 +206,7 @@ class TrainConfig:
     def from_file(cls, path: str | Path) -> TrainConfig:
         """Read a configuration from a JSON object of fields, or from the `config.json` of a run without `out` and `resume`.
 
-        Raises `CorsdError` as `from_dict`, and for a file that cannot be read.
+        Raises the same errors as `from_dict`, and `CorsdError` for a file that cannot be read.
         """
         values = read_json(Path(path))
         if isinstance(values, dict) and values.keys() >= _OF_A_RUN and isinstance(values["train"], dict):

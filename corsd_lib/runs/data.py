@@ -30,7 +30,7 @@ _NOISE = 2**40  # second number of the seed of label noise; for batches it is th
 
 
 def load_data(config: TrainConfig, data_root: str | None = None) -> ImageData:
-    """Load the data set of a configuration, from `data_root` if that is given. Raises `CorsdError` as `load_dataset`."""
+    """Load the data set of a configuration, from `data_root` if that is given. Raises the same errors as `load_dataset`."""
     return load_dataset(
         config.data,
         data_root or config.data_root,

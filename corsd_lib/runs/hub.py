@@ -31,7 +31,7 @@ def downloaded(name: str) -> Path:
     """
     repo, at, revision = name.removeprefix(_PREFIX).partition("@")
     if not repo or (at and not revision):
-        raise CorsdError(f"run {shortened(name)}; allowed: hf:OWNER/NAME or hf:OWNER/NAME@REVISION")
+        raise CorsdError(f"the name of a run is {shortened(name)}; allowed: hf:OWNER/NAME or hf:OWNER/NAME@REVISION")
     require(f"run {shortened(name)}", "huggingface_hub")
     import huggingface_hub
 

@@ -1,4 +1,4 @@
-"""Sample runs: those that are committed in `results/`, from the clone, the installed package, a cache, or a release."""
+"""Sample runs: the runs in `results/`, from the clone, the installed package, a cache, or a release."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TRIES, WAIT = 3, 1.0  # connections, and the pause in seconds after the first
 
 
 def sample_run(name: str) -> Run:
-    """One of the committed runs of the studies, by "<study>/<variant>", such as "digits/corsd".
+    """One of the sample runs of the studies, by "<study>/<variant>", such as "digits/corsd".
 
     Searched as results/<study>/runs/<variant> in the working directory and its parents, then in the clone or wheel that the
     package lies in. A wheel has "digits/corsd"; another run is downloaded once, 0.5 to 3.5 MB, and kept in `$CORSD_CACHE`
@@ -32,7 +32,7 @@ def sample_run(name: str) -> Run:
     Raises `CorsdError` that lists the runs if there is none of this name, and one that says what to do if it cannot be
     downloaded.
     """
-    check_name("committed run", name)
+    check_name("sample run", name)
     study, _, variant = str(name).partition("/")
     if study and variant and (found := find_result(f"{study}/runs/{variant}/config.json")):
         return Run(found.parent)
@@ -40,7 +40,7 @@ def sample_run(name: str) -> Run:
         return Run(_fetched(str(name), entry))
     here = [path for folder in results_folders() for path in folder.glob("*/runs/*/config.json")]
     there = sorted({*_released(), *(f"{path.parts[-4]}/{path.parts[-2]}" for path in here)})
-    raise CorsdError(f"there is no committed run {shortened(name)}; there are: {', '.join(there)}")
+    raise CorsdError(f"there is no sample run {shortened(name)}; there are: {', '.join(there)}")
 
 
 @cache
@@ -57,19 +57,19 @@ def _fetched(name: str, entry: dict[str, Any]) -> Path:
     folder = home / study / "runs" / variant
     if (folder / "config.json").is_file():
         return folder
-    where = f"committed run {shortened(name)} is not on this machine"
+    where = f"sample run {shortened(name)} is not on this machine"
     advice = "work in a clone of the repository, or use digits/corsd, which comes with the package"
     address = _address()
     if address is None:
         raise CorsdError(
-            f"{where}, and no download URL is set: set CORSD_RELEASES to a URL or folder with the archives, {advice}"
+            f"{where}, and no download URL is set: set CORSD_RELEASES to a URL or folder with the archives, or {advice}"
         )
     try:
         make_folder(home)
         with locked(_cache(), wait=math.inf):
             _fetch(folder, address, home / entry["file"], entry)
     except CorsdError as error:
-        raise CorsdError(f"{where}: {error}. Call it again with a network connection, {advice}") from error
+        raise CorsdError(f"{where}: {error}. Connect to the network and call sample_run again, or {advice}") from error
     return folder
 
 

@@ -59,14 +59,14 @@ def export_run(
     Weights are stored in float16 and metrics with six digits. The copy has `snapshots` of the probe snapshots (2 or more: the
     first, the last, and more early than late ones), and `probe_images` of the probe images, equally many of each class and at
     least two. Class-level relations are computed again for these images; those of the "maps" fusion need feature maps and
-    remain those of the whole probe set. test.json has the figures of the exported weights, and under `trained` those of the
+    remain those of the whole probe set. test.json has the metrics of the exported weights, and under `trained` those of the
     original; README.md is a model card. The copy has no images and no paths of this machine: of a data set `folder:PATH` or
     `npz:PATH` it has the last part of the path. `data` is needed for a run that was trained on images given to `train`.
 
     Size in bytes: 2 for each weight; for each snapshot and exit 2·N·(D + C) + 4·C², and 2 for each weight of its relation
-    network, with N probe images, D embedding dimensions, C classes. A ResNet-10 of width 32 with 100 classes takes 2.5 MB plain
-    and 3.8 MB with exits and relation networks, and 0.4 and 2.2 MB for each snapshot of 500 images; of width 16, 0.7 and 1.3
-    MB, and 0.3 and 1.4 MB.
+    network, with N probe images, D embedding dimensions, C classes. For example, take a ResNet-10 with 100 classes, once plain
+    and once with exits and relation networks. At width 32 its weights take 2.5 and 3.8 MB, and each snapshot of 500 images 0.4
+    and 2.2 MB. At width 16 the weights take 0.7 and 1.3 MB, and a snapshot 0.3 and 1.4 MB.
 
     With `umap` the copy has the UMAP of the last snapshot (`stage_embedding`), so that a `StageExplorer` opens without
     computing it.
@@ -119,11 +119,11 @@ def committed_summary(study: str) -> dict[str, Any]:
     Read from results/<study>/summary.json in the working directory and its parents, then in the clone or wheel that the package
     lies in. Raises `CorsdError` for an unknown study.
     """
-    check_name("committed study", study)
+    check_name("study", study)
     if (file := find_result(Path(study) / "summary.json")) is not None:
         return read_summary(file)
     there = sorted({path.parts[-2] for folder in results_folders() for path in folder.glob("*/summary.json")})
-    raise CorsdError(f"there is no committed study {shortened(study)}; there are: {', '.join(there) or 'none'}")
+    raise CorsdError(f"there is no summary of a study {shortened(study)}; there are: {', '.join(there) or 'none'}")
 
 
 def _check_counts(snapshots: int, probe_images: int) -> None:
@@ -133,7 +133,7 @@ def _check_counts(snapshots: int, probe_images: int) -> None:
 
 
 def _figures(run: Run) -> dict[str, Any]:
-    """The test figures of the trained weights; of an export those before rounding."""
+    """The test metrics of the trained weights; of an export those before its weights were rounded."""
     test = run.test
     if not run.finished or test is None:
         done = f"{run.epochs_done} of {run.config.epochs} epochs"

@@ -75,7 +75,7 @@ def report_panels(runs: Sequence[Run], *, embedding: str = "pca", report: Report
     """Panels of a report, for other pages. Arguments and errors as in `write_report`."""
     check_choice("embedding of a report", embedding, EMBEDDINGS)
     if not isinstance(runs, Sequence) or not runs:
-        raise CorsdError("a report of no runs; allowed: a sequence of one or more")
+        raise CorsdError("the report has no runs; allowed: a sequence of one or more")
     for run in runs:
         check_run(run)
     named = dict(zip(run_names(runs), runs, strict=True))

@@ -41,12 +41,12 @@ _NOT_SETTINGS = ("nodes", "tasks_per_node", "ntasks_per_node", "time")
 
 
 def _words(value: Any, where: Location) -> None:
-    """Check that accepts a string that is not empty, or a whole number: `account=12` on the command line is read as one."""
+    """A check that accepts a string that is not empty, or a whole number: `account=12` on the command line is read as one."""
     if type(value) is not int and (type(value) is not str or not value.strip()):
         raise CorsdError(f"{where[0]} = {shortened(value)}; allowed: a string that is not empty")
 
 
-_VALUES: dict[str, Check] = {  # of the settings of submitit; it checks the names
+_VALUES: dict[str, Check] = {  # checks of the values of submitit's settings; submitit checks the names
     **dict.fromkeys(("name", "partition", "account", "qos", "comment", "constraint", "exclude", "nodelist", "gres"), _words),
     **dict.fromkeys(("mail_type", "mail_user", "dependency", "wckey", "mem", "mem_per_gpu", "mem_per_cpu"), _words),
     "timeout_min": whole(1, 10**7),
@@ -166,7 +166,7 @@ def _conclude(job: Job, queue: _Queue) -> None:
 
 
 class _Queue:
-    """The jobs of a cluster, by submitit."""
+    """Submits jobs to a cluster, and reads their states, with submitit."""
 
     def __init__(self, cluster: Cluster, folder: Path, name: str) -> None:
         check_choice("executor", cluster.name, CLUSTERS)
@@ -217,7 +217,8 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
                 f"slurm setting {setting!r} = {shortened(value)}; allowed: a name and a value, as in partition=gpu"
             )
         if setting in _NOT_SETTINGS:
-            raise CorsdError(f"slurm setting {setting} is fixed: one task on one node; set the time limit as timeout_min")
+            reason = "is not allowed; set timeout_min" if setting == "time" else "is fixed: a training is one task on one node"
+            raise CorsdError(f"slurm setting {setting} {reason}")
         optional(_VALUES.get(setting, anything))(value, (f"slurm setting {setting}",))
 
 
@@ -228,7 +229,7 @@ def _executor(cluster: Cluster, folder: Path, name: str) -> Any:
     except ImportError as error:
         raise missing_package(f"executor {cluster.name!r}", "submitit", error) from error
     if not hasattr(signal, "pthread_sigmask"):
-        raise CorsdError(f"executor {cluster.name!r} on Windows; allowed: on Linux and macOS")
+        raise CorsdError(f"executor {cluster.name!r} does not work on Windows; allowed: Linux and macOS")
     extra = cluster.settings.get("additional_parameters") or {}
     settings = {"name": f"corsd-{name}", "timeout_min": MINUTES[cluster.name], **cluster.settings}
     settings["additional_parameters"] = {"requeue": True, **extra}
@@ -256,7 +257,9 @@ def _read_id(job: Job, cluster: str) -> str:
 
 
 def _slurm_states() -> dict[str, str]:
-    """State by id of the jobs of this user that Slurm has. Raises `CorsdError` if it does not answer, or with other lines."""
+    """State by id of the jobs of this user that Slurm has. Raises `CorsdError` if Slurm does not answer or its answer has
+    another form.
+    """
     command = ["squeue", "--me", "--array", "--noheader", "--format=%i %T"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=True)

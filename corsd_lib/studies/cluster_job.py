@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainingJob", "blocked"]
 
-LOCK_SECONDS = 120  # a file server may keep the lock of a machine that failed for a minute or so
+LOCK_SECONDS = 120  # a file server may hold the lock of a crashed machine for a minute or so
 POLL_SECONDS = 0.2
 
 

@@ -55,7 +55,9 @@ def run_study(
     finished, and if the folder of the study or of the runs is moved or removed meanwhile; the trainings save first.
     """
     if cluster and jobs is not None:
-        raise CorsdError(f"jobs = {shortened(jobs)} on a cluster; allowed: the setting array_parallelism")
+        raise CorsdError(
+            f"jobs = {shortened(jobs)} has no meaning on a cluster; set the slurm setting array_parallelism instead"
+        )
     folder = Path(runs or f"runs/{study.name}")
     found = _wanted(study, folder, data_root, variants, seeds)
     records = study.records()  # raises for a record of another configuration, before anything is trained
@@ -91,17 +93,17 @@ class _Folders:
         return cls(study, runs, study_file(study.path).is_file())
 
     def check(self) -> None:
-        """Raise `CorsdError` if one of them was moved or removed."""
+        """Raise `CorsdError` if one of the folders was moved or removed."""
         kept = f"trained runs are kept in {self.runs}"
         if self.on_disk and not study_file(self.study.path).is_file():
             raise CorsdError(
                 f"{study_file(self.study.path)} was moved or removed while the study was trained, and the comparison ends; "
-                f"{kept}: put it back, or compare the study where it is now (runs={str(self.runs)!r}, --runs)"
+                f"{kept}: put the study back, or compare it where it is now (runs={str(self.runs)!r}, --runs)"
             )
         if not self.runs.is_dir():
             raise CorsdError(
                 f"{self.runs} was moved or removed while the study was trained, and the comparison ends; records are "
-                "kept: put it back, or name the folder where it is now (runs, --runs)"
+                "kept: put the folder back, or give the path where it is now (runs, --runs)"
             )
 
 

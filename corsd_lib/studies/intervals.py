@@ -31,8 +31,8 @@ def mean_interval(values: Iterable[float]) -> Interval:
 
 
 def with_interval(mean: float | None, low: float | None, high: float | None, sign: str = "") -> str:
-    """A mean and half of its interval as text, such as "47.2 ± 0.4"; "47.2 ± –" if there is no interval, "–" if there is no
-    mean.
+    """A mean and half the width of its interval as text, such as "47.2 ± 0.4"; "47.2 ± –" if there is no interval, "–" if there
+    is no mean.
 
     `sign`: sign option in the format of the mean, such as "+".
     """

@@ -54,9 +54,10 @@ def progress_table(study: Study, jobs: Sequence[Job], summary: Mapping[str, Any]
 class VariantProgress:
     """Progress of one variant of a study.
 
-    `done` of `seeds` are recorded. `newest`: last line of the metrics by running seed, {} before the first epoch. `others`:
-    state by seed, for seeds that are neither recorded nor running nor waiting. `epochs_left`: total over all seeds.
-    `seconds_an_epoch`: mean of the running trainings, or of the recorded ones if none is running; None before the first epoch.
+    `done`: number of recorded seeds, out of `seeds`. `newest`: last line of the metrics by running seed, {} before the first
+    epoch. `others`: state by seed, for seeds that are neither recorded nor running nor waiting. `epochs_left`: total over all
+    seeds. `seconds_an_epoch`: mean of the running trainings, or of the recorded ones if none is running; None before the first
+    epoch.
     """
 
     done: int

@@ -129,7 +129,8 @@ def _with(config: TrainConfig, params: Mapping[str, Any]) -> TrainConfig:
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
     """Every setting of a training by its parameter name."""
-    kind = find_method(config.method)  # None means the default of the method
+    kind = find_method(config.method)
+    # A field that is None has the default of the method.
     train = {f"train.{k}": getattr(kind, k, None) if v is None else v for k, v in asdict(config).items()}
     del train["train.method_options"]
     return {**asdict(config.build_method().options), **train}

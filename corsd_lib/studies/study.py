@@ -165,11 +165,12 @@ class Study:
     def check_tuning(self) -> None:
         """Raise `CorsdError` if the study has no search."""
         if not self.tuning:
-            raise CorsdError(f'{study_file(self.path)} has no "tuning", the search spaces by variant')
+            raise CorsdError(f'{study_file(self.path)} has no field "tuning" with the search spaces of the variants')
 
     def check_search(self, variant: str) -> None:
-        """Raise `CorsdError` if the search of a variant has fewer trials than `tuning` sets, because the best trial may
-        change.
+        """Raise `CorsdError` if the search of a variant has fewer trials than its entry in `tuning` requires.
+
+        Until then its best settings may still change.
         """
         file = self.variants[variant].tuned
         entry = self.tuning.get(Path(file).stem) if file else None

@@ -27,11 +27,11 @@ Curves = list[list[float]]  # for each seed a list of validation top-1 (%) by ep
 
 
 class _Pruned(Exception):
-    """Raised when the trial is pruned: ends the training."""
+    """Raised to end the training of a pruned trial."""
 
 
 class _LastEpoch(Exception):
-    """Raised after the last epoch: ends the training before the evaluation on test."""
+    """Raised after the last epoch, to end the training before the evaluation on test."""
 
 
 def objective(curves: Curves) -> list[float]:
@@ -107,7 +107,7 @@ def _is_file_error(error: BaseException | None) -> bool:
 def _curve_when_unlocked(
     config: TrainConfig, report: Callable[[list[float]], None], wait: Callable[[LockedError], None]
 ) -> list[float]:
-    """`validation_curve`, as soon as no other process trains in the run directory."""
+    """The result of `validation_curve`, which is called as soon as no other process trains in the run directory."""
     while True:
         try:
             return validation_curve(config, report)

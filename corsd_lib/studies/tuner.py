@@ -336,8 +336,8 @@ def _check_same(path: Path, identity: Identity) -> None:
     """Raise `CorsdError` if a file or folder was moved, removed or replaced."""
     if _identity(path) != identity:
         raise CorsdError(
-            f"{path} was moved, removed or replaced while the search ran, and the search ends; finished trials are kept in the "
-            "journal: put it back, or continue where it is now (study, runs)"
+            f"{path} was moved, removed or replaced while the search ran, and the search ends; finished trials are in the "
+            "journal. Put the file or folder back, or give the path where it is now (study, runs)"
         )
 
 
@@ -377,8 +377,8 @@ def _check_record(search: Search, known: set[int]) -> None:
     lost = sum(trial.get("number") not in known for trial in trials)
     if lost:
         raise CorsdError(
-            f"{search.path} has {lost} trials that its journal {search.journal} lacks, and would be overwritten: put the "
-            "journal back to continue, or remove or rename the record to search again"
+            f"{search.path} has {lost} trials that its journal {search.journal} lacks, so the record would be overwritten: "
+            "put the journal back to continue, or remove or rename the record to search again"
         )
 
 

@@ -24,13 +24,14 @@ ExitAndScore = tuple[int, str]  # number of exits deeper than this one (0 for th
 
 
 def unseen_lines(study: Study, records: Mapping[str, Mapping[int, Record]]) -> list[dict[str, Any]]:
-    """One dict for each variant, exit, score, figure and reference variant; [] if no record has results on held-out classes.
+    """One dict for each variant, exit, score, metric and reference variant; [] if no record has results on held-out classes.
 
-    Keys: `variant`, `label`, `group`, `exit`, `score` and `figure` (see `unseen_class_report`); `n`, number of seeds; `mean`
-    (%) over them, with the values `by_seed` and the ends `low` and `high` of its 95 % Student-t interval; `over`, the
-    reference variant: the baseline, or the variant that this one inherits from; `gain`, the difference from the reference at
-    the same exit in points, paired by seed, with `gain_low`, `gain_high` and the number of pairs `gain_n`. Exits of two
-    variants correspond if they are equally far from the deepest exit. Values that are not defined are None.
+    Keys: `variant`, `label`, `group`, `exit`, `score` and `figure`, the name of the metric (see `unseen_class_report`); `n`,
+    number of seeds; `mean` (%) over them, with the values `by_seed` and the ends `low` and `high` of its 95 % Student-t
+    interval; `over`, the reference variant: the baseline, or the variant that this one inherits from; `gain`, the difference
+    from the reference at the same exit in points, paired by seed, with `gain_low`, `gain_high` and the number of pairs
+    `gain_n`. Exits of two variants correspond if they are equally far from the deepest exit. Values that are not defined are
+    None.
     """
     found = {variant: _by_seed(of_variant) for variant, of_variant in records.items()}
     found = {variant: by_seed for variant, by_seed in found.items() if by_seed}
@@ -39,7 +40,7 @@ def unseen_lines(study: Study, records: Mapping[str, Mapping[int, Record]]) -> l
 
 
 def _by_seed(records: Mapping[int, Record]) -> dict[int, dict[ExitAndScore, dict[str, Any]]]:
-    """Results on held-out classes: seed -> exit and score -> figures."""
+    """Results on held-out classes: seed -> exit and score -> metrics."""
     found = {seed: record["unseen"]["figures"] for seed, record in records.items() if "unseen" in record}
     return {seed: {(max(f["exit"] for f in rows) - f["exit"], f["score"]): f for f in rows} for seed, rows in found.items()}
 
@@ -73,13 +74,13 @@ def _of_variant(study: Study, found: Mapping[str, Any], variant: str, over: str 
 
 
 def _values(by_seed: Mapping[int, Any], at: ExitAndScore, figure: str) -> dict[int, float]:
-    """Values of one figure at one exit and score by seed, without the seeds that lack it."""
+    """Values of one metric by seed, at one exit and for one kind of score, without the seeds that lack it."""
     found = {seed: by_exit.get(at, {}).get(figure) for seed, by_exit in by_seed.items()}
     return {seed: value for seed, value in found.items() if value is not None}
 
 
 def unseen_markdown(study: Study, lines: Sequence[Mapping[str, Any]]) -> str:
-    """`lines` (from `unseen_lines`) as Markdown: a table of the figures, one of the differences between variants, and a
+    """`lines` (from `unseen_lines`) as Markdown: a table of the metrics, one of the differences between variants, and a
     note.
     """
     labels = {name: variant.label for name, variant in study.variants.items()}
@@ -101,7 +102,7 @@ def unseen_markdown(study: Study, lines: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _grid(head: list[str], rows: Iterable[list[str]]) -> str:
-    """A Markdown table: text columns, the number of seeds, and the figures."""
+    """A Markdown table: text columns, the number of seeds, and the metrics."""
     texts = len(head) - 1
     lines = [[*head, *FIGURES.values()], ["---"] * texts + ["---:"] * (1 + len(FIGURES)), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

@@ -153,7 +153,7 @@ class Checkpoint:
         """Check names, types and shapes of the tensors against the list in the header; earlier versions wrote no list."""
         for name in tensors:
             if not _NAMES.fullmatch(name):
-                raise self._mismatch(f"a training writes no {shortened(name)[1:-1]}")
+                raise self._mismatch(f"it has {shortened(name)[1:-1]}, which no training writes")
         if listed is None:
             if self._momentum() and not _part(tensors, "optimizer"):
                 raise self._missing("optimizer.0.momentum_buffer")
@@ -193,10 +193,10 @@ class Checkpoint:
                 raise self._missing(f"{buffer}, and {names[id(parameter)]} was trained")
 
     def _check_steps(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """Check the batch counter of the first normalisation layer: it grew by `steps`, or by 0 if its inputs had one value per
-        channel.
+        """Check that the batch counter of the first normalisation layer grew by `steps`.
 
-        Methods of plug-ins are not checked, because they may run the network more often.
+        Growth by 0 is also accepted, because inputs with one value per channel are not counted. Methods of plug-ins are not
+        checked, because they may run the network more often.
         """
         ours = type(self.method).__module__.startswith("corsd_lib.")
         counter = "backbone.stem.norm.num_batches_tracked"
@@ -214,7 +214,7 @@ class Checkpoint:
         for key, value in given.items():
             index, _, name = key.partition(".")
             if name not in names or int(index) >= len(parameters):
-                raise self._mismatch(f"a training writes no optimizer.{key}")
+                raise self._mismatch(f"it has optimizer.{key}, which no training writes")
             self._check_like(f"optimizer.{key}", value, parameters[int(index)])
             state.setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
@@ -261,7 +261,10 @@ class Checkpoint:
         0.
         """
         if bool(sums) != bool(position.step) or (sums and not {"images", "loss.total"} <= sums.keys()):
-            raise self._mismatch(f"totals of {', '.join(sorted(sums)) or 'nothing'} after {position.step} steps of an epoch")
+            raise self._mismatch(
+                f"it has totals of {', '.join(sorted(sums)) or 'nothing'} after {position.step} steps of an epoch; "
+                "allowed: none after 0 steps, else images, loss.total and others"
+            )
         for name, value in sums.items():
             self._check_like(f"totals.{name}", value, torch.zeros((), dtype=torch.float64))
         if sums:
@@ -280,7 +283,7 @@ class Checkpoint:
                 raise self._mismatch(f"totals.{name} = {sums[name]:g}; allowed: 0 to {100 * images}")
         for name in sums:
             if name not in ("images", *exits) and not name.startswith("loss."):
-                raise self._mismatch(f"a training writes no totals.{shortened(name)[1:-1]}")
+                raise self._mismatch(f"it has totals.{shortened(name)[1:-1]}, which no training writes")
 
 
 def _kind(tensor: Tensor) -> str:

@@ -67,7 +67,7 @@ def _fabric(config: TrainConfig) -> Fabric:
     from lightning_fabric.utilities.exceptions import MisconfigurationException
 
     if config.precision == "16-mixed" and _accelerator(config.accelerator) == "cpu":  # Fabric would use bf16-mixed instead
-        raise CorsdError("precision '16-mixed' on a CPU; allowed: 32-true or bf16-mixed, or a GPU")
+        raise CorsdError("precision '16-mixed' does not work on a CPU; allowed: 32-true or bf16-mixed, or a GPU")
     if _accelerator(config.accelerator) == "cpu":  # Fabric checks the number of GPUs itself
         check_processes("devices", config.devices)
     try:
@@ -93,7 +93,7 @@ def _check_launcher(fabric: Fabric, config: TrainConfig) -> None:
 
     environment = getattr(fabric.strategy, "cluster_environment", None)
     if TorchElasticEnvironment.detect():
-        environment = TorchElasticEnvironment()  # a strategy for one device has none
+        environment = TorchElasticEnvironment()  # the strategy for one device has no cluster_environment
     if environment is not None:
         environment.validate_settings(config.devices, config.num_nodes)
 
@@ -159,22 +159,27 @@ def _images_for(data: ImageData | None, config: TrainConfig) -> ImageData:
     """Images to train on. Raises `CorsdError` if an unfinished run was started with other images."""
     if data is not None and len(unseen_class_names(data)) != config.hold_out_classes:
         raise CorsdError(
-            f"hold_out_classes = {config.hold_out_classes}, and {data.name!r}, which is given to train, holds out "
-            f"{len(unseen_class_names(data))}; allowed: the same, so give load_dataset its hold_out_classes"
+            f"hold_out_classes = {config.hold_out_classes}, but the data {data.name!r} that is given to train holds out "
+            f"{len(unseen_class_names(data))} classes; allowed: the same number, so pass hold_out_classes to load_dataset"
         )
     if not _has_begun(config.path):
         return data or load_data(config)
     run = Run(config.path)
     if data is not None and data.name != run.data.name:
-        raise CorsdError(f"{run.path} was started on {run.data.name!r}, not on {data.name!r}; give the data of its start")
+        raise CorsdError(
+            f"{run.path} was started on {run.data.name!r}, not on {data.name!r}; give the same data as at its start"
+        )
     if data is not None and (changes := image_changes(data, run.data)):
-        raise CorsdError(f"{run.path} was started on other images of the name {data.name!r}: {changes}")
+        raise CorsdError(f"{run.path} was started on other images than those of {data.name!r} here: {changes}")
     return run_data(run, data)
 
 
 @contextmanager
 def _lock_directory(folder: Path) -> Iterator[None]:
-    """Lock a run directory for this process. Create it if it does not exist, and remove it if nothing was written into it."""
+    """Lock a run directory for this process.
+
+    A directory that does not exist is created, and removed again if nothing was written into it.
+    """
     made = not os.path.isdir(folder)
     make_folder(folder)
     with ExitStack() as stack:
@@ -211,12 +216,17 @@ def _check_directory(config: TrainConfig) -> None:
     if not os.path.isfile(path):  # Path.is_file would raise for a folder without read permission
         for name in ("checkpoint.safetensors", "weights.safetensors"):
             if os.path.isfile(config.path / name):
-                raise CorsdError(f"{config.path} holds a {name} but no config.json: choose another out")
+                raise CorsdError(f"{config.path} holds a {name} but no config.json: choose another folder (out=, --out)")
         return
     begun_with = Run(config.path).config  # `CorsdError` for the config.json of another program
     if not _has_begun(config.path):
         return
     if not config.resume:
-        raise CorsdError(f"{config.path} already contains a run: resume it (resume=True, --resume), or choose another out")
+        raise CorsdError(
+            f"{config.path} already contains a run: resume it (resume=True, --resume), or choose another folder (out=, --out)"
+        )
     if changes := differences(begun_with, config):
-        raise CorsdError(f"{config.path} contains a run of another configuration: {changes}; remove it or choose another out")
+        raise CorsdError(
+            f"{config.path} contains a run of another configuration: {changes}; "
+            "remove it or choose another folder (out=, --out)"
+        )

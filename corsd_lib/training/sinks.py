@@ -89,8 +89,8 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """A run of the Weights & Biases project corsd_lib. It ignores steps that it has already, so no epoch is recorded twice
-    after a crash.
+    """A run of the Weights & Biases project corsd_lib. The service ignores steps that it has already, so no epoch is recorded
+    twice after a crash.
     """
 
     def __init__(self, run: Run) -> None:
@@ -122,7 +122,10 @@ class _Wandb:
 
 
 class _MLflow:
-    """A run of the MLflow experiment corsd_lib at $MLFLOW_TRACKING_URI. The server returns the last epoch that it has."""
+    """A run of the MLflow experiment corsd_lib at $MLFLOW_TRACKING_URI.
+
+    `last` is read from the server, so that a resumed training sends no epoch twice.
+    """
 
     def __init__(self, run: Run) -> None:
         from mlflow import MlflowClient

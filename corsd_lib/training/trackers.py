@@ -2,7 +2,8 @@
 
 A tracker reads the run on disk after each epoch and sends what it has not sent yet, so it cannot affect the training. The
 "step" of a tracker is the epoch. `csv` and `tensorboard` write <run>/logs/<tracker>/ again from the first epoch when a training
-is resumed; for the other two <run>/logs/<tracker>.json stores the id of the run there. No epoch is recorded twice.
+is resumed; for the other two <run>/logs/<tracker>.json stores the id that the run has in the tracker. No epoch is recorded
+twice.
 """
 
 from __future__ import annotations

@@ -216,7 +216,9 @@ class Trainer:
             return self._forward_backward
         if self.fabric.world_size > 1 or self.config.precision == "16-mixed":
             given = f"{self.fabric.world_size} processes and precision {self.config.precision!r}"
-            raise CorsdError(f"cuda_graphs with {given}; allowed: one process, and a precision other than 16-mixed")
+            raise CorsdError(
+                f"cuda_graphs does not work with {given}; allowed: one process, and a precision other than 16-mixed"
+            )
         return GraphedForwardBackward(
             self._forward_backward, [p for group in self.optimizer.param_groups for p in group["params"]]
         )

@@ -5,9 +5,9 @@ relation.py       RelationExplorer; relation_view.py: matrices, pair.py: images 
 stages.py         StageExplorer; stage_facts.py: texts, stage_picture.py: static figure
 exits.py          ExitExplorer
 attribution.py    AttributionExplorer; attribution_pictures.py: maps and texts, attribution_checks.py: tests of a map,
-                  own_images.py: images of the user
+                  own_images.py: the user's own images
 monitor.py        TrainingMonitor; monitor_picture.py: static figure
-probe_images.py   probe images of a run, if the data is available; thumbnails.py: small ones
+probe_images.py   probe images of a run, if the data is available; thumbnails.py: small copies of them
 
 The script is in `corsd_lib.sharing.pages`. It works in the browser as far as possible, even while the kernel is busy.
 

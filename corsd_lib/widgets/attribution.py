@@ -29,12 +29,12 @@ from corsd_lib.widgets.probe_images import ProbeImages, png_of
 
 OWN, LABEL, YOURS = "own prediction", "true label", "yours"
 STEPS = (20, 50, 100, 200, 500)
-SIDE = 192  # height of a picture in pixels, about
+SIDE = 192  # approximate height of a picture, pixels
 _OWN_IMAGE = "Use your own image: explorer.image = array, uint8 (H, W, 3), (3, H, W) or (H, W)."
 
 
 class _Image(Chosen):
-    """A trait whose value is an index in the probe set, or an image of the user, for which the browser gets only a marker."""
+    """A trait whose value is an index in the probe set, or the user's own image, for which the browser gets only a marker."""
 
     def __init__(self, default: Any, help: str) -> None:
         super().__init__(default, help)
@@ -133,7 +133,7 @@ class AttributionExplorer(Explorer):
         return own_pixels(value, self.run.data)
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
-        """Apply the choices of the browser, but ignore its marker for an image of the user."""
+        """Apply the choices of the browser, but ignore its marker for the user's own image."""
         super().set_state({name: value for name, value in sync_data.items() if not isinstance(value, str) or value != YOURS})
 
     def _steps_set(self, change: Any) -> None:
@@ -229,7 +229,7 @@ class AttributionExplorer(Explorer):
         images = self._inputs(self._pixels())
         if len(images) == 2:
             missing = 0 if isinstance(self._relations, str) else len(self._relations) - len(self._network.exits)
-            exit = self.exit + missing  # every stage has a relation network, but only the deepest one may have an exit
+            exit = self.exit + missing  # each stage has a relation network, but possibly only the deepest has an exit
             return attribute_pair(self._network, self._relations, images[0], images[1], exit, **self._options())
         return (attribute_exit(self._network, images[0], self.exit, self._class(), **self._options()),)
 

@@ -70,7 +70,9 @@ class Explorer(anywidget.AnyWidget):
 
     @contextmanager
     def unsent(self) -> Iterator[None]:
-        """Changes of traits within are not sent to the browser, which has them already and may have made newer choices."""
+        """Inside the context changes of traits are not sent to the browser, which has them already and may have made newer
+        choices.
+        """
         self._unsent = True
         try:
             yield

@@ -95,7 +95,7 @@ class TrainingMonitor(Explorer):
         kind = "exit" if len(_columns(metrics, "train_top1.")) == len(snapshot.relations) else "stage"
         exits = exit_names(len(snapshot.relations), kind)
         parts = [column.removeprefix("loss.") for column in _columns(metrics, "loss.")]
-        begins = self._drawn != lines  # even in the same folder, which a new training may have taken over
+        begins = self._drawn != lines  # a new training begins, perhaps in the folder of the previous one
         self._run, self._drawn = run, lines
         self._now |= {
             "title": finding(run, metrics),

@@ -44,14 +44,14 @@ def monitor_picture(run: Run, metrics: pd.DataFrame, relation: Scores, epoch: in
 
 
 def empty_picture() -> go.Figure:
-    """Accuracy and relation side by side, the loss below, its legend beside it."""
+    """A figure without values: accuracy and relation side by side, below them the loss with its legend."""
     from plotly.subplots import make_subplots
 
     titles = (
         "",
         "the relation is shown after the first epoch",
         "terms of the loss, unweighted; total: their weighted sum",
-    )  # the first panel has its legend there
+    )  # the first panel has its legend in place of a title
     figure = make_subplots(
         rows=2,
         cols=2,
@@ -78,7 +78,7 @@ def empty_picture() -> go.Figure:
 
 
 def _names_fit(names: Sequence[str]) -> bool:
-    """Whether escaped names of classes have room beside the relation, which has half of the picture."""
+    """Whether the class names, escaped as HTML, fit beside the heatmap, which has half the width of the picture."""
     return NameRoom.of(names, _SIDE).longest <= _ROOM
 
 
@@ -92,7 +92,9 @@ def curve_columns(metrics: pd.DataFrame) -> list[str]:
 
 
 def _curve(column: str, columns: Sequence[str]) -> go.Scatter:
-    """An empty line for a column, in its panel. Lines of validation are dotted, and shown and hidden with that of train."""
+    """An empty line for a column, in its panel. A line of validation is dotted, and is shown and hidden together with the line
+    of train.
+    """
     kind, _, name = column.partition(".")
     same = [c for c in columns if c.startswith(f"{kind}.")]
     place = same.index(column)
@@ -114,7 +116,7 @@ def _curve(column: str, columns: Sequence[str]) -> go.Scatter:
 
 
 def finding(run: Run, metrics: pd.DataFrame) -> str:
-    """Text: the epochs done, and the accuracy (%) of the deepest and the first exit, on validation if there is that split."""
+    """Text: the epochs done, and the accuracy (%) of the deepest and the first exit, on validation if there is such a split."""
     kind, images = ("val_top1.", "validation") if _columns(metrics, "val_top1.") else ("train_top1.", "train")
     top1 = [metrics[column].iloc[-1] for column in _columns(metrics, kind)]
     shallow = f"; exit 1 {top1[0]:.1f} %" if len(top1) > 1 else ""

@@ -1,4 +1,4 @@
-"""Images of the user as inputs for the network of a run."""
+"""The user's own images as inputs for the network of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from corsd_lib.runs import DataInfo
 
 
 def own_pixels(image: Any, data: DataInfo) -> Tensor:
-    """An image of the user in the format of a run: uint8 (C, S, S), 0 to 255, with the number of channels and the side S of the
+    """The user's own image in the format of a run: uint8 (C, S, S), 0 to 255, with the number of channels and the side S of the
     run.
 
     `image`: uint8 tensor or array (H, W), (C, H, W) or (H, W, C), grey or RGB; its shorter side is scaled to S, then it is

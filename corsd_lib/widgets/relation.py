@@ -175,7 +175,7 @@ class RelationExplorer(Explorer):
         except (TypeError, ValueError):
             found = (-1,)
         if any(position not in range(count) for position in found):
-            raise CorsdError(f"{what} {shortened(given)}: not indices in the probe set; allowed: 0 to {count - 1}")
+            raise CorsdError(f"{what} {shortened(given)} must be indices in the probe set; allowed: 0 to {count - 1}")
         return found
 
     # --- consequences of a choice ---

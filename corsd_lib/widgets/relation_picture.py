@@ -45,7 +45,7 @@ def relation_picture(
     positions = {row: position for position, row in enumerate(shown.ordered)}
     pair = selection if by_class else images
     framed = pair is not None and all(row in positions for row in pair)
-    colour = PALETTE[1] if shown.view.reference is None else INK[False]  # the scale of differences contains the orange
+    colour = PALETTE[1] if shown.view.reference is None else INK[False]  # orange is in the colour scale of differences
     frames = _frame(*(positions[row] for row in pair), colour) if pair and framed else ()
     figure.update_layout(shapes=(*lines, *frames), width=width)
     if by_class and marked:

@@ -163,7 +163,7 @@ class RunRelations:
         return [(int(best.indices), float(best.values)) for best in likely]
 
     def ranked(self, view: View, first: int, second: int) -> list[tuple[float, tuple[int, int]]]:
-        """Score and images of all pairs of a probe image of class `first` and another one of class `second`, the most related
+        """Score and indices of every pair of two probe images, one of class `first` and another of class `second`; most related
         first.
         """
         a, b = (np.flatnonzero(self.labels == c) for c in (first, second))
@@ -254,7 +254,7 @@ class Relations:
         candidates = candidates[wanted[labels[candidates]]]
         if not len(candidates):
             scope = "marked images" if marked else "images"
-            raise CorsdError(f"no {scope} of {view.superclass or 'any class'} in the probe set")
+            raise CorsdError(f"the probe set has no {scope} of {view.superclass or 'any class'}")
         return _balanced(np.sort(candidates), labels, most)
 
     def _wanted_classes(self, view: View) -> npt.NDArray[np.bool_]:
@@ -297,7 +297,7 @@ class Relations:
         return self._names_with(class_labels(self.data.class_names), view, rows)
 
     def hovers(self, view: View, rows: Rows) -> list[str]:
-        """Names in hover texts: like `names`, but whole where those are cut."""
+        """Names in hover texts: as in `names`, but never abbreviated."""
         return self._names_with(hover_names(self.data.class_names), view, rows)
 
     def _names_with(self, labels: Sequence[str], view: View, rows: Rows) -> list[str]:
@@ -361,7 +361,7 @@ def _matrix(relations: RunRelations, epoch: int, exit: int, kind: str, level: st
 
 
 def _balanced(rows: Rows, labels: Rows, most: int) -> Rows:
-    """`rows`, sorted, or if there are more than `most`, the first few of every class, at least two, of as many classes as
+    """`rows`, sorted. If there are more than `most`, only the first few of every class, at least two, of as many classes as
     fit.
     """
     if len(rows) <= most:

@@ -18,8 +18,9 @@ from corsd_lib.analysis.exits import first_correct
 
 
 def late_image(logits: Sequence[Tensor], labels: Tensor) -> int:
-    """Index of the image with the most confident prediction among those that only the deepest exit classifies correctly; else
-    0.
+    """Index of the image with the most confident prediction among those that only the deepest exit classifies correctly.
+
+    It is 0 if there is no such image.
     """
     if len(logits) == 1:
         return 0

@@ -36,7 +36,7 @@ def stage_picture(
     title: str,
 ) -> go.Figure:
     """Points (K, N, 2) in the colours of their kinds: `codes` (K, N) are indices of `kinds`, or len(kinds) for grey points,
-    `rest`.
+    which the legend calls `rest`.
 
     All points but the `selection` are pale. Lines lead from `image` to the images `near` it (K lists). `quality`: a text below
     each panel (K). `what`: title of the legend.

@@ -233,7 +233,10 @@ class StageExplorer(Explorer):
         )
 
     def _codes(self) -> tuple[Codes, list[str]]:
-        """Indices (K, N) into a list of kind names for each exit and image, and that list; an index past its end means grey."""
+        """Colour groups of the points: an index (K, N) into a list of names, for each exit and image, and that list.
+
+        An index past its end is drawn grey.
+        """
         exits, labels = len(self._exits), self._probes.labels
         logits: list[Tensor] = [z.float() for z in self._snapshot(self.epoch).logits]
         if self.colour == "correct":

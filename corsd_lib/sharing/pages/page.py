@@ -72,7 +72,7 @@ def write_page(path: str | Path, panels: Sequence[Panel], title: str = "") -> Pa
     cannot be written.
     """
     if not panels:
-        raise CorsdError(f"{path}: a page of no panels; allowed: one or more")
+        raise CorsdError(f"{path}: the page has no panels; allowed: one or more")
     check_replaceable(Path(path), _PAGE[:14].encode(), "a page")
     shown = [panel._asdict() for panel in panels]
     scripts = [*([_plotly()] if _has_figure(shown) else []), explorer_script("page.js")]

@@ -373,7 +373,7 @@ def exits_panel(
     `CorsdError` for an empty curve.
     """
     if curve.empty:
-        raise CorsdError(f"{run.path}: an early-exit curve without a threshold; allowed: one or more")
+        raise CorsdError(f"{run.path}: the early-exit curve has no threshold; allowed: one or more")
     whose = f"the {len(run.probes.labels):,} probe images, of {run.probes.split}" if split == "probe" else split
     shown = exits_curve(curve, rule=rule, split=split, images=whose)
     start = int(np.abs(curve["threshold"].to_numpy() - threshold).argmin())
@@ -456,7 +456,7 @@ def run_names(runs: Sequence[Run], labels: Sequence[str] = ()) -> list[str]:
     """
     if labels:
         if isinstance(labels, str) or not len(set(labels)) == len(labels) == len(runs):
-            raise CorsdError(f"labels {shortened(labels)} of {len(runs)} runs; allowed: as many, each different")
+            raise CorsdError(f"labels {shortened(labels)} for {len(runs)} runs; allowed: one for each run, all different")
         return list(labels)
     names = [f"{run.config.method}, seed {run.config.seed}" for run in runs]
     if len(set(names)) < len(names):
