@@ -710,18 +710,16 @@ figure.update_layout(title=title, width=760, height=440)
 # %% [markdown]
 # ## Answer: how do classes tighten and part?
 #
-# > **What we found.** Classes tighten relative to their distances, but on new images
-# > they do not collapse. On digits both variances of the plain network grow at first;
-# > after epoch 15 they shrink, within (53 to 9) more than between (86 to 27). NC1 on
-# > new images ends near 0.3 on digits, and between 2.28 and 2.93 on CIFAR-100
-# > (untrained 3.15, chance 3.80). It was not shown that tighter classes are more
-# > accurate: the rank correlation over nine methods is 0.40 (p = 0.29).
+# > **What we found.** On digits, classes tighten relative to their distances: after
+# > epoch 15 both variances of the plain network shrink, within (53 to 9) more than
+# > between (86 to 27). On new images NC1 ends near 0.3, on CIFAR-100 between 2.28 and
+# > 2.93 (untrained 3.15, chance 3.80). That tighter classes are more accurate was not
+# > shown: the rank correlation is 0.40 (p = 0.29, nine methods).
 # >
-# > **How sure we are.** We are not sure of any statement about a network, because it is
-# > one seed. The chance levels are reliable.
+# > **How sure we are.** Every statement about a network rests on one seed. The chance
+# > levels are reliable.
 # >
-# > **What it does not show.** It does not show whether tightening causes accuracy, or
-# > what longer training does.
+# > **What it does not show.** It does not show whether tightening causes accuracy.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: longer training
