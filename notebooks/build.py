@@ -21,7 +21,8 @@ Concept figures, images/concept_*.svg, are drawn by concepts.py.
 
 Outputs are kept, so that a notebook reads where there is no kernel; figures get a PNG beside them, because GitHub draws no
 plotly. Widget state is never saved: it weighs megabytes. The picture that the text shows after `display(explorer)` is made by
-`explorer.save_png` when that cell has run. The same source gives the same cells, ids included.
+`explorer.save_png` when that cell has run, that of a page after `page = write_page(...)` by pictures.py. The same source gives
+the same cells, ids included.
 """
 
 from __future__ import annotations
@@ -200,15 +201,23 @@ def _fixed_parts(notebook: nbformat.NotebookNode) -> list[Any]:
 
 
 def _with_saving(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook with a cell after each that displays an explorer: it saves the picture that the next text shows."""
+    """The notebook with a cell after each that displays an explorer or writes a page: it saves the picture that the next text
+    shows.
+    """
     cells, made = list(notebook.cells), []
     for place, cell in enumerate(cells):
         made.append(cell)
-        shown = re.search(r"^display\((\w+)\)", cell.source, re.MULTILINE) if cell.cell_type == "code" else None
+        executed = cell.cell_type == "code"
+        shown = re.search(r"^display\((\w+)\)", cell.source, re.MULTILINE) if executed else None
+        written = re.search(r"^(\w+) = write_page\(", cell.source, re.MULTILINE) if executed else None
         text = next((c.source for c in cells[place + 1 :] if c.cell_type == "markdown"), "")
         target = re.search(r"\]\((images/\d\d_\w+\.png)\)", text)
         if shown and target:
             code = f"{shown[1]}.save_png({str(FOLDER / target[1])!r}, scale=1);"
+            made.append(nbformat.v4.new_code_cell(code, id=SAVING + cell.id))
+        elif written and target:
+            command = [sys.executable, str(FOLDER / "pictures.py"), str(FOLDER / target[1])]
+            code = f"import subprocess; subprocess.run([*{command}, str({written[1]})], check=True);"
             made.append(nbformat.v4.new_code_cell(code, id=SAVING + cell.id))
     notebook.cells = made
     return notebook
@@ -218,7 +227,7 @@ def _without_saving(notebook: nbformat.NotebookNode) -> None:
     """Take those cells out again, and count the others as if they had never been; no picture stays heavy."""
     for cell in notebook.cells:
         if cell.id.startswith(SAVING):
-            _lighten(Path(re.findall(r"'(.+)'", cell.source)[0]))
+            _lighten(Path(re.findall(r"'([^']+\.png)'", cell.source)[0]))
     notebook.cells = [cell for cell in notebook.cells if not cell.id.startswith(SAVING)]
     for count, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), 1):
         cell.execution_count = count

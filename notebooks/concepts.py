@@ -433,6 +433,33 @@ def interval() -> Drawing:
     return d
 
 
+def stages() -> Drawing:
+    """A network of three stages: the side of the map falls, the number of channels rises."""
+    d = Drawing(860, 290, "An image of 24 x 24 pixels passes a stem and three stages; each stage has an exit")
+    parts = (
+        ("image", 24, 3, "", "box", ""),
+        ("stem", 12, 16, "stride 2", "box", ""),
+        ("stage 1", 12, 16, "stride 1", "blue-box", "reduction 2"),
+        ("stage 2", 6, 32, "stride 2", "blue-box", "reduction 4"),
+        ("stage 3", 3, 64, "stride 2", "blue-box", "reduction 8"),
+    )
+    for k, (name, side, channels, stride, look, reduction) in enumerate(parts):
+        x, half, depth = 80 + 172 * k, 2.1 * side, 4 + channels / 8
+        for shift in (depth, depth / 2, 0):  # a stack of maps, the deeper the more channels
+            d.rect(x - half + shift, 100 - half - shift, 2 * half, 2 * half, look, 2)
+        d.text(x, 30, name, "bold")
+        d.text(x, 180, f"{side} × {side}")
+        d.text(x, 200, f"{channels} channels", "soft")
+        if stride:
+            d.arrow((x - 112, 100), (x - 58, 100))
+            d.text(x - 86, 88, stride, "soft")
+        if reduction:
+            d.text(x, 220, reduction, "blue")
+            d.arrow((x, 228), (x, 248), "blue-line")
+            d.text(x, 268, f"exit {name[-1]}")
+    return d
+
+
 def verdict() -> Drawing:
     """An interval compared with zero and with the smallest gain that matters."""
     d = Drawing(860, 290, "Four intervals compared with zero and with the smallest useful gain: three verdicts")
@@ -603,6 +630,7 @@ FIGURES: dict[str, Callable[[], Drawing]] = {
         neighbours,
         attribution_path,
         interval,
+        stages,
         verdict,
         images,
         ranks,

@@ -1,4 +1,5 @@
 """Draw the screenshots of README.md: python notebooks/pictures.py. Trains for a minute or two; needs Chromium and playwright.
+`python notebooks/pictures.py PICTURE PAGE` makes a picture of a page, which notebooks/build.py does for those of notebooks.
 
 Both show pages without a kernel: the relation explorer of a run on the drawn shapes, whose images are free, with images of
 the two classes under the pointer; and the report of the committed run of the small network on CIFAR-100.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import io
 import shutil
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -75,12 +77,29 @@ def _report(page: Page, file: Path) -> None:
     _write(section.screenshot(), "report.png")
 
 
-def _write(png: bytes, name: str) -> None:
+def page_picture(page_file: Path, picture: Path) -> None:
+    """Write the upper part of a page, up to 1,200 pixels, as a picture."""
+    with sync_playwright() as tool:
+        browser = tool.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 900, "height": 700})
+        page.goto(page_file.resolve().as_uri())
+        page.wait_for_timeout(2000)  # plotly draws
+        height = page.evaluate("document.documentElement.scrollHeight")
+        page.set_viewport_size({"width": 900, "height": min(1200, height)})
+        page.wait_for_timeout(500)
+        _write(page.screenshot(), picture.name, picture.parent)
+        browser.close()
+
+
+def _write(png: bytes, name: str, folder: Path = IMAGES) -> None:
     """In 256 colours, a third of the bytes."""
     out = io.BytesIO()
     Image.open(io.BytesIO(png)).convert("RGB").quantize(256).save(out, "PNG", optimize=True)
-    write_atomic(IMAGES / name, out.getvalue())
+    write_atomic(folder / name, out.getvalue())
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) == 3:
+        page_picture(Path(sys.argv[2]), Path(sys.argv[1]))
+    else:
+        main()
