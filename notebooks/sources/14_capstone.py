@@ -384,16 +384,26 @@ compare("Difference at exit 1", my_gain, ends[0][0], " points", atol=1, digits=2
 # %%
 table = pd.DataFrame(ends, columns=["points", "low", "high"])
 table["exit"] = [f"exit {k}" for k in range(1, len(ends) + 1)]
-table["half"] = (table["high"] - table["low"]) / 2
-title = f"Taught minus untaught, {seeds} seeds, 95 % intervals"
-look = {"template": template(), "height": 320, "title": title}
-axis = "points, taught minus untaught; dashed: the smallest useful gain"
-look |= {"labels": {"points": axis, "exit": ""}}
+table["half"], table["row"] = (table["high"] - table["low"]) / 2, range(len(ends))
 table["role"] = ["decides"] + ["reported only"] * (len(ends) - 1)
-figure = px.scatter(table, x="points", y="exit", error_x="half", color="role", **look)
+title = f"Taught minus untaught, {seeds} seeds, 95 % intervals"
+look = {"template": template(), "height": 340, "title": title}
+figure = px.scatter(table, x="points", y="row", error_x="half", color="role", **look)
+
+# %%
 figure.update_traces(marker_size=10).add_vline(x=0)
-figure.update_yaxes(autorange="reversed")  # exit 1 first, as printed
 figure.add_vline(x=smallest, line_dash="dash")
+gaps = [(taught[s][k] - untaught[s][k], k + 0.2) for s in taught for k in table["row"]]
+x, y = zip(*gaps, strict=True)
+rings = {"symbol": "circle-open", "color": "grey", "size": 7}
+figure.add_scatter(x=x, y=y, mode="markers", marker=rings, name="single seeds")
+for _, line in table.iterrows():
+    end = {"x": line["high"], "y": line["row"], "text": f"{line['high']:.2f}"}
+    figure.add_annotation(**end, xanchor="right", yshift=10, showarrow=False)
+axis = "points, taught minus untaught; dashed: the smallest useful gain"
+figure.update_xaxes(title=axis).update_layout(legend_title="")
+ticks = {"tickvals": table["row"], "ticktext": table["exit"]}
+figure.update_yaxes(title="", **ticks, range=[len(ends) - 0.5, -0.5])
 
 # %% [markdown]
 # Your rule from exercise 1 gives the verdict. Only exit 1 decides: with three exits
@@ -449,6 +459,14 @@ page = write_page(place / "report.html", panels, plan["title"])
 print(page.name, "has", len(panels), "parts")
 
 # %% [markdown]
+# ![The report page: the plan with its rule and fingerprint, the verdict, a table of
+# the three differences with their intervals, the figure of the intervals, and the
+# deviations from the plan.](images/14_report.png)
+#
+# *The page of the worked example.* The plan and its fingerprint stand above the result,
+# and all three exits are reported, although only the first decides.
+
+# %% [markdown]
 # ## 8. How a project is judged
 #
 # | criterion | 0 points | 2 points | 4 points |
@@ -467,14 +485,14 @@ print(page.name, "has", len(panels), "parts")
 #
 # > **What we found.** Yes, if rows, measure, smallest gain, seeds and rule are fixed
 # > before the first training. Where a fifth of the labels was wrong, teaching changed
-# > exit 1 by -0.45 points [-3.66, 2.76]; the interval ends below 3, so the verdict is
-# > "no useful gain".
+# > exit 1 by -0.45 points [-3.66, 2.76]. This ends below 3, so the verdict is "no
+# > useful gain".
 # >
-# > **How sure we are.** Five seeds, paired. The interval is 6.4 points long, not 2.6 as
-# > planned: other seeds or another machine may give "undecided".
+# > **How sure we are.** There are five paired seeds. The interval is 6.4 points long,
+# > not 2.6 as planned: other seeds or another machine may give "undecided".
 # >
-# > **What it does not show.** Other shares of wrong labels, longer trainings, other
-# > weights of the teaching, larger networks and other data.
+# > **What it does not show.** It does not show other shares of wrong labels, longer
+# > trainings, other weights of the teaching, or larger networks.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: more wrong labels
