@@ -100,7 +100,7 @@ _RESNETS = {
 _WIDE_RESNETS = ("wrn16_2", "wrn28_10")
 _PRETRAINED = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 _STEMS = ("auto", "small", "medium", "large")
-_SMALL_IMAGE = 64  # largest image side in pixels for which "auto" is the small stem
+_SMALL_IMAGE = 64  # largest image side in pixels for which stem "auto" means "small"
 
 
 def backbone_names() -> tuple[str, ...]:

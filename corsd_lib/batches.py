@@ -140,8 +140,8 @@ def overlapping_batches(labels: Tensor, batch_size: int, generator: torch.Genera
     """Shuffled indices such that the first half of a batch is the second half of the previous one.
 
     Each index is in two batches, so an epoch over n images has 2n; the first batch begins with the second half of the last one.
-    An odd `batch_size` is rounded down, and an incomplete half is dropped. With fewer than two halves the only batch has all
-    indices. Raises `CorsdError` for a `batch_size` below 2. Source: DLB, arXiv 2203.16172.
+    An odd `batch_size` is rounded down, and an incomplete half is dropped. If there are fewer indices than two halves need, the
+    only batch has all of them. Raises `CorsdError` for a `batch_size` below 2. Source: DLB, arXiv 2203.16172.
     """
     if batch_size < 2:
         raise CorsdError(f"overlapping batches need a batch_size of at least 2; got {batch_size}")

@@ -43,7 +43,7 @@ def bench(quick: bool = False) -> dict[str, Any]:
 
     Raises `MissingPackage` without the extras "notebooks", which the explorers need, and "deploy".
     """
-    require("the benchmark of explorers", "plotly", "ipywidgets", "anywidget")  # before the minutes that the others take
+    require("the benchmark of explorers", "plotly", "ipywidgets", "anywidget")  # first, as the others take minutes
     require("the benchmark of latency", *FORMATS["onnx"].packages)
     repeat, begun = 2 if quick else 7, provenance()
     figures = {

@@ -21,7 +21,7 @@ from corsd_lib.training import train
 __all__ = ["explorer_figures", "run_of_classes"]
 
 CLASSES, EXITS, SNAPSHOTS, PROBES = 100, 4, 5, 1000  # of CIFAR-100's size
-EPOCHS = 40  # of the training that is watched
+EPOCHS = 40  # of the training that a monitor shows
 
 
 def explorer_figures(repeat: int) -> dict[str, dict[str, Any]]:

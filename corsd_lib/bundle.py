@@ -1,7 +1,8 @@
 """The files of the repository that an installed package carries: notebooks, results of the studies, and one run.
 
-In a clone they lie beside the package, in a wheel inside it, under the same relative paths. `notebooks/packing.py` puts them
-into the wheel. It loads this file alone, so only the standard library is imported here.
+In a clone these files lie beside the package, in a wheel inside the package, under the same relative paths.
+`notebooks/packing.py` puts them into the wheel. That script loads this module alone, so only the standard library is imported
+here.
 """
 
 from __future__ import annotations

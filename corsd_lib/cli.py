@@ -147,7 +147,9 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _method_options(config: TrainConfig, given: dict[str, Any]) -> dict[str, Any]:
-    """Options of the method: those of the file, overridden by those on the command line; for another method only the latter."""
+    """Options of the method: those of the file, overridden by those on the command line. If the command line names another
+    method, those of the file are dropped.
+    """
     same = given.get("method", config.method) == config.method
     return {**(config.method_options if same else {}), **dict(given.get("method_options", ()))}
 
@@ -306,7 +308,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _cluster(options: argparse.Namespace) -> Cluster | None:
-    """The cluster of the arguments; None for the pool."""
+    """The cluster that the arguments name; None to train in a pool of processes on this machine."""
     from corsd_lib.studies.cluster import Cluster
 
     if options.executor != "pool":
@@ -341,7 +343,7 @@ def _drawn(summary: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def _study(options: argparse.Namespace) -> Study:
-    """The study of the arguments; a new one is written first."""
+    """The study that the arguments name; with --methods a new study is written first."""
     from corsd_lib.studies.study import Study, new_study, study_file
 
     settings = {f.name: getattr(options, f.name) for f in fields(TrainConfig) if hasattr(options, f.name)}

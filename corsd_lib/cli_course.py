@@ -51,8 +51,8 @@ def _course(options: argparse.Namespace) -> None:
 def copy_course(folder: Path) -> Path:
     """Copy the notebooks, and the results that they read, into `folder`; return the path of the first notebook there.
 
-    A file that is there with the same content is left alone. Raises `CorsdError` if one of them has other content, before
-    anything is copied, or if `folder` cannot be written.
+    A file that exists with the same content is left alone. If one exists with other content, raises `CorsdError` before
+    anything is copied. Raises it also if `folder` cannot be written.
     """
     root = bundle_root()
     files = list(bundled_files(root))

@@ -41,8 +41,8 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Results on one split: `exits`, a dict for each exit, shallow -> deep, and `ensemble`, a dict for the mean of their
-    probabilities.
+    """Results on one split: `exits`, a dict for each exit, shallow -> deep, and `ensemble`, a dict for the mean of the
+    probabilities of all exits.
 
     Keys: top1 and top5 (%), cross_entropy (nats), calibration_error (expected calibration error, %); for an exit in addition
     macs (multiply-accumulates for one image) and parameters, both of its deployable sub-network. `data` is the name of the data

@@ -64,8 +64,9 @@ def write_atomic(path: Path, content: bytes, within: Path | None = None) -> None
 
 
 def check_replaceable(path: Path, begins: bytes, kind: str) -> None:
-    """Raise `CorsdError` if `path` is a file that must not be replaced by `kind`, because it does not begin with the bytes
-    `begins`.
+    """Raise `CorsdError` if `path` is an existing file that does not begin with the bytes `begins`, so that it is not replaced.
+
+    `kind`: what would be written, such as "a report", for the message.
     """
     if not path.name:
         raise CorsdError(f"cannot write {kind} to {shortened(str(path))}; allowed: the path of a file")

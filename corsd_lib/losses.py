@@ -367,8 +367,8 @@ def batch_affinity(embeddings: Tensor) -> Tensor:
 
 @full_precision
 def ensembled_targets(probabilities: Tensor, affinity: Tensor, omega: float) -> Tensor:
-    """(1 - w) · (I - w·A)^-1 · P: each row of P (B, C), mixed with those of its neighbours, of their neighbours, and so on; (B,
-    C).
+    """(1 - w) · (I - w·A)^-1 · P: each row of P (B, C), mixed with the rows of its neighbours, of their neighbours, and so on;
+    (B, C).
 
     `probabilities` P: rows sum to 1. `affinity` A (B, B): rows sum to 1, the diagonal is 0. `omega` w in [0, 1): the share of
     the neighbours; above 0.99 float32 is inexact. Rows of the result sum to 1. Source: BAKE, Ge et al. 2021, arXiv 2104.13298.

@@ -39,7 +39,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # dtypes
 SPLITS = ("train", "validation", "test")
 SIDE = 65_535  # largest image side, pixels
 CLASSES = 65_535  # explorers and pages store class numbers as uint16
-_COUNTS = 2**62  # limit for indices of images, which none reaches
+_COUNTS = 2**62  # upper limit for indices of images; no data set has so many
 
 percent = number(0, 100.001, allowed="a number from 0 to 100")  # sums may exceed 100 by rounding
 seconds = number(0, 1e10)
@@ -188,7 +188,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_probe_set(path: Path, classes: int) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors of a `probe.safetensors`, labels and index, both int64 (N,) with N >= 1, and its metadata, with the name of the
+    """Tensors "labels" and "index" of a `probe.safetensors`, both int64 (N,), N >= 1; and its metadata, which names the
     "split".
     """
     tensors, metadata = read_tensors(path, _OF_PROBE_SET)
@@ -456,4 +456,4 @@ def _check_row(where: str, row: Mapping[str, Any], reference: bool) -> None:
             f"{where}: gain = None, but it has an interval; allowed: a number, or null for gain, gain_low and gain_high"
         )
     if row["gain"] is not None and not reference:
-        raise CorsdError(f"{where}: gain = {row['gain']} over a baseline without a row; allowed: null")
+        raise CorsdError(f"{where}: gain = {row['gain']}, but the baseline has no row; allowed: null")

@@ -82,7 +82,7 @@ def sample_pairs(labels: Tensor, generator: torch.Generator | None = None, limit
 
 
 def _other_class(y: Tensor, same: Tensor, anchors: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Index of an image of another class for each anchor, uniformly at random; O(B²) for any number of anchors."""
+    """Index of an image of another class for each anchor, chosen uniformly at random. Takes O(B²) for any number of anchors."""
     others = (~same).sum(1)  # (B,) number of images of other classes
     ranked = same.to(torch.int8).argsort(dim=1, stable=True)  # (B, B) images of other classes first
     pick = (torch.rand(len(anchors), generator=generator) * others[anchors]).long()

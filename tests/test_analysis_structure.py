@@ -260,7 +260,7 @@ def test_a_cka_matrix_has_every_pair() -> None:
     itself = cka_matrix(columns)
     torch.testing.assert_close(itself, cka_matrix(columns, columns))
     torch.testing.assert_close(itself.diagonal(), torch.ones(3, dtype=torch.float64))
-    with pytest.raises(CorsdError, match="embeddings of 19, 20 images; allowed: the same images in the same order"):
+    with pytest.raises(CorsdError, match="the embeddings are of 19, 20 images; allowed: the same images in the same order"):
         cka_matrix(rows, [torch.zeros(19, 3)])
 
 

@@ -368,7 +368,7 @@ def test_a_summary_that_is_wrong_is_named(tmp_path: Path) -> None:
         (put("methods", "corsd", "top1_low", 0, to=None), "methods: corsd: an interval with one end"),
         (put("methods", "corsd", "gain_high", to=None), "methods: corsd: an interval with one end"),
         (put("methods", "corsd", "gain", to=None), "methods: corsd: gain = None with an interval"),
-        (put("baseline", to="other"), "gain = .* over a baseline without a row"),
+        (put("baseline", to="other"), "gain = .*, but the baseline has no row"),
     ):
         values = json.loads(json.dumps(whole))
         change(values)

@@ -173,7 +173,7 @@ def test_a_seed_of_every_row_comes_before_the_next_seed(write: Write) -> None:
         ({"rowz": {}}, r"study\.json: field 'rowz' is not known; allowed: title, "),
         ({"variants": []}, r"study\.json: variants = \[\] is of type list; allowed: dict"),
         ({"variants": {"baseline": 3}}, r"variant 'baseline' = 3; allowed: an object"),
-        ({"variants": {"a/b": {}}, "baseline": "a/b"}, "variant 'a/b'; allowed: letters"),
+        ({"variants": {"a/b": {}}, "baseline": "a/b"}, "the name of a variant is 'a/b'; allowed: letters"),
         ({"variants": {"corsd": {}}}, "baseline 'baseline' is not known; allowed: corsd"),
         ({"variants": {"baseline": {"methods": "x"}}}, "variant 'baseline': field 'methods' is not known; allowed: label, "),
         ({"variants": {"baseline": {"from": "other"}}}, "variant 'baseline': from 'other' is not known; allowed: baseline"),

@@ -154,7 +154,7 @@ def _check_selection(what: str, asked: Sequence[int] | None, allowed: list[int],
 def _settings(
     run: Run, epochs: Sequence[int] | None, exits: Sequence[int] | None, method: str, umap: UmapOptions
 ) -> dict[str, Any]:
-    """The settings that determine the coordinates; for PCA without UMAP's seed, neighbours and distance.
+    """The settings that determine the coordinates. For PCA they do not include the seed, neighbours and distance of UMAP.
 
     Raises `CorsdError` for an unknown method, epoch or exit.
     """
@@ -310,7 +310,7 @@ def own_share(points: Tensor, labels: Tensor, neighbours: int = NEIGHBOURS) -> T
 
 
 def knn_purity(points: Tensor, labels: Tensor, neighbours: int = NEIGHBOURS) -> float:
-    """Mean of `own_share`: the share of an image's nearest `neighbours` in `points` (N, any) that are of its class.
+    """Mean of `own_share`: the share of an image's nearest `neighbours` in `points` (N, D) that are of its class.
 
     In [0, 1], at most `purity_limit`. For random points it is about the share of the class among all images. NaN for a single
     image. Source: ours.

@@ -147,7 +147,8 @@ def early_exit_curve(
     columns = {
         "threshold": sign * signed + 0.0,  # + 0.0 removes the sign of -0.0
         "accuracy": 100.0 * hits / correct.shape[1],
-        "accuracy_drop": 100.0 * (correct[-1].sum() - hits) / correct.shape[1],  # from counts, so a 1-point drop is exactly 1
+        # From counts, so that a drop of one point is exactly 1.0.
+        "accuracy_drop": 100.0 * (correct[-1].sum() - hits) / correct.shape[1],
         "macs": shares @ torch.as_tensor(macs, dtype=torch.double),
         **{f"fraction.exit{k}": share for k, share in enumerate(shares.T, start=1)},
     }
@@ -264,7 +265,7 @@ def _exit_scores(logits: Sequence[Tensor], rule: str) -> Tensor:
     p = F.softmax(torch.stack(list(logits)).double(), dim=2)  # (K, N, C)
     if rule == "confidence":
         return p.amax(2)
-    return -torch.special.entr(p).sum(2) / (math.log(p.shape[2]) or 1.0)  # one class: the entropy is 0
+    return -torch.special.entr(p).sum(2) / (math.log(p.shape[2]) or 1.0)  # with one class log C is 0, and so is the entropy
 
 
 def _run_lengths(predictions: Tensor) -> Tensor:

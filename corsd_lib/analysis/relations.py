@@ -348,8 +348,8 @@ def attribute_agreement(matrix: Tensor, attributes: Tensor) -> float:
     """Spearman correlation of the relation of two classes with the cosine of their attribute vectors, over pairs of classes.
 
     `matrix` (C, C), symmetrised; `attributes` (C, A), as `ImageData.attributes`. In [-1, 1]; 1 if classes with similar
-    attributes are related. Pairs with NaN and classes without attributes are left out; NaN if either side is constant. Source:
-    ours.
+    attributes are related. Pairs with NaN and classes without attributes are left out. NaN if the relation or the similarity of
+    the attributes is constant. Source: ours.
     """
     if len(attributes) != len(matrix):
         raise CorsdError(f"attributes has {len(attributes)} classes, the relation has {len(matrix)}; allowed: the same number")

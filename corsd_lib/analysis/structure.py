@@ -53,8 +53,8 @@ STRUCTURE = (
 def class_structure(run: Run, epochs: Iterable[int] | None = None) -> pd.DataFrame:
     """Structure of the embeddings of a run on the probe images, one row for each epoch and exit.
 
-    Columns: epoch, exit and `STRUCTURE`, see `embedding_structure`. `epochs`: by default all that have a snapshot. Exit 1 is
-    the shallowest. Raises `CorsdError` for an epoch without a snapshot.
+    Columns: epoch, exit and those of `STRUCTURE`, see `embedding_structure`. `epochs`: by default all that have a snapshot.
+    Exit 1 is the shallowest. Raises `CorsdError` for an epoch without a snapshot.
     """
     import pandas as pd
 
@@ -67,10 +67,9 @@ def class_structure(run: Run, epochs: Iterable[int] | None = None) -> pd.DataFra
 
 
 def embedding_structure(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
-    """`scatter`, `silhouette`, `nearest_mean_accuracy`, `variance_collapse` and `mean_angles` in one dict with the keys
-    `STRUCTURE`.
+    """The results of `scatter`, `silhouette`, `nearest_mean_accuracy`, `variance_collapse` and `mean_angles` in one dict.
 
-    `embeddings` (N, D), `labels` (N,). Raises `CorsdError` if the shapes are wrong.
+    `embeddings` (N, D), `labels` (N,). The keys are `STRUCTURE`. Raises `CorsdError` if the shapes are wrong.
     """
     return {
         **scatter(embeddings, labels),
@@ -202,7 +201,7 @@ def cka_matrix(embeddings: Sequence[Tensor], others: Sequence[Tensor] | None = N
     sizes = sorted({len(e) for e in (*embeddings, *(others or ()))})
     if len(sizes) != 1:
         raise CorsdError(
-            f"embeddings of {', '.join(map(str, sizes)) or 'no'} images; allowed: the same images in the same order"
+            f"the embeddings are of {', '.join(map(str, sizes)) or 'no'} images; allowed: the same images in the same order"
         )
     rows = torch.stack([_unit_gram(e) for e in embeddings])
     columns = rows if others is None else torch.stack([_unit_gram(e) for e in others])

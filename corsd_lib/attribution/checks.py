@@ -30,9 +30,9 @@ from corsd_lib.network import MultiExitNetwork
 class DeletionCurve:
     """Probability of a class while the pixels of an image are replaced in S steps, see `deletion_curve`.
 
-    `fraction` (S + 1,): fraction of pixels replaced, 0 to 1. `probability` (S + 1,): the most attributed pixels first.
-    `random_probability` (S + 1,): mean over random orders. `area`, `random_area`: areas under these two curves, in [0, 1]. The
-    area of a good map is well below the random one.
+    `fraction` (S + 1,): fraction of pixels replaced, 0 to 1. `probability` (S + 1,): if the most attributed pixels are replaced
+    first. `random_probability` (S + 1,): its mean over random orders. `area`, `random_area`: areas under these two curves, in
+    [0, 1]. The area of a good map is well below the random one.
     """
 
     fraction: Tensor = field(repr=False)
@@ -65,7 +65,7 @@ def randomisation_check(
     """Spearman correlation between the map of a network and the map of the same network with random weights.
 
     There are two correlations, of the values and of their absolute values. If both are near 0, the map depends on the training;
-    if they are near 1, only on the image. Only the second may be near 1, and it is the one that counts for a heatmap in one
+    if they are near 1, only on the image. Sometimes only the second is near 1; it is the one that counts for a heatmap in one
     colour. The class is `target`, by default the prediction of the trained network. Random weights are sampled with `seed` by
     the `reset_parameters` of each layer. For small maps the result varies: use several seeds. Source: Adebayo et al. 2018,
     arXiv 1810.03292, the model parameter randomisation test. Other arguments and errors as in `attribute_exit`.

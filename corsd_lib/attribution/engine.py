@@ -138,7 +138,9 @@ def images_at_once(image: Tensor) -> int:
 
 
 def baseline_of(kind: str, image: Tensor, normalise: Callable[[Tensor], Tensor] | None) -> Tensor:
-    """Baseline of a normalised `image` (C, H, W), as a batch (1, C, H, W). Raises `CorsdError` if "black" lacks `normalise`."""
+    """Baseline of a normalised `image` (C, H, W), as a batch (1, C, H, W). Raises `CorsdError` for "black" without
+    `normalise`.
+    """
     image = image.detach()[None]
     if kind == "mean":
         return torch.zeros_like(image)

@@ -127,7 +127,7 @@ def _pair_parts(
     scores (n,). The name is that of the score.
     """
     relation = _relation_at(network, relations, exit)
-    if isinstance(relation, MapRelation):  # one for each stage of the backbone, with an exit or without
+    if isinstance(relation, MapRelation):  # there is one for each stage, with or without an exit
         return Stage(network, exit - 1), lambda feature: feature, _map_logit(relation), "relation logit"
     stage, head = exit_parts(network, exit)
     compare, name = _vector_score(relation)
@@ -152,7 +152,7 @@ def _relation_at(network: MultiExitNetwork, relations: Sequence[nn.Module] | nn.
 
 
 def _vector_score(relation: nn.Module) -> tuple[Score, str]:
-    """Function from the embeddings of n pairs, two tensors (n, D), to scores (n,), and its name."""
+    """A function from the embeddings of n pairs, two tensors (n, D), to scores (n,), and the name of the score."""
     if isinstance(relation, VectorRelation):
         trained = relation
         return lambda a, b: trained.score(trained.pair_embeddings(a, b)).squeeze(-1), "relation logit"

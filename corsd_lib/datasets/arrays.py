@@ -246,7 +246,7 @@ def resize_arrays(images: Tensor, image_size: int) -> Tensor:
     count, channels = images.shape[:2]
     check_memory(f"{count:,} images of {image_size}x{image_size} pixels take", count * channels * image_size**2)
     resized = torch.empty(count, channels, image_size, image_size, dtype=torch.uint8)
-    block_size = max(1, min(1024, 2**26 // (channels * image_size**2)))  # number of images that are float32 at a time
+    block_size = max(1, min(1024, 2**26 // (channels * image_size**2)))  # images that are converted to float32 at a time
     for block, out in zip(images.split(block_size), resized.split(block_size), strict=True):
         scaled = torch.nn.functional.interpolate(block.float(), (image_size, image_size), mode="bilinear", antialias=True)
         out.copy_(scaled.round_().clamp_(0, 255))

@@ -45,7 +45,7 @@ def download(url: str, path: str | Path, digest: str, size: int | None = None, *
     part = path.with_name(path.name + ".part")
     with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with _writing(path), locked(path.parent, wait=math.inf):  # so that two processes do not write the same part
+    with _writing(path), locked(path.parent, wait=math.inf):  # so that two processes do not write the same .part file
         if path.exists():  # another process has downloaded it meanwhile
             _check_digest(path, path, digest)
             return path
@@ -65,7 +65,7 @@ def unpacked(archive: Path) -> Iterator[Path]:
     `<archive>.corrupt`.
     """
     with _writing(archive), locked(archive.parent, wait=math.inf), contextlib.ExitStack() as stack:
-        if is_locked(archive.parent):  # by this process; if the system has no locks, another process may use the folder
+        if is_locked(archive.parent):  # False on a system without locks, where another process may use the folder
             for left in archive.parent.glob(f"{_UNPACKING}*"):
                 shutil.rmtree(left, ignore_errors=True)
         folder = stack.enter_context(
@@ -150,7 +150,7 @@ def _fetch_rest(url: str, part: Path, size: int | None) -> bool:
 
 
 def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
-    """Position of the first byte of a response in the file, and size of the file, or None if the server does not send it.
+    """Where in the file a response begins, in bytes, and the size of the file; None for a size that the server does not send.
 
     The position is 0 if the server ignored the Range header, and -1 if it cannot be read.
     """

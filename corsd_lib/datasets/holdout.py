@@ -14,7 +14,7 @@ HOLD_OUT = ("random", "last", "superclasses")
 
 
 def split_classes(data: ImageData, count: int, how: str = "random", seed: int = 0) -> ImageData:
-    """`data` without `count` of its C classes, which become its `unseen`; 2 <= `count` <= C - 2.
+    """A copy of `data` without `count` of the C classes; these are its field `unseen`. 2 <= `count` <= C - 2.
 
     `how`: "random", chosen with `seed`, where a larger `count` includes the classes of a smaller one; "last", the last labels,
     as usual for CUB-200-2011; "superclasses", whole superclasses, chosen with `seed`. In the result and in `unseen` labels and

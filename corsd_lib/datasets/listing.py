@@ -23,7 +23,7 @@ SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 
 
 class Listing(NamedTuple):
-    """The image files of one split, sorted by class folder, and the label of each. All are below `root`."""
+    """The image files of one split, sorted by class folder, and the label of each file. All files are below `root`."""
 
     class_names: tuple[str, ...]
     paths: tuple[str, ...]
@@ -63,7 +63,7 @@ def split_folders(folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
 
 
 def visible_folders(folder: Path) -> tuple[str, ...]:
-    """Names of the folders in `folder`, sorted, without folders of operating systems and hidden ones."""
+    """Names of the folders in `folder`, sorted, without hidden folders and those of operating systems."""
     return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not _is_system_entry(entry.name)))
 
 
@@ -100,7 +100,8 @@ def list_parts(folder: Path, splits: Mapping[str, str]) -> tuple[dict[str, Listi
 
 
 class _DirectoryIndex:
-    """Index of the directories below the class folders of a data set; each is read once, even if several links lead to it.
+    """Index of the directories below the class folders of a data set; each directory is read once, even if several links lead
+    to it.
 
     A directory belongs to the class folder that contains it without a link, so that a link never takes images from another
     class or split. A link to a folder above itself (a loop) is not followed.
@@ -108,7 +109,7 @@ class _DirectoryIndex:
 
     def __init__(self, class_folders: Sequence[Path]) -> None:
         self.folders: dict[Path, list[tuple[str, list[str]]]] = {folder: [] for folder in class_folders}
-        self.again: Counter[Path] = Counter()  # class folder -> number of links in it to folders that are indexed already
+        self.again: Counter[Path] = Counter()  # class folder -> number of links in it to folders that were indexed before
         self._seen: set[str] = set()
         waiting = sorted(((folder, str(folder)) for folder in class_folders), key=lambda pair: os.path.islink(pair[1]))
         while waiting:
@@ -139,8 +140,8 @@ class _DirectoryIndex:
 def list_images(folder: Path, class_names: tuple[str, ...], index: _DirectoryIndex | None = None) -> Listed:
     """The images below every class folder of `folder`, at any depth, and notices of ignored files.
 
-    `index`: of all splits of the data set, if `folder` is one of them, so that every directory is read once. Raises CorsdError
-    for a class without images.
+    `index`: the index of all splits of the data set, if `folder` is one of the splits, so that every directory is read once.
+    Raises CorsdError for a class without images.
     """
     index = index or _DirectoryIndex([folder / name for name in class_names])
     skipped: Counter[str] = Counter()

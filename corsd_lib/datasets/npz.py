@@ -30,8 +30,9 @@ OPTIONAL = ("class_names", "superclass_names", "superclass_of_class")
 
 
 class ArrayContent(NamedTuple):
-    """The content of an .npz file; None for optional arrays that it lacks. `checksum`: hexadecimal, of the bytes of the train
-    images.
+    """The content of an .npz file. Optional arrays that the file lacks are None.
+
+    `checksum`: hexadecimal checksum of the train images.
     """
 
     train: ImageArrays
@@ -46,7 +47,7 @@ class ArrayContent(NamedTuple):
     def resized(self, path: Path, image_size: int | None, side: int) -> ArrayContent:
         """The same content, with images resized to `side` x `side` pixels.
 
-        Raises CorsdError if they are not square and no `image_size` was requested; `path` is for the message.
+        Raises CorsdError if the images are not square and no `image_size` was requested; `path` is for the message.
         """
         height, width = self.train.images.shape[2:]
         if image_size is None and height != width:

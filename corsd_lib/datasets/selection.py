@@ -50,7 +50,7 @@ def pick_per_class(train: Split, per_class: int, class_names: tuple[str, ...], g
         poorest = int(counts.argmin())
         raise CorsdError(
             f"per_class {per_class} is more than the {int(counts.min())} training images of class {class_names[poorest]!r}, "
-            f"validation images not counted; allowed: 1 to {int(counts.min())}"
+            f"not counting validation images; allowed: 1 to {int(counts.min())}"
         )
     return train.subset(stratified_indices(train.labels, torch.full_like(counts, per_class), generator))
 

@@ -32,7 +32,8 @@ def load_tiny_imagenet(root: Path, image_size: int | None) -> ImageData:
             "as http://cs231n.stanford.edu/tiny-imagenet-200.zip unpacks"
         )
     wnids = class_folders(folder / "train")
-    train, _ = list_images(folder / "train", wnids)  # its notices would be about the boxes beside the images
+    # The notices are dropped: they would be about the files of boxes beside the images.
+    train, _ = list_images(folder / "train", wnids)
     side = image_size or 64
     splits = load_splits([train, _validation(folder, wnids)], side, side)
     data = image_data("tiny_imagenet", splits[0], splits[1], None, _names(folder / "words.txt", wnids), side)

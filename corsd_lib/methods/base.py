@@ -65,7 +65,7 @@ class Method(nn.Module):
     - `name`: used on the command line and in file names;
     - `Options`: the dataclass of the options;
     - `exits`: "all" or "deepest", the stages on which the network gets exits;
-    - `sampling` and `samples_per_class`: of the batches, unless the configuration sets them;
+    - `sampling` and `samples_per_class`: how batches are sampled, unless the configuration sets these;
     - `detach_exits`: whether gradients of the shallow exits stop before the backbone;
     - `cuda_graphs`: False if `transform_images` or `loss_terms` read more of a batch than images, labels and random
       tensors, or wait for the device, so that they cannot be recorded as a CUDA graph;
@@ -118,7 +118,7 @@ class Method(nn.Module):
         raise CorsdError(f"method {self.name!r} has no terms: define loss_terms(self, out, batch)")
 
     def active_terms(self, parts: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
-        """Results, by name, of the functions `parts` of the terms whose weight is not 0; the others are not called."""
+        """Call the functions `parts` of those terms whose weight is not 0, and return their results by name."""
         return {name: part() for name, part in parts.items() if self._weight(name)}
 
     def forward(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:

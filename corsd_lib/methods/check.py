@@ -46,7 +46,7 @@ def check_method(kind: type[Method], **options: Any) -> None:
     - every term is a scalar, and the option of the same name is its weight;
     - the terms in `taught_by_deepest` send no gradient to the deepest exit, and no buffer has a gradient;
     - random numbers come from the generator of the batch, and the batch is not changed;
-    - loss and gradients are finite for one image and for one class;
+    - loss and gradients are finite for a batch of one image and for a batch of one class;
     - a training that is resumed from a checkpoint gives the same results;
     - if `cuda_graphs` is True, `transform_images` and `loss_terms` can be recorded as a CUDA graph.
 
@@ -467,7 +467,7 @@ _ELSE = "or set cuda_graphs = False"
 
 
 def _watched(batch: Batch, by: str = "loss_terms") -> Batch:
-    """`batch` whose fields raise an error when `by` reads them, except those that are inputs of a recorded graph."""
+    """A copy of `batch` whose fields raise an error when `by` reads them, except the inputs of a recorded graph."""
 
     def refuse(name: str) -> property:
         def read(self: Batch) -> Any:

@@ -25,7 +25,7 @@ class Baseline(Method):
 
 @dataclass(frozen=True)
 class DeepSupervisionOptions(MethodOptions):
-    """By default the cross-entropy of each shallow exit has the same weight as that of the deepest one."""
+    """Options of deep supervision: by default the cross-entropy of each exit has the same weight."""
 
     exit_ce: float = option(1.0, "weight of the cross-entropy of each shallow exit")
 
@@ -57,7 +57,8 @@ class Probe(DeepSupervision):
 
 @dataclass(frozen=True)
 class ByotOptions(MethodOptions):
-    """Weights of the paper: (1-a)·CE of shallow exits, a·T²·KL to the deepest, b·hint, with a = 0.1, T = 3, b = 1e-6.
+    """Options of BYOT, with the weights of the paper: (1-a)·CE of shallow exits, a·T²·KL to the deepest, b·hint, with a = 0.1,
+    T = 3, b = 1e-6.
 
     The cross-entropy of the deepest exit, `task`, has weight 1, because it has no teacher.
     """

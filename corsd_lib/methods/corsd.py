@@ -199,7 +199,7 @@ class Corsd(Method):
     def relation_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         """Terms of the relation networks, by name: losses of each one, and distillation from the deepest one.
 
-        Raises `CorsdError` before `attach`.
+        Raises `CorsdError` if `attach` was not called before.
         """
         if not self.relations:
             raise CorsdError(f"method {self.name!r} has no relation networks yet: call attach(network) first")
@@ -212,7 +212,7 @@ class Corsd(Method):
         }
         relations: list[RelationOutput] = []
         trained = o.relation_kd and o.affinity == "trained"
-        if not trained and not any(getattr(o, name) for name in OF_RELATIONS):  # no term needs them
+        if not trained and not any(getattr(o, name) for name in OF_RELATIONS):  # no term needs the networks
             return self.active_terms(rest)
         inputs = out.embeddings if o.fusion == "vectors" else out.features
         relations = [net(x, labels, pairs) for net, x in zip(self.relations, inputs, strict=True)]
@@ -340,7 +340,7 @@ class LogitRelation(nn.Module):
         counts = torch.zeros_like(self.seen).index_add_(0, labels, torch.ones_like(self.seen[labels]))
         sums = torch.zeros_like(self.class_mean).index_add_(0, labels, logits)  # (C, C)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for total in (counts, sums):  # the same mean in all processes
+            for total in (counts, sums):  # summed over processes, so that all have the same mean
                 torch.distributed.all_reduce(total)
         step = (1 - self.momentum) * (counts > 0)  # (C,) 0 for classes that are not in the batch
         self.class_mean += step[:, None] * (sums / counts.clamp_min(1)[:, None] - self.class_mean)
@@ -349,7 +349,7 @@ class LogitRelation(nn.Module):
 
 @dataclass(frozen=True)
 class CorsdReleaseOptions(CorsdOptions):
-    """Weights of the authors' 2023 release: no shallow classifiers (weight 0), feature-map fusion."""
+    """Options of CORSD with the weights of the authors' 2023 release: no shallow classifiers (weight 0), feature-map fusion."""
 
     exit_ce: float = 0.0
     exit_kd: float = 0.0

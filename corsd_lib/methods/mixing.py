@@ -124,7 +124,7 @@ def rectangle(sides: torch.Size, area: float, centre: list[float]) -> Tensor:
 
 @dataclass(frozen=True)
 class CutmixExitsOptions(MixupOptions):
-    """By default the cross-entropy of each shallow exit has the same weight as that of the deepest one."""
+    """Options of CutMix at every exit: by default the cross-entropy of each exit has the same weight."""
 
     exit_ce: float = option(1.0, "weight of the cross-entropy of each shallow exit, with both labels")
 
@@ -195,7 +195,7 @@ class Ips(Method):
         random, (height, width) = random_of(self, batch), batch.images.shape[-2:]
         swap = random["swap"].repeat_interleave(self.options.patch, 2).repeat_interleave(self.options.patch, 3)
         other = batch.images.index_select(0, random["partner"])
-        return torch.where(~swap[..., :height, :width], batch.images, other)  # this order as in `Cutmix`
+        return torch.where(~swap[..., :height, :width], batch.images, other)  # in this order for the same reason as in `Cutmix`
 
     def loss_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         logits, partner, o = out.logits[-1], random_of(self, batch)["partner"], self.options

@@ -33,7 +33,7 @@ class LabelSmoothing(Baseline):
 
 @dataclass(frozen=True)
 class RkdOptions(DeepSupervisionOptions):
-    """Weights of the two relations on pooled features, as usual on CIFAR: distance 25, angle 50."""
+    """Options of RKD: weights of the two relations on pooled features, as usual on CIFAR: distance 25, angle 50."""
 
     distance: float = option(25.0, "weight of the difference of normalised distances from the deepest embedding's")
     angle: float = option(50.0, "weight of the difference of angles from the deepest embedding's")

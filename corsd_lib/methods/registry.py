@@ -70,7 +70,9 @@ def known_methods() -> dict[str, type[Method]]:
 
 
 def plugin_failures() -> dict[str, str]:
-    """Reasons by plug-in that could not be loaded, such as {"module 'my_methods' of CORSD_METHODS": "No module ..."}."""
+    """The reason for each plug-in that could not be loaded, such as {"module 'my_methods' of CORSD_METHODS": "No module
+    ..."}.
+    """
     _PLUGINS.load()
     return dict(_PLUGINS.failed)
 
@@ -82,7 +84,7 @@ def loaded_plugins() -> list[str]:
 
 # --- loading ----------------------------------------------------------------------------------------------------------
 
-# Name in an error, name in the provenance, module, and the function that adds its methods to METHODS
+# A plug-in: its name in errors, its name in the provenance, its module, and the function that adds its methods to METHODS
 _Source = tuple[str, str, str, Callable[[], object]]
 
 

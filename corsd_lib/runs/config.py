@@ -126,7 +126,7 @@ class TrainConfig:
         self._check_values()
 
     def _normalise(self, name: str) -> object:
-        """Value of a field. Lists (from JSON) are first replaced by tuples, and paths by strings, in the field itself."""
+        """Normalise a field, and return its value: lists (from JSON) become tuples, and paths become strings."""
         value = getattr(self, name)
         if isinstance(value, list | PathLike):
             value = tuple(value) if isinstance(value, list) else fspath(value)

@@ -225,9 +225,7 @@ class Run:
 
 @contextmanager
 def _limit_parameters(stored: int, source: Path) -> Iterator[None]:
-    """Raise `CorsdError` as soon as this thread creates modules with far more parameters than the `stored` numbers of a
-    file.
-    """
+    """Raise `CorsdError` as soon as this thread creates modules with far more parameters than a file has numbers (`stored`)."""
     most, count, thread = 4 * stored + 2**24, 0, threading.get_ident()  # with a margin: timm creates modules that it discards
 
     def added(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:

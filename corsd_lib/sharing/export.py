@@ -84,7 +84,7 @@ def export_run(
     _check_destination(dest, content, run)
     data = _data(run, data, data_root)
     weights = _halved(read_weights(run.path / "weights.safetensors"), run.path)
-    # First, because it identifies the folder of an incomplete export.
+    # Written first, because this file identifies the folder of an incomplete export.
     write_json(dest / "config.json", with_checksum(content))
     for folder in (dest, dest / "probes", dest / "embeddings"):
         remove_parts(folder)
@@ -102,7 +102,7 @@ def export_run(
 def _keep_umap(exported: Run, wanted: bool) -> None:
     from corsd_lib.analysis.embedding import stage_embedding
 
-    for file in (exported.path / "embeddings").glob("*.safetensors"):  # of an earlier export with other images
+    for file in (exported.path / "embeddings").glob("*.safetensors"):  # left by an earlier export with other images
         file.unlink()
     if wanted:
         stage_embedding(exported)
@@ -147,7 +147,7 @@ def _figures(run: Run) -> dict[str, Any]:
 
 
 def _portable(run: Run, snapshots: int, probe_images: int) -> dict[str, Any]:
-    """The config.json of the run without values of this machine, with the settings of the export."""
+    """The content of config.json for the export: without values of this machine, with the settings of the export."""
     content = read_config(run.path / "config.json")
     train = content["train"] | {"data": portable_name(run.config.data), "data_root": None, "out": None, "resume": False}
     exported = {"snapshots": snapshots, "probe_images": probe_images}
@@ -197,7 +197,7 @@ def _write_probes(run: Run, dest: Path, snapshots: int, probe_images: int) -> No
     smaller = {epoch: _smaller(run, probes[epoch], indices, labels, networks) for epoch in kept}
     for epoch, tensors in smaller.items():
         write_tensors(dest / "probes" / f"epoch_{epoch:04d}.safetensors", tensors, within=dest)
-    for file in (dest / "probes").glob("epoch_*.safetensors"):  # of an earlier export with other snapshots
+    for file in (dest / "probes").glob("epoch_*.safetensors"):  # left by an earlier export with other snapshots
         if int(file.stem.removeprefix("epoch_")) not in smaller:
             file.unlink()
 
@@ -286,7 +286,7 @@ def _resumed(run: Run) -> str:
 
 
 def _front_matter(run: Run, figures: dict[str, Any]) -> str:
-    """The YAML of the card, with the accuracy of every exit."""
+    """The YAML header of the model card, with the accuracy of every exit."""
     from huggingface_hub import EvalResult, ModelCardData
 
     data, method = run.data.name, run.config.method

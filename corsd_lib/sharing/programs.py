@@ -92,8 +92,9 @@ def single(network: MultiExitNetwork, k: int) -> list[Program]:
 
 @dataclass(frozen=True)
 class Format:
-    """A file format: its suffix, the packages that it needs, and functions: `write` returns the bytes of a program, traced with
-    an example input, `read` returns a callable program from bytes.
+    """A file format: its suffix, the packages that it needs, and two functions.
+
+    `write` returns the bytes of a program, traced with an example input. `read` returns a callable program from bytes.
     """
 
     suffix: str
@@ -135,7 +136,7 @@ def _to_torch(program: Program, example: Tensor) -> bytes:
     exported = torch.export.export(program.module, (example,), dynamic_shapes=_dynamic_shapes())
     for module in exported.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
-            node.meta.pop("stack_trace", None)  # it has paths of this machine
+            node.meta.pop("stack_trace", None)  # a trace has paths of this machine
     buffer = io.BytesIO()
     torch.export.save(exported, buffer)
     with zipfile.ZipFile(buffer) as archive:
@@ -161,7 +162,7 @@ def _to_onnx(program: Program, example: Tensor) -> bytes:
     assert made is not None
     model = made.model_proto
     for node in model.graph.node:
-        del node.metadata_props[:]  # they have paths of this machine
+        del node.metadata_props[:]  # the properties have paths of this machine
     return model.SerializeToString()
 
 

@@ -337,7 +337,7 @@ def _structure(named: Named, report: Report) -> list[Panel]:
 
 
 def _relations(named: Named) -> list[Panel]:
-    """For the runs of each set of classes an explorer of their relations, and the differences from the first run."""
+    """For each group of runs with the same classes, an explorer of their relations, and the differences from the first run."""
     groups: dict[tuple[str, ...], Named] = {}
     for name, run in named.items():
         groups.setdefault(run.data.class_names, {})[name] = run
@@ -366,7 +366,7 @@ def _difference(group: Named, name: str, reference: str) -> Panel:
         by_superclass = {"order": order, "groups": superclasses[order], "group_names": run.data.superclass_names}
     figure = relation_difference(of_run, of_other, run.data.class_names, **by_superclass)
     finding = figure.layout.title.text.replace("<br>", " ")
-    figure.update_layout(title=None, margin_t=12)  # as text below, where a narrow page wraps it
+    figure.update_layout(title=None, margin_t=12)  # the title is text below the figure, where a narrow page wraps it
     what = {"trained": "Trained relations", "cosine": "Cosines of the embeddings"}[kind]
     text = f"{html.unescape(finding)}. {what} of the deepest exit after the last epoch."
     return figure_panel(figure, f"{name} minus {reference}", text)

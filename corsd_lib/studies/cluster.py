@@ -114,7 +114,7 @@ def train_on_cluster(
 
 
 def _known(study: Study, job: Job, states: Mapping[str, str]) -> bool:
-    """Whether the run of a job is finished, the cluster has the job, or a process trains it; its state is set accordingly."""
+    """Whether the run of a job is finished, the cluster has the job, or a process trains it. Sets the state of the job."""
     if (job.config.path / "test.json").is_file():
         _record(study, job)
     elif job.id in states:

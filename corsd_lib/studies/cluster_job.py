@@ -33,8 +33,8 @@ POLL_SECONDS = 0.2
 class TrainingJob:
     """A callable that trains `job` in a separate process, as the pool does.
 
-    `environment`: its environment variables; {} to derive them from Slurm's. `save_seconds`: time to save after SIGUSR2. A
-    training that needs longer is killed, and the requeued job resumes from the previous checkpoint.
+    `environment`: its environment variables; {} to derive them from the variables of Slurm. `save_seconds`: time to save after
+    SIGUSR2. A training that needs longer is killed, and the requeued job resumes from the previous checkpoint.
     """
 
     job: Job

@@ -2,7 +2,7 @@
 
 Each training runs in a separate process (`corsd train`). In runs/<study>/<variant> it has a run directory seed0/, its
 configuration seed0.json and its output seed0.log. The process holds a lock on the log until it ends, even if this process is
-killed, so that no run is trained twice. Trainings that another process has started are waited for.
+killed, so that no run is trained twice. This process waits for trainings that another process has started.
 """
 
 from __future__ import annotations

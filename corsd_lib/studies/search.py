@@ -91,8 +91,8 @@ class Search:
         return {name: _distribution(what) for name, what in self.space.items()}
 
     def grid(self) -> list[dict[str, Any]]:
-        """All combinations of choices except the variant's own; [] if a parameter has a range or if they are more than
-        trials.
+        """All combinations of choices except the variant's own; [] if a parameter has a range, or if there are more
+        combinations than trials.
         """
         if not all("choices" in what for what in self.space.values()):
             return []
@@ -162,7 +162,7 @@ def _trial_config(where: str, study: Study, variant: str, changes: Mapping[str, 
     for name in changes:
         check_choice(f"{where}: train: field", name, [f.name for f in fields(TrainConfig) if f.name not in _OUTSIDE])
     own = replace(study.without_tuning(), train={**study.train, **changes}).config(variant, 0)
-    # No snapshots, which a search does not use, and no test images
+    # Without snapshots, which a search does not use, and without test images
     config = replace(own, probe_every=0, probe_split="auto")
     if not config.validation_fraction:
         raise CorsdError(

@@ -170,7 +170,7 @@ class Study:
     def check_search(self, variant: str) -> None:
         """Raise `CorsdError` if the search of a variant has fewer trials than its entry in `tuning` requires.
 
-        Until then its best settings may still change.
+        With fewer trials its best settings may still change.
         """
         file = self.variants[variant].tuned
         entry = self.tuning.get(Path(file).stem) if file else None
@@ -288,7 +288,9 @@ def _variant(name: str, variants: Mapping[str, Any], seeds: tuple[int, ...], whe
     `where` begins error messages. Raises `CorsdError` for invalid fields and for inheritance in a circle.
     """
     if not re.fullmatch(r"\w[\w.+-]*", name):
-        raise CorsdError(f"{where}: variant {name!r}; allowed: letters, digits and _ . + -, as files are named after it")
+        raise CorsdError(
+            f"{where}: the name of a variant is {name!r}; allowed: letters, digits and _ . + -, as files are named after it"
+        )
     if len(name.encode()) > _LONGEST_NAME:
         raise CorsdError(f"{where}: variant {shortened(name)} has {len(name.encode())} bytes; allowed: up to {_LONGEST_NAME}")
     kinds = {"label": str, "group": str, "seeds": list, "from": str, "train": dict, "tuned": (str, NoneType)}

@@ -59,7 +59,7 @@ def table(summary: Mapping[str, Any]) -> pd.DataFrame:
     lines = []
     for name, m in summary["methods"].items():
         line = {"variant": name, **{k: m[k] for k in ("label", "group", "n")}}
-        for i, exit_name in enumerate(names, len(m["top1"]) - len(names)):  # below 0: an exit that this variant does not have
+        for i, exit_name in enumerate(names, len(m["top1"]) - len(names)):  # i < 0: this variant lacks the exit
             for part in ("top1", "top1_low", "top1_high"):
                 line[f"{exit_name} {part}"] = m[part][i] if i >= 0 else None
         lines.append({**line, **{k: m[k] for k in NUMBERS}})
@@ -67,7 +67,9 @@ def table(summary: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
-    """The table as Markdown, with "47.2 ± 0.4" for a mean and half of its interval, and a note that explains the columns."""
+    """The table as Markdown, with "47.2 ± 0.4" for a mean and half the width of its interval, and a note that explains the
+    columns.
+    """
     methods = summary["methods"].values()
     columns = ["method", *(["group"] if len({m["group"] for m in methods}) > 1 else []), "seeds", *_exit_columns(summary)]
     columns += ["gain", "epochs", "images", "MACs", "time", "train, %"]

@@ -64,7 +64,7 @@ def tune(
 
     Ctrl-C or SIGTERM raises `KeyboardInterrupt` after the trials have saved; another call continues the search. If a training
     fails, its trial is recorded as failed and the search continues, unless it is trial 0, whose error ends the search. If an
-    earlier search was killed, its processes are waited for, which end after their current epoch.
+    earlier search was killed, this one waits for its processes, which end after their current epoch.
 
     Raises `CorsdError` for an invalid entry in `study.tuning`, for a journal of another search, for a record with trials that
     the journal lacks, while another process runs the same search, and if the journal or the folder of the runs is moved or
@@ -342,7 +342,7 @@ def _check_same(path: Path, identity: Identity) -> None:
 
 
 def _open_study(search: Search) -> optuna.Study:
-    """Open or create the Optuna study in the journal of a search. Raises `CorsdError` if that is damaged or of another
+    """Open or create the Optuna study in the journal of a search. Raises `CorsdError` if the journal is damaged or of another
     search.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -393,7 +393,7 @@ def _damage_as_error(journal: Path) -> Iterator[None]:
 
 
 def _earlier(trial: FrozenTrial | optuna.Trial) -> list[int]:
-    """Numbers of the unfinished trials that this one resumes."""
+    """Numbers of the unfinished trials that `trial` resumes."""
     return trial.user_attrs.get("earlier", [])
 
 

@@ -52,7 +52,7 @@ def train(
     training; for more processes than this machine can run; and if the loss is not finite (the last good checkpoint is kept).
     """
     _check_import()
-    _check_directory(config)  # in every process, before the first one writes into it
+    _check_directory(config)  # every process checks, before the first one writes into the directory
     if (config.path / "test.json").is_file():
         return Run(config.path)
     with enough_memory(f"training {config.path}", _LESS_MEMORY):
@@ -138,8 +138,8 @@ def _train(
 
 @contextmanager
 def _lock_in_first_process(fabric: Fabric, config: TrainConfig) -> Iterator[None]:
-    """Lock the run directory in the first process, which checks it again. If that fails, every process raises the same
-    error.
+    """Lock the run directory in the first process, which then checks the directory again. If that fails, every process raises
+    the same error.
     """
     problem: CorsdError | None = None
     with ExitStack() as stack:

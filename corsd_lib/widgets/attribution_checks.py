@@ -29,7 +29,10 @@ class Checked:
 
 
 def weights_check(subject: Checked) -> dict[str, Any]:
-    """`randomisation_check` for several initialisations: a "sentence", and "signed" and "strength", their correlations."""
+    """`randomisation_check` for several initialisations: a "sentence" and two lists.
+
+    "signed" and "strength" have the correlations of the maps and of their absolute values, one for each initialisation.
+    """
     found = subject.found
     values = [
         randomisation_check(subject.network, subject.image, found.exit, found.target, **subject.options, seed=seed)

@@ -95,7 +95,7 @@ class ExitExplorer(Explorer):
             check_choice("rule", value, RULES)
         elif name == "split":
             check_choice("split", value, SPLITS)
-            self._logits_on(value)  # raises its error before anything changes
+            self._logits_on(value)  # first, so that an error is raised before anything changes
         elif name == "max_accuracy_drop":
             if not _is_number(value) or not 0 <= value <= 100:
                 raise CorsdError(f"max_accuracy_drop {shortened(value)}; allowed: 0 to 100 percentage points")

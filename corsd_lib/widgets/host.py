@@ -190,5 +190,5 @@ def _replace_arrays(value: Any, array: Callable[[bytes], dict[str, Any]], raw: C
 
 def _known_dtype(array: npt.NDArray[Any]) -> str:
     if array.dtype.name not in ARRAYS:
-        raise CorsdError(f"an array of {array.dtype} for a browser; allowed: arrays of {', '.join(ARRAYS)}")
+        raise CorsdError(f"the data for the browser has an array of {array.dtype}; allowed: arrays of {', '.join(ARRAYS)}")
     return array.dtype.name

@@ -21,7 +21,9 @@ _SIDE, _ROOM = 290, 90  # pixels of the relation, and of the longest name beside
 
 
 def monitor_picture(run: Run, metrics: pd.DataFrame, relation: Scores, epoch: int, parts: Collection[str]) -> go.Figure:
-    """What a monitor shows of `run`: all its `metrics`, of the loss only `parts`, and a relation (C, C) after `epoch`."""
+    """A static figure of `run`: all its `metrics`, but of the loss only the terms `parts`, and a relation (C, C) after
+    `epoch`.
+    """
     figure, names = empty_picture(), run.data.class_names
     heatmap = relation_trace(relation, class_labels(names), hover_names(names)).update(xaxis="x2", yaxis="y2")
     low, high = figure.layout.yaxis2.domain

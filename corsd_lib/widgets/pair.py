@@ -25,7 +25,8 @@ RANKED = 3  # number of pairs shown at each end of the ranking
 
 
 def most_related_images(main: RunRelations, view: View, classes: Pair | None) -> Pair | None:
-    """The most related pair of images of two `classes`, by the displayed relation, or by cosine if it has no image scores.
+    """The most related pair of images of two `classes`, by the displayed relation, or by cosine if that relation has no scores
+    of images.
 
     None if `classes` is None or there are no two images.
     """

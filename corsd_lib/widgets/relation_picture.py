@@ -80,7 +80,7 @@ def _subject(relations: Relations, shown: Shown, marked: int) -> str:
     run_name = html.escape(relations.run_names[0]) if relations.other else ""
     reference = relations.reference(view)
     what = f"{exit}, epoch {view.epoch}"
-    if reference and run_name and reference.name.endswith(f": {what}"):  # the same exit and epoch of both runs, named once
+    if reference and run_name and reference.name.endswith(f": {what}"):  # both have this exit and epoch: named once
         said = f"{run_name} minus {html.escape(reference.name)}"
     else:
         said = f"{run_name}: {what}" if run_name else what

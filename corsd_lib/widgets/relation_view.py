@@ -44,8 +44,8 @@ CACHE_BYTES = 2**26
 class View:
     """What is shown: the relation of a `kind` at `exit` (1 = shallowest) after `epoch`, of classes or of images (`level`).
 
-    `superclass`: a name, to show only its classes or their images. `reference`: what is subtracted, "deepest exit", an
-    epoch, "other run" or None. `order`: of the classes.
+    `superclass`: a name, to show only its classes or their images. `reference`: what is subtracted, "deepest exit", an epoch,
+    "other run" or None. `order`: the order of the classes.
     """
 
     exit: int

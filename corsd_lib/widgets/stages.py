@@ -123,7 +123,7 @@ class StageExplorer(Explorer):
             check_choice("colour", value, [c for c in COLOURS if c != "superclass" or has_superclasses(self.run.data)])
         elif name == "method":
             check_choice("method", value, PROJECTIONS)
-            self._fit(value)  # raises its error before anything changes
+            self._fit(value)  # first, so that an error is raised before anything changes
         elif name == "highlight":
             return self._groups_of(value)
         elif name == "image":

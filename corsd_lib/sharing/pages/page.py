@@ -127,7 +127,7 @@ def _pack(array: object) -> dict[str, Any]:
     """An array as JSON: type, shape, and bytes in base64. Raises `CorsdError` for other objects and types."""
     if not isinstance(array, np.ndarray) or array.dtype.name not in ARRAYS:
         what = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise CorsdError(f"{what} in the data of a panel; allowed: plain values and arrays of {', '.join(ARRAYS)}")
+        raise CorsdError(f"the data of a panel has {what}; allowed: plain values and arrays of {', '.join(ARRAYS)}")
     content = base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode()
     return {"dtype": array.dtype.name, "shape": array.shape, "base64": content}
 

@@ -95,7 +95,9 @@ def relation_panel(
 
 
 def _reference(reference: str | int, first: int, runs: int) -> str | int | None:
-    """What is subtracted, as the script expects it. `first`: the first epoch; `runs`: number of runs."""
+    """The reference that is subtracted, in the form that the script expects. `first`: the first epoch; `runs`: number of
+    runs.
+    """
     if reference == 1 and runs == 2:
         return "other run"
     named: dict[str | int, str | int | None] = {"nothing": None, "deepest": "deepest exit", "first": first}
