@@ -577,9 +577,13 @@ my_super = None  # percent
 deep = scaled_embedding(photos.probes[60].embeddings[-1].float())
 purity = 100 * knn_purity(deep, superclass)
 compare("Purity by superclass", my_super, purity, " %", atol=4)
+
+# %%
 views = torch.stack([scaled_embedding(joint_projection(deep, "pca")), umap_of(deep)])
 one = ["an image"] * len(classes)  # one colour: twenty cannot be told apart
 look = {"colour_by": one, "quality": [quality(v, deep, superclass) for v in views]}
+
+# %%
 names = [name.replace("_", " ") for name in photos.data.class_names]
 title = "CIFAR-100: 300 images of 100 classes look like one cloud"
 figure = embedding_scatter(views, classes, names, ["PCA", "UMAP"], title, **look)
@@ -619,17 +623,16 @@ figure.update_layout(width=920, height=480)
 # %% [markdown]
 # ## Answer: what does a UMAP show, and what not?
 #
-# > **What we found.** A UMAP shows neighbourhoods: its trustworthiness is high, and its
-# > purity is near that of the embedding. It does not show distances between groups,
-# > their sizes or their positions. With few neighbours it can draw clumps into noise.
-# > In a joint fit positions agree by construction; purity shows no effect here (within
-# > 2 points).
+# > **What we found.** A UMAP shows neighbourhoods: its trustworthiness is high, its
+# > purity as in the embedding. It does not show distances between groups, their sizes
+# > or their positions. With few neighbours it can draw clumps into noise. In a joint
+# > fit positions agree by construction; purity shows no effect here (within 2 points).
 # >
 # > **How sure we are.** The artificial groups and the noise have a known truth, and the
-# > effects are large. The digits are one run, with three seeds of UMAP.
+# > effects are large. The digits are one run and three seeds of UMAP.
 # >
-# > **What it does not show.** We did not test other settings of UMAP, t-SNE, or data
-# > with a continuous structure.
+# > **What it does not show.** We did not test t-SNE, other settings, or continuous
+# > data.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: settings

@@ -14,9 +14,8 @@
 # # 12 How do I use my own images, backbone, loss?
 #
 # This notebook replaces three parts of a training: the **images**, the **backbone** and
-# a
-# **term of the loss**. Each takes a few lines. Each has a trap or two, which are shown
-# as well.
+# a **term of the loss**. Each takes a few lines. Each has a trap or two, which are
+# shown as well.
 #
 # **You will learn**
 #
@@ -214,18 +213,23 @@ compare(
     "Most related", my_pair and " with ".join(sorted(my_pair.split(" with "))), found
 )
 title = "Relation of the deepest exit, ordered by the number of sides"
-relation_heatmap(relation, shapes.class_names, title, order=order)
+figure = relation_heatmap(relation, shapes.class_names, title, order=order)
+figure.update_layout(height=470)
 
 # %%
 images, truth = next(evaluation_batches(shapes, shapes.test, batch_size=200))
 with torch.no_grad():
     guess = run.network().eval()(images).logits[-1].argmax(dim=1)
+
+# %%
 place = torch.tensor(order).argsort()  # of a class in the order of sides
 apart = (place[guess] - place[truth]).abs()
 near, wrong = (apart == 1).sum(), (apart > 0).sum()
 print(f"{near} of {wrong} mistakes on test go to a neighbour in this order")
 
 # %% [markdown]
+# The monitor above has the same matrix in alphabetical order.
+#
 # **Answer.** Shapes that look alike are related, mostly neighbours in the order
 # triangle, square, pentagon, hexagon, circle. The pentagon is an exception: its
 # brightest cell is the circle, two places away. Confusions follow the order, too: 56 of
@@ -326,6 +330,11 @@ compare("Side of the map of stage 3", my_side, features[2].shape[3], " places")
 # %% [markdown]
 # **Answer.** The stem and stages 2 and 3 halve the side: 24, 12, 6, 3.
 #
+# ![An image of 24 by 24 pixels and 3 channels passes a stem of stride 2, which gives a
+# map of 12 by 12 with 16 channels, and three stages: 12 by 12 with 16 channels, 6 by 6
+# with 32, 3 by 3 with 64. Their reductions are 2, 4 and 8, and an exit leaves each of
+# them.](images/concept_stages.svg)
+#
 # `train` builds networks by name. For a network of your own, this loop trains it,
 # without checkpoints, resuming and records:
 
@@ -353,14 +362,17 @@ def fit(network, method, data, epochs, lr=0.1):
 # %%
 fit(own.train(), build_method("deep_supervision", network=own), shapes, epochs)
 table = evaluate(own.eval(), shapes).table()
-table[["top1", "calibration_error", "macs", "parameters"]].round(1)
+columns = {"top1": "accuracy, %", "calibration_error": "calibration error, points"}
+whole = table[["macs", "parameters"]].astype("Int64")  # whole numbers, some missing
+shown = table[list(columns)].round(1).rename(columns=columns).join(whole)
+shown.rename(columns={"macs": "MACs"}).astype(object).fillna("-")
 
 # %% [markdown]
-# The columns: accuracy on test in percent, mean gap between confidence and accuracy in
-# points, multiply-accumulates, and parameters up to that exit. The ensemble is the mean
-# of the probabilities of all exits. Here the first exit is not worse than the deepest:
-# 65.0, 55.5 and 58.5 %. The largest difference, 9.5 points, is at the limit given
-# above; the others are smaller.
+# The calibration error is the mean gap between confidence and accuracy. MACs
+# (multiply-accumulates) and parameters are those up to that exit. The ensemble is the
+# mean of the probabilities of all exits. Here the first exit is not worse than the
+# deepest: 65.0, 55.5 and 58.5 %. The largest difference, 9.5 points, is at the limit
+# given above; the others are smaller.
 #
 # ### Backbones of timm
 #
@@ -598,15 +610,22 @@ for after, before in pairs:
     gains = (accuracy[after] - accuracy[before])[:, -1].tolist()
     mean, low, high = mean_interval(gains)
     half = None if low is None else (high - low) / 2
-    table.append({"rows": f"{after} minus {before}", "points": mean, "half": half})
+    table.append({"points": mean, "half": half, "seeds": gains})
 
 # %%
-look = {"height": 300, "template": template(), "labels": {"rows": ""}}
-title = "Differences at the deepest exit, 95 % intervals over seeds (right: better)"
-look |= {"title": title, "error_x": "half"}
-figure = px.scatter(pd.DataFrame(table), x="points", y="rows", **look)
-figure.update_yaxes(autorange="reversed")  # in the order of the printed rows
+table = pd.DataFrame(table).assign(row=range(len(pairs)))
+include = sum(abs(t.points) <= t.half for t in table.itertuples())
+title = f"{include} of 3 intervals include 0 (deepest exit, 95 % over seeds)"
+look = {"height": 320, "template": template(), "title": title, "error_x": "half"}
+figure = px.scatter(table, x="points", y="row", **look)
 figure.update_traces(marker_size=10).add_vline(x=0, line_width=1)
+each = table.explode("seeds")  # a row for each seed, drawn below its interval
+rings = {"symbol": "circle-open", "color": "grey", "size": 7}
+figure.add_scatter(x=each["seeds"], y=each["row"] + 0.2, mode="markers", marker=rings)
+said = [f"{after} minus {before}" for after, before in pairs]
+figure.update_yaxes(title="", tickvals=table["row"], ticktext=said, range=[2.5, -0.5])
+axis = "difference in validation accuracy (points); rings: single seeds"
+figure.update_xaxes(title=axis).update_layout(showlegend=False)
 
 # %% [markdown]
 # **Answer.** No effect of the term was detected (+2.2 [-1.6, 6.0]), and no gain over
@@ -629,17 +648,16 @@ figure.update_traces(marker_size=10).add_vline(x=0, line_width=1)
 # %% [markdown]
 # ## Answer: how do I use my own images, backbone, loss?
 #
-# > **What we found.** Images: `train/`, `val/`, `test/` with one folder per class, then
-# > `folder:PATH`. Backbone: stages that declare channels and reduction. Loss: a pure
-# > function, a dataclass of weights, a class, one line in `METHODS`. Consensus changed
-# > the deepest exit by 0.0 points [-1.2, 1.2] against plain, by 2.2 [-1.6, 6.0] against
-# > weight 0.
+# > **What we found.** Each takes a few lines. Images go into `train/`, `val/` and
+# > `test/`, one folder for each class; `folder:PATH` loads them. A backbone declares
+# > the channels and the reduction of its stages. A loss is a class with named weights
+# > in `METHODS`. Consensus changed the deepest exit by 0.0 points [-1.2, 1.2] against
+# > the plain network, by 2.2 [-1.6, 6.0] against weight 0.
 # >
-# > **How sure we are.** The recipes run in the tests of the library. The comparison has
-# > three seeds; both intervals include 0.
+# > **How sure we are.** The tests of the library run the recipes. With three seeds both
+# > intervals include 0.
 # >
-# > **What it does not show.** Whether consensus helps elsewhere, or with a tuned
-# > weight.
+# > **What it does not show.** It does not show whether consensus helps elsewhere.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: a term of your own
