@@ -44,9 +44,9 @@ def relation_picture(
     lines = [] if groups is None else boundary_shapes(groups[shown.order], len(names))
     positions = {row: position for position, row in enumerate(shown.ordered)}
     pair = selection if by_class else images
-    framed = pair is not None and all(row in positions for row in pair)
     colour = PALETTE[1] if shown.view.reference is None else INK[False]  # orange is in the colour scale of differences
-    frames = _frame(*(positions[row] for row in pair), colour) if pair and framed else ()
+    place = [positions[row] for row in pair or () if row in positions]
+    frames = _frame(place[0], place[1], colour) if len(place) == 2 else ()
     figure.update_layout(shapes=(*lines, *frames), width=width)
     if by_class and marked:
         _ring(figure, [positions[c] for c in _classes_of(relations, marked) if c in positions])

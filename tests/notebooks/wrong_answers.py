@@ -200,7 +200,7 @@ WRONG_ANSWERS = {
             "matrix - matrix.mean(dim=1, keepdim=True)",
         ],
         "same_superclass_share": [
-            "(superclass[matrix.argmax(dim=1)] == superclass).float().mean().item()",  # the most related class is the class itself
+            "(superclass[matrix.argmax(dim=1)] == superclass).float().mean().item()",  # finds the class itself
             "(superclass[matrix.clone().fill_diagonal_(-1).argmax(dim=0)] == superclass).float().mean().item()",  # columns
             "(superclass[matrix.clone().fill_diagonal_(-1).argmax(dim=1)] == superclass).float().mean()",
             "(matrix.clone().fill_diagonal_(-1).argmax(dim=1) == superclass).float().mean().item()",
