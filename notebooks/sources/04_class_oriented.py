@@ -569,8 +569,9 @@ for variant in variants:
 # \| \nabla \mathcal{L}_{\mathrm{exit\_ce}} \|}$$
 #
 # The denominator adds the gradient norms of the two parts of the cross-entropy: that of
-# the deepest exit (`task`) and of the shallow ones (`exit_ce`). The colour is the cosine
-# with the gradient of the cross-entropy: 1 means "the same direction as the labels".
+# the deepest exit (`task`) and of the shallow ones (`exit_ce`). The colour is the
+# cosine with the gradient of the cross-entropy: 1 means "the same direction as the
+# labels".
 #
 # **Predict:** the norms of margin and transfer, added, in this unit.
 
@@ -588,9 +589,10 @@ names = {
     "cosine": "cosine with labels",
 }
 look = {"labels": names, "template": template(), "height": 420, "range_color": [-1, 1]}
-look |= {"color_continuous_scale": list(DIVERGING), "text": pull["share"].map("{:.2g}".format)}
+look["color_continuous_scale"] = list(DIVERGING)
+look["text"] = pull["share"].map("{:.2g}".format)
 figure = px.scatter(pull, x="share", y="term", color="cosine", log_x=True, **look)
-figure.update_traces(marker={"size": 14, "line": {"width": 1}}, textposition="middle right")
+figure.update_traces(marker_size=14, marker_line_width=1, textposition="middle right")
 figure.update_layout(title="Gradient of every term in the backbone")
 
 # %% [markdown]
@@ -620,10 +622,10 @@ display(explorer)
 # much of the diagonal is close to grey.](images/04_relation_difference.png)
 #
 # *After 40 epochs.* Grey cells are equal in both, and in this picture differences
-# beyond 0.5 have the darkest colour. The black frame marks the selected pair, which is the
-# most related one *with* auxiliary terms, not the one that changed most. In this seed,
-# different digits get *higher* scores with auxiliary terms: the score separates less
-# after the same number of epochs.
+# beyond 0.5 have the darkest colour. The black frame marks the selected pair, which is
+# the most related one *with* auxiliary terms, not the one that changed most. In this
+# seed, different digits get *higher* scores with auxiliary terms: the score separates
+# less after the same number of epochs.
 
 # %%
 after, before = (r.probes[epochs].relations[-1] for r in (first, second))
@@ -730,8 +732,8 @@ print(f"with minus without: {mean:+.1f} points [{low:+.1f}, {high:+.1f}]")
 # > labels. Birds, without class KD: the deepest exit gains +2.3 [+1.9, +2.7], and +3.0
 # > [+1.8, +4.3] over the control. Shapes: exit 1 gains 15 points, but so it does in the
 # > control. CIFAR-100: no effect was detected (+0.5 [-1.4, 2.4]). Digits: $h_{ij}$
-# > reveals the kind of pair better (+5.6 [0.4, 10.9]), while the *score* separates worse
-# > at exits 1 and 2.
+# > reveals the kind of pair better (+5.6 [0.4, 10.9]), while the *score* separates
+# > worse at exits 1 and 2.
 # >
 # > **How sure we are.** Three seeds (shapes: five); the intervals are not corrected for
 # > the number of comparisons.
