@@ -116,7 +116,7 @@ def training_macs(config: TrainConfig, data: DataInfo) -> float:
     with FlopCounterMode(display=False, custom_mapping=corrected) as of_network:
         out = network(torch.zeros(2, data.channels, data.image_size, data.image_size), method.detach_exits)
     outputs = ExitOutputs(*([_random_like(t, len(batch.labels)) for t in tensors] for tensors in out))
-    method(outputs, batch)  # not counted: methods that compare with past batches need one
+    method(outputs, batch)  # not counted: methods that compare with past batches need a past batch
     with FlopCounterMode(display=False, custom_mapping=corrected) as of_method:
         method.transform_images(batch)
         method(outputs, batch)["total"].backward()

@@ -43,9 +43,9 @@ def parse_json(content: str) -> Any:
     try:
         value = json.loads(content, object_pairs_hook=_object)
     except RecursionError:
-        raise ValueError(f"objects and lists are nested too deeply; allowed: {DEEPEST}") from None
+        raise ValueError(f"objects and lists are nested too deeply; allowed: {DEEPEST} levels") from None
     if _depth(value, DEEPEST) < 0:
-        raise ValueError(f"objects and lists are nested too deeply; allowed: {DEEPEST}")
+        raise ValueError(f"objects and lists are nested too deeply; allowed: {DEEPEST} levels")
     if "\\u" in content:  # may be half of a surrogate pair, which UTF-8 cannot encode
         json.dumps(value, ensure_ascii=False).encode()
     return value

@@ -183,7 +183,7 @@ def test_momenta_that_were_dropped_are_named(within: Path, tmp_path: Path, which
             del position["tensors"]
 
     said = _refused(within, tmp_path, drop)
-    assert re.search(r"lacks optimizer\.\d+\.momentum_buffer, and (network|method)\..* was trained", said), said
+    assert re.search(r"lacks optimizer\.\d+\.momentum_buffer, although (network|method)\..* was trained", said), said
 
 
 def test_what_never_had_a_gradient_needs_no_momentum(tmp_path: Path) -> None:

@@ -100,9 +100,9 @@ def test_whole_superclasses_are_held_out() -> None:
 @pytest.mark.parametrize(
     "groups,count,how,message",
     [
-        ([0] * 6, 1, "random", "hold_out_classes is 1 for made up, 6 classes; allowed: 0, or 2 to 4"),
-        ([0] * 6, 5, "random", "hold_out_classes is 5 for made up, 6 classes; allowed: 0, or 2 to 4"),
-        ([0] * 6, -2, "last", "hold_out_classes is -2 for made up, 6 classes; allowed: 0, or 2 to 4"),
+        ([0] * 6, 1, "random", "hold_out_classes is 1 for made up with 6 classes; allowed: 0, or 2 to 4"),
+        ([0] * 6, 5, "random", "hold_out_classes is 5 for made up with 6 classes; allowed: 0, or 2 to 4"),
+        ([0] * 6, -2, "last", "hold_out_classes is -2 for made up with 6 classes; allowed: 0, or 2 to 4"),
         ([0] * 6, 2, "first", "hold_out 'first' is not known; allowed: random, last, superclasses"),
         ([0, 1, 2] * 3, 4, "superclasses", "hold_out_classes is 4 for whole superclasses of made up; allowed: multiples of 3"),
         (
@@ -189,7 +189,9 @@ def test_mean_and_deviation_of_the_held_out_classes_are_the_runs(tiny: Tiny) -> 
 @pytest.mark.parametrize("asked,given", [(2, 0), (0, 2)])
 def test_given_images_hold_out_what_the_configuration_says(tiny: Tiny, asked: int, given: int) -> None:
     data = load_dataset("digits", per_class=5, hold_out_classes=given)
-    with pytest.raises(CorsdError, match=f"hold_out_classes = {asked}, and 'digits', .* holds out {given}; allowed: the same"):
+    with pytest.raises(
+        CorsdError, match=f"hold_out_classes = {asked}, but .* 'digits' .* holds out {given} classes; allowed: the same"
+    ):
         train(tiny(hold_out_classes=asked), data=data, progress=False)
 
 
@@ -213,7 +215,7 @@ def test_the_command_line_has_the_options(tmp_path: Path, capsys: pytest.Capture
     assert [kept[k] for k in ("hold_out_classes", "hold_out", "hold_out_seed")] == [4, "last", 3]
     with pytest.raises(SystemExit):
         cli.main([*words.split(), "--hold-out-classes", "9", "--out", str(tmp_path / "other")])
-    assert capsys.readouterr().err == "corsd: error: hold_out_classes is 9 for digits, 10 classes; allowed: 0, or 2 to 8\n"
+    assert capsys.readouterr().err == "corsd: error: hold_out_classes is 9 for digits with 10 classes; allowed: 0, or 2 to 8\n"
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ def test_a_program_that_does_not_run_leaves_no_file(tiny_run: Run, tmp_path: Pat
         raise RuntimeError("Unsupported model IR version: 99\nmore about it")
 
     monkeypatch.setitem(programs.FORMATS, "torch.export", Format(".pt2", (), lambda program, example: b"", unreadable))
-    with pytest.raises(CorsdError, match=r"^exit1\.pt2 was written and does not run: Unsupported model IR version: 99$"):
+    with pytest.raises(CorsdError, match=r"^exit1\.pt2 was written but does not run: Unsupported model IR version: 99$"):
         export_model(tiny_run, tmp_path / "model", format="torch.export", exit=1)
     assert not (tmp_path / "model").exists()
 

@@ -456,8 +456,8 @@ def test_the_umap_travels_where_it_is_wanted_and_one_of_other_images_does_not_st
 
 @pytest.mark.parametrize("given", [None, 5, []])
 def test_what_is_no_name_of_a_committed_run_is_refused(given: Any) -> None:
-    for find, what in ((committed_run, "run"), (committed_summary, "study")):
-        with pytest.raises(CorsdError, match=rf"committed {what} is .*; allowed: a str or a Path"):
+    for find, what in ((committed_run, "sample run"), (committed_summary, "study")):
+        with pytest.raises(CorsdError, match=rf"{what} is .*; allowed: a str or a Path"):
             find(given)
 
 

@@ -142,7 +142,7 @@ def test_a_whole_number_that_nothing_can_count_is_refused(name: str) -> None:
 
 def test_an_option_of_a_method_that_nothing_can_count_is_refused() -> None:
     for name, value in (("hidden", 10**30), ("margin", 10**400)):
-        with pytest.raises(CorsdError, match=f"method 'corsd': {name} = 1000.* must be below"):
+        with pytest.raises(CorsdError, match=f"method 'corsd': {name} = 1000.* must be above .* and below"):
             TrainConfig(method_options={name: value}).build_method()
 
 
@@ -365,9 +365,9 @@ def test_a_summary_that_is_wrong_is_named(tmp_path: Path) -> None:
         (drop("methods"), "summary.json lacks methods"),
         (put("methods", "baseline", "gain", to="1"), "summary.json: methods: baseline: gain = '1'; allowed"),
         (put("methods", "corsd", "top1_low", to=[None, None]), "methods: corsd: top1 has 3 exits; allowed: as many"),
-        (put("methods", "corsd", "top1_low", 0, to=None), "methods: corsd: an interval with one end"),
-        (put("methods", "corsd", "gain_high", to=None), "methods: corsd: an interval with one end"),
-        (put("methods", "corsd", "gain", to=None), "methods: corsd: gain = None with an interval"),
+        (put("methods", "corsd", "top1_low", 0, to=None), "methods: corsd: an interval has only one end"),
+        (put("methods", "corsd", "gain_high", to=None), "methods: corsd: an interval has only one end"),
+        (put("methods", "corsd", "gain", to=None), "methods: corsd: gain = None, but it has an interval"),
         (put("baseline", to="other"), "gain = .*, but the baseline has no row"),
     ):
         values = json.loads(json.dumps(whole))

@@ -120,7 +120,7 @@ def _attributes(folder: Path, classes: int) -> tuple[Tensor | None, tuple[str, .
     except ValueError as error:
         raise CorsdError(f"{file} cannot be read: {error}") from error
     if len(values) != classes or not ((values >= 0) & (values <= 1)).all():
-        raise CorsdError(f"{file} has {len(values)} rows; expected {classes}, one for each class, of percentages 0 to 100")
+        raise CorsdError(f"{file} has {len(values)} rows; expected {classes}, one for each class, with percentages 0 to 100")
     # The official archive has attributes.txt beside the folder, copies often inside.
     beside = [path for path in (folder / "attributes.txt", folder.parent / "attributes.txt") if path.exists()]
     names = tuple(_table(beside[0], str).values()) if beside else ()

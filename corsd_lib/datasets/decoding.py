@@ -125,7 +125,9 @@ def _check_box(path: str, box: Box | None, width: int, height: int) -> None:
     """
     if box is not None and not (box[0] < width and box[1] < height and box[2] > 0 and box[3] > 0):
         edges = ", ".join(f"{edge:g}" for edge in box)
-        raise CorsdError(f"image {path} is {width}x{height}; its box (left, top, right, bottom: {edges}) lies outside")
+        raise CorsdError(
+            f"image {path} is {width}x{height}; its box (left, top, right, bottom: {edges}) lies outside the image"
+        )
 
 
 @contextmanager

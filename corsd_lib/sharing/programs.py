@@ -120,7 +120,7 @@ class Format:
             run = self.read(content)
             return [run(given) for given in inputs]
         except Exception as error:  # errors of torch or onnxruntime
-            raise CorsdError(f"{program.name}{self.suffix} was written and does not run: {first_line(error)}") from error
+            raise CorsdError(f"{program.name}{self.suffix} was written but does not run: {first_line(error)}") from error
 
     def versions(self) -> dict[str, str]:
         """Versions of torch and of the packages of this format, by name."""

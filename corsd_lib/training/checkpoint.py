@@ -190,7 +190,7 @@ class Checkpoint:
             if now is None or now.shape != parameter.shape or buffer in tensors or not parameter.requires_grad:
                 continue
             if not torch.allclose(now.to(parameter), parameter, rtol=1e-3, atol=1e-5):  # rounding differs between processors
-                raise self._missing(f"{buffer}, and {names[id(parameter)]} was trained")
+                raise self._missing(f"{buffer}, although {names[id(parameter)]} was trained")
 
     def _check_steps(self, tensors: Mapping[str, Tensor], steps: int) -> None:
         """Check that the batch counter of the first normalisation layer grew by `steps`.

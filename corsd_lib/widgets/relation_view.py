@@ -341,7 +341,7 @@ class Relations:
 
     def _other(self) -> RunRelations:
         if self.other is None:
-            raise CorsdError("there is no other run to compare with: RelationExplorer(run, other)")
+            raise CorsdError("there is no other run to compare with: pass one as RelationExplorer(run, other)")
         return self.other
 
     def check_same_images(self) -> None:
