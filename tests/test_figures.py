@@ -438,7 +438,7 @@ def test_png_is_drawn(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("colors", [0, 257])
 def test_a_number_of_colors_that_a_palette_cannot_hold_is_named_before_anything_is_drawn(colors: int, tmp_path: Path) -> None:
-    with pytest.raises(CorsdError, match=f"colors {colors} of a picture; allowed: 1 to 256"):
+    with pytest.raises(CorsdError, match=f"colors = {colors}; allowed: 1 to 256"):
         figures.save_png(go.Figure(), tmp_path / "figure.png", colors=colors)
 
 

@@ -65,7 +65,7 @@ def test_thresholds_are_chosen_by_name() -> None:
         figures.early_exit_plot({"a": CURVE}, threshold=0.7)
     nothings: list[Any] = [{}, CURVE.iloc[:0]]
     for nothing in nothings:
-        with pytest.raises(CorsdError, match="needs curves with a row"):
+        with pytest.raises(CorsdError, match="needs curves with one row or more"):
             figures.early_exit_plot(nothing)
 
 

@@ -16,8 +16,8 @@ from corsd_lib.figures.style import GREY, GRID, PALETTE, SCALE, SYMBOLS, Matrix,
 
 _COLUMNS = 4  # panels in a row
 _SIDES = {3: 280, 4: 250}  # pixels of a panel, for so many columns; else 330
-_MOST_SVG = 8000  # points; WebGL is faster above, but a browser has 16 contexts a page, and such a figure takes three of them
-_MOST_KINDS = 24  # that a legend has room for; their looks are all different
+_MOST_SVG = 8000  # points; above this WebGL is faster, but a browser has 16 WebGL contexts per page, and a figure takes three
+_MOST_KINDS = 24  # kinds that a legend has room for; their looks are all different
 
 
 def embedding_scatter(

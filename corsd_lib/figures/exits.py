@@ -63,7 +63,7 @@ def exit_accuracy_points(
     """Points at the accuracy (%) of every exit, on an axis that begins near the lowest: for differences of a few points.
 
     Parameters as in `exit_accuracy_bars`; `reference`: name and accuracy (%) of a dotted line, such as the plain network.
-    Raises `CorsdError` if runs have different numbers of exits. Ours.
+    Raises `CorsdError` if runs have different numbers of exits.
     """
     exits = _exits_of(accuracy, "exit_accuracy_points")
     halves = {name: np.asarray(error[name] if error else [0] * len(exits), np.float32) for name in accuracy}
@@ -81,7 +81,7 @@ def exit_accuracy_points(
             offsetgroup=f"{i}",
             hovertemplate=f"{html.escape(name)}, %{{x}}<br>%{{y:.2f}} %<extra></extra>",
         )
-    for i, (name, values) in enumerate(accuracy.items()):  # above the interval, where no other mark is
+    for i, (name, values) in enumerate(accuracy.items()):  # values as text above the interval, where no other mark is
         figure.add_scatter(
             x=exits,
             y=ends[name],
@@ -111,7 +111,7 @@ def _exits_of(accuracy: Mapping[str, Sequence[float]], caller: str) -> list[str]
     """Names of the exits of all runs. Raises `CorsdError` if their numbers differ."""
     counts = {name: len(values) for name, values in accuracy.items()}
     if len(set(counts.values())) != 1:
-        raise CorsdError(f"{caller} needs runs with the same number of exits; there are {counts}")
+        raise CorsdError(f"{caller} needs runs with the same number of exits; they have {counts}")
     return exit_names(next(iter(counts.values())))
 
 
@@ -134,7 +134,9 @@ def early_exit_plot(
     """
     by_name = curves if isinstance(curves, Mapping) else {"": curves}
     if not by_name or any(curve.empty for curve in by_name.values()):
-        raise CorsdError(f"early_exit_plot needs curves with a row; there are {[len(c) for c in by_name.values()]} rows")
+        raise CorsdError(
+            f"early_exit_plot needs curves with one row or more; they have {[len(c) for c in by_name.values()]} rows"
+        )
     thresholds = threshold if isinstance(threshold, Mapping) else dict.fromkeys(by_name, threshold)
     rows = {name: curve.to_dict("records") for name, curve in by_name.items()}
     marked = {name: _row_of(rows[name], value, name) for name, value in thresholds.items() if value is not None}

@@ -66,8 +66,8 @@ def leaves_of(linkage: Matrix, count: int) -> npt.NDArray[np.int64]:
 
 
 def clustering_shape(linkage: Matrix, order: Matrix | None, tall: float, colour: str) -> tuple[dict[str, Any], float]:
-    """A dendrogram above a heatmap in `order` as a plotly shape, and the distance at its top. `tall`: its height / that of the
-    heatmap.
+    """A dendrogram above a heatmap in `order` as a plotly shape, and the distance at its top. `tall`: its height divided by
+    that of the heatmap.
 
     Leaves are above the centres of their columns; bars are at the distance of the joined clusters. Raises `CorsdError` if
     branches would cross in this order.

@@ -19,7 +19,7 @@ from corsd_lib.figures.style import DIVERGING, SCALE, Matrix, as_scores, class_l
 
 UNITS = ("class", "image")
 ALL_NAMED = 20  # more names than this do not all fit beside the cells
-MOST_NAMES = 30  # shown beside a larger heatmap: the smallest one, 360 pixels, has room for no more
+MOST_NAMES = 30  # names beside a larger heatmap; the smallest one, 360 pixels, has no room for more
 LIMIT = 0.5  # end of the colour scale of a difference; larger ones are rare, and 1 is the largest possible
 _USUAL = 80  # pixels for the class names that the default figure size includes
 _TREE = 0.14  # height of a dendrogram, relative to that of the heatmap
@@ -129,7 +129,7 @@ class NameRoom(NamedTuple):
 
     @classmethod
     def of(cls, names: Sequence[str], side: float) -> NameRoom:
-        """For escaped `names` of cells in a square of `side` pixels."""
+        """The layout for escaped `names` of cells in a square of `side` pixels."""
         size = 12 if len(names) <= 12 else 11 if len(names) <= ALL_NAMED else 10
         longest = round(0.58 * size * max(len(html.unescape(name)) for name in names)) + 8
         return cls(size, longest, longest <= side / len(names))
@@ -172,7 +172,7 @@ def _ordered(
     places = np.asarray(order)
     if sorted(places.tolist()) != list(range(count)):
         raise CorsdError(
-            f"order of {places.size} entries is not a permutation of {count} classes; each of 0 to {count - 1} once"
+            f"order of {places.size} entries is not a permutation of {count} classes; allowed: each of 0 to {count - 1} once"
         )
     return values[np.ix_(places, places)], [labels[place] for place in places], [full[place] for place in places]
 

@@ -49,7 +49,7 @@ def structure_over_depth(
         first, last = int(rows["epoch"].min()), int(rows["epoch"].max())
         for epoch in (last, first) if last > first else (last,):
             if same_start and epoch == first and i > 0:
-                continue  # the first run's line lies there
+                continue  # the line of the first run is at the same place
             shared, run = same_start and epoch == first, f"{name}, epoch {epoch}" if name else f"epoch {epoch}"
             look = {"dash": "dot", "width": 1.5} if epoch == first < last else {}
             part = rows[rows["epoch"] == epoch].sort_values("exit")
@@ -90,7 +90,10 @@ def structure_over_epochs(
 
 
 def _same_start(tables: Tables, measures: Sequence[str]) -> bool:
-    """True if several runs begin with the same values, as runs of one seed do: their lines would hide each other."""
+    """True if there are several runs, each with more than one epoch, that begin with the same values.
+
+    Runs with the same seed do; their lines for the first epoch would hide each other.
+    """
     starts = [rows[rows["epoch"] == rows["epoch"].min()].sort_values("exit") for rows in tables.values()]
     columns = ["epoch", "exit", *measures]
     trained = all(rows["epoch"].nunique() > 1 for rows in tables.values())
@@ -108,7 +111,7 @@ def _checked(table: pd.DataFrame | Tables, measures: Sequence[str]) -> Tables:
     for measure in measures:
         check_choice("measure", measure, MEASURES)
     if not measures or not tables:
-        raise CorsdError(f"a figure of {len(measures)} measures of {len(tables)} runs; allowed: one or more of each")
+        raise CorsdError(f"the figure has {len(measures)} measures and {len(tables)} runs; allowed: one or more of each")
     for name, rows in tables.items():
         if rows.empty:
             raise CorsdError(f"run {name!r} has an empty table")
@@ -168,7 +171,7 @@ def _finish(figure: go.Figure, measures: Sequence[str], rows: int, title: str, d
         values = np.concatenate([trace.y for trace in figure.select_traces(col=column)])
         look = {"type": "log", "tickvals": _log_ticks(values)} if logarithmic else {}
         figure.update_yaxes(title=unit, tickformat="~g", col=column, **look)
-        for row in range(2, rows + 1):  # the axes of a column follow its first, which must not follow itself
+        for row in range(2, rows + 1):  # the axes of a column follow its first axis, which must not follow itself
             figure.update_yaxes(matches="y" if column == 1 else f"y{column}", row=row, col=column)
     wide = max(560, 60 + 250 * len(measures))
     figure.update_layout(template=template(dark), width=wide, height=110 + 250 * rows, margin={"b": 70, "r": 36})

@@ -180,7 +180,7 @@ def save_png(
     Chromium is missing or takes minutes, and `MissingPackage` if kaleido is missing.
     """
     if colors is not None and not 1 <= colors <= 256:
-        raise CorsdError(f"colors {shortened(colors)} of a picture; allowed: 1 to 256")
+        raise CorsdError(f"colors = {shortened(colors)}; allowed: 1 to 256")
     check_replaceable(Path(path), b"\x89PNG", "a picture")
     require("a static picture", "kaleido")
     size = {"width": width or figure.layout.width or 980, "height": height, "scale": scale}
