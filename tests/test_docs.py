@@ -192,6 +192,12 @@ def test_the_details_of_the_results_are_what_the_records_say() -> None:
     assert found is not None
     main, birds, *small = _studies()
     written: list[float] = []
+    assert "about half of CORSD's gain on CIFAR-100 and about three fifths" in " ".join(found[1].split())
+    for study, share in ((main, 0.5), (birds, 0.6)):
+        gains = [study[row]["top1_by_seed"] for row in ("deep_supervision", "corsd", "baseline")]
+        common = gains[0].keys() & gains[1].keys() & gains[2].keys()
+        exits, corsd, plain = (sum(of[seed][-1] for seed in common) for of in gains)
+        assert (exits - plain) / (corsd - plain) == pytest.approx(share, abs=0.05)
     for study in (main, birds):
         peers = {
             name: _lead(study, "corsd", name)
