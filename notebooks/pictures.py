@@ -78,14 +78,14 @@ def _report(page: Page, file: Path) -> None:
 
 
 def page_picture(page_file: Path, picture: Path) -> None:
-    """Write the upper part of a page, up to 1,200 pixels, as a picture."""
+    """Write the upper part of a page, up to 1,700 pixels, as a picture."""
     with sync_playwright() as tool:
         browser = tool.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 900, "height": 700})
         page.goto(page_file.resolve().as_uri())
         page.wait_for_timeout(2000)  # plotly draws
         height = page.evaluate("document.documentElement.scrollHeight")
-        page.set_viewport_size({"width": 900, "height": min(1200, height)})
+        page.set_viewport_size({"width": 900, "height": min(1700, height)})
         page.wait_for_timeout(500)
         _write(page.screenshot(), picture.name, picture.parent)
         browser.close()

@@ -323,6 +323,12 @@ def test_walkthrough_trains_what_the_notebook_trains() -> None:
         assert eval(call, dict(space)) == walkthrough.plan(method, space["run_directory"])
 
 
+def test_the_capstone_names_every_setting_in_which_its_rows_differ() -> None:
+    printed = "".join(o.text for c in code_cells(solution_of(FOLDER / "14_capstone.ipynb")) for o in c.outputs if "text" in o)
+    (line,) = re.findall(r"^Settings that differ: (.*)$", printed, re.MULTILINE)
+    assert line == "exit_kd, hint."
+
+
 def test_index_lists_every_notebook_with_its_question() -> None:
     index = (FOLDER / "README.md").read_text(encoding="utf-8")
     for path in NOTEBOOKS:
