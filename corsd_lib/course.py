@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from corsd_lib.errors import CorsdError, shortened
 
-__all__ = ["Hint", "answered", "compare", "expect"]
+__all__ = ["Hint", "answered", "compare", "expect", "with_ends"]
 
 
 class Hint(AssertionError):
@@ -45,6 +45,17 @@ def compare(quantity: str, predicted: object, actual: object, unit: str = "", at
     else:
         verdict = "as you predicted" if str(predicted).strip().lower() == str(actual).lower() else f"you predicted {predicted}"
         print(f"{quantity}: {result}, {verdict}.")
+
+
+def with_ends(mean: float, low: float | None, high: float | None) -> str:
+    """A mean with the ends of its interval as text, such as "+1.2 [+0.1, +2.4]"; the mean alone if the ends are None.
+
+    One decimal, or two if an end would read 0.0: which side of 0 it is on decides whether the interval excludes 0.
+    """
+    if low is None or high is None:
+        return f"{mean:+.1f}"
+    digits = 2 if min(abs(low), abs(high)) < 0.05 else 1
+    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
 def _compared(quantity: str, predicted: object, actual: object, unit: str, atol: float, digits: int) -> str:

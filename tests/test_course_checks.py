@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from corsd_lib import CorsdError
-from corsd_lib.course import Hint, answered, compare, expect
+from corsd_lib.course import Hint, answered, compare, expect, with_ends
 
 
 def test_a_hint_is_an_assertion_error_that_jupyter_shows_without_a_traceback() -> None:
@@ -49,3 +49,10 @@ def test_a_word_is_compared_with_the_result(predicted: str, verdict: str, capsys
 def test_a_prediction_of_another_kind_is_refused(predicted: object) -> None:
     with pytest.raises(CorsdError, match=r"prediction .* of Accuracy; allowed: a number"):
         compare("Accuracy", predicted, 81.0)
+
+
+def test_an_interval_has_two_decimals_where_an_end_would_read_zero() -> None:
+    assert with_ends(1.23, 0.068, 2.391) == "+1.2 [+0.1, +2.4]"
+    assert with_ends(1.518, 0.049, 2.988) == "+1.52 [+0.05, +2.99]"
+    assert with_ends(-0.452, -0.912, 0.008) == "-0.45 [-0.91, +0.01]"
+    assert with_ends(0.5, None, None) == "+0.5"
