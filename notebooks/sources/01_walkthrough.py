@@ -450,7 +450,8 @@ figure.for_each_trace(lambda t: t.update(legendgrouptitle_text=panel[t.name]))
 # - `relation_margin` and `relation_transfer`: the two losses above;
 # - `logit_relation`: an image should be more related to the mean of its own class than
 #   to that of another (03). It stays near 1; its weight is 0.01.
-#
+
+# %% [markdown]
 # The distances to the teacher (`exit_kd`, `auxiliary_kd_...`, `relation_transfer`) fall
 # a little, rise, and fall again. Perhaps the teacher's outputs change first; we did not
 # test it. `auxiliary_inter` cannot fall below 2.08, because its target is one half on
@@ -676,12 +677,11 @@ print(
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Answer: can a network teach itself?
 #
-# > **What we found.** Not shown on these digits: the shallow exits get better, but no
-# > gain over exits that learn from labels alone was detected. At exit 1 CORSD gains
-# > 1.52 [0.05, 2.99] points, labels alone 1.2 [0.1, 2.4], and the rest is 0.3 [-0.4,
-# > 1.0]. Taught predictions change exit 1 by -0.45 [-0.91, 0.01]. Relations add 0.7
-# > [0.1, 1.4] at exit 1 of CORSD, the only one of six intervals that excludes 0.
-# > Relation networks do learn to tell same from different digits.
+# > **What we found.** Not shown on these digits: shallow exits get better, but no gain
+# > over learning from labels alone was detected. At exit 1 CORSD gains 1.52 [0.05,
+# > 2.99] points, labels alone 1.2 [0.1, 2.4], and the rest is 0.3 [-0.4, 1.0]. Taught
+# > predictions change exit 1 by -0.45 [-0.91, 0.01]. Relations add 0.7 [0.1, 1.4]
+# > there, the only one of six intervals that excludes 0. Relations do form.
 # >
 # > **How sure we are.** Ten seeds, paired, 95 % intervals. Your own run is one seed.
 # >

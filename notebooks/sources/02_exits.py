@@ -14,8 +14,8 @@
 # # 02 What do shallow layers already know?
 #
 # A network answers after its last layer. An **exit** is a small classifier on an
-# earlier layer. With exits you can measure how much is known after a third of the
-# network, and let easy images leave early.
+# earlier layer. With exits you can measure how much is known after the first of three
+# stages, and let easy images leave early.
 #
 # **You will learn**
 #
@@ -57,7 +57,7 @@ from corsd_lib.analysis import cumulative_macs, early_exit, early_exit_curve
 from corsd_lib.analysis import exit_accuracy, exit_agreement, first_correct
 from corsd_lib.analysis import overthinking
 from corsd_lib.batches import evaluation_batches
-from corsd_lib.course import answered, compare, expect
+from corsd_lib.course import answered, compare, expect, with_ends
 from corsd_lib.evaluation import exit_logits
 from corsd_lib.figures import early_exit_plot, exit_accuracy_bars
 from corsd_lib.figures import exit_accuracy_points, image_strip
@@ -159,8 +159,9 @@ compare("Cost of exit 3", my_cost, 100 * costs[-1] / plain_cost, " %", atol=2)
 # Early exit saves cost only if enough images leave early.
 #
 # ![Three stages in a row with an exit under each. Bars at the right show the cost of
-# one image that leaves at exit 1, 2 or 3: stages and passed exits. Leaving at exit 3
-# costs more than the plain network.](images/concept_exits.svg)
+# one image that leaves at exit 1, 2 or 3, to scale: 44, 76 and 106 percent of the plain
+# network. Each bar has a part for stages and a part for
+# exits.](images/concept_exits.svg)
 
 # %% [markdown]
 # ## Exits that watch: the probe
@@ -399,12 +400,14 @@ for pair in ("learning", "watching"), ("taught", "watching"), ("taught", "learni
     one, other = (by_seed[label] for label in pair)
     for k, place in enumerate(("exit 1", "exit 2", "deepest exit")):
         mean, low, high = mean_interval(one[s][k] - other[s][k] for s in other)
-        print(f"{' minus '.join(pair)}, {place}: {mean:+.1f} [{low:+.1f}, {high:+.1f}]")
+        print(f"{' minus '.join(pair)}, {place}: {with_ends(mean, low, high)}")
 
 # %% [markdown]
-# **Answer.** Learning and taught exits gain about one point at exits 1 and 2. Between
-# the two no difference was detected (exit 1: -0.2 [-0.9, 0.6]). At the deepest exit no
-# effect was detected for either.
+# **Answer.** Learning and taught exits gain about one point at exits 1 and 2. (An
+# interval is given with two decimals where an end would read 0.0: at exit 1 the lower
+# end of taught minus watching is just above 0.) Between the two no difference was
+# detected (exit 1: -0.2 [-0.9, 0.6]). At the deepest exit no effect was detected for
+# either.
 
 # %% [markdown]
 # ### The same on CIFAR-100
@@ -461,7 +464,7 @@ compare("First right at exit 1", my_share, 100 * counts[1] / len(labels), " %", 
 
 # %% [markdown]
 # **Answer.** Most images are right at exit 1. For them the other stages cannot help.
-# They can only do nothing, or harm.
+# They can only keep the right answer or spoil it.
 
 # %% [markdown]
 # ### Overthinking
@@ -474,7 +477,8 @@ compare("First right at exit 1", my_share, 100 * counts[1] / len(labels), " %", 
 # $$O = \frac{1}{N} \sum_{i=1}^{N} \mathbf{1}\big[\hat y^K_i \neq y_i \;\mathrm{and}\;
 # \hat y^k_i = y_i \;\mathrm{for\ some}\; k < K \big]$$
 #
-# The library's `overthinking` computes $O$. You write the other side of the coin.
+# The library's `overthinking` computes $O$. You now write its counterpart: what the
+# best choice of exit could reach.
 
 # %% [markdown]
 # ### Exercise 2, implement: the best possible exit
@@ -719,7 +723,8 @@ cheapest = {
     for rule, curve in curves.items()
 }
 look = {"deepest_macs": plain_macs, "threshold": cheapest}
-figure = early_exit_plot(curves, "Early exit with three rules", **look)
+title = "Early exit with three rules, 300 validation images"
+figure = early_exit_plot(curves, title, **look)
 figure.update_yaxes(title="accuracy on 300 validation images (%)")
 
 # %% [markdown]
@@ -732,8 +737,8 @@ figure.update_yaxes(title="accuracy on 300 validation images (%)")
 # %% [markdown]
 # ### Chosen on validation, reported on test
 #
-# If the best of many thresholds is chosen on some images, it looks better on them than
-# it is. So its loss has to be measured on images that had no part in the choice.
+# A threshold that is the best of many on some images looks better on these images than
+# on new ones. So its loss has to be measured on images that had no part in the choice.
 # `early_exit` chooses on validation and reports on test. We allow a loss of one point
 # on validation. On digits expect very low thresholds.
 #
@@ -758,10 +763,12 @@ compare("Larger on test", my_larger, larger, " of 3 runs")
 # %% [markdown]
 # **Answer.** In all three here, by 0.2 to 1.7 points. This does not demonstrate the
 # effect of the choice, for two reasons. First, there was hardly a choice: all three
-# runs end at the cheapest setting (56 % saved), where nearly all images leave at exit
-# 1. Second, three of three happens by chance in one of eight cases or more, because the
-# runs share their images.
-#
+# runs end at the cheapest setting (56 % saved), where nearly all images leave at the
+# first exit. Second, if larger and smaller were equally likely, three independent runs
+# would all be larger in one case of eight. These runs share their images, so it happens
+# more often.
+
+# %% [markdown]
 # Report the loss on test (797 images) in any case. A *negative* loss means that leaving
 # early was better than going to the end: shallow exits kept images right that the
 # deepest exit gets wrong. If nearly all images leave at exit 1, a network cut off after
@@ -784,13 +791,13 @@ print("CIFAR-100, learning, one seed:", ", ".join(f"{value:.1f} %" for value in 
 # ## Answer: what do shallow layers already know?
 #
 # > **What we found.** On digits most of it: a watching exit 1 gets 92.3 % right, the
-# > deepest 94.2 %. Learning adds 1.2 [0.1, 2.4] points at exit 1; no difference between
-# > taught and learning exits was detected (-0.2 [-0.9, 0.6]). On CIFAR-100 we have only
-# > exits that learn (36.9 to 43.1 %); early exit saves 22 % for one point on
-# > validation.
+# > deepest 94.2 %. Learning adds 1.2 [0.1, 2.4] points at exit 1; taught exits do not
+# > differ detectably (-0.2 [-0.9, 0.6]). CIFAR-100: learning exits reach 36.9 to 43.1 %
+# > (none watch); with taught exits (BYOT) early exit saves 22 % for one point on
+# > validation. Overthought: 3.0 ± 1.5 % (digits), 8.0 ± 3.1 % (CIFAR-100).
 # >
-# > **How sure we are.** Accuracies on digits have ten paired seeds. CIFAR-100 and
-# > overthinking (3.0 ± 1.5 % and 8.0 ± 3.1 %) have one run.
+# > **How sure we are.** Accuracies on digits have ten paired seeds; the rest has one
+# > run.
 # >
 # > **What it does not show.** It is open what an exit's convolutions compute.
 
