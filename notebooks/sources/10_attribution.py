@@ -253,10 +253,10 @@ gap = completeness_gap(found.values, found.score, found.baseline_score)
 print(f"yours {gap:.4f}, the library's {found.completeness_gap:.4f}")
 
 # %% [markdown]
-# **Answer.** Ten. One step is off by more than a third (14.78 for a gain of 10.79),
-# fifty are within about one percent. Each attribution of the library has its gap. Above
-# 5 %, use more steps. A small gap means that the *sum* is right. It does not mean that
-# the shares are.
+# **Answer.** Ten. With one step the sum is off by more than a third (14.78 for a gain
+# of 10.79), with fifty steps it is within about one percent. Each attribution of the
+# library has its gap. Above 5 %, use more steps. A small gap means that the *sum* is
+# right. It does not mean that the shares are.
 
 # %% [markdown]
 # ## The baseline
@@ -593,7 +593,7 @@ def areas_of(number, kind):  # the map and the deletion have the same baseline
 
 # %%
 table = pd.DataFrame([areas_of(number, "mean") for number in range(10)])
-table.round(3)
+table.set_index("label").round(3)
 
 # %%
 beaten = {name: (table["map"] < table[name]).sum() for name in ("random", "brightest")}
@@ -718,9 +718,10 @@ for name in ("orange plain square", "blue plain cross", "orange striped cross"):
 # %% [markdown]
 # So these maps are right about *where*. They do not say *what*: the first image has a
 # low relation with squares of the same colour and texture (0.11), with striped crosses
-# (0.00) and with blue ones (0.01). Shape and texture count, in the same pixels. For
-# colour this network cannot tell: blue plain crosses were not trained, and it relates
-# them to orange circles ([13_unseen_classes](13_unseen_classes.ipynb)).
+# (0.00) and with blue ones (0.01). So shape and texture count, and both lie in the same
+# pixels: these relations show it, the maps do not. Whether colour counts, this network
+# cannot tell: blue plain crosses were not trained, and it relates them to orange
+# circles ([13_unseen_classes](13_unseen_classes.ipynb)).
 
 # %% [markdown]
 # ## Explore it
@@ -784,15 +785,16 @@ image_attribution(twice, both_maps.numpy(), heads, title)
 # %% [markdown]
 # ## Answer: which pixels made it related?
 #
-# > **What we found.** For the 4 and the 9 the map points to the bottom row and the
-# > crossbar of the 4, but this map was not tested. For two orange crosses 94 % of the
-# > positive attribution lies on the cross. A map needs a baseline that scores low; two
-# > grey images score 1.00.
+# > **What we found.** Two orange crosses are related by the pixels of the cross: 94 %
+# > of the positive attribution lies on it (22 pairs). The map of the 4 and the 9 points
+# > to the bottom row and the crossbar, but is not tested. It needs a baseline that
+# > scores low: two grey images score 1.00.
 # >
-# > **How sure we are.** Test 1 has one image. In test 2 the map beats random order for
-# > ten of ten digits, *brightest first* for nine. Test 3 has 22 pairs.
+# > **How sure we are.** Random networks have other signs (test 1, one image). The map
+# > beats random order for ten of ten digits (test 2).
 # >
-# > **What it does not show.** It does not show which property counts.
+# > **What it does not show.** The maps do not show which property counts; relations
+# > suggest shape and texture.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: does the conclusion hold?
