@@ -58,7 +58,7 @@ from corsd_lib import RelationExplorer, committed_run, committed_summary, cosine
 from corsd_lib import relation_matrix, sample_run, train
 from corsd_lib.analysis import relation_networks_at, relation_quality, run_pixels
 from corsd_lib.analysis import same_class_auc, snapshot_scores
-from corsd_lib.course import answered, compare, expect
+from corsd_lib.course import answered, compare, expect, with_ends
 from corsd_lib.evaluation import exit_embeddings
 from corsd_lib.figures import SCALE, image_strip, relation_heatmap, template
 from corsd_lib.losses import margin_over_batch, relation_transfer, rkd_angle
@@ -141,8 +141,8 @@ assert torch.allclose(cosine, cosine_scores(embeddings), atol=1e-4)
 print("L2 and cosine: the same", len(l2), "x", len(l2), "scores as the library's")
 
 # %% [markdown]
-# The L2 scores need a wider tolerance: a small distance is the root of a difference of
-# large numbers, so rounding counts more.
+# The L2 scores need a wider tolerance: the library computes a small distance as the
+# root of a difference of two large numbers, so rounding errors are larger.
 #
 # **Predict:** the cosine relation of the two threes, and of the first three with the
 # first eight (images 60, 61 and 160).
@@ -255,9 +255,10 @@ found = ", ".join(name for name, loss in losses.items() if loss > 1e-4)
 compare("With a loss", my_losses, found)
 
 # %% [markdown]
-# **Answer.** Only `uneven`. RKD ignores scale, rotation and width, so teacher and
-# student need not use the same coordinates, nor equally many. Factors that differ from
-# image to image move the images against each other.
+# **Answer.** Only `uneven`. RKD ignores scale, rotation and width, so the embeddings of
+# teacher and student may have different coordinates, and a different number of them.
+# Factors that differ from image to image change the distances and angles between
+# images.
 #
 # ![Triangles of three embeddings i, j and k. A smaller and a rotated copy of the
 # teacher's triangle give no loss, a copy with k moved does.](images/concept_rkd.svg)
@@ -272,8 +273,8 @@ compare("With a loss", my_losses, found)
 # ### Structured pairs
 #
 # CORSD reads pairs that are chosen by class. An **intra** pair has two different images
-# of one class. Each gets an **inter** pair with the same first image, the *anchor*, and
-# an image of another class.
+# of one class. Each intra pair gets an **inter** pair with the same first image, the
+# *anchor*, and an image of another class.
 #
 # **Predict:** a batch has the labels 3, 3, 8, 8, 1. How many ordered intra pairs does
 # it have?
@@ -355,8 +356,8 @@ print("the same scores as the library's for", trained.numel(), "pairs")
 #
 # $$W\,[e_i; e_j] = U e_i + V e_j$$
 #
-# $U e$ and $V e$ are computed once an *image*, and a *pair* costs one addition. Nothing
-# is approximated.
+# $U e$ and $V e$ are computed once an *image*, and a *pair* costs one addition of two
+# vectors. Nothing is approximated.
 #
 # **Predict:** for all pairs of 200 images, by what factor does this reduce the number
 # of multiplications *of the first layer*?
@@ -374,7 +375,7 @@ print(f"with the score: {(concatenated + score) / (split + score):.0f} times")
 
 # %% [markdown]
 # **Answer.** The factor is the number of images in the batch. What is left per pair is
-# one addition, the ReLU and the score; with the score the factor is 79.
+# one vector addition, the ReLU and the score; with the score the factor is 79.
 
 # %% [markdown]
 # ### The ReLU makes it a relation
@@ -477,8 +478,8 @@ compare(f"Zero loss, m = 0.3, {len(same)} triplets", my_zero, share, " %", atol=
 
 # %% [markdown]
 # **Answer.** With $m = 1$ none, so every triplet keeps a gradient, though a small one
-# once its scores are near 0 and 1. With $m = 0.3$ most triplets have zero loss after
-# training and give no gradient.
+# once its scores are near 0 and 1. In this network, trained with $m = 1$, most triplets
+# would have zero loss with $m = 0.3$ and give no gradient.
 
 # %% [markdown]
 # ### Transfer
@@ -536,8 +537,10 @@ for stop, mine in ((True, my_with), (False, my_without)):
 
 # %% [markdown]
 # **Answer.** Without the stop-gradient the teacher moves half of the way to the
-# student. The code that the paper's authors released has no stop-gradient here; the
-# library has one, with a test.
+# student. The [code that the paper's authors
+# released](https://github.com/muzhou-yu/CORSD) has no stop-gradient here (`loss_KD_n`
+# and `loss_KD_p` in `distillation.py`, commit 3a76b1c); the library has one, with a
+# test.
 
 # %% [markdown]
 # ## Formula against training
@@ -709,10 +712,11 @@ print(f"the cosine has the higher AUC at {order} of 3 exits")
 print(f"the trained score has more contrast at {contrast} of 3 exits")
 
 # %% [markdown]
-# **Answer.** On unseen photographs the cosine orders pairs slightly better than the
-# network that was trained for it. One possible reason is overfitting: the relation
-# network was fitted to the 10,000 training images, on top of embeddings that were
-# fitted to them, too. A cosine has no parameters. This notebook does not test that.
+# **Answer.** In this run the cosine orders pairs slightly better than the trained
+# score, at all three exits. With one run and 300 images that is no finding yet. If it
+# holds with more seeds, one reason could be overfitting: the relation network was
+# fitted to the 10,000 training images, on top of embeddings that were fitted to them,
+# too. A cosine has no parameters. This notebook does not test that.
 
 # %% [markdown]
 # ### A case with known truth
@@ -804,19 +808,21 @@ for study, pair, mine in (
 ):
     rows = committed_summary(study)["methods"]
     ours, without = (rows[row]["top1_by_seed"] for row in pair)
-    name = f"{study} {'on top of' if pair[0] == 'corsd' else 'without'} class KD"
+    name = f"{study} {'with' if pair[0] == 'corsd' else 'without'} class KD"
     for k in range(4):
         mean, low, high = mean_interval(ours[s][k] - without[s][k] for s in without)
-        print(f"{name}, exit {k + 1}: {mean:+.1f} [{low:+.1f}, {high:+.1f}]")
+        print(f"{name}, exit {k + 1}: {with_ends(mean, low, high)}")
     compare(f"{name}, deepest exit", mine, mean, " points", atol=0.3, digits=1)
 
 # %% [markdown]
-# **Answer.** Without class KD, relation terms raise every exit on CUB-200-2011, by 2.7
+# **Answer.** On CUB-200-2011 without class KD, relation terms raise every exit, by 2.7
 # points at the deepest. The auxiliary classifiers alone add 2.3 of them
-# ([04_class_oriented](04_class_oriented.ipynb)). On top of class KD, exits 2 to 4 are
-# higher with them, but these two rows ran on different machines (a GPU and a CPU), so
-# hardware is not excluded as a cause. On CIFAR-100, on top of class KD, no gain was
-# detected at any exit.
+# ([04_class_oriented](04_class_oriented.ipynb)). Together with class KD, exits 2 to 4
+# are higher with them, the deepest by 0.8 [0.4, 1.2]. But these two rows ran on
+# different machines (a GPU, with an earlier version of the library, and a CPU), so this
+# is not excluded as a cause. On CIFAR-100, together with class KD, no gain was detected
+# at any exit (deepest: 0.1 [-0.5, 0.8]). Without class KD, CIFAR-100 was not tested. So
+# compare 0.1 with 0.8, not with 2.7.
 
 # %% [markdown]
 # ## Explore it
@@ -851,16 +857,16 @@ display(explorer)
 # %% [markdown]
 # ## Answer: what is the relation of two images?
 #
-# > **What we found.** It is a score, from a formula or a trained network. The trained
-# > score separates classes more sharply, but did not order new pairs better than the
-# > cosine in one run each on digits and CIFAR-100. For different `shapes` it is 0.19
-# > with shared colour and texture, else at most 0.01. Relation terms add 2.7 [2.4, 3.0]
-# > points on CUB-200-2011 without class KD; on CIFAR-100 no gain was detected.
+# > **What we found.** It is a score from 0 to 1, by a formula or a trained network. The
+# > trained one is sharper; a better order was not detected. Different classes of
+# > `shapes` get 0.19 if they share colour and texture, else at most 0.01. Relation
+# > terms add 2.7 [2.4, 3.0] points on birds without class KD, 0.8 [0.4, 1.2] together
+# > with it. On CIFAR-100, together with it, no gain was detected.
 # >
 # > **How sure we are.** AUC and `shapes` have one seed, the accuracies three (paired,
-# > not corrected).
+# > uncorrected).
 # >
-# > **What it does not show.** Why data sets differ is open.
+# > **What it does not show.** CIFAR-100 was not tested without class KD.
 
 # %% [markdown]
 # ## Exercise 4, predict and experiment: a formula inside CORSD
@@ -904,9 +910,9 @@ for name in ("cosine", "l2"):
 # %% [markdown]
 # ## Exercise 5, explain (open)
 #
-# The trained score has the higher contrast and not the higher AUC. Say in five
-# sentences for which use each measure matters, and design one experiment that would
-# tell overfitting of the relation network from another cause.
+# In these runs the trained score has the higher contrast and not the higher AUC. Say in
+# five sentences for which use each measure matters, and design one experiment that
+# would tell overfitting of the relation network from another cause.
 
 # %% [markdown] tags=["answer"]
 # *Write your answer here.*
