@@ -660,7 +660,7 @@ gain_by_method(rows_of(birds, "ablation")).update_layout(title_text=title)
 # **Predict:** all relation terms add 2.7 points. How many do the auxiliary classifiers
 # add alone, and how many the control?
 
-# %% slideshow={"slide_type": "fragment"}
+# %% slideshow={"slide_type": "subslide"}
 my_auxiliary, my_control = None, None  # points at the deepest exit
 
 added = {

@@ -694,14 +694,21 @@ figure.update_xaxes(title=axis).update_layout(showlegend=False)
 # twice: the library multiplies, too. And two weights in one folder are one training:
 # `train` opens what is finished.)
 
+# %% [markdown]
+# The steps:
+#
+# 1. `DoubtOptions(DeepSupervision.Options)`, with the weight `doubt: float = 1.0`
+# 2. `Doubt(DeepSupervision)`, with `name`, `Options` and `loss_terms`; then into
+#    `METHODS`
+# 3. `measures_of(weight, seed)`, which trains and returns accuracy and calibration
+#    error
+# 4. for the weights 0.1 and 1: `mean_interval` of the differences to weight 0
+# 5. `compare("Accuracy", my_sign_accuracy, ...)`, and the same for the calibration
+#    error
+
 # %%
 my_sign_accuracy, my_sign_calibration = None, None  # "+", "-" or "0"
-
-# 1. DoubtOptions(DeepSupervision.Options), with the weight `doubt: float = 1.0`
-# 2. Doubt(DeepSupervision), with `name`, `Options` and `loss_terms`; then into METHODS
-# 3. measures_of(weight, seed): trains, returns accuracy and calibration error
-# 4. for the weights 0.1 and 1: mean_interval of the differences to weight 0
-# 5. compare("Accuracy", my_sign_accuracy, ...), and the same for the calibration error
+# Your class and your trainings go here. Call `compare` with your two signs.
 
 # %% [markdown] tags=["solution"]
 # *One solution.* The method:

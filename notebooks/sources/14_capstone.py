@@ -329,8 +329,10 @@ found = differences(*configs)  # "NAME was OLD, is NEW", for every setting that 
 named = sorted(name.split(".")[-1] for name in re.findall(r"(\S+) was ", found))
 mine = my_settings and ", ".join(sorted(re.findall(r"\w+", my_settings)))
 compare("Settings that differ", mine, ", ".join(named))
-print(found)
 assert named == ["exit_kd", "hint"], "the rows differ in something else than teaching"
+
+# %%
+print(found.replace(", method", "\nmethod"))
 
 # %% [markdown]
 # **Answer.** Two weights, both of the teaching. In the row `taught` the weight of the
