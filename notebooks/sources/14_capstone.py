@@ -188,6 +188,8 @@ pilot = committed_summary("digits")["methods"]
 rows = [pilot[row]["top1_by_seed"] for row in ("byot", "deep_supervision")]
 gaps = [rows[0][s][0] - rows[1][s][0] for s in rows[0]]
 deviation = np.std(gaps, ddof=1)
+
+# %%
 mean, low, high = mean_interval(gaps)
 print(f"pilot, exit 1: {mean:+.1f} [{low:+.1f}, {high:+.1f}] points with right labels")
 print(f"standard deviation of a paired difference: {deviation:.2f} points")
