@@ -762,6 +762,8 @@ auc_by_epochs = {40: [], 80: []}  # one printed value a seed, in the same order
 by_seed = (measured["AUC"]["with"] - measured["AUC"]["without"])[:, 0].tolist()
 print(f"{epochs} epochs, AUC at exit 1, with minus without, by seed:", end=" ")
 print([round(value, 2) for value in by_seed])
+
+# %%
 pairs = zip(auc_by_epochs[40], auc_by_epochs[80], strict=False)
 mean, low, high = mean_interval(long - short for short, long in pairs)
 if low is not None:
