@@ -135,7 +135,9 @@ def build_backbone(
         raise _unknown_name_error(name)
     for what, value in (("in_channels", in_channels), ("width", width), ("image_size", image_size)):
         if value is not None and (type(value) is not int or not 1 <= value < 2**31):
-            raise CorsdError(f"{what} {shortened(value)} of network {name!r}; allowed: an integer of 1 or more, below {2**31}")
+            raise CorsdError(
+                f"{what} = {shortened(value)} for network {name!r}; allowed: an integer of 1 or more, below {2**31}"
+            )
     if name.startswith("timm:"):
         if width is not None or stem != "auto":
             given = f"width {shortened(width)}, stem {shortened(stem)}"

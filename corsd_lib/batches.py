@@ -116,7 +116,7 @@ def triplet_batches(labels: Tensor, batch_size: int, generator: torch.Generator)
     Each index is an anchor at most once in an epoch. An incomplete last batch is dropped unless it is the only one, so an epoch
     over n images has at most 3n indices. The only image of a class is its own positive. Returns index tensors int64 (3 ·
     (`batch_size` // 3),); the only batch may be shorter. Raises `CorsdError` if there are fewer than two classes and if
-    `batch_size` is below 3. Source: the authors' release.
+    `batch_size` is below 3. Source: the authors' code.
     """
     if batch_size < 3 or len(labels.unique()) < 2:
         raise CorsdError(f"triplets need a batch_size of at least 3 (got {shortened(batch_size)}) and at least two classes")

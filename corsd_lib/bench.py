@@ -127,10 +127,10 @@ def relation_share(name: str, repeat: int) -> dict[str, Any]:
 
 
 def release_ratio(name: str, repeat: int) -> dict[str, Any]:
-    """Time per anchor image of the release (three images for each anchor, pairs of feature maps), relative to ours."""
+    """Time per anchor image as in the authors' code (three images for each, pairs of feature maps), relative to ours."""
     seconds = _in_turn({"release": _release_stepper(name), "corsd": _stepper(name, "corsd")}, repeat)
     per_anchor = {"release": [s / ANCHORS for s in seconds["release"]], "corsd": [s / BATCH for s in seconds["corsd"]]}
-    what = f"the release's formulation / ours, time an anchor image, {name}"
+    what = f"the authors' formulation / ours, time an anchor image, {name}"
     return _measurement(what, _ratio(per_anchor, "release", "corsd"), "at least 3")
 
 
@@ -260,7 +260,7 @@ def _study_stepper(method_name: str, batch_size: int) -> Callable[[], None]:
 
 
 def _release_stepper(name: str) -> Callable[[], None]:
-    """A function that does one step as the release does: a triplet batch, the first relation input joined pair by pair."""
+    """A function that does one step of the authors' code: a triplet batch, the first relation input joined pair by pair."""
     network = build_network(name, CLASSES, exits="deepest")
     method = build_method("corsd_release", network=network)
     optimizer = torch.optim.SGD([*network.parameters(), *method.parameters()], lr=1e-3, momentum=0.9)
@@ -271,7 +271,7 @@ def _release_stepper(name: str) -> Callable[[], None]:
     def step() -> None:
         out = network(images)
         loss = nn.functional.cross_entropy(out.logits[-1][:ANCHORS], labels[:ANCHORS])
-        join = _join_one_by_one  # the release loops over samples at the first stage only
+        join = _join_one_by_one  # the authors' code loops over samples at the first stage only
         for module, maps in zip(method.relation_networks(), out.features, strict=True):
             relation = cast(MapRelation, module)
             pooled = relation.body(join(*maps.split(ANCHORS))).mean((2, 3))

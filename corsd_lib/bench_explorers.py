@@ -62,7 +62,8 @@ def images_of_explorer(run: Run, repeat: int) -> dict[str, Any]:
     from corsd_lib.widgets import RelationExplorer
 
     explorer, every = RelationExplorer(run), list(range(len(run.probes.labels)))
-    explorer.ask_images(0, "trained", 1, 1, every[:1], every)  # loads the relation networks, once for an epoch
+    # Loads the relation networks of the epoch before the measurement; they stay loaded.
+    explorer.ask_images(0, "trained", 1, 1, every[:1], every)
 
     def related() -> None:
         for begin in range(0, len(every), 250):

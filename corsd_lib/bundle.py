@@ -30,7 +30,10 @@ FILES = (
 
 
 def bundle_root() -> Path:
-    """The clone that the package lies in, else the folder inside the installed package."""
+    """The folder `_bundle` inside the package if there is one (a wheel), else the clone that the package lies in.
+
+    If there is neither, the path of `_bundle` is returned.
+    """
     package = Path(__file__).resolve().parent
     inside, clone = package / PACKAGED, package.parent
     return clone if not inside.is_dir() and (clone / "pyproject.toml").is_file() else inside

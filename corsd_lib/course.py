@@ -69,4 +69,4 @@ def _compared(quantity: str, predicted: object, actual: object, unit: str, atol:
 
 
 def _refuse(quantity: str, predicted: object) -> NoReturn:
-    raise CorsdError(f"prediction {shortened(predicted)} of {quantity}; allowed: a number, or None for no prediction")
+    raise CorsdError(f"the prediction of {quantity} is {shortened(predicted)}; allowed: a number, or None for no prediction")

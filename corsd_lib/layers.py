@@ -78,7 +78,7 @@ def downsampling(in_channels: int, out_channels: int, reduction_steps: int) -> n
     """
     if in_channels < 1 or out_channels < 1:
         raise CorsdError(
-            f"channels {shortened(in_channels)} -> {shortened(out_channels)} of a downsampling; allowed: 1 or more"
+            f"a downsampling has channels {shortened(in_channels)} -> {shortened(out_channels)}; allowed: 1 or more"
         )
     if reduction_steps < 0:
         raise CorsdError(f"reduction_steps = {shortened(reduction_steps)}; allowed: 0 or more")
@@ -99,7 +99,7 @@ def stride2_steps(reduction: int, deepest_reduction: int) -> int:
     """
     if not 1 <= reduction <= deepest_reduction:
         raise CorsdError(
-            f"reduction {shortened(reduction)} of a stage; allowed: 1 to {deepest_reduction}, that of the deepest stage"
+            f"the reduction of a stage is {shortened(reduction)}; allowed: 1 to {deepest_reduction}, that of the deepest stage"
         )
     return math.ceil(math.log2(deepest_reduction / reduction))
 

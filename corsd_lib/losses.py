@@ -140,7 +140,7 @@ def auxiliary_cross_entropy(logits: Tensor, first: Tensor, second: Tensor) -> Te
     """Soft cross-entropy of pair logits (P, C) against ½·onehot(`first`) + ½·onehot(`second`), both labels (P,); >= 0 nats.
 
     For an intra pair (`first` == `second`) this is the plain cross-entropy. The half/half label is a probability already; a
-    softmax over it, as in the authors' release, would make it nearly uniform. Source: the auxiliary term of CORSD.
+    softmax over it, as in the authors' code, would make it nearly uniform. Source: the auxiliary term of CORSD.
     """
     if not len(first):
         return logits.sum() * 0.0
@@ -152,7 +152,7 @@ def relation_transfer(teacher: tuple[Tensor, Tensor], student: tuple[Tensor, Ten
     """Mean of (r_student - sg r_teacher)² over pairs, in [0, 1]; both arguments are scores (intra (P,), inter (Q,)) in (0, 1).
 
     Intra and inter pairs have a weight of one half each, for any number of pairs (ours: the same expectation as the triplets of
-    the release, which have one pair of each kind). If there are no pairs of one kind, only the other counts. Source: the
+    the authors' code, which have one pair of each kind). If there are no pairs of one kind, only the other counts. Source: the
     relation transfer of CORSD.
     """
     parts = [(s - t.detach()).square().mean() for t, s in zip(teacher, student, strict=True) if s.numel()]
@@ -183,8 +183,8 @@ def margin_over_batch(scores: Tensor, labels: Tensor, margin: float = 1.0) -> Te
 
     `scores` (B, B) in (0, 1), `labels` (B,). Sorting each row costs O(B² log B), listing the triplets would cost O(B³): the
     inter scores above r_ij - m are a suffix of the sorted row, so their sum is one difference of prefix sums. The result is
-    exact. With m >= 1, as in the release, the hinge is never 0 and the loss is linear in the scores. Source of the algorithm:
-    ours.
+    exact. With m >= 1, as in the authors' code, the hinge is never 0 and the loss is linear in the scores. Source of the
+    algorithm: ours.
     """
     intra, inter = _intra_and_inter(labels)
     triplets = (intra.sum(1) * inter.sum(1)).sum()

@@ -59,9 +59,7 @@ class MultiExitNetwork(nn.Module):
         super().__init__()
         check_choice("exits", exits, ("all", "deepest"))
         if not is_whole(num_classes, 1, 2**31 - 1):
-            raise CorsdError(
-                f"num_classes {shortened(num_classes)} of a network; allowed: a whole number of 1 or more, below {2**31}"
-            )
+            raise CorsdError(f"num_classes = {shortened(num_classes)}; allowed: a whole number of 1 or more, below {2**31}")
         info = backbone.feature_info
         deepest_exit = Exit(info[-1], info[-1], num_classes)
         shallow_exits = [Exit(stage, info[-1], num_classes) for stage in info[:-1]] if exits == "all" else []
@@ -94,7 +92,7 @@ class MultiExitNetwork(nn.Module):
         It is in the same train or eval mode. Raises `CorsdError` for an exit that does not exist.
         """
         if not 0 <= k < len(self.exits):
-            raise CorsdError(f"exit {shortened(k)} of {len(self.exits)} exits; allowed: 0 to {len(self.exits) - 1}")
+            raise CorsdError(f"exit = {shortened(k)}; allowed: 0 to {len(self.exits) - 1}")
         backbone = self.backbone.truncated(self.exit_stages[k] + 1)
         return TruncatedNetwork(backbone, copy.deepcopy(self.exits[k])).train(self.training)
 
@@ -116,9 +114,9 @@ class TruncatedNetwork(nn.Module):
 def check_images(images: Tensor, in_channels: int) -> None:
     """Raise `CorsdError` unless `images` is a floating-point tensor (B, in_channels, H, W)."""
     if images.ndim != 4 or images.shape[1] != in_channels:
-        raise CorsdError(f"images of shape {tuple(images.shape)}; allowed: (B, {in_channels}, H, W)")
+        raise CorsdError(f"images have shape {tuple(images.shape)}; allowed: (B, {in_channels}, H, W)")
     if not images.is_floating_point():
-        raise CorsdError(f"images of type {images.dtype}; allowed: floating point, normalised")
+        raise CorsdError(f"images are of type {images.dtype}; allowed: floating point, normalised")
 
 
 def build_network(

@@ -140,7 +140,8 @@ def _check_columns(path: Path, columns: list[str]) -> None:
     if not exits or exits != wanted or [c.partition(".")[2] for c in validated] not in ([], wanted):
         found = ", ".join([*trained, *validated]) or "none"
         raise CorsdError(
-            f"{path}: columns of exits: {shortened(found)}; allowed: train_top1.exit1 and so on, and the same exits of val_top1"
+            f"{path}: the columns of exits are {shortened(found)}; allowed: train_top1.exit1 and so on, and the same exits of "
+            "val_top1"
         )
 
 
@@ -161,7 +162,8 @@ def read_test(path: Path) -> dict[str, Any]:
     trained = values.get("trained", values)["exits"]
     if len(trained) != len(values["exits"]):
         raise CorsdError(
-            f"{path}: trained: exits has {len(trained)} entries; allowed: {len(values['exits'])}, as the evaluation itself has"
+            f"{path}: trained: exits has {len(trained)} entries; allowed: {len(values['exits'])}, "
+            "as many as exits of the export itself"
         )
     return values
 
@@ -253,7 +255,7 @@ def _check_within(path: Path, name: str, values: Tensor, low: float, high: float
     if values.numel() and not (low <= values.min() and values.max() <= high):
         found = " to ".join(f"{v}" if isinstance(v, int) else f"{v:g}" for v in (values.min().item(), values.max().item()))
         allowed = f"{low:g} to {high:g}" if high < _COUNTS else f"whole numbers of at least {low:g}"
-        raise CorsdError(f"{path}: {name} from {found}; allowed: {allowed}")
+        raise CorsdError(f"{path}: {name}: values are from {found}; allowed: {allowed}")
 
 
 def _shape_error(path: Path, name: str, tensor: Tensor, allowed: str) -> CorsdError:

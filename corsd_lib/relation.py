@@ -66,7 +66,7 @@ def sample_pairs(labels: Tensor, generator: torch.Generator | None = None, limit
     """All ordered intra pairs of a batch (at most `limit`, chosen at random), and as many inter pairs with the same anchors.
 
     `labels` (B,); `generator`: a CPU generator. Without intra pairs every image is the anchor of one inter pair; with a single
-    class there are no inter pairs. Source: ours; triplets as in the release, but from any batch.
+    class there are no inter pairs. Source: ours; triplets as in the authors' code, but from any batch.
     """
     y = labels.cpu()
     same = y[:, None] == y[None, :]
@@ -90,7 +90,7 @@ def _other_class(y: Tensor, same: Tensor, anchors: Tensor, generator: torch.Gene
 
 
 def triplet_pairs(batch_size: int, device: torch.device | str = "cpu") -> StructuredPairs:
-    """Pairs of a batch laid out as [anchors, same class, other class], each a third of `batch_size`, as in the release.
+    """Pairs of a batch laid out as [anchors, same class, other class], each a third of `batch_size`, as in the authors' code.
 
     Raises `CorsdError` unless `batch_size` is a multiple of 3.
     """
@@ -104,9 +104,9 @@ class PairScore(nn.Module):
     """Score of two vectors, r_ij = sigmoid(w·h_ij) in (0, 1) with h_ij = ReLU(U·e_i + V·e_j + b); for given pairs or for all
     pairs.
 
-    The release has a network that takes a concatenated pair; here its first layer is split: W·[e_i; e_j] = U·e_i + V·e_j. The
-    scores of all B² ordered pairs then need two matrix products and one broadcast sum. Vectors are first layer-normalised
-    without parameters, because their scale differs between stages. For more than `block_pairs` pairs the scores are computed in
+    The authors' network takes a concatenated pair; here its first layer is split: W·[e_i; e_j] = U·e_i + V·e_j. The scores
+    of all B² ordered pairs then need two matrix products and one broadcast sum. Vectors are first layer-normalised without
+    parameters, because their scale differs between stages. For more than `block_pairs` pairs the scores are computed in
     blocks that are recomputed in the backward pass, so that memory grows with the block, not with B² x hidden. With `symmetric`
     V = U, so that r_ij = r_ji. Source of the split: ours.
     """
@@ -215,8 +215,8 @@ class HandcraftedRelation(nn.Module):
 
 
 class MapRelation(nn.Module):
-    """Relation network of the release: two feature maps, concatenated by channels, pass separable convolutions, pooling and an
-    MLP.
+    """Relation network of the authors' code: two feature maps, concatenated by channels, pass separable convolutions, pooling
+    and an MLP.
 
     `channels`: of this stage; `deepest_channels`: of the deepest stage; `steps`: number of stride-2 steps between the two. The
     convolutions return 2 · `deepest_channels` channels (ours), as many as a concatenated pair has at the deepest stage, where

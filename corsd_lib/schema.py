@@ -160,7 +160,7 @@ def entries(check: Check, least: int = 0) -> Check:
 
     def check_all(value: Any, where: Location) -> None:
         if type(value) is not dict:
-            _refuse(value, where, "an object")
+            _refuse(value, where, "a JSON object")
         if len(value) < least:
             raise CorsdError(f"{location_text(where)} has {len(value)} entries; allowed: {least} or more")
         for name, each in value.items():
@@ -178,10 +178,10 @@ def fields(required: Mapping[str, Check], others: Mapping[str, Check] | None = N
 
     def check_fields(value: Any, where: Location) -> None:
         if type(value) is not dict:
-            _refuse(value, where, "an object")
+            _refuse(value, where, "a JSON object")
         for name in required:
             if name not in value:
-                raise CorsdError(f"{location_text(where)} lacks {name}; allowed: an object with {', '.join(required)}")
+                raise CorsdError(f"{location_text(where)} lacks {name}; allowed: a JSON object with {', '.join(required)}")
         for name, each in value.items():
             if name in known:
                 known[name](each, (*where, name))

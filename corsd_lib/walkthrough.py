@@ -116,7 +116,10 @@ def table(tests: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def find_notebook() -> Path:
-    """The first notebook, of the working directory or of the bundle. Raises `CorsdError` if it does not exist."""
+    """Path of `NOTEBOOK`, in `notebooks/` of the working directory or else of the bundle.
+
+    Raises `CorsdError` if it is in neither.
+    """
     places = [Path("notebooks"), bundle_root() / "notebooks"]
     for place in places:
         if (place / NOTEBOOK).is_file():
@@ -136,7 +139,7 @@ def execute(notebook: Path, out: Path, epochs: int) -> Path:
     shutil.copytree(notebook.parent / "images", out / "images", dirs_exist_ok=True)
     parameters = {"epochs": epochs, "per_class": PER_CLASS, "seed": SEED, "run_directory": str((out / "runs").resolve())}
     print(f"Executing {notebook.name}", flush=True)
-    # papermill would stop at a check that fails until the reader has answered it.
+    # Not executed by papermill: it would stop at the first check, and checks fail until the reader has answered them.
     content = parameterize_notebook(load_notebook_node(str(notebook)), parameters)
     place = {"metadata": {"path": str(out)}}
     NotebookClient(

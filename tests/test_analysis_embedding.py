@@ -141,7 +141,7 @@ def test_embeddings_that_are_all_the_same_become_zeros() -> None:
 def test_embeddings_that_are_not_finite_are_named(value: float) -> None:
     x = _points(4, 3)
     x[2, 1] = value
-    with pytest.raises(CorsdError, match=r"embeddings of shape \(4, 3\); allowed: \(N, D\), all of them finite"):
+    with pytest.raises(CorsdError, match=r"embeddings are not all finite; allowed: finite numbers"):
         scaled_embedding(x)
 
 
@@ -188,10 +188,10 @@ def test_settings_that_are_no_good_are_named(tiny_run: Run) -> None:
     for call in (lambda **k: joint_projection(points, **k), lambda **k: stage_embedding(tiny_run, **k)):
         with pytest.raises(CorsdError, match="method of an embedding 'tsne' is not known; allowed: umap, pca"):
             call(method="tsne")
-        with pytest.raises(CorsdError, match="neighbours = 1 of an embedding; allowed: 2 or more"):
+        with pytest.raises(CorsdError, match="neighbours = 1; allowed: 2 or more"):
             call(neighbours=1)
         for bad in (-0.1, 1.5, math.nan):
-            with pytest.raises(CorsdError, match=r"min_dist = .* of an embedding; allowed: 0 to 1"):
+            with pytest.raises(CorsdError, match=r"min_dist = .*; allowed: 0 to 1"):
                 call(min_dist=bad)
     with pytest.raises(CorsdError, match="4 points for method 'umap'; allowed: 5 or more, or method 'pca'"):
         joint_projection(points[:, :, :4])
@@ -264,10 +264,10 @@ def test_a_run_of_one_exit(tiny: Tiny) -> None:
 
 def test_what_is_not_in_the_run_is_named(run: Run) -> None:
     for epochs in ([7], [0, 7], [], [0, 0]):
-        with pytest.raises(CorsdError, match=r"epochs \[.*\] of an embedding; allowed: one or more, each once, of 0, 1, 2"):
+        with pytest.raises(CorsdError, match=r"epochs = \[.*\]; allowed: one or more, each once, of 0, 1, 2"):
             stage_embedding(run, epochs, method="pca")
     for exits in ([0], [4], [], [1, 1], [-1]):
-        with pytest.raises(CorsdError, match=r"exits \[.*\] of an embedding; allowed: one or more, each once, of 1, 2, 3"):
+        with pytest.raises(CorsdError, match=r"exits = \[.*\]; allowed: one or more, each once, of 1, 2, 3"):
             stage_embedding(run, exits=exits, method="pca")
     shutil.rmtree(run.path / "probes")
     with pytest.raises(CorsdError, match="none, the run has no probe snapshot yet"):

@@ -384,7 +384,7 @@ def test_what_cannot_be_done_is_named(digits: ImageData, tiny_run: Run) -> None:
         early_exit(network)
     with pytest.raises(CorsdError, match="rule 'luck' is not known; allowed: confidence, entropy, patience"):
         early_exit(tiny_run, rule="luck")
-    with pytest.raises(CorsdError, match="data 'digits' has 10 classes, the network 7"):
+    with pytest.raises(CorsdError, match="data 'digits' has 10 classes, but the network has 7"):
         early_exit(build_network("resnet8", 7, in_channels=1, image_size=8, width=4), digits)
 
 
@@ -397,14 +397,14 @@ def test_logits_that_do_not_fit_are_named() -> None:
     for bad in ([math.nan], 0.5):
         with pytest.raises(CorsdError, match=r"thresholds .* allowed: a list of numbers"):
             early_exit_curve(logits, labels, [1, 2], thresholds=bad)  # type: ignore[arg-type]
-    with pytest.raises(CorsdError, match=r"logits of shapes \[\(10, 3\), \(9, 3\)\]"):
+    with pytest.raises(CorsdError, match=r"logits have shapes \[\(10, 3\), \(9, 3\)\]"):
         exit_agreement([logits[0], logits[1][:9]])
     for empty in ([], [torch.zeros(0, 3)], [torch.zeros(3)]):
-        with pytest.raises(CorsdError, match="logits of shapes"):
+        with pytest.raises(CorsdError, match="logits have shapes"):
             exit_agreement(empty)
-    with pytest.raises(CorsdError, match=r"labels of shape \(9,\) for 10 images"):
+    with pytest.raises(CorsdError, match=r"labels have shape \(9,\); allowed: \(10,\), one for each image"):
         exit_accuracy(logits, labels[:9])
-    with pytest.raises(CorsdError, match=r"allowed: \(10,\) of 0 to 2"):
+    with pytest.raises(CorsdError, match="labels are from 1 to 3; allowed: 0 to 2"):
         first_correct(logits, labels + 1)
     with pytest.raises(CorsdError, match="bins = 0"):
         calibration_bins(logits[0], labels, 0)

@@ -98,7 +98,7 @@ def test_images_are_those_that_the_method_shows_the_network(tiny: Tiny, monkeypa
 
 
 def test_no_batch_is_refused_and_own_images_are_asked_for(tiny_run: Run, tiny: Tiny) -> None:
-    with pytest.raises(CorsdError, match="batches = 0 of term_gradients must be at least 1"):
+    with pytest.raises(CorsdError, match="batches = 0; allowed: 1 or more"):
         term_gradients(tiny_run, batches=0)
     data = replace(load_data(tiny()), name="mine")
     run = train(tiny(epochs=1), data=data, progress=False)

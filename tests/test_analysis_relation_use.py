@@ -64,7 +64,7 @@ def test_scores_that_are_the_share_of_intra_pairs_are_calibrated() -> None:
         (torch.zeros(3, 4), torch.zeros(3, dtype=torch.long), 10, r"scores of shape \(3, 4\) do not fit 3 labels"),
         (torch.zeros(3, 3), torch.zeros(3, dtype=torch.long), 10, "6 intra pairs and 0 inter pairs"),
         (torch.zeros(3, 3), torch.arange(3), 10, "0 intra pairs and 6 inter pairs"),
-        (torch.zeros(3, 3), torch.arange(3), 0, "bins = 0 of a reliability diagram"),
+        (torch.zeros(3, 3), torch.arange(3), 0, "bins = 0; allowed: 1 or more"),
     ],
 )
 def test_what_cannot_be_calibrated_is_named(scores: Tensor, labels: Tensor, bins: int, words: str) -> None:

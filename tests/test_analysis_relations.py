@@ -255,7 +255,7 @@ def test_orders_name_what_they_lack() -> None:
         class_order("label")
     with pytest.raises(CorsdError, match="the relation has 4 classes, superclass_of_class has 3; allowed: the same number"):
         class_order("label", matrix, superclasses[:3])
-    with pytest.raises(CorsdError, match=r"a class-level relation of shape \(4, 3\); allowed: \(C, C\)"):
+    with pytest.raises(CorsdError, match=r"the class-level relation has shape \(4, 3\); allowed: \(C, C\)"):
         class_order("cluster", matrix[:, :3])
     with pytest.raises(CorsdError, match=r"relations from .* to 3 cannot be clustered; allowed: 0 to 1"):
         linkage_of(torch.tensor([[0.0, 3.0], [3.0, 0.0]]))

@@ -217,7 +217,7 @@ def test_a_network_that_diverged_has_a_structure_of_nan(bad: float) -> None:
 
 @pytest.mark.parametrize("shape,labels", [((4, 2, 2), 4), ((4, 2), 3), ((0, 2), 0)])
 def test_other_shapes_are_named(shape: tuple[int, ...], labels: int) -> None:
-    with pytest.raises(CorsdError, match=r"embeddings of shape \(.*\) with labels of shape .*; allowed: \(N, D\) and \(N,\)"):
+    with pytest.raises(CorsdError, match=r"embeddings have shape \(.*\), labels .*; allowed: \(N, D\) and \(N,\)"):
         scatter(torch.zeros(shape), torch.zeros(labels, dtype=torch.long))
 
 
@@ -305,7 +305,7 @@ def test_runs_that_looked_at_other_images_are_not_compared(tiny_run: Run, tmp_pa
     ]
     for changed, told in changes:
         write_tensors(file, changed, told)
-        with pytest.raises(CorsdError, match="have different probe images: 50 of validation of 'digits'"):
+        with pytest.raises(CorsdError, match="have different probe images \(50 from validation of 'digits'"):
             cka_between_runs(tiny_run, copy, 0)
     write_tensors(file, tensors, metadata)
     copy.data = replace(copy.data, class_names=tuple("abcdefghij"))

@@ -271,7 +271,7 @@ def test_memory_of_another_shape_or_missing_is_named(tmp_path: Path) -> None:
         ({"seconds": [1]}, r"seconds = [1]; allowed"),
         ({"precision": {"scale": 1.0}}, "precision = {'scale': 1.0}; allowed: an empty object"),
         ({"precision": None}, "precision = None; allowed: an empty object"),
-        ({"tensors": []}, "its list of tensors is []; allowed: an object"),
+        ({"tensors": []}, "its list of tensors is []; allowed: a JSON object"),
     ],
 )
 def test_a_position_that_no_training_of_these_epochs_has_is_named(

@@ -119,7 +119,7 @@ def test_a_file_that_is_no_configuration_is_one_error(run: Run, tmp_path: Path, 
     "field,value,message",
     [
         *(("exit", value, "exit = ") for value in ("2", None, 2.0, True, 0)),
-        ("exit", 4, "exit 4 of a network; allowed: 1 to 3"),
+        ("exit", 4, "exit = 4; allowed: 1 to 3"),
         ("class_names", 3, "class_names = 3; allowed: a list"),
         ("class_names", [], "class_names has 0 entries"),
         ("class_names", [["a"], "b"], r"class_names\[0\] = \['a'\]; allowed: a string"),
@@ -145,7 +145,7 @@ def test_a_wrong_value_of_the_configuration_is_named(run: Run, tmp_path: Path, f
             ExitClassifier(**{**config, field: value})
     del config["std"]
     write_json(tmp_path / "config.json", config)
-    with pytest.raises(CorsdError, match=r"config\.json lacks std; allowed: an object with network"):
+    with pytest.raises(CorsdError, match=r"config\.json lacks std; allowed: a JSON object with network"):
         ExitClassifier.from_pretrained(str(tmp_path))
 
 
@@ -199,7 +199,7 @@ def test_a_place_that_cannot_be_written_is_one_error(run: Run, tmp_path: Path, m
 
 @pytest.mark.parametrize("exit", [0, 4, "2", 2.0, True])
 def test_an_exit_that_is_not_there_is_named(run: Run, exit: Any) -> None:
-    with pytest.raises(CorsdError, match=f"exit {exit!r} of a network; allowed: 1 to 3"):
+    with pytest.raises(CorsdError, match=f"exit = {exit!r}; allowed: 1 to 3"):
         ExitClassifier.from_run(run, exit)
 
 

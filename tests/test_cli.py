@@ -281,7 +281,7 @@ def test_train_says_what_was_passed_over_once(pictures: Path, tmp_path: Path, ca
         ("train --data cifar10 --data-root nowhere --out OUT", "error: cifar10 is neither at nowhere"),
         ("train --per-class 101 --out OUT", "error: per_class 101 is more than the 100 training images of class '0'"),
         ("train --network resnet9 --out OUT", "error: network 'resnet9' is not known; allowed: resnet8, "),
-        ("train --width 0 --out OUT", "error: width 0 of network 'resnet8'"),
+        ("train --width 0 --out OUT", "error: width = 0 for network 'resnet8'"),
         ("train --image-size 0 --out OUT", "error: image_size is 0; allowed: a whole number of at least 1"),
         ("train --crop-to-box --out OUT", "error: crop_to_box is on for 'digits'; allowed: only for cub200"),
         ("train --sampling pairs --out OUT", "error: sampling 'pairs' is not known; allowed: plain, balanced, triplet"),

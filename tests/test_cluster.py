@@ -177,8 +177,8 @@ def test_a_finished_run_of_another_configuration_is_not_recorded(write: Write, s
         ({"nodes": 2}, "slurm setting nodes is fixed: a training is one task on one node"),
         ({"time": 5}, "slurm setting time is not allowed; set timeout_min"),
         ({"signal_delay_s": "9"}, "slurm setting signal_delay_s = '9'; allowed: 10 to 86,400 seconds"),
-        ({"additional_parameters": "x"}, "slurm setting additional_parameters = 'x'; allowed: an object$"),
-        ({"additional_parameters": [1]}, r"slurm setting additional_parameters = \[1\]; allowed: an object$"),
+        ({"additional_parameters": "x"}, "slurm setting additional_parameters = 'x'; allowed: a JSON object$"),
+        ({"additional_parameters": [1]}, r"slurm setting additional_parameters = \[1\]; allowed: a JSON object$"),
     ],
 )
 def test_a_wrong_setting_is_one_error(write: Write, slurm: Slurm, settings: dict[str, Any], message: str) -> None:
@@ -204,7 +204,9 @@ def test_a_setting_may_be_a_number_or_none(write: Write, slurm: Slurm) -> None:
 @pytest.mark.parametrize("line", ["oneword", "slurm_load_jobs error: Unable to contact", "7_0 PENDING extra", "\\377\\376"])
 def test_an_unexpected_line_of_squeue_is_one_error(write: Write, slurm: Slurm, line: str) -> None:
     slurm.command("squeue", f"printf '7_0 PENDING\\n{line}\\n'")
-    with pytest.raises(CorsdError, match=r"^Slurm does not answer squeue: unexpected line '.*'; expected: 7_0 RUNNING$"):
+    with pytest.raises(
+        CorsdError, match=r"^the answer of Slurm to squeue has the line '.*'; expected: a line like 7_0 RUNNING$"
+    ):
         submit(write())
 
 
@@ -247,7 +249,7 @@ def test_what_slurm_says_is_passed_on(write: Write, slurm: Slurm, monkeypatch: p
     with pytest.raises(CorsdError, match=r"^slurm did not accept the jobs: sbatch: error: invalid partition specified: x$"):
         submit(write())
     slurm.queue.unlink()
-    with pytest.raises(CorsdError, match=r"^Slurm does not answer squeue: cat: .*queue"):
+    with pytest.raises(CorsdError, match=r"^Slurm gave no answer to squeue: cat: .*queue"):
         submit(write())
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(CorsdError, match="executor 'slurm' is not available here: Could not detect \"srun\""):

@@ -47,7 +47,7 @@ def test_a_word_is_compared_with_the_result(predicted: str, verdict: str, capsys
 
 @pytest.mark.parametrize("predicted", ["half", True, [1, 2]])
 def test_a_prediction_of_another_kind_is_refused(predicted: object) -> None:
-    with pytest.raises(CorsdError, match=r"prediction .* of Accuracy; allowed: a number"):
+    with pytest.raises(CorsdError, match=r"the prediction of Accuracy is .*; allowed: a number"):
         compare("Accuracy", predicted, 81.0)
 
 

@@ -197,9 +197,9 @@ def test_a_program_that_does_not_run_leaves_no_file(tiny_run: Run, tmp_path: Pat
 @pytest.mark.parametrize(
     "options,message",
     [
-        ({"exit": 4}, "exit 4 of 3 exits; allowed: 1 to 3, or 'all'"),
-        ({"exit": 0}, "exit 0 of 3 exits; allowed: 1 to 3, or 'all'"),
-        ({"exit": "deepest"}, "exit 'deepest' of 3 exits; allowed: 1 to 3, or 'all'"),
+        ({"exit": 4}, "exit = 4; allowed: 1 to 3, or 'all'"),
+        ({"exit": 0}, "exit = 0; allowed: 1 to 3, or 'all'"),
+        ({"exit": "deepest"}, "exit = 'deepest'; allowed: 1 to 3, or 'all'"),
         ({"format": "tensorrt"}, "format 'tensorrt' is not known; allowed: torch.export, onnx"),
     ],
 )

@@ -262,7 +262,7 @@ def test_a_network_is_left_in_the_modes_it_came_in(digits: ImageData, network: M
 
 def test_modes_come_back_after_an_error_too(network: MultiExitNetwork) -> None:
     network.train()
-    with pytest.raises(CorsdError, match="images of shape"), evaluation.evaluating(network):
+    with pytest.raises(CorsdError, match="images have shape"), evaluation.evaluating(network):
         network(torch.zeros(1, 3, 8, 8))
     assert all(m.training for m in network.modules()) and torch.is_grad_enabled()
 
@@ -295,7 +295,7 @@ def test_what_cannot_be_evaluated_is_named(digits: ImageData, network: MultiExit
         evaluate(network, digits, split="mean")
     with pytest.raises(CorsdError, match="data 'digits' has no split 'validation': set a validation_fraction"):
         evaluate(network, replace(digits, validation=None), split="validation")
-    with pytest.raises(CorsdError, match="data 'digits' has 10 classes, the network 7"):
+    with pytest.raises(CorsdError, match="data 'digits' has 10 classes, but the network has 7"):
         evaluate(build_network("resnet8", 7, in_channels=1, image_size=8, width=4), digits)
     with pytest.raises(CorsdError, match="device 'nowhere' cannot be used") as caught:
         evaluate(network, digits, device="nowhere")

@@ -78,7 +78,7 @@ def test_points_look_as_their_kind_in_the_legend() -> None:
         looks.add((colour, symbol))
     assert len(looks) == 20 and look["color"].dtype == np.float32
     assert (look["cmin"], look["cmax"]) == (-0.5, 5.5)
-    with pytest.raises(CorsdError, match="colour_by 'new' is unknown; allowed: old"):
+    with pytest.raises(CorsdError, match="colour_by contains 'new', which is not in the given order: old"):
         point_look(["new"], ["old"])
 
 
@@ -114,7 +114,7 @@ def test_more_than_four_panels_go_on_in_a_second_row() -> None:
 
 
 def test_what_does_not_fit_the_points_is_named() -> None:
-    with pytest.raises(CorsdError, match=r"coordinates of shape \(2, 4\)"):
+    with pytest.raises(CorsdError, match=r"coordinates have shape \(2, 4\)"):
         figures.embedding_scatter(POINTS[..., 0], LABELS, NAMES, ["1", "2"])
     with pytest.raises(CorsdError, match="3 labels; 4 are expected"):
         figures.embedding_scatter(POINTS, LABELS[:3], NAMES, ["1", "2"])
@@ -170,7 +170,7 @@ def test_the_title_says_on_how_few_pixels_half_of_the_attribution_lies() -> None
 
 @pytest.mark.parametrize("maps", [MAPS[:1], MAPS[:, :4], np.full_like(MAPS, np.nan)])
 def test_maps_that_do_not_fit_the_images_are_refused(maps: np.ndarray) -> None:
-    with pytest.raises(CorsdError, match=r"maps of shape .* allowed: \(n, H, W\), finite"):
+    with pytest.raises(CorsdError, match=r"maps have shape .* allowed: \(n, H, W\), finite"):
         figures.image_attribution(IMAGES, maps, ["a", "b"])
 
 

@@ -58,7 +58,7 @@ def test_many_groups_are_framed_and_one_group_has_no_line() -> None:
     assert len(frames) == 100
     assert frames[3] == [(29.5, 29.5), (39.5, 29.5), (39.5, 39.5), (29.5, 39.5)]
     assert boundary_shapes([2, 2, 2], 3) == []
-    with pytest.raises(CorsdError, match=r"groups of shape \(2,\) for 3 rows"):
+    with pytest.raises(CorsdError, match=r"groups have shape \(2,\) for 3 rows"):
         boundary_shapes([0, 1], 3)
 
 
@@ -68,7 +68,7 @@ def test_group_names_stand_at_the_middles_of_the_groups() -> None:
     for axis in (figure.layout.xaxis, figure.layout.yaxis):
         assert list(axis.tickvals) == [ESCAPED[1], ESCAPED[4]]
         assert list(axis.ticktext) == ["a name that is much too l…", "&lt;water&gt;"]
-    with pytest.raises(CorsdError, match="groups 0 to 2 with 2 group names"):
+    with pytest.raises(CorsdError, match="groups are numbered 0 to 2 and have 2 names"):
         figures.relation_heatmap(MATRIX, NAMES, groups=[2, 2, 2, 0, 0], group_names=names[:2])
 
 
@@ -106,7 +106,7 @@ def test_a_tree_that_does_not_fit_is_refused() -> None:
     with pytest.raises(CorsdError, match="branches would cross"):
         figures.relation_heatmap(relation, list("abcd"), dendrogram=linkage, order=[0, 2, 1, 3])
     figures.relation_heatmap(relation, list("abcd"), dendrogram=linkage, order=[1, 0, 2, 3])  # another turn of the same tree
-    with pytest.raises(CorsdError, match=r"dendrogram of shape \(3, 4\) for 5 rows"):
+    with pytest.raises(CorsdError, match=r"the dendrogram has shape \(3, 4\) for 5 rows"):
         figures.relation_heatmap(MATRIX, NAMES, dendrogram=linkage)
     with pytest.raises(CorsdError, match="2 rows or more"):
         figures.relation_heatmap([[1.0]], ["a"], dendrogram=np.zeros((0, 4)))
@@ -148,7 +148,7 @@ def test_a_difference_says_what_changed() -> None:
     nothing = figures.relation_difference(after * np.nan, before, ["a", "b"]).layout.title.text
     assert nothing == "No pair has a relation in both"
     assert "0.40" in figures.relation_difference([[0.9]], [[0.5]], ["a"]).layout.title.text
-    with pytest.raises(CorsdError, match=re.escape("(2, 2) minus one of shape (1, 1)")):
+    with pytest.raises(CorsdError, match=re.escape("has shape (2, 2) and the reference (1, 1)")):
         figures.relation_difference(after, [[1.0]], ["a", "b"])
 
 

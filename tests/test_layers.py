@@ -140,5 +140,5 @@ def test_stride2_steps() -> None:
     assert [stride2_steps(reduction, 32) for reduction in (32, 16, 8, 4, 1)] == [0, 1, 2, 3, 5]
     assert stride2_steps(4, 12) == 2
     for wrong in ((8, 4), (0, 4)):
-        with pytest.raises(CorsdError, match=f"reduction {wrong[0]}.*4"):
+        with pytest.raises(CorsdError, match=f"reduction of a stage is {wrong[0]}.*4"):
             stride2_steps(*wrong)

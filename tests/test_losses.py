@@ -133,7 +133,7 @@ def test_auxiliary_cross_entropy_is_against_the_half_half_label(dtype: torch.dty
 
 
 def test_auxiliary_label_is_not_softened_as_in_the_release() -> None:
-    """The release pushed the label through a softmax: then even a perfect answer costs almost log C. Ours costs log 2."""
+    """The authors' code pushed the label through a softmax: then even a perfect answer costs almost log C. Ours costs log 2."""
     classes = 100
     first, second = torch.tensor([3]), torch.tensor([7])
     perfect = torch.full((1, classes), -40.0)
@@ -143,7 +143,7 @@ def test_auxiliary_label_is_not_softened_as_in_the_release() -> None:
 
 
 def test_distillation_reads_log_probabilities_not_raw_logits() -> None:
-    """KL of a distribution with itself is 0 and ignores a shift of the logits; of raw logits (the release) neither holds."""
+    """KL of a distribution with itself is 0 and ignores a shift of the logits; for raw logits (authors' code) neither holds."""
     logits = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
     assert losses.distillation(logits, logits + 3.0).item() == pytest.approx(0.0, abs=1e-6)
     assert losses.distillation(logits, logits.roll(1, 1)).item() > 0

@@ -1,4 +1,4 @@
-"""Methods: totals and their parts, who teaches whom, the release's defects, batches with nothing to relate."""
+"""Methods: totals and their parts, who teaches whom, the defects of the authors' code, batches with nothing to relate."""
 
 from __future__ import annotations
 
@@ -331,7 +331,7 @@ def test_release_uses_triplets_no_shallow_classifier_and_its_own_weights() -> No
 
 
 def test_running_class_mean_is_a_mean_and_is_read_before_it_is_updated() -> None:
-    """The release kept a sum. Fed the same logits again and again, a mean stays where it is."""
+    """The authors' code kept a sum. Fed the same logits again and again, a mean stays where it is."""
     module = LogitRelation(2, hidden=4, momentum=0.5)
     logits, labels = torch.tensor([[2.0, 0.0], [4.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0, 1])
     generator = torch.Generator().manual_seed(0)

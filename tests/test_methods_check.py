@@ -632,7 +632,7 @@ def test_a_limit_that_is_none_is_named_where_the_option_is_declared(limits: dict
 def test_an_option_whose_default_is_no_plain_value_is_named(default: Any) -> None:
     fields = [("extra", float, 1.0), ("list", Any, field(default=default))]
     kind = make_dataclass("Odd", fields, bases=(MethodOptions,), frozen=True)
-    words = r"method 'broken': option list has the default .* of type .*: an option is a number, a bool or a string"
+    words = r"method 'broken': option list has the default .* of type .*; allowed: a number, a bool or a string"
     with pytest.raises(CorsdError, match=words):
         check_method(type("Odd", (Broken,), {"Options": kind}))
 

@@ -100,10 +100,10 @@ def test_values_of_any_size_are_short_in_messages() -> None:
 @pytest.mark.parametrize(
     "change,message",
     [
-        (drop("train", "method_options"), "train lacks method_options; allowed: an object with method_options"),
-        (put("train", "method_options", to=3), "train: method_options = 3; allowed: an object"),
-        (put("train", to=[1]), r"train = \[1\]; allowed: an object"),
-        (put("data", to=None), "data = None; allowed: an object"),
+        (drop("train", "method_options"), "train lacks method_options; allowed: a JSON object with method_options"),
+        (put("train", "method_options", to=3), "train: method_options = 3; allowed: a JSON object"),
+        (put("train", to=[1]), r"train = \[1\]; allowed: a JSON object"),
+        (put("data", to=None), "data = None; allowed: a JSON object"),
         (put("data", "sides", to=8), "data: field 'sides' is not known; allowed: name, class_names"),
         (drop("data", "class_names"), "data lacks class_names"),
         (put("data", "class_names", to=[]), r"data: class_names has 0 entries; allowed: 1 to 65535"),
@@ -117,7 +117,7 @@ def test_values_of_any_size_are_short_in_messages() -> None:
         (put("data", "std", to=[0.5, 0.5]), "data: std has 2 entries; allowed: 1, as mean has"),
         (put("data", "image_size", to=10**30), "data: image_size = 1000000000000000000000000000000; allowed"),
         (put("data", "splits", "train", to=[1]), "data: splits: train has 1 entries; allowed: 2 to 3"),
-        (put("provenance", "versions", to="2.9"), "provenance: versions = '2.9'; allowed: an object"),
+        (put("provenance", "versions", to="2.9"), "provenance: versions = '2.9'; allowed: a JSON object"),
         (drop("provenance", "device"), "provenance lacks device"),
         (put("resumed", to=[{"revision": "a"}]), r"resumed\[0\] lacks corsd_lib"),
     ],
@@ -206,7 +206,9 @@ def test_a_line_of_metrics_that_is_wrong_is_named(run: Run, change: Change, mess
 def test_exits_of_metrics_are_counted_without_a_gap(run: Run) -> None:
     lines = [{k: v for k, v in line.items() if k != "val_top1.exit2"} for line in read_lines(run.path / "metrics.jsonl")]
     write_lines(run.path / "metrics.jsonl", lines)
-    with pytest.raises(CorsdError, match=r"columns of exits: .*; allowed: train_top1.exit1 .*, and the same exits of val_top1"):
+    with pytest.raises(
+        CorsdError, match=r"the columns of exits are .*; allowed: train_top1.exit1 .*, and the same exits of val_top1"
+    ):
         _ = run.metrics
     write_lines(run.path / "metrics.jsonl", [{k: v for k, v in line.items() if k != "loss.total"} for line in lines])
     with pytest.raises(CorsdError, match=r"metrics\.jsonl lacks the column loss.total"):
@@ -251,13 +253,13 @@ def test_an_evaluation_that_is_wrong_is_named(run: Run, change: Change, message:
         ({"labels": torch.tensor([0.0] * 10)}, r": labels is float32 \(10,\); allowed: int64 \(N,\)"),
         ({"labels": torch.zeros(0).long(), "index": torch.zeros(0).long()}, r": labels is int64 \(0,\)"),
         ({"index": torch.arange(3)}, r": index is int64 \(3,\); allowed: .* the same N"),
-        ({"labels": torch.full((50,), 10)}, ": labels from 10 to 10; allowed: 0 to 9"),
-        ({"labels": torch.full((50,), -1)}, ": labels from -1 to -1; allowed: 0 to 9"),
+        ({"labels": torch.full((50,), 10)}, ": labels: values are from 10 to 10; allowed: 0 to 9"),
+        ({"labels": torch.full((50,), -1)}, ": labels: values are from -1 to -1; allowed: 0 to 9"),
         (
             {"index": torch.full((50,), -(2**40))},
-            ": index from -1099511627776 to -1099511627776; allowed: whole numbers of at least 0$",
+            ": index: values are from -1099511627776 to -1099511627776; allowed: whole numbers of at least 0$",
         ),
-        ({"index": torch.full((50,), -1)}, ": index from -1 to -1"),
+        ({"index": torch.full((50,), -1)}, ": index: values are from -1 to -1"),
     ],
 )
 def test_a_probe_set_that_is_wrong_is_named(run: Run, tensors: dict[str, torch.Tensor | None], message: str) -> None:
@@ -295,8 +297,8 @@ def half(*shape: int) -> torch.Tensor:
         ({"logits.0": half(50, 10).long()}, r": logits.0 is int64 \(50, 10\)"),
         ({"logits.0": half(50, 10).to(torch.float8_e4m3fn)}, r": logits.0 is float8_e4m3fn \(50, 10\)"),
         ({"relations.1": half(9, 10)}, r": relations.1 is float16 \(9, 10\); allowed: floating point \(10, 10\)"),
-        ({"relations.1": torch.full((10, 10), 1.5)}, ": relations.1 from 1.5 to 1.5; allowed: -0.001 to 1.001"),
-        ({"relations.1": torch.full((10, 10), torch.inf)}, ": relations.1 from inf to inf"),
+        ({"relations.1": torch.full((10, 10), 1.5)}, ": relations.1: values are from 1.5 to 1.5; allowed: -0.001 to 1.001"),
+        ({"relations.1": torch.full((10, 10), torch.inf)}, ": relations.1: values are from inf to inf"),
         ({"extra": half(1)}, ": 'extra' is not known; allowed: embeddings, logits, relations"),
     ],
 )
@@ -339,7 +341,7 @@ def test_classes_that_do_not_fit_the_weights_are_one_error(run: Run) -> None:
     write_json(run.path / "config.json", values)
     with pytest.raises(CorsdError, match=r"weights\.safetensors is of another architecture: network\.exits\.0\.classifier"):
         load_run(run.path).network()
-    with pytest.raises(CorsdError, match=r"probe\.safetensors: labels from 0 to 9; allowed: 0 to 8"):
+    with pytest.raises(CorsdError, match=r"probe\.safetensors: labels: values are from 0 to 9; allowed: 0 to 8"):
         _ = load_run(run.path).probes[2]
 
 

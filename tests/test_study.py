@@ -172,7 +172,7 @@ def test_a_seed_of_every_row_comes_before_the_next_seed(write: Write) -> None:
     [
         ({"rowz": {}}, r"study\.json: field 'rowz' is not known; allowed: title, "),
         ({"variants": []}, r"study\.json: variants = \[\] is of type list; allowed: dict"),
-        ({"variants": {"baseline": 3}}, r"variant 'baseline' = 3; allowed: an object"),
+        ({"variants": {"baseline": 3}}, r"variant 'baseline' = 3; allowed: a JSON object"),
         ({"variants": {"a/b": {}}, "baseline": "a/b"}, "the name of a variant is 'a/b'; allowed: letters"),
         ({"variants": {"corsd": {}}}, "baseline 'baseline' is not known; allowed: corsd"),
         ({"variants": {"baseline": {"methods": "x"}}}, "variant 'baseline': field 'methods' is not known; allowed: label, "),
@@ -190,7 +190,7 @@ def test_a_seed_of_every_row_comes_before_the_next_seed(write: Write) -> None:
         ({"variants": {"baseline": {"train": {"out": "here"}}}}, "train: out depends on the run or the machine"),
         ({"train": {"data_root": "/data"}}, "train: data_root depends on the run or the machine"),
         ({"equal": "time"}, "equal 'time' is not known; allowed: images, epochs"),
-        ({"train": {"method_options": None}}, r"study\.json: train: method_options = None; allowed: an object of options"),
+        ({"train": {"method_options": None}}, r"study\.json: train: method_options = None; allowed: a JSON object of options"),
         (
             {"variants": {"baseline": {"train": {"method_options": [1]}}}},
             r"variant 'baseline': train: method_options = \[1\]; allowed",
@@ -307,17 +307,19 @@ def test_seeds_of_a_row_have_as_many_exits(write: Write) -> None:
     study = write()
     for seed, top1 in ((0, (40.0, 50.0)), (1, (50.0,))):
         write_json(study.record_path("corsd", seed), record_of(study, "corsd", seed, *top1))
-    with pytest.raises(CorsdError, match=r"corsd-s1\.json: test: exits has 1 entries; allowed: 2, as with other seeds"):
+    with pytest.raises(
+        CorsdError, match=r"corsd-s1\.json: test: exits has 1 entries; allowed: 2, as in the records of other seeds"
+    ):
         write_tables(study)
 
 
 @pytest.mark.parametrize(
     "record,message",
     [
-        ({"best": {"options": 3}}, "best: options = 3; allowed: an object"),
-        ({"best": []}, r"best = \[\]; allowed: an object"),
-        ([], r"corsd\.json = \[\]; allowed: an object"),
-        ({"best": {"options": {}}, "trials": [3]}, r"trials\[0\] = 3; allowed: an object"),
+        ({"best": {"options": 3}}, "best: options = 3; allowed: a JSON object"),
+        ({"best": []}, r"best = \[\]; allowed: a JSON object"),
+        ([], r"corsd\.json = \[\]; allowed: a JSON object"),
+        ({"best": {"options": {}}, "trials": [3]}, r"trials\[0\] = 3; allowed: a JSON object"),
         ({"best": {"options": {}}, "trials": [{"error": 3}]}, r"trials\[0\]: error = 3; allowed: a string"),
     ],
 )

@@ -270,7 +270,7 @@ def test_a_process_that_dies_is_a_failed_trial(make: Make, monkeypatch: pytest.M
 def test_a_row_that_cannot_be_trained_ends_the_search_and_is_tried_again(make: Make) -> None:
     study = make(variant={"width": 0})
     for number in (0, 1):
-        message = rf"trial {number}, the variant without changes, failed: width 0 of network 'resnet8'.*; allowed"
+        message = rf"trial {number}, the variant without changes, failed: width = 0 for network 'resnet8'.*; allowed"
         with pytest.raises(CorsdError, match=message):
             tune(study, "byot", jobs=1, report=lambda _: None)
     assert [trial["state"] for trial in read_json(study.path / "tuning/byot.json")["trials"]] == ["failed", "failed"]
@@ -621,7 +621,7 @@ def test_a_bad_range_is_named(make: Make, what: Any, message: str) -> None:
 @pytest.mark.parametrize(
     "changes,message",
     [
-        ({"space": {}}, "allowed: an object that has a space of one parameter or more"),
+        ({"space": {}}, "allowed: a JSON object that has a space of one parameter or more"),
         ({"trial": 3}, "field 'trial' is not known; allowed: trials, seeds, space, train"),
         ({"trials": 0}, "trials = 0; allowed: a whole number of at least 1"),
         ({"seeds": []}, r"seeds = \[\]; allowed: one or more whole numbers"),

@@ -238,7 +238,7 @@ def test_a_bad_threshold_is_refused_and_the_old_one_kept(corsd: Run, rule: str, 
     explorer = ExitExplorer(corsd)
     explorer.rule = rule
     before = explorer.threshold
-    with pytest.raises(CorsdError, match=f"threshold {bad!r} of {rule}"):
+    with pytest.raises(CorsdError, match=f"threshold = {bad!r} for {rule}"):
         explorer.threshold = bad
     assert explorer.threshold == before
 
@@ -247,7 +247,7 @@ def test_other_bad_values_are_refused(corsd: Run, tmp_path: Path) -> None:
     explorer = ExitExplorer(corsd)
     with pytest.raises(CorsdError, match="rule 'luck'"):
         explorer.rule = "luck"
-    with pytest.raises(CorsdError, match="max_accuracy_drop -1"):
+    with pytest.raises(CorsdError, match="max_accuracy_drop = -1"):
         explorer.max_accuracy_drop = -1
     write_json(tmp_path / "config.json", read_json(corsd.path / "config.json"))
     with pytest.raises(CorsdError, match=f"{tmp_path}.*probe_every"):

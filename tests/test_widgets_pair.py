@@ -151,6 +151,8 @@ def test_pixels_come_on_request(corsd: Run) -> None:
 
 def test_pixels_without_data_or_for_no_exit_are_a_sentence(corsd: Run) -> None:
     images = ProbeImages(corsd)
-    assert pixel_facts(corsd, (0, 1), 9, images)["text"].startswith("No attribution here: exit 9 of 3")
+    assert pixel_facts(corsd, (0, 1), 9, images)["text"].startswith(
+        "No attribution here: exit = 9; allowed: 1 (shallowest) to 3"
+    )
     images.wanted = False
     assert pixel_facts(corsd, (0, 1), 1, images) == {"rows": [], "text": "The images are not loaded yet."}

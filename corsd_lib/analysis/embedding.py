@@ -57,9 +57,9 @@ class UmapOptions:
 
     def __post_init__(self) -> None:
         if self.neighbours < 2:
-            raise CorsdError(f"neighbours = {shortened(self.neighbours)} of an embedding; allowed: 2 or more")
+            raise CorsdError(f"neighbours = {shortened(self.neighbours)}; allowed: 2 or more")
         if not 0 <= self.min_dist <= 1:
-            raise CorsdError(f"min_dist = {shortened(self.min_dist)} of an embedding; allowed: 0 to 1")
+            raise CorsdError(f"min_dist = {shortened(self.min_dist)}; allowed: 0 to 1")
 
 
 DEFAULT_UMAP = UmapOptions()
@@ -147,7 +147,7 @@ def _check_selection(what: str, asked: Sequence[int] | None, allowed: list[int],
     values = default if asked is None else [int(v) for v in asked]
     if not values or not set(values) <= set(allowed) or len(set(values)) < len(values):
         listed = ", ".join(map(str, allowed)) or "none, the run has no probe snapshot yet"
-        raise CorsdError(f"{what} {shortened(values)} of an embedding; allowed: one or more, each once, of {listed}")
+        raise CorsdError(f"{what} = {shortened(values)}; allowed: one or more, each once, of {listed}")
     return sorted(values)
 
 
@@ -209,10 +209,12 @@ def scaled_embedding(embedding: Tensor) -> Tensor:
 
     y_i = (x_i - mean x) / mean_j ‖x_j - mean x‖. Offsets and scales differ between exits and grow with the epochs; without this
     step a joint fit would show these differences instead of those between images. Neighbours within an exit do not change.
-    Equal embeddings become zeros. Raises `CorsdError` for embeddings that are not finite.
+    Equal embeddings become zeros. Raises `CorsdError` for embeddings of another shape or that are not finite.
     """
-    if embedding.ndim != 2 or not bool(embedding.isfinite().all()):
-        raise CorsdError(f"embeddings of shape {tuple(embedding.shape)}; allowed: (N, D), all of them finite")
+    if embedding.ndim != 2:
+        raise CorsdError(f"embeddings have shape {tuple(embedding.shape)}; allowed: (N, D)")
+    if not bool(embedding.isfinite().all()):
+        raise CorsdError("embeddings are not all finite; allowed: finite numbers")
     x = embedding.double()  # in float32 the mean of equal embeddings may differ from them, and scaling would enlarge that
     x = x - x.mean(0)
     scale = x.norm(dim=1).mean()
@@ -262,7 +264,7 @@ def _pca(points: Tensor) -> Tensor:
 
 def _umap(points: Tensor, options: UmapOptions) -> Tensor:
     if len(points) < 5:  # UMAP starts from eigenvectors of the graph and needs enough of them
-        raise CorsdError(f"{len(points)} points for method 'umap'; allowed: 5 or more, or method 'pca'")
+        raise CorsdError(f"there are {len(points)} points for method 'umap'; allowed: 5 or more, or method 'pca'")
     require("method 'umap', unlike 'pca',", "umap")
     from umap import UMAP
 
@@ -319,8 +321,8 @@ def knn_purity(points: Tensor, labels: Tensor, neighbours: int = NEIGHBOURS) -> 
 
 
 def purity_limit(labels: Tensor, neighbours: int = NEIGHBOURS) -> float:
-    """Largest possible `knn_purity` for `labels` (N,): below 1 if a class has fewer than `neighbours` + 1 images, NaN for one
-    image.
+    """Largest possible `knn_purity` for `labels` (N,): 1 if every class has more than k = min(`neighbours`, N - 1) images, else
+    below 1; NaN for one image.
     """
     k = min(neighbours, len(labels) - 1)
     if k < 1:

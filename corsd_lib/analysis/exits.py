@@ -39,7 +39,8 @@ __all__ = [
 ]
 
 RULES = ("confidence", "entropy", "patience")
-_SIGN = {"confidence": 1.0, "entropy": -1.0, "patience": 1.0}  # sign of the score that is compared with the threshold
+# An image leaves if its score, which is minus the entropy for "entropy", is at least sign * threshold.
+_SIGN = {"confidence": 1.0, "entropy": -1.0, "patience": 1.0}
 
 
 # --- correct predictions ----------------------------------------------------------------------------------------------
@@ -63,8 +64,7 @@ def exit_agreement(logits: Sequence[Tensor]) -> Tensor:
 
 
 def first_correct(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
-    """Number (N,) of the first exit with a correct prediction for each image, from 1 (shallowest) to K; 0 if no exit is
-    correct.
+    """The first exit that classifies each image correctly, int64 (N,), from 1 (shallowest) to K; 0 if no exit is correct.
 
     Deeper exits may be wrong about the same image, see `overthinking`. Raises `CorsdError` if logits and labels do not match.
     Source: ours.
@@ -97,7 +97,7 @@ def calibration_bins(logits: Tensor, labels: Tensor, bins: int = 15) -> pd.DataF
 
     _check([logits], labels)
     if bins < 1:
-        raise CorsdError(f"bins = {shortened(bins)} of a reliability diagram; allowed: 1 or more")
+        raise CorsdError(f"bins = {shortened(bins)}; allowed: 1 or more")
     bin_of, confidence, correct = confidence_bins(logits, labels, bins)
     images = torch.bincount(bin_of, minlength=bins)
     sums = torch.zeros(2, bins, dtype=torch.double).index_add_(1, bin_of, torch.stack([confidence, correct]))
@@ -156,10 +156,9 @@ def early_exit_curve(
 
 
 def exit_taken(logits: Sequence[Tensor], rule: str, threshold: float) -> Tensor:
-    """Number (N,) int64 of the exit that each image takes, from 1 (shallowest); see `early_exit_curve` for `rule` and
-    `threshold`.
+    """The exit at which each image leaves, int64 (N,), numbered from 1 (shallowest).
 
-    Raises the same errors as that function. Source: ours.
+    `rule` and `threshold` are explained in `early_exit_curve`, and the errors are the same. Source: ours.
     """
     check_choice("rule", rule, RULES)
     _check(logits)
@@ -247,7 +246,7 @@ def _network_and_data(
     else:
         network = run_or_network
     if data.num_classes != network.num_classes:
-        raise CorsdError(f"data {data.name!r} has {data.num_classes} classes, the network {network.num_classes}")
+        raise CorsdError(f"data {data.name!r} has {data.num_classes} classes, but the network has {network.num_classes}")
     return network, data
 
 
@@ -303,7 +302,7 @@ def _default_thresholds(scores: Tensor, rule: str) -> Tensor:
 def _as_thresholds(thresholds: Sequence[float]) -> Tensor:
     values = torch.as_tensor(thresholds, dtype=torch.double)
     if values.ndim != 1 or bool(values.isnan().any()):
-        raise CorsdError(f"thresholds {shortened(thresholds)} of an early-exit curve; allowed: a list of numbers")
+        raise CorsdError(f"thresholds = {shortened(thresholds)}; allowed: a list of numbers")
     return values
 
 
@@ -322,14 +321,14 @@ def _check(logits: Sequence[Tensor], labels: Tensor | None = None) -> None:
     """Raise `CorsdError` unless all `logits` are finite and of one shape (N, C), N >= 1, and `labels` (N,) are below C."""
     shapes = [tuple(z.shape) for z in logits]
     if len(set(shapes)) != 1 or len(shapes[0]) != 2 or 0 in shapes[0]:
-        raise CorsdError(f"logits of shapes {shapes}; allowed: (N, C), the same at every exit, of one image or more")
+        raise CorsdError(f"logits have shapes {shapes}; allowed: (N, C), the same at every exit, of one image or more")
     for k, z in enumerate(logits, start=1):
         if not bool(z.isfinite().all()):
             raise CorsdError(f"logits of exit {k} are not all finite; allowed: finite numbers")
     if labels is None:
         return
     images, classes = shapes[0]
-    if tuple(labels.shape) != (images,) or int(labels.min()) < 0 or int(labels.max()) >= classes:
-        raise CorsdError(
-            f"labels of shape {tuple(labels.shape)} for {images} images; allowed: ({images},) of 0 to {classes - 1}"
-        )
+    if tuple(labels.shape) != (images,):
+        raise CorsdError(f"labels have shape {tuple(labels.shape)}; allowed: ({images},), one for each image")
+    if int(labels.min()) < 0 or int(labels.max()) >= classes:
+        raise CorsdError(f"labels are from {int(labels.min())} to {int(labels.max())}; allowed: 0 to {classes - 1}")

@@ -35,7 +35,7 @@ def term_gradients(run: Run, data: ImageData | None = None, batches: int = 2) ->
     import pandas as pd
 
     if batches < 1:
-        raise CorsdError(f"batches = {shortened(batches)} of term_gradients must be at least 1")
+        raise CorsdError(f"batches = {shortened(batches)}; allowed: 1 or more")
     network, method = run.network().train(), run.method().train()
     places = _parameters_by_part(network, method)
     source = training_batches(run.config, run_data(run, data))

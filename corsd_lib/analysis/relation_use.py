@@ -43,7 +43,7 @@ def relation_calibration(scores: Tensor, labels: Tensor, bins: int = 10) -> pd.D
     import pandas as pd
 
     if bins < 1:
-        raise CorsdError(f"bins = {bins} of a reliability diagram; allowed: 1 or more")
+        raise CorsdError(f"bins = {bins}; allowed: 1 or more")
     values, same, weight = _weighted_pairs(scores, labels)
     bin_of = (values * bins).long().clamp(0, bins - 1)
     sums = torch.zeros(3, bins, dtype=torch.double)
@@ -88,7 +88,9 @@ def class_prototypes(embeddings: Tensor, labels: Tensor, num_classes: int) -> Te
     """
     counts = torch.bincount(labels, minlength=num_classes)
     if not counts.all():
-        raise CorsdError(f"no image of the classes {(counts == 0).nonzero().flatten().tolist()[:5]}, so they have no prototype")
+        raise CorsdError(
+            f"there is no image of the classes {(counts == 0).nonzero().flatten().tolist()[:5]}, so they have no prototype"
+        )
     sums = torch.zeros(num_classes, embeddings.shape[1], dtype=torch.double).index_add_(0, labels, embeddings.double())
     return (sums / counts[:, None]).to(embeddings.dtype)
 

@@ -242,7 +242,7 @@ def _symmetric(matrix: Tensor) -> Tensor:
 
 def _check_square(matrix: Tensor) -> None:
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
-        raise CorsdError(f"a class-level relation of shape {tuple(matrix.shape)}; allowed: (C, C)")
+        raise CorsdError(f"the class-level relation has shape {tuple(matrix.shape)}; allowed: (C, C)")
 
 
 # --- quality of a relation ----------------------------------------------------------------------------------------------

@@ -218,8 +218,9 @@ def cka_between_runs(run_a: Run, run_b: Run, epoch: int, epoch_b: int | None = N
     same = torch.equal(a.labels, b.labels) and torch.equal(a.index, b.index) and a.split == b.split
     if not same or run_a.data.class_names != run_b.data.class_names:
         raise CorsdError(
-            f"{run_a.path} and {run_b.path} have different probe images: {len(a.labels)} of {a.split} of "
-            f"{run_a.data.name!r}, {len(b.labels)} of {b.split} of {run_b.data.name!r}; allowed: the same images"
+            f"{run_a.path} and {run_b.path} have different probe images ({len(a.labels)} from {a.split} of "
+            f"{run_a.data.name!r}, and {len(b.labels)} from {b.split} of {run_b.data.name!r}): compare runs with the same data "
+            "settings and probe_split"
         )
     second = snapshot_at(run_b, epoch if epoch_b is None else epoch_b)
     return cka_matrix(snapshot_at(run_a, epoch).embeddings, second.embeddings)
@@ -235,7 +236,7 @@ def _grouped(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor
     Raises `CorsdError` if the shapes are wrong.
     """
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1] or not len(labels):
-        given = f"embeddings of shape {tuple(embeddings.shape)} with labels of shape {tuple(labels.shape)}"
+        given = f"embeddings have shape {tuple(embeddings.shape)}, labels {tuple(labels.shape)}"
         raise CorsdError(f"{given}; allowed: (N, D) and (N,), N at least 1")
     _, y, counts = labels.unique(return_inverse=True, return_counts=True)
     # All measures depend on differences, which are most exact for centred embeddings.

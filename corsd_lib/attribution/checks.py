@@ -121,8 +121,8 @@ def deletion_curve(
     check_count("num_random", num_random)
     x = image_batch(network, image)
     if attribution.target is None or attribution.map.shape != x.shape[-2:]:
-        of = f"of shape {tuple(attribution.map.shape)} and class {attribution.target}"
-        raise CorsdError(f"attribution {of}; allowed: the map of an exit, of shape {tuple(x.shape[-2:])}")
+        what = f"shape {tuple(attribution.map.shape)} and class {attribution.target}"
+        raise CorsdError(f"the attribution has {what}; allowed: the map of an exit, of shape {tuple(x.shape[-2:])}")
     stage, head = exit_parts(network, exit)
     base, pixels = baseline_of(baseline, image, normalise).to(x), attribution.map.numel()
     counts = torch.arange(steps + 1).mul(pixels).div(steps).round().long()

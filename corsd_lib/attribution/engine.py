@@ -172,7 +172,7 @@ def exit_index(exit: int, count: int, of: str) -> int:
     counted.
     """
     if isinstance(exit, bool) or exit not in range(1, count + 1):
-        raise CorsdError(f"exit {shortened(exit)} of {count} {of}; allowed: 1 (shallowest) to {count}")
+        raise CorsdError(f"exit = {shortened(exit)}; allowed: 1 (shallowest) to {count}, the number of {of}")
     return int(exit) - 1
 
 
@@ -183,9 +183,9 @@ def image_batch(network: MultiExitNetwork, image: Tensor) -> Tensor:
     """
     channels = network.backbone.in_channels
     if image.ndim != 3 or image.shape[0] != channels:
-        raise CorsdError(f"image of shape {tuple(image.shape)}; allowed: one image (C, H, W) with C = {channels}")
-    if not image.is_floating_point() or not bool(image.isfinite().all()):
-        raise CorsdError(
-            f"image of type {image.dtype} or with values that are not finite; allowed: floating point, normalised and finite"
-        )
+        raise CorsdError(f"the image has shape {tuple(image.shape)}; allowed: one image (C, H, W) with C = {channels}")
+    if not image.is_floating_point():
+        raise CorsdError(f"the image is of type {image.dtype}; allowed: floating point, normalised")
+    if not bool(image.isfinite().all()):
+        raise CorsdError("the image has values that are not finite; allowed: finite numbers")
     return image.detach()[None].to(next(network.parameters()))

@@ -69,7 +69,7 @@ def _target_class(target: int | None, classes: int, logits: Tensor) -> int:
     if target is None:
         return int(logits.argmax())
     if isinstance(target, bool) or target not in range(classes):
-        raise CorsdError(f"target {shortened(target)} of {classes} classes; allowed: 0 to {classes - 1}, or None")
+        raise CorsdError(f"target = {shortened(target)}; allowed: 0 to {classes - 1}, or None")
     return int(target)
 
 
@@ -147,7 +147,7 @@ def _relation_at(network: MultiExitNetwork, relations: Sequence[nn.Module] | nn.
     relation = frozen_copy(relations[exit_index(exit, len(relations), "relation networks")])
     if not isinstance(relation, VectorRelation | MapRelation | HandcraftedRelation):
         kinds = "VectorRelation, MapRelation, HandcraftedRelation"
-        raise CorsdError(f"relation network of type {type(relation).__name__}; allowed: {kinds}")
+        raise CorsdError(f"the relation network is of type {type(relation).__name__}; allowed: {kinds}")
     return relation
 
 

@@ -42,7 +42,9 @@ class ImageArrays:
             raise CorsdError(f"images are {_describe(self.images)}; expected uint8 of shape (N, C, H, W)")
         _check_labels_and_index(self.labels, self.index, len(self.images))
         if self.names and len(self.names) != len(self.images):
-            raise CorsdError(f"names are {len(self.names)} for {len(self.images)} images; expected one for each image, or none")
+            raise CorsdError(
+                f"there are {len(self.names)} names for {len(self.images)} images; expected one for each image, or none"
+            )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -150,7 +152,8 @@ class ImageData:
         check_range(f"{self.name}: superclass_of_class", self.superclass_of_class, len(self.superclass_names))
         if len(self.mean) != self.channels or len(self.std) != self.channels:
             raise CorsdError(
-                f"{self.name}: mean {self.mean}, std {self.std}; expected one value for each channel, {self.channels}"
+                f"{self.name}: mean is {self.mean} and std is {self.std}; expected {self.channels} values in each, "
+                "one for each channel"
             )
 
     @property

@@ -19,7 +19,7 @@ def split_classes(data: ImageData, count: int, how: str = "random", seed: int = 
     `how`: "random", chosen with `seed`, where a larger `count` includes the classes of a smaller one; "last", the last labels,
     as usual for CUB-200-2011; "superclasses", whole superclasses, chosen with `seed`. In the result and in `unseen` labels and
     superclasses are renumbered and keep their order. Mean and standard deviation stay those of the full train split. Raises
-    `CorsdError` for a count out of range, for "superclasses" unless all have the same size, which divides `count`, and if the
+    `CorsdError` for a count out of range, for "superclasses" unless all have the same size and it divides `count`, and if the
     held-out classes have no test image or all validation images.
     """
     if not 2 <= count <= data.num_classes - 2:

@@ -15,7 +15,7 @@ from corsd_lib.figures import style
 from corsd_lib.figures.style import GREY, GRID, PALETTE, SCALE, SYMBOLS, Matrix, hover_name, set_title, short_name, template
 
 _COLUMNS = 4  # panels in a row
-_SIDES = {3: 280, 4: 250}  # pixels of a panel, for so many columns; else 330
+_SIDES = {3: 280, 4: 250}  # side of a panel in pixels, by number of columns; else 330
 _MOST_SVG = 8000  # points; above this WebGL is faster, but a browser has 16 WebGL contexts per page, and a figure takes three
 _MOST_KINDS = 24  # kinds that a legend has room for; their looks are all different
 
@@ -39,15 +39,16 @@ def embedding_scatter(
     """Images as points, one panel for each exit, all on the same scale; the axes of a projection have no unit.
 
     `coordinates` (K, N, 2); `labels` (N,) of `class_names`; `titles` (K) over the panels and `quality` (K) under them.
-    `colour_by` (N,): names, each with its own colour and symbol, or numbers on the sequential scale; by default the class.
-    `colour_name`: title of the legend. `order`: the kinds in the order of the legend, by default sorted. `grey`: a kind that is
-    drawn pale and grey. `annotate`: write the name of each class over the median of its points. `captions` (N,): hover texts,
-    the class by default; lines end in "\\n". Trace k is panel k and its point i is image i, for linked selections;
-    the other traces are the legend, which is left out for more than 24 kinds. Raises `CorsdError` if shapes do not fit.
+    `colour_by` (N,): names of kinds, each kind with its own colour and symbol, or numbers on the sequential scale; by default
+    the class. `colour_name`: title of the legend. `order`: all kinds, in the order of the legend; sorted by default. `grey`: a
+    kind that is drawn pale and grey. `annotate`: write the name of each class over the median of its points. `captions` (N,):
+    hover texts, with "\\n" between lines; the class by default. Trace k is panel k and its point i is image i, for linked
+    selections; the other traces are the legend, which is left out for more than 24 kinds. Raises `CorsdError` if shapes do not
+    fit, and if `order` lacks a kind.
     """
     points = np.asarray(coordinates, np.float32)
     if points.ndim != 3 or points.shape[2] != 2:
-        raise CorsdError(f"coordinates of shape {points.shape}; allowed: (K, N, 2)")
+        raise CorsdError(f"coordinates have shape {points.shape}; allowed: (K, N, 2)")
     count, images = points.shape[:2]
     _check_lengths(images, labels=labels, captions=captions, colour_by=colour_by)
     _check_lengths(count, titles=titles, quality=quality)
@@ -115,7 +116,7 @@ def _codes(names: Any, kinds: Sequence[str] | None) -> Any:
     index = {kind: i for i, kind in enumerate(kinds)}
     unknown = sorted(set(names.tolist()) - set(index))
     if unknown:
-        raise CorsdError(f"colour_by {shortened(unknown[0])} is unknown; allowed: {', '.join(kinds)}")
+        raise CorsdError(f"colour_by contains {shortened(unknown[0])}, which is not in the given order: {', '.join(kinds)}")
     return np.array([index[name] for name in names.tolist()], np.int64)
 
 

@@ -13,8 +13,9 @@ import plotly.graph_objects as go
 from corsd_lib.errors import CorsdError
 from corsd_lib.figures.style import DIVERGING, Matrix, set_title, template
 
-_NARROWEST, _WIDEST = 560, 900  # pixels, of a strip; one with many columns may be wider
-_TILES = (76, 112)  # pixels, of an image with its gap in a strip of many and of few columns
+# Width of a strip in pixels; the upper limit is exceeded if tiles would become smaller than _TILES[0].
+_NARROWEST, _WIDEST = 560, 900
+_TILES = (76, 112)  # smallest and largest height of a tile, an image with the gap below it, in pixels
 
 
 def image_strip(images: Matrix, titles: Sequence[str], title: str = "", *, columns: int = 10, dark: bool = False) -> go.Figure:
@@ -68,7 +69,7 @@ def image_attribution(
 
     pixels, values = _pixel_array(images, titles), np.asarray(maps, np.float32)
     if values.shape != (len(pixels), *pixels.shape[2:]) or not np.isfinite(values).all():
-        raise CorsdError(f"maps of shape {values.shape} for images {pixels.shape}; allowed: (n, H, W), finite")
+        raise CorsdError(f"maps have shape {values.shape} for images {pixels.shape}; allowed: (n, H, W), finite")
     count, _, high, wide = pixels.shape
     heads = [text for name in titles for text in (html.escape(name, quote=False), "attribution", "on the image")]
     figure = make_subplots(
@@ -115,7 +116,7 @@ def _add_row(figure: go.Figure, row: int, image: npt.NDArray[np.uint8], values: 
 
 
 def _weight_finding(maps: npt.NDArray[np.float32], titles: Sequence[str]) -> str:
-    """Default title: the smallest share of each image's pixels with half the absolute attribution."""
+    """Default title: the smallest share of each image's pixels that have half of its absolute attribution."""
     said = []
     for name, values in zip(titles, maps, strict=True):
         weight = np.sort(np.abs(values), axis=None)[::-1].cumsum()
@@ -131,7 +132,7 @@ def _pixel_array(images: Matrix, titles: Sequence[str]) -> npt.NDArray[np.uint8]
     """`images` as an array (N, 1 or 3, H, W). Raises `CorsdError` unless it is uint8 of that shape and there are N captions."""
     pixels = np.asarray(images)
     if pixels.ndim != 4 or pixels.dtype != np.uint8 or pixels.shape[1] not in (1, 3):
-        raise CorsdError(f"images of shape {pixels.shape} and type {pixels.dtype}; allowed: uint8 (N, 1 or 3, H, W)")
+        raise CorsdError(f"images have shape {pixels.shape} and type {pixels.dtype}; allowed: uint8 (N, 1 or 3, H, W)")
     if len(titles) != len(pixels):
-        raise CorsdError(f"{len(titles)} captions for {len(pixels)} images; expected one for each image")
+        raise CorsdError(f"there are {len(titles)} captions for {len(pixels)} images; expected one for each image")
     return pixels

@@ -50,7 +50,9 @@ def group_ticks(groups: Matrix, labels: Sequence[str], group_names: Sequence[str
     shown = middles[:: -(-len(middles) // _MOST_GROUP_NAMES)]
     ids = np.asarray(groups).tolist()
     if not set(ids) <= set(range(len(group_names))):
-        raise CorsdError(f"groups {min(ids)} to {max(ids)} with {len(group_names)} group names; allowed: one name for each id")
+        raise CorsdError(
+            f"groups are numbered {min(ids)} to {max(ids)} and have {len(group_names)} names; allowed: one name for each id"
+        )
     text = [html.escape(short_name(group_names[ids[middle]], _LONGEST), quote=False) for middle in shown]
     ticks = {"tickmode": "array", "tickvals": [labels[middle] for middle in shown], "ticktext": text}
     return {**ticks, "tickfont": {"size": 10 if len(shown) > 10 else 12}}
@@ -94,7 +96,7 @@ def clustering_shape(linkage: Matrix, order: Matrix | None, tall: float, colour:
 def _steps(linkage: Matrix, count: int) -> npt.NDArray[np.float64]:
     steps = np.asarray(linkage, np.float64)
     if steps.shape != (count - 1, 4) or count < 2:
-        raise CorsdError(f"dendrogram of shape {steps.shape} for {count} rows; allowed: (rows - 1, 4), for 2 rows or more")
+        raise CorsdError(f"the dendrogram has shape {steps.shape} for {count} rows; allowed: (rows - 1, 4), for 2 rows or more")
     return steps
 
 
@@ -102,7 +104,7 @@ def _edges(groups: Matrix, count: int) -> list[int]:
     """Index of the first cell of every group, followed by `count`."""
     ids = np.asarray(groups)
     if ids.shape != (count,):
-        raise CorsdError(f"groups of shape {ids.shape} for {count} rows; allowed: one id for each row, ({count},)")
+        raise CorsdError(f"groups have shape {ids.shape} for {count} rows; allowed: one id for each row, ({count},)")
     return [0, *(np.flatnonzero(ids[1:] != ids[:-1]) + 1).tolist(), count]
 
 

@@ -19,7 +19,7 @@ from corsd_lib.figures.style import DIVERGING, SCALE, Matrix, as_scores, class_l
 
 UNITS = ("class", "image")
 ALL_NAMED = 20  # more names than this do not all fit beside the cells
-MOST_NAMES = 30  # names beside a larger heatmap; the smallest one, 360 pixels, has no room for more
+MOST_NAMES = 30  # largest number of names beside a larger heatmap; the smallest one, 360 pixels, has no room for more
 LIMIT = 0.5  # end of the colour scale of a difference; larger ones are rare, and 1 is the largest possible
 _USUAL = 80  # pixels for the class names that the default figure size includes
 _TREE = 0.14  # height of a dendrogram, relative to that of the heatmap
@@ -77,7 +77,7 @@ def relation_difference(
     """
     first, second = as_scores(matrix), as_scores(reference)
     if first.shape != second.shape:
-        raise CorsdError(f"a matrix of shape {first.shape} minus one of shape {second.shape}; allowed: the same shape")
+        raise CorsdError(f"the matrix has shape {first.shape} and the reference {second.shape}; allowed: the same shape")
     values, labels, full = _ordered(first - second, names, order)
     figure = go.Figure(difference_trace(values, labels, limit, full))
     _finish(figure, labels, title or difference_finding(values, labels, unit), groups, group_names, unit, dark)
@@ -105,9 +105,9 @@ def difference_trace(
 
 
 def square_class_axes(figure: go.Figure, classes: int, *, unit: str = "class", **where: int) -> None:
-    """Category axes of a heatmap: square cells, the first at the top left. At most 20 names are all shown, else as many as fit.
+    """Set category axes of a heatmap: square cells, the first at the top left.
 
-    `where`: the row and col of a subplot.
+    Up to 20 names are all shown, of more as many as fit. `where`: the row and col of a subplot.
     """
     check_choice("unit", unit, UNITS)
     # Of more names plotly shows as many as fit, and the others after zooming in.
@@ -129,7 +129,7 @@ class NameRoom(NamedTuple):
 
     @classmethod
     def of(cls, names: Sequence[str], side: float) -> NameRoom:
-        """The layout for escaped `names` of cells in a square of `side` pixels."""
+        """Layout for the HTML-escaped `names` of rows and columns, if the heatmap is a square of `side` pixels."""
         size = 12 if len(names) <= 12 else 11 if len(names) <= ALL_NAMED else 10
         longest = round(0.58 * size * max(len(html.unescape(name)) for name in names)) + 8
         return cls(size, longest, longest <= side / len(names))
@@ -180,7 +180,7 @@ def _ordered(
 def _heatmap(
     values: npt.NDArray[np.float32], names: Sequence[str], full: Sequence[str] | None, said: str, look: dict[str, Any]
 ) -> go.Heatmap:
-    cut = full is not None and list(full) != list(names)  # only if needed: texts of all cells are larger than the scores
+    cut = full is not None and list(full) != list(names)  # only if needed: a text for every cell takes more bytes
     pair = "%{hovertext}" if cut else "%{y} with %{x}"
     hover = {"hovertemplate": f"{pair}<br>{said}<extra></extra>", "hovertext": pair_texts(full) if full and cut else None}
     return go.Heatmap(z=values, x=list(names), y=list(names), hoverongaps=False, **hover, **look)

@@ -15,7 +15,7 @@ from corsd_lib.figures.style import GREY, exit_names, line_style, set_title, tem
 if TYPE_CHECKING:
     import pandas as pd
 
-# Of every measure of `corsd_lib.analysis.structure`: what it is, its unit or range, whether its axis is logarithmic.
+# For each measure of `corsd_lib.analysis.structure`: what it is, its unit or range, whether its axis is logarithmic.
 MEASURES: dict[str, tuple[str, str, bool]] = {
     "within": ("variance within classes", "embedding units squared", True),
     "between": ("variance between classes", "embedding units squared", True),

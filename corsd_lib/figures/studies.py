@@ -33,12 +33,12 @@ Point = tuple[str, float, float, float | None, float | None]  # label, vertical 
 
 
 def accuracy_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.Figure:
-    """Test top-1 (%) of every exit of every variant of a study with its 95 % interval; the title names the best deepest exit.
+    """Test top-1 (%) of each variant at each exit, with its 95 % interval; the title names the best deepest exit.
 
-    `summary`: from `summarise`. The label of a variant has its number of seeds n; an interval needs three different values, see
-    `mean_interval`. Within a variant shallow exits are drawn above deep ones. The dotted line is the deepest exit of the
-    baseline. Exits that were not trained (`trained_exits`) are left out. `dark`: colours for a dark page. Raises `CorsdError`
-    if there are no variants.
+    `summary`: from `summarise`. The label of a variant has its number of seeds n; an interval needs three seeds whose values
+    are not all equal, see `mean_interval`. Within a variant shallow exits are drawn above deep ones. The dotted line is the
+    deepest exit of the baseline. Exits that were not trained (`trained_exits`) are left out. `dark`: colours for a dark page.
+    Raises `CorsdError` if there are no variants.
     """
     methods = summary["methods"]
     if not methods:
@@ -206,8 +206,9 @@ def _add_points(figure: go.Figure, points: Sequence[Point], unit: str, **style: 
 
 
 def _with_rows(figure: go.Figure, labels: Sequence[str], title: str, dark: bool, *, legend: bool = False) -> go.Figure:
-    """The figure with one row for each of `labels`, from top to bottom, and a title, with room for a `legend` below it; a long
-    label takes two lines.
+    """Give the figure one row for each of `labels`, from top to bottom, and a title; return the figure.
+
+    With `legend` there is room for a legend between title and rows. Long labels are wrapped.
     """
     rows = {
         "tickvals": list(range(len(labels))),
@@ -225,9 +226,9 @@ def _with_rows(figure: go.Figure, labels: Sequence[str], title: str, dark: bool,
 def draw_figures(summary: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw `accuracy.png` and `gain.png` into `folder`, and `accuracy_<group>.png` and so on for the other groups of variants.
 
-    Gains are relative to the baseline, or to the variant that all variants of the group inherit from, if that is one and the
-    same. `unseen.png` shows recall@1 of held-out classes, if there are any. Returns the paths. Each figure takes seconds.
-    Raises `CorsdError` if plotly, kaleido or Chromium is missing.
+    Gains are relative to the baseline; in a group whose variants all inherit from the same variant, to that one. `unseen.png`
+    shows recall@1 of held-out classes, if there are any. Returns the paths. Each figure takes seconds. Raises `CorsdError` if
+    plotly, kaleido or Chromium is missing.
     """
     drawn = []
     for group in dict.fromkeys(m["group"] for m in summary["methods"].values()):

@@ -35,7 +35,7 @@ INK = {False: "#1f2933", True: "#e4e7eb"}
 PAPER = {False: "#ffffff", True: "#111418"}
 GRID = "rgba(128, 128, 128, 0.25)"
 LONGEST = 46  # characters of a name that is drawn; the hover text has the whole name
-# Plotly's buttons that stay save a picture and reset the axes. More of them cover the title; dragging zooms without a button.
+# Plotly's buttons that are removed: all but those to save a picture and to reset the axes. More would cover the title.
 NO_BUTTONS = ["zoom2d", "pan2d", "select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"]
 GREY = "#6b7078"  # distinct from the palette also for deuteranopes, with a contrast of 3:1 on both pages
 Matrix = npt.ArrayLike

@@ -183,10 +183,10 @@ def make_options(method: str, kind: type[MethodOptions], given: dict[str, Any]) 
 
 def _default(method: str, field: Field[Any]) -> Any:
     if field.default is MISSING:
-        raise CorsdError(f"method {method!r}: option {field.name} has no default: an option is a number, a bool or a string")
+        raise CorsdError(f"method {method!r}: option {field.name} has no default: give it one, a number, a bool or a string")
     if type(field.default) not in (bool, int, float, str):
         given = f"the default {shortened(field.default)} of type {type(field.default).__name__}"
-        raise CorsdError(f"method {method!r}: option {field.name} has {given}: an option is a number, a bool or a string")
+        raise CorsdError(f"method {method!r}: option {field.name} has {given}; allowed: a number, a bool or a string")
     return field.default
 
 
@@ -226,7 +226,7 @@ _LIMITS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
 
 
 def _limits(wanted: type[Any], allowed: Mapping[str, Any]) -> dict[str, Any]:
-    """Limits of a number. The default lower limit is at least 0 for a float, and above 0 for an integer."""
+    """Limits of a numeric option. Without a lower limit of its own a float must be at least 0, an integer above 0."""
     lower = {} if allowed.keys() & {"low", "above"} else {"low" if wanted is float else "above": 0}
     return {name: limit for name, limit in {**lower, **allowed}.items() if name in _LIMITS}
 

@@ -74,7 +74,8 @@ class CorsdOptions(MethodOptions):
     margin: float = option(1.0, "margin m of relation_margin and logit_relation")
     fusion: str = option(
         "vectors",
-        "input of relation networks: vectors, all pairs of embeddings (ours), or maps, feature maps of some pairs (release)",
+        "input of relation networks: vectors, all pairs of embeddings (ours), or maps, feature maps of some pairs "
+        "(authors' code)",
         choices=("vectors", "maps"),
     )
     relation: str = option(
@@ -298,9 +299,9 @@ class LogitRelation(nn.Module):
     """Hinge loss between two relation scores of the deepest logits: with the mean logits of their class and of another class.
 
     `class_mean` (C, C), with one row for each class, is a running, bias-corrected exponential mean. In train mode it is updated
-    after use, so that an image is never compared with itself only. This is the logit relation of the release, which used a
-    running sum instead of the mean. With two classes it is of little use, because layer-normalised logits of two classes are
-    always 1 and -1.
+    after use, so that an image is never compared with itself only. This is the logit relation of the authors' code, which
+    used a running sum instead of the mean. With two classes it is of little use, because layer-normalised logits of two
+    classes are always 1 and -1.
     """
 
     def __init__(self, num_classes: int, hidden: int, momentum: float) -> None:
@@ -349,7 +350,7 @@ class LogitRelation(nn.Module):
 
 @dataclass(frozen=True)
 class CorsdReleaseOptions(CorsdOptions):
-    """Options of CORSD with the weights of the authors' 2023 release: no shallow classifiers (weight 0), feature-map fusion."""
+    """Options of CORSD with the weights of the authors' code: no shallow classifiers (weight 0), feature-map fusion."""
 
     exit_ce: float = 0.0
     exit_kd: float = 0.0
@@ -377,9 +378,8 @@ class CorsdRelease(Corsd):
     - relation inputs are built by indexing, not in a loop over samples;
     - the running class mean is the mean of its images.
 
-    Each anchor comes with two more images, so compare methods at equal numbers of images. Unlike in the release, the
-    cross-entropy of the deepest exit covers all three images. A batch of 43 anchors in the release corresponds to batch_size
-    129 here.
+    Each anchor comes with two more images, so compare methods at equal numbers of images. Unlike in the authors' code,
+    the cross-entropy of the deepest exit covers all three images. Their batch of 43 anchors corresponds to batch_size 129 here.
     """
 
     name = "corsd_release"

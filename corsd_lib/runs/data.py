@@ -26,7 +26,7 @@ __all__ = [
     "unseen_class_names",
 ]
 
-_NOISE = 2**40  # second number of the seed of label noise; for batches it is the epoch, which is smaller
+_NOISE = 2**40  # label noise is seeded with (seed, _NOISE), batches with (seed, epoch): no epoch is as large
 
 
 def load_data(config: TrainConfig, data_root: str | None = None) -> ImageData:

@@ -26,8 +26,8 @@ def sample_run(name: str) -> Run:
 
     Searched as results/<study>/runs/<variant> in the working directory and its parents, then in the clone or wheel that the
     package lies in. A wheel has "digits/corsd"; another run is downloaded once, 0.5 to 3.5 MB, and kept in `$CORSD_CACHE`
-    (~/.cache/corsd). It comes from the release of this version, or from the URL or folder in `$CORSD_RELEASES`; its SHA-256 is
-    checked before it is unpacked. Nothing in it is executed.
+    (~/.cache/corsd). It comes from the GitHub release of this version, or from the URL or folder in `$CORSD_RELEASES`; its
+    SHA-256 is checked before it is unpacked. Nothing in it is executed.
 
     Raises `CorsdError` that lists the runs if there is none of this name, and one that says what to do if it cannot be
     downloaded.
@@ -45,7 +45,7 @@ def sample_run(name: str) -> Run:
 
 @cache
 def _released() -> dict[str, dict[str, Any]]:
-    """File name, bytes and SHA-256 of the archive of each run of the release; `results/samples.py` writes them."""
+    """File name, bytes and SHA-256 of the archive of each run in the GitHub release; `results/samples.py` writes them."""
     with resources.as_file(resources.files("corsd_lib.runs") / "samples.json") as path:
         return read_json(path)
 

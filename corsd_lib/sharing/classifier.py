@@ -181,7 +181,7 @@ class ExitClassifier(nn.Module, PyTorchModelHubMixin):
 
 def _check_exit(exit: object, count: int) -> None:
     if not is_whole(exit, 1, count):
-        raise CorsdError(f"exit {shortened(exit)} of a network; allowed: 1 to {count}")
+        raise CorsdError(f"exit = {shortened(exit)}; allowed: 1 to {count}")
 
 
 def _downloaded(name: str, options: dict[str, Any]) -> Path:

@@ -66,7 +66,7 @@ def _programs(network: MultiExitNetwork, exit: int | str) -> list[Program]:
     if exit == "all":
         return chain(network)
     if not is_whole(exit, 1, len(network.exits)):
-        raise CorsdError(f"exit {shortened(exit)} of {len(network.exits)} exits; allowed: 1 to {len(network.exits)}, or 'all'")
+        raise CorsdError(f"exit = {shortened(exit)}; allowed: 1 to {len(network.exits)}, or 'all'")
     return single(network, int(exit))
 
 

@@ -257,17 +257,17 @@ def _read_id(job: Job, cluster: str) -> str:
 
 
 def _slurm_states() -> dict[str, str]:
-    """State by id of the jobs of this user that Slurm has. Raises `CorsdError` if Slurm does not answer or its answer has
-    another form.
+    """State by id of the jobs of this user that Slurm has. Raises `CorsdError` if squeue fails or its answer has another
+    form.
     """
     command = ["squeue", "--me", "--array", "--noheader", "--format=%i %T"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=60, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         reason = " ".join((getattr(error, "stderr", None) or str(error)).split())
-        raise CorsdError(f"Slurm does not answer squeue: {reason}") from error
+        raise CorsdError(f"Slurm gave no answer to squeue: {reason}") from error
     lines = [line.strip() for line in answer.stdout.splitlines() if line.strip()]
     for line in lines:
         if not re.fullmatch(r"\d\S*\s+[A-Z_]+", line):
-            raise CorsdError(f"Slurm does not answer squeue: unexpected line {shortened(line)}; expected: 7_0 RUNNING")
+            raise CorsdError(f"the answer of Slurm to squeue has the line {shortened(line)}; expected: a line like 7_0 RUNNING")
     return dict(line.split() for line in lines)

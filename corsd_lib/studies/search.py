@@ -145,7 +145,7 @@ def _check_entry(where: str, entry: object) -> dict[str, Any]:
     """
     found = check_fields(entry, where, {"trials": int, "seeds": list, "space": dict, "train": dict})
     if not found.get("space"):
-        raise CorsdError(f"{where} = {shortened(entry)}; allowed: an object that has a space of one parameter or more")
+        raise CorsdError(f"{where} = {shortened(entry)}; allowed: a JSON object that has a space of one parameter or more")
     trials, seeds = found.get("trials", 1), found.get("seeds", [0])
     if type(trials) is not int or trials < 1:
         raise CorsdError(f"{where}: trials = {shortened(trials)}; allowed: a whole number of at least 1")

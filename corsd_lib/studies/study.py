@@ -135,9 +135,10 @@ class Study:
     def config(self, variant: str, seed: int) -> TrainConfig:
         """Configuration of a variant with a seed; its run directory is in `runs/<study>`.
 
-        In a study with equal images the number of epochs depends on the sampling: "triplet" batches have three images for each
-        training image of an epoch and "overlapping" batches two, so their epochs are divided by that number relative to the
-        baseline. Raises `CorsdError` for an unknown variant and for a missing tuning record.
+        If `equal` is "images", every variant trains on as many images as the baseline. An epoch of "triplet" batches has three
+        images for each training image, one of "overlapping" batches two, any other one: the number of epochs is multiplied by
+        this number for the baseline and divided by that for the variant. Raises `CorsdError` for an unknown variant and for a
+        missing tuning record.
         """
         check_choice("variant", variant, self.variants)
         config = self._base_config(variant)
@@ -214,7 +215,9 @@ class Study:
                 exits = [len(r["test"]["exits"]) for r in (record, *found[variant].values())]
                 if exits[0] != exits[-1]:
                     path = self.record_path(variant, seed)
-                    raise CorsdError(f"{path}: test: exits has {exits[0]} entries; allowed: {exits[-1]}, as with other seeds")
+                    raise CorsdError(
+                        f"{path}: test: exits has {exits[0]} entries; allowed: {exits[-1]}, as in the records of other seeds"
+                    )
                 found[variant][seed] = record
         return {variant: by_seed for variant, by_seed in found.items() if by_seed}
 
@@ -254,7 +257,7 @@ def check_fields(values: object, where: str, kinds: Mapping[str, Any]) -> dict[s
     there.
     """
     if not isinstance(values, dict):
-        raise CorsdError(f"{where} = {shortened(values)}; allowed: an object of fields and values")
+        raise CorsdError(f"{where} = {shortened(values)}; allowed: a JSON object of fields and values")
     for name, value in values.items():
         check_choice(f"{where}: field", name, kinds)
         if not isinstance(value, kinds[name]):
@@ -262,7 +265,7 @@ def check_fields(values: object, where: str, kinds: Mapping[str, Any]) -> dict[s
             raise CorsdError(f"{where}: {name} = {shortened(value)} is of type {type(value).__name__}; allowed: {allowed}")
     options = values.get("train", {}).get("method_options", {})
     if not isinstance(options, dict):
-        raise CorsdError(f"{where}: train: method_options = {shortened(options)}; allowed: an object of options and values")
+        raise CorsdError(f"{where}: train: method_options = {shortened(options)}; allowed: a JSON object of options and values")
     return values
 
 

@@ -23,12 +23,12 @@ def summarise(study: Study, records: Mapping[str, Mapping[int, Record]]) -> dict
 
     - `top1`, `top1_low`, `top1_high`: top-1 (%) on test by exit, shallow -> deep, after the last epoch: mean over seeds and the
       ends of its 95 % Student-t interval (see `mean_interval`);
-    - `gain`, `gain_low`, `gain_high`: difference from the baseline variant at the deepest exit, in points, paired by the
-      `gain_n` seeds that both variants have;
+    - `gain`, `gain_low`, `gain_high`: difference from the baseline variant at the deepest exit, in points, paired by seed
+      over the `gain_n` seeds that both variants have;
     - `images`, `macs`, `seconds`: images, multiply-accumulates and wall time of a training, means over seeds;
     - `macs_ratio`: MACs relative to the baseline variant, over the same seeds;
-    - `time_ratio`: time of the fastest training relative to the fastest of the baseline variant, if both used the same kind of
-      device and number of threads.
+    - `time_ratio`: time of the fastest training relative to the fastest of the baseline variant, among the trainings with the
+      same kind of device and number of threads as the latter.
 
     "unseen" is the result of `unseen_lines`, if classes were held out of the trainings.
     """
@@ -97,7 +97,7 @@ def relative_to(summary: Mapping[str, Any], reference: str) -> dict[str, Any]:
 
 
 def gain_cell(m: Mapping[str, Any]) -> str:
-    """Gain of a variant of the summary as text, with the number of pairs if it differs from the number of seeds."""
+    """Gain of a variant as text, with the number of seeds it was measured with if that is not all seeds of the variant."""
     pairs = "" if m["gain"] is None or m["gain_n"] == m["n"] else f" (n = {m['gain_n']})"
     return with_interval(m["gain"], m["gain_low"], m["gain_high"], sign="+") + pairs
 
@@ -121,7 +121,8 @@ def _ratio(key: str, records: Mapping[int, Record], reference: Mapping[int, Reco
 
 
 def _time_ratio(records: Iterable[Record], reference: Iterable[Record]) -> float | None:
-    """Time of the fastest training, divided by the fastest of `reference` on the same kind of machine; None if there is none.
+    """Time of the fastest training on the kind of machine of the fastest training of `reference`, divided by the time of that
+    one; None if there is no such training.
 
     The fastest are compared, because other work on the machine affects them least.
     """

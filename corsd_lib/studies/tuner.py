@@ -1,6 +1,7 @@
 """The main process of a search (`corsd tune`): asks Optuna for trials, receives their values, and writes journal and record.
 
-results/<study>/tuning/<variant>.json     the record: search space, trials, and the best one, which `tuned` of a variant uses
+results/<study>/tuning/<variant>.json     the record: search space, trials, and the best one, which a variant with this file in
+                                          its field `tuned` uses
                        <variant>.journal  the journal of Optuna, from which the search continues, on any machine
 """
 
@@ -175,7 +176,7 @@ class Tuner:
         finally:
             self._stop()
             for pipe, running in self.running.items():
-                pipe.close()  # ends trials waiting for an answer; they have saved
+                pipe.close()  # a trial that waits for an answer then ends; its training is saved already
                 running.process.join()
 
     def _requeue(self) -> None:
@@ -230,8 +231,8 @@ class Tuner:
     def _answer_trial(self, pipe: Connection, curves: Curves) -> None:
         """Report the epoch to Optuna, and send to the trial whether to continue.
 
-        It always continues after the last epoch, and after the first seed is done: the pruner compares the best value of a
-        trial, which later seeds hardly change.
+        The trial always continues after its last epoch, and after its first seed is done: the pruner compares the best value of
+        a trial, which later seeds hardly change.
         """
         running = self.running[pipe]
         self._report(running, curves)

@@ -98,7 +98,7 @@ class Job:
             self.state = "done"
 
     def failure(self, status: int | None) -> str:
-        """Why the training failed: the signal that ended it, or the last line of its log."""
+        """Why the training failed: the signal that ended it, the last line of its log, or its status if the log is empty."""
         if status is not None and status < 0:
             return f"it was killed by signal {-status}" + (", as when memory runs out" if -status == signal.SIGKILL else "")
         ended = "it ended without a result" if status is None else f"it ended with status {status}"

@@ -133,7 +133,7 @@ class Checkpoint:
         except ValueError as error:
             raise self._mismatch(f"its position is not valid JSON ({error})") from error
         if not isinstance(header, dict):
-            raise self._mismatch(f"its position is {shortened(header)}; allowed: an object")
+            raise self._mismatch(f"its position is {shortened(header)}; allowed: a JSON object")
         return header
 
     def _position(self, header: Mapping[str, Any], epochs: int, steps: int) -> Position:
@@ -159,7 +159,7 @@ class Checkpoint:
                 raise self._missing("optimizer.0.momentum_buffer")
             return
         if not isinstance(listed, dict):
-            raise self._mismatch(f"its list of tensors is {shortened(listed)}; allowed: an object")
+            raise self._mismatch(f"its list of tensors is {shortened(listed)}; allowed: a JSON object")
         for name in {**listed, **tensors}:
             was, now = listed.get(name, "absent"), _kind(tensors[name]) if name in tensors else "absent"
             if was != now:

@@ -128,7 +128,9 @@ class AttributionExplorer(Explorer):
             return None
         if isinstance(value, int | np.integer) and not isinstance(value, bool):
             if value not in range(count):
-                raise CorsdError(f"{name} {shortened(value)} of {count} probe images; allowed: 0 to {count - 1}")
+                raise CorsdError(
+                    f"{name} = {shortened(value)} is not one of the {count} probe images; allowed: 0 to {count - 1}"
+                )
             return int(value)
         return own_pixels(value, self.run.data)
 

@@ -98,7 +98,7 @@ class ExitExplorer(Explorer):
             self._logits_on(value)  # first, so that an error is raised before anything changes
         elif name == "max_accuracy_drop":
             if not _is_number(value) or not 0 <= value <= 100:
-                raise CorsdError(f"max_accuracy_drop {shortened(value)}; allowed: 0 to 100 percentage points")
+                raise CorsdError(f"max_accuracy_drop = {shortened(value)}; allowed: 0 to 100 percentage points")
             return float(value)
         elif value is not None:
             return self._known_threshold(value)
@@ -114,7 +114,7 @@ class ExitExplorer(Explorer):
         fits = _is_number(value) and low - SNAP <= value <= high + SNAP
         if not fits or (rule == "patience" and value != int(value)):
             kind = "a whole number from" if rule == "patience" else "a number from"
-            raise CorsdError(f"threshold {shortened(value)} of {rule}; allowed: {kind} {low} to {high}")
+            raise CorsdError(f"threshold = {shortened(value)} for {rule}; allowed: {kind} {low} to {high}")
         curve = self._curve_of(self.proposed("split"), rule, also=float(value))
         return float(curve["threshold"].iloc[int((curve["threshold"] - value).abs().argmin())])
 
@@ -143,7 +143,7 @@ class ExitExplorer(Explorer):
 
     @property
     def exit_taken(self) -> Tensor:
-        """Number (N,) int64 of the exit that each image of the split leaves at, 1 = shallowest."""
+        """The exit at which each image of the split leaves, int64 (N,), numbered from 1 (shallowest)."""
         return exit_taken(self._logits_on(self.split)[0], self.rule, self.threshold)
 
     def choose_threshold(self) -> float:

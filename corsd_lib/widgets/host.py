@@ -129,7 +129,9 @@ class Explorer(anywidget.AnyWidget):
         return write_page(path, [panel._replace(data=panel.data | faces) for panel in self.panels()])
 
     def faces(self, images: bool | None) -> dict[str, Any]:
-        """Thumbnails as the field "faces" of the data of a page, see `to_html`; empty for an explorer that shows none."""
+        """Thumbnails to add to the data of each panel, as {"faces": ...}; {} for an explorer that shows none. `images` as in
+        `to_html`.
+        """
         return {}
 
     def panels(self) -> list[Panel]:

@@ -58,7 +58,7 @@ class TrainingMonitor(Explorer):
         self._stop = threading.Event()  # `train` checks it after every step
         self._ended = threading.Event()  # set when the training in the thread has ended
         self._run: Run | None = None
-        self._drawn: list[Any] = []  # run, classes and columns that the lines show
+        self._drawn: list[Any] = []  # path, class names, number of exits and columns of the run that is shown
         self._config: TrainConfig | None = None
         self._data_given: ImageData | None = None
         self._thread: threading.Thread | None = None
@@ -95,7 +95,7 @@ class TrainingMonitor(Explorer):
         kind = "exit" if len(_columns(metrics, "train_top1.")) == len(snapshot.relations) else "stage"
         exits = exit_names(len(snapshot.relations), kind)
         parts = [column.removeprefix("loss.") for column in _columns(metrics, "loss.")]
-        begins = self._drawn != lines  # a new training begins, perhaps in the folder of the previous one
+        begins = self._drawn != lines  # they change with another training, perhaps in the folder of the previous one
         self._run, self._drawn = run, lines
         self._now |= {
             "title": finding(run, metrics),
@@ -138,7 +138,7 @@ class TrainingMonitor(Explorer):
         """Train `config` in a thread and return immediately; arguments as in `corsd_lib.train`.
 
         Cells that use torch's global random numbers during the training change its random numbers. Raises `CorsdError` while
-        another training of this monitor runs; errors of the training are shown, and raised by `wait`.
+        another training of this monitor runs. An exception that ends the training is shown, and raised by `wait`.
         """
         if self.training:
             raise CorsdError(f"{self._config and self._config.path} is still being trained: stop it first, or wait() for it")
@@ -160,7 +160,7 @@ class TrainingMonitor(Explorer):
 
         While a cell waits, the kernel receives no clicks: press stop before that, or interrupt the cell.
 
-        Raises `CorsdError` if no training was started, after `timeout` seconds, and for errors of the training.
+        Raises `CorsdError` if no training was started or after `timeout` seconds, and any exception that ended the training.
         """
         if self._thread is None or self._config is None:
             raise CorsdError("this monitor has no training: start one with monitor.train(config)")

@@ -17,7 +17,7 @@ from corsd_lib.widgets.relation_view import Scores
 if TYPE_CHECKING:
     import pandas as pd
 
-_SIDE, _ROOM = 290, 90  # pixels of the relation, and of the longest name beside it
+_SIDE, _ROOM = 290, 90  # in pixels: side of the heatmap, and room for the longest name beside it
 
 
 def monitor_picture(run: Run, metrics: pd.DataFrame, relation: Scores, epoch: int, parts: Collection[str]) -> go.Figure:

@@ -40,4 +40,4 @@ def own_pixels(image: Any, data: DataInfo) -> Tensor:
 
 def _format_error(shape: Any, kind: str) -> CorsdError:
     allowed = "uint8 (H, W), (1 or 3, H, W) or (H, W, 1 or 3), 0 to 255"
-    return CorsdError(f"image of shape {tuple(shape)} and type {kind}; allowed: {allowed}")
+    return CorsdError(f"the image has shape {tuple(shape)} and type {kind}; allowed: {allowed}")

@@ -57,8 +57,10 @@ class RelationExplorer(Explorer):
     reference = Chosen(help='what is subtracted: "deepest exit", an epoch, "other run" or None')
     colours = Chosen("fixed", help='the colour range: "fixed" or "fitted" to what is shown')
     selection = Chosen(help="(first class, second class) as indices, or None")
-    images = Chosen(help="(first, second) probe image, by position, or None")
-    marked = Chosen((), help='positions of probe images: their classes are marked, and with level "image" only these are shown')
+    images = Chosen(help="(first image, second image) as indices in the probe set, or None")
+    marked = Chosen(
+        (), help='indices in the probe set: the classes of these images are marked, and with level "image" only they are shown'
+    )
 
     def __init__(
         self,
@@ -72,7 +74,7 @@ class RelationExplorer(Explorer):
         for given in (run, *([] if other is None else [other])):
             check_run(given)
         self.run, self.other = run, other
-        self._open = False  # no images are opened for the initial selection
+        self._open = False  # True after __init__, so that the initial selection does not load images
         self._relations = relations = Relations(run, other, labels)
         self._images = ProbeImages(run, data, data_root)
         self._thumbnails = Thumbnails(run, self._images)
@@ -165,7 +167,7 @@ class RelationExplorer(Explorer):
     def _pair_of_images(self, value: Any) -> tuple[int, int]:
         found = self._positions("images", value)
         if len(set(found)) != 2 or len(found) != 2:
-            raise CorsdError(f"images {shortened(value)} must be the positions of two different probe images, or None")
+            raise CorsdError(f"images {shortened(value)} must be the indices of two different probe images, or None")
         return found[0], found[1]
 
     def _positions(self, what: str, given: Any) -> tuple[int, ...]:

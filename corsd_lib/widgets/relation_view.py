@@ -326,8 +326,8 @@ class Relations:
         return Reference(main, view.exit, int(view.reference), view.kind, f"epoch {view.reference}")
 
     def _same_of_other(self, view: View) -> Reference:
-        """Corresponding exit, counted from the deepest, and nearest epoch of the other run, which may have other exits and
-        snapshots.
+        """Corresponding exit, counted from the deepest, and nearest epoch of the other run, which may have different exits
+        and snapshots.
         """
         other = self._other()
         if view.level == "image":

@@ -35,11 +35,11 @@ def stage_picture(
     image: int,
     title: str,
 ) -> go.Figure:
-    """Points (K, N, 2) in the colours of their kinds: `codes` (K, N) are indices of `kinds`, or len(kinds) for grey points,
-    which the legend calls `rest`.
+    """A scatter of the points (K, N, 2), with lines from `image` to the images `near` it (K lists).
 
-    All points but the `selection` are pale. Lines lead from `image` to the images `near` it (K lists). `quality`: a text below
-    each panel (K). `what`: title of the legend.
+    `codes` (K, N): the index in `kinds` of each point, which sets its colour and symbol; len(kinds) for grey points, called
+    `rest` in the legend. If `selection` is not empty, all other points are pale. `quality` (K): a text below each panel.
+    `what`: title of the legend.
     """
     images = len(captions)
     shown: dict[str, Any] = {"colour_by": np.zeros(images), "captions": captions, "quality": quality}

@@ -57,7 +57,7 @@ class StageExplorer(Explorer):
     highlight = Chosen((), help="names of the classes (or superclasses) in colour, up to 12")
     method = Chosen("pca", help='the projection: "umap" or "pca"')
     image = Chosen(0, help="index of the selected image")
-    selection = Chosen((), help="positions of the marked images in the probe set, ascending")
+    selection = Chosen((), help="indices of the marked images in the probe set, ascending")
 
     def __init__(
         self,
@@ -129,17 +129,17 @@ class StageExplorer(Explorer):
         elif name == "image":
             return self._position(value)
         elif isinstance(value, str) or not isinstance(value, Iterable):
-            raise CorsdError(f"selection {shortened(value)}; allowed: positions in the probe set, () for none")
+            raise CorsdError(f"selection = {shortened(value)}; allowed: indices in the probe set, () for none")
         else:
             return tuple(sorted({self._position(p) for p in value}))
         return value
 
     def _groups_of(self, names: Any) -> tuple[str, ...]:
         if isinstance(names, str) or not isinstance(names, Iterable):
-            raise CorsdError(f"highlight {shortened(names)}; allowed: up to {MOST_GROUPS} names, each once")
+            raise CorsdError(f"highlight = {shortened(names)}; allowed: up to {MOST_GROUPS} names, each once")
         names = tuple(names)
         if len(names) > MOST_GROUPS or len(set(names)) < len(names):
-            raise CorsdError(f"highlight {shortened(names)}; allowed: up to {MOST_GROUPS} names, each once")
+            raise CorsdError(f"highlight = {shortened(names)}; allowed: up to {MOST_GROUPS} names, each once")
         colour = self.proposed("colour")
         for name in names:
             check_choice(colour, name, self._group_names(colour))
@@ -151,7 +151,10 @@ class StageExplorer(Explorer):
     def _position(self, value: Any) -> int:
         count = len(self._probes.labels)
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < count:
-            raise CorsdError(f"image {shortened(value)} of {count} probe images; allowed: 0 to {count - 1}")
+            raise CorsdError(
+                f"there is no image {shortened(value)} among the {count} probe images; "
+                f"allowed: a whole number from 0 to {count - 1}"
+            )
         return int(value)
 
     @traitlets.observe("colour")

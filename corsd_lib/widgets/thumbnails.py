@@ -33,7 +33,9 @@ class Thumbnails:
         return {p: self._pngs[split, p] for p in positions}
 
     def packed(self, positions: Sequence[int], images: bool | None) -> dict[str, Any]:
-        """Data of a page with the PNGs of the probe images `positions`, at most 48 pixels wide, in one array with their ends.
+        """PNGs of the probe images `positions` for a page, as {"faces": ...}: one array of bytes, and where each PNG ends.
+
+        Their shorter side is at most 48 pixels. Without PNGs the result is {}.
 
         `images`: whether to include them; None means only if the data is available and one of `FREE`. With True `CorsdError` is
         raised if the data is missing.

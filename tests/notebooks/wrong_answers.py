@@ -15,7 +15,7 @@ WRONG_ANSWERS = {
     },
     "02_exits": {
         "kd": [
-            # logits where log-probabilities are wanted, as in the release
+            # logits where log-probabilities are wanted, as in the authors' code
             "F.kl_div(student / temperature, teacher.detach() / temperature, reduction='batchmean') * temperature**2",
             "F.kl_div(student.log_softmax(1), teacher.detach().softmax(1), reduction='batchmean')",  # no temperature
             "distillation(student, teacher, temperature)",  # swapped
@@ -149,7 +149,7 @@ WRONG_ANSWERS = {
     "04_class_oriented": {
         "auxiliary_loss": [
             "F.cross_entropy(logits, first)",  # the second image is forgotten
-            # a softmax on the label, as in the release
+            # a softmax on the label, as in the authors' code
             "F.cross_entropy(logits, ((F.one_hot(first, 10) + F.one_hot(second, 10)) / 2).softmax(dim=1))",
             "F.cross_entropy(logits, first) + F.cross_entropy(logits, second)",  # not halved
             "auxiliary_cross_entropy(logits, first, second) * len(logits)",  # a sum over the pairs

@@ -458,7 +458,7 @@ def run_names(runs: Sequence[Run], labels: Sequence[str] = ()) -> list[str]:
     """
     if labels:
         if isinstance(labels, str) or not len(set(labels)) == len(labels) == len(runs):
-            raise CorsdError(f"labels {shortened(labels)} for {len(runs)} runs; allowed: one for each run, all different")
+            raise CorsdError(f"labels = {shortened(labels)} for {len(runs)} runs; allowed: one for each run, all different")
         return list(labels)
     names = [f"{run.config.method}, seed {run.config.seed}" for run in runs]
     if len(set(names)) < len(names):
