@@ -242,7 +242,8 @@ print(f"PCA: {library:.2f}, random positions: {trustworthiness(x, scattered):.2f
 # in the plane, $w_{ij} = (1 + a\, \|z_i - z_j\|^{2b})^{-1}$ and constants $a$, $b$ of
 # UMAP, it minimises
 #
-# $$- \sum_{i \neq j} \big[ v_{ij} \log w_{ij} + (1 - v_{ij}) \log (1 - w_{ij}) \big]$$
+# $$- \sum_{i \neq j} \left[ v_{ij} \log w_{ij} + (1 - v_{ij}) \log (1 - w_{ij})
+# \right]$$
 #
 # The first part attracts neighbours, the second repels all other pairs. No part
 # compares long distances.
@@ -281,7 +282,20 @@ compare("UMAP's purity is", my_purity, relation)
 below = [quality(picture) for picture in both]
 look = {"quality": below, "annotate": True}
 title = "Deepest exit: PCA spreads the images, UMAP gathers neighbours"
-paler(embedding_scatter(both, labels, digits, ["PCA", "UMAP"], title, **look))
+figure = embedding_scatter(both, labels, digits, ["PCA", "UMAP"], title, **look)
+paler(figure).update_layout(width=800, height=480)
+
+# %% [markdown]
+# Most of the UMAP's panel is empty, and five digits share one crowded part. Here it is
+# enlarged, around the 3s:
+
+# %%
+middle = drawing[labels == 3].median(dim=0).values
+crowd = (drawing - middle).norm(dim=1) < 0.6  # the mean distance to the origin is 1
+few, theirs = drawing[crowd], labels[crowd]
+title = f"UMAP, enlarged: {len(few)} images, strings of one digit and a few between"
+figure = embedding_scatter(few[None], theirs, digits, [""], title, annotate=True)
+paler(figure).update_layout(width=600, height=480)
 
 # %% [markdown]
 # **Answer.** UMAP is made for neighbours and keeps them: the higher trustworthiness,
@@ -303,7 +317,7 @@ names = [f"seed {s}" for s in seeds]
 title = "UMAP with three seeds: nearly the same groups, not the same places"
 look = {"quality": below, "annotate": True}
 figure = embedding_scatter(drawings, labels, digits, names, title, **look)
-paler(figure).update_layout(width=900, height=420)
+paler(figure).update_layout(width=980, height=420, showlegend=False)
 
 # %% [markdown]
 # The groups are nearly the same (the 5s touch others with seed 0 only). Some keep their
@@ -486,7 +500,8 @@ joint.table().rename(columns=names).round(3)
 # Trustworthiness penalises false neighbours by rank. A simpler measure: of the `k`
 # nearest neighbours in space `first` (N, D), which share is among the `k` nearest in
 # `second` (N, E)? Return the mean as a Python number. `nearest_images(points, k)` gives
-# the neighbours (N, k), nearest first. Their order must not matter.
+# the neighbours (N, k), nearest first. Their order must not matter. (Hint: `a == b`
+# compares rank with rank, and loses a neighbour that is kept at another rank.)
 
 
 # %% tags=["exercise"]
@@ -546,12 +561,14 @@ display(relations)
 # to another group. Below each panel are trustworthiness and
 # purity.](images/09_stage_explorer.png)
 #
-# *Marked images are in full colour.* An image that exit 1 gets wrong need not be far
-# from its class. Thin lines lead from one 8 to its eight nearest neighbours *in the
-# embedding* (the headline counts ten); where these are close together, the lines look
-# like one. At exit 1 it is drawn among the 8s, at exits 2 and 3 among the 1s, each time
-# with neighbours in the other group. So for this image the picture shows a gap that its
-# neighbourhood in the embedding does not show.
+# *Marked images keep their full colour; rings cover some of them.* Thin lines lead from
+# one 8 to its eight nearest neighbours *in the embedding* (the headline counts ten).
+# Neighbours that lie close together seem to share a line. At exit 1 this 8 is drawn
+# among the 8s, at exits 2 and 3 among the 1s. At every exit some of its neighbours are
+# drawn in the other group. **A gap in the picture need not be a gap in the embedding.**
+#
+# The second explorer marks the same images in the relations of the classes;
+# [07_relation_explorer](07_relation_explorer.ipynb) explains it.
 
 # %% [markdown]
 # ## A hundred classes
@@ -589,11 +606,17 @@ title = "CIFAR-100: 300 images of 100 classes look like one cloud"
 figure = embedding_scatter(views, classes, names, ["PCA", "UMAP"], title, **look)
 figure.update_layout(showlegend=False)
 
+# %%
+lowest = views[0][:, 1].argsort()[:2]
+found = ", ".join(names[classes[k]] for k in lowest)
+print(f"the two lowest points of the PCA: {found}")
+
 # %% [markdown]
 # **Answer.** About five times chance (23 % against 4.7 %), and both pictures look like
-# one cloud. UMAP's has a purity of 26 %, slightly more than the embedding; the
-# difference may be noise. Choosing which superclasses to colour changes the impression.
-# They have 15 images each:
+# one cloud. (The lone dot at the lower edge of the PCA is two streetcars.) UMAP's has a
+# purity of 26 %, slightly more than the embedding; the difference may be noise.
+# Choosing which superclasses to colour changes the impression. They have 15 images
+# each:
 
 # %%
 same = superclass[nearest_images(deep)] == superclass[:, None]
@@ -613,7 +636,7 @@ look |= {"order": [*(called[s] for s in chosen), "others"], "grey": "others"}
 # %%
 title = "CIFAR-100: the three superclasses of highest and of lowest purity"
 figure = embedding_scatter(views, classes, names, ["PCA", "UMAP"], title, **look)
-figure.update_layout(width=920, height=480)
+figure.update_layout(width=840, height=430)
 
 # %% [markdown]
 # The legend has the order of the list: the three purest first. These alone would make a
@@ -626,13 +649,13 @@ figure.update_layout(width=920, height=480)
 # > **What we found.** A UMAP shows neighbourhoods: its trustworthiness is high, its
 # > purity as in the embedding. It does not show distances between groups, their sizes
 # > or their positions. With few neighbours it can draw clumps into noise. In a joint
-# > fit positions agree by construction; purity shows no effect here (within 2 points).
+# > fit positions agree by construction.
 # >
 # > **How sure we are.** The artificial groups and the noise have a known truth, and the
 # > effects are large. The digits are one run and three seeds of UMAP.
 # >
-# > **What it does not show.** We did not test t-SNE, other settings, or continuous
-# > data.
+# > **What it does not show.** We did not test t-SNE, other settings than 3 and 15
+# > neighbours, or continuous data.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: settings
@@ -640,7 +663,8 @@ figure.update_layout(width=920, height=480)
 # `joint_projection(x, "umap", seed, neighbours)` has the setting `neighbours`. Predict
 # how trustworthiness and the rank correlation of class distances change from 3 to 100
 # neighbours: `rise`, `fall` or `same`; `same` means that the ranges over the three
-# seeds overlap. Then run the cell with `run_it = True`.
+# seeds overlap. Then run the cell with `run_it = True`. (Hint: the two measures need
+# not change together. Which of them asks about near images only?)
 
 # %%
 my_trust, my_order = None, None
@@ -676,7 +700,9 @@ if run_it:
 # A paper shows two UMAPs, "before" and "after" its method. In the second the classes
 # are far apart. The text says: "Our method increases the separation of classes." Write
 # a short review: what the figure supports, what it does not, and which three numbers
-# would replace it. Also describe a case in which the figure is right.
+# would replace it. Also describe a case in which the figure is right. (Hint: a number
+# that is measured *in the picture* has the faults of the picture. See "Two numbers
+# beside every picture" above and [08_class_structure](08_class_structure.ipynb).)
 
 # %% [markdown] tags=["answer"]
 # *Write your answer here.*
