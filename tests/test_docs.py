@@ -336,7 +336,8 @@ def test_what_the_relation_terms_add_on_shapes_is_as_the_records_say() -> None:
     for row, pair in zip(rows, SHAPES, strict=True):
         said = re.findall(r"-?\d+\.\d+", row)
         assert said == [end for k in range(3) for end in _spoken(_lead(methods, *pair, k))], pair
-        assert len(methods[pair[0]]["top1_by_seed"].keys() & methods[pair[1]]["top1_by_seed"].keys()) == 5
+        common = methods[pair[0]]["top1_by_seed"].keys() & methods[pair[1]]["top1_by_seed"].keys()
+        assert len(common) == (10 if "exits_alone" in pair else 5)
     found = _lead(methods, "corsd", "auxiliary_alone", 0)
     assert found[1] < 0 < found[2]  # no difference detected
     lines = read_json(ROOT / "results" / "unseen_shapes" / "summary.json")["unseen"]
@@ -346,6 +347,29 @@ def test_what_the_relation_terms_add_on_shapes_is_as_the_records_say() -> None:
     less = next(line for line in lines if all(line[k] == v for k, v in kept.items()))
     assert f"{recall['mean']:.1f} [{recall['low']:.1f}, {recall['high']:.1f}] % at the deepest exit (five seeds" in text
     assert f"{-less['gain']:.1f} [{-less['gain_high']:.1f}, {-less['gain_low']:.1f}] points there" in text
+
+
+PLANNED = (
+    ("no_class_kd", "exits_alone", range(5)),
+    ("no_class_kd", "exits_alone", range(5, 10)),
+    ("double_ce_alone", "exits_alone", range(5, 10)),
+    ("no_class_kd", "double_ce_alone", range(5, 10)),
+)
+
+
+def test_the_planned_test_on_new_shapes_is_as_the_records_say() -> None:
+    lines = read_json(ROOT / "results" / "unseen_shapes" / "summary.json")["unseen"]
+    kept = {(u["variant"], u["exit"]): u["by_seed"] for u in lines if (u["figure"], u["score"]) == ("map_at_r", "cosine")}
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    rows = text.partition("<!-- planned -->")[2].partition("<!-- /planned -->")[0].strip().splitlines()[2:]
+    found = []
+    for row, (ours, theirs, seeds) in zip(rows, PLANNED, strict=True):
+        exits = ("exit 1", "exit 2", "deepest exit")
+        found.append([mean_interval([kept[ours, e][str(s)] - kept[theirs, e][str(s)] for s in seeds]) for e in exits])
+        said = re.findall(r"-?\d+\.\d+", row)
+        assert said == [end for ends in found[-1] for end in _spoken(ends)], (ours, theirs)
+    assert found[1][1][1] > 0 and found[1][2][1] < 0  # confirmed at exit 2, not at the deepest exit
+    assert all(low < 0 < high for _, low, high in found[3])
 
 
 def test_what_relations_add_on_unseen_birds_is_as_the_records_say() -> None:
