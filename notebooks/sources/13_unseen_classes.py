@@ -529,14 +529,14 @@ pd.DataFrame({m: relations_add(birds, m) for m in measures}, index=exits)
 #
 # > **What we found.** It knows a little of them. Recall@1 of 100 new bird species is
 # > 15.5 % (chance 1), level with deep supervision; by the trained score 10.5 %.
-# > Relation terms add 2.3 ± 0.9 points at exit 1 (deepest exit: none detected). New
-# > shapes have 39.2 ± 13.5 % (chance 25); there relation terms help exit 2 without
-# > class KD, and larger label weights may do the same.
+# > Relation terms add 2.3 ± 0.9 points at exit 1. New shapes have 39.2 ± 13.5 % (chance
+# > 25). There relation terms help exit 2 without class KD; larger label weights may,
+# > too.
 # >
 # > **How sure we are.** There are three seeds of birds, five of shapes, one set of
-# > held-out classes each, and no correction.
+# > held-out classes each, without correction.
 # >
-# > **What it does not show.** On birds, no control and no row without class KD.
+# > **What it does not show.** Birds had no control.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: another set of classes
