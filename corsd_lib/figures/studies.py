@@ -112,8 +112,8 @@ def unseen_by_exit(
 
     `summary`: from `summarise`, of a study with held-out classes. `measure` is a column and `score` a score of
     `unseen_class_report`. Exits are aligned at the deepest one. Rings are single seeds. The title names the variant with the
-    highest mean at the deepest exit. `dark`: colours for a dark page. Raises `CorsdError` for a study without held-out classes
-    and for a metric or score that no variant has.
+    highest mean at the deepest exit, of those with an interval if there are any. `dark`: colours for a dark page. Raises
+    `CorsdError` for a study without held-out classes and for a metric or score that no variant has.
     """
     lines = summary.get("unseen", [])
     if not lines:
@@ -132,12 +132,15 @@ def unseen_by_exit(
         points = [(exits.index(name) + 0.08 * (i - len(by_variant) / 2 + 0.5), line) for name, line in by_exit.items()]
         drawn.add_trace(_line_with_intervals(points, i))
         drawn.add_traces(_rings(points, i))
-    best = max((by_exit["deepest exit"] for by_exit in by_variant.values()), key=lambda line: line["mean"])
+    deepest = [by_exit["deepest exit"] for by_exit in by_variant.values()]
+    certain = [line for line in deepest if line["low"] is not None] or deepest  # one or two seeds may be high by chance
+    best = max(certain, key=lambda line: line["mean"])
     title = f"Classes never seen: highest at the deepest exit on average: {short_name(best['label'])}, {best['mean']:.1f} %"
-    drawn.update_layout(template=template(dark), width=860, height=440)
-    drawn.update_layout(legend={"orientation": "h", "y": -0.16, "yanchor": "top"})
-    drawn.update_xaxes(tickvals=list(range(len(exits))), ticktext=exits)
-    drawn.update_yaxes(title=f"{UNSEEN_FIGURES[measure]} by {score} (%), mean over n seeds,<br>95 % interval; rings: seeds")
+    drawn.update_layout(template=template(dark), width=860, height=380 + 22 * len(by_variant))
+    drawn.update_layout(legend={"orientation": "h", "y": -0.24, "yanchor": "top"})
+    note = "mean over n seeds, 95 % interval from three seeds on; rings: single seeds"
+    drawn.update_xaxes(tickvals=list(range(len(exits))), ticktext=exits, title=note)
+    drawn.update_yaxes(title=f"{UNSEEN_FIGURES[measure]} by {score} (%)")
     set_title(drawn, html.escape(title, quote=False), 96)
     return drawn
 
