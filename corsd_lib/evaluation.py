@@ -99,7 +99,7 @@ def evaluate(
     if isinstance(images, ImageFiles):
         check_processes("workers", workers or 0, PROCESSES_A_CPU)
     if data.num_classes != network.num_classes:
-        raise CorsdError(f"data {data.name!r} has {data.num_classes} classes, the network {network.num_classes}")
+        raise CorsdError(f"data {data.name!r} has {data.num_classes} classes, but the network has {network.num_classes}")
     if device is not None:
         network = _move_to(network, device)
     with enough_memory(f"the evaluation on {data.name!r}"):

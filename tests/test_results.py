@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
 RUNS = sorted(path for path in RESULTS.glob("*/runs/*") if path.is_dir())
 MEGABYTE = 1_000_000
-ALL_RUNS, ONE_RUN, ALL_ELSE = 17 * MEGABYTE, 4 * MEGABYTE, 3 * MEGABYTE
+ALL_RUNS, ONE_RUN, ALL_ELSE = 17 * MEGABYTE, 4 * MEGABYTE, 4 * MEGABYTE
 FILES_OF_A_RUN = re.compile(
     r"README\.md|(config|test)\.json|metrics\.jsonl|(weights|probe|probes/epoch_\d{4}|embeddings/umap-\w+)\.safetensors"
 )
