@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import ttest_1samp
 
 from corsd_lib import figures, methods
 from corsd_lib.bench import table
@@ -368,7 +369,9 @@ def test_the_planned_test_on_new_shapes_is_as_the_records_say() -> None:
         found.append([mean_interval([kept[ours, e][str(s)] - kept[theirs, e][str(s)] for s in seeds]) for e in exits])
         said = re.findall(r"-?\d+\.\d+", row)
         assert said == [end for ends in found[-1] for end in _spoken(ends)], (ours, theirs)
-    assert found[1][1][1] > 0 and found[1][2][1] < 0  # confirmed at exit 2, not at the deepest exit
+    exit_2 = [kept["no_class_kd", "exit 2"][str(s)] - kept["exits_alone", "exit 2"][str(s)] for s in range(5, 10)]
+    assert f"(p = {ttest_1samp(exit_2, 0).pvalue:.4f})" in " ".join(text.split())
+    assert found[1][1][1] > 0 and found[1][2][1] < 0  # above 0 at exit 2, not at the deepest exit
     assert all(low < 0 < high for _, low, high in found[3])
 
 

@@ -190,6 +190,8 @@ def _name_groups(figure: go.Figure, points: Any, classes: Any, dark: bool) -> No
 def _moved_apart(places: npt.NDArray[np.float64], names: Sequence[str]) -> npt.NDArray[np.float64]:
     """Places (n, 2) of names in pixels, of which those that touch are moved apart; 40 rounds are enough for a dozen names."""
     places = places.copy()
+    if len(places) > _MOST_KINDS:  # there is no room for so many names, and moving them takes seconds
+        return places
     for _ in range(40):
         for a in range(len(places)):
             for b in range(a):
