@@ -57,7 +57,7 @@ from corsd_lib import committed_summary, train
 from corsd_lib import unseen_class_report
 from corsd_lib.analysis.retrieval import Episodes, embedding_few_shot
 from corsd_lib.analysis.retrieval import embedding_retrieval, recall_at_1
-from corsd_lib.course import answered, compare, expect
+from corsd_lib.course import answered, compare, expect, with_ends
 from corsd_lib.evaluation import exit_embeddings
 from corsd_lib.figures import SCALE, image_strip, template, unseen_by_exit
 from corsd_lib.runs import new_network, run_data
@@ -418,18 +418,13 @@ unseen_by_exit(summary).add_hline(**chance).update_layout(title_text=title)
 
 
 # %%
-def spoken(mean, low, high):  # two decimals where an end would be rounded to 0
-    digits = 2 if 0 in (round(low, 1), round(high, 1)) else 1
-    return "{:+.{d}f} [{:+.{d}f}, {:+.{d}f}]".format(mean, low, high, d=digits)
-
-
 def relations_add(summary, measure):
     """By exit: CORSD minus the same without relation terms, points, and interval."""
     lines = pd.DataFrame(summary["unseen"])
     lines = lines.query("variant == 'no_relations' and over == 'corsd'")
     lines = lines.query("score == 'cosine' and figure == @measure").set_index("exit")
     ends = -lines[["gain", "gain_high", "gain_low"]]  # low and high swap
-    return [spoken(*row) for row in ends.to_numpy()]
+    return [with_ends(*row) for row in ends.to_numpy()]
 
 
 # %%
@@ -463,7 +458,7 @@ def added(row, other):
     """By exit: MAP@R of two rows, difference in points over seeds 5 to 9, interval."""
     pairs = [(lines[row, name], lines[other, name]) for name in exits]
     gaps = [[a[str(s)] - b[str(s)] for s in range(5, 10)] for a, b in pairs]
-    return [spoken(*mean_interval(values)) for values in gaps]
+    return [with_ends(*mean_interval(values)) for values in gaps]
 
 
 # %%
