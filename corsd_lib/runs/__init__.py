@@ -19,7 +19,17 @@ from corsd_lib.runs.data import (
     training_batches,
     unseen_class_names,
 )
-from corsd_lib.runs.run import DataInfo, Run, check_name, check_run, load_part, load_run, new_network, portable_name
+from corsd_lib.runs.run import (
+    DataInfo,
+    Run,
+    check_name,
+    check_run,
+    check_snapshots,
+    load_part,
+    load_run,
+    new_network,
+    portable_name,
+)
 from corsd_lib.runs.samples import sample_run
 from corsd_lib.runs.snapshots import Probes, Snapshot
 
@@ -34,6 +44,7 @@ __all__ = [
     "TrainConfig",
     "check_name",
     "check_run",
+    "check_snapshots",
     "differences",
     "image_changes",
     "is_seed",

@@ -268,6 +268,14 @@ def check_run(run: object) -> None:
         raise CorsdError(f"run is {shortened(run)}; allowed: a Run, as `train` and `load_run(path)` return it")
 
 
+def check_snapshots(run: Run) -> None:
+    """Raise `CorsdError` if `run` has no probe snapshots. A training writes some for every `probe_every`, also for 0."""
+    if not run.probes:
+        raise CorsdError(
+            f"{run.path} has no probe snapshots: the files probes/epoch_*.safetensors are missing; restore them, or train again"
+        )
+
+
 def check_name(what: str, name: object) -> None:
     """Raise `CorsdError` unless `name` is a str or a path; `what` begins the message."""
     if not isinstance(name, str | os.PathLike):

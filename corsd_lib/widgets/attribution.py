@@ -19,7 +19,7 @@ from corsd_lib.errors import CorsdError, check_choice, require, shortened
 from corsd_lib.figures.images import image_attribution
 from corsd_lib.figures.style import exit_names, set_title, short_name
 from corsd_lib.network import MultiExitNetwork
-from corsd_lib.runs import Run, check_run
+from corsd_lib.runs import Run, check_run, check_snapshots
 from corsd_lib.sharing.pages import Panel, figure_panel
 from corsd_lib.widgets.attribution_checks import Checked, deletion_check, weights_check
 from corsd_lib.widgets.attribution_pictures import COMPLETE, completeness, exit_finding, limit_of, map_png, pair_finding
@@ -83,8 +83,7 @@ class AttributionExplorer(Explorer):
         self.run, self.images = run, ProbeImages(run, data, data_root)
         self._classes, self._probes = run.data.class_names, run.probes
         self._short = [short_name(name) for name in self._classes]
-        if not self._probes:
-            raise CorsdError(f"{run.path} has no probe snapshots: train with probe_every above 0")
+        check_snapshots(run)
         newest = self._probes[max(self._probes)]
         self._exits = exit_names(len(newest.logits))
         self._shown: tuple[Any, tuple[Attribution, ...]] | None = None

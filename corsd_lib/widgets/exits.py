@@ -20,7 +20,7 @@ from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.evaluation import exit_logits
 from corsd_lib.figures.exits import early_exit_plot
 from corsd_lib.figures.style import exit_names, short_name
-from corsd_lib.runs import Run, check_run
+from corsd_lib.runs import Run, check_run, check_snapshots
 from corsd_lib.sharing.pages import Panel, exits_panel
 from corsd_lib.sharing.pages.panels import curve_beside, exits_curve, exits_data
 from corsd_lib.widgets.host import Chosen, Explorer, checked
@@ -70,8 +70,7 @@ class ExitExplorer(Explorer):
         for given in (run, *([] if other is None else [other])):
             check_run(given)
         self.run, self._probes = run, run.probes
-        if not self._probes:
-            raise CorsdError(f"{run.path} has no probe snapshots to explore: train with probe_every above 0")
+        check_snapshots(run)
         check_choice("split", split, SPLITS)
         self._images = ProbeImages(run, data, data_root)
         self._thumbnails = Thumbnails(run, self._images)

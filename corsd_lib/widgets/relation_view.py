@@ -27,7 +27,7 @@ from corsd_lib.analysis.relations import (
 from corsd_lib.errors import CorsdError
 from corsd_lib.figures.style import LONGEST, as_scores, class_labels, exit_names, hover_names
 from corsd_lib.relation import VectorRelation
-from corsd_lib.runs import Run
+from corsd_lib.runs import Run, check_snapshots
 from corsd_lib.sharing.pages.panels import run_names
 
 Scores = npt.NDArray[np.float32]
@@ -89,8 +89,7 @@ class RunRelations:
 
     def __init__(self, run: Run) -> None:
         self.run, self.probes = run, run.probes
-        if not self.probes:
-            raise CorsdError(f"{run.path} has no probe snapshots to explore: train with probe_every above 0")
+        check_snapshots(run)
         self.epochs = list(self.probes)
         self.cache = Cache()
         self.snapshot = lru_cache(4)(lambda epoch: self.probes[epoch])

@@ -18,7 +18,7 @@ from corsd_lib.analysis.exits import first_correct
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.figures.style import exit_names, short_name
-from corsd_lib.runs import Run, check_run
+from corsd_lib.runs import Run, check_run, check_snapshots
 from corsd_lib.sharing.pages import Panel, has_superclasses, stages_panel
 from corsd_lib.sharing.pages.panels import COLOURS, MOST_GROUPS, PROJECTION_NAMES, stages_data, stages_fit, stages_state
 from corsd_lib.widgets.host import Chosen, Explorer, checked
@@ -71,8 +71,7 @@ class StageExplorer(Explorer):
     ) -> None:
         check_run(run)
         self.run, self._probes, self._relations = run, run.probes, relations
-        if not self._probes:
-            raise CorsdError(f"{run.path} has no probe snapshots to explore: train with probe_every above 0")
+        check_snapshots(run)
         check_choice("method", method, PROJECTIONS)
         self._check_relations()
         self._epochs = None if epochs is None else tuple(epochs)

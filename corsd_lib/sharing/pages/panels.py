@@ -23,7 +23,7 @@ from corsd_lib.analysis.exits import first_correct
 from corsd_lib.analysis.relations import CLASS_ORDERS, KIND_NAMES, class_order, stored_kind
 from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.figures.style import LONGEST, PALETTE, exit_names, short_name, short_names, unique_labels
-from corsd_lib.runs import DataInfo, Run, portable_name
+from corsd_lib.runs import DataInfo, Run, check_snapshots, portable_name
 from corsd_lib.sharing.pages.page import Panel
 
 if TYPE_CHECKING:
@@ -172,8 +172,7 @@ def _probe_key(run: Run) -> str:
 
 def _check_runs(runs: Sequence[Run]) -> None:
     for run in runs:
-        if not run.probes:
-            raise CorsdError(f"{run.path} has no probe snapshots to show: train with probe_every above 0")
+        check_snapshots(run)
         if run.data.class_names != runs[0].data.class_names:
             raise CorsdError(f"{runs[0].path} and {run.path} have different classes: their relations cannot be compared")
 
