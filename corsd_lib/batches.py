@@ -175,7 +175,9 @@ def _randint(high: Tensor, generator: torch.Generator) -> Tensor:
 def epoch_batches(
     labels: Tensor, sampling: str, batch_size: int, samples_per_class: int, generator: torch.Generator
 ) -> list[Tensor]:
-    """Indices of every batch of an epoch. `sampling` is one of `SAMPLINGS`, else `CorsdError` is raised."""
+    """Indices of every batch of an epoch. Raises `CorsdError` unless `sampling` is one of `SAMPLINGS`, and for
+    sizes that its batches cannot have.
+    """
     check_choice("sampling", sampling, SAMPLINGS)
     if sampling == "balanced":
         return balanced_batches(labels, batch_size, generator, samples_per_class)
@@ -474,10 +476,11 @@ def _end_later(number: int, frame: object) -> None:
 def evaluation_batches(
     data: ImageData, split: Split, device: torch.device | str = "cpu", batch_size: int | None = None, workers: int = 2
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches (images, labels) of `split`, in its order, on `device`. Images are centre-cropped and normalised, not augmented.
+    """Yields images (B, C, S, S) float32 and labels (B,) int64 of `split` in its order, on `device`.
 
-    `batch_size`: by default 512 for images with a side of up to 64 pixels, and less for larger ones, so that memory stays
-    constant. `workers`: processes that read streamed images.
+    Images are centre-cropped and normalised, not augmented. `batch_size`: by default 512 up to 64 pixels, fewer for larger
+    images (at least 16), so that memory is about constant. `workers`: processes that read streamed images. Raises `CorsdError`
+    for an image that cannot be read and if a process that reads images ends.
     """
     batch_size = batch_size or max(16, 512 * 64**2 // max(64, data.image_size) ** 2)
     normalise, device = Normalise(data, device), torch.device(device)

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from corsd_lib.batches import BatchSource, triplet_batches
-from corsd_lib.bench_explorers import explorer_figures
-from corsd_lib.bench_serving import serving_figures
+from corsd_lib.bench_explorers import explorer_measurements
+from corsd_lib.bench_serving import serving_measurements
 from corsd_lib.datasets import ImageArrays, ImageData, ImageFiles
 from corsd_lib.errors import CorsdError, require
 from corsd_lib.files import write_between
@@ -46,7 +46,7 @@ def bench(quick: bool = False) -> dict[str, Any]:
     require("the benchmark of explorers", "plotly", "ipywidgets", "anywidget")  # first, as the others take minutes
     require("the benchmark of latency", *FORMATS["onnx"].packages)
     repeat, begun = 2 if quick else 7, provenance()
-    figures = {
+    measurements = {
         **{f"{m}_step_study_{b}": study_step_ratio(m, b, repeat) for b in (64, 32) for m in ("corsd", "deep_supervision")},
         "corsd_step_resnet18": step_ratio("resnet18", repeat),
         "relation_share_resnet18": relation_share("resnet18", repeat),
@@ -56,26 +56,26 @@ def bench(quick: bool = False) -> dict[str, Any]:
         "streamed_pipeline": streamed_ratio(repeat),
         "step_memory_resnet18": memory_ratio("resnet18"),
         "import": import_ratio(repeat),
-        **serving_figures(repeat),
-        **explorer_figures(repeat),
+        **serving_measurements(repeat),
+        **explorer_measurements(repeat),
     }
-    return {"figures": figures, "repeat": repeat, "provenance": begun}
+    return {"figures": measurements, "repeat": repeat, "provenance": begun}
 
 
 def table(result: dict[str, Any]) -> str:
     """The measurements as a Markdown table."""
     lines = ["| what | measured | target |", "| --- | --- | --- |"]
-    for figure in result["figures"].values():
-        lines.append(f"| {figure['what']} | {figure['value']:.3g} | {figure['target']}{_missed(figure)} |")
+    for measured in result["figures"].values():
+        lines.append(f"| {measured['what']} | {measured['value']:.3g} | {measured['target']}{_missed(measured)} |")
     return "\n".join(lines)
 
 
-def _missed(figure: dict[str, Any]) -> str:
+def _missed(measured: dict[str, Any]) -> str:
     """Text ", **missed**" if a value is on the wrong side of its target, such as "at most 1.5" or "at least 3"; else ""."""
-    *words, limit = figure["target"].split()
+    *words, limit = measured["target"].split()
     if not words:  # "-" means no target
         return ""
-    short = figure["value"] < float(limit) if words == ["at", "least"] else figure["value"] > float(limit)
+    short = measured["value"] < float(limit) if words == ["at", "least"] else measured["value"] > float(limit)
     return ", **missed**" if short else ""
 
 
@@ -172,7 +172,10 @@ def streamed_ratio(repeat: int) -> dict[str, Any]:
 
 
 def memory_ratio(name: str) -> dict[str, Any]:
-    """Memory that two CORSD steps add to the peak of a fresh process, divided by that of two steps of the plain network."""
+    """Memory that two CORSD steps add to the peak of a fresh process, divided by that of two steps of the plain network.
+
+    Raises `CorsdError` if a process fails or takes too long.
+    """
     peak = {method: _peak_memory(name, method) for method in ("baseline", "corsd")}
     measured = _measurement(
         f"memory of a CORSD step / a plain step, {name}, batch {BATCH}", peak["corsd"] / peak["baseline"], "-"
@@ -181,7 +184,10 @@ def memory_ratio(name: str) -> dict[str, Any]:
 
 
 def import_ratio(repeat: int) -> dict[str, Any]:
-    """Time to import torch, `train` and `load_dataset`, relative to torch alone; each in a new process."""
+    """Time to import torch, `train` and `load_dataset`, relative to torch alone; each in a new process.
+
+    Raises `CorsdError` if a process fails or takes too long.
+    """
     commands = {
         "torch": lambda: _fresh("import torch"),
         "corsd_lib": lambda: _fresh("import torch, corsd_lib; corsd_lib.train, corsd_lib.load_dataset"),

@@ -18,13 +18,13 @@ from corsd_lib.files import read_json, write_json, write_tensors
 from corsd_lib.runs import Run, TrainConfig
 from corsd_lib.training import train
 
-__all__ = ["explorer_figures", "run_of_classes"]
+__all__ = ["explorer_measurements", "run_of_classes"]
 
 CLASSES, EXITS, SNAPSHOTS, PROBES = 100, 4, 5, 1000  # of CIFAR-100's size
 EPOCHS = 40  # of the training that a monitor shows
 
 
-def explorer_figures(repeat: int) -> dict[str, dict[str, Any]]:
+def explorer_measurements(repeat: int) -> dict[str, dict[str, Any]]:
     """Measurements of the explorers by name, each a dict of `what` (with the unit), `value` and `target`.
 
     Medians of `repeat` runs for the first view and for a relation of images; the cost of a training monitor is measured once.
@@ -95,7 +95,10 @@ def monitor_ratio(path: Path) -> dict[str, Any]:
 
 
 def run_of_classes(small: Run, path: Path, classes: int, snapshots: int = SNAPSHOTS, exits: int = EXITS) -> Run:
-    """A run at `path` with the configuration of `small`, other classes, and random snapshots."""
+    """A run at `path` with the configuration of `small`, other classes, and random snapshots.
+
+    Raises `CorsdError` if the configuration cannot be read or the files cannot be written.
+    """
     config, names = read_json(small.path / "config.json"), [f"class {c}" for c in range(classes)]
     config["data"] |= {"class_names": names, "superclass_names": names, "superclass_of_class": list(range(classes))}
     config["method"], config["method_options"] = "byot", {}

@@ -21,14 +21,14 @@ from corsd_lib.network import MultiExitNetwork, build_network
 from corsd_lib.runs import load_data, sample_run
 from corsd_lib.sharing.programs import FORMATS, Program, chain, single
 
-__all__ = ["serving_figures"]
+__all__ = ["serving_measurements"]
 
 RUN = "digits/corsd"  # its images come with scikit-learn
 IMAGES = 200
 Call = Callable[[np.ndarray], list[np.ndarray]]
 
 
-def serving_figures(repeat: int) -> dict[str, dict[str, Any]]:
+def serving_measurements(repeat: int) -> dict[str, dict[str, Any]]:
     """Measurements by name, each a dict of `what`, `value` and `target`.
 
     A value is the wall-clock time of an image with early exits, divided by that in the plain network. Measured are a trained

@@ -62,7 +62,10 @@ def _complain(text: str) -> None:
 
 
 def _check_texts(options: Mapping[str, Any]) -> None:
-    """Raise `CorsdError` for arguments that are not valid UTF-8, before anything is computed: they cannot be written later."""
+    """Raise `CorsdError` for arguments that are empty, or not valid UTF-8, which could not be written later.
+
+    It is called before anything is computed.
+    """
     for name, value in options.items():
         texts = value if isinstance(value, list) else [value]
         check_text(f"argument {name}:", *(text for text in texts if isinstance(text, str)))

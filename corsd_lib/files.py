@@ -252,7 +252,7 @@ def _checksum_error(path: Path, advice: str) -> CorsdError:
 
 
 def write_json(path: Path, value: Any, within: Path | None = None) -> None:
-    """Write `value` as JSON, atomically; `within` as in `write_atomic`."""
+    """Write `value` as JSON, atomically; `within` and errors as in `write_atomic`."""
     write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(), within)
 
 
@@ -290,7 +290,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def write_lines(path: Path, records: list[dict[str, Any]], within: Path | None = None) -> None:
-    """Write a JSON-lines file atomically; the last line also has the checksum of all lines. `within` as in `write_atomic`."""
+    """Write a JSON-lines file atomically; the last line also has the checksum of all lines.
+
+    `within` and errors as in `write_atomic`.
+    """
     checksum = _checksum(*records)
     lines = [*records[:-1], *({**last, "checksum": checksum} for last in records[-1:])]
     write_atomic(path, "".join(json.dumps(r) + "\n" for r in lines).encode(), within)
@@ -304,7 +307,7 @@ def write_tensors(
 ) -> None:
     """Write tensors and string metadata as safetensors, atomically, with a checksum in the metadata.
 
-    `within` as in `write_atomic`.
+    `within` and errors as in `write_atomic`.
     """
     from safetensors.torch import save
 

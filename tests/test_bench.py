@@ -191,7 +191,7 @@ def test_the_table_goes_between_the_marks(tmp_path: Path) -> None:
 def test_explorers_are_measured_from_a_run_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"CLASSES": 5, "PROBES": 20, "EPOCHS": 2}.items():
         monkeypatch.setattr(bench_explorers, name, value)
-    figures = bench_explorers.explorer_figures(repeat=1)
+    figures = bench_explorers.explorer_measurements(repeat=1)
     assert set(figures) == {"explorer_first_view", "explorer_data", "explorer_images", "monitor"}
     assert all(figure["value"] > 0 for figure in figures.values())
     assert figures["monitor"]["value"] > 1 and "5 classes x 4 exits x 5 snapshots" in figures["explorer_data"]["what"]
@@ -218,7 +218,7 @@ def test_latency_is_measured_on_programs_that_compute_what_the_network_computes(
 
 def test_rows_of_latency_state_macs_and_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_serving, "_ratio", lambda network, images, threshold, repeat: threshold)
-    figures = bench_serving.serving_figures(repeat=1)
+    figures = bench_serving.serving_measurements(repeat=1)
     trained, first, deepest = (figures[f"serving_{name}"] for name in ("trained", "resnet18_first", "resnet18_deepest"))
     assert 0 < trained["value"] < 1 and "0.5 points of accuracy less" in trained["what"] and "MACs: 0.49" in trained["what"]
     assert (first["value"], deepest["value"]) == (0.0, 2.0) and "MACs: 1.04" in deepest["what"]

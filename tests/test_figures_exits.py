@@ -1,4 +1,4 @@
-"""Leaving early and calibration: costs in their unit, what is chosen is marked, gaps are where confidence is off."""
+"""Early exit and calibration: costs in their unit, what is chosen is marked, gaps are where confidence is off."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_an_early_exit_curve_is_in_percent_of_the_plain_network() -> None:
     assert line.mode == "markers" and "cost" in ring.name  # a line would join four settings
     assert (list(ring.x), list(ring.y)) == ([100], [80.0])  # the deepest exit of every row: accuracy + loss
     assert "% of the plain network's MACs" in figure.layout.xaxis.title.text and "(%)" in figure.layout.yaxis.title.text
-    assert figure.layout.title.text == "Leaving early at 0.9: 0.5 points won at 120 % of the plain network's MACs"
+    assert figure.layout.title.text == "Early exit at 0.9: 0.5 points won at 120 % of the plain network's MACs"
 
 
 def test_several_curves_share_the_plot_and_the_title_compares_their_costs() -> None:

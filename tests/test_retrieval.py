@@ -19,7 +19,7 @@ from corsd_lib.analysis.retrieval import (
     map_at_r,
     r_precision,
     recall_at_1,
-    retrieval_figures,
+    retrieval_metrics,
 )
 from corsd_lib.errors import CorsdError
 
@@ -41,7 +41,7 @@ def _by_loop(ranked: list[bool], r: int) -> tuple[float, float, float]:
     return float(ranked[0]), sum(ranked[:r]) / r, sum(precisions) / r
 
 
-def _figures_by_loop(scores: Tensor, labels: Tensor) -> dict[str, float]:
+def _metrics_by_loop(scores: Tensor, labels: Tensor) -> dict[str, float]:
     """Every order of equal scores is tried."""
     found = []
     for i, label in enumerate(labels.tolist()):
@@ -62,8 +62,8 @@ def _figures_by_loop(scores: Tensor, labels: Tensor) -> dict[str, float]:
 def test_retrieval_is_that_of_a_loop(monkeypatch: pytest.MonkeyPatch, images: int, classes: int, seed: int, block: int) -> None:
     monkeypatch.setattr(retrieval, "BLOCK", block)
     scores, labels = _random(images, images, seed=seed), _labels(images, classes, seed)
-    expected = _figures_by_loop(scores, labels)
-    assert retrieval_figures(scores, labels) == pytest.approx(expected, nan_ok=True)
+    expected = _metrics_by_loop(scores, labels)
+    assert retrieval_metrics(scores, labels) == pytest.approx(expected, nan_ok=True)
     assert recall_at_1(scores, labels) == pytest.approx(expected["recall_at_1"], nan_ok=True)
     assert r_precision(scores, labels) == pytest.approx(expected["r_precision"], nan_ok=True)
     assert map_at_r(scores, labels) == pytest.approx(expected["map_at_r"], nan_ok=True)
@@ -74,7 +74,7 @@ def test_retrieval_is_that_of_a_loop(monkeypatch: pytest.MonkeyPatch, images: in
 def test_of_equal_scores_every_order_counts_alike(levels: int, seed: int) -> None:
     labels = _labels(7, 3, seed)
     scores = torch.randint(levels, (7, 7), generator=torch.Generator().manual_seed(seed)).float()
-    assert retrieval_figures(scores, labels) == pytest.approx(_figures_by_loop(scores, labels), nan_ok=True)
+    assert retrieval_metrics(scores, labels) == pytest.approx(_metrics_by_loop(scores, labels), nan_ok=True)
 
 
 def test_a_collapsed_network_gets_what_chance_gives_wherever_its_classes_lie() -> None:
@@ -94,16 +94,16 @@ def test_the_query_itself_is_not_retrieved_and_scores_are_left_as_they_are() -> 
 def test_infinite_scores_of_others_are_not_the_query_itself() -> None:
     scores = torch.full((3, 3), -torch.inf)
     scores[:, 0] = 0.0
-    with_loop = _figures_by_loop(scores, torch.tensor([0, 0, 1]))
-    assert retrieval_figures(scores, torch.tensor([0, 0, 1])) == pytest.approx(with_loop)
+    with_loop = _metrics_by_loop(scores, torch.tensor([0, 0, 1]))
+    assert retrieval_metrics(scores, torch.tensor([0, 0, 1])) == pytest.approx(with_loop)
 
 
 def test_images_alone_in_their_class_are_no_queries() -> None:
     scores = _random(5, 5)
     labels = torch.tensor([0, 0, 1, 2, 0])
-    assert retrieval_figures(scores, labels) == pytest.approx(_figures_by_loop(scores, labels))
+    assert retrieval_metrics(scores, labels) == pytest.approx(_metrics_by_loop(scores, labels))
     for alone in (torch.arange(5), torch.empty(0, dtype=torch.long)):
-        found = retrieval_figures(scores[: len(alone), : len(alone)], alone)
+        found = retrieval_metrics(scores[: len(alone), : len(alone)], alone)
         assert all(math.isnan(value) for value in found.values())
 
 
@@ -127,7 +127,7 @@ def test_embeddings_are_compared_in_blocks_to_the_same_figures(
     embeddings, labels = _random(40, 5).to(dtype), _labels(40, 6, 1)
     compare = BY_HAND[similarity]
     scores = torch.tensor([[compare(a.double(), b.double()) for b in embeddings] for a in embeddings])
-    assert embedding_retrieval(embeddings, labels, similarity) == pytest.approx(_figures_by_loop(scores, labels))
+    assert embedding_retrieval(embeddings, labels, similarity) == pytest.approx(_metrics_by_loop(scores, labels))
 
 
 @pytest.mark.parametrize("similarity", BY_HAND)
@@ -230,10 +230,10 @@ def test_every_image_of_a_class_that_is_large_enough_has_the_same_chance() -> No
     "call,message",
     [
         (
-            lambda: retrieval_figures(torch.ones(3, 2), torch.ones(3)),
+            lambda: retrieval_metrics(torch.ones(3, 2), torch.ones(3)),
             r"scores of shape \(3, 2\) do not fit 3 labels; allowed: \(N, N\)",
         ),
-        (lambda: retrieval_figures(torch.full((2, 2), torch.nan), torch.zeros(2)), "scores have NaN; allowed: numbers, higher"),
+        (lambda: retrieval_metrics(torch.full((2, 2), torch.nan), torch.zeros(2)), "scores have NaN; allowed: numbers, higher"),
         (
             lambda: embedding_retrieval(torch.ones(3), torch.ones(3)),
             r"embeddings of shape \(3,\) do not fit 3 labels; allowed: \(N, D\)",

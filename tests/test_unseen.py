@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from corsd_lib import unseen_class_report
-from corsd_lib.analysis.retrieval import Episodes, embedding_few_shot, few_shot_accuracy, retrieval_figures
+from corsd_lib.analysis.retrieval import Episodes, embedding_few_shot, few_shot_accuracy, retrieval_metrics
 from corsd_lib.analysis.unseen import unseen_class_record
 from corsd_lib.batches import Normalise
 from corsd_lib.datasets import ImageArrays, ImageData, load_dataset
@@ -59,7 +59,7 @@ def test_every_exit_and_score_has_its_figures(held_out_run: Run) -> None:
             of_pairs = [directions @ directions.T, -torch.cdist(e.double(), e.double()), networks[k].scores(e)]
         for score, matrix in zip(scores, of_pairs, strict=True):
             (row,) = table[(table["exit"] == k + 1) & (table["score"] == score)].to_dict("records")
-            assert {name: row[name] for name in FIGURES[:3]} == pytest.approx(retrieval_figures(matrix, labels), abs=0.01)
+            assert {name: row[name] for name in FIGURES[:3]} == pytest.approx(retrieval_metrics(matrix, labels), abs=0.01)
             for name, shots in (("one_shot", 1), ("five_shot", 5)):
                 episodes = Episodes(ways=3, shots=shots)  # three classes are held out
                 if score == "relation":
@@ -76,7 +76,7 @@ def test_it_is_of_test_images_or_of_all(held_out_run: Run) -> None:
     e, labels = torch.cat(parts), torch.cat([unseen.train.labels, unseen.test.labels])
     assert len(labels) == 300 + 233
     row = unseen_class_report(held_out_run, images="all").query("exit == 3 and score == 'euclidean'").iloc[0]
-    assert row["map_at_r"] == pytest.approx(retrieval_figures(-torch.cdist(e, e), labels)["map_at_r"], abs=0.01)
+    assert row["map_at_r"] == pytest.approx(retrieval_metrics(-torch.cdist(e, e), labels)["map_at_r"], abs=0.01)
     with pytest.raises(CorsdError, match="images 'train' is not known; allowed: test, all"):
         unseen_class_report(held_out_run, images="train")
 

@@ -17,7 +17,7 @@ from corsd_lib.readers import read_summary
 from corsd_lib.studies.records import make_record
 from corsd_lib.studies.study import Study
 from corsd_lib.studies.tables import write_tables
-from corsd_lib.studies.unseen_tables import FIGURES, unseen_lines, unseen_markdown
+from corsd_lib.studies.unseen_tables import METRICS, unseen_lines, unseen_markdown
 from corsd_lib.training import train
 
 T2 = 4.302653  # Student's t at 97.5 %, 2 degrees of freedom
@@ -61,7 +61,7 @@ def _line(lines: list[dict[str, Any]], **wanted: Any) -> dict[str, Any]:
 
 def test_the_lines_are_those_of_a_calculation_by_hand(study: Study) -> None:
     lines = unseen_lines(study, RECORDS)
-    assert len(lines) == len(FIGURES) * (1 + 3 + 2 * 2)  # the last variant is compared with the baseline and with its own
+    assert len(lines) == len(METRICS) * (1 + 3 + 2 * 2)  # the last variant is compared with the baseline and with its own
     deepest = _line(lines, variant="corsd", exit="deepest exit", score="cosine", figure="recall_at_1")
     half, gain_half = T2 * 2 / math.sqrt(3), T2 * 1 / math.sqrt(3)  # of 42, 44, 46 and of 2, 3, 4
     assert (deepest["label"], deepest["group"], deepest["over"], deepest["n"], deepest["gain_n"]) == (

@@ -126,12 +126,12 @@ def early_exit_curve(
                     patience is smaller by 1, because it counts repetitions
 
     `macs` (K,): the cost of an image that leaves at exit k, see `cumulative_macs`. Returns one row for each threshold, in the
-    given order. The default thresholds are spaced so that, from one to the next, about the same share of images leaves at an
-    earlier exit. At one end of them all images leave at exit 1, at the other all at the deepest exit (with a threshold above 1
-    for confidence, and below 0 for entropy). Columns: threshold; accuracy (%); accuracy_drop (percentage points below the
-    deepest exit, negative if early exit is more accurate); macs (mean over images); fraction.exit<k> (fraction of the images
-    that leave at exit k, in [0, 1]). Raises `CorsdError` for an unknown rule, and if logits, labels, macs and thresholds do not
-    match.
+    given order. The default thresholds are about 100 percentiles of the scores of all shallow exits, and one that no image
+    reaches; for patience they are 1 to K. At one end of them all images leave at exit 1, at the other all at the deepest exit
+    (with a threshold above 1 for confidence, and below 0 for entropy). Columns: threshold; accuracy (%); accuracy_drop
+    (percentage points below the deepest exit, negative if early exit is more accurate); macs (mean over images);
+    fraction.exit<k> (fraction of the images that leave at exit k, in [0, 1]). Raises `CorsdError` for an unknown rule, and if
+    logits, labels, macs and thresholds do not match.
     """
     import pandas as pd
 

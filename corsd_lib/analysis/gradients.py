@@ -24,13 +24,15 @@ LABELS = ("task", "exit_ce")
 
 
 def term_gradients(run: Run, data: ImageData | None = None, batches: int = 2) -> pd.DataFrame:
-    """Gradients of each weighted loss term of a run with respect to its newest weights, on training batches of the next epoch.
+    """Gradients of each weighted loss term of a run with respect to its newest weights.
 
-    One row for each term of non-zero weight and each part of the network. Columns: `term`; `place`, the part: "backbone", its
-    parts "stem" and "stage 1" ..., "exit 1" ... and "relation 1" ..., shallow -> deep; `norm`, the L2 norm of weight · gradient
-    over the parameters of this part; `cosine` in [-1, 1] with the gradient of the weighted cross-entropy of all exits, NaN if
-    one of the two is zero. Both are means over `batches`. Computed in train mode, in float32, on the CPU; the run is not
-    changed. Raises `CorsdError` if `batches` is below 1 and if the data is missing. Source: ours.
+    They are computed on the training batches that an epoch after the last planned one would have; terms whose weight grows
+    during the training have their full weight. One row for each term of non-zero weight and each part of the network. Columns:
+    `term`; `place`, the part: "backbone", its parts "stem" and "stage 1" ..., "exit 1" ... and "relation 1" ..., shallow ->
+    deep; `norm`, the L2 norm of weight · gradient over the parameters of this part; `cosine` in [-1, 1] with the gradient of
+    the weighted cross-entropy of all exits, NaN if one of the two is zero. Both are means over `batches`. Computed in train
+    mode, in float32, on the CPU; the run is not changed. Raises `CorsdError` if `batches` is below 1 and if the data is
+    missing. Source: ours.
     """
     import pandas as pd
 
@@ -57,7 +59,7 @@ def term_gradients(run: Run, data: ImageData | None = None, batches: int = 2) ->
 
 
 def _parameters_by_part(network: MultiExitNetwork, method: Method) -> dict[str, list[nn.Parameter]]:
-    """Parameters by name of the part. Backbone parameters that are in no stage are the "stem", if the stages are modules."""
+    """Dict name of a part -> parameters. Backbone parameters that are in no stage are the "stem", if the stages are modules."""
     backbone = list(network.backbone.parameters())
     stages = [list(stage.parameters()) for stage in network.backbone.stages]
     inside = {id(p) for stage in stages for p in stage}

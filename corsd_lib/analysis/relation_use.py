@@ -56,7 +56,7 @@ def relation_calibration(scores: Tensor, labels: Tensor, bins: int = 10) -> pd.D
 
 def relation_calibration_error(scores: Tensor, labels: Tensor, bins: int = 10) -> float:
     """Expected calibration error of r_ij as P(y_i = y_j), in percentage points: the mean of |score - same| over the bins of
-    `relation_calibration`, weighted by share.
+    `relation_calibration`, weighted by share. Arguments and errors are those of `relation_calibration`.
     """
     table = relation_calibration(scores, labels, bins)
     return float(((table["score"] - table["same"]).abs() * table["share"] / 100).sum())

@@ -251,9 +251,9 @@ def _check_square(matrix: Tensor) -> None:
 def same_class_auc(scores: Tensor, labels: Tensor) -> float:
     """ROC-AUC of r_ij as a detector of y_i = y_j, over the ordered pairs i != j; in [0, 1], 0.5 is chance, ties count half.
 
-    It is the share of pairs (intra pair, inter pair) whose scores are in the correct order: Mann-Whitney U / (P·Q), computed
-    exactly from ranks. `scores` (N, N), `labels` (N,). Pairs with a NaN score are left out; NaN without an intra or an inter
-    pair. Source: Hanley and McNeil 1982.
+    With P intra and Q inter pairs it is the share of the P·Q combinations of one of each whose scores are in the correct order:
+    Mann-Whitney U / (P·Q), computed exactly from ranks. `scores` (N, N), `labels` (N,). Pairs with a NaN score are left out;
+    NaN without an intra or an inter pair. Raises `CorsdError` if the shapes are wrong. Source: Hanley and McNeil 1982.
     """
     intra, inter = _intra_and_inter(scores, labels)
     p, q = int(intra.sum()), int(inter.sum())
@@ -269,7 +269,7 @@ def relation_contrast(scores: Tensor, labels: Tensor) -> dict[str, float]:
     Keys: `intra` and `inter`: mean r_ij over the ordered pairs i != j of equal and of different labels; `margin` = intra -
     inter, in [-1, 1] for scores in [0, 1]; `triplets`: share in [0, 1] of the triplets (i, j, k) with y_i = y_j != y_k and i !=
     j for which r_ij > r_ik; ties count half, 0.5 is chance. `scores` (N, N), `labels` (N,). Pairs with a NaN score are left
-    out; NaN if none remain. Source: ours.
+    out; NaN if none remain. Raises `CorsdError` if the shapes are wrong. Source: ours.
     """
     intra, inter = _intra_and_inter(scores, labels)
     means = [scores[mask].double().mean().item() for mask in (intra, inter)]
@@ -299,7 +299,10 @@ def relation_quality(run: Run, epoch: int, kind: str = "trained") -> pd.DataFram
 
 
 def _intra_and_inter(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Masks (N, N) of the intra pairs i != j and of the inter pairs, without pairs whose score is NaN."""
+    """Masks (N, N) of the intra pairs i != j and of the inter pairs, without pairs whose score is NaN.
+
+    Raises `CorsdError` if the shapes are wrong.
+    """
     if scores.shape != (len(labels), len(labels)):
         raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels; allowed: (N, N)")
     same, known = labels[:, None] == labels[None, :], ~scores.isnan()
@@ -335,7 +338,7 @@ def superclass_lift(matrix: Tensor, superclass_of_class: Tensor) -> float:
 
     `matrix` (C, C) in [0, 1], `superclass_of_class` (C,). At least 0; 1 if the relation does not depend on superclasses, above
     1 if classes of one superclass are more related. NaN entries are left out. NaN if there is no pair of one of the two kinds.
-    Source: ours.
+    Raises `CorsdError` if the relation is not square or has another number of classes. Source: ours.
     """
     _class_count(matrix, superclass_of_class)
     related = superclass_of_class[:, None] == superclass_of_class[None, :]
@@ -349,7 +352,8 @@ def attribute_agreement(matrix: Tensor, attributes: Tensor) -> float:
 
     `matrix` (C, C), symmetrised; `attributes` (C, A), as `ImageData.attributes`. In [-1, 1]; 1 if classes with similar
     attributes are related. Pairs with NaN and classes without attributes are left out. NaN if the relation or the similarity of
-    the attributes is constant. Source: ours.
+    the attributes is constant. Raises `CorsdError` if the relation is not square or has another number of classes. Source:
+    ours.
     """
     if len(attributes) != len(matrix):
         raise CorsdError(f"attributes has {len(attributes)} classes, the relation has {len(matrix)}; allowed: the same number")
@@ -363,7 +367,7 @@ def confusion_agreement(matrix: Tensor, logits: Tensor, labels: Tensor) -> float
 
     The confusion of c and d is the mean of two shares: of images of c that are predicted as d, and of d as c. `matrix` (C, C),
     symmetrised; `logits` (N, C), `labels` (N,). Classes without an image are left out. NaN if the relation or the confusion is
-    constant; without any error the confusion is. Source: ours.
+    constant; if no image is misclassified, the confusion is. Raises `CorsdError` if the shapes are wrong. Source: ours.
     """
     classes = len(matrix)
     if logits.shape != (len(labels), classes):

@@ -26,7 +26,7 @@ __all__ = [
     "map_at_r",
     "r_precision",
     "recall_at_1",
-    "retrieval_figures",
+    "retrieval_metrics",
 ]
 
 BLOCK = 512  # number of queries at a time, because memory grows with BLOCK x N
@@ -52,21 +52,27 @@ SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def recall_at_1(scores: Tensor, labels: Tensor) -> float:
-    """Share (%) of images whose highest-scored other image is of their class; see `retrieval_figures`."""
-    return retrieval_figures(scores, labels)["recall_at_1"]
+    """Share (%) of images whose highest-scored other image is of their class.
+
+    Arguments, ties and errors as in `retrieval_metrics`.
+    """
+    return retrieval_metrics(scores, labels)["recall_at_1"]
 
 
 def r_precision(scores: Tensor, labels: Tensor) -> float:
-    """Mean share (%) of images of the query's class among its R highest-scored other images; see `retrieval_figures`."""
-    return retrieval_figures(scores, labels)["r_precision"]
+    """Mean share (%) of images of the query's class among its R highest-scored other images.
+
+    Arguments, ties and errors as in `retrieval_metrics`.
+    """
+    return retrieval_metrics(scores, labels)["r_precision"]
 
 
 def map_at_r(scores: Tensor, labels: Tensor) -> float:
-    """Mean average precision at R (%); see `retrieval_figures`."""
-    return retrieval_figures(scores, labels)["map_at_r"]
+    """Mean average precision at R (%). Arguments, ties and errors as in `retrieval_metrics`."""
+    return retrieval_metrics(scores, labels)["map_at_r"]
 
 
-def retrieval_figures(scores: Tensor, labels: Tensor) -> dict[str, float]:
+def retrieval_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
     """recall_at_1, r_precision and map_at_r (%) of scores (N, N) for labels (N,), each image a query against all others.
 
     R is the number of other images of the query's class. R-precision is the share of that class among the R highest scores;
@@ -78,11 +84,11 @@ def retrieval_figures(scores: Tensor, labels: Tensor) -> dict[str, float]:
     if scores.shape != (len(labels), len(labels)):
         raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels; allowed: (N, N)")
     blocks = torch.arange(len(labels)).split(BLOCK)
-    return _mean_figures(_query_figures(scores[block], labels, block) for block in blocks)
+    return _mean_metrics(_query_metrics(scores[block], labels, block) for block in blocks)
 
 
 def embedding_retrieval(embeddings: Tensor, labels: Tensor, similarity: str = "cosine") -> dict[str, float]:
-    """`retrieval_figures` of embeddings (N, D) with labels (N,), compared by `similarity`, a key of `SIMILARITIES`.
+    """`retrieval_metrics` of embeddings (N, D) with labels (N,), compared by `similarity`, a key of `SIMILARITIES`.
 
     Computed in blocks, without an (N, N) matrix. Raises `CorsdError` for an unknown similarity and if the shapes are wrong.
     """
@@ -90,17 +96,17 @@ def embedding_retrieval(embeddings: Tensor, labels: Tensor, similarity: str = "c
     _check_embeddings(embeddings, labels)
     e, compare = embeddings.double(), SIMILARITIES[similarity]
     blocks = torch.arange(len(labels)).split(BLOCK)
-    return _mean_figures(_query_figures(compare(e[block], e), labels, block) for block in blocks)
+    return _mean_metrics(_query_metrics(compare(e[block], e), labels, block) for block in blocks)
 
 
-def _mean_figures(blocks: Iterable[Tensor]) -> dict[str, float]:
+def _mean_metrics(blocks: Iterable[Tensor]) -> dict[str, float]:
     """Means (%) of the metrics over all queries, from blocks (3, Q) in [0, 1]; NaN values are left out."""
-    figures = torch.cat([torch.empty(3, 0, dtype=torch.double), *blocks], dim=1)
-    means = (100 * figures.nanmean(1)).tolist()
+    metrics = torch.cat([torch.empty(3, 0, dtype=torch.double), *blocks], dim=1)
+    means = (100 * metrics.nanmean(1)).tolist()
     return dict(zip(("recall_at_1", "r_precision", "map_at_r"), means, strict=True))
 
 
-def _query_figures(scores: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
+def _query_metrics(scores: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
     """recall@1, R-precision and MAP@R (3, Q) double in [0, 1] for `queries` (Q,), indices of images, from their scores (Q, N).
     NaN for a query with R = 0. Raises `CorsdError` for NaN scores.
     """
@@ -203,9 +209,10 @@ def embedding_few_shot(
 ) -> FewShot:
     """Few-shot accuracy of the nearest class prototype, for embeddings (N, D) and labels (N,).
 
-    A prototype is the mean embedding of the examples, normalised to length 1 first for "cosine". If the correct prototype is
-    one of n equally near ones, the prediction counts 1/n. Raises `CorsdError` for an unknown similarity and if there are too
-    few images. Source: Snell et al. 2017, Prototypical Networks, arXiv 1703.05175.
+    A prototype is the mean embedding of the examples of a class; for "cosine" all embeddings are first normalised to length 1.
+    If n prototypes are nearest and the correct one is among them, the prediction counts 1/n. Raises `CorsdError` for an unknown
+    similarity, if the shapes are wrong, and if there are too few images. Source: Snell et al. 2017, Prototypical Networks,
+    arXiv 1703.05175.
     """
     check_choice("similarity", similarity, SIMILARITIES)
     _check_embeddings(embeddings, labels)

@@ -86,7 +86,8 @@ def scatter(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
     Keys: `within` = 1/N Σ_i |x_i - μ_y(i)|², `between` = Σ_c n_c/N |μ_c - μ|², `total` = within + between = 1/N Σ_i |x_i - μ|²,
     and `between_fraction` = between / total in [0, 1]: the fraction of the variance that the classes explain, 1 if every class
     is one point; it does not depend on the scale of the embeddings. Random labels give (C - 1) / (N - 1) on average, which is
-    far from 0 with few images in each class. NaN if total is 0. Source: Fukunaga 1990, chapter 10.
+    far from 0 with few images in each class. NaN if total is 0. Raises `CorsdError` if the shapes are wrong. Source: Fukunaga
+    1990, chapter 10.
     """
     x, y, counts = _grouped(embeddings, labels)
     tr_within, tr_between = (part.square().sum().item() for part in _deviations(x, y, counts))
@@ -99,8 +100,8 @@ def silhouette(embeddings: Tensor, labels: Tensor) -> float:
     """Mean silhouette of embeddings (N, D) with labels (N,), in [-1, 1]: 1 = tight classes far apart, below 0 = mixed.
 
     s_i = (b - a) / max(a, b): a is the mean Euclidean distance to the other images of the class, b the smallest mean distance
-    to the images of another class. s_i is 0 for the only image of a class. NaN for fewer than two classes. Source: Rousseeuw
-    1987; computed by scikit-learn.
+    to the images of another class. s_i is 0 for the only image of a class. NaN for fewer than two classes and for embeddings
+    that are not finite. Raises `CorsdError` if the shapes are wrong. Source: Rousseeuw 1987; computed by scikit-learn.
     """
     from sklearn.metrics import silhouette_score
 
@@ -109,7 +110,7 @@ def silhouette(embeddings: Tensor, labels: Tensor) -> float:
         return NAN
     if len(counts) == len(x):  # one image in each class: scikit-learn would raise an error
         return 0.0
-    distances = torch.cdist(x, x).fill_diagonal_(0)  # exact 0 for equal embeddings
+    distances = torch.cdist(x, x).fill_diagonal_(0)  # scikit-learn requires zeros there, where cdist has rounding errors
     return float(silhouette_score(distances.numpy(), y.numpy(), metric="precomputed"))
 
 
@@ -117,8 +118,9 @@ def nearest_mean_accuracy(embeddings: Tensor, labels: Tensor) -> float:
     """Percentage of images that are strictly nearer to the mean of their own class than to any other mean, leave-one-out.
 
     Embeddings (N, D), labels (N,), Euclidean. The mean of its own class is computed without the image itself; otherwise noise
-    would score near 100 with few images and many dimensions. The only image of a class is left out. NaN if no image remains and
-    for a single class. Source of the classifier: Mensink et al. 2013.
+    would score near 100 with few images and many dimensions. The only image of a class is left out. NaN if no image remains,
+    for a single class, and for embeddings that are not finite. Raises `CorsdError` if the shapes are wrong. Source of the
+    classifier: Mensink et al. 2013.
     """
     x, y, counts = _grouped(embeddings, labels)
     counted = counts[y] > 1
@@ -138,8 +140,9 @@ def variance_collapse(embeddings: Tensor, labels: Tensor) -> float:
 
     S_W = 1/N Σ_i (x_i - μ_y(i))(x_i - μ_y(i))ᵀ, S_B = Σ_c n_c/N (μ_c - μ)(μ_c - μ)ᵀ, ⁺ the pseudo-inverse: the variance within
     classes counts only in the directions in which class means differ, relative to the spread of the means. With few images in
-    each class compare with random labels, because then the class means of noise differ too. NaN if the means are equal. Source:
-    Papyan, Han and Donoho 2020, arXiv 2008.08186, for classes of equal size.
+    each class compare with random labels, because then the class means of noise differ too. NaN if the means are equal and for
+    embeddings that are not finite. Raises `CorsdError` if the shapes are wrong. Source: Papyan, Han and Donoho 2020, arXiv
+    2008.08186, for classes of equal size.
     """
     x, y, counts = _grouped(embeddings, labels)
     if not x.isfinite().all():
@@ -160,8 +163,8 @@ def mean_angles(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
     Keys: `mean_cosine` and `cosine_deviation`, mean and population standard deviation of the cosines over the pairs of classes;
     `simplex_gap`, the mean of |cosine + 1/(C - 1)|, in [0, 2]: 0 if the means form a simplex, in which C directions are as far
     apart as possible. In many dimensions the class means of noise are close to a simplex too: compare with random labels. A
-    mean at the centre has no direction and is left out. NaN without a pair. Source: Papyan, Han and Donoho 2020, arXiv
-    2008.08186, figures 3 and 4.
+    mean at the centre has no direction and is left out. NaN without a pair and for embeddings that are not finite. Raises
+    `CorsdError` if the shapes are wrong. Source: Papyan, Han and Donoho 2020, arXiv 2008.08186, figures 3 and 4.
     """
     x, y, counts = _grouped(embeddings, labels)
     means = _means(x, y, counts)

@@ -16,7 +16,7 @@ from corsd_lib.analysis.retrieval import (
     embedding_few_shot,
     embedding_retrieval,
     few_shot_accuracy,
-    retrieval_figures,
+    retrieval_metrics,
 )
 from corsd_lib.datasets import ImageData
 from corsd_lib.errors import CorsdError, check_choice
@@ -42,7 +42,7 @@ def unseen_class_report(
 
     One row for each exit and score: "cosine" and "euclidean" of the exit's embeddings, and "relation", the score of its
     relation network, if the method trains one on embeddings. Columns, in %: `recall_at_1`, `map_at_r`, `r_precision` (see
-    `retrieval_figures`), with each image as a query against all others; `one_shot` and `five_shot`, the mean accuracy over 600
+    `retrieval_metrics`), with each image as a query against all others; `one_shot` and `five_shot`, the mean accuracy over 600
     episodes, each with 1 or 5 examples and 15 queries of each of 5 classes (all if fewer are held out); `one_shot_half` and
     `five_shot_half`, half the width of their 95 % confidence intervals. Few-shot columns are NaN if classes have too few
     images. `images`: "test", or "all", train and test together, as is usual for CUB-200-2011. The images are loaded if `data`
@@ -51,18 +51,18 @@ def unseen_class_report(
     import pandas as pd
 
     embeddings, labels = _embedded(run, data, data_root, images)
-    return pd.DataFrame(_figures(run, embeddings, labels))
+    return pd.DataFrame(_rows(run, embeddings, labels))
 
 
 def unseen_class_record(run: Run, data_root: str | None = None) -> dict[str, Any]:
     """`unseen_class_report` of the test images as JSON values, rounded to four decimals, None for NaN; with the settings of the
-    episodes.
+    episodes. Raises `CorsdError` for a run without held-out classes.
     """
     embeddings, labels = _embedded(run, None, data_root, "test")
-    figures = [{k: _plain(v) for k, v in row.items()} for row in _figures(run, embeddings, labels)]
+    rows = [{k: _plain(v) for k, v in row.items()} for row in _rows(run, embeddings, labels)]
     classes = len(run.data.unseen_class_names)
     setting = {"ways": min(WAYS, classes), "queries": QUERIES, "episodes": Episodes.count}
-    return {"classes": classes, "images": len(labels), **setting, "figures": figures}
+    return {"classes": classes, "images": len(labels), **setting, "figures": rows}
 
 
 def _plain(value: float | str) -> float | str | None:
@@ -83,7 +83,7 @@ def _embedded(run: Run, data: ImageData | None, data_root: str | None, images: s
     return [torch.cat(e) for e in zip(*parts, strict=True)], torch.cat([split.labels for split in splits])
 
 
-def _figures(run: Run, embeddings: list[Tensor], labels: Tensor) -> list[dict[str, Any]]:
+def _rows(run: Run, embeddings: list[Tensor], labels: Tensor) -> list[dict[str, Any]]:
     """Rows of the report, from the embeddings (N, D) of each exit and the labels (N,)."""
     networks = _trained_relations(run)
     rows = []
@@ -95,7 +95,7 @@ def _figures(run: Run, embeddings: list[Tensor], labels: Tensor) -> list[dict[st
             with torch.no_grad():
                 scores = networks[k].scores(vectors)
             few_shots = _few_shots(partial(few_shot_accuracy, scores, labels), labels)
-            rows.append({"exit": k + 1, "score": "relation", **retrieval_figures(scores, labels), **few_shots})
+            rows.append({"exit": k + 1, "score": "relation", **retrieval_metrics(scores, labels), **few_shots})
     return rows
 
 

@@ -110,7 +110,10 @@ def load_dataset(
 
 
 def data_root(root: str | Path | None = None) -> Path:
-    """The folder of data sets: `root` if given, else the environment variable CORSD_DATA, else "data". ~ is the home folder."""
+    """The folder of data sets: `root` if given, else the environment variable CORSD_DATA, else "data". ~ is the home folder.
+
+    Raises CorsdError for the home folder of an unknown user.
+    """
     return _expand_home("data root", root or os.environ.get("CORSD_DATA") or "data")
 
 

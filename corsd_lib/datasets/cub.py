@@ -64,7 +64,8 @@ def load_cub(root: Path, image_size: int | None, crop_to_box: bool, fetch: bool)
 def fetch_cub(root: Path) -> None:
     """Download CUB_200_2011.tgz into `root` (1.15 GB, resumed and verified) and unpack it to `<root>/CUB_200_2011`.
 
-    An existing archive is used. The folder is created only when it is complete.
+    An existing archive is used. The folder is created only when it is complete. Raises CorsdError if the download fails, and
+    for an archive that is corrupt or lacks the folder.
     """
     archive = download(CUB_URL, root / f"{FOLDER}.tgz", CUB_MD5, CUB_BYTES)
     with unpacked(archive) as contents:

@@ -206,7 +206,7 @@ def _imagenet_names(folder: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _class_names_by_wordnet_id(meta: Path) -> Mapping[str, Sequence[str]]:
-    """Class names by WordNet id from torchvision's meta.bin, a pair of (names by id, ids of the validation images).
+    """Dict WordNet id -> class names from torchvision's meta.bin, a pair of this dict and the ids of the validation images.
 
     Raises `CorsdError` if the file is not such a pair.
     """

@@ -45,9 +45,10 @@ Listed = tuple[Listing, tuple[str, ...]]  # with notices of ignored files
 
 
 def split_folders(folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Names of the folders in `folder` that are splits, by split ("train", "validation", "test"), and names of the others.
+    """The folders in `folder` that are splits, as a dict split -> name of its folder, and the names of the others.
 
-    Upper and lower case count as the same. Raises CorsdError if two folders mean the same split.
+    The splits are "train", "validation" and "test". Upper and lower case count as the same. Raises CorsdError if two folders
+    mean the same split.
     """
     splits: dict[str, str] = {}
     others = []
@@ -77,10 +78,11 @@ def class_folders(folder: Path) -> tuple[str, ...]:
 
 
 def list_parts(folder: Path, splits: Mapping[str, str]) -> tuple[dict[str, Listing], tuple[str, ...]]:
-    """The listing of every split of `folder`, by split, and notices. `splits`: name of the folder by split.
+    """Listings of the splits of `folder` as a dict split -> `Listing`, and notices about what was ignored.
 
-    A split without class folders, such as test images without labels, is ignored if another one can be the test set. Raises
-    CorsdError, with the names of missing classes, if a split has other classes than train.
+    `splits`: split -> name of its folder. A split without class folders, such as test images without labels, is ignored if
+    another one can be the test set. Raises CorsdError, with the names of missing classes, if the classes of a split are not
+    those of train.
     """
     classes = class_folders(folder / splits["train"])
     unlabelled = [split for split in splits if split != "train" and _is_unlabelled(folder / splits[split], classes)]

@@ -44,7 +44,10 @@ def training_curves(runs: Mapping[str, pd.DataFrame], title: str = "", *, dark: 
 
 
 def _add_curves(figure: go.Figure, row: int, metrics: pd.DataFrame, run: str) -> None:
-    """Add the accuracy and the loss panel of one run, each with its own legend: in the lower right corner, and at the right."""
+    """Add the accuracy and the loss panel of one run, each with its own legend.
+
+    The legend of the accuracy panel is inside, at the lower right; that of the loss panel is beside it, at the upper right.
+    """
     columns = [str(c) for c in metrics.columns]
     exits = [c for c in columns if c.startswith("train_top1.")]
     parts = [c for c in columns if c.startswith("loss.")]

@@ -17,7 +17,7 @@ from corsd_lib.figures.style import GREY, GRID, PALETTE, SCALE, SYMBOLS, Matrix,
 _COLUMNS = 4  # panels in a row
 _SIDES = {3: 280, 4: 250}  # side of a panel in pixels, by number of columns; else 330
 _MOST_SVG = 8000  # points; above this WebGL is faster, but a browser has 16 WebGL contexts per page, and a figure takes three
-_MOST_KINDS = 24  # kinds that a legend has room for; their looks are all different
+_MOST_NAMES = 24  # names that a legend has room for; their looks are all different
 
 
 def embedding_scatter(
@@ -39,12 +39,12 @@ def embedding_scatter(
     """Images as points, one panel for each exit, all on the same scale; the axes of a projection have no unit.
 
     `coordinates` (K, N, 2); `labels` (N,) of `class_names`; `titles` (K) over the panels and `quality` (K) under them.
-    `colour_by` (N,): names of kinds, each kind with its own colour and symbol, or numbers on the sequential scale; by default
-    the class. `colour_name`: title of the legend. `order`: all kinds, in the order of the legend; sorted by default. `grey`: a
-    kind that is drawn pale and grey. `annotate`: write the name of each class over the median of its points. `captions` (N,):
+    `colour_by` (N,): names, each with its own colour and symbol, or numbers on the sequential scale; by default the class.
+    `colour_name`: title of the legend. `order`: all names, in the order of the legend; sorted by default. `grey`: a name whose
+    points are drawn pale and grey. `annotate`: write the name of each class over the median of its points. `captions` (N,):
     hover texts, with "\\n" between lines; the class by default. Trace k is panel k and its point i is image i, for linked
-    selections; the other traces are the legend, which is left out for more than 24 kinds. Raises `CorsdError` if shapes do not
-    fit, and if `order` lacks a kind.
+    selections; the other traces are the legend, which is left out for more than 24 names. Raises `CorsdError` if shapes do not
+    fit, and if `order` lacks a name.
     """
     points = np.asarray(coordinates, np.float32)
     if points.ndim != 3 or points.shape[2] != 2:
@@ -59,13 +59,13 @@ def embedding_scatter(
         x, y = np.ascontiguousarray(panel.T)
         place = {"row": k // _COLUMNS + 1, "col": k % _COLUMNS + 1}
         figure.add_trace(trace(x=x, y=y, mode="markers", text=hover, hovertemplate="%{text}<extra></extra>"), **place)
-    kinds = list(order) if order is not None else list(dict.fromkeys(class_names)) if colour_by is None else None
-    look = point_look(classes if colour_by is None else colour_by, kinds)
+    names = list(order) if order is not None else list(dict.fromkeys(class_names)) if colour_by is None else None
+    look = point_look(classes if colour_by is None else colour_by, names)
     figure.update_traces(marker=look, showlegend=False)
     if "showscale" in look:
         figure.data[0].marker.update(showscale=True, colorbar=_colour_bar(colour_name))
     else:
-        figure.add_traces(legend_of(classes if colour_by is None else colour_by, kinds))
+        figure.add_traces(legend_of(classes if colour_by is None else colour_by, names))
         if grey is not None:
             _grey_out(figure, count, np.asarray(classes if colour_by is None else colour_by) == grey, grey)
     _finish(figure, count, quality, colour_name, title, dark)
@@ -74,17 +74,17 @@ def embedding_scatter(
     return figure
 
 
-def point_look(colour_by: Sequence[str] | Matrix, kinds: Sequence[str] | None = None) -> dict[str, Any]:
+def point_look(colour_by: Sequence[str] | Matrix, names: Sequence[str] | None = None) -> dict[str, Any]:
     """Colours and symbols of points (N,) as a plotly marker, by names or numbers.
 
-    `kinds`: all names in their order; sorted by default. There are six colours and six symbols; after 36 kinds they repeat.
-    Colours are numbers on a scale, which are sent to a browser in binary.
+    `names`: all names in their order; sorted by default. There are six colours and six symbols; after 36 names they repeat.
+    Colours are numbers on a scale, which are sent to a browser in binary. Raises `CorsdError` if `names` lacks a name.
     """
     values = np.asarray(colour_by)
     if values.dtype.kind not in "UO":
-        rim = {"width": 0.5, "color": GREY}  # the ends of the scale are near the pages' own colours
+        rim = {"width": 0.5, "color": GREY}  # the ends of the scale are close to a light or a dark background
         return {"size": 6, "color": values.astype(np.float32), "colorscale": SCALE, "showscale": False, "line": rim}
-    codes = _codes(values, kinds)
+    codes = _codes(values, names)
     colours, steps = codes % len(PALETTE), len(PALETTE)
     scale = [(end / steps, colour) for i, colour in enumerate(PALETTE) for end in (i, i + 1)]
     symbols = [SYMBOLS[code // steps % len(SYMBOLS)] for code in codes.tolist()]
@@ -92,32 +92,35 @@ def point_look(colour_by: Sequence[str] | Matrix, kinds: Sequence[str] | None = 
     return {"size": 6, "color": colours.astype(np.float32), "colorscale": scale, "symbol": symbols, **ends}
 
 
-def legend_of(colour_by: Sequence[str] | Matrix, kinds: Sequence[str] | None = None) -> list[go.Scatter]:
-    """Empty traces for the legend of `point_look`; none for numbers and for too many kinds."""
+def legend_of(colour_by: Sequence[str] | Matrix, names: Sequence[str] | None = None) -> list[go.Scatter]:
+    """Traces without points, one for each name, that are the legend of a scatter with `point_look`.
+
+    [] if `colour_by` is numeric or has more than 24 names.
+    """
     values = np.asarray(colour_by)
     if values.dtype.kind not in "UO":
         return []
-    kinds = sorted(set(values.tolist())) if kinds is None else list(kinds)
-    if len(kinds) > _MOST_KINDS:
+    names = sorted(set(values.tolist())) if names is None else list(names)
+    if len(names) > _MOST_NAMES:
         return []
     return [
-        go.Scatter(x=[None], y=[None], mode="markers", name=_escaped(short_name(kind)), hoverinfo="skip", marker=_kind_look(i))
-        for i, kind in enumerate(kinds)
+        go.Scatter(x=[None], y=[None], mode="markers", name=_escaped(short_name(name)), hoverinfo="skip", marker=_look(i))
+        for i, name in enumerate(names)
     ]
 
 
-def _kind_look(i: int) -> dict[str, Any]:
+def _look(i: int) -> dict[str, Any]:
     return {"color": PALETTE[i % len(PALETTE)], "symbol": SYMBOLS[i // len(PALETTE) % len(SYMBOLS)], "size": 8}
 
 
-def _codes(names: Any, kinds: Sequence[str] | None) -> Any:
-    """The index of every name (N,) in the kinds."""
-    kinds = sorted(set(names.tolist())) if kinds is None else kinds
-    index = {kind: i for i, kind in enumerate(kinds)}
-    unknown = sorted(set(names.tolist()) - set(index))
+def _codes(values: Any, names: Sequence[str] | None) -> Any:
+    """The index in `names` of every value (N,). Raises `CorsdError` if `names` lacks one."""
+    names = sorted(set(values.tolist())) if names is None else names
+    index = {name: i for i, name in enumerate(names)}
+    unknown = sorted(set(values.tolist()) - set(index))
     if unknown:
-        raise CorsdError(f"colour_by contains {shortened(unknown[0])}, which is not in the given order: {', '.join(kinds)}")
-    return np.array([index[name] for name in names.tolist()], np.int64)
+        raise CorsdError(f"colour_by contains {shortened(unknown[0])}, which is not in the given order: {', '.join(names)}")
+    return np.array([index[value] for value in values.tolist()], np.int64)
 
 
 def _escaped(text: str) -> str:
@@ -190,7 +193,7 @@ def _name_groups(figure: go.Figure, points: Any, classes: Any, dark: bool) -> No
 def _moved_apart(places: npt.NDArray[np.float64], names: Sequence[str]) -> npt.NDArray[np.float64]:
     """Places (n, 2) of names in pixels, of which those that touch are moved apart; 40 rounds are enough for a dozen names."""
     places = places.copy()
-    if len(places) > _MOST_KINDS:  # there is no room for so many names, and moving them takes seconds
+    if len(places) > _MOST_NAMES:  # there is no room for so many names, and moving them takes seconds
         return places
     for _ in range(40):
         for a in range(len(places)):

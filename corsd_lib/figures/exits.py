@@ -27,7 +27,8 @@ def exit_accuracy_bars(
     """Bar chart of the accuracy (%) of every exit, shallow -> deep: a group for each exit, a colour for each run; bars start at
     0.
 
-    `accuracy`: one value for each exit, by name of the run; `error`: half-widths of intervals in points, in the same form.
+    `accuracy`: a dict name of the run -> one value for each exit; `error`: half-widths of intervals in points, in the same
+    form.
     `dark`: colours for a dark page. Raises `CorsdError` if runs have different numbers of exits.
     """
     exits = _exits_of(accuracy, "exit_accuracy_bars")
@@ -60,10 +61,10 @@ def exit_accuracy_points(
     ylabel: str = "test accuracy (%)",
     dark: bool = False,
 ) -> go.Figure:
-    """Points at the accuracy (%) of every exit, on an axis that begins near the lowest: for differences of a few points.
+    """A marker at the accuracy (%) of every exit, on an axis that starts near the lowest value.
 
-    Parameters as in `exit_accuracy_bars`; `reference`: name and accuracy (%) of a dotted line, such as the plain network.
-    Raises `CorsdError` if runs have different numbers of exits.
+    Differences of a few percentage points are visible. Parameters as in `exit_accuracy_bars`; `reference`: name and accuracy
+    (%) of a dotted line, for example that of the plain network. Raises `CorsdError` if runs have different numbers of exits.
     """
     exits = _exits_of(accuracy, "exit_accuracy_points")
     halves = {name: np.asarray(error[name] if error else [0] * len(exits), np.float32) for name in accuracy}
@@ -126,11 +127,11 @@ def early_exit_plot(
     """Accuracy (%) against the mean cost of an image with early exit: one point for each threshold, joined by a line
     if there are more than ten.
 
-    `curves`: the table of `early_exit_curve`, or a dict of such tables by name (of a rule or a run). `deepest_macs`: the cost
-    of the plain network; the axis is then in % of it, and a ring marks the plain network. `threshold`: the one to mark,
-    for all curves or by name. The default title states cost and accuracy at this threshold, else the cost of the cheapest one
-    that loses at most one point. `dark`: colours for a dark page. Raises `CorsdError` if there are no curves, for empty curves
-    and for an unknown threshold.
+    `curves`: the table of `early_exit_curve`, or a dict name -> table, for several rules or runs. `deepest_macs`: the cost of
+    the plain network; the axis is then in % of it, and a ring marks the plain network. `threshold`: the one to mark, for all
+    curves, or a dict name -> threshold. The default title states cost and accuracy at this threshold, else the cost of the
+    cheapest one that loses at most one point. `dark`: colours for a dark page. Raises `CorsdError` if there are no curves, for
+    empty curves and for an unknown threshold.
     """
     by_name = curves if isinstance(curves, Mapping) else {"": curves}
     if not by_name or any(curve.empty for curve in by_name.values()):
@@ -152,10 +153,10 @@ def early_exit_plot(
     return figure
 
 
-# --- leaving early -----------------------------------------------------------------------------------------------------
+# --- early exit -------------------------------------------------------------------------------------------------------
 
 Row = dict[Any, Any]  # one row of an early-exit curve
-_FEW = 10  # with no more settings than this a curve is drawn as points
+_FEW = 10  # with no more thresholds than this a curve is drawn as points
 
 
 class _Cost(NamedTuple):
@@ -180,8 +181,8 @@ def _curve_trace(name: str, rows: Sequence[Row], cost: _Cost, i: int) -> go.Scat
     return go.Scatter(
         x=np.array([row["macs"] * cost.scale for row in rows], np.float32),
         y=np.array([row["accuracy"] for row in rows], np.float32),
-        name=html.escape(name or "leaving early", quote=False),
-        # the line between few settings would cross costs that no setting has
+        name=html.escape(name or "early exit", quote=False),
+        # with few thresholds no line: it would suggest costs that no threshold has
         mode="lines+markers" if len(rows) > _FEW else "markers",
         line=line_style(i),
         marker={"size": 5 if len(rows) > _FEW else 10, "symbol": SYMBOLS[i % len(SYMBOLS)]},
@@ -239,7 +240,7 @@ def _finish_early(figure: go.Figure, cost: _Cost, legend: bool, dark: bool) -> N
 
 def _chosen_finding(marked: Mapping[str, Row], cost: _Cost) -> str:
     return "; ".join(
-        f"{name or 'Leaving early'} at {row['threshold']:.3g}: {_change(row)} at {cost.text(row['macs'])}"
+        f"{name or 'Early exit'} at {row['threshold']:.3g}: {_change(row)} at {cost.text(row['macs'])}"
         for name, row in marked.items()
     )
 

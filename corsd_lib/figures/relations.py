@@ -107,7 +107,8 @@ def difference_trace(
 def square_class_axes(figure: go.Figure, classes: int, *, unit: str = "class", **where: int) -> None:
     """Set category axes of a heatmap: square cells, the first at the top left.
 
-    Up to 20 names are all shown, of more as many as fit. `where`: the row and col of a subplot.
+    Up to 20 names are all shown, of more as many as fit. `where`: the row and col of a subplot. Raises `CorsdError` for an
+    unknown `unit`.
     """
     check_choice("unit", unit, UNITS)
     # Of more names plotly shows as many as fit, and the others after zooming in.

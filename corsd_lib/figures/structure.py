@@ -106,7 +106,10 @@ def _same_start(tables: Tables, measures: Sequence[str]) -> bool:
 
 
 def _checked(table: pd.DataFrame | Tables, measures: Sequence[str]) -> Tables:
-    """Tables by name; a single table has the name ""."""
+    """Check `table` and `measures`. Returns a dict name of the run -> table; a single table gets the name "".
+
+    Raises `CorsdError` for an unknown measure, a missing column and an empty table.
+    """
     tables: Tables = table if isinstance(table, Mapping) else {"": table}
     for measure in measures:
         check_choice("measure", measure, MEASURES)

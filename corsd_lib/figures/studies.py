@@ -26,7 +26,7 @@ from corsd_lib.figures.style import (
     template,
 )
 from corsd_lib.studies.summary import relative_to, trained_exits
-from corsd_lib.studies.unseen_tables import FIGURES as UNSEEN_FIGURES
+from corsd_lib.studies.unseen_tables import METRICS as UNSEEN_METRICS
 
 _ENDS = ("top1", "top1_low", "top1_high")
 Point = tuple[str, float, float, float | None, float | None]  # label, vertical position, mean, ends of the interval
@@ -140,7 +140,7 @@ def unseen_by_exit(
     drawn.update_layout(legend={"orientation": "h", "y": -0.24, "yanchor": "top"})
     note = "mean over n seeds, 95 % interval from three seeds on; rings: single seeds"
     drawn.update_xaxes(tickvals=list(range(len(exits))), ticktext=exits, title=note)
-    drawn.update_yaxes(title=f"{UNSEEN_FIGURES[measure]} by {score} (%)")
+    drawn.update_yaxes(title=f"{UNSEEN_METRICS[measure]} by {score} (%)")
     set_title(drawn, html.escape(title, quote=False), 96)
     return drawn
 

@@ -114,16 +114,24 @@ class Method(nn.Module):
         return batch.images
 
     def loss_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        """Unweighted terms of the loss by name, all scalars. Use `active_terms` to skip terms of weight 0."""
+        """Unweighted terms of the loss by name, all scalars. Use `active_terms` to skip terms of weight 0.
+
+        Raises `CorsdError` in a method that does not define it.
+        """
         raise CorsdError(f"method {self.name!r} has no terms: define loss_terms(self, out, batch)")
 
     def active_terms(self, parts: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
-        """Call the functions `parts` of those terms whose weight is not 0, and return their results by name."""
+        """Call the functions `parts` of those terms whose weight is not 0, and return their results by name.
+
+        Raises `CorsdError` if a term has no weight of its name.
+        """
         return {name: part() for name, part in parts.items() if self._weight(name)}
 
     def forward(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        """The loss "total" (weighted sum) and the unweighted terms by name, all scalars. Raises `CorsdError` if all terms have
-        weight 0.
+        """The loss "total" (weighted sum) and the unweighted terms by name, all scalars.
+
+        Raises `CorsdError` if `loss_terms` does not return scalar tensors by name, if a term has no weight of its name, and if
+        all weights are 0.
         """
         parts = check_terms(self.name, self.loss_terms(out, batch))
         weights = {name: self._weight(name) for name in parts}

@@ -143,7 +143,7 @@ class PsKd(Method):
 
 
 def gather_processes(indices: Tensor, predictions: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Pairs of `indices` (B,) and `predictions` (B, C), one from each process; those of other processes are on the CPU."""
+    """`indices` (B,) and `predictions` (B, C) of every process, as one pair for each; on the CPU if there are several."""
     seen = [(indices, predictions)]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         seen = [(indices, predictions)] * torch.distributed.get_world_size()

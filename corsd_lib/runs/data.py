@@ -93,8 +93,9 @@ def image_changes(data: ImageData, info: DataInfo) -> str:
 
 
 def _split_changes(data: ImageData, info: DataInfo) -> str:
-    """Description of the first difference in the splits, "" if there is none. A run of an earlier version has fewer checksums,
-    or none.
+    """The first difference between the splits of `data` and those recorded in a run; "" if there is none.
+
+    Only recorded checksums are compared: a run of an earlier version has fewer, or none.
     """
     then, now = info.splits or {}, splits_of(data)
     if data.generated_split and not all(len(recorded) == 3 for recorded in (then or {"train": ()}).values()):

@@ -119,12 +119,12 @@ class Run:
             "epochs": f"{self.epochs_done} of {c.epochs}",
             "snapshots": len(self.probes),
         }
-        figures = []
+        results = []
         if test is not None:
             lines = [*((f"exit {k}", row) for k, row in enumerate(test["exits"], 1)), ("ensemble", test["ensemble"])]
-            figures = [[name, *(f"{row[key]:.2f}" for key in ("top1", "calibration_error"))] for name, row in lines]
-            figures = [[f"on {test['split']}", "top-1 %", "calibration error %"], *figures]
-        return Facts(rows, [figures], {"configuration": [["setting", "value"], *settings]})
+            results = [[name, *(f"{row[key]:.2f}" for key in ("top1", "calibration_error"))] for name, row in lines]
+            results = [[f"on {test['split']}", "top-1 %", "calibration error %"], *results]
+        return Facts(rows, [results], {"configuration": [["setting", "value"], *settings]})
 
     @cached_property
     def _json(self) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def _address() -> str | None:
 
 
 def _repository() -> str | None:
-    """The address in [project.urls] of pyproject.toml, as the installed package states it."""
+    """The URL `Repository` of [project.urls], from the metadata of the installed package; None if there is none."""
     try:
         urls = metadata.metadata("corsd_lib").get_all("Project-URL") or []
     except metadata.PackageNotFoundError:

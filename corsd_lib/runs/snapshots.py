@@ -31,8 +31,8 @@ class Snapshot:
 
 
 class Probes(Mapping[int, Snapshot]):
-    """Snapshots of a run by epoch, which are read when they are used; with `labels` (N,) and `index` (N,) of the images in
-    `split`.
+    """Mapping epoch -> snapshot of a run; a snapshot is read when it is used. With `labels` (N,) and `index` (N,) of the images
+    in `split`.
 
     Raises `CorsdError` for a damaged file, and for tensors that do not match each other, the number of classes or the other
     snapshots.

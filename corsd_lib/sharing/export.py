@@ -80,7 +80,7 @@ def export_run(
     check_text("folder", str(dest))  # the copy is a run, and its name stands in its README
     require("the model card of an export", "huggingface_hub")
     _check_counts(snapshots, probe_images)
-    trained, content = _figures(run), _portable(run, snapshots, probe_images)
+    trained, content = _trained_metrics(run), _portable(run, snapshots, probe_images)
     _check_destination(dest, content, run)
     data = _data(run, data, data_root)
     weights = _halved(read_weights(run.path / "weights.safetensors"), run.path)
@@ -92,9 +92,9 @@ def export_run(
     write_lines(dest / "metrics.jsonl", [_rounded(line) for line in read_metrics(run.path / "metrics.jsonl")], within=dest)
     write_tensors(dest / "weights.safetensors", weights, within=dest)
     exported = Run(dest)
-    figures = asdict(evaluate(exported, data)) | {"data": exported.data.name}
-    write_json(dest / "test.json", with_checksum({**figures, "trained": trained}), within=dest)
-    write_atomic(dest / "README.md", _card(exported, figures, trained).encode(), within=dest)
+    metrics = asdict(evaluate(exported, data)) | {"data": exported.data.name}
+    write_json(dest / "test.json", with_checksum({**metrics, "trained": trained}), within=dest)
+    write_atomic(dest / "README.md", _card(exported, metrics, trained).encode(), within=dest)
     _keep_umap(exported, umap)
     return exported
 
@@ -132,18 +132,18 @@ def _check_counts(snapshots: int, probe_images: int) -> None:
             raise CorsdError(f"{what} is {shortened(value)}; allowed: a whole number of at least {low} and at most {2**31 - 1}")
 
 
-def _figures(run: Run) -> dict[str, Any]:
+def _trained_metrics(run: Run) -> dict[str, Any]:
     """The test metrics of the trained weights; of an export those before its weights were rounded."""
     test = run.test
     if not run.finished or test is None:
         done = f"{run.epochs_done} of {run.config.epochs} epochs"
         raise CorsdError(f"{run.path} is not finished ({done}): only a finished run is exported")
-    figures = {name: test.get("trained", test)[name] for name in ("exits", "ensemble")}
+    metrics = {name: test.get("trained", test)[name] for name in ("exits", "ensemble")}
     exits = len(run.network().exits)
-    if len(figures["exits"]) != exits:
+    if len(metrics["exits"]) != exits:
         file = run.path / "test.json"
-        raise CorsdError(f"{file}: exits has {len(figures['exits'])} entries; allowed: {exits}, as the network of its weights")
-    return figures
+        raise CorsdError(f"{file}: exits has {len(metrics['exits'])} entries; allowed: {exits}, as the network of its weights")
+    return metrics
 
 
 def _portable(run: Run, snapshots: int, probe_images: int) -> dict[str, Any]:
@@ -246,12 +246,12 @@ def _scores(embeddings: Tensor, network: nn.Module | None) -> Tensor:
 # --- the model card ---------------------------------------------------------------------------------------------------
 
 
-def _card(run: Run, figures: dict[str, Any], trained: dict[str, Any]) -> str:
+def _card(run: Run, metrics: dict[str, Any], trained: dict[str, Any]) -> str:
     """A model card in the format of Hugging Face, from the template model_card.md."""
     c, data, provenance = run.config, run.data, run.provenance
     template = (resources.files("corsd_lib.sharing") / "model_card.md").read_text(encoding="utf-8")
     return Template(template).substitute(
-        front_matter=_front_matter(run, figures),
+        front_matter=_front_matter(run, metrics),
         method=c.method,
         network=f"{c.network}{f' of width {c.width}' if c.width else ''}",
         data=data.name,
@@ -259,11 +259,11 @@ def _card(run: Run, figures: dict[str, Any], trained: dict[str, Any]) -> str:
         size=data.image_size,
         classes=data.num_classes,
         exits="an exit on its last stage"
-        if len(figures["exits"]) == 1
-        else f"{len(figures['exits'])} exits, one on each stage",
-        images=f"{figures['images']:,}",
-        split=figures["split"],
-        results=_results(figures, trained),
+        if len(metrics["exits"]) == 1
+        else f"{len(metrics['exits'])} exits, one on each stage",
+        images=f"{metrics['images']:,}",
+        split=metrics["split"],
+        results=_results(metrics, trained),
         probe_images=len(run.probes.labels),
         probe_split=run.probes.split,
         epochs=", ".join(map(str, run.probes)),
@@ -285,7 +285,7 @@ def _resumed(run: Run) -> str:
     )
 
 
-def _front_matter(run: Run, figures: dict[str, Any]) -> str:
+def _front_matter(run: Run, metrics: dict[str, Any]) -> str:
     """The YAML header of the model card, with the accuracy of every exit."""
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -294,12 +294,12 @@ def _front_matter(run: Run, figures: dict[str, Any]) -> str:
     results = [
         EvalResult(
             **about,
-            dataset_split=figures["split"],
+            dataset_split=metrics["split"],
             metric_type="accuracy",
             metric_name=f"top-1 of exit {k} (%)",
             metric_value=round(row["top1"], 2),
         )
-        for k, row in enumerate(figures["exits"], 1)
+        for k, row in enumerate(metrics["exits"], 1)
     ]
     card = ModelCardData(
         license="other",
@@ -315,9 +315,9 @@ def _front_matter(run: Run, figures: dict[str, Any]) -> str:
     return f"---\n{card.to_yaml()}\n---\n"
 
 
-def _results(figures: dict[str, Any], trained: dict[str, Any]) -> str:
-    names = [*(f"exit {k}" for k in range(1, len(figures["exits"]) + 1)), "ensemble"]
-    rows = zip(names, [*figures["exits"], figures["ensemble"]], [*trained["exits"], trained["ensemble"]], strict=True)
+def _results(metrics: dict[str, Any], trained: dict[str, Any]) -> str:
+    names = [*(f"exit {k}" for k in range(1, len(metrics["exits"]) + 1)), "ensemble"]
+    rows = zip(names, [*metrics["exits"], metrics["ensemble"]], [*trained["exits"], trained["ensemble"]], strict=True)
     lines = ["| | top-1 % | top-5 % | cross-entropy | calibration error % | MACs | parameters | top-1 % as trained |"]
     lines.append("| --- |" + " ---: |" * 7)
     for name, row, before in rows:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from corsd_lib.errors import CorsdError, check_choice, missing_package
+from corsd_lib.errors import CorsdError, check_choice, missing_package, shortened
 
 try:
     import plotly.graph_objects  # noqa: F401
@@ -75,7 +75,7 @@ def report_panels(runs: Sequence[Run], *, embedding: str = "pca", report: Report
     """Panels of a report, for other pages. Arguments and errors as in `write_report`."""
     check_choice("embedding of a report", embedding, EMBEDDINGS)
     if not isinstance(runs, Sequence) or not runs:
-        raise CorsdError("the report has no runs; allowed: a sequence of one or more")
+        raise CorsdError(f"runs = {shortened(runs)}; allowed: a sequence of one or more runs")
     for run in runs:
         check_run(run)
     named = dict(zip(run_names(runs), runs, strict=True))
@@ -155,7 +155,7 @@ def _exit_table(named: Named) -> Panel:
             continue
         exits = exit_names(len(run.test["exits"]))
         for place, row in [*zip(exits, run.test["exits"], strict=True), ("ensemble of the exits", run.test["ensemble"])]:
-            rows.append([place if len(named) == 1 else f"{name}, {place}", *_figures(row)])
+            rows.append([place if len(named) == 1 else f"{name}, {place}", *_metric_cells(row)])
     images = dict.fromkeys(f"{run.test['images']:,} images of {run.test['split']}" for run in named.values() if run.test)
     said = [f"Measured once, on {' or '.join(images)}, after the last epoch."] if images else []
     said += [f"Not evaluated yet: {', '.join(waiting)}."] if waiting else []
@@ -163,7 +163,7 @@ def _exit_table(named: Named) -> Panel:
     return table_panel("Test results of each exit", columns if rows else [""], rows, " ".join(said))
 
 
-def _figures(row: dict[str, float]) -> list[str]:
+def _metric_cells(row: dict[str, float]) -> list[str]:
     quality = [f"{row['top1']:.2f}", f"{row['top5']:.2f}", f"{row['cross_entropy']:.3f}", f"{row['calibration_error']:.2f}"]
     return [*quality, *(f"{row[key]:,}" if key in row else "" for key in ("macs", "parameters"))]
 
@@ -393,7 +393,10 @@ def _pictures(named: Named, method: str, report: Report) -> list[Panel]:
 
 
 def _early_exits(named: Named) -> list[Panel]:
-    """An early-exit panel for every run, which includes the curves of the others, so that all have the same scale."""
+    """An early-exit panel for every run with several exits.
+
+    It also has the curves of the other runs on the same data, so that all have the same scale.
+    """
     runs = {name: run for name, run in named.items() if len(_last(run).logits) > 1}
     curves = {name: _early_exit_curve(run) for name, run in runs.items()}
     panels = []

@@ -181,13 +181,19 @@ class _Queue:
         self.started: list[Any] = []
 
     def states(self) -> dict[str, str]:
-        """State by id of the queued and running jobs; for "local", of the running jobs that this process has started."""
+        """Dict id -> state of the queued and running jobs; for "local", of the running jobs that this process has started.
+
+        Raises `CorsdError` if Slurm gives no answer.
+        """
         if self.cluster == "slurm":
             return _slurm_states()
         return {job.job_id: job.state for job in self.started if job.state == "RUNNING"}
 
     def submit(self, jobs: Sequence[Job], report: Callable[[str], object]) -> None:
-        """Submit a job for each training, and write its id beside the configuration."""
+        """Submit a job for each training, and write its id beside the configuration.
+
+        Raises `CorsdError` for a job of several nodes, and if the cluster does not accept the jobs.
+        """
         if not jobs:
             return
         for job in jobs:
@@ -210,7 +216,10 @@ class _Queue:
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
-    """Raise `CorsdError` for a fixed setting, and for a value of the wrong type or out of range."""
+    """Raise `CorsdError` for a setting that is not allowed, and for a value of the wrong type or out of range.
+
+    Not allowed are settings that this library sets itself (nodes, tasks), `time` (use timeout_min) and an empty name.
+    """
     for setting, value in settings.items():
         if not setting:
             raise CorsdError(
@@ -257,7 +266,7 @@ def _read_id(job: Job, cluster: str) -> str:
 
 
 def _slurm_states() -> dict[str, str]:
-    """State by id of the jobs of this user that Slurm has. Raises `CorsdError` if squeue fails or its answer has another
+    """Dict id -> state of the jobs of this user that Slurm has. Raises `CorsdError` if squeue fails or its answer has another
     form.
     """
     command = ["squeue", "--me", "--array", "--noheader", "--format=%i %T"]

@@ -88,7 +88,7 @@ class _Folders:
 
     @classmethod
     def of(cls, study: Study, runs: Path) -> _Folders:
-        """The folders of a study; `runs` is created if it does not exist."""
+        """The folders of a study; `runs` is created if it does not exist. Raises `CorsdError` if it cannot be."""
         make_folder(runs)
         return cls(study, runs, study_file(study.path).is_file())
 

@@ -22,7 +22,7 @@ def mean_interval(values: Iterable[float]) -> Interval:
     if not x:
         return None, None, None
     mean = sum(x) / len(x)
-    rounding = 1e-9 * max(1.0, abs(mean))  # differences of equal accuracies may differ in the last digit
+    rounding = 1e-9 * max(1.0, abs(mean))  # equal gains may differ by rounding errors; then there is no interval
     if len(x) < MIN_VALUES or max(x) - min(x) <= rounding:
         return mean, None, None
     variance = sum((v - mean) ** 2 for v in x) / (len(x) - 1)

@@ -44,8 +44,8 @@ def progress_table(study: Study, jobs: Sequence[Job], summary: Mapping[str, Any]
     table = Table("", "seeds", "running", "top-1, %", "gain", "time left", title=study.title)
     for name, variant in study.variants.items():
         if of_variant := [job for job in jobs if job.variant == name]:
-            figures = summary["methods"].get(name)
-            table.add_row(variant.label, *_cells(VariantProgress.of(of_variant, figures), figures, workers))
+            entry = summary["methods"].get(name)
+            table.add_row(variant.label, *_cells(VariantProgress.of(of_variant, entry), entry, workers))
     table.caption = "Ctrl-C saves; run the same command again to continue"
     return table
 
@@ -54,8 +54,8 @@ def progress_table(study: Study, jobs: Sequence[Job], summary: Mapping[str, Any]
 class VariantProgress:
     """Progress of one variant of a study.
 
-    `done`: number of recorded seeds, out of `seeds`. `newest`: last line of the metrics by running seed, {} before the first
-    epoch. `others`: state by seed, for seeds that are neither recorded nor running nor waiting. `epochs_left`: total over all
+    `done`: number of recorded seeds, out of `seeds`. `newest`: running seed -> last line of its metrics, {} before the first
+    epoch. `others`: seed -> state, for seeds that are neither recorded nor running nor waiting. `epochs_left`: total over all
     seeds. `seconds_an_epoch`: mean of the running trainings, or of the recorded ones if none is running; None before the first
     epoch.
     """
@@ -69,14 +69,14 @@ class VariantProgress:
     seconds_an_epoch: float | None
 
     @classmethod
-    def of(cls, jobs: Sequence[Job], figures: Mapping[str, Any] | None) -> VariantProgress:
-        """Progress of a variant from its `jobs` and from `figures`, its entry in the summary, or None if it has none."""
+    def of(cls, jobs: Sequence[Job], entry: Mapping[str, Any] | None) -> VariantProgress:
+        """Progress of a variant from its `jobs` and from its `entry` in the summary, or None if it has none."""
         newest = {job.seed: _last_line(job) for job in jobs if job.state in ("running", "stopping")}
         epochs = jobs[0].config.epochs
         unfinished = sum(job.state in ("waiting", "running", "stopping") for job in jobs)
         seconds = [line["seconds"] for line in newest.values() if line]
-        if not seconds and figures:
-            seconds = [figures["seconds"] / figures["epochs"]]
+        if not seconds and entry:
+            seconds = [entry["seconds"] / entry["epochs"]]
         return cls(
             done=sum(job.state == "done" for job in jobs),
             seeds=len(jobs),
@@ -88,7 +88,7 @@ class VariantProgress:
         )
 
 
-def _cells(progress: VariantProgress, figures: Mapping[str, Any] | None, workers: int) -> list[str]:
+def _cells(progress: VariantProgress, entry: Mapping[str, Any] | None, workers: int) -> list[str]:
     """Cells of the row of a variant, without its name."""
     running = [f"seed {seed}: {line.get('epoch', 0)}/{progress.epochs}" for seed, line in progress.newest.items()]
     others = [f"seed {seed} {state}" for seed, state in progress.others.items()]
@@ -96,8 +96,8 @@ def _cells(progress: VariantProgress, figures: Mapping[str, Any] | None, workers
     return [
         f"{progress.done}/{progress.seeds}",
         ", ".join(running + others),
-        _top1(figures, [line for line in progress.newest.values() if line]),
-        gain_cell(figures) if figures else "–",
+        _top1(entry, [line for line in progress.newest.values() if line]),
+        gain_cell(entry) if entry else "–",
         "–" if pace is None else _duration(progress.epochs_left * pace / workers),
     ]
 
@@ -108,10 +108,10 @@ def _last_line(job: Job) -> dict[str, Any]:
     return lines[-1] if lines else {}
 
 
-def _top1(figures: Mapping[str, Any] | None, newest: Sequence[Mapping[str, Any]]) -> str:
+def _top1(entry: Mapping[str, Any] | None, newest: Sequence[Mapping[str, Any]]) -> str:
     """Top-1 on test of the recorded seeds. If none is recorded, top-1 of the running seeds on validation, else on train."""
-    if figures:
-        return f"{with_interval(figures['top1'][-1], figures['top1_low'][-1], figures['top1_high'][-1])} test"
+    if entry:
+        return f"{with_interval(entry['top1'][-1], entry['top1_low'][-1], entry['top1_high'][-1])} test"
     for split in ("val", "train"):
         deepest = [[v for k, v in line.items() if k.startswith(f"{split}_top1.")][-1:] for line in newest]
         if deepest and all(deepest):

@@ -116,7 +116,7 @@ def _curve_when_unlocked(
 
 
 def validation_curve(config: TrainConfig, report: Callable[[list[float]], None]) -> list[float]:
-    """Train `config` without the evaluation on test; return the validation top-1 (%) of the deepest exit by epoch.
+    """Train `config` without the evaluation on test; return the validation top-1 (%) of the deepest exit after each epoch.
 
     `report` is called with the curve so far after every epoch. The curve is shorter than `config.epochs` if the training was
     stopped.

@@ -148,7 +148,10 @@ class Tuner:
         self._requeue()
 
     def run(self, environments: Sequence[Environment], stop: threading.Event) -> dict[str, Any]:
-        """Train one trial in each of `environments` until enough trials are done, or until `stop` is set; return the record."""
+        """Train one trial in each of `environments` until enough trials are done, or until `stop` is set; return the record.
+
+        Raises `CorsdError` if the journal or the folder of the runs was moved, removed or replaced.
+        """
         free = list(environments)
         make_folder(self.runs)
         self.watched = {path: _identity(path) for path in (self.search.journal, self.runs)}
@@ -356,12 +359,12 @@ def _open_study(search: Search) -> optuna.Study:
             pruner=optuna.pruners.MedianPruner(**_pruning(search)),
             load_if_exists=True,
         )
-        before = study.user_attrs.get("search", now)  # an older journal lacks newer settings
+        before = study.user_attrs.get("search", now)
         if not isinstance(before, dict):
             raise TypeError(f"search = {shortened(before)}")
         changes = [
             f"{name} was {shortened(value)}, is {shortened(now.get(name))}"
-            for name, value in before.items()
+            for name, value in before.items()  # the journal of an earlier version lacks newer settings
             if now.get(name) != value
         ]
         if not changes:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["unseen_lines", "unseen_markdown"]
 
-FIGURES = {
+METRICS = {
     "recall_at_1": "recall@1",
     "map_at_r": "MAP@R",
     "r_precision": "R-precision",
@@ -59,12 +59,12 @@ def _of_variant(study: Study, found: Mapping[str, Any], variant: str, over: str 
     about = {"variant": variant, "label": study.variants[variant].label, "group": study.variants[variant].group}
     for at in dict.fromkeys(at for by_exit in of_variant.values() for at in by_exit):
         exit_name = f"exit {deepest - at[0]}" if at[0] else "deepest exit"
-        for figure in FIGURES:
-            values, others = (_values(by_seed, at, figure) for by_seed in (of_variant, of_reference))
+        for metric in METRICS:
+            values, others = (_values(by_seed, at, metric) for by_seed in (of_variant, of_reference))
             gains = [values[seed] - others[seed] for seed in values if seed in others]
             yield {
                 **about,
-                **{"exit": exit_name, "score": at[1], "figure": figure, "n": len(values)},
+                **{"exit": exit_name, "score": at[1], "figure": metric, "n": len(values)},
                 **dict(zip(("mean", "low", "high"), mean_interval(values.values()), strict=True)),
                 "by_seed": {str(seed): value for seed, value in values.items()},
                 "over": over,
@@ -73,9 +73,9 @@ def _of_variant(study: Study, found: Mapping[str, Any], variant: str, over: str 
             }
 
 
-def _values(by_seed: Mapping[int, Any], at: ExitAndScore, figure: str) -> dict[int, float]:
-    """Values of one metric by seed, at one exit and for one kind of score, without the seeds that lack it."""
-    found = {seed: by_exit.get(at, {}).get(figure) for seed, by_exit in by_seed.items()}
+def _values(by_seed: Mapping[int, Any], at: ExitAndScore, metric: str) -> dict[int, float]:
+    """Values of one metric, seed -> value, at one exit and for one kind of score, without the seeds that lack it."""
+    found = {seed: by_exit.get(at, {}).get(metric) for seed, by_exit in by_seed.items()}
     return {seed: value for seed, value in found.items() if value is not None}
 
 
@@ -84,18 +84,18 @@ def unseen_markdown(study: Study, lines: Sequence[Mapping[str, Any]]) -> str:
     note.
     """
     labels = {name: variant.label for name, variant in study.variants.items()}
-    figures, gains = dict[Any, list[str]](), dict[Any, list[str]]()
+    metrics, gains = dict[Any, list[str]](), dict[Any, list[str]]()
     for line in lines:
         at, over = [line["exit"], line["score"]], line["over"]
-        cells = figures.setdefault((line["variant"], *at), [line["label"], *at, str(line["n"])])
-        if len(cells) < 4 + len(FIGURES):  # not complete yet: a variant appears again for each further reference variant
+        cells = metrics.setdefault((line["variant"], *at), [line["label"], *at, str(line["n"])])
+        if len(cells) < 4 + len(METRICS):  # not complete yet: a variant appears again for each further reference variant
             cells.append(with_interval(line["mean"], line["low"], line["high"]))
         if over is not None:
             first = [line["label"], labels[over], *at, str(line["gain_n"])]
             cells = gains.setdefault((line["variant"], over, *at), first)
             cells.append(with_interval(line["gain"], line["gain_low"], line["gain_high"], sign="+"))
     compared = [cells for cells in gains.values() if {*cells[5:]} != {"–"}]
-    shown = [_grid(["method", "exit", "score", "seeds"], figures.values())]
+    shown = [_grid(["method", "exit", "score", "seeds"], metrics.values())]
     if compared:
         shown += ["Differences, points:", _grid(["method", "over", "exit", "score", "pairs"], compared)]
     return "\n\n".join([*shown, NOTE])
@@ -104,7 +104,7 @@ def unseen_markdown(study: Study, lines: Sequence[Mapping[str, Any]]) -> str:
 def _grid(head: list[str], rows: Iterable[list[str]]) -> str:
     """A Markdown table: text columns, the number of seeds, and the metrics."""
     texts = len(head) - 1
-    lines = [[*head, *FIGURES.values()], ["---"] * texts + ["---:"] * (1 + len(FIGURES)), *rows]
+    lines = [[*head, *METRICS.values()], ["---"] * texts + ["---:"] * (1 + len(METRICS)), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
 

@@ -146,5 +146,6 @@ def _training(config: Path, log: int, environment: Environment) -> subprocess.Po
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
-        start_new_session=True,  # else Ctrl-C in the terminal would reach it too, and a second signal ends it without saving
+        # So that Ctrl-C reaches only this process, which sends SIGTERM: after that a SIGINT would end it without saving.
+        start_new_session=True,
     )

@@ -92,18 +92,18 @@ class Explorer(anywidget.AnyWidget):
             return
         self.send({"began": content["question"]})  # so that the browser stops saying that it waits for the kernel
         answer: dict[str, Any] = {"answer": content["question"]}
-        beside: list[bytes] = []
+        sent: list[bytes] = []
         try:
             with self._answering:
                 value = getattr(self, f"ask_{content['what']}")(**content["given"])
-            answer["value"] = in_buffers(value, beside)
+            answer["value"] = in_buffers(value, sent)
         except CorsdError as error:
             answer["error"] = str(error)
         except Exception as error:  # the browser waits for an answer
             answer["error"] = f"{type(error).__name__}: {error}"
             raise
         finally:
-            self.send(answer, beside)
+            self.send(answer, sent)
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, Any]:  # type: ignore[override]  # IPython takes both
         bundle = (super()._repr_mimebundle_(**options) or ({}, {}))[0]
@@ -160,16 +160,22 @@ class Chosen(traitlets.TraitType[Any, Any]):
 
 
 def with_bytes(value: Any) -> Any:
-    """`value` with arrays replaced by type, shape and bytes, to be sent in binary."""
+    """`value` with arrays replaced by type, shape and bytes, to be sent in binary.
+
+    Raises `CorsdError` for an array of a dtype that the script does not know.
+    """
     return _replace_arrays(value, lambda content: {"bytes": content}, lambda content: content)
 
 
-def in_buffers(value: Any, beside: list[bytes]) -> Any:
-    """Like `with_bytes`, for a message: bytes are appended to the buffers `beside` and replaced by their index."""
+def in_buffers(value: Any, buffers: list[bytes]) -> Any:
+    """Like `with_bytes`, for a message with separate binary buffers.
+
+    Bytes are appended to `buffers` and replaced by {"buffer": index}. Raises `CorsdError` as `with_bytes` does.
+    """
 
     def append(content: bytes) -> dict[str, Any]:
-        beside.append(content)
-        return {"buffer": len(beside) - 1}
+        buffers.append(content)
+        return {"buffer": len(buffers) - 1}
 
     return _replace_arrays(value, append, append)
 

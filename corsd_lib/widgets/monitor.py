@@ -70,7 +70,9 @@ class TrainingMonitor(Explorer):
         _after_cells(self._cell_ended)
 
     def __call__(self, run: Run) -> None:
-        """Show the current state of `run` on disk."""
+        """Show the current state of `run` on disk. A call is skipped if drawing would slow down the training by more than
+        `SHARE`.
+        """
         with self._drawing:
             if self._too_often(run):
                 return

@@ -94,8 +94,9 @@ def curve_columns(metrics: pd.DataFrame) -> list[str]:
 
 
 def _curve(column: str, columns: Sequence[str]) -> go.Scatter:
-    """An empty line for a column, in its panel. A line of validation is dotted, and is shown and hidden together with the line
-    of train.
+    """A line trace without data for `column`, one of the `columns` of the metrics.
+
+    A validation curve is dotted and shares the legend entry of the training curve.
     """
     kind, _, name = column.partition(".")
     same = [c for c in columns if c.startswith(f"{kind}.")]

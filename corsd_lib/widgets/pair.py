@@ -93,7 +93,10 @@ def _pair_table(relations: Relations, view: View, pair: Pair) -> tuple[dict[str,
 
 
 def _auxiliary(relations: Relations, probabilities: Scores, pair: Pair) -> str:
-    """Text: the most probable class, or two for images of two classes, and whether they are correct."""
+    """Text about the auxiliary classifier for a pair: its most probable class, and whether it is correct.
+
+    If the images have two classes, the two most probable ones. `probabilities` (C,).
+    """
     wanted = {int(relations.main.labels[position]) for position in pair}
     best = np.argsort(-probabilities, kind="stable")[: len(wanted)].tolist()
     said = " + ".join(f"{short_name(relations.data.class_names[c])} {probabilities[c]:.0%}" for c in best)

@@ -18,7 +18,7 @@ from corsd_lib.runs import Run, run_data
 
 
 class ProbeImages:
-    """Images of the probe set of a run by index, loaded on first use. Explorers also work without them.
+    """Images of the probe set of a run, loaded on first use. Explorers also work without them.
 
     They come from `data`, or from the data set of the run in `data_root` (default: $CORSD_DATA, else "data"), which is read
     once for all explorers that use it. `missing` is a sentence with the reason why there are no images, "" if there are. While

@@ -29,20 +29,25 @@ PICTURE_IMAGES = 200  # largest number of images in a static picture, which plot
 
 
 class RelationExplorer(Explorer):
-    """Shows the relations of a run at every exit and epoch that has a snapshot, of classes, of images, and of the pixels of a
-    pair.
+    """Heatmaps of the relations of a run, between classes or between images, at every exit and every epoch with a snapshot.
 
     Controls choose exit and epoch (or play through them), the kind of relation, classes or images, their order, a superclass,
-    and what to subtract. A click on a cell, the arrow keys or the lists open a pair; further lists contain the most notable
-    pairs. `other`: a run on the same classes to compare with. `labels`: names of the two runs, by default method and seed.
-    Images come from `data`, by default the data of the run in `data_root`; if it is missing, a message is shown instead.
+    and what to subtract. A click on a cell, the arrow keys or the two lists of names open a pair, down to its pixels; further
+    lists contain the most notable pairs. `other`: a run on the same classes to compare with. `labels`: names of the two runs,
+    by default method and seed. Images come from `data`, by default the data of the run in `data_root`; if it is missing, a
+    message is shown instead.
 
     These traits can be read, set and observed: `exit` (1 = shallowest), `epoch`, `kind` ("trained", "cosine" or "l2"), `level`
-    ("class" or "image"), `order` (see `class_order`; clusters are those of the deepest exit after the last epoch), `superclass`
-    (a name or None), `reference` ("deepest exit", an epoch, "other run" or None), `colours` ("fixed" or "fitted" to the data),
-    `selection` (two classes, by index or name, or None), `images` (two indices in the probe set, or None) and `marked` (indices
-    in the probe set). `matrix` has the cells that are shown, (n, n) float32 in [0, 1], or in [-1, 1] for a difference; its rows
-    are `rows`. An invalid value raises `CorsdError` and changes nothing.
+    ("class" or "image"), `order` (see `class_order`; clusters are those of the deepest exit after the last epoch),
+    `superclass` (name of the only superclass that is shown, or None for all), `reference` (what is subtracted from the
+    relation: that at the "deepest exit", that after an epoch, that of the "other run", or None), `colours` ("fixed" or
+    "fitted" to the data), `selection` (two classes, by index or name, or None), `images` (two indices in the probe set, or
+    None) and `marked` (indices in the probe set: images whose classes are marked, and the only images that are shown at level
+    "image"). `matrix` has the cells that are shown, (n, n) float32 in [0, 1], or in [-1, 1] for a difference; its rows are
+    `rows`.
+
+    Raises `CorsdError` for a run without snapshots, and if `other` has other classes. An invalid value of a trait raises it
+    too, and changes nothing.
     """
 
     script = "relation"
@@ -240,7 +245,7 @@ class RelationExplorer(Explorer):
         return pixel_facts(main.run, tuple(state["images"]), exit, self._images)
 
     def ask_faces(self, positions: Sequence[int]) -> dict[int, bytes]:
-        """Answer: PNGs of probe images by index; empty if the data is missing."""
+        """Answer: a dict index -> PNG of probe images; empty if the data is missing."""
         return dict(self._thumbnails.of(positions))
 
     # --- files ---

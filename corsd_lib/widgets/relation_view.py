@@ -58,7 +58,10 @@ class View:
 
 
 class Cache:
-    """Cache of arrays by key, with at most `limit` bytes, which removes the least recently used ones."""
+    """Cache key -> array. If the arrays have more than `limit` bytes together, it removes the least recently used ones.
+
+    The newest one stays, even if it is larger.
+    """
 
     def __init__(self, limit: int = CACHE_BYTES) -> None:
         self._limit = limit

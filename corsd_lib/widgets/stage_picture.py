@@ -23,7 +23,7 @@ Points = npt.NDArray[np.float32]
 def stage_picture(
     points: Points,
     codes: Codes,
-    kinds: Sequence[str],
+    groups: Sequence[str],
     *,
     exits: Sequence[str],
     captions: Sequence[str],
@@ -37,7 +37,7 @@ def stage_picture(
 ) -> go.Figure:
     """A scatter of the points (K, N, 2), with lines from `image` to the images `near` it (K lists).
 
-    `codes` (K, N): the index in `kinds` of each point, which sets its colour and symbol; len(kinds) for grey points, called
+    `codes` (K, N): the index in `groups` of each point, which sets its colour and symbol; len(groups) for grey points, called
     `rest` in the legend. If `selection` is not empty, all other points are pale. `quality` (K): a text below each panel.
     `what`: title of the legend.
     """
@@ -46,13 +46,13 @@ def stage_picture(
     figure = embedding_scatter(points, np.zeros(images, int), ["image"], exits, "…", **shown)
     figure.update_traces(marker_showscale=False, selected_marker_opacity=1, unselected_marker_opacity=0.12)
     for trace, column in zip(figure.data, codes, strict=True):
-        trace.marker.update(_look(column, len(kinds)))
+        trace.marker.update(_look(column, len(groups)))
         trace.selectedpoints = np.asarray(selection, np.int32) if len(selection) else None
     rings = [_rings(trace, at, image, some) for trace, at, some in zip(figure.data, points, near, strict=True)]
-    names = [*kinds, *([rest] if bool((codes == len(kinds)).any()) else [])]
+    names = [*groups, *([rest] if bool((codes == len(groups)).any()) else [])]
     legend = [go.Scatter(x=[None], y=[None], mode="markers", name=html.escape(name, quote=False)) for name in names]
     for i, trace in enumerate(legend):
-        trace.marker.update(_legend_look(i, len(kinds)))
+        trace.marker.update(_legend_look(i, len(groups)))
     figure.add_traces([*rings, *legend])
     figure.update_layout(legend={"title": {"text": what, "font": {"size": 13}}})
     set_title(figure, html.escape(title, quote=False), figure.layout.width // 8, below=28)
@@ -69,9 +69,9 @@ def _rings(trace: go.Scatter, points: Points, image: int, near: Sequence[int]) -
     return go.Scatter(x=x, y=y, mode="lines+markers", line={"width": 1, "color": GREY}, marker=look, **where)
 
 
-def _look(codes: Codes, kinds: int) -> dict[str, Any]:
+def _look(codes: Codes, groups: int) -> dict[str, Any]:
     """Colours, symbols and sizes of points (N,)."""
-    grey, colours = codes == kinds, (*PALETTE, GREY)
+    grey, colours = codes == groups, (*PALETTE, GREY)
     symbols = [SYMBOLS[0 if rest else code // len(PALETTE)] for code, rest in zip(codes.tolist(), grey.tolist(), strict=True)]
     return {
         "color": np.where(grey, len(PALETTE), codes % len(PALETTE)).astype(np.float32),
@@ -79,11 +79,11 @@ def _look(codes: Codes, kinds: int) -> dict[str, Any]:
         "cmin": -0.5,
         "cmax": len(colours) - 0.5,
         "size": np.where(grey, 4, 7).astype(np.float32),
-        "symbol": symbols if kinds > len(PALETTE) else SYMBOLS[0],
+        "symbol": symbols if groups > len(PALETTE) else SYMBOLS[0],
     }
 
 
-def _legend_look(i: int, kinds: int) -> dict[str, Any]:
-    if i >= kinds:
+def _legend_look(i: int, groups: int) -> dict[str, Any]:
+    if i >= groups:
         return {"color": GREY, "symbol": SYMBOLS[0], "size": 6}
     return {"color": PALETTE[i % len(PALETTE)], "symbol": SYMBOLS[i // len(PALETTE)], "size": 9}

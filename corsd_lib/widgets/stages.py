@@ -180,7 +180,7 @@ class StageExplorer(Explorer):
         return stages_fit(self._fit(method))
 
     def ask_faces(self, positions: Sequence[int]) -> dict[int, bytes]:
-        """Answer: PNGs of probe images by index; empty if the data is missing."""
+        """Answer: a dict index -> PNG of probe images; empty if the data is missing."""
         return dict(self._thumbnails.of(positions))
 
     def ask_image(self, image: int, epoch: int, **others: Any) -> dict[str, Any]:
@@ -217,12 +217,12 @@ class StageExplorer(Explorer):
 
     def picture(self) -> go.Figure:
         embedding, e = self.embedding, self.embedding.epochs.index(self.epoch)
-        codes, kinds = self._codes()
+        codes, groups = self._codes()
         names = self.run.data.class_names
         return stage_picture(
             embedding.coordinates[e].numpy(),
             codes,
-            kinds,
+            groups,
             exits=self._exits,
             captions=[f"{short_name(names[c])}\nimage {i}" for i, c in enumerate(embedding.labels.tolist())],
             quality=quality(embedding, e),

@@ -16,14 +16,14 @@ PAGE_SIDE = 48  # largest side of a thumbnail on a page, in pixels
 
 
 class Thumbnails:
-    """PNGs of the images of a run by split and index, each created once. Browsers enlarge them."""
+    """PNGs of the images of a run, each created once. Browsers enlarge them."""
 
     def __init__(self, run: Run, images: ProbeImages) -> None:
         self.images, self._run = images, run
         self._pngs: dict[tuple[str, int], bytes] = {}
 
     def of(self, positions: Sequence[int], split: str = "probe") -> Mapping[int, bytes]:
-        """PNGs by index of the images of a split with these indices; empty if the data is missing."""
+        """Dict position -> PNG of the images of a split at `positions`; empty if the data is missing."""
         if self.images.missing:
             return {}
         new = [p for p in dict.fromkeys(positions) if (split, p) not in self._pngs]

@@ -46,7 +46,7 @@ __all__ = [
 PROJECTION_NAMES = {"umap": "UMAP", "pca": "PCA"}
 MOST_GROUPS = 2 * len(PALETTE)  # groups in colour, with six colours and two symbols; more would look alike
 COLOURS = ("class", "superclass", "correct", "first_correct")
-CELLS = 4_000_000  # entries of all matrices of a panel together, one byte each
+CELLS = 4_000_000  # largest number of entries of all matrices of a panel together; each takes one byte
 LEVELS = 254  # a score in [0, 1] is stored as one byte, with an error up to 0.002; 255 means no score
 FINE_LEVELS = 65_534  # or as two bytes, if all scores together take at most FINE_BYTES
 FINE_BYTES = 3_000_000
@@ -141,7 +141,8 @@ def relation_data(
     """Data of a relation panel for `runs`, without its state; see `relation_panel`.
 
     If there are too many scores, some epochs are left out, but never `epoch`. The user can choose one of `orders`; by default
-    "label", "cluster" and `order`, and all of `CLASS_ORDERS` if there are superclasses.
+    "label", "cluster" and `order`, and all of `CLASS_ORDERS` if there are superclasses. Raises `CorsdError` if the number of
+    labels is wrong or two are equal.
     """
     run, last = runs[0], list(runs[0].probes)[-1]
     kept = [_select_epochs(r, last if epoch is None else epoch, CELLS // len(runs)) for r in runs]
@@ -317,7 +318,7 @@ def stages_fit(embedding: StageEmbedding) -> dict[str, Any]:
 
 
 def tidy_groups(run: Run, epoch: int) -> dict[str, list[str]]:
-    """Names of the groups to colour, by "class" and, if the data has superclasses, by "superclass".
+    """Names of the groups to colour: a dict with the key "class" and, if the data has superclasses, "superclass".
 
     All groups of the probe images if there are at most 12, else the six with the highest mean `own_share` (10 neighbours) at
     the deepest exit after `epoch`.
@@ -328,19 +329,19 @@ def tidy_groups(run: Run, epoch: int) -> dict[str, list[str]]:
         found["superclass"] = torch.tensor(run.data.superclass_of_class)[labels]
     chosen = {}
     for name, groups in found.items():
-        kinds = groups.unique().tolist()
-        if len(kinds) > MOST_GROUPS:
+        ids = groups.unique().tolist()
+        if len(ids) > MOST_GROUPS:
             own = own_share(run.probes[epoch].embeddings[-1].float(), groups)
-            kinds = sorted(kinds, key=lambda g: -own[groups == g].mean().item())[: len(PALETTE)]
+            ids = sorted(ids, key=lambda g: -own[groups == g].mean().item())[: len(PALETTE)]
         named = _classes(run.data)["names" if name == "class" else "superclasses"]
-        chosen[name] = [named[kind] for kind in kinds]
+        chosen[name] = [named[group] for group in ids]
     return chosen
 
 
 def _predictions(run: Run, embedding: StageEmbedding) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint8]]:
-    """Predicted classes (E, K, N), and the number (E, N) of the first exit with a correct prediction, 0 for none.
+    """Predicted classes (E, K, N), and the first correct exit of each image (E, N).
 
-    Only the exits of the embedding count.
+    The exit is given as its position from 1 in `embedding.exits`, 0 if none of these is correct.
     """
     predictions, first = [], []
     for epoch in embedding.epochs:
@@ -389,7 +390,7 @@ def exits_panel(
 
 
 def exits_data(run: Run, macs: Sequence[float], deepest_macs: float) -> dict[str, Any]:
-    """Names and costs for an early-exit panel: `macs` (K,) by exit."""
+    """Names and costs for an early-exit panel; `macs` (K,) as in `exits_panel`."""
     return {
         "name": run_names([run])[0],
         "exits": exit_names(len(macs)),
