@@ -39,7 +39,7 @@ def serving_measurements(repeat: int) -> dict[str, dict[str, Any]]:
 
 
 def trained_ratio(repeat: int) -> dict[str, Any]:
-    """Measurement of the sample run on its test images, at the threshold of `early_exit`, which is chosen on validation
+    """Measurement of the sample run on its test images, at the threshold of `early_exit`, which is chosen on validation images
     images.
     """
     run = sample_run(RUN)

@@ -364,7 +364,7 @@ def _study(options: argparse.Namespace) -> Study:
 
 
 def _add_tune(subcommands: Subcommands) -> None:
-    parser = subcommands.add_parser("tune", help="search the options of variants of a study on a validation split of train")
+    parser = subcommands.add_parser("tune", help="search the options of variants of a study on images held out of the training")
     parser.set_defaults(subcommand=_tune)
     parser.add_argument(
         "study", help="a study.json or its folder, whose tuning section defines the search; the record is written there"

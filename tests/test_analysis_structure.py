@@ -305,9 +305,9 @@ def test_runs_that_looked_at_other_images_are_not_compared(tiny_run: Run, tmp_pa
     ]
     for changed, told in changes:
         write_tensors(file, changed, told)
-        with pytest.raises(CorsdError, match="have different probe images \(50 from validation of 'digits'"):
+        with pytest.raises(CorsdError, match=r"have different probe images \(50 .* 'digits', and \d+ (others )?from"):
             cka_between_runs(tiny_run, copy, 0)
     write_tensors(file, tensors, metadata)
     copy.data = replace(copy.data, class_names=tuple("abcdefghij"))
-    with pytest.raises(CorsdError, match="different probe images"):
+    with pytest.raises(CorsdError, match="have different classes"):
         cka_between_runs(tiny_run, copy, 0)

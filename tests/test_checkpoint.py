@@ -208,13 +208,13 @@ def test_a_training_of_another_torch_goes_on_whatever_it_began_with(within: Path
 
 
 @pytest.mark.parametrize("index", ["00", "01", "9" * 5000, "\u0663"])
-def test_an_index_that_no_training_writes_is_named(within: Path, tmp_path: Path, index: str) -> None:
+def test_an_index_that_the_training_does_not_have_is_named(within: Path, tmp_path: Path, index: str) -> None:
     def rename(tensors: Tensors, position: Position) -> None:
         for values in (tensors, position["tensors"]):
             values[f"optimizer.{index}.momentum_buffer"] = values.pop("optimizer.1.momentum_buffer")
 
     said = _refused(within, tmp_path, rename)
-    assert "it has optimizer." in said and "which no training writes" in said and len(said) < 500
+    assert "it has optimizer." in said and "which this training does not have" in said and len(said) < 500
 
 
 def test_sums_between_epochs_are_named(between: Path, tmp_path: Path) -> None:

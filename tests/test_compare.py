@@ -236,8 +236,8 @@ def test_a_study_that_is_moved_while_it_is_trained_ends_it_and_is_not_made_anew(
 
     _in_training(monkeypatch, act)
     message = (
-        r"^results/mine/study\.json was moved or removed while the study was trained, and the comparison ends; trained runs "
-        r"are kept in runs/mine: put the study back, or compare it where it is now \(runs='runs/mine', --runs\)$"
+        r"^results/mine/study\.json was moved or removed during the training, so the comparison stops\. The trained runs are "
+        r"in runs/mine\. Put the study back, or compare it at its new path with --runs runs/mine \(runs='runs/mine'\)$"
     )
     with pytest.raises(CorsdError, match=message):
         run_study(study, jobs=1, report=lambda line: None)
@@ -254,7 +254,7 @@ def test_runs_that_are_moved_while_they_are_trained_end_it(
 ) -> None:
     study = write()
     _in_training(monkeypatch, lambda: Path("runs/mine").rename("runs/moved"))
-    with pytest.raises(CorsdError, match=r"^runs/mine was moved or removed while the study was trained, .* where it is now"):
+    with pytest.raises(CorsdError, match=r"^runs/mine was moved or removed during the training, .* its new path"):
         run_study(study, jobs=1, report=lambda line: None)
     assert not Path("runs/mine").exists()
     jobs = run_study(study, runs="runs/moved", seeds=[0], report=lambda line: None)

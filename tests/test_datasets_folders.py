@@ -168,7 +168,9 @@ def test_every_folder_that_is_not_used_is_named(folder: Path) -> None:
     make_images(folder / "test", {"cat": 1, "dog": 1})
     assert notices(load_dataset(f"folder:{folder}")) == ("extra/ is not used",)
     asked = load_dataset(f"folder:{folder}", validation_fraction=0.5)
-    assert "the validation split of the data is not used: validation_fraction takes one from train" in asked.notices
+    assert (
+        "the validation split of the data is not used: validation_fraction takes one from the training images" in asked.notices
+    )
 
 
 @pytest.mark.parametrize("below", [".", "images"])
@@ -437,13 +439,13 @@ def test_a_run_refuses_a_folder_whose_train_images_are_others(tmp_path: Path) ->
     assert run.test is not None and evaluate(run).images == run.test["images"] - 1  # no image that it was trained on
     (tmp_path / "data" / first).rename(tmp_path / "data" / other)
     what = "train has as many images of each class, but different ones: some were replaced or renamed"
-    with pytest.raises(CorsdError, match=rf"run has other training images than 'folder:.*' has here: {what}; put them back"):
+    with pytest.raises(CorsdError, match=rf"images of 'folder:.*' here are not those of .*run: {what}; put them back"):
         evaluate(run)
     (run.path / "test.json").unlink()
     with pytest.raises(CorsdError, match=what):
         train(replace(config, resume=True), progress=False)
     (tmp_path / "data" / other).unlink()
-    with pytest.raises(CorsdError, match=rf"has here: train has {len(load_data(config).train)} images, had "):
+    with pytest.raises(CorsdError, match=rf"those of .*run: train has {len(load_data(config).train)} images, had "):
         evaluate(run)
 
 

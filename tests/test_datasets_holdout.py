@@ -176,7 +176,7 @@ def test_images_of_a_run_without_its_held_out_classes_are_not_its_own(tiny: Tiny
     content = read_json(run.path / "config.json")
     content["data"]["unseen_class_names"] = ["8", "7"]
     write_json(run.path / "config.json", content)
-    with pytest.raises(CorsdError, match="other training images than 'digits' has here"):
+    with pytest.raises(CorsdError, match="the training images of 'digits' here are not those of"):
         run_data(load_run(run.path))
 
 

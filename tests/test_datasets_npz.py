@@ -259,7 +259,9 @@ def test_a_bomb_is_refused_from_its_header(tmp_path: Path, monkeypatch: pytest.M
     assert path.stat().st_size < 10_000  # 3 MB of black images
     monkeypatch.setattr(np.lib.format, "read_array", lambda *_, **__: pytest.fail("it is read"))
     monkeypatch.setattr(archive, "HARMLESS", 2_000_000)
-    with pytest.raises(CorsdError, match=r"train_x cannot be read: it has .* GB that expand to 0\.003 GB; allowed: up to 100"):
+    with pytest.raises(
+        CorsdError, match=r"train_x cannot be read: it expands from .* GB to 0\.003 GB; allowed: a compression ratio"
+    ):
         load_dataset(f"npz:{path}")
 
 

@@ -338,8 +338,13 @@ def test_given_data_is_normalised_as_in_the_training(tiny_run: Run, digits: Imag
 
 def test_given_data_of_other_classes_is_refused(tiny_run: Run, digits: ImageData) -> None:
     backwards = replace(digits, class_names=digits.class_names[::-1])
-    with pytest.raises(CorsdError, match=r"classes or channels of 'digits' differ from 'digits', the data of "):
+    with pytest.raises(CorsdError, match=r"class 0 of 'digits' is '9'; allowed: '0', as in 'digits', the data of "):
         evaluate(tiny_run, backwards)
+    more = replace(
+        digits, class_names=(*digits.class_names, "ten"), superclass_names=("a",), superclass_of_class=torch.zeros(11).long()
+    )
+    with pytest.raises(CorsdError, match=r"'digits' has 11 classes and 1 channel; allowed: 10 and 1, as in 'digits'"):
+        evaluate(tiny_run, more)
 
 
 def test_the_table_has_a_row_an_exit_and_the_ensemble(tiny_run: Run) -> None:

@@ -199,7 +199,7 @@ def test_an_error_is_one_clear_line(corsd: Run, capsys: Captured, words: list[st
 
 
 def test_a_report_wants_runs_and_a_known_embedding(corsd: Run, tmp_path: Path) -> None:
-    with pytest.raises(CorsdError, match="the report has no runs; allowed: a sequence of one or more"):
+    with pytest.raises(CorsdError, match=r"runs = \[\]; allowed: a sequence of one or more runs"):
         write_report([], tmp_path / "report.html")
     with pytest.raises(CorsdError, match="embedding of a report 'tsne' is not known; allowed: umap, pca, none"):
         write_report([corsd], tmp_path / "report.html", embedding="tsne")

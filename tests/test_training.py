@@ -890,11 +890,11 @@ def _damaged(path: Path) -> None:
 
 
 CHANGES = {
-    _removed: "run was moved or removed while it was trained, and the training ends; if it was moved, resume it where it is",
-    _moved: "run was moved or removed while it was trained",
-    _without_config: "run/config.json is gone, and the training ends; put it back and resume",
-    _damaged: "run/config.json is damaged: .*; the training ends",
-    _replaced: "run/config.json is of another training now, and the training ends",
+    _removed: "run was moved or removed during the training, which therefore stops; if it was moved, resume it where it is",
+    _moved: "run was moved or removed during the training",
+    _without_config: "run/config.json is gone, so the training stops; put it back and resume",
+    _damaged: "run/config.json is damaged: .*; the training therefore stops",
+    _replaced: "run/config.json is of another training now, so the training stops",
 }
 
 
@@ -934,7 +934,7 @@ def test_a_run_directory_that_is_removed_between_the_last_epoch_and_the_end_is_n
 
     tiny_network = build_network("resnet8", 10, in_channels=1, image_size=8, width=4).eval()
     monkeypatch.setattr(trainer, "evaluate", evaluated)
-    with pytest.raises(CorsdError, match="run was moved or removed while it was trained"):
+    with pytest.raises(CorsdError, match="run was moved or removed during the training"):
         _train(config)
     assert not config.path.exists()
 
@@ -993,10 +993,10 @@ def test_own_images_under_a_known_name_are_told_from_the_known_ones(tiny: Tiny, 
         _at_step(patched, 2, lambda: signal.raise_signal(signal.SIGINT))
         _train(tiny(), data=noisy)
     with pytest.raises(
-        CorsdError, match=r"run was started on other images than those of 'digits' here: train .* of different classes"
+        CorsdError, match=r"run was started on images that differ from those of 'digits' here: train .* of different classes"
     ):
         _train(tiny(resume=True), data=known)
-    asked = r"run has other training images than 'digits' has here: train .* of different classes; put them back, or give them"
+    asked = r"images of 'digits' here are not those of .*run: train .* of different classes; put them back, or give them"
     with pytest.raises(CorsdError, match=asked):
         _train(tiny(resume=True))
     run = _train(tiny(resume=True), data=noisy)
@@ -1197,7 +1197,8 @@ GUARD
 """
 
 
-@pytest.mark.parametrize("guard", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("guard", [True, False])
 def test_a_script_without_a_guard_is_told_of_it_where_workers_are_spawned(tmp_path: Path, guard: bool) -> None:
     _pictures(tmp_path / "pictures")
     (tmp_path / "script.py").write_text(SCRIPT.replace("GUARD", "if __name__ == '__main__':" if guard else "if True:"))
@@ -1237,7 +1238,7 @@ def test_another_number_of_processes_than_torchrun_has_started_is_one_error(
 
 def test_batches_larger_than_the_data_for_all_processes_are_one_error(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BatchSource, "indices", lambda *_: [])
-    with pytest.raises(CorsdError, match="batch_size 16 x 1 processes leaves no complete batch of train"):
+    with pytest.raises(CorsdError, match="batch_size 16 x 1 processes leaves no complete batch of training images"):
         _train(tiny())
 
 
@@ -1552,7 +1553,7 @@ def test_processes_agree_that_the_run_directory_is_gone(tmp_path: Path, monkeypa
 
     (first, told), (second, other) = _together(tmp_path, command)
     assert (first, second) == (2, 2), told + other
-    assert "run was moved or removed while it was trained" in told and "run was changed while it was trained" in other
+    assert "run was moved or removed during the training" in told and "run was changed by another process" in other
     assert _steps_saved(tmp_path / "moved") == 1 and not (tmp_path / "run").exists()
 
 

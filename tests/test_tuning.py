@@ -95,6 +95,7 @@ def test_a_few_choices_are_all_tried_once(make: Make) -> None:
     assert Search.of(make("ranges", space={**space, **SPACE}, trials=50), "byot").grid() == []
 
 
+@pytest.mark.slow
 def test_the_command_searches_records_and_leaves_no_runs(make: Make, capsys: Captured) -> None:
     make()
     cli.main(["tune", "results/tiny", "byot", "--jobs", "2", "--runs", "elsewhere"])
@@ -145,6 +146,7 @@ def test_a_search_goes_on_as_if_it_had_not_ended(make: Make) -> None:
     assert len({trial["params"]["exit_kd"] for trial in parts["trials"]}) == 3
 
 
+@pytest.mark.slow
 def test_the_value_is_validation_of_the_same_training_in_the_mean_over_seeds(make: Make) -> None:
     study = make(seeds=[3, 5], space={"train.lr": {"low": 0.05, "high": 0.1}}, trials=1)
     (trial,) = tune(study, "byot", jobs=1, report=lambda _: None)["trials"]
@@ -365,9 +367,7 @@ def test_a_journal_or_runs_that_are_moved_end_the_search_and_it_goes_on_where_th
     study, path = make(), Path(name)
     with monkeypatch.context() as patched:
         _at_epoch(patched, 1, 1, lambda running: path.rename(path.with_name("moved")))
-        with pytest.raises(
-            CorsdError, match=rf"(\.journal|{name}) was moved, removed or replaced while the search ran"
-        ) as caught:
+        with pytest.raises(CorsdError, match=rf"(\.journal|{name}) was moved, removed or replaced during the search") as caught:
             tune(study, "byot", trials=2, jobs=1, report=lambda _: None)
     assert "\n" not in str(caught.value) and not path.exists()
     path.with_name("moved").rename(path)
@@ -386,7 +386,7 @@ def test_a_journal_that_is_replaced_ends_the_search(make: Make, monkeypatch: pyt
         journal.write_bytes(b"of another search")
 
     _at_epoch(monkeypatch, 0, 1, replaced)
-    with pytest.raises(CorsdError, match=r"byot\.journal was moved, removed or replaced while the search ran"):
+    with pytest.raises(CorsdError, match=r"byot\.journal was moved, removed or replaced during the search"):
         tune(study, "byot", jobs=1, report=lambda _: None)
     assert journal.read_bytes() == b"of another search" and not Search.of(study, "byot").path.exists()
 

@@ -187,11 +187,11 @@ def choose_threshold(curve: pd.DataFrame, max_accuracy_drop: float = 1.0) -> flo
 
 @dataclass(frozen=True, eq=False)
 class EarlyExit:
-    """An early-exit threshold that was chosen on validation images, and its results on test.
+    """An early-exit threshold that was chosen on validation images, and its results on test images.
 
     `validation`, `test`: the row of the curve for this threshold on these splits; keys as the columns of `early_exit_curve`.
     `macs` (K,): MACs of an image that leaves at exit k; `deepest_macs`: MACs of the plain network, without shallow exits.
-    `curve`: the whole curve on validation.
+    `curve`: the whole curve on the validation images.
     """
 
     rule: str
@@ -204,7 +204,9 @@ class EarlyExit:
 
     @property
     def macs_saved(self) -> float:
-        """Saved cost on test, in % of the cost of the plain network; negative if the exits cost more than they save."""
+        """Saved cost on the test images, in % of the cost of the plain network; negative if the exits cost more than they
+        save.
+        """
         return 100.0 * (1.0 - self.test["macs"] / self.deepest_macs)
 
 
@@ -216,7 +218,7 @@ def early_exit(
     max_accuracy_drop: float = 1.0,
     data_root: str | None = None,
 ) -> EarlyExit:
-    """Choose an early-exit threshold on validation images, and evaluate it on test.
+    """Choose an early-exit threshold on validation images, and evaluate it on test images.
 
     For a run, `data` is by default the data that it was trained on, loaded from `data_root`. `rule`: one of `RULES`, see
     `early_exit_curve`. Of the thresholds whose validation accuracy is at most `max_accuracy_drop` percentage points below that

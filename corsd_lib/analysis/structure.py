@@ -215,15 +215,20 @@ def cka_between_runs(run_a: Run, run_b: Run, epoch: int, epoch_b: int | None = N
     """`linear_cka` (K_a, K_b) float64 between the exits of two runs after `epoch`; for `run_b` after `epoch_b` if that is
     given.
 
-    Raises `CorsdError` if the runs have different probe images, or no snapshot after the epoch.
+    Raises `CorsdError` if the runs have different classes or probe images, or no snapshot after the epoch.
     """
     a, b = run_a.probes, run_b.probes
-    same = torch.equal(a.labels, b.labels) and torch.equal(a.index, b.index) and a.split == b.split
-    if not same or run_a.data.class_names != run_b.data.class_names:
+    if run_a.data.class_names != run_b.data.class_names:
         raise CorsdError(
-            f"{run_a.path} and {run_b.path} have different probe images ({len(a.labels)} from {a.split} of "
-            f"{run_a.data.name!r}, and {len(b.labels)} from {b.split} of {run_b.data.name!r}): compare runs with the same data "
-            "settings and probe_split"
+            f"{run_a.path} and {run_b.path} have different classes (of {run_a.data.name!r}, and of {run_b.data.name!r}): "
+            "compare runs with the same data settings"
+        )
+    if not (torch.equal(a.labels, b.labels) and torch.equal(a.index, b.index) and a.split == b.split):
+        from_a, from_b = (f"from {p.split} of {run.data.name!r}" for p, run in ((a, run_a), (b, run_b)))
+        others = " others" if (len(a.labels), from_a) == (len(b.labels), from_b) else ""
+        raise CorsdError(
+            f"{run_a.path} and {run_b.path} have different probe images ({len(a.labels)} {from_a}, and {len(b.labels)}{others} "
+            f"{from_b}): compare runs with the same data settings and probe_split"
         )
     second = snapshot_at(run_b, epoch if epoch_b is None else epoch_b)
     return cka_matrix(snapshot_at(run_a, epoch).embeddings, second.embeddings)

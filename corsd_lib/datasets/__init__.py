@@ -63,9 +63,9 @@ def load_dataset(
     are uint8 in 0..255, in memory as (N, C, H, W), or streamed from files if they are too large (imagenet, large folders).
     Options:
 
-    - `per_class`: number of images of each class to train on, chosen at random from train after the validation split is taken
-      off;
-    - `validation_fraction` in [0, 1): share of each class of train that becomes the `validation` split;
+    - `per_class`: number of images of each class to train on, chosen at random from the training images after the validation
+      split is taken off;
+    - `validation_fraction` in [0, 1): share of the training images of each class that becomes the `validation` split;
     - `test_fraction` in (0, 1): approximate share of each class that becomes the test set of a folder without a split; 0.2 by
       default, the same images for every seed;
     - `seed`: chooses the images of `validation_fraction` and `per_class`;
@@ -98,7 +98,7 @@ def load_dataset(
         _check_every_class(data)
     generator = torch.Generator().manual_seed(seed)
     if validation_fraction > 0 and data.validation is not None:
-        unused = "the validation split of the data is not used: validation_fraction takes one from train"
+        unused = "the validation split of the data is not used: validation_fraction takes one from the training images"
         data = replace(data, notices=(*data.notices, unused))
     if validation_fraction > 0:
         train, validation = split_validation(data.train, validation_fraction, data.class_names, generator)

@@ -97,8 +97,8 @@ def _check_member(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
     if min(shape, default=0) < 0 or length != member.file_size:
         raise ValueError(f"it declares {dtype} of shape {shape}, which does not fit its {member.file_size:,} bytes")
     if member.file_size > max(HARMLESS, LARGEST_RATIO * member.compress_size):
-        sizes = f"{_gigabytes(member.compress_size)} that expand to {_gigabytes(member.file_size)}"
-        raise ValueError(f"it has {sizes}; allowed: up to {LARGEST_RATIO} times as much")
+        sizes = f"from {_gigabytes(member.compress_size)} to {_gigabytes(member.file_size)}"
+        raise ValueError(f"it expands {sizes}; allowed: a compression ratio of up to {LARGEST_RATIO}")
 
 
 def _is_single_array(path: Path) -> bool:

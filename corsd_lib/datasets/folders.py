@@ -120,7 +120,7 @@ def _parts(folder: Path, test_fraction: float | None) -> Parts:
 
 
 def split_classes(folder: Path, fraction: float) -> Parts:
-    """Split a folder that has only class folders into train and test.
+    """Split a folder that has only class folders into a training and a test split.
 
     An image is in the test set if a hash of its name "class/file" and `SPLIT_SEED` is below `fraction`, in (0, 1). The split of
     an image never depends on the training seed. About `fraction` of the images of a class are in the test set; the larger the
@@ -172,7 +172,9 @@ def _enlarged_notice(paths: Sequence[str], side: int) -> tuple[str, ...]:
 def image_data(
     name: str, train: Split, test: Split, validation: Split | None, class_names: tuple[str, ...], side: int
 ) -> ImageData:
-    """A data set of image folders. Mean and standard deviation are those of train if in memory, else those of ImageNet."""
+    """A data set of image folders. Mean and standard deviation are those of the training split if in memory, else those of
+    ImageNet.
+    """
     usual = (IMAGENET_MEAN, IMAGENET_STD)
     mean, std = channel_statistics(train.images) if isinstance(train, ImageArrays) else usual
     own = torch.arange(len(class_names))

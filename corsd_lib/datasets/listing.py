@@ -82,7 +82,7 @@ def list_parts(folder: Path, splits: Mapping[str, str]) -> tuple[dict[str, Listi
 
     `splits`: split -> name of its folder. A split without class folders, such as test images without labels, is ignored if
     another one can be the test set. Raises CorsdError, with the names of missing classes, if the classes of a split are not
-    those of train.
+    those of the training split.
     """
     classes = class_folders(folder / splits["train"])
     unlabelled = [split for split in splits if split != "train" and _is_unlabelled(folder / splits[split], classes)]

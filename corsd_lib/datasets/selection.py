@@ -18,8 +18,8 @@ def split_validation(
 ) -> tuple[Split, Split]:
     """Split train into (train, validation). Of n images of a class, round(fraction * n), at least one, go to validation.
 
-    `fraction` in (0, 1); at least one image of every class stays in train. Raises CorsdError for a class with fewer than two
-    images.
+    `fraction` in (0, 1); at least one image of every class stays in the training split. Raises CorsdError for a class with
+    fewer than two images.
     """
     counts = check_two_each(train.labels, fraction, class_names, "validation_fraction")
     wanted = torch.minimum((counts.double() * fraction + 0.5).floor().long().clamp_min(1), counts - 1)

@@ -29,7 +29,7 @@ def load_shapes(image_size: int | None) -> ImageData:
     A class is a shape (circle, square, triangle, cross), a colour (orange, blue) and a texture (plain, striped). Position,
     size, angle, light, background, a bar in front and noise vary from image to image. Superclasses are the shapes. `attributes`
     (16, 8) are 0 or 1: the four shapes, the two colours, the two textures. The images are the same for every seed of a
-    training; another version of numpy may round a pixel to the next value. For other sizes than 32 they are resized once,
+    training; another version of numpy may round a pixel to the next value. For sizes other than 32 they are resized once,
     bilinearly. Source: ours.
     """
     side = image_size or SIDE
@@ -54,7 +54,7 @@ def load_shapes(image_size: int | None) -> ImageData:
 
 def _split(per_class: int, stream: int, side: int) -> ImageArrays:
     """`per_class` images of each class, with labels 0, 1, ..., 15, 0, 1, ...; `side` in pixels. `stream` seeds the random
-    numbers: 0 for train, 1 for test.
+    numbers: 0 for the training split, 1 for the test split.
     """
     drawn = [_draw(*c, per_class, np.random.RandomState([stream, label])) for label, c in enumerate(CLASSES)]
     images = torch.from_numpy(np.stack(drawn, axis=1).reshape(-1, SIDE, SIDE, 3)).permute(0, 3, 1, 2).contiguous()

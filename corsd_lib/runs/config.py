@@ -45,7 +45,7 @@ class TrainConfig:
     data: str = setting("digits", "name of a data set, see `load_dataset`")
     data_root: str | None = setting(None, "folder that holds the data sets; default $CORSD_DATA, else `data`")
     per_class: int | None = setting(None, "labelled training images of each class; all if not given")
-    validation_fraction: float = setting(0.0, "fraction of train that becomes the validation split, in [0, 1)")
+    validation_fraction: float = setting(0.0, "fraction of the training images that becomes the validation split, in [0, 1)")
     test_fraction: float | None = setting(
         None, "fraction of each class in the test set, for a folder without a split; 0.2 if not given"
     )

@@ -63,13 +63,22 @@ def run_data(run: Run, data: ImageData | None = None, data_root: str | None = No
             data = load_data(run.config, data_root)
         if changes := image_changes(data, run.data):
             raise CorsdError(
-                f"{run.path} has other training images than {data.name!r} has here: {changes}; put them back, or give them "
-                "here too"
+                f"the training images of {data.name!r} here are not those of {run.path}: {changes}; put them back, or give "
+                "them here too"
             )
     elif tuple(data.class_names) != run.data.class_names or data.channels != run.data.channels:
-        raise CorsdError(f"classes or channels of {data.name!r} differ from {run.data.name!r}, the data of {run.path}")
+        raise CorsdError(f"{_class_difference(data, run.data)}, as in {run.data.name!r}, the data of {run.path}")
     unseen = None if data.unseen is None else replace(data.unseen, mean=run.data.mean, std=run.data.std)
     return replace(data, mean=run.data.mean, std=run.data.std, unseen=unseen)
+
+
+def _class_difference(data: ImageData, info: DataInfo) -> str:
+    """The numbers of classes and channels of `data`, or its first class name that differs, and what `info` allows."""
+    names, channels = data.class_names, f"{data.channels} channel{'s' if data.channels > 1 else ''}"
+    if (len(names), data.channels) != (info.num_classes, info.channels):
+        return f"{data.name!r} has {len(names)} classes and {channels}; allowed: {info.num_classes} and {info.channels}"
+    k = next(k for k, pair in enumerate(zip(names, info.class_names, strict=True)) if pair[0] != pair[1])
+    return f"class {k} of {data.name!r} is {names[k]!r}; allowed: {info.class_names[k]!r}"
 
 
 def image_changes(data: ImageData, info: DataInfo) -> str:
@@ -89,7 +98,7 @@ def image_changes(data: ImageData, info: DataInfo) -> str:
         return changes
     pairs = zip((*data.mean, *data.std), (*info.mean, *info.std), strict=True)
     alike = all(abs(now - then) < 5e-3 for now, then in pairs)  # decoders of JPEG differ by less
-    return "" if alike else "mean or deviation of the pixels of train differ"
+    return "" if alike else "mean or deviation of the training images differ"
 
 
 def _split_changes(data: ImageData, info: DataInfo) -> str:
@@ -118,7 +127,7 @@ def unseen_class_names(data: ImageData) -> tuple[str, ...]:
 
 
 def splits_of(data: ImageData) -> dict[str, list[int]]:
-    """Number of images and checksums of train and validation, as in `DataInfo.splits`."""
+    """Number of images and checksums of the training and the validation split, as in `DataInfo.splits`."""
     splits = {"train": data.train, **({} if data.validation is None else {"validation": data.validation})}
     return {name: [len(split), _checksum(split.labels), _content(split)] for name, split in splits.items()}
 

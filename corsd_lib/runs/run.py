@@ -2,11 +2,11 @@
 
     config.json           {"train": TrainConfig, "data": DataInfo, "provenance": versions, commit ("revision"), machine,
                           "resumed": provenance of later processes, if it differs}
-    metrics.jsonl         one line for each epoch: terms of the loss, accuracy on train and validation by exit, learning rate
+    metrics.jsonl         one line for each epoch: terms of the loss, training and validation accuracy by exit, learning rate
     weights.safetensors   network.* and method.* after the last epoch
     checkpoint.safetensors  newest weights, and all else that a resume needs: see `corsd_lib.training.checkpoint`
     probe.safetensors     labels and indices of the probe set;  probes/epoch_0007.safetensors  its snapshot after 7 epochs
-    test.json             the one evaluation on test, after the last epoch
+    test.json             the one evaluation on the test images, after the last epoch
 
 Files are written atomically: after a crash a file has its old or its new content. Tensors are safetensors and everything else
 is JSON, so reading a run executes no code. Every file has a SHA-256 of its content, which is checked when it is read:
@@ -61,9 +61,9 @@ __all__ = [
 class DataInfo:
     """Facts about the data of a run that are stored to rebuild the network, name the classes and recognise the images.
 
-    `splits`: for train and validation the number of images, the CRC-32 of their labels, and a CRC-32 that identifies the
-    images, computed from file names, or from indices if they are not files. Runs of earlier versions have fewer of these
-    numbers, or none. `unseen_class_names`: the classes that were held out of the training.
+    `splits`: for the training and the validation split the number of images, the CRC-32 of their labels, and a CRC-32 that
+    identifies the images, computed from file names, or from indices if they are not files. Runs of earlier versions have fewer
+    of these numbers, or none. `unseen_class_names`: the classes that were held out of the training.
     """
 
     name: str

@@ -128,7 +128,10 @@ class ExitClassifier(nn.Module, PyTorchModelHubMixin):
             raise CorsdError(f"{pickled} is a pickle, which is not opened; expected: model.safetensors")
         tensors, _ = read_tensors(file)
         if stray := [key for key in tensors if not key.startswith("network.")]:
-            raise CorsdError(f"{file} has the tensor {shortened(stray[0])}; allowed: those of the network, network.*")
+            raise CorsdError(
+                f"{file} has the tensor {shortened(stray[0])}, which is not part of the network; allowed: names that begin "
+                "with network."
+            )
         load_part(self.network, tensors, "network", file)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:

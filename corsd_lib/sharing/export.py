@@ -71,8 +71,8 @@ def export_run(
     With `umap` the copy has the UMAP of the last snapshot (`stage_embedding`), so that a `StageExplorer` opens without
     computing it.
 
-    Exporting a run again to the same folder gives the same files. Raises `CorsdError` for an unfinished run, for a `dest` that
-    has other content than an export of this run, for missing data, and for weights out of the range of float16. Raises
+    Exporting a run again to the same folder gives the same files. Raises `CorsdError` for an unfinished run, for a `dest` whose
+    content is not an export of this run, for missing data, and for weights out of the range of float16. Raises
     `MissingPackage` without huggingface_hub, which writes the metadata of the card.
     """
     check_run(run)
@@ -204,7 +204,8 @@ def _write_probes(run: Run, dest: Path, snapshots: int, probe_images: int) -> No
 
 def _spread(epochs: list[int], count: int) -> list[int]:
     """`count` of the sorted `epochs` (all if there are fewer): the first, the last, and others between them at quadratic
-    distances."""
+    distances.
+    """
     last = len(epochs) - 1
     if last < count:
         return epochs

@@ -94,16 +94,16 @@ class _Folders:
 
     def check(self) -> None:
         """Raise `CorsdError` if one of the folders was moved or removed."""
-        kept = f"trained runs are kept in {self.runs}"
         if self.on_disk and not study_file(self.study.path).is_file():
             raise CorsdError(
-                f"{study_file(self.study.path)} was moved or removed while the study was trained, and the comparison ends; "
-                f"{kept}: put the study back, or compare it where it is now (runs={str(self.runs)!r}, --runs)"
+                f"{study_file(self.study.path)} was moved or removed during the training, so the comparison stops. The trained "
+                f"runs are in {self.runs}. Put the study back, or compare it at its new path with --runs {self.runs} "
+                f"(runs={str(self.runs)!r})"
             )
         if not self.runs.is_dir():
             raise CorsdError(
-                f"{self.runs} was moved or removed while the study was trained, and the comparison ends; records are "
-                "kept: put the folder back, or give the path where it is now (runs, --runs)"
+                f"{self.runs} was moved or removed during the training, so the comparison stops. The records are kept. Put the "
+                "folder back, or give its new path (runs, --runs)"
             )
 
 

@@ -109,7 +109,9 @@ def _last_line(job: Job) -> dict[str, Any]:
 
 
 def _top1(entry: Mapping[str, Any] | None, newest: Sequence[Mapping[str, Any]]) -> str:
-    """Top-1 on test of the recorded seeds. If none is recorded, top-1 of the running seeds on validation, else on train."""
+    """Top-1 on the test images of the recorded seeds. If none is recorded, that of the running seeds on validation, else on
+    training images.
+    """
     if entry:
         return f"{with_interval(entry['top1'][-1], entry['top1_low'][-1], entry['top1_high'][-1])} test"
     for split in ("val", "train"):

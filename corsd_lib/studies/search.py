@@ -166,7 +166,7 @@ def _trial_config(where: str, study: Study, variant: str, changes: Mapping[str, 
     config = replace(own, probe_every=0, probe_split="auto")
     if not config.validation_fraction:
         raise CorsdError(
-            f"{where}: train: validation_fraction = 0.0; allowed: above 0, because trials are compared on validation"
+            f"{where}: train: validation_fraction = 0.0; allowed: above 0, because trials are compared on validation images"
         )
     if config.devices * config.num_nodes > 1:
         raise CorsdError(f"{where}: devices = {config.devices}, num_nodes = {config.num_nodes}; allowed: 1 and 1")

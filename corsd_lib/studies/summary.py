@@ -21,8 +21,8 @@ def summarise(study: Study, records: Mapping[str, Mapping[int, Record]]) -> dict
 
     "methods" has an entry for each variant with records:
 
-    - `top1`, `top1_low`, `top1_high`: top-1 (%) on test by exit, shallow -> deep, after the last epoch: mean over seeds and the
-      ends of its 95 % Student-t interval (see `mean_interval`);
+    - `top1`, `top1_low`, `top1_high`: top-1 (%) on the test images by exit, shallow -> deep, after the last epoch: mean over
+      seeds and the ends of its 95 % Student-t interval (see `mean_interval`);
     - `gain`, `gain_low`, `gain_high`: difference from the baseline variant at the deepest exit, in points, paired by seed
       over the `gain_n` seeds that both variants have;
     - `images`, `macs`, `seconds`: images, multiply-accumulates and wall time of a training, means over seeds;

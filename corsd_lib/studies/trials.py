@@ -31,7 +31,7 @@ class _Pruned(Exception):
 
 
 class _LastEpoch(Exception):
-    """Raised after the last epoch, to end the training before the evaluation on test."""
+    """Raised after the last epoch, to end the training before the evaluation on the test images."""
 
 
 def objective(curves: Curves) -> list[float]:
@@ -53,7 +53,7 @@ def start_trial(configs: list[TrainConfig], environment: Mapping[str, str]) -> t
 
 
 def train_trial(pipe: Connection, configs: list[TrainConfig], environment: Mapping[str, str]) -> None:
-    """Train `configs` one after the other, without evaluation on test, until all are done or the trial is pruned.
+    """Train `configs` one after the other, without evaluation on the test images, until all are done or the trial is pruned.
 
     It sends messages to the pipe: after each epoch ("epoch", curves so far), to which the answer is whether to continue;
     ("locked", reason) while another process trains in the run directory; and at the end ("complete", curves), ("pruned", None),
@@ -116,7 +116,8 @@ def _curve_when_unlocked(
 
 
 def validation_curve(config: TrainConfig, report: Callable[[list[float]], None]) -> list[float]:
-    """Train `config` without the evaluation on test; return the validation top-1 (%) of the deepest exit after each epoch.
+    """Train `config` without the evaluation on the test images; return the validation top-1 (%) of the deepest exit after each
+    epoch.
 
     `report` is called with the curve so far after every epoch. The curve is shorter than `config.epochs` if the training was
     stopped.

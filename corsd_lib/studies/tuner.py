@@ -340,8 +340,8 @@ def _check_same(path: Path, identity: Identity) -> None:
     """Raise `CorsdError` if a file or folder was moved, removed or replaced."""
     if _identity(path) != identity:
         raise CorsdError(
-            f"{path} was moved, removed or replaced while the search ran, and the search ends; finished trials are in the "
-            "journal. Put the file or folder back, or give the path where it is now (study, runs)"
+            f"{path} was moved, removed or replaced during the search, which therefore stops; finished trials are in the "
+            "journal. Put the file or folder back, or give its new path (study, runs)"
         )
 
 

@@ -153,7 +153,7 @@ class Checkpoint:
         """Check names, types and shapes of the tensors against the list in the header; earlier versions wrote no list."""
         for name in tensors:
             if not _NAMES.fullmatch(name):
-                raise self._mismatch(f"it has {shortened(name)[1:-1]}, which no training writes")
+                raise self._mismatch(f"it has {shortened(name)[1:-1]}, which this training does not have")
         if listed is None:
             if self._momentum() and not _part(tensors, "optimizer"):
                 raise self._missing("optimizer.0.momentum_buffer")
@@ -214,7 +214,7 @@ class Checkpoint:
         for key, value in given.items():
             index, _, name = key.partition(".")
             if name not in names or int(index) >= len(parameters):
-                raise self._mismatch(f"it has optimizer.{key}, which no training writes")
+                raise self._mismatch(f"it has optimizer.{key}, which this training does not have")
             self._check_like(f"optimizer.{key}", value, parameters[int(index)])
             state.setdefault(int(index), {})[name] = value
         self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
@@ -274,7 +274,9 @@ class Checkpoint:
 
     def _check_sums(self, sums: Mapping[str, float], images: int) -> None:
         if sums["images"] != images:
-            raise self._mismatch(f"totals.images = {sums['images']:g}; allowed: {images}, those of its steps")
+            raise self._mismatch(
+                f"totals.images = {sums['images']:g}; allowed: {images}, the number of images in the steps that it has done"
+            )
         exits = [f"train_top1.exit{k}" for k in range(1, len(self.network.exits) + 1)]
         for name in exits:
             if name not in sums:
@@ -283,7 +285,7 @@ class Checkpoint:
                 raise self._mismatch(f"totals.{name} = {sums[name]:g}; allowed: 0 to {100 * images}")
         for name in sums:
             if name not in ("images", *exits) and not name.startswith("loss."):
-                raise self._mismatch(f"it has totals.{shortened(name)[1:-1]}, which no training writes")
+                raise self._mismatch(f"it has totals.{shortened(name)[1:-1]}, which this training does not have")
 
 
 def _kind(tensor: Tensor) -> str:

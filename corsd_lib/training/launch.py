@@ -88,7 +88,7 @@ def _fabric(config: TrainConfig) -> Fabric:
 
 
 def _check_launcher(fabric: Fabric, config: TrainConfig) -> None:
-    """Raise `ValueError` if torchrun or Slurm has started another number of processes than the configuration names."""
+    """Raise `ValueError` if torchrun or Slurm has started a number of processes that is not that of the configuration."""
     from lightning_fabric.plugins.environments import TorchElasticEnvironment
 
     environment = getattr(fabric.strategy, "cluster_environment", None)
@@ -160,7 +160,8 @@ def _images_for(data: ImageData | None, config: TrainConfig) -> ImageData:
     if data is not None and len(unseen_class_names(data)) != config.hold_out_classes:
         raise CorsdError(
             f"hold_out_classes = {config.hold_out_classes}, but the data {data.name!r} that is given to train holds out "
-            f"{len(unseen_class_names(data))} classes; allowed: the same number, so pass hold_out_classes to load_dataset"
+            f"{len(unseen_class_names(data))} classes; allowed: the same number in TrainConfig and in load_dataset "
+            "(hold_out_classes)"
         )
     if not _has_begun(config.path):
         return data or load_data(config)
@@ -170,7 +171,7 @@ def _images_for(data: ImageData | None, config: TrainConfig) -> ImageData:
             f"{run.path} was started on {run.data.name!r}, not on {data.name!r}; give the same data as at its start"
         )
     if data is not None and (changes := image_changes(data, run.data)):
-        raise CorsdError(f"{run.path} was started on other images than those of {data.name!r} here: {changes}")
+        raise CorsdError(f"{run.path} was started on images that differ from those of {data.name!r} here: {changes}")
     return run_data(run, data)
 
 

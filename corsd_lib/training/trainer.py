@@ -105,7 +105,7 @@ class Trainer:
         self.steps_per_epoch = len(self.source.indices(0))
         if not self.steps_per_epoch:
             raise CorsdError(
-                f"batch_size {config.batch_size} x {fabric.world_size} processes leaves no complete batch of train"
+                f"batch_size {config.batch_size} x {fabric.world_size} processes leaves no complete batch of training images"
             )
         self.forward_backward = self._with_graphs() if config.cuda_graphs else self._forward_backward
         self.checkpoint = Checkpoint(self.path / "checkpoint.safetensors", fabric, self.network, self.method, self.optimizer)
@@ -236,7 +236,9 @@ class Trainer:
         if diverged:
             raise self._diverged(self.step, f"no longer finite: {', '.join(bad[:3]) or 'weights of another process'}")
         if changed_anywhere:
-            raise CorsdError(changed or f"{self.path} was changed while it was trained, and the training ends")
+            raise CorsdError(
+                changed or f"{self.path} was changed by another process during the training, which therefore stops"
+            )
 
     def _diverged(self, step: int, what: str) -> CorsdError:
         file = self.checkpoint.path
@@ -374,18 +376,18 @@ class Trainer:
         """Error message if others changed the run directory during this training, else ""."""
         if not self.path.is_dir():
             return (
-                f"{self.path} was moved or removed while it was trained, and the training ends; if it was moved, resume it "
+                f"{self.path} was moved or removed during the training, which therefore stops; if it was moved, resume it "
                 "where it is now (out, resume=True)"
             )
         file = self.path / "config.json"
         try:
             now = read_json(file) if file.is_file() else None
         except CorsdError as error:
-            return f"{error}; the training ends"
+            return f"{error}; the training therefore stops"
         if isinstance(now, dict) and now.get("provenance") == self.provenance:
             return ""
         other = "is gone" if now is None else "is of another training now"
-        return f"{file} {other}, and the training ends; put it back and resume (resume=True)"
+        return f"{file} {other}, so the training stops; put it back and resume (resume=True)"
 
     # --- stop and resume ---
 

@@ -149,8 +149,8 @@ class ExitExplorer(Explorer):
         """Set the threshold to the cheapest one whose accuracy is at most `max_accuracy_drop` percentage points
         below that of the deepest exit, and return it.
 
-        For the test split it is chosen on validation, or on the probe images if there is no validation split, because a
-        threshold looks better than it is on the images that it was chosen on.
+        For the test split it is chosen on the validation images, or on the probe images if there is no validation split,
+        because a threshold looks better than it is on the images that it was chosen on.
         """
         self.threshold = self._cheapest(self.split, self.rule, self.max_accuracy_drop)
         return self.threshold
@@ -258,7 +258,7 @@ class ExitExplorer(Explorer):
             on = self._chosen_on(split)
             return f"The button chooses on {on} images. Do not tune the threshold by hand on the test images."
         if split == "validation" or self._probes.split == "validation":
-            return "A threshold looks better on the images it was chosen on: choose it here, then evaluate once on test."
+            return "A threshold looks better on the images it was chosen on: choose it here, then evaluate once on test images."
         if self._probes.split == "test":
             return "These are test images: choose a threshold on validation images instead."
         return "The network was trained on these images: confidence and accuracy are higher than on new images."

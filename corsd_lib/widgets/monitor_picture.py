@@ -119,7 +119,10 @@ def _curve(column: str, columns: Sequence[str]) -> go.Scatter:
 
 
 def finding(run: Run, metrics: pd.DataFrame) -> str:
-    """Text: the epochs done, and the accuracy (%) of the deepest and the first exit, on validation if there is such a split."""
+    """Text: the epochs done, and the accuracy (%) of the deepest and the first exit, on validation images if there are any.
+
+    Else the accuracy is that on training images.
+    """
     kind, images = ("val_top1.", "validation") if _columns(metrics, "val_top1.") else ("train_top1.", "train")
     top1 = [metrics[column].iloc[-1] for column in _columns(metrics, kind)]
     shallow = f"; exit 1 {top1[0]:.1f} %" if len(top1) > 1 else ""

@@ -220,9 +220,7 @@ class Relations:
         self.main, self.other = RunRelations(run), RunRelations(other) if other else None
         self.data = run.data
         if other is not None and other.data.class_names != run.data.class_names:
-            raise CorsdError(
-                f"{other.path} was trained on different classes than {run.path}: their relations cannot be compared"
-            )
+            raise CorsdError(f"{run.path} and {other.path} have different classes: their relations cannot be compared")
         self.run_names = run_names([run, *([other] if other else [])], labels)
         self.superclasses = np.asarray(run.data.superclass_of_class)
         hierarchy = 1 < len(run.data.superclass_names) < run.data.num_classes
@@ -353,7 +351,10 @@ class Relations:
             (r.probes.split, r.run.data.name, r.probes.index.tolist(), r.labels.tolist()) for r in (self.main, other)
         )
         if first != second:
-            raise CorsdError(f"{other.run.path} has different probe images than {self.main.run.path}: compare their classes")
+            raise CorsdError(
+                f"{self.main.run.path} and {other.run.path} have different probe images, so their images cannot be compared: "
+                'set level = "class"'
+            )
 
 
 def _matrix(relations: RunRelations, epoch: int, exit: int, kind: str, level: str, rows: Rows) -> Scores:

@@ -99,7 +99,9 @@ class StageExplorer(Explorer):
             for r, p in ((self.run, self._probes), (self._relations.run, self._relations.run.probes))
         )
         if first != second:
-            raise CorsdError(f"relations of {self._relations.run.path} have different probe images than {self.run.path} has")
+            raise CorsdError(
+                f"{self.run.path} and {self._relations.run.path}, the run of `relations`, have different probe images"
+            )
 
     def _fit(self, method: str) -> StageEmbedding:
         if method not in self._fits:
