@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from lightning_fabric.utilities import registry as registry_of_lightning
 from tiny import TINY
 
 from corsd_lib.datasets import ImageData, load_dataset
 from corsd_lib.methods import METHODS, registry
+from corsd_lib.provenance import _commit
 from corsd_lib.runs import Run, TrainConfig
 from corsd_lib.training import train
 
@@ -43,6 +45,15 @@ def _files_need_not_survive_a_power_cut() -> Iterator[None]:
     """Waiting for the disk is a fifth of a tiny training, more on a busy machine; tests of the waiting patch it themselves."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _what_does_not_change_is_looked_up_once() -> Iterator[None]:
+    """The git commit, and Lightning's entry points. So a commit that is made while the tests run changes nothing in them."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("corsd_lib.provenance._commit", cache(_commit))
+        patched.setattr("lightning_fabric.fabric._load_external_callbacks", cache(registry_of_lightning._load_external_callbacks))
         yield
 
 

@@ -315,6 +315,7 @@ def test_timm_missing_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> N
         build_backbone("timm:resnet18")
 
 
+@pytest.mark.slow
 def test_importing_the_module_does_not_import_torchvision_or_timm() -> None:
     code = "import sys, corsd_lib.network; print([m for m in ('torchvision', 'timm') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -118,6 +118,7 @@ def test_streaming_is_measured_against_torchvisions_image_folder(monkeypatch: py
     assert timed == ["ours", "theirs"] and (figure["value"], figure["target"]) == (1.5, "at least 1")
 
 
+@pytest.mark.slow
 def test_peak_memory_sees_what_is_allocated() -> None:
     before = bench.peak_memory()
     held = torch.ones(2 * 2**30 // 4)
@@ -188,6 +189,7 @@ def test_the_table_goes_between_the_marks(tmp_path: Path) -> None:
         bench.write_table(record, document)
 
 
+@pytest.mark.slow
 def test_explorers_are_measured_from_a_run_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"CLASSES": 5, "PROBES": 20, "EPOCHS": 2}.items():
         monkeypatch.setattr(bench_explorers, name, value)

@@ -380,6 +380,7 @@ def test_resizing_keeps_a_flat_image_flat_and_a_fitting_one_untouched() -> None:
     assert resize_arrays(square, 4) is square
 
 
+@pytest.mark.slow
 def test_importing_the_package_stays_light() -> None:
     heavy = ("torchvision", "sklearn", "PIL", "tqdm", "pandas", "scipy")
     code = "import sys, torch; had = set(sys.modules); import corsd_lib.datasets; new = set(sys.modules) - had\n"

@@ -47,6 +47,7 @@ def test_our_superclasses_of_cifar100_are_the_official_ones(cifar100: ImageData)
     assert torch.equal(cifar100.superclass_of_class, of_class)
 
 
+@pytest.mark.slow
 def test_cub200_is_the_official_split(cub200: ImageData) -> None:
     assert isinstance(cub200.train, ImageArrays) and isinstance(cub200.test, ImageArrays)
     assert (len(cub200.train), len(cub200.test), cub200.num_classes) == (5994, 5794, 200)
@@ -67,6 +68,7 @@ def test_cub200_has_its_attributes(cub200: ImageData) -> None:
     assert cub200.attributes[cub200.class_names.index("Cardinal"), red] > 0.5
 
 
+@pytest.mark.slow
 def test_cub200_boxes_are_cut_out_of_their_own_images(cub200: ImageData) -> None:
     cropped = real("cub200", "CUB_200_2011", crop_to_box=True)
     assert isinstance(cropped.train, ImageArrays) and isinstance(cub200.train, ImageArrays)

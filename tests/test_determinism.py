@@ -82,6 +82,7 @@ def test_gradients_of_a_batch_are_the_same_each_time(variant: str) -> None:
         assert not _differing(first, gradients())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_training_gives_the_same_weights_twice(tiny: Tiny, variant: str) -> None:
     first, second = (train(tiny(name, **SIZE, **VARIANTS[variant]), progress=False) for name in ("first", "second"))

@@ -408,6 +408,7 @@ def test_png_says_what_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_png_of_a_browser_that_never_answers_ends_in_an_error_and_leaves_no_process(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

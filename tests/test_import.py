@@ -145,6 +145,7 @@ def test_a_package_that_is_there_and_broken_is_named_with_the_reason(tmp_path: P
     assert "tuning needs optuna, which cannot be imported (numpy is too new): pip install 'corsd_lib[tuning]'" in last
 
 
+@pytest.mark.slow
 def test_a_static_picture_says_that_it_needs_kaleido() -> None:
     code = "import plotly.graph_objects as go; from corsd_lib.figures import save_png\nsave_png(go.Figure(), 'picture.png')"
     last = _without("kaleido", code).stderr.splitlines()[-1]
@@ -214,12 +215,14 @@ def test_a_module_that_cannot_be_imported_without_a_package_names_it() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_package_that_is_installed_later_is_found() -> None:
     code = "import corsd_lib; first = corsd_lib.tune; sys.meta_path.pop(0)\n"
     code += "print(first is corsd_lib.tune, corsd_lib.tune.__module__)"
     assert _without("optuna", code).stdout.split() == ["False", "corsd_lib.studies.tuner"]
 
 
+@pytest.mark.slow
 def test_modules_load_where_the_system_has_no_fcntl() -> None:
     """As on Windows, which has no resource either."""
     modules = ["studies.compare", "studies.tuner", "training", "bench", "datasets.download"]

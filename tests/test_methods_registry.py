@@ -53,6 +53,7 @@ def entry_point(folder: Path, line: str) -> None:
     (info / "entry_points.txt").write_text(f"[corsd.methods]\n{line}\n", encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_help_needs_no_plugin() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "CORSD_METHODS": "nope"}
     said = subprocess.run([sys.executable, "-m", "corsd_lib", "--help"], env=environment, capture_output=True, text=True)
