@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning_fabric.utilities import registry as registry_of_lightning
+from lightning_fabric.utilities.registry import _load_external_callbacks
 from tiny import TINY
 
 from corsd_lib.datasets import ImageData, load_dataset
@@ -53,7 +53,7 @@ def _what_does_not_change_is_looked_up_once() -> Iterator[None]:
     """The git commit, and Lightning's entry points. So a commit that is made while the tests run changes nothing in them."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("corsd_lib.provenance._commit", cache(_commit))
-        patched.setattr("lightning_fabric.fabric._load_external_callbacks", cache(registry_of_lightning._load_external_callbacks))
+        patched.setattr("lightning_fabric.fabric._load_external_callbacks", cache(_load_external_callbacks))
         yield
 
 
