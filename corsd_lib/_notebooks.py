@@ -62,14 +62,14 @@ def write_html(notebook: Path, page: Path, plotly: str) -> Path:
     content, formulas = nbformat.read(notebook, as_version=4), Formulas()
     for cell in content.cells:
         if cell.cell_type == "markdown":
-            cell.source = formulas.taken_from(re.sub(r"\]\((\d\d_\w+)\.ipynb\)", r"](\1.html)", cell.source))
+            cell.source = formulas.take_out(re.sub(r"\]\((\d\d_\w+)\.ipynb\)", r"](\1.html)", cell.source))
         for output in cell.get("outputs", []):
             if PLOTLY in output.get("data", {}):
                 output["data"] = {"text/html": _drawn(output["data"][PLOTLY])}
     # Scripts that would be fetched from elsewhere are left out: formulas are MathML by now, and widgets are pictures.
     exporter = HTMLExporter(embed_images=True, mathjax_url="", require_js_url="", jquery_url="", mermaid_js_url="")
     body, _ = exporter.from_notebook_node(content, resources={"metadata": {"path": str(notebook.parent)}})
-    body = formulas.put_into(body)
+    body = formulas.put_back(body)
     page.write_text(body.replace("</head>", f"{plotly}{_style(exporter)}</head>", 1), encoding="utf-8")
     return page
 
@@ -77,22 +77,25 @@ def write_html(notebook: Path, page: Path, plotly: str) -> Path:
 class Formulas:
     """LaTeX of Markdown, `$...$` and `$$...$$`, as MathML, which browsers draw without a script.
 
-    nbconvert breaks tags that stand within a paragraph: `taken_from` puts a mark in place of each formula, and `put_into`
-    puts the formulas into the finished page.
+    nbconvert breaks tags that stand within a paragraph: `take_out` puts a placeholder in place of each formula, and
+    `put_back` puts the formulas into the finished page.
     """
 
     def __init__(self) -> None:
         self._drawn: list[str] = []
 
-    def taken_from(self, text: str) -> str:
-        """Markdown with a mark in place of each formula; code in backticks stays as it is."""
-        return _MATHS.sub(self._mark, text)
+    def take_out(self, text: str) -> str:
+        """Replace each formula of the Markdown `text` by a placeholder, and keep it as MathML for `put_back`.
 
-    def put_into(self, page: str) -> str:
-        """`page` with each mark replaced by the MathML of its formula."""
+        Code in backticks is unchanged.
+        """
+        return _MATHS.sub(self._placeholder, text)
+
+    def put_back(self, page: str) -> str:
+        """`page` with each placeholder replaced by the MathML of its formula."""
         return re.sub(r"FORMULA-(\d+)-", lambda mark: self._drawn[int(mark[1])], page)
 
-    def _mark(self, match: re.Match[str]) -> str:
+    def _placeholder(self, match: re.Match[str]) -> str:
         if match["code"] is not None:
             return match["code"]
         try:

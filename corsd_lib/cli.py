@@ -168,8 +168,8 @@ def _add_methods(subcommands: Subcommands) -> None:
 def _methods(options: argparse.Namespace) -> None:
     from corsd_lib.methods import find_method
 
-    kinds = [find_method(name) for name in options.methods]
-    print(*(map(_options_text, kinds) if kinds else [_methods_text()]), sep="\n\n")
+    classes = [find_method(name) for name in options.methods]
+    print(*(map(_options_text, classes) if classes else [_methods_text()]), sep="\n\n")
 
 
 def _methods_text() -> str:
@@ -179,28 +179,28 @@ def _methods_text() -> str:
     known = known_methods()
     width = max(map(len, known))
     lines = ["methods (their options: corsd methods METHOD):"]
-    lines += [f"  {name:{width}}  {_purpose(kind)}" for name, kind in known.items()]
+    lines += [f"  {name:{width}}  {_purpose(method_class)}" for name, method_class in known.items()]
     failed = plugin_failures()
     lines += ["", "plug-ins that could not be loaded:"] if failed else []
     return "\n".join([*lines, *(f"  {source}: {reason}" for source, reason in failed.items())])
 
 
-def _options_text(kind: type[Method]) -> str:
+def _options_text(method_class: type[Method]) -> str:
     """The options of a method: name and default as --method-options takes them, help, and allowed values."""
     from corsd_lib.methods import allowed_values, option_info
     from corsd_lib.methods.base import make_options
 
-    lines = [f"{kind.name}: {_purpose(kind)}"]
-    for name, default in vars(make_options(kind.name, kind.Options, {})).items():
+    lines = [f"{method_class.name}: {_purpose(method_class)}"]
+    for name, default in vars(make_options(method_class.name, method_class.Options, {})).items():
         value = default if isinstance(default, str) else json.dumps(default)
-        about = [option_info(kind.Options, name).get("help", ""), allowed_values(kind.Options, name)]
+        about = [option_info(method_class.Options, name).get("help", ""), allowed_values(method_class.Options, name)]
         lines.append(f"  {f'{name}={value}':28}  {'; '.join(filter(None, about))}")
     return "\n".join(lines)
 
 
-def _purpose(kind: type[Method]) -> str:
+def _purpose(method_class: type[Method]) -> str:
     """The first line of the docstring of a method."""
-    return (kind.__doc__ or "").strip().partition("\n")[0]
+    return (method_class.__doc__ or "").strip().partition("\n")[0]
 
 
 def _add_evaluate(subcommands: Subcommands) -> None:
@@ -519,9 +519,9 @@ def _add_config_options(parser: argparse._ActionsContainer, without: Sequence[st
     for field in (field for field in fields(TrainConfig) if field.name not in without):
         flag = "--" + field.name.replace("_", "-")
         text = f"{field.metadata['help']} (default: {_default(field)})".replace("%", "%%")
-        kind = next((t for t in get_args(hints[field.name]) if t is not type(None)), hints[field.name])
-        how: dict[str, Any] = {"type": kind, "metavar": field.name.upper()}
-        if kind is bool:
+        wanted = next((t for t in get_args(hints[field.name]) if t is not type(None)), hints[field.name])
+        how: dict[str, Any] = {"type": wanted, "metavar": field.name.upper()}
+        if wanted is bool:
             how = {"action": argparse.BooleanOptionalAction}
         elif field.name == "method_options":
             how = {"type": _key_value, "nargs": "+", "metavar": "NAME=VALUE"}

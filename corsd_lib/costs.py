@@ -124,9 +124,9 @@ def training_macs(config: TrainConfig, data: DataInfo) -> float:
     with FlopCounterMode(display=False, custom_mapping=corrected) as of_backward:
         torch.autograd.backward([t for t, _ in pairs], [grad for _, grad in pairs])
     network_flops = of_network.get_total_flops() + of_backward.get_total_flops()
-    flops_a_mac, images = 2, 2
-    network_macs = network_flops / flops_a_mac / images
-    return network_macs + of_method.get_total_flops() / flops_a_mac / len(batch.labels)
+    flops_per_mac, images = 2, 2
+    network_macs = network_flops / flops_per_mac / images
+    return network_macs + of_method.get_total_flops() / flops_per_mac / len(batch.labels)
 
 
 def _convolution_backward_flops(
@@ -144,10 +144,10 @@ def _synthetic_batch(config: TrainConfig, data: DataInfo) -> Batch:
     """A batch with indices and labels sampled as in the training, from evenly spread classes. Its images are zeros that take no
     memory.
     """
-    kind = find_method(config.method)
-    sampling, generator = config.sampling or kind.sampling, torch.Generator().manual_seed(0)
+    method_class = find_method(config.method)
+    sampling, generator = config.sampling or method_class.sampling, torch.Generator().manual_seed(0)
     labels = torch.arange(data.num_classes).repeat(config.per_class or 100)
-    k = config.samples_per_class or kind.samples_per_class
+    k = config.samples_per_class or method_class.samples_per_class
     indices = epoch_batches(labels, sampling, config.batch_size, k, generator)[0]
     images = torch.zeros(()).expand(len(indices), data.channels, data.image_size, data.image_size)
     return Batch(images, labels[indices], indices, sampling, generator, progress=0.5)

@@ -11,7 +11,7 @@ from numbers import Integral
 from reprlib import Repr
 
 __all__ = [
-    "PROCESSES_A_CPU",
+    "PROCESSES_PER_CPU",
     "CorsdError",
     "MissingPackage",
     "check_choice",
@@ -26,7 +26,7 @@ __all__ = [
     "stand_in",
 ]
 
-PROCESSES_A_CPU = 8  # largest number of processes per CPU, for processes that mostly wait for files or a GPU
+PROCESSES_PER_CPU = 8  # largest number of processes per CPU, for processes that mostly wait for files or a GPU
 _EXTRA = {  # package -> extra of this library that installs it; for all others it is "notebooks"
     "optuna": "tuning",
     "timm": "timm",
@@ -150,14 +150,14 @@ def named(source: object) -> Iterator[None]:
         raise CorsdError(f"{source}: {error}") from error
 
 
-def check_processes(what: str, count: int, a_cpu: int = 1) -> None:
-    """Raise `CorsdError` if `count` is more than `a_cpu` processes for each CPU; `what` is the name of the argument.
+def check_processes(what: str, count: int, per_cpu: int = 1) -> None:
+    """Raise `CorsdError` if `count` is more than `per_cpu` processes per CPU; `what` names the argument in the message.
 
     Too many processes use up the memory, and then the operating system kills some of them.
     """
-    most = a_cpu * (os.cpu_count() or 1)
+    most = per_cpu * (os.cpu_count() or 1)
     if count > most:
-        raise CorsdError(f"{what} = {count} is more than this machine can run; allowed: up to {most}, {a_cpu} per CPU")
+        raise CorsdError(f"{what} = {count} is more than this machine can run; allowed: up to {most}, {per_cpu} per CPU")
 
 
 def check_text(what: str, *texts: str) -> None:

@@ -15,7 +15,7 @@ from corsd_lib.batches import evaluation_batches
 from corsd_lib.costs import exit_costs
 from corsd_lib.datasets import ImageData, ImageFiles, Split
 from corsd_lib.errors import (
-    PROCESSES_A_CPU,
+    PROCESSES_PER_CPU,
     CorsdError,
     check_choice,
     check_processes,
@@ -97,7 +97,7 @@ def evaluate(
     if images is None:
         raise CorsdError(f"data {data.name!r} has no split {split!r}: set a validation_fraction, or use 'test'")
     if isinstance(images, ImageFiles):
-        check_processes("workers", workers or 0, PROCESSES_A_CPU)
+        check_processes("workers", workers or 0, PROCESSES_PER_CPU)
     if data.num_classes != network.num_classes:
         raise CorsdError(f"data {data.name!r} has {data.num_classes} classes, but the network has {network.num_classes}")
     if device is not None:

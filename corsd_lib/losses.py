@@ -162,9 +162,9 @@ def relation_transfer(teacher: tuple[Tensor, Tensor], student: tuple[Tensor, Ten
 def relation_transfer_over_batch(teacher: Tensor, student: Tensor, labels: Tensor) -> Tensor:
     """`relation_transfer` over *every* ordered pair of a batch with `labels` (B,), from scores (B, B) in (0, 1); in [0, 1]."""
     square = (student - teacher.detach()).square()
-    kinds = torch.stack(_intra_and_inter(labels))  # (2, B, B)
-    counts = kinds.sum((1, 2))
-    means = (square * kinds).sum((1, 2)) / counts.clamp_min(1)  # 0 for a kind without pairs
+    masks = torch.stack(_intra_and_inter(labels))  # (2, B, B)
+    counts = masks.sum((1, 2))
+    means = (square * masks).sum((1, 2)) / counts.clamp_min(1)  # 0 for a kind without pairs
     return means.sum() / (counts > 0).sum().clamp_min(1)
 
 
@@ -200,7 +200,10 @@ def margin_over_batch(scores: Tensor, labels: Tensor, margin: float = 1.0) -> Te
 
 @full_precision
 def pairwise_distances(embeddings: Tensor) -> Tensor:
-    """Euclidean distances (B, B) >= 0 of embeddings (B, D); the diagonal is exactly 0 and has no gradient."""
+    """Euclidean distances (B, B) >= 0 of embeddings (B, D); the diagonal is exactly 0 and has no gradient.
+
+    Equal embeddings of different images have the distance 1e-6, so that the gradient is finite.
+    """
     norms = embeddings.square().sum(1)
     square = norms[:, None] + norms[None, :] - 2 * embeddings @ embeddings.T
     eye = torch.eye(len(embeddings), dtype=torch.bool, device=embeddings.device)
@@ -208,7 +211,10 @@ def pairwise_distances(embeddings: Tensor) -> Tensor:
 
 
 def normalised_distances(embeddings: Tensor) -> Tensor:
-    """`pairwise_distances` (B, B) of embeddings (B, D), divided by their mean positive entry."""
+    """`pairwise_distances` (B, B) of embeddings (B, D), divided by their mean positive entry.
+
+    Equal embeddings of different images count as positive, see `pairwise_distances`.
+    """
     distances = pairwise_distances(embeddings)
     positive = (distances > 0).sum().clamp_min(1)
     return distances / (distances.sum() / positive).clamp_min(torch.finfo(distances.dtype).tiny)
@@ -261,10 +267,10 @@ def relation_cross_entropy(log_odds: Tensor, labels: Tensor) -> Tensor:
     no pairs of one kind, only the other counts. This is a proper scoring rule: the minimum is reached by the probability of y_i
     = y_j if both cases are equally frequent. Source: ours.
     """
-    kinds = torch.stack(_intra_and_inter(labels))  # (2, B, B)
+    masks = torch.stack(_intra_and_inter(labels))  # (2, B, B)
     nats = torch.stack([F.softplus(-log_odds), F.softplus(log_odds)])
-    counts = kinds.sum((1, 2))
-    means = (nats * kinds).sum((1, 2)) / counts.clamp_min(1)
+    counts = masks.sum((1, 2))
+    means = (nats * masks).sum((1, 2)) / counts.clamp_min(1)
     return means.sum() / (counts > 0).sum().clamp_min(1)
 
 

@@ -18,8 +18,8 @@ __all__ = ["provenance"]
 
 
 def provenance(device: torch.device | str | None = None) -> dict[str, Any]:
-    """Record of the environment of a training: versions of packages, git commit ("revision"), Python, machine, system, cores,
-    threads, start time and `device` (the GPU by default, if there is one).
+    """Record of the environment of a training: versions of packages, git commit ("revision"), plug-ins ("methods"), Python,
+    machine, system, cores, threads, start time and `device` (the GPU by default, if there is one).
     """
     from corsd_lib import __version__
 

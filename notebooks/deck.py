@@ -47,7 +47,7 @@ def write_slides(notebook: Path, folder: Path) -> Path:
     for cell in content.cells:
         if cell.cell_type == "markdown":
             # A link to another notebook leads nowhere from here: its text stays.
-            cell.source = formulas.taken_from(re.sub(r"(?<!!)\[([^\]]+)\]\((?!https:)[^)]+\)", r"\1", cell.source))
+            cell.source = formulas.take_out(re.sub(r"(?<!!)\[([^\]]+)\]\((?!https:)[^)]+\)", r"\1", cell.source))
         elif cell.outputs:
             cell.metadata["transient"] = {"remove_source": True}
         for output in cell.get("outputs", []):
@@ -55,7 +55,7 @@ def write_slides(notebook: Path, folder: Path) -> Path:
     body, _ = SlidesExporter(embed_images=True).from_notebook_node(
         content, resources={"metadata": {"name": notebook.stem, "path": str(notebook.parent)}}
     )
-    body = formulas.put_into(FETCHED.sub("", body))
+    body = formulas.put_back(FETCHED.sub("", body))
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / f"{notebook.stem}.slides.html"
     body = body.replace("</head>", f"{_styles()}</head>", 1).replace("</body>", f"{_scripts()}</body>", 1)

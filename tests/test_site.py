@@ -170,8 +170,8 @@ def test_every_method_has_a_page_with_a_formula_and_a_picture(name: str, staged:
 def test_every_formula_of_a_method_can_be_drawn(page: Path) -> None:
     """No command of LaTeX is left over."""
     formulas = Formulas()
-    marked = formulas.taken_from(page.read_text(encoding="utf-8"))
-    drawn = [formulas.put_into(mark) for mark in re.findall(r"FORMULA-\d+-", marked)]
+    marked = formulas.take_out(page.read_text(encoding="utf-8"))
+    drawn = [formulas.put_back(mark) for mark in re.findall(r"FORMULA-\d+-", marked)]
     assert drawn and [formula for formula in drawn if "\\" in formula or "<math" not in formula] == []
 
 

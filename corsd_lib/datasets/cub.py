@@ -123,10 +123,10 @@ def _attributes(folder: Path, classes: int) -> tuple[Tensor | None, tuple[str, .
     if len(values) != classes or not ((values >= 0) & (values <= 1)).all():
         raise CorsdError(f"{file} has {len(values)} rows; expected {classes}, one for each class, with percentages 0 to 100")
     # The official archive has attributes.txt beside the folder, copies often inside.
-    beside = [path for path in (folder / "attributes.txt", folder.parent / "attributes.txt") if path.exists()]
-    names = tuple(_table(beside[0], str).values()) if beside else ()
-    if beside and len(names) != values.shape[1]:
-        raise CorsdError(f"{beside[0]} names {len(names)} attributes; expected {values.shape[1]}, the columns of {file}")
+    lists = [path for path in (folder / "attributes.txt", folder.parent / "attributes.txt") if path.exists()]
+    names = tuple(_table(lists[0], str).values()) if lists else ()
+    if lists and len(names) != values.shape[1]:
+        raise CorsdError(f"{lists[0]} names {len(names)} attributes; expected {values.shape[1]}, the columns of {file}")
     return torch.from_numpy(values), names
 
 

@@ -111,7 +111,7 @@ class _DirectoryIndex:
 
     def __init__(self, class_folders: Sequence[Path]) -> None:
         self.folders: dict[Path, list[tuple[str, list[str]]]] = {folder: [] for folder in class_folders}
-        self.again: Counter[Path] = Counter()  # class folder -> number of links in it to folders that were indexed before
+        self.revisits: Counter[Path] = Counter()  # class folder -> number of links in it to folders that were indexed before
         self._seen: set[str] = set()
         waiting = sorted(((folder, str(folder)) for folder in class_folders), key=lambda pair: os.path.islink(pair[1]))
         while waiting:
@@ -124,12 +124,12 @@ class _DirectoryIndex:
         links: list[str] = []
         real = os.path.realpath(start)
         if os.path.islink(start) and os.path.realpath(os.path.dirname(start)).startswith(os.path.join(real, "")):
-            self.again[folder] += 1
+            self.revisits[folder] += 1
             return links
         for directory, below, files in os.walk(start):
             real = os.path.realpath(directory)
             if real in self._seen:
-                self.again[folder] += 1
+                self.revisits[folder] += 1
                 below.clear()
                 continue
             self._seen.add(real)
@@ -153,8 +153,8 @@ def list_images(folder: Path, class_names: tuple[str, ...], index: _DirectoryInd
         images = [path for path in found if _is_image(os.path.basename(path), skipped)]
         paths += images
         labels += [number] * len(images)
-    again = sum(index.again[folder / name] for name in class_names)
-    notices = _skipped_notice(skipped) + _outside_notice(folder) + _links_notice(again)
+    revisits = sum(index.revisits[folder / name] for name in class_names)
+    notices = _skipped_notice(skipped) + _outside_notice(folder) + _links_notice(revisits)
     return _listing(folder, class_names, paths, labels, notices, bool(skipped))
 
 
@@ -194,10 +194,12 @@ def _skipped_notice(kinds: Counter[str]) -> tuple[str, ...]:
     return (f"files that are not read: {counts}{more}; read are {', '.join(EXTENSIONS)}",)
 
 
-def _links_notice(again: int) -> tuple[str, ...]:
-    if not again:
+def _links_notice(revisits: int) -> tuple[str, ...]:
+    if not revisits:
         return ()
-    return (f"links to a folder above them, or to one that is read already: {again:,}, not followed; each folder is read once",)
+    return (
+        f"links to a folder above them, or to one that is read already: {revisits:,}, not followed; each folder is read once",
+    )
 
 
 def _outside_notice(folder: Path) -> tuple[str, ...]:

@@ -165,10 +165,10 @@ def _finish(figure: go.Figure, count: int, quality: Sequence[str] | None, colour
     for k, text in enumerate(quality or ()):
         figure.update_xaxes(title=_escaped(text), row=k // _COLUMNS + 1, col=k % _COLUMNS + 1)
     side, entries = _SIDES.get(columns, 330), [trace.name for trace in figure.data[count:]]
-    beside = 60 + 7 * max(map(len, [colour_name, *entries])) if entries else 90
+    legend_width = 60 + 7 * max(map(len, [colour_name, *entries])) if entries else 90
     high = max(90 + (side + 50) * rows, 150 + 20 * len(entries))
     legend = {"title": {"text": _escaped(colour_name)}, "font": {"size": 11}, "tracegroupgap": 0, "y": 1, "yanchor": "top"}
-    figure.update_layout(template=template(dark), width=side * columns + beside, height=high)
+    figure.update_layout(template=template(dark), width=side * columns + legend_width, height=high)
     figure.update_layout(legend={**legend, "itemclick": False, "itemdoubleclick": False})
     figure.update_annotations(font_size=13, yshift=4)
     set_title(figure, title, figure.layout.width // 9, below=28)

@@ -117,8 +117,8 @@ def square_class_axes(figure: go.Figure, classes: int, *, unit: str = "class", *
     of = "class of the {} image" if unit == "class" else "{} image"
     shared = {"type": "category", "constrain": "domain", "showgrid": False, **ticks, **where}
     figure.update_xaxes(title=of.format("second"), **shared)
-    beside = next(iter(figure.select_xaxes(**where))).plotly_name.replace("axis", "")
-    figure.update_yaxes(title=of.format("first"), autorange="reversed", scaleanchor=beside, **shared)
+    x_axis = next(iter(figure.select_xaxes(**where))).plotly_name.replace("axis", "")
+    figure.update_yaxes(title=of.format("first"), autorange="reversed", scaleanchor=x_axis, **shared)
 
 
 class NameRoom(NamedTuple):

@@ -143,8 +143,10 @@ class Method(nn.Module):
 
     def _weight(self, part: str) -> float:
         if not hasattr(self.options, part):
-            kind = self.Options.__name__
-            raise CorsdError(f"method {self.name!r}: the term {part!r} has no weight: add the field `{part}: float` to {kind}")
+            options_class = self.Options.__name__
+            raise CorsdError(
+                f"method {self.name!r}: the term {part!r} has no weight: add the field `{part}: float` to {options_class}"
+            )
         return getattr(self.options, part)
 
     def relation_networks(self) -> nn.ModuleList:
@@ -175,18 +177,18 @@ def check_terms(method: str, parts: Any) -> dict[str, Tensor]:
     return parts
 
 
-def make_options(method: str, kind: type[MethodOptions], given: dict[str, Any]) -> MethodOptions:
-    """Options of the class `kind` for a method: its defaults, overridden by `given`. Raises `CorsdError` for unknown options
-    and invalid values.
+def make_options(method: str, options_class: type[MethodOptions], given: dict[str, Any]) -> MethodOptions:
+    """An `options_class` for a method: its defaults, overridden by `given`. Raises `CorsdError` for unknown options and invalid
+    values.
     """
-    defaults = {f.name: _default(method, f) for f in fields(kind)}
+    defaults = {f.name: _default(method, f) for f in fields(options_class)}
     for key in given:
         check_choice(f"option of method {method!r}:", key, defaults)
     options = {
-        key: _parse_option(f"method {method!r}", key, value, type(defaults[key]), option_info(kind, key))
+        key: _parse_option(f"method {method!r}", key, value, type(defaults[key]), option_info(options_class, key))
         for key, value in {**defaults, **given}.items()  # defaults are checked too, because a run stores all options
     }
-    return kind(**options)
+    return options_class(**options)
 
 
 def _default(method: str, field: Field[Any]) -> Any:
@@ -198,9 +200,9 @@ def _default(method: str, field: Field[Any]) -> Any:
     return field.default
 
 
-def option_info(kind: type[MethodOptions], key: str) -> Mapping[str, Any]:
-    """Help and limits of the field `key` of the options `kind`, as they were passed to `option`; {} if there are none."""
-    for parent in kind.__mro__:  # a subclass may override just the default
+def option_info(options_class: type[MethodOptions], key: str) -> Mapping[str, Any]:
+    """Help and limits of the field `key` of `options_class`, as they were passed to `option`; {} if there are none."""
+    for parent in options_class.__mro__:  # a subclass may override just the default
         found = parent.__dict__.get("__dataclass_fields__", {}).get(key)
         if found is not None and found.metadata:
             return found.metadata
@@ -251,9 +253,9 @@ def _check_limits(what: str, value: float, wanted: type[Any], allowed: Mapping[s
         raise CorsdError(f"{what} must be between -1e+38 and 1e+38, the range of float32")
 
 
-def allowed_values(kind: type[MethodOptions], key: str) -> str:
+def allowed_values(options_class: type[MethodOptions], key: str) -> str:
     """The allowed values of the option `key` as text, such as "a number, at least 0 and below 1"."""
-    wanted, allowed = type(getattr(kind, key)), option_info(kind, key)
+    wanted, allowed = type(getattr(options_class, key)), option_info(options_class, key)
     if wanted is bool:
         return "true or false"
     if wanted is str:

@@ -35,7 +35,7 @@ READ_IN_A_GRAPH = ("images", "labels", "sampling", "random")
 Parts = dict[str, Tensor]
 
 
-def check_method(kind: type[Method], **options: Any) -> None:
+def check_method(method_class: type[Method], **options: Any) -> None:
     """Check that a `Method` subclass keeps the contract of methods; takes seconds on a CPU.
 
     `options` override the default options. Raises `CorsdError` for the first rule that is broken, with advice on how to fix it:
@@ -52,8 +52,8 @@ def check_method(kind: type[Method], **options: Any) -> None:
 
     The random state of the caller is restored.
     """
-    _check_declaration(kind)
-    make_options(kind.name, kind.Options, options)
+    _check_declaration(method_class)
+    make_options(method_class.name, method_class.Options, options)
     rules: dict[str, Callable[[_Case], None]] = {
         "created from its options, then attached to a network": lambda case: None,
         "images are new tensors of the same shape": _check_images,
@@ -63,24 +63,26 @@ def check_method(kind: type[Method], **options: Any) -> None:
         "finite on batches with few pairs": _check_small_batches,
         "resumable": _check_resume,
     }
-    if kind.cuda_graphs:
+    if method_class.cuda_graphs:
         rules["safe in a CUDA graph (cuda_graphs = True)"] = _check_graph
     with torch.random.fork_rng([]):
         for name, rule in rules.items():
-            with _rule(kind, name):
-                rule(_Case.of(kind, options))
+            with _rule(method_class, name):
+                rule(_Case.of(method_class, options))
 
 
 @contextmanager
-def _rule(kind: type[Method], name: str) -> Iterator[None]:
+def _rule(method_class: type[Method], name: str) -> Iterator[None]:
     """Turn any exception inside the context into a `CorsdError` that names the method and the rule."""
     try:
         yield
     except CorsdError as error:
-        raise CorsdError(f"method {kind.name!r} breaks the rule '{name}': {error}") from error
+        raise CorsdError(f"method {method_class.name!r} breaks the rule '{name}': {error}") from error
     except Exception as error:
         text = " ".join(str(error).split())
-        raise CorsdError(f"method {kind.name!r} breaks the rule '{name}': it raised {type(error).__name__}: {text}") from error
+        raise CorsdError(
+            f"method {method_class.name!r} breaks the rule '{name}': it raised {type(error).__name__}: {text}"
+        ) from error
 
 
 def _require(holds: bool, message: str) -> None:
@@ -98,10 +100,10 @@ class _Case(NamedTuple):
     method: Method
 
     @classmethod
-    def of(cls, kind: type[Method], options: Mapping[str, Any], seed: int = 0) -> _Case:
+    def of(cls, method_class: type[Method], options: Mapping[str, Any], seed: int = 0) -> _Case:
         torch.manual_seed(seed)
-        network = build_network("resnet8", CLASSES, width=4, image_size=8, exits=kind.exits)
-        method = kind(**options)
+        network = build_network("resnet8", CLASSES, width=4, image_size=8, exits=method_class.exits)
+        method = method_class(**options)
         before = _contents(network)
         made = method.attach(network)
         after = _contents(network)
@@ -172,49 +174,52 @@ def _same(before: object, now: object) -> bool:
 # --- the rules --------------------------------------------------------------------------------------------------------
 
 
-def _check_declaration(kind: type[Method]) -> None:
-    if not (isinstance(kind, type) and issubclass(kind, Method)):
-        raise CorsdError(f"check_method({shortened(kind)}); allowed: a subclass of Method")
-    with _rule(kind, "declared well"):
+def _check_declaration(method_class: type[Method]) -> None:
+    if not (isinstance(method_class, type) and issubclass(method_class, Method)):
+        raise CorsdError(f"check_method({shortened(method_class)}); allowed: a subclass of Method")
+    with _rule(method_class, "declared well"):
         allowed: dict[str, tuple[object, ...]] = {"exits": ("all", "deepest"), "sampling": SAMPLINGS}
         allowed |= {"detach_exits": (False, True), "cuda_graphs": (False, True)}
-        sound = isinstance(kind.name, str) and re.fullmatch(r"\w[\w.+-]*", kind.name)
+        sound = isinstance(method_class.name, str) and re.fullmatch(r"\w[\w.+-]*", method_class.name)
         _require(
             bool(sound),
-            f"its `name` is {shortened(kind.name)}; allowed: letters, digits and _ . + -, as files are named after it",
+            f"its `name` is {shortened(method_class.name)}; allowed: letters, digits and _ . + -, as files are named after it",
         )
-        _check_name_is_free(kind)
+        _check_name_is_free(method_class)
         _require(
-            kind.loss_terms is not Method.loss_terms or kind.forward is not Method.forward,
+            method_class.loss_terms is not Method.loss_terms or method_class.forward is not Method.forward,
             "it has no terms: define loss_terms(self, out, batch)",
         )
         for key, values in allowed.items():
-            value = getattr(kind, key)
+            value = getattr(method_class, key)
             _require(value in values, f"{key} = {shortened(value)}; allowed: {', '.join(map(repr, values))}")
-        k = kind.samples_per_class
+        k = method_class.samples_per_class
         _require(type(k) is int and k > 0, f"samples_per_class = {shortened(k)}; allowed: a whole number of at least 1")
-        names = kind.taught_by_deepest
+        names = method_class.taught_by_deepest
         _require(
             isinstance(names, tuple) and all(isinstance(name, str) for name in names),
             f"taught_by_deepest = {shortened(names)}; allowed: a tuple of names of terms",
         )
-        _check_options(kind.Options)
+        _check_options(method_class.Options)
 
 
-def _check_name_is_free(kind: type[Method]) -> None:
-    other = known_methods().get(kind.name, kind)
+def _check_name_is_free(method_class: type[Method]) -> None:
+    other = known_methods().get(method_class.name, method_class)
     # True also for the same class that is defined again in a notebook cell
-    same = (other.__module__, other.__qualname__) == (kind.__module__, kind.__qualname__)
+    same = (other.__module__, other.__qualname__) == (method_class.__module__, method_class.__qualname__)
     taken = f"{other.__module__}.{other.__qualname__}"
-    _require(same, f"the name {kind.name!r} is taken by {taken}: choose another one")
+    _require(same, f"the name {method_class.name!r} is taken by {taken}: choose another one")
 
 
-def _check_options(kind: type[MethodOptions]) -> None:
-    _require(isinstance(kind, type) and issubclass(kind, MethodOptions), "Options must be a subclass of MethodOptions")
-    annotated = vars(kind).get("__annotations__", {})
-    frozen = is_dataclass(kind) and kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
-    missing = [name for name in annotated if name not in {f.name for f in fields(kind)}]
-    _require(frozen and not missing, f"put @dataclass(frozen=True) on {kind.__name__}")
+def _check_options(options_class: type[MethodOptions]) -> None:
+    _require(
+        isinstance(options_class, type) and issubclass(options_class, MethodOptions),
+        "Options must be a subclass of MethodOptions",
+    )
+    annotated = vars(options_class).get("__annotations__", {})
+    frozen = is_dataclass(options_class) and options_class.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    missing = [name for name in annotated if name not in {f.name for f in fields(options_class)}]
+    _require(frozen and not missing, f"put @dataclass(frozen=True) on {options_class.__name__}")
 
 
 def _check_weights(case: _Case) -> None:
@@ -240,7 +245,7 @@ def _check_images(case: _Case) -> None:
         with _name_in_errors(what):
             batch = case.with_random(_batch(case.method, labels))
             copied = batch._replace(images=batch.images.clone())
-            first, again = case.method.transform_images(batch), case.method.transform_images(copied)
+            first, second = case.method.transform_images(batch), case.method.transform_images(copied)
             _require(
                 torch.equal(batch.images, _batch(case.method, labels).images),
                 "transform_images writes into batch.images: clone it",
@@ -249,7 +254,7 @@ def _check_images(case: _Case) -> None:
             _require(given == wanted, f"transform_images returned {given}: return {wanted}")
             _require(bool(first.isfinite().all()), "transform_images returned values that are not finite")
             _require(
-                torch.equal(first, again),
+                torch.equal(first, second),
                 "transform_images returns different images for the same batch: sample in sample(batch), and read batch.random",
             )
 
@@ -392,8 +397,8 @@ def _check_resume(case: _Case) -> None:
         "large, or its gradient is wrong",
     )
     states = [_state(one) for one in (case, resumed)]
-    for what, (straight, again) in {"term": ways, "state": states}.items():
-        differing = [k for k, v in straight.items() if k not in again or not torch.equal(v, again[k])]
+    for what, (straight, after) in {"term": ways, "state": states}.items():
+        differing = [k for k, v in straight.items() if k not in after or not torch.equal(v, after[k])]
         _require(
             not differing,
             f"after a resume the {what} {', '.join(differing[:3])} differs: keep all stored values in "
@@ -466,12 +471,12 @@ def _check_graph(case: _Case) -> None:
 _ELSE = "or set cuda_graphs = False"
 
 
-def _watched(batch: Batch, by: str = "loss_terms") -> Batch:
-    """A copy of `batch` whose fields raise an error when `by` reads them, except the inputs of a recorded graph."""
+def _watched(batch: Batch, reader: str = "loss_terms") -> Batch:
+    """A copy of `batch` whose fields raise an error when `reader` reads them, except the inputs of a recorded graph."""
 
     def refuse(name: str) -> property:
         def read(self: Batch) -> Any:
-            raise CorsdError(f"{by} reads batch.{name}, which a graph keeps as it was recorded: read it in sample, {_ELSE}")
+            raise CorsdError(f"{reader} reads batch.{name}, which a graph keeps as it was recorded: read it in sample, {_ELSE}")
 
         return property(read)
 
@@ -511,11 +516,11 @@ class _RecordedPart(nn.Module):
 
 
 @contextmanager
-def _recording(by: str) -> Iterator[None]:
+def _recording(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise CorsdError(f"{by} {_why_not_recordable(error)}, {_ELSE}") from error
+        raise CorsdError(f"{what} {_why_not_recordable(error)}, {_ELSE}") from error
 
 
 def _why_not_recordable(error: Exception) -> str:

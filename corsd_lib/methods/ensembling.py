@@ -99,9 +99,9 @@ class Dlb(Method):
         if not len(self.indices):
             return logits.sum() * 0.0
         same = indices[:, None] == self.indices[None, :]  # (B, M)
-        again = same.any(1)
+        repeated = same.any(1)
         last = self.logits[same.int().argmax(1)]
-        return losses.distillation(last[again], logits[again], self.options.temperature)
+        return losses.distillation(last[repeated], logits[repeated], self.options.temperature)
 
     def _remember(self, indices: Tensor, logits: Tensor) -> None:
         exact = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -124,10 +124,12 @@ def _sources() -> Iterator[_Source]:
 
 
 def _add_entry_point(point: metadata.EntryPoint) -> None:
-    kind = point.load()
-    if (name := getattr(kind, "name", None)) != point.name:
-        raise CorsdError(f"it must be a class whose name is {point.name!r}; it is {shortened(kind)}, whose name is {name!r}")
-    METHODS[point.name] = kind
+    method_class = point.load()
+    if (name := getattr(method_class, "name", None)) != point.name:
+        raise CorsdError(
+            f"it must be a class whose name is {point.name!r}; it is {shortened(method_class)}, whose name is {name!r}"
+        )
+    METHODS[point.name] = method_class
 
 
 def _add_valid(add: Callable[[], object]) -> None:
@@ -136,28 +138,27 @@ def _add_valid(add: Callable[[], object]) -> None:
     try:
         add()
     finally:
-        for name, kind in before.items():
-            if METHODS.get(name) is not kind:
+        for name, method_class in before.items():
+            if METHODS.get(name) is not method_class:
                 wrong.append(f"the name {name!r} is taken: choose another one")
-                METHODS[name] = kind
-        for name, kind in [entry for entry in METHODS.items() if entry[0] not in before]:
-            if problem := _problem(name, kind):
+                METHODS[name] = method_class
+        for name, method_class in [entry for entry in METHODS.items() if entry[0] not in before]:
+            if problem := _problem(name, method_class):
                 wrong.append(f"METHODS[{shortened(name)}] {problem}")
                 del METHODS[name]
     if wrong:
         raise CorsdError("; ".join(wrong))
 
 
-def _problem(name: object, kind: object) -> str:
+def _problem(name: object, method_class: object) -> str:
     """What is wrong with an entry of `METHODS`; "" if nothing."""
-    if not (isinstance(kind, type) and issubclass(kind, Method)):
-        return f"is {shortened(kind)}; allowed: a subclass of Method"
-    if name != kind.name or not isinstance(name, str):
-        return (
-            f"is {kind.__name__}, whose name is {shortened(kind.name)}; enter it under its name: METHODS[{kind.__name__}.name]"
-        )
-    if kind.loss_terms is Method.loss_terms and kind.forward is Method.forward:
-        return f"is {kind.__name__}, which has no terms; allowed: a class that defines loss_terms(self, out, batch)"
+    if not (isinstance(method_class, type) and issubclass(method_class, Method)):
+        return f"is {shortened(method_class)}; allowed: a subclass of Method"
+    if name != method_class.name or not isinstance(name, str):
+        own, right = shortened(method_class.name), f"METHODS[{method_class.__name__}.name]"
+        return f"is {method_class.__name__}, whose name is {own}; enter it under its name: {right}"
+    if method_class.loss_terms is Method.loss_terms and method_class.forward is Method.forward:
+        return f"is {method_class.__name__}, which has no terms; allowed: a class that defines loss_terms(self, out, batch)"
     return ""
 
 

@@ -227,9 +227,9 @@ def differences(before: TrainConfig, now: TrainConfig) -> str:
 def _check_type(name: str, value: object, hint: Any) -> None:
     """Raise `CorsdError` unless `value` has one of the types of `hint`; an int is accepted for a float."""
     hints = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    kinds = [get_origin(h) or h for h in hints]
-    if type(value) not in kinds and not (type(value) is int and float in kinds):
-        allowed = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
+    types = [get_origin(h) or h for h in hints]
+    if type(value) not in types and not (type(value) is int and float in types):
+        allowed = " or ".join("None" if k is type(None) else k.__name__ for k in types)
         raise CorsdError(f"{name} = {shortened(value)} is of type {type(value).__name__}; allowed: {allowed}")
 
 

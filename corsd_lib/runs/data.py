@@ -150,15 +150,15 @@ def training_batches(config: TrainConfig, data: ImageData, **process: Any) -> Ba
     With `label_noise` some labels are replaced, in the batches and for the sampling; `data` is not changed. The noise has
     separate random numbers, seeded by `config.seed`.
     """
-    kind = find_method(config.method)
+    method_class = find_method(config.method)
     if config.label_noise:
         noise = step_generator(config.seed, _NOISE)
         data = replace(data, train=with_label_noise(data.train, config.label_noise, data.num_classes, noise))
     return BatchSource(
         data,
         batch_size=config.batch_size,
-        sampling=config.sampling or kind.sampling,
-        samples_per_class=config.samples_per_class or kind.samples_per_class,
+        sampling=config.sampling or method_class.sampling,
+        samples_per_class=config.samples_per_class or method_class.samples_per_class,
         augmentation=Augmentation(config.augmentation, padding_mode=config.padding_mode, cutout=config.cutout),
         seed=config.seed,
         workers=config.workers,

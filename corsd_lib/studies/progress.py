@@ -56,7 +56,7 @@ class VariantProgress:
 
     `done`: number of recorded seeds, out of `seeds`. `newest`: running seed -> last line of its metrics, {} before the first
     epoch. `others`: seed -> state, for seeds that are neither recorded nor running nor waiting. `epochs_left`: total over all
-    seeds. `seconds_an_epoch`: mean of the running trainings, or of the recorded ones if none is running; None before the first
+    seeds. `seconds_per_epoch`: mean of the running trainings, or of the recorded ones if none is running; None before the first
     epoch.
     """
 
@@ -66,7 +66,7 @@ class VariantProgress:
     newest: dict[int, dict[str, Any]]
     others: dict[int, str]
     epochs_left: int
-    seconds_an_epoch: float | None
+    seconds_per_epoch: float | None
 
     @classmethod
     def of(cls, jobs: Sequence[Job], entry: Mapping[str, Any] | None) -> VariantProgress:
@@ -84,7 +84,7 @@ class VariantProgress:
             newest=newest,
             others={job.seed: job.state for job in jobs if job.state in ("failed", "stopped", "elsewhere")},
             epochs_left=epochs * unfinished - sum(line.get("epoch", 0) for line in newest.values()),
-            seconds_an_epoch=sum(seconds) / len(seconds) if seconds else None,
+            seconds_per_epoch=sum(seconds) / len(seconds) if seconds else None,
         )
 
 
@@ -92,7 +92,7 @@ def _cells(progress: VariantProgress, entry: Mapping[str, Any] | None, workers: 
     """Cells of the row of a variant, without its name."""
     running = [f"seed {seed}: {line.get('epoch', 0)}/{progress.epochs}" for seed, line in progress.newest.items()]
     others = [f"seed {seed} {state}" for seed, state in progress.others.items()]
-    pace = progress.seconds_an_epoch
+    pace = progress.seconds_per_epoch
     return [
         f"{progress.done}/{progress.seeds}",
         ", ".join(running + others),

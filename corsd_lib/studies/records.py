@@ -17,7 +17,7 @@ Record = dict[str, Any]  # see `make_record`
 def make_record(run: Run, variant: str, seed: int) -> Record:
     """Record of a finished run: configuration, test results, images, cost, time and provenance; without paths of this machine.
 
-    It has a few kilobytes. Raises `CorsdError` for a run that is not finished.
+    It takes a few kilobytes. Raises `CorsdError` for a run that is not finished.
     """
     epochs = read_metrics(run.path / "metrics.jsonl")
     if not epochs or run.test is None:

@@ -129,9 +129,9 @@ def _with(config: TrainConfig, params: Mapping[str, Any]) -> TrainConfig:
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
     """Every setting of a training by its parameter name."""
-    kind = find_method(config.method)
+    method_class = find_method(config.method)
     # A field that is None has the default of the method.
-    train = {f"train.{k}": getattr(kind, k, None) if v is None else v for k, v in asdict(config).items()}
+    train = {f"train.{k}": getattr(method_class, k, None) if v is None else v for k, v in asdict(config).items()}
     del train["train.method_options"]
     return {**asdict(config.build_method().options), **train}
 
@@ -197,8 +197,8 @@ def _is_range(what: Any) -> bool:
     if not isinstance(what, dict) or not {"low", "high"} <= what.keys() <= {"low", "high", "step", "log", "int"}:
         return False
     flags, numbers = [what.get(k, False) for k in ("log", "int")], [what.get(k, 1) for k in ("low", "high", "step")]
-    kinds = (int,) if what.get("int") else (int, float)
-    return all(type(flag) is bool for flag in flags) and all(type(number) in kinds for number in numbers)
+    types = (int,) if what.get("int") else (int, float)
+    return all(type(flag) is bool for flag in flags) and all(type(number) in types for number in numbers)
 
 
 def _is_choice(what: Any) -> bool:
@@ -211,8 +211,8 @@ def _distribution(what: Mapping[str, Any]) -> Distribution:
     """Distribution of Optuna for an entry of the space. Raises `ValueError` for an invalid range."""
     if "choices" in what:
         return CategoricalDistribution(what["choices"])
-    kind = IntDistribution if what.get("int") else FloatDistribution
-    return kind(**{name: value for name, value in what.items() if name != "int"})
+    distribution = IntDistribution if what.get("int") else FloatDistribution
+    return distribution(**{name: value for name, value in what.items() if name != "int"})
 
 
 def _allows(found: Distribution, value: Any) -> bool:

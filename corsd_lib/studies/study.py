@@ -79,8 +79,8 @@ class Study:
     @classmethod
     def from_dict(cls, values: object, file: Path) -> Study:
         """Create a study from the contents of `file`, which need not exist. Raises `CorsdError` if they are not valid."""
-        kinds = {"title": str, "equal": str, "baseline": str, "seeds": list, "train": dict, "variants": dict, "tuning": dict}
-        found = check_fields(_rename_rows(values, str(file)), str(file), kinds)
+        types = {"title": str, "equal": str, "baseline": str, "seeds": list, "train": dict, "variants": dict, "tuning": dict}
+        found = check_fields(_rename_rows(values, str(file)), str(file), types)
         seeds = _seeds(found.get("seeds", [0]), str(file))
         variants = {name: _variant(name, found["variants"], seeds, str(file)) for name in found.get("variants", {})}
         for name in found.get("tuning", {}):
@@ -252,16 +252,16 @@ def study_file(path: str | Path) -> Path:
     return path if path.suffix == ".json" else path / "study.json"
 
 
-def check_fields(values: object, where: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `values`. Raises `CorsdError` unless it is an object whose fields are in `kinds` and have the types given
+def check_fields(values: object, where: str, types: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `values`. Raises `CorsdError` unless it is an object whose fields are in `types` and have the types given
     there.
     """
     if not isinstance(values, dict):
         raise CorsdError(f"{where} = {shortened(values)}; allowed: a JSON object of fields and values")
     for name, value in values.items():
-        check_choice(f"{where}: field", name, kinds)
-        if not isinstance(value, kinds[name]):
-            allowed = " or ".join(k.__name__ for k in (kinds[name] if isinstance(kinds[name], tuple) else [kinds[name]]))
+        check_choice(f"{where}: field", name, types)
+        if not isinstance(value, types[name]):
+            allowed = " or ".join(k.__name__ for k in (types[name] if isinstance(types[name], tuple) else [types[name]]))
             raise CorsdError(f"{where}: {name} = {shortened(value)} is of type {type(value).__name__}; allowed: {allowed}")
     options = values.get("train", {}).get("method_options", {})
     if not isinstance(options, dict):
@@ -296,11 +296,11 @@ def _variant(name: str, variants: Mapping[str, Any], seeds: tuple[int, ...], whe
         )
     if len(name.encode()) > _LONGEST_NAME:
         raise CorsdError(f"{where}: variant {shortened(name)} has {len(name.encode())} bytes; allowed: up to {_LONGEST_NAME}")
-    kinds = {"label": str, "group": str, "seeds": list, "from": str, "train": dict, "tuned": (str, NoneType)}
-    line = [check_fields(variants[name], f"{where}: variant {name!r}", kinds)]  # the variant, its parent, and so on
+    types = {"label": str, "group": str, "seeds": list, "from": str, "train": dict, "tuned": (str, NoneType)}
+    line = [check_fields(variants[name], f"{where}: variant {name!r}", types)]  # the variant, its parent, and so on
     while (parent := line[-1].get("from")) is not None:
         check_choice(f"{where}: variant {name!r}: from", parent, variants)
-        line.append(check_fields(variants[parent], f"{where}: variant {parent!r}", kinds))
+        line.append(check_fields(variants[parent], f"{where}: variant {parent!r}", types))
         if len(line) > len(variants):
             raise CorsdError(f"{where}: variant {name!r} inherits from itself")
     own, train = line[0], dict[str, Any]()

@@ -187,8 +187,8 @@ class Tuner:
         the grid.
         """
         for trial in self.study.get_trials(states=[TrialState.RUNNING]):
-            again = {**trial.user_attrs, "earlier": [*_earlier(trial), trial.number]}
-            self.study.enqueue_trial(trial.params, user_attrs=again)
+            attributes = {**trial.user_attrs, "earlier": [*_earlier(trial), trial.number]}
+            self.study.enqueue_trial(trial.params, user_attrs=attributes)
             self.study.tell(trial.number, state=TrialState.FAIL)
         if not any("own" in trial.user_attrs and trial.state != TrialState.FAIL for trial in self.study.get_trials()):
             new = not self.study.get_trials(deepcopy=False)
@@ -288,8 +288,8 @@ class Tuner:
     def _write(self) -> dict[str, Any]:
         """Write the tuning record and return it."""
         trials = self.study.get_trials(deepcopy=False)
-        again = {_earlier(trial)[-1]: trial.number for trial in trials if _earlier(trial)}
-        done = [_entry(trial, again.get(trial.number)) for trial in trials if trial.state.is_finished()]
+        resumed_by = {_earlier(trial)[-1]: trial.number for trial in trials if _earlier(trial)}
+        done = [_entry(trial, resumed_by.get(trial.number)) for trial in trials if trial.state.is_finished()]
         record = {
             "row": self.study.study_name,
             "direction": "maximize",
@@ -409,8 +409,8 @@ def _seconds(folder: Path) -> float:
 # --- the record -------------------------------------------------------------------------------------------------------
 
 
-def _entry(trial: FrozenTrial, again: int | None) -> dict[str, Any]:
-    """Entry of a finished trial in the record; `again`: number of the trial that resumed it, if it was stopped."""
+def _entry(trial: FrozenTrial, resumed_by: int | None) -> dict[str, Any]:
+    """Entry of a finished trial in the record; `resumed_by`: number of the trial that resumed it, if it was stopped."""
     entry = {
         "number": trial.number,
         "state": STATES[trial.state],
@@ -423,7 +423,7 @@ def _entry(trial: FrozenTrial, again: int | None) -> dict[str, Any]:
     if "revision" in trial.user_attrs:
         entry["revision"] = trial.user_attrs["revision"]
     if trial.state == TrialState.FAIL:
-        entry["error"] = trial.user_attrs.get("error", f"stopped, taken up by trial {again}")
+        entry["error"] = trial.user_attrs.get("error", f"stopped, taken up by trial {resumed_by}")
     return entry
 
 

@@ -9,7 +9,7 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from corsd_lib.errors import PROCESSES_A_CPU, CorsdError, check_processes, shortened
+from corsd_lib.errors import PROCESSES_PER_CPU, CorsdError, check_processes, shortened
 from corsd_lib.files import LockedError, locked, with_checksum, write_json
 from corsd_lib.runs import Run, TrainConfig
 from corsd_lib.studies.records import make_record
@@ -118,7 +118,7 @@ def worker_environments(config: TrainConfig, jobs: int | None, most: int) -> lis
     """
     if jobs is not None and jobs < 1:
         raise CorsdError(f"jobs = {shortened(jobs)} must be at least 1")
-    check_processes("jobs", jobs or 1, PROCESSES_A_CPU)
+    check_processes("jobs", jobs or 1, PROCESSES_PER_CPU)
     gpus, cpus = _gpus(config), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = min(most, jobs or len(gpus) or cpus)
     threads = str(max(1, cpus // count))

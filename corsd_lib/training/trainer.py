@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from corsd_lib.datasets import ImageData, ImageFiles
-from corsd_lib.errors import PROCESSES_A_CPU, CorsdError, check_processes
+from corsd_lib.errors import PROCESSES_PER_CPU, CorsdError, check_processes
 from corsd_lib.evaluation import evaluate, exit_logits, top_k_accuracy
 from corsd_lib.files import (
     read_json,
@@ -70,7 +70,7 @@ class Trainer:
     def __init__(self, fabric: Fabric, config: TrainConfig, data: ImageData) -> None:
         self.fabric, self.config, self.data, self.path = fabric, config, data, config.path
         if isinstance(data.train, ImageFiles):
-            check_processes("workers", config.workers, PROCESSES_A_CPU)
+            check_processes("workers", config.workers, PROCESSES_PER_CPU)
         self.info = DataInfo(
             data.name,
             tuple(data.class_names),

@@ -272,7 +272,7 @@ class AttributionExplorer(Explorer):
         return {"head": head, "rows": rows}
 
     def _subject(self) -> Checked:
-        """Arguments of the two checks. Raises `CorsdError` for a pair, which they cannot test."""
+        """Arguments of `weights_check` and `deletion_check`. Raises `CorsdError` for a pair, which they cannot test."""
         if self.partner is not None:
             raise CorsdError("These checks are for one image at an exit, not for a pair: remove the partner.")
         (found,) = self.attributions

@@ -73,8 +73,8 @@ def empty_picture() -> go.Figure:
     clear = {"bgcolor": "rgba(0,0,0,0)", "font": {"size": 12}, "tracegroupgap": 0}
     legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"}
     right, high = figure.layout.xaxis.domain[1], figure.layout.yaxis3.domain[1]
-    beside = {"x": right + 0.02, "xanchor": "left", "y": high, "yanchor": "top"}
-    figure.update_layout(template=template(), width=960, height=680, legend=legend | clear, legend2=beside | clear)
+    outside = {"x": right + 0.02, "xanchor": "left", "y": high, "yanchor": "top"}
+    figure.update_layout(template=template(), width=960, height=680, legend=legend | clear, legend2=outside | clear)
     set_title(figure, "no epoch yet", 110, below=36)
     return figure
 

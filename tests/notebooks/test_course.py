@@ -42,9 +42,9 @@ def test_a_page_draws_its_figures_with_the_plotly_beside_it_and_fetches_nothing(
 
 def test_formulas_become_mathml_and_code_stays() -> None:
     formulas = Formulas()
-    text = formulas.taken_from("a price of `$5` and $r_{ij}$:\n\n$$\\frac{1}{2}\n\\|x\\|$$\n\n```\n$HOME $\n```")
+    text = formulas.take_out("a price of `$5` and $r_{ij}$:\n\n$$\\frac{1}{2}\n\\|x\\|$$\n\n```\n$HOME $\n```")
     assert "`$5`" in text and "$HOME $" in text and "frac" not in text
-    page = formulas.put_into(text)
+    page = formulas.put_back(text)
     assert re.findall(r"<m\w+[^>]*>\\[^<]*", page) == [], "LaTeX that the converter does not know"
     assert page.count("<math ") == 2 and page.count("</math>") == 2
     assert re.search(r'<math [^>]*display="inline".*?<msub>', page) and re.search(r'display="block".*?<mfrac>', page)
