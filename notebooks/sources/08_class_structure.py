@@ -11,7 +11,7 @@
 # ---
 
 # %% [markdown]
-# # 08 How do classes tighten and part?
+# # 08 How do classes become compact and separate?
 #
 # Training is said to move the embeddings of a class together and different classes
 # apart. How is that measured, does it happen, and does a tighter class mean a better
@@ -718,7 +718,7 @@ figure.update_layout(title=title, width=760, height=440)
 # near by chance. With shuffled labels it is lower still (-0.20).
 
 # %% [markdown]
-# ## Answer: how do classes tighten and part?
+# ## Answer: how do classes become compact and separate?
 #
 # > **What we found.** On digits, classes tighten relative to their distances: after
 # > epoch 15 both variances of the plain network shrink, within (53 to 9) more than
