@@ -55,6 +55,7 @@ def with_ends(mean: float, low: float | None, high: float | None) -> str:
     if low is None or high is None:
         return f"{mean:+.1f}"
     digits = 2 if min(abs(low), abs(high)) < 0.05 else 1
+    mean = round(mean, digits) or 0.0  # not -0.0
     return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
