@@ -50,11 +50,12 @@ def compare(quantity: str, predicted: object, actual: object, unit: str = "", at
 def with_ends(mean: float, low: float | None, high: float | None) -> str:
     """A mean with the ends of its interval as text, such as "+1.2 [+0.1, +2.4]"; the mean alone if the ends are None.
 
-    One decimal, or two if an end would read 0.0: which side of 0 it is on decides whether the interval excludes 0.
+    One decimal, or two if an end would read 0.0 (which side of 0 it is on decides whether the interval excludes 0) or if both
+    ends would read the same.
     """
     if low is None or high is None:
         return f"{mean:+.1f}"
-    digits = 2 if min(abs(low), abs(high)) < 0.05 else 1
+    digits = 2 if min(abs(low), abs(high)) < 0.05 or f"{low:.1f}" == f"{high:.1f}" else 1
     mean = round(mean, digits) or 0.0  # not -0.0
     return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 

@@ -56,3 +56,5 @@ def test_an_interval_has_two_decimals_where_an_end_would_read_zero() -> None:
     assert with_ends(1.518, 0.049, 2.988) == "+1.52 [+0.05, +2.99]"
     assert with_ends(-0.452, -0.912, 0.008) == "-0.45 [-0.91, +0.01]"
     assert with_ends(0.5, None, None) == "+0.5"
+    assert with_ends(-1.599, -1.624, -1.575) == "-1.60 [-1.62, -1.57]"
+    assert with_ends(-0.0, -0.8, 0.8) == "+0.0 [-0.8, +0.8]"

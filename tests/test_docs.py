@@ -18,6 +18,7 @@ from scipy.stats import ttest_1samp
 from corsd_lib import figures, methods
 from corsd_lib.bench import table
 from corsd_lib.cli import _parser, main
+from corsd_lib.course import with_ends
 from corsd_lib.datasets import DATASETS
 from corsd_lib.files import read_json
 from corsd_lib.methods import METHODS
@@ -140,9 +141,8 @@ def _lead(methods: dict[str, Any], row: str, other: str, k: int = -1) -> list[fl
 
 
 def _spoken(ends: list[float]) -> list[str]:
-    """A mean and the ends of its interval as the documents write them: two decimals where an end would be rounded to 0."""
-    digits = 2 if any(round(end, 1) == 0 for end in ends[1:]) else 1
-    return [f"{0.0 if round(end, digits) == 0 else end:.{digits}f}" for end in ends]
+    """A mean and the ends of its interval as the documents write them."""
+    return re.findall(r"-?\d+\.\d+", with_ends(*ends))
 
 
 RELATIONS = (("no_class_kd", "exits_alone"), ("corsd", "no_relations"))  # rows that differ in the relation terms
