@@ -410,7 +410,7 @@ def interval() -> Drawing:
         d.square(330, y(b), "red")
     d.text(150, 276, "plain", "blue")
     d.text(330, 276, "method", "red")
-    d.text(240, 34, "accuracy (%), one line a seed (invented numbers)", "bold")
+    d.text(240, 34, "accuracy (%), one line per seed (invented numbers)", "bold")
     gaps = [b - a for a, b in zip(plain, ours, strict=True)]
     mean = sum(gaps) / 5
     half = 2.776 * (sum((g - mean) ** 2 for g in gaps) / 4) ** 0.5 / 5**0.5
@@ -506,7 +506,7 @@ def images() -> Drawing:
 def ranks() -> Drawing:
     """Two orders of the same pairs, and how far they agree."""
     d = Drawing(860, 270, "Pairs sorted by attributes and by relation; the fewer lines cross, the higher the rank correlation")
-    pairs = ("gull, tern", "wren, sparrow", "cardinal, tanager", "wren, mallard", "gull, wren")
+    pairs = ("A, B", "C, D", "B, E", "A, E", "A, D")
     other = (0, 2, 1, 4, 3)
     for place, name in enumerate(pairs):
         y = 66 + 36 * place
@@ -518,14 +518,36 @@ def ranks() -> Drawing:
         d.text(600, 66 + 36 * other[place] + 5, name, "", "start")
     d.text(250, 36, "by attributes: most alike first", "bold")
     d.text(640, 36, "by relation: most related first", "bold")
-    d.text(430, 254, "only the order counts, so the two scales need not be comparable", "soft")
+    d.text(430, 254, "invented ranks of pairs of made-up classes; only the order counts, so the two scales need not be comparable", "soft")
+    return d
+
+
+def lift() -> Drawing:
+    """Which cells of a class matrix the lift compares."""
+    d = Drawing(860, 330, "The lift compares pairs of different classes within superclasses with pairs between them")
+    within, between = (0.6, 0.5, 0.4), (0.2, 0.1, 0.3)
+    for i in range(6):
+        d.text(112, 87 + 40 * i, "ABCDEF"[i], "soft", "end")
+        d.text(142 + 44 * i, 54, "ABCDEF"[i], "soft")
+        for j in range(6):
+            same = i // 2 == j // 2
+            value = within[i // 2] if same else between[i // 2 + j // 2 - 1]
+            d.rect(122 + 44 * i, 62 + 40 * j, 41, 37, "box" if i == j else "red-box" if same else "blue-box", 2)
+            d.text(142 + 44 * i, 86 + 40 * j, "–" if i == j else f"{value:.1f}", "soft" if i == j else "")
+    d.text(254, 30, "relation of six made-up classes (invented numbers)", "bold")
+    d.text(650, 92, "orange: within a superclass (A with B, ...)", "red")
+    d.text(650, 116, f"mean {sum(within) / 3:.1f}", "red")
+    d.text(650, 160, "blue: between superclasses", "blue")
+    d.text(650, 184, f"mean {sum(between) / 3:.1f}", "blue")
+    d.text(650, 228, "grey: a class with itself is left out", "soft")
+    d.text(650, 268, f"lift = 0.5 / 0.2 = {0.5 / 0.2:.1f}", "bold")
     return d
 
 
 def popularity() -> Drawing:
     """A popular class makes bright pairs; what is left without popularity."""
-    d = Drawing(860, 320, "A relation is the popularity of both classes and a rest, whose rows and columns have mean zero")
-    names, general = ("oak", "beaver", "pine", "lamp"), (0.2, 0.4, 0.2, 0.1)
+    d = Drawing(860, 320, "A relation is what popularity predicts and a remainder, whose rows and columns have mean zero")
+    names, general = ("A", "B", "C", "D"), (0.2, 0.4, 0.2, 0.1)
     rest = ((0.06, -0.06, 0.06, -0.06), (-0.06, 0.12, -0.06, 0), (0.06, -0.06, 0.06, -0.06), (-0.06, 0, -0.06, 0.12))
 
     def grid(x: float, title: str, value: Callable[[int, int], float], signed: bool = False) -> None:
@@ -541,13 +563,13 @@ def popularity() -> Drawing:
                 said = f"{value(i, j):+.2f}" if signed and value(i, j) else f"{value(i, j):.2f}"
                 d.text(x + 50 * j + 23, 98 + 46 * i, said, "on" if shade > 0.7 else "")
 
-    grid(70, "relation R", lambda i, j: general[i] + general[j] + rest[i][j])
+    grid(70, "relation R (invented numbers)", lambda i, j: general[i] + general[j] + rest[i][j])
     d.text(290, 168, "=")
-    grid(360, "popularity", lambda i, j: general[i] + general[j])
+    grid(360, "predicted by popularity", lambda i, j: general[i] + general[j])
     d.text(578, 168, "+")
-    grid(648, "rest E", lambda i, j: rest[i][j], signed=True)
-    d.text(430, 284, "oak with beaver has the higher relation, 0.54; oak with pine has the higher rest, +0.06", "soft")
-    d.text(430, 304, "rest: orange is more than popularity explains, blue is less; every row and column has mean 0", "soft")
+    grid(648, "remainder E", lambda i, j: rest[i][j], signed=True)
+    d.text(430, 284, "class A with B has the higher relation, 0.54; A with C has the higher remainder, +0.06", "soft")
+    d.text(430, 304, "remainder: orange is more than popularity predicts, blue is less; every row and column has mean 0", "soft")
     return d
 
 
@@ -636,6 +658,7 @@ FIGURES: dict[str, Callable[[], Drawing]] = {
         verdict,
         images,
         ranks,
+        lift,
         popularity,
         held_out,
         retrieval,

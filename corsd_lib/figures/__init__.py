@@ -32,7 +32,7 @@ from corsd_lib.figures.exits import early_exit_plot, exit_accuracy_bars, exit_ac
 from corsd_lib.figures.images import image_attribution, image_strip
 from corsd_lib.figures.relations import relation_difference, relation_heatmap
 from corsd_lib.figures.structure import structure_over_depth, structure_over_epochs
-from corsd_lib.figures.studies import accuracy_by_method, gain_by_method, unseen_by_exit
+from corsd_lib.figures.studies import accuracy_by_method, differences_by_exit, gain_by_method, unseen_by_exit
 from corsd_lib.figures.style import DIVERGING, PALETTE, PLOTLY, SCALE, exit_names, save_png, template
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "PLOTLY",
     "SCALE",
     "accuracy_by_method",
+    "differences_by_exit",
     "early_exit_plot",
     "embedding_scatter",
     "exit_accuracy_bars",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 
 from corsd_lib.errors import CorsdError, check_choice
 from corsd_lib.figures.style import (
@@ -25,6 +26,7 @@ from corsd_lib.figures.style import (
     short_name,
     template,
 )
+from corsd_lib.studies.intervals import mean_interval
 from corsd_lib.studies.summary import relative_to, trained_exits
 from corsd_lib.studies.unseen_tables import METRICS as UNSEEN_METRICS
 
@@ -103,6 +105,45 @@ def gain_by_method(summary: Mapping[str, Any], *, sort: bool = True, dark: bool 
     axis = f"{what} {over} (points of test top-1)<br>mean over n pairs of seeds, 95 % interval; rings: single seeds"
     figure.update_layout(showlegend=False, xaxis_title=axis)
     return _with_rows(figure, labels, _gain_title(by_gain, short_name(reference["label"])), dark)
+
+
+def differences_by_exit(
+    differences: Mapping[str, Sequence[Sequence[float]]],
+    title: str = "",
+    *,
+    exits: Sequence[str] | None = None,
+    unit: str = "points of test accuracy",
+    dark: bool = False,
+) -> go.Figure:
+    """Paired differences of two methods with their 95 % intervals: a row for each comparison, a panel for each exit.
+
+    `differences`: a dict name of the comparison -> for each seed a value for each exit, shallow -> deep. Rings are single seeds.
+    A mean is grey if it has no interval (see `mean_interval`) or if the interval contains 0, which a line marks. `exits`: titles
+    of the panels, `exit_names` by default. `dark`: colours for a dark page. Raises `CorsdError` without comparisons and if they
+    have different numbers of exits.
+    """
+    counts = {len(seed) for seeds in differences.values() for seed in seeds}
+    if len(counts) != 1:
+        raise CorsdError(f"differences_by_exit needs comparisons with the same number of exits; they have {sorted(counts)}")
+    panels = list(exits or exit_names(*counts))
+    figure = make_subplots(1, len(panels), shared_yaxes=True, shared_xaxes="all", subplot_titles=panels, horizontal_spacing=0.02)
+    for row, (name, seeds) in enumerate(differences.items()):
+        for panel, values in enumerate(zip(*seeds, strict=True), 1):
+            where = f"{name}, {panels[panel - 1]}"
+            rings = [(where, row + 0.22, value, None, None) for value in values]
+            place = {"row": 1, "col": panel, "showlegend": False}
+            _add_points(figure, rings, unit, marker={"symbol": "circle-open", "size": 5, "color": GREY}, **place)
+            mean, low, high = mean_interval(values)
+            assert mean is not None
+            colour = GREY if low is None or high is None or low <= 0 <= high else PALETTE[0 if low > 0 else 1]
+            _add_points(figure, [(where, row - 0.08, mean, low, high)], unit, marker={"color": colour, "size": 9}, **place)
+    figure.add_vline(x=0, line={"width": 1, "color": INK[dark]})
+    _with_rows(figure, [short_name(name, 2 * LONGEST) for name in differences], title, dark, legend=True)
+    note = f"difference in {unit}, mean and 95 % interval; rings: single seeds"
+    figure.add_annotation(text=note, x=0.5, y=0, xref="paper", yref="paper", yshift=-44, showarrow=False)
+    figure.update_xaxes(zeroline=False)
+    figure.update_layout(margin_b=64, height=figure.layout.height + 40)
+    return figure
 
 
 def unseen_by_exit(

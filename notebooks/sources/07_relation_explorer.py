@@ -13,10 +13,9 @@
 # %% [markdown]
 # # 07 What has the network learned to relate?
 #
-# A hundred classes make 4,950 pairs in two orders, and a trained relation scores each
-# of them. You search these scores with an explorer, and a few lines of Python test each
-# observation. **Some observations are insights, some are confusions of the network, and
-# some disappear with other images.**
+# A hundred classes make 4,950 pairs, each in two orders. You search their scores with an
+# explorer and test each observation with a few lines of Python. **Some observations are
+# insights, some are confusions of the network, and some disappear with other images.**
 #
 # **You will learn**
 #
@@ -58,8 +57,8 @@ from corsd_lib import RelationExplorer, committed_run, relation_matrix, sample_r
 from corsd_lib.analysis import class_relations, run_pixels, same_class_auc
 from corsd_lib.analysis import snapshot_scores, superclass_lift
 from corsd_lib.course import answered, compare, expect
-from corsd_lib.figures import image_strip, relation_difference, relation_heatmap
-from corsd_lib.figures import template
+from corsd_lib.figures import PALETTE, image_strip, relation_difference
+from corsd_lib.figures import relation_heatmap, template
 
 torch.set_num_threads(1)  # one thread is faster for tables this small
 
@@ -79,9 +78,10 @@ seed = 0  # of the random groups that the real ones are compared with
 # %% [markdown]
 # ## The run
 #
-# A small ResNet with three exits, trained with CORSD on 100 images of each CIFAR-100
-# class. Its snapshots contain the outputs for 300 *validation* images. Classes belong
-# to superclasses of five (trees, people, fish), **which the training did not use.**
+# A small ResNet with three exits, trained with CORSD + class KD
+# ([04](04_class_oriented.ipynb)) on 100 images of each CIFAR-100 class. Its snapshots
+# contain the outputs for 300 *validation* images. Classes belong to superclasses of five
+# (trees, people, fish), **which the training did not use.**
 #
 # The relation of two classes is the mean score of their pairs of images. With the
 # images $\mathcal{I}_c$ of class $c$ and the scores $r_{ij}$:
@@ -137,8 +137,8 @@ display(explorer)
 # visible order.](images/07_explorer.png)
 #
 # *The deepest exit after the last epoch.* The thin diagonal is every class with itself.
-# The rest looks like noise with stripes: some rows and columns are bright throughout.
-# The frame marks the rose (row) with the tulip (column).
+# The other cells look like noise with stripes: some rows and columns are bright
+# throughout. The frame marks the rose (row) with the tulip (column).
 
 # %% [markdown]
 # ## Observation 1: the most related pair
@@ -242,21 +242,22 @@ print("most popular of all:", names[ranking[0]], "- its pairs:", in_pairs[rankin
 # %% [markdown]
 # **Answer.** The beaver has rank 2. Six of the ten pairs contain the beaver or the
 # crocodile, which are among the four most popular classes. But flatfish, the most
-# popular of all, is in none. So popularity explains a part of the list at most.
+# popular of all, is in none. So popularity does not explain the whole list.
 #
 # The next question: which pairs are *more* related than the popularity of their classes
 # explains?
 
 # %% [markdown]
-# ![Three tables of four classes: the relation is the sum of the popularity of both
-# classes and a rest. Oak with beaver has the higher relation, oak with pine the higher
-# rest.](images/concept_popularity.svg)
+# ![Three tables of four made-up classes with invented numbers: the relation is the sum
+# of what popularity predicts and a remainder. A with B has the higher relation, A with
+# C the higher remainder.](images/concept_popularity.svg)
 #
 # A bar and a dot mean an average over that index: $\bar R_{c \cdot}$ is the mean of row
 # $c$, $\bar R_{\cdot d}$ that of column $d$ and $\bar R_{\cdot \cdot}$ that of the
-# whole matrix. We now subtract what popularity explains of a *pair*, row mean plus
-# column mean minus total mean, here with the diagonal. What is left, $E$, has the mean
-# 0 in every row and column:
+# whole matrix. For a pair, popularity predicts row mean + column mean - mean of the
+# matrix. We subtract this prediction. The remainder $E$ has the mean 0 in every row and
+# column. For that, the means have to include the diagonal, which popularity above left
+# out; it is one cell of a hundred.
 #
 # $$E_{cd} = R_{cd} - \bar R_{c \cdot} - \bar R_{\cdot d} + \bar R_{\cdot \cdot}$$
 
@@ -281,32 +282,51 @@ def without_popularity(matrix):
 
 # %% tags=["check"]
 toy = torch.tensor([[0.9, 0.5, 0.4], [0.6, 0.8, 0.1], [0.3, 0.2, 0.7]])
-rest = without_popularity(toy)
-answered(rest)
-expect(rest.shape == (3, 3), f"(3, 3) is asked for, not {tuple(rest.shape)}")
-expect(abs(rest.mean()) < 1e-6, "the mean is not zero: add the mean of the matrix back")
-rows = rest.mean(dim=1).abs().max()
+left = without_popularity(toy)
+answered(left)
+expect(left.shape == (3, 3), f"(3, 3) is asked for, not {tuple(left.shape)}")
+expect(abs(left.mean()) < 1e-6, "the mean is not zero: add the mean of the matrix back")
+rows = left.mean(dim=1).abs().max()
 expect(
     rows < 1e-6, "rows do not have mean zero: did you keep the dimension of the mean?"
 )
-expect(rest.mean(dim=0).abs().max() < 1e-6, "the columns do not have mean zero")
+expect(left.mean(dim=0).abs().max() < 1e-6, "the columns do not have mean zero")
 expect(
-    abs(rest[0, 0] - 0.2) < 1e-6, f"0.9 - 0.6 - 0.6 + 0.5 = 0.2, not {rest[0, 0]:.2f}"
+    abs(left[0, 0] - 0.2) < 1e-6, f"0.9 - 0.6 - 0.6 + 0.5 = 0.2, not {left[0, 0]:.2f}"
 )
 print("Exercise 1: correct.")
+
+# %% [markdown]
+# **Predict:** how many of the 50 most related pairs share a superclass, before and
+# after popularity is removed? And how many would it be for random groups of five?
+
+# %%
+my_before, my_after, my_random_pairs = None, None, None  # 0 to 50
+generator = torch.Generator().manual_seed(seed)
+orders = [torch.randperm(len(names), generator=generator) for _ in range(200)]
+
+
+def shared_pairs(matrix, groups_of):  # how many of the 50 most related
+    first, second = torch.tensor(most_related(matrix, 50)).T
+    return (groups_of[first] == groups_of[second]).sum().item()
+
 
 # %% tags=["uses-answer"]
 better = without_popularity(deep)
 for first, second in most_related(better):
     print(f"{names[first]:>12} with {names[second]}")
-for words, matrix in (("before", deep), ("after", better)):
-    pairs = most_related(matrix, 50)
-    share = sum(superclass[a].item() == superclass[b].item() for a, b in pairs)
-    print(f"{words}: {share} of 50 pairs share a superclass")
+compare("Before", my_before, shared_pairs(deep, superclass), " of 50")
+compare("After", my_after, shared_pairs(better, superclass), " of 50")
+random = [shared_pairs(better, superclass[order]) for order in orders]
+mean = sum(random) / len(random)
+compare("Random, mean of 200", my_random_pairs, mean, " of 50", 1, digits=1)
+print("largest of the 200 shuffles:", max(random))
 
 # %% [markdown]
 # **Answer.** After popularity is removed, 27 of the 50 most related pairs share a
-# superclass; before, it was 19. None of the first ten pairs contains the beaver.
+# superclass; before, it was 19. Random groups reach 2 on average and at most 7, so
+# both numbers are far above chance. Whether 27 is really more than 19, one run cannot
+# tell. None of the first ten pairs contains the beaver.
 
 # %% [markdown]
 # ## Observation 2: superclasses appear
@@ -324,6 +344,7 @@ my_own, my_random = None, None  # 0 to 20
 # %%
 by_group = RelationExplorer(run)
 by_group.epoch, by_group.order = epochs, "superclass"
+by_group.selection = None  # no frame in the picture below
 display(by_group)
 
 # %% [markdown]
@@ -332,12 +353,11 @@ display(by_group)
 # many groups of animals.](images/07_by_superclass.png)
 #
 # *In the order of the superclasses.* Some blocks on the diagonal are bright and some
-# are not. Groups of animals are related to other groups of animals. The axes name every
-# fourth class. The frame (top row, left of *dinosaur*) marks the beaver with the
-# crocodile.
+# are not. Groups of animals are related to other groups of animals. The axes have room
+# for every fourth class only; in the explorer, the pointer shows both names.
 #
-# `relation_matrix` made a class matrix from images. It also makes a superclass matrix
-# from classes. On its diagonal are pairs of *different* classes of one superclass.
+# `relation_matrix` averages images into classes; used again, it averages classes into
+# superclasses. On its diagonal are pairs of *different* classes of one superclass.
 
 # %%
 blocks = relation_matrix(deep, superclass, len(groups))
@@ -353,8 +373,6 @@ def own_is_brightest(matrix, groups_of):
     return (blocks.argmax(dim=1) == torch.arange(len(groups))).sum().item()
 
 
-generator = torch.Generator().manual_seed(seed)
-orders = [torch.randperm(len(names), generator=generator) for _ in range(200)]
 chance = [own_is_brightest(deep, superclass[order]) for order in orders]
 compare("Own block", my_own, own_is_brightest(deep, superclass), " of 20")
 compare("Random, mean of 200", my_random, sum(chance) / 200, " of 20", 0.5, digits=1)
@@ -373,8 +391,8 @@ for group, other in enumerate(blocks.argmax(dim=1).tolist()):
 
 # %% tags=["uses-answer"]
 print("own block:", own_is_brightest(better, superclass), "of 20")
-rest = relation_matrix(better, superclass, len(groups))
-for group, other in enumerate(rest.argmax(dim=1).tolist()):
+better_blocks = relation_matrix(better, superclass, len(groups))
+for group, other in enumerate(better_blocks.argmax(dim=1).tolist()):
     if other != group:
         print(f"{groups[group]} are most related to {groups[other]}")
 
@@ -432,30 +450,16 @@ for epoch in run.probes:
 # %% [markdown]
 # ## Observation 3: do shallow exits relate what deep ones do not?
 #
-# Choose *exit 1* and *subtract: deepest exit*. Orange cells are more related at the
-# shallow exit, blue ones at the deep one.
+# The difference of two matrices, exit 1 minus the deepest exit: orange cells are more
+# related at the shallow exit, blue ones at the deep one. Ten thousand cells are too
+# many to compare by eye, so we take the means of superclasses. (In the explorer above:
+# *exit 1* and *subtract: deepest exit*.)
 #
 # **Predict:** which superclass has the most orange, as the mean over its row and
-# column? (The picture has 10,000 cells, so a mean has to decide.)
+# column?
 
 # %%
 my_orange = None  # a superclass, for example "trees"
-
-# %%
-by_depth = RelationExplorer(run)
-by_depth.epoch, by_depth.exit = epochs, 1
-by_depth.order, by_depth.reference = "superclass", "deepest exit"
-display(by_depth)
-
-# %% [markdown]
-# ![A heatmap of differences, exit 1 minus the deepest exit, sorted by superclass:
-# orange and blue specks, more orange than blue, with orange stripes in some
-# rows and columns.](images/07_by_depth.png)
-#
-# *Exit 1 minus the deepest exit.* There is more orange than blue, and it is not spread
-# evenly. The axes name every fourth class: *telephone* stands for household devices,
-# *girl* for people, *dinosaur* for reptiles. The colours end at ±0.5 here and at ±0.25
-# in the next figure; larger differences have the end colours.
 
 # %%
 shallow = class_relations(run, epochs, exit=1)
@@ -463,7 +467,7 @@ shallow_blocks = relation_matrix(shallow, superclass, len(groups))
 change = shallow_blocks - blocks
 higher = (shallow > deep).double().mean()
 print(f"cells of 100 by 100 that are higher at exit 1: {higher:.0%}")
-title = f"Exit 1 minus exit 3, mean {change.mean():+.2f}"
+title = f"Exit 1 minus exit 3, mean {change.mean():+.2f}; colours end at ±0.25"
 figure = relation_difference(shallow_blocks, blocks, groups, title, limit=0.25)
 figure.update_layout(width=800, height=700, font_size=11, **sides)
 
@@ -498,8 +502,9 @@ print(f"p = {(1 + reached) / (1 + len(by_chance)):.2f}")
 # %% [markdown]
 # **Answer.** People, +0.10. But exit 1 is higher on average (+0.06; about 70 % of the
 # cells), household devices have +0.09, and random groups of five reach a largest mean
-# of about +0.10, too ($p = 0.30$). People are the largest of twenty, so this list names
-# a candidate, not a finding. A test on other seeds could decide.
+# of about +0.10, too ($p = 0.30$). People have the largest of twenty means, and one of
+# twenty is always the largest. So they are a candidate, not a finding. A test on other
+# seeds could decide.
 
 # %% [markdown]
 # ## Observation 4: how a relation forms
@@ -555,8 +560,12 @@ agreement = pairs["trained"].corr(pairs["cosine"], method="spearman")
 compare("Rank correlation", my_correlation, agreement, atol=0.05, digits=2)
 
 # %%
-look = {"hover_name": "pair", "opacity": 0.3, "template": template()}
-look |= {"width": 600, "height": 460}
+colours = {"neither": "#c3c9d0", "squirrel": PALETTE[0], "maple tree": PALETTE[1]}
+pairs["pairs with"] = "neither"
+for name in ("squirrel", "maple tree"):
+    pairs.loc[[name in both.split(", ") for both in pairs["pair"]], "pairs with"] = name
+look = {"hover_name": "pair", "color": "pairs with", "color_discrete_map": colours}
+look |= {"template": template(), "width": 700, "height": 460}
 title = "Each point is a pair of classes"
 axes = {"trained": "trained relation (mean of both orders)"}
 axes["cosine"] = "cosine, moved to the range from 0 to 1"
@@ -579,11 +588,11 @@ for name in ("squirrel", "camel", "bed", "maple tree", "oak tree"):
     print(f"popularity rank of {name}:", ", ".join(said))
 
 # %% [markdown]
-# **Answer.** The orders agree in general. Much of the disagreement belongs to few
-# classes (in brackets: in how many of the 50 pairs). Squirrel, camel and bed are
-# popular in the cosine (ranks 1, 15 and 20) and not in the trained relation (71, 62 and
-# 70). Maple and oak are unpopular in both, so popularity does not explain why their
-# pairs are ranked higher by the trained relation.
+# **Answer.** The orders agree in general. A few classes cause much of the disagreement.
+# The number in brackets says in how many of the 50 pairs a class occurs. Squirrel, camel
+# and bed are popular in the cosine (ranks 1, 15 and 20) and not in the trained relation
+# (71, 62 and 70). Maple and oak are unpopular in both, so popularity does not explain why
+# their pairs are ranked higher by the trained relation.
 
 # %% [markdown]
 # Which one is better? Neither was told about superclasses.
@@ -615,8 +624,7 @@ for kind, matrix, mine in (
 # ## Would other images give the same result?
 #
 # Each class has three images here, so a cell is the mean of nine scores (six on the
-# diagonal). Leave out one image of every class and list the twenty most related pairs
-# again.
+# diagonal). Leave out one image per class and list the twenty most related pairs again.
 #
 # **Predict:** how many of the twenty stay?
 
@@ -643,9 +651,10 @@ for left_out in range(3):
 # ## A run where the truth is known
 #
 # In the drawn data set `shapes` a class is a shape, a colour and a texture. A committed
-# CORSD run learned the names of 12 classes. Its snapshots, used here, are of 120 of the
-# training images (03 uses 600 test images). These are drawn again when needed, so a
-# click on a cell shows images without a download. The superclasses are the four shapes.
+# run of CORSD + class KD learned the names of 12 classes. Its snapshots, used here, are
+# of 120 of the training images (03 uses 600 test images). These are drawn again when
+# needed, so a click on a cell shows images without a download. The superclasses are the
+# four shapes.
 #
 # **Predict:** the lift of the shapes: the mean relation of different classes of one
 # shape divided by that of different shapes (1 = the shape makes no difference).
@@ -687,6 +696,11 @@ title = f"The most related pair of classes, both {look}"
 image_strip(run_pixels(drawn, shown.tolist()), captions, title, columns=6)
 
 # %% [markdown]
+# **Answer.** 0.08: classes of one shape are *less* related than others, and no shape
+# has the brightest block. By colour *and* texture all three blocks are the brightest.
+# The AUC of the shapes is 0.63 all the same: the lift compares means, which few bright
+# cells decide; the AUC compares the order of all cells, and most of them are nearly 0.
+#
 # Twelve classes are few. How often do shuffled groups of classes reach these AUCs?
 
 # %%
@@ -697,27 +711,19 @@ for name, group in (("shape", shape_of), ("colour and texture", look_of)):
     print(f"{name}: AUC {true:.2f}, p = {(1 + reached) / 501:.3f}")
 
 # %% [markdown]
-# **Answer.** 0.08: classes of one shape are *less* related than others, and no shape
-# has the brightest block. This run does not group classes by shape. By colour *and*
-# texture all three blocks are the brightest. The AUC of the shapes is nevertheless
-# 0.63: the lift compares means, which few bright cells decide; the AUC compares the
-# order of all cells, and most of them are nearly 0. Here we knew what two classes
-# share. For CIFAR-100 there is no list of everything that two classes share, so if one
-# grouping has no effect, another may still have one.
-
-# %% [markdown]
-# **Answer.** No shuffle reaches the 0.94 of colour and texture ($p = 0.002$). The 0.63
-# of shape is reached by 9 % of the shuffles, so a relation by shape was not detected.
+# No shuffle reaches the 0.94 of colour and texture ($p = 0.002$). The 0.63 of shape is
+# reached by 9 % of the shuffles, so a relation by shape was not detected. Here we knew
+# what two classes share. For CIFAR-100 we do not know all that two classes share. If
+# one grouping shows nothing, another may.
 
 # %% [markdown]
 # ## Answer: what has the network learned to relate?
 #
 # > **What we found.** Classes of one superclass, and classes that it confuses. The own
 # > block is brightest for 11 of 20 superclasses (random groups: at most 5). In `shapes`
-# > colour with texture is related (AUC 0.94), shape not detectably (0.63). Beaver and
-# > crocodile are most related, but none of three beavers is recognised. Single pairs
-# > are not stable: without one image a class, 6 to 10 of 20 stay. People at exit 1 may
-# > be chance ($p = 0.30$).
+# > a shared colour and texture count (AUC 0.94); a shared shape was not detected (0.63).
+# > Beaver and crocodile are the most related pair, but no beaver is recognised. If one
+# > image per class is left out, only 6 to 10 of the 20 most related pairs stay.
 # >
 # > **How sure we are.** Each data set has one run.
 # >
@@ -734,7 +740,7 @@ for name, group in (("shape", shape_of), ("colour and texture", look_of)):
 
 # %%
 my_rkd = None  # 0 to 20
-# Your code: two numbers a method, the true one and the largest of 200 shuffles.
+# Your code: two numbers per method, the true one and the largest of 200 shuffles.
 own_block = {}  # such as own_block["rkd"] = (true, largest)
 
 for method, (true, largest) in own_block.items():
@@ -744,15 +750,16 @@ for method, (true, largest) in own_block.items():
 # %% [markdown] tags=["solution"]
 # *A good answer* uses `committed_run("cifar100_small/rkd")` and so on, and
 # `kind="cosine"` for all. It gives the four numbers (RKD 11, BYOT 12, plain network 13,
-# CORSD's cosine 10 of 20; 200 shuffles with `seed` 0 reach at most 4 for each) and says
-# that one seed each does not rank the methods.
+# CORSD + class KD's cosine 10 of 20; 200 shuffles with `seed` 0 reach at most 4 for each)
+# and says that one seed each does not rank the methods.
 
 # %% [markdown]
 # ## Exercise 4, explain (open)
 #
 # Choose one observation of this notebook that a news article could report. Write down
-# its strongest alternative explanation, the test that separates the two, and how many
-# images and seeds the test needs.
+# its strongest alternative explanation, a test that separates the two, and what the
+# test would show under each of them. On which images has it to be made, and why on
+# more than one seed?
 
 # %% [markdown] tags=["answer"]
 # *Write your answer here.*
@@ -760,7 +767,8 @@ for method, (true, largest) in own_block.items():
 # %% [markdown] tags=["solution"]
 # *A good answer* names a concrete alternative, such as background colour for "fish and
 # aquatic mammals", and a test, such as images with the background removed, with the
-# expected outcome under each explanation.
+# expected outcome under each explanation. It uses images that were not looked at
+# before, and several seeds, because this notebook searched one run.
 
 # %% [markdown]
 # ## Where next
