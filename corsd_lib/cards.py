@@ -26,8 +26,8 @@ _STYLE = """\
 class Facts:
     """Content of a card.
 
-    `rows`: values by name. `tables`: tables that are shown below the rows, each with a heading as its first line. `folded`:
-    tables by title that open on a click.
+    `rows`: name -> value. `tables`: tables that are shown below the rows, each with a heading as its first line. `folded`:
+    title -> table that opens on a click.
     """
 
     rows: Mapping[str, object]

@@ -78,8 +78,8 @@ def evaluate(
 
     A network is evaluated in eval mode; afterwards it is in its previous mode, and on `device` if that is given. For a run,
     `data` is by default the data set that it was trained on, loaded from `data_root`. `workers`: processes that read streamed
-    images, by default as many as in the training of the run, else 2. Raises `CorsdError` for a missing split, for data with a
-    different number of classes, and for more workers than this machine can run.
+    images, by default as many as in the training of the run, else 2. Raises `CorsdError` for a missing split, for data whose
+    number of classes is not that of the network, and for more workers than this machine can run.
     """
     check_choice("split", split, ("train", "validation", "test"))
     of_run = 2

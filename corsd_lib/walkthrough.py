@@ -90,7 +90,7 @@ def check_writable(folder: Path) -> None:
 
 
 def train_both(runs: Path, epochs: int) -> dict[str, Run]:
-    """Train or open the two runs, by name. After a stop only the finished ones are returned."""
+    """Train or open the two runs; a dict name -> run. After a stop only the finished ones are returned."""
     import torch
 
     from corsd_lib.training import train

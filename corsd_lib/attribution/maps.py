@@ -146,8 +146,8 @@ def _relation_at(network: MultiExitNetwork, relations: Sequence[nn.Module] | nn.
         raise CorsdError("relations is empty: this method has no relation networks; allowed: 'cosine', 'l2', or networks")
     relation = frozen_copy(relations[exit_index(exit, len(relations), "relation networks")])
     if not isinstance(relation, VectorRelation | MapRelation | HandcraftedRelation):
-        kinds = "VectorRelation, MapRelation, HandcraftedRelation"
-        raise CorsdError(f"the relation network is of type {type(relation).__name__}; allowed: {kinds}")
+        types = "VectorRelation, MapRelation, HandcraftedRelation"
+        raise CorsdError(f"the relation network is of type {type(relation).__name__}; allowed: {types}")
     return relation
 
 

@@ -133,25 +133,27 @@ def load_cifar(name: str, root: Path, image_size: int | None, download: bool) ->
 def _read_torchvision(name: str, root: Path, download: bool) -> ArrayContent:
     from torchvision import datasets
 
-    kind = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
-    folder = root / kind.base_folder
+    dataset_class = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
+    folder = root / dataset_class.base_folder
     command = f"corsd data {name} --download"
     if not download and not folder.is_dir():
         raise CorsdError(f"{name} is neither at {root / name}.npz nor in {folder}; fetch it with: {command}")
     try:
-        if download and not _is_complete(kind, root):
-            fetch(kind.url, root / kind.filename, kind.tgz_md5)  # the download of torchvision cannot be resumed
-        train, test = kind(root, train=True, download=download), kind(root, train=False)
+        if download and not _is_complete(dataset_class, root):
+            fetch(
+                dataset_class.url, root / dataset_class.filename, dataset_class.tgz_md5
+            )  # the download of torchvision cannot be resumed
+        train, test = dataset_class(root, train=True, download=download), dataset_class(root, train=False)
     except (RuntimeError, OSError) as error:  # URLError is an OSError
         problem = str(error).removesuffix(" You can use download=True to download it").rstrip(".")
         raise CorsdError(f"{name} in {folder} cannot be used: {problem}. Delete it and fetch it with: {command}") from error
-    checksum = "-".join(md5 for _, md5 in kind.train_list)  # torchvision has just compared the files with them
+    checksum = "-".join(md5 for _, md5 in dataset_class.train_list)  # torchvision has just compared the files with them
     return ArrayContent(_as_split(train), _as_split(test), checksum, class_names=tuple(train.classes))
 
 
-def _is_complete(kind: type[CIFAR10], root: Path) -> bool:
+def _is_complete(dataset_class: type[CIFAR10], root: Path) -> bool:
     try:
-        kind(root)
+        dataset_class(root)
     except RuntimeError:  # missing, or with another md5
         return False
     return True

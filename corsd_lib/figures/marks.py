@@ -42,7 +42,7 @@ def boundary_shapes(groups: Matrix, count: int) -> list[dict[str, Any]]:
 def group_ticks(groups: Matrix, labels: Sequence[str], group_names: Sequence[str]) -> dict[str, Any]:
     """Ticks of a category axis with the name of each group at its centre; with many groups some are left out.
 
-    `groups` (count,): ids in drawing order; `labels` (count,): categories of the axis; `group_names`: by id. Raises
+    `groups` (count,): ids in drawing order; `labels` (count,): categories of the axis; `group_names`: id -> name. Raises
     `CorsdError` if an id has no name and if the numbers differ.
     """
     edges = _edges(groups, len(labels))

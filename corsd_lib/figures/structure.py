@@ -37,7 +37,7 @@ def structure_over_depth(
 ) -> go.Figure:
     """Structure at every exit after the last epoch, shallow -> deep: a panel for each measure, a line for each run.
 
-    `table`: the table of `class_structure`, or a dict of such tables by run name. Dotted lines show the first epoch of a table,
+    `table`: the table of `class_structure`, or a dict name of the run -> table. Dotted lines show the first epoch of a table,
     in one grey line if all runs begin with the same values. Runs are aligned at the deepest exit. The default title states the
     first measure. Raises `CorsdError` for an unknown measure and without data.
     """

@@ -189,7 +189,7 @@ class Run:
 
     @property
     def probes(self) -> Probes:
-        """Probe snapshots that were written so far, by epoch."""
+        """Probe snapshots that were written so far: a mapping epoch -> snapshot."""
         return Probes(self.path, self.data.num_classes)
 
     def network(self) -> MultiExitNetwork:

@@ -181,7 +181,7 @@ def _records(named: Named) -> list[Panel]:
 
 
 def _comparison(title: str, names: list[str], values: list[dict[str, str]]) -> Panel:
-    """Table of `values` by name, one column for each run; rows that differ between runs come first."""
+    """Table of `values`, a dict name -> text for each run, which is a column; rows that differ between runs come first."""
     keys = list(dict.fromkeys(key for of_run in values for key in of_run))
     differ = [key for key in keys if len({of_run.get(key, "–") for of_run in values}) > 1]
     rows = [[key, *(of_run.get(key, "–") for of_run in values)] for key in [*differ, *(k for k in keys if k not in differ)]]

@@ -84,7 +84,7 @@ def short_markdown(summary: Mapping[str, Any]) -> str:
 
 
 def _cells(m: Mapping[str, Any], summary: Mapping[str, Any]) -> dict[str, str]:
-    """One row of the table: the text of each cell by the name of its column."""
+    """One row of the table: a dict name of the column -> text of the cell."""
     ends = zip(m["top1"], m["top1_low"], m["top1_high"], strict=True)
     top1 = [with_interval(*e) if trained else "not trained" for e, trained in zip(ends, trained_exits(m), strict=True)]
     exits = _exit_columns(summary)

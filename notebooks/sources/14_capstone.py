@@ -14,8 +14,8 @@
 # # 14 Can you answer a question of your own?
 #
 # You have seen how others measure. Now you choose a question, write down how it will be
-# decided, train, and report what came out, whatever it is. **What has to be fixed
-# before the first training, so that the result can be believed?**
+# decided, train, and report what came out. Five things are fixed before the first
+# training: rows, measure, smallest gain that matters, seeds, and the rule.
 #
 # **You will learn**
 #
@@ -129,8 +129,9 @@ run_directory = "runs/14_capstone"  # the study, its trainings and its page
 # gain. One contains 0 and delta: undecided.](images/concept_verdict.svg)
 #
 # *Helps* says: above 0, and $\delta$ is not excluded. It does not say that the gain
-# reaches $\delta$. We take $\delta = 3$ points. This is a judgement, and it is made
-# now.
+# reaches $\delta$. *No useful gain* includes harm: if the whole interval lies below 0,
+# the page says so as well. We take $\delta = 3$ points. This is a judgement, and it is
+# made now.
 
 # %% [markdown]
 # ### Exercise 1, implement: the verdict
@@ -181,7 +182,7 @@ print("Exercise 1: correct.")
 #
 # An interval takes at least three seeds. The deviation $s$ comes from a **pilot**:
 # trainings that are not used again. Ours is the committed study of digits with ten
-# seeds, which has right labels and more epochs.
+# seeds. It has right labels and more epochs, and compares BYOT with deep supervision.
 
 # %%
 pilot = committed_summary("digits")["methods"]
@@ -243,8 +244,9 @@ compare("Seeds for 4.5 points, twice the deviation", my_twice, twice)
 
 # %% [markdown]
 # **Answer.** 20 seeds for 1 point, and 6 for 4.5 points with twice the deviation. Only
-# the ratio of $\delta$ to $s$ counts. 4.5 points with twice the deviation are 2.25
-# points with the deviation itself: less than 3, so more seeds than 5.
+# the ratio of $\delta$ to $s$ counts. Halve both: 4.5 points with twice the deviation
+# are the same as 2.25 points with the deviation of the pilot. That is less than 3, so
+# it takes more than 5 seeds.
 #
 # The calculation treats $s$ as exact. The studies that you train have a deviation of
 # their own, which scatters around $s$.
@@ -303,7 +305,8 @@ rule = f"""Question: {plan["title"]}
 Measure: test accuracy of exit 1, taught minus untaught, paired by seed.
 Smallest gain that matters: {smallest} points.
 Verdict: "no useful gain" if the 95 % interval ends below {smallest} points.
-Otherwise "helps" if it begins above 0. Otherwise "undecided".
+Else "helps" if it begins above 0. Else "undecided".
+If the interval lies below 0, the page also says that teaching harms.
 Looked at once, after the last training. No seed is added or left out.
 Check: all exits of the first taught run end above 20 % on train (chance: 10 %).
 If not, the fault is mended under a new plan with new seeds.
@@ -359,6 +362,7 @@ print("fingerprint of the plan:", fingerprint)
 # %%
 my_gain, my_verdict = None, None  # points; "helps", "no useful gain" or "undecided"
 my_length = None  # "shorter" or "longer"
+my_next = None  # exercise 3 only: the verdict with its share of wrong labels
 
 # %% [markdown]
 # ## 5. Train
@@ -372,7 +376,9 @@ done = run_study(study, runs=f"{place}/runs")
 # %% [markdown]
 # Before any result: did the trainings work? This check was planned for one run, the
 # first taught one. The plan says what it takes to pass, above 20 % at every exit, and
-# what happens otherwise: a new plan with new seeds.
+# what happens otherwise: a new plan with new seeds. The limit is low on purpose: it is
+# twice chance and finds a training that failed, not one that is poor. A higher limit,
+# such as 50 %, would drop a row for what the study asks about.
 
 # %%
 watched = load_run(f"{place}/runs/taught/seed{seed}")
@@ -439,7 +445,9 @@ figure.update_yaxes(title="", **ticks, range=[len(ends) - 0.5, -0.5])
 # %% tags=["uses-answer"]
 low, high = ends[0][1:]
 decision = verdict(low, high, smallest)
-compare("Verdict", my_verdict, decision)
+compare("Verdict", my_verdict if label_noise == 0.2 else my_next, decision)
+if high < 0:
+    print("the whole interval lies below 0: teaching harms exit 1")
 
 # %%
 planned = 2 * student_t.ppf(0.975, seeds - 1) * deviation / seeds**0.5
@@ -449,11 +457,15 @@ compare("The interval is", my_length, "longer" if high - low > planned else "sho
 # %% [markdown]
 # **Answer.** In the outputs saved here the interval of exit 1 contains 0 and ends at
 # 2.76, below 3 points: no useful gain, narrowly. On another machine the verdict may be
-# "undecided". The interval is more than twice as long as planned, probably because the
-# pilot had right labels and more epochs. A pilot under other conditions than the study
-# is a common reason for such a surprise. At exit 2 the difference is -1.36 points
-# [-3.55, 0.84]. Whoever chooses the exit afterwards can tell another story; the plan
-# says that this exit decides nothing.
+# "undecided". At exit 2 the difference is -1.36 points [-3.55, 0.84]. Whoever chooses
+# the exit afterwards can tell another story; the plan says that it decides nothing.
+
+# %% [markdown]
+# The interval is more than twice as long as planned. The pilot differs from the study
+# in three things: it has right labels, more epochs, and **other rows**. It compares
+# BYOT with deep supervision, whose labels have the weight 1 at the exits in place of
+# 0.9. Which of the three made the interval longer, we do not know. A pilot should have
+# the rows and the conditions of the study.
 
 # %% [markdown]
 # With a slightly longer interval the verdict would be "undecided", and that would be
@@ -512,12 +524,12 @@ print(page.name, "has", len(panels), "parts")
 # ## Answer: can you answer a question of your own?
 #
 # > **What we found.** You can answer a question of your own if rows, measure, smallest
-# > gain, seeds and rule are fixed before the first training. Where a fifth of the
-# > labels was wrong, teaching changed exit 1 by -0.45 points [-3.66, 2.76]. This
+# > gain, seeds and rule are fixed before training. Where a fifth of the labels was
+# > wrong, the difference at exit 1 was -0.45 points [-3.66, 2.76]. This
 # > interval ends below 3, so the verdict is "no useful gain".
 # >
-# > **How sure we are.** There are five paired seeds. The interval is 6.4 points long,
-# > not 2.6 as planned: other seeds or another machine may give "undecided".
+# > **How sure we are.** Not very: with five paired seeds the interval is 6.4 points
+# > long, not 2.6 as planned. Other seeds or another machine may give "undecided".
 # >
 # > **What it does not show.** Other shares of wrong labels, longer trainings and larger
 # > networks were not tested.
@@ -525,17 +537,14 @@ print(page.name, "has", len(panels), "parts")
 # %% [markdown]
 # ## Exercise 3, predict and experiment: more wrong labels
 #
-# Predict the verdict with `label_noise = 0.4`. The folder has a new name: register the
-# new plan again. Set the parameter, run all again, and report both intervals. Then say
-# how many seeds the deviation that you *found* would have asked for.
+# Predict the verdict with `label_noise = 0.4`: set `my_next`, in the cell of the
+# predictions at the end of section 4, and the parameter. Then run all again. The folder
+# has a new name: register the new plan. Report both intervals, say how many seeds the
+# deviation that you *found* would have asked for, and set the parameter back.
 
 # %%
-my_next = None  # "helps", "no useful gain" or "undecided"
-
 found = np.std([taught[s][0] - untaught[s][0] for s in taught], ddof=1)
 print(f"standard deviation: {deviation:.2f} in the pilot, {found:.2f} found")
-if label_noise != 0.2:
-    compare(f"Verdict with {label_noise}", my_next, decision)
 
 # %% [markdown] tags=["solution"]
 # *A good answer* reports both intervals and verdicts, does not merge the two studies,

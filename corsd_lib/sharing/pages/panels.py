@@ -232,7 +232,7 @@ def _order(name: str, run: Run) -> list[int]:
 
 
 def _classes(data: DataInfo) -> dict[str, Any]:
-    """Displayed names of classes and superclasses (short, unique, no markup), and full names of shortened ones, by index."""
+    """Displayed names of classes and superclasses (short, unique, no markup), and dicts index -> full name of the shortened."""
     return {
         "names": short_names(data.class_names),
         "whole_names": _cut(data.class_names),
