@@ -30,7 +30,7 @@ MARKED = $$(grep -lr --include='*.py' 'mark\.$(1)\b' tests)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help venv walkthrough lab test test-fast unit fuzz test-notebooks test-min test-wheel lint types format notebooks notebook-texts course slides grading docs tune study tables bench samples clean
+.PHONY: help venv walkthrough lab test test-fast unit fuzz test-notebooks test-min test-wheel lint types format notebooks notebook-texts course slides grading handout docs tune study tables bench samples clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-16s%s\n' "$$name" "$$text"; done
@@ -122,6 +122,9 @@ slides: venv  ## slides of two notebooks in slides/, a file each that needs no n
 grading: venv  ## a course folder of nbgrader in grading/, with an assignment for each notebook; nbgrader is in the extra "teaching"
 	$(BIN)/python notebooks/build.py --grading
 
+handout: venv  ## copies of the notebooks for students in handout/, without outputs and with folded answers
+	$(BIN)/python notebooks/build.py --handout
+
 docs: $(DOCS_STAMP)  ## build the documentation site in docs/_build/html; warnings and broken links are errors
 	$(BIN)/python docs/build.py
 
@@ -134,12 +137,12 @@ study: venv  ## train what STUDY has no record of, then make its tables and figu
 tables: venv  ## make the tables and figures of STUDY from its records, in README.md too where it has the study's marks
 	$(BIN)/corsd compare $(STUDY) --tables $$(grep -q '<!-- $(notdir $(STUDY)) -->' README.md && echo --readme README.md)
 
-bench: venv  ## measure speed, write results/bench.json and the table of the README
-	$(BIN)/corsd bench --out results/bench.json --readme README.md
+bench: venv  ## measure speed, write results/bench.json and the table in results/README.md
+	$(BIN)/corsd bench --out results/bench.json --readme results/README.md
 
 samples:  ## list the committed runs with their checksums, and pack them into build/runs for a release
 	$(PYTHON) results/samples.py build/runs
 
 clean:  ## remove caches and build products; .venv, data and runs stay
-	rm -rf build dist docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist handout docs/_build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find corsd_lib tests notebooks docs \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
