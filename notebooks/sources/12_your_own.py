@@ -63,7 +63,7 @@ from corsd_lib import build_method, build_network, evaluate, load_dataset, train
 from corsd_lib.backbones import SequentialBackbone, StageInfo
 from corsd_lib.batches import BatchSource, evaluation_batches
 from corsd_lib.course import answered, compare, expect
-from corsd_lib.figures import image_strip, relation_heatmap, template
+from corsd_lib.figures import image_strip, template
 from corsd_lib.losses import distillation
 from corsd_lib.studies.intervals import mean_interval
 
@@ -158,6 +158,20 @@ image_strip(shapes.train.images[some], captions, "Two training images of each cl
 # *part* of it still of its class?
 
 # %% [markdown]
+# ### Photographs
+#
+# - **Pretrained weights.** `network="resnet18"`, `pretrained=True`, `stem="large"` and
+#   `image_size=224` start from weights learned on ImageNet (a download). With a few
+#   dozen photographs a class, start there: even 40 drawings of each of five shapes, as
+#   below, are too few to learn the classes well from scratch.
+# - **Normalisation** needs no step: the mean and standard deviation are those of your
+#   training images, or of ImageNet where the images do not fit into memory.
+# - **Unequal classes.** Accuracy counts images: a large class counts more. Compare it
+#   with the share of the largest class.
+# - **How many test images?** The standard error of an accuracy $a$ is
+#   $\sqrt{a (1 - a) / n}$: with 30 images and 70 % it is 8 points.
+
+# %% [markdown]
 # ### Train
 #
 # **Predict:** which two *different* shapes will have the highest relation after
@@ -198,10 +212,11 @@ monitor(run)
 # the triangle is related to the square alone. Below: the parts of the
 # loss.](images/12_monitor.png)
 #
-# *The monitor after training.* Accuracy starts at about 20 %, chance for five classes.
-# The training is short: neither train nor validation accuracy is flat at the end.
-# Dotted lines are validation accuracy. They jump down to chance: probably the running
-# statistics of batch normalisation lag behind with this learning rate and small
+# *The monitor after training.* Accuracy and relation matter here; the terms of the loss
+# below are those of [01_walkthrough](01_walkthrough.ipynb). Accuracy starts at about 20
+# %, chance for five classes. The training is short: neither accuracy is flat at the
+# end. Dotted lines are validation accuracy. They jump down to chance: probably the
+# running statistics of batch normalisation lag behind with this learning rate and small
 # batches. The jumps end as the rate falls.
 #
 # Validation ends *above* train. The two are not measured alike. Train accuracy is a
@@ -217,9 +232,10 @@ found = " with ".join(sorted(shapes.class_names[c] for c in pair))
 compare(
     "Most related", my_pair and " with ".join(sorted(my_pair.split(" with "))), found
 )
-title = "Relation of the deepest exit, ordered by the number of sides"
-figure = relation_heatmap(relation, shapes.class_names, title, order=order)
-figure.update_layout(height=470)
+for c in order:  # by the number of sides
+    most = apart[c].argmax().item()
+    print(f"{shapes.class_names[c]}: itself {relation[c, c]:.2f},", end=" ")
+    print(f"most with another {relation[c, most]:.2f} ({shapes.class_names[most]})")
 
 # %%
 images, truth = next(evaluation_batches(shapes, shapes.test, batch_size=200))
@@ -233,34 +249,46 @@ near, wrong = (apart == 1).sum(), (apart > 0).sum()
 print(f"{near} of {wrong} mistakes on test go to a neighbour in this order")
 
 # %% [markdown]
-# The monitor above has the same matrix in alphabetical order.
-#
 # **Answer.** Shapes that look alike are related, mostly neighbours in the order
-# triangle, square, pentagon, hexagon, circle. The pentagon is an exception: its
-# brightest cell is the circle, two places away. Confusions follow the order, too: 56 of
+# triangle, square, pentagon, hexagon, circle. The pentagon is an exception: it is
+# related most to the circle, two places away. Confusions follow the order, too: 56 of
 # 68 mistakes (82 %) go to a neighbour. By chance about 40 % would: 8 of the 20 ordered
-# pairs are neighbours. In three of five rows the diagonal is not the brightest: this
-# relation is poor.
+# pairs are neighbours. Three of five shapes are related more to another shape than to
+# themselves: this relation is poor.
+#
+# **Predict:** which exit has the highest test accuracy?
 
 # %%
+my_best = None  # 1, 2 or 3
+
+top1 = [scores["top1"] for scores in run.test["exits"]]
+compare("Best exit", my_best, top1.index(max(top1)) + 1)
 for k, scores in enumerate(run.test["exits"], 1):
     print(f"exit {k}: {scores['top1']:.0f} % of {run.test['images']} test images")
 
 # %% [markdown]
-# If the exits had seen different images, 200 each, their difference would be uncertain
-# by about 9.5 points: 57 against 72 % is more than that, 66 against 72 % is not. They
-# have seen the same images, so the comparison can be *paired*: only images that exactly
-# one of the two exits gets right count. If the exits were equally good, these would
-# fall to either side like a fair coin (McNemar's test).
+# **Answer.** Exit 2 in the saved run. If the exits had seen different images, 200 each,
+# their difference would be uncertain by about 9.5 points: 57 against 72 % is more than
+# that, 66 against 72 % is not.
+#
+# The exits have seen the same images, so the comparison can be *paired*. Only images
+# that exactly one of the two exits gets right count. If the exits were equally good,
+# these would fall to either side like a fair coin (McNemar's test).
+
+
+# %%
+def paired(right, first, second):  # right[k - 1]: which images exit k gets right
+    a, b = right[first - 1], right[second - 1]
+    only, lost = (a & ~b).sum().item(), (b & ~a).sum().item()
+    p = binomtest(only, only + lost).pvalue
+    print(f"only exit {first} right: {only}, only exit {second}: {lost}, p = {p:.1g}")
+
 
 # %%
 with torch.no_grad():
-    logits = run.network().eval()(images).logits
-one, two, three = (z.argmax(dim=1) == truth for z in logits)  # right at this exit?
-for name, other in {"exit 1": one, "exit 3": three}.items():
-    only, lost = (two & ~other).sum().item(), (other & ~two).sum().item()
-    p = binomtest(only, only + lost).pvalue
-    print(f"only exit 2 right: {only}, only {name} right: {lost}, p = {p:.1g}")
+    right = [z.argmax(dim=1) == truth for z in run.network().eval()(images).logits]
+paired(right, 2, 1)
+paired(right, 2, 3)
 
 # %% [markdown]
 # Paired, even 66 against 72 % looks like more than chance: 22 images against 9 (p =
@@ -287,7 +315,7 @@ for name, other in {"exit 1": one, "exit 3": three}.items():
 # ### Exercise 1, implement: reductions
 #
 # Return the list of the reductions of the *stages* from the list of all strides, the
-# stem's first: `reductions([2, 1, 2, 2])` is `[2, 4, 8]`.
+# stem's first. The list has one number a stage.
 
 
 # %% tags=["exercise"]
@@ -377,10 +405,17 @@ def fit(network, method, data, epochs, lr=0.1):
 # %% [markdown]
 # `build_method(..., network=own)` also makes what a method trains beside the network,
 # such as CORSD's relation networks.
+#
+# **Predict:** this network, with deep supervision: which of its exits has the highest
+# test accuracy?
 
 # %%
+my_own_best = None  # 1, 2 or 3
+
 fit(own.train(), build_method("deep_supervision", network=own), shapes, epochs)
 table = evaluate(own.eval(), shapes).table()
+top1 = table["top1"].iloc[:3].tolist()  # without the ensemble
+compare("Best exit", my_own_best, top1.index(max(top1)) + 1)
 columns = {"top1": "accuracy, %", "calibration_error": "calibration error, points"}
 whole = table[["macs", "parameters"]].astype("Int64")  # whole numbers, some missing
 shown = table[list(columns)].round(1).rename(columns=columns).join(whole)
@@ -389,9 +424,18 @@ shown.rename(columns={"macs": "MACs"}).astype(object).fillna("-")
 # %% [markdown]
 # The calibration error is the mean gap between confidence and accuracy. MACs
 # (multiply-accumulates) and parameters are those up to that exit. The ensemble is the
-# mean of the probabilities of all exits. Here the first exit is not worse than the
-# deepest: 65.0, 55.5 and 58.5 %. The largest difference, 9.5 points, is at the limit
-# given above; the others are smaller.
+# mean of the probabilities of all exits. The paired counts for exit 1:
+
+# %%
+with torch.no_grad():
+    right = [z.argmax(dim=1) == truth for z in own(images).logits]
+paired(right, 1, 2)
+paired(right, 1, 3)
+
+# %% [markdown]
+# **Answer.** Exit 1 in the saved run. Against exit 2 its lead looks like more than chance
+# (35 images against 16, p = 0.01), against exit 3 it may be chance (30 against 17, p =
+# 0.08). Exit 1 was chosen because it is the best here, so both p are too small.
 #
 # ### Backbones of timm
 #
@@ -437,28 +481,78 @@ def consensus_loss(logits, temperature):
 
 # %% [markdown]
 # Test a loss before you train with it. A network trained with a wrong loss often still
-# learns something, and then the mistake is hard to find. Three questions find most
-# mistakes.
+# learns something, and then the mistake is hard to find.
 #
-# **Predict:** what is the loss if all exits agree? Which exits get a gradient? What is
-# the loss of an empty batch?
+# **Predict:** what is the loss if all exits agree? What is the loss of an empty batch?
 
 # %% tags=["nbval-check-output"]
-my_agree = None  # a number
-my_exits = None  # a list such as [1]
-my_empty = None  # a number
+my_agree, my_empty = None, None  # numbers
 
-logits = [torch.randn(6, 10, requires_grad=True) for _ in range(3)]
+look = {"dtype": torch.double, "requires_grad": True}  # to compare within 1e-6
+logits = [torch.randn(6, 10, **look) for _ in range(3)]
 agree = consensus_loss([logits[0]] * 3, 3.0).item()
-consensus_loss(logits, 3.0).backward()
-reached = [k for k, z in enumerate(logits, 1) if z.grad.abs().sum() > 0]
 empty = consensus_loss([torch.zeros(0, 10)] * 3, 3.0).item()
-compare("All exits agree", my_agree, abs(round(agree)))
-compare("Exits with a gradient", my_exits, reached)
-compare("Empty batch", my_empty, abs(round(empty)))
+compare("All exits agree", my_agree, agree, atol=1e-6)
+compare("Empty batch", my_empty, empty, atol=1e-6)
+assert abs(agree) < 1e-6 and abs(empty) < 1e-6
 
 # %% [markdown]
-# **Answer.** Zero, all three exits, and zero.
+# **Answer.** Zero both times. But a loss with a mistake may pass this, too. So test the
+# part that does the work, $\mathrm{KD}$, in two more ways: compare its **value** with a
+# KL that is written out, and ask whether a gradient reaches the **teacher**. A few
+# likely mistakes:
+
+
+# %%
+def kl_by_hand(teacher, student, temperature):  # (B, C), (B, C) -> (); no sg
+    p, q = ((z / temperature).softmax(dim=1) for z in (teacher, student))
+    return temperature**2 * (p * (p / q).log()).sum(dim=1).mean()
+
+
+def without_square(teacher, student, temperature):  # the factor T^2 is forgotten
+    return distillation(teacher, student, temperature) / temperature**2
+
+
+def turned_round(teacher, student, temperature):  # teacher and student are exchanged
+    return distillation(student, teacher, temperature)
+
+
+# %%
+def tests(kd):  # which tests a distillation passes, within 1e-6
+    teacher, student = logits[:2]
+    loss = kd(teacher, student, 3.0)
+    how = {"allow_unused": True, "materialize_grads": True}  # 0 where nothing arrives
+    (gradient,) = torch.autograd.grad(loss, [teacher], **how)
+    wanted = kl_by_hand(teacher, student, 3.0)
+    return {
+        "all agree": abs(kd(teacher, teacher, 3.0).item()) < 1e-6,
+        "value": abs((loss - wanted).item()) < 1e-6,
+        "teacher": gradient.abs().max().item() < 1e-6,
+    }
+
+
+# %% [markdown]
+# **Predict:** which tests does `without_square` fail: `all agree`, `value`, `teacher`?
+# And `kl_by_hand`, which does not stop the gradient? (Write more than one with commas.)
+
+# %% tags=["nbval-check-output"]
+my_square, my_by_hand = None, None
+
+mine = {without_square: my_square, kl_by_hand: my_by_hand}
+for kd in (distillation, without_square, turned_round, kl_by_hand):
+    failed = ", ".join(name for name, passed in tests(kd).items() if not passed)
+    compare(f"{kd.__name__} fails", mine.get(kd), failed or "none")
+
+# %% tags=["nbval-check-output"]
+mean = torch.stack(logits).mean(dim=0)
+by_hand = sum(kl_by_hand(mean, z, 3.0) for z in logits) / len(logits)
+assert abs((consensus_loss(logits, 3.0) - by_hand).item()) < 1e-6
+print("the consensus loss has the value of the version written by hand")
+
+# %% [markdown]
+# **Answer.** A missing $T^2$ fails *value* alone, and a missing stop of the gradient
+# *teacher* alone. All of them pass *all agree*, which is therefore a weak test. Each
+# test finds another mistake, so make all three, with a tolerance far below the loss.
 #
 # Now the method. Its options are a dataclass whose fields are the **weights of the
 # terms, by name**. `loss_terms` returns the terms without weights. The total and the
@@ -553,12 +647,8 @@ print(f"deepest exit: {before:.2f} nats untrained, {after:.2f} trained")
 #
 # Compared with the plain network, two things are new: exits that learn, and your term.
 # A third row separates them, the **ablation** with the weight of the term at 0. Each
-# row is trained with several seeds, and differences are taken seed by seed. Made-up
-# numbers with a clear gain show how; yours may have none:
-#
-# ![Left: accuracies of two methods, one line a seed. Right: the differences of the
-# seeds, their mean and its 95 percent interval, which excludes
-# 0.](images/concept_interval.svg)
+# row is trained with several seeds, and differences are taken seed by seed, with a 95 %
+# interval ([11_compare_methods](11_compare_methods.ipynb) draws how).
 #
 # We compare on digits, which are smaller and train faster than the shapes. As long as
 # the method may still change, use *validation* images. If you try ten variants and
@@ -651,7 +741,8 @@ figure.update_xaxes(title=axis).update_layout(showlegend=False)
 # **Answer.** No effect of the term was detected (+2.2 [-1.6, 6.0]), and no gain over
 # the plain network either (0.0 [-1.2, 1.2]). The row with weight 0 splits that 0 into
 # two parts: -2.2 for the exits and +2.2 for the term. Both intervals include 0, so even
-# this split may be chance. Without this row you could not ask which of the two it is.
+# this split may be chance. Without this row you could not even ask which part the term
+# has.
 
 # %% [markdown]
 # ### The same as a study
@@ -668,46 +759,38 @@ figure.update_xaxes(title=axis).update_layout(showlegend=False)
 # %% [markdown]
 # ## Answer: how do I use my own images, backbone, loss?
 #
-# > **What we found.** You use each of them with a few lines. Images go into `train/`,
-# > `val/` and `test/`, one folder for each class; `folder:PATH` loads them. A backbone
-# > declares the channels and the reduction of its stages. A loss is a class with named
-# > weights in `METHODS`. Consensus changed the deepest exit by 0.0 points [-1.2, 1.2]
-# > against the plain network, by 2.2 [-1.6, 6.0] against weight 0.
+# > **What we found.** You use each of them with a few lines. Images go into one folder
+# > for each split and class. A backbone declares the channels and the reduction of its
+# > stages. A loss is a class with named weights. With consensus the difference at the
+# > deepest exit was 0.0 points [-1.2, 1.2] to the plain network, and 2.2 [-1.6, 6.0] to
+# > weight 0.
 # >
-# > **How sure we are.** All three recipes ran in this notebook. With three seeds both
-# > intervals include 0.
+# > **How sure we are.** The recipes ran here. What consensus does is open: with three
+# > seeds both intervals include 0.
 # >
-# > **What it does not show.** Whether consensus helps elsewhere was not tested.
+# > **What it does not show.** No photographs and no pretrained weights were used.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: a term of your own
 #
-# Give `mean_entropy` a class like `Consensus`, with the term *minus* the entropy, its
-# mean over all exits, so that a positive weight rewards uncertainty. Predict the sign
-# of the change in validation accuracy and in calibration error. Train three seeds with
-# weights 0, 0.1 and 1 (nine trainings, one to two minutes), and report the paired
-# differences to weight 0. `accuracy_of` returns accuracies only: let your function
+# Give `mean_entropy` a class like `Consensus`. Its term is minus the entropy, averaged
+# over all exits; a positive weight then rewards uncertainty. Predict what *weight 1*
+# changes in validation accuracy and in calibration error: `+` or `-`, or `0` if you
+# expect that the interval of three seeds will include 0. Train three seeds with weights
+# 0, 0.1 and 1 (nine trainings, one to two minutes), and report the paired differences
+# to weight 0. `accuracy_of` returns accuracies only: let your function
 # return the run. `evaluate(run, split="validation").table()["calibration_error"]` gives
 # the second measure.
 #
+# First test that the term is in the loss.
+
+# %% [markdown]
 # (Hint: two mistakes are common. If `loss_terms` multiplies by the weight, it counts
 # twice: the library multiplies, too. And two weights in one folder are one training:
 # `train` opens what is finished.)
 
-# %% [markdown]
-# The steps:
-#
-# 1. `DoubtOptions(DeepSupervision.Options)`, with the weight `doubt: float = 1.0`
-# 2. `Doubt(DeepSupervision)`, with `name`, `Options` and `loss_terms`; then into
-#    `METHODS`
-# 3. `measures_of(weight, seed)`, which trains and returns accuracy and calibration
-#    error
-# 4. for the weights 0.1 and 1: `mean_interval` of the differences to weight 0
-# 5. `compare("Accuracy", my_sign_accuracy, ...)`, and the same for the calibration
-#    error
-
 # %%
-my_sign_accuracy, my_sign_calibration = None, None  # "+", "-" or "0"
+my_sign_accuracy, my_sign_calibration = None, None  # at weight 1: "+", "-" or "0"
 # Your class and your trainings go here. Call `compare` with your two signs.
 
 # %% [markdown] tags=["solution"]
@@ -751,8 +834,11 @@ my_sign_accuracy, my_sign_calibration = None, None  # "+", "-" or "0"
 # found = {w: torch.tensor([measures_of(w, n) for n in numbers]) for w in weights}
 # for weight in weights[1:]:
 #     for k, name in enumerate(("accuracy", "calibration error")):
-#         gaps = (found[weight] - found[0.0])[:, k].tolist()
-#         print(weight, name, with_interval(*mean_interval(gaps), sign="+"))
+#         mean, low, high = mean_interval((found[weight] - found[0.0])[:, k].tolist())
+#         print(weight, name, with_interval(mean, low, high, sign="+"))
+#         sign = "0" if low <= 0 <= high else "+" if low > 0 else "-"
+#         if weight == 1:
+#             compare(name, (my_sign_accuracy, my_sign_calibration)[k], sign)
 # ```
 
 # %% [markdown] tags=["solution"]
@@ -779,7 +865,8 @@ my_sign_accuracy, my_sign_calibration = None, None  # "+", "-" or "0"
 # %% [markdown]
 # ## Where next
 #
-# - Put ten photographs of each of three things into folders and run part 1 on them.
+# - Put ten photographs of each of three things into folders and run part 1 on them,
+#   with pretrained weights.
 # - `RelationExplorer(run)`: the relation of your shapes;
 #   [07_relation_explorer](07_relation_explorer.ipynb) is a guide.
 # - The [notes for contributors](../CONTRIBUTING.md) say what a method needs to become
