@@ -7,6 +7,7 @@
     python notebooks/build.py --course   pages of all of them in course/, to print or to read without JupyterLab
     python notebooks/build.py --slides   slides in slides/ of those in which cells have a slide type (see deck.py)
     python notebooks/build.py --grading  a course folder of nbgrader in grading/, with an assignment for each of them
+    python notebooks/build.py --handout  copies without outputs and with folded answers in handout/ (see handout.py)
 
 A source holds both: a cell tagged "exercise" with the stub, behind it one tagged "solution", and one tagged "check" that fails
 for the stub and passes for the solution. The solved notebook is executed; the student's is the same with the stub in the
@@ -47,6 +48,7 @@ import pages
 from assignments import mark_for_grading, write_grading
 from deck import has_slides, skip_the_rest, write_slides
 from glossary import link_terms
+from handout import write_handout
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -130,6 +132,14 @@ def for_students(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 def tags(cell: nbformat.NotebookNode) -> list[str]:
     return cell.metadata.get("tags", [])
+
+
+def with_both(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """The notebook with stubs and solutions, in which a student's cells may raise as in `for_students`."""
+    mine = {cell.id: cell for cell in for_students(notebook).cells}
+    notebook = copy.deepcopy(notebook)
+    notebook.cells = [mine.get(cell.id, cell) for cell in notebook.cells]
+    return notebook
 
 
 def _without(notebook: nbformat.NotebookNode, tag: str) -> nbformat.NotebookNode:
@@ -306,6 +316,10 @@ def main() -> None:
     if options == ["--grading"]:
         print(f"{write_grading(sorted(FOLDER.glob('*.ipynb')), Path('grading'))}: see notebooks/INSTRUCTORS.md")
         return
+    if options == ["--handout"]:
+        whole = {source.stem: with_both(read_source(source)) for source in sorted((FOLDER / "sources").glob("*.py"))}
+        print(f"{write_handout(whole, FOLDER, Path('handout'))}: see notebooks/INSTRUCTORS.md")
+        return
     wanted = tuple(names) or ("",)
     sources = [source for source in sorted((FOLDER / "sources").glob("*.py")) if source.name.startswith(wanted)]
     if not sources:
@@ -314,7 +328,9 @@ def main() -> None:
         check(sources)
         return
     if options not in ([], ["--text"]):
-        sys.exit(f"{' '.join(options)}: the options are --text, --check, --course, --slides and --grading, one at a time")
+        sys.exit(
+            f"{' '.join(options)}: the options are --text, --check, --course, --slides, --grading and --handout, one at a time"
+        )
     for readme in READMES:
         readme.write_text(with_badges(readme.read_text(encoding="utf-8")), encoding="utf-8")
     concepts.write()

@@ -195,7 +195,7 @@ def make(*arguments: str, folder: Path = ROOT, **variables: str) -> subprocess.C
 
 
 TARGETS = ["walkthrough", "lab", "slides", "grading", "docs", "test", "test-fast", "fuzz", "bench", "lint", "format", "clean"]
-TARGETS += ["test-min", "test-wheel", "samples"]
+TARGETS += ["handout", "test-min", "test-wheel", "samples"]
 
 
 @pytest.mark.parametrize("target", TARGETS)
