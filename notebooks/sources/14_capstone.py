@@ -130,7 +130,7 @@ run_directory = "runs/14_capstone"  # the study, its trainings and its page
 #
 # *Helps* says: above 0, and $\delta$ is not excluded. It does not say that the gain
 # reaches $\delta$. *No useful gain* includes harm: if the whole interval lies below 0,
-# the page says so as well. We take $\delta = 3$ points. This is a judgement, and it is
+# the report has to say so. We take $\delta = 3$ points. This is a judgement, and it is
 # made now.
 
 # %% [markdown]
@@ -305,8 +305,7 @@ rule = f"""Question: {plan["title"]}
 Measure: test accuracy of exit 1, taught minus untaught, paired by seed.
 Smallest gain that matters: {smallest} points.
 Verdict: "no useful gain" if the 95 % interval ends below {smallest} points.
-Else "helps" if it begins above 0. Else "undecided".
-If the interval lies below 0, the page also says that teaching harms.
+Otherwise "helps" if it begins above 0. Otherwise "undecided".
 Looked at once, after the last training. No seed is added or left out.
 Check: all exits of the first taught run end above 20 % on train (chance: 10 %).
 If not, the fault is mended under a new plan with new seeds.
