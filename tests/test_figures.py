@@ -238,6 +238,25 @@ def test_the_title_names_the_most_accurate_deepest_exit(rows: dict[str, Any], ti
     assert figures.accuracy_by_method(study(**rows)).layout.title.text.replace("<br>", " ") == title
 
 
+def test_differences_by_exit_have_intervals_seeds_and_a_line_at_zero() -> None:
+    above, unsure = [[1.0, -1.0], [2.0, 0.0], [3.0, 1.0]], [[0.5, 0.5]]
+    figure = figures.differences_by_exit({"a minus b": above, "c <minus> d": unsure}, "Gains")
+    titles = [note.text for note in figure.layout.annotations]
+    assert titles[:2] == figures.exit_names(2) and "95 % interval" in titles[2]
+    rings, mean = figure.data[:2]
+    assert list(rings.x) == [1.0, 2.0, 3.0] and rings.marker.symbol == "circle-open"
+    assert mean.x == (2.0,) and mean.error_x.array[0] == pytest.approx(2.484, abs=1e-3)
+    colours = [trace.marker.color for trace in figure.data[1::2]]
+    assert colours == [GREY, GREY, GREY, GREY]  # [-0.5, 4.5] contains 0; one seed has no interval
+    certain = figures.differences_by_exit({"a": [[5.0], [5.1], [5.2]], "b": [[-5.0], [-5.1], [-5.2]]}, exits=["deepest"])
+    assert [trace.marker.color for trace in certain.data[1::2]] == list(figures.PALETTE[:2])
+    assert certain.layout.annotations[0].text == "deepest" and {shape.x0 for shape in certain.layout.shapes} == {0}
+    assert figure.layout.yaxis.ticktext == ("a minus b", "c &lt;minus&gt; d")
+    for refused in ({}, {"a": [[1.0], [1.0, 2.0]]}):
+        with pytest.raises(CorsdError, match="same number of exits"):
+            figures.differences_by_exit(refused)
+
+
 def test_gain_by_method_is_sorted_and_coloured_by_what_its_interval_says() -> None:
     rows = {"baseline": PLAIN, "b": BEHIND, "u": UNSURE, "c": AHEAD, "a": ALONE}
     figure = figures.gain_by_method(study(**rows))

@@ -139,10 +139,11 @@ def differences_by_exit(
             _add_points(figure, [(where, row - 0.08, mean, low, high)], unit, marker={"color": colour, "size": 9}, **place)
     figure.add_vline(x=0, line={"width": 1, "color": INK[dark]})
     _with_rows(figure, [short_name(name, 2 * LONGEST) for name in differences], title, dark, legend=True)
-    note = f"difference in {unit}, mean and 95 % interval; rings: single seeds"
-    figure.add_annotation(text=note, x=0.5, y=0, xref="paper", yref="paper", yshift=-44, showarrow=False)
+    note = f"difference in {unit}, mean and 95 % interval<br>rings: single seeds"
+    below = {"x": 0.5, "y": 0, "xref": "paper", "yref": "paper", "yanchor": "top", "yshift": -26, "showarrow": False}
+    figure.add_annotation(text=note, **below)
     figure.update_xaxes(zeroline=False)
-    figure.update_layout(margin_b=64, height=figure.layout.height + 40)
+    figure.update_layout(margin_b=72, height=figure.layout.height + 48)
     return figure
 
 
