@@ -518,7 +518,7 @@ def ranks() -> Drawing:
         d.text(600, 66 + 36 * other[place] + 5, name, "", "start")
     d.text(250, 36, "by attributes: most alike first", "bold")
     d.text(640, 36, "by relation: most related first", "bold")
-    d.text(430, 254, "invented ranks of pairs of made-up classes; only the order counts, so the two scales need not be comparable", "soft")
+    d.text(430, 254, "invented ranks of pairs of made-up classes; only the order counts, so the scales may differ", "soft")
     return d
 
 
@@ -569,7 +569,7 @@ def popularity() -> Drawing:
     d.text(578, 168, "+")
     grid(648, "remainder E", lambda i, j: rest[i][j], signed=True)
     d.text(430, 284, "class A with B has the higher relation, 0.54; A with C has the higher remainder, +0.06", "soft")
-    d.text(430, 304, "remainder: orange is more than popularity predicts, blue is less; every row and column has mean 0", "soft")
+    d.text(430, 304, "orange is more than popularity predicts, blue is less; every row and column has mean 0", "soft")
     return d
 
 

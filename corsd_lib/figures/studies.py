@@ -117,16 +117,19 @@ def differences_by_exit(
 ) -> go.Figure:
     """Paired differences of two methods with their 95 % intervals: a row for each comparison, a panel for each exit.
 
-    `differences`: a dict name of the comparison -> for each seed a value for each exit, shallow -> deep. Rings are single seeds.
-    A mean is grey if it has no interval (see `mean_interval`) or if the interval contains 0, which a line marks. `exits`: titles
-    of the panels, `exit_names` by default. `dark`: colours for a dark page. Raises `CorsdError` without comparisons and if they
-    have different numbers of exits.
+    `differences`: a dict name of the comparison -> for each seed a value for each exit, shallow -> deep. Rings are single
+    seeds. A mean is grey if it has no interval (see `mean_interval`) or if the interval contains 0, which a line marks.
+    `exits`: titles of the panels, `exit_names` by default. `dark`: colours for a dark page. Raises `CorsdError` without
+    comparisons and if they have different numbers of exits.
     """
     counts = {len(seed) for seeds in differences.values() for seed in seeds}
     if len(counts) != 1:
-        raise CorsdError(f"differences_by_exit needs comparisons with the same number of exits; they have {sorted(counts)}")
+        said = f"they have {sorted(counts)}"
+        raise CorsdError(f"differences_by_exit needs comparisons with the same number of exits; {said}")
     panels = list(exits or exit_names(*counts))
-    figure = make_subplots(1, len(panels), shared_yaxes=True, shared_xaxes="all", subplot_titles=panels, horizontal_spacing=0.02)
+    figure = make_subplots(
+        1, len(panels), shared_yaxes=True, shared_xaxes="all", subplot_titles=panels, horizontal_spacing=0.02
+    )
     for row, (name, seeds) in enumerate(differences.items()):
         for panel, values in enumerate(zip(*seeds, strict=True), 1):
             where = f"{name}, {panels[panel - 1]}"

@@ -145,9 +145,9 @@ print(f"margin loss {loss:.2f}; the same score for all pairs costs {constant:.2f
 
 # %% [markdown]
 # **Answer.** Even a four-pixel cue lowers the margin loss, although it classifies few
-# digits correctly. Any cue that is right more often than wrong can: stroke width, slant,
-# or the background of a photograph. These pairs of different digits get the highest
-# scores, one for each combination of digits:
+# digits correctly. Any cue that is right more often than wrong can: stroke width,
+# slant, or the background of a photograph. These pairs of different digits get the
+# highest scores, one for each combination of digits:
 
 # %%
 different = by_middle.masked_fill(labels[:, None] == labels[None, :], 0).triu()
@@ -557,11 +557,12 @@ figure.update_layout(title="Gradient of every term in the backbone, times its we
 figure.update_xaxes(dtick=1)  # powers of ten
 
 # %% [markdown]
-# **Answer.** At the end of this training, margin and transfer hardly move this backbone.
-# Their weight of 0.1 is a part of the reason: with weight 1, their $s_n$ would be ten
-# times as large at these network weights. `logit_relation` has the smallest gradient
-# (0.0004), with a weight of 0.01. The auxiliary classifiers do move it, mostly in the
-# direction of the labels: to classify a pair, an embedding has to contain its own class.
+# **Answer.** At the end of this training, margin and transfer hardly move this
+# backbone. Their weight of 0.1 is a part of the reason: with weight 1, their $s_n$
+# would be ten times as large at these network weights. `logit_relation` has the
+# smallest gradient (0.0004), with a weight of 0.01. The auxiliary classifiers do move
+# it, mostly in the direction of the labels: to classify a pair, an embedding has to
+# contain its own class.
 
 # %% [markdown]
 # ## Explore it
@@ -584,9 +585,9 @@ display(explorer)
 # without them at the deepest exit: most cells between different digits are orange, and
 # much of the diagonal is close to grey.](images/04_relation_difference.png)
 #
-# *After 40 epochs.* Grey cells are equal in both, and in this picture differences beyond
-# 0.5 have the darkest colour. In this seed, different digits get *higher* scores with
-# auxiliary terms: the score separates less after the same number of epochs.
+# *After 40 epochs.* Grey cells are equal in both, and in this picture differences
+# beyond 0.5 have the darkest colour. In this seed, different digits get *higher* scores
+# with auxiliary terms: the score separates less after the same number of epochs.
 
 # %%
 after, before = (r.probes[epochs].relations[-1] for r in (first, second))
@@ -676,8 +677,8 @@ differences_by_exit(found, "What class KD adds to CORSD, three seeds")
 # %% [markdown]
 # At the deepest exit class KD adds 2.2 [0.8, 3.6] points on CIFAR-100; on birds no gain
 # over the relation terms was detected there (0.9 [-0.3, 2.1]), and exits 1 and 2 are
-# less accurate with it, by 3.3 and 0.8 points. (On birds the trainings with class KD ran
-# on a GPU and the others on a CPU.)
+# less accurate with it, by 3.3 and 0.8 points. (On birds the trainings with class KD
+# ran on a GPU and the others on a CPU.)
 
 # %% [markdown]
 # ## What the studies say
@@ -690,6 +691,7 @@ differences_by_exit(found, "What class KD adds to CORSD, three seeds")
 # have a **control**: no relation term, and the cross-entropies of all exits weighted
 # twice. A control is *matched* if it adds the same label weight as the auxiliary
 # classifiers, at every exit. Is it?
+
 
 # %%
 def label_weights(study, variant):
@@ -808,8 +810,8 @@ printed("with minus without", gaps("corsd", "no_auxiliary", photos), -1)
 # > **What we found.** On birds they add 2.3 [1.9, 2.7] points at the deepest exit, 3.0
 # > [1.8, 4.3] more than a control. On shapes exit 1 gains 15 points; the control gains
 # > as much. On CIFAR-100 no effect was detected (0.5 [-1.4, 2.4]). On digits nothing
-# > went wrong without them: $h_{ij}$ still reveals 82 % of the kinds of pairs. With them
-# > the score orders pairs worse at exits 1 and 2 (AUC -4.3 and -4.0 points).
+# > went wrong without them: $h_{ij}$ still reveals 82 % of the kinds of pairs. With
+# > them the score orders pairs worse at exits 1 and 2 (AUC -4.3 and -4.0 points).
 # >
 # > **How sure we are.** Three seeds (shapes: five), intervals uncorrected.
 # >
@@ -860,13 +862,13 @@ if low is not None:
 # *Write your answer here.*
 
 # %% [markdown] tags=["solution"]
-# *A good answer* notes that the gradient was measured at the *final* weights of one small
-# run, that small gradients can add up over a training, and that the auxiliary classifiers
-# are part of the relation networks. It says that margin, transfer and logit relation
-# alone had no detectable effect in either study, and that the auxiliary classifiers had
-# one on birds, more than an unmatched control. A next step: raise the weights of margin
-# and transfer until their gradient is comparable, tuned on validation images, with
-# several seeds.
+# *A good answer* notes that the gradient was measured at the *final* weights of one
+# small run, that small gradients can add up over a training, and that the auxiliary
+# classifiers are part of the relation networks. It says that margin, transfer and logit
+# relation alone had no detectable effect in either study, and that the auxiliary
+# classifiers had one on birds, more than an unmatched control. A next step: raise the
+# weights of margin and transfer until their gradient is comparable, tuned on validation
+# images, with several seeds.
 
 # %% [markdown]
 # ## Where next

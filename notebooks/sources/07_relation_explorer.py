@@ -13,9 +13,10 @@
 # %% [markdown]
 # # 07 What has the network learned to relate?
 #
-# A hundred classes make 4,950 pairs, each in two orders. You search their scores with an
-# explorer and test each observation with a few lines of Python. **Some observations are
-# insights, some are confusions of the network, and some disappear with other images.**
+# A hundred classes make 4,950 pairs, each in two orders. You search their scores with
+# an explorer and test each observation with a few lines of Python. **Some observations
+# are insights, some are confusions of the network, and some disappear with other
+# images.**
 #
 # **You will learn**
 #
@@ -80,8 +81,8 @@ seed = 0  # of the random groups that the real ones are compared with
 #
 # A small ResNet with three exits, trained with CORSD + class KD
 # ([04](04_class_oriented.ipynb)) on 100 images of each CIFAR-100 class. Its snapshots
-# contain the outputs for 300 *validation* images. Classes belong to superclasses of five
-# (trees, people, fish), **which the training did not use.**
+# contain the outputs for 300 *validation* images. Classes belong to superclasses of
+# five (trees, people, fish), **which the training did not use.**
 #
 # The relation of two classes is the mean score of their pairs of images. With the
 # images $\mathcal{I}_c$ of class $c$ and the scores $r_{ij}$:
@@ -589,10 +590,10 @@ for name in ("squirrel", "camel", "bed", "maple tree", "oak tree"):
 
 # %% [markdown]
 # **Answer.** The orders agree in general. A few classes cause much of the disagreement.
-# The number in brackets says in how many of the 50 pairs a class occurs. Squirrel, camel
-# and bed are popular in the cosine (ranks 1, 15 and 20) and not in the trained relation
-# (71, 62 and 70). Maple and oak are unpopular in both, so popularity does not explain why
-# their pairs are ranked higher by the trained relation.
+# The number in brackets says in how many of the 50 pairs a class occurs. Squirrel,
+# camel and bed are popular in the cosine (ranks 1, 15 and 20) and not in the trained
+# relation (71, 62 and 70). Maple and oak are unpopular in both, so popularity does not
+# explain why their pairs are ranked higher by the trained relation.
 
 # %% [markdown]
 # Which one is better? Neither was told about superclasses.
@@ -721,9 +722,9 @@ for name, group in (("shape", shape_of), ("colour and texture", look_of)):
 #
 # > **What we found.** Classes of one superclass, and classes that it confuses. The own
 # > block is brightest for 11 of 20 superclasses (random groups: at most 5). In `shapes`
-# > a shared colour and texture count (AUC 0.94); a shared shape was not detected (0.63).
-# > Beaver and crocodile are the most related pair, but no beaver is recognised. If one
-# > image per class is left out, only 6 to 10 of the 20 most related pairs stay.
+# > a shared colour and texture count (AUC 0.94); a shared shape was not detected
+# > (0.63). Beaver and crocodile are the most related pair, but no beaver is recognised.
+# > If one image per class is left out, only 6 to 10 of the 20 most related pairs stay.
 # >
 # > **How sure we are.** Each data set has one run.
 # >
@@ -750,8 +751,8 @@ for method, (true, largest) in own_block.items():
 # %% [markdown] tags=["solution"]
 # *A good answer* uses `committed_run("cifar100_small/rkd")` and so on, and
 # `kind="cosine"` for all. It gives the four numbers (RKD 11, BYOT 12, plain network 13,
-# CORSD + class KD's cosine 10 of 20; 200 shuffles with `seed` 0 reach at most 4 for each)
-# and says that one seed each does not rank the methods.
+# CORSD + class KD's cosine 10 of 20; 200 shuffles with `seed` 0 reach at most 4 for
+# each) and says that one seed each does not rank the methods.
 
 # %% [markdown]
 # ## Exercise 4, explain (open)
