@@ -395,6 +395,28 @@ def test_what_relations_add_on_unseen_birds_is_as_the_records_say() -> None:
         assert said == f"{found['mean']:.1f} [{found['low']:.1f}, {found['high']:.1f}]" and said in text.replace("\n", " ")
 
 
+def test_relations_without_class_kd_on_unseen_birds_are_as_the_records_say() -> None:
+    lines = read_json(ROOT / "results" / "unseen_birds" / "summary.json")["unseen"]
+    kept = {(u["variant"], u["exit"], u["figure"]): u["by_seed"] for u in lines if u["score"] == "cosine"}
+    exits, measures = ("exit 1", "exit 2", "exit 3", "deepest exit"), ("recall_at_1", "map_at_r", "one_shot", "five_shot")
+
+    def difference(variant: str, other: str, exit: str, measure: str) -> list[float]:
+        ours, theirs = (kept[name, exit, measure] for name in (variant, other))
+        mean, low, high = mean_interval(ours[s] - theirs[s] for s in ("0", "1", "2"))
+        assert mean is not None and low is not None and high is not None
+        return [mean, low, high]
+
+    found = {(e, m): difference("no_class_kd", "exits_alone", e, m) for m in measures for e in exits}
+    clear = [at for at, (_, low, high) in found.items() if low > 0 or high < 0]
+    assert clear == [(e, "one_shot") for e in exits[:3]] + [(e, "five_shot") for e in exits[:2]]
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    said = re.findall(r"-?\d+\.\d+", text.partition("<!-- no_class_kd -->")[2].partition("<!-- /no_class_kd -->")[0])
+    assert said == [end for at in [("exit 1", "recall_at_1"), *clear] for end in _spoken(found[at])]
+    cost = difference("exits_alone", "no_relations", "exit 1", "recall_at_1")
+    mean, low, high = _spoken(cost)
+    assert f"class KD alone lowers recall@1 by {mean} [{low}, {high}] points" in text and cost[1] > 0
+
+
 def test_corsd_and_deep_supervision_on_unseen_birds_are_as_the_records_say() -> None:
     folder = ROOT / "results" / "unseen_birds" / "records"
 
