@@ -615,10 +615,10 @@ for name, run in {"CORSD": corsd, "plain": plain}.items():
     print(", ".join(f"{a} and {b} ({value:.2f})" for (a, b), value in found))
 
 # %% [markdown]
-# **Answer.** The 0 is the tightest and the 9 the loosest class in both runs. The closest
-# pair differs: 3 and 5 in CORSD (0.48), 3 and 8 in the plain network (0.47). But the
-# second is only 0.01 to 0.02 behind, and the closest of 45 pairs is an extreme. With
-# one seed this difference is no finding.
+# **Answer.** The 0 is the tightest and the 9 the loosest class in both runs. The
+# closest pair differs: 3 and 5 in CORSD (0.48), 3 and 8 in the plain network (0.47).
+# But the second is only 0.01 to 0.02 behind, and the closest of 45 pairs is an extreme.
+# With one seed this difference is no finding.
 
 # %% [markdown]
 # ## Do two networks learn the same?

@@ -673,8 +673,8 @@ figure.update_layout(width=840, height=430)
 # > (1.0 for 10) or their positions. With few neighbours it draws clumps where the data
 # > are noise. On CIFAR-100 its purity is 25 to 26 %, that of the embedding 23 %.
 # >
-# > **How sure we are.** Distances, sizes and noise are sure: their truth is known. Digits
-# > and CIFAR-100 are one run each; two points of purity may be chance.
+# > **How sure we are.** Distances, sizes and noise are sure: their truth is known. On
+# > CIFAR-100, one run, two points may be chance.
 # >
 # > **What it does not show.** We did not test t-SNE, other numbers of neighbours, or
 # > continuous data.

@@ -433,9 +433,9 @@ paired(right, 1, 2)
 paired(right, 1, 3)
 
 # %% [markdown]
-# **Answer.** Exit 1 in the saved run. Against exit 2 its lead looks like more than chance
-# (35 images against 16, p = 0.01), against exit 3 it may be chance (30 against 17, p =
-# 0.08). Exit 1 was chosen because it is the best here, so both p are too small.
+# **Answer.** Exit 1 in the saved run. Against exit 2 its lead looks like more than
+# chance (35 images against 16, p = 0.01), against exit 3 it may be chance (30 against
+# 17, p = 0.08). Exit 1 was chosen because it is the best here, so both p are too small.
 #
 # ### Backbones of timm
 #
