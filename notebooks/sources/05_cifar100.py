@@ -195,10 +195,10 @@ monitor(watched)
 #
 # *The committed run of CORSD + class KD.* The deeper the exit, the higher its accuracy.
 # Some losses *rise*: `class_kd`, `exit_kd`, `auxiliary_kd_...` and `relation_transfer`
-# compare outputs with each other, not with labels. A likely reason: an untrained network
-# gives nearly the same output for everything, so these differences begin near 0 and grow
-# while the outputs become different. In alphabetical order the relation matrix shows
-# bright specks and, in places, a diagonal. A figure below enlarges it.
+# compare outputs with each other, not with labels. A likely reason: an untrained
+# network gives nearly the same output for everything, so these differences begin near 0
+# and grow while the outputs become different. In alphabetical order the relation matrix
+# shows bright specks and, in places, a diagonal. A figure below enlarges it.
 
 # %%
 if train_here:
@@ -246,6 +246,7 @@ exit_accuracy_points(accuracy, title, **look)
 # the same training images. Its variants have different numbers of seeds, so every
 # difference is taken over the seeds that both have:
 
+
 # %%
 def gaps(study, one, other):  # at the deepest exit, one value per common seed
     methods = committed_summary(study)["methods"]
@@ -286,8 +287,8 @@ for name, seeds in found.items():
 # two networks differ in width, depth and number of exits.
 
 # %% [markdown]
-# In any case, exits give predictions at a fraction of the cost. The cell prints accuracy
-# and cost of the small network cut off after each exit:
+# In any case, exits give predictions at a fraction of the cost. The cell prints
+# accuracy and cost of the small network cut off after each exit:
 
 # %%
 costs = [e["macs"] / 1e6 for e in corsd.test["exits"]]
@@ -299,8 +300,8 @@ for k, (top1, cost) in enumerate(zip(values, costs, strict=True), 1):
 # %% [markdown]
 # ## The gap between train and test
 #
-# One idea to explain a different gain (ours; we know of no test of it): self-distillation
-# helps most where a network memorises its training images.
+# One idea to explain a different gain (ours; we know of no test of it):
+# self-distillation helps most where a network memorises its training images.
 #
 # **Predict:** the train accuracy of the plain network at the end, for the small and for
 # the larger network.
@@ -399,8 +400,8 @@ figure.update_layout(width=800, height=760)
 # {\mathrm{mean} \{ R_{cd} : g(c) \neq g(d) \}}$$
 #
 # ![A table of six made-up classes in three superclasses, with invented numbers. Cells
-# within superclasses are framed and brighter, cells between superclasses darker, and the
-# diagonal is left out.](images/concept_lift.svg)
+# within superclasses are framed and brighter, cells between superclasses darker, and
+# the diagonal is left out.](images/concept_lift.svg)
 #
 # Return it as a Python number for `matrix` (C, C) and `superclass` (C,).
 
@@ -590,8 +591,8 @@ print(f"guessing: {4 / 99:.0%}")
 # > 7.2] without relation terms, 2.3 [0.1, 4.5] with deep supervision.
 # > *Superclasses:* relations reveal them (AUC 0.83); so does a plain cosine (0.79).
 # >
-# > **How sure we are.** The small runs, so 0.83 and 0.79, have one seed, the gain of 4.2
-# > five, the others three.
+# > **How sure we are.** The small runs, so 0.83 and 0.79, have one seed, the gain of
+# > 4.2 five, the others three.
 # >
 # > **What it does not show.** The full recipe was not run.
 
