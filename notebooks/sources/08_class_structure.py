@@ -467,8 +467,6 @@ print("Exercise 2: correct.")
 # A small gap alone is therefore no sign of a collapse. Shuffled labels are the other
 # chance level:
 
-# %%
-
 
 # %%
 def gap_of(x, labels):

@@ -832,9 +832,8 @@ image_attribution(twice, both_maps.numpy(), heads, title)
 # > embeddings: a random relation network gives 86 %. The map of the 4 and the 9 points
 # > to the bottom row and the crossbar.
 # >
-# > **How sure we are.** The crosses are sure, for this network. The map of the 4 and
-# > the 9 is not tested. The map of an *exit* beats the brightest ink for nine of ten
-# > digits.
+# > **How sure we are.** The crosses are sure, for this network. The map of 4 and 9 is
+# > not tested. A map of an *exit* beats the brightest ink for nine of ten digits.
 # >
 # > **What it does not show.** The maps do not show which property counts.
 
