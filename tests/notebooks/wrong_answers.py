@@ -125,12 +125,13 @@ WRONG_ANSWERS = {
         ],
     },
     "03_relations": {
-        "rkd_distance_by_hand": [
-            "F.smooth_l1_loss(torch.cdist(student, student), torch.cdist(teacher.detach(), teacher.detach()))",  # scale
-            "rkd_distance(teacher, student).detach() + 0 * student.sum() + 0 * teacher.sum()",  # the teacher gets a gradient
-            "F.smooth_l1_loss(student / student.norm(dim=1).mean(), teacher.detach() / teacher.norm(dim=1).mean())",
-            "F.mse_loss(torch.cdist(student, student) / torch.cdist(student, student).mean(),"
-            " torch.cdist(teacher.detach(), teacher.detach()) / torch.cdist(teacher.detach(), teacher.detach()).mean())",
+        "rkd_angle_by_hand": [
+            # directions that are not normalised
+            "F.smooth_l1_loss(*[(d := e[None, :] - e[:, None]) @ d.transpose(1, 2) for e in (student, teacher.detach())])",
+            # angles at the origin
+            "F.smooth_l1_loss(*[(d := F.normalize(e, dim=1)) @ d.T for e in (student, teacher.detach())])",
+            "rkd_angle(teacher, student) + 0 * teacher.sum()",  # the teacher gets a gradient
+            "rkd_distance(teacher, student)",
         ],
         "margin_by_hand": [
             "margin_over_batch(r.T, labels, m)",  # anchor and partner swapped
