@@ -604,10 +604,10 @@ compare("Over deep supervision, exit 1", my_lead, lead, " points", 0.3, digits=1
 # 1 by -0.45 [-0.91, 0.01] points: no gain was detected, and a small drop in accuracy is
 # not excluded. Together, teaching, relations and auxiliary classifiers change exit 1 by
 # 0.3 [-0.4, 1.0] compared with deep supervision. Relations add 0.7 [0.1, 1.4] to CORSD
-# without them at exit 1, and at the others -0.1 [-1.0, 0.9] and 0.3 [-0.6, 1.3]. Of
-# the six intervals in the last two lines of the figure one excludes 0. If they were
-# independent and no part had an effect, that would happen in about a quarter of all
-# studies ($1 - 0.95^6 = 0.26$).
+# without them at exit 1, and at the others -0.1 [-1.0, 0.9] and 0.3 [-0.6, 1.3]. Of the
+# six intervals in the last two lines of the figure one excludes 0. If they were
+# independent and no part had an effect, that would happen in 26 % of studies
+# ($1 - 0.95^6$).
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The relation after training
