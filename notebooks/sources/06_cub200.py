@@ -528,7 +528,7 @@ line["name"] = f"largest of 500 shuffles<br>(all 312, exit 3): {most:.2f}"
 bars = mine.assign(exit=mine["exit"].map(dict(enumerate(exit_names(3), 1))))
 title = "Agreement of the trained relation with attributes (1 = same order), one seed"
 figure = px.bar(bars, x="exit", y="agreement", color="attributes", title=title, **look)
-figure.add_shape(x0=1.57, x1=1.9, **line)  # over the first bar of the third group
+figure.add_shape(x0=1.6, x1=1.87, **line)  # over the first bar of the third group
 
 # %% [markdown]
 # ### The same test where the truth is known
@@ -626,7 +626,7 @@ title = "Agreement at the deepest exit, all attributes, one seed"
 bars = deepest.assign(when=when)
 figure = px.bar(bars, x="when", y="agreement", title=title, **look)
 line["name"] = f"largest of 500 shuffles<br>(CORSD, trained): {most:.2f}"
-figure.add_shape(x0=0.57, x1=0.9, **line)  # over the one bar that was shuffled
+figure.add_shape(x0=0.6, x1=0.87, **line)  # over the one bar that was shuffled
 
 # %% [markdown]
 # **Answer.** Explanation 1 is ruled out for these untrained networks: before training
