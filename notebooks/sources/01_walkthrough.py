@@ -601,7 +601,7 @@ compare("Over deep supervision, exit 1", my_lead, lead, " points", 0.3, digits=1
 # %% [markdown] slideshow={"slide_type": "fragment"}
 # **Answer.** Training the exits on labels alone gains 1.2 points at exit 1 and 1.0 at
 # exit 2. Teaching predictions alone (no relations minus deep supervision) changes exit
-# 1 by -0.45 [-0.91, 0.01] points: no gain was detected, and a small drop in accuracy is
+# 1 by -0.45 [-0.91, 0.01]: no gain was detected, and a small drop in accuracy is
 # not excluded. Together, teaching, relations and auxiliary classifiers change exit 1 by
 # 0.3 [-0.4, 1.0] compared with deep supervision. Relations add 0.7 [0.1, 1.4] to CORSD
 # without them at exit 1, and at the others -0.1 [-1.0, 0.9] and 0.3 [-0.6, 1.3]. Of the
