@@ -209,8 +209,8 @@ if train_here:
 # ## What the exits reach
 #
 # Four committed runs have exits at all three stages: same network, same images, one
-# seed. They are deep supervision (labels only), [BYOT](GLOSSARY.md#byot) and
-# [RKD](GLOSSARY.md#rkd) (02, 03), and CORSD + [class KD](GLOSSARY.md#class-kd), a term
+# seed. They are deep supervision (labels only), BYOT and
+# RKD (02, 03), and CORSD + class KD, a term
 # of this library ([04](04_class_oriented.ipynb)).
 #
 # **Predict:** how many points are between exit 1 and the deepest exit of CORSD + class
