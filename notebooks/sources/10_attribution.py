@@ -475,7 +475,7 @@ draws = pd.DataFrame(rows)
 compare("Signed", my_signed, draws["signed"].mean(), atol=0.1, digits=2)
 compare("Absolute", my_absolute, draws["absolute"].mean(), atol=0.1, digits=2)
 farthest = draws["signed"].abs().max()
-title = f"20 random networks: signed correlations from 0 by at most {farthest:.2f}"
+title = f"20 random networks: no signed correlation exceeds ± {farthest:.2f}"
 look = {"template": template(), "height": 320, "title": title}
 names = {"value": "rank correlation with your map", "variable": "map"}
 px.strip(draws, orientation="h", labels=names, **look)
