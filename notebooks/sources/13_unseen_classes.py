@@ -483,15 +483,20 @@ pd.DataFrame(
 # %%
 my_birds, my_plain, my_rise = None, None, None  # percent, percent, "yes" or "no"
 
+# %%
 birds = dict(committed_summary("unseen_birds"))
 birds["unseen"] = [line for line in birds["unseen"] if line["variant"] in four]
 lines = pd.DataFrame(birds["unseen"]).query("figure == 'recall_at_1'")
 by_cosine = lines.query("score == 'cosine'").drop_duplicates(["variant", "exit"])
 means = by_cosine.query("variant == 'corsd'")["mean"]
 plain = by_cosine.query("variant == 'baseline'")["mean"].item()
+
+# %%
 compare("CORSD", my_birds, means.iloc[-1], " %", atol=3)
-compare("Plain network", my_plain, plain, " %", atol=3)
+compare("Plain network", my_plain, plain, " %", atol=3, digits=1)
 compare("It rises", my_rise, "yes" if means.is_monotonic_increasing else "no")
+
+# %%
 title = "Recall@1 of 100 new species by exit (chance: 1 %)"
 unseen_by_exit(birds).update_layout(title_text=title)
 
@@ -516,13 +521,18 @@ for score in ("cosine", "euclidean", "relation"):
 # %%
 my_where = None
 
+# %%
 lines = pd.DataFrame(committed_summary("unseen_birds")["unseen"])
 lines = lines.query("figure == 'recall_at_1' and score == 'cosine'")
 lines = lines.query("exit == 'exit 1'")
+
+# %%
 of = {  # the first three seeds of each row
     row: sum(seeds[str(s)] for s in range(3)) / 3
     for row, seeds in zip(lines.variant, lines.by_seed, strict=True)
 }
+
+# %%
 table = pd.DataFrame(
     {
         "without class KD": [of["exits_alone"], of["no_class_kd"]],
@@ -530,6 +540,8 @@ table = pd.DataFrame(
     },
     index=["without relation terms", "with relation terms"],
 )
+
+# %%
 without, with_kd = table.diff().iloc[1]
 compare("More is added", my_where, "with" if with_kd > without else "without")
 table.round(1)
@@ -537,6 +549,8 @@ table.round(1)
 # %%
 rows = {"with class KD": ("corsd", "no_relations")}
 rows["without class KD"] = ("no_class_kd", "exits_alone")
+
+# %%
 added_by = {
     (name, measures[m]): added("unseen_birds", m, *pair, range(3))
     for name, pair in rows.items()
