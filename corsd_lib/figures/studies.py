@@ -126,7 +126,7 @@ def differences_by_exit(
     if len(counts) != 1:
         said = f"they have {sorted(counts)}"
         raise CorsdError(f"differences_by_exit needs comparisons with the same number of exits; {said}")
-    panels = list(exits or exit_names(*counts))
+    panels = list(exits or exit_names(counts.pop()))
     figure = make_subplots(
         1, len(panels), shared_yaxes=True, shared_xaxes="all", subplot_titles=panels, horizontal_spacing=0.02
     )

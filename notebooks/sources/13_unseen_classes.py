@@ -577,9 +577,9 @@ print(added("unseen_birds", "one_shot", "corsd", "deep_supervision", range(3)))
 # ## Answer: does a relation know classes that it has never seen?
 #
 # > **What we found.** A little. By the trained relation 10.5 % of new birds find their
-# > species first (chance 1), by the cosine of the same embeddings 15.5 %, by that of the
-# > plain network 14.9 %. With class KD relation terms add 2.3 [1.4, 3.2] points at exit
-# > 1, where class KD costs 2.0; without it none were detected.
+# > species first (chance 1), by the cosine of the same embeddings 15.5 %, by that of
+# > the plain network 14.9 %. With class KD relation terms add 2.3 [1.4, 3.2] points at
+# > exit 1, where class KD costs 2.0; without it none were detected.
 # >
 # > **How sure we are.** Not very: three seeds of birds, five of shapes, one set of
 # > held-out classes each.
