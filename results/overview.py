@@ -64,7 +64,7 @@ FINDINGS = (
         "auxiliary classifiers − control, birds",
         "cub200",
         "auxiliary_alone",
-        "double_ce",
+        "matched_ce",
         -1,
     ),
     ("", "auxiliary classifiers − control, drawn shapes, exit 1", "unseen_shapes", "auxiliary_alone", "double_ce", 0),

@@ -154,7 +154,7 @@ def test_every_widget_is_followed_by_a_picture_of_it(path: Path) -> None:
     ]
     following = [next(c for c in cells[i + 1 :] if c.cell_type == "markdown") for i in shown]
     pictured = [bool(PICTURE.search(cell.source)) for cell in following]
-    assert shown and pictured[-1]
+    assert pictured[-1] if shown else path.stem == "11_compare_methods"  # the only one without a widget
     # Two monitors in a row share the picture that follows the second.
     assert all(here or later for here, later in pairwise(pictured))
 
