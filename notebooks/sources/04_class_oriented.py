@@ -692,6 +692,7 @@ differences_by_exit(found, "What class KD adds to CORSD, three seeds")
 # exits. A control is *matched* if it adds the same label weight as the auxiliary
 # classifiers, at every exit. Is it?
 
+
 # %%
 def label_weights(study, variant):
     """Weights of all losses from labels: at a shallow exit, and at the deepest."""
