@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -43,7 +44,7 @@ def _course(options: argparse.Namespace) -> None:
     if not options.no_open:
         require("corsd course", "jupyterlab")
     first = copy_course(Path(options.out))
-    print(f"{first.parent}: notebooks of the course; open them again with: jupyter lab {first}", flush=True)
+    print(f"{first.parent}: notebooks of the course; open them again with: jupyter lab {shlex.quote(str(first))}", flush=True)
     if not options.no_open:
         sys.exit(subprocess.run([sys.executable, "-m", "jupyter", "lab", str(first)]).returncode)
 
@@ -65,7 +66,7 @@ def copy_course(folder: Path) -> Path:
         names = ", ".join(map(str, changed[:3])) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
         raise CorsdError(
             f"{folder} has files that differ from those of the course: {names}. No file was overwritten: choose another folder "
-            f"with --out, or continue with: jupyter lab {folder / 'notebooks' / NOTEBOOK}"
+            f"with --out, or continue with: jupyter lab {shlex.quote(str(folder / 'notebooks' / NOTEBOOK))}"
         )
     for path in files:
         if not (folder / path).exists():

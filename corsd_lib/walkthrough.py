@@ -6,6 +6,7 @@ with these runs, and writes an HTML page of it that needs neither kernel nor net
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -75,7 +76,8 @@ def walk(out: Path, epochs: int) -> None:
 
     notebook = execute(first, out, epochs)
     page = write_page(notebook)
-    lab = f"make lab   (or: jupyter lab {notebook})" if (bundle_root() / "Makefile").is_file() else f"jupyter lab {notebook}"
+    lab = f"jupyter lab {shlex.quote(str(notebook))}"
+    lab = f"make lab   (or: {lab})" if (bundle_root() / "Makefile").is_file() else lab
     print(f"\nRead it:     {page.resolve().as_uri()}\nWork in it:  {lab}")
 
 

@@ -46,7 +46,8 @@ python_maximum_signature_line_length = 80
 toc_object_entries_show_parents = "hide"
 nitpick_ignore_regex = [
     # Types of other projects: their pages are not on this machine, and the build needs no network.
-    ("py:.*", r"(torch|numpy|np|npt|pandas|pd|plotly|go|traitlets|t|anywidget|collections|pathlib|threading|subprocess|huggingface_hub)\..*"),
+    ("py:.*", r"(torch|numpy|np|npt|pandas|pd|plotly|go|traitlets|t|anywidget|collections|pathlib|threading|subprocess)\..*"),
+    ("py:class", r"huggingface_hub\..*"),
     ("py:class", "Tensor|Fabric"),
     # Type variables, and short names of types in the source.
     ("py:class", r"P|corsd_lib\.methods\.base\.Value|Record|Tables"),

@@ -34,6 +34,12 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_the_command_that_opens_them_again_quotes_its_path(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli.main(["course", "--no-open", "--out", "my course"])
+    first = Path("my course", "notebooks", "01_walkthrough.ipynb")
+    assert f"jupyter lab '{first}'" in capsys.readouterr().out
+
+
 def test_the_notebooks_are_copied_and_a_second_time_nothing_changes(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["course", "--no-open"])
     first = Path("corsd-course", "notebooks", "01_walkthrough.ipynb")

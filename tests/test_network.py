@@ -220,9 +220,9 @@ def test_truncated_of_a_plain_network_is_all_of_it() -> None:
     assert torch.equal(part(images), network(images).logits[0]) and _count(part) == _count(network)
 
 
-@pytest.mark.parametrize("k", [-1, 3])
-def test_truncated_at_an_exit_that_is_not_there(k: int) -> None:
-    with pytest.raises(CorsdError, match=rf"exit = {k}; allowed: 0 to 2"):
+@pytest.mark.parametrize("k", [-1, 3, "a"])
+def test_truncated_at_an_exit_that_is_not_there(k: Any) -> None:
+    with pytest.raises(CorsdError, match=rf"exit = {k!r}; allowed: 0 to 2"):
         _network().truncated(k)
 
 
