@@ -20,6 +20,11 @@ FILES = (
     "notebooks/images/*",
     "notebooks/solutions/*.ipynb",
     "results/README.md",
+    # What it links to and shows.
+    "results/bench.json",
+    "results/*/table.md",
+    "results/*/unseen.md",
+    "results/*/*.png",
     "results/*/study.json",
     "results/*/summary.json",
     "results/*/attribute_*.json",

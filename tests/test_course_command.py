@@ -34,6 +34,17 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_links_of_the_copied_pages_lead_to_copied_files(whole: Path) -> None:
+    links = [
+        (page, target)
+        for page in whole.rglob("*.md")
+        for target in re.findall(r"(?<=\]\()[^)#\s]+|(?<=src=\")[^\"#]+", page.read_text(encoding="utf-8"))
+        if not re.match("[a-z]+:", target)
+    ]
+    broken = [f"{page.relative_to(whole)}: {target}" for page, target in links if not (page.parent / target).exists()]
+    assert len(links) > 50 and not broken
+
+
 def test_the_command_that_opens_them_again_quotes_its_path(small: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["course", "--no-open", "--out", "my course"])
     first = Path("my course", "notebooks", "01_walkthrough.ipynb")
