@@ -91,7 +91,7 @@ class MultiExitNetwork(nn.Module):
 
         It is in the same train or eval mode. Raises `CorsdError` for an exit that does not exist.
         """
-        if not isinstance(k, int) or not 0 <= k < len(self.exits):
+        if not is_whole(k, 0, len(self.exits) - 1):
             raise CorsdError(f"exit = {shortened(k)}; allowed: 0 to {len(self.exits) - 1}")
         backbone = self.backbone.truncated(self.exit_stages[k] + 1)
         return TruncatedNetwork(backbone, copy.deepcopy(self.exits[k])).train(self.training)

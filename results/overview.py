@@ -100,6 +100,7 @@ def _table(lines: list[list[str]]) -> str:
 def _best_peer(methods: dict[str, Any]) -> str:
     """The method with the highest gain, CORSD and the plain network aside."""
     peers = [m for name, m in methods.items() if m["group"] == "methods" and not name.startswith(("corsd", "baseline"))]
+    peers = [m for m in peers if m["gain"] is not None]
     best = max(peers, key=lambda m: m["gain"], default=None)
     return f"{best['label']}: {_gain(best)}" if best else "–"
 

@@ -50,7 +50,7 @@ def _files_need_not_survive_a_power_cut() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _what_does_not_change_is_looked_up_once() -> Iterator[None]:
-    """The git commit, and Lightning's entry points. So a commit that is made while the tests run changes nothing in them."""
+    """The git commit is the same in all tests of a process, also if one is made meanwhile; Lightning's entry points, too."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("corsd_lib.provenance._commit", cache(_commit))
         patched.setattr("lightning_fabric.fabric._load_external_callbacks", cache(_load_external_callbacks))

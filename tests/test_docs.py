@@ -169,7 +169,7 @@ def test_the_finding_is_what_the_records_say() -> None:
     pairs += [(birds, row, "exits_alone") for row in ("no_class_kd", "auxiliary_alone")]
     pairs += [(birds, "auxiliary_alone", "matched_ce")]
     leads = [_lead(*pair) for pair in pairs]
-    said = [text for text in re.findall(r"-?\d+\.\d", found[1])]
+    said = re.findall(r"-?\d+\.\d", found[1])
     assert said[:-2] == [end for lead in leads for end in _spoken(lead)]
     assert [low > 0 for _, low, _ in leads] == [True, True, False, False, True, True, True] and all(
         high > 0 for *_, high in leads

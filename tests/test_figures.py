@@ -255,6 +255,10 @@ def test_differences_by_exit_have_intervals_seeds_and_a_line_at_zero() -> None:
     for refused in ({}, {"a": [[1.0], [1.0, 2.0]]}):
         with pytest.raises(CorsdError, match="same number of exits"):
             figures.differences_by_exit(refused)
+    with pytest.raises(CorsdError, match=r"differences\['b'\] has no seeds"):
+        figures.differences_by_exit({"a": [[1.0]], "b": []})
+    with pytest.raises(CorsdError, match="exits has 1 titles; allowed: 2"):
+        figures.differences_by_exit({"a": [[1.0, 2.0]]}, exits=["deepest"])
 
 
 def test_gain_by_method_is_sorted_and_coloured_by_what_its_interval_says() -> None:

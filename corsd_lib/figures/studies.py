@@ -120,13 +120,17 @@ def differences_by_exit(
     `differences`: a dict name of the comparison -> for each seed a value for each exit, shallow -> deep. Rings are single
     seeds. A mean is grey if it has no interval (see `mean_interval`) or if the interval contains 0, which a line marks.
     `exits`: titles of the panels, `exit_names` by default. `dark`: colours for a dark page. Raises `CorsdError` without
-    comparisons and if they have different numbers of exits.
+    comparisons, for one without seeds, if they have different numbers of exits, and if `exits` has another number.
     """
+    empty = [name for name, seeds in differences.items() if not seeds]
+    if empty:
+        raise CorsdError(f"differences[{empty[0]!r}] has no seeds; allowed: one or more")
     counts = {len(seed) for seeds in differences.values() for seed in seeds}
     if len(counts) != 1:
-        said = f"they have {sorted(counts)}"
-        raise CorsdError(f"differences_by_exit needs comparisons with the same number of exits; {said}")
-    panels = list(exits or exit_names(counts.pop()))
+        raise CorsdError(f"differences have {sorted(counts)} exits; allowed: comparisons with the same number of exits")
+    panels = list(exits or exit_names(max(counts)))
+    if {len(panels)} != counts:
+        raise CorsdError(f"exits has {len(panels)} titles; allowed: {max(counts)}, one for each exit")
     figure = make_subplots(
         1, len(panels), shared_yaxes=True, shared_xaxes="all", subplot_titles=panels, horizontal_spacing=0.02
     )

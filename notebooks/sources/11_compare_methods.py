@@ -661,8 +661,8 @@ gain_by_method(rows_of(birds, "ablation")).update_layout(title_text=title)
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ### Which of the relation terms, on birds?
 #
-# Relation terms are of two kinds: *auxiliary classifiers*, which name the classes of a
-# pair, and the others (margin, transfer, logit relation). The figure has rows without
+# Relation terms are of two kinds: *auxiliary classifiers*, which classify the images of
+# a pair, and the others (margin, transfer, logit relation). The figure has rows without
 # class KD that keep both kinds, one of them, or neither.
 #
 # Auxiliary classifiers also learn from the labels. So there is a **control**: neither
@@ -692,8 +692,8 @@ for name, (row, other, mine) in added.items():
 # 2.7. A larger weight of the labels does not explain this: no gain of the control was
 # detected (-0.8 [-2.5, 0.9]), and the auxiliary classifiers are 3.1 [1.5, 4.6] points
 # above it. No effect of the other relation terms alone was detected (0.1 [-2.0, 2.2]).
-# On top of the auxiliary classifiers they add 0.5 [0.4, 0.6] here, narrower than 5,794
-# test images allow, and at no other exit was a gain detected.
+# On top of the auxiliary classifiers they add 0.5 [0.4, 0.6]. That interval may be
+# narrow by chance, and at no other exit was a gain detected.
 #
 # There are three seeds. Together with class KD these parts were not separated on birds.
 # On drawn shapes a control adds as much as the auxiliary classifiers do
