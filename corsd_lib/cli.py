@@ -30,12 +30,14 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 Subcommands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+_CONTINUATION = "run the same command again to continue"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a subcommand.
 
-    A user error prints one line to stderr and exits with status 2. Ctrl-C outside a training exits with status 130.
+    A user error prints one line to stderr and exits with status 2. Ctrl-C outside a training prints one line and exits with
+    status 130.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -53,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _complain(f"error: {where}{error.strerror or error}")
         sys.exit(2)
     except KeyboardInterrupt:
+        _complain(f"stopped; {options.continuation}" if "continuation" in options else "stopped")
         sys.exit(130)
 
 
@@ -230,7 +233,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _add_compare(subcommands: Subcommands) -> None:
     parser = subcommands.add_parser("compare", help="train several methods and seeds side by side, and tabulate them")
-    parser.set_defaults(subcommand=_compare)
+    parser.set_defaults(subcommand=_compare, continuation=_CONTINUATION)
     parser.add_argument("study", help="a study.json or its folder, such as results/mine; records and tables are written there")
     parser.add_argument("--variants", "--rows", nargs="+", metavar="VARIANT", help="train these variants only")
     parser.add_argument(
@@ -305,7 +308,7 @@ def _compare(options: argparse.Namespace) -> None:
     if study.records():
         _write_study(study, report, all(job.state == "failed" for job in unfinished), options.readme)
     if unfinished:
-        print(*unfinished, "run the same command again to continue", sep="\n", file=sys.stderr)
+        print(*unfinished, _CONTINUATION, sep="\n", file=sys.stderr)
         if options.wait or any(job.state not in ("queued", "running") for job in unfinished):
             sys.exit(1)
 

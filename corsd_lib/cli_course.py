@@ -61,6 +61,8 @@ def copy_course(folder: Path) -> Path:
         raise CorsdError(f"the notebooks are not in {root}: install corsd_lib again, or work in a clone of the repository")
     if os.path.isfile(folder):
         raise CorsdError(f"{folder} is a file; allowed: a folder")
+    if os.path.isfile(folder / "config.json"):
+        raise CorsdError(f"{folder} is the folder of a run; choose another folder with --out")
     changed = [path for path in files if _differs(folder / path, root / path)]
     if changed:
         names = ", ".join(map(str, changed[:3])) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")

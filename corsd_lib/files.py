@@ -251,6 +251,11 @@ def _checksum_error(path: Path, advice: str) -> CorsdError:
     return CorsdError(f"{path} is damaged: its content does not match its checksum; {advice}")
 
 
+def _json_error(path: Path, error: ValueError, form: str) -> CorsdError:
+    """The error for a file that is not JSON: empty, cut short or edited, because `write_json` replaces whole files."""
+    return CorsdError(f"{path} is not valid {form}: {error}; if you edited it, correct this place; else restore a copy")
+
+
 def write_json(path: Path, value: Any, within: Path | None = None) -> None:
     """Write `value` as JSON, atomically; `within` and errors as in `write_atomic`."""
     write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(), within)
@@ -265,7 +270,7 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise CorsdError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise CorsdError(f"{path} is not valid JSON: {error}") from error
+        raise _json_error(path, error, "JSON") from error
     return _without_checksum(value, path)
 
 
@@ -280,7 +285,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise CorsdError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise CorsdError(f"{path} is not valid JSON lines: {error}") from error
+        raise _json_error(path, error, "JSON lines") from error
     if not records or not isinstance(records[-1], dict) or "checksum" not in records[-1]:
         return records
     checksum = records[-1].pop("checksum")

@@ -398,7 +398,12 @@ def test_an_interrupt_with_nothing_to_save_ends_without_a_traceback(monkeypatch:
     monkeypatch.setattr("corsd_lib.datasets.load_dataset", interrupted)
     with pytest.raises(SystemExit) as end:
         cli.main(["data", "digits"])
-    assert end.value.code == 130 and capsys.readouterr() == ("", "")
+    assert end.value.code == 130 and capsys.readouterr() == ("", "corsd: stopped\n")
+    monkeypatch.setattr(cli, "_study", interrupted)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["compare", "results/mine"])
+    assert end.value.code == 130
+    assert capsys.readouterr() == ("", "corsd: stopped; run the same command again to continue\n")
 
 
 # --- real data ---

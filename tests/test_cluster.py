@@ -195,6 +195,14 @@ def test_settings_are_checked_before_slurm_is_looked_for(write: Write, monkeypat
         submit(write(), nodes=2)
 
 
+def test_settings_are_checked_if_nothing_is_left_to_train(write: Write, slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = write("baseline")
+    monkeypatch.setattr(Study, "jobs", lambda study: [])
+    with pytest.raises(CorsdError, match="slurm setting foo = 1: Unknown argument"):
+        submit(study, foo=1)
+    assert submit(study, account=12) == [] and not Path("runs").exists()
+
+
 def test_a_setting_may_be_a_number_or_none(write: Write, slurm: Slurm) -> None:
     submit(write(), account=12, mem_gb=0.5, qos=None, additional_parameters=None, exclusive=True, setup=["true"])
     lines = {line.removeprefix("#SBATCH --") for line in slurm.scripts[0].splitlines()}

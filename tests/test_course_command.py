@@ -81,7 +81,13 @@ def test_a_folder_in_the_place_of_a_file_and_a_file_in_that_of_a_folder_are_name
 ) -> None:
     (small / "notebooks" / "GLOSSARY.md").mkdir(parents=True)
     Path("file").touch()
-    for folder, option, said in ((small, "--out", "GLOSSARY.md"), (Path("file"), "--to", "file is a file; allowed: a folder")):
+    Path("run").mkdir()
+    Path("run/config.json").touch()
+    for folder, option, said in (
+        (small, "--out", "GLOSSARY.md"),
+        (Path("file"), "--to", "file is a file; allowed: a folder"),
+        (Path("run"), "--out", "run is the folder of a run; choose another folder with --out"),
+    ):
         with pytest.raises(SystemExit):
             cli.main(["course", "--no-open", option, str(folder)])
         error = capsys.readouterr().err

@@ -153,7 +153,8 @@ def test_bad_json_is_named(tmp_path: Path) -> None:
         read_json(file)
     for content in (b'{"a": 1', b"\xff\xfe"):
         file.write_bytes(content)
-        with pytest.raises(CorsdError, match=rf"{file} is not valid JSON"):
+        advice = "; if you edited it, correct this place; else restore a copy"
+        with pytest.raises(CorsdError, match=rf"{file} is not valid JSON: .*{advice}$"):
             read_json(file)
         with pytest.raises(CorsdError, match=rf"{file} is not valid JSON lines"):
             read_lines(file)

@@ -201,6 +201,7 @@ def test_snapshots_are_found_by_epoch(tiny_run: Run, copied: Path) -> None:
     for epoch in (9999, 10000):
         (copied / "probes" / f"epoch_{epoch:04d}.safetensors").touch()
     assert list(load_run(copied).probes) == [0, 1, 2, 9999, 10000]
+    assert repr(load_run(copied).probes) == f"Probes({str(copied)!r}: snapshots after epochs [0, 1, 2, 9999, 10000])"
 
 
 def test_snapshots_are_read_only_when_asked_for(copied: Path) -> None:

@@ -43,6 +43,9 @@ class Probes(Mapping[int, Snapshot]):
         files = {f.stem.removeprefix("epoch_"): f for f in (path / "probes").glob("epoch_*.safetensors")}
         self._files = {int(epoch): files[epoch] for epoch in sorted(filter(str.isdecimal, files), key=int)}
 
+    def __repr__(self) -> str:
+        return f"Probes({str(self.path)!r}: snapshots after epochs {list(self._files)})"
+
     def __len__(self) -> int:
         return len(self._files)
 

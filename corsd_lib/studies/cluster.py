@@ -18,6 +18,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from corsd_lib.errors import CorsdError, check_choice, first_line, is_whole, missing_package, shortened
@@ -29,7 +30,7 @@ from corsd_lib.studies.tables import write_tables
 from corsd_lib.studies.workers import Environment, Job, worker_environments
 from corsd_lib.training import stop_request, train
 
-__all__ = ["CLUSTERS", "Cluster", "train_on_cluster"]
+__all__ = ["CLUSTERS", "Cluster", "check_cluster", "train_on_cluster"]
 
 CLUSTERS = ("slurm", "local")
 POLL_SECONDS = {"slurm": 10.0, "local": 0.5}  # all users share the machine that answers squeue
@@ -72,6 +73,12 @@ class Cluster:
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     wait: bool = True
+
+
+def check_cluster(cluster: Cluster) -> None:
+    """Raise `CorsdError` for an unknown cluster or setting, for a value that is not allowed, and if submitit is missing."""
+    with TemporaryDirectory() as folder:  # an executor creates its folder
+        _executor(cluster, Path(folder), "study")
 
 
 def train_on_cluster(
@@ -169,14 +176,12 @@ class _Queue:
     """Submits jobs to a cluster, and reads their states, with submitit."""
 
     def __init__(self, cluster: Cluster, folder: Path, name: str) -> None:
-        check_choice("executor", cluster.name, CLUSTERS)
         self.cluster, self.folder = cluster.name, folder
-        _check_settings(cluster.settings)
-        delay = cluster.settings.get("signal_delay_s", SIGNAL_SECONDS["slurm"])
-        if not is_whole(delay, 10, 24 * 3600):
-            raise CorsdError(f"slurm setting signal_delay_s = {shortened(delay)}; allowed: 10 to 86,400 seconds")
-        self.save_seconds = (delay if cluster.name == "slurm" else SIGNAL_SECONDS["local"]) * 2 / 3
         self.executor = _executor(cluster, folder, name)
+        delay = SIGNAL_SECONDS[cluster.name]
+        if cluster.name == "slurm":
+            delay = cluster.settings.get("signal_delay_s", delay)
+        self.save_seconds = delay * 2 / 3
         make_folder(folder)
         self.started: list[Any] = []
 
@@ -225,6 +230,8 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
             raise CorsdError(
                 f"slurm setting {setting!r} = {shortened(value)}; allowed: a name and a value, as in partition=gpu"
             )
+        if setting == "signal_delay_s" and not is_whole(value, 10, 24 * 3600):
+            raise CorsdError(f"slurm setting signal_delay_s = {shortened(value)}; allowed: 10 to 86,400 seconds")
         if setting in _NOT_SETTINGS:
             reason = "is not allowed; set timeout_min" if setting == "time" else "is fixed: a training is one task on one node"
             raise CorsdError(f"slurm setting {setting} {reason}")
@@ -232,7 +239,9 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def _executor(cluster: Cluster, folder: Path, name: str) -> Any:
-    """The executor of submitit with the settings of the cluster."""
+    """The executor of submitit with the settings of the cluster, which are checked."""
+    check_choice("executor", cluster.name, CLUSTERS)
+    _check_settings(cluster.settings)
     try:
         from submitit import AutoExecutor
     except ImportError as error:

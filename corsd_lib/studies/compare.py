@@ -14,7 +14,7 @@ from pathlib import Path
 
 from corsd_lib.errors import CorsdError, check_choice, shortened
 from corsd_lib.files import make_folder
-from corsd_lib.studies.cluster import Cluster, train_on_cluster
+from corsd_lib.studies.cluster import Cluster, check_cluster, train_on_cluster
 from corsd_lib.studies.progress import live_table, progress_table
 from corsd_lib.studies.study import Study, study_file
 from corsd_lib.studies.summary import summarise
@@ -58,6 +58,8 @@ def run_study(
         raise CorsdError(
             f"jobs = {shortened(jobs)} has no meaning on a cluster; set the slurm setting array_parallelism instead"
         )
+    if cluster:
+        check_cluster(cluster)  # also if nothing is left to train
     folder = Path(runs or f"runs/{study.name}")
     found = _wanted(study, folder, data_root, variants, seeds)
     records = study.records()  # raises for a record of another configuration, before anything is trained
