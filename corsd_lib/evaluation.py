@@ -35,6 +35,7 @@ __all__ = [
     "evaluate",
     "exit_embeddings",
     "exit_logits",
+    "risk_coverage_area",
     "top_k_accuracy",
 ]
 
@@ -181,3 +182,19 @@ def confidence_bins(logits: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, 
     confidence, predicted = F.softmax(logits.double(), dim=1).max(1)
     bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
     return bin_of, confidence, (predicted == labels).double()
+
+
+def risk_coverage_area(logits: Tensor, labels: Tensor) -> float:
+    """Area under the risk-coverage curve (AURC, %) of logits (N, C) for labels (N,): how well confidence selects predictions.
+
+    The risk at a coverage of n images is the error rate among the n most confident ones; the area is its mean over n = 1 to N.
+    It is 0 if all predictions are correct, and about the error rate if confidence says nothing about errors. Images of equal
+    confidence count in the mean over their orders. Source: Geifman, Uziel & El-Yaniv 2019, arXiv 1805.08206.
+    """
+    confidence, predicted = F.softmax(logits.double(), dim=1).max(1)
+    _, tied, size = torch.unique(confidence, return_inverse=True, return_counts=True)
+    errors = torch.zeros(len(size), dtype=torch.double).index_add_(0, tied, (predicted != labels).double())
+    order = confidence.argsort(descending=True)
+    expected = (errors / size)[tied][order]  # the error rate among images of equal confidence
+    risk = expected.cumsum(0) / torch.arange(1, len(labels) + 1)
+    return 100.0 * risk.mean().item()

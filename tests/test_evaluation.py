@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from itertools import pairwise, permutations
 from typing import Any
 
 import pytest
@@ -16,7 +17,15 @@ from corsd_lib.batches import Batch, evaluation_batches
 from corsd_lib.costs import count_macs, training_macs
 from corsd_lib.datasets import ImageData, load_dataset
 from corsd_lib.errors import CorsdError
-from corsd_lib.evaluation import Evaluation, calibration_error, evaluate, exit_logits, scores, top_k_accuracy
+from corsd_lib.evaluation import (
+    Evaluation,
+    calibration_error,
+    evaluate,
+    exit_logits,
+    risk_coverage_area,
+    scores,
+    top_k_accuracy,
+)
 from corsd_lib.methods import METHODS
 from corsd_lib.methods.classic import Baseline
 from corsd_lib.network import MultiExitNetwork, build_network
@@ -81,6 +90,30 @@ def test_calibration_error_of_known_cases() -> None:
     three_quarters = torch.tensor([[math.log(3), 0.0]]).expand(8, 2)  # 75 % sure, and right in 75 % of the cases
     assert calibration_error(three_quarters, torch.tensor([0, 0, 1, 0, 0, 0, 1, 0])) == pytest.approx(0, abs=1e-5)
     assert calibration_error(three_quarters, torch.tensor([0, 0, 1, 0, 1, 1, 1, 0])) == pytest.approx(25)
+
+
+@pytest.mark.parametrize("classes, images", [(2, 6), (3, 7)])
+def test_risk_coverage_area_is_the_mean_over_all_orders_of_images_of_equal_confidence(classes: int, images: int) -> None:
+    torch.manual_seed(images)
+    logits = torch.randn(images, classes)
+    logits[2:5] = logits[1]  # four images of equal confidence
+    labels = torch.randint(classes, (images,))
+    confidence, wrong = logits.double().softmax(1).amax(1).tolist(), (logits.argmax(1) != labels).tolist()
+    assert 0 < sum(wrong[1:5]) < 4
+    found = []
+    for order in permutations(range(images)):
+        if all(confidence[i] >= confidence[j] for i, j in pairwise(order)):
+            found.append(sum(sum(wrong[i] for i in order[:n]) / n for n in range(1, images + 1)) / images)
+    assert len(found) == 24
+    assert risk_coverage_area(logits, labels) == pytest.approx(100 * sum(found) / 24, abs=1e-9)
+
+
+def test_risk_coverage_area_of_known_cases() -> None:
+    logits, labels = torch.tensor([[0.0, 3.0], [0.0, 2.0], [0.0, 1.0], [0.0, 0.5]]), torch.ones(4, dtype=torch.long)
+    assert risk_coverage_area(logits, labels) == 0
+    assert risk_coverage_area(logits, 1 - labels) == 100
+    assert risk_coverage_area(logits, torch.tensor([1, 1, 1, 0])) == pytest.approx(100 / 16)  # the least sure one is wrong
+    assert risk_coverage_area(torch.zeros(4, 2), torch.tensor([1, 1, 1, 0])) == pytest.approx(75)  # predicts 0: 3 of 4 wrong
 
 
 def test_scores_are_the_four_figures() -> None:
