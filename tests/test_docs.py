@@ -330,6 +330,38 @@ def test_the_control_on_birds_is_as_the_records_say() -> None:
     assert added["matched_ce"][0] - added["exits_alone"][0] == pytest.approx(0.75, abs=0.005)
 
 
+TRUST = (
+    ("auxiliary_alone", "exits_alone", "calibration_error", [-1, -1, -1, 0]),
+    ("relations_alone", "exits_alone", "calibration_error", [0, 0, 0, 0]),
+    ("matched_ce", "exits_alone", "calibration_error", [1, 1, 1, 1]),
+    ("auxiliary_alone", "matched_ce", "calibration_error", [-1, -1, -1, -1]),
+    ("corsd", "no_relations", "calibration_error", [1, 1, 1, 1]),
+    ("auxiliary_alone", "exits_alone", "cross_entropy", [-1, -1, -1, -1]),
+    ("auxiliary_alone", "matched_ce", "cross_entropy", [-1, -1, -1, -1]),
+    ("auxiliary_alone", "matched_ce", "aurc", [-1, -1, -1, -1]),
+)
+
+
+def test_calibration_and_selective_prediction_on_birds_are_as_the_records_say() -> None:
+    folder = ROOT / "results" / "cub200"
+    areas = read_json(folder / "selective_prediction.json")["aurc"]
+
+    def value(variant: str, seed: int, exit: int, measure: str) -> float:
+        if measure == "aurc":
+            return areas[variant][str(seed)][exit]
+        return read_json(folder / "records" / f"{variant}-s{seed}.json")["test"]["exits"][exit][measure]
+
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    rows = text.partition("<!-- trust -->")[2].partition("<!-- /trust -->")[0].strip().splitlines()[2:]
+    for row, (variant, other, measure, signs) in zip(rows, TRUST, strict=True):
+        gaps = [[value(variant, s, e, measure) - value(other, s, e, measure) for s in range(3)] for e in range(4)]
+        digits = 2 if measure == "cross_entropy" else 1
+        found = [mean_interval(gap) for gap in gaps]
+        assert re.findall(r"-?\d+\.\d+", row.split("|", 3)[3]) == [f"{x:.{digits}f}" for ends in found for x in ends], row
+        assert [(low > 0) - (high < 0) for _, low, high in found] == signs, row
+    assert "for [five variants]" in text and len(areas) == 5
+
+
 SHAPES = (
     ("corsd", "no_relations"),
     ("auxiliary_alone", "no_relations"),
