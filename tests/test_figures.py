@@ -243,6 +243,7 @@ def test_differences_by_exit_have_intervals_seeds_and_a_line_at_zero() -> None:
     figure = figures.differences_by_exit({"a minus b": above, "c <minus> d": unsure}, "Gains")
     titles = [note.text for note in figure.layout.annotations]
     assert titles[:2] == figures.exit_names(2) and "95 % interval" in titles[2]
+    assert titles[2].endswith("blue: interval above 0, orange: below 0, grey: contains 0, or no interval")
     rings, mean = figure.data[:2]
     assert list(rings.x) == [1.0, 2.0, 3.0] and rings.marker.symbol == "circle-open"
     assert mean.x == (2.0,) and mean.error_x.array[0] == pytest.approx(2.484, abs=1e-3)
@@ -274,7 +275,9 @@ def test_gain_by_method_is_sorted_and_coloured_by_what_its_interval_says() -> No
     assert [list(trace.x) for trace in rings] == [[10], [3, 3], [1.5, 3.5], [-1, -1]]  # of each seed: 51.5 - 50 and 55.5 - 52
     assert all(trace.error_x.array is None for trace in rings)
     assert gains[1].hovertemplate == ("ahead (n = 2)<br>3.00 [2.00, 4.00] points<extra></extra>",)
-    assert figure.layout.shapes[0].x0 == 0 and "points" in figure.layout.xaxis.title.text
+    axis = figure.layout.xaxis.title.text
+    assert figure.layout.shapes[0].x0 == 0 and "points" in axis
+    assert axis.endswith("<br>blue: interval above 0, orange: below 0, grey: contains 0, or no interval")
 
 
 def test_gains_keep_the_order_of_the_tables_and_the_axis_says_what_is_compared() -> None:

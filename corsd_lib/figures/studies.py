@@ -30,6 +30,7 @@ from corsd_lib.studies.intervals import mean_interval
 from corsd_lib.studies.summary import relative_to, trained_exits
 from corsd_lib.studies.unseen_tables import METRICS as UNSEEN_METRICS
 
+_COLOURS = "blue: interval above 0, orange: below 0, grey: contains 0, or no interval"  # of the means
 _ENDS = ("top1", "top1_low", "top1_high")
 Point = tuple[str, float, float, float | None, float | None]  # label, vertical position, mean, ends of the interval
 
@@ -103,6 +104,7 @@ def gain_by_method(summary: Mapping[str, Any], *, sort: bool = True, dark: bool 
     over = html.escape(short_name(reference["label"]), quote=False)
     what = "difference from" if sum(m["gain"] < 0 for m in methods) > len(methods) / 2 else "gain over"
     axis = f"{what} {over} (points of test top-1)<br>mean over n pairs of seeds, 95 % interval; rings: single seeds"
+    axis += f"<br>{_COLOURS}"
     figure.update_layout(showlegend=False, xaxis_title=axis)
     return _with_rows(figure, labels, _gain_title(by_gain, short_name(reference["label"])), dark)
 
@@ -118,7 +120,8 @@ def differences_by_exit(
     """Paired differences of two methods with their 95 % intervals: a row for each comparison, a panel for each exit.
 
     `differences`: a dict name of the comparison -> for each seed a value for each exit, shallow -> deep. Rings are single
-    seeds. A mean is grey if it has no interval (see `mean_interval`) or if the interval contains 0, which a line marks.
+    seeds. A mean is blue if its interval lies above 0 and orange if it lies below; it is grey if it has no interval (see
+    `mean_interval`) or if the interval contains 0, which a line marks. A note below the axis says so.
     `exits`: titles of the panels, `exit_names` by default. `dark`: colours for a dark page. Raises `CorsdError` without
     comparisons, for one without seeds, if they have different numbers of exits, and if `exits` has another number.
     """
@@ -146,11 +149,11 @@ def differences_by_exit(
             _add_points(figure, [(where, row - 0.08, mean, low, high)], unit, marker={"color": colour, "size": 9}, **place)
     figure.add_vline(x=0, line={"width": 1, "color": INK[dark]})
     _with_rows(figure, [short_name(name, 2 * LONGEST) for name in differences], title, dark, legend=True)
-    note = f"difference in {unit}, mean and 95 % interval<br>rings: single seeds"
+    note = f"difference in {unit}; rings: single seeds<br>dot and bar: mean and 95 % interval<br>{_COLOURS}"
     below = {"x": 0.5, "y": 0, "xref": "paper", "yref": "paper", "yanchor": "top", "yshift": -26, "showarrow": False}
     figure.add_annotation(text=note, **below)
     figure.update_xaxes(zeroline=False)
-    figure.update_layout(margin_b=72, height=figure.layout.height + 48)
+    figure.update_layout(margin_b=90, height=figure.layout.height + 66)
     return figure
 
 
