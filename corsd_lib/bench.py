@@ -130,7 +130,7 @@ def release_ratio(name: str, repeat: int) -> dict[str, Any]:
     """Time per anchor image as in the authors' code (three images for each, pairs of feature maps), relative to ours."""
     seconds = _in_turn({"release": _release_stepper(name), "corsd": _stepper(name, "corsd")}, repeat)
     per_anchor = {"release": [s / ANCHORS for s in seconds["release"]], "corsd": [s / BATCH for s in seconds["corsd"]]}
-    what = f"the authors' formulation / ours, time an anchor image, {name}"
+    what = f"the authors' formulation / ours, time per anchor image, {name}"
     return _measurement(what, _ratio(per_anchor, "release", "corsd"), "at least 3")
 
 
@@ -148,7 +148,7 @@ def pipeline_ratio(repeat: int) -> dict[str, Any]:
             pass
 
     seconds = _in_turn({"ours": ours, "theirs": theirs}, repeat)
-    what = "input pipeline: images a second, ours / torchvision per image in 2 workers"
+    what = "input pipeline: images per second, ours / torchvision per image in 2 workers"
     return _measurement(what, _ratio(seconds, "theirs", "ours"), "at least 3")
 
 
@@ -167,7 +167,7 @@ def streamed_ratio(repeat: int) -> dict[str, Any]:
                 pass
 
         seconds = _in_turn({"ours": ours, "theirs": theirs}, repeat)
-    what = "streaming from files at 224: images a second, ours / torchvision's ImageFolder, 2 workers each"
+    what = "streaming from files at 224: images per second, ours / torchvision's ImageFolder, 2 workers each"
     return _measurement(what, _ratio(seconds, "theirs", "ours"), "at least 1")
 
 
