@@ -477,20 +477,20 @@ figure.for_each_trace(lambda t: t.update(legendgrouptitle_text=panel[t.name]))
 # %% [markdown]
 # The distances to the teacher (`exit_kd`, `auxiliary_kd_...`, `relation_transfer`) fall
 # a little, rise, and fall again. Perhaps the teacher changes faster than its students
-# at first. We did not test this. `auxiliary_inter` cannot fall below 2.08, because its
-# target is one half on each of two classes (04).
+# at first. We did not test this. `auxiliary_inter` cannot fall below 2.08, three exits
+# times $\ln 2$, because its target is one half on each of two classes (04).
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Did it help?
 #
 # The accuracy $p$ of every exit on the $n = 797$ test images, in percent. Thin bars are
-# 95 % intervals, $p \pm 1.96\sqrt{p(100-p)/n}$, for the accuracy on very many such
-# digits, of which our 797 are a sample.
+# 95 % intervals, $p \pm 1.96\sqrt{p(100-p)/n}$. They say how far the accuracy on very
+# many such digits may be from that on our 797.
 #
 # Below the figure we compare each difference with $\sqrt{h_1^2 + h_2^2}$, where $h_1$
-# and $h_2$ are the two half-widths. This is stricter than needed, because both runs see
-# the same test images. It covers the choice of test images only, not other training
-# images or other initial weights.
+# and $h_2$ are the two half-widths. Both runs see the same test images, so smaller
+# differences can be more than chance, too: the rule is stricter than needed. It covers
+# the choice of test images only, not other training images or other initial weights.
 
 # %% slideshow={"slide_type": "-"}
 runs = {"baseline": baseline, "CORSD": corsd}
@@ -602,12 +602,11 @@ compare("Over deep supervision, exit 1", my_lead, lead, " points", 0.3, digits=1
 # **Answer.** Training the exits on labels alone gains 1.2 points at exit 1 and 1.0 at
 # exit 2. Teaching predictions alone (no relations minus deep supervision) changes exit
 # 1 by -0.45 [-0.91, 0.01]: no gain was detected, and a small drop in accuracy is
-# not excluded. Together, teaching, relations and auxiliary classifiers change exit 1 by
-# 0.3 [-0.4, 1.0] compared with deep supervision. Relations add 0.7 [0.1, 1.4] to CORSD
-# without them at exit 1, and at the others -0.1 [-1.0, 0.9] and 0.3 [-0.6, 1.3]. Of the
-# six intervals in the last two lines of the figure one excludes 0. If they were
-# independent and no part had an effect, that would happen in 26 % of studies
-# ($1 - 0.95^6$).
+# not excluded. All that CORSD adds to deep supervision changes exit 1 by 0.3 [-0.4,
+# 1.0]. The relation terms, auxiliary classifiers included, add 0.7 [0.1, 1.4] at exit
+# 1; at exits 2 and 3 no effect was detected (-0.1 [-1.0, 0.9], 0.3 [-0.6, 1.3]). One of
+# the six intervals in the figure's last two lines excludes 0. With no effect and six
+# independent intervals, at least one would in 26 % of studies ($1 - 0.95^6$).
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The relation after training
@@ -719,16 +718,16 @@ print(
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Answer: can a network teach itself?
 #
-# > **What we found.** On these digits we could not show it. Shallow exits do get
-# > better, but labels alone give a similar gain. At exit 1 CORSD gains 1.52 [0.05,
-# > 2.99] points, labels alone 1.2 [0.1, 2.4]; the difference is 0.3 [-0.4, 1.0].
-# > Relations add 0.7 [0.1, 1.4] there; the other exits: -0.1 [-1.0, 0.9] and 0.3 [-0.6,
-# > 1.3]. Relations do form: the contrast is 0.79 to 0.83.
+# > **What we found.** On these digits we could not show that a network gains from
+# > teaching itself. At exit 1 CORSD (without class KD) gains 1.52 [0.05, 2.99] points,
+# > labels alone 1.2 [0.1, 2.4]; the difference is 0.3 [-0.4, 1.0]. Relation terms add
+# > 0.7 [0.1, 1.4] there. Of six intervals only this one excludes 0, so it may be
+# > chance. Relations do form: their contrast is 0.79 to 0.83.
 # >
-# > **How sure we are.** Ten seeds, paired, 95 % intervals. Your own run is one seed.
+# > **How sure we are.** Differences: ten paired seeds. Contrast: one seed.
 # >
-# > **What it does not show.** Harder data, where results differ:
-# > [03](03_relations.ipynb), [11](11_compare_methods.ipynb).
+# > **What it does not show.** What happens on harder data; results differ there
+# > ([03](03_relations.ipynb), [11](11_compare_methods.ipynb)).
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: more or fewer labels
