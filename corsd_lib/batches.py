@@ -118,8 +118,10 @@ def triplet_batches(labels: Tensor, batch_size: int, generator: torch.Generator)
     (`batch_size` // 3),); the only batch may be shorter. Raises `CorsdError` if there are fewer than two classes and if
     `batch_size` is below 3. Source: the authors' code.
     """
-    if batch_size < 3 or len(labels.unique()) < 2:
-        raise CorsdError(f"triplets need a batch_size of at least 3 (got {shortened(batch_size)}) and at least two classes")
+    if batch_size < 3:
+        raise CorsdError(f"batch_size = {shortened(batch_size)}; allowed for triplets: at least 3")
+    if (classes := len(labels.unique())) < 2:
+        raise CorsdError(f"number of classes of the labels = {classes}; allowed for triplets: at least 2")
     anchors = plain_batches(labels, batch_size // 3, generator)
     by_class = labels.argsort(stable=True)
     _, inverse, sizes = labels.unique(return_inverse=True, return_counts=True)

@@ -76,7 +76,7 @@ def classify(programs: Sequence[Call], image: np.ndarray, threshold: float) -> t
         if not rest or p.max() / p.sum() >= threshold:
             return int(p.argmax()), k
         (given,) = rest
-    raise AssertionError("the last program returns only logits")
+    raise AssertionError("the last program returned a feature map besides its logits")
 
 
 def load(programs: Sequence[Program], image: Tensor) -> list[Call]:

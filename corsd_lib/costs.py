@@ -103,7 +103,8 @@ def training_macs(config: TrainConfig, data: DataInfo) -> float:
 
     Counts convolutions and matrix products, like `count_macs`. The cost of the network is proportional to the number of images,
     so it is counted on two images. The cost of the method may grow with the square of the batch, so it is counted on random
-    outputs for a whole batch, whose labels are sampled as in the training.
+    outputs for a whole batch, whose labels are sampled as in the training. Raises the errors of `new_network` and
+    `epoch_batches`, and `CorsdError` for invalid options of the method.
     """
     from torch.utils.flop_counter import FlopCounterMode
 

@@ -79,8 +79,9 @@ def evaluate(
 
     A network is evaluated in eval mode; afterwards it is in its previous mode, and on `device` if that is given. For a run,
     `data` is by default the data set that it was trained on, loaded from `data_root`. `workers`: processes that read streamed
-    images, by default as many as in the training of the run, else 2. Raises `CorsdError` for a missing split, for data whose
-    number of classes is not that of the network, and for more workers than this machine can run.
+    images, by default as many as in the training of the run, else 2. Raises `CorsdError` for a network without `data`, for a
+    missing split, for data whose number of classes is not that of the network, for a device that cannot be used, for too little
+    memory, and for more workers than this machine can run; for a run also the errors of `run_data`.
     """
     check_choice("split", split, ("train", "validation", "test"))
     of_run = 2
@@ -89,14 +90,17 @@ def evaluate(
         network, of_run = run_or_network.network(), run_or_network.config.workers
     elif not isinstance(run_or_network, torch.nn.Module):
         given = shortened(run_or_network)
-        raise CorsdError(f"evaluate: {given} is neither; allowed: a Run, as load_run(path) returns it, or a network")
+        raise CorsdError(f"evaluate: run_or_network = {given}; allowed: a Run, as load_run(path) returns it, or a network")
     elif data is None:
         raise CorsdError("evaluate(network): data is missing; a network does not know its data set, so pass data")
     else:
         network = run_or_network
     images: Split | None = getattr(data, split)
     if images is None:
-        raise CorsdError(f"data {data.name!r} has no split {split!r}: set a validation_fraction, or use 'test'")
+        raise CorsdError(
+            f"data {data.name!r} has no split {split!r}: pass data that was loaded with a validation_fraction, or use split "
+            "'train' or 'test'"
+        )
     if isinstance(images, ImageFiles):
         check_processes("workers", workers or 0, PROCESSES_PER_CPU)
     if data.num_classes != network.num_classes:
@@ -122,7 +126,9 @@ def _move_to(network: MultiExitNetwork, device: torch.device | str) -> MultiExit
 
 
 def exit_logits(network: MultiExitNetwork, data: ImageData, split: Split, workers: int = 2) -> tuple[list[Tensor], Tensor]:
-    """Logits of every exit, K x (N, C) float32 on the CPU, and labels (N,) of a split in its order."""
+    """Logits of every exit, K x (N, C) float32 on the CPU, and labels (N,) of a split in its order. Raises the errors of
+    `evaluation_batches`.
+    """
     return _of_exits(network, data, split, workers, attrgetter("logits")), split.labels
 
 

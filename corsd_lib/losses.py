@@ -308,9 +308,9 @@ def target_divergence(target: Tensor, logits: Tensor, temperature: float = 4.0) 
 
 
 def relation_transfer_by_row_divergence(teacher: Tensor, student: Tensor) -> Tensor:
-    """KL divergence between the softmaxes of the rows of log-odds (B, B), without the diagonal; mean over rows, >= 0 nats.
+    """KL(teacher ‖ student) between the softmaxes of the rows of two matrices of log-odds (B, B), each without its diagonal.
 
-    No gradient reaches `teacher`. Source: ours.
+    Mean over the rows, >= 0 nats. No gradient reaches `teacher`. Source: ours.
     """
     if len(student) < 2:
         return student.sum() * 0.0

@@ -283,8 +283,9 @@ def relation_matrix(scores: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
     `scores` (N, N), `labels` (N,). Raises `CorsdError` if the shapes are wrong. Source: ours.
     """
-    if scores.shape != (len(labels), len(labels)):
-        raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels; allowed: (N, N)")
+    n = len(labels)
+    if scores.shape != (n, n):
+        raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {n} labels; allowed: ({n}, {n})")
     onehot = F.one_hot(labels, num_classes).to(torch.float64)  # (N, C)
     members = onehot.sum(0)
     off_diagonal = scores.to(torch.float64).clone().fill_diagonal_(0)

@@ -109,5 +109,5 @@ def test_prototype_accuracy_is_that_of_pairs_one_at_a_time(tiny_run: Run) -> Non
 
 def test_prototype_accuracy_says_what_it_needs(tiny_run: Run) -> None:
     data = load_data(tiny_run.config)
-    with pytest.raises(CorsdError, match="has no validation images, on which the weight of the relation is chosen"):
+    with pytest.raises(CorsdError, match="has no validation split to choose the weight of the relation on"):
         prototype_accuracy(tiny_run, replace(data, validation=None))

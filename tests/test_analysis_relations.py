@@ -98,10 +98,10 @@ def test_class_relations_are_the_stored_ones_and_agree_with_the_scores(tiny_run:
 
 def test_what_is_not_there_is_named(tiny_run: Run) -> None:
     for function in (snapshot_scores, class_relations):
-        with pytest.raises(CorsdError, match="snapshot after epoch 7 is not known; allowed: 0, 1, 2"):
+        with pytest.raises(CorsdError, match="snapshot after epoch 7 is not available; allowed: 0, 1, 2"):
             function(tiny_run, 7, 1)
         for exit in (0, 4, -1):
-            with pytest.raises(CorsdError, match=f"exit {exit} is not known; allowed: 1, 2, 3"):
+            with pytest.raises(CorsdError, match=f"exit {exit} is not available; allowed: 1, 2, 3"):
                 function(tiny_run, 0, exit)
         with pytest.raises(CorsdError, match="relation kind 'dot' is not known; allowed: trained, cosine, l2"):
             function(tiny_run, 0, 1, "dot")
@@ -149,7 +149,7 @@ def test_a_method_without_relation_networks_has_the_cosine(tiny: Tiny) -> None:
     run = train(tiny(method="baseline", epochs=1), progress=False)  # one exit
     assert torch.equal(snapshot_scores(run, 1, 1), snapshot_scores(run, 1, 1, "cosine"))
     torch.testing.assert_close(class_relations(run, 1, 1), class_relations(run, 1, 1, "cosine"), atol=1e-3, rtol=0)
-    with pytest.raises(CorsdError, match="exit 2 is not known; allowed: 1"):
+    with pytest.raises(CorsdError, match="exit 2 is not available; allowed: 1"):
         snapshot_scores(run, 1, 2)
     assert relation_quality(run, 1)["exit"].tolist() == relation_agreement(run, 1)["exit"].tolist() == [1]
 
@@ -342,7 +342,7 @@ def test_one_image_a_class_has_no_intra_pair() -> None:
     assert math.isnan(same_class_auc(scores, labels))
     found = relation_contrast(scores, labels)
     assert math.isnan(found["intra"]) and math.isnan(found["triplets"]) and 0 < found["inter"] < 1
-    with pytest.raises(CorsdError, match=r"scores of shape \(6, 6\) do not fit 5 labels; allowed: \(N, N\)"):
+    with pytest.raises(CorsdError, match=r"scores of shape \(6, 6\) do not fit 5 labels; allowed: \(5, 5\)"):
         same_class_auc(scores, labels[:5])
 
 

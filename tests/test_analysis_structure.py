@@ -277,7 +277,7 @@ def test_the_structure_of_a_run_has_a_row_an_epoch_and_exit(tiny_run: Run) -> No
     assert not table.isna().any().any()
     assert class_structure(tiny_run, [2])["epoch"].tolist() == [2, 2, 2]
     assert class_structure(tiny_run, []).empty
-    with pytest.raises(CorsdError, match="snapshot after epoch 9 is not known; allowed: 0, 1, 2"):
+    with pytest.raises(CorsdError, match="snapshot after epoch 9 is not available; allowed: 0, 1, 2"):
         class_structure(tiny_run, [9])
 
 
@@ -288,7 +288,7 @@ def test_exits_of_two_runs_are_compared_on_the_same_images(tiny: Tiny, tiny_run:
     a, b = tiny_run.probes[1].embeddings, other.probes[1].embeddings
     assert found[2, 0].item() == pytest.approx(_cka_by_features(a[2], b[0]))
     torch.testing.assert_close(cka_between_runs(tiny_run, other, 2, 1), cka_matrix(tiny_run.probes[2].embeddings, b))
-    with pytest.raises(CorsdError, match="snapshot after epoch 2 is not known; allowed: 0, 1"):
+    with pytest.raises(CorsdError, match="snapshot after epoch 2 is not available; allowed: 0, 1"):
         cka_between_runs(tiny_run, other, 2)
 
 

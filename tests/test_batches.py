@@ -224,9 +224,15 @@ def test_partners_of_triplets_are_drawn_evenly() -> None:
         assert ((seen - expected).abs() <= 5 * expected.sqrt()).all()
 
 
-@pytest.mark.parametrize("sizes,batch_size", [((5, 5), 2), ((9,), 9)])
-def test_triplets_want_two_classes_and_three_images(sizes: tuple[int, ...], batch_size: int) -> None:
-    with pytest.raises(CorsdError, match="triplets need a batch_size of at least 3"):
+@pytest.mark.parametrize(
+    "sizes,batch_size,message",
+    [
+        ((5, 5), 2, "batch_size = 2; allowed for triplets: at least 3"),
+        ((9,), 9, "number of classes of the labels = 1; allowed for triplets: at least 2"),
+    ],
+)
+def test_triplets_want_two_classes_and_three_images(sizes: tuple[int, ...], batch_size: int, message: str) -> None:
+    with pytest.raises(CorsdError, match=message):
         triplet_batches(_labels(*sizes), batch_size, _generator())
 
 

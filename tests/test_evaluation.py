@@ -326,7 +326,7 @@ def test_what_cannot_be_evaluated_is_named(digits: ImageData, network: MultiExit
         evaluate(network)
     with pytest.raises(CorsdError, match="split 'mean' is not known; allowed: train, validation, test"):
         evaluate(network, digits, split="mean")
-    with pytest.raises(CorsdError, match="data 'digits' has no split 'validation': set a validation_fraction"):
+    with pytest.raises(CorsdError, match="data 'digits' has no split 'validation': pass data that was loaded"):
         evaluate(network, replace(digits, validation=None), split="validation")
     with pytest.raises(CorsdError, match="data 'digits' has 10 classes, but the network has 7"):
         evaluate(build_network("resnet8", 7, in_channels=1, image_size=8, width=4), digits)

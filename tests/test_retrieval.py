@@ -231,12 +231,12 @@ def test_every_image_of_a_class_that_is_large_enough_has_the_same_chance() -> No
     [
         (
             lambda: retrieval_metrics(torch.ones(3, 2), torch.ones(3)),
-            r"scores of shape \(3, 2\) do not fit 3 labels; allowed: \(N, N\)",
+            r"scores of shape \(3, 2\) do not fit 3 labels; allowed: \(3, 3\)",
         ),
         (lambda: retrieval_metrics(torch.full((2, 2), torch.nan), torch.zeros(2)), "scores have NaN; allowed: numbers, higher"),
         (
             lambda: embedding_retrieval(torch.ones(3), torch.ones(3)),
-            r"embeddings of shape \(3,\) do not fit 3 labels; allowed: \(N, D\)",
+            r"embeddings of shape \(3,\) do not fit 3 labels; allowed: \(3, D\)",
         ),
         (
             lambda: embedding_retrieval(torch.ones(3, 2), torch.ones(3), "l1"),

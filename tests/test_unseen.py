@@ -107,7 +107,7 @@ def test_data_may_be_given_and_its_images_are_normalised_as_in_the_training(held
 
 
 def test_a_run_without_held_out_classes_is_named(tiny_run: Run) -> None:
-    with pytest.raises(CorsdError, match="run has no held-out classes: train with hold_out_classes, or give data that has"):
+    with pytest.raises(CorsdError, match="run has no held-out classes: train with hold_out_classes, or pass data that has"):
         unseen_class_report(tiny_run)
 
 

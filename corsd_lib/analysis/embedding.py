@@ -115,7 +115,8 @@ def stage_embedding(
     image can be followed through epochs and exits. The result is stored in the run as embeddings/<method>-<key>.safetensors,
     where the key is a hash of all parameters that affect it. Later calls read it from there, unless `refresh` is True. If the
     run is not writable, it is computed each time. Epochs and exits of the result are in ascending order. Raises `CorsdError`
-    for an epoch without a snapshot, an unknown exit, and embeddings that are not finite.
+    for an epoch without a snapshot, an unknown exit, embeddings that are not finite, and a damaged stored result; and the
+    errors of `joint_projection`.
     """
     settings = _settings(run, epochs, exits, method, UmapOptions(seed, neighbours, min_dist))
     path = _file(run, settings)

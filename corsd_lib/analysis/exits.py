@@ -224,12 +224,15 @@ def early_exit(
     `early_exit_curve`. Of the thresholds whose validation accuracy is at most `max_accuracy_drop` percentage points below that
     of the deepest exit, the one with the lowest mean MACs is chosen. Raises `CorsdError` for an unknown rule, for data without
     a validation split (a threshold must not be chosen on test images) or with a different number of classes, for a network that
-    is given without data, and if no threshold is accurate enough.
+    is given without data, and if no threshold is accurate enough; for a run also the errors of `run_data`.
     """
     check_choice("rule", rule, RULES)
     network, data = _network_and_data(run_or_network, data, data_root)
     if data.validation is None:
-        raise CorsdError(f"data {data.name!r} has no validation split to choose a threshold on: set a validation_fraction")
+        raise CorsdError(
+            f"data {data.name!r} has no validation split to choose a threshold on: pass data that was loaded with a "
+            "validation_fraction"
+        )
     macs = cumulative_macs(network, data)
     curve = early_exit_curve(*exit_logits(network, data, data.validation), macs, rule)
     threshold = choose_threshold(curve, max_accuracy_drop)

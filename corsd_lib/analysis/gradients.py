@@ -31,8 +31,8 @@ def term_gradients(run: Run, data: ImageData | None = None, batches: int = 2) ->
     `term`; `place`, the part: "backbone", its parts "stem" and "stage 1" ..., "exit 1" ... and "relation 1" ..., shallow ->
     deep; `norm`, the L2 norm of weight · gradient over the parameters of this part; `cosine` in [-1, 1] with the gradient of
     the weighted cross-entropy of all exits, NaN if one of the two is zero. Both are means over `batches`. Computed in train
-    mode, in float32, on the CPU; the run is not changed. Raises `CorsdError` if `batches` is below 1 and if the data is
-    missing. Source: ours.
+    mode, in float32, on the CPU; the run is not changed. Raises `CorsdError` if `batches` is below 1, and the errors of
+    `run_data`. Source: ours.
     """
     import pandas as pd
 

@@ -21,7 +21,7 @@ def run_images(run: Run, positions: Sequence[int], data: ImageData | None = None
     """Images as inputs of the network of a run: (N, C, H, W) float32, normalised and centre-cropped, not augmented.
 
     `positions`: indices in `split`: "probe", the probe set of the run, or "train", "validation" or "test" of `data`, which is
-    loaded if it is not given. Raises `CorsdError` for an unknown split or image.
+    loaded if it is not given. Raises `CorsdError` for an unknown split or image, and the errors of `run_data`.
     """
     check_choice("split", split, SPLITS)
     data = run_data(run, data)
@@ -41,7 +41,10 @@ def _select_images(run: Run, positions: Sequence[int], data: ImageData, split: s
     name = run.probes.split if split == "probe" else split
     images: Split | None = getattr(data, name)
     if images is None:
-        raise CorsdError(f"data {data.name!r} has no split {name!r}: set a validation_fraction")
+        raise CorsdError(
+            f"data {data.name!r} has no split {name!r}: pass data that was loaded with a validation_fraction, or use split "
+            "'train' or 'test'"
+        )
     count = len(run.probes.index) if split == "probe" else len(images)
     wrong = [p for p in positions if p not in range(count)]
     if wrong or not len(positions):

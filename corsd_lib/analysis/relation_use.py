@@ -68,7 +68,7 @@ def _weighted_pairs(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Ten
     """
     n = len(labels)
     if scores.shape != (n, n):
-        raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {n} labels; allowed: (N, N)")
+        raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {n} labels; allowed: ({n}, {n})")
     off_diagonal = ~torch.eye(n, dtype=torch.bool)
     same = (labels[:, None] == labels[None, :])[off_diagonal]
     counts = torch.stack([(~same).sum(), same.sum()]).double()
@@ -103,8 +103,9 @@ def prototype_accuracy(run: Run, data: ImageData | None = None, split: str = "te
     training images, not augmented) is most related; `with_relation` and `with_cosine`, the class with the largest
     log-probability of the exit + w · z, where z is the log-odds of the relation or the cosine, standardised over the classes;
     `weight_relation` and `weight_cosine`, the best w on validation images; `macs`, the multiply-accumulates that the relation
-    adds for each image. Raises `CorsdError` for a method that does not train a relation network on the embeddings of every
-    exit, and for a run without validation images. Source: ours.
+    adds for each image. Raises `CorsdError` for an unknown split, for a method that does not train a relation network on the
+    embeddings of every exit, for data without validation images, and for a class without training images; and the errors of
+    `run_data`. Source: ours.
     """
     import pandas as pd
 
@@ -118,7 +119,10 @@ def prototype_accuracy(run: Run, data: ImageData | None = None, split: str = "te
             "which prototypes need; use a run of method 'corsd', for example"
         )
     if data.validation is None:
-        raise CorsdError(f"{run.path} has no validation images, on which the weight of the relation is chosen")
+        raise CorsdError(
+            f"data {data.name!r} has no validation split to choose the weight of the relation on: pass data that was loaded "
+            "with a validation_fraction"
+        )
     known, chosen, asked = (_outputs(network, data, images) for images in (data.train, data.validation, getattr(data, split)))
     rows = []
     for k, relation in enumerate(relations):

@@ -158,8 +158,8 @@ def class_order(kind: str, matrix: Tensor | None = None, superclass_of_class: Te
 
     `kind`: "label", 0 to C - 1; "superclass", by superclass and then by label; "cluster", the leaves of `linkage_of(matrix)`;
     "superclass_cluster", by superclass, and within each the leaves of its own clustering. `matrix` (C, C) class-level relation,
-    for the clustered orders; `superclass_of_class` (C,) int64. Raises `CorsdError` if an argument that `kind` needs is missing
-    or has a wrong shape. Source: ours.
+    for the clustered orders; `superclass_of_class` (C,) int64. Raises `CorsdError` for an unknown `kind`, if an argument that
+    it needs is missing or has a wrong shape, and the errors of `linkage_of`. Source: ours.
     """
     check_choice("class order", kind, CLASS_ORDERS)
     classes = _class_count(matrix, superclass_of_class)
@@ -303,8 +303,9 @@ def _intra_and_inter(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises `CorsdError` if the shapes are wrong.
     """
-    if scores.shape != (len(labels), len(labels)):
-        raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels; allowed: (N, N)")
+    n = len(labels)
+    if scores.shape != (n, n):
+        raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {n} labels; allowed: ({n}, {n})")
     same, known = labels[:, None] == labels[None, :], ~scores.isnan()
     return same & known & ~torch.eye(len(labels), dtype=torch.bool), ~same & known
 
@@ -319,7 +320,8 @@ def _triplets_in_order(scores: Tensor, intra: Tensor, inter: Tensor) -> float:
         return float("nan")
     row = scores.masked_fill(~inter, -torch.inf).sort(dim=1).values  # the inter scores are at the end of each row
     below, not_above = (torch.searchsorted(row, scores.contiguous(), right=right) for right in (False, True))
-    ordered = (below + not_above) / 2 - (len(scores) - others)  # (N, N) number of inter scores of the row below r_ij
+    # (N, N) number of inter scores of the row below r_ij; equal ones count one half
+    ordered = (below + not_above) / 2 - (len(scores) - others)
     return ordered[intra].double().sum().item() / triplets
 
 
@@ -373,7 +375,7 @@ def confusion_agreement(matrix: Tensor, logits: Tensor, labels: Tensor) -> float
     if logits.shape != (len(labels), classes):
         raise CorsdError(
             f"logits of shape {tuple(logits.shape)} do not fit {len(labels)} labels and a relation of {classes} classes; "
-            "allowed: (N, C)"
+            f"allowed: ({len(labels)}, {classes})"
         )
     cells = torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2).view(classes, classes).double()
     n = cells.sum(1)

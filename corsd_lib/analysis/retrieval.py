@@ -81,8 +81,9 @@ def retrieval_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
     is its mean over all orders of them, so that it does not depend on the order of the images. Raises `CorsdError` if the
     shapes are wrong and for NaN scores. Source: Musgrave et al. 2020, arXiv 2003.08505; the rule for ties is ours.
     """
-    if scores.shape != (len(labels), len(labels)):
-        raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels; allowed: (N, N)")
+    n = len(labels)
+    if scores.shape != (n, n):
+        raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {n} labels; allowed: ({n}, {n})")
     blocks = torch.arange(len(labels)).split(BLOCK)
     return _mean_metrics(_query_metrics(scores[block], labels, block) for block in blocks)
 
@@ -90,7 +91,8 @@ def retrieval_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
 def embedding_retrieval(embeddings: Tensor, labels: Tensor, similarity: str = "cosine") -> dict[str, float]:
     """`retrieval_metrics` of embeddings (N, D) with labels (N,), compared by `similarity`, a key of `SIMILARITIES`.
 
-    Computed in blocks, without an (N, N) matrix. Raises `CorsdError` for an unknown similarity and if the shapes are wrong.
+    Computed in blocks, without an (N, N) matrix. Raises `CorsdError` for an unknown similarity, if the shapes are wrong and for
+    NaN embeddings.
     """
     check_choice("similarity", similarity, SIMILARITIES)
     _check_embeddings(embeddings, labels)
@@ -150,7 +152,9 @@ def _expected_precision(scores: Tensor, same: Tensor, most: int) -> tuple[Tensor
 
 def _check_embeddings(embeddings: Tensor, labels: Tensor) -> None:
     if embeddings.ndim != 2 or len(embeddings) != len(labels):
-        raise CorsdError(f"embeddings of shape {tuple(embeddings.shape)} do not fit {len(labels)} labels; allowed: (N, D)")
+        raise CorsdError(
+            f"embeddings of shape {tuple(embeddings.shape)} do not fit {len(labels)} labels; allowed: ({len(labels)}, D)"
+        )
 
 
 # --- few shots --------------------------------------------------------------------------------------------------------
@@ -230,8 +234,9 @@ def few_shot_accuracy(scores: Tensor, labels: Tensor, episodes: Episodes | None 
     Row i of the scores is the query, column j the example. Meant for scores that have no prototypes, such as those of a
     relation network. Ties and errors as in `embedding_few_shot`. Source: ours, after Sung et al. 2018, arXiv 1711.06025.
     """
-    if scores.shape != (len(labels), len(labels)):
-        raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {len(labels)} labels; allowed: (N, N)")
+    n = len(labels)
+    if scores.shape != (n, n):
+        raise CorsdError(f"scores of shape {tuple(scores.shape)} do not fit {n} labels; allowed: ({n}, {n})")
     examples, queries = (episodes or Episodes()).sample(labels)
     of_pairs = scores[queries.flatten(1)[:, :, None, None], examples[:, None]]  # (E, W·Q, W, S)
     return _accuracy(of_pairs.double().mean(3))

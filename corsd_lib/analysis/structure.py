@@ -245,7 +245,7 @@ def _grouped(embeddings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor
     """
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1] or not len(labels):
         given = f"embeddings have shape {tuple(embeddings.shape)}, labels {tuple(labels.shape)}"
-        raise CorsdError(f"{given}; allowed: (N, D) and (N,), N at least 1")
+        raise CorsdError(f"{given}; allowed: (N, D) and (N,), with the same N of at least 1")
     _, y, counts = labels.unique(return_inverse=True, return_counts=True)
     # All measures depend on differences, which are most exact for centred embeddings.
     return _centred(embeddings), y, counts

@@ -46,7 +46,7 @@ def unseen_class_report(
     episodes, each with 1 or 5 examples and 15 queries of each of 5 classes (all if fewer are held out); `one_shot_half` and
     `five_shot_half`, half the width of their 95 % confidence intervals. Few-shot columns are NaN if classes have too few
     images. `images`: "test", or "all", train and test together, as is usual for CUB-200-2011. The images are loaded if `data`
-    is not given. Raises `CorsdError` for a run without held-out classes.
+    is not given. Raises `CorsdError` for unknown `images` and for data without held-out classes, and the errors of `run_data`.
     """
     import pandas as pd
 
@@ -56,7 +56,7 @@ def unseen_class_report(
 
 def unseen_class_record(run: Run, data_root: str | None = None) -> dict[str, Any]:
     """`unseen_class_report` of the test images as JSON values, rounded to four decimals, None for NaN; with the settings of the
-    episodes. Raises `CorsdError` for a run without held-out classes.
+    episodes. Raises the same errors.
     """
     embeddings, labels = _embedded(run, None, data_root, "test")
     rows = [{k: _plain(v) for k, v in row.items()} for row in _rows(run, embeddings, labels)]
@@ -76,7 +76,9 @@ def _embedded(run: Run, data: ImageData | None, data_root: str | None, images: s
     check_choice("images", images, ("test", "all"))
     data = run_data(run, data, data_root)
     if data.unseen is None:
-        raise CorsdError(f"{run.path} has no held-out classes: train with hold_out_classes, or give data that has some")
+        raise CorsdError(
+            f"data {data.name!r} of {run.path} has no held-out classes: train with hold_out_classes, or pass data that has some"
+        )
     splits = [data.unseen.test] if images == "test" else [data.unseen.train, data.unseen.test]
     network = run.network()
     parts = [exit_embeddings(network, data, split, run.config.workers) for split in splits]

@@ -43,8 +43,9 @@ class DeletionCurve:
 
 
 class Randomisation(NamedTuple):
-    """Rank correlations of two maps, in [-1, 1]: `signed` of their values, `absolute` of their absolute values; NaN for a
-    constant map.
+    """Spearman correlations, in [-1, 1], between the map of a network and that of the same network with random weights.
+
+    `signed`: of their values; `absolute`: of their absolute values; NaN if a map is constant.
     """
 
     signed: float
@@ -113,16 +114,18 @@ def deletion_curve(
     over `num_random` random orders, sampled with `seed`: the probability decreases for any order, because images with holes are
     unlike training images. `image` (C, H, W), normalised; `exit` (1 = shallowest), `baseline` and `normalise` as in
     `attribute_exit`; `steps` and `num_random` at least 1. Source: the deletion metric of RISE, arXiv 1806.07421; the random
-    orders are ours. Raises the same errors as `attribute_exit`, and `CorsdError` if the attribution belongs to a pair or to an
-    image of a different size.
+    orders are ours. Raises `CorsdError` for an invalid exit, baseline, number or image, and if the attribution belongs to a
+    pair or to an image of a different size.
     """
     check_choice("baseline", baseline, BASELINES)
     check_count("steps", steps)
     check_count("num_random", num_random)
     x = image_batch(network, image)
-    if attribution.target is None or attribution.map.shape != x.shape[-2:]:
-        what = f"shape {tuple(attribution.map.shape)} and class {attribution.target}"
-        raise CorsdError(f"the attribution has {what}; allowed: the map of an exit, of shape {tuple(x.shape[-2:])}")
+    if attribution.target is None:
+        raise CorsdError("the attribution is of a pair of images; allowed: one of attribute_exit")
+    if attribution.map.shape != x.shape[-2:]:
+        found, allowed = tuple(attribution.map.shape), tuple(x.shape[-2:])
+        raise CorsdError(f"the attribution map has shape {found}; allowed: {allowed}, the size of the image")
     stage, head = exit_parts(network, exit)
     base, pixels = baseline_of(baseline, image, normalise).to(x), attribution.map.numel()
     counts = torch.arange(steps + 1).mul(pixels).div(steps).round().long()

@@ -47,7 +47,8 @@ def attribute_exit(
     - "grad_cam": sum over channels of activation * mean gradient on the feature map of the exit's stage, without its last ReLU,
       upsampled (arXiv 1610.02391, equations 1 and 2).
 
-    Raises `CorsdError` for an invalid exit, class, method, baseline or image.
+    Raises `CorsdError` for an invalid exit, class, method, baseline, number of steps or image, and `MissingPackage` if captum
+    is not installed.
     """
     check_request(method, baseline, steps)
     x = image_batch(network, image)
@@ -92,8 +93,8 @@ def attribute_pair(
     symmetric: the maps of (b, a) may differ. "integrated_gradients" goes from both baselines to both images at once: the two
     maps together sum to f(a, b) - f(a', b'), with the baselines a' and b', and share one completeness gap. If both baselines
     are equal, f(a', b') may be the maximum of f, and the sum is then negative; `baseline_score` is f(a', b'). "grad_cam" takes
-    one image at a time with the other's embedding fixed. Other arguments and errors as in `attribute_exit`. Source of the
-    method for pairs: ours.
+    one image at a time with the other's embedding fixed. Other arguments as in `attribute_exit`. Raises the same errors, and
+    `CorsdError` for images of different shapes and for relations that are none of these. Source of the method for pairs: ours.
     """
     check_request(method, baseline, steps)
     a, b = image_batch(network, image_a), image_batch(network, image_b)
