@@ -46,7 +46,9 @@ def _without_widget(output: Any) -> bool:
 
 
 def write_page(notebook: Path) -> Path:
-    """Beside a saved notebook, write an HTML page that works without kernel and network: it contains plotly and all images."""
+    """Beside a saved notebook, write an HTML page that works without a kernel or an internet connection: it contains plotly and
+    all images.
+    """
     from plotly.offline import get_plotlyjs
 
     return write_html(notebook, notebook.with_suffix(".html"), f"<script>{get_plotlyjs()}</script>")

@@ -128,7 +128,8 @@ def build_backbone(
     `width`: base width, 1 or more; None for the default of the network. `stem`: "small" is a 3x3 convolution with stride 1;
     "medium" one with stride 2 (ours: a quarter of the work); "large" a 7x7 convolution with stride 2 and a max-pool; "auto" is
     "small" for images with a side of up to 64 pixels (`image_size`), else "large". `pretrained`: torchvision's ImageNet
-    weights, only with the large stem, the default width and three channels. Raises `CorsdError` for anything else.
+    weights, only with the large stem, the default width and three channels. Raises `CorsdError` for anything else, and if the
+    weights cannot be downloaded; `MissingPackage` if timm is needed and not installed.
     """
     check_choice("stem", stem, _STEMS)
     if not isinstance(name, str):

@@ -52,8 +52,9 @@ def _course(options: argparse.Namespace) -> None:
 def copy_course(folder: Path) -> Path:
     """Copy the notebooks, and the results that they read, into `folder`; return the path of the first notebook there.
 
-    A file that exists with the same content is left alone. If one exists with other content, raises `CorsdError` before
-    anything is copied. Raises it also if `folder` cannot be written.
+    A file that exists with the same content is left alone. Raises `CorsdError`, before anything is copied, if a file exists
+    with other content or cannot be read, if `folder` is a file or the folder of a run, and if the notebooks are not installed.
+    Raises it also if `folder` cannot be written.
     """
     root = bundle_root()
     files = list(bundled_files(root))

@@ -32,9 +32,9 @@ def answered(answer: object) -> None:
 def compare(quantity: str, predicted: object, actual: object, unit: str = "", atol: float = 0.0, digits: int = 0) -> None:
     """Print the result `actual` beside the reader's prediction, if there is one.
 
-    `predicted`: None (no prediction), or a value of the type of `actual`: a number, in the unit `unit` and printed with
-    `digits` decimals, or a text. `atol`: the difference up to which a number counts as correct. Raises `CorsdError` for a
-    prediction of another kind.
+    `predicted`: None (no prediction), a number if `actual` is one, else a value that is compared with `actual` as text,
+    ignoring case. Numbers are printed with `digits` decimals and `unit`; a difference of at most `atol` counts as correct.
+    Raises `CorsdError` if `actual` is a number and `predicted` is not.
     """
     number = isinstance(actual, Real) and not isinstance(actual, bool)
     result = f"{actual:.{digits}f}{unit}" if number else f"{actual}"

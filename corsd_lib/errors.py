@@ -78,7 +78,8 @@ def check_choice(what: str, value: object, allowed: Iterable[object]) -> None:
     """Raise `CorsdError` unless `value` is one of `allowed`; `what` is its name in the message."""
     choices = list(allowed)
     if value not in choices:
-        raise CorsdError(f"{what} {shortened(value)} is not known; allowed: {', '.join(map(str, choices)) or 'none'}")
+        problem = "known" if isinstance(value, str) else "available"  # a number, such as that of an exit, is not a name
+        raise CorsdError(f"{what} {shortened(value)} is not {problem}; allowed: {', '.join(map(str, choices)) or 'none'}")
 
 
 # Parts of messages of torch

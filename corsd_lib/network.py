@@ -132,8 +132,8 @@ def build_network(
 ) -> MultiExitNetwork:
     """Build a backbone by name (see `build_backbone`) and put exits on it (see `MultiExitNetwork`).
 
-    Weights are initialised with torch's global generator. Raises `CorsdError` for an unknown name or option, and if there is
-    not enough memory.
+    Weights are initialised with torch's global generator. Raises the errors of both, and `CorsdError` if there is not enough
+    memory.
     """
     check_choice("exits", exits, ("all", "deepest"))  # before the backbone is built or downloaded
     with enough_memory(f"network {shortened(name)} of width {shortened(width)} and {shortened(num_classes)} classes"):

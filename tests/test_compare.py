@@ -201,7 +201,7 @@ def test_a_record_of_another_configuration_ends_it_before_anything_is_trained(wr
 def test_unknown_rows_and_seeds_are_named(write: Write) -> None:
     with pytest.raises(CorsdError, match="variant 'kd' is not known; allowed: baseline, byot"):
         run_study(write(), variants=["kd"])
-    with pytest.raises(CorsdError, match="seed 7 is not known; allowed: 0, 1"):
+    with pytest.raises(CorsdError, match="seed 7 is not available; allowed: 0, 1"):
         run_study(write(), seeds=[7])
 
 

@@ -439,7 +439,7 @@ def test_a_run_refuses_a_folder_whose_train_images_are_others(tmp_path: Path) ->
     assert run.test is not None and evaluate(run).images == run.test["images"] - 1  # no image that it was trained on
     (tmp_path / "data" / first).rename(tmp_path / "data" / other)
     what = "train has as many images of each class, but different ones: some were replaced or renamed"
-    with pytest.raises(CorsdError, match=rf"images of 'folder:.*' here are not those of .*run: {what}; put them back"):
+    with pytest.raises(CorsdError, match=rf"images of 'folder:.*' here are not those of .*run: {what}; restore the files"):
         evaluate(run)
     (run.path / "test.json").unlink()
     with pytest.raises(CorsdError, match=what):
@@ -493,7 +493,7 @@ def test_a_meta_file_that_is_another_is_one_error(tmp_path: Path, content: Any) 
     else:
         torch.save(content, tmp_path / "meta.bin")
     with pytest.raises(
-        CorsdError, match=r"meta\.bin (cannot be read: it is not|does not contain a list of names; expected) the meta"
+        CorsdError, match=r"meta\.bin (cannot be read: it is not|does not map WordNet ids to class names; expected) the meta"
     ):
         load_dataset("imagenet", tmp_path)
 

@@ -109,9 +109,9 @@ def test_whole_superclasses_are_held_out() -> None:
             [0, 0, 0, 0, 1, 1],
             2,
             "superclasses",
-            "made up, which has superclasses of 2 to 4 classes; allowed: equal-sized superclasses",
+            "made up, which has superclasses of different sizes, 2 to 4 classes; allowed for it: 'random' or 'last'",
         ),
-        (list(range(6)), 2, "superclasses", "made up, which has no superclasses; allowed: equal-sized superclasses"),
+        (list(range(6)), 2, "superclasses", "made up, which has no superclasses; allowed for it: 'random' or 'last'"),
     ],
 )
 def test_what_cannot_be_held_out_is_named(groups: list[int], count: int, how: str, message: str) -> None:

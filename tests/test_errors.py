@@ -35,7 +35,7 @@ def test_a_large_value_is_shown_in_part(value: object) -> None:
 
 
 def test_a_choice_names_a_value_of_any_size_and_that_there_is_none() -> None:
-    with pytest.raises(CorsdError, match=r"^exit <integer of about 5,000 digits> is not known; allowed: 1, 2$"):
+    with pytest.raises(CorsdError, match=r"^exit <integer of about 5,000 digits> is not available; allowed: 1, 2$"):
         check_choice("exit", HUGE, (1, 2))
     with pytest.raises(CorsdError, match=r"^variant 'x' is not known; allowed: none$"):
         check_choice("variant", "x", ())

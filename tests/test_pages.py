@@ -198,10 +198,10 @@ def test_a_view_begins_as_asked(corsd: Run) -> None:
     assert data["orders"] == {"label": list(range(10)), "cluster": class_order("cluster", deepest).tolist()}
     assert data["superclasses"] == []  # of digits, each is its own
     for options, message in (
-        ({"exit": 4}, "exit 4 is not known; allowed: 1, 2, 3"),
-        ({"epoch": 9}, "epoch 9 is not known; allowed: 0, 1, 2, 3"),
+        ({"exit": 4}, "exit 4 is not available; allowed: 1, 2, 3"),
+        ({"epoch": 9}, "epoch 9 is not available; allowed: 0, 1, 2, 3"),
         ({"order": "size"}, "class order 'size' is not known"),
-        ({"selection": (0, 10)}, "class of the selection 10 is not known"),
+        ({"selection": (0, 10)}, "class of the selection 10 is not available"),
     ):
         with pytest.raises(CorsdError, match=message):
             relation_panel(corsd, **options)
@@ -277,7 +277,7 @@ def test_stages_refuse_what_is_not_there(corsd: Run) -> None:
     embedding = stage_embedding(corsd, method="pca")
     with pytest.raises(CorsdError, match="colour 'superclass' is not known; allowed: class, correct, first_correct"):
         stages_panel(corsd, embedding, colour="superclass")
-    with pytest.raises(CorsdError, match="image of the selection 30 is not known"):
+    with pytest.raises(CorsdError, match="image of the selection 30 is not available"):
         stages_panel(corsd, embedding, selection=[30])
 
 

@@ -131,7 +131,7 @@ OFFLINE = (
 def test_without_a_network_one_error_says_what_to_do(away: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORSD_RELEASES", "http://127.0.0.1:9/release")
     with pytest.raises(
-        CorsdError, match=OFFLINE.format("3 tries failed.* Connect to the network and call sample_run again, or ")
+        CorsdError, match=OFFLINE.format("3 tries failed.* Connect to the internet and call sample_run again, or ")
     ):
         sample_run(NAME)
     monkeypatch.delenv("CORSD_RELEASES")

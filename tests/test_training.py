@@ -970,7 +970,7 @@ def test_images_of_your_own_are_asked_for_again(tiny: Tiny, monkeypatch: pytest.
     with monkeypatch.context() as patched:
         _at_step(patched, 2, lambda: signal.raise_signal(signal.SIGINT))
         _train(tiny(), data=mine)
-    asked = r"run was trained on data that was passed to train\(data=...\), 'mine': pass it here too"
+    asked = r"run was trained on data that was passed to train\(data=...\), 'mine': pass the same data here"
     with pytest.raises(CorsdError, match=asked):
         _train(tiny(resume=True))
     with pytest.raises(CorsdError, match=r"run was started on 'mine', not on 'another'; give the same data as at its start"):
@@ -996,7 +996,7 @@ def test_own_images_under_a_known_name_are_told_from_the_known_ones(tiny: Tiny, 
         CorsdError, match=r"run was started on images that differ from those of 'digits' here: train .* of different classes"
     ):
         _train(tiny(resume=True), data=known)
-    asked = r"images of 'digits' here are not those of .*run: train .* of different classes; put them back, or give them"
+    asked = r"images of 'digits' here are not those of .*run: train .* of different classes; restore the files that"
     with pytest.raises(CorsdError, match=asked):
         _train(tiny(resume=True))
     run = _train(tiny(resume=True), data=noisy)

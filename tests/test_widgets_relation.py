@@ -92,7 +92,7 @@ def test_what_cannot_be_is_refused_in_the_browser_too(corsd: Run, monkeypatch: p
     monkeypatch.setattr(explorer, "send", lambda content, buffers=None: sent.append(content))
     explorer.set_state({"exit": 9, "epoch": 1})
     assert (explorer.exit, explorer.epoch) == (3, EPOCHS)
-    assert sent == [{"said": "exit 9 is not known; allowed: 1, 2, 3"}]
+    assert sent == [{"said": "exit 9 is not available; allowed: 1, 2, 3"}]
 
 
 def test_a_question_gets_one_answer_with_its_number_and_an_error_says_why(corsd: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,7 @@ class ImageFiles:
     """Images of one split as files, which are decoded when they are used and not kept in memory.
 
     `paths`: N file names; `labels`, `index` int64 (N,) as in `ImageArrays`; `image_size`: side in pixels of the square input of
-    the network; `root`: a folder that contains all of them, or "". Raises CorsdError if the lengths differ.
+    the network; `root`: a folder that contains all of them, or "". Raises CorsdError if a dtype or a length is wrong.
     """
 
     paths: tuple[str, ...]

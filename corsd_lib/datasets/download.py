@@ -173,7 +173,7 @@ def _append(response: http.client.HTTPResponse, part: Path, start: int, total: i
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
-    # Errors of the network are OSErrors too, but must not be reported as errors of the disk.
+    # Errors of the connection are OSErrors too, but must not be reported as errors of the disk.
     try:
         return response.read1(_BLOCK)
     except OSError as error:

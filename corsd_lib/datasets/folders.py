@@ -45,7 +45,7 @@ def load_imagenet(root: Path, image_size: int | None) -> ImageData:
 
     Images are streamed from files, with the usual mean and std; `image_size` is 224 by default. Class names are English words
     if torchvision's meta.bin exists or all thousand classes are present, else the names of the folders. Raises CorsdError if
-    the folders are missing or differ, and for an invalid meta.bin.
+    the folders are missing, have no images or differ, and for an invalid meta.bin.
     """
     folder = next((f for f in (root / "imagenet", root) if (f / "train").is_dir() and (f / "val").is_dir()), None)
     if folder is None:
@@ -70,9 +70,9 @@ def load_folder(name: str, folder: Path, image_size: int | None, test_fraction: 
 
     If the centre squares (side 8/7 of `image_size`) of all images fit into `MEMORY_LIMIT` bytes, they are kept in memory, with
     their own statistics. Otherwise images are streamed from files, with the statistics of ImageNet, and random crops are taken
-    from the whole image. Orientation tags (EXIF) are not applied, as in torchvision. Raises CorsdError for missing folders,
-    splits with different classes, a class without images, an image that cannot be read, and a `test_fraction` for a folder that
-    has a split.
+    from the whole image. Orientation tags (EXIF) are not applied, as in torchvision. Raises CorsdError for missing folders, two
+    folders that mean the same split, splits with different classes, fewer than two classes, a class without images or with too
+    few to split, an image that cannot be read, and a `test_fraction` for a folder that has a split.
     """
     parts = _parts(folder, test_fraction)
     side = image_size or 64
@@ -218,5 +218,7 @@ def _class_names_by_wordnet_id(meta: Path) -> Mapping[str, Sequence[str]]:
     except Exception as error:  # torch and pickle raise UnpicklingError, RuntimeError, EOFError, KeyError and more
         raise CorsdError(f"{meta} cannot be read: it is not the meta.bin that torchvision's ImageNet writes") from error
     if not sound:
-        raise CorsdError(f"{meta} does not contain a list of names; expected the meta.bin that torchvision's ImageNet writes")
+        raise CorsdError(
+            f"{meta} does not map WordNet ids to class names; expected the meta.bin that torchvision's ImageNet writes"
+        )
     return words

@@ -62,8 +62,9 @@ def _superclass_size(data: ImageData) -> int:
     """Number of classes of a superclass. Raises `CorsdError` unless all superclasses have the same number, above 1."""
     sizes = torch.bincount(data.superclass_of_class, minlength=len(data.superclass_names)).unique().tolist()
     if len(sizes) > 1 or sizes == [1]:
-        found = "no superclasses" if sizes == [1] else f"superclasses of {sizes[0]} to {sizes[-1]} classes"
-        raise CorsdError(f"hold_out is 'superclasses' for {data.name}, which has {found}; allowed: equal-sized superclasses")
+        unequal = f"superclasses of different sizes, {sizes[0]} to {sizes[-1]} classes"
+        found = "no superclasses" if sizes == [1] else unequal
+        raise CorsdError(f"hold_out is 'superclasses' for {data.name}, which has {found}; allowed for it: 'random' or 'last'")
     return sizes[0]
 
 

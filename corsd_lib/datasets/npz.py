@@ -95,8 +95,9 @@ def read_npz(path: Path) -> ArrayContent:
 
     Required: `train_x`, `test_x` uint8 (N, H, W, 3), or (N, H, W) or (N, H, W, 1) for grey; `train_y`, `test_y` whole numbers
     (N,) or (N, 1) in 0..C-1. Optional: `val_x` and `val_y` (or `valid_`, `validation_`, `dev_`) likewise; `class_names` (C,)
-    strings; `superclass_names` (S,) strings with `superclass_of_class` (C,) whole numbers in 0..S-1. Raises CorsdError, with
-    the file, the array and what is allowed, for anything else.
+    strings; `superclass_names` (S,) strings with `superclass_of_class` (C,) whole numbers in 0..S-1. Other arrays are ignored,
+    and a notice names them. Raises CorsdError, with the file, the array and what is allowed, if an array breaks these rules,
+    and if the file cannot be read.
     """
     known = (*REQUIRED, *VALIDATION, *OPTIONAL)
     archive = read_archive(path, f"an .npz file with {', '.join(REQUIRED)}", known.__contains__, REQUIRED)

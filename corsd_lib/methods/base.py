@@ -35,9 +35,9 @@ def option(
     """A field of an options dataclass: default, help text in one line, and limits.
 
     A number may be equal to `low` and `high`, but not to `above` and `below`. Without a lower limit a float must be at least 0
-    and an integer at least 1. Floats are always between -1e38 and 1e38. `choices`: the allowed strings. A subclass that
-    overrides only the default keeps help and limits. Raises `CorsdError` for a limit that is not a number or a choice that is
-    not a string.
+    and an integer at least 1. A float is always above -1e38 and below 1e38, an integer above -2**31 and below 2**31. `choices`:
+    the allowed strings. A subclass that overrides only the default keeps help and limits. Raises `CorsdError` for a limit that
+    is not a number or a choice that is not a string.
     """
     for name, limit in (("low", low), ("above", above), ("high", high), ("below", below)):
         if limit is not None and type(limit) not in (int, float):
@@ -214,9 +214,10 @@ def _parse_option(method: str, key: str, value: Any, wanted: type[Any], allowed:
     range.
     """
     what = f"{method}: {key} = {shortened(value)}"
-    if type(value) is int and abs(value) >= 2**31:
-        raise CorsdError(f"{what} must be above {-(2**31)} and below {2**31}, the limit for sizes of tensors")
+    if wanted is int and type(value) is int and abs(value) >= 2**31:
+        raise CorsdError(f"{what} must be above {-(2**31)} and below {2**31}")
     if wanted is float and type(value) is int:
+        _check_magnitude(what, value)  # before the conversion, which fails for integers of more than 308 digits
         value = float(value)
     if type(value) is not wanted:
         raise CorsdError(f"{what} must be of type {wanted.__name__}")
@@ -249,8 +250,12 @@ def _check_limits(what: str, value: float, wanted: type[Any], allowed: Mapping[s
             raise CorsdError(f"{what} must be {finite}{words} {limit}")
     if not math.isfinite(value):
         raise CorsdError(f"{what} must be finite")
-    if abs(value) >= 1e38:  # larger values overflow in float32
-        raise CorsdError(f"{what} must be between -1e+38 and 1e+38, the range of float32")
+    _check_magnitude(what, value)
+
+
+def _check_magnitude(what: str, value: float) -> None:
+    if abs(value) >= 1e38:
+        raise CorsdError(f"{what} must be above -1e+38 and below 1e+38, because larger values may overflow in float32")
 
 
 def allowed_values(options_class: type[MethodOptions], key: str) -> str:

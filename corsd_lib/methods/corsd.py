@@ -45,10 +45,11 @@ AFFINITIES = ("trained", "cosine", "l2", "labels")
 
 @dataclass(frozen=True)
 class CorsdOptions(MethodOptions):
-    """Options of CORSD: weights of its terms (first block) and settings. The defaults are ours.
+    """Options of CORSD: the weights of its terms, then settings. The defaults are ours.
 
     `class_kd` is our addition: at every trained exit the prediction for another image of the class is a soft target, as in
-    CS-KD, with the temperature `class_temperature`. With `class_kd` 0 the objective is that of the paper.
+    CS-KD, with the temperature `class_temperature`. With `class_kd` 0 and the other defaults the terms are those of the paper,
+    computed from embeddings instead of feature maps (see `fusion`).
     """
 
     exit_ce: float = option(1.0, "weight of the cross-entropy of each shallow exit")
@@ -62,7 +63,7 @@ class CorsdOptions(MethodOptions):
     relation_margin: float = option(0.1, "weight of the hinge between intra and inter scores, at every stage")
     logit_relation: float = option(
         0.01,
-        "weight of the hinge between two scores of the deepest logits: with the mean logits of their class and of another one",
+        "weight of the hinge loss for a larger score of the deepest logits with the mean of their class than of another class",
     )
     relation_ce: float = option(0.0, "weight of the balanced cross-entropy of 'same class?', at every stage (ours)")
     relation_kd: float = option(
@@ -129,11 +130,10 @@ class Corsd(Method):
         if o.fusion == "maps" and (o.shared or o.symmetric or o.relation != "trained"):
             given = f"relation {o.relation!r}, shared {o.shared}, symmetric {o.symmetric}"
             allowed = "relation 'trained', shared False, symmetric False"
-            raise CorsdError(f"method {self.name!r}: fusion 'maps' does not work with {given}; allowed: {allowed}")
+            raise CorsdError(f"method {self.name!r}: fusion 'maps' needs {allowed}; given: {given}")
         if (o.fusion == "maps" or o.relation != "trained") and self._reads_log_odds():
-            given = f"fusion {o.fusion!r}, relation {o.relation!r}"
-            wanted = f"{', '.join(self._reads_log_odds())} need fusion 'vectors', relation 'trained'"
-            raise CorsdError(f"method {self.name!r}: {given}; {wanted}")
+            given = f"{', '.join(self._reads_log_odds())} with fusion {o.fusion!r}, relation {o.relation!r}"
+            raise CorsdError(f"method {self.name!r}: {given}; allowed: fusion 'vectors' and relation 'trained'")
         self.relations = nn.ModuleList()
 
     def attach(self, network: MultiExitNetwork) -> Method:
@@ -169,7 +169,7 @@ class Corsd(Method):
         o = self.options
         chosen = {
             "relation_ce": o.relation_ce,
-            "relation_kd with affinity 'trained'": o.relation_kd and o.affinity == "trained",
+            "relation_kd of affinity 'trained'": o.relation_kd and o.affinity == "trained",
             f"transfer {o.transfer!r}": o.transfer != "squared",
         }
         return [name for name, is_chosen in chosen.items() if is_chosen]
@@ -200,7 +200,8 @@ class Corsd(Method):
     def relation_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         """Terms of the relation networks, by name: losses of each one, and distillation from the deepest one.
 
-        Raises `CorsdError` if `attach` was not called before.
+        Raises `CorsdError` if `attach` was not called before, and with fusion "maps" if the batch is not a multiple of three
+        images.
         """
         if not self.relations:
             raise CorsdError(f"method {self.name!r} has no relation networks yet: call attach(network) first")
@@ -296,7 +297,8 @@ def _log_odds(relation: RelationOutput) -> Tensor:
 
 
 class LogitRelation(nn.Module):
-    """Hinge loss between two relation scores of the deepest logits: with the mean logits of their class and of another class.
+    """Hinge loss that asks for a larger relation score of an image's deepest logits with the mean logits of its class than with
+    those of another class.
 
     `class_mean` (C, C), with one row for each class, is a running, bias-corrected exponential mean. In train mode it is updated
     after use, so that an image is never compared with itself only. This is the logit relation of the authors' code, which

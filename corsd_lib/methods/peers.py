@@ -57,7 +57,7 @@ class Rkd(DeepSupervision):
 
 @dataclass(frozen=True)
 class CsKdOptions(MethodOptions):
-    """Options of CS-KD, with the values of the paper for CIFAR-100 as defaults; for CUB its `class_kd` is 3."""
+    """Options of CS-KD. The defaults are the values of the paper for CIFAR-100; for CUB the paper has `class_kd` 3."""
 
     class_kd: float = option(1.0, "weight of the KL divergence from the prediction of another image of the class")
     temperature: float = option(4.0, "temperature of both softmaxes of the KL divergence", above=0)

@@ -163,7 +163,9 @@ def _problem(name: object, method_class: object) -> str:
 
 
 def _reason(error: BaseException, module: str) -> str:
-    """An error in one line, with its type, such as "KeyError: 'x'". `module`: module of the plug-in."""
+    """An error in one line: its message, with advice or its type where that helps, such as "KeyError: 'x'". `module`: module of
+    the plug-in.
+    """
     text = " ".join(str(error).split())
     if isinstance(error, ModuleNotFoundError):
         own = error.name is None or f"{module}.".startswith(f"{error.name}.")

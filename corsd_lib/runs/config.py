@@ -24,7 +24,7 @@ PLACE_FIELDS = ("out", "resume", "data_root", "workers", "checkpoint_seconds", "
 PROBE_FIELDS = ("probe_every", "probe_size", "probe_split")  # which snapshots are recorded
 _FLOATS = 1e38  # near the float32 maximum; the optimiser computes in float32
 _INTEGERS = 2**31  # above what any training needs, below the largest possible size of a tensor
-_SEEDS = 2**63  # limit of random generators and files
+_SEEDS = 2**63  # seeds fit into a signed 64-bit integer
 SEEDS = f"whole numbers of at least 0 and below {_SEEDS:,}"
 _OF_A_RUN = {"train", "data", "provenance"}  # required keys of the config.json of a run
 

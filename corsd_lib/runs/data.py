@@ -51,20 +51,21 @@ def run_data(run: Run, data: ImageData | None = None, data_root: str | None = No
 
     They are `data` if that is given, else the data set that the configuration names, loaded from `data_root`. Raises
     `CorsdError` if the run was trained on images that were passed to `train` and none are passed here, if the images on disk
-    differ from those of the training, and if `data` has other classes or channels.
+    differ from those of the training, and if `data` has other classes or channels; and the errors of `load_dataset`.
     """
     check_run(run)
     if data is None:
         if run.data.name != run.config.data:
             raise CorsdError(
-                f"{run.path} was trained on data that was passed to train(data=...), {run.data.name!r}: pass it here too"
+                f"{run.path} was trained on data that was passed to train(data=...), {run.data.name!r}: pass the same data "
+                "here (data=...)"
             )
         with named(run.path):
             data = load_data(run.config, data_root)
         if changes := image_changes(data, run.data):
             raise CorsdError(
-                f"the training images of {data.name!r} here are not those of {run.path}: {changes}; put them back, or give "
-                "them here too"
+                f"the training images of {data.name!r} here are not those of {run.path}: {changes}; restore the files that the "
+                "run was trained on, or pass those images (data=...)"
             )
     elif tuple(data.class_names) != run.data.class_names or data.channels != run.data.channels:
         raise CorsdError(f"{_class_difference(data, run.data)}, as in {run.data.name!r}, the data of {run.path}")
@@ -148,7 +149,8 @@ def training_batches(config: TrainConfig, data: ImageData, **process: Any) -> Ba
     """Training batches of `config` from `data`. `process`: device, rank and world_size of `BatchSource`.
 
     With `label_noise` some labels are replaced, in the batches and for the sampling; `data` is not changed. The noise has
-    separate random numbers, seeded by `config.seed`.
+    separate random numbers, seeded by `config.seed`. Raises `CorsdError` for an unknown method, and the errors of
+    `BatchSource`.
     """
     method_class = find_method(config.method)
     if config.label_noise:

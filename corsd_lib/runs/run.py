@@ -253,7 +253,8 @@ def portable_name(name: str) -> str:
 def load_run(path: str | Path) -> Run:
     """Open a run directory, or a run of the Hugging Face Hub ("hf:OWNER/NAME" or "hf:OWNER/NAME@REVISION", see `runs.hub`).
 
-    Raises `CorsdError` if it is not a run, and `MissingPackage` for a run of the Hub if huggingface_hub is not installed.
+    Raises `CorsdError` if it is not a run or cannot be downloaded, and `MissingPackage` for a run of the Hub if
+    huggingface_hub is not installed.
     """
     check_name("run directory", path)
     if not is_on_hub(path):
@@ -285,7 +286,7 @@ def check_name(what: str, name: object) -> None:
 def new_network(config: TrainConfig, data: DataInfo) -> MultiExitNetwork:
     """A new network for a configuration, with the exits that its method needs, with initial or pretrained weights.
 
-    Raises `CorsdError` for an unknown network, and if there is not enough memory.
+    Raises the errors of `build_network`, and `CorsdError` for an unknown method.
     """
     try:
         return build_network(

@@ -45,7 +45,7 @@ def sample_run(name: str) -> Run:
 
 @cache
 def _released() -> dict[str, dict[str, Any]]:
-    """File name, bytes and SHA-256 of the archive of each run in the GitHub release; `results/samples.py` writes them."""
+    """File name, size in bytes and SHA-256 of the archive of each run in the GitHub release, from `results/samples.py`."""
     with resources.as_file(resources.files("corsd_lib.runs") / "samples.json") as path:
         return read_json(path)
 
@@ -69,7 +69,7 @@ def _fetched(name: str, entry: dict[str, Any]) -> Path:
         with locked(_cache(), wait=math.inf):
             _fetch(folder, address, home / entry["file"], entry)
     except CorsdError as error:
-        raise CorsdError(f"{where}: {error}. Connect to the network and call sample_run again, or {advice}") from error
+        raise CorsdError(f"{where}: {error}. Connect to the internet and call sample_run again, or {advice}") from error
     return folder
 
 
