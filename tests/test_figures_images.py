@@ -168,9 +168,17 @@ def test_the_title_says_on_how_few_pixels_half_of_the_attribution_lies() -> None
     assert figures.image_attribution(IMAGES, MAPS, ["a", "b"], "mine").layout.title.text == "mine"
 
 
-@pytest.mark.parametrize("maps", [MAPS[:1], MAPS[:, :4], np.full_like(MAPS, np.nan)])
-def test_maps_that_do_not_fit_the_images_are_refused(maps: np.ndarray) -> None:
-    with pytest.raises(CorsdError, match=r"maps have shape .* allowed: \(n, H, W\), finite"):
+@pytest.mark.parametrize(
+    "maps,message",
+    [
+        (MAPS[:1], r"maps have shape \(1, SIDES\) for images of shape .*; allowed: \(2, SIDES\)$"),
+        (MAPS[:, :4], r"maps have shape .*; allowed: \(2, SIDES\)$"),
+        (np.full_like(MAPS, np.nan), "^maps have values that are NaN or infinite; allowed: finite values$"),
+    ],
+)
+def test_maps_that_do_not_fit_the_images_are_refused(maps: np.ndarray, message: str) -> None:
+    sides = ", ".join(map(str, MAPS.shape[1:]))
+    with pytest.raises(CorsdError, match=message.replace("SIDES", sides)):
         figures.image_attribution(IMAGES, maps, ["a", "b"])
 
 

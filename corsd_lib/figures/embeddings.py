@@ -16,7 +16,9 @@ from corsd_lib.figures.style import GREY, GRID, PALETTE, SCALE, SYMBOLS, Matrix,
 
 _COLUMNS = 4  # panels in a row
 _SIDES = {3: 280, 4: 250}  # side of a panel in pixels, by number of columns; else 330
-_MOST_SVG = 8000  # points; above this WebGL is faster, but a browser has 16 WebGL contexts per page, and a figure takes three
+# Largest number of points drawn as SVG. WebGL is faster above it, but a page has only 16 WebGL contexts, and a figure takes
+# three.
+_MOST_SVG = 8000
 _MOST_NAMES = 24  # names that a legend has room for; their looks are all different
 
 

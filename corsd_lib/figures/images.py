@@ -63,13 +63,16 @@ def image_attribution(
     (vermilion) raised the score and negative values (blue) lowered it; `titles` (n,): of the rows. All maps have the same
     symmetric colour range, up to the 99.5th percentile of their absolute values; larger values have the colour of its end. The
     default title states the share of pixels that have half of the attribution. `unit`: title of the colour bar, what the
-    values are. `dark`: colours for a dark page. Raises `CorsdError` if shapes do not match.
+    values are. `dark`: colours for a dark page. Raises `CorsdError` if shapes do not match or a
+    map is not finite.
     """
     from plotly.subplots import make_subplots
 
     pixels, values = _pixel_array(images, titles), np.asarray(maps, np.float32)
-    if values.shape != (len(pixels), *pixels.shape[2:]) or not np.isfinite(values).all():
-        raise CorsdError(f"maps have shape {values.shape} for images {pixels.shape}; allowed: (n, H, W), finite")
+    if values.shape != (shape := (len(pixels), *pixels.shape[2:])):
+        raise CorsdError(f"maps have shape {values.shape} for images of shape {pixels.shape}; allowed: {shape}")
+    if not np.isfinite(values).all():
+        raise CorsdError("maps have values that are NaN or infinite; allowed: finite values")
     count, _, high, wide = pixels.shape
     heads = [text for name in titles for text in (html.escape(name, quote=False), "attribution", "on the image")]
     figure = make_subplots(

@@ -195,7 +195,7 @@ def _log_ticks(values: Any) -> list[float]:
 
 
 def _depth_finding(tables: Tables, measure: str) -> str:
-    """The first measure at the first and last exit of one run, or at the deepest exits of several."""
+    """`measure` after the last epoch, as text: at the first and last exit of one run, or at the deepest exits of several."""
     what = _sentence(measure)
     last = [rows[rows["epoch"] == rows["epoch"].max()].sort_values("exit") for rows in tables.values()]
     if len(tables) > 1:

@@ -23,7 +23,8 @@ from PIL import Image
 from corsd_lib.errors import CorsdError, require, shortened
 from corsd_lib.files import check_replaceable, write_atomic
 
-# Okabe and Ito's colours without black and yellow (hard to see on white): distinct in all common kinds of colour vision.
+# Okabe and Ito's colours without black, the colour of text, and yellow, which is hard to see on white: distinct in all common
+# kinds of colour vision.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES = ("solid", "dot", "dash", "dashdot")
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "cross")

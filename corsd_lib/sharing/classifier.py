@@ -75,7 +75,7 @@ class ExitClassifier(nn.Module, PyTorchModelHubMixin):
     def from_run(cls, run: Run, exit: int | None = None) -> ExitClassifier:
         """The classifier of a finished run at `exit`, numbered from 1, the deepest by default; in eval mode.
 
-        Raises `CorsdError` for an exit that the run does not have and for a run without weights.
+        Raises `CorsdError` for an exit that the run does not have, and for a run whose weights are missing or damaged.
         """
         check_run(run)
         trained, config, data = run.network(), run.config, run.data

@@ -40,8 +40,9 @@ def export_model(run: Run, dest: str | Path, *, format: str = "onnx", exit: int 
 
     Before anything is written, every program is loaded from its bytes and compared with the network on random images; ONNX
     programs run in onnxruntime for this. A folder that holds an earlier export is replaced. Raises `CorsdError` if logits
-    differ, for a `dest` with other content, an unknown format or exit, a network of timm with `exit="all"`, and an operation
-    that the format does not support; `MissingPackage` if packages of the format are not installed.
+    differ, for a `dest` with other content or that cannot be written, an unknown format or exit, a network of timm with
+    `exit="all"`, and an operation that the format does not support; `MissingPackage` if packages of the format are not
+    installed.
     """
     check_run(run)
     check_choice("format", format, FORMATS)

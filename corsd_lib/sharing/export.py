@@ -117,7 +117,7 @@ def committed_summary(study: str) -> dict[str, Any]:
     """The summary of a study of the repository, such as "digits": see `studies.summary.summarise`.
 
     Read from results/<study>/summary.json in the working directory and its parents, then in the clone or wheel that the package
-    lies in. Raises `CorsdError` for an unknown study.
+    lies in. Raises `CorsdError` for an unknown study and for a damaged file.
     """
     check_name("study", study)
     if (file := find_result(Path(study) / "summary.json")) is not None:
@@ -179,7 +179,10 @@ def _halved(tensors: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
     for name, value in half.items():
         if not value.isfinite().all():
             largest = tensors[name].abs().max().item()
-            raise CorsdError(f"{source}: {name} has values up to {largest:g}; float16 holds up to 65504")
+            raise CorsdError(
+                f"{source}: {name} has values up to {largest:g}; allowed in an export, which is in float16: finite values "
+                "up to 65504"
+            )
     return half
 
 

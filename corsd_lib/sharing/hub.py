@@ -30,8 +30,8 @@ def push_run(
     An exported run is uploaded as it is; for any other run `export_run` makes a copy first, which needs its data (`data`,
     `data_root`). The repository is created if it does not exist, with `private` as a private one. Files of an earlier run in it
     are replaced in one commit, and the returned name is "hf:OWNER/NAME@COMMIT". The account is that of `hf auth login` or
-    $HF_TOKEN. Raises `CorsdError` for an unfinished run and if the Hub refuses or cannot be reached; `MissingPackage` if
-    huggingface_hub is not installed.
+    $HF_TOKEN. Raises the errors of `export_run`, and `CorsdError` for an incomplete export and if the Hub refuses or cannot be
+    reached; `MissingPackage` if huggingface_hub is not installed.
     """
     check_run(run)
     check_name("repository", repo)

@@ -102,7 +102,7 @@ def _title(runs: Sequence[Run]) -> str:
 
 
 def _findings(named: Named) -> list[str]:
-    """The main results, in one or two sentences."""
+    """Sentences with the main results: which run is most accurate, or one for each run if they cannot be compared."""
     if len(named) == 1:
         return [_finding(run) for run in named.values()]
     tested = {name: run.test["exits"][-1]["top1"] for name, run in named.items() if run.test}

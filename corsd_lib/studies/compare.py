@@ -51,8 +51,9 @@ def run_study(
 
     With `cluster` the trainings are jobs of a cluster, which go on after Ctrl-C; `live` is not used, and `jobs` is refused.
 
-    Raises `CorsdError` for an unknown variant or seed, for a record of another configuration, for a variant whose search is not
-    finished, and if the folder of the study or of the runs is moved or removed meanwhile; the trainings save first.
+    Raises `CorsdError` for an unknown variant or seed, for `jobs` below 1 or more than this machine can run, for a record that
+    is damaged or of another configuration, for a variant whose search is not finished, and if the folder of the study or of the
+    runs is moved or removed meanwhile; the trainings save first.
     """
     if cluster and jobs is not None:
         raise CorsdError(

@@ -135,10 +135,10 @@ class Study:
     def config(self, variant: str, seed: int) -> TrainConfig:
         """Configuration of a variant with a seed; its run directory is in `runs/<study>`.
 
-        If `equal` is "images", every variant trains on as many images as the baseline. An epoch of "triplet" batches has three
-        images for each training image, one of "overlapping" batches two, any other one: the number of epochs is multiplied by
-        this number for the baseline and divided by that for the variant. Raises `CorsdError` for an unknown variant and for a
-        missing tuning record.
+        If `equal` is "images", the number of epochs is changed so that every variant trains on as many images as the baseline.
+        In an epoch each training image counts three times with "triplet" batches, twice with "overlapping" ones, else once. The
+        epochs of the variant are multiplied by this factor of the baseline and divided by that of the variant, rounded, at
+        least 1. Raises `CorsdError` for an unknown variant, for an invalid setting and for a missing tuning record.
         """
         check_choice("variant", variant, self.variants)
         config = self._base_config(variant)
@@ -197,7 +197,9 @@ class Study:
         return self.path / "records" / f"{variant}-s{seed}.json"
 
     def record(self, variant: str, seed: int) -> Record | None:
-        """Record of a training; None if there is none. Raises `CorsdError` if it is of another configuration."""
+        """Record of a training; None if there is none. Raises `CorsdError` if it is damaged or of another
+        configuration, and the errors of `config`.
+        """
         path = self.record_path(variant, seed)
         if not path.is_file():
             return None
@@ -331,7 +333,7 @@ def new_study(path: str | Path, methods: Sequence[str], seeds: Sequence[int], tr
     """Write a `study.json` with one variant for each of `methods` and the shared settings `train`; return the study.
 
     The baseline is the variant "baseline" if there is one, else the first. `equal`: see `Study`. Raises `CorsdError` if the
-    file exists and holds another study.
+    settings are not valid, if the file exists and holds another study, and if it cannot be written.
     """
     file = study_file(path)
     plain: dict[str, Any] = json.loads(json.dumps({"train": train}))

@@ -29,7 +29,7 @@ def write_tables(study: Study) -> dict[str, Any]:
     """Write `summary.json`, `table.csv` and `table.md` from the records of a study; return the summary.
 
     If classes were held out of the trainings, `unseen.csv` and `unseen.md` with the results on these classes are written too.
-    Raises `CorsdError` if the folder of the study does not exist.
+    Raises `CorsdError` for an invalid record, and if the folder of the study does not exist or cannot be written.
     """
     import pandas as pd
 

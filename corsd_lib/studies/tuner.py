@@ -67,9 +67,9 @@ def tune(
     fails, its trial is recorded as failed and the search continues, unless it is trial 0, whose error ends the search. If an
     earlier search was killed, this one waits for its processes, which end after their current epoch.
 
-    Raises `CorsdError` for an invalid entry in `study.tuning`, for a journal of another search, for a record with trials that
-    the journal lacks, while another process runs the same search, and if the journal or the folder of the runs is moved or
-    removed during the search, after the trials have saved.
+    Raises `CorsdError` for `trials` or `jobs` out of range, for an invalid entry in `study.tuning`, for a damaged journal and
+    one of another search, for a record with trials that the journal lacks, while another process runs the same search, and if
+    the journal or the folder of the runs is moved or removed during the search, after the trials have saved.
     """
     search = Search.of(study, variant)
     if trials is not None:
@@ -428,10 +428,10 @@ def _entry(trial: FrozenTrial, resumed_by: int | None) -> dict[str, Any]:
 
 
 def _best(trials: list[dict[str, Any]], begun: Mapping[int, int]) -> dict[str, Any] | None:
-    """The complete trial with the highest value, with its options of the method and its changes of `train`; None if there is
-    none.
+    """Number, value, method options and changes to `train` of the complete trial with the highest value, as a dict; None if no
+    trial is complete.
 
-    At equal values, the trial that was started first: `begun` maps the number of a resumed trial to its first number.
+    Among equal values the trial that was started first: `begun` maps the number of a resumed trial to its first number.
     """
     complete = [trial for trial in trials if trial["state"] == "complete"]
     if not complete:

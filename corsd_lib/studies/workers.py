@@ -146,6 +146,7 @@ def _training(config: Path, log: int, environment: Environment) -> subprocess.Po
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
-        # So that Ctrl-C reaches only this process, which sends SIGTERM: after that a SIGINT would end it without saving.
+        # Ctrl-C must reach only this process, which then sends SIGTERM: a SIGINT besides it would end the training without
+        # saving.
         start_new_session=True,
     )

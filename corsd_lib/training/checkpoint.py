@@ -87,9 +87,9 @@ class Checkpoint:
         """Restore the state from the file, and return the position and the sums of the current epoch.
 
         The training has `epochs` epochs of `steps` steps each. Network and method must be newly created. `images(position)` is
-        the number of images in the finished steps of the current epoch. `same_start`: whether the current weights are those
-        that the training started with; another version of torch may sample different ones. Raises `CorsdError` for the first
-        value that this training cannot have written.
+        the number of images in the finished steps of the current epoch. `same_start`: whether network and method now have the
+        initial weights of the training (another version of torch may sample others); if so, more is checked. Raises
+        `CorsdError` for the first value that this training cannot have written.
         """
         tensors, metadata = read_checkpoint(self.path)
         header = self._header(metadata)

@@ -171,7 +171,10 @@ def _images_for(data: ImageData | None, config: TrainConfig) -> ImageData:
             f"{run.path} was started on {run.data.name!r}, not on {data.name!r}; give the same data as at its start"
         )
     if data is not None and (changes := image_changes(data, run.data)):
-        raise CorsdError(f"{run.path} was started on images that differ from those of {data.name!r} here: {changes}")
+        raise CorsdError(
+            f"{run.path} was started on images that differ from those of {data.name!r} here: {changes}; pass the images that "
+            "it was started on (data=...)"
+        )
     return run_data(run, data)
 
 

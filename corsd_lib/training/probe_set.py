@@ -32,7 +32,10 @@ class ProbeSet:
         self.data, self.split_name, self.workers = data, auto if split == "auto" else split, workers
         images: Split | None = getattr(data, self.split_name)
         if images is None:
-            raise CorsdError(f"probe_split {split!r}: data {data.name!r} has no such split; set a validation_fraction")
+            raise CorsdError(
+                f"probe_split {split!r}: data {data.name!r} has no such split; set a validation_fraction, or use probe_split "
+                "'auto', 'train' or 'test'"
+            )
         self._choose(images, size)
 
     def _choose(self, split: Split, size: int) -> None:

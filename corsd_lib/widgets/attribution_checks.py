@@ -1,4 +1,6 @@
-"""The two tests of an attribution map, with results as plain values for the script."""
+"""The two tests of an attribution map, random weights and deleted pixels, with results as plain values for the script in the
+browser.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ from corsd_lib.figures.style import PLOTLY, save_png
 from corsd_lib.sharing.pages import Panel, write_page
 from corsd_lib.sharing.pages.page import ARRAYS, explorer_script, explorer_style
 
-BUTTONS = {"displaylogo": False, "showSendToCloud": False}  # of a stored picture: nothing is sent to plotly's servers
+# Buttons of a figure that is stored in a notebook: without plotly's logo and without the one that uploads the figure.
+BUTTONS = {"displaylogo": False, "showSendToCloud": False}
 
 
 class Explorer(anywidget.AnyWidget):
@@ -118,12 +119,12 @@ class Explorer(anywidget.AnyWidget):
         return save_png(self.picture(), path, **options)
 
     def to_html(self, path: str | Path, *, images: bool | None = None) -> Path:
-        """Write an HTML file that works like the explorer without kernel and network, and opens with the current view; return
-        its path.
+        """Write an HTML file that works like the explorer without a kernel or an internet connection, and opens with the
+        current view; return its path.
 
         `images`: whether the file has thumbnails of the probe images, for explorers that can show them without a kernel; by
-        default only for "digits" and "shapes", because other data sets must not be published. Raises `CorsdError` if they are
-        requested and the data is missing.
+        default only for "digits" and "shapes", whose images may be published. Raises `CorsdError` if they are requested and the
+        data is missing, and if the file cannot be written.
         """
         faces = self.faces(images)
         return write_page(path, [panel._replace(data=panel.data | faces) for panel in self.panels()])

@@ -22,7 +22,7 @@ class ProbeImages:
 
     They come from `data`, or from the data set of the run in `data_root` (default: $CORSD_DATA, else "data"), which is read
     once for all explorers that use it. `missing` is a sentence with the reason why there are no images, "" if there are. While
-    `wanted` is False nothing is read.
+    `wanted` is False, `missing` says that the images are not loaded and reads nothing.
     """
 
     def __init__(self, run: Run, data: ImageData | None = None, data_root: str | None = None) -> None:

@@ -74,7 +74,8 @@ def relation_panel(
     indices, by default the two most related classes); and `reference`, what is subtracted: "nothing", the "deepest" exit, the
     "first" epoch, or the index of a run, 0 for `run`. `labels`: names of the runs. `text`: shown below. Scores in [0, 1] are
     rounded to 1/254, or to 1/65534 if there are few. Runs with fewer exits are aligned at the deepest exit. Raises `CorsdError`
-    for runs without snapshots or with different classes, and for an unknown exit, epoch, order, class or run.
+    for runs without snapshots or with different classes, for an unknown exit, epoch, order, class or reference, and for labels
+    whose number is wrong or that are equal.
     """
     runs = [run, *([] if other is None else [other] if isinstance(other, Run) else other)]
     _check_runs(runs)
@@ -232,7 +233,9 @@ def _order(name: str, run: Run) -> list[int]:
 
 
 def _classes(data: DataInfo) -> dict[str, Any]:
-    """Displayed names of classes and superclasses (short, unique, no markup), and dicts index -> full name of the shortened."""
+    """Displayed names of classes and superclasses (short, unique, no markup), dicts index -> full name for the names that were
+    shortened, and the superclass of each class.
+    """
     return {
         "names": short_names(data.class_names),
         "whole_names": _cut(data.class_names),
