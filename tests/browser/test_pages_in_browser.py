@@ -333,21 +333,6 @@ def test_exit_epoch_and_order_choose_the_relation(page: Any, runs: tuple[Run, Ru
     np.testing.assert_allclose(matrix(section), relation, atol=1e-4)
 
 
-def test_the_tip_under_a_resting_mouse_follows_the_epoch(page: Any) -> None:
-    relations = panel(page, 0, "relation")
-    x, y, size = held(relations, "(b => [b.left, b.top, b.size])(x.shown().box)")
-    relations.locator("canvas").first.hover(position={"x": x + 3.5 * size, "y": y + 7.5 * size})
-    tip = relations.locator(".tip").first
-    seen = set()
-    for epoch in range(3):
-        control(relations, "epoch").evaluate(
-            "(s, to) => { s.value = to; s.dispatchEvent(new Event('input', { bubbles: true })); }", epoch
-        )
-        seen.add(tip.inner_text())
-        assert f"{matrix(relations)[7, 3]:.3f}" in tip.inner_text()
-    assert len(seen) > 1
-
-
 def test_a_pair_outside_the_superclass_is_shown_among_all_classes(page: Any) -> None:
     section = panel(page, 0, "relation")
     control(section, "superclass").select_option(label="even")

@@ -169,15 +169,6 @@ function makeStore(state, sync = () => {}) {
       apply(news);
       sync(news);
     },
-    /** Apply a consequence of the last choice of the user, which `undo` takes back together with that choice. */
-    follow(patch) {
-      const news = changed(patch);
-      if (!Object.keys(news).length) return;
-      const before = Object.fromEntries(Object.keys(news).map((name) => [name, state[name]]));
-      if (past.length) past.push({ ...before, ...past.pop() });
-      apply(news);
-      sync(news);
-    },
     /** Apply a change that comes from the host. */
     receive(patch) {
       const news = changed(patch);

@@ -16,7 +16,7 @@ KINDS.relation = (box, host) => {
   const [mine] = runs;
   const epochs = ask ? mine.all : [...new Set(runs.flatMap((run) => run.epochs))].sort((a, b) => a - b);
   const many = runs.length > 1;
-  const question = ask && newestOf(ask), questionOfImages = ask && newestOf(ask), questionOfPair = ask && newestOf(ask);
+  const question = ask && newestOf(ask), questionOfPair = ask && newestOf(ask);
 
   // --- scores -----------------------------------------------------------------------------------------------------------
 
@@ -115,7 +115,7 @@ KINDS.relation = (box, host) => {
     for (const [run, epoch, exit] of wantedOfImages().filter((of) => !related.has(imageKey(...of, some)))) {
       const key = imageKey(run, epoch, exit, some), values = new Float32Array(m * m), about = { run: run.place, kind: kindOf(run), epoch, exit: exit + 1 };
       for (let from = 0; from < m; from += step) {
-        const answer = await questionOfImages("images", { ...about, rows: some.slice(from, from + step), columns: some });
+        const answer = await question("images", { ...about, rows: some.slice(from, from + step), columns: some });
         if (answer === undefined) return undefined;
         values.set(decoded(unpack(answer.codes).values, answer.levels), from * m);
       }
@@ -276,24 +276,24 @@ KINDS.relation = (box, host) => {
     second.set(state.selection?.[1] ?? null);
   }
 
-  let relating = "", relatingImages = ""; // scores that are being requested
-
-  /** Request scores from Python that are shown and have not been received: those of classes are shown beside images, too. */
+  /** Request scores from Python that are shown and have not been received. */
   function complete() {
-    const wanted = missing();
-    if (wanted.join() !== relating) {
-      relating = wanted.join();
-      if (relating) wait("relating classes", question("classes", { wanted }), keep, () => { relating = ""; });
+    if (state.level === "image") {
+      const some = base(), keys = wantedOfImages().map((of) => imageKey(...of, some)).filter((key) => !related.has(key)).join();
+      if (!some.length) note(`No ${state.marked.length ? "marked" : "probe"} image is of ${state.superclass}.`);
+      if (!some.length || keys === relating) return;
+      relating = keys;
+      if (keys) wait(`relating ${some.length.toLocaleString("en")} images`, relate(some), () => {}, () => { relating = null; });
       else question.forget();
+      return;
     }
-    const some = state.level === "image" ? base() : [];
-    if (state.level === "image" && !some.length) note(`No ${state.marked.length ? "marked" : "probe"} image is of ${state.superclass}.`);
-    const keys = some.length ? wantedOfImages().map((of) => imageKey(...of, some)).filter((key) => !related.has(key)).join() : "";
-    if (keys === relatingImages) return;
-    relatingImages = keys;
-    if (keys) wait(`relating ${some.length.toLocaleString("en")} images`, relate(some), () => {}, () => { relatingImages = ""; });
-    else questionOfImages.forget();
+    relating = null;
+    const wanted = missing();
+    if (wanted.length) wait("relating classes", question("classes", { wanted }), keep);
+    else question.forget();
   }
+
+  let relating = null; // keys of the scores that are being requested
 
   /** Store an answer and draw. After an error show its message and undo the choice. */
   function wait(what, promise, take, failed = () => {}) {
