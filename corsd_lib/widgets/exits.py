@@ -109,13 +109,21 @@ class ExitExplorer(Explorer):
         Raises `CorsdError` for a value that the rule cannot have.
         """
         rule = self.proposed("rule")
-        low, high = {"confidence": (0, 1.01), "entropy": (-0.01, 1), "patience": (1, len(self._exits))}[rule]
-        fits = _is_number(value) and low - SNAP <= value <= high + SNAP
-        if not fits or (rule == "patience" and value != int(value)):
+        low, high = self._range(rule)
+        if not self._fits(rule, value):
             kind = "a whole number from" if rule == "patience" else "a number from"
             raise CorsdError(f"threshold = {shortened(value)} for {rule}; allowed: {kind} {low} to {high}")
         curve = self._curve_of(self.proposed("split"), rule, also=float(value))
         return float(curve["threshold"].iloc[int((curve["threshold"] - value).abs().argmin())])
+
+    def _range(self, rule: str) -> tuple[float, float]:
+        """Smallest and largest threshold of a rule."""
+        return {"confidence": (0, 1.01), "entropy": (-0.01, 1), "patience": (1, len(self._exits))}[rule]
+
+    def _fits(self, rule: str, value: Any) -> bool:
+        """Whether `value` is a threshold that `rule` can have."""
+        low, high = self._range(rule)
+        return _is_number(value) and low - SNAP <= value <= high + SNAP and (rule != "patience" or value == int(value))
 
     @traitlets.observe("rule", "split")
     def _other_curve(self, change: Any) -> None:
@@ -132,7 +140,7 @@ class ExitExplorer(Explorer):
     def operating_point(self) -> dict[str, float]:
         """Row of the curve at the threshold: threshold, accuracy (%), accuracy_drop (points), macs (mean), fraction.exit<k>."""
         curve = self.curve
-        row = curve.iloc[int((curve["threshold"] - self.threshold).abs().argmin())]
+        row = curve.iloc[int((curve["threshold"] - self._threshold).abs().argmin())]
         return {str(name): float(value) for name, value in row.items()}
 
     @property
@@ -143,7 +151,12 @@ class ExitExplorer(Explorer):
     @property
     def exit_taken(self) -> Tensor:
         """The exit at which each image of the split leaves, int64 (N,), numbered from 1 (shallowest)."""
-        return exit_taken(self._logits_on(self.split)[0], self.rule, self.threshold)
+        return exit_taken(self._logits_on(self.split)[0], self.rule, self._threshold)
+
+    @property
+    def _threshold(self) -> float:
+        """The threshold; while the browser has chosen none (for a rule or split that is new to it), the cheapest one."""
+        return self._cheapest(self.split, self.rule, self.max_accuracy_drop) if self.threshold is None else self.threshold
 
     def choose_threshold(self) -> float:
         """Set the threshold to the cheapest one whose accuracy is at most `max_accuracy_drop` percentage points
@@ -157,7 +170,7 @@ class ExitExplorer(Explorer):
 
     def __repr__(self) -> str:
         return (
-            f"ExitExplorer({str(self.run.path)!r}, {self.split} images, {self.rule} {self.threshold:.4g}: "
+            f"ExitExplorer({str(self.run.path)!r}, {self.split} images, {self.rule} {self._threshold:.4g}: "
             f"{self.operating_point['accuracy']:.1f} % correct, {self.macs_saved:.1f} % of MACs saved)"
         )
 
@@ -165,7 +178,7 @@ class ExitExplorer(Explorer):
 
     def ask_curve(self, rule: str, split: str, threshold: float | None, **others: Any) -> dict[str, Any]:
         """Answer: the curve of a split and a rule, including a threshold that was set in Python."""
-        self._curve_of(split, rule, threshold)
+        self._curve_of(split, rule, threshold if self._fits(rule, threshold) else None)
         return self._panel_curve(split, rule)
 
     def ask_choose(self, rule: str, split: str, max_accuracy_drop: float, **others: Any) -> dict[str, float]:
@@ -269,12 +282,12 @@ class ExitExplorer(Explorer):
     # --- files ---
 
     def picture(self) -> go.Figure:
-        figure = early_exit_plot({self.rule: self.curve}, deepest_macs=self._costs[1], threshold=self.threshold)
+        figure = early_exit_plot({self.rule: self.curve}, deepest_macs=self._costs[1], threshold=self._threshold)
         return figure.update_layout(width=620, height=440)
 
     def panels(self) -> list[Panel]:
         macs, deepest = self._costs
-        how: dict[str, Any] = {"rule": self.rule, "threshold": self.threshold, "split": self.split}
+        how: dict[str, Any] = {"rule": self.rule, "threshold": self._threshold, "split": self.split}
         panel = exits_panel(self.run, self.curve, macs=macs, deepest_macs=deepest, **how)
         panel.data["start"]["max_accuracy_drop"] = self.max_accuracy_drop
         panel.data["others"] = self._others

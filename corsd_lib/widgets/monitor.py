@@ -216,6 +216,8 @@ class TrainingMonitor(Explorer):
     def _cell_ended(self, *_: Any) -> None:
         if self._now["kernel"] is not None and self._run is not None:
             run = Run(self._run.path)
+            self._since = 0.0
+            self(run)  # the last epochs may not have been drawn
             self._tell(kernel=None, status=_progress(run, run.metrics) if run.finished else _end(run, in_cell=True))
 
     # --- state and files ---

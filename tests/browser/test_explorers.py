@@ -96,16 +96,31 @@ def test_relation_explorer(opened: Opened, free: Path) -> None:
 
 
 def test_relations_that_only_python_has(opened: Opened) -> None:
-    page = opened("kinds", made("RelationExplorer"))
+    page = opened("kinds", made("RelationExplorer"), "print('chosen', explorer.images, explorer.selection)")
     explorer = page.locator(".corsd.relation")
     explored_until(page, "relation", "x.shown().n === 10")
     control(explorer, "cells are").select_option(label="images")
     explored_until(page, "relation", "x.shown().n === 40")
+    for row, column in ((20, 3), (5, 30)):  # each time images of other classes than those that are shown
+        x, y, size, *chosen = explored(
+            page,
+            "relation",
+            "(m => [m.box.left, m.box.top, m.box.size, ...arg.map((i) => x.maps[0].cells.rows[i]),"
+            " ...arg.map((i) => x.maps[0].cells.classes[i])])(x.shown())",
+            [row, column],
+        )
+        place = {"x": x + (column + 0.5) * size, "y": y + (row + 0.5) * size}
+        explorer.locator("canvas").first.click(position=place)
+        first, second, *classes = chosen
+        explorer.get_by_text(f"#{first}", exact=False).first.wait_for()
+        last_output(page, 1, f"chosen ({first}, {second}) ({classes[0]}, {classes[1]})")
     control(explorer, "relation").select_option(label="L2 relation")
     explorer.locator("figcaption", has_text="L2 relation").first.wait_for()
+    # The scores of the classes come, too, for the table and the lists beside the images.
+    page.wait_for_function("!document.querySelector('.corsd.relation .pair table').textContent.includes('…')")
+    explorer.locator(".tops ol").wait_for()
     control(explorer, "cells are").select_option(label="classes")
     explored_until(page, "relation", "x.shown().n === 10")
-    explorer.get_by_role("button", name="show its images").click()
     explorer.get_by_role("button", name="which pixels relate them?").click()
     explorer.locator(".pixels img").nth(5).wait_for()
 
@@ -151,6 +166,32 @@ def test_stage_and_exit_explorers_beside_relations(opened: Opened, free: Path) -
 
 
 @slowly
+def test_early_exit_that_python_completes(opened: Opened) -> None:
+    """Curves that only Python has: the thresholds are those of the rule, and undo goes back step by step."""
+    page = opened("early", made("ExitExplorer"), "print('told', explorer.split, explorer.rule, len(explorer.curve))")
+    explorer = page.locator(".corsd.exits")
+    explored_until(page, "exits", "x.curve.shown?.marks.length === 1")
+    confident = explored(page, "exits", "x.curves.get('probe/confidence').threshold.length")
+    for rule in ("patience", "confidence", "patience"):
+        control(explorer, "rule").select_option(label=rule)
+    assert explored(page, "exits", "Array.from(x.curves.get('probe/patience').threshold)") == [1, 2, 3]
+    assert explored(page, "exits", "x.curves.get('probe/confidence').threshold.length") == confident
+    last_output(page, 1, "told probe patience 3")
+    control(explorer, "images").select_option(index=1)
+    control(explorer, "rule").select_option(label="confidence")  # at once, while Python chooses
+    explored_until(page, "exits", "x.curves.has('validation/confidence') && !document.querySelector('.corsd.exits .stale')")
+    undo = explorer.get_by_role("button", name="undo")
+    for _ in range(10):
+        if undo.is_disabled():
+            break
+        undo.click()
+        page.wait_for_timeout(500)
+    assert undo.is_disabled()  # every step was taken back
+    assert explorer.locator(".message").inner_text() == ""
+    last_output(page, 1, f"told probe confidence {confident}")
+
+
+@slowly
 def test_attribution_explorer(opened: Opened) -> None:
     page = opened("attribution", made("AttributionExplorer", "image=3"), "print('asked for', explorer.exit, explorer.method)")
     explorer = page.locator(".corsd.attribution")
@@ -188,11 +229,14 @@ def test_training_monitor_stops_a_training_in_a_cell(opened: Opened, throttle: i
     """The kernel hears nothing while a cell trains: the button asks the server to interrupt it."""
     code = "from corsd_lib import TrainConfig, TrainingMonitor, train\nmonitor = TrainingMonitor()\ndisplay(monitor)\n"
     config = TRAINED.format(f"cell_{throttle}")
-    code += f"run = train({config}, on_epoch=monitor, progress=False)\nprint('kept', run.finished, run.epochs_done > 0)"
+    code += f"run = train({config}, on_epoch=monitor, progress=False)\nprint('kept', run.finished, run.epochs_done)"
     page = opened("cell", code)
     explored_until(page, "monitor", LINES)
     page.locator(".corsd.monitor").get_by_role("button", name="stop").click()
-    page.locator(".jp-OutputArea-output", has_text="kept False True").wait_for()
+    kept = page.locator(".jp-OutputArea-output", has_text="kept False")
+    kept.wait_for()
+    epochs = kept.inner_text().split()[-1]
+    page.locator(".corsd.monitor .finding", has_text=f"epoch {epochs} of").wait_for()  # the last one is drawn in any case
 
 
 def test_an_explorer_whose_cell_ran_again_still_answers(opened: Opened) -> None:

@@ -333,6 +333,21 @@ def test_exit_epoch_and_order_choose_the_relation(page: Any, runs: tuple[Run, Ru
     np.testing.assert_allclose(matrix(section), relation, atol=1e-4)
 
 
+def test_the_tip_under_a_resting_mouse_follows_the_epoch(page: Any) -> None:
+    relations = panel(page, 0, "relation")
+    x, y, size = held(relations, "(b => [b.left, b.top, b.size])(x.shown().box)")
+    relations.locator("canvas").first.hover(position={"x": x + 3.5 * size, "y": y + 7.5 * size})
+    tip = relations.locator(".tip").first
+    seen = set()
+    for epoch in range(3):
+        control(relations, "epoch").evaluate(
+            "(s, to) => { s.value = to; s.dispatchEvent(new Event('input', { bubbles: true })); }", epoch
+        )
+        seen.add(tip.inner_text())
+        assert f"{matrix(relations)[7, 3]:.3f}" in tip.inner_text()
+    assert len(seen) > 1
+
+
 def test_a_pair_outside_the_superclass_is_shown_among_all_classes(page: Any) -> None:
     section = panel(page, 0, "relation")
     control(section, "superclass").select_option(label="even")
@@ -436,6 +451,12 @@ def test_pairs_worth_a_look_are_listed_and_selected(page: Any, runs: tuple[Run, 
     assert buttons.first.inner_text() == f"{names[row]} with {names[column]}"
     buttons.first.click()
     assert held(section, "x.shown().frame") == [row, column]
+    for pressed in (buttons.nth(1), section.locator(".legend button").first):  # the pressed button keeps the focus
+        text = pressed.inner_text().strip()
+        pressed.focus()
+        page.keyboard.press("Enter")
+        page.wait_for_timeout(100)
+        assert page.evaluate("document.activeElement.textContent").strip() == text
 
 
 def test_classes_are_found_by_a_part_of_their_name_and_chosen_from_lists(page: Any) -> None:

@@ -98,7 +98,7 @@ function lineChart({ label, height = 280, say, pick = null, legends = true }) {
     }
     const groups = [...signs];
     legend.hidden = groups.length < 2 || !legends;
-    legend.replaceChildren(...groups.map(([name, line]) => {
+    refill(legend, ...groups.map(([name, line]) => {
       const pressed = alone === name;
       const said = { "aria-pressed": String(pressed), title: pressed ? "show all" : "show only this one" };
       const node = button(` ${name}`, () => { alone = pressed ? null : name; draw(); }, said);

@@ -119,6 +119,13 @@ function slider(text, last, value, say, change) {
 
 const button = (text, click, attributes = {}) => el("button", { type: "button", click, ...attributes }, text);
 
+/** Replace the children of a node. If a button among them has the focus, the new button with its text gets it. */
+function refill(node, ...children) {
+  const focused = node.getRootNode().activeElement, text = node.contains(focused) ? focused.textContent : null;
+  node.replaceChildren(...children);
+  if (text !== null) [...node.querySelectorAll("button")].find((b) => b.textContent === text)?.focus({ preventScroll: true });
+}
+
 /** A button that plays through `count()` steps, from step `at()`, or from the first if that is the last. */
 function player(count, at, go, interval = 500) {
   let timer = null, playing = null;
@@ -166,6 +173,15 @@ function makeStore(state, sync = () => {}) {
       else past.push(before);
       latest = gesture;
       if (past.length > 100) past.shift();
+      apply(news);
+      sync(news);
+    },
+    /** Apply a consequence of the last choice of the user, which `undo` takes back together with that choice. */
+    follow(patch) {
+      const news = changed(patch);
+      if (!Object.keys(news).length) return;
+      const before = Object.fromEntries(Object.keys(news).map((name) => [name, state[name]]));
+      if (past.length) past.push({ ...before, ...past.pop() });
       apply(news);
       sync(news);
     },

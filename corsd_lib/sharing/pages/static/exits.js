@@ -55,15 +55,19 @@ KINDS.exits = (box, host) => {
     return of.reduce((best, t) => (c.macs[t] < c.macs[best] ? t : best), of[0]);
   }
 
-  function choose() {
+  /** Choose the cheapest threshold: `store.set` as a choice of the user, `store.follow` as a consequence of another choice. */
+  function choose(apply = store.set) {
     const c = curves.get(key());
-    if (!ask || (c && state.split !== "test")) return store.set({ threshold: c.threshold[cheapestOf(c)] });
-    busy(box, "choosing", question("choose", { ...state })).then((answer) => { if (answer !== undefined) store.set(answer); }, said);
+    if (!ask || (c && state.split !== "test")) return apply({ threshold: c.threshold[cheapestOf(c)] });
+    busy(box, "choosing", question("choose", { ...state })).then((answer) => { if (answer !== undefined) apply(answer); }, said);
   }
 
   const said = (error) => { message.textContent = error.message; };
+  let timer = null; // of the request for images
 
   function draw() {
+    clearTimeout(timer);
+    questionOfImages?.forget(); // an answer for an earlier state
     rule.set(state.rule);
     split.set(state.split);
     loss.value = state.max_accuracy_drop;
@@ -79,7 +83,7 @@ KINDS.exits = (box, host) => {
       }, (error) => { store.undo(); said(error); });
       return;
     }
-    if (state.threshold === null) { choose(); return; }
+    if (state.threshold === null) { choose(store.follow); return; }
     const t = placeOf(c);
     slide.size(c.threshold.length - 1);
     slide.querySelector("label").textContent = SIGNS[state.rule];
@@ -106,11 +110,8 @@ KINDS.exits = (box, host) => {
       `${Math.abs(saved).toFixed(0)} % ${saved >= 0 ? "fewer" : "more"} than the plain network`);
   }
 
-  let timer = null;
-
   /** Show images that leave at each exit, the most confident first, once the threshold is no longer moved. */
   function showImages() {
-    clearTimeout(timer);
     timer = setTimeout(() => busy(box, "loading images", questionOfImages("images", { ...state })).then((answer) => answer && fill(answer), said), 150);
   }
 

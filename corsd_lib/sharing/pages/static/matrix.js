@@ -85,6 +85,7 @@ function matrixView({ pick, move, clear, zoomed, images = null }) {
     labels(g);
     colourBar(g);
     canvas.setAttribute("aria-label", spec.label);
+    if (next && over) point(); // the mouse has not moved, but what is under it may have changed
   }
 
   /** Paint the cells, one pixel each. */
@@ -113,11 +114,11 @@ function matrixView({ pick, move, clear, zoomed, images = null }) {
       : Array.from({ length: n }, (_, i) => ({ get name() { return spec.names(from + i); }, at: i + 0.5, room: size })));
     const ink = colour(node, "ink"), soft = colour(node, "soft");
     const side_ = (from, put, lit) => {
+      const there = lit !== null && !spec.groups ? (lit - from + 0.5) * size : null; // the hovered name replaces its neighbours
       let free = -Infinity;
       for (const mark of marks(from)) {
-        const place = mark.at * size;
-        const here = lit !== null && !spec.groups && Math.floor(mark.at) === lit - from;
-        if (place < free && !here) continue;
+        const place = mark.at * size, here = place === there;
+        if (!here && (place < free || (there !== null && Math.abs(place - there) < 12))) continue;
         g.fillStyle = here ? ink : soft;
         put(mark.name, place);
         free = place + 12;
@@ -172,12 +173,20 @@ function matrixView({ pick, move, clear, zoomed, images = null }) {
     return [view.from + Math.floor((y - top) / size), view.column + Math.floor((x - left) / size)];
   }
 
+  let pointed = null; // position of the mouse
+
   function hover(place) {
-    const at = cellAt(place);
-    if (same(at, over)) { if (at) show(place, at); return; }
-    over = at;
-    draw();
-    if (at) show(place, at);
+    const before = over;
+    pointed = place;
+    over = cellAt(place);
+    if (!same(over, before)) draw();
+    point();
+  }
+
+  /** Show what is under the mouse. */
+  function point() {
+    over = cellAt(pointed);
+    if (over && !drag?.to) show(pointed, over);
     else tip.hide();
   }
 

@@ -54,7 +54,7 @@ KINDS.monitor = (box, host) => {
     const shown = feed.parts.map((name, k) => [name, k]).filter(([name]) => state.parts.includes(name));
     loss.draw({ lines: shown.map(([name, k]) => ({ name, x, y: column(`loss.${name}`), color: color(k), dash: dash(k) })), x: { title: "epoch", low: 0 }, y: { title: "value", log: true } });
     parts.hidden = feed.parts.length < 2;
-    parts.replaceChildren(...feed.parts.map((name, k) => {
+    refill(parts, ...feed.parts.map((name, k) => {
       const node = button(` ${name}`, () => toggle(name), { "aria-pressed": String(state.parts.includes(name)), title: "show or hide" });
       node.prepend(lineSign(color(k), dash(k)));
       return node;

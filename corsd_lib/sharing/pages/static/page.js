@@ -41,6 +41,9 @@ function repainted(figure) {
 
 // --- plain panels -----------------------------------------------------------------------------------------------------
 
+/** Width below which a figure is not legible, in pixels. */
+const leastWidth = ({ layout }) => Math.min(layout.width ?? WIDE, WIDE), WIDE = 620;
+
 const PLAIN = {
   text: ({ paragraphs }, box) => box.append(...paragraphs.flatMap(paragraph)),
 
@@ -50,7 +53,7 @@ const PLAIN = {
     const div = el("div", { class: "plot" });
     const { width, height } = figure.layout;
     if (width) div.style.maxWidth = `${width}px`;
-    div.style.minWidth = `${Math.min(width ?? 640, 640)}px`; // panels side by side need a minimum width; a narrow page scrolls them
+    div.style.minWidth = `${leastWidth(figure)}px`; // a narrow page scrolls the figure
     if (height) div.style.height = `${height}px`;
     box.append(scrolling("figure", div), ...paragraph(text));
     const draw = () => {
@@ -80,6 +83,8 @@ const PLAIN = {
 
   columns: ({ panels }, box) => {
     const grid = el("div", { class: "panel-grid" });
+    const widths = panels.map(({ kind, data }) => (kind === "figure" ? leastWidth(data.figure) : 0));
+    grid.style.setProperty("--column", `${Math.max(380, ...widths)}px`);
     box.append(grid);
     panels.forEach((panel) => grid.append(section(panel, "h3")));
     return () => grid.childNodes.forEach((child) => child.fill());

@@ -16,7 +16,7 @@ KINDS.relation = (box, host) => {
   const [mine] = runs;
   const epochs = ask ? mine.all : [...new Set(runs.flatMap((run) => run.epochs))].sort((a, b) => a - b);
   const many = runs.length > 1;
-  const question = ask && newestOf(ask), questionOfPair = ask && newestOf(ask);
+  const question = ask && newestOf(ask), questionOfImages = ask && newestOf(ask), questionOfPair = ask && newestOf(ask);
 
   // --- scores -----------------------------------------------------------------------------------------------------------
 
@@ -115,7 +115,7 @@ KINDS.relation = (box, host) => {
     for (const [run, epoch, exit] of wantedOfImages().filter((of) => !related.has(imageKey(...of, some)))) {
       const key = imageKey(run, epoch, exit, some), values = new Float32Array(m * m), about = { run: run.place, kind: kindOf(run), epoch, exit: exit + 1 };
       for (let from = 0; from < m; from += step) {
-        const answer = await question("images", { ...about, rows: some.slice(from, from + step), columns: some });
+        const answer = await questionOfImages("images", { ...about, rows: some.slice(from, from + step), columns: some });
         if (answer === undefined) return undefined;
         values.set(decoded(unpack(answer.codes).values, answer.levels), from * m);
       }
@@ -276,24 +276,24 @@ KINDS.relation = (box, host) => {
     second.set(state.selection?.[1] ?? null);
   }
 
-  /** Request scores from Python that are shown and have not been received. */
-  function complete() {
-    if (state.level === "image") {
-      const some = base(), keys = wantedOfImages().map((of) => imageKey(...of, some)).filter((key) => !related.has(key)).join();
-      if (!some.length) note(`No ${state.marked.length ? "marked" : "probe"} image is of ${state.superclass}.`);
-      if (!some.length || keys === relating) return;
-      relating = keys;
-      if (keys) wait(`relating ${some.length.toLocaleString("en")} images`, relate(some), () => {}, () => { relating = null; });
-      else question.forget();
-      return;
-    }
-    relating = null;
-    const wanted = missing();
-    if (wanted.length) wait("relating classes", question("classes", { wanted }), keep);
-    else question.forget();
-  }
+  let relating = "", relatingImages = ""; // scores that are being requested
 
-  let relating = null; // keys of the scores that are being requested
+  /** Request scores from Python that are shown and have not been received: those of classes are shown beside images, too. */
+  function complete() {
+    const wanted = missing();
+    if (wanted.join() !== relating) {
+      relating = wanted.join();
+      if (relating) wait("relating classes", question("classes", { wanted }), keep, () => { relating = ""; });
+      else question.forget();
+    }
+    const some = state.level === "image" ? base() : [];
+    if (state.level === "image" && !some.length) note(`No ${state.marked.length ? "marked" : "probe"} image is of ${state.superclass}.`);
+    const keys = some.length ? wantedOfImages().map((of) => imageKey(...of, some)).filter((key) => !related.has(key)).join() : "";
+    if (keys === relatingImages) return;
+    relatingImages = keys;
+    if (keys) wait(`relating ${some.length.toLocaleString("en")} images`, relate(some), () => {}, () => { relatingImages = ""; });
+    else questionOfImages.forget();
+  }
 
   /** Store an answer and draw. After an error show its message and undo the choice. */
   function wait(what, promise, take, failed = () => {}) {
@@ -404,7 +404,7 @@ KINDS.relation = (box, host) => {
     const buttons = images.length ? el("div", { class: "controls" },
       button("which pixels relate them?", () => busy(box, "computing the attribution", questionOfPair("pixels", { ...state })).then((answer) => answer && fillPixels(pixels, answer), (error) => pixels.replaceChildren(error.message))),
       button("all images of these classes", () => store.set({ level: "image", superclass: null, marked: Array.from(labels.keys()).filter((p) => state.selection.includes(labels[p])) }))) : "";
-    imagesOfPair.replaceChildren(el("div", { class: "two" }, ...images.map(figure)), ...(none ? [el("p", { class: "note" }, none)] : []),
+    refill(imagesOfPair, el("div", { class: "two" }, ...images.map(figure)), ...(none ? [el("p", { class: "note" }, none)] : []),
       ...(scored ? [scrolling("relation of the two images", tableOf(scored.head, scored.rows, scored.caption))] : []), ...(noted ? [el("p", { class: "note" }, noted)] : []),
       ...strip("most related", ranked.most), ...strip("least related", ranked.least), buttons, pixels);
   }
@@ -449,7 +449,7 @@ KINDS.relation = (box, host) => {
     const [values, bothWays] = found_;
     const what = JSON.parse(topChoice.list.value), form = what === "related" ? (v) => score(v, 3) : (v) => signed(v, 3);
     const scope = state.superclass === null ? values : within(values, n, names.map((_, c) => inScope(c)));
-    tops.replaceChildren(el("ol", {}, ...topPairs(scope, n, 10, bothWays).map(({ row, column, value }) => el("li", {},
+    refill(tops, el("ol", {}, ...topPairs(scope, n, 10, bothWays).map(({ row, column, value }) => el("li", {},
       button(`${names[row]} with ${names[column]}`, () => select(row, column), { "aria-pressed": String(same(state.selection, [row, column])) }), ` ${form(value)}`))));
   }
 

@@ -103,7 +103,7 @@ KINDS.stages = (box, host) => {
 
   function drawLegend() {
     const how = grouping(), k = state.colour === "correct" ? exits.length - 1 : 0; // if groups differ between exits, those at the deepest exit
-    legend.replaceChildren(...how.shown.map((g) => {
+    refill(legend, ...how.shown.map((g) => {
       const { color, symbol } = how.look(g), sign = el("span", { "aria-hidden": true }, GLYPHS[symbol]);
       sign.style.color = color;
       const of = positions((i) => how.of(k, i) === g), alone = of.length > 0 && same(of, state.selection);

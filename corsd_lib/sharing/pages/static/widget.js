@@ -42,7 +42,7 @@ function asker(model, began) {
 function render({ model, el: box }) {
   const names = model.get("_names"), now = () => Object.fromEntries(names.map((name) => [name, model.get(name)]));
   const store = makeStore(now(), (patch) => {
-    Object.entries(patch).forEach(([name, value]) => model.set(name, value));
+    model.set(patch); // all at once: after each of several calls the state would be half old, and be received as such
     model.save_changes();
   });
   const place = el("div", {});
