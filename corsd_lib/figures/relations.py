@@ -150,12 +150,12 @@ def difference_finding(values: npt.NDArray[np.float32], names: Sequence[str], un
     if np.isnan(values).all():
         return "No pair has a relation in both"
     row, column = divmod(int(np.nanargmax(np.abs(values))), len(values))
-    most = f"most changed: {names[row]} with {names[column]} ({values[row, column]:+.2f})"
+    most = f"most changed: {names[row]} with {names[column]} ({values[row, column]:+z.2f})"
     same = np.eye(len(values), dtype=bool)
     inside, outside = values[same], values[~same]
     if unit == "image" or np.isnan(inside).all() or np.isnan(outside).all():
         return f"Relations differ by {np.nanmean(np.abs(values)):.2f} on average; {most}"
-    return f"Relation {np.nanmean(inside):+.2f} within a class, {np.nanmean(outside):+.2f} between classes; {most}"
+    return f"Relation {np.nanmean(inside):+z.2f} within a class, {np.nanmean(outside):+z.2f} between classes; {most}"
 
 
 def _ordered(

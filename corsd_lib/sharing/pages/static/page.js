@@ -131,7 +131,7 @@ function section({ kind, title, data }, heading) {
 function start() {
   document.documentElement.dataset.theme = isDark() ? "dark" : "light";
   const themes = [["auto", "system"], ["light", "light"], ["dark", "dark"]];
-  const top = el("header", { class: "page corsd" }, el("h1", {}, document.title), choice("colours", themes, "auto", recolour));
+  const top = el("header", { class: "page corsd" }, el("h1", {}, document.title), choice("page colours", themes, "auto", recolour));
   const sections = PAGE.panels.map((panel) => section(panel, "h2"));
   const titled = sections.filter((node, i) => PAGE.panels[i].title);
   titled.forEach((node, i) => { node.id = `panel-${i + 1}`; });
