@@ -229,6 +229,7 @@ def test_cells_are_narrow_and_texts_short(path: Path) -> None:
         if cell.cell_type == "markdown":
             prose = re.sub(r"\$\$.*?\$\$|\$[^$\n]+\$|!\[[^\]]*\]\([^)]*\)", "", cell.source, flags=re.DOTALL)
             assert len(prose.split()) <= 120, f"{len(prose.split())} words: {cell.source[:80]}"
+            assert not re.search(r"^(> )?\+ ", prose, re.MULTILINE), f"a line that begins with + is a list: {cell.source[:80]}"
 
 
 @every_notebook
