@@ -54,7 +54,12 @@ const PLAIN = {
     const { width, height } = figure.layout;
     if (width) div.style.maxWidth = `${width}px`;
     div.style.minWidth = `${leastWidth(figure)}px`; // a narrow page scrolls the figure
-    if (height) div.style.height = `${height}px`;
+    if (width && height && figure.layout.yaxis?.scaleanchor) { // square cells: a lower height where the page is narrower
+      div.style.height = "auto";
+      div.style.aspectRatio = `${width} / ${height}`;
+    } else if (height) {
+      div.style.height = `${height}px`;
+    }
     box.append(scrolling("figure", div), ...paragraph(text));
     const draw = () => {
       const { data, layout } = repainted(figure);
