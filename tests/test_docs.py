@@ -170,7 +170,14 @@ def test_the_finding_is_what_the_records_say() -> None:
         (birds, "auxiliary_alone", "matched_ce"),
     ]
     leads = [_lead(*pair) for pair in pairs]
-    said = re.findall(r"-?\d+\.\d", found[1])
+    lines = read_json(ROOT / "results" / "unseen_birds" / "summary.json")["unseen"]
+    unseen = {
+        u["variant"]: u["by_seed"] for u in lines if (u["figure"], u["score"], u["exit"]) == ("one_shot", "cosine", "exit 1")
+    }
+    one_shot = mean_interval([unseen["no_class_kd"][str(s)] - unseen["exits_alone"][str(s)] for s in range(3, 8)])
+    assert "{:.1f} [{:.1f}, {:.1f}] to one-shot accuracy".format(*one_shot) in " ".join(found[1].split()) and one_shot[1] > 0
+    numbers = found[1].replace("{:.1f} [{:.1f}, {:.1f}]".format(*one_shot), "")
+    said = re.findall(r"-?\d+\.\d", numbers)
     assert said[:-2] == [end for lead in leads for end in _spoken(lead)]
     assert [low > 0 for _, low, _ in leads] == [True, True, False, True, False, True, True]
     assert all(high > 0 for *_, high in leads)
@@ -178,7 +185,7 @@ def test_the_finding_is_what_the_records_say() -> None:
     figures = read_json(ROOT / "results" / "bench.json")["figures"]
     assert said[-2:] == [f"{figures[f'corsd_step_study_{batch}']['value']:.1f}" for batch in (64, 32)]
     common = [len(study[row]["top1_by_seed"].keys() & study[other]["top1_by_seed"].keys()) for study, row, other in pairs]
-    assert [int(n) for n in re.findall(r"n = (\d+)", found[1])] == [*common[:3], 3, 3] and set(common[3:]) == {3}
+    assert [int(n) for n in re.findall(r"n = (\d+)", found[1])] == [*common[:3], 3, 3, 5] and set(common[3:]) == {3}
     for study, low, high in ((main, 0.5, 0.6), (birds, 0.5, 0.65)):  # "half to three fifths"
         assert low <= study["deep_supervision"]["gain"] / study["corsd"]["gain"] <= high
 
@@ -416,6 +423,34 @@ def test_the_planned_test_on_new_shapes_is_as_the_records_say() -> None:
     assert f"(p = {ttest_1samp(exit_2, 0).pvalue:.4f})" in " ".join(text.split())
     assert found[1][1][1] > 0 and found[1][2][1] < 0  # above 0 at exit 2, not at the deepest exit
     assert all(low < 0 < high for _, low, high in found[3])
+
+
+PLANNED_BIRDS = (("no_class_kd", "exits_alone"), ("matched_ce", "exits_alone"), ("no_class_kd", "matched_ce"))
+
+
+def test_the_planned_test_on_new_birds_is_as_the_records_say() -> None:
+    lines = read_json(ROOT / "results" / "unseen_birds" / "summary.json")["unseen"]
+    kept = {(u["variant"], u["exit"], u["figure"]): u["by_seed"] for u in lines if u["score"] == "cosine"}
+    exits = ("exit 1", "exit 2", "exit 3", "deepest exit")
+
+    def gaps(ours: str, theirs: str, exit: str, measure: str = "one_shot") -> list[float]:
+        return [kept[ours, exit, measure][str(s)] - kept[theirs, exit, measure][str(s)] for s in range(3, 8)]
+
+    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    rows = text.partition("<!-- planned one shot -->")[2].partition("<!-- /planned one shot -->")[0].strip().splitlines()[2:]
+    for row, pair in zip(rows, PLANNED_BIRDS, strict=True):
+        found = [mean_interval(gaps(*pair, e)) for e in exits]
+        assert re.findall(r"-?\d+\.\d+", row.partition("|")[2].partition("|")[2]) == [
+            x for ends in found for x in _spoken(ends)
+        ]
+    first, deepest = (float(ttest_1samp(gaps(*PLANNED_BIRDS[0], e), 0).pvalue) for e in ("exit 1", "deepest exit"))
+    assert f"p = {first:.4f} at exit 1 and {deepest:.4f} at the deepest exit" in text and max(first, deepest) < 0.025
+    assert all(mean_interval(gaps(*PLANNED_BIRDS[2], e))[1] > 0 for e in exits)
+    recall = mean_interval(gaps(*PLANNED_BIRDS[0], "exit 1", "recall_at_1"))
+    assert "{:.2f} [{:.2f}, {:.2f}] at exit 1".format(*recall) in text
+    assert (
+        "by {:.1f} [{:.1f}, {:.1f}] points at exit 1 (n = 5)".format(*mean_interval(gaps(*PLANNED_BIRDS[0], "exit 1"))) in text
+    )
 
 
 def test_what_relations_add_on_unseen_birds_is_as_the_records_say() -> None:

@@ -270,9 +270,9 @@ def _with_rows(figure: go.Figure, labels: Sequence[str], title: str, dark: bool,
         "ticktext": ["<br>".join(map(html.escape, textwrap.wrap(label, LONGEST + 8))) for label in labels],
         "zeroline": False,
     }
-    figure.update_layout(
-        template=template(dark), width=860, height=(130 if legend else 112) + 42 * len(labels), xaxis_zeroline=False
-    )
+    below = 18 * max(0, (figure.layout.xaxis.title.text or "").count("<br>") - 1)  # room for more than two lines below the axis
+    height = (130 if legend else 112) + below + 42 * len(labels)
+    figure.update_layout(template=template(dark), width=860, height=height, xaxis_zeroline=False)
     figure.update_yaxes(**rows, range=[len(labels) - 0.4, -0.6])
     set_title(figure, html.escape(title, quote=False), 96, below=32 if legend else 0)
     return figure
