@@ -105,7 +105,7 @@ def study_step_ratio(method: str, batch: int, repeat: int) -> dict[str, Any]:
 
 
 def relation_share(name: str, repeat: int) -> dict[str, Any]:
-    """Share of the time of a CORSD step that forward and backward pass of its relation, auxiliary and transfer terms take."""
+    """Time of the relation, auxiliary and transfer terms (forward and backward pass), as a share of a CORSD step."""
     network = build_network(name, CLASSES)
     method = build_method("corsd", network=network)
     assert isinstance(method, Corsd)
@@ -213,7 +213,7 @@ def _in_turn(actions: dict[str, Callable[[], Any]], repeat: int) -> dict[str, li
 
 
 def _ratio(seconds: dict[str, list[float]], one: str, other: str) -> float:
-    """The median over rounds of the ratio within a round."""
+    """Median over rounds of `one` / `other`, divided within each round."""
     return statistics.median(a / b for a, b in zip(seconds[one], seconds[other], strict=True))
 
 

@@ -138,11 +138,11 @@ def nearest_mean_accuracy(embeddings: Tensor, labels: Tensor) -> float:
 def variance_collapse(embeddings: Tensor, labels: Tensor) -> float:
     """NC1 = Tr(S_W S_B⁺) / C of embeddings (N, D) with labels (N,): >= 0, and 0 if every class is a point.
 
-    S_W = 1/N Σ_i (x_i - μ_y(i))(x_i - μ_y(i))ᵀ, S_B = Σ_c n_c/N (μ_c - μ)(μ_c - μ)ᵀ, ⁺ the pseudo-inverse: the variance within
-    classes counts only in the directions in which class means differ, relative to the spread of the means. With few images in
-    each class compare with random labels, because then the class means of noise differ too. NaN if the means are equal and for
-    embeddings that are not finite. Raises `CorsdError` if the shapes are wrong. Source: Papyan, Han and Donoho 2020, arXiv
-    2008.08186, for classes of equal size.
+    S_W = 1/N Σ_i (x_i - μ_y(i))(x_i - μ_y(i))ᵀ, S_B = Σ_c n_c/N (μ_c - μ)(μ_c - μ)ᵀ, and ⁺ is the pseudo-inverse. So the
+    variance within classes counts only along the directions in which class means differ, relative to the spread of the means
+    there. With few images in each class even the class means of noise differ: compare with the value for random labels. NaN if
+    the means are equal and for embeddings that are not finite. Raises `CorsdError` if the shapes are wrong. Source: Papyan, Han
+    and Donoho 2020, arXiv 2008.08186, for classes of equal size.
     """
     x, y, counts = _grouped(embeddings, labels)
     if not x.isfinite().all():

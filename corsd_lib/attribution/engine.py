@@ -30,8 +30,8 @@ class Attribution:
     - `values` (C, H, W) float32: integrated gradients in units of the score, None for Grad-CAM;
     - `score`: f(x) of the image;
     - `baseline_score`: f(x') of the baseline, None for Grad-CAM, which has none;
-    - `completeness_gap`: |sum of values - (f(x) - f(x'))| / |f(x) - f(x')|, over both maps of a pair, in [0, inf]: 0 is exact,
-      above 0.05 use more steps, inf if f(x) = f(x') but the sum is not 0; None for Grad-CAM;
+    - `completeness_gap`: |S - (f(x) - f(x'))| / |f(x) - f(x')|, where S is the sum of `values` (of both images for a pair); in
+      [0, inf]. 0 is exact; above 0.05 use more steps; inf if f(x) = f(x') and S is not 0; None for Grad-CAM;
     - `description`: what is attributed, and how;
     - `exit`: from 1 (shallowest);
     - `target`: the class, None for a pair.

@@ -122,10 +122,10 @@ def attribute_pair(
 def _pair_parts(
     network: MultiExitNetwork, relations: Sequence[nn.Module] | nn.ModuleList | str, exit: int
 ) -> tuple[Stage, Callable[[Tensor], Tensor], Score, str]:
-    """The parts of the score of a pair, as a tuple of three functions and a name.
+    """The parts of the score of a pair: (stage, head, compare, name).
 
-    The functions map images to a feature map, a feature map to the input of the relation, and two such inputs of n pairs to
-    scores (n,). The name is that of the score.
+    `stage` maps images to a feature map, `head` a feature map to the input of the relation, and `compare` the inputs of the
+    first and of the second images of n pairs to scores (n,). `name` is the name of the score.
     """
     relation = _relation_at(network, relations, exit)
     if isinstance(relation, MapRelation):  # there is one for each stage, with or without an exit

@@ -64,8 +64,8 @@ def load_imagenet(root: Path, image_size: int | None) -> ImageData:
 def load_folder(name: str, folder: Path, image_size: int | None, test_fraction: float | None = None) -> ImageData:
     """A folder with train/ and test/ or val/, each with the same class folders; `image_size` is 64 by default.
 
-    The test set is test/, or val/ if there is no test/. If there are all three, val/ is the validation split, unless
-    `validation_fraction` is given; it may also be called valid/, validation/ or dev/. A folder that has only class folders is
+    The test set is test/, or val/ if there is no test/. If all three exist, val/ (or valid/, validation/, dev/) is the
+    validation split; `load_dataset` ignores it if `validation_fraction` is given. A folder that has only class folders is
     split: about `test_fraction` of each class (0.2 by default) is the test set, see `split_classes`.
 
     If the centre squares (side 8/7 of `image_size`) of all images fit into `MEMORY_LIMIT` bytes, they are kept in memory, with

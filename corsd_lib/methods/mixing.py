@@ -31,7 +31,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class MixupOptions(MethodOptions):
-    """Options of mixup and CutMix. The defaults are Beta(1, 1), as in both papers, and to mix all batches.
+    """Options of mixup and CutMix. By default all batches are mixed, with Beta(1, 1) as in both papers.
 
     On CIFAR the authors of CutMix mix half of the batches (`mixed_batches` 0.5).
     """

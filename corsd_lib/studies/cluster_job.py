@@ -93,7 +93,9 @@ def blocked(*signals: int) -> Iterator[None]:
 
 
 def slurm_environment(devices: int) -> Environment:
-    """Environment variables of a training with `devices` processes in a job that is one task of Slurm."""
+    """Environment variables of a training whose `devices` processes all run in one task of Slurm: the number of threads, and
+    for several processes a job name with which Fabric starts them itself.
+    """
     threads = str(max(1, int(os.environ.get("SLURM_CPUS_ON_NODE", 1)) // devices))
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     if devices > 1:  # else Fabric expects that Slurm starts each process as a task

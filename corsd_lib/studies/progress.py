@@ -35,7 +35,7 @@ def live_table(live: bool, draw: Callable[[], Table]) -> Iterator[Callable[[], o
 
 
 def progress_table(study: Study, jobs: Sequence[Job], summary: Mapping[str, Any], workers: int) -> Table:
-    """Table of the progress of every variant: seeds done, running epochs, top-1 of the deepest exit, gain, time left.
+    """Progress of every variant as a table: seeds done, epoch of each running seed, top-1 of the deepest exit, gain, time left.
 
     `workers`: number of simultaneous trainings, for the estimate of the time left.
     """

@@ -174,7 +174,9 @@ def _trial_config(where: str, study: Study, variant: str, changes: Mapping[str, 
 
 
 def _check_parameter(where: str, name: str, what: Any, config: TrainConfig) -> None:
-    """Raise `CorsdError` unless the parameter can be searched, all its values are valid, and one is the variant's own."""
+    """Raise `CorsdError` unless the parameter can be searched, its choices (or the ends of its range) are valid, and the value
+    of the variant itself is among them.
+    """
     if name.startswith("train."):
         allowed = [f"train.{f.name}" for f in fields(TrainConfig) if f.name not in _FIXED]
         check_choice(f"{where}: parameter", name, allowed)

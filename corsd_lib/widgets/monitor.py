@@ -139,8 +139,9 @@ class TrainingMonitor(Explorer):
     def train(self, config: TrainConfig, *, data: ImageData | None = None) -> None:
         """Train `config` in a thread and return immediately; arguments as in `corsd_lib.train`.
 
-        Cells that use torch's global random numbers during the training change its random numbers. Raises `CorsdError` while
-        another training of this monitor runs. An exception that ends the training is shown, and raised by `wait`.
+        The training draws from torch's global random generator: cells that draw from it meanwhile change its result. Raises
+        `CorsdError` while another training of this monitor runs. An exception that ends the training is shown, and raised by
+        `wait`.
         """
         if self.training:
             raise CorsdError(f"{self._config and self._config.path} is still being trained: stop it first, or wait() for it")

@@ -284,7 +284,8 @@ class Relations:
         return rows if view.level == "class" else self.main.labels[rows]
 
     def groups(self, view: View, rows: Rows) -> Rows | None:
-        """Group of each of `rows` (n,), between which lines are drawn: superclasses of classes, or classes of images.
+        """Group of each of `rows`, (n,): its superclass if rows are classes, its class if they are images. Lines are drawn
+        between groups.
 
         None if the order of the view mixes superclasses.
         """
