@@ -55,9 +55,7 @@ def maps(explorer: AttributionExplorer) -> list[np.ndarray]:
 
 def answer(explorer: AttributionExplorer, **changed: Any) -> dict[str, Any]:
     """What the browser is told of the map that it asks for."""
-    state = {name: getattr(explorer, name) for name in explorer.chosen}
-    state = {name: "yours" if isinstance(value, torch.Tensor) else value for name, value in state.items()}
-    return explorer.ask_map(**state | changed)
+    return explorer.ask_map(**explorer.get_state(list(explorer.chosen)) | changed)
 
 
 def said(explorer: AttributionExplorer) -> str:
@@ -320,13 +318,22 @@ def test_an_image_of_ones_own_needs_no_data(dataless: AttributionExplorer, tiny_
     pixels = run_pixels(tiny_run, [3], data)[0]
     dataless.steps = 20
     expected = attribute_run(tiny_run, 3, 3, data, steps=20).map.numpy()
-    for own in (pixels, pixels[0].numpy(), pixels.permute(1, 2, 0)):
+    shown = []
+    for count, own in enumerate((pixels, pixels[0].numpy(), pixels.permute(1, 2, 0)), 1):
         dataless.image = own
+        shown.append(dataless.image)
         (drawn,) = maps(dataless)
         np.testing.assert_allclose(drawn, expected, rtol=1e-3, atol=1e-4)
-        assert dataless.get_state(["image"]) == {"image": "yours"}
-        dataless.set_state({"image": "yours", "exit": 3})  # what the browser knows of it
+        assert dataless.get_state(["image"]) == {"image": f"your image {count}"}  # the browser sees that it is another one
+        dataless.set_state({"image": f"your image {count}", "exit": 3})  # what the browser knows of it
         assert isinstance(dataless.image, torch.Tensor)
+    dataless.set_state({"image": "your image 1"})  # undo in the browser
+    assert dataless.image is shown[0]
+    dataless.image = 2
+    dataless.set_state({"image": "your image 3"})
+    assert dataless.image is shown[2]
+    with pytest.raises(CorsdError, match=r"image 'your image 4' is not known here\. Use your own image"):
+        dataless.image = "your image 4"
     dataless.target = "true label"
     with pytest.raises(CorsdError, match="no true label"):
         answer(dataless)

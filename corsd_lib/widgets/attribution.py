@@ -27,18 +27,20 @@ from corsd_lib.widgets.host import Chosen, Explorer, checked
 from corsd_lib.widgets.own_images import own_pixels
 from corsd_lib.widgets.probe_images import ProbeImages, png_of
 
-OWN, LABEL, YOURS = "own prediction", "true label", "yours"
+OWN, LABEL, YOURS = "own prediction", "true label", "your image"
 STEPS = (20, 50, 100, 200, 500)
 SIDE = 192  # approximate height of a picture, pixels
 _OWN_IMAGE = "Use your own image: explorer.image = array, uint8 (H, W, 3), (3, H, W) or (H, W)."
 
 
 class _Image(Chosen):
-    """A trait whose value is an index in the probe set, or the user's own image, for which the browser gets only a marker."""
+    """A trait whose value is an index in the probe set, or the user's own image, for which the browser gets only a marker, a
+    new one for each image.
+    """
 
     def __init__(self, default: Any, help: str) -> None:
         super().__init__(default, help)
-        self.tag(to_json=lambda value, _: YOURS if isinstance(value, Tensor) else value)
+        self.tag(to_json=lambda value, explorer: explorer.marker(value) if isinstance(value, Tensor) else value)
 
 
 class AttributionExplorer(Explorer):
@@ -88,6 +90,7 @@ class AttributionExplorer(Explorer):
         self._exits = exit_names(len(newest.logits))
         self._shown: tuple[Any, tuple[Attribution, ...]] | None = None
         self._steps_chosen = False
+        self._own: list[Tensor] = []  # the user's own images that were shown
         sent = {
             "names": self._short,
             "whole_names": {str(c): name for c, name in enumerate(self._classes) if name != self._short[c]},
@@ -131,11 +134,29 @@ class AttributionExplorer(Explorer):
                     f"{name} = {shortened(value)} is not one of the {count} probe images; allowed: 0 to {count - 1}"
                 )
             return int(value)
+        if isinstance(value, str):  # from the browser, after undo
+            return self._of_marker(value)
         return own_pixels(value, self.run.data)
 
+    def marker(self, image: Tensor) -> str:
+        """Name of the user's own image for the browser: "your image 1" and so on."""
+        if not any(own is image for own in self._own):
+            self._own.append(image)
+        return f"{YOURS} {1 + next(i for i, own in enumerate(self._own) if own is image)}"
+
+    def _of_marker(self, marker: str) -> Tensor:
+        for place, image in enumerate(self._own, 1):
+            if marker == f"{YOURS} {place}":
+                return image
+        raise CorsdError(f"image {shortened(marker)} is not known here. {_OWN_IMAGE}")
+
+    def _news(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The part of a state from the browser that differs from the current one."""
+        now = self.get_state([name for name in state if name in self.chosen])
+        return {name: value for name, value in state.items() if name not in now or now[name] != value}
+
     def set_state(self, sync_data: dict[str, Any]) -> None:
-        """Apply the choices of the browser, but ignore its marker for the user's own image."""
-        super().set_state({name: value for name, value in sync_data.items() if not isinstance(value, str) or value != YOURS})
+        super().set_state(self._news(sync_data))
 
     def _steps_set(self, change: Any) -> None:
         self._steps_chosen = True
@@ -168,9 +189,8 @@ class AttributionExplorer(Explorer):
         exits.
         """
         with self.unsent():  # a request may arrive before the change of state that it is about, and after later choices
-            for name, value in state.items():
-                if value != YOURS:
-                    setattr(self, name, value)
+            for name, value in self._news(state).items():
+                setattr(self, name, value)
         try:
             found, pixels = self.attributions, self._pixels()
         except CorsdError as error:

@@ -11,14 +11,14 @@ KINDS.attribution = (box, host) => {
 
   /** Controls for the image `name` of the state: a list of classes, and the number of the image within its class. */
   function chooser(name, text, optional) {
-    const list = choice(text, [], null, (c) => { if (c !== "yours") store.set({ [name]: c === null ? null : ofClass(c)[0] }); });
+    const list = choice(text, [], null, (c) => { if (typeof c !== "string") store.set({ [name]: c === null ? null : ofClass(c)[0] }); });
     const number = el("input", { type: "number", min: 1, change: () => {
       const all = ofClass(labels[state[name]]);
       store.set({ [name]: all[Math.min(all.length, Math.max(1, Math.round(+number.value) || 1)) - 1] });
     } });
     const show = () => {
       const value = state[name], known = Number.isInteger(value);
-      list.fill([...(optional ? [[null, "none"]] : []), ...(value === "yours" ? [["yours", "an image of your own"]] : []), ...classes]);
+      list.fill([...(optional ? [[null, "none"]] : []), ...(typeof value === "string" ? [[value, value]] : []), ...classes]);
       list.set(known ? labels[value] : value);
       numbered.hidden = !known;
       if (!known) return;
