@@ -340,8 +340,9 @@ paler(figure).update_layout(width=980, height=420, showlegend=False)
 
 # %% [markdown]
 # The groups are nearly the same; the 5s are nearer to the others with seed 0. How far
-# do the centres of the ten digits move from the first picture to the others? The second
-# is also rotated as near to the first as possible, since a UMAP has no direction:
+# do the centres of the ten digits move from the first picture to each of the others?
+# A UMAP has no direction, so the other picture is also rotated as near to the first as
+# possible:
 
 
 # %%
@@ -356,10 +357,10 @@ for s, other in zip(seeds[1:], drawings[1:], strict=True):
         print(f" (the {way.argmin()}) to {100 * way.max():.0f} % (the {way.argmax()})")
 
 # %% [markdown]
-# **Answer.** Even after the best rotation the centre of the 0s moves by 83 % of the
-# mean distance of two images from seed 0 to seed 1, that of the 9s by 11 %. All three
-# pictures are equally trustworthy, so whatever differs between them cannot be
-# interpreted.
+# **Answer.** From seed 0 to seed 1 the centre of the 0s moves, even after the best
+# rotation, by 83 % of the mean distance between two images. The centre of the 9s moves
+# by 11 %. All three pictures are equally trustworthy, so whatever differs between them
+# cannot be interpreted.
 
 # %% [markdown]
 # ### Distances between groups
@@ -483,8 +484,8 @@ print(f"the digits: {trustworthiness(x, digits_3, 3):.2f} (3)")
 # ## Three exits: one fit or three?
 #
 # To follow an image through the network, its positions at all exits have to be
-# comparable. Separate fits put it anywhere. The library scales each exit, rotates it
-# towards the deepest one and fits all 600 points **jointly**.
+# comparable. Three separate fits may put it anywhere. The library scales each exit,
+# rotates it towards the deepest one and fits all 600 points **jointly**.
 #
 # **Predict:** how far does an image move from exit 1 to exit 3, as a percentage of the
 # mean distance between two random images, in separate fits and in the joint fit?
@@ -575,9 +576,10 @@ print(f"UMAP of two seeds: {100 * two:.0f} %")
 
 # %% [markdown]
 # **Answer.** In the solved notebook PCA keeps 60 % of the ten neighbours and UMAP 79 %.
-# Two UMAPs agree with each other more (89 %) than with the embedding. So at least about
-# half of UMAP's 21 % of false neighbours come back with another seed: several UMAPs
-# that agree are not yet right.
+# Two UMAPs agree with each other more (89 %) than with the embedding. Of the ten
+# neighbours in one UMAP 21 % are false, and only 11 % are missing in the other UMAP. So
+# at least 10 of these 21 are in both: about half of the false neighbours come back with
+# another seed. Several UMAPs that agree are not yet right.
 
 # %% [markdown]
 # ## Explore it
@@ -700,13 +702,13 @@ figure.update_layout(width=840, height=430)
 # ## Answer: what does a UMAP show, and what not?
 #
 # > **What we found.** A UMAP shows neighbourhoods: on digits its trustworthiness is
-# > 0.99 with 15 neighbours and three seeds. It does not show distances between
-# > groups (1.6 times for 10), their sizes (1.0 for 10) or their positions: with another
-# > seed the centre of a digit moves by up to 83 % of the mean distance, even after a
-# > rotation. With 3 neighbours it draws clumps in noise.
+# > 0.99 with three seeds. It does not show distances or sizes: a group ten times as far
+# > is drawn 1.6 times as far, one ten times as wide equally wide. Another seed moves
+# > the centre of a digit by up to 83 % of the mean distance, even after a rotation.
+# > With 3 neighbours noise gets clumps.
 # >
-# > **How sure we are.** Distances, sizes and noise are sure: their truth is known. The
-# > rest is one network.
+# > **How sure we are.** Fairly sure of noise: three samples. Distances and sizes rest on
+# > one artificial example, digits on one network.
 # >
 # > **What it does not show.** t-SNE and continuous data were not tested.
 

@@ -65,8 +65,9 @@ from corsd_lib.studies.summary import relative_to, summarise
 torch.set_num_threads(1)  # one thread is faster for images this small
 
 # %% [markdown]
-# The settings of your own study at the end. Each combination has its own folder, and a
-# finished training is opened and not repeated.
+# The settings of your own study at the end. In a study `corsd` is CORSD *with* class
+# KD; `plan("corsd")` of 08 to 10 leaves class KD out. Each combination has its own
+# folder, and a finished training is opened and not repeated.
 
 # %% tags=["parameters"]
 methods = ["baseline", "corsd"]  # others: deep_supervision, byot, rkd, cs_kd, ps_kd
@@ -300,9 +301,10 @@ cost.astype(object).fillna("-")
 # Equal images are not equal *cost*. CORSD takes 1.14 times the arithmetic of the plain
 # network, but about twice its *time*: many small operations take longer than their
 # arithmetic suggests. The times of this table are rough, because trainings shared a
-# machine; timed alone a step takes [1.7 to 1.9 times](../results/README.md#speed) as
-# long. We give no time for PS-KD, because it ran with another number of threads. Could
-# the plain network have used that time for more epochs? These studies do not answer it.
+# machine. With a larger network (ResNet-10 of width 32), timed alone, a step takes [1.7
+# to 1.9 times](../results/README.md#speed) as long. We give no time for PS-KD, because
+# it ran with another number of threads. Could the plain network have used that time for
+# more epochs? These studies do not answer it.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The best of many
@@ -496,8 +498,8 @@ theirs = rows_of(versus, "methods")
 gain_by_method(theirs, sort=False).update_layout(title_text=title)
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
-# **Answer.** Six of six, by 2.5 to 4.5 points. Chance would seldom give that if the
-# comparisons were independent. They are not: all use the same CORSD runs, so one lucky
+# **Answer.** Six of six, by 2.5 to 4.5 points. If the comparisons were independent,
+# chance would seldom give that. They are not: all use the same CORSD runs, so one lucky
 # row would make all six peers look worse. New seeds of CORSD would tell.
 
 # %% [markdown]
@@ -583,11 +585,11 @@ gain_by_method(peers_of_birds, sort=False).update_layout(title_text=title)
 
 # %% [markdown] slideshow={"slide_type": "fragment"}
 # **Answer.** Three. Deep supervision, BYOT and CS-KD are behind here, too; they and
-# CORSD ran on the same kind of GPU in these seeds. Over DKS, which ran on a CPU, CORSD
-# has no lead that was detected: 0.3 [-1.0, 1.5]. (The figure has the opposite sign: a
-# peer that is behind lies left of 0.) With three seeds, DKS may be a point better or
-# more than a point worse. Other peers were not trained. And the study with most seeds,
-# which is not of photographs?
+# CORSD ran on the same kind of GPU in these seeds. No lead of CORSD over DKS, which ran
+# on a CPU, was detected: 0.3 [-1.0, 1.5]. (The figure has the opposite sign: a peer
+# that is behind lies left of 0.) With three seeds, DKS may be a point better or more
+# than a point worse. Other peers were not trained. What does the study with the most
+# seeds, of digits, say?
 
 # %%
 for m in rows_of(summaries["digits"], "methods")["methods"].values():
@@ -636,7 +638,7 @@ print(f"CIFAR-100, plain batches: lost {lead(versus['methods']['plain_batches'])
 # | --- | --- |
 # | exit classifiers | shallow exits have no loss of their own |
 # | feature maps | pairs are read before the maps are averaged |
-# | weights of the release | few and small weights, no exits, no class KD |
+# | weights of the release | few and small; no losses of exits, no class KD |
 # | batches as CORSD's | the plain network on two images a class |
 # | relation KD | soft targets mix the predictions of related images |
 # | neither, labels twice | an earlier control with other label weights |
@@ -793,23 +795,25 @@ gain_by_method(mine, sort=False)
 # > **What we found.** With class KD, CORSD beats six of six peers on CIFAR-100 and
 # > three of four on birds; over DKS no lead was detected, 0.3 [-1.0, 1.5]. On CIFAR-100
 # > the paper's terms lead deep supervision by 0.4 [-0.7, 1.6], perhaps chance; class KD
-# > adds 2.2 [0.8, 3.6] of 4.8. On birds relation terms add 0.8 [0.4, 1.2] with it;
-# > without it auxiliary classifiers alone add 2.3 [1.9, 2.7].
+# > adds 2.2 [0.8, 3.6]. On birds relation terms add 0.8 [0.4, 1.2] with class KD.
+# > Without it auxiliary classifiers add 2.3 [1.9, 2.7].
 # >
-# > **How sure we are.** Fairly sure of CIFAR-100, less of birds: three seeds each. All
-# > leads share one CORSD row, with more trials.
+# > **How sure we are.** Fairly sure of CIFAR-100, less of birds, where machines
+# > differed. Leads share one CORSD row with more trials.
 # >
-# > **What it does not show.** Larger networks were not tested.
+# > **What it does not show.** Larger networks were not tested, nor equal time.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: how many seeds?
 #
 # From the records of CIFAR-100, estimate how many seeds are needed until a true gain of
-# 0.5 points has an interval that excludes 0. Write down a prediction first. Then run
-# the cell, which prints standard deviations of paired differences, and draw `n`
-# differences with mean 0.5 and the first of them, 2,000 times for each `n` from 3 on.
-# For which `n` do 80 % of the intervals lie above 0? Put it into `my_answer`. Repeat
-# with the largest deviation. (Hint: `rng.normal(0.5, s, (2000, n))`.)
+# 0.5 points has an interval above 0 in 80 % of the studies. Write down a prediction
+# first. Then run the cells, which print standard deviations of paired differences. Draw
+# `n` differences with mean 0.5 and the first deviation that was printed; do that 2,000
+# times for each `n` from 3 on. For which `n` do 80 % of the intervals lie above 0? Put
+# it into `my_answer`. Repeat with the largest deviation. (Hint: `rng.normal(0.5, s,
+# (2000, n))`. A common mistake is to use the deviation of accuracies, not of paired
+# differences.)
 
 # %%
 my_seeds, my_answer = None, None  # predicted, and simulated; for a share of 80 %
