@@ -704,11 +704,11 @@ figure.update_layout(width=840, height=430)
 # > **What we found.** A UMAP shows neighbourhoods: on digits its trustworthiness is
 # > 0.99 with three seeds. It does not show distances or sizes: a group ten times as far
 # > is drawn 1.6 times as far, one ten times as wide equally wide. Another seed moves
-# > the centre of a digit by up to 83 % of the mean distance, even after a rotation.
-# > With 3 neighbours noise gets clumps.
+# > the centre of a digit by up to 83 % of the mean distance, even after rotation. With
+# > 3 neighbours noise clumps.
 # >
-# > **How sure we are.** Fairly sure of noise: three samples. Distances and sizes rest on
-# > one artificial example, digits on one network.
+# > **How sure we are.** Fairly sure of noise (three samples); distances and sizes are
+# > from one example, digits from one network.
 # >
 # > **What it does not show.** t-SNE and continuous data were not tested.
 

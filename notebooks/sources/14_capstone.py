@@ -107,8 +107,8 @@ run_directory = "runs/14_capstone"  # the study, its trainings and its page
 #
 # *Does teaching help the first exit when a fifth of the labels is wrong?*
 #
-# - Row `untaught`: BYOT with the weights of its two teaching terms at 0, so exits that
-#   learn from labels alone.
+# - Row `untaught`: BYOT with the weights of its two teaching terms at 0: its exits
+#   learn from the labels alone.
 # - Row `taught`: BYOT, the same exits with teaching by the deepest exit.
 # - Measure: test accuracy of exit 1; test labels are right.
 
@@ -128,16 +128,17 @@ run_directory = "runs/14_capstone"  # the study, its trainings and its page
 # reaches delta, with its middle below delta: helps. Two lie left of delta: no useful
 # gain. One contains 0 and delta: undecided.](images/concept_verdict.svg)
 #
-# *Helps* means that the gain is above 0 and may reach $\delta$. It does not mean that
-# it does. *No useful gain* includes harm: if the whole interval lies below 0, the
-# report has to say so. We take $\delta = 3$ points. This is a judgement, and it is made
-# now.
+# *Helps* means that the gain is above 0 and may reach $\delta$, not that it does. The
+# edge is sharp: for $\delta = 3$, [0.1, 3.0] helps and [0.5, 2.9] is no useful gain. So
+# report the interval, too. *No useful gain* includes harm: the report says so if the
+# whole interval lies below 0. We take $\delta = 3$ points, a judgement made now.
 
 # %% [markdown]
 # ### Exercise 1, implement: the verdict
 #
 # Return `"helps"`, `"no useful gain"` or `"undecided"` for the ends `low` and `high` of
-# an interval and for `smallest`, which is $\delta$.
+# an interval and for `smallest`, which is $\delta$. (Hint: a common mistake is to test
+# `low > 0` first.)
 
 
 # %% tags=["exercise"]
@@ -181,8 +182,9 @@ print("Exercise 1: correct.")
 # $$2 \, t_{n-1} \frac{s}{\sqrt n} < \delta$$
 #
 # An interval takes at least three seeds. The deviation $s$ comes from a **pilot**:
-# trainings that are not used again. Ours is the committed study of digits with ten
-# seeds. It has right labels and more epochs, and compares BYOT with deep supervision.
+# trainings that are not used again. Ours is a substitute, the committed study of digits
+# with ten seeds. It has right labels and more epochs, and compares BYOT with deep
+# supervision, so $s$ may be another one here.
 
 # %%
 pilot = committed_summary("digits")["methods"]
@@ -199,7 +201,8 @@ print(f"standard deviation of a paired difference: {deviation:.2f} points")
 # ### Exercise 2, implement: seeds needed
 #
 # Return the smallest whole number $n \ge 3$ for which the length of the interval is
-# below `smallest`. `student_t.ppf(0.975, n - 1)` is $t_{n-1}$.
+# below `smallest`. `student_t.ppf(0.975, n - 1)` is $t_{n-1}$. (Hint: common mistakes
+# are half of the length, and 1.96 in place of $t_{n-1}$.)
 
 
 # %% tags=["exercise"]
@@ -266,9 +269,8 @@ for n, mine in ((5, my_five), (7, my_seven)):
 
 # %% [markdown]
 # **Answer.** In one study of four with five seeds, in one of forty with seven. So take
-# a seed or two more than the calculation says. (The example keeps five, to show what
-# can happen.) If you cannot afford the seeds, choose a larger $\delta$ or another
-# question now, not later.
+# a seed or two more than the calculation says. If you cannot afford the seeds, choose a
+# larger $\delta$ or another question now, not later.
 
 # %% [markdown]
 # ## 4. Register the plan
@@ -339,7 +341,7 @@ assert named == ["exit_kd", "hint"], "the rows differ in something else than tea
 print(found.replace(", method", "\nmethod"))
 
 # %% [markdown]
-# **Answer.** Two weights, both of the teaching. In the row `taught` the weight of the
+# **Answer.** Two, both weights of teaching terms. In the row `taught` the weight of the
 # deepest exit's predictions (`exit_kd`) is 0.1, and that of its embedding (`hint`) is
 # one millionth. Network, images, first weights, order and the weight of the labels at
 # the exits (0.9) are the same. If deep supervision were the other row, its weight of
@@ -347,7 +349,8 @@ print(found.replace(", method", "\nmethod"))
 #
 # **Register the plan now.** Push both files to a server that you do not control, or
 # send the *fingerprint* below to a colleague: it changes with every letter of the
-# files. A local commit alone proves nothing, because its date can be changed.
+# files. A local commit alone proves nothing, because its date can be changed. (The
+# planned test of [13_unseen_classes](13_unseen_classes.ipynb) has no more.)
 
 # %%
 both = (place / "study.json").read_bytes() + (place / "plan.txt").read_bytes()
@@ -402,9 +405,9 @@ monitor(watched)
 # between embeddings with a bright diagonal.](images/14_monitor.png)
 #
 # *The first taught run.* BYOT has no relation network, so the matrix shows the cosine
-# of embeddings, moved to 0 to 1. The train accuracy counts the wrong labels as the
-# truth. A network that reaches 100 % has memorised them, too. Terms of the loss are
-# shown unweighted: the weight of the hint is $10^{-6}$. With their
+# of embeddings, rescaled to the range 0 to 1. The train accuracy counts the wrong
+# labels as the truth. A network that reaches 100 % has memorised them, too. Terms of
+# the loss are shown unweighted: the weight of the hint is $10^{-6}$. With their
 # weights, the two terms of teaching are about 6 % of the loss at the end: the treatment
 # is weak.
 
