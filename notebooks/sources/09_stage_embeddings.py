@@ -701,11 +701,11 @@ figure.update_layout(width=840, height=430)
 # %% [markdown]
 # ## Answer: what does a UMAP show, and what not?
 #
-# > **What we found.** A UMAP shows neighbourhoods: on digits its trustworthiness is
-# > 0.99 with three seeds. It does not show distances or sizes: a group ten times as far
-# > is drawn 1.6 times as far, one ten times as wide equally wide. Another seed moves
-# > the centre of a digit by up to 83 % of the mean distance, even after rotation. With
-# > 3 neighbours noise clumps.
+# > **What we found.** A UMAP shows neighbourhoods (digits, three seeds:
+# > trustworthiness 0.99). It does not show distances or sizes: a group ten times as far
+# > is drawn 1.6 times as far, one ten times as wide equally wide. Another seed moves a
+# > digit's centre by up to 83 % of the mean distance, even after rotation. With 3
+# > neighbours it draws clumps in noise.
 # >
 # > **How sure we are.** Fairly sure of noise (three samples); distances and sizes are
 # > from one example, digits from one network.
