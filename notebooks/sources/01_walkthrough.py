@@ -414,11 +414,10 @@ monitor(corsd)
 #
 # *The monitor after the CORSD training* (solid: training, dotted: validation). The
 # accuracy of every exit rises, and the diagonal of the relation matrix becomes bright.
-# Until about epoch 55 validation jumps far below training. The cause is batch
-# normalisation: validation uses running means of its statistics, and they lag behind
-# while the learning rate is high. (We checked it: with the statistics of a batch of
-# validation images the same weights do far better in these epochs.) At the end the two
-# agree, so compare the ends only.
+# Until about epoch 55 validation jumps far below training. We think that the cause is
+# batch normalisation: validation uses running means of its statistics, which may lag
+# behind while the learning rate is high. No cell here tests this. At the end the dotted
+# curves are stable, so compare only the ends.
 
 # %% [markdown]
 # ### The terms of the loss
@@ -484,12 +483,12 @@ figure.for_each_trace(lambda t: t.update(legendgrouptitle_text=panel[t.name]))
 # ## Did it help?
 #
 # The accuracy $p$ of every exit on the $n = 797$ test images, in percent. Thin bars are
-# 95 % intervals, $p \pm 1.96\sqrt{p(100-p)/n}$. They say how far the accuracy on very
-# many such digits may be from that on our 797.
+# 95 % intervals, $p \pm 1.96\sqrt{p(100-p)/n}$. On very many such digits the accuracy
+# would probably lie within this bar.
 #
 # Below the figure we compare each difference with $\sqrt{h_1^2 + h_2^2}$, where $h_1$
-# and $h_2$ are the two half-widths. Both runs see the same test images, so smaller
-# differences can be more than chance, too: the rule is stricter than needed. It covers
+# and $h_2$ are the two half-widths. Both runs see the same test images. So the rule is
+# stricter than needed: a difference below the limit can be real, too. The rule covers
 # the choice of test images only, not other training images or other initial weights.
 
 # %% slideshow={"slide_type": "-"}
@@ -718,16 +717,17 @@ print(
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Answer: can a network teach itself?
 #
-# > **What we found.** On these digits we could not show that a network gains from
-# > teaching itself. At exit 1 CORSD (without class KD) gains 1.52 [0.05, 2.99] points,
-# > labels alone 1.2 [0.1, 2.4]; the difference is 0.3 [-0.4, 1.0]. Relation terms add
-# > 0.7 [0.1, 1.4] there. Of six intervals only this one excludes 0, so it may be
-# > chance. Relations do form: their contrast is 0.79 to 0.83.
+# > **What we found.** On these digits no gain from the teaching could be shown. CORSD
+# > gains 1.52 [0.05, 2.99] points at exit 1 and 1.3 [0.5, 2.1] at exit 2; labels alone
+# > gain 1.2 [0.1, 2.4] and 1.0 [0.1, 1.9]. At exit 1 they differ by 0.3 [-0.4, 1.0];
+# > relation terms add 0.7 [0.1, 1.4]. Only this one of six intervals (CORSD minus deep
+# > supervision or no relations) excludes 0: it may be chance. Relations do form
+# > (contrast 0.79 to 0.83).
 # >
 # > **How sure we are.** Differences: ten paired seeds. Contrast: one seed.
 # >
-# > **What it does not show.** What happens on harder data; results differ there
-# > ([03](03_relations.ipynb), [11](11_compare_methods.ipynb)).
+# > **What it does not show.** Harder data ([03](03_relations.ipynb),
+# > [11](11_compare_methods.ipynb)).
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: more or fewer labels

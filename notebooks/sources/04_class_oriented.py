@@ -342,8 +342,8 @@ def ablation(variant, number):
 # 3. **Variance explained:** the share of the variance of the embeddings that lies
 #    between the class means (more in [08](08_class_structure.ipynb)).
 # 4. **Kind of pair:** there are 55 kinds. We compute the mean of $h$ for each kind and
-#    assign every pair to the nearest mean. The pair is not part of the mean that it is
-#    compared with; other pairs with one of its images are. How often is it right?
+#    assign every pair to the nearest mean. The pair itself is left out of the means;
+#    other pairs that share an image with it are not. How often is it right?
 #    Chance: 2 % for a random kind, 5 % for always the same intra kind.
 
 
@@ -454,18 +454,20 @@ print(f"{excluded} of {len(summary)} intervals exclude 0")
 # %% [markdown]
 # **Answer.** In the outputs saved here, no difference in accuracy was detected. The AUC
 # of the trained score is *lower* with auxiliary terms at exits 1 and 2; at exit 3 the
-# interval includes 0. For the kind of pair, only the interval at exit 3 excludes 0.
+# interval includes 0. The kind of pair is revealed more often with them at exit 3; at
+# exits 1 and 2 the interval includes 0.
 #
-# Without the auxiliary classifiers, did the relation settle for a cue? There is no sign
-# of it: at exit 3 $h_{ij}$ still reveals the kind of pair in 82 % of the cases (chance:
-# 2 to 5 %).
+# Without the auxiliary classifiers, did the relation settle for a cue? This does not
+# exclude it. At exit 3 $h_{ij}$ still reveals the kind of pair in 82 % of the cases
+# (chance: 2 to 5 %). But we have not compared it with an *untrained* relation network
+# on the same embeddings, which may reveal the kind as well.
 
 # %% [markdown]
 # If nothing had an effect, about one interval in twenty would still exclude 0, so less
-# than one of these 12; three do. Chance is unlikely to explain all three, but it may
-# explain any one of them.
-# The exits of a measure come from the same networks, so they are not independent. With
-# three seeds an interval is wide.
+# than one of these 12; three do. But the exits of a measure come from the same
+# networks. So the intervals are not independent, and two of the three (AUC at exits 1
+# and 2) may be one effect. Chance may explain any one of them. With three seeds an
+# interval is wide.
 
 # %% [markdown]
 # ## Exercise 2, implement: a relation from class predictions
@@ -680,7 +682,8 @@ differences_by_exit(found, "What class KD adds to CORSD, three seeds")
 # At the deepest exit class KD adds 2.2 [0.8, 3.6] points on CIFAR-100; on birds no gain
 # over the relation terms was detected there (0.9 [-0.3, 2.1]), and exits 1 and 2 are
 # less accurate with it, by 3.3 and 0.8 points. (On birds CORSD + class KD ran on a GPU
-# and CORSD on a CPU.)
+# and CORSD on a CPU. CORSD is the variant `no_class_kd` in these studies;
+# [05](05_cifar100.ipynb) explains how it differs from `corsd_paper`.)
 
 # %% [markdown]
 # ## What the studies say
@@ -689,10 +692,10 @@ differences_by_exit(found, "What class KD adds to CORSD, three seeds")
 # without auxiliary classifiers, with them as the only relation terms, and without any
 # relation term.
 #
-# An auxiliary classifier also brings more gradient from the *labels*. So both studies
-# have a **control**: no relation term, and larger weights of the cross-entropies of all
-# exits. A control is *matched* if it adds the same label weight as the auxiliary
-# classifiers, at every exit. Is it?
+# An auxiliary classifier also brings more gradient from the *labels*. Two studies test
+# this, drawn shapes and birds. Both have a **control**: no relation term, and larger
+# weights of the cross-entropies of all exits. A control is *matched* if it adds the
+# same label weight as the auxiliary classifiers, at every exit. Are ours?
 
 
 # %%
@@ -796,9 +799,9 @@ differences_by_exit(found, title)
 # points, so a larger weight of the labels does not explain the gain.
 
 # %% [markdown]
-# Of the 3.1 points over the control, 0.8 may be accuracy that the control itself lost
-# (-0.8 [-2.5, 0.9]). No gain of the other relation terms alone was detected. With three
-# seeds some intervals are narrow by chance.
+# Of the 3.1 points over the control, 0.8 may be accuracy that the control lost (-0.8
+# [-2.5, 0.9]). No gain of the other relation terms alone was detected. With three seeds
+# some intervals are narrow by chance.
 
 # %% [markdown]
 # On CIFAR-100 (100 images per class, ResNet-10 of width 32, 60 epochs, deepest exit,
@@ -812,14 +815,14 @@ printed("with minus without", gaps("corsd", "no_auxiliary", photos), -1)
 #
 # > **What we found.** They help on birds; elsewhere no benefit of their own was found.
 # > Birds, without class KD: 2.3 [1.9, 2.7] points at the deepest exit, 3.1 [1.5, 4.6]
-# > more than a control that weights labels as much. Shapes, with class KD:
-# > 15.0 [10.6, 19.4] points at exit 1, the control 14.9. CIFAR-100, with class KD: 0.5
-# > [-1.4, 2.4]. On digits (40 epochs) nothing went wrong without them, and with them
-# > the AUC at exit 1 is lower (-4.3 [-7.6, -1.1]).
+# > more than a matched control (0.8 of it may be the control's own loss). With class
+# > KD: shapes 15.0 [10.6, 19.4] at exit 1, the control 14.9; CIFAR-100 0.5 [-1.4, 2.4].
+# > On digits (40 epochs) no difference in accuracy was detected; the AUC at exit 1 is
+# > lower with them (-4.3 [-7.6, -1.1]).
 # >
 # > **How sure we are.** Three seeds (shapes: five), intervals uncorrected.
 # >
-# > **What it does not show.** Why they help; other lengths, other weights.
+# > **What it does not show.** Why they help; other lengths and weights.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: does the result depend on the length?

@@ -15,7 +15,8 @@
 #
 # CIFAR-100 is the usual benchmark of self-distillation: 100 classes, from *apple* to
 # *worm*, and small colour photographs. **What does a training cost, what do the exits
-# reach, and do relations reveal that an oak is a tree, although no label says so?**
+# reach, and do relations reveal that an oak and a pine belong together, although no
+# label groups them?**
 #
 # **You will learn**
 #
@@ -278,19 +279,20 @@ for name, seeds in found.items():
 
 # %% [markdown]
 # The larger network gains 4.2 points with CORSD + class KD and 2.3 with deep
-# supervision. This lead does not need the relation terms: with class KD and without
-# them the gain is 4.6 [2.1, 7.2], and 2.3 [2.0, 2.7] more than with deep supervision.
+# supervision. The lead over deep supervision does not need the relation terms. Class KD
+# without them gains 4.6 [2.1, 7.2], which is 2.3 [2.0, 2.7] more than deep supervision.
 # On the three seeds that both have, relation terms change accuracy by 0.1 [-0.5, 0.8].
 # For the small network we have a single seed, -0.2 points, which decides nothing. The
 # two networks differ in width, depth and number of exits.
 
 # %% [markdown]
-# For CORSD (without class KD) no lead over deep supervision was detected (0.3 [-0.7,
-# 1.4]), and class KD adds 2.2 [0.8, 3.6] to it. This CORSD is the variant
-# `no_class_kd`: its weights were searched with class KD, and its batches have two
-# images of each class. ([11](11_compare_methods.ipynb) has `corsd_paper`, with a search
-# of its own and plain batches.) Variants from `corsd` and deep supervision also differ
-# in exit KD and in the weight of the exits.
+# Here and in 03 and 04, *CORSD* without class KD is the variant `no_class_kd`: its
+# weights were searched with class KD, and its batches have two images of each class. No
+# lead of it over deep supervision was detected (0.3 [-0.7, 1.4]), and class KD adds 2.2
+# [0.8, 3.6] to it. The README and [11](11_compare_methods.ipynb) have another variant,
+# `corsd_paper`, with a search of its own and plain batches; no lead of it was detected
+# either (0.4 [-0.7, 1.6]). The variants of `corsd` differ from deep supervision also in
+# exit KD and in the weight of the exits.
 
 # %% [markdown]
 # In any case, exits give predictions at a fraction of the cost. The cell prints
@@ -576,9 +578,9 @@ expect(abs(share - 0.25) < 1e-4, f"{share:.2f}, but one of four mistakes stays i
 print("Exercise 2: correct.")
 
 # %% [markdown]
-# Guessing among the 99 wrong classes stays in the superclass 4 times in 99. Each share
-# below is of about two hundred mistakes, so it is uncertain by about six points, and
-# differences of up to about nine points between two lines can be chance.
+# A random wrong class is in the right superclass 4 times in 99. Each share below is of
+# about two hundred mistakes, so it is uncertain by about six points, and differences of
+# up to about nine points between two lines can be chance.
 
 # %% tags=["uses-answer"]
 for name, run in {"CORSD + class KD": corsd, "plain": plain}.items():
@@ -596,16 +598,17 @@ print(f"guessing: {4 / 99:.0%}")
 # %% [markdown]
 # ## Answer: what does it take on CIFAR-100?
 #
-# > **What we found.** It takes a GPU: the full recipe is 2,700 times the arithmetic of
-# > the small run. *Exits:* ResNet-8 reaches 37 to 43 %. ResNet-10 gains 4.2 [3.1, 5.4]
-# > points with CORSD + class KD and 2.3 [0.1, 4.5] with deep supervision. With class
-# > KD, relation terms change it by 0.1 [-0.5, 0.8]. *Superclasses:* the relation
-# > reveals them (AUC 0.83), as does the plain network's cosine (0.79).
+# > **What we found.** It takes a GPU or patience: the full recipe is 2,700 times the
+# > arithmetic of the small run. *Exits:* ResNet-8 reaches 37 to 43 %. ResNet-10 gains
+# > 4.2 [3.1, 5.4] points with CORSD + class KD and 2.3 [0.1, 4.5] with deep
+# > supervision. With class KD, relation terms change it by 0.1 [-0.5, 0.8].
+# > *Superclasses:* the relation reveals them (AUC 0.83; chance 0.5), as does the plain
+# > cosine (0.79).
 # >
 # > **How sure we are.** 4.2: five seeds. 2.3 and 0.1: three. ResNet-8 and both AUC:
 # > one.
 # >
-# > **What it does not show.** The full recipe was not run.
+# > **What it does not show.** The full recipe; whether gains come from memorising.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: chance level of the lift
@@ -643,10 +646,10 @@ if shuffled:
 # ## Exercise 4, explain (open)
 #
 # CORSD + class KD gains 4.2 points with the larger network; one seed of the small one
-# shows -0.2.
-# Suppose that more seeds confirm it. Write down two explanations *other than
-# memorising*. For each, name an experiment that would refute it, with the variants to
-# compare, the seeds and the measure. Which of them could you run on a laptop?
+# shows -0.2. Suppose that more seeds confirm that the small network gains nothing.
+# Write down two explanations *other than memorising*. For each, name an experiment that
+# would refute it, with the variants to compare, the seeds and the measure. Which of
+# them could you run on a laptop?
 
 # %% [markdown] tags=["answer"]
 # *Write your answer here.*
