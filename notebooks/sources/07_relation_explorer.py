@@ -303,7 +303,7 @@ print("most popular of all:", names[ranking[0]], "- its pairs:", in_pairs[rankin
 # ### Exercise 1, implement: beyond popularity
 #
 # Return $E$ for `matrix` (C, C), the diagonal included. All its rows and columns have
-# mean zero.
+# mean zero. Hint: what does `keepdim=True` change in the shape of a mean?
 
 
 # %% tags=["exercise"]
@@ -771,9 +771,9 @@ for name, group in (("shape", shape_of), ("colour and texture", look_of)):
 #
 # Predict for how many superclasses the own block is the brightest in the run of *RKD*,
 # whose stored relation is the cosine. Then compute it for `rkd`, `byot`, `baseline`
-# (which has one exit) and `corsd`, for all with the *cosine*, so that the scale is the
-# same. Shuffle the superclasses 200 times for each method, too: what is the largest
-# number by chance?
+# (which has one exit) and `corsd`, for all with the *cosine* (`kind="cosine"`), so that
+# the scale is the same. Shuffle the superclasses 200 times for each method, too: what
+# is the largest number by chance?
 
 # %%
 my_rkd = None  # 0 to 20
