@@ -179,10 +179,10 @@ image_attribution(
 )
 
 # %% [markdown]
-# **Answer.** 12 of 64; random numbers of a normal distribution would give about 16, so
-# the map is hardly concentrated. Orange pixels raised the logit and blue ones lowered
-# it. A pixel *without ink* can be orange, too: missing ink can speak for a 3. The map
-# looks plausible. That is not a test.
+# **Answer.** 12 of 64. For 64 normally distributed random numbers it would be about 16,
+# so the map is hardly more concentrated than chance. Orange pixels raised the logit and
+# blue ones lowered it. A pixel *without ink* can be orange, too: missing ink can speak
+# for a 3. The map looks plausible. That is not a test.
 
 # %% [markdown]
 # ## Completeness
@@ -283,10 +283,9 @@ for name, p in zip(("mean colour", "black"), both, strict=True):
 # %% [markdown]
 # **Answer.** The network names a digit with high probability, although nothing is
 # there. Its probabilities must add up to 1, and no training image was uniform. If a
-# baseline scores high, there is little left to explain. Grey scores high for the 8. For
-# the 3 it has a logit of only 1.5 (next figure), so the map of the 3 has much to
-# explain; a map of an 8 would not. So **look at the baseline's score first**
-# (`baseline_score`).
+# baseline scores high for the explained class, there is little left to explain. Grey
+# has a logit of only 1.5 for the 3 (next figure), so the map of the 3 has much to
+# explain. So **look at the baseline's score first** (`baseline_score`).
 #
 # Paper is black in these scans.
 #
@@ -478,7 +477,7 @@ compare("Absolute", my_absolute, draws["absolute"].mean(), atol=0.1, digits=2)
 farthest = draws["signed"].abs().max()
 title = f"20 random networks: no signed correlation exceeds ± {farthest:.2f}"
 look = {"template": template(), "height": 320, "title": title}
-names = {"value": "rank correlation with your map", "variable": "map"}
+names = {"value": "rank correlation with your map", "variable": "values of the map"}
 px.strip(draws, orientation="h", labels=names, **look)
 
 # %% [markdown]
@@ -492,8 +491,8 @@ px.strip(draws, orientation="h", labels=names, **look)
 # from the random ones. The library has this test as `randomisation_check`.
 
 # %% [markdown]
-# That was the map of an exit. Now the map of the 4 and the 9: random weights in the
-# relation network alone, and in all stages, too.
+# That was the map of an exit. Now the map of the 4 and the 9: random weights first in
+# the relation network alone, then in the stages as well (the column `stages as well`).
 #
 # **Predict:** the largest signed correlation, in absolute value, with 20 random
 # relation networks on the trained stages.
@@ -503,7 +502,7 @@ my_pair_map = None  # from 0 to 1
 
 # %%
 how = {"exit": 3, "steps": 100, "baseline": "blur", "normalise": normalise}
-mine, draws = maps_of_pair.flatten(), {"relation network": [], "stages, too": []}
+mine, draws = maps_of_pair.flatten(), {"relation network": [], "stages as well": []}
 for number in range(20):
     blank = [with_random_weights(each, number) for each in relations]
     nets = network, with_random_weights(network, number)
@@ -637,10 +636,11 @@ print(f"deleted to black, with the map of that baseline: for {fewer} of 10")
 
 # %% [markdown]
 # **Answer.** First image: map, random, brightest. The map beats random order for all
-# ten digits. *Brightest first*, which knows nothing of the network, beats it for eight,
-# not for the 3 and the 8. So beating random order proves little. The comparison with
-# the ink has a bias: the map was computed for the grey that replaces deleted pixels.
-# With black, too, the map wins for 9 of 10.
+# ten digits. *Brightest first*, which knows nothing of the network, beats random order
+# for eight digits, not for the 3 and the 8. So beating random order proves little. The
+# comparison with the ink has a bias: the map was computed for the grey that replaces
+# deleted pixels. When deleted pixels turn black, and the map has the black baseline, it
+# still wins for 9 of 10.
 
 # %% [markdown]
 # The maps explain what is *predicted*: this 9 is taken for a 4. The grey image is
@@ -707,6 +707,9 @@ with torch.no_grad():
     odds = score(torch.stack([empty, second, only, without]))
 
 # %%
+image_strip(drawn[2:4], ["the first", "the second"], "Two orange plain crosses")
+
+# %%
 gap = abs(values.sum() - odds[1] + odds[0]) / abs(odds[1] - odds[0])
 start, whole, kept, removed = odds.sigmoid().tolist()
 print(f"from grey {start:.2f} to {whole:.2f}; completeness gap {gap:.1%}")
@@ -757,16 +760,25 @@ for name in ("orange plain square", "blue plain cross", "orange striped cross"):
 # grey puts 36 % there.
 
 # %% [markdown]
-# The other control is that of test 1, random weights: first of the relation network
-# alone, on the trained stages, then of the stages, too.
+# The other control is that of test 1, random weights: first in the relation network
+# alone, on the trained stages, then in the stages as well. It takes 50 steps and not
+# 200, so we also print its completeness gaps.
 #
 # **Predict:** what percentage of the positive attribution lies on the cross in these
 # two cases?
 
+
+# %%
+def gap_from_grey(score, image, values):
+    with torch.no_grad():
+        low, high = score(torch.stack([0 * image, image])).tolist()
+    return abs(values.sum().item() - (high - low)) / abs(high - low)
+
+
 # %%
 my_random_relation, my_all_random = None, None  # percent
 
-rows = []
+rows, gaps_of_controls = [], []
 for k in range(0, 50, 4):  # every second pair, with the usual 50 steps
     if on_cross[k + 1].mean() < 0.35:
         blank = with_random_weights(relation, k)
@@ -778,6 +790,9 @@ for k in range(0, 50, 4):  # every second pair, with the usual 50 steps
             for each in scores_of_pair
         ]
         rows.append([share_on(on_cross[k + 1], each) for each in pair_maps])
+        pairs = zip(scores_of_pair, pair_maps, strict=True)
+        found = [gap_from_grey(each, crosses[k + 1], m) for each, m in pairs]
+        gaps_of_controls.append(found)
 controls = pd.DataFrame(rows, columns=["trained", "random relation", "all random"])
 
 # %%
@@ -787,21 +802,25 @@ for kind, mine in zip(kinds, (my_random_relation, my_all_random), strict=True):
     compare(kind.capitalize(), mine, means[kind], " %", atol=10)
     mean, low, high = mean_interval(controls["trained"] - controls[kind])
     print(f"  trained minus {kind}: {mean:.0f} [{low:.0f}, {high:.0f}] points")
+median_gaps = np.median(gaps_of_controls, axis=0)
+print("median completeness gaps:", ", ".join(f"{gap:.1%}" for gap in median_gaps))
 
 # %% [markdown]
 # **Answer.** A relation network that was never trained puts 86 % there, and random
 # stages 38 %, about as much as the difference from grey (11 pairs). So the trained
 # stages account for most of the 94 %: with them and a random relation network the share
-# is only 9 points [6, 12] lower. The maps show which pixels make the two *embeddings*
-# alike; they show little of what the relation network has learned.
+# is only 9 points [6, 12] lower. The share on the cross shows little of what the
+# relation network has learned. But the maps of random relation networks are not exact:
+# with 50 steps their median gap is 13.6 %, above our limit of 5 %. So their 86 % is
+# only approximate.
 
 # %% [markdown]
 # So these maps agree with *where* the shared object is. They do not say *what* counts:
 # the first image has a low relation with squares of the same colour and texture (0.11),
-# with striped crosses (0.00) and with blue ones (0.01). So shape and texture count.
-# Both lie in the same pixels, so the maps cannot show this; the relations of other
-# images can. Whether colour counts, this network cannot tell: blue plain crosses were
-# not trained, and it relates them to orange circles
+# with striped crosses (0.00) and with blue ones (0.01). So shape and texture both
+# count. They lie in the same pixels, so the maps cannot show this; the relations of
+# other images can. Whether colour counts, this network cannot tell: blue plain crosses
+# were not trained, and it relates them to orange circles
 # ([13_unseen_classes](13_unseen_classes.ipynb)).
 
 # %% [markdown]
@@ -867,14 +886,14 @@ image_attribution(twice, both_maps.numpy(), heads, title)
 # %% [markdown]
 # ## Answer: which pixels made it related?
 #
-# > **What we found.** Two orange crosses are related by the pixels of the cross: 94 %
-# > of the positive attribution lies on it (22 pairs; difference from grey: 36 %). Most
-# > of this comes from the embeddings: a random relation network gives only 9 points [6,
-# > 12] less. The map of the 4 and the 9 correlates by up to 0.65 with maps of random
-# > relation networks.
+# > **What we found.** Two orange crosses are related because of the pixels of the
+# > cross: 94 % of the positive attribution lies on it (22 pairs; difference from grey:
+# > 36 %). The trained stages set most of this: a random relation network gives only 9
+# > points [6, 12] less. The map of the 4 and the 9 correlates by up to 0.65 with maps
+# > of random relation networks. Maps of an *exit* beat brightest ink for 9 of 10
+# > digits.
 # >
-# > **How sure we are.** Fairly sure for this network and class. A map of an *exit*
-# > beats brightest ink for nine of ten digits.
+# > **How sure we are.** Fairly sure for crosses and one network.
 # >
 # > **What it does not show.** Maps do not show which property counts.
 
@@ -882,9 +901,10 @@ image_attribution(twice, both_maps.numpy(), heads, title)
 # ## Exercise 3, predict and experiment: does the conclusion hold?
 #
 # Predict for how many of the 10 digits the map will beat *brightest first* when the
-# network is trained with `seed = 1` and with `seed = 2`. Change the parameters cell,
-# run all again, and note the two numbers here; then set the parameters back. (Hint: how
-# much can a count out of ten change by chance?)
+# network is trained with `seed = 1` and with `seed = 2`. Write both predictions
+# here. For each seed put yours into `my_beaten`, change the parameters cell and run all
+# again. Note the two results here; then set the parameters back. (Hint: how much can a
+# count out of ten change by chance?)
 
 # %%
 my_beaten = None  # 0 to 10
