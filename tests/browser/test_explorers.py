@@ -114,6 +114,10 @@ def test_relations_that_only_python_has(opened: Opened) -> None:
         first, second, *classes = chosen
         explorer.get_by_text(f"#{first}", exact=False).first.wait_for()
         last_output(page, 1, f"chosen ({first}, {second}) ({classes[0]}, {classes[1]})")
+    explorer.locator("canvas").first.focus()
+    for _ in range(26):  # from row 5 and column 30 down, past the diagonal
+        page.keyboard.press("ArrowDown")
+    assert explored(page, "relation", "x.shown().frame") == [32, 30]
     control(explorer, "relation").select_option(label="L2 relation")
     explorer.locator("figcaption", has_text="L2 relation").first.wait_for()
     # The scores of the classes come, too, for the table and the lists beside the images.
@@ -250,6 +254,21 @@ def test_an_explorer_whose_cell_ran_again_still_answers(opened: Opened) -> None:
         page.keyboard.press("Control+Enter")
         page.locator(".jp-CodeCell").nth(cell).locator(".jp-InputPrompt", has_text=f"[{count}]").first.wait_for()
     caption.filter(has_text="exit 2").wait_for()
+
+
+def test_a_restart_of_the_kernel_ends_what_waits_for_it(opened: Opened) -> None:
+    page = opened("restart", made("RelationExplorer"), "import time\ntime.sleep(300)")
+    explorer = page.locator(".corsd.relation")
+    explored_until(page, "relation", "x.shown().n === 10")
+    control(explorer, "relation").select_option(label="L2 relation")
+    explorer.locator(".busy", has_text="waiting for the kernel").wait_for()
+    page.get_by_role("menuitem", name="Kernel", exact=True).click()
+    page.get_by_text("Restart Kernel…", exact=True).click()
+    page.get_by_role("button", name="Confirm Kernel Restart").click()
+    explorer.locator(".message", has_text="The kernel was restarted or has stopped").wait_for()
+    assert not explorer.locator(".busy").is_visible()
+    assert "L2" not in explorer.locator("figcaption").first.inner_text()  # the choice that cannot be shown is taken back
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # a kernel that is just starting cannot be ended
 
 
 def test_controls_are_reached_and_changed_by_keyboard_alone(opened: Opened) -> None:

@@ -15,6 +15,7 @@ KINDS.attribution = (box, host) => {
     const number = el("input", { type: "number", min: 1, change: () => {
       const all = ofClass(labels[state[name]]);
       store.set({ [name]: all[Math.min(all.length, Math.max(1, Math.round(+number.value) || 1)) - 1] });
+      show(); // also if the number was out of range and the image is the same
     } });
     const show = () => {
       const value = state[name], known = Number.isInteger(value);

@@ -185,6 +185,13 @@ function makeStore(state, sync = () => {}) {
       apply(news);
       sync(news);
     },
+    /** Apply a choice that the user made in another explorer, where it can be undone. */
+    adopt(patch) {
+      const news = changed(patch);
+      if (!Object.keys(news).length) return;
+      apply(news);
+      sync(news);
+    },
     /** Apply a change that comes from the host. */
     receive(patch) {
       const news = changed(patch);

@@ -29,7 +29,10 @@ KINDS.exits = (box, host) => {
   rule.hidden = data.rules.length < 2;
   const say = (t) => { const c = curves.get(key()); return c ? (state.rule === "patience" ? String(c.threshold[t]) : c.threshold[t].toFixed(3)) : ""; };
   const slide = slider(SIGNS[state.rule], 1, 0, say, (t) => store.set({ threshold: curves.get(key()).threshold[t] }));
-  const loss = el("input", { type: "number", min: 0, max: 100, step: 0.5, value: state.max_accuracy_drop, change: () => store.set({ max_accuracy_drop: Math.min(100, Math.max(0, +loss.value || 0)) }) });
+  const loss = el("input", { type: "number", min: 0, max: 100, step: 0.5, value: state.max_accuracy_drop, change: () => {
+    store.set({ max_accuracy_drop: Math.min(100, Math.max(0, +loss.value || 0)) });
+    loss.value = state.max_accuracy_drop; // also if the number was out of range and the state is the same
+  } });
   const cheapest = button("cheapest threshold", () => choose(), { title: "with at most this accuracy drop, in percentage points" });
   const undo = button("undo", () => store.undo(), { title: "Ctrl+Z" });
   const finding = el("p", { class: "finding", role: "status" });

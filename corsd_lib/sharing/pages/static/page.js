@@ -54,7 +54,7 @@ const PLAIN = {
     const { width, height } = figure.layout;
     if (width) div.style.maxWidth = `${width}px`;
     div.style.minWidth = `${leastWidth(figure)}px`; // a narrow page scrolls the figure
-    if (width && height && figure.layout.yaxis?.scaleanchor) { // square cells: a lower height where the page is narrower
+    if (width && height && figure.layout.yaxis?.scaleanchor && !figure.layout.xaxis2) { // one map with square cells: a lower height where the page is narrower
       div.style.height = "auto";
       div.style.aspectRatio = `${width} / ${height}`;
     } else if (height) {

@@ -331,7 +331,10 @@ KINDS.relation = (box, host) => {
     const [i, j] = now.map((row) => Math.max(0, cells.rows.indexOf(row)));
     const clip = (v) => Math.min(last, Math.max(0, v));
     if (cells.level === "class") store.set({ selection: [cells.rows[clip(i + di)], cells.rows[clip(j + dj)]], images: null });
-    else pick(run, clip(i + di), clip(j + dj));
+    else {
+      const next = [clip(i + di), clip(j + dj)], past = [clip(next[0] + di), clip(next[1] + dj)];
+      pick(run, ...(next[0] === next[1] ? past : next)); // an image with itself is no pair
+    }
   }
 
   const dashes = ["solid", "dot", "dash", "dashdot"];
@@ -471,7 +474,7 @@ KINDS.relation = (box, host) => {
     draw();
   }
 
-  links.hear("marked", ({ key, positions }) => { if (key === data.key) store.set({ marked: positions }); }, host);
+  links.hear("marked", ({ key, positions }) => { if (key === data.key) store.adopt({ marked: positions }); }, host);
   store.on(draw);
   draw();
   return { maps, runs, curve, draw, say: note, shown: () => maps[0].map.shown };

@@ -25,7 +25,13 @@ function asker(model, began) {
     if (content.error !== undefined) reject(new Error(content.error));
     else resolve(whole_(content.value, buffers));
   };
+  const gone = "The kernel was restarted or has stopped: run the cell of this explorer again.";
+  const lost = () => { // the kernel that was asked will not answer
+    for (const { reject } of waiting.values()) reject(new Error(gone));
+    waiting.clear();
+  };
   model.on("msg:custom", listen);
+  model.on("comm_live_update", lost);
   const ask = (what, given) => new Promise((resolve, reject) => {
     const question = `${me}/${++asked}`;
     waiting.set(question, { resolve, reject });
@@ -33,10 +39,14 @@ function asker(model, began) {
       model.send({ question, what, given });
     } catch {
       waiting.delete(question);
-      reject(new Error("The kernel was restarted or has stopped: run the cell of this explorer again."));
+      reject(new Error(gone));
     }
   });
-  return [ask, () => model.off("msg:custom", listen)];
+  const deaf = () => {
+    model.off("msg:custom", listen);
+    model.off("comm_live_update", lost);
+  };
+  return [ask, deaf];
 }
 
 function render({ model, el: box }) {
