@@ -198,8 +198,8 @@ compare("Pixels", my_pixels, of_pixels, " %", atol=5)
 # %% [markdown]
 # ## What does the network know?
 #
-# The committed run is CORSD, trained on the 12 other classes for 20 epochs. On *their*
-# test images its deepest exit is almost perfect.
+# The committed run is CORSD with class KD, trained on the 12 other classes for 20
+# epochs. On *their* test images its deepest exit is almost perfect.
 #
 # **Predict:** recall@1 on the four *new* classes at the deepest exit. And that of the
 # same network before training?
@@ -518,9 +518,10 @@ for score in ("cosine", "euclidean", "relation"):
 
 # %% [markdown]
 # **Answer.** Recall@1 is about 15 times chance. That takes neither relations nor exits:
-# the plain network reaches 14.9 %. That of CORSD does not rise with depth. The trained
-# *score* is worse than the cosine of the embeddings that it shaped, 10.5 % against
-# 15.5 %: perhaps because it has seen pairs of the 100 trained species only.
+# the plain network reaches 14.9 %. That of CORSD with class KD does not rise with
+# depth. The trained *score* is worse than the cosine of the embeddings that it shaped,
+# 10.5 % against 15.5 %: perhaps because it has seen pairs of the 100 trained species
+# only.
 
 # %%
 print("CORSD with class KD minus the plain network, points:")
@@ -531,9 +532,10 @@ print("CORSD with class KD minus deep supervision, points:")
 added("unseen_birds", "corsd", "deep_supervision", range(3))
 
 # %% [markdown]
-# CORSD gains 2.3 [1.5, 3.1] points in one-shot accuracy over the plain network; in
-# recall@1 no gain was detected. Over deep supervision it gains in one-shot accuracy at
-# three of four exits, and no difference in recall@1 was detected at any exit.
+# CORSD with class KD gains 2.3 [1.5, 3.1] points in one-shot accuracy over the plain
+# network; in recall@1 no gain was detected. Over deep supervision it gains in one-shot
+# accuracy at three of four exits, and no difference in recall@1 was detected at any
+# exit.
 #
 # ### What do the relation terms add?
 #
@@ -638,15 +640,15 @@ tables["relation terms"]
 # ## Answer: does a relation know classes that it has never seen?
 #
 # > **What we found.** Less than the cosine of the embeddings that it trains: ranked by
-# > the relation (with class KD), 10.5 % of new birds have their own species first, by
-# > the cosine 15.5 % (chance 1); on drawn shapes the cosine has 39.2 ± 13.5 % (chance
-# > 25). Without class KD the relation terms add 2.8 [1.9, 3.8] points to one-shot
-# > accuracy at exit 1.
+# > the relation (with class KD), 10.5 % of new birds have their species first, by the
+# > cosine 15.5 % (chance 1); drawn shapes by the cosine 39.2 ± 13.5 % (chance 25).
+# > Without class KD the relation terms add 2.8 [1.9, 3.8] points to one-shot accuracy
+# > at exit 1; in recall@1 no gain was detected.
 # >
-# > **How sure we are.** Fairly sure of this gain: planned, with a control, five seeds.
-# > Three seeds otherwise.
+# > **How sure we are.** Fairly sure of the gain: planned, controlled, five seeds.
+# > Shapes: five; relation on birds: three.
 # >
-# > **What it does not show.** Other held-out classes; which relation term it is.
+# > **What it does not show.** Other classes; which term.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: another set of classes
