@@ -23,6 +23,8 @@ TOLERANCE = 0.2  # points: training may have evaluated in bfloat16
 
 def main() -> None:
     """Evaluate the finished runs, write the JSON file and print its path."""
+    if len(sys.argv) != 3:
+        sys.exit("usage: python results/selective_prediction.py STUDY RUNS")
     study, runs = Study.from_file(sys.argv[1]), Path(sys.argv[2])
     found: dict[str, dict[str, list[float]]] = {}
     for variant, seed in sorted(study.jobs()):

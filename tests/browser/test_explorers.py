@@ -183,7 +183,7 @@ def test_early_exit_that_python_completes(opened: Opened) -> None:
     last_output(page, 1, "told probe patience 3")
     control(explorer, "images").select_option(index=1)
     control(explorer, "rule").select_option(label="confidence")  # at once, while Python chooses
-    explored_until(page, "exits", "x.curves.has('validation/confidence') && !document.querySelector('.corsd.exits .stale')")
+    explored_until(page, "exits", "x.curves.has('validation/confidence') && !document.querySelector('.corsd.exits.stale')")
     undo = explorer.get_by_role("button", name="undo")
     for _ in range(10):
         if undo.is_disabled():
