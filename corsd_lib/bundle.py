@@ -28,6 +28,7 @@ FILES = (
     "results/*/study.json",
     "results/*/summary.json",
     "results/*/attribute_*.json",
+    "results/*/floor.json",
     "results/*/selective_prediction.json",
     "results/*/tuning/*.json",
     "results/digits/runs/corsd/*",  # the one run that needs no download

@@ -190,7 +190,7 @@ def unseen_by_exit(
     title = f"Classes never seen: highest at the deepest exit on average: {short_name(best['label'])}, {best['mean']:.1f} %"
     drawn.update_layout(template=template(dark), width=860, height=380 + 22 * len(by_variant))
     drawn.update_layout(legend={"orientation": "h", "y": -0.24, "yanchor": "top"})
-    note = "mean over n seeds, 95 % interval from three seeds on; rings: single seeds"
+    note = "mean over n seeds, 95 % interval (three seeds or more); rings: single seeds"
     drawn.update_xaxes(tickvals=list(range(len(exits))), ticktext=exits, title=note)
     drawn.update_yaxes(title=f"{UNSEEN_METRICS[measure]} by {score} (%)")
     set_title(drawn, html.escape(title, quote=False), 96)

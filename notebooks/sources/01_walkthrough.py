@@ -351,7 +351,8 @@ print("Exercise 1: correct.")
 #   this method `probe`.)
 # - **CORSD:** every exit trains the backbone, and the deepest exit teaches the others
 #   its predictions and its relations. In this course *CORSD* means the terms of the
-#   paper, and *CORSD + class KD* those and one more term, which the library adds (04).
+#   paper, and *CORSD with class KD* those and one more term, which the library adds
+#   (04).
 #
 # **Predict:** which exit will CORSD change most, and by how many points of test
 # accuracy?
@@ -440,7 +441,7 @@ monitor(corsd)
 # | image and class means (03) | `logit_relation` | 0.01 |
 #
 # %% [markdown]
-# (*CORSD + class KD* adds `class_kd` with weight 1.) The figure shows the terms
+# (*CORSD with class KD* adds `class_kd` with weight 1.) The figure shows the terms
 # *before* they are multiplied by their weights.
 
 # %%

@@ -699,8 +699,8 @@ image_strip(pixels, captions, title, columns=4)
 # %% [markdown]
 # ### A harder case: a hundred classes
 #
-# The repository contains a small run of CORSD + class KD on CIFAR-100 (100 images per
-# class, 60 epochs, *one* seed). *Class KD* is a term of this library that pulls the
+# The repository contains a small run of CORSD with class KD on CIFAR-100 (100 images
+# per class, 60 epochs, *one* seed). *Class KD* is a term of this library that pulls the
 # predictions for images of one class together ([04](04_class_oriented.ipynb)); the run
 # on digits above is without it. The run stores the embeddings of 300 probe images,
 # taken from the validation images.
@@ -717,7 +717,7 @@ found = pd.concat(relation_quality(photos, 60, kind) for kind in kinds)
 found = found.rename(columns={"margin": "contrast"})
 table = found.pivot(index="kind", columns="exit", values="auc").loc[list(kinds)]
 compare("AUC, trained", my_auc, table.loc["trained", 3], atol=0.02, digits=2)
-table.index = [f"{kind}, CORSD + class KD" for kind in kinds]
+table.index = [f"{kind}, CORSD with class KD" for kind in kinds]
 table.columns = ["AUC, exit 1", "exit 2", "exit 3"]
 table.round(3)
 
@@ -739,10 +739,10 @@ print(f"the trained score has more contrast at {contrast} of 3 exits")
 # ### A case with known truth
 #
 # A class of the drawn data set `shapes` is a shape, a colour and a texture. So we know
-# what two classes share: 0, 1 or 2 of the three attributes. A committed run of CORSD +
-# class KD was trained on 12 of the 16 classes (the other four are for 13), from class
-# names only, without being told the attributes. It gets 99.5 % of their test images
-# right. Does its relation give classes that share more a higher score?
+# what two classes share: 0, 1 or 2 of the three attributes. A committed run of CORSD
+# with class KD was trained on 12 of the 16 classes (the other four are for 13), from
+# class names only, without being told the attributes. It gets 99.5 % of their test
+# images right. Does its relation give classes that share more a higher score?
 #
 # ![Sixteen classes of drawn shapes in four columns. Orange plain, orange striped and
 # blue striped circles, squares, triangles and crosses are trained. The four blue plain

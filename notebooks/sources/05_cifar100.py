@@ -194,12 +194,13 @@ monitor(watched)
 # matrix of 100 classes, dark and without visible order, with a thin bright
 # diagonal.](images/05_monitor.png)
 #
-# *The committed run of CORSD + class KD.* The deeper the exit, the higher its accuracy.
-# Some losses *rise*: `class_kd`, `exit_kd`, `auxiliary_kd_...` and `relation_transfer`
-# compare outputs with each other, not with labels. A likely reason: an untrained
-# network gives nearly the same output for everything, so these differences begin near 0
-# and grow while the outputs become different. In alphabetical order the relation matrix
-# shows bright specks and, in places, a diagonal. A figure below enlarges it.
+# *The committed run of CORSD with class KD.* The deeper the exit, the higher its
+# accuracy. Some losses *rise*: `class_kd`, `exit_kd`, `auxiliary_kd_...` and
+# `relation_transfer` compare outputs with each other, not with labels. A likely reason:
+# an untrained network gives nearly the same output for everything, so these differences
+# begin near 0 and grow while the outputs become different. In alphabetical order the
+# relation matrix shows bright specks and, in places, a diagonal. A figure below
+# enlarges it.
 
 # %%
 if train_here:
@@ -211,7 +212,8 @@ if train_here:
 #
 # Four committed runs have exits at all three stages: same network (ResNet-8), same
 # images, one seed. They are deep supervision (labels only), BYOT and RKD (02, 03), and
-# CORSD + class KD; class KD is a term of this library ([04](04_class_oriented.ipynb)).
+# CORSD with class KD; class KD is a term of this library
+# ([04](04_class_oriented.ipynb)).
 #
 # **Predict:** how many points are between exit 1 and the deepest exit of CORSD + class
 # KD? And how many between its deepest exit and the plain network?
@@ -221,11 +223,11 @@ my_depth, my_gain = None, None  # points
 
 # %%
 labels = {"deep_supervision": "deep supervision", "byot": "BYOT", "rkd": "RKD"}
-labels["corsd"] = "CORSD + class KD"
+labels["corsd"] = "CORSD with class KD"
 recorded = committed_summary("cifar100_small")["methods"]
 accuracy = {label: recorded[name]["top1"] for name, label in labels.items()}
 reference = recorded["baseline"]["top1"][-1]
-values = accuracy["CORSD + class KD"]
+values = accuracy["CORSD with class KD"]
 compare(
     "Deepest minus exit 1", my_depth, values[-1] - values[0], " points", 1, digits=1
 )
@@ -257,14 +259,14 @@ def gaps(study, one, other):  # at the deepest exit, one value per common seed
 deep, no_terms = "deep supervision", "class KD without relation terms"
 pairs = {
     f"{deep} minus plain": ("deep_supervision", "baseline"),
-    "CORSD + class KD minus plain": ("corsd", "baseline"),
+    "CORSD with class KD minus plain": ("corsd", "baseline"),
     f"{no_terms} minus plain": ("no_relations", "baseline"),
     f"{no_terms} minus {deep}": ("no_relations", "deep_supervision"),
-    f"CORSD + class KD minus {no_terms}": ("corsd", "no_relations"),
+    f"CORSD with class KD minus {no_terms}": ("corsd", "no_relations"),
     f"CORSD minus {deep}": ("no_class_kd", "deep_supervision"),
-    "CORSD + class KD minus CORSD": ("corsd", "no_class_kd"),
+    "CORSD with class KD minus CORSD": ("corsd", "no_class_kd"),
 }
-one = "ResNet-8, CORSD + class KD minus plain"
+one = "ResNet-8, CORSD with class KD minus plain"
 found = {one: gaps("cifar100_small", "corsd", "baseline")}
 found |= {f"ResNet-10, {n}": gaps("cifar100", *pair) for n, pair in pairs.items()}
 
@@ -278,7 +280,7 @@ for name, seeds in found.items():
     print(f"{name}: {interval}, seeds: {len(seeds)}")
 
 # %% [markdown]
-# The larger network gains 4.2 points with CORSD + class KD and 2.3 with deep
+# The larger network gains 4.2 points with CORSD with class KD and 2.3 with deep
 # supervision. The lead over deep supervision does not need the relation terms. Class KD
 # without them gains 4.6 [2.1, 7.2], which is 2.3 [2.0, 2.7] more than deep supervision.
 # On the three seeds that both have, relation terms change accuracy by 0.1 [-0.5, 0.8].
@@ -342,8 +344,8 @@ print("larger network, test, by seed:", [round(v[-1], 1) for v in larger.values(
 # the larger one nearly does. This is no test of the idea: the gain of the small network
 # is unknown (one seed), and the networks differ in other ways, too. One case speaks
 # against it: on CUB-200-2011 a plain network of the small size does not memorise its
-# training images either (60 % right), and CORSD + class KD is 3.2 points above it (one
-# seed, [06_cub200](06_cub200.ipynb)).
+# training images either (60 % right), and CORSD with class KD is 3.2 points above it
+# (one seed, [06_cub200](06_cub200.ipynb)).
 
 # %% [markdown]
 # ## What a run contains
@@ -470,11 +472,11 @@ px.line(table, x="epoch", y="superclass_lift", **look)
 # ### A ratio can mislead
 #
 # The plain network has no relation network. Its stored relation is the cosine of
-# embeddings, moved to the range from 0 to 1. The embeddings of CORSD + class KD have a
-# cosine, too.
+# embeddings, moved to the range from 0 to 1. The embeddings of CORSD with class KD have
+# a cosine, too.
 #
-# **Predict:** whose lift is the largest: `trained`, `cosine` (both of CORSD + class KD)
-# or `plain, cosine`?
+# **Predict:** whose lift is the largest: `trained`, `cosine` (both of CORSD with class
+# KD) or `plain, cosine`?
 
 # %%
 my_largest = None
@@ -504,7 +506,7 @@ my_trained, my_plain = None, None
 aucs = {name: same_class_auc(m, superclass) for name, m in matrices.items()}
 compare("Trained", my_trained, aucs["trained"], atol=0.03, digits=2)
 compare("Plain, cosine", my_plain, aucs["plain, cosine"], atol=0.03, digits=2)
-print(f"Cosine of CORSD + class KD: {aucs['cosine']:.2f}")
+print(f"Cosine of CORSD with class KD: {aucs['cosine']:.2f}")
 ranks = {n: m.flatten().argsort().argsort().view(100, 100) for n, m in matrices.items()}
 lifts_of_ranks = {n: superclass_lift(r.float(), superclass) for n, r in ranks.items()}
 print("lift of the ranks:", {n: round(v, 2) for n, v in lifts_of_ranks.items()})
@@ -533,7 +535,7 @@ display(explorer)
 # superclass, with bright blocks along the diagonal and larger, paler ones where animals
 # meet animals.](images/05_relation_explorer.png)
 #
-# *CORSD + class KD at its deepest exit after the last epoch,* classes grouped by
+# *CORSD with class KD at its deepest exit after the last epoch,* classes grouped by
 # superclass and clustered within. The frame marks the beaver with the crocodile, the
 # pair that is selected at first. The axes name every fourth class.
 
@@ -583,7 +585,7 @@ print("Exercise 2: correct.")
 # up to about nine points between two lines can be chance.
 
 # %% tags=["uses-answer"]
-for name, run in {"CORSD + class KD": corsd, "plain": plain}.items():
+for name, run in {"CORSD with class KD": corsd, "plain": plain}.items():
     by_exit = run.probes[run.config.epochs].logits
     for k, logits in enumerate(by_exit, 1):
         share = good_mistakes(logits.float(), run.probes.labels, superclass)
@@ -600,7 +602,7 @@ print(f"guessing: {4 / 99:.0%}")
 #
 # > **What we found.** It takes a GPU or patience: the full recipe is 2,700 times the
 # > arithmetic of the small run. *Exits:* ResNet-8 reaches 37 to 43 %. ResNet-10 gains
-# > 4.2 [3.1, 5.4] points with CORSD + class KD and 2.3 [0.1, 4.5] with deep
+# > 4.2 [3.1, 5.4] points with CORSD with class KD and 2.3 [0.1, 4.5] with deep
 # > supervision. With class KD, relation terms change it by 0.1 [-0.5, 0.8].
 # > *Superclasses:* the relation reveals them (AUC 0.83; chance 0.5), as does the plain
 # > cosine (0.79).
@@ -645,8 +647,8 @@ if shuffled:
 # %% [markdown]
 # ## Exercise 4, explain (open)
 #
-# CORSD + class KD gains 4.2 points with the larger network; one seed of the small one
-# shows -0.2. Suppose that more seeds confirm that the small network gains nothing.
+# CORSD with class KD gains 4.2 points with the larger network; one seed of the small
+# one shows -0.2. Suppose that more seeds confirm that the small network gains nothing.
 # Write down two explanations *other than memorising*. For each, name an experiment that
 # would refute it, with the variants to compare, the seeds and the measure. Which of
 # them could you run on a laptop?

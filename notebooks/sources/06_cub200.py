@@ -173,7 +173,7 @@ monitor(watched)
 # exits and terms of the loss over the epochs. Right: a relation matrix of 200 species
 # with some bright blocks along its diagonal.](images/06_monitor.png)
 #
-# *The committed run of CORSD + class KD* ([04](04_class_oriented.ipynb)): train
+# *The committed run of CORSD with class KD* ([04](04_class_oriented.ipynb)): train
 # accuracy by exit, the terms of the loss, and the relation of 200 species, too small
 # here to read. A figure below enlarges a part.
 #
@@ -183,7 +183,7 @@ monitor(watched)
 my_accuracy = None  # percent
 
 compare("Deepest exit", my_accuracy, corsd.test["exits"][-1]["top1"], " %", 5, digits=1)
-for name, run in {"plain": plain, "CORSD + class KD": corsd}.items():
+for name, run in {"plain": plain, "CORSD with class KD": corsd}.items():
     print(name, ", ".join(f"{e['top1']:.1f} %" for e in run.test["exits"]))
 
 # %% [markdown]
@@ -318,10 +318,10 @@ for k, relation in enumerate(corsd.probes[last].relations, 1):
 # ### Is it due to the relation network?
 #
 # Embeddings have a relation without a relation network: their cosine. We compute it for
-# CORSD + class KD and for the plain network. The AUC compares by order: how often is a
-# pair within a family more related than a pair between families?
+# CORSD with class KD and for the plain network. The AUC compares by order: how often is
+# a pair within a family more related than a pair between families?
 #
-# **Predict:** which is highest: `trained` or `cosine` (both of CORSD + class KD) or
+# **Predict:** which is highest: `trained` or `cosine` (both of CORSD with class KD) or
 # `plain, cosine`, or are they `equal` (within 0.02)?
 
 # %%
@@ -535,9 +535,9 @@ figure.add_shape(x0=1.6, x1=1.87, **line)  # over the first bar of the third gro
 # ### The same test where the truth is known
 #
 # What does such a number say? In the drawn data set `shapes` a class *is* its
-# attributes: one of four shapes, two colours and two textures. A committed run of
-# CORSD + class KD learned the names of 12 of its classes. Its snapshots, used here, are
-# of 120 training images; [03](03_relations.ipynb) uses 600 test images of the same run.
+# attributes: one of four shapes, two colours and two textures. A committed run of CORSD
+# with class KD learned the names of 12 of its classes. Its snapshots, used here, are of
+# 120 training images; [03](03_relations.ipynb) uses 600 test images of the same run.
 # Nothing has to be downloaded.
 #
 # **Predict:** the agreement of its trained relation with all 8 attributes, and with the
@@ -601,9 +601,9 @@ for name, span in spans.items():
 #
 # 1. **An untrained network** may agree as well: random convolutions keep a part of what
 #    an image shows.
-# 2. **The cosine** of the embeddings of CORSD + class KD may agree as well as its
+# 2. **The cosine** of the embeddings of CORSD with class KD may agree as well as its
 #    trained relation.
-# 3. **The plain network** may agree as well as CORSD + class KD.
+# 3. **The plain network** may agree as well as CORSD with class KD.
 #
 # **Predict:** the order after training, highest first, such as
 # `trained > plain, cosine > cosine`.
@@ -701,7 +701,7 @@ print("lowest row means:", ", ".join(lowest))
 # %% [markdown]
 # ## Answer: do relations find what birds share?
 #
-# > **What we found.** Yes, the relation of CORSD + class KD agrees with what birds
+# > **What we found.** Yes, the relation of CORSD with class KD agrees with what birds
 # > share; in these runs cosines agree as well, without a relation network. Families:
 # > lift 2.51 (largest of 500 shuffles: 1.23), AUC 0.80 (both cosines: 0.81).
 # > Attributes: Spearman's ρ is 0.52 (largest of 500: 0.06; cosines: 0.53 and 0.47),

@@ -79,7 +79,7 @@ seed = 0  # of the random groups that the real ones are compared with
 # %% [markdown]
 # ## The run
 #
-# A small ResNet with three exits, trained with CORSD + class KD
+# A small ResNet with three exits, trained with CORSD with class KD
 # ([04](04_class_oriented.ipynb)) on 100 images of each CIFAR-100 class. Its snapshots
 # contain the outputs for 300 *validation* images. Classes belong to superclasses of
 # five (trees, people, fish), **which the training did not use.**
@@ -687,10 +687,10 @@ for left_out in range(3):
 # ## A run where the truth is known
 #
 # In the drawn data set `shapes` a class is a shape, a colour and a texture. A committed
-# run of CORSD + class KD learned the names of 12 classes. Its snapshots, used here, are
-# of 120 of the training images (03 uses 600 test images). These are drawn again when
-# needed, so a click on a cell shows images without a download. The superclasses are the
-# four shapes.
+# run of CORSD with class KD learned the names of 12 classes. Its snapshots, used here,
+# are of 120 of the training images (03 uses 600 test images). These are drawn again
+# when needed, so a click on a cell shows images without a download. The superclasses
+# are the four shapes.
 #
 # **Predict:** the lift of the shapes: the mean relation of different classes of one
 # shape divided by that of different shapes (1 = the shape makes no difference).
@@ -787,7 +787,7 @@ for method, (true, largest) in own_block.items():
 # %% [markdown] tags=["solution"]
 # *A good answer* uses `committed_run("cifar100_small/rkd")` and so on, and
 # `kind="cosine"` for all. It gives the four numbers (RKD 11, BYOT 12, plain network 13,
-# CORSD + class KD's cosine 10 of 20; 200 shuffles with `seed` 0 reach at most 4 for
+# CORSD with class KD's cosine 10 of 20; 200 shuffles with `seed` 0 reach at most 4 for
 # each) and says that one seed each does not rank the methods.
 
 # %% [markdown]
