@@ -287,7 +287,9 @@ compare("Intra pairs", my_pairs, pairs.intra.shape[1])
 
 # %% [markdown]
 # **Answer.** Four. The only image of class 1 has no partner of its class, so it is
-# never an anchor. That becomes a problem when there are many classes.
+# never an anchor. That becomes a problem when there are many classes. (The auxiliary
+# classifiers read these sampled pairs. Margin and transfer, below, read all pairs of
+# the batch: the table of scores contains them anyway.)
 #
 # **Predict:** CIFAR-100 has 100 classes. In a random batch of 128 images, what
 # percentage has no other image of its class?
@@ -376,8 +378,8 @@ print(f"with the score: {(concatenated + score) / (split + score):.0f} times")
 # %% [markdown]
 # ### The ReLU makes it a relation
 #
-# Without the ReLU, the score before $\sigma$ would be a sum $f(i) + g(j)$. The partner
-# $j$ with the largest $g$ would then be the most related one for *every* image $i$,
+# Without the ReLU, the score before $\sigma$ would be a sum $f(i) + g(j)$. The image $j$
+# with the largest $g$ would then be the most related partner of *every* other image,
 # because $\sigma$ keeps the order. With the ReLU, the effect of $V e_j$ depends on
 # $U e_i$.
 #
@@ -394,13 +396,14 @@ for what, h in {
     "without": u[:, None] + v[None],
     "with": F.relu(u[:, None] + v[None]),
 }.items():
-    partners = (h @ weight.T).squeeze(2).argmax(dim=1).unique()
+    before_sigmoid = (h @ weight.T).squeeze(2).fill_diagonal_(-torch.inf)
+    partners = before_sigmoid.argmax(dim=1).unique()
     mine = my_partners if what == "with" else None
     compare(f"Most related partners {what} ReLU", mine, len(partners), atol=10)
 
 # %% [markdown]
-# **Answer.** Without it there is one for all images; with it, 108 in the run saved
-# here. $U$ and $V$ are different matrices, so $r_{ij}$ and $r_{ji}$ may differ:
+# **Answer.** Without it there are two: one image for all others, and the second-best
+# for that image itself. With it there are 108 in the run saved here. $U$ and $V$ are different matrices, so $r_{ij}$ and $r_{ji}$ may differ:
 
 # %%
 gap = (trained - trained.T).abs()
@@ -848,8 +851,9 @@ differences_by_exit(found, title)
 # the deepest. Auxiliary classifiers alone, which predict classes
 # ([04](04_class_oriented.ipynb)), add 2.3 [1.9, 2.7] there. Margin, transfer and logit
 # relation alone showed no gain (0.1 [-2.0, 2.2]). Together with class KD, exits 2 to 4
-# are higher with relation terms, the deepest by 0.8 [0.4, 1.2]. (One variant ran on a
-# GPU with an earlier version of the library, which may be a part of the cause.) On
+# are higher with relation terms, the deepest by 0.8 [0.4, 1.2]. (On birds CORSD
+# with class KD ran on a GPU with an earlier version of the library, and the variant
+# without relation terms on a CPU. A part of the 0.8 may come from that.) On
 # CIFAR-100, with class KD, no gain was detected at any exit (deepest: 0.1 [-0.5, 0.8]).
 # Without class KD they were not tested there: compare 0.1 with 0.8, not with 2.7.
 
