@@ -895,13 +895,13 @@ if low is not None:
     compare("With 80 epochs", my_direction, found)
 
 # %% [markdown] tags=["solution"]
-# *A good answer* states the number of epochs with every result and gives intervals. Here
-# the three seeds gave -5.7, -4.1 and -3.2 points with 40 epochs and -0.2, -0.6 and 0.7
-# with 80: a change of 4.3 [1.7, 6.9], so `closer to 0`. The lower AUC seems to belong
-# to short trainings. But there are twelve intervals for each length, and we look at
-# exit 1 because its difference of the AUC was the largest, which is partly chance: with
-# new seeds it would probably be smaller, too. So the finding needs new seeds for *both*
-# lengths.
+# *A good answer* states the number of epochs with every result and gives intervals.
+# Here the three seeds gave -5.7, -4.1 and -3.2 points with 40 epochs and -0.2, -0.6 and
+# 0.7 with 80: a change of 4.3 [1.7, 6.9], so `closer to 0`. The lower AUC seems to
+# belong to short trainings. But there are twelve intervals for each length, and we look
+# at exit 1 because its difference of the AUC was the largest, which is partly chance:
+# with new seeds it would probably be smaller, too. So the finding needs new seeds for
+# *both* lengths.
 
 # %% [markdown]
 # ## Exercise 4, explain (open)
