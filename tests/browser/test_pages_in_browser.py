@@ -270,6 +270,21 @@ def test_undo_goes_back_and_tells_the_host(page: Any) -> None:
     assert said[1] == [{"exit": 2}, {"order": "cluster", "exit": 3}, {"order": "label", "exit": 2}, {"exit": 1}]
 
 
+def test_focus_moves_to_an_enabled_control_when_a_control_is_disabled(page: Any) -> None:
+    names = page.evaluate("""() => {
+      const [before, undo, after] = ["before", "undo", "after"].map((name) => button(name, () => {}));
+      const box = el("div", { class: "corsd" }, before, undo, after), found = [];
+      const focused = () => found.push(document.activeElement.textContent);
+      document.body.append(box);
+      undo.focus(); disable(undo, true); focused();
+      disable(after, true); focused();
+      disable(after, false); disable(undo, false); focused();
+      box.remove();
+      return found;
+    }""")
+    assert names == ["after", "before", "before"]
+
+
 def test_a_drag_of_a_slider_is_one_step_of_undo(page: Any) -> None:
     states = page.evaluate("""() => {
       const store = makeStore({ epoch: 0, exit: 1 }), seen = [];

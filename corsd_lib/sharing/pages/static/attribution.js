@@ -67,9 +67,9 @@ KINDS.attribution = (box, host) => {
     image.show();
     partner.show();
     for (const [name, control] of Object.entries(controls)) control.set(state[name]);
-    controls.target.list.disabled = state.partner !== null;
-    controls.baseline.list.disabled = controls.steps.list.disabled = state.method === "grad_cam";
-    undo.disabled = !store.undoable;
+    disable(controls.target.list, state.partner !== null);
+    [controls.baseline, controls.steps].forEach(({ list }) => disable(list, state.method === "grad_cam"));
+    disable(undo, !store.undoable);
     const key = JSON.stringify(state);
     if (key === asked) return;
     asked = key;
@@ -101,7 +101,7 @@ KINDS.attribution = (box, host) => {
     pictures.replaceChildren(...rows.map(({ title, pngs }) => el("figure", {}, el("figcaption", {}, el("b", {}, title)),
       el("div", { class: "two" }, ...pngs.map(([png, what]) => el("figure", {}, picture(png, `${what} of ${title}`, 176), el("figcaption", {}, what)))))));
     table.replaceChildren(tableOf(facts.head, facts.rows, "Predictions of every exit"));
-    weights.disabled = deletion.disabled = !testable;
+    [weights, deletion].forEach((test) => disable(test, !testable));
     checks.title = testable ? "" : "These checks are for one image at an exit, not for a pair: remove the partner.";
   }
 

@@ -119,6 +119,17 @@ function slider(text, last, value, say, change) {
 
 const button = (text, click, attributes = {}) => el("button", { type: "button", click, ...attributes }, text);
 
+/** Disable a control, or enable it. If it has the focus when it is disabled, the next enabled control of its explorer gets it. */
+function disable(control, is) {
+  const focused = is && control.getRootNode().activeElement === control;
+  control.disabled = is;
+  if (!focused) return;
+  const box = control.closest(".corsd") ?? control.parentElement;
+  const controls = [...box.querySelectorAll("button, select, input")], usable = (c) => !c.disabled && c.offsetParent !== null;
+  const at = controls.indexOf(control);
+  (controls.slice(at).find(usable) ?? controls.slice(0, at).findLast(usable))?.focus({ preventScroll: true });
+}
+
 /** Replace the children of a node. If a button among them has the focus, the new button with its text gets it. */
 function refill(node, ...children) {
   const focused = node.getRootNode().activeElement, text = node.contains(focused) ? focused.textContent : null;

@@ -74,7 +74,7 @@ KINDS.exits = (box, host) => {
     rule.set(state.rule);
     split.set(state.split);
     loss.value = state.max_accuracy_drop;
-    undo.disabled = !store.undoable;
+    disable(undo, !store.undoable);
     const c = curves.get(key()), here = c && state.threshold !== null ? Math.abs(c.threshold[placeOf(c)] - state.threshold) < 1e-5 : c;
     box.classList.toggle("stale", !here);
     if (!c || (ask && !here)) {

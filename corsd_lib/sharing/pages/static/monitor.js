@@ -23,7 +23,7 @@ KINDS.monitor = (box, host) => {
 
   /** Stop the training of the monitor, or interrupt the kernel that trains in a cell and hears nothing else. */
   function stopped() {
-    stop.disabled = true;
+    disable(stop, true);
     if (!feed.kernel) return busy(box, "stop", ask("stop", {}));
     status.textContent = "Stopping: the current step is finished and the run is saved.";
     interrupt(feed.kernel).catch(() => { status.textContent = "The kernel cannot be interrupted from here: press ■ in the notebook, or Ctrl-C."; });
@@ -35,8 +35,8 @@ KINDS.monitor = (box, host) => {
   function draw() {
     const there = feed.columns !== undefined;
     status.textContent = feed.status;
-    stop.disabled = !(feed.running || feed.kernel);
-    resume.disabled = !feed.resumable || feed.running;
+    disable(stop, !(feed.running || feed.kernel));
+    disable(resume, !feed.resumable || feed.running);
     all.hidden = !there;
     exit.hidden = !there;
     title.replaceChildren(there ? el("b", {}, feed.title) : "No epoch yet.");

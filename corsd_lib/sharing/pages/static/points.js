@@ -30,9 +30,9 @@ function cameraOf(changed) {
     if (camera.zoom === 1) camera.drag = "select"; // there is nowhere to move to
     select.setAttribute("aria-pressed", String(camera.drag === "select"));
     pan.setAttribute("aria-pressed", String(camera.drag === "move"));
-    whole.disabled = camera.zoom === 1;
-    less.disabled = camera.zoom === 1;
-    pan.disabled = camera.zoom === 1;
+    disable(whole, camera.zoom === 1);
+    disable(less, camera.zoom === 1);
+    disable(pan, camera.zoom === 1);
     changed();
   }
   function dragging(drag) { camera.drag = drag; update(); }

@@ -182,7 +182,7 @@ KINDS.relation = (box, host) => {
       pick: (i, j) => pick(run, i, j),
       move: (i, j) => step(run, i, j),
       clear: () => store.set({ selection: null, images: null }),
-      zoomed: (is) => { resetView.disabled = !is; },
+      zoomed: (is) => { disable(resetView, !is); },
       images: facesOf_ ? (at, faces) => showFaces(run, at, faces) : null,
     });
     return { run, text, map, node: el("figure", {}, text, map.node), cells: null };
@@ -269,7 +269,7 @@ KINDS.relation = (box, host) => {
     controls.exit.fill(exitOptions());
     for (const [name, control] of Object.entries(controls)) control.set(state[name]);
     epochSlider.set(epochs.indexOf(nearest(epochs, state.epoch)));
-    undo.disabled = !store.undoable;
+    disable(undo, !store.undoable);
     forget.hidden = !state.marked.length;
     forget.textContent = `clear ${state.marked.length} marks`;
     first.set(state.selection?.[0] ?? null);

@@ -117,7 +117,7 @@ KINDS.stages = (box, host) => {
 
   function summarise() {
     const chosen = state.selection;
-    clear.disabled = !chosen.length;
+    disable(clear, !chosen.length);
     if (!chosen.length) { summary.replaceChildren("No selection."); marked.replaceChildren(); return; }
     const counts = new Map();
     chosen.forEach((i) => counts.set(labels[i], (counts.get(labels[i]) ?? 0) + 1));
@@ -178,7 +178,7 @@ KINDS.stages = (box, host) => {
     colour_.set(state.colour);
     method.set(state.method);
     epochSlider.set(e());
-    undo.disabled = !store.undoable;
+    disable(undo, !store.undoable);
     const one = state.selection.length ? labels[state.selection[0]] : null;
     members.set(one !== null && same(state.selection, positions((i) => labels[i] === one)) ? one : null);
     const fit = fits.get(state.method);
