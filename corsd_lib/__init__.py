@@ -1,7 +1,7 @@
 """CORSD notebooks: train, compare and analyse self-distilled networks.
 
-Names are imported on first use, so that `import corsd_lib` is fast. A name that needs an optional package exists without that
-package too, and raises `MissingPackage` when it is called.
+Names are imported on first use, so that `import corsd_lib` is fast. If the optional package of a name is missing, the name can
+still be imported. Calling it raises `MissingPackage`.
 """
 
 from __future__ import annotations

@@ -27,7 +27,10 @@ KERNEL_ARGUMENTS = ["--IPKernelApp.log_level=40"]  # errors only: hides the kern
 
 
 def save(notebook: nbformat.NotebookNode, path: Path) -> None:
-    """Write an executed notebook without widget state, which takes megabytes; figures of widgets are kept."""
+    """Write an executed notebook to `path` without widget state, which takes megabytes.
+
+    The plotly figure of a widget is kept. `notebook` itself is changed too.
+    """
     notebook.metadata.pop("widgets", None)
     notebook.metadata["language_info"] = {"name": "python"}  # without the Python version of the machine
     for cell in notebook.cells:
@@ -46,8 +49,9 @@ def _without_widget(output: Any) -> bool:
 
 
 def write_page(notebook: Path) -> Path:
-    """Beside a saved notebook, write an HTML page that works without a kernel or an internet connection: it contains plotly and
-    all images.
+    """Write a saved notebook as an HTML page into the same folder, and return the path of the page.
+
+    The page contains plotly and all images, so that it works without a kernel or an internet connection.
     """
     from plotly.offline import get_plotlyjs
 
@@ -55,9 +59,10 @@ def write_page(notebook: Path) -> Path:
 
 
 def write_html(notebook: Path, page: Path, plotly: str) -> Path:
-    """Write a notebook as HTML to `page`, and return this path. `plotly`: the script tag that draws its figures.
+    """Write a notebook as HTML to `page`, and return this path.
 
-    Links to other notebooks lead to their pages.
+    `plotly`: the script tag that loads plotly, which draws the figures. Links to other notebooks of the course become links to
+    their HTML pages.
     """
     from nbconvert import HTMLExporter
 
@@ -77,10 +82,10 @@ def write_html(notebook: Path, page: Path, plotly: str) -> Path:
 
 
 class Formulas:
-    """LaTeX of Markdown, `$...$` and `$$...$$`, as MathML, which browsers draw without a script.
+    """Converts LaTeX formulas of Markdown, `$...$` and `$$...$$`, to MathML, which browsers draw without a script.
 
-    nbconvert breaks tags that stand within a paragraph: `take_out` puts a placeholder in place of each formula, and
-    `put_back` puts the formulas into the finished page.
+    nbconvert breaks MathML tags inside a paragraph. Therefore `take_out` replaces each formula by a placeholder, and `put_back`
+    replaces the placeholders by MathML in the finished page.
     """
 
     def __init__(self) -> None:
@@ -110,8 +115,10 @@ class Formulas:
 
 
 def _style(exporter: HTMLExporter) -> str:
-    """CSS of a page: the dark theme of JupyterLab for readers who prefer it, with light figures; in print nothing exceeds the
-    page.
+    """A `<style>` element for dark mode and for print.
+
+    If the reader's browser prefers dark colours, the page has the dark theme of JupyterLab, and its figures stay light. In
+    print, code is wrapped and figures are smaller, so that nothing exceeds the page.
     """
     sheets = (Path(folder) / "static" / "theme-dark.css" for folder in exporter.template_paths)
     dark = next(sheet.read_text(encoding="utf-8") for sheet in sheets if sheet.is_file())

@@ -126,9 +126,12 @@ def build_backbone(
     - `timm:<model>`: a timm model with a convolutional feature pyramid, see `TimmBackbone`.
 
     `width`: base width, 1 or more; None for the default of the network. `stem`: "small" is a 3x3 convolution with stride 1;
-    "medium" one with stride 2 (ours: a quarter of the work); "large" a 7x7 convolution with stride 2 and a max-pool; "auto" is
-    "small" for images with a side of up to 64 pixels (`image_size`), else "large". `pretrained`: torchvision's ImageNet
-    weights, only with the large stem, the default width and three channels. Raises `CorsdError` for anything else, and if the
+    "medium" is a 3x3 convolution with stride 2 (ours), which takes a quarter of the work; "large" is a 7x7 convolution with
+    stride 2 and a max-pool; "auto" is "small" for images with a side of up to 64 pixels (`image_size`), else "large". A timm
+    model takes only `width` None and `stem` "auto".
+
+    `pretrained`: for `resnet18/34/50/101/152` torchvision's ImageNet weights, which need the large stem, the default width and
+    three channels; for a timm model the weights of timm. Raises `CorsdError` for any other value or combination, and if the
     weights cannot be downloaded; `MissingPackage` if timm is needed and not installed.
     """
     check_choice("stem", stem, _STEMS)
@@ -316,11 +319,12 @@ _FIRST_TIMM_REDUCTION = 4
 class TimmBackbone(StagedBackbone):
     """A timm model through its `features_only` interface.
 
-    Stages are timm's feature levels with a reduction of 4 or more, because an exit at a stem of reduction 2 costs most and
-    predicts worst; if fewer than two such levels exist, all levels. timm's models are not always a chain of modules, so
-    `stages` are identity modules that the feature maps pass through on output. Hooks on them work, but a feature map that is
-    replaced there does not reach deeper stages. Batch norm is timm's own, which raises an error in train mode for one image on
-    a 1x1 map.
+    Stages are timm's feature levels with a reduction of 4 or more. A level of reduction 2 is left out, because an exit there
+    would cost most and predict worst. If fewer than two levels have a reduction of 4 or more, all levels are stages.
+
+    timm's models are not always a chain of modules, so `stages` are identity modules that the feature maps pass through on
+    output. Hooks on them work, but a feature map that is replaced there does not reach deeper stages. Batch normalisation is
+    timm's own: in train mode it raises an error for a single image whose feature map is 1x1.
     """
 
     def __init__(self, name: str, model: nn.Module, in_channels: int, skipped: int) -> None:

@@ -1,7 +1,8 @@
 """Batches: sampling of indices (plain, balanced, triplet, overlapping), and augmentation of whole batches on the device.
 
-All random numbers come from a generator seeded by (seed, epoch, step). A batch therefore depends only on its step in the
-training, not on the number of workers or on where a run was stopped and resumed.
+The indices of an epoch are sampled with a generator seeded by (seed, epoch). All other random numbers of a batch come from one
+seeded by (seed, epoch, step, rank), where rank is the number of the process. A batch therefore does not depend on the number of
+workers, or on where a run was stopped and resumed.
 """
 
 from __future__ import annotations
@@ -85,10 +86,10 @@ def balanced_batches(labels: Tensor, batch_size: int, generator: torch.Generator
     """Batches of indices with K samples of each of P classes, P·K <= `batch_size`; an epoch samples all classes equally often.
 
     An epoch consists of rounds; a round takes K indices of each class. The number of rounds, at least one, is chosen so that an
-    epoch has about as many images as with `plain_batches`. A small class is reshuffled and used again; of a large class only a
-    part is used. K is `samples_per_class`, or more (up to the mean class size) if there are too few classes to fill a batch. A
-    class occurs at most once in a batch, with K images; an image is repeated only if its class has fewer than K. The last batch
-    may be smaller. Raises `CorsdError` unless 2 <= K <= `batch_size`.
+    epoch has about as many images as with `plain_batches`. A small class is reshuffled and used again; a large class is used
+    only in part. K is `samples_per_class`, or more (up to the mean class size) if there are too few classes to fill a batch. A
+    class occurs at most once in a batch, with K images. Within a batch an image is repeated only if its class has fewer than K
+    images. The last batch may be smaller. Raises `CorsdError` unless 2 <= K <= `batch_size`.
     """
     groups = _class_indices(labels)
     k = max(samples_per_class, min(batch_size // len(groups), len(labels) // len(groups)))
@@ -116,7 +117,7 @@ def triplet_batches(labels: Tensor, batch_size: int, generator: torch.Generator)
     Each index is an anchor at most once in an epoch. An incomplete last batch is dropped unless it is the only one, so an epoch
     over n images has at most 3n indices. The only image of a class is its own positive. Returns index tensors int64 (3 ·
     (`batch_size` // 3),); the only batch may be shorter. Raises `CorsdError` if there are fewer than two classes and if
-    `batch_size` is below 3. Source: the authors' code.
+    `batch_size` is below 3. Source: the code of the authors of CORSD.
     """
     if batch_size < 3:
         raise CorsdError(f"batch_size = {shortened(batch_size)}; allowed for triplets: at least 3")
@@ -177,8 +178,10 @@ def _randint(high: Tensor, generator: torch.Generator) -> Tensor:
 def epoch_batches(
     labels: Tensor, sampling: str, batch_size: int, samples_per_class: int, generator: torch.Generator
 ) -> list[Tensor]:
-    """Indices of every batch of an epoch. Raises `CorsdError` unless `sampling` is one of `SAMPLINGS`, and for
-    sizes that its batches cannot have.
+    """Indices of every batch of an epoch.
+
+    Raises `CorsdError` unless `sampling` is one of `SAMPLINGS`, and the errors of the function that samples these batches, such
+    as `balanced_batches`.
     """
     check_choice("sampling", sampling, SAMPLINGS)
     if sampling == "balanced":
@@ -242,8 +245,8 @@ def _cutout(images: Tensor, centres: Tensor, side: int) -> Tensor:
 def augment_resized_crop(images: Tensor, size: int, generator: torch.Generator, scale: float) -> Tensor:
     """Random resized crop and horizontal flip of uint8 images (B, C, H, W); returns uint8 (B, C, size, size).
 
-    Each image has its own crop, by RandomResizedCrop of torchvision.transforms.v2, whose area is a share in [`scale`, 1] of the
-    image.
+    Each image has its own crop, by RandomResizedCrop of torchvision.transforms.v2. The area of a crop is a share in
+    [`scale`, 1] of the area of the image.
     """
     crop = _resized_crop(size, scale)
     with torch.random.fork_rng(devices=[]):  # v2 uses torch's global generator: seed it from ours

@@ -39,9 +39,11 @@ SECONDS = 600  # time limit of a measured process
 
 
 def bench(quick: bool = False) -> dict[str, Any]:
-    """All measurements by name, each a dict of `value`, `target` and `what`, and the `provenance`. Takes minutes on two cores.
+    """Run all benchmarks, which takes minutes on two cores.
 
-    Raises `MissingPackage` without the extras "notebooks", which the explorers need, and "deploy".
+    Returns a dict with `figures`, a dict of all measurements by name, each a dict of `value`, `target` and `what`; `repeat`,
+    the number of repetitions; and `provenance`. `quick`: 2 repetitions instead of 7. Raises `MissingPackage` without the extras
+    "notebooks", which the explorers need, and "deploy".
     """
     require("the benchmark of explorers", "plotly", "ipywidgets", "anywidget")  # first, as the others take minutes
     require("the benchmark of latency", *FORMATS["onnx"].packages)
@@ -127,7 +129,10 @@ def relation_share(name: str, repeat: int) -> dict[str, Any]:
 
 
 def release_ratio(name: str, repeat: int) -> dict[str, Any]:
-    """Time per anchor image as in the authors' code (three images for each, pairs of feature maps), relative to ours."""
+    """Time per anchor image in the formulation of the CORSD authors' code, relative to that of this library.
+
+    In the authors' code a step takes three images for each anchor, and its relation networks take pairs of feature maps.
+    """
     seconds = _in_turn({"release": _release_stepper(name), "corsd": _stepper(name, "corsd")}, repeat)
     per_anchor = {"release": [s / ANCHORS for s in seconds["release"]], "corsd": [s / BATCH for s in seconds["corsd"]]}
     what = f"the authors' formulation / ours, time per anchor image, {name}"
@@ -266,7 +271,10 @@ def _study_stepper(method_name: str, batch_size: int) -> Callable[[], None]:
 
 
 def _release_stepper(name: str) -> Callable[[], None]:
-    """A function that does one step of the authors' code: a triplet batch, the first relation input joined pair by pair."""
+    """A function that does one training step as in the CORSD authors' code, on a triplet batch.
+
+    As in that code, the feature maps of the first stage are concatenated one pair at a time.
+    """
     network = build_network(name, CLASSES, exits="deepest")
     method = build_method("corsd_release", network=network)
     optimizer = torch.optim.SGD([*network.parameters(), *method.parameters()], lr=1e-3, momentum=0.9)

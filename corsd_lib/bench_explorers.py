@@ -1,6 +1,7 @@
-"""How fast explorers open and answer, without a browser: processor time, because other programs use the machine too.
+"""Benchmarks of the explorers, the widgets of the notebooks: how fast they open and answer, without a browser.
 
-What the browser draws is timed in `tests/browser/test_speed.py`.
+The unit is processor time, because other programs use the machine too. What the browser draws is timed in
+`tests/browser/test_speed.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ EPOCHS = 40  # of the training that a monitor shows
 def explorer_measurements(repeat: int) -> dict[str, dict[str, Any]]:
     """Measurements of the explorers by name, each a dict of `what` (with the unit), `value` and `target`.
 
-    Medians of `repeat` runs for the first view and for a relation of images; the cost of a training monitor is measured once.
+    The first view and the relations of images are measured `repeat` times, and the value is the median. The cost of a training
+    monitor is measured once.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -95,9 +97,10 @@ def monitor_ratio(path: Path) -> dict[str, Any]:
 
 
 def run_of_classes(small: Run, path: Path, classes: int, snapshots: int = SNAPSHOTS, exits: int = EXITS) -> Run:
-    """A run at `path` with the configuration of `small`, other classes, and random snapshots.
+    """Write a run of `classes` classes to `path`, with the configuration of `small` and method "byot", and return it.
 
-    Raises `CorsdError` if the configuration cannot be read or the files cannot be written.
+    Its `snapshots` snapshots have random class-level relations for each of `exits` exits; embeddings and logits are 0. Raises
+    `CorsdError` if the configuration cannot be read or the files cannot be written.
     """
     config, names = read_json(small.path / "config.json"), [f"class {c}" for c in range(classes)]
     config["data"] |= {"class_names": names, "superclass_names": names, "superclass_of_class": list(range(classes))}

@@ -1,5 +1,6 @@
-"""Latency of early exits, one image at a time in onnxruntime on one thread, relative to the plain network, which has only the
-deepest exit.
+"""Latency of early exits, relative to the plain network, which has only the deepest exit.
+
+Images are classified one at a time in onnxruntime on one thread.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ Call = Callable[[np.ndarray], list[np.ndarray]]
 def serving_measurements(repeat: int) -> dict[str, dict[str, Any]]:
     """Measurements by name, each a dict of `what`, `value` and `target`.
 
-    A value is the wall-clock time of an image with early exits, divided by that in the plain network. Measured are a trained
-    network with a threshold chosen on validation images, and ResNet-18 with random weights, whose images all leave at the first
-    exit or all at the deepest one.
+    A value is the wall-clock time of an image with early exits, divided by its time in the plain network. One measurement is of
+    a trained network with a threshold chosen on validation images. Two are of ResNet-18 with random weights: all images leave
+    at the first exit, or all at the deepest one.
     """
     return {"serving_trained": trained_ratio(repeat), **resnet18_ratios(repeat)}
 
@@ -68,7 +69,11 @@ def resnet18_ratios(repeat: int) -> dict[str, dict[str, Any]]:
 
 
 def classify(programs: Sequence[Call], image: np.ndarray, threshold: float) -> tuple[int, int]:
-    """Class and exit, from 1, of one normalised image (1, C, H, W) that leaves where its confidence reaches `threshold`."""
+    """Classify one normalised image (1, C, H, W) with early exit; returns its class and the number of its exit, from 1.
+
+    The image leaves at the first exit whose confidence is at least `threshold`, else at the deepest. `programs`: one for each
+    exit.
+    """
     given = image
     for k, program in enumerate(programs, 1):
         (scores, *_), *rest = program(given)

@@ -107,7 +107,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    """The parser of `corsd`; each subcommand adds its own parser beside its handler."""
+    """The parser of `corsd` with all subcommands."""
     parser = _Parser("corsd", description="Class-Oriented Relational Self Distillation")
     parser.add_argument("--version", action="version", version=f"corsd {__version__}")
     subcommands = parser.add_subparsers(required=True, metavar="COMMAND")

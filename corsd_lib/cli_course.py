@@ -78,7 +78,7 @@ def copy_course(folder: Path) -> Path:
 
 
 def _differs(path: Path, original: Path) -> bool:
-    """Whether something exists at `path` that is not a file with the content of `original`."""
+    """Whether `path` exists but is not a file with the content of `original`. Raises `CorsdError` if it cannot be read."""
     try:
         return path.exists() and (path.is_dir() or path.read_bytes() != original.read_bytes())
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Subcommands that hand a run to other programs."""
+"""Subcommands that make a run available elsewhere: `export-model` (for deployment) and `push` (to the Hugging Face Hub)."""
 
 from __future__ import annotations
 

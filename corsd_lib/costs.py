@@ -142,7 +142,7 @@ def _convolution_backward_flops(
 
 
 def _synthetic_batch(config: TrainConfig, data: DataInfo) -> Batch:
-    """A batch with indices and labels sampled as in the training, from evenly spread classes. Its images are zeros that take no
+    """A batch with indices and labels sampled as in the training, from classes of equal size. Its images are zeros that take no
     memory.
     """
     method_class = find_method(config.method)
@@ -159,5 +159,5 @@ def _flat(out: ExitOutputs) -> list[Tensor]:
 
 
 def _random_like(two: Tensor, count: int) -> Tensor:
-    """A random leaf tensor (count, ...), whose entries have the shape of those of `two` (2, ...)."""
+    """A random leaf tensor (count, ...) that requires a gradient. All dimensions but the first are those of `two` (2, ...)."""
     return torch.randn(count, *two.shape[1:], generator=torch.Generator().manual_seed(count)).requires_grad_()

@@ -1,4 +1,4 @@
-"""What the notebooks of the course use beside the library: predictions to compare, and checks of exercises with hints."""
+"""Helpers for the notebooks of the course: comparison of results with the reader's predictions, and checks of exercises."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def compare(quantity: str, predicted: object, actual: object, unit: str = "", at
 def with_ends(mean: float, low: float | None, high: float | None) -> str:
     """A mean with the ends of its interval as text, such as "+1.2 [+0.1, +2.4]"; the mean alone if the ends are None.
 
-    One decimal, or two if an end would read 0.0 (which side of 0 it is on decides whether the interval excludes 0) or if both
-    ends would read the same.
+    Numbers have one decimal. They have two if both ends would read the same, or if an end would read 0.0, which does not show
+    whether the interval excludes 0.
     """
     if low is None or high is None:
         return f"{mean:+.1f}"

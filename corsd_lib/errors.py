@@ -58,7 +58,7 @@ class _Short(Repr):
         return f"<{'negative ' if x < 0 else ''}integer of about {x.bit_length() * 0.30103:,.0f} digits>"
 
     def repr_dict(self, x: dict[object, object], level: int) -> str:
-        """`repr` in the order of the dict, which `Repr` would sort."""
+        """`repr` of a dict with the keys in its own order; the base class `Repr` sorts them."""
         if not x or level <= 0:
             return "{...}" if x else "{}"
         shown = [f"{self.repr1(k, level - 1)}: {self.repr1(v, level - 1)}" for k, v in islice(x.items(), self.maxdict)]
@@ -88,8 +88,9 @@ _NO_MEMORY = ("allocate memory", "not enough memory", "out of memory", "Storage 
 
 @contextmanager
 def enough_memory(what: str, advice: str = "") -> Iterator[None]:
-    """Turn out-of-memory errors of Python, numpy and torch inside the context into a `CorsdError` about `what`, which ends with
-    `advice`.
+    """Turn out-of-memory errors of Python, numpy and torch inside the context into a `CorsdError`.
+
+    The message begins with `what`, the name of the task, and ends with `advice`.
     """
     try:
         yield
@@ -123,7 +124,7 @@ def require(what: str, *packages: str) -> None:
 
 
 def stand_in(name: str, error: MissingPackage) -> type:
-    """A class in place of the public `name` while a package is missing. Calling it raises `error`."""
+    """A placeholder for the public class or function `name`, which needs a missing package. Calling it raises `error`."""
 
     def refuse(self: object, *arguments: object, **options: object) -> None:
         raise MissingPackage(str(error), name=error.name)

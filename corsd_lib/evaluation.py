@@ -45,9 +45,9 @@ class Evaluation:
     """Results on one split: `exits`, a dict for each exit, shallow -> deep, and `ensemble`, a dict for the mean of the
     probabilities of all exits.
 
-    Keys: top1 and top5 (%), cross_entropy (nats), calibration_error (expected calibration error, %); for an exit in addition
-    macs (multiply-accumulates for one image) and parameters, both of its deployable sub-network. `data` is the name of the data
-    set, `images` the number of images.
+    Keys: top1 and top5 (%), cross_entropy (nats), calibration_error (expected calibration error, %). The dict of an exit also
+    has macs (multiply-accumulates for one image) and parameters; both are those of the network that ends at this exit and has
+    no other exit. `data` is the name of the data set, `images` the number of images.
     """
 
     data: str
@@ -77,11 +77,12 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate the newest weights of a run, or a network, on a split of `data`: "train", "validation" or "test".
 
-    A network is evaluated in eval mode; afterwards it is in its previous mode, and on `device` if that is given. For a run,
-    `data` is by default the data set that it was trained on, loaded from `data_root`. `workers`: processes that read streamed
-    images, by default as many as in the training of the run, else 2. Raises `CorsdError` for a network without `data`, for a
-    missing split, for data whose number of classes is not that of the network, for a device that cannot be used, for too little
-    memory, and for more workers than this machine can run; for a run also the errors of `run_data`.
+    A network is evaluated in eval mode and then set back to its previous mode. If `device` is given, the network is moved to
+    it and stays there. For a run, `data` is by default the data set of its training, loaded from `data_root`. `workers`:
+    processes that read streamed images; by default as many as in the training of a run, and 2 for a network. Raises
+    `CorsdError` for a network without `data`, for a missing split, for data whose number of classes is not that of the
+    network, for a device that cannot be used, for too little memory, and for more workers than this machine can run. For a run
+    it also raises the errors of `run_data`.
     """
     check_choice("split", split, ("train", "validation", "test"))
     of_run = 2
@@ -183,7 +184,7 @@ def confidence_bins(logits: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, 
     """Bin of each image, int64 (N,), its confidence in [0, 1], and whether its prediction is correct (0 or 1), both float64
     (N,).
 
-    The bins are equal intervals (low, high] of confidence, the largest probability; they are numbered from 0.
+    The confidence is the largest probability. The bins are intervals (low, high] of equal width, numbered from 0.
     """
     confidence, predicted = F.softmax(logits.double(), dim=1).max(1)
     bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
@@ -191,11 +192,11 @@ def confidence_bins(logits: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, 
 
 
 def risk_coverage_area(logits: Tensor, labels: Tensor) -> float:
-    """Area under the risk-coverage curve (AURC, %) of logits (N, C) for labels (N,): how well confidence selects predictions.
+    """Area under the risk-coverage curve (AURC, %) of logits (N, C) for labels (N,): are confident predictions correct?
 
-    The risk at a coverage of n images is the error rate among the n most confident ones; the area is its mean over n = 1 to N.
-    It is 0 if all predictions are correct, and about the error rate if confidence says nothing about errors. Images of equal
-    confidence count in the mean over their orders. Source: Geifman, Uziel & El-Yaniv 2019, arXiv 1805.08206.
+    The risk at a coverage of n images is the error rate among the n most confident ones. The area is the mean risk over n = 1
+    to N. It is 0 if all predictions are correct, and about the error rate if confidence is unrelated to errors. For images of
+    equal confidence the risk is averaged over all their orders. Source: Geifman, Uziel & El-Yaniv 2019, arXiv 1805.08206.
     """
     confidence, predicted = F.softmax(logits.double(), dim=1).max(1)
     _, tied, size = torch.unique(confidence, return_inverse=True, return_counts=True)

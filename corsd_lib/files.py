@@ -64,9 +64,10 @@ def write_atomic(path: Path, content: bytes, within: Path | None = None) -> None
 
 
 def check_replaceable(path: Path, begins: bytes, kind: str) -> None:
-    """Raise `CorsdError` if `path` is an existing file that does not begin with the bytes `begins`, so that it is not replaced.
+    """Raise `CorsdError` if a file of another kind exists at `path`, so that it is not replaced.
 
-    `kind`: what would be written, such as "a report", for the message.
+    A file may be replaced if it is empty or begins with the bytes `begins`, in upper or lower case. `kind`: what would be
+    written, such as "a report", for the message. Also raises `CorsdError` if `path` has no file name.
     """
     if not path.name:
         raise CorsdError(f"cannot write {kind} to {shortened(str(path))}; allowed: the path of a file")
@@ -141,8 +142,8 @@ def locked(path: Path, wait: float = 0.0) -> Iterator[int | None]:
     output shares the lock and may keep it after this process has ended; forked processes do not share it. The operating system
     releases the lock when the last of these processes ends, even if it is killed.
 
-    On Windows, and on file systems without locks, nothing is locked: concurrent use is not detected. There the descriptor of a
-    folder is None. Raises `LockedError` if the lock is not free in time, and `CorsdError` if `path` cannot be opened.
+    On Windows, and on file systems without locks, nothing is locked: concurrent use is not detected. On Windows the descriptor
+    of a folder is None. Raises `LockedError` if the lock is not free in time, and `CorsdError` if `path` cannot be opened.
     """
     descriptor = _open(path)
     try:
@@ -252,7 +253,10 @@ def _checksum_error(path: Path, advice: str) -> CorsdError:
 
 
 def _json_error(path: Path, error: ValueError, form: str) -> CorsdError:
-    """The error for a file that is not JSON: empty, cut short or edited, because `write_json` replaces whole files."""
+    """The error for a file that is not valid JSON.
+
+    Such a file was edited or damaged after it was written, because `write_json` writes a file completely or not at all.
+    """
     return CorsdError(f"{path} is not valid {form}: {error}; if you edited it, correct this place; else restore a copy")
 
 

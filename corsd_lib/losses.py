@@ -1,9 +1,9 @@
 """Terms of the losses as pure functions of tensors, without state and without the weights of the terms.
 
-Shapes: B images, C classes, D embedding width, P structured pairs; sg is stop-gradient. Without pairs a term is exactly 0 and
-has a gradient of 0, so that batches without positives or with a single class can be trained on. Pairs are selected by masks,
-not by indexing: shapes do not depend on values, the CPU does not wait for the GPU, and all terms can be recorded in a CUDA
-graph.
+Shapes: B images, C classes, D embedding width, P (or Q) pairs of images; sg is stop-gradient. An intra pair is two images of
+the same class, an inter pair two images of different classes. Without pairs a term is exactly 0 and has a gradient of 0, so
+that batches without positives or with a single class can be trained on. Pairs are selected by masks, not by indexing. So
+shapes do not depend on values, the CPU does not wait for the GPU, and all terms can be recorded in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ def _intra_and_inter(labels: Tensor) -> tuple[Tensor, Tensor]:
 def mixed_cross_entropy(logits: Tensor, labels: Tensor, past: Tensor, weight: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy in nats of logits (B, C) against (1 - weight)·onehot(labels) + weight·past.
 
-    `labels` (B,), `past` (B, C) probabilities, `weight` (B,) in [0, 1], one for each image. The one-hot part may be smoothed.
-    Source: PS-KD, arXiv 2006.12000.
+    `labels` (B,), `past` (B, C) probabilities, `weight` (B,) in [0, 1], one for each image. `label_smoothing` is applied to the
+    one-hot part only. Source: PS-KD, arXiv 2006.12000.
     """
     hard = F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
     soft = -(past * _log_softmax(logits)).sum(1)
@@ -151,9 +151,9 @@ def auxiliary_cross_entropy(logits: Tensor, first: Tensor, second: Tensor) -> Te
 def relation_transfer(teacher: tuple[Tensor, Tensor], student: tuple[Tensor, Tensor]) -> Tensor:
     """Mean of (r_student - sg r_teacher)² over pairs, in [0, 1]; both arguments are scores (intra (P,), inter (Q,)) in (0, 1).
 
-    Intra and inter pairs have a weight of one half each, for any number of pairs (ours: the same expectation as the triplets of
-    the authors' code, which have one pair of each kind). If there are no pairs of one kind, only the other counts. Source: the
-    relation transfer of CORSD.
+    The result is the average of two means: over the intra pairs and over the inter pairs. If there are no pairs of one kind, it
+    is the mean over the other kind. This is ours; its expectation is that of the authors' code, where each triplet has one pair
+    of each kind. Source: the relation transfer of CORSD.
     """
     parts = [(s - t.detach()).square().mean() for t, s in zip(teacher, student, strict=True) if s.numel()]
     return torch.stack(parts).mean() if parts else student[0].sum() * 0.0
@@ -169,9 +169,10 @@ def relation_transfer_over_batch(teacher: Tensor, student: Tensor, labels: Tenso
 
 
 def margin_over_triplets(intra: Tensor, inter: Tensor, margin: float = 1.0) -> Tensor:
-    """Mean of max(0, m - r_intra + r_inter) over pairs of scores (P,) with the same anchor; in [0, m + 1].
+    """Mean of max(0, m - r_intra + r_inter) over P triplets; in [0, m + 1].
 
-    Source: the margin term of CORSD.
+    `intra` (P,), `inter` (P,): scores in (0, 1) of the two pairs of each triplet, which have the same first image (anchor).
+    `margin`: m. Source: the margin term of CORSD.
     """
     if not (intra.numel() and inter.numel()):
         return (intra.sum() + inter.sum()) * 0.0
@@ -263,9 +264,10 @@ def _angles(embeddings: Tensor) -> Tensor:
 def relation_cross_entropy(log_odds: Tensor, labels: Tensor) -> Tensor:
     """Balanced binary cross-entropy of "same class?" over every ordered pair of a batch; nats, >= 0.
 
-    `log_odds` (B, B) of the relation scores, `labels` (B,). Intra and inter pairs have a weight of one half each; if there are
-    no pairs of one kind, only the other counts. This is a proper scoring rule: the minimum is reached by the probability of y_i
-    = y_j if both cases are equally frequent. Source: ours.
+    `log_odds` (B, B) of the relation scores, `labels` (B,). The result is the average of two means: over the intra pairs and
+    over the inter pairs. If there are no pairs of one kind, it is the mean over the other kind. The loss is a proper scoring
+    rule: it is minimal if each score is the probability that y_i = y_j, where intra and inter pairs are equally frequent.
+    Source: ours.
     """
     masks = torch.stack(_intra_and_inter(labels))  # (2, B, B)
     nats = torch.stack([F.softplus(-log_odds), F.softplus(log_odds)])
@@ -300,7 +302,7 @@ def class_affinity(labels: Tensor) -> Tensor:
 def target_divergence(target: Tensor, logits: Tensor, temperature: float = 4.0) -> Tensor:
     """T² · KL(target ‖ softmax(logits / T)), mean over the rows; `target` (B, C) probabilities, `logits` (B, C); >= 0 nats.
 
-    No gradient reaches `target`. Values slightly below 0, due to rounding, are set to 0.
+    No gradient reaches `target`. Entries of `target` that are slightly below 0, due to rounding, are set to 0.
     """
     if not len(logits):
         return logits.sum() * 0.0
@@ -319,10 +321,10 @@ def relation_transfer_by_row_divergence(teacher: Tensor, student: Tensor) -> Ten
 
 
 def relation_transfer_by_row_correlation(teacher: Tensor, student: Tensor) -> Tensor:
-    """1 - mean Pearson correlation of the rows of log-odds (B, B) with the teacher's, without the diagonal; in [0, 2].
+    """1 - mean Pearson correlation between the rows of two matrices of log-odds (B, B), each without its diagonal; in [0, 2].
 
-    No gradient reaches `teacher`. Source: ours, after the relation of DIST, arXiv 2205.10536, which is between classes, not
-    images.
+    0 for fewer than three images. No gradient reaches `teacher`. Source: ours, after DIST, arXiv 2205.10536, which correlates
+    the probabilities of classes. Here a row has the log-odds of one image with the other images.
     """
     if len(student) < 3:  # rows without the diagonal have fewer than two entries, which have no correlation
         return student.sum() * 0.0
@@ -338,10 +340,10 @@ def _off_diagonal(matrix: Tensor) -> Tensor:
 
 
 def two_label_cross_entropy(logits: Tensor, first: Tensor, second: Tensor, lam: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """lam · CE(z, first) + (1 - lam) · CE(z, second), mean over logits (B, C) with two labels (B,) each; >= 0 nats.
+    """lam · CE(z, first) + (1 - lam) · CE(z, second), mean over the batch; >= 0 nats.
 
-    `lam` (): weight of the first label, in [0, 1]. Source: the loss of mixup, arXiv 1710.09412, and of CutMix, arXiv
-    1905.04899.
+    Logits z (B, C); `first`, `second` (B,): the two labels of each image. `lam` (): weight of the first label, in [0, 1].
+    Source: the loss of mixup, arXiv 1710.09412, and of CutMix, arXiv 1905.04899.
     """
     one, other = (cross_entropy(logits, labels, label_smoothing) for labels in (first, second))
     return lam * one + (1 - lam) * other
@@ -373,11 +375,11 @@ def batch_affinity(embeddings: Tensor) -> Tensor:
 
 @full_precision
 def ensembled_targets(probabilities: Tensor, affinity: Tensor, omega: float) -> Tensor:
-    """(1 - w) · (I - w·A)^-1 · P: each row of P (B, C), mixed with the rows of its neighbours, of their neighbours, and so on;
-    (B, C).
+    """(1 - w) · (I - w·A)^-1 · P: each row of P mixed with the rows of its neighbours, of their neighbours, and so on.
 
-    `probabilities` P: rows sum to 1. `affinity` A (B, B): rows sum to 1, the diagonal is 0. `omega` w in [0, 1): the share of
-    the neighbours; above 0.99 float32 is inexact. Rows of the result sum to 1. Source: BAKE, Ge et al. 2021, arXiv 2104.13298.
+    `probabilities` P (B, C): rows sum to 1. `affinity` A (B, B): rows sum to 1, the diagonal is 0. `omega` w in [0, 1): the
+    share of the neighbours; above 0.99 float32 is inexact. Returns (B, C), whose rows sum to 1. Source: BAKE, Ge et al. 2021,
+    arXiv 2104.13298.
     """
     eye = torch.eye(len(affinity), dtype=affinity.dtype, device=affinity.device)
     # The matrix is never singular, so the returned status is not checked
@@ -405,8 +407,8 @@ def correlation_distillation(
     """T² · (inter · (1 - mean correlation of rows) + intra · (1 - mean correlation of columns)) of softmax(z / T); >= 0.
 
     Logits (B, C). A row has the probabilities of one image for all classes, a column those of all images for one class.
-    Pearson's correlation; 0 for a constant row or column. For one image there is no term for columns. No gradient reaches
-    `teacher`. Source: DIST, Huang et al. 2022, arXiv 2205.10536.
+    The correlation is Pearson's, between teacher and student; it is 0 for a constant row or column. For one image the term of
+    the columns is left out. No gradient reaches `teacher`. Source: DIST, Huang et al. 2022, arXiv 2205.10536.
     """
     p, q = (_log_softmax(z / temperature).exp() for z in (teacher.detach(), student))
     loss = inter * (1 - _correlation(p, q).mean())

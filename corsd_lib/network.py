@@ -49,8 +49,8 @@ class MultiExitNetwork(nn.Module):
     """A backbone and its exits.
 
     `exits`: "all" puts an exit on every stage, "deepest" only on the last (the plain network). The deepest exit is initialised
-    before the shallow ones, so that with the same seed backbone and deepest exit have the same initial weights for both values
-    of `exits`. Raises `CorsdError` for fewer than one class and an unknown `exits`.
+    before the shallow ones. For a given seed, the backbone and the deepest exit therefore have the same initial weights with
+    both values of `exits`. Raises `CorsdError` for fewer than one class and an unknown `exits`.
     """
 
     exits: nn.ModuleList
@@ -89,7 +89,7 @@ class MultiExitNetwork(nn.Module):
     def truncated(self, k: int) -> TruncatedNetwork:
         """The deployable sub-network of exit `k` (0 = shallowest): a copy of the modules that it needs.
 
-        It is in the same train or eval mode. Raises `CorsdError` for an exit that does not exist.
+        The copy is in the same mode (train or eval) as this network. Raises `CorsdError` for an exit that does not exist.
         """
         if not is_whole(k, 0, len(self.exits) - 1):
             raise CorsdError(f"exit = {shortened(k)}; allowed: 0 to {len(self.exits) - 1}")

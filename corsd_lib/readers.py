@@ -102,7 +102,7 @@ _CLASSIFIER = fields(
 
 
 def check_classifier(values: object, source: str) -> None:
-    """Raise `CorsdError` unless `values` are the arguments of an `ExitClassifier` as JSON. `source` begins the message."""
+    """Raise `CorsdError` unless `values` are the arguments of an `ExitClassifier` as JSON. The message begins with `source`."""
     _CLASSIFIER(values, (source,))
     assert isinstance(values, dict)
     if len(values["std"]) != len(values["mean"]):
@@ -264,7 +264,10 @@ def _shape_error(path: Path, name: str, tensor: Tensor, allowed: str) -> CorsdEr
 
 
 def _check_like(path: Path, tensors: Mapping[str, Tensor], like: Path) -> None:
-    """Raise `CorsdError` unless the tensors have the names and shapes of those in the file `like`, if that can be read."""
+    """Raise `CorsdError` unless `tensors` have the same names and shapes as those in the file `like`.
+
+    Tensors whose names begin with "method." are not compared, and nothing is compared if `like` cannot be read.
+    """
     there = _shapes(like)
     # `load_part` checks the tensors of the method
     names = [name for name in {**there, **tensors} if there and not name.startswith("method.")]
@@ -288,7 +291,11 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_embedding(path: Path, epochs: int, exits: int, images: int) -> dict[str, Tensor]:
-    """Tensors of an `embeddings/*.safetensors`, by the names of the fields of `StageEmbedding`."""
+    """Tensors of an `embeddings/*.safetensors`, by the names of the fields of `StageEmbedding`.
+
+    `epochs`, `exits`, `images`: the sizes that the tensors must have. Raises `CorsdError` for a tensor that is missing or has a
+    wrong shape or type.
+    """
     tensors, _ = read_tensors(path)
     measures = dict.fromkeys(("trustworthiness", "knn_purity", "embedding_purity"), (epochs, exits))
     of_images: dict[str, tuple[int, ...]] = {"coordinates": (epochs, exits, images, 2), "labels": (images,), "index": (images,)}
@@ -443,8 +450,10 @@ def read_summary(path: Path) -> dict[str, Any]:
 
 
 def _check_row(where: str, row: Mapping[str, Any], reference: bool) -> None:
-    """Raise `CorsdError` unless numbers of exits and ends of intervals match. `reference`: whether the baseline is one of the
-    rows.
+    """Raise `CorsdError` if the values of a row do not fit together.
+
+    All its lists by exit must have the same length. An interval must have both ends or neither. `reference`: whether the
+    baseline has a row; without it a gain must be None. If a gain is None, its interval must be None, too.
     """
     if any(len(each) != len(row["top1"]) for each in (row["top1_low"], row["top1_high"], *row["top1_by_seed"].values())):
         raise CorsdError(

@@ -49,9 +49,9 @@ class StructuredPairs(NamedTuple):
 class RelationOutput(NamedTuple):
     """Outputs of a relation network for a batch: scores in (0, 1) and auxiliary logits of intra and inter pairs.
 
-    `intra` (P,) and `inter` (Q,): scores of the given `StructuredPairs`; `intra_logits` (P, C) and `inter_logits` (Q, C): their
-    auxiliary logits. `matrix` (B, B): scores of all ordered pairs, None for `MapRelation`. `log_odds` (B, B): log(r / (1 - r))
-    of these scores, None unless the score is a sigmoid (`VectorRelation`).
+    `intra` (P,) and `inter` (Q,): scores of the given `StructuredPairs`. `intra_logits` (P, C) and `inter_logits` (Q, C): their
+    auxiliary logits, (0, 1) for `HandcraftedRelation`, which has none. `matrix` (B, B): scores of all ordered pairs, None for
+    `MapRelation`. `log_odds` (B, B): log(r / (1 - r)) of the scores in `matrix`, only for `VectorRelation`, else None.
     """
 
     intra: Tensor
@@ -65,8 +65,9 @@ class RelationOutput(NamedTuple):
 def sample_pairs(labels: Tensor, generator: torch.Generator | None = None, limit: int = 4096) -> StructuredPairs:
     """All ordered intra pairs of a batch (at most `limit`, chosen at random), and as many inter pairs with the same anchors.
 
-    `labels` (B,); `generator`: a CPU generator. Without intra pairs every image is the anchor of one inter pair; with a single
-    class there are no inter pairs. Source: ours; triplets as in the authors' code, but from any batch.
+    An intra pair has two images of one class, an inter pair images of two classes. `labels` (B,); `generator`: a CPU generator.
+    If there are no intra pairs, every image is the anchor of one inter pair. If there is a single class, there are no inter
+    pairs. Source: ours. The authors' code forms its triplets only from batches that are laid out for them (`triplet_pairs`).
     """
     y = labels.cpu()
     same = y[:, None] == y[None, :]
@@ -82,7 +83,10 @@ def sample_pairs(labels: Tensor, generator: torch.Generator | None = None, limit
 
 
 def _other_class(y: Tensor, same: Tensor, anchors: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Index of an image of another class for each anchor, chosen uniformly at random. Takes O(B²) for any number of anchors."""
+    """For each anchor, the index of an image of another class, chosen uniformly at random.
+
+    Memory grows with B², not with B times the number of anchors.
+    """
     others = (~same).sum(1)  # (B,) number of images of other classes
     ranked = same.to(torch.int8).argsort(dim=1, stable=True)  # (B, B) images of other classes first
     pick = (torch.rand(len(anchors), generator=generator) * others[anchors]).long()
@@ -101,14 +105,16 @@ def triplet_pairs(batch_size: int, device: torch.device | str = "cpu") -> Struct
 
 
 class PairScore(nn.Module):
-    """Score of two vectors, r_ij = sigmoid(w·h_ij) in (0, 1) with h_ij = ReLU(U·e_i + V·e_j + b); for given pairs or for all
-    pairs.
+    """Trainable score r_ij of a pair of vectors, for given pairs or for all pairs of a batch.
 
-    The authors' network takes a concatenated pair; here its first layer is split: W·[e_i; e_j] = U·e_i + V·e_j. The scores
-    of all B² ordered pairs then need two matrix products and one broadcast sum. Vectors are first layer-normalised without
-    parameters, because their scale differs between stages. For more than `block_pairs` pairs the scores are computed in
-    blocks that are recomputed in the backward pass, so that memory grows with the block, not with B² x hidden. With `symmetric`
-    V = U, so that r_ij = r_ji. Source of the split: ours.
+    r_ij = sigmoid(w·h_ij + c) in (0, 1) with h_ij = ReLU(U·e_i + V·e_j + b). `symmetric`: V = U, so that r_ij = r_ji. The
+    vectors e are first layer-normalised without parameters, because their scale differs between stages.
+
+    The first layer of the authors' network takes a concatenated pair. Here it is split: W·[e_i; e_j] = U·e_i + V·e_j. The
+    scores of all B² ordered pairs then need two matrix products and one broadcast sum. Source of the split: ours.
+
+    If there are more than `block_pairs` pairs, the scores are computed in blocks. The backward pass computes each block again,
+    so memory grows with the size of a block, not with B² x hidden.
     """
 
     def __init__(self, dim: int, hidden: int = 128, block_pairs: int = 65536, symmetric: bool = False) -> None:
@@ -123,9 +129,9 @@ class PairScore(nn.Module):
         return self.log_odds(vectors).sigmoid()
 
     def log_odds(self, vectors: Tensor, others: Tensor | None = None) -> Tensor:
-        """Log-odds (B, M) of every vector (B, D), as the first of a pair, with each of `others` (M, D), as the second.
+        """Log-odds (B, M) of all pairs of a first vector from `vectors` (B, D) and a second one from `others` (M, D).
 
-        At least float32. `others` are the vectors themselves by default: (B, B).
+        The type is float32 or wider. By default `others` is `vectors`, and the result is (B, B).
         """
         first, second = self._halves(vectors)
         return self._log_odds_matrix(first, second if others is None else self._halves(others)[1])
@@ -156,7 +162,7 @@ class PairScore(nn.Module):
 
 
 class VectorRelation(PairScore):
-    """Relation network on exit embeddings: `PairScore` with an auxiliary classifier q_ij = A·h_ij.
+    """Relation network on exit embeddings: `PairScore` with a linear auxiliary classifier of h_ij, whose logits are q_ij.
 
     Source: ours, after CORSD, arXiv 2305.00918, which compares feature maps.
     """
@@ -184,8 +190,8 @@ class VectorRelation(PairScore):
 def _entries(matrix: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """Entries `matrix[i, j]` (P,) of a matrix (B, B), with a deterministic gradient.
 
-    The backward pass of advanced indexing on several CPU threads adds repeated indices in a random order; `index_select` adds
-    them in a fixed order.
+    A pair may occur several times; the backward pass sums the gradients of its occurrences. With advanced indexing on several
+    CPU threads the order of this sum is random. With `index_select` it is fixed.
     """
     return matrix.flatten().index_select(0, i * matrix.shape[1] + j)
 
@@ -215,13 +221,14 @@ class HandcraftedRelation(nn.Module):
 
 
 class MapRelation(nn.Module):
-    """Relation network of the authors' code: two feature maps, concatenated by channels, pass separable convolutions, pooling
-    and an MLP.
+    """Relation network on pairs of feature maps, as in the authors' code.
 
-    `channels`: of this stage; `deepest_channels`: of the deepest stage; `steps`: number of stride-2 steps between the two. The
-    convolutions return 2 · `deepest_channels` channels (ours), as many as a concatenated pair has at the deepest stage, where
-    there are no convolutions. The auxiliary classifier is linear on the pooled vector. Only the given pairs are computed.
-    Source: CORSD, arXiv 2305.00918.
+    Two feature maps are concatenated by channels and pass through separable convolutions, average pooling and an MLP. The
+    auxiliary classifier is a linear layer on the pooled vector. Scores are computed only for the given pairs.
+
+    `channels`, `deepest_channels`: number of channels of this stage and of the deepest one. `steps`: number of stride-2 steps
+    between the two stages. The convolutions return 2 · `deepest_channels` channels (ours). At the deepest stage there are no
+    convolutions, because a concatenated pair already has this number. Source: CORSD, arXiv 2305.00918.
     """
 
     def __init__(self, channels: int, steps: int, deepest_channels: int, num_classes: int, hidden: int = 128) -> None:
@@ -258,7 +265,7 @@ class MapRelation(nn.Module):
 
 
 def log_odds_of(logits: Tensor) -> Tensor:
-    """Logits (..., 1) of the score as (...), in at least float32, so that sums over all triplets are exact enough."""
+    """Logits (..., 1) of a score without their last dimension, in float32 or wider, which is exact enough for long sums."""
     return logits.squeeze(-1).to(torch.promote_types(logits.dtype, torch.float32))
 
 

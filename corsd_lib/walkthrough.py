@@ -1,7 +1,8 @@
 """The walkthrough: `corsd walkthrough`.
 
-Trains the plain network and CORSD on the digits of scikit-learn, prints the accuracy of every exit, executes the first notebook
-with these runs, and writes an HTML page of it that needs neither kernel nor network. Existing runs are not trained again.
+It trains the plain network and CORSD on the digits of scikit-learn, and prints the accuracy of every exit. Then it executes the
+first notebook with these runs, and writes the result as an HTML page that needs neither a kernel nor an internet connection.
+Existing runs are not trained again.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ PACKAGES = (  # of the extra "notebooks"
 
 
 def plan(method: str, runs: str | Path, epochs: int = EPOCHS, per_class: int = PER_CLASS, seed: int = SEED) -> TrainConfig:
-    """The configuration of `method` in the first notebook; `runs` is its `run_directory`."""
+    """The configuration with which the first notebook trains `method`; `runs` is the notebook's parameter `run_directory`."""
     from corsd_lib.runs import TrainConfig
 
     return TrainConfig(
@@ -54,9 +55,10 @@ def plan(method: str, runs: str | Path, epochs: int = EPOCHS, per_class: int = P
 
 
 def walk(out: Path, epochs: int) -> None:
-    """Run the walkthrough in the folder `out`. What it needs is checked before the trainings, which take minutes.
+    """Run the walkthrough in the folder `out`. Packages, notebook and folder are checked first, because training takes minutes.
 
-    Raises `CorsdError` if `epochs` is not allowed, `out` cannot be written or the notebook is missing, and `MissingPackage`.
+    Raises `CorsdError` if `epochs` is not allowed, `out` cannot be written or the notebook is missing, and `MissingPackage` if
+    a package of the extra "notebooks" is not installed.
     """
     require("the walkthrough", *PACKAGES)
     first = find_notebook()

@@ -7,7 +7,7 @@ embedding.py     projections of the probe images to two dimensions, and their qu
 exits.py         accuracy, agreement, calibration, early exit
 gradients.py     gradients of each term of the loss, by part of the network
 retrieval.py     retrieval and few-shot metrics of embeddings and of scores of pairs
-unseen.py        these metrics for classes that were held out of the training
+unseen.py        retrieval and few-shot metrics for classes that were held out of the training
 images.py        images of a run
 """
 

@@ -70,11 +70,14 @@ class StageEmbedding:
     """Coordinates of the probe images in two dimensions for each epoch and exit, with measures of the quality of the
     projection.
 
-    `coordinates` (E, K, N, 2) float32, all from one joint fit: those of image i are coordinates[:, :, i]; axes have no unit.
-    `labels`, `index` (N,): class of the images and their index in the split. `epochs` (E,), `exits` (K,), from 1. For every
-    epoch and exit there are three measures (E, K) in [0, 1], 1 is best: `trustworthiness`; `knn_purity` in two dimensions; and
-    `embedding_purity`, the purity in D dimensions. No purity can exceed `purity_limit`. If `knn_purity` exceeds
-    `embedding_purity`, the picture overstates class separation: in a joint fit deep exits affect shallow ones.
+    `coordinates` (E, K, N, 2) float32, without a unit, are all from one joint fit; coordinates[:, :, i] are those of image i.
+    `labels` (N,): classes of the images. `index` (N,): their indices in the split. `epochs` (E,). `exits` (K,), from 1.
+    `method`: one of `PROJECTIONS`.
+
+    Three measures (E, K) are in [0, 1], where 1 is best: `trustworthiness`; `knn_purity` of the coordinates; and
+    `embedding_purity`, the purity of the embeddings in D dimensions. No purity can exceed `purity_limit`. If `knn_purity`
+    exceeds `embedding_purity`, the picture overstates class separation. The reason is that in a joint fit deep exits affect the
+    coordinates of shallow exits.
     """
 
     coordinates: Tensor
@@ -110,13 +113,15 @@ def stage_embedding(
 ) -> StageEmbedding:
     """Project the probe images of a run to two dimensions, for `epochs` (default: the last) and `exits` (default: all, from 1).
 
-    The embeddings of each exit are centred and scaled (`scaled_embedding`) and rotated to those of the deepest exit at the last
-    epoch (`aligned_embedding`). Then all are projected together (see `joint_projection` for the other parameters), so that an
-    image can be followed through epochs and exits. The result is stored in the run as embeddings/<method>-<key>.safetensors,
-    where the key is a hash of all parameters that affect it. Later calls read it from there, unless `refresh` is True. If the
-    run is not writable, it is computed each time. Epochs and exits of the result are in ascending order. Raises `CorsdError`
-    for an epoch without a snapshot, an unknown exit, embeddings that are not finite, and a damaged stored result; and the
-    errors of `joint_projection`.
+    The embeddings of each exit are centred and scaled (`scaled_embedding`). Then they are rotated to those of the deepest of
+    these exits at the last of these epochs (`aligned_embedding`). Then all are projected together (see `joint_projection` for
+    the other parameters), so that an image can be followed through epochs and exits. Epochs and exits of the result are in
+    ascending order.
+
+    The result is stored in the run as embeddings/<method>-<key>.safetensors, where the key is a hash of all parameters that
+    affect the result. Later calls read this file. The result is computed again if `refresh` is True, if the file is damaged or
+    has other probe images, and if the run was not writable. Raises `CorsdError` for an epoch without a snapshot, an unknown
+    exit, an epoch or exit that is given twice, and embeddings that are not finite; and the errors of `joint_projection`.
     """
     settings = _settings(run, epochs, exits, method, UmapOptions(seed, neighbours, min_dist))
     path = _file(run, settings)
@@ -137,8 +142,9 @@ def is_kept(
     method: str = "umap",
     umap: UmapOptions = DEFAULT_UMAP,
 ) -> bool:
-    """Whether the result of `stage_embedding` for these arguments is stored in the run. Raises the same errors as that
-    function.
+    """Whether the result of `stage_embedding` for these arguments is stored in the run.
+
+    Raises `CorsdError` for an unknown method, epoch or exit.
     """
     settings = _settings(run, epochs, exits, method, umap)
     return _cached(_file(run, settings), run, settings) is not None
@@ -208,9 +214,10 @@ def _embedded(run: Run, settings: dict[str, Any]) -> dict[str, Tensor]:
 def scaled_embedding(embedding: Tensor) -> Tensor:
     """Embeddings (N, D) of one exit after one epoch, centred and scaled to a mean norm of 1; float32.
 
-    y_i = (x_i - mean x) / mean_j ‖x_j - mean x‖. Offsets and scales differ between exits and grow with the epochs; without this
-    step a joint fit would show these differences instead of those between images. Neighbours within an exit do not change.
-    Equal embeddings become zeros. Raises `CorsdError` for embeddings of another shape or that are not finite.
+    y_i = (x_i - mean x) / mean_j ‖x_j - mean x‖. Offsets and scales differ between exits and grow with the epochs. Without this
+    step a joint fit would show these differences instead of the differences between images. Neighbours within an exit do not
+    change. If all embeddings are equal, the result is 0. Raises `CorsdError` for embeddings of another shape or that are not
+    finite.
     """
     if embedding.ndim != 2:
         raise CorsdError(f"embeddings have shape {tuple(embedding.shape)}; allowed: (N, D)")
@@ -225,12 +232,13 @@ def scaled_embedding(embedding: Tensor) -> Tensor:
 def aligned_embedding(embedding: Tensor, reference: Tensor) -> Tensor:
     """Rotate (and mirror) scaled embeddings (N, D) to be as close as possible to `reference` (N, D); float32.
 
-    Returns X R, where the orthogonal R (D, D) minimises ‖X R - Y‖: R = U Vᵀ, with the singular value decomposition Xᵀ Y = U S
-    Vᵀ. The dimensions of two exits are unrelated: without this step every exit would be a separate cluster of a joint fit, and
-    positions in two exits could not be compared. Distances within an exit do not change. The rotation itself brings images
-    closer to their reference, and more so with fewer images for each dimension: for 500 images in two unrelated sets the mean
-    distance falls to 0.9, 0.75 and 0.5 of its value at D = 32, 128 and 512. Source: Schönemann 1966, orthogonal Procrustes
-    problem.
+    With X = `embedding` and Y = `reference`, returns X R, where the orthogonal R (D, D) minimises ‖X R - Y‖. R = U Vᵀ, with the
+    singular value decomposition Xᵀ Y = U S Vᵀ. The dimensions of two exits are unrelated. Without this step every exit would be
+    a separate cluster of a joint fit, and positions in two exits could not be compared. Distances within an exit do not change.
+
+    The rotation reduces the distance between an image and its reference even if the two sets are unrelated. The fewer images
+    there are for each dimension, the larger this effect is. For two unrelated sets of 500 images, the mean distance falls to
+    0.9, 0.75 and 0.5 of its value at D = 32, 128 and 512. Source: Schönemann 1966, orthogonal Procrustes problem.
     """
     u, _, v = torch.linalg.svd(embedding.float().T @ reference.float())
     return embedding.float() @ (u @ v)
@@ -241,11 +249,14 @@ def joint_projection(
 ) -> Tensor:
     """Coordinates (..., N, 2) float32 of scaled `embeddings` (..., N, D): one fit over all of them.
 
-    "pca": the two directions of largest variance, the same on all machines up to rounding; the largest loading of each
-    direction is positive. "umap" (McInnes et al. 2018, arXiv 1802.03426) preserves neighbourhoods of `neighbours` images (2 or
-    more), at a distance of at least `min_dist` in [0, 1]; the result is reproducible for a `seed` on one machine only.
-    Distances between groups that are far apart are not meaningful. Raises `CorsdError` for invalid settings, for UMAP with
-    fewer than 5 points, and if UMAP is not installed.
+    "pca" projects on the two directions of largest variance. In each direction the component of largest absolute value is
+    positive. The result is the same on all machines up to rounding.
+
+    "umap" (McInnes et al. 2018, arXiv 1802.03426) keeps the `neighbours` (2 or more) nearest points of each point close to it.
+    `min_dist` in [0, 1] is the intended smallest distance between two points. Distances between groups that are far apart are
+    not meaningful. The result is reproducible for a `seed` on one machine only.
+
+    Raises `CorsdError` for invalid settings, for UMAP with fewer than 5 points, and if UMAP is not installed.
     """
     check_choice("method of an embedding", method, PROJECTIONS)
     umap = UmapOptions(seed, neighbours, min_dist)
@@ -280,10 +291,10 @@ def _umap(points: Tensor, options: UmapOptions) -> Tensor:
 def trustworthiness(embedding: Tensor, coordinates: Tensor, neighbours: int = NEIGHBOURS) -> float:
     """Trustworthiness of a projection (N, 2) of an embedding (N, D): 1 is best, about 0.5 for random positions.
 
-    Images that are neighbours in the projection but not in the embedding lower it; the farther apart they are in the embedding,
-    the more. It is 1 - 2 / (N k (2N - 3k - 1)) · sum of max(0, r(i, j) - k) over images i and their k nearest j in the
-    projection, where j is the r(i, j)-th nearest to i in the embedding. k is `neighbours`, reduced to stay below N / 2. NaN for
-    fewer than 3 images. Source: Venna and Kaski 2001, as in scikit-learn.
+    Two images that are neighbours in the projection but not in the embedding lower the value. They lower it more if they are
+    farther apart in the embedding. The value is 1 - 2 / (N k (2N - 3k - 1)) · S. S is the sum of max(0, r(i, j) - k) over all
+    images i and their k nearest images j in the projection, where j is the r(i, j)-th nearest image to i in the embedding. k is
+    `neighbours`, reduced to stay below N / 2. NaN for fewer than 3 images. Source: Venna and Kaski 2001, as in scikit-learn.
     """
     from sklearn import manifold
 

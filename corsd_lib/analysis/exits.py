@@ -126,12 +126,12 @@ def early_exit_curve(
                     patience is smaller by 1, because it counts repetitions
 
     `macs` (K,): the cost of an image that leaves at exit k, see `cumulative_macs`. Returns one row for each threshold, in the
-    given order. The default thresholds are about 100 percentiles of the scores of all shallow exits, and one that no image
-    reaches; for patience they are 1 to K. At one end of them all images leave at exit 1, at the other all at the deepest exit
-    (with a threshold above 1 for confidence, and below 0 for entropy). Columns: threshold; accuracy (%); accuracy_drop
-    (percentage points below the deepest exit, negative if early exit is more accurate); macs (mean over images);
-    fraction.exit<k> (fraction of the images that leave at exit k, in [0, 1]). Raises `CorsdError` for an unknown rule, and if
-    logits, labels, macs and thresholds do not match.
+    given order. The default thresholds for patience are 1 to K. For the other rules they are about 100 percentiles of the
+    scores of all shallow exits, and one that no image reaches (above 1 for confidence, below 0 for entropy). With the first
+    default threshold all images leave at exit 1, with the last one all leave at the deepest exit. Columns: threshold;
+    accuracy (%); accuracy_drop (percentage points below the deepest exit, negative if early exit is more accurate); macs (mean
+    over images); fraction.exit<k> (fraction of the images that leave at exit k, in [0, 1]). Raises `CorsdError` for an unknown
+    rule, for thresholds that are not a list of numbers, and if logits, labels and macs do not match.
     """
     import pandas as pd
 
@@ -169,10 +169,10 @@ def exit_taken(logits: Sequence[Tensor], rule: str, threshold: float) -> Tensor:
 def choose_threshold(curve: pd.DataFrame, max_accuracy_drop: float = 1.0) -> float:
     """The threshold with the lowest cost among those of an `early_exit_curve` that are accurate enough.
 
-    Accurate enough means at most `max_accuracy_drop` percentage points below the deepest exit; a negative value demands more
-    accuracy than that of the deepest exit. At equal cost the most accurate threshold is chosen.
+    Accurate enough means at most `max_accuracy_drop` percentage points below the deepest exit. If `max_accuracy_drop` is
+    negative, the accuracy must be above that of the deepest exit. At equal cost the most accurate threshold is chosen.
 
-    Choose a threshold on validation images and report its results on test images: on the images that it was chosen on, the best
+    Choose a threshold on validation images and report its results on test images. On the images used for the choice, the best
     of many thresholds looks better than it is. Raises `CorsdError` if no threshold is accurate enough. Source: ours.
     """
     allowed = curve[curve["accuracy_drop"] <= max_accuracy_drop]

@@ -24,15 +24,21 @@ LABELS = ("task", "exit_ce")
 
 
 def term_gradients(run: Run, data: ImageData | None = None, batches: int = 2) -> pd.DataFrame:
-    """Gradients of each weighted loss term of a run with respect to its newest weights.
+    """Gradients of each weighted loss term of a run with respect to its newest weights, by part of the network.
 
-    They are computed on the training batches that an epoch after the last planned one would have; terms whose weight grows
-    during the training have their full weight. One row for each term of non-zero weight and each part of the network. Columns:
-    `term`; `place`, the part: "backbone", its parts "stem" and "stage 1" ..., "exit 1" ... and "relation 1" ..., shallow ->
-    deep; `norm`, the L2 norm of weight · gradient over the parameters of this part; `cosine` in [-1, 1] with the gradient of
-    the weighted cross-entropy of all exits, NaN if one of the two is zero. Both are means over `batches`. Computed in train
-    mode, in float32, on the CPU; the run is not changed. Raises `CorsdError` if `batches` is below 1, and the errors of
-    `run_data`. Source: ours.
+    The gradients are computed on `batches` training batches: the first ones of the epoch that would follow the last planned
+    one. Terms whose weight grows during the training have their full weight. The table has one row for each term of non-zero
+    weight and each part of the network. Columns:
+
+    - `term`: name of the loss term;
+    - `place`: the part of the network, shallow -> deep: "backbone", its parts "stem" and "stage 1", ..., then "exit 1", ... and
+      "relation 1", ...;
+    - `norm`: L2 norm of weight · gradient over the parameters of this part;
+    - `cosine`: cosine in [-1, 1] of this gradient with that of the weighted cross-entropy of all exits; NaN if one of the two
+      is zero.
+
+    `norm` and `cosine` are means over the batches. They are computed in train mode, in float32, on the CPU; the run is not
+    changed. Raises `CorsdError` if `batches` is below 1, and the errors of `run_data`. Source: ours.
     """
     import pandas as pd
 
@@ -59,7 +65,11 @@ def term_gradients(run: Run, data: ImageData | None = None, batches: int = 2) ->
 
 
 def _parameters_by_part(network: MultiExitNetwork, method: Method) -> dict[str, list[nn.Parameter]]:
-    """Dict name of a part -> parameters. Backbone parameters that are in no stage are the "stem", if the stages are modules."""
+    """Parameters of each part of the network, by name of the part; parts without parameters are left out.
+
+    Backbone parameters outside all stages are the "stem". If the stages have no parameters (`TimmBackbone`), there is no
+    "stem".
+    """
     backbone = list(network.backbone.parameters())
     stages = [list(stage.parameters()) for stage in network.backbone.stages]
     inside = {id(p) for stage in stages for p in stage}

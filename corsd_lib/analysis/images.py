@@ -20,8 +20,9 @@ SPLITS = ("probe", "train", "validation", "test")
 def run_images(run: Run, positions: Sequence[int], data: ImageData | None = None, split: str = "probe") -> Tensor:
     """Images as inputs of the network of a run: (N, C, H, W) float32, normalised and centre-cropped, not augmented.
 
-    `positions`: indices in `split`: "probe", the probe set of the run, or "train", "validation" or "test" of `data`, which is
-    loaded if it is not given. Raises `CorsdError` for an unknown split or image, and the errors of `run_data`.
+    `positions`: N indices of images in `split`, one or more. `split`: "probe" for the probe set of the run; "train",
+    "validation" or "test" for a split of `data`. `data` is loaded if it is not given. Raises `CorsdError` for an unknown split
+    or image, and the errors of `run_data`.
     """
     check_choice("split", split, SPLITS)
     data = run_data(run, data)

@@ -31,14 +31,14 @@ WEIGHTS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)  # weights of the prototypes that
 
 
 def relation_calibration(scores: Tensor, labels: Tensor, bins: int = 10) -> pd.DataFrame:
-    """Reliability of r_ij as P(y_i = y_j): one row for each of `bins` equal bins [low, high) of the score; the last bin
-    includes 1.
+    """Reliability diagram of relation scores as probabilities that two images are of the same class.
 
-    `scores` (N, N) in [0, 1], `labels` (N,). The ordered pairs i != j count, with a weight of one half each for all intra and
-    all inter pairs, as in `losses.relation_cross_entropy`. Columns, in %: `low` and `high`; `share`, the weight of the bin;
-    `score`, its mean score; `same`, its share of intra pairs. The last two are NaN in an empty bin. Raises `CorsdError` if
-    shapes do not match, if `bins` is below 1, and if there are no intra or no inter pairs. Source: ours, after Guo et al. 2017,
-    arXiv 1706.04599.
+    One row for each of `bins` equal bins [low, high) of the score; the last bin includes 1. `scores` (N, N) in [0, 1], `labels`
+    (N,). All ordered pairs of different images are counted. The weights of the intra pairs (same class) sum to one half, and so
+    do those of the inter pairs (different classes), as in `losses.relation_cross_entropy`. Columns, in %: `low` and `high`, the
+    edges; `share`, the weight of the bin; `score`, its mean score; `same`, its share of intra pairs. The last two are NaN in an
+    empty bin. Raises `CorsdError` if shapes do not match, if `bins` is below 1, and if there are no intra or no inter pairs.
+    Source: ours, after Guo et al. 2017, arXiv 1706.04599.
     """
     import pandas as pd
 
@@ -55,16 +55,20 @@ def relation_calibration(scores: Tensor, labels: Tensor, bins: int = 10) -> pd.D
 
 
 def relation_calibration_error(scores: Tensor, labels: Tensor, bins: int = 10) -> float:
-    """Expected calibration error of r_ij as P(y_i = y_j), in percentage points: the mean of |score - same| over the bins of
-    `relation_calibration`, weighted by share. Arguments and errors are those of `relation_calibration`.
+    """Expected calibration error (%) of relation scores as probabilities that two images are of the same class.
+
+    It is the mean of |score - same| over the bins of `relation_calibration`, weighted by share. Arguments and errors are those
+    of `relation_calibration`.
     """
     table = relation_calibration(scores, labels, bins)
     return float(((table["score"] - table["same"]).abs() * table["share"] / 100).sum())
 
 
 def _weighted_pairs(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Score, "same class" (0 or 1) and weight of the P ordered pairs i != j, each (P,) double. The weights of intra pairs sum
-    to one half, and so do those of inter pairs. Raises the same errors as `relation_calibration`.
+    """Score, "same class" (0 or 1) and weight of the P ordered pairs i != j, each (P,) double.
+
+    The weights of intra pairs (same class) sum to one half, and so do those of inter pairs (different classes). Raises
+    `CorsdError` if shapes do not match, and if there are no intra or no inter pairs.
     """
     n = len(labels)
     if scores.shape != (n, n):
@@ -99,13 +103,20 @@ def prototype_accuracy(run: Run, data: ImageData | None = None, split: str = "te
     """Top-1 accuracy (%) on `split` of each exit, of its relation to class prototypes, and of both together; one row for each
     exit.
 
-    Columns: `exit`; `classifier`, the exit alone; `relation` and `cosine`, the class whose prototype (mean embedding of its
-    training images, not augmented) is most related; `with_relation` and `with_cosine`, the class with the largest
-    log-probability of the exit + w · z, where z is the log-odds of the relation or the cosine, standardised over the classes;
-    `weight_relation` and `weight_cosine`, the best w on validation images; `macs`, the multiply-accumulates that the relation
-    adds for each image. Raises `CorsdError` for an unknown split, for a method that does not train a relation network on the
-    embeddings of every exit, for data without validation images, and for a class without training images; and the errors of
-    `run_data`. Source: ours.
+    A prototype is the mean embedding of the training images of a class, not augmented. Columns:
+
+    - `exit`: from 1 (shallowest);
+    - `classifier`: accuracy of the exit alone;
+    - `relation`, `cosine`: accuracy if the class is predicted whose prototype has the highest relation score, or the highest
+      cosine, with the image;
+    - `with_relation`, `with_cosine`: accuracy if the class with the largest log p + w · z is predicted. p is the probability
+      from the exit; z is the log-odds of the relation, or the cosine, standardised over the classes;
+    - `weight_relation`, `weight_cosine`: the w that is best on the validation images;
+    - `macs`: the multiply-accumulates that the relation adds for each image.
+
+    Raises `CorsdError` for an unknown split, for a method that does not train a relation network on the embeddings of every
+    exit, for data without validation images, and for a class without training images; and the errors of `run_data`. Source:
+    ours.
     """
     import pandas as pd
 

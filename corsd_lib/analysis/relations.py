@@ -62,9 +62,9 @@ def snapshot_scores(run: Run, epoch: int, exit: int, kind: str = "trained") -> T
     """Relation scores of all ordered pairs of the probe images after `epoch` at `exit`; (N, N) float32 in [0, 1], 1 = related.
 
     `kind` "trained": the relation networks after that epoch, or the cosine if the method has none, as in `Snapshot.relations`;
-    "cosine" and "l2": `cosine_scores` and `distance_scores` of the embeddings. Embeddings and weights are float16. Raises
-    `CorsdError` for an unknown epoch, exit or kind, and for "trained" if the relation network compares feature maps or the
-    snapshot has no relation networks.
+    "cosine" and "l2": `cosine_scores` and `distance_scores` of the embeddings. The snapshot stores the embeddings and the
+    weights of the relation networks in float16. Raises `CorsdError` for an unknown epoch, exit or kind, and for "trained" if
+    the relation network compares feature maps or the snapshot has no relation networks.
     """
     snapshot = snapshot_at(run, epoch)
     _check_exit(exit, len(snapshot.embeddings))
@@ -75,8 +75,9 @@ def class_relations(run: Run, epoch: int, exit: int, kind: str = "trained") -> T
     """Class-level relation (`relation_matrix`) after `epoch` at `exit`; (C, C) float32 in [0, 1], NaN where a pair of classes
     has no pair of images.
 
-    "trained" is the stored relation; there `exit` counts the relation networks, of which a method with a single exit may have
-    several. For "cosine" and "l2", and for the errors, see `snapshot_scores`.
+    `kind` "trained" is the relation that the snapshot stores. In this case `exit` is the number of a relation network, from 1;
+    a method with a single exit may have several of them. For "cosine" and "l2" see `snapshot_scores`. Raises `CorsdError` for
+    an unknown epoch, exit or kind.
     """
     snapshot = snapshot_at(run, epoch)
     _check_exit(exit, _relation_count(snapshot, kind))
@@ -157,9 +158,10 @@ def class_order(kind: str, matrix: Tensor | None = None, superclass_of_class: Te
     """An order of the classes for display: a permutation (C,) int64, for `matrix[order][:, order]`.
 
     `kind`: "label", 0 to C - 1; "superclass", by superclass and then by label; "cluster", the leaves of `linkage_of(matrix)`;
-    "superclass_cluster", by superclass, and within each the leaves of its own clustering. `matrix` (C, C) class-level relation,
-    for the clustered orders; `superclass_of_class` (C,) int64. Raises `CorsdError` for an unknown `kind`, if an argument that
-    it needs is missing or has a wrong shape, and the errors of `linkage_of`. Source: ours.
+    "superclass_cluster", by superclass, and within each the leaves of its own clustering. The clustered orders need the
+    class-level relation `matrix` (C, C). The superclass orders need `superclass_of_class` (C,) int64. "label" needs one of the
+    two, for the number of classes. Raises `CorsdError` for an unknown `kind`, if an argument is missing or has a wrong shape,
+    and the errors of `linkage_of`. Source: ours.
     """
     check_choice("class order", kind, CLASS_ORDERS)
     classes = _class_count(matrix, superclass_of_class)
@@ -249,11 +251,13 @@ def _check_square(matrix: Tensor) -> None:
 
 
 def same_class_auc(scores: Tensor, labels: Tensor) -> float:
-    """ROC-AUC of r_ij as a detector of y_i = y_j, over the ordered pairs i != j; in [0, 1], 0.5 is chance, ties count half.
+    """ROC-AUC of relation scores as a detector of pairs of the same class; in [0, 1], 0.5 is chance.
 
-    With P intra and Q inter pairs it is the share of the P·Q combinations of one of each whose scores are in the correct order:
-    Mann-Whitney U / (P·Q), computed exactly from ranks. `scores` (N, N), `labels` (N,). Pairs with a NaN score are left out;
-    NaN without an intra or an inter pair. Raises `CorsdError` if the shapes are wrong. Source: Hanley and McNeil 1982.
+    The pairs are all ordered pairs of different images. The result is the share of combinations of one intra pair (same class)
+    and one inter pair (different classes) in which the intra pair has the higher score; ties count half. It is Mann-Whitney U /
+    (P·Q) for P intra and Q inter pairs, computed exactly from ranks. `scores` (N, N), `labels` (N,). Pairs with a NaN score are
+    left out; NaN without an intra or an inter pair. Raises `CorsdError` if the shapes are wrong. Source: Hanley and McNeil
+    1982.
     """
     intra, inter = _intra_and_inter(scores, labels)
     p, q = int(intra.sum()), int(inter.sum())
@@ -264,12 +268,17 @@ def same_class_auc(scores: Tensor, labels: Tensor) -> float:
 
 
 def relation_contrast(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """Difference between the scores within classes and between classes.
+    """Difference between the relation scores within classes and between classes.
 
-    Keys: `intra` and `inter`: mean r_ij over the ordered pairs i != j of equal and of different labels; `margin` = intra -
-    inter, in [-1, 1] for scores in [0, 1]; `triplets`: share in [0, 1] of the triplets (i, j, k) with y_i = y_j != y_k and i !=
-    j for which r_ij > r_ik; ties count half, 0.5 is chance. `scores` (N, N), `labels` (N,). Pairs with a NaN score are left
-    out; NaN if none remain. Raises `CorsdError` if the shapes are wrong. Source: ours.
+    `scores` (N, N): r_ij of images i and j. `labels` (N,). Keys:
+
+    - `intra`: mean r_ij over the ordered pairs of different images of the same class;
+    - `inter`: mean r_ij over the ordered pairs of images of different classes;
+    - `margin`: intra - inter, in [-1, 1] for scores in [0, 1];
+    - `triplets`: share in [0, 1] of the triplets (i, j, k) with r_ij > r_ik, where j is another image of the class of i, and k
+      is an image of a different class. Ties count half; 0.5 is chance.
+
+    Pairs with a NaN score are left out; NaN if none remain. Raises `CorsdError` if the shapes are wrong. Source: ours.
     """
     intra, inter = _intra_and_inter(scores, labels)
     means = [scores[mask].double().mean().item() for mask in (intra, inter)]
@@ -299,9 +308,9 @@ def relation_quality(run: Run, epoch: int, kind: str = "trained") -> pd.DataFram
 
 
 def _intra_and_inter(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Masks (N, N) of the intra pairs i != j and of the inter pairs, without pairs whose score is NaN.
+    """Masks (N, N) of the intra pairs (same class, i != j) and of the inter pairs (different classes).
 
-    Raises `CorsdError` if the shapes are wrong.
+    Pairs whose score is NaN are in neither. Raises `CorsdError` if the shapes are wrong.
     """
     n = len(labels)
     if scores.shape != (n, n):
@@ -339,8 +348,8 @@ def superclass_lift(matrix: Tensor, superclass_of_class: Tensor) -> float:
     """Mean relation of two different classes of the same superclass, divided by the mean for classes of different superclasses.
 
     `matrix` (C, C) in [0, 1], `superclass_of_class` (C,). At least 0; 1 if the relation does not depend on superclasses, above
-    1 if classes of one superclass are more related. NaN entries are left out. NaN if there is no pair of one of the two kinds.
-    Raises `CorsdError` if the relation is not square or has another number of classes. Source: ours.
+    1 if classes of one superclass are more related. NaN entries are left out. NaN if there is no pair within superclasses, or
+    none between them. Raises `CorsdError` if the matrix is not square or the lengths of the two arguments differ. Source: ours.
     """
     _class_count(matrix, superclass_of_class)
     related = superclass_of_class[:, None] == superclass_of_class[None, :]
@@ -353,9 +362,9 @@ def attribute_agreement(matrix: Tensor, attributes: Tensor) -> float:
     """Spearman correlation of the relation of two classes with the cosine of their attribute vectors, over pairs of classes.
 
     `matrix` (C, C), symmetrised; `attributes` (C, A), as `ImageData.attributes`. In [-1, 1]; 1 if classes with similar
-    attributes are related. Pairs with NaN and classes without attributes are left out. NaN if the relation or the similarity of
-    the attributes is constant. Raises `CorsdError` if the relation is not square or has another number of classes. Source:
-    ours.
+    attributes are related. Pairs with a NaN relation and classes whose attributes are all 0 are left out. NaN if the relation
+    or the similarity of the attributes is constant. Raises `CorsdError` if the matrix is not square or the lengths of the two
+    arguments differ. Source: ours.
     """
     if len(attributes) != len(matrix):
         raise CorsdError(f"attributes has {len(attributes)} classes, the relation has {len(matrix)}; allowed: the same number")
@@ -367,9 +376,10 @@ def attribute_agreement(matrix: Tensor, attributes: Tensor) -> float:
 def confusion_agreement(matrix: Tensor, logits: Tensor, labels: Tensor) -> float:
     """Spearman correlation of the relation of two classes with their rate of confusion, over pairs of classes; in [-1, 1].
 
-    The confusion of c and d is the mean of two shares: of images of c that are predicted as d, and of d as c. `matrix` (C, C),
-    symmetrised; `logits` (N, C), `labels` (N,). Classes without an image are left out. NaN if the relation or the confusion is
-    constant; if no image is misclassified, the confusion is. Raises `CorsdError` if the shapes are wrong. Source: ours.
+    The confusion of classes c and d is the mean of two shares: the share of images of c that are predicted as d, and the share
+    of images of d that are predicted as c. `matrix` (C, C), symmetrised; `logits` (N, C), `labels` (N,). Classes without an
+    image are left out. NaN if the relation or the confusion is the same for all pairs; an example is that no image is
+    misclassified. Raises `CorsdError` if the shapes are wrong. Source: ours.
     """
     classes = len(matrix)
     if logits.shape != (len(labels), classes):
@@ -387,10 +397,16 @@ def confusion_agreement(matrix: Tensor, logits: Tensor, labels: Tensor) -> float
 def relation_agreement(run: Run, epoch: int, kind: str = "trained", attributes: Tensor | None = None) -> pd.DataFrame:
     """Agreement of `class_relations` with superclasses, confusions and attributes, one row for each exit.
 
-    Columns: epoch, exit, kind; superclass_lift, confusion_agreement and, with `attributes` (C, A) as in `ImageData`,
-    attribute_agreement, each the result of the function of that name; superclass_auc, `same_class_auc` of classes and
-    superclasses, which unlike the lift can be compared between scores with different offsets. Confusions are those of the probe
-    images at the same exit, or at the deepest exit for the relation of a stage without an exit. Raises the same errors as
+    Columns:
+
+    - `epoch`, `exit`, `kind`;
+    - `superclass_lift` and `confusion_agreement`: the results of the functions of these names;
+    - `superclass_auc`: `same_class_auc` of the class-level relation, with superclasses as labels. Unlike the lift, it can be
+      compared between scores with different offsets;
+    - `attribute_agreement`, only if `attributes` (C, A) as in `ImageData` are given: the result of this function.
+
+    Confusions are those of the probe images at the same exit. If the number of relations differs from that of the exits, as for
+    relations of stages without an exit, the confusions are those at the deepest exit. Raises the same errors as
     `class_relations`.
     """
     import pandas as pd

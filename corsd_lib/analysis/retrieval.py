@@ -60,9 +60,9 @@ def recall_at_1(scores: Tensor, labels: Tensor) -> float:
 
 
 def r_precision(scores: Tensor, labels: Tensor) -> float:
-    """Mean share (%) of images of the query's class among its R highest-scored other images.
+    """Mean share (%) of images of the query's class among the R images with the highest scores.
 
-    Arguments, ties and errors as in `retrieval_metrics`.
+    R is the number of other images of the query's class. Arguments, ties and errors as in `retrieval_metrics`.
     """
     return retrieval_metrics(scores, labels)["r_precision"]
 
@@ -75,11 +75,16 @@ def map_at_r(scores: Tensor, labels: Tensor) -> float:
 def retrieval_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
     """recall_at_1, r_precision and map_at_r (%) of scores (N, N) for labels (N,), each image a query against all others.
 
-    R is the number of other images of the query's class. R-precision is the share of that class among the R highest scores;
-    MAP@R is 1/R · sum of P(k) over the ranks k <= R with an image of the class, where P(k) is the share of the class among the
-    first k. Means over the queries that have another image of their class; NaN if there are none. If scores are equal, a metric
-    is its mean over all orders of them, so that it does not depend on the order of the images. Raises `CorsdError` if the
-    shapes are wrong and for NaN scores. Source: Musgrave et al. 2020, arXiv 2003.08505; the rule for ties is ours.
+    R is the number of other images of the query's class. For one query the metrics are:
+
+    - `recall_at_1`: 1 if the image with the highest score is of the query's class, else 0;
+    - `r_precision`: the share of images of the query's class among the R images with the highest scores;
+    - `map_at_r`: 1/R · sum of P(k) over the ranks k <= R with an image of the query's class, where P(k) is the share of images
+      of this class among the first k.
+
+    The result has their means over the queries with R > 0; NaN if there are none. Images with equal scores have no defined
+    order: each metric is averaged over all their orders. Raises `CorsdError` if the shapes are wrong and for NaN scores.
+    Source: Musgrave et al. 2020, arXiv 2003.08505; the rule for ties is ours.
     """
     n = len(labels)
     if scores.shape != (n, n):
@@ -132,9 +137,10 @@ def _query_metrics(scores: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
 def _expected_precision(scores: Tensor, same: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """Expected rel(k) · P(k) and expected rel(k), over all orders of equal scores, for ranks k = 1..`most`: each (Q, most).
 
-    `scores` (Q, M) in descending order, `same` (Q, M): rel(k), 1 if the image at rank k is of the query's class, else 0. In a
-    group of g equal scores of which s are of the class, each position is of the class with probability s/g; given that, each
-    earlier position of the group is of the class with probability (s - 1)/(g - 1).
+    `same` (Q, M) has rel(k): 1 if the image at rank k is of the query's class, else 0. P(k) is the mean of rel(1) to rel(k).
+    `scores` (Q, M) are in descending order. Take a group of g equal scores of which s are of the class. Each position in the
+    group is of the class with probability s/g. If it is, each earlier position of the group is of the class with probability
+    (s - 1)/(g - 1).
     """
     new = torch.ones_like(scores, dtype=torch.bool)
     new[:, 1:] = scores[:, 1:] != scores[:, :-1]

@@ -81,13 +81,19 @@ def embedding_structure(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def scatter(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
-    """Traces of the scatter matrices of embeddings (N, D) with labels (N,), all >= 0 and in units of the embedding squared.
+    """Traces of the scatter matrices of embeddings (N, D) with labels (N,), and the fraction of the variance between classes.
 
-    Keys: `within` = 1/N Σ_i |x_i - μ_y(i)|², `between` = Σ_c n_c/N |μ_c - μ|², `total` = within + between = 1/N Σ_i |x_i - μ|²,
-    and `between_fraction` = between / total in [0, 1]: the fraction of the variance that the classes explain, 1 if every class
-    is one point; it does not depend on the scale of the embeddings. Random labels give (C - 1) / (N - 1) on average, which is
-    far from 0 with few images in each class. NaN if total is 0. Raises `CorsdError` if the shapes are wrong. Source: Fukunaga
-    1990, chapter 10.
+    μ is the mean of all embeddings, μ_c that of the n_c embeddings of class c. The traces are >= 0 and in units of the
+    embedding squared. Keys:
+
+    - `within` = 1/N Σ_i |x_i - μ_y(i)|²;
+    - `between` = Σ_c n_c/N |μ_c - μ|²;
+    - `total` = within + between = 1/N Σ_i |x_i - μ|²;
+    - `between_fraction` = between / total in [0, 1]: the fraction of the variance that the classes explain. It is 1 if every
+      class is one point, and does not depend on the scale of the embeddings. Random labels give (C - 1) / (N - 1) on average,
+      which is far from 0 with few images in each class. NaN if total is 0.
+
+    Raises `CorsdError` if the shapes are wrong. Source: Fukunaga 1990, chapter 10.
     """
     x, y, counts = _grouped(embeddings, labels)
     tr_within, tr_between = (part.square().sum().item() for part in _deviations(x, y, counts))
@@ -138,11 +144,11 @@ def nearest_mean_accuracy(embeddings: Tensor, labels: Tensor) -> float:
 def variance_collapse(embeddings: Tensor, labels: Tensor) -> float:
     """NC1 = Tr(S_W S_B⁺) / C of embeddings (N, D) with labels (N,): >= 0, and 0 if every class is a point.
 
-    S_W = 1/N Σ_i (x_i - μ_y(i))(x_i - μ_y(i))ᵀ, S_B = Σ_c n_c/N (μ_c - μ)(μ_c - μ)ᵀ, and ⁺ is the pseudo-inverse. So the
-    variance within classes counts only along the directions in which class means differ, relative to the spread of the means
-    there. With few images in each class even the class means of noise differ: compare with the value for random labels. NaN if
-    the means are equal and for embeddings that are not finite. Raises `CorsdError` if the shapes are wrong. Source: Papyan, Han
-    and Donoho 2020, arXiv 2008.08186, for classes of equal size.
+    S_W = 1/N Σ_i (x_i - μ_y(i))(x_i - μ_y(i))ᵀ, S_B = Σ_c n_c/N (μ_c - μ)(μ_c - μ)ᵀ, and ⁺ is the pseudo-inverse. NC1 is the
+    variance within classes relative to the variance of the class means, in the directions in which class means differ. If
+    classes have few images, class means differ even for random embeddings: compare with the value for random labels. NaN if the
+    means are equal and for embeddings that are not finite. Raises `CorsdError` if the shapes are wrong. Source: Papyan, Han and
+    Donoho 2020, arXiv 2008.08186, for classes of equal size.
     """
     x, y, counts = _grouped(embeddings, labels)
     if not x.isfinite().all():
@@ -158,12 +164,13 @@ def variance_collapse(embeddings: Tensor, labels: Tensor) -> float:
 
 
 def mean_angles(embeddings: Tensor, labels: Tensor) -> dict[str, float]:
-    """Angles between the class means of embeddings (N, D) with labels (N,), seen from the mean of the class means; NC2.
+    """Angles between the class means of embeddings (N, D) with labels (N,), seen from the mean of the class means.
 
-    Keys: `mean_cosine` and `cosine_deviation`, mean and population standard deviation of the cosines over the pairs of classes;
-    `simplex_gap`, the mean of |cosine + 1/(C - 1)|, in [0, 2]: 0 if the means form a simplex, in which C directions are as far
-    apart as possible. In many dimensions the class means of noise are close to a simplex too: compare with random labels. A
-    mean at the centre has no direction and is left out. NaN without a pair and for embeddings that are not finite. Raises
+    This is the property NC2 of neural collapse. Keys: `mean_cosine` and `cosine_deviation`, mean and population standard
+    deviation of the cosines over the pairs of classes; `simplex_gap`, the mean of |cosine + 1/(C - 1)|, in [0, 2]. The gap is 0
+    if the means form a simplex: every two of the C directions have the same, largest possible angle. In many dimensions the
+    class means of random embeddings are close to a simplex too: compare with random labels. A class mean that equals the mean
+    of the class means has no direction and is left out. NaN without a pair and for embeddings that are not finite. Raises
     `CorsdError` if the shapes are wrong. Source: Papyan, Han and Donoho 2020, arXiv 2008.08186, figures 3 and 4.
     """
     x, y, counts = _grouped(embeddings, labels)
@@ -258,7 +265,7 @@ def _means(x: Tensor, y: Tensor, counts: Tensor) -> Tensor:
 
 
 def _deviations(x: Tensor, y: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """W (N, D) and B (C, D) of centred embeddings (N, D), such that WᵀW = S_W and BᵀB = S_B."""
+    """W (N, D) and B (C, D) of centred embeddings (N, D), such that WᵀW = S_W and BᵀB = S_B of `variance_collapse`."""
     means = _means(x, y, counts)
     within = (x - means[y]) / len(x) ** 0.5
     return within, means * (counts.double() / len(x)).sqrt()[:, None]

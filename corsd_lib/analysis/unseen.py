@@ -40,13 +40,16 @@ def unseen_class_report(
 ) -> pd.DataFrame:
     """Retrieval and few-shot accuracy of the newest weights of a run on the classes that were held out of its training.
 
-    One row for each exit and score: "cosine" and "euclidean" of the exit's embeddings, and "relation", the score of its
-    relation network, if the method trains one on embeddings. Columns, in %: `recall_at_1`, `map_at_r`, `r_precision` (see
-    `retrieval_metrics`), with each image as a query against all others; `one_shot` and `five_shot`, the mean accuracy over 600
-    episodes, each with 1 or 5 examples and 15 queries of each of 5 classes (all if fewer are held out); `one_shot_half` and
-    `five_shot_half`, half the width of their 95 % confidence intervals. Few-shot columns are NaN if classes have too few
-    images. `images`: "test", or "all", train and test together, as is usual for CUB-200-2011. The images are loaded if `data`
-    is not given. Raises `CorsdError` for unknown `images` and for data without held-out classes, and the errors of `run_data`.
+    One row for each exit and score. The scores are "cosine" and "euclidean" of the exit's embeddings, and "relation", the score
+    of its relation network, if the method trains one on embeddings. Columns, in %:
+
+    - `recall_at_1`, `map_at_r`, `r_precision`: see `retrieval_metrics`, with each image as a query against all others;
+    - `one_shot`, `five_shot`: mean accuracy over 600 episodes. An episode has 5 classes, or all if fewer are held out; each
+      class has 1 or 5 examples and 15 queries. NaN if too few classes have this number of images;
+    - `one_shot_half`, `five_shot_half`: half the width of the 95 % confidence intervals of these means.
+
+    `images`: "test", or "all" for train and test together, as is usual for CUB-200-2011. The images are loaded if `data` is not
+    given. Raises `CorsdError` for unknown `images` and for data without held-out classes, and the errors of `run_data`.
     """
     import pandas as pd
 

@@ -1,4 +1,4 @@
-"""Integrated gradients and Grad-CAM of a score, with frozen copies of networks, baselines and argument checks."""
+"""Integrated gradients and Grad-CAM of a score; also baselines, frozen copies of networks, and checks of arguments."""
 
 from __future__ import annotations
 

@@ -42,10 +42,10 @@ def attribute_exit(
     (C, H, W), normalised. Methods:
 
     - "integrated_gradients": (x - x') * mean gradient of f at `steps` points on the line from x' to x. Its sum over the pixels
-      is f(x) - f(x') (Sundararajan et al., arXiv 1703.01365, equation 1). The `baseline` x' is "mean" (the mean colour, 0 once
-      normalised), "black" (needs `normalise`, the function that made the image from pixels 0 to 255) or "blur".
-    - "grad_cam": sum over channels of activation * mean gradient on the feature map of the exit's stage, without its last ReLU,
-      upsampled (arXiv 1610.02391, equations 1 and 2).
+      approximates f(x) - f(x') (Sundararajan et al., arXiv 1703.01365, equation 1). The `baseline` x' is "mean" (the mean
+      colour, 0 once normalised), "black" (needs `normalise`, the function that made the image from pixels 0 to 255) or "blur".
+    - "grad_cam": sum over channels of activation * mean gradient on the feature map of the exit's stage, upsampled (arXiv
+      1610.02391, equations 1 and 2). The ReLU of equation 2 is left out, so that negative values remain.
 
     Raises `CorsdError` for an invalid exit, class, method, baseline, number of steps or image, and `MissingPackage` if captum
     is not installed.
@@ -88,13 +88,23 @@ def attribute_pair(
     """Attribute the relation score r_ab at `exit` (1 = shallowest) to the pixels of both images, a and b; one map for each.
 
     `relations`: the relation networks of a method, `run.method().relation_networks()`, one for each stage or exit; "cosine" or
-    "l2" for a method without them. The score f(a, b) of a trained relation is its logit, because the sigmoid saturates near 0
-    and 1. For "cosine" it is the cosine, for "l2" the negative distance, without the scale of the batch. Trained scores are not
-    symmetric: the maps of (b, a) may differ. "integrated_gradients" goes from both baselines to both images at once: the two
-    maps together sum to f(a, b) - f(a', b'), with the baselines a' and b', and share one completeness gap. If both baselines
-    are equal, f(a', b') may be the maximum of f, and the sum is then negative; `baseline_score` is f(a', b'). "grad_cam" takes
-    one image at a time with the other's embedding fixed. Other arguments as in `attribute_exit`. Raises the same errors, and
-    `CorsdError` for images of different shapes and for relations that are none of these. Source of the method for pairs: ours.
+    "l2" for a method without them. If there is one for each stage, `exit` is the number of the stage. The attributed score
+    f(a, b) is:
+
+    - for a relation network its logit, because the sigmoid saturates near 0 and 1. In general f(b, a) differs from f(a, b), and
+      so do the maps;
+    - for "cosine" the cosine of the embeddings;
+    - for "l2" the negative distance of the embeddings, not divided by the mean distance in a batch.
+
+    Methods:
+
+    - "integrated_gradients": the path goes from both baselines a' and b' to both images at once. The two maps together sum to
+      about f(a, b) - f(a', b') and share one completeness gap. `baseline_score` is f(a', b'). If both baselines are equal,
+      f(a', b') may be the maximum of f; then the sum is negative.
+    - "grad_cam": one image at a time, while the embedding of the other is fixed.
+
+    Other arguments as in `attribute_exit`. Raises the errors of `attribute_exit`, and `CorsdError` for images of different
+    shapes and for any other `relations`. Source of the method for pairs: ours.
     """
     check_request(method, baseline, steps)
     a, b = image_batch(network, image_a), image_batch(network, image_b)
@@ -124,8 +134,10 @@ def _pair_parts(
 ) -> tuple[Stage, Callable[[Tensor], Tensor], Score, str]:
     """The parts of the score of a pair: (stage, head, compare, name).
 
-    `stage` maps images to a feature map, `head` a feature map to the input of the relation, and `compare` the inputs of the
-    first and of the second images of n pairs to scores (n,). `name` is the name of the score.
+    - `stage` maps images to a feature map.
+    - `head` maps a feature map to the input of the relation.
+    - `compare` maps two such inputs, of the first and of the second images of n pairs, to scores (n,).
+    - `name` is the name of the score.
     """
     relation = _relation_at(network, relations, exit)
     if isinstance(relation, MapRelation):  # there is one for each stage, with or without an exit
@@ -136,8 +148,9 @@ def _pair_parts(
 
 
 def _relation_at(network: MultiExitNetwork, relations: Sequence[nn.Module] | nn.ModuleList | str, exit: int) -> nn.Module:
-    """Frozen copy of the relation network at `exit`, or the handcrafted relation if `relations` is its name. Raises
-    `CorsdError` for an unknown name or exit and for networks of another class.
+    """Frozen copy of the relation network at `exit`, or the handcrafted relation if `relations` is its name.
+
+    Raises `CorsdError` for an unknown name or exit, for networks of an unknown type, and if there are none.
     """
     if isinstance(relations, str):
         check_choice("relation", relations, HANDCRAFTED)

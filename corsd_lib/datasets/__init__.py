@@ -59,9 +59,9 @@ def load_dataset(
 ) -> ImageData:
     """Load a data set by name, one of `DATASETS`, from `root` (default: $CORSD_DATA, else "data").
 
-    A relative PATH in folder:PATH and npz:PATH is relative to `root` if that is given, else to the working directory. Images
-    are uint8 in 0..255, in memory as (N, C, H, W), or streamed from files if they are too large (imagenet, large folders).
-    Options:
+    A relative PATH in folder:PATH and npz:PATH is searched in `root`, if that is given, and then in the working directory.
+    Images are uint8 in 0..255, in memory as (N, C, H, W), or streamed from files if they are too large (imagenet, large
+    folders). Options:
 
     - `per_class`: number of images of each class to train on, chosen at random from the training images after the validation
       split is taken off;
@@ -71,9 +71,9 @@ def load_dataset(
     - `seed`: chooses the images of `validation_fraction` and `per_class`;
     - `image_size`: side in pixels of the input of the network, by default that of the data set;
     - `crop_to_box` (cub200): crop to the bird;
-    - `hold_out_classes`: number of classes that are removed from all splits before anything else is chosen. With all their
-      images they are `unseen` of the result. `hold_out`, one of `HOLD_OUT`, and `hold_out_seed` choose them, see
-      `datasets.holdout`;
+    - `hold_out_classes`: number of classes that are removed from all splits before anything else is chosen. The field `unseen`
+      of the result has these classes with all their images. `hold_out`, one of `HOLD_OUT`, and `hold_out_seed` determine which
+      classes these are, see `datasets.holdout`;
     - `download` (cifar10, cifar100, cub200): download missing files.
 
     Mean and standard deviation are those of the full train split. Remarks on how the files were read are in `notices` of the
@@ -138,9 +138,10 @@ def _readable(name: str) -> Iterator[None]:
 
 
 def _user_path(path: str, root: str | Path | None) -> Path:
-    """The folder or file of folder:PATH or npz:PATH; a relative `path` is relative to `root` or the working directory.
+    """The folder or file of folder:PATH or npz:PATH.
 
-    If it does not exist, raises CorsdError with the paths that were searched.
+    A relative `path` is searched in `root`, if that is given, and then in the working directory. If it is in neither, raises
+    CorsdError with the paths that were searched. An absolute path is not checked.
     """
     own = _expand_home("data set", path)
     if own.is_absolute():

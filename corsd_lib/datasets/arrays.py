@@ -27,9 +27,9 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard de
 class ImageArrays:
     """Images of one split in memory.
 
-    `images` uint8 (N, C, H, W), values 0..255; `labels` int64 (N,); `index` int64 (N,), the index of each image in the official
-    order of its split, which `subset` keeps. `names`: N file names, as in `ImageFiles`, or empty for images that are not files.
-    Raises CorsdError if a dtype or a shape is wrong.
+    `images` uint8 (N, C, H, W), values 0..255. `labels` int64 (N,). `index` int64 (N,): the index of each image in the official
+    order of the complete split; in a `subset` each image keeps its index. `names`: N file names, as in `ImageFiles`, or empty
+    for images that are not files. Raises CorsdError if a dtype or a shape is wrong.
     """
 
     images: Tensor
@@ -221,7 +221,8 @@ class ImageData:
 def channel_statistics(images: Tensor) -> Statistics:
     """Mean and population standard deviation of pixels / 255 by channel; images uint8 (N, C, H, W), N > 0.
 
-    The sums are exact, because they are sums of whole numbers in float64.
+    The deviation is at least 1/255, so that a constant channel can be normalised. The sums are exact, because they are sums of
+    whole numbers in float64.
     """
     # One thread of numpy, because memory bandwidth is the limit, and threads of torch slow each other down on shared cores.
     total = np.zeros(images.shape[1])

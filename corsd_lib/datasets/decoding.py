@@ -53,8 +53,9 @@ def image_sizes(paths: Sequence[str]) -> list[tuple[int, int]]:
 def read_squares(paths: Sequence[str], side: int, boxes: Sequence[Box] | None = None, *, label: str = "decoding") -> Tensor:
     """Decode files to squares uint8 (N, 3, side, side), in several threads.
 
-    `boxes`: one for each file; the square around it is cut out (`square_around`), without boxes the largest centre square.
-    `label` names the progress bar. Raises CorsdError for the first file that cannot be read, and if there is not enough memory.
+    `boxes`: one for each file; the square around the box is cut out (`square_around`). If `boxes` is None, the largest centre
+    square is cut out. `label` names the progress bar. Raises CorsdError for the first file that cannot be read, and if there is
+    not enough memory.
     """
     check_memory(f"{len(paths):,} images of {side}x{side} pixels take", len(paths) * 3 * side**2)
     squares = np.empty((len(paths), 3, side, side), dtype=np.uint8)
@@ -75,11 +76,11 @@ def read_squares(paths: Sequence[str], side: int, boxes: Sequence[Box] | None = 
 
 
 def square_around(box: Box, width: int, height: int) -> Box:
-    """The square around a box w x h in an image of width x height pixels: its side is max(w, h) * 8/7, and it is moved into the
-    image.
+    """The square of side max(w, h) * 8/7 around a box w x h in an image of width x height pixels.
 
-    A square that is larger than the image is cut to it. The whole box is always visible; unless the square was cut, it lies in
-    the inner 7/8 of the square, which a centre crop keeps.
+    The square is centred on the box. If it extends beyond the image, it is moved inside; if it is larger than the image, it is
+    cut to the image. The square contains all of the box that lies in the image. If the square was neither moved nor cut, the
+    box lies in the inner 7/8 of the square, which a centre crop keeps.
     """
     left, top, right, bottom = box
     side = max(right - left, bottom - top) * MARGIN
@@ -120,8 +121,9 @@ def _read_square(path: str, side: int, box: Box | None) -> np.ndarray:
 
 
 def _check_box(path: str, box: Box | None, width: int, height: int) -> None:
-    """Raise `CorsdError` if the box has no pixel in common with the image. A box may extend beyond the edge; the caller clips
-    it.
+    """Raise `CorsdError` if the box has no pixel in common with the image.
+
+    A box may extend beyond the edge, because `square_around` returns a square inside the image.
     """
     if box is not None and not (box[0] < width and box[1] < height and box[2] > 0 and box[3] > 0):
         edges = ", ".join(f"{edge:g}" for edge in box)

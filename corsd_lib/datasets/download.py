@@ -60,9 +60,9 @@ def unpacked(archive: Path) -> Iterator[Path]:
     """Unpack a tar file into a temporary folder beside it, and yield the folder, which is deleted after the context.
 
     Only one process at a time unpacks into a folder, others wait; remains of a killed process are removed. An archive with
-    members outside the folder is refused: by tarfile's "data" filter (PEP 706), and before Python 3.11.4, which introduced it,
-    by allowing only files and folders inside. Raises CorsdError for such an archive, and for a corrupt one, which is renamed to
-    `<archive>.corrupt`.
+    members outside the folder is refused by tarfile's "data" filter (PEP 706). Before Python 3.11.4, which introduced this
+    filter, only files and folders inside are allowed. Raises CorsdError for an archive that is refused, and for a corrupt one,
+    which is renamed to `<archive>.corrupt`.
     """
     with _writing(archive), locked(archive.parent, wait=math.inf), contextlib.ExitStack() as stack:
         if is_locked(archive.parent):  # False on a system without locks, where another process may use the folder
@@ -150,9 +150,10 @@ def _fetch_rest(url: str, part: Path, size: int | None) -> bool:
 
 
 def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
-    """Where in the file a response begins, in bytes, and the size of the file; None for a size that the server does not send.
+    """Start of a response in the file, in bytes, and size of the file in bytes.
 
-    The position is 0 if the server ignored the Range header, and -1 if it cannot be read.
+    The start is 0 if the server ignored the Range header, and -1 if the Content-Range header cannot be parsed. The size is
+    None if the server does not send it.
     """
     length = response.headers.get("Content-Length")
     if response.status != HTTPStatus.PARTIAL_CONTENT:

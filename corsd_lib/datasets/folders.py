@@ -43,9 +43,10 @@ class Parts(NamedTuple):
 def load_imagenet(root: Path, image_size: int | None) -> ImageData:
     """ImageNet in torchvision's folder layout: train/<wnid> and val/<wnid> in `<root>/imagenet` or `<root>`.
 
-    Images are streamed from files, with the usual mean and std; `image_size` is 224 by default. Class names are English words
-    if torchvision's meta.bin exists or all thousand classes are present, else the names of the folders. Raises CorsdError if
-    the folders are missing, have no images or differ, and for an invalid meta.bin.
+    Images are streamed from files, with the usual mean and std of ImageNet; `image_size` is 224 by default. Class names are
+    English words if torchvision's meta.bin exists or all thousand classes are present, else the names of the folders. Raises
+    CorsdError if train/ or val/ is missing, if their class folders differ, if a class has no images, and for an invalid
+    meta.bin.
     """
     folder = next((f for f in (root / "imagenet", root) if (f / "train").is_dir() and (f / "val").is_dir()), None)
     if folder is None:
@@ -68,11 +69,12 @@ def load_folder(name: str, folder: Path, image_size: int | None, test_fraction: 
     validation split; `load_dataset` ignores it if `validation_fraction` is given. A folder that has only class folders is
     split: about `test_fraction` of each class (0.2 by default) is the test set, see `split_classes`.
 
-    If the centre squares (side 8/7 of `image_size`) of all images fit into `MEMORY_LIMIT` bytes, they are kept in memory, with
-    their own statistics. Otherwise images are streamed from files, with the statistics of ImageNet, and random crops are taken
-    from the whole image. Orientation tags (EXIF) are not applied, as in torchvision. Raises CorsdError for missing folders, two
-    folders that mean the same split, splits with different classes, fewer than two classes, a class without images or with too
-    few to split, an image that cannot be read, and a `test_fraction` for a folder that has a split.
+    The images of all splits are kept in memory if they fit into `MEMORY_LIMIT` bytes as centre squares with a side of 8/7 of
+    `image_size`. Mean and standard deviation are then those of the training split. Otherwise images are streamed from files,
+    mean and standard deviation are those of ImageNet, and random crops are taken from the whole image. Orientation tags (EXIF)
+    are not applied, as in torchvision. Raises CorsdError for missing folders, two folders that mean the same split, splits with
+    different classes, fewer than two classes, a class without images or with too few to split, an image that cannot be read,
+    and a `test_fraction` for a folder that has a split.
     """
     parts = _parts(folder, test_fraction)
     side = image_size or 64
@@ -123,10 +125,10 @@ def split_classes(folder: Path, fraction: float) -> Parts:
     """Split a folder that has only class folders into a training and a test split.
 
     An image is in the test set if a hash of its name "class/file" and `SPLIT_SEED` is below `fraction`, in (0, 1). The split of
-    an image never depends on the training seed. About `fraction` of the images of a class are in the test set; the larger the
-    class, the closer to it. Both splits have at least one image of each class: if the hash leaves a split without one, it gets
-    the image with the nearest hash. Otherwise the split of an image does not depend on other images. Raises CorsdError for a
-    class with fewer than two images. Source: ours.
+    an image never depends on the training seed. About `fraction` of the images of a class are in the test set; the share
+    is closer to `fraction` in larger classes. Both splits have at least one image of each class: a split that would have none
+    gets the image whose hash is nearest to `fraction`. In all other cases the split of an image does not depend on other
+    images. Raises CorsdError for a class with fewer than two images. Source: ours.
     """
     names = class_folders(folder)
     whole, notices = list_images(folder, names)
@@ -142,7 +144,7 @@ def split_classes(folder: Path, fraction: float) -> Parts:
 def _held_out(listing: Listing, fraction: float) -> set[int]:
     """Indices of the files of a listing whose hash is below `fraction`.
 
-    Of each class, which has two files or more, at least one is included and at least one is not.
+    Every class must have at least two files. At least one file of each class is included, and at least one is left out.
     """
     of_class: dict[int, list[tuple[float, int]]] = {}
     for row, (name, label) in enumerate(zip(listing.names, listing.labels, strict=True)):
@@ -172,8 +174,9 @@ def _enlarged_notice(paths: Sequence[str], side: int) -> tuple[str, ...]:
 def image_data(
     name: str, train: Split, test: Split, validation: Split | None, class_names: tuple[str, ...], side: int
 ) -> ImageData:
-    """A data set of image folders. Mean and standard deviation are those of the training split if in memory, else those of
-    ImageNet.
+    """A data set of image folders.
+
+    Mean and standard deviation are those of the training split if its images are in memory, else those of ImageNet.
     """
     usual = (IMAGENET_MEAN, IMAGENET_STD)
     mean, std = channel_statistics(train.images) if isinstance(train, ImageArrays) else usual
@@ -192,9 +195,10 @@ def _in_memory(listing: Listing, stored: int) -> Split:
 
 
 def _imagenet_names(folder: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
-    """Class names for WordNet ids such as n01440764: from torchvision's meta.bin, or the usual names of the thousand classes.
+    """Class names for WordNet ids such as n01440764.
 
-    Else the ids themselves. Raises CorsdError for an invalid meta.bin.
+    They come from torchvision's meta.bin if it exists, else from torchvision's list if there are exactly 1,000 ids. In all
+    other cases the ids are returned. Raises CorsdError for an invalid meta.bin.
     """
     meta = folder / "meta.bin"
     if meta.is_file():
@@ -208,9 +212,9 @@ def _imagenet_names(folder: Path, wnids: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _class_names_by_wordnet_id(meta: Path) -> Mapping[str, Sequence[str]]:
-    """Dict WordNet id -> class names from torchvision's meta.bin, a pair of this dict and the ids of the validation images.
+    """Read the dict WordNet id -> class names from torchvision's meta.bin.
 
-    Raises `CorsdError` if the file is not such a pair.
+    The file contains a pair: this dict, and the ids of the validation images. Raises `CorsdError` if it does not.
     """
     try:
         words, _ = torch.load(meta, weights_only=True)

@@ -14,13 +14,18 @@ HOLD_OUT = ("random", "last", "superclasses")
 
 
 def split_classes(data: ImageData, count: int, how: str = "random", seed: int = 0) -> ImageData:
-    """A copy of `data` without `count` of the C classes; these are its field `unseen`. 2 <= `count` <= C - 2.
+    """A copy of `data` without `count` of its C classes; the field `unseen` of the copy contains the held-out classes.
 
-    `how`: "random", chosen with `seed`, where a larger `count` includes the classes of a smaller one; "last", the last labels,
-    as usual for CUB-200-2011; "superclasses", whole superclasses, chosen with `seed`. In the result and in `unseen` labels and
-    superclasses are renumbered and keep their order. Mean and standard deviation stay those of the full train split. Raises
-    `CorsdError` for a count out of range, for "superclasses" unless all have the same size and it divides `count`, and if the
-    held-out classes have no test image or all validation images.
+    `count` is at least 2 and at most C - 2. `how` is the choice of the held-out classes:
+
+    - "random": chosen with `seed`; for the same seed a larger `count` includes the classes of a smaller one;
+    - "last": those with the largest labels, as usual for CUB-200-2011;
+    - "superclasses": whole superclasses, chosen with `seed`.
+
+    In the copy and in `unseen`, labels and superclasses are renumbered and keep their order. Mean and standard deviation stay
+    those of the full train split. Raises `CorsdError` for an unknown `how`, for a `count` out of range, and if no test image
+    or every validation image is of a held-out class. For "superclasses" all superclasses must have the same size above 1, and
+    `count` must be a multiple of it, else `CorsdError` is raised too.
     """
     if not 2 <= count <= data.num_classes - 2:
         most = data.num_classes - 2
@@ -59,7 +64,7 @@ def _classes_to_hold_out(data: ImageData, count: int, how: str, seed: int) -> Te
 
 
 def _superclass_size(data: ImageData) -> int:
-    """Number of classes of a superclass. Raises `CorsdError` unless all superclasses have the same number, above 1."""
+    """Number of classes in each superclass. Raises `CorsdError` unless it is above 1 and the same for all superclasses."""
     sizes = torch.bincount(data.superclass_of_class, minlength=len(data.superclass_names)).unique().tolist()
     if len(sizes) > 1 or sizes == [1]:
         unequal = f"superclasses of different sizes, {sizes[0]} to {sizes[-1]} classes"
@@ -85,6 +90,6 @@ def _with_classes(data: ImageData, kept: Tensor) -> ImageData:
 
 
 def _split_with(split: Split, kept: Tensor) -> Split:
-    """Images of a split for whose class `kept`, bool (C,), is True, with labels renumbered."""
+    """The images of a split whose class is kept, with labels renumbered. `kept`, bool (C,): True for classes to keep."""
     images = split.subset(kept[split.labels].nonzero().flatten())
     return replace(images, labels=(kept.cumsum(0) - 1)[images.labels])

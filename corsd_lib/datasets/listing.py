@@ -23,7 +23,7 @@ SYSTEM_FILES = ("thumbs.db", "desktop.ini")
 
 
 class Listing(NamedTuple):
-    """The image files of one split, sorted by class folder, and the label of each file. All files are below `root`."""
+    """The image files of one split and the label of each file. All files are below `root`."""
 
     class_names: tuple[str, ...]
     paths: tuple[str, ...]
@@ -102,11 +102,10 @@ def list_parts(folder: Path, splits: Mapping[str, str]) -> tuple[dict[str, Listi
 
 
 class _DirectoryIndex:
-    """Index of the directories below the class folders of a data set; each directory is read once, even if several links lead
-    to it.
+    """Index of the directories below the class folders of a data set.
 
-    A directory belongs to the class folder that contains it without a link, so that a link never takes images from another
-    class or split. A link to a folder above itself (a loop) is not followed.
+    Each directory is read once, even if several links lead to it. A directory inside a class folder belongs to that class,
+    even if a link in another class or split leads to it. A link to a folder above itself (a loop) is not followed.
     """
 
     def __init__(self, class_folders: Sequence[Path]) -> None:
@@ -140,10 +139,10 @@ class _DirectoryIndex:
 
 
 def list_images(folder: Path, class_names: tuple[str, ...], index: _DirectoryIndex | None = None) -> Listed:
-    """The images below every class folder of `folder`, at any depth, and notices of ignored files.
+    """The images below every class folder of `folder`, at any depth, sorted by class folder, and notices of ignored files.
 
-    `index`: the index of all splits of the data set, if `folder` is one of the splits, so that every directory is read once.
-    Raises CorsdError for a class without images.
+    `index`: an index that covers all splits of the data set, so that every directory is read only once; by default one of
+    `folder` alone. Raises CorsdError for a class without images.
     """
     index = index or _DirectoryIndex([folder / name for name in class_names])
     skipped: Counter[str] = Counter()
@@ -171,8 +170,9 @@ def _is_image(name: str, skipped: Counter[str]) -> bool:
 def _listing(
     folder: Path, class_names: tuple[str, ...], paths: list[str], labels: list[int], notices: tuple[str, ...], others: bool
 ) -> Listed:
-    """A listing with its notices. Raises CorsdError unless every class has an image; `others`: whether the folders have other
-    files.
+    """A listing with its notices. Raises CorsdError unless every class has an image.
+
+    `others`: whether the folders also contain files that are not images, for the message.
     """
     found = set(labels)
     empty = [name for number, name in enumerate(class_names) if number not in found]

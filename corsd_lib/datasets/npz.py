@@ -166,9 +166,10 @@ def _split(path: Path, arrays: dict[str, np.ndarray], part: str, class_names: tu
 
 
 def _whole_numbers(path: Path, arrays: dict[str, np.ndarray], key: str, length: int, count: int | None) -> Tensor:
-    """The array `key` as int64 (length,), from whole numbers (length,) or (length, 1) in 0..count-1 (without a limit if None).
+    """The array `key`, whole numbers of shape (length,) or (length, 1), as int64 (length,).
 
-    Raises CorsdError if the type, the shape or a value is wrong.
+    Values must be in 0..count-1, or in 0..2**31-1 if `count` is None. Raises CorsdError if the type, the shape or a value is
+    wrong.
     """
     values = arrays[key]
     if values.dtype.kind not in "iu" or values.shape not in ((length,), (length, 1)):

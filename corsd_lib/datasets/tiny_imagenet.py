@@ -20,10 +20,10 @@ def load_tiny_imagenet(root: Path, image_size: int | None) -> ImageData:
     """Tiny-ImageNet from `<root>/tiny-imagenet-200`, or `root` itself: 100,000 train and 10,000 test images, 200 classes.
 
     Train images are train/<wnid>/images/*.JPEG. The test set is val/images/*.JPEG with val/val_annotations.txt, because the
-    images in test/ have no labels. The name of a class is the first of its names in words.txt, with the id in brackets if two
-    classes share it; the id if the class or the file is missing. Images are in memory at 64 x 64 pixels (1.35 GB). For another
-    `image_size` they are resized, and streamed if they need more than 2 GiB. Raises CorsdError for missing or contradictory
-    files. Source: Le and Yang, Stanford CS231N, 2015.
+    images in test/ have no labels. The name of a class is the first of its names in words.txt, or its WordNet id if words.txt
+    or the entry is missing. If two classes share a name, their ids are added in brackets. Images are in memory at 64 x 64
+    pixels (1.35 GB). For another `image_size` they are resized, and streamed if they need more than 2 GiB. Raises CorsdError
+    for missing or contradictory files. Source: Le and Yang, Stanford CS231N, 2015.
     """
     folder = next((f for f in (root / FOLDER, root) if (f / "train").is_dir() and (f / ANNOTATIONS).is_file()), None)
     if folder is None:

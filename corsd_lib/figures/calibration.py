@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 def reliability_diagram(bins: pd.DataFrame | Mapping[str, pd.DataFrame], title: str = "", *, dark: bool = False) -> go.Figure:
     """Accuracy against confidence (both in %), one panel for each exit, above the share of images in every bin (%).
 
-    `bins`: the table of `calibration_bins`, or a dict name of the exit -> table. On the dotted diagonal confidence
-    equals accuracy; hatched bars show the gap between the two. The default title states the mean gap of the first and the last
-    panel. `dark`: colours for a dark page. Raises `CorsdError` if there is no table and for a table without images.
+    `bins`: the table of `calibration_bins`, or a dict from the name of each exit to its table. On the dotted diagonal
+    confidence equals accuracy; hatched bars show the gap between the two. The default title states the mean gap of the first
+    and the last panel. `dark`: colours for a dark page. Raises `CorsdError` if there is no table and for a table without
+    images.
     """
     from plotly.subplots import make_subplots
 

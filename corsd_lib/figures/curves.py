@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def training_curves(runs: Mapping[str, pd.DataFrame], title: str = "", *, dark: bool = False) -> go.Figure:
     """Training accuracy of every exit (%) and every term of the loss over the epochs, one row of panels for each run.
 
-    `runs`: name -> `Run.metrics`. The axis of the loss is logarithmic: each term unweighted, as recorded, and "total", their
-    weighted sum. `dark`: colours for a dark page. Raises `CorsdError` if there is no run, and for a run without an epoch.
+    `runs`: name -> `Run.metrics`. The loss panel shows each term unweighted, as recorded, and "total", their weighted sum, on
+    a logarithmic axis. `dark`: colours for a dark page. Raises `CorsdError` if there is no run, and for a run without an epoch.
     """
     from plotly.subplots import make_subplots
 

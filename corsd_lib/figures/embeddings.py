@@ -44,9 +44,9 @@ def embedding_scatter(
     `colour_by` (N,): names, each with its own colour and symbol, or numbers on the sequential scale; by default the class.
     `colour_name`: title of the legend. `order`: all names, in the order of the legend; sorted by default. `grey`: a name whose
     points are drawn pale and grey. `annotate`: write the name of each class over the median of its points. `captions` (N,):
-    hover texts, with "\\n" between lines; the class by default. Trace k is panel k and its point i is image i, for linked
-    selections; the other traces are the legend, which is left out for more than 24 names. Raises `CorsdError` if shapes do not
-    fit, and if `order` lacks a name.
+    hover texts, with "\\n" between lines; the class by default. Trace k is panel k, and its point i is image i, so that
+    selections can be linked. The other traces are the entries of the legend; for more than 24 names there is no legend. Raises
+    `CorsdError` if shapes do not fit, and if `order` lacks a name.
     """
     points = np.asarray(coordinates, np.float32)
     if points.ndim != 3 or points.shape[2] != 2:
@@ -77,10 +77,11 @@ def embedding_scatter(
 
 
 def point_look(colour_by: Sequence[str] | Matrix, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Colours and symbols of points (N,) as a plotly marker, by names or numbers.
+    """Plotly marker for a scatter trace: colours and symbols of points by `colour_by` (N,), names or numbers.
 
     `names`: all names in their order; sorted by default. There are six colours and six symbols; after 36 names they repeat.
-    Colours are numbers on a scale, which are sent to a browser in binary. Raises `CorsdError` if `names` lacks a name.
+    Colours are given as numbers on a colour scale, because plotly sends numbers to a browser in binary. Raises `CorsdError` if
+    `names` lacks a name.
     """
     values = np.asarray(colour_by)
     if values.dtype.kind not in "UO":
@@ -193,7 +194,10 @@ def _name_groups(figure: go.Figure, points: Any, classes: Any, dark: bool) -> No
 
 
 def _moved_apart(places: npt.NDArray[np.float64], names: Sequence[str]) -> npt.NDArray[np.float64]:
-    """Places (n, 2) of names in pixels, of which those that touch are moved apart; 40 rounds are enough for a dozen names."""
+    """Positions (n, 2) of names in pixels, after names that touch were moved apart; for more than 24 names unchanged.
+
+    40 rounds are enough for a dozen names.
+    """
     places = places.copy()
     if len(places) > _MOST_NAMES:  # there is no room for so many names, and moving them takes seconds
         return places

@@ -27,9 +27,9 @@ def exit_accuracy_bars(
     """Bar chart of the accuracy (%) of every exit, shallow -> deep: a group for each exit, a colour for each run; bars start at
     0.
 
-    `accuracy`: a dict name of the run -> one value for each exit; `error`: half-widths of intervals in points, in the same
-    form.
-    `dark`: colours for a dark page. Raises `CorsdError` if runs have different numbers of exits.
+    `accuracy`: a dict from the name of each run to its values, one for each exit; `error`: half-widths of intervals in
+    percentage points, in the same form. `dark`: colours for a dark page. Raises `CorsdError` if runs have different numbers of
+    exits.
     """
     exits = _exits_of(accuracy, "exit_accuracy_bars")
     figure = go.Figure()
@@ -128,10 +128,10 @@ def early_exit_plot(
     if there are more than ten.
 
     `curves`: the table of `early_exit_curve`, or a dict name -> table, for several rules or runs. `deepest_macs`: the cost of
-    the plain network; the axis is then in % of it, and a ring marks the plain network. `threshold`: the one to mark, for all
-    curves, or a dict name -> threshold. The default title states cost and accuracy at this threshold, else the cost of the
-    cheapest one that loses at most one point. `dark`: colours for a dark page. Raises `CorsdError` if there are no curves, for
-    empty curves and for an unknown threshold.
+    the plain network; the axis is then in % of this cost, and a ring marks the plain network. `threshold`: the threshold to
+    mark in all curves, or a dict name -> threshold. The default title states the change of accuracy and the cost at this
+    threshold. Without `threshold` it states the cost of the cheapest threshold that loses at most one percentage point.
+    `dark`: colours for a dark page. Raises `CorsdError` if there are no curves, for empty curves and for an unknown threshold.
     """
     by_name = curves if isinstance(curves, Mapping) else {"": curves}
     if not by_name or any(curve.empty for curve in by_name.values()):

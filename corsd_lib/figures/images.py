@@ -19,8 +19,9 @@ _TILES = (76, 112)  # smallest and largest height of a tile, an image with the g
 
 
 def image_strip(images: Matrix, titles: Sequence[str], title: str = "", *, columns: int = 10, dark: bool = False) -> go.Figure:
-    """Small images in rows of `columns`, with a caption above each. The figure is at least as wide as half a page, so that its
-    title has room.
+    """Small images in rows of `columns`, with a caption above each.
+
+    The figure is at least 560 pixels wide, so that its title has room.
 
     `images` uint8 (N, C, H, W), grey (C = 1) or RGB (C = 3); `titles` (N,): the captions; `dark`: colours for a dark page.
     Raises `CorsdError` if the type or shape of images is wrong and for a different number of captions.
@@ -60,11 +61,11 @@ def image_attribution(
     """Attribution maps, one row for each image: the image, its map, and the map over the grey image.
 
     `images` uint8 (n, 1 or 3, H, W); `maps` (n, H, W): signed attributions in the unit of the score, where positive values
-    (vermilion) raised the score and negative values (blue) lowered it; `titles` (n,): of the rows. All maps have the same
-    symmetric colour range, up to the 99.5th percentile of their absolute values; larger values have the colour of its end. The
-    default title states the share of pixels that have half of the attribution. `unit`: title of the colour bar, what the
-    values are. `dark`: colours for a dark page. Raises `CorsdError` if shapes do not match or a
-    map is not finite.
+    (vermilion) raised the score and negative values (blue) lowered it; `titles` (n,): titles of the rows. All maps have the
+    same symmetric colour range. It ends at the 99.5th percentile of all absolute values; larger values have the end colour.
+    The default title states, for each image, the smallest share of pixels that contain half of its absolute attribution.
+    `unit`: title of the colour bar, which says what the values are. `dark`: colours for a dark page. Raises `CorsdError` if
+    shapes do not match or a map is not finite.
     """
     from plotly.subplots import make_subplots
 
@@ -119,7 +120,7 @@ def _add_row(figure: go.Figure, row: int, image: npt.NDArray[np.uint8], values: 
 
 
 def _weight_finding(maps: npt.NDArray[np.float32], titles: Sequence[str]) -> str:
-    """Default title: the smallest share of each image's pixels that have half of its absolute attribution."""
+    """Default title: for each image, the smallest share of its pixels that contain half of its absolute attribution."""
     said = []
     for name, values in zip(titles, maps, strict=True):
         weight = np.sort(np.abs(values), axis=None)[::-1].cumsum()

@@ -25,7 +25,7 @@ def boundary_shapes(groups: Matrix, count: int) -> list[dict[str, Any]]:
 
     `groups` (count,): group id of each row, in drawing order. With many groups only the diagonal blocks get frames, because
     lines through the whole heatmap would hide it. The shapes are called "boundaries rim" and "boundaries"; there are none for a
-    single group. Raises `CorsdError` for a different number of ids.
+    single group. Raises `CorsdError` unless there are `count` ids.
     """
     edges = _edges(groups, count)
     if len(edges) <= 2:
@@ -43,7 +43,7 @@ def group_ticks(groups: Matrix, labels: Sequence[str], group_names: Sequence[str
     """Ticks of a category axis with the name of each group at its centre; with many groups some are left out.
 
     `groups` (count,): ids in drawing order; `labels` (count,): categories of the axis; `group_names`: id -> name. Raises
-    `CorsdError` if an id has no name and if the numbers differ.
+    `CorsdError` if an id has no name and if `groups` and `labels` differ in length.
     """
     edges = _edges(groups, len(labels))
     middles = [(low + high) // 2 for low, high in itertools.pairwise(edges)]
@@ -68,11 +68,11 @@ def leaves_of(linkage: Matrix, count: int) -> npt.NDArray[np.int64]:
 
 
 def clustering_shape(linkage: Matrix, order: Matrix | None, tall: float, colour: str) -> tuple[dict[str, Any], float]:
-    """A dendrogram above a heatmap in `order` as a plotly shape, and the distance at its top. `tall`: its height divided by
-    that of the heatmap.
+    """A dendrogram above a heatmap as a plotly shape, and the distance at the top of the dendrogram.
 
-    Leaves are above the centres of their columns; bars are at the distance of the joined clusters. Raises `CorsdError` if
-    branches would cross in this order.
+    `linkage` (count - 1, 4): from SciPy; `order` (count,): order of the columns of the heatmap; `tall`: height of the
+    dendrogram divided by that of the heatmap. Leaves are above the centres of their columns; each bar is at the distance of the
+    two clusters that it joins. Raises `CorsdError` if branches would cross in this order.
     """
     places = np.asarray(order)
     count = len(places)

@@ -1,6 +1,7 @@
 """Relations of classes or images as heatmaps, and differences of two relations.
 
-C classes or images. The order is applied to rows, columns and names; groups and clusters are drawn over the cells.
+C is the number of classes or images. The order is applied to rows, columns and names. Groups are drawn over the cells,
+and clusters above the heatmap.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ def relation_heatmap(
 ) -> go.Figure:
     """Heatmap of the relation of classes, or of images (`unit`): row c is the first of a pair, column d the second.
 
-    `matrix` (C, C): floats in [0, 1] (1 = related, NaN is left blank), or uint8 where 255 stands for 1. `names` (C,): of the
-    rows and columns. Colours always span 0 to 1, for comparison. `order` (C,): `order[i]` is the class of row and
-    column i. `groups` (C,): the group id of each row in drawing order, such as its superclass; lines separate the groups, and
-    `group_names`, indexed by id, label them. `dendrogram`: the linkage (C - 1, 4) of the rows, drawn above with heights 1 -
-    relation; without `order` the order of its leaves is used. `dark`: colours for a dark page. Raises `CorsdError` if shapes,
-    names and order do not match.
+    `matrix` (C, C): floats in [0, 1] (1 = related, NaN is left blank), or uint8 where 255 stands for 1. `names` (C,): names of
+    the rows and columns. Colours always span 0 to 1, so that figures can be compared. `order` (C,): `order[i]` is the class of
+    row and column i. `groups` (C,): the group id of each row in drawing order, such as its superclass; lines separate the
+    groups, and `group_names`, indexed by id, label them. `dendrogram`: the linkage (C - 1, 4) of the rows. It is drawn above
+    the heatmap, with 1 - relation as height; without `order` the rows have the order of its leaves. `dark`: colours for a dark
+    page. Raises `CorsdError` if shapes, names and order do not match.
     """
     if dendrogram is not None and order is None:
         order = leaves_of(dendrogram, len(names))
@@ -69,10 +70,10 @@ def relation_difference(
     limit: float = LIMIT,
     dark: bool = False,
 ) -> go.Figure:
-    """`matrix` minus `reference`, both as in `relation_heatmap`, with the same other parameters.
+    """Heatmap of `matrix` minus `reference`; all parameters except `limit` are those of `relation_heatmap`.
 
     Vermilion: more related than in the reference; blue: less; grey: equally. The colours end at -`limit` and `limit`, so that
-    figures can be compared; larger values have the end colours, and hover shows the value. The default title states what
+    figures can be compared. Larger values have the end colours; the hover text shows the value. The default title states what
     changed. Raises `CorsdError` if shapes and names do not fit.
     """
     first, second = as_scores(matrix), as_scores(reference)
@@ -107,8 +108,8 @@ def difference_trace(
 def square_class_axes(figure: go.Figure, classes: int, *, unit: str = "class", **where: int) -> None:
     """Set category axes of a heatmap: square cells, the first at the top left.
 
-    Up to 20 names are all shown, of more as many as fit. `where`: the row and col of a subplot. Raises `CorsdError` for an
-    unknown `unit`.
+    All names are shown if there are at most 20, else as many as fit. `where`: the row and col of a subplot. Raises
+    `CorsdError` for an unknown `unit`.
     """
     check_choice("unit", unit, UNITS)
     # Of more names plotly shows as many as fit, and the others after zooming in.
@@ -146,7 +147,7 @@ class NameRoom(NamedTuple):
 
 
 def difference_finding(values: npt.NDArray[np.float32], names: Sequence[str], unit: str = "class") -> str:
-    """The finding of a difference (C, C) as HTML; `names`: escaped."""
+    """Default title of `relation_difference`, as HTML: the mean and the largest change in `values` (C, C). `names`: escaped."""
     if np.isnan(values).all():
         return "No pair has a relation in both"
     row, column = divmod(int(np.nanargmax(np.abs(values))), len(values))

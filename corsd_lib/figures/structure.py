@@ -37,9 +37,10 @@ def structure_over_depth(
 ) -> go.Figure:
     """Structure at every exit after the last epoch, shallow -> deep: a panel for each measure, a line for each run.
 
-    `table`: the table of `class_structure`, or a dict name of the run -> table. Dotted lines show the first epoch of a table,
-    in one grey line if all runs begin with the same values. Runs are aligned at the deepest exit. The default title states the
-    first measure. Raises `CorsdError` for an unknown measure and without data.
+    `table`: the table of `class_structure`, or a dict from the name of each run to its table. A dotted line shows the first
+    epoch of a run; if all runs begin with the same values, there is one grey line for all. Runs are aligned at the deepest
+    exit. The default title states values of the first measure. Raises `CorsdError` for an unknown measure or a missing column,
+    and if there is no data.
     """
     tables = _checked(table, measures)
     most = max(rows["exit"].max() for rows in tables.values())
@@ -106,7 +107,7 @@ def _same_start(tables: Tables, measures: Sequence[str]) -> bool:
 
 
 def _checked(table: pd.DataFrame | Tables, measures: Sequence[str]) -> Tables:
-    """Check `table` and `measures`. Returns a dict name of the run -> table; a single table gets the name "".
+    """Check `table` and `measures`. Returns a dict from run names to tables; a single table gets the name "".
 
     Raises `CorsdError` for an unknown measure, a missing column and an empty table.
     """

@@ -36,12 +36,13 @@ Point = tuple[str, float, float, float | None, float | None]  # label, vertical 
 
 
 def accuracy_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.Figure:
-    """Test top-1 (%) of each variant at each exit, with its 95 % interval; the title names the best deepest exit.
+    """Test top-1 (%) of each variant at each exit, with its 95 % interval.
 
-    `summary`: from `summarise`. The label of a variant has its number of seeds n; an interval needs three seeds whose values
-    are not all equal, see `mean_interval`. Within a variant shallow exits are drawn above deep ones. The dotted line is the
-    deepest exit of the baseline. Exits that were not trained (`trained_exits`) are left out. `dark`: colours for a dark page.
-    Raises `CorsdError` if there are no variants.
+    `summary`: from `summarise`. The title names the variant with the highest accuracy at the deepest exit. The label of a
+    variant has its number of seeds n; an interval needs three seeds whose values are not all equal, see `mean_interval`. Within
+    a variant shallow exits are drawn above deep ones. The dotted line is at the accuracy of the baseline's deepest exit. Exits
+    that were not trained (`trained_exits`) are left out. `dark`: colours for a dark page. Raises `CorsdError` if there are no
+    variants.
     """
     methods = summary["methods"]
     if not methods:
@@ -74,11 +75,11 @@ def accuracy_by_method(summary: Mapping[str, Any], *, dark: bool = False) -> go.
 def gain_by_method(summary: Mapping[str, Any], *, sort: bool = True, dark: bool = False) -> go.Figure:
     """Gain of every variant over the baseline at the deepest exit, in points, paired by seed, with 95 % interval.
 
-    `summary`: from `summarise`. The best is on top; without `sort` the variants keep their order, as in the tables of the
-    study. Rings are the n single seeds. Variants are grey if they have no interval or if it contains zero. If most gains are
-    negative, the axis says "difference from" in place of "gain over". The title names the largest gain whose interval is above
-    zero; if there is none, the losses whose interval is below zero. `dark`: colours for a dark page. Raises `CorsdError` if no
-    variant has a gain.
+    `summary`: from `summarise`. With `sort` the largest gain is on top, otherwise the variants have the order of the tables of
+    the study. Each ring is one of the n seeds. A variant is grey if it has no interval or if its interval contains zero. If
+    most gains are negative, the label of the axis is "difference from" instead of "gain over". The title names the variant with
+    the largest gain whose interval is above zero. If there is none, it names or counts the variants whose interval is below
+    zero. `dark`: colours for a dark page. Raises `CorsdError` if no variant has a gain.
     """
     compared = [m for m in summary["methods"].values() if m["gain"] is not None]
     by_gain = sorted(compared, key=lambda m: -m["gain"])
@@ -119,11 +120,11 @@ def differences_by_exit(
 ) -> go.Figure:
     """Paired differences of two methods with their 95 % intervals: a row for each comparison, a panel for each exit.
 
-    `differences`: a dict name of the comparison -> for each seed a value for each exit, shallow -> deep. Rings are single
-    seeds. A mean is blue if its interval lies above 0 and orange if it lies below; it is grey if it has no interval (see
-    `mean_interval`) or if the interval contains 0, which a line marks. A note below the axis says so.
-    `exits`: titles of the panels, `exit_names` by default. `dark`: colours for a dark page. Raises `CorsdError` without
-    comparisons, for one without seeds, if they have different numbers of exits, and if `exits` has another number.
+    `differences`: a dict from the name of each comparison to one list for each seed, with a value for each exit, shallow ->
+    deep. Each ring is one seed. A line marks 0. A mean is blue if its interval is above 0 and orange if its interval is below
+    0. It is grey if it has no interval (see `mean_interval`) or if the interval contains 0. A note below the axis explains the
+    colours. `exits`: titles of the panels, `exit_names` by default. `dark`: colours for a dark page. Raises `CorsdError` if
+    there are no comparisons, if a comparison has no seeds, if the numbers of exits differ, and if `exits` has another length.
     """
     empty = [name for name, seeds in differences.items() if not seeds]
     if empty:
@@ -162,10 +163,11 @@ def unseen_by_exit(
 ) -> go.Figure:
     """A retrieval or few-shot metric (%) on held-out classes, by exit: one line for each variant, with 95 % intervals.
 
-    `summary`: from `summarise`, of a study with held-out classes. `measure` is a column and `score` a score of
-    `unseen_class_report`. Exits are aligned at the deepest one. Rings are single seeds. The title names the variant with the
-    highest mean at the deepest exit, of those with an interval if there are any. `dark`: colours for a dark page. Raises
-    `CorsdError` for a study without held-out classes and for a metric or score that no variant has.
+    `summary`: from `summarise`, of a study with held-out classes. `measure`: a column of `unseen_class_report`; `score`: one of
+    its scores, such as "cosine". Exits are aligned at the deepest one. Each ring is one seed. The title names the variant with
+    the highest mean at the deepest exit. Variants without an interval are considered only if no variant has one. `dark`:
+    colours for a dark page. Raises `CorsdError` for a study without held-out classes and for a metric or score that no variant
+    has.
     """
     lines = summary.get("unseen", [])
     if not lines:
@@ -279,11 +281,12 @@ def _with_rows(figure: go.Figure, labels: Sequence[str], title: str, dark: bool,
 
 
 def draw_figures(summary: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draw `accuracy.png` and `gain.png` into `folder`, and `accuracy_<group>.png` and so on for the other groups of variants.
+    """Draw the figures of a study into `folder` and return their paths.
 
-    Gains are relative to the baseline; in a group whose variants all inherit from the same variant, to that one. `unseen.png`
-    shows recall@1 of held-out classes, if there are any. Returns the paths. Each figure takes seconds. Raises `CorsdError` if
-    plotly, kaleido or Chromium is missing.
+    `accuracy.png` and `gain.png` show the group "methods"; `accuracy_<group>.png` and `gain_<group>.png` show each other group
+    of variants. Gains are relative to the baseline. If all variants of a group inherit from the same variant, their gains are
+    relative to that variant. `unseen.png` shows recall@1 of held-out classes, if there are any. Each figure takes seconds.
+    Raises `CorsdError` if plotly, kaleido or Chromium is missing.
     """
     drawn = []
     for group in dict.fromkeys(m["group"] for m in summary["methods"].values()):

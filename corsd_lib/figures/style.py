@@ -143,7 +143,7 @@ def hover_name(name: str) -> str:
 
 
 def hover_names(names: Sequence[str]) -> list[str]:
-    """Names of classes in hover texts: whole names where `class_labels` cuts them, else its labels."""
+    """Names of classes in hover texts: the whole name if `class_labels` shortens it, else the label from `class_labels`."""
     labels = zip(names, class_labels(names), strict=True)
     return [hover_name(name) if len(name) > LONGEST else label for name, label in labels]
 
@@ -156,7 +156,10 @@ def name_html(name: str) -> str:
 
 
 def set_title(figure: go.Figure, title: str, width: int, below: int = 8) -> None:
-    """Set a title, wrapped into lines of about `width` characters, and the top margin for it, with `below` more pixels."""
+    """Set a title, wrapped into lines of about `width` characters.
+
+    The top margin is set to the height of the title plus `below` pixels.
+    """
     lines = [line for part in title.split("\n") for line in textwrap.wrap(part, width, break_long_words=False)]
     extra = 20 * max(0, len(lines) - 1)
     pad = 14 if len(lines) < 2 else 25  # plotly sets several lines 11 pixels higher than one

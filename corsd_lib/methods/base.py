@@ -67,8 +67,8 @@ class Method(nn.Module):
     - `exits`: "all" or "deepest", the stages on which the network gets exits;
     - `sampling` and `samples_per_class`: how batches are sampled, unless the configuration sets these;
     - `detach_exits`: whether gradients of the shallow exits stop before the backbone;
-    - `cuda_graphs`: False if `transform_images` or `loss_terms` read more of a batch than images, labels and random
-      tensors, or wait for the device, so that they cannot be recorded as a CUDA graph;
+    - `cuda_graphs`: whether `transform_images` and `loss_terms` can be recorded as a CUDA graph. Set it to False if one of
+      them waits for the device, or reads fields of a batch other than `images`, `labels`, `sampling` and `random`;
     - `taught_by_deepest`: the terms in which the deepest exit or stage teaches the others. They must not send a gradient to it.
 
     `check_method` checks that a class does what it declares.
@@ -76,8 +76,9 @@ class Method(nn.Module):
     A training step calls `sample`, `transform_images`, the network, and then the method, in this order. Evaluation and
     probes call none of these; the network gets the original images.
 
-    Buffers belong to the weights and must keep their shape. Values that only the training needs, such as past predictions, are
-    buffers with `persistent=False`: they are stored in checkpoints, may change their shape, and are restored by a resume.
+    Persistent buffers are saved with the weights and must keep their shape. Values that only the training needs, such as past
+    predictions, are buffers with `persistent=False`: they are stored in checkpoints only, may change their shape, and are
+    restored when the training is resumed.
     """
 
     name: ClassVar[str] = ""
@@ -98,10 +99,10 @@ class Method(nn.Module):
         return self
 
     def sample(self, batch: Batch) -> dict[str, Tensor]:
-        """Random tensors of this method for a batch, by name, and values derived from its labels; on the device of the labels.
+        """Tensors that this method needs for a batch, by name: random ones, and values derived from the labels.
 
-        They are computed here, not in `transform_images` and `loss_terms`, so that those run the same operations for all
-        batches of a shape and can be recorded as a CUDA graph.
+        They are on the device of the labels. They are computed here so that `transform_images` and `loss_terms` run the same
+        operations for all batches of a shape and can be recorded as a CUDA graph.
         """
         return {}
 
@@ -123,15 +124,15 @@ class Method(nn.Module):
     def active_terms(self, parts: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
         """Call the functions `parts` of those terms whose weight is not 0, and return their results by name.
 
-        Raises `CorsdError` if a term has no weight of its name.
+        Raises `CorsdError` if a term has no option of the same name (its weight).
         """
         return {name: part() for name, part in parts.items() if self._weight(name)}
 
     def forward(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         """The loss "total" (weighted sum) and the unweighted terms by name, all scalars.
 
-        Raises `CorsdError` if `loss_terms` does not return scalar tensors by name, if a term has no weight of its name, and if
-        all weights are 0.
+        Raises `CorsdError` if `loss_terms` does not return scalar tensors by name, if a term has no option of the same name
+        (its weight), and if all weights are 0.
         """
         parts = check_terms(self.name, self.loss_terms(out, batch))
         weights = {name: self._weight(name) for name in parts}
@@ -178,8 +179,9 @@ def check_terms(method: str, parts: Any) -> dict[str, Tensor]:
 
 
 def make_options(method: str, options_class: type[MethodOptions], given: dict[str, Any]) -> MethodOptions:
-    """An `options_class` for a method: its defaults, overridden by `given`. Raises `CorsdError` for unknown options and invalid
-    values.
+    """The options of a method: the defaults of `options_class`, overridden by `given`.
+
+    Raises `CorsdError` for unknown options and invalid values.
     """
     defaults = {f.name: _default(method, f) for f in fields(options_class)}
     for key in given:

@@ -44,7 +44,8 @@ def check_method(method_class: type[Method], **options: Any) -> None:
     - `attach` does not change the network;
     - `transform_images` returns new images of the same shape, and the same images for the same random tensors;
     - every term is a scalar, and the option of the same name is its weight;
-    - the terms in `taught_by_deepest` send no gradient to the deepest exit, and no buffer has a gradient;
+    - the terms in `taught_by_deepest` send no gradient to the deepest exit or its relation network;
+    - no buffer and no other stored tensor has a gradient;
     - random numbers come from the generator of the batch, and the batch is not changed;
     - loss and gradients are finite for a batch of one image and for a batch of one class;
     - a training that is resumed from a checkpoint gives the same results;
@@ -472,7 +473,10 @@ _ELSE = "or set cuda_graphs = False"
 
 
 def _watched(batch: Batch, reader: str = "loss_terms") -> Batch:
-    """A copy of `batch` whose fields raise an error when `reader` reads them, except the inputs of a recorded graph."""
+    """A copy of `batch` that raises `CorsdError` when a field that is not in `READ_IN_A_GRAPH` is read.
+
+    `reader`: name of the function that reads it, for the message.
+    """
 
     def refuse(name: str) -> property:
         def read(self: Batch) -> Any:
@@ -524,7 +528,7 @@ def _recording(what: str) -> Iterator[None]:
 
 
 def _why_not_recordable(error: Exception) -> str:
-    """Why a forward pass on fake tensors (shapes without values) raised `error`, which no CUDA graph can record."""
+    """Text for `error`, raised on fake tensors (shapes without values): why no CUDA graph can record the method, and advice."""
     from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
     if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):

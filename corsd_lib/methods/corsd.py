@@ -111,10 +111,11 @@ class CorsdOptions(MethodOptions):
 class Corsd(Method):
     """Class-Oriented Relational Self Distillation, arXiv 2305.00918, with all published terms and some terms of ours.
 
-    Every stage has a relation network that scores structured pairs. The scores and auxiliary logits of the deepest relation
-    network are targets of the others. Inference needs no relation network. Terms of several stages are summed over the stages.
-    Batches have two images of each class (ours; more if there are too few classes to fill a batch), so that each image has a
-    partner, and a batch has nearly as many pairs of different classes as with plain sampling.
+    Every stage has a relation network that scores structured pairs: intra pairs (images of the same class) and inter pairs
+    (images of different classes). The scores and auxiliary logits of the deepest relation network are targets of the others.
+    Inference needs no relation network. Terms of several stages are summed over the stages. Batches have two images of each
+    class, or more if there are too few classes to fill a batch (ours). So each image has a partner, and there are nearly as
+    many inter pairs as with plain sampling.
     """
 
     name = "corsd"
@@ -200,8 +201,8 @@ class Corsd(Method):
     def relation_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         """Terms of the relation networks, by name: losses of each one, and distillation from the deepest one.
 
-        Raises `CorsdError` if `attach` was not called before, and with fusion "maps" if the batch is not a multiple of three
-        images.
+        Raises `CorsdError` if `attach` was not called before, and if a batch with the sampling "triplet" has no random tensors
+        yet and its size is not a multiple of 3.
         """
         if not self.relations:
             raise CorsdError(f"method {self.name!r} has no relation networks yet: call attach(network) first")
@@ -252,8 +253,9 @@ class Corsd(Method):
     def _relation_kd(
         self, out: ExitOutputs, labels: Tensor, deepest: list[RelationOutput], random: Mapping[str, Tensor]
     ) -> Tensor:
-        """KL divergence of every exit from its own predictions for the batch, mixed with the relation of the deepest stage as
-        weights.
+        """KL divergence of each trained exit from its targets, summed over the exits.
+
+        The targets are the exit's own predictions for the batch, mixed with the weights of `_affinity`.
         """
         o = self.options
         affinity = self._affinity(out.embeddings[-1].detach(), labels, deepest)
@@ -291,19 +293,19 @@ class Corsd(Method):
 
 
 def _log_odds(relation: RelationOutput) -> Tensor:
-    """The log-odds (B, B) of a trained relation of vectors, which always has them."""
+    """The log-odds (B, B) in the output of a `VectorRelation`; there they are never None."""
     assert relation.log_odds is not None
     return relation.log_odds
 
 
 class LogitRelation(nn.Module):
-    """Hinge loss that asks for a larger relation score of an image's deepest logits with the mean logits of its class than with
-    those of another class.
+    """Hinge loss on relation scores between the deepest logits of an image and the mean logits of two classes.
 
-    `class_mean` (C, C), with one row for each class, is a running, bias-corrected exponential mean. In train mode it is updated
-    after use, so that an image is never compared with itself only. This is the logit relation of the authors' code, which
-    used a running sum instead of the mean. With two classes it is of little use, because layer-normalised logits of two
-    classes are always 1 and -1.
+    The score with the mean of the image's own class should exceed the score with the mean of another class by a margin.
+    `class_mean` (C, C), with one row for each class, is a running exponential mean; its bias is corrected when it is used. In
+    train mode it is updated after the loss is computed, so that an image is never compared with itself only. This is the logit
+    relation of the authors' code, which used a running sum instead of the mean. The loss is of little use with two classes,
+    because layer-normalised logits of two classes are always 1 and -1.
     """
 
     def __init__(self, num_classes: int, hidden: int, momentum: float) -> None:
@@ -373,12 +375,12 @@ class CorsdRelease(Corsd):
     Fixed, each with a test:
 
     - KL terms take log-probabilities, not raw logits;
-    - transfer terms give the deepest relation no gradient;
+    - transfer terms send no gradient to the deepest relation network;
     - the label of a pair (1/2 for the class of each image) is used directly, not after a softmax;
     - BatchNorm never gets a batch of one;
     - the test set is read image by image, not as triplets;
     - relation inputs are built by indexing, not in a loop over samples;
-    - the running class mean is the mean of its images.
+    - the logits of a class are averaged by a running mean, not added to a running sum.
 
     Each anchor comes with two more images, so compare methods at equal numbers of images. Unlike in the authors' code,
     the cross-entropy of the deepest exit covers all three images. Their batch of 43 anchors corresponds to batch_size 129 here.

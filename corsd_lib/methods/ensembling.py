@@ -30,7 +30,8 @@ class Bake(Method):
     """The plain network; soft targets are mixtures of the predictions for similar images. BAKE, arXiv 2104.13298.
 
     The similarity of two images is the cosine of their embeddings. Batches have four images of each class, as in the authors'
-    code: an anchor and three more. Here all four are anchors (ours); the authors' batches are four times as large.
+    code. The authors add three images to each anchor, so their batches are four times as large. Here all images of a batch are
+    anchors (ours).
     """
 
     name = "bake"
@@ -63,8 +64,8 @@ class Dlb(Method):
 
     Each image is used twice in an epoch, in two crops, as in the authors' code; both count as images, so in a study with equal
     numbers of images this method trains for half of the epochs. The buffers `indices` (M,) and `logits` (M, C) are those of the
-    previous batch in all processes. They are stored in checkpoints, not with the weights. With any other sampling hardly any
-    image is repeated.
+    previous batch in all processes. They are stored in checkpoints, not with the weights. With any sampling other than
+    "overlapping", hardly any image is repeated.
     """
 
     name = "dlb"

@@ -33,14 +33,17 @@ class LabelSmoothing(Baseline):
 
 @dataclass(frozen=True)
 class RkdOptions(DeepSupervisionOptions):
-    """Options of RKD: weights of the two relations on pooled features, as usual on CIFAR: distance 25, angle 50."""
+    """Options of RKD: the weights of its two losses. The defaults, distance 25 and angle 50, are usual for CIFAR."""
 
     distance: float = option(25.0, "weight of the difference of normalised distances from the deepest embedding's")
     angle: float = option(50.0, "weight of the difference of angles from the deepest embedding's")
 
 
 class Rkd(DeepSupervision):
-    """Deep supervision; handcrafted relations of the deepest embedding are targets of the others. RKD, arXiv 1904.05068."""
+    """Deep supervision with relational knowledge distillation from the deepest exit. RKD, arXiv 1904.05068.
+
+    Distances and angles between the embeddings of the deepest exit are the targets for those of every shallow exit.
+    """
 
     name = "rkd"
     Options = RkdOptions
@@ -64,11 +67,11 @@ class CsKdOptions(MethodOptions):
 
 
 class CsKd(Method):
-    """The plain network; the soft target is its prediction for another image of the class. CS-KD, arXiv 2003.13964.
+    """The plain network with soft targets: its predictions for other images of the same class. CS-KD, arXiv 2003.13964.
 
-    Batches have two images of each class (more if there are too few classes to fill a batch), and each image learns from the
-    others (ours). The authors' code adds to each image a partner that is not trained on, which takes twice as many images for
-    the same pairs.
+    Batches have two images of each class, or more if there are too few classes to fill a batch. The prediction for each image
+    is the target for the other images of its class. These batches are ours. In the authors' code every training image has a
+    partner that serves only as its target, so the same number of pairs needs twice as many images.
     """
 
     name = "cs_kd"
@@ -97,10 +100,10 @@ class PsKdOptions(MethodOptions):
 
 
 class PsKd(Method):
-    """The plain network; the target mixes the label with its prediction in the previous epoch. PS-KD, arXiv 2006.12000.
+    """The plain network; the target mixes the label with the network's previous prediction. PS-KD, arXiv 2006.12000.
 
-    The buffer `past` (N, C) float16 has the latest softmax of every training image, and zeros before its first one; the target
-    is then the label alone. It is stored in checkpoints, not with the weights.
+    The buffer `past` (N, C) float16 has the latest softmax output for each training image. The row of an image is zero before
+    its first training step; the target is then the label alone. The buffer is stored in checkpoints, not with the weights.
     """
 
     name = "ps_kd"
@@ -143,7 +146,7 @@ class PsKd(Method):
 
 
 def gather_processes(indices: Tensor, predictions: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """`indices` (B,) and `predictions` (B, C) of every process, as one pair for each; on the CPU if there are several."""
+    """One pair (`indices` (B,), `predictions` (B, C)) for each process; on the CPU if there are several processes."""
     seen = [(indices, predictions)]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         seen = [(indices, predictions)] * torch.distributed.get_world_size()
@@ -152,10 +155,10 @@ def gather_processes(indices: Tensor, predictions: Tensor) -> list[tuple[Tensor,
 
 
 def _last_occurrence(indices: Tensor) -> Tensor:
-    """Last position (B,) at which `indices` (B,) has the same value, for each of its entries.
+    """For each entry of `indices` (B,), the last position in `indices` that has the same value; (B,).
 
-    An image may be in a batch twice, and which of the two predictions is stored must not depend on the order in which threads
-    write.
+    An image may be in a batch twice. The later of its predictions is stored, so that the result does not depend on the order in
+    which threads write.
     """
     positions = torch.arange(len(indices), device=indices.device)
     last = positions.new_zeros(int(indices.max()) + 1).scatter_reduce(0, indices, positions, "amax")

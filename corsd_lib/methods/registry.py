@@ -1,7 +1,8 @@
 """Methods by name: those of the library, and plug-ins, which are loaded when a name is not one of the library's.
 
-A plug-in is either a module that the environment variable CORSD_METHODS names (several are separated by commas) and that adds
-its classes to `METHODS`, or an entry point of the group "corsd.methods" in an installed package, which is a method class:
+A plug-in is a module or an entry point. A module adds its method classes to `METHODS`; the environment variable CORSD_METHODS
+lists the names of such modules, separated by commas. An entry point belongs to an installed package, is in the group
+"corsd.methods", and refers to one method class:
 
     [project.entry-points."corsd.methods"]
     entropy = "my_package.methods:Entropy"

@@ -204,7 +204,9 @@ class TrainConfig:
 
     @classmethod
     def from_file(cls, path: str | Path) -> TrainConfig:
-        """Read a configuration from a JSON object of fields, or from the `config.json` of a run without `out` and `resume`.
+        """Read a configuration from a JSON file: an object of fields, or the `config.json` of a run.
+
+        The fields `out` and `resume` of a run are ignored.
 
         Raises the same errors as `from_dict`, and `CorsdError` for a file that cannot be read.
         """
@@ -217,7 +219,10 @@ class TrainConfig:
 
 
 def differences(before: TrainConfig, now: TrainConfig) -> str:
-    """Settings that affect the result and differ, such as "lr was 0.1, is 0.2", the first four by name; "" if none differ."""
+    """The settings that affect the result and differ, as text such as "lr was 0.1, is 0.2"; "" if none differ.
+
+    Only the first four are named. The text ends with the number of the others, such as "and 2 more".
+    """
     old, new = before.training_settings(), now.training_settings()
     differing = [k for k in {**old, **new} if old.get(k) != new.get(k)]
     changes = ", ".join(f"{k} was {shortened(old.get(k))}, is {shortened(new.get(k))}" for k in differing[:4])

@@ -47,11 +47,11 @@ def load_data(config: TrainConfig, data_root: str | None = None) -> ImageData:
 
 
 def run_data(run: Run, data: ImageData | None = None, data_root: str | None = None) -> ImageData:
-    """Images of a run, with the mean and standard deviation of its training.
+    """Images of a run, with the mean and standard deviation that normalised them in the training.
 
-    They are `data` if that is given, else the data set that the configuration names, loaded from `data_root`. Raises
-    `CorsdError` if the run was trained on images that were passed to `train` and none are passed here, if the images on disk
-    differ from those of the training, and if `data` has other classes or channels; and the errors of `load_dataset`.
+    The images are `data` if it is given, else the data set that the configuration names, loaded from `data_root`. Raises
+    `CorsdError` if the run was trained on images that were passed to `train` and `data` is not given, if the images on disk
+    differ from those of the training, and if `data` has other classes or channels. Raises the errors of `load_dataset`, too.
     """
     check_run(run)
     if data is None:
@@ -74,7 +74,7 @@ def run_data(run: Run, data: ImageData | None = None, data_root: str | None = No
 
 
 def _class_difference(data: ImageData, info: DataInfo) -> str:
-    """The numbers of classes and channels of `data`, or its first class name that differs, and what `info` allows."""
+    """Text of an error: how the number of classes, the channels or a class name of `data` differs from `info`."""
     names, channels = data.class_names, f"{data.channels} channel{'s' if data.channels > 1 else ''}"
     if (len(names), data.channels) != (info.num_classes, info.channels):
         return f"{data.name!r} has {len(names)} classes and {channels}; allowed: {info.num_classes} and {info.channels}"

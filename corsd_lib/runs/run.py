@@ -61,9 +61,9 @@ __all__ = [
 class DataInfo:
     """Facts about the data of a run that are stored to rebuild the network, name the classes and recognise the images.
 
-    `splits`: for the training and the validation split the number of images, the CRC-32 of their labels, and a CRC-32 that
-    identifies the images, computed from file names, or from indices if they are not files. Runs of earlier versions have fewer
-    of these numbers, or none. `unseen_class_names`: the classes that were held out of the training.
+    `splits`: a dict with three numbers for "train" and, if there is one, for "validation": the number of images, the CRC-32 of
+    the labels, and the CRC-32 of the file names (of the indices if the images are not files). Runs of earlier versions have
+    fewer of these numbers, or none. `unseen_class_names`: the classes that were held out of the training.
     """
 
     name: str
@@ -225,7 +225,10 @@ class Run:
 
 @contextmanager
 def _limit_parameters(stored: int, source: Path) -> Iterator[None]:
-    """Raise `CorsdError` as soon as this thread creates modules with far more parameters than a file has numbers (`stored`)."""
+    """Inside the context, raise `CorsdError` if this thread creates modules with far more parameters than `stored`.
+
+    `stored`: the number of values in the weights file `source`, which the message names.
+    """
     most, count, thread = 4 * stored + 2**24, 0, threading.get_ident()  # with a margin: timm creates modules that it discards
 
     def added(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -270,7 +273,7 @@ def check_run(run: object) -> None:
 
 
 def check_snapshots(run: Run) -> None:
-    """Raise `CorsdError` if `run` has no probe snapshots. A training writes some for every `probe_every`, also for 0."""
+    """Raise `CorsdError` if `run` has no probe snapshots. Every training writes some, even with `probe_every` = 0."""
     if not run.probes:
         raise CorsdError(
             f"{run.path} has no probe snapshots: the files probes/epoch_*.safetensors are missing; restore them, or train again"
@@ -278,7 +281,7 @@ def check_snapshots(run: Run) -> None:
 
 
 def check_name(what: str, name: object) -> None:
-    """Raise `CorsdError` unless `name` is a str or a path; `what` begins the message."""
+    """Raise `CorsdError` unless `name` is a str or a path. The message begins with `what`."""
     if not isinstance(name, str | os.PathLike):
         raise CorsdError(f"{what} is {shortened(name)}; allowed: a str or a Path")
 

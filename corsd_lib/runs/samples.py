@@ -22,15 +22,14 @@ TRIES, WAIT = 3, 1.0  # connections, and the pause in seconds after the first
 
 
 def sample_run(name: str) -> Run:
-    """One of the sample runs of the studies, by "<study>/<variant>", such as "digits/corsd".
+    """Open one of the sample runs of the studies by its name "<study>/<variant>", such as "digits/corsd".
 
-    Searched as results/<study>/runs/<variant> in the working directory and its parents, then in the clone or wheel that the
-    package lies in. A wheel has "digits/corsd"; another run is downloaded once, 0.5 to 3.5 MB, and kept in `$CORSD_CACHE`
-    (~/.cache/corsd). It comes from the GitHub release of this version, or from the URL or folder in `$CORSD_RELEASES`; its
-    SHA-256 is checked before it is unpacked. Nothing in it is executed.
+    The folder results/<study>/runs/<variant> is looked up in the working directory and its parents, then in the clone or wheel
+    of the package. A wheel has only "digits/corsd". A run that is not found is downloaded once (0.5 to 3.5 MB) and kept in
+    `$CORSD_CACHE` (default ~/.cache/corsd). The source is the GitHub release of this version, or the URL or folder in
+    `$CORSD_RELEASES`. The SHA-256 of the archive is checked before it is unpacked. Nothing in it is executed.
 
-    Raises `CorsdError` that lists the runs if there is none of this name, and one that says what to do if it cannot be
-    downloaded.
+    Raises `CorsdError` for an unknown name and if the download fails. The message lists the names, or says what to do.
     """
     check_name("sample run", name)
     study, _, variant = str(name).partition("/")
@@ -45,7 +44,10 @@ def sample_run(name: str) -> Run:
 
 @cache
 def _released() -> dict[str, dict[str, Any]]:
-    """File name, size in bytes and SHA-256 of the archive of each run in the GitHub release, from `results/samples.py`."""
+    """Entry of each run in the GitHub release, by name: file name, size in bytes and SHA-256 of its archive.
+
+    The entries are read from samples.json, which `results/samples.py` writes.
+    """
     with resources.as_file(resources.files("corsd_lib.runs") / "samples.json") as path:
         return read_json(path)
 

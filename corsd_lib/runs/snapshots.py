@@ -18,9 +18,9 @@ __all__ = ["Probes", "Snapshot"]
 class Snapshot:
     """Outputs on the probe set after an epoch. N probe images, K exits (shallow -> deep), C classes.
 
-    `embeddings` K x (N, D) and `logits` K x (N, C): float16. `relations` (C, C) float32, one for each relation network: the
-    class-level relation of its score; for a method without relation networks, K relations of the score (1 + cosine) / 2.
-    `relation_state`: weights of the relation networks, float16.
+    `embeddings` K x (N, D) and `logits` K x (N, C): float16. `relations`: class-level relations (C, C) float32, see
+    `relation_matrix`. There is one for each relation network. For a method without relation networks there is one for each
+    exit, of the score (1 + cosine) / 2. `relation_state`: weights of the relation networks, float16.
     """
 
     epoch: int
@@ -31,11 +31,10 @@ class Snapshot:
 
 
 class Probes(Mapping[int, Snapshot]):
-    """Mapping epoch -> snapshot of a run; a snapshot is read when it is used. With `labels` (N,) and `index` (N,) of the images
-    in `split`.
+    """Mapping epoch -> snapshot of a run; a snapshot is read when it is used.
 
-    Raises `CorsdError` for a damaged file, and for tensors that do not match each other, the number of classes or the other
-    snapshots.
+    `labels` and `index` (N,): classes of the probe images and their indices in the split whose name is `split`. Raises
+    `CorsdError` for a damaged file, and for tensors that do not match each other, the number of classes or the other snapshots.
     """
 
     def __init__(self, path: Path, classes: int) -> None:

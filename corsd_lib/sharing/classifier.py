@@ -32,12 +32,13 @@ _OF_A_DOWNLOAD = ("revision", "token", "cache_dir", "force_download", "local_fil
 class ExitClassifier(nn.Module, PyTorchModelHubMixin):
     """One exit with the stages that it needs. Maps images (B, C_in, H, W) in [0, 1] to logits (B, C).
 
-    It normalises the images itself, and has neither the other exits nor relation networks. Its arguments are plain values,
-    which the mixin of huggingface_hub stores in config.json beside the weights in model.safetensors: `network`, `width` and
-    `stem` of the backbone; `exit`, numbered from 1 (shallowest), of a network with exits on "all" stages or on the "deepest"
-    only (`exits`); `class_names` (C,); `mean` and `std` (C_in,) of the training images; `image_size` (pixels). Weights are
-    random until `from_run` or `from_pretrained` loads them. Raises `CorsdError` for an unknown network or exit and any other
-    value that is not valid.
+    The classifier normalises the images itself. It has neither the other exits nor relation networks. Its weights are random
+    until `from_run` or `from_pretrained` loads them. The mixin of huggingface_hub stores the weights in model.safetensors and
+    the arguments, which are plain values, in config.json.
+
+    `network`, `width`, `stem`: of the backbone, see `build_backbone`. `exits`: "all" if the network has an exit on every stage,
+    "deepest" if it has one exit. `exit`: number of the exit, from 1 (shallowest). `class_names` (C,). `mean`, `std` (C_in,): of
+    the training images. `image_size`: side in pixels. Raises `CorsdError` for a value that is not valid.
     """
 
     mean: Tensor
@@ -150,7 +151,7 @@ class ExitClassifier(nn.Module, PyTorchModelHubMixin):
     def generate_model_card(self, *args: Any, **options: Any) -> ModelCard:
         """The model card that `save_pretrained` and `push_to_hub` write, from the template classifier_card.md.
 
-        Of the mixin's options only `repo_id` is used, the name in the example of the card.
+        The only option of the mixin that is used is `repo_id`: the example on the card loads the classifier by this name.
         """
         about = ModelCardData(
             library_name="corsd", pipeline_tag="image-classification", tags=["image-classification", "self-distillation"]
@@ -168,7 +169,7 @@ class ExitClassifier(nn.Module, PyTorchModelHubMixin):
         return ModelCard(text)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload what `save_pretrained` writes to the repository `repo_id` ("OWNER/NAME"), with the `options` of the mixin.
+        """Upload the files of `save_pretrained` to the repository `repo_id` ("OWNER/NAME"), with the `options` of the mixin.
 
         Raises `CorsdError` if the Hub refuses or cannot be reached.
         """

@@ -34,15 +34,15 @@ def export_model(run: Run, dest: str | Path, *, format: str = "onnx", exit: int 
     """Write the network of a run into the folder `dest` as programs that run without this library; return the folder.
 
     `format`: "onnx" or "torch.export". `exit`: "all" for one program per exit, or the number of an exit, from 1, for its
-    sub-network as one program. With "all" each program continues from the feature map of the previous one, so that the caller
-    can decide after each whether an image leaves. Batches may have any size. The input of the first program is normalised
-    images (B, C, H, W) float32.
+    sub-network as one program. With "all" each program continues from the feature map of the previous one. The caller can
+    therefore stop after any program (early exit). The input of the first program is normalised images (B, C, H, W) float32.
+    Batches may have any size.
 
     Before anything is written, every program is loaded from its bytes and compared with the network on random images; ONNX
-    programs run in onnxruntime for this. A folder that holds an earlier export is replaced. Raises `CorsdError` if logits
-    differ, for a `dest` with other content or that cannot be written, an unknown format or exit, a network of timm with
-    `exit="all"`, and an operation that the format does not support; `MissingPackage` if packages of the format are not
-    installed.
+    programs run in onnxruntime for this. A folder that holds an earlier export is replaced. Raises `CorsdError` if the logits
+    differ, if `dest` has other content or cannot be written, for an unknown format or exit, for a network of timm with
+    `exit="all"`, and for an operation that the format does not support. Raises `MissingPackage` if a package of the format is
+    not installed.
     """
     check_run(run)
     check_choice("format", format, FORMATS)

@@ -56,17 +56,23 @@ def export_run(
 ) -> Run:
     """Write a small copy of a finished run into the folder `dest` and return it. It can be used like the original.
 
-    Weights are stored in float16 and metrics with six digits. The copy has `snapshots` of the probe snapshots (2 or more: the
-    first, the last, and more early than late ones), and `probe_images` of the probe images, equally many of each class and at
-    least two. Class-level relations are computed again for these images; those of the "maps" fusion need feature maps and
-    remain those of the whole probe set. test.json has the metrics of the exported weights, and under `trained` those of the
-    original; README.md is a model card. The copy has no images and no paths of this machine: of a data set `folder:PATH` or
-    `npz:PATH` it has the last part of the path. `data` is needed for a run that was trained on images given to `train`.
+    Weights are stored in float16 and metrics with six significant digits. The rounded weights are evaluated again. test.json
+    has the new metrics, and the original ones under "trained". The evaluation needs the images of the run: `data` if it is
+    given, else the data set of its configuration, read from `data_root`. `data` is required for a run that was trained on
+    images given to `train`. README.md is a model card.
+
+    `snapshots`: number of probe snapshots in the copy, 2 or more. The first and the last are among them, and early epochs are
+    chosen more densely than late ones. `probe_images`: number of probe images in the copy, equally many of each class, and at
+    least two of each. Class-level relations are computed again for these images. With the "maps" fusion this would need feature
+    maps, so the copy has the relations of all probe images.
+
+    The copy has no images and no paths of this machine: of a data set `folder:PATH` or `npz:PATH` it has the last part of the
+    path.
 
     Size in bytes: 2 for each weight; for each snapshot and exit 2·N·(D + C) + 4·C², and 2 for each weight of its relation
-    network, with N probe images, D embedding dimensions, C classes. For example, take a ResNet-10 with 100 classes, once plain
-    and once with exits and relation networks. At width 32 its weights take 2.5 and 3.8 MB, and each snapshot of 500 images 0.4
-    and 2.2 MB. At width 16 the weights take 0.7 and 1.3 MB, and a snapshot 0.3 and 1.4 MB.
+    network, with N probe images, D embedding dimensions, C classes. For example, the weights of a plain ResNet-10 of width 32
+    with 100 classes take 2.5 MB, and each snapshot of 500 images 0.4 MB; with exits and relation networks they take 3.8 and
+    2.2 MB. At width 16 the plain network takes 0.7 and 0.3 MB, and the one with exits and relation networks 1.3 and 1.4 MB.
 
     With `umap` the copy has the UMAP of the last snapshot (`stage_embedding`), so that a `StageExplorer` opens without
     computing it.
@@ -116,8 +122,8 @@ def committed_run(name: str) -> Run:
 def committed_summary(study: str) -> dict[str, Any]:
     """The summary of a study of the repository, such as "digits": see `studies.summary.summarise`.
 
-    Read from results/<study>/summary.json in the working directory and its parents, then in the clone or wheel that the package
-    lies in. Raises `CorsdError` for an unknown study and for a damaged file.
+    The file results/<study>/summary.json is looked up in the working directory and its parents, then in the clone or wheel of
+    the package. Raises `CorsdError` for an unknown study and for a damaged file.
     """
     check_name("study", study)
     if (file := find_result(Path(study) / "summary.json")) is not None:
@@ -133,7 +139,10 @@ def _check_counts(snapshots: int, probe_images: int) -> None:
 
 
 def _trained_metrics(run: Run) -> dict[str, Any]:
-    """The test metrics of the trained weights; of an export those before its weights were rounded."""
+    """The test metrics of the trained weights. For an export these are the metrics before its weights were rounded.
+
+    Raises `CorsdError` for a run that is not finished.
+    """
     test = run.test
     if not run.finished or test is None:
         done = f"{run.epochs_done} of {run.config.epochs} epochs"
@@ -174,7 +183,10 @@ def _data(run: Run, data: ImageData | None, data_root: str | Path | None) -> Ima
 
 
 def _halved(tensors: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
-    """Floating-point tensors in float16, others unchanged."""
+    """`tensors` with floating point in float16 and other types unchanged.
+
+    Raises `CorsdError`, with `source` in the message, for values that are not finite in float16.
+    """
     half = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
     for name, value in half.items():
         if not value.isfinite().all():
@@ -187,7 +199,7 @@ def _halved(tensors: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
 
 
 def _rounded(record: dict[str, Any]) -> dict[str, Any]:
-    """Floats with six significant digits."""
+    """`record` with its floats rounded to six significant digits."""
     return {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in record.items()}
 
 
@@ -206,8 +218,9 @@ def _write_probes(run: Run, dest: Path, snapshots: int, probe_images: int) -> No
 
 
 def _spread(epochs: list[int], count: int) -> list[int]:
-    """`count` of the sorted `epochs` (all if there are fewer): the first, the last, and others between them at quadratic
-    distances.
+    """Choose `count` of the sorted `epochs` (all if there are fewer), more densely at the beginning than at the end.
+
+    The first and the last are always chosen. The positions of the chosen epochs grow quadratically.
     """
     last = len(epochs) - 1
     if last < count:

@@ -56,7 +56,10 @@ def push_run(
 
 @contextmanager
 def _exported(run: Run, data: ImageData | None, data_root: str | Path | None) -> Iterator[Path]:
-    """Yield the folder of an exported run; of any other run make a temporary export and yield its folder."""
+    """Yield the folder of `run` if it is an export, else the folder of a temporary export of it.
+
+    Raises `CorsdError` for an incomplete export, and the errors of `export_run`.
+    """
     if "exported" in read_config(run.path / "config.json"):
         if not run.finished or run.test is None:
             raise CorsdError(f"{run.path} is an incomplete export: export the run again")

@@ -181,7 +181,10 @@ def _records(named: Named) -> list[Panel]:
 
 
 def _comparison(title: str, names: list[str], values: list[dict[str, str]]) -> Panel:
-    """Table of `values`, a dict name -> text for each run, which is a column; rows that differ between runs come first."""
+    """Table with one column for each run; the rows that differ between runs come first.
+
+    `values`: for each run a dict from the name of a row to its text.
+    """
     keys = list(dict.fromkeys(key for of_run in values for key in of_run))
     differ = [key for key in keys if len({of_run.get(key, "–") for of_run in values}) > 1]
     rows = [[key, *(of_run.get(key, "–") for of_run in values)] for key in [*differ, *(k for k in keys if k not in differ)]]
@@ -215,7 +218,10 @@ def _accuracy(named: Named) -> list[Panel]:
 
 
 def _curves(named: Named) -> list[Panel]:
-    """One chart of the accuracy of all runs by exit, and a chart of the terms of the loss for each run."""
+    """Panel of training curves: accuracy of all runs by exit, and for each run the terms of the loss.
+
+    Accuracy has one chart for training and one for validation images, if there are any. No panel if no epoch is finished.
+    """
     metrics = {name: run.metrics for name, run in named.items()}
     trained = {name: table for name, table in metrics.items() if not table.empty}
     if not trained:

@@ -1,13 +1,13 @@
 """The missing trainings of a study as jobs of a cluster: `corsd compare --executor slurm`.
 
-submitit submits a job for each training, all of a call as one job array. A job runs what the pool runs, in the same run
-directory (see cluster_job.py); the run directories are in a file system that this machine and the cluster share. Beside
-seed0.json lies seed0.job with the id of the job, so that another call does not submit a training that is queued or running.
-Records are written by the process that collects them.
+submitit submits one job for each training; the jobs of one call form a job array. A job trains as `corsd compare` does without
+a cluster, in the same run directory (see cluster_job.py). The run directories must be in a file system that this machine and
+the cluster share. The file seed0.job, beside seed0.json, has the id of the job, so that another call does not submit a training
+that is queued or running. Jobs do not write records. The call that waits for the jobs writes them, or a later call.
 
-submitit keeps its own files in the folder `_jobs` of the runs: scripts, logs, and each call and its result as a pickle. A
-pickle can execute code, so other users must not be able to write there. A job opens the pickle of its call; this module opens
-none.
+submitit keeps its own files in the folder `_jobs` of the runs: scripts, logs, and the call and the result of each job as
+pickles. A pickle can execute code, so other users must not be able to write to this folder. A job opens the pickle of its call;
+this module opens none.
 """
 
 from __future__ import annotations
@@ -66,8 +66,9 @@ class Cluster:
     """Where the trainings of a study are submitted as jobs.
 
     `name`: "slurm", or "local" for processes of this machine, which start all at once. `settings`: those of submitit's Slurm
-    executor, such as partition, account, timeout_min, gpus_per_node, cpus_per_task, mem_gb, array_parallelism. "local" checks
-    their names and uses timeout_min. `wait`: whether to wait for the jobs and to record them; else another call does.
+    executor, such as partition, account, timeout_min, gpus_per_node, cpus_per_task, mem_gb, array_parallelism. With "local" all
+    settings are checked, but few have an effect, such as timeout_min. `wait`: whether to wait for the jobs and write their
+    records; if False, a later call writes them.
     """
 
     name: str
@@ -144,10 +145,11 @@ def _record(study: Study, job: Job) -> None:
 
 
 def _collect(study: Study, jobs: Sequence[Job], queue: _Queue, gone: Sequence[Job]) -> list[Job]:
-    """Set the states of `jobs` and write the records of those that are finished. Returns the jobs that are gone.
+    """Set the states of `jobs`, write the records of the finished ones, and return the jobs that are missing at this poll.
 
-    A job has ended if it is missing at two polls in a row, because files of another machine may appear late; `gone` are those
-    missing at the previous poll.
+    A job is missing if it has no result, the cluster does not have it, and no process trains it. `gone`: the jobs that were
+    missing at the previous poll. A job that is missing twice in a row has ended. Once is not enough, because files of another
+    machine may appear late.
     """
     try:
         states = queue.states()
@@ -173,7 +175,7 @@ def _conclude(job: Job, queue: _Queue) -> None:
 
 
 class _Queue:
-    """Submits jobs to a cluster, and reads their states, with submitit."""
+    """Submits jobs to a cluster with submitit, and reads their states (for Slurm with squeue)."""
 
     def __init__(self, cluster: Cluster, folder: Path, name: str) -> None:
         self.cluster, self.folder = cluster.name, folder
@@ -223,7 +225,7 @@ class _Queue:
 def _check_settings(settings: Mapping[str, Any]) -> None:
     """Raise `CorsdError` for a setting that is not allowed, and for a value of the wrong type or out of range.
 
-    Not allowed are settings that this library sets itself (nodes, tasks), `time` (use timeout_min) and an empty name.
+    Settings that this library sets itself (nodes, tasks), `time` (use timeout_min) and an empty name are not allowed.
     """
     for setting, value in settings.items():
         if not setting:

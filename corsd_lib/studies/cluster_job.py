@@ -31,10 +31,11 @@ POLL_SECONDS = 0.2
 
 @dataclass
 class TrainingJob:
-    """A callable that trains `job` in a separate process, as the pool does.
+    """A callable that trains `job` in a separate process, as `corsd compare` does without a cluster.
 
-    `environment`: its environment variables; {} to derive them from the variables of Slurm. `save_seconds`: time to save after
-    SIGUSR2. A training that needs longer is killed, and the requeued job resumes from the previous checkpoint.
+    `environment`: environment variables of this process; {} to derive them from the variables of Slurm. `save_seconds`: time
+    that the training has to save after SIGUSR2. If it needs longer, it is killed, and the requeued job resumes from the
+    previous checkpoint.
     """
 
     job: Job
@@ -84,7 +85,7 @@ class TrainingJob:
 
 @contextmanager
 def blocked(*signals: int) -> Iterator[None]:
-    """Block signals in this thread inside the context, and in the programs that are started there as long as they run."""
+    """Block `signals` in this thread inside the context. Programs started there keep them blocked until they end."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -93,8 +94,10 @@ def blocked(*signals: int) -> Iterator[None]:
 
 
 def slurm_environment(devices: int) -> Environment:
-    """Environment variables of a training whose `devices` processes all run in one task of Slurm: the number of threads, and
-    for several processes a job name with which Fabric starts them itself.
+    """Environment variables of a training with `devices` processes in one task of Slurm.
+
+    They set the number of threads of each process. If there are several processes, they also set a job name that makes Fabric
+    start the processes itself.
     """
     threads = str(max(1, int(os.environ.get("SLURM_CPUS_ON_NODE", 1)) // devices))
     environment = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}

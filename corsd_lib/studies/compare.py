@@ -1,8 +1,8 @@
 """Train the missing runs of a study, several at a time, and update its tables: `corsd compare`.
 
 Each training runs in a separate process (`corsd train`). In runs/<study>/<variant> it has a run directory seed0/, its
-configuration seed0.json and its output seed0.log. The process holds a lock on the log until it ends, even if this process is
-killed, so that no run is trained twice. This process waits for trainings that another process has started.
+configuration seed0.json and its output seed0.log. The training process locks its log until it ends, even if `corsd compare` is
+killed, so that no run is trained twice. `corsd compare` waits for trainings that another process has started.
 """
 
 from __future__ import annotations

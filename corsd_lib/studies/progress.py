@@ -70,7 +70,7 @@ class VariantProgress:
 
     @classmethod
     def of(cls, jobs: Sequence[Job], entry: Mapping[str, Any] | None) -> VariantProgress:
-        """Progress of a variant from its `jobs` and from its `entry` in the summary, or None if it has none."""
+        """Progress of a variant from its `jobs` and its `entry` in the summary; `entry` is None if the summary has none."""
         newest = {job.seed: _last_line(job) for job in jobs if job.state in ("running", "stopping")}
         epochs = jobs[0].config.epochs
         unfinished = sum(job.state in ("waiting", "running", "stopping") for job in jobs)

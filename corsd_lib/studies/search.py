@@ -1,4 +1,4 @@
-"""The search of a variant: its entry in the field `tuning` of the study, which is checked before anything is trained."""
+"""The hyperparameter search of a variant, read from the field `tuning` of its study and checked before the first training."""
 
 from __future__ import annotations
 
@@ -42,12 +42,13 @@ _FIXED = (*_MACHINE, *_DATA, "method", "method_options", "epochs", "devices", "n
 
 @dataclass(frozen=True)
 class Search:
-    """The search of a variant. A parameter is an option of the method, or a field of `TrainConfig` as "train.<field>".
+    """The hyperparameter search of a variant.
 
-    `path`: file of the tuning record. `config`: the training of every trial, before its parameters, seed and run directory are
-    set. `space`: for each parameter {"low", "high"}, optionally with "step", "log" and "int", or {"choices"}. `own`: values of
-    the parameters in the variant itself. `trials`: number of trials. `seeds`: a trial is trained with each of them, and its
-    value is the mean.
+    A parameter is an option of the method, or a field of `TrainConfig` as "train.<field>". `path`: file of the tuning record.
+    `config`: configuration of all trials, before the parameters, seed and run directory of a trial are set. `space`: for each
+    parameter either {"choices"} or {"low", "high"}, the latter optionally with "step", "log" and "int". `own`: values of the
+    parameters in the variant itself. `trials`: number of trials. `seeds`: a trial is trained once with each seed; its value is
+    the mean validation top-1 (%) of the deepest exit.
     """
 
     path: Path

@@ -53,10 +53,11 @@ class Variant:
 
 @dataclass(frozen=True)
 class Study:
-    """A comparison of `variants`, each trained with several seeds on an equal number of "images" or "epochs", see `equal`.
+    """A comparison of `variants`, each trained with several seeds.
 
-    `path`: folder of the study. `train`: settings that all variants share. `baseline`: name of the variant that gains are
-    relative to. `tuning`: the search of each variant that is tuned, see `studies.search.Search`.
+    `path`: folder of the study. `equal`: what all variants have the same number of, "images" or "epochs", see `config`.
+    `train`: settings that all variants share. `baseline`: name of the variant that gains are relative to. `tuning`: the
+    hyperparameter search of each variant that is tuned, see `studies.search.Search`.
     """
 
     path: Path
@@ -136,9 +137,9 @@ class Study:
         """Configuration of a variant with a seed; its run directory is in `runs/<study>`.
 
         If `equal` is "images", the number of epochs is changed so that every variant trains on as many images as the baseline.
-        In an epoch each training image counts three times with "triplet" batches, twice with "overlapping" ones, else once. The
-        epochs of the variant are multiplied by this factor of the baseline and divided by that of the variant, rounded, at
-        least 1. Raises `CorsdError` for an unknown variant, for an invalid setting and for a missing tuning record.
+        An epoch with "triplet" batches has 3 images for each training image, one with "overlapping" batches 2, any other 1. The
+        number of epochs is multiplied by this factor of the baseline, divided by this factor of the variant, and rounded to a
+        whole number of at least 1. Raises `CorsdError` for an unknown variant, an invalid setting and a missing tuning record.
         """
         check_choice("variant", variant, self.variants)
         config = self._base_config(variant)
@@ -255,8 +256,10 @@ def study_file(path: str | Path) -> Path:
 
 
 def check_fields(values: object, where: str, types: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `values`. Raises `CorsdError` unless it is an object whose fields are in `types` and have the types given
-    there.
+    """Check that `values` is an object whose fields are in `types` and have the types given there; return it.
+
+    If the field "train" has "method_options", they must be an object, too. Raises `CorsdError` otherwise; the message begins
+    with `where`.
     """
     if not isinstance(values, dict):
         raise CorsdError(f"{where} = {shortened(values)}; allowed: a JSON object of fields and values")
@@ -290,7 +293,7 @@ def _seeds(values: Sequence[object], where: str) -> tuple[int, ...]:
 def _variant(name: str, variants: Mapping[str, Any], seeds: tuple[int, ...], where: str) -> Variant:
     """The variant `name`, from the JSON values of all `variants`, with inherited settings filled in.
 
-    `where` begins error messages. Raises `CorsdError` for invalid fields and for inheritance in a circle.
+    Raises `CorsdError` for an invalid name or field and for circular inheritance. The message begins with `where`.
     """
     if not re.fullmatch(r"\w[\w.+-]*", name):
         raise CorsdError(

@@ -97,14 +97,18 @@ def relative_to(summary: Mapping[str, Any], reference: str) -> dict[str, Any]:
 
 
 def gain_cell(m: Mapping[str, Any]) -> str:
-    """Gain of a variant as text, with the number of seeds it was measured with if that is not all seeds of the variant."""
+    """Gain of a variant and its interval as text.
+
+    If the gain was measured with fewer seeds than the variant has, the number of these seeds is added, such as " (n = 3)".
+    """
     pairs = "" if m["gain"] is None or m["gain_n"] == m["n"] else f" (n = {m['gain_n']})"
     return with_interval(m["gain"], m["gain_low"], m["gain_high"], sign="+") + pairs
 
 
 def _sources(provenances: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """Commits of the source ("revisions", 12 characters) and versions of PyTorch ("torch") of the trainings of a variant, each
-    once.
+    """Commits of the source code and versions of PyTorch that the trainings of a variant used, without repetitions.
+
+    The result has two lists: "revisions" (the first 12 characters of each commit) and "torch".
     """
     found = list(provenances)
     commits = dict.fromkeys(p.get("revision", "unknown")[:12] for p in found)
@@ -115,16 +119,17 @@ def _sources(provenances: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def _ratio(key: str, records: Mapping[int, Record], reference: Mapping[int, Record], seeds: Sequence[int]) -> float | None:
-    """Sum of `key` over `seeds`, divided by the same sum of `reference`; None if that is 0."""
+    """Sum of `key` over `seeds` in `records`, divided by the same sum in `reference`; None if the divisor is 0."""
     total = sum(reference[seed][key] for seed in seeds)
     return sum(records[seed][key] for seed in seeds) / total if total else None
 
 
 def _time_ratio(records: Iterable[Record], reference: Iterable[Record]) -> float | None:
-    """Time of the fastest training on the kind of machine of the fastest training of `reference`, divided by the time of that
-    one; None if there is no such training.
+    """Time of the fastest training of a variant, divided by the time of the fastest training of `reference`.
 
-    The fastest are compared, because other work on the machine affects them least.
+    Only trainings on the same kind of device and with the same number of threads as the fastest training of `reference` count.
+    The result is None if the variant has no such training, and if `reference` is empty or its fastest time is 0. The fastest
+    trainings are compared because other work on the machine affects them least.
     """
     fastest = min(reference, key=lambda record: record["seconds"], default=None)
     if fastest is None or not fastest["seconds"]:
@@ -139,5 +144,5 @@ def _machine(record: Record) -> tuple[Any, Any]:
 
 
 def trained_exits(variant: Mapping[str, Any]) -> list[bool]:
-    """Whether each exit of a variant was trained, which is assumed if its accuracy is above a quarter of the deepest exit's."""
+    """For each exit of a variant, whether it was trained: whether its accuracy is above a quarter of that of the deepest exit."""
     return [top1 > variant["top1"][-1] / 4 for top1 in variant["top1"]]

@@ -116,7 +116,7 @@ def _grid(columns: Sequence[str], rows: Iterable[Mapping[str, str]]) -> str:
 
 
 def _exit_names(summary: Mapping[str, Any]) -> list[str]:
-    """Names of the exits of the variant with the most exits; every variant has the last one."""
+    """Names of the exits of the variant with the most exits: "exit 1" and so on, at the end "deepest exit"."""
     most = max((len(m["top1"]) for m in summary["methods"].values()), default=1)
     return [*(f"exit {k}" for k in range(1, most)), "deepest exit"]
 

@@ -35,7 +35,10 @@ class _LastEpoch(Exception):
 
 
 def objective(curves: Curves) -> list[float]:
-    """Value (%) of a trial after each epoch: mean over the finished seeds and the one that is being trained."""
+    """Value (%) of a trial after each of its epochs, in the order in which its seeds are trained.
+
+    The value is a mean over seeds: the final accuracy of each finished seed, and the current accuracy of the seed in training.
+    """
     return [fmean([*(done[-1] for done in curves[:k]), value]) for k, curve in enumerate(curves) for value in curve]
 
 
@@ -55,9 +58,12 @@ def start_trial(configs: list[TrainConfig], environment: Mapping[str, str]) -> t
 def train_trial(pipe: Connection, configs: list[TrainConfig], environment: Mapping[str, str]) -> None:
     """Train `configs` one after the other, without evaluation on the test images, until all are done or the trial is pruned.
 
-    It sends messages to the pipe: after each epoch ("epoch", curves so far), to which the answer is whether to continue;
-    ("locked", reason) while another process trains in the run directory; and at the end ("complete", curves), ("pruned", None),
-    ("stopped", None) after a signal, ("unwritable", reason) if a file cannot be written or read, or ("failed", reason).
+    The messages sent through `pipe` are:
+
+    - ("epoch", curves so far) after each epoch. The reply is True to continue, or False to prune the trial.
+    - ("locked", reason), repeatedly, while another process trains in the run directory.
+    - One last message: ("complete", curves); ("pruned", None); ("stopped", None) after a signal; ("unwritable", reason) if a
+      file cannot be written or read; or ("failed", reason).
     """
     if hasattr(os, "setpgrp"):
         os.setpgrp()  # Ctrl-C in the terminal reaches only the main process, which asks this one to save
@@ -98,7 +104,7 @@ def _outcome(
 
 
 def _is_file_error(error: BaseException | None) -> bool:
-    """Whether the cause is an error of the file system, such as a full disk, which does not depend on the trial."""
+    """Whether `error` was caused by the file system, for example by a full disk, and not by the settings of the trial."""
     while error is not None and not isinstance(error, OSError):
         error = error.__cause__
     return error is not None

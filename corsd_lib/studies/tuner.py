@@ -1,8 +1,8 @@
 """The main process of a search (`corsd tune`): asks Optuna for trials, receives their values, and writes journal and record.
 
-results/<study>/tuning/<variant>.json     the record: search space, trials, and the best one, which a variant with this file in
-                                          its field `tuned` uses
-                       <variant>.journal  the journal of Optuna, from which the search continues, on any machine
+results/<study>/tuning/<variant>.json     the record: search space, all trials and the best trial. A variant whose field
+                                          `tuned` names this file uses the settings of the best trial.
+                       <variant>.journal  Optuna's journal. A stopped search continues from it, also on another machine.
 """
 
 from __future__ import annotations
@@ -64,12 +64,16 @@ def tune(
     is no GPU), with run directories in `runs` (default `runs/<study>`). `report` is called with a line of text for each trial.
 
     Ctrl-C or SIGTERM raises `KeyboardInterrupt` after the trials have saved; another call continues the search. If a training
-    fails, its trial is recorded as failed and the search continues, unless it is trial 0, whose error ends the search. If an
-    earlier search was killed, this one waits for its processes, which end after their current epoch.
+    fails, its trial is recorded as failed and the search continues; only a failure of trial 0 ends it. If an earlier search was
+    killed, its processes end after their current epoch, and this call first waits for them.
 
-    Raises `CorsdError` for `trials` or `jobs` out of range, for an invalid entry in `study.tuning`, for a damaged journal and
-    one of another search, for a record with trials that the journal lacks, while another process runs the same search, and if
-    the journal or the folder of the runs is moved or removed during the search, after the trials have saved.
+    Raises `CorsdError`
+
+    - for `trials` or `jobs` out of range, and for a missing or invalid entry in `study.tuning`;
+    - for a journal that is damaged or belongs to another search, and for a record with trials that the journal lacks;
+    - while another process runs the same search;
+    - after the running trials have saved: if trial 0 fails, if a trial cannot write or read a file, and if the journal or the
+      folder of the runs is moved or removed.
     """
     search = Search.of(study, variant)
     if trials is not None:
@@ -91,7 +95,10 @@ def tune(
 
 @contextmanager
 def _lock_journal(file: Path) -> Iterator[None]:
-    """Lock the journal of a search for this process."""
+    """Lock the journal of a search for this process, and remove an incomplete last line, as after a power failure.
+
+    Raises `LockedError` while another process runs the search.
+    """
     with ExitStack() as stack:
         try:
             stack.enter_context(locked(file))
@@ -148,9 +155,10 @@ class Tuner:
         self._requeue()
 
     def run(self, environments: Sequence[Environment], stop: threading.Event) -> dict[str, Any]:
-        """Train one trial in each of `environments` until enough trials are done, or until `stop` is set; return the record.
+        """Train trials until enough are done or `stop` is set, one at a time in each of `environments`; return the record.
 
-        Raises `CorsdError` if the journal or the folder of the runs was moved, removed or replaced.
+        Raises `CorsdError` if the journal or the folder of the runs was moved, removed or replaced, and in the cases of
+        `_finish`.
         """
         free = list(environments)
         make_folder(self.runs)
@@ -183,8 +191,10 @@ class Tuner:
                 running.process.join()
 
     def _requeue(self) -> None:
-        """Queue the trials that an earlier process left unfinished, and trial 0, if none has succeeded. For a new search add
-        the grid.
+        """Queue the trials that an earlier process left unfinished, and those that a new search begins with.
+
+        A new search begins with trial 0, which is the variant without changes, and with the grid (`Search.grid`). If every
+        attempt of trial 0 has failed, it is queued again.
         """
         for trial in self.study.get_trials(states=[TrialState.RUNNING]):
             attributes = {**trial.user_attrs, "earlier": [*_earlier(trial), trial.number]}
@@ -223,7 +233,11 @@ class Tuner:
                 running.stopping = True
 
     def _receive(self, pipe: Connection) -> tuple[str, Any]:
-        """Message of a trial, see `train_trial`. If its process has ended, ("stopped", reason) or ("failed", reason)."""
+        """The next message of a trial (see `train_trial`).
+
+        If its process has ended without a last message, the result is ("stopped", reason) after SIGTERM, else ("failed",
+        reason).
+        """
         running = self.running[pipe]
         try:
             return pipe.recv()
@@ -234,8 +248,8 @@ class Tuner:
     def _answer_trial(self, pipe: Connection, curves: Curves) -> None:
         """Report the epoch to Optuna, and send to the trial whether to continue.
 
-        The trial always continues after its last epoch, and after its first seed is done: the pruner compares the best value of
-        a trial, which later seeds hardly change.
+        A trial can be pruned only while it trains its first seed: the pruner compares the best value of a trial, which later
+        seeds hardly change. It is not pruned after its last epoch.
         """
         running = self.running[pipe]
         self._report(running, curves)
@@ -259,8 +273,8 @@ class Tuner:
     def _finish(self, running: _Running, outcome: str, content: Any) -> None:
         """Write the result of a trial to Optuna and the record, and remove its runs.
 
-        A trial that was stopped, or could not write, remains for the next call. Raises `CorsdError` if it could not write and
-        if trial 0 failed.
+        If the trial was stopped, or could not write or read a file, nothing is written or removed, and the next call resumes
+        it. Raises `CorsdError` if a file could not be written or read, and if trial 0 failed.
         """
         running.process.join()
         if outcome == "stopped":
@@ -309,8 +323,10 @@ class Tuner:
 
 
 def _pruning(search: Search) -> dict[str, int]:
-    """Options of the pruner: after a third of the epochs, a trial is pruned if its best value is below the median of the
-    others.
+    """Options of Optuna's `MedianPruner`.
+
+    From epoch `epochs` // 3 on, a trial is pruned if its best value so far is below the median of the values that the complete
+    trials had after the same epoch. No trial is pruned before four trials are complete.
     """
     return {"n_startup_trials": 4, "n_warmup_steps": search.config.epochs // 3}
 
@@ -376,7 +392,10 @@ def _open_study(search: Search) -> optuna.Study:
 
 
 def _check_record(search: Search, known: set[int]) -> None:
-    """Raise `CorsdError` if the record has trials that are not in the journal (numbers `known`), because they would be lost."""
+    """Raise `CorsdError` if the record has trials that are not in the journal, because rewriting the record would lose them.
+
+    `known`: numbers of the finished trials in the journal.
+    """
     trials = read_trials(search.path).get("trials", []) if search.path.is_file() else []
     lost = sum(trial.get("number") not in known for trial in trials)
     if lost:
@@ -428,10 +447,10 @@ def _entry(trial: FrozenTrial, resumed_by: int | None) -> dict[str, Any]:
 
 
 def _best(trials: list[dict[str, Any]], begun: Mapping[int, int]) -> dict[str, Any] | None:
-    """Number, value, method options and changes to `train` of the complete trial with the highest value, as a dict; None if no
-    trial is complete.
+    """The complete trial with the highest value as a dict: number, value, method options and changes to `train`.
 
-    Among equal values the trial that was started first: `begun` maps the number of a resumed trial to its first number.
+    None if no trial is complete. If several trials have the highest value, the one that was started first is chosen. `begun`
+    maps the number of a resumed trial to the number with which it was started first.
     """
     complete = [trial for trial in trials if trial["state"] == "complete"]
     if not complete:

@@ -26,12 +26,16 @@ ExitAndScore = tuple[int, str]  # number of exits deeper than this one (0 for th
 def unseen_lines(study: Study, records: Mapping[str, Mapping[int, Record]]) -> list[dict[str, Any]]:
     """One dict for each variant, exit, score, metric and reference variant; [] if no record has results on held-out classes.
 
-    Keys: `variant`, `label`, `group`, `exit`, `score` and `figure`, the name of the metric (see `unseen_class_report`); `n`,
-    number of seeds; `mean` (%) over them, with the values `by_seed` and the ends `low` and `high` of its 95 % Student-t
-    interval; `over`, the reference variant: the baseline, or the variant that this one inherits from; `gain`, the difference
-    from the reference at the same exit in points, paired by seed, with `gain_low`, `gain_high` and the number of pairs
-    `gain_n`. Exits of two variants correspond if they are equally far from the deepest exit. Values that are not defined are
-    None.
+    Keys:
+
+    - `variant`, `label`, `group`, `exit`, `score`; `figure`: name of the metric (see `unseen_class_report`);
+    - `n`: number of seeds; `by_seed`: value (%) of each seed; `mean`: mean of these values; `low`, `high`: ends of its 95 %
+      Student-t interval;
+    - `over`: the reference variant, which is the baseline or the variant that this one inherits from; None without a reference;
+    - `gain`: difference from the reference at the same exit, in points, paired by seed; `gain_low`, `gain_high`: ends of its
+      interval; `gain_n`: number of pairs.
+
+    Two variants have the same exit where the distance from the deepest exit is equal. Undefined values are None.
     """
     found = {variant: _by_seed(of_variant) for variant, of_variant in records.items()}
     found = {variant: by_seed for variant, by_seed in found.items() if by_seed}
@@ -46,8 +50,9 @@ def _by_seed(records: Mapping[int, Record]) -> dict[int, dict[ExitAndScore, dict
 
 
 def _references(study: Study, variant: str, found: Mapping[str, Any]) -> Sequence[str | None]:
-    """Reference variants of a variant: the baseline and the variant that it inherits from, without itself; [None] if there are
-    none.
+    """Reference variants of `variant`: the baseline and the variant that it inherits from, if they have results.
+
+    A variant is not its own reference. The result is [None] if there is no reference.
     """
     names = dict.fromkeys([study.baseline, study.variants[variant].parent])
     return [name for name in names if name in found and name != variant] or [None]

@@ -24,8 +24,8 @@ Environment = dict[str, str]
 class Job:
     """One training of a study: its process and its state.
 
-    The state is "waiting" or, while another process trains it, "elsewhere"; "queued" on a cluster; then "running" and perhaps
-    "stopping"; at the end "done" (recorded), "failed" (see `error`) or "stopped". `id`: of its job on a cluster.
+    The state is "waiting", "queued" (on a cluster), "running" or "stopping"; or "elsewhere" while another process trains it. At
+    the end it is "done" (recorded), "failed" (see `error`) or "stopped". `id`: identifier of the job on a cluster, else "".
     """
 
     variant: str
@@ -78,7 +78,7 @@ class Job:
         return self.process is not None and self.process.poll() is not None
 
     def finish(self, study: Study) -> None:
-        """Write the record of a process that has ended, or set the state that says why there is none."""
+        """After the process has ended, write the record, or set the state to "stopped" or "failed" if there is no result."""
         status = self.process.returncode if self.process else None
         if status == 0 and (self.config.path / "test.json").is_file():
             self.record(study)
@@ -110,11 +110,12 @@ class Job:
 
 
 def worker_environments(config: TrainConfig, jobs: int | None, most: int) -> list[Environment]:
-    """Environment variables of the processes that train at the same time, at most `most` of them.
+    """Environment variables for processes that train at the same time: one dict for each process, at most `most`.
 
-    They set the number of threads, so that the processes share the CPUs, and the GPU of each process. `jobs` is the number of
-    processes; by default one for each GPU, or one for each CPU where there is no GPU. With more processes than GPUs several
-    share one. Raises `CorsdError` for `jobs` below 1 and for more than this machine can run.
+    The variables set the number of threads, so that the processes share the CPUs, and the GPUs of each process. `jobs`: number
+    of processes; by default one for each group of `config.devices` GPUs, or one for each CPU if there are no GPUs. If there are
+    more processes than groups, several processes share a group. Raises `CorsdError` if `jobs` is below 1 or more than this
+    machine can run.
     """
     if jobs is not None and jobs < 1:
         raise CorsdError(f"jobs = {shortened(jobs)} must be at least 1")
@@ -128,7 +129,7 @@ def worker_environments(config: TrainConfig, jobs: int | None, most: int) -> lis
 
 
 def _gpus(config: TrainConfig) -> list[str]:
-    """Values of CUDA_VISIBLE_DEVICES for trainings side by side, each with the `devices` GPUs of the configuration."""
+    """Values of CUDA_VISIBLE_DEVICES for trainings at the same time, each with `config.devices` GPUs; [] if they use no GPU."""
     import torch
 
     if config.accelerator not in ("auto", "cuda", "gpu") or not torch.cuda.is_available():

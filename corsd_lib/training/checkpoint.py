@@ -1,4 +1,6 @@
-"""Checkpoint of a training: all that a resume needs. Its tensors and metadata, which are checked when it is read:
+"""Checkpoint of a training: all that a resume needs.
+
+The file is checked when it is read. It has these tensors and metadata:
 
 network.* method.*        weights and buffers, as in weights.safetensors
 optimizer.<i>.<name>      state of the optimiser for its i-th parameter
@@ -88,8 +90,9 @@ class Checkpoint:
 
         The training has `epochs` epochs of `steps` steps each. Network and method must be newly created. `images(position)` is
         the number of images in the finished steps of the current epoch. `same_start`: whether network and method now have the
-        initial weights of the training (another version of torch may sample others); if so, more is checked. Raises
-        `CorsdError` for the first value that this training cannot have written.
+        initial weights of the training, which another version of torch may sample differently; if True, parameters without a
+        momentum buffer must still have their initial values. Raises `CorsdError` if the file is damaged, or has a value that
+        this training cannot have written.
         """
         tensors, metadata = read_checkpoint(self.path)
         header = self._header(metadata)

@@ -33,12 +33,14 @@ class _Recorded:
 
 
 class GraphedForwardBackward:
-    """Runs `forward_backward` as CUDA graphs; this function sets the gradients for a batch and returns the other results.
+    """Runs the function `forward_backward` as CUDA graphs.
+
+    `forward_backward(batch)` sets the gradients and returns terms of the loss and logits (`StepOutputs`). It may read only
+    images, labels and random tensors of the batch, and must not wait for the GPU (see `Method.cuda_graphs`).
 
     One graph is recorded for each shape of a batch. The first `eager` batches of a shape run without a graph, so that libraries
     can initialise; the next one is recorded. At most `most` graphs are recorded, because each holds its own memory; batches of
-    other shapes run without one. The next batch of the same shape overwrites the results. `forward_backward` may read only
-    images, labels and random tensors of the batch and must not wait for the GPU (see `Method.cuda_graphs`).
+    other shapes run without a graph. The returned tensors are overwritten by the next batch of the same shape.
     """
 
     def __init__(

@@ -38,18 +38,23 @@ def train(
 ) -> Run:
     """Train the configuration `config` and return the run on disk. `on_epoch(run)` is called after every epoch.
 
-    A finished run is returned as it is. Ctrl-C, SIGTERM, or another thread that sets `stop`, ends the training after the
-    current step: a checkpoint is written and the unfinished run is returned. The same configuration with `resume=True`
-    continues from the newest checkpoint, even after the process was killed. The final weights are the same as without the
-    interruption: exactly on the same CPU with the same number of threads and on the same GPU with `deterministic=True`,
-    approximately on a GPU without it.
+    Ctrl-C, SIGTERM, or another thread that sets `stop`, ends the training after the current step: a checkpoint is written and
+    the unfinished run is returned. The same configuration with `resume=True` continues from the newest checkpoint, even after
+    the process was killed; a finished run is returned as it is. A resumed training gives the same final weights as one without
+    interruption. They are exactly equal on the same CPU with the same number of threads, and on the same GPU with
+    `deterministic=True`. On a GPU without this setting they are approximately equal.
 
     `data` replaces the images that `config.data` names; functions that need the images of the run later must get the same ones.
-    With several devices each process forms pairs within its own batch. `progress` shows a progress bar.
+    With several devices, each process forms pairs of images within its own batch. `progress` shows a progress bar.
 
-    Raises `CorsdError` for data with one class; if the directory holds another run or a run on other data, is in use by another
-    process (`LockedError`), or is moved or removed during the training; if the checkpoint is damaged or belongs to another
-    training; for more processes than this machine can run; and if the loss is not finite (the last good checkpoint is kept).
+    Raises `CorsdError`
+
+    - for data with one class;
+    - if the run directory holds another run or a run on other data, holds any run while `resume` is False, is in use by another
+      process (`LockedError`), or is moved or removed during the training;
+    - if the checkpoint is damaged or belongs to another training;
+    - for an accelerator, a precision or a number of processes that this machine cannot run, and if memory runs out;
+    - if the loss is not finite (the last good checkpoint is kept).
     """
     _check_import()
     _check_directory(config)  # every process checks, before the first one writes into the directory
@@ -88,7 +93,7 @@ def _fabric(config: TrainConfig) -> Fabric:
 
 
 def _check_launcher(fabric: Fabric, config: TrainConfig) -> None:
-    """Raise `ValueError` if torchrun or Slurm has started a number of processes that is not that of the configuration."""
+    """Raise `ValueError` if torchrun or Slurm has started a number of processes that differs from the configuration."""
     from lightning_fabric.plugins.environments import TorchElasticEnvironment
 
     environment = getattr(fabric.strategy, "cluster_environment", None)
@@ -156,7 +161,11 @@ def _lock_in_first_process(fabric: Fabric, config: TrainConfig) -> Iterator[None
 
 
 def _images_for(data: ImageData | None, config: TrainConfig) -> ImageData:
-    """Images to train on. Raises `CorsdError` if an unfinished run was started with other images."""
+    """Images to train on: `data`, or those that the configuration names.
+
+    Raises `CorsdError` if `data` holds out another number of classes than the configuration, and if an unfinished run was
+    started with other images.
+    """
     if data is not None and len(unseen_class_names(data)) != config.hold_out_classes:
         raise CorsdError(
             f"hold_out_classes = {config.hold_out_classes}, but the data {data.name!r} that is given to train holds out "
@@ -180,7 +189,7 @@ def _images_for(data: ImageData | None, config: TrainConfig) -> ImageData:
 
 @contextmanager
 def _lock_directory(folder: Path) -> Iterator[None]:
-    """Lock a run directory for this process.
+    """Lock a run directory for this process. Raises `LockedError` if another process trains in it.
 
     A directory that does not exist is created, and removed again if nothing was written into it.
     """
@@ -215,7 +224,11 @@ def _has_begun(path: Path) -> bool:
 
 
 def _check_directory(config: TrainConfig) -> None:
-    """Raise `CorsdError` for a directory that holds another training, before anything is computed."""
+    """Raise `CorsdError` if the training cannot use its run directory, before anything is computed.
+
+    The directory must not hold a run of another configuration, nor weights or a checkpoint without a config.json. It may hold a
+    run of the same configuration only if `resume` is True.
+    """
     path = config.path / "config.json"
     if not os.path.isfile(path):  # Path.is_file would raise for a folder without read permission
         for name in ("checkpoint.safetensors", "weights.safetensors"):

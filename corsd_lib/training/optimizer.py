@@ -13,11 +13,15 @@ __all__ = ["learning_rate", "parameter_groups"]
 
 
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
-    """Learning rate of `step` (from 0) of `steps` in all.
+    """Learning rate at step `step` (from 0) of a training with `steps` steps.
 
-    It depends only on the step, so a resumed training needs no scheduler state. Schedules: "onecycle": cosine from lr / 25 up
-    to lr over the first 30 % of the steps, then down to lr / 250,000, as in torch's OneCycleLR. "cosine": from lr down to 0
-    (arXiv 1608.03983). "multistep": lr, divided by 10 at each of `milestones`. "constant": lr.
+    It depends only on the step, so a resumed training needs no scheduler state. Schedules:
+
+    - "onecycle": cosine from lr / 25 up to lr over the first 30 % of the steps, then cosine down to lr / 250,000, as in torch's
+      OneCycleLR;
+    - "cosine": cosine from lr down to 0 (arXiv 1608.03983);
+    - "multistep": lr, divided by 10 after each fraction of the training in `milestones`;
+    - "constant": lr.
     """
     share = step / steps
     if config.schedule == "onecycle":
@@ -37,7 +41,9 @@ def _cosine(start: float, end: float, share: float) -> float:
 
 
 def parameter_groups(module: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Groups of all parameters for an optimiser. Without `decay_norm_and_bias` one-dimensional ones (norms, biases) have no
+    """All parameters of `module` in groups for an optimiser, each with its weight decay.
+
+    Without `decay_norm_and_bias`, one-dimensional parameters (weights of normalisation layers, and biases) have no weight
     decay.
     """
     parameters = list(module.parameters())

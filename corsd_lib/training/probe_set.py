@@ -21,10 +21,10 @@ __all__ = ["ProbeSet"]
 class ProbeSet:
     """A small class-balanced set of images, the same for every run on the same data.
 
-    `split`: where the images come from. "auto" is validation if there is one, else train without augmentation, so that test
-    images are not used during a training unless that is requested. There are `size` // C images of each class but at least two,
-    or all images of a class that has fewer, sorted by class. `workers`: processes that read images which are not in memory.
-    Raises `CorsdError` if the data does not have the split.
+    `split`: where the images come from. "auto" means validation images if there are any, else training images without
+    augmentation; test images are used only if `split` is "test". Each class has max(2, `size` // C) images, or all its images
+    if it has fewer. The images are sorted by class. `workers`: processes that read images which are not in memory. Raises
+    `CorsdError` if the data does not have the split.
     """
 
     def __init__(self, data: ImageData, size: int, split: str = "auto", workers: int = 2) -> None:
@@ -76,8 +76,9 @@ class ProbeSet:
         }
 
     def _outputs(self, network: MultiExitNetwork, device: torch.device, maps: bool) -> ExitOutputs:
-        """Outputs for all probe images. Feature maps are large: with `maps` those of the images `self.few` are stored, else
-        none.
+        """Outputs for all probe images, with feature maps of only the images `self.few`, because feature maps are large.
+
+        Without `maps` there are no feature maps.
         """
         outs, start = [], 0
         for images, _ in evaluation_batches(self.data, self.split, device, workers=self.workers):
@@ -89,8 +90,9 @@ class ProbeSet:
         return ExitOutputs(*joined)
 
     def _relations(self, networks: nn.ModuleList, out: ExitOutputs) -> list[Tensor]:
-        """Class-level relations (C, C): of the score of every relation network, or of the cosine at every exit if there are
-        none.
+        """Class-level relations (C, C): one for each relation network, computed from its scores.
+
+        Without relation networks there is one for each exit, computed from the cosine of the embeddings.
         """
         labels = self.split.labels.to(out.logits[0].device)
         few = self.few.to(labels.device)

@@ -26,7 +26,10 @@ class Sink(Protocol):
     def __init__(self, run: Run) -> None: ...
 
     def send(self, epoch: int, values: Mapping[str, float], picture: np.ndarray | None) -> None:
-        """Record the `values` of an epoch by name, {} for epoch 0, and a `picture` of its relation, uint8 (H, W), or None."""
+        """Record an epoch.
+
+        `values`: metrics by name, {} for epoch 0. `picture`: the class-level relation as an image, uint8 (H, W), or None.
+        """
 
     def save(self) -> None:
         """Write all values that were sent so far."""
@@ -36,7 +39,7 @@ class Sink(Protocol):
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """The configuration without paths of this machine."""
+    """The configuration without paths of this machine and without other fields that do not affect the result of a training."""
     shown = {name: value for name, value in run.raw_config.items() if name not in PLACE_FIELDS}
     return {**shown, "data": portable_name(run.config.data)}
 

@@ -13,10 +13,11 @@ __all__ = ["stop_request"]
 
 @contextmanager
 def stop_request(stop: threading.Event | None = None) -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT or SIGTERM sets. From then on SIGINT has its usual effect; more SIGTERMs, as from
-    schedulers, have none.
+    """Yield an event that the first SIGINT (Ctrl-C) or SIGTERM sets.
 
-    Python handles signals only in the main thread of a process; in another thread only the caller can set the event `stop`.
+    `stop`: the event to use (default: a new one). After the first signal, SIGINT has its usual effect again, and further
+    SIGTERMs, which some schedulers send, have no effect. Python handles signals only in the main thread of a process; in
+    another thread signals do not set the event, and only the caller can set `stop`.
     """
     stop = stop or threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -1,9 +1,9 @@
 """Metrics of a training in TensorBoard, Weights & Biases, MLflow or a CSV file.
 
 A tracker reads the run on disk after each epoch and sends what it has not sent yet, so it cannot affect the training. The
-"step" of a tracker is the epoch. `csv` and `tensorboard` write <run>/logs/<tracker>/ again from the first epoch when a training
-is resumed; for the other two <run>/logs/<tracker>.json stores the id that the run has in the tracker. No epoch is recorded
-twice.
+"step" of a tracker is the epoch. A resumed training records no epoch twice. `csv` and `tensorboard` write <run>/logs/<tracker>/
+again from the first epoch. `wandb` and `mlflow` continue the run in the tracker, whose id is stored in
+<run>/logs/<tracker>.json.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Tracker:
 
     Pass it to `train` as `on_epoch`, and call `close` at the end, or use it as a context manager.
 
-    It gets the terms of the loss, the accuracies of the exits, learning rate and seconds of each epoch. Before the first epoch,
-    after every fifth and after the last, if there is a snapshot, it also gets the class-level relation of the deepest exit as a
-    grey image, black for the smallest value and white for the largest. If a tracker cannot be reached, a warning is shown, the
-    training continues, and missing epochs are sent after the next one. Raises `CorsdError` for an unknown name, and
-    `MissingPackage` if its package is not installed.
+    For each epoch the tracker gets the terms of the loss, the accuracies of the exits, the learning rate and the duration in
+    seconds. It also gets the class-level relation of the deepest exit as a grey image, black for the smallest value and white
+    for the largest. This image is sent before the first epoch, after every fifth and after the last, if there is a snapshot. If
+    the tracker cannot be reached, a warning is shown and the training continues; missing epochs are sent after the next epoch.
+    Raises `CorsdError` for an unknown name, and `MissingPackage` if the package of the tracker is not installed.
     """
 
     def __init__(self, name: str) -> None:

@@ -133,8 +133,10 @@ class Trainer:
     # --- the loop ---
 
     def run(self, stop: threading.Event, on_epoch: Callable[[Run], None] | None, progress: bool) -> None:
-        """Train until all epochs are done or `stop` is set. After the last epoch write the weights and the evaluation on
-        test.
+        """Train until all epochs are done or `stop` is set.
+
+        `on_epoch(run)` is called after every epoch. After the last epoch, the weights and the evaluation on the test images are
+        written.
         """
         from tqdm.auto import tqdm
 
@@ -255,7 +257,10 @@ class Trainer:
         return (self.epoch * self.steps_per_epoch + step) / (self.config.epochs * self.steps_per_epoch)
 
     def _any_rank(self, *flags: bool) -> list[bool]:
-        """For each flag whether it is set in any process, because all processes must stop and save at the same step."""
+        """For each flag, whether it is set in any process.
+
+        Every process gets the same result, because all must stop and save at the same step.
+        """
         if self.fabric.world_size == 1:
             return list(flags)
         votes = self.fabric.all_reduce(torch.tensor(flags, dtype=torch.float, device=self.fabric.device), reduce_op="sum")
@@ -287,7 +292,10 @@ class Trainer:
             )
 
     def _terms_before(self, terms: set[str]) -> set[str]:
-        """Names of the terms that a resumed run has recorded; for a new run `terms`, the names at its first step."""
+        """Names of the terms that a resumed run has recorded; `terms`, the names at the first step, if nothing is recorded yet.
+
+        Raises `CorsdError` if the checkpoint lacks the sum of one of `terms`.
+        """
         if missing := [f"loss.{name}" for name in sorted(terms) if self.totals and f"loss.{name}" not in self.totals]:
             raise CorsdError(f"{self.checkpoint.path} lacks totals.{missing[0]}: it is incomplete, or of another version")
         recorded = [*self.totals, *(self._recorded_lines(self.epoch) or [{}])[-1]]
@@ -335,7 +343,10 @@ class Trainer:
             self._snapshot()
 
     def _recorded_lines(self, epochs: int) -> list[dict[str, Any]]:
-        """Lines of metrics.jsonl for the first `epochs` epochs. Raises `CorsdError` if one is missing."""
+        """Lines of metrics.jsonl for the first `epochs` epochs.
+
+        The file may also have the next epoch. Raises `CorsdError` if it has any other epochs, lacks one, or has a wrong step.
+        """
         file = self.path / "metrics.jsonl"
         lines = read_metrics(file)
         there = [line["epoch"] for line in lines]
@@ -405,7 +416,11 @@ class Trainer:
             self.checkpoint.write(Position(self.epoch, self.step, seconds), self.totals)
 
     def _note_resume(self) -> None:
-        """Add the provenance of this process to config.json if commit, package versions, machine or other fields differ."""
+        """Add the provenance of this process to config.json if it differs from the last one that is recorded there.
+
+        The provenance includes the commit, the package versions and the machine. The time of the start is not compared. Nothing
+        is added if all epochs are done.
+        """
         path = self.path / "config.json"
         content = read_json(path)
         now, self.provenance = self.provenance, content["provenance"]

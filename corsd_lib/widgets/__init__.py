@@ -1,6 +1,6 @@
 """Explorers: widgets that show runs. They only display what the analysis computes.
 
-host.py           base class: an anywidget around the script of the pages, with its state, its data and the answers to requests
+host.py           base class: an anywidget that runs the JavaScript of an explorer, and answers its requests
 relation.py       RelationExplorer; relation_view.py: matrices, pair.py: images of a cell, relation_picture.py: static figure
 stages.py         StageExplorer; stage_facts.py: texts, stage_picture.py: static figure
 exits.py          ExitExplorer
@@ -9,7 +9,8 @@ attribution.py    AttributionExplorer; attribution_pictures.py: maps and texts, 
 monitor.py        TrainingMonitor; monitor_picture.py: static figure
 probe_images.py   probe images of a run, if the data is available; thumbnails.py: small copies of them
 
-The script is in `corsd_lib.sharing.pages`. It works in the browser as far as possible, even while the kernel is busy.
+The JavaScript is in `corsd_lib.sharing.pages`. It asks the kernel only for data that the browser lacks;
+everything else works even while the kernel is busy.
 
 An explorer needs only a `Run`, which may be unfinished or from another machine. Data is sent to the browser once, in binary.
 """

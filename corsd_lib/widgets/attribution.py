@@ -34,8 +34,10 @@ _OWN_IMAGE = "Use your own image: explorer.image = array, uint8 (H, W, 3), (3, H
 
 
 class _Image(Chosen):
-    """A trait whose value is an index in the probe set, or the user's own image, for which the browser gets only a marker, a
-    new one for each image.
+    """A trait whose value is an index in the probe set, or the user's own image.
+
+    Instead of the user's own image, the browser gets a text as the value, a different one for each image (see
+    `AttributionExplorer.marker`).
     """
 
     def __init__(self, default: Any, help: str) -> None:
@@ -44,19 +46,25 @@ class _Image(Chosen):
 
 
 class AttributionExplorer(Explorer):
-    """Shows attribution maps of the prediction of an exit of a run or, with a partner image, of the relation of two images.
+    """Shows attribution maps: of the prediction of an exit or, with a partner image, of the relation of two images.
 
     Controls choose an image (by class and number, at random, or one that the exit classifies wrongly), exit, class, method,
     baseline and steps. The explorer shows image, signed map and overlay, the scores of image and baseline, the completeness
-    gap, and the predictions of all exits. Two buttons test whether the map depends on the trained network.
+    gap, and the predictions of all exits. Two buttons test the map: with random weights, and by deleting pixels.
 
-    `explorer.image` and `.partner` (or None) are indices in the probe set, or other images, uint8 (H, W, 3), (3, H, W) or (H,
-    W), which are scaled to the size of the run. `.exit` (1 = shallowest), `.target` ("own prediction", "true label", or a class
-    by index or name), `.method`, `.baseline` and `.steps` can also be read, set and observed. By default the steps are at least
-    50, and as many as the first map needs for a completeness gap of at most 5 %. `.attributions`: the attributions that are
-    shown, one for each image; reading it raises `CorsdError` if they cannot be computed. `data`: by default the data of the
-    run, from `data_root`; if it is missing, a message is shown instead of images. The network has the newest weights. Raises
-    `CorsdError` for invalid arguments.
+    These attributes can be read, set and observed:
+
+    - `image` and `partner` (or None): index in the probe set, or another image, uint8 (H, W, 3), (3, H, W) or (H, W), which is
+      scaled to the image size of the run;
+    - `exit`: 1 = shallowest; `target`: "own prediction", "true label", or a class by index or name;
+    - `method`: "integrated_gradients" or "grad_cam"; `baseline`: "mean", "black" or "blur";
+    - `steps`: 20, 50, 100, 200 or 500. By default, the first of these from 50 on with which the completeness gap of the first
+      map is at most 5 %, else 500.
+
+    `attributions` has the attributions that are shown, one for each image; reading it raises `CorsdError` if they cannot be
+    computed. `data`: by default the data of the run, from `data_root`; if it is missing, a message is shown instead of images.
+    The network has the newest weights. Raises `CorsdError` for invalid arguments, and `MissingPackage` if captum is not
+    installed.
     """
 
     script = "attribution"

@@ -31,9 +31,10 @@ class Checked:
 
 
 def weights_check(subject: Checked) -> dict[str, Any]:
-    """`randomisation_check` for several initialisations: a "sentence" and two lists.
+    """`randomisation_check` for several random initialisations: a "sentence" and two lists.
 
-    "signed" and "strength" have the correlations of the maps and of their absolute values, one for each initialisation.
+    "signed" has the correlations of the maps, "strength" those of their absolute values. Each list has one number for each
+    initialisation, without those for which a correlation is undefined.
     """
     found = subject.found
     values = [
@@ -60,8 +61,10 @@ def weights_check(subject: Checked) -> dict[str, Any]:
 
 
 def deletion_check(subject: Checked) -> dict[str, Any]:
-    """`deletion_curve` as plain values: "sentence", the result; "of", title of the y-axis; "x", deleted pixels (%); "lines",
-    name and probability "y" (%) for the attributed and for random order.
+    """`deletion_curve` as plain values.
+
+    Keys: "sentence", the result; "of", title of the y-axis; "x", deleted pixels (%); "lines", two dicts, for the order by
+    attribution and for random order, each with "name" and the probability "y" (%).
     """
     kept = {name: subject.options[name] for name in ("baseline", "normalise")}
     curve = deletion_curve(subject.network, subject.image, subject.found.exit, subject.found, **kept)

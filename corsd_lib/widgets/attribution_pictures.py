@@ -39,7 +39,10 @@ def map_png(values: Tensor, limit: float, pixels: Tensor | None = None, side: in
 
 
 def limit_of(maps: list[Tensor]) -> float:
-    """Value that is drawn in full colour, the same for all maps: the 99th percentile, so that single pixels do not dominate."""
+    """The absolute value that is drawn in full colour, the same for all `maps`.
+
+    It is the 99th percentile of all absolute values, so that single pixels do not dominate.
+    """
     return float(np.quantile(np.concatenate([m.abs().flatten().numpy() for m in maps]), 0.99))
 
 

@@ -38,14 +38,21 @@ SNAP = 1e-6  # thresholds that differ by less count as equal, because pages hold
 class ExitExplorer(Explorer):
     """Shows accuracy and mean cost of early exit, for each rule and threshold.
 
-    Controls choose a rule and its threshold. The explorer shows the curve of accuracy (%) over mean multiply-accumulates of an
-    image, with the chosen point; the share of images that leaves at each exit; and images that leave there, from the most to
-    the least confident. A button chooses the cheapest threshold whose accuracy is at most `max_accuracy_drop` percentage points
-    below that of the deepest exit. The curve of the run `other`, if given, is shown for comparison. `explorer.rule`
-    ("confidence", "entropy", "patience"), `.threshold`, `.split` ("probe", the probe images of the last snapshot, which need no
-    data; "validation"; "test") and `.max_accuracy_drop` can be read, set and observed. `.curve` is the table of the curve,
-    `.operating_point` its row at the threshold, `.macs_saved` the saved cost (%), `.exit_taken` (N,) the exit that each image
-    takes, 1 = shallowest. Raises `CorsdError` for a run without snapshots, and for a split without its data.
+    Controls choose a rule and its threshold. The explorer shows
+
+    - the curve of accuracy (%) over mean multiply-accumulates of an image, with the chosen point;
+    - the share of images that leaves at each exit;
+    - images that leave at each exit, from the most to the least confident.
+
+    A button chooses the cheapest threshold whose accuracy is at most `max_accuracy_drop` percentage points below that of the
+    deepest exit. The curve of the run `other`, if given, is shown for comparison.
+
+    These attributes can be read, set and observed: `rule` ("confidence", "entropy" or "patience"), `threshold`, `split`
+    ("probe", "validation" or "test") and `max_accuracy_drop`. "probe" means the probe images of the last snapshot, which need
+    no data. These can be read: `curve`, a table; `operating_point`, the row of the curve at the threshold; `macs_saved`, the
+    saved cost (%); and `exit_taken` (N,), the exit at which each image leaves, 1 = shallowest.
+
+    Raises `CorsdError` for a run without snapshots, and for a split without its data.
     """
 
     script = "exits"
@@ -104,7 +111,7 @@ class ExitExplorer(Explorer):
         return value
 
     def _known_threshold(self, value: Any) -> float:
-        """The threshold of the curve nearest to `value`, which is first added to the curve if it is new.
+        """The threshold of the curve that is nearest to `value`. If `value` is new, it is added to the curve first.
 
         Raises `CorsdError` for a value that the rule cannot have.
         """
@@ -155,15 +162,18 @@ class ExitExplorer(Explorer):
 
     @property
     def _threshold(self) -> float:
-        """The threshold; while the browser has chosen none (for a rule or split that is new to it), the cheapest one."""
+        """The trait `threshold`, or the cheapest allowed threshold if the trait is None.
+
+        The trait is None after the browser has changed to a rule or split for which it has not chosen a threshold yet.
+        """
         return self._cheapest(self.split, self.rule, self.max_accuracy_drop) if self.threshold is None else self.threshold
 
     def choose_threshold(self) -> float:
-        """Set the threshold to the cheapest one whose accuracy is at most `max_accuracy_drop` percentage points
-        below that of the deepest exit, and return it.
+        """Set the threshold to the cheapest one that is accurate enough, and return it.
 
-        For the test split it is chosen on the validation images, or on the probe images if there is no validation split,
-        because a threshold looks better than it is on the images that it was chosen on.
+        Accurate enough means at most `max_accuracy_drop` percentage points below the deepest exit. For the test split the
+        threshold is chosen on the validation images, or on the probe images if there is no validation split: on the images that
+        a threshold was chosen on, it looks better than on new images.
         """
         self.threshold = self._cheapest(self.split, self.rule, self.max_accuracy_drop)
         return self.threshold

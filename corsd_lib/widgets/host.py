@@ -1,5 +1,6 @@
-"""The base class of explorers: an anywidget around the script of the pages, with its state, its data and the answers to its
-requests.
+"""The base class of explorers: an anywidget that runs the JavaScript of an explorer (in `corsd_lib.sharing.pages`).
+
+It sends data to this script, synchronises the state, and answers the script's requests.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ BUTTONS = {"displaylogo": False, "showSendToCloud": False}
 
 
 class Explorer(anywidget.AnyWidget):
-    """An explorer in a notebook. The browser works without the kernel as far as possible and reports its state to it.
+    """An explorer in a notebook. Its script (JavaScript) runs in the browser, as far as possible without the kernel.
 
-    A subclass sets `script`, the kind of explorer in the script, and `chosen`, the names of its traits, which are the state of
-    the script and are synchronised with it. `check(name, value)` returns the value to store, or raises `CorsdError`. A request
-    `what` of the script is answered by the method `ask_<what>`, which gets the arguments of the request and returns plain
-    values, arrays and bytes. A saved notebook, which has no kernel, shows `picture()`.
+    A subclass sets two attributes: `script`, the kind of explorer, and `chosen`, the names of its traits. The values of these
+    traits are the state of the explorer; they are synchronised with the script. `check(name, value)` returns the value to
+    store, or raises `CorsdError`. A request `what` of the script is answered by the method `ask_<what>`, which gets the
+    arguments of the request and returns plain values, arrays and bytes. A saved notebook, which has no kernel, shows
+    `picture()`.
     """
 
     _esm = explorer_script("widget.js")
@@ -71,8 +73,9 @@ class Explorer(anywidget.AnyWidget):
 
     @contextmanager
     def unsent(self) -> Iterator[None]:
-        """Inside the context changes of traits are not sent to the browser, which has them already and may have made newer
-        choices.
+        """Inside this context, changes of traits are not sent to the browser.
+
+        The browser has the new values already, and may even have newer ones.
         """
         self._unsent = True
         try:
@@ -85,7 +88,10 @@ class Explorer(anywidget.AnyWidget):
             super().send_state(key)
 
     def proposed(self, name: str) -> Any:
-        """Value of a trait, or the new value that the browser has sent together with others."""
+        """Value of the trait `name` among those that the browser has just sent, else its current value.
+
+        The browser may send several traits together, and each is checked with the new values of the others.
+        """
         return self._wanted.get(name, getattr(self, name))
 
     def _asked(self, widget: Any, content: Any, buffers: Any) -> None:
@@ -119,12 +125,11 @@ class Explorer(anywidget.AnyWidget):
         return save_png(self.picture(), path, **options)
 
     def to_html(self, path: str | Path, *, images: bool | None = None) -> Path:
-        """Write an HTML file that works like the explorer without a kernel or an internet connection, and opens with the
-        current view; return its path.
+        """Write an HTML file that works like the explorer, without a kernel or an internet connection; return its path.
 
-        `images`: whether the file has thumbnails of the probe images, for explorers that can show them without a kernel; by
-        default only for "digits" and "shapes", whose images may be published. Raises `CorsdError` if they are requested and the
-        data is missing, and if the file cannot be written.
+        The file opens with the current view. `images`: whether it has thumbnails of the probe images, for explorers that can
+        show them without a kernel. By default it has them only for the data sets "digits" and "shapes", whose images may be
+        published. Raises `CorsdError` if `images` is True and the data is missing, and if the file cannot be written.
         """
         faces = self.faces(images)
         return write_page(path, [panel._replace(data=panel.data | faces) for panel in self.panels()])

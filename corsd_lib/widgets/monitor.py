@@ -121,7 +121,7 @@ class TrainingMonitor(Explorer):
             self._tell()
 
     def _tell(self, **news: Any) -> None:
-        """Send new data to the browser, together with all earlier data, for pages that open later."""
+        """Send new data to the browser, together with all earlier data, so that a page that is opened later gets all of it."""
         with self._drawing:
             self._now = self._now | news
             self._feed = with_bytes(self._now)

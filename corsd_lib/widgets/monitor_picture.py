@@ -21,8 +21,9 @@ _SIDE, _ROOM = 290, 90  # in pixels: side of the heatmap, and room for the longe
 
 
 def monitor_picture(run: Run, metrics: pd.DataFrame, relation: Scores, epoch: int, parts: Collection[str]) -> go.Figure:
-    """A static figure of `run`: all its `metrics`, but of the loss only the terms `parts`, and a relation (C, C) after
-    `epoch`.
+    """A static figure of `run`: the accuracies in `metrics`, the terms of the loss named in `parts`, and `relation`.
+
+    `relation`: (C, C), after `epoch`.
     """
     figure, names = empty_picture(), run.data.class_names
     heatmap = relation_trace(relation, class_labels(names), hover_names(names)).update(xaxis="x2", yaxis="y2")
@@ -119,9 +120,9 @@ def _curve(column: str, columns: Sequence[str]) -> go.Scatter:
 
 
 def finding(run: Run, metrics: pd.DataFrame) -> str:
-    """Text: the epochs done, and the accuracy (%) of the deepest and the first exit, on validation images if there are any.
+    """Text with the number of finished epochs, and the accuracy (%) of the deepest and the first exit.
 
-    Else the accuracy is that on training images.
+    The accuracy is on validation images if there are any, else on training images.
     """
     kind, images = ("val_top1.", "validation") if _columns(metrics, "val_top1.") else ("train_top1.", "train")
     top1 = [metrics[column].iloc[-1] for column in _columns(metrics, kind)]

@@ -1,4 +1,4 @@
-"""Facts about two classes and two of their images: their relation at every exit, the images, and the pixels that it depends on.
+"""Facts about two classes and two of their images: their relation, the images, and the pixels that the relation depends on.
 
 Results are plain values, arrays and PNGs for the script, without markup.
 """
@@ -95,7 +95,7 @@ def _pair_table(relations: Relations, view: View, pair: Pair) -> tuple[dict[str,
 def _auxiliary(relations: Relations, probabilities: Scores, pair: Pair) -> str:
     """Text about the auxiliary classifier for a pair: its most probable class, and whether it is correct.
 
-    If the images have two classes, the two most probable ones. `probabilities` (C,).
+    For two images of different classes, the text has the two most probable classes. `probabilities` (C,).
     """
     wanted = {int(relations.main.labels[position]) for position in pair}
     best = np.argsort(-probabilities, kind="stable")[: len(wanted)].tolist()
@@ -126,9 +126,9 @@ def _ranked_pair(main: RunRelations, thumbnails: Thumbnails, score: float, pair:
 def pixel_facts(run: Run, pair: Pair, exit: int, images: ProbeImages) -> dict[str, Any]:
     """Attribution of the relation of two probe images at `exit` (1 = shallowest) to their pixels: rows of PNGs, and a text.
 
-    Uses integrated gradients from the mean colour, of the trained relation, or of the cosine if the method has none. The text
-    has the score of the images, the score of the baselines and the completeness gap. If data or weights are missing, the text
-    is the reason; no error is raised.
+    The method is integrated gradients from the mean colour. It explains the trained relation, or the cosine if the run has no
+    relation networks. The text has the score of the images, the score of the baselines and the completeness gap. If data or
+    weights are missing, no error is raised and the text is the reason.
     """
     from corsd_lib.attribution import attribute_run_pair
     from corsd_lib.widgets.attribution_pictures import completeness, limit_of, map_png, pair_finding

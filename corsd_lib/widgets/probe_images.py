@@ -20,9 +20,9 @@ from corsd_lib.runs import Run, run_data
 class ProbeImages:
     """Images of the probe set of a run, loaded on first use. Explorers also work without them.
 
-    They come from `data`, or from the data set of the run in `data_root` (default: $CORSD_DATA, else "data"), which is read
-    once for all explorers that use it. `missing` is a sentence with the reason why there are no images, "" if there are. While
-    `wanted` is False, `missing` says that the images are not loaded and reads nothing.
+    The images come from `data`, or from the data set of the run in `data_root` (default: $CORSD_DATA, else "data"). All
+    explorers that use a data set share it, so it is read once. `missing` is a sentence with the reason why there are no images,
+    or "" if there are images. If `wanted` is set to False, `missing` says that the images are not loaded, and no data is read.
     """
 
     def __init__(self, run: Run, data: ImageData | None = None, data_root: str | None = None) -> None:

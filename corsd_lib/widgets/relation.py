@@ -32,22 +32,27 @@ class RelationExplorer(Explorer):
     """Heatmaps of the relations of a run, between classes or between images, at every exit and every epoch with a snapshot.
 
     Controls choose exit and epoch (or play through them), the kind of relation, classes or images, their order, a superclass,
-    and what to subtract. A click on a cell, the arrow keys or the two lists of names open a pair, down to its pixels; further
-    lists contain the most notable pairs. `other`: a run on the same classes to compare with. `labels`: names of the two runs,
-    by default method and seed. Images come from `data`, by default the data of the run in `data_root`; if it is missing, a
-    message is shown instead.
+    and what to subtract. A click on a cell, the arrow keys or the two lists of names select a pair and show its images, its
+    relation at every exit, and the pixels that the relation depends on. Further lists contain the most notable pairs. `other`:
+    a run on the same classes to compare with. `labels`: names of the two runs, by default method and seed. Images come from
+    `data`, by default the data of the run in `data_root`; if it is missing, a message is shown instead.
 
-    These traits can be read, set and observed: `exit` (1 = shallowest), `epoch`, `kind` ("trained", "cosine" or "l2"), `level`
-    ("class" or "image"), `order` (see `class_order`; clusters are those of the deepest exit after the last epoch),
-    `superclass` (name of the only superclass that is shown, or None for all), `reference` (what is subtracted from the
-    relation: that at the "deepest exit", that after an epoch, that of the "other run", or None), `colours` ("fixed" or
-    "fitted" to the data), `selection` (two classes, by index or name, or None), `images` (two indices in the probe set, or
-    None) and `marked` (indices in the probe set: images whose classes are marked, and the only images that are shown at level
-    "image"). `matrix` has the cells that are shown, (n, n) float32 in [0, 1], or in [-1, 1] for a difference; its rows are
-    `rows`.
+    These traits can be read, set and observed:
 
-    Raises `CorsdError` for a run without snapshots, and if `other` has other classes. An invalid value of a trait raises it
-    too, and changes nothing.
+    - `exit` (1 = shallowest), `epoch`, `kind` ("trained", "cosine" or "l2") and `level` ("class" or "image");
+    - `order`: see `class_order`; clusters are those of the deepest exit after the last epoch;
+    - `superclass`: name of the only superclass that is shown, or None for all;
+    - `reference`: the relation that is subtracted: "deepest exit", an epoch (its number), "other run", or None for nothing;
+    - `colours`: "fixed", or "fitted" to the data;
+    - `selection`: two classes, by index or name, or None; `images`: two indices in the probe set, or None;
+    - `marked`: indices in the probe set. At level "class" the classes of these images are marked; at level "image" only these
+      images are shown.
+
+    These can be read: `matrix`, the cells that are shown, (n, n) float32 in [0, 1], or in [-1, 1] for a difference; and `rows`,
+    the classes or probe images of its rows.
+
+    Raises `CorsdError` for a run without snapshots, and if `other` has other classes. Setting an invalid value raises
+    `CorsdError` and changes nothing.
     """
 
     script = "relation"
@@ -193,7 +198,7 @@ class RelationExplorer(Explorer):
 
     @traitlets.observe("selection")
     def _selected(self, change: Any) -> None:
-        """Open the most related images of the selected classes."""
+        """Set `images` to the most related images of the selected classes."""
         if self._open and (self.selection is None or self._classes_of_images() != self.selection):
             self.images = most_related_images(self._relations.main, self._view(), self.selection)
 
@@ -221,7 +226,10 @@ class RelationExplorer(Explorer):
     def ask_images(
         self, run: int, kind: str, epoch: int, exit: int, rows: Sequence[int], columns: Sequence[int]
     ) -> dict[str, Any]:
-        """Answer: scores of the probe images `rows` with `columns` at the `exit` (1 = shallowest) of a run, 0 or 1."""
+        """Answer: scores of the probe images `rows` with `columns` at `exit` (1 = shallowest).
+
+        `run`: 0 for the run of this explorer, 1 for the other run.
+        """
         if run:
             self._relations.check_same_images()
         of = self._relations.main if run == 0 or self._relations.other is None else self._relations.other
@@ -229,7 +237,10 @@ class RelationExplorer(Explorer):
         return {"codes": as_codes(torch.from_numpy(scores), FINE_LEVELS), "levels": FINE_LEVELS}
 
     def ask_pair(self, **state: Any) -> dict[str, Any]:
-        """Answer: facts about two images of the selected classes: those that are open, else the most related ones."""
+        """Answer: facts about two images of the selected classes.
+
+        These are the selected images (`images`) if they belong to the selected classes, else the most related images.
+        """
         view, main = _view_of(state), self._relations.main
         classes, images = tuple(state["selection"]), state["images"]
         if images is None or tuple(int(main.labels[p]) for p in images) != classes:
@@ -239,7 +250,7 @@ class RelationExplorer(Explorer):
         return pair_facts(self._relations, self._thumbnails, view, classes, images and tuple(images))
 
     def ask_pixels(self, **state: Any) -> dict[str, Any]:
-        """Answer: the pixels that the relation of the two open images depends on, with the newest weights."""
+        """Answer: the pixels that the relation of the two selected images depends on, with the newest weights."""
         view, main = _view_of(state), self._relations.main
         exit = view.exit + len(main.exits(main.stored)) - len(main.exits(view.kind))
         return pixel_facts(main.run, tuple(state["images"]), exit, self._images)
@@ -276,7 +287,7 @@ class RelationExplorer(Explorer):
 
 
 def _view_of(state: dict[str, Any]) -> View:
-    """View of a request: the state that the browser had when it sent it."""
+    """The view that the browser showed when it sent a request; `state`: the arguments of the request."""
     return View(**{name: state[name] for name in _VIEW})
 
 

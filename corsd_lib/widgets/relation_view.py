@@ -86,7 +86,7 @@ class Cache:
 class RunRelations:
     """Relations of one run, of classes and of images. C classes, N probe images, K exits, shallow -> deep.
 
-    `stored`: kind of the class-level relations on disk, "trained", or a handcrafted one for a method without relation networks.
+    `stored`: kind of the class-level relations on disk: "trained", or "cosine" or "l2" for a method without relation networks.
     `kinds`: all kinds that can be shown. Raises `CorsdError` for a run without snapshots.
     """
 
@@ -147,7 +147,8 @@ class RunRelations:
     def auxiliary(self, epoch: int, first: int, second: int) -> list[Scores]:
         """Probabilities K x (C,) that the auxiliary classifiers, as they were after `epoch`, predict for two probe images.
 
-        Empty for a relation without auxiliary classifiers, and for one of feature maps, which snapshots do not have.
+        The list is empty without auxiliary classifiers. It is also empty if the relation networks compare feature maps, because
+        snapshots have no feature maps.
         """
         found = []
         for k, embeddings in enumerate(self.snapshot(epoch).embeddings, 1):
@@ -243,8 +244,9 @@ class Relations:
     def rows(self, view: View, marked: Sequence[int] = (), most: int = MOST_IMAGES) -> Rows:
         """Classes or probe images of a view, sorted (n,).
 
-        Images are the `marked` ones, or all if none is marked, of the superclass of the view; if there are more than `most`,
-        the first ones of every class. The script follows the same rules. Raises `CorsdError` if no image is left.
+        At level "image" these are the probe images of the superclass of the view. If images are `marked`, only marked ones are
+        included. If there are more than `most`, only the first ones of every class are included. The JavaScript of the explorer
+        follows the same rules. Raises `CorsdError` if no image is left.
         """
         wanted = self._wanted_classes(view)
         if view.level == "class":
@@ -327,8 +329,10 @@ class Relations:
         return Reference(main, view.exit, int(view.reference), view.kind, f"epoch {view.reference}")
 
     def _same_of_other(self, view: View) -> Reference:
-        """Corresponding exit, counted from the deepest, and nearest epoch of the other run, which may have different exits
-        and snapshots.
+        """The relation of the other run that corresponds to a view, for runs with different exits and snapshots.
+
+        The exit is equally far from the deepest exit. The epoch is the nearest one with a snapshot. Raises `CorsdError` if
+        there is no other run or, at level "image", if it has other probe images.
         """
         other = self._other()
         if view.level == "image":
@@ -365,8 +369,10 @@ def _matrix(relations: RunRelations, epoch: int, exit: int, kind: str, level: st
 
 
 def _balanced(rows: Rows, labels: Rows, most: int) -> Rows:
-    """`rows`, sorted. If there are more than `most`, only the first few of every class, at least two, of as many classes as
-    fit.
+    """At most `most` of the sorted `rows`, sorted.
+
+    If there are more, the first max(2, `most` // number of classes) images of every class are kept. If these are still too
+    many, the last classes are left out.
     """
     if len(rows) <= most:
         return rows

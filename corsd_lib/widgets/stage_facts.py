@@ -1,7 +1,4 @@
-"""Texts of a `StageExplorer`.
-
-N images, D embedding dimensions.
-"""
+"""Texts of a `StageExplorer`, and the image that it shows first."""
 
 from __future__ import annotations
 

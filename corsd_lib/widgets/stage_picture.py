@@ -1,6 +1,6 @@
 """The view of a stage explorer as a static figure.
 
-K exits (one panel each), N images. The traces are K of points, K of rings, then those of the legend.
+K exits (one panel each), N images. The figure has K traces of points, then K traces of rings, then the traces of the legend.
 """
 
 from __future__ import annotations

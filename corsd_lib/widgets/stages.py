@@ -32,19 +32,24 @@ NEAR = 8  # number of neighbours of an image that are shown
 
 
 class StageExplorer(Explorer):
-    """Shows the probe images of a run in two dimensions, with one panel for each exit, all from one joint fit.
+    """Shows the probe images of a run in two dimensions, with one panel for each exit.
 
-    A lasso selects the same images in every panel, and marks them in the `RelationExplorer` `relations` if that is given. A
-    click on a point shows the image, the predictions of all exits, and its nearest images in the embedding of each exit, which
-    have rings in the projection. Measures of quality are below every panel.
+    All exits and epochs are projected together, so that an image can be followed from panel to panel. A lasso selects the same
+    images in every panel, and marks them in `relations`, a `RelationExplorer`, if that is given. A click on a point shows the
+    image, the predictions of all exits, and the nearest images in the embedding of each exit. The nearest images have rings in
+    the projection. Measures of quality are below every panel.
 
-    `explorer.selection` (tuple of indices in the probe set), `.image` (one index), `.colour` ("superclass", "class", "correct",
-    "first_correct"), `.highlight` (names of the groups in colour, up to 12; the others are grey), `.epoch` (one of `epochs`,
-    which are embedded together; by default only the last one) and `.method` can be read, set and observed.
+    These attributes can be read, set and observed:
 
-    `method` "umap" is shown at once if the run has stored it. Otherwise PCA is shown until UMAP is requested, because its first
-    fit may take minutes. Raises `CorsdError` for a run without snapshots, an epoch without one, and `relations` with other
-    probe images.
+    - `selection`: tuple of indices in the probe set; `image`: one index;
+    - `colour`: "superclass", "class", "correct" or "first_correct";
+    - `highlight`: names of the groups in colour, up to 12; the others are grey;
+    - `epoch`: one of `epochs`; `method`: "umap" or "pca".
+
+    `epochs`: epochs that are projected together, by default only the last one. `method` "umap" is shown at once if the run has
+    stored it. Otherwise PCA is shown until UMAP is requested, because the first fit of UMAP may take minutes. Raises
+    `CorsdError` for a run without snapshots, for an epoch without a snapshot, and if the run of `relations` has other probe
+    images.
     """
 
     script = "stages"
@@ -160,7 +165,7 @@ class StageExplorer(Explorer):
 
     @traitlets.observe("colour")
     def _coloured(self, change: Any) -> None:
-        """Choose the groups in colour for the new colouring, unless the browser has sent them."""
+        """Set `highlight` to the default groups of the new `colour`, unless the browser has sent a `highlight` too."""
         if "highlight" not in self._wanted:
             self.highlight = tuple(self._shown["tidiest"].get(self.colour, ()))
 
@@ -237,9 +242,9 @@ class StageExplorer(Explorer):
         )
 
     def _codes(self) -> tuple[Codes, list[str]]:
-        """Colour groups of the points: an index (K, N) into a list of names, for each exit and image, and that list.
+        """Colour groups of the points: indices (K, N) into a list of group names, and this list.
 
-        An index past its end is drawn grey.
+        There is one index for each exit and image. An index past the end of the list is drawn grey.
         """
         exits, labels = len(self._exits), self._probes.labels
         logits: list[Tensor] = [z.float() for z in self._snapshot(self.epoch).logits]

@@ -343,10 +343,10 @@ def ablation(variant, number):
 # 3. **Variance explained:** the share of the variance of the embeddings that lies
 #    between the class means (more in [08](08_class_structure.ipynb)).
 # 4. **Kind of pair:** there are 55 kinds. We compute the mean of $h$ for each kind and
-#    assign every pair to the nearest mean. The pair itself is left out of the means;
-#    other pairs that share an image with it are not. How often is it right?
-#    Chance: 2 % for a random kind, 5 % for always the same intra kind. The floor is an
-#    *untrained* relation network on the same embeddings.
+# assign every pair to the nearest mean. The pair itself is left out when the means are
+# computed; pairs that share an image with it are not. How often is it right? Chance: 2
+# % for a random kind, 5 % for always the same intra kind. The floor is an *untrained*
+# relation network on the same embeddings.
 
 
 # %%
@@ -386,36 +386,6 @@ runs = {"with": [train(ablation("with", n), progress=False) for n in numbers]}
 runs["without"] = [train(ablation("without", n), progress=False) for n in numbers]
 
 # %% [markdown]
-# ### What an auxiliary prediction contains
-#
-# This inter pair of probe images has the most weight on classes that are *not* in the
-# pair.
-
-# %%
-run = runs["with"][0]
-snapshot, labels = run.probes[epochs], run.probes.labels
-i, j = sample_pairs(labels, torch.Generator().manual_seed(0)).inter
-networks = relation_networks_at(run, snapshot)
-with torch.no_grad():
-    deepest = snapshot.embeddings[-1].float()
-    q = networks[-1].auxiliary_logits(deepest[i], deepest[j]).softmax(dim=1)  # (P, 10)
-worst = q.gather(1, torch.stack([labels[i], labels[j]], dim=1)).sum(dim=1).argmin()
-
-# %%
-shares, guesses = q[worst].topk(3)
-words = [f"{c} ({100 * s:.0f} %)" for s, c in zip(shares, guesses, strict=True)]
-two = [i[worst].item(), j[worst].item()]
-captions = [run.data.class_names[labels[k]] for k in two]
-title = f"The deepest stage predicts: {', '.join(words)}"
-image_strip(run_pixels(run, two), captions, title, columns=6)
-
-# %% [markdown]
-# The label calls all classes outside the pair equally wrong. The prediction prefers
-# some of them. Shallow stages can learn this preference from the teacher and not from
-# the label. We picked the worst pair, so here it is a mistake as well, and distillation
-# passes on mistakes, too.
-
-# %% [markdown]
 # ### The ablation in numbers
 #
 # The four measures of all runs:
@@ -439,7 +409,7 @@ measured = {
 
 # %%
 means = {
-    (name, variant): [f"{value:.1f}" for value in by_variant[variant].mean(dim=0)]
+    f"{name}, {variant}": [f"{value:.1f}" for value in by_variant[variant].mean(dim=0)]
     for name, by_variant in measured.items()
     for variant in variants
 }
@@ -470,8 +440,8 @@ for (name, exit), (mean, low, high) in intervals.items():
 # And the floor: the kind of pair from untrained relation networks (mean of ten) on the
 # embeddings of both variants.
 #
-# **Predict:** how often is the kind right at exit 3 then, in percent? The trained ones
-# of *without* are right in 82 % of the cases.
+# **Predict:** for how many percent of the pairs do they reveal the kind at exit 3? The
+# trained relation networks of *without* do so for 82 %.
 
 # %%
 my_floor = None  # percent
@@ -485,32 +455,64 @@ floor = {
 }
 at_exit_3 = floor["without"][:, 2].mean().item()
 compare("Untrained, exit 3", my_floor, at_exit_3, " %", atol=5)
-above = {v: (measured["kind of pair"][v] - floor[v]).tolist() for v in variants}
-for v, seeds_of in above.items():
+above = {
+    f"{v} auxiliary terms": (measured["kind of pair"][v] - floor[v]).tolist()
+    for v in variants
+}
+for name, seeds_of in above.items():
     interval = mean_interval(by_exit[2] for by_exit in seeds_of)
-    print(f"{v}, exit 3: trained minus untrained {with_ends(*interval)} points")
+    print(f"{name}, exit 3: trained minus untrained {with_ends(*interval)} points")
 
 # %%
 title = "Kind of pair: trained minus untrained relation network"
 differences_by_exit(above, title, unit="points")
 
 # %% [markdown]
-# **Answer.** 82 % as well. The embeddings contain the classes, and random weights keep
-# most of that. At exit 3 the relation embedding of a network trained *without*
-# auxiliary terms is no better than that (-0.2 [-2.1, 1.7] points). *With* them it is
-# 4.6 [3.7, 5.6] points better.
+# **Answer.** 82 % as well: the embeddings contain the classes, and random weights do
+# not hide them. *Without* auxiliary terms no gain of training the relation network was
+# detected at exit 3 (-0.2 [-2.1, 1.7] points). *With* them it gains 4.6 [3.7, 5.6].
 #
-# This is what goes wrong without auxiliary classifiers: training adds nothing about the
-# kind of pair to the relation embedding. Whether it settles for a cue, we did not test.
-# It need not matter for the exits: no difference in accuracy was detected. And the AUC
-# of the trained score is *lower* with auxiliary terms at exits 1 and 2.
+# This is what is missing without auxiliary classifiers. We did not test whether the
+# relation then rests on a simple cue. The exits may not need it: no difference in their
+# accuracy was detected. And the AUC of the trained score is *lower* with auxiliary
+# terms at exits 1 and 2.
 
 # %% [markdown]
-# If nothing had an effect, about one interval in twenty would still exclude 0, so less
-# than one of the first 12; three do. But the exits of a measure come from the same
-# networks. So the intervals are not independent, and two of the three (AUC at exits 1
-# and 2) may be one effect. Chance may explain any one of them. With three seeds an
-# interval is wide.
+# Even if nothing had an effect, one interval in twenty would exclude 0 by chance: of
+# the first 12 intervals, less than one. Here three do. But the exits of a measure come
+# from the same networks. So the intervals are not independent, and two of the three
+# (AUC at exits 1 and 2) may be one effect. Chance may explain any one of them. With
+# three seeds an interval is wide.
+
+# %% [markdown]
+# ### What an auxiliary prediction contains
+#
+# This inter pair of probe images has the most weight on classes that are *not* in the
+# pair.
+
+# %%
+run = runs["with"][0]
+snapshot, labels = run.probes[epochs], run.probes.labels
+i, j = sample_pairs(labels, torch.Generator().manual_seed(0)).inter
+networks = relation_networks_at(run, snapshot)
+with torch.no_grad():
+    deepest = snapshot.embeddings[-1].float()
+    q = networks[-1].auxiliary_logits(deepest[i], deepest[j]).softmax(dim=1)  # (P, 10)
+worst = q.gather(1, torch.stack([labels[i], labels[j]], dim=1)).sum(dim=1).argmin()
+
+# %%
+shares, guesses = q[worst].topk(3)
+words = [f"{c} ({100 * s:.0f} %)" for s, c in zip(shares, guesses, strict=True)]
+two = [i[worst].item(), j[worst].item()]
+captions = [run.data.class_names[labels[k]] for k in two]
+title = f"The deepest stage predicts: {', '.join(words)}"
+image_strip(run_pixels(run, two), captions, title, columns=6)
+
+# %% [markdown]
+# The label calls all classes outside the pair equally wrong. The prediction prefers
+# some of them. Shallow stages can learn this preference from the teacher and not from
+# the label. We picked the worst pair, so here it is a mistake as well, and distillation
+# passes on mistakes, too.
 
 # %% [markdown]
 # ## Exercise 2, implement: a relation from class predictions
@@ -766,8 +768,9 @@ pd.DataFrame.from_dict(more, orient="index", columns=places)
 # %% [markdown]
 # *Control, twice* weights all cross-entropies twice. On shapes that is matched: +1
 # everywhere. On birds, where the weights come from a search, it is not: at each shallow
-# exit it adds about half of what the auxiliary classifiers add, and at the deepest a
-# third more. So birds have a second control, *matched*. Shapes first.
+# exit this control adds about half of what the auxiliary classifiers add, and at the
+# deepest a third more. So birds have a second control, *matched*, which we use below.
+# Shapes first.
 #
 # **Predict:** what do auxiliary classifiers add to exit 1, in points? And is the
 # control `lower`, `higher` or `about equal`?
@@ -801,15 +804,15 @@ for name, seeds in found.items():
     printed(f"exit 1, {name}", seeds, 0)
 
 # %%
-title = "Shapes, with class KD: what each part adds; last, a difference of two"
+title = "Shapes, with class KD: what each part adds (last row: a difference)"
 differences_by_exit(found, title)
 
 # %% [markdown]
 # **Answer.** 15 points, about what all relation terms add together. But the control
 # gains as much: we detected no difference between auxiliary classifiers and doubled
 # cross-entropies. So on shapes more gradient from the labels is enough to explain the
-# gain. 20 epochs are short; a larger learning rate was not tried. The control was
-# planned after one seed of the other variants had been seen.
+# gain. 20 epochs are short; a larger learning rate was not tried. We planned the
+# control after we had seen one seed of the other variants.
 #
 # And on photographs? CUB-200-2011, three seeds, *without class KD*, with the matched
 # control.
@@ -824,6 +827,7 @@ pairs = {
     "margin, transfer, logit relation alone": ("relations_alone", "exits_alone"),
     "all relation terms": ("no_class_kd", "exits_alone"),
     "control: matched label weights": ("matched_ce", "exits_alone"),
+    "all terms minus auxiliary classifiers": ("no_class_kd", "auxiliary_alone"),
     "auxiliary classifiers minus control": ("auxiliary_alone", "matched_ce"),
 }
 found = {name: gaps(*variants, birds) for name, variants in pairs.items()}
@@ -832,20 +836,24 @@ compare("The control is", my_control_of_birds, relation)
 for name, seeds in found.items():
     printed(f"exit 4, {name}", seeds, 3)
 printed("exit 1, control", found["control: matched label weights"], 0)
+lead = found["auxiliary classifiers minus control"]
+printed("exit 1, auxiliary classifiers minus control", lead, 0)
 
 # %%
-title = "Birds, without class KD: what each part adds; last, a difference of two"
+title = "Birds, without class KD: what each part adds (last two rows: differences)"
 differences_by_exit(found, title)
 
 # %% [markdown]
 # **Answer.** `lower`. At the deepest exit the auxiliary classifiers add 2.3 [1.9, 2.7]
 # points, 3.1 [1.5, 4.6] more than the control. So a larger weight of the labels does
-# not explain the gain there. The control changes accuracy by -0.8 [-2.5, 0.9], so 0.8
-# of the 3.1 may be its own loss.
-#
-# At exit 1 most of the lead is the control's loss (-3.3 [-6.1, -0.5]). No gain of the
-# other relation terms alone was detected. With three seeds some intervals are narrow by
-# chance.
+# not explain the gain there. The control itself changes accuracy by -0.8 [-2.5, 0.9],
+# so 0.8 of the 3.1 may come from a weaker control. At exit 1 the lead is 4.5 [2.0, 6.9]
+# points, of which 3.3 [0.5, 6.1] are the control's loss.
+
+# %% [markdown]
+# *Alone,* margin, transfer and logit relation showed no gain (0.1 [-2.0, 2.2]). *On top
+# of the auxiliary classifiers* they add 0.5 [0.4, 0.6] points at exit 4; the intervals
+# at the other exits include 0. With three seeds some intervals are narrow by chance.
 
 # %% [markdown]
 # On CIFAR-100 (100 images per class, ResNet-10 of width 32, 60 epochs, deepest exit,
@@ -857,16 +865,18 @@ printed("with minus without", gaps("corsd", "no_auxiliary", photos), -1)
 # %% [markdown]
 # ## Answer: why auxiliary classifiers?
 #
-# > **What we found.** Without them the relation embedding reveals the kind of pair no
-# > better than random weights; with them 4.6 [3.7, 5.6] points better (digits, exit 3).
-# > *Accuracy:* birds gain 2.3 [1.9, 2.7] points, 3.1 [1.5, 4.6] more than a matched
-# > control. Shapes gain 15.0 at exit 1, as does the control; on digits and CIFAR-100 no
-# > gain was detected. *Cost:* the score's AUC falls at exits 1 and 2 of digits.
+# > **What we found.** *What is missing without them:* on digits the trained relation
+# > embedding reveals the kind of pair no better than one with random weights; with
+# > auxiliary classifiers it does so for 4.6 [3.7, 5.6] points more of the pairs. *Does
+# > it matter for accuracy?* On birds yes: without class KD they add 2.3 [1.9, 2.7]
+# > points at the deepest exit, 3.1 [1.5, 4.6] more than a control with the same label
+# > weight. With class KD, shapes gain 15.0 [10.6, 19.4] at exit 1, but the control
+# > gains as much, and on CIFAR-100 no gain was detected (0.5 [-1.4, 2.4]).
 # >
-# > **How sure we are.** Fairly sure of birds: a control, but three seeds and many
-# > intervals. Less of digits: 40 epochs.
+# > **How sure we are.** We are fairly sure of birds: there is a matched control, but
+# > three seeds and many intervals. We are less sure of digits, after 40 epochs.
 # >
-# > **What it does not show.** Why they help.
+# > **What it does not show.** We can say where they help, not why.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: does the result depend on the length?
@@ -918,9 +928,10 @@ if low is not None:
 # *A good answer* notes that the gradient was measured at the *final* weights of one
 # small run, that small gradients can add up over a training, and that the auxiliary
 # classifiers are part of the relation networks. It says that margin, transfer and logit
-# relation alone had no detectable effect in either study, and that the auxiliary
-# classifiers had one on birds: 3.1 [1.5, 4.6] points more than a matched control. A
-# next step: raise the weights of margin and transfer until their gradient is
+# relation alone had no detectable effect in either study, that on birds they added 0.5
+# [0.4, 0.6] points on top of the auxiliary classifiers at one of four exits, and that
+# the auxiliary classifiers gained 3.1 [1.5, 4.6] points more than a matched control
+# there. A next step: raise the weights of margin and transfer until their gradient is
 # comparable, tuned on validation images, with several seeds.
 
 # %% [markdown]

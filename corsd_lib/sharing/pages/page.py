@@ -67,9 +67,9 @@ class Panel(NamedTuple):
 def write_page(path: str | Path, panels: Sequence[Panel], title: str = "") -> Path:
     """Write `panels`, one below the other, into a self-contained HTML file, atomically; return its path.
 
-    The script takes some hundred kilobytes besides the data; plotly.js, 4.8 MB, is added if a panel is a figure. The page needs
-    no network and has a light and a dark theme. `title` is escaped. Raises `CorsdError` if there are no panels and if the file
-    cannot be written.
+    The script and the style take about 150 kilobytes besides the data. If a panel is a figure, plotly.js is added (4.8 MB). The
+    page needs no network and has a light and a dark theme. `title` is escaped. Raises `CorsdError` if there are no panels, if
+    `path` is an existing file that is not a page, and if the file cannot be written.
     """
     if not panels:
         raise CorsdError(f"{path}: the page has no panels; allowed: one or more")

@@ -69,13 +69,18 @@ def relation_panel(
 ) -> Panel:
     """Panel of the class-level relations of a run (and of others, side by side) at every exit and epoch with a snapshot.
 
-    The initial view: `exit` (from 1, the deepest by default) and `epoch` (the last by default) of `run`; classes in `order`
-    (one of `CLASS_ORDERS`; "cluster" uses the deepest exit after the last epoch); the selected pair `selection` (two class
-    indices, by default the two most related classes); and `reference`, what is subtracted: "nothing", the "deepest" exit, the
-    "first" epoch, or the index of a run, 0 for `run`. `labels`: names of the runs. `text`: shown below. Scores in [0, 1] are
-    rounded to 1/254, or to 1/65534 if there are few. Runs with fewer exits are aligned at the deepest exit. Raises `CorsdError`
-    for runs without snapshots or with different classes, for an unknown exit, epoch, order, class or reference, and for labels
-    whose number is wrong or that are equal.
+    These arguments set the initial view:
+
+    - `exit`, from 1, and `epoch`, both of `run`: by default the deepest exit and the last epoch;
+    - `order` of the classes, one of `CLASS_ORDERS`; "cluster" uses the deepest exit after the last epoch;
+    - `selection`: the selected pair of class indices, by default the two most related classes;
+    - `reference`: the relations that are subtracted from the shown ones: "nothing", the "deepest" exit, the "first" epoch, or
+      with several runs the index of a run, 0 for `run`.
+
+    `labels`: names of the runs. `text`: shown below the panel. Scores in [0, 1] are rounded to multiples of 1/254, or of
+    1/65534 if the panel has few scores. Runs with different numbers of exits are aligned at the deepest exit. Raises
+    `CorsdError` for runs without snapshots or with different classes, for an unknown exit, epoch, order, class or reference,
+    and if the number of labels is wrong or two are equal.
     """
     runs = [run, *([] if other is None else [other] if isinstance(other, Run) else other)]
     _check_runs(runs)
@@ -141,9 +146,9 @@ def relation_data(
 ) -> dict[str, Any]:
     """Data of a relation panel for `runs`, without its state; see `relation_panel`.
 
-    If there are too many scores, some epochs are left out, but never `epoch`. The user can choose one of `orders`; by default
-    "label", "cluster" and `order`, and all of `CLASS_ORDERS` if there are superclasses. Raises `CorsdError` if the number of
-    labels is wrong or two are equal.
+    If there are too many scores, some epochs are left out, but never `epoch`. `orders`: the class orders that the user can
+    choose. By default they are "label", "cluster" and `order`, or all of `CLASS_ORDERS` if there are superclasses. Raises
+    `CorsdError` if the number of labels is wrong or two are equal.
     """
     run, last = runs[0], list(runs[0].probes)[-1]
     kept = [_select_epochs(r, last if epoch is None else epoch, CELLS // len(runs)) for r in runs]
@@ -166,7 +171,7 @@ def relation_data(
 
 
 def _probe_key(run: Run) -> str:
-    """Key that is equal for runs with the same probe images: images that are marked in one are marked in the other."""
+    """Key that is equal for runs with the same probe images. Panels with the same key share their marked images."""
     probes = run.probes
     which = [portable_name(run.data.name), probes.split, probes.index.tolist()]
     return hashlib.sha256(json.dumps(which).encode()).hexdigest()[:16]
@@ -433,8 +438,8 @@ def curves_panel(title: str, charts: Sequence[dict[str, Any]], text: str = "", f
     """Line charts side by side, with `findings` above and `text` below; the page draws them without plotly.
 
     A chart is {"title", "lines", "x", "y", "unit"}, where "x" and "y" are axes, {"title", "low", "high", "log"}. A line is
-    {"name", "x", "y", "color", "dash"}, with arrays "x" and "y" and the numbers of a colour and a dash; lines with the same
-    "group" are isolated together by a click in the legend.
+    {"name", "x", "y", "color", "dash"}: "x" and "y" are arrays, "color" is an index of the palette and "dash" one of the dash
+    styles (0 is solid). Lines may have a "group"; a click in the legend shows only the lines of one group.
     """
     return Panel("curves", title, {"charts": list(charts), "text": text, "findings": list(findings)})
 
