@@ -1,8 +1,8 @@
 """Reading and writing JSON and safetensors files: atomic writes, checksums, and locks. Reading never executes code.
 
-The checksum is stored in the file itself, so that both are replaced in one step. It is a SHA-256 of the content: of header and
-data of a safetensors file, and of the values of a JSON file, so that the layout of a JSON file may change. A file without a
-checksum, which earlier versions wrote, is read without this check.
+The checksum is stored in the file itself, so that both are replaced in one step. It is a SHA-256 of the content. For a
+safetensors file the content is header and data. For a JSON file it is the values, not the text: spaces and the order of keys
+may change. Earlier versions wrote files without a checksum. Such a file is read without this check.
 """
 
 from __future__ import annotations

@@ -35,11 +35,12 @@ __all__ = [
 
 
 class StructuredPairs(NamedTuple):
-    """Pairs of indices in a batch: `intra` (2, P), different images of the same class; `inter` (2, Q), images of different
-    classes.
+    """Pairs of indices in a batch; row 0 holds the anchors, row 1 their partners.
 
-    If there are pairs of both kinds, they form triplets (anchor, intra[1], inter[1]): P = Q, and column p of both has the same
-    anchor in row 0.
+    `intra` (2, P): anchor and partner are different images of one class. `inter` (2, Q): they are of different classes.
+
+    If both kinds occur, P = Q, and column p of both has the same anchor. Column p of both together is then one triplet:
+    the anchor, `intra[1, p]` of the same class, and `inter[1, p]` of another class.
     """
 
     intra: Tensor

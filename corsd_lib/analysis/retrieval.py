@@ -220,9 +220,9 @@ def embedding_few_shot(
     """Few-shot accuracy of the nearest class prototype, for embeddings (N, D) and labels (N,).
 
     A prototype is the mean embedding of the examples of a class; for "cosine" all embeddings are first normalised to length 1.
-    If n prototypes are nearest and the correct one is among them, the prediction counts 1/n. Raises `CorsdError` for an unknown
-    similarity, if the shapes are wrong, and if there are too few images. Source: Snell et al. 2017, Prototypical Networks,
-    arXiv 1703.05175.
+    If n prototypes are tied for nearest, a query counts 1/n if the correct one is among them, else 0. Raises `CorsdError` for
+    an unknown similarity, if the shapes are wrong, and if there are too few images. Source: Snell et al. 2017, Prototypical
+    Networks, arXiv 1703.05175.
     """
     check_choice("similarity", similarity, SIMILARITIES)
     _check_embeddings(embeddings, labels)

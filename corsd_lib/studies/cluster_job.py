@@ -72,7 +72,7 @@ class TrainingJob:
         raise CorsdError(f"{self.job.variant}, seed {self.job.seed}: {reason}")
 
     def checkpoint(self) -> DelayedSubmission:
-        """Let the training save and end; return the call of the requeued job. submitit calls this at SIGUSR2."""
+        """Let the training save and end; return the submission that requeues this job. submitit calls this at SIGUSR2."""
         from submitit.helpers import DelayedSubmission
 
         if self.job.process is not None:

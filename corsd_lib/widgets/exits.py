@@ -195,8 +195,9 @@ class ExitExplorer(Explorer):
         return {"threshold": self._cheapest(split, rule, max_accuracy_drop)}
 
     def ask_images(self, rule: str, split: str, threshold: float, **others: Any) -> dict[str, Any]:
-        """Answer: some images that leave at each exit, from the most to the least confident; only their classes if the data is
-        missing.
+        """Answer: for each exit, the number of images that leave there, the % correct, frequent classes and some images.
+
+        The images are ordered from the most to the least confident. They are left out if the data is missing.
         """
         logits, labels = self._logits_on(split)
         left = exit_taken(logits, rule, threshold)

@@ -145,8 +145,9 @@ class RunRelations:
         return scores
 
     def auxiliary(self, epoch: int, first: int, second: int) -> list[Scores]:
-        """Probabilities K x (C,) that the auxiliary classifiers, as they were after `epoch`, predict for two probe images.
+        """Class probabilities of the auxiliary classifiers for one pair of probe images: an array (C,) for each exit.
 
+        The weights are those after `epoch`.
         The list is empty without auxiliary classifiers. It is also empty if the relation networks compare feature maps, because
         snapshots have no feature maps.
         """

@@ -417,8 +417,8 @@ monitor(corsd)
 # accuracy of every exit rises, and the diagonal of the relation matrix becomes bright.
 # Until about epoch 55 validation jumps far below training. We think that the cause is
 # batch normalisation: validation uses running means of its statistics, which may lag
-# behind while the learning rate is high. No cell here tests this. At the end the dotted
-# curves are stable, so compare only the ends.
+# behind while the learning rate is high. No cell here tests this. The dotted
+# curves are stable only at the end, so compare the end values.
 
 # %% [markdown]
 # ### The terms of the loss
@@ -435,7 +435,7 @@ monitor(corsd)
 # | predictions of the deepest exit, taught to the others (02) | `exit_kd` | 0.1 |
 # | auxiliary classifier, pairs of one class | `auxiliary_intra` | 0.5 |
 # | auxiliary classifier, pairs of two classes | `auxiliary_inter` | 0.5 |
-# | its predictions, taught to others | `auxiliary_kd_intra`, `..._inter` | 0.1 each |
+# | predictions, deepest to others | `auxiliary_kd_intra`, `..._inter` | 0.1 each |
 # | margin loss $\mathcal{L}_m$ | `relation_margin` | 0.1 |
 # | transfer $\mathcal{L}_t$ | `relation_transfer` | 0.1 |
 # | image and class means (03) | `logit_relation` | 0.01 |
@@ -471,7 +471,7 @@ figure.for_each_trace(lambda t: t.update(legendgrouptitle_text=panel[t.name]))
 # $m = 1$ per triplet, at each of three exits. The baseline has only `task` and
 # `exit_ce`. `exit_kd` compares the softmax of a shallow exit with that of the deepest
 # ([02](02_exits.ipynb) has the formula). `logit_relation` asks that an image is more
-# related to the mean of its own class than to that of another. It stays near 1 and is
+# related to the mean logits of its own class than to those of another class. It stays near 1 and is
 # kept, with its small weight, because it is in the paper.
 
 # %% [markdown]
@@ -484,8 +484,8 @@ figure.for_each_trace(lambda t: t.update(legendgrouptitle_text=panel[t.name]))
 # ## Did it help?
 #
 # The accuracy $p$ of every exit on the $n = 797$ test images, in percent. Thin bars are
-# 95 % intervals, $p \pm 1.96\sqrt{p(100-p)/n}$. On very many such digits the accuracy
-# would probably lie within this bar.
+# 95 % intervals, $p \pm 1.96\sqrt{p(100-p)/n}$. With a very large number of such test
+# digits, the accuracy would probably lie within this bar.
 #
 # Below the figure we compare each difference with $\sqrt{h_1^2 + h_2^2}$, where $h_1$
 # and $h_2$ are the two half-widths. Both runs see the same test images. So the rule is
@@ -604,9 +604,10 @@ compare("Over deep supervision, exit 1", my_lead, lead, " points", 0.3, digits=1
 # 1 by -0.45 [-0.91, 0.01]: no gain was detected, and a small drop in accuracy is
 # not excluded. All that CORSD adds to deep supervision changes exit 1 by 0.3 [-0.4,
 # 1.0]. The relation terms, auxiliary classifiers included, add 0.7 [0.1, 1.4] at exit
-# 1; at exits 2 and 3 no effect was detected (-0.1 [-1.0, 0.9], 0.3 [-0.6, 1.3]). One of
-# the six intervals in the figure's last two lines excludes 0. With no effect and six
-# independent intervals, at least one would in 26 % of studies ($1 - 0.95^6$).
+# 1; at exits 2 and 3 no effect was detected (-0.1 [-1.0, 0.9], 0.3 [-0.6, 1.3]). The
+# last two rows of the figure have six intervals; one of them excludes 0. If nothing had
+# an effect and the six were independent, at least one would exclude 0 in 26 % of
+# studies ($1 - 0.95^6$). They are not independent, so this is a rough guide.
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## The relation after training

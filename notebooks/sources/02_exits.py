@@ -238,8 +238,8 @@ exit_accuracy_points({"watching (probe)": known}, title, error=error)
 #
 # The exit has convolutions of its own. What do they add? We train the same exits on a
 # backbone that does not learn: with `task` 0 the deepest exit has no loss, and the
-# other exits watch. The stages keep their random initial weights (but for a little
-# weight decay).
+# other exits watch. The stages keep their random initial weights; only the running
+# statistics of batch normalisation change.
 #
 # **Predict:** the test accuracy of exit 1 on the untrained stage.
 
@@ -257,8 +257,8 @@ print(f"the choice of test images can explain {limit:.1f}")
 # %% [markdown]
 # **Answer.** 81.7 %: the convolutions of the exit separate most digits by themselves,
 # from random features. The trained stage adds 7.8 points to that (one seed). So the
-# accuracy of an exit is that of a stage *and* its exit, and an untrained network is the
-# level to compare it with.
+# accuracy of an exit measures the stage and the exit together. Compare it with the same
+# exit on an untrained stage.
 
 # %% [markdown]
 # ## Exits that learn: deep supervision
@@ -501,7 +501,7 @@ compare("First right at exit 2 or 3", my_later, later, " %", atol=1, digits=1)
 compare("Right at no exit", my_never, never, " %", atol=1, digits=1)
 
 # %% [markdown]
-# **Answer.** Few images need a later exit. Most are right at exit 1. For these images
+# **Answer.** Few images need a later exit: most are right at exit 1. For these images
 # later stages can only keep the right answer or spoil it.
 
 # %% [markdown]
@@ -777,8 +777,8 @@ figure.update_yaxes(title="accuracy on 300 validation images (%)")
 # %% [markdown]
 # ### Chosen on some images, reported on others
 #
-# The best of many thresholds looks better than it is on the images that chose it. So
-# measure its drop in accuracy on other images. To see the effect, we split the 300
+# If we pick the best of many thresholds, it looks better on the images used to pick it
+# than on new ones. So measure its drop in accuracy on other images. To see the effect, we split the 300
 # images of CIFAR-100 at random into two halves, choose the cheapest threshold with a
 # drop of at most one point on the first half, and apply it to the second; a hundred
 # times.
@@ -820,7 +820,8 @@ print(f"of its drop: {splits[:, 1].std():.1f} points")
 # three times as much, and more than the one point that we allowed. (Means of a hundred
 # splits of the same 300 images, so there is no interval; single splits differ a lot.)
 #
-# `early_exit` does it with two data sets: it chooses on validation and reports on test.
+# The library's `early_exit` chooses the threshold on validation images and reports the
+# result on test images.
 # On digits we allow no drop on validation:
 
 # %%
@@ -833,9 +834,9 @@ for name, one in runs.items():
 
 # %% [markdown]
 # Report the drop on test in any case. A *negative* drop means that leaving early was
-# more accurate than going to the end: shallow exits kept images right that the deepest
-# exit gets wrong. In the first two runs all test images leave at exit 1: it costs 44 %,
-# so 56 % are saved. For these two runs the rule is the same as cutting the network off
+# more accurate than going to the end: some images left at an exit that was right,
+# and the deepest exit gets them wrong. In the first two runs all test images leave at
+# exit 1, which costs 44 % of the plain network, so 56 % is saved. For these two runs the rule is the same as cutting the network off
 # after its first stage.
 
 # %% [markdown]

@@ -124,7 +124,10 @@ def _json(value: Mapping[str, Any]) -> str:
 
 
 def _pack(array: object) -> dict[str, Any]:
-    """An array as JSON: type, shape, and bytes in base64. Raises `CorsdError` for other objects and types."""
+    """An array as JSON: type, shape, and bytes in base64.
+
+    Raises `CorsdError` if the object is not a numpy array, or if its type is not in `ARRAYS`.
+    """
     if not isinstance(array, np.ndarray) or array.dtype.name not in ARRAYS:
         what = f"an array of {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
         raise CorsdError(f"the data of a panel has {what}; allowed: plain values and arrays of {', '.join(ARRAYS)}")
