@@ -47,9 +47,10 @@ class Batch(NamedTuple):
     """One training batch on the training device.
 
     `images` (B, C, H, W): float, normalised. `labels` (B,). `indices` (B,): positions of the images in the train split.
-    `sampling`: how they were sampled: "plain"; "balanced"; "triplet", a third each of anchors, same class and other class; or
-    "overlapping", with half of the previous batch. `generator`: a CPU generator, seeded for this step. `progress`: share of the
-    whole training that is done, in [0, 1). `random`: the random tensors of the method for this batch, see `Method.sample`.
+    `sampling`: how the images were sampled. "plain"; "balanced"; "triplet": one third anchors, one third images of the same
+    classes, one third images of other classes; "overlapping": half of the images are from the previous batch. `generator`: a
+    CPU generator, seeded for this step. `progress`: share of the whole training that is done, in [0, 1). `random`: the random
+    tensors of the method for this batch, see `Method.sample`.
     """
 
     images: Tensor
@@ -114,8 +115,8 @@ def balanced_batches(labels: Tensor, batch_size: int, generator: torch.Generator
 def triplet_batches(labels: Tensor, batch_size: int, generator: torch.Generator) -> list[Tensor]:
     """Batches laid out as [anchors, positives (same class), negatives], `batch_size` // 3 indices each.
 
-    Each index is an anchor at most once in an epoch. An incomplete last batch is dropped unless it is the only one, so an epoch
-    over n images has at most 3n indices. The only image of a class is its own positive. Returns index tensors int64 (3 ·
+    Each index is an anchor at most once in an epoch, so an epoch over n images has at most 3n indices. An incomplete last batch
+    is dropped unless it is the only one. The only image of a class is its own positive. Returns index tensors int64 (3 ·
     (`batch_size` // 3),); the only batch may be shorter. Raises `CorsdError` if there are fewer than two classes and if
     `batch_size` is below 3. Source: the code of the authors of CORSD.
     """
@@ -142,9 +143,10 @@ def triplet_batches(labels: Tensor, batch_size: int, generator: torch.Generator)
 def overlapping_batches(labels: Tensor, batch_size: int, generator: torch.Generator) -> list[Tensor]:
     """Shuffled indices such that the first half of a batch is the second half of the previous one.
 
-    Each index is in two batches, so an epoch over n images has 2n; the first batch begins with the second half of the last one.
-    An odd `batch_size` is rounded down, and an incomplete half is dropped. If there are fewer indices than two halves need, the
-    only batch has all of them. Raises `CorsdError` for a `batch_size` below 2. Source: DLB, arXiv 2203.16172.
+    The first batch begins with the second half of the last batch. Each index is therefore in two batches, and an epoch over n
+    images has 2n indices. An odd `batch_size` is rounded down, and an incomplete half is dropped. If the indices do not fill
+    two halves, there is a single batch of all indices. Raises `CorsdError` for a `batch_size` below 2. Source: DLB, arXiv
+    2203.16172.
     """
     if batch_size < 2:
         raise CorsdError(f"overlapping batches need a batch_size of at least 2; got {batch_size}")
@@ -230,8 +232,9 @@ def augment_crop(
 
 
 def _cutout(images: Tensor, centres: Tensor, side: int) -> Tensor:
-    """Set a square of `side` pixels to grey in each image. `centres` (2, B) in [0, 1); the square may extend beyond the
-    edge.
+    """Set a square with a side of `side` pixels to grey in each uint8 image (B, C, H, W); nothing if `side` is 0.
+
+    `centres` (2, B): y and x of the centres in [0, 1), as fractions of H and W. A square may extend beyond the edge.
     """
     if not side:
         return images
@@ -362,8 +365,9 @@ class BatchSource:
         return epoch_batches(self.split.labels, self.sampling, self.batch_size, self.samples_per_class, generator)
 
     def __call__(self, epoch: int, start: int = 0, progress: Callable[[int], float] | None = None) -> Iterator[Batch]:
-        """Batches of `epoch` from step `start` on. `progress(step)` returns the value of their field `progress`, by
-        default 0.
+        """Batches of `epoch` from step `start` on. `progress(step)` returns the field `progress` of the batch of that step.
+
+        If `progress` is None, the field is 0.
         """
         indices = self.indices(epoch)
         steps = range(start, len(indices))

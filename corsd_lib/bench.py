@@ -94,7 +94,10 @@ def step_ratio(name: str, repeat: int) -> dict[str, Any]:
 
 
 def study_step_ratio(method: str, batch: int, repeat: int) -> dict[str, Any]:
-    """Time of a step of `method` relative to a plain step with the settings of `results/cifar100`, on one thread."""
+    """Time of a step of `method` relative to a step of the plain network, both on one thread.
+
+    Both use the settings of `results/cifar100`.
+    """
     label, target = {"corsd": ("CORSD", "at most 1.5"), "deep_supervision": ("deep supervision", "at most 1.25")}[method]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -218,7 +221,7 @@ def _in_turn(actions: dict[str, Callable[[], Any]], repeat: int) -> dict[str, li
 
 
 def _ratio(seconds: dict[str, list[float]], one: str, other: str) -> float:
-    """Median over rounds of `one` / `other`, divided within each round."""
+    """Median of the ratios `seconds[one][i]` / `seconds[other][i]`, one for each round i."""
     return statistics.median(a / b for a, b in zip(seconds[one], seconds[other], strict=True))
 
 

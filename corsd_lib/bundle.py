@@ -1,6 +1,7 @@
 """The files of the repository that an installed package carries: notebooks, results of the studies, and one run.
 
-In a clone these files lie beside the package, in a wheel inside the package, under the same relative paths.
+In a clone these files lie beside the package. In a wheel they lie in the folder `_bundle` of the package. The relative paths
+are the same.
 `notebooks/packing.py` puts them into the wheel. That script loads this module alone, so only the standard library is imported
 here.
 """

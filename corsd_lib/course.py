@@ -11,7 +11,7 @@ __all__ = ["Hint", "answered", "compare", "expect", "with_ends"]
 
 
 class Hint(AssertionError):
-    """An answer that is missing or wrong. Jupyter shows its text alone, without a traceback."""
+    """Raised for an answer that is missing or wrong. Jupyter shows "Not yet: " and the message, without a traceback."""
 
     def _render_traceback_(self) -> list[str]:
         return [f"Not yet: {self}"]

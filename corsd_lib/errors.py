@@ -165,7 +165,8 @@ def check_processes(what: str, count: int, per_cpu: int = 1) -> None:
 def check_text(what: str, *texts: str) -> None:
     """Raise `CorsdError` unless all `texts` can be encoded as UTF-8; `what` is their name in the message.
 
-    Python represents file names in another encoding with surrogates, which cannot be written to JSON, tables or a terminal.
+    If a file name is not valid UTF-8, Python replaces its invalid bytes by surrogates. Surrogates cannot be written to JSON,
+    tables or a terminal.
     """
     for text in texts:
         if shown_text(text) != text:

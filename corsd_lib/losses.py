@@ -247,9 +247,10 @@ def rkd_angle(teacher: Tensor, student: Tensor) -> Tensor:
 
 @full_precision
 def _angles(embeddings: Tensor) -> Tensor:
-    """Cosines (B, B, B) of the angle at the first index between the directions to the second and the third.
+    """Cosines (B, B, B): entry [i, j, k] is the cosine of the angle at embedding i between the directions to j and to k.
 
-    Equal embeddings have no direction: differences shorter than 1e-4 of the root mean square give 0, without a gradient.
+    Between equal embeddings there is no direction. A cosine is 0, without a gradient, if one of the two differences is
+    shorter than 1e-4 times the root mean square of all differences.
     """
     towards = embeddings[None, :, :] - embeddings[:, None, :]  # (B, B, D)
     square = towards.square().sum(2, keepdim=True)
@@ -266,8 +267,8 @@ def relation_cross_entropy(log_odds: Tensor, labels: Tensor) -> Tensor:
 
     `log_odds` (B, B) of the relation scores, `labels` (B,). The result is the average of two means: over the intra pairs and
     over the inter pairs. If there are no pairs of one kind, it is the mean over the other kind. The loss is a proper scoring
-    rule: it is minimal if each score is the probability that y_i = y_j, where intra and inter pairs are equally frequent.
-    Source: ours.
+    rule for intra and inter pairs that are equally frequent: it is minimal if each score is the probability that y_i = y_j
+    under these frequencies. Source: ours.
     """
     masks = torch.stack(_intra_and_inter(labels))  # (2, B, B)
     nats = torch.stack([F.softplus(-log_odds), F.softplus(log_odds)])
@@ -418,6 +419,6 @@ def correlation_distillation(
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's correlation (N,) of each row of `a` with the same row of `b`, both (N, M); with the authors' eps of 1e-8."""
+    """Pearson's correlation (N,) of each row of `a` with the same row of `b`, both (N, M); eps 1e-8 as in the code of DIST."""
     a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
     return F.cosine_similarity(a, b, dim=1, eps=1e-8)

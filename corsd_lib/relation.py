@@ -39,8 +39,8 @@ class StructuredPairs(NamedTuple):
 
     `intra` (2, P): anchor and partner are different images of one class. `inter` (2, Q): they are of different classes.
 
-    If both kinds occur, P = Q, and column p of both has the same anchor. Column p of both together is then one triplet:
-    the anchor, `intra[1, p]` of the same class, and `inter[1, p]` of another class.
+    If both kinds occur, P = Q, and the columns p of `intra` and `inter` have the same anchor. They form a triplet: the anchor,
+    `intra[1, p]` of the same class, and `inter[1, p]` of another class.
     """
 
     intra: Tensor
@@ -51,7 +51,7 @@ class RelationOutput(NamedTuple):
     """Outputs of a relation network for a batch: scores in (0, 1) and auxiliary logits of intra and inter pairs.
 
     `intra` (P,) and `inter` (Q,): scores of the given `StructuredPairs`. `intra_logits` (P, C) and `inter_logits` (Q, C): their
-    auxiliary logits, (0, 1) for `HandcraftedRelation`, which has none. `matrix` (B, B): scores of all ordered pairs, None for
+    auxiliary logits; empty, of shape (0, 1), for `HandcraftedRelation`. `matrix` (B, B): scores of all ordered pairs, None for
     `MapRelation`. `log_odds` (B, B): log(r / (1 - r)) of the scores in `matrix`, only for `VectorRelation`, else None.
     """
 
@@ -146,7 +146,7 @@ class PairScore(nn.Module):
         return F.relu(self._halves(first)[0] + self._halves(second)[1])
 
     def _halves(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """U·e + b and V·e, both (B, H), of vectors e (B, D)."""
+        """U·e + b and V·e, both (B, H), where e are the layer-normalised `vectors` (B, D)."""
         e = F.layer_norm(vectors, vectors.shape[1:])
         return self.first(e), F.linear(e, self.first.weight) if self.second is None else self.second(e)
 
@@ -266,7 +266,7 @@ class MapRelation(nn.Module):
 
 
 def log_odds_of(logits: Tensor) -> Tensor:
-    """Logits (..., 1) of a score without their last dimension, in float32 or wider, which is exact enough for long sums."""
+    """Convert logits (..., 1) to log-odds (...) in float32 or wider. Narrower types are too inexact for long sums."""
     return logits.squeeze(-1).to(torch.promote_types(logits.dtype, torch.float32))
 
 

@@ -113,15 +113,16 @@ def stage_embedding(
 ) -> StageEmbedding:
     """Project the probe images of a run to two dimensions, for `epochs` (default: the last) and `exits` (default: all, from 1).
 
-    The embeddings of each exit are centred and scaled (`scaled_embedding`). Then they are rotated to those of the deepest of
-    these exits at the last of these epochs (`aligned_embedding`). Then all are projected together (see `joint_projection` for
-    the other parameters), so that an image can be followed through epochs and exits. Epochs and exits of the result are in
-    ascending order.
+    The embeddings of each exit and epoch are centred and scaled (`scaled_embedding`). They are then rotated to be close to the
+    embeddings of the deepest chosen exit at the last chosen epoch (`aligned_embedding`). Finally all are projected together, so
+    that an image can be followed through epochs and exits. For the other parameters see `joint_projection`. Epochs and exits of
+    the result are in ascending order.
 
     The result is stored in the run as embeddings/<method>-<key>.safetensors, where the key is a hash of all parameters that
-    affect the result. Later calls read this file. The result is computed again if `refresh` is True, if the file is damaged or
-    has other probe images, and if the run was not writable. Raises `CorsdError` for an epoch without a snapshot, an unknown
-    exit, an epoch or exit that is given twice, and embeddings that are not finite; and the errors of `joint_projection`.
+    affect the result. Later calls read this file. The result is computed again if `refresh` is True, if the file could not be
+    written, if it is damaged, and if it was computed for other probe images. Raises `CorsdError` for an epoch without a
+    snapshot, an unknown exit, an epoch or exit that is given twice, and embeddings that are not finite; and the errors of
+    `joint_projection`.
     """
     settings = _settings(run, epochs, exits, method, UmapOptions(seed, neighbours, min_dist))
     path = _file(run, settings)
@@ -216,8 +217,8 @@ def scaled_embedding(embedding: Tensor) -> Tensor:
 
     y_i = (x_i - mean x) / mean_j ‖x_j - mean x‖. Offsets and scales differ between exits and grow with the epochs. Without this
     step a joint fit would show these differences instead of the differences between images. Neighbours within an exit do not
-    change. If all embeddings are equal, the result is 0. Raises `CorsdError` for embeddings of another shape or that are not
-    finite.
+    change. If all embeddings are equal, the result is 0. Raises `CorsdError` unless the embeddings have two dimensions
+    and are finite.
     """
     if embedding.ndim != 2:
         raise CorsdError(f"embeddings have shape {tuple(embedding.shape)}; allowed: (N, D)")
@@ -247,7 +248,9 @@ def aligned_embedding(embedding: Tensor, reference: Tensor) -> Tensor:
 def joint_projection(
     embeddings: Tensor, method: str = "umap", seed: int = 0, neighbours: int = 15, min_dist: float = 0.1
 ) -> Tensor:
-    """Coordinates (..., N, 2) float32 of scaled `embeddings` (..., N, D): one fit over all of them.
+    """Project `embeddings` (..., N, D) to 2-D coordinates (..., N, 2), float32, with one fit over all of them.
+
+    The embeddings are expected to be scaled, see `scaled_embedding`.
 
     "pca" projects on the two directions of largest variance. In each direction the component of largest absolute value is
     positive. The result is the same on all machines up to rounding.
@@ -293,8 +296,9 @@ def trustworthiness(embedding: Tensor, coordinates: Tensor, neighbours: int = NE
 
     Two images that are neighbours in the projection but not in the embedding lower the value. They lower it more if they are
     farther apart in the embedding. The value is 1 - 2 / (N k (2N - 3k - 1)) · S. S is the sum of max(0, r(i, j) - k) over all
-    images i and their k nearest images j in the projection, where j is the r(i, j)-th nearest image to i in the embedding. k is
-    `neighbours`, reduced to stay below N / 2. NaN for fewer than 3 images. Source: Venna and Kaski 2001, as in scikit-learn.
+    images i and their k nearest images j in the projection. r(i, j) is the rank of j among the images nearest to i in the
+    embedding (1 = nearest). k is `neighbours`, reduced to stay below N / 2. NaN for fewer than 3 images. Source: Venna and
+    Kaski 2001, as in scikit-learn.
     """
     from sklearn import manifold
 

@@ -121,17 +121,17 @@ def early_exit_curve(
 
     The rules, with p the softmax of an exit:
         confidence  max p >= threshold; Kaya et al. 2019, arXiv 1810.07052
-        entropy     -sum p log p / log C <= threshold; BranchyNet, arXiv 1709.01686, without the division by log C
+        entropy     -sum p log p / log C <= threshold; BranchyNet, arXiv 1709.01686, which does not divide by log C
         patience    the same prediction at `threshold` exits in a row, including this one; PABEE, arXiv 2006.04152, whose
                     patience is smaller by 1, because it counts repetitions
 
     `macs` (K,): the cost of an image that leaves at exit k, see `cumulative_macs`. Returns one row for each threshold, in the
     given order. The default thresholds for patience are 1 to K. For the other rules they are about 100 percentiles of the
-    scores of all shallow exits, and one that no image reaches (above 1 for confidence, below 0 for entropy). With the first
-    default threshold all images leave at exit 1, with the last one all leave at the deepest exit. Columns: threshold;
-    accuracy (%); accuracy_drop (percentage points below the deepest exit, negative if early exit is more accurate); macs (mean
-    over images); fraction.exit<k> (fraction of the images that leave at exit k, in [0, 1]). Raises `CorsdError` for an unknown
-    rule, for thresholds that are not a list of numbers, and if logits, labels and macs do not match.
+    scores of all shallow exits, and one value that no image reaches (above 1 for confidence, below 0 for entropy). With the
+    first default threshold all images leave at exit 1. With the last one all images leave at the deepest exit. Columns:
+    threshold; accuracy (%); accuracy_drop (percentage points below the deepest exit, negative if early exit is more accurate);
+    macs (mean over images); fraction.exit<k> (fraction of the images that leave at exit k, in [0, 1]). Raises `CorsdError` for
+    an unknown rule, for thresholds that are not a list of numbers, and if logits, labels and macs do not match.
     """
     import pandas as pd
 
@@ -158,7 +158,8 @@ def early_exit_curve(
 def exit_taken(logits: Sequence[Tensor], rule: str, threshold: float) -> Tensor:
     """The exit at which each image leaves, int64 (N,), numbered from 1 (shallowest).
 
-    `rule` and `threshold` are explained in `early_exit_curve`, and the errors are the same. Source: ours.
+    `rule` and `threshold` are explained in `early_exit_curve`. Raises `CorsdError` for an unknown rule, for a NaN threshold,
+    and for logits that are not finite or have different shapes. Source: ours.
     """
     check_choice("rule", rule, RULES)
     _check(logits)
@@ -189,7 +190,7 @@ def choose_threshold(curve: pd.DataFrame, max_accuracy_drop: float = 1.0) -> flo
 class EarlyExit:
     """An early-exit threshold that was chosen on validation images, and its results on test images.
 
-    `validation`, `test`: the row of the curve for this threshold on these splits; keys as the columns of `early_exit_curve`.
+    `validation`, `test`: results with this threshold on each of the two splits; keys as the columns of `early_exit_curve`.
     `macs` (K,): MACs of an image that leaves at exit k; `deepest_macs`: MACs of the plain network, without shallow exits.
     `curve`: the whole curve on the validation images.
     """
@@ -221,10 +222,11 @@ def early_exit(
     """Choose an early-exit threshold on validation images, and evaluate it on test images.
 
     For a run, `data` is by default the data that it was trained on, loaded from `data_root`. `rule`: one of `RULES`, see
-    `early_exit_curve`. Of the thresholds whose validation accuracy is at most `max_accuracy_drop` percentage points below that
-    of the deepest exit, the one with the lowest mean MACs is chosen. Raises `CorsdError` for an unknown rule, for data without
-    a validation split (a threshold must not be chosen on test images) or with a different number of classes, for a network that
-    is given without data, and if no threshold is accurate enough; for a run also the errors of `run_data`.
+    `early_exit_curve`. A threshold is allowed if its validation accuracy is at most `max_accuracy_drop` percentage points below
+    that of the deepest exit. The allowed threshold with the lowest mean MACs is chosen. Raises `CorsdError` for an unknown
+    rule, for data without a validation split (a threshold must not be chosen on test images) or with a different number of
+    classes, for a network that is given without data, and if no threshold is accurate enough; for a run also the errors of
+    `run_data`.
     """
     check_choice("rule", rule, RULES)
     network, data = _network_and_data(run_or_network, data, data_root)
@@ -281,7 +283,10 @@ def _run_lengths(predictions: Tensor) -> Tensor:
 
 
 def _exit_index(scores: Tensor, thresholds: Tensor) -> Tensor:
-    """Index (T, N), from 0, of the exit at which each image leaves for each of `thresholds` (T,), from `scores` (K, N)."""
+    """Exit at which each image leaves for each threshold, as an index (T, N) from 0.
+
+    `scores` (K, N): see `_exit_scores`; `thresholds` (T,).
+    """
     so_far = scores.cummax(0).values  # an image has left at exit k or before if so_far[k] >= threshold
     left_at = torch.zeros(len(thresholds), scores.shape[1], dtype=torch.long)
     for highest in so_far[:-1]:  # all others leave at the deepest exit
@@ -290,10 +295,11 @@ def _exit_index(scores: Tensor, thresholds: Tensor) -> Tensor:
 
 
 def _default_thresholds(scores: Tensor, rule: str) -> Tensor:
-    """Default thresholds (T,), ascending: the first lets every image leave at exit 1, the last lets no image leave early.
+    """Default thresholds (T,) for `scores` (K, N) of `_exit_scores`, ascending; negated for "entropy", like the scores.
 
-    For "patience" they are 1 to K, else about every percentile of the scores of the shallow exits and a value that no image
-    reaches.
+    With the first threshold every image leaves at exit 1. With the last one no image leaves before the deepest exit. For
+    "patience" the thresholds are 1 to K. For the other rules they are about every percentile of the scores of the shallow
+    exits, and a value that no image reaches.
     """
     if rule == "patience":
         return torch.arange(1, len(scores) + 1, dtype=torch.double)

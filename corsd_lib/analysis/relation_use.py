@@ -100,17 +100,16 @@ def class_prototypes(embeddings: Tensor, labels: Tensor, num_classes: int) -> Te
 
 
 def prototype_accuracy(run: Run, data: ImageData | None = None, split: str = "test") -> pd.DataFrame:
-    """Top-1 accuracy (%) on `split` of each exit, of its relation to class prototypes, and of both together; one row for each
-    exit.
+    """Top-1 accuracy (%) on `split` of the classifier, of class prototypes and of both combined; one row for each exit.
 
-    A prototype is the mean embedding of the training images of a class, not augmented. Columns:
+    A prototype is the mean embedding of all training images of a class, without augmentation. Columns:
 
     - `exit`: from 1 (shallowest);
-    - `classifier`: accuracy of the exit alone;
-    - `relation`, `cosine`: accuracy if the class is predicted whose prototype has the highest relation score, or the highest
-      cosine, with the image;
-    - `with_relation`, `with_cosine`: accuracy if the class with the largest log p + w · z is predicted. p is the probability
-      from the exit; z is the log-odds of the relation, or the cosine, standardised over the classes;
+    - `classifier`: accuracy of the classifier of the exit;
+    - `relation`, `cosine`: accuracy of the prototypes. The predicted class is the one whose prototype has the highest relation
+      score with the image, or the highest cosine;
+    - `with_relation`, `with_cosine`: accuracy of both combined. The predicted class has the largest log p + w · z. p is the
+      probability from the classifier. z is the log-odds of the relation, or the cosine, standardised over the classes;
     - `weight_relation`, `weight_cosine`: the w that is best on the validation images;
     - `macs`: the multiply-accumulates that the relation adds for each image.
 

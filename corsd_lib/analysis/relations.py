@@ -77,8 +77,8 @@ def class_relations(run: Run, epoch: int, exit: int, kind: str = "trained") -> T
 
     `kind` "trained" is the relation that the snapshot stores. It has one matrix for each relation network, and `exit` is the
     number of the relation network, from 1. A network with a single exit may have several relation networks. If the method has
-    no relation networks, the snapshot has one matrix for each exit. For "cosine" and "l2" see `snapshot_scores`. Raises `CorsdError` for
-    an unknown epoch, exit or kind.
+    no relation networks, the snapshot has one matrix for each exit. For "cosine" and "l2" see `snapshot_scores`. Raises
+    `CorsdError` for an unknown epoch, exit or kind.
     """
     snapshot = snapshot_at(run, epoch)
     _check_exit(exit, _relation_count(snapshot, kind))
@@ -160,9 +160,9 @@ def class_order(kind: str, matrix: Tensor | None = None, superclass_of_class: Te
 
     `kind`: "label", 0 to C - 1; "superclass", by superclass and then by label; "cluster", the leaves of `linkage_of(matrix)`;
     "superclass_cluster", by superclass, and within each the leaves of its own clustering. The clustered orders need the
-    class-level relation `matrix` (C, C). The superclass orders need `superclass_of_class` (C,) int64. "label" needs one of the
-    two, for the number of classes. Raises `CorsdError` for an unknown `kind`, if an argument is missing or has a wrong shape,
-    and the errors of `linkage_of`. Source: ours.
+    class-level relation `matrix` (C, C). The superclass orders need `superclass_of_class` (C,) int64. "label" needs one of
+    these two arguments, for the number of classes. Raises `CorsdError` for an unknown `kind`, if an argument is missing or has
+    a wrong shape, and the errors of `linkage_of`. Source: ours.
     """
     check_choice("class order", kind, CLASS_ORDERS)
     classes = _class_count(matrix, superclass_of_class)
@@ -196,9 +196,10 @@ def sample_order(labels: Tensor, class_order: Tensor) -> Tensor:
 def linkage_of(matrix: Tensor) -> Tensor:
     """Hierarchical clustering of classes by their relation, as SciPy's linkage matrix (C - 1, 4) float64.
 
-    Average linkage on the distance 1 - (R + Rᵀ)/2, leaves in optimal order (Bar-Joseph et al. 2001), so that neighbours are as
-    related as possible; 1,000 classes take seconds. `matrix` R (C, C) in [0, 1]; a pair without a relation (NaN) has the mean
-    distance of the others. Raises `CorsdError` if the shape or the range is wrong, and for a single class.
+    Average linkage on the distance 1 - (R + Rᵀ)/2. The leaves are in optimal order (Bar-Joseph et al. 2001): neighbouring
+    classes are as related as possible. This takes seconds for 1,000 classes. `matrix`: R (C, C) in [0, 1]. A pair without a
+    relation (NaN) gets the mean distance of the other pairs. Raises `CorsdError` if the shape or the range is wrong, and for a
+    single class.
     """
     from scipy.cluster.hierarchy import linkage
 
@@ -362,10 +363,10 @@ def superclass_lift(matrix: Tensor, superclass_of_class: Tensor) -> float:
 def attribute_agreement(matrix: Tensor, attributes: Tensor) -> float:
     """Spearman correlation of the relation of two classes with the cosine of their attribute vectors, over pairs of classes.
 
-    `matrix` (C, C), symmetrised; `attributes` (C, A), as `ImageData.attributes`. In [-1, 1]; 1 if classes with similar
-    attributes are related. Pairs with a NaN relation and classes whose attributes are all 0 are left out. NaN if the relation
-    or the similarity of the attributes is constant. Raises `CorsdError` if the matrix is not square or the lengths of the two
-    arguments differ. Source: ours.
+    `matrix` (C, C), symmetrised; `attributes` (C, A), as `ImageData.attributes`. In [-1, 1]; 1 if relation and cosine rank the
+    pairs in the same order. Pairs with a NaN relation and classes whose attributes are all 0 are left out. NaN if the relation
+    or the cosine is constant. Raises `CorsdError` if the matrix is not square or the lengths of the two arguments differ.
+    Source: ours.
     """
     if len(attributes) != len(matrix):
         raise CorsdError(f"attributes has {len(attributes)} classes, the relation has {len(matrix)}; allowed: the same number")
@@ -379,7 +380,7 @@ def confusion_agreement(matrix: Tensor, logits: Tensor, labels: Tensor) -> float
 
     The confusion of classes c and d is the mean of two shares: the share of images of c that are predicted as d, and the share
     of images of d that are predicted as c. `matrix` (C, C), symmetrised; `logits` (N, C), `labels` (N,). Classes without an
-    image are left out. NaN if the relation or the confusion is the same for all pairs; an example is that no image is
+    image are left out. NaN if the relation or the confusion is the same for all pairs, for example if no image is
     misclassified. Raises `CorsdError` if the shapes are wrong. Source: ours.
     """
     classes = len(matrix)
@@ -404,7 +405,7 @@ def relation_agreement(run: Run, epoch: int, kind: str = "trained", attributes: 
     - `superclass_lift` and `confusion_agreement`: the results of the functions of these names;
     - `superclass_auc`: `same_class_auc` of the class-level relation, with superclasses as labels. Unlike the lift, it can be
       compared between scores with different offsets;
-    - `attribute_agreement`, only if `attributes` (C, A) as in `ImageData` are given: the result of this function.
+    - `attribute_agreement`, only if `attributes` (C, A) as in `ImageData` are given: the result of `attribute_agreement`.
 
     Confusions are those of the probe images at the same exit. If the number of relations differs from that of the exits, as for
     relations of stages without an exit, the confusions are those at the deepest exit. Raises the same errors as

@@ -258,7 +258,10 @@ def _indices_by_class(labels: Tensor, least: int) -> Tensor:
 
 
 def _accuracy(scores: Tensor) -> FewShot:
-    """Accuracy from scores (E, W·Q, W) of each query for each class; queries are sorted by their class."""
+    """Few-shot accuracy from scores (E, W·Q, W) of each query for each class.
+
+    E episodes, W classes, Q queries of each class; the queries of an episode are sorted by their class.
+    """
     episodes, queries, ways = scores.shape
     own = torch.arange(ways).repeat_interleave(queries // ways)
     best = scores == scores.amax(2, keepdim=True)

@@ -58,8 +58,9 @@ def unseen_class_report(
 
 
 def unseen_class_record(run: Run, data_root: str | None = None) -> dict[str, Any]:
-    """`unseen_class_report` of the test images as JSON values, rounded to four decimals, None for NaN; with the settings of the
-    episodes. Raises the same errors.
+    """`unseen_class_report` of the test images as a dict of JSON values, with the settings of its episodes.
+
+    Numbers are rounded to four decimals, and NaN is None. Raises the errors of `unseen_class_report`.
     """
     embeddings, labels = _embedded(run, None, data_root, "test")
     rows = [{k: _plain(v) for k, v in row.items()} for row in _rows(run, embeddings, labels)]
@@ -113,7 +114,10 @@ def _trained_relations(run: Run) -> list[VectorRelation]:
 
 
 def _few_shots(classify: Callable[..., FewShot], labels: Tensor) -> dict[str, float]:
-    """Few-shot columns of a row of the report. `classify(episodes=...)` returns the accuracy for a number of shots."""
+    """Few-shot columns of a row of the report; NaN for a number of shots for which too few classes have enough images.
+
+    `classify(episodes=...)` returns the mean accuracy over episodes and half the width of its interval. `labels` (N,).
+    """
     sizes = torch.bincount(labels)
     ways, found = min(WAYS, len(sizes)), dict[str, float]()
     for name, shots in SHOTS.items():

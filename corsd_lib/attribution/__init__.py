@@ -1,9 +1,9 @@
 """Attribution: which pixels the prediction of an exit, or the relation of two images, depends on. Uses captum.
 
-Maps of pixels can be misleading. Each map therefore comes with the score of the image. A map of integrated gradients also comes
-with the score of the baseline, and with the share of the difference of both scores that the map does not explain (the
-completeness gap). Two tests show whether a map depends on the trained network: `randomisation_check` and `deletion_curve`. All
-computations use frozen copies in eval mode; networks are never changed.
+Maps of pixels can be misleading. Each map therefore comes with the score of the image. A map of integrated gradients also has
+the score of the baseline and the completeness gap. The values of the map should add up to the difference between both scores;
+the gap is the relative error of their sum. Two tests show whether a map depends on the trained network: `randomisation_check`
+and `deletion_curve`. All computations use frozen copies in eval mode; networks are never changed.
 
 engine.py   integrated gradients and Grad-CAM of any score
 maps.py     maps of the prediction of an exit, and of the relation of a pair

@@ -65,12 +65,12 @@ def randomisation_check(
 ) -> Randomisation:
     """Spearman correlation between the map of a network and the map of the same network with random weights.
 
-    There are two correlations, of the values and of their absolute values. If both are near 0, the map depends on the training;
-    if they are near 1, only on the image. If only the second is near 1, the maps mark the same pixels with different signs. A
-    heatmap in one colour shows only absolute values, so for such a heatmap use the second correlation. The class is `target`,
-    by default the prediction of the trained network. Random weights are sampled with `seed` by the `reset_parameters` of each
-    layer. For small maps the result varies: use several seeds. Source: Adebayo et al. 2018, arXiv 1810.03292, the model
-    parameter randomisation test. Other arguments and errors as in `attribute_exit`.
+    There are two correlations: one of the values, and one of their absolute values. If both are near 0, the map depends on the
+    training. If both are near 1, the map depends only on the image. If only the second is near 1, the maps mark the same pixels
+    with different signs. A heatmap in one colour shows only absolute values, so for such a heatmap use the second correlation.
+    The class is `target`, by default the prediction of the trained network. Random weights are sampled with `seed` by the
+    `reset_parameters` of each layer. For small maps the result varies: use several seeds. Source: Adebayo et al. 2018, arXiv
+    1810.03292, the model parameter randomisation test. Other arguments and errors as in `attribute_exit`.
     """
     found = attribute_exit(network, image, exit, target, method, steps, baseline, normalise)
     other = attribute_exit(redrawn(network, seed), image, exit, found.target, method, steps, baseline, normalise)
@@ -108,15 +108,14 @@ def deletion_curve(
     num_random: int = 10,
     seed: int = 0,
 ) -> DeletionCurve:
-    """Probability at `exit` of the class of an attribution while pixels are replaced by the baseline, the most attributed
-    first.
+    """Probability of the attributed class at `exit` while pixels are replaced by a baseline, most attributed pixels first.
 
-    After step s of `steps`, round(s / steps * H * W) pixels are those of the `baseline`. For comparison the result has the mean
-    over `num_random` random orders, sampled with `seed`: the probability decreases for any order, because images with holes are
-    unlike training images. `image` (C, H, W), normalised; `exit` (1 = shallowest), `baseline` and `normalise` as in
-    `attribute_exit`; `steps` and `num_random` at least 1. Source: the deletion metric of RISE, arXiv 1806.07421; the random
-    orders are ours. Raises `CorsdError` if `exit`, `baseline`, `steps`, `num_random` or `image` is invalid, and if the
-    attribution belongs to a pair or to an image of a different size.
+    After step s of `steps`, round(s / steps * H * W) pixels have the values of the `baseline`. The result also has the mean
+    probability over `num_random` random orders of the pixels, sampled with `seed`. This is the reference, because the
+    probability decreases in any order: images with holes are unlike training images. `image` (C, H, W), normalised; `exit`
+    (1 = shallowest), `baseline` and `normalise` as in `attribute_exit`; `steps` and `num_random` at least 1. Source: the
+    deletion metric of RISE, arXiv 1806.07421; the random orders are ours. Raises `CorsdError` if `exit`, `baseline`, `steps`,
+    `num_random` or `image` is invalid, and if the attribution belongs to a pair or to an image of a different size.
     """
     check_choice("baseline", baseline, BASELINES)
     check_count("steps", steps)

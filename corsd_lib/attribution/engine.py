@@ -168,8 +168,9 @@ def check_count(name: str, value: int) -> None:
 
 
 def exit_index(exit: int, count: int, of: str) -> int:
-    """Index, from 0, of exit number `exit`, from 1 to `count`. Raises `CorsdError` for any other number; `of` names what is
-    counted.
+    """Convert the number `exit`, from 1 to `count`, to an index from 0. Raises `CorsdError` for any other number.
+
+    `of`: what is counted, such as "exits", for the message.
     """
     if isinstance(exit, bool) or exit not in range(1, count + 1):
         raise CorsdError(f"exit = {shortened(exit)}; allowed: 1 (shallowest) to {count}, the number of {of}")

@@ -66,7 +66,7 @@ def attribute_exit(
 
 
 def _target_class(target: int | None, classes: int, logits: Tensor) -> int:
-    """`target`, or the predicted class of `logits` (1, C) if it is None. Raises `CorsdError` for an unknown class."""
+    """`target`, or the predicted class of `logits` (1, C) if `target` is None. Raises `CorsdError` for an unknown class."""
     if target is None:
         return int(logits.argmax())
     if isinstance(target, bool) or target not in range(classes):
@@ -150,7 +150,7 @@ def _pair_parts(
 def _relation_at(network: MultiExitNetwork, relations: Sequence[nn.Module] | nn.ModuleList | str, exit: int) -> nn.Module:
     """Frozen copy of the relation network at `exit`, or the handcrafted relation if `relations` is its name.
 
-    Raises `CorsdError` for an unknown name or exit, for networks of an unknown type, and if there are none.
+    Raises `CorsdError` for an unknown name or exit, for a network of an unknown type, and if `relations` is empty.
     """
     if isinstance(relations, str):
         check_choice("relation", relations, HANDCRAFTED)

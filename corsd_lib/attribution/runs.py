@@ -30,7 +30,7 @@ def attribute_run_pair(
     """`attribute_pair` for the newest weights of a run and two images of its data, see `run_images`.
 
     Uses the relation networks of the run, or the cosine if its method has none. `options`: method, steps, baseline of
-    `attribute_pair`. Raises the errors of both functions.
+    `attribute_pair`. Raises the errors of `attribute_pair` and of `run_images`.
     """
     data = run_data(run, data)
     a, b = run_images(run, [first, second], data, split)

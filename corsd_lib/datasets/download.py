@@ -86,14 +86,20 @@ def unpacked(archive: Path) -> Iterator[Path]:
 
 
 class _OutsideError(Exception):
-    """Raised for a member of an archive that is refused, if tarfile has no filters."""
+    """Raised for an archive member that is not a file or folder inside the destination.
+
+    Used only if tarfile has no filters; they have an error of their own.
+    """
 
 
 _REFUSED: type[Exception] = getattr(tarfile, "FilterError", _OutsideError)
 
 
 def _inside(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """`member` with plain permissions. Raises `_OutsideError` unless it is a file or folder inside the destination folder."""
+    """A member of an archive, with its permissions set to 755 for a folder and 644 for a file.
+
+    Raises `_OutsideError` unless the member is a file or folder whose path is inside the destination folder.
+    """
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts or not (member.isreg() or member.isdir()):
         raise _OutsideError(f"{member.name!r} is not a file or folder inside")

@@ -23,9 +23,9 @@ def split_classes(data: ImageData, count: int, how: str = "random", seed: int = 
     - "superclasses": whole superclasses, chosen with `seed`.
 
     In the copy and in `unseen`, labels and superclasses are renumbered and keep their order. Mean and standard deviation stay
-    those of the full train split. Raises `CorsdError` for an unknown `how`, for a `count` out of range, and if no test image
-    or every validation image is of a held-out class. For "superclasses" all superclasses must have the same size above 1, and
-    `count` must be a multiple of it, else `CorsdError` is raised too.
+    those of the full train split. Raises `CorsdError` for an unknown `how`, for a `count` out of range, if the held-out classes
+    have no test image, and if all validation images are of these classes. For "superclasses" it also raises `CorsdError` unless
+    all superclasses have the same number of classes, at least 2, and `count` is a multiple of this number.
     """
     if not 2 <= count <= data.num_classes - 2:
         most = data.num_classes - 2

@@ -117,8 +117,10 @@ class _DirectoryIndex:
             waiting = [(folder, link) for folder, start in waiting for link in self._walk(folder, start)]
 
     def _walk(self, folder: Path, start: str) -> list[str]:
-        """Index every directory at and below the path `start`, which is the class folder `folder` or lies in it. Returns the
-        symlinks to directories, which are not followed here.
+        """Add `start` and all directories below it to the index of the class folder `folder`.
+
+        `start` is `folder` itself or a link inside it. Directories that are in the index already are skipped. Symlinks to
+        directories are not followed here; their sorted paths are returned.
         """
         links: list[str] = []
         real = os.path.realpath(start)

@@ -31,7 +31,8 @@ def split_validation(
 def check_two_each(labels: Tensor, fraction: float, class_names: tuple[str, ...], what: str) -> Tensor:
     """Number of images of every class, int64 (C,), from `labels` int64 (N,).
 
-    Raises CorsdError for a class with fewer than two images; the message has the option `what` and its value `fraction`.
+    Raises CorsdError for a class with fewer than two images. `what` and `fraction`: name and value of the option, for
+    the message.
     """
     counts = torch.bincount(labels, minlength=len(class_names))
     if int(counts.min()) < 2:
@@ -72,8 +73,8 @@ def with_label_noise(train: Split, share: float, num_classes: int, generator: to
 def stratified_indices(labels: Tensor, wanted: Tensor, generator: torch.Generator) -> Tensor:
     """`wanted[c]` random indices of each class c, in ascending order: int64 (M,), from labels int64 (N,) and wanted int64 (C,).
 
-    With the same generator state a larger `wanted` includes the indices of a smaller one, so that studies of the number of
-    labels only add images.
+    With the same generator state, the indices for a larger `wanted` include those for a smaller one. A study of the number of
+    labels thus keeps the images of its smaller training sets.
     """
     order = torch.randperm(len(labels), generator=generator)
     order = order[torch.argsort(labels[order], stable=True)]  # class by class, shuffled inside each

@@ -16,9 +16,10 @@ FILE = "statistics.json"  # below the data root: {checksum: [mean, std]}
 
 
 def cached_statistics(images: Tensor, checksum: str, root: Path) -> Statistics:
-    """`channel_statistics` of images uint8 (N, C, H, W), computed once for a `checksum` of their bytes and stored in `root`.
+    """`channel_statistics` of images uint8 (N, C, H, W), cached in the file statistics.json in `root`.
 
-    If the file cannot be read or written, they are computed each time.
+    `checksum` identifies the images; statistics are computed once for each checksum. If the file cannot be read or written,
+    they are computed each time.
     """
     kept = _read(root / FILE)
     found = _parse_entry(kept.get(checksum), images.shape[1])

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def reliability_diagram(bins: pd.DataFrame | Mapping[str, pd.DataFrame], title: str = "", *, dark: bool = False) -> go.Figure:
-    """Accuracy against confidence (both in %), one panel for each exit, above the share of images in every bin (%).
+    """Accuracy against confidence (%) in one panel for each exit, and below each panel the share of images in every bin (%).
 
     `bins`: the table of `calibration_bins`, or a dict from the name of each exit to its table. On the dotted diagonal
     confidence equals accuracy; hatched bars show the gap between the two. The default title states the mean gap of the first

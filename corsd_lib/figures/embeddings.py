@@ -77,11 +77,11 @@ def embedding_scatter(
 
 
 def point_look(colour_by: Sequence[str] | Matrix, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Plotly marker for a scatter trace: colours and symbols of points by `colour_by` (N,), names or numbers.
+    """Plotly marker for a scatter trace: the colours and symbols of N points.
 
-    `names`: all names in their order; sorted by default. There are six colours and six symbols; after 36 names they repeat.
-    Colours are given as numbers on a colour scale, because plotly sends numbers to a browser in binary. Raises `CorsdError` if
-    `names` lacks a name.
+    `colour_by` (N,): a name or a number for each point; only names have symbols. `names`: all names in their order; sorted by
+    default. There are six colours and six symbols; after 36 names they repeat. Colours are given as numbers on a colour scale,
+    because plotly sends numbers to a browser in binary. Raises `CorsdError` if `names` lacks a name.
     """
     values = np.asarray(colour_by)
     if values.dtype.kind not in "UO":
@@ -96,9 +96,9 @@ def point_look(colour_by: Sequence[str] | Matrix, names: Sequence[str] | None = 
 
 
 def legend_of(colour_by: Sequence[str] | Matrix, names: Sequence[str] | None = None) -> list[go.Scatter]:
-    """Traces without points, one for each name, that are the legend of a scatter with `point_look`.
+    """Legend of a scatter with `point_look`: one trace without points for each name.
 
-    [] if `colour_by` is numeric or has more than 24 names.
+    Returns [] if `colour_by` is numeric or has more than 24 names.
     """
     values = np.asarray(colour_by)
     if values.dtype.kind not in "UO":
@@ -131,7 +131,10 @@ def _escaped(text: str) -> str:
 
 
 def _grey_out(figure: go.Figure, count: int, rest: Any, name: str) -> None:
-    """Draw the points (N,) of `rest` and their entry `name` in the legend as pale grey circles."""
+    """Draw some points of the first `count` traces, and the entry `name` of the legend, as pale grey circles.
+
+    `rest`: bool (N,), True for these points.
+    """
     for panel in figure.data[:count]:
         look = panel.marker
         colours = [GREY if out else PALETTE[int(code)] for code, out in zip(look.color, rest, strict=True)]
@@ -159,7 +162,7 @@ def _panels(titles: Sequence[str]) -> go.Figure:
 
 
 def _finish(figure: go.Figure, count: int, quality: Sequence[str] | None, colour_name: str, title: str, dark: bool) -> None:
-    """Axes without numbers and with equal scales; texts below the panels; sizes and legend."""
+    """Format a scatter of `count` panels: equal scales without numbers, `quality` below the panels, size, legend and title."""
     columns, rows = min(count, _COLUMNS), -(-count // _COLUMNS)
     bare = {"showticklabels": False, "ticks": "", "showgrid": False, "zeroline": False, "showline": True, "mirror": True}
     figure.update_xaxes(**bare, matches="x", linecolor=GRID)
@@ -178,8 +181,9 @@ def _finish(figure: go.Figure, count: int, quality: Sequence[str] | None, colour
 
 
 def _name_groups(figure: go.Figure, points: Any, classes: Any, dark: bool) -> None:
-    """The short name of every class over the median of its points (K, N, 2), in every panel; names that would touch are moved
-    apart.
+    """Write the short name of every class at the median of its points, in every panel. Names that would touch are moved apart.
+
+    `points` (K, N, 2): positions in K panels. `classes` (N,): class names of the points. More than 24 names are not moved.
     """
     look = {"showarrow": False, "font": {"size": 13, "color": style.INK[dark]}}
     pixels = 0.85 * _SIDES.get(min(len(points), _COLUMNS), 330) / max(float(np.ptp(points, axis=(0, 1)).max()), 1e-9)

@@ -250,7 +250,7 @@ def _change(row: Row) -> str:
 
 
 def _cheapest_finding(rows: Mapping[str, Sequence[Row]], cost: _Cost) -> str:
-    """Default title: the cost of the cheapest threshold of every curve that loses at most one point to the deepest exit."""
+    """Default title: for every curve, the lowest cost at which the accuracy is at most one point below the deepest exit."""
     said = []
     for name, curve in rows.items():
         allowed = [row["macs"] for row in curve if row["accuracy_drop"] <= 1]

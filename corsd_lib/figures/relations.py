@@ -141,7 +141,7 @@ class NameRoom(NamedTuple):
         return self.size + 12 if self.level else self.longest
 
     def show(self, figure: go.Figure) -> None:
-        """Show the names at the axes of a heatmap: horizontal, or vertical if they would overlap."""
+        """Set the font size of the names at both axes. Names below the heatmap are vertical if they would overlap."""
         figure.update_xaxes(tickfont={"size": self.size}, tickangle=0 if self.level else 90)
         figure.update_yaxes(tickfont={"size": self.size})
 
@@ -207,7 +207,7 @@ def _finish(
     unit: str,
     dark: bool,
 ) -> None:
-    """Size, title, axes and groups of a heatmap."""
+    """Set size, title and axes of a heatmap, and draw the boundaries and names of its groups."""
     many = len(labels) > ALL_NAMED
     figure.update_layout(template=template(dark), width=720 if many else 560, height=700 if many else 540)
     set_title(figure, title, 84 if many else 64)

@@ -91,9 +91,9 @@ def structure_over_epochs(
 
 
 def _same_start(tables: Tables, measures: Sequence[str]) -> bool:
-    """True if there are several runs, each with more than one epoch, that begin with the same values.
+    """True if there are several runs, each with more than one epoch, and all begin with the same values.
 
-    Runs with the same seed do; their lines for the first epoch would hide each other.
+    Runs with the same seed begin with the same values. Their lines for the first epoch would hide each other.
     """
     starts = [rows[rows["epoch"] == rows["epoch"].min()].sort_values("exit") for rows in tables.values()]
     columns = ["epoch", "exit", *measures]

@@ -283,10 +283,10 @@ def _with_rows(figure: go.Figure, labels: Sequence[str], title: str, dark: bool,
 def draw_figures(summary: Mapping[str, Any], folder: Path) -> list[Path]:
     """Draw the figures of a study into `folder` and return their paths.
 
-    `accuracy.png` and `gain.png` show the group "methods"; `accuracy_<group>.png` and `gain_<group>.png` show each other group
-    of variants. Gains are relative to the baseline. If all variants of a group inherit from the same variant, their gains are
-    relative to that variant. `unseen.png` shows recall@1 of held-out classes, if there are any. Each figure takes seconds.
-    Raises `CorsdError` if plotly, kaleido or Chromium is missing.
+    `accuracy.png` and `gain.png` show the group "methods". Every other group of variants has its own files,
+    `accuracy_<group>.png` and `gain_<group>.png`. Gains are relative to the baseline. If all variants of a group inherit from
+    the same variant, their gains are relative to that variant. `unseen.png` shows recall@1 of held-out classes, if there are
+    any. Each figure takes seconds. Raises `CorsdError` if plotly, kaleido or Chromium is missing.
     """
     drawn = []
     for group in dict.fromkeys(m["group"] for m in summary["methods"].values()):

@@ -109,8 +109,8 @@ class Method(nn.Module):
     def transform_images(self, batch: Batch) -> Tensor:
         """Input of the network in a training step, normalised (B, C, H, W): `batch.images`, or a new tensor.
 
-        It may depend only on images, labels and `batch.random`, with the same operations for all batches of a shape. The
-        training accuracy is measured on these images.
+        The result may depend only on images, labels and `batch.random`. The operations must be the same for all batches of a
+        shape. The training accuracy is measured on the returned images.
         """
         return batch.images
 
@@ -159,7 +159,10 @@ class Method(nn.Module):
 
 
 def check_terms(method: str, parts: Any) -> dict[str, Tensor]:
-    """Return `parts`, the result of `loss_terms`. Raises `CorsdError` unless it is a dict of scalar tensors."""
+    """Return `parts`, the result of `loss_terms`.
+
+    Raises `CorsdError` unless it is a dict name -> scalar tensor, without the name "total".
+    """
     if not isinstance(parts, dict):
         raise CorsdError(
             f"method {method!r}: loss_terms returned {shortened(parts)} of type {type(parts).__name__}; "
@@ -239,7 +242,7 @@ _LIMITS: dict[str, tuple[str, Callable[[float, float], bool]]] = {
 
 
 def _limits(wanted: type[Any], allowed: Mapping[str, Any]) -> dict[str, Any]:
-    """Limits of a numeric option. Without a lower limit of its own a float must be at least 0, an integer above 0."""
+    """Limits of a numeric option. If the option declares no lower limit, a float must be at least 0 and an integer above 0."""
     lower = {} if allowed.keys() & {"low", "above"} else {"low" if wanted is float else "above": 0}
     return {name: limit for name, limit in {**lower, **allowed}.items() if name in _LIMITS}
 

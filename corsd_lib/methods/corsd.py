@@ -195,14 +195,18 @@ class Corsd(Method):
 
     @property
     def _shallow_exits_learn(self) -> bool:
-        """Whether shallow exits have a term besides `class_kd`. A constant prediction would minimise `class_kd` alone."""
+        """Whether `exit_ce` or `exit_kd` trains the shallow exits.
+
+        Otherwise `class_kd` and `relation_kd` are not applied to them: a constant prediction would minimise these two terms.
+        """
         return bool(self.options.exit_ce or self.options.exit_kd)
 
     def relation_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        """Terms of the relation networks, by name: losses of each one, and distillation from the deepest one.
+        """Terms of the loss that use relations, by name.
 
-        Raises `CorsdError` if `attach` was not called before, and if a batch with the sampling "triplet" has no random tensors
-        yet and its size is not a multiple of 3.
+        They are the losses of each relation network, the distillation from the deepest relation network to the others,
+        "logit_relation" (see `LogitRelation`) and "relation_kd" (see `_relation_kd`). Raises `CorsdError` if `attach` was not
+        called before, and if a batch with the sampling "triplet" has no random tensors yet and its size is not a multiple of 3.
         """
         if not self.relations:
             raise CorsdError(f"method {self.name!r} has no relation networks yet: call attach(network) first")

@@ -130,7 +130,7 @@ class CutmixExitsOptions(MixupOptions):
 
 
 class CutmixExits(Cutmix):
-    """CutMix (arXiv 1905.04899) with the mixed labels at every exit, as deep supervision (arXiv 1409.5185)."""
+    """CutMix (arXiv 1905.04899) with the mixed labels at every exit, as in deep supervision (arXiv 1409.5185)."""
 
     name = "cutmix_exits"
     Options = CutmixExitsOptions

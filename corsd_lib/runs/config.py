@@ -219,9 +219,9 @@ class TrainConfig:
 
 
 def differences(before: TrainConfig, now: TrainConfig) -> str:
-    """The settings that affect the result and differ, as text such as "lr was 0.1, is 0.2"; "" if none differ.
+    """How the settings that affect the result differ, as text such as "lr was 0.1, is 0.2"; "" if none differ.
 
-    Only the first four are named. The text ends with the number of the others, such as "and 2 more".
+    At most four settings are named. If more differ, the text ends with the number of the others, such as "and 2 more".
     """
     old, new = before.training_settings(), now.training_settings()
     differing = [k for k in {**old, **new} if old.get(k) != new.get(k)]

@@ -47,11 +47,12 @@ def load_data(config: TrainConfig, data_root: str | None = None) -> ImageData:
 
 
 def run_data(run: Run, data: ImageData | None = None, data_root: str | None = None) -> ImageData:
-    """Images of a run, with the mean and standard deviation that normalised them in the training.
+    """Data set of a run, with the mean and standard deviation that were used in its training.
 
-    The images are `data` if it is given, else the data set that the configuration names, loaded from `data_root`. Raises
-    `CorsdError` if the run was trained on images that were passed to `train` and `data` is not given, if the images on disk
-    differ from those of the training, and if `data` has other classes or channels. Raises the errors of `load_dataset`, too.
+    This is `data` if it is given, else the data set that the configuration names, loaded from `data_root`. Raises `CorsdError`
+    if `data` is not given but the run was trained on images that were passed to `train`, if the images on disk differ from
+    those of the training, and if `data` does not have the classes and the number of channels of the run. Raises the errors of
+    `load_dataset`, too.
     """
     check_run(run)
     if data is None:
@@ -83,10 +84,9 @@ def _class_difference(data: ImageData, info: DataInfo) -> str:
 
 
 def image_changes(data: ImageData, info: DataInfo) -> str:
-    """Description of the first difference in classes, splits or statistics between `data` and the data of a run; "" if there is
-    none.
+    """Description of the first difference between `data` and the data of a run; "" if there is none.
 
-    Test images are not compared.
+    Classes, held-out classes, image size, channels, splits and statistics are compared, but not the test images.
     """
     if tuple(data.class_names) != info.class_names:
         return "its classes differ"

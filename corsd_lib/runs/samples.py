@@ -90,7 +90,10 @@ def _cache() -> Path:
 
 
 def _address() -> str | None:
-    """URL of the folder with the archives: `$CORSD_RELEASES`, else the release of this version on GitHub, if it is known."""
+    """URL of the folder with the archives: `$CORSD_RELEASES`, else the release of this version on GitHub.
+
+    None if neither the variable is set nor the repository is known.
+    """
     if given := os.environ.get("CORSD_RELEASES"):
         return given.rstrip("/") if "://" in given else Path(given).resolve().as_uri()
     repository = _repository()

@@ -136,7 +136,7 @@ class ExitClassifier(nn.Module, PyTorchModelHubMixin):
         load_part(self.network, tensors, "network", file)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
-        """Write config.json, model.safetensors and README.md into a folder, as the mixin does, with its `options`.
+        """Write config.json, model.safetensors and README.md into a folder. `options`: those of `PyTorchModelHubMixin`.
 
         Raises `CorsdError` if the folder cannot be written.
         """

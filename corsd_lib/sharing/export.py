@@ -66,13 +66,17 @@ def export_run(
     least two of each. Class-level relations are computed again for these images. With the "maps" fusion this would need feature
     maps, so the copy has the relations of all probe images.
 
-    The copy has no images and no paths of this machine: of a data set `folder:PATH` or `npz:PATH` it has the last part of the
-    path.
+    The copy has no images and no paths of this machine. For a data set `folder:PATH` or `npz:PATH` it keeps only the last part
+    of the path.
 
-    Size in bytes: 2 for each weight; for each snapshot and exit 2·N·(D + C) + 4·C², and 2 for each weight of its relation
-    network, with N probe images, D embedding dimensions, C classes. For example, the weights of a plain ResNet-10 of width 32
-    with 100 classes take 2.5 MB, and each snapshot of 500 images 0.4 MB; with exits and relation networks they take 3.8 and
-    2.2 MB. At width 16 the plain network takes 0.7 and 0.3 MB, and the one with exits and relation networks 1.3 and 1.4 MB.
+    The weights take 2 bytes each. A snapshot takes 2·N·(D + C) + 4·C² bytes for each exit, and 2 bytes for each weight of the
+    relation networks, with N probe images, D embedding dimensions and C classes. Examples for a ResNet-10, 100 classes and 500
+    probe images:
+
+    - width 32, plain network: 2.5 MB for the weights, 0.4 MB for each snapshot;
+    - width 32, with exits and relation networks: 3.8 MB and 2.2 MB;
+    - width 16, plain network: 0.7 MB and 0.3 MB;
+    - width 16, with exits and relation networks: 1.3 MB and 1.4 MB.
 
     With `umap` the copy has the UMAP of the last snapshot (`stage_embedding`), so that a `StageExplorer` opens without
     computing it.
@@ -141,7 +145,7 @@ def _check_counts(snapshots: int, probe_images: int) -> None:
 def _trained_metrics(run: Run) -> dict[str, Any]:
     """The test metrics of the trained weights. For an export these are the metrics before its weights were rounded.
 
-    Raises `CorsdError` for a run that is not finished.
+    Raises `CorsdError` for a run that is not finished, and if the metrics do not have as many exits as the network.
     """
     test = run.test
     if not run.finished or test is None:
@@ -183,7 +187,7 @@ def _data(run: Run, data: ImageData | None, data_root: str | Path | None) -> Ima
 
 
 def _halved(tensors: dict[str, Tensor], source: Path) -> dict[str, Tensor]:
-    """`tensors` with floating point in float16 and other types unchanged.
+    """A copy of `tensors` in which floating-point tensors are in float16; other types are unchanged.
 
     Raises `CorsdError`, with `source` in the message, for values that are not finite in float16.
     """
@@ -237,7 +241,12 @@ def _balanced(labels: Tensor, each: int) -> Tensor:
 
 
 def _smaller(run: Run, snapshot: Snapshot, indices: Tensor, labels: Tensor, networks: nn.ModuleList) -> dict[str, Tensor]:
-    """The tensors of a snapshot for some of its images; the relation networks of the snapshot are loaded into `networks`."""
+    """The tensors of a snapshot for the probe images `indices` (n,) with `labels` (n,).
+
+    `networks`: relation networks of the method; the weights of the snapshot are loaded into them. Class-level relations are
+    computed again from these images. Networks that compare feature maps cannot do this, so for them the relations of the
+    snapshot are kept.
+    """
     embeddings = [e[indices] for e in snapshot.embeddings]
     relations = snapshot.relations
     load_part(networks, snapshot.relation_state, "relations", run.path / "probes" / f"epoch_{snapshot.epoch:04d}.safetensors")

@@ -28,10 +28,10 @@ def push_run(
     """Upload a finished run to the repository `repo` ("OWNER/NAME") of the Hugging Face Hub; return the name for `load_run`.
 
     An exported run is uploaded as it is; for any other run `export_run` makes a copy first, which needs its data (`data`,
-    `data_root`). The repository is created if it does not exist, with `private` as a private one. Files of an earlier run in it
-    are replaced in one commit, and the returned name is "hf:OWNER/NAME@COMMIT". The account is that of `hf auth login` or
-    $HF_TOKEN. Raises the errors of `export_run`, and `CorsdError` for an incomplete export and if the Hub refuses or cannot be
-    reached; `MissingPackage` if huggingface_hub is not installed.
+    `data_root`). If the repository does not exist, it is created; `private` makes it private. Files of an earlier run in the
+    repository are replaced in one commit. The returned name is "hf:OWNER/NAME@COMMIT". The account is that of `hf auth login`
+    or $HF_TOKEN. Raises the errors of `export_run`, `MissingPackage` if huggingface_hub is not installed, and `CorsdError` for
+    an incomplete export and if the Hub refuses the upload or cannot be reached.
     """
     check_run(run)
     check_name("repository", repo)

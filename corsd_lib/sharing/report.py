@@ -102,7 +102,7 @@ def _title(runs: Sequence[Run]) -> str:
 
 
 def _findings(named: Named) -> list[str]:
-    """Sentences with the main results: which run is most accurate, or one for each run if they cannot be compared."""
+    """Main results as sentences: one about the most accurate run, or one for each run if the runs cannot be compared."""
     if len(named) == 1:
         return [_finding(run) for run in named.values()]
     tested = {name: run.test["exits"][-1]["top1"] for name, run in named.items() if run.test}
@@ -401,7 +401,7 @@ def _pictures(named: Named, method: str, report: Report) -> list[Panel]:
 def _early_exits(named: Named) -> list[Panel]:
     """An early-exit panel for every run with several exits.
 
-    It also has the curves of the other runs on the same data, so that all have the same scale.
+    Each panel also draws the curves of the other runs on the same data, so that all these panels have the same axis ranges.
     """
     runs = {name: run for name, run in named.items() if len(_last(run).logits) > 1}
     curves = {name: _early_exit_curve(run) for name, run in runs.items()}

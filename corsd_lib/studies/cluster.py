@@ -3,11 +3,12 @@
 submitit submits one job for each training; the jobs of one call form a job array. A job trains as `corsd compare` does without
 a cluster, in the same run directory (see cluster_job.py). The run directories must be in a file system that this machine and
 the cluster share. The file seed0.job, beside seed0.json, has the id of the job, so that another call does not submit a training
-that is queued or running. Jobs do not write records. The call that waits for the jobs writes them, or a later call.
+that is queued or running. Jobs do not write records. The call of `corsd compare` that waits for the jobs, or a later call,
+writes them.
 
-submitit keeps its own files in the folder `_jobs` of the runs: scripts, logs, and the call and the result of each job as
-pickles. A pickle can execute code, so other users must not be able to write to this folder. A job opens the pickle of its call;
-this module opens none.
+submitit keeps its own files in the folder `_jobs` of the runs: scripts, logs, and two pickles for each job. One pickle has the
+`TrainingJob` that the job runs, the other its result. A pickle can execute code, so other users must not be able to write to
+this folder. A job opens the first of its pickles; this module opens none.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _NOT_SETTINGS = ("nodes", "tasks_per_node", "ntasks_per_node", "time")
 
 
 def _words(value: Any, where: Location) -> None:
-    """A check that accepts a string that is not empty, or a whole number: `account=12` on the command line is read as one."""
+    """A check that accepts a non-empty string or a whole number, because `account=12` on the command line becomes a number."""
     if type(value) is not int and (type(value) is not str or not value.strip()):
         raise CorsdError(f"{where[0]} = {shortened(value)}; allowed: a string that is not empty")
 
@@ -122,7 +123,10 @@ def train_on_cluster(
 
 
 def _known(study: Study, job: Job, states: Mapping[str, str]) -> bool:
-    """Whether the run of a job is finished, the cluster has the job, or a process trains it. Sets the state of the job."""
+    """Set the state of a job and return True; return False if the job is missing (see `_collect`).
+
+    The record of a finished run is written.
+    """
     if (job.config.path / "test.json").is_file():
         _record(study, job)
     elif job.id in states:
@@ -277,8 +281,8 @@ def _read_id(job: Job, cluster: str) -> str:
 
 
 def _slurm_states() -> dict[str, str]:
-    """Dict id -> state of the jobs of this user that Slurm has. Raises `CorsdError` if squeue fails or its answer has another
-    form.
+    """State of each job of this user in Slurm, as a dict id -> state. Raises `CorsdError` if squeue fails or its output cannot
+    be parsed.
     """
     command = ["squeue", "--me", "--array", "--noheader", "--format=%i %T"]
     try:

@@ -1,8 +1,9 @@
-"""A training as a job of a cluster: what submitit calls there, and how it answers signals.
+"""A training as a job of a cluster: the function that submitit calls there, and the handling of signals.
 
-Slurm sends SIGUSR2 some time before the time limit, and SIGTERM when it requeues, preempts or cancels a job; each goes to
-every process of the job. At SIGUSR2 submitit calls `TrainingJob.checkpoint` and requeues the job. The training itself has
-SIGUSR2 blocked and gets a SIGTERM in its place, at which it saves and ends. The next start of the job resumes it.
+Slurm sends SIGUSR2 some time before the time limit, and SIGTERM when it requeues, preempts or cancels a job. Both signals go to
+every process of the job. At SIGUSR2 submitit calls `TrainingJob.checkpoint` and requeues the job. SIGUSR2 is blocked in the
+process of the training. `checkpoint` sends SIGTERM to this process, which then saves and ends. The requeued job resumes the
+training.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ POLL_SECONDS = 0.2
 class TrainingJob:
     """A callable that trains `job` in a separate process, as `corsd compare` does without a cluster.
 
-    `environment`: environment variables of this process; {} to derive them from the variables of Slurm. `save_seconds`: time
-    that the training has to save after SIGUSR2. If it needs longer, it is killed, and the requeued job resumes from the
-    previous checkpoint.
+    `environment`: environment variables of the separate process; {} to derive them from the variables of Slurm. `save_seconds`:
+    time that the training has to save after SIGUSR2. If the training needs longer, it is killed, and the requeued job resumes
+    from the previous checkpoint.
     """
 
     job: Job
@@ -45,7 +46,7 @@ class TrainingJob:
     def __call__(self) -> None:
         """Train until the run is finished or a signal stops it. Raises `CorsdError` if the training fails.
 
-        If another process trains the run and goes on doing so, nothing is done.
+        If another process trains the run and still holds its lock after `LOCK_SECONDS`, the job ends without training.
         """
         try:
             with locked(self.job.sibling(".log"), LOCK_SECONDS) as log:

@@ -39,11 +39,12 @@ def run_study(
     live: bool = False,
     cluster: Cluster | None = None,
 ) -> list[Job]:
-    """Train the runs of `study` that have no record, and return them as jobs with their final states.
+    """Train the runs of `study` that have no record, and return all its runs as jobs with their final states.
 
-    `variants` and `seeds` restrict what is trained. Run directories are created in `runs` (default `runs/<study>`). `jobs`
-    trainings run at the same time (default: one for each GPU, or one for each CPU where there is no GPU). After each training
-    its record and the tables are written, and `report` is called with one line; `live` shows a table in the terminal instead.
+    `variants` and `seeds` restrict which runs are trained and returned. Run directories are created in `runs` (default
+    `runs/<study>`). `jobs` trainings run at the same time (default: one for each GPU, or one for each CPU where there is no
+    GPU). After each training its record and the tables are written, and `report` is called with one line; `live` shows a table
+    in the terminal instead.
 
     Ctrl-C or SIGTERM stops the trainings after they have saved; another call continues them. If one training fails, the others
     continue. If another process already runs a training, such as one started by a call that was killed, this call
@@ -53,7 +54,7 @@ def run_study(
 
     Raises `CorsdError` for an unknown variant or seed, for `jobs` below 1 or more than this machine can run, for a record that
     is damaged or of another configuration, for a variant whose search is not finished, and if the folder of the study or of the
-    runs is moved or removed meanwhile; the trainings save first.
+    runs is moved or removed meanwhile. Without `cluster` the running trainings then save and end.
     """
     if cluster and jobs is not None:
         raise CorsdError(
@@ -91,7 +92,7 @@ class _Folders:
 
     @classmethod
     def of(cls, study: Study, runs: Path) -> _Folders:
-        """The folders of a study; `runs` is created if it does not exist. Raises `CorsdError` if it cannot be."""
+        """The folders of a study; `runs` is created if it does not exist. Raises `CorsdError` if this fails."""
         make_folder(runs)
         return cls(study, runs, study_file(study.path).is_file())
 

@@ -109,8 +109,10 @@ def _last_line(job: Job) -> dict[str, Any]:
 
 
 def _top1(entry: Mapping[str, Any] | None, newest: Sequence[Mapping[str, Any]]) -> str:
-    """Top-1 on the test images of the recorded seeds. If none is recorded, that of the running seeds on validation, else on
-    training images.
+    """Mean top-1 of the deepest exit over the recorded seeds, on test images, as text.
+
+    If no seed is recorded, it is the top-1 of the running seeds on validation images, or on training images if there is no
+    validation split. "–" if there is no value yet.
     """
     if entry:
         return f"{with_interval(entry['top1'][-1], entry['top1_low'][-1], entry['top1_high'][-1])} test"

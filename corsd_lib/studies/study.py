@@ -55,7 +55,7 @@ class Variant:
 class Study:
     """A comparison of `variants`, each trained with several seeds.
 
-    `path`: folder of the study. `equal`: what all variants have the same number of, "images" or "epochs", see `config`.
+    `path`: folder of the study. `equal`: "images" or "epochs", of which all variants have the same number, see `config`.
     `train`: settings that all variants share. `baseline`: name of the variant that gains are relative to. `tuning`: the
     hyperparameter search of each variant that is tuned, see `studies.search.Search`.
     """
@@ -79,7 +79,10 @@ class Study:
 
     @classmethod
     def from_dict(cls, values: object, file: Path) -> Study:
-        """Create a study from the contents of `file`, which need not exist. Raises `CorsdError` if they are not valid."""
+        """Create a study from `values`, the contents of a study.json. Raises `CorsdError` if they are not valid.
+
+        `file`: path of this study.json. The file is not read and need not exist; its folder is that of the study.
+        """
         types = {"title": str, "equal": str, "baseline": str, "seeds": list, "train": dict, "variants": dict, "tuning": dict}
         found = check_fields(_rename_rows(values, str(file)), str(file), types)
         seeds = _seeds(found.get("seeds", [0]), str(file))
@@ -137,9 +140,9 @@ class Study:
         """Configuration of a variant with a seed; its run directory is in `runs/<study>`.
 
         If `equal` is "images", the number of epochs is changed so that every variant trains on as many images as the baseline.
-        An epoch with "triplet" batches has 3 images for each training image, one with "overlapping" batches 2, any other 1. The
-        number of epochs is multiplied by this factor of the baseline, divided by this factor of the variant, and rounded to a
-        whole number of at least 1. Raises `CorsdError` for an unknown variant, an invalid setting and a missing tuning record.
+        For each training image an epoch has f images: 3 with "triplet" batches, 2 with "overlapping" batches, else 1. The
+        number of epochs is multiplied by f of the baseline, divided by f of the variant, and rounded to a whole number of at
+        least 1. Raises `CorsdError` for an unknown variant, an invalid setting and a missing tuning record.
         """
         check_choice("variant", variant, self.variants)
         config = self._base_config(variant)

@@ -27,8 +27,8 @@ def summarise(study: Study, records: Mapping[str, Mapping[int, Record]]) -> dict
       over the `gain_n` seeds that both variants have;
     - `images`, `macs`, `seconds`: images, multiply-accumulates and wall time of a training, means over seeds;
     - `macs_ratio`: MACs relative to the baseline variant, over the same seeds;
-    - `time_ratio`: time of the fastest training relative to the fastest of the baseline variant, among the trainings with the
-      same kind of device and number of threads as the latter.
+    - `time_ratio`: time of the fastest training divided by that of the fastest training of the baseline variant. Only
+      trainings with the same kind of device and number of threads as this baseline training count.
 
     "unseen" is the result of `unseen_lines`, if classes were held out of the trainings.
     """
@@ -144,5 +144,5 @@ def _machine(record: Record) -> tuple[Any, Any]:
 
 
 def trained_exits(variant: Mapping[str, Any]) -> list[bool]:
-    """For each exit of a variant, whether it was trained: whether its accuracy is above a quarter of that of the deepest exit."""
+    """For each exit of a variant, whether it was trained: its accuracy is above a quarter of that of the deepest exit."""
     return [top1 > variant["top1"][-1] / 4 for top1 in variant["top1"]]

@@ -35,7 +35,7 @@ def unseen_lines(study: Study, records: Mapping[str, Mapping[int, Record]]) -> l
     - `gain`: difference from the reference at the same exit, in points, paired by seed; `gain_low`, `gain_high`: ends of its
       interval; `gain_n`: number of pairs.
 
-    Two variants have the same exit where the distance from the deepest exit is equal. Undefined values are None.
+    Exits of two variants are matched by their distance from the deepest exit. Undefined values are None.
     """
     found = {variant: _by_seed(of_variant) for variant, of_variant in records.items()}
     found = {variant: by_seed for variant, by_seed in found.items() if by_seed}
@@ -85,8 +85,8 @@ def _values(by_seed: Mapping[int, Any], at: ExitAndScore, metric: str) -> dict[i
 
 
 def unseen_markdown(study: Study, lines: Sequence[Mapping[str, Any]]) -> str:
-    """`lines` (from `unseen_lines`) as Markdown: a table of the metrics, one of the differences between variants, and a
-    note.
+    """`lines` (from `unseen_lines`) as Markdown: a table of the metrics, a table of the differences between variants, and
+    a note.
     """
     labels = {name: variant.label for name, variant in study.variants.items()}
     metrics, gains = dict[Any, list[str]](), dict[Any, list[str]]()

@@ -67,7 +67,7 @@ class Job:
         self.state, self.environment = "running", environment
 
     def stop(self) -> None:
-        """Send SIGTERM once: the training saves and ends."""
+        """Send SIGTERM to the running training, which then writes its checkpoint and ends. Later calls do nothing."""
         if self.process is not None and self.state == "running":
             self.process.terminate()
             self.state = "stopping"
@@ -110,9 +110,9 @@ class Job:
 
 
 def worker_environments(config: TrainConfig, jobs: int | None, most: int) -> list[Environment]:
-    """Environment variables for processes that train at the same time: one dict for each process, at most `most`.
+    """Environment variables for processes that train at the same time: one dict for each of at most `most` processes.
 
-    The variables set the number of threads, so that the processes share the CPUs, and the GPUs of each process. `jobs`: number
+    The variables set the GPUs of each process, and the number of threads, so that the processes share the CPUs. `jobs`: number
     of processes; by default one for each group of `config.devices` GPUs, or one for each CPU if there are no GPUs. If there are
     more processes than groups, several processes share a group. Raises `CorsdError` if `jobs` is below 1 or more than this
     machine can run.

@@ -209,7 +209,7 @@ def _lock_directory(folder: Path) -> Iterator[None]:
 
 
 def _check_import() -> None:
-    """Raise `CorsdError` in a spawned worker process that is importing the main script, where no training must start."""
+    """Raise `CorsdError` in a spawned worker process while it imports the main script: a training must not start there."""
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise CorsdError(
             "train was called by a worker process, which imports the script that started it: put its code below "

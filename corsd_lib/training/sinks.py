@@ -92,8 +92,8 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """A run of the Weights & Biases project corsd_lib. The service ignores steps that it has already, so no epoch is recorded
-    twice after a crash.
+    """A run of the Weights & Biases project corsd_lib. The service ignores a step that it already has, so no epoch is
+    recorded twice after a crash.
     """
 
     def __init__(self, run: Run) -> None:

@@ -226,7 +226,7 @@ class Trainer:
         )
 
     def _check_state(self) -> None:
-        """Raise `CorsdError` if weights or outputs are not finite, and if the run directory was changed by others.
+        """Raise `CorsdError` if weights or probe outputs are not finite, and if another process changed the run directory.
 
         It is called before anything is saved.
         """
@@ -406,8 +406,10 @@ class Trainer:
         return self.checkpoint.weights()
 
     def _checkpoint(self, seconds: float = 0.0) -> None:
-        """Write the checkpoint. With several processes the sums of the epoch are moved to the first one. `seconds`: time spent
-        in the current epoch.
+        """Write the checkpoint. `seconds`: time spent in the current epoch.
+
+        With several processes the sums of the epoch are added up over all processes. The first process keeps the totals, and
+        the sums of the other processes become 0.
         """
         if self.fabric.world_size > 1 and self.totals:
             self.totals = {k: v * self.fabric.is_global_zero for k, v in self._sum_over_processes().items()}

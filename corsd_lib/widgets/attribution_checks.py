@@ -21,7 +21,7 @@ BETTER = 0.8  # share of the random area below which a map counts as better than
 
 @dataclass(frozen=True)
 class Checked:
-    """The subject of a test: the attribution of an exit, with its arguments."""
+    """Input of `weights_check` and `deletion_check`: the attribution of an exit, and the arguments of `attribute_exit`."""
 
     network: MultiExitNetwork
     image: Tensor

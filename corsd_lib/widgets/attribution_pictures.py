@@ -54,7 +54,7 @@ def pair_finding(found: Attribution) -> str:
 
 
 def _score_of_pair(found: Attribution) -> tuple[str, str]:
-    """Name of the score of a pair, and "exit" or "stage", where it was computed."""
+    """Name of the score of a pair, and the word "exit" or "stage" for the place where the score was computed."""
     name, _, rest = found.description.partition(" of a pair")
     return name.rpartition("the ")[2], "stage" if " at stage " in rest else "exit"
 

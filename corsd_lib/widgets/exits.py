@@ -111,7 +111,7 @@ class ExitExplorer(Explorer):
         return value
 
     def _known_threshold(self, value: Any) -> float:
-        """The threshold of the curve that is nearest to `value`. If `value` is new, it is added to the curve first.
+        """The threshold of the curve that equals `value` up to `SNAP`. If there is none, `value` itself, added to the curve.
 
         Raises `CorsdError` for a value that the rule cannot have.
         """
@@ -172,8 +172,8 @@ class ExitExplorer(Explorer):
         """Set the threshold to the cheapest one that is accurate enough, and return it.
 
         Accurate enough means at most `max_accuracy_drop` percentage points below the deepest exit. For the test split the
-        threshold is chosen on the validation images, or on the probe images if there is no validation split: on the images that
-        a threshold was chosen on, it looks better than on new images.
+        threshold is chosen on the validation images, or on the probe images if there is no validation split. The reason is that
+        a threshold looks better on the images used for its choice than on new images.
         """
         self.threshold = self._cheapest(self.split, self.rule, self.max_accuracy_drop)
         return self.threshold

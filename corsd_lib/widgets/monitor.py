@@ -161,7 +161,8 @@ class TrainingMonitor(Explorer):
     def wait(self, timeout: float | None = None) -> Run:
         """Wait for the end of the training and return the run; Ctrl-C stops and saves the training and returns the run.
 
-        While a cell waits, the kernel receives no clicks: press stop before that, or interrupt the cell.
+        While a cell waits, the kernel receives no clicks. To stop the training, press stop before you call `wait`, or interrupt
+        the cell.
 
         Raises `CorsdError` if no training was started or after `timeout` seconds, and any exception that ended the training.
         """
@@ -181,7 +182,7 @@ class TrainingMonitor(Explorer):
         return Run(self._config.path)
 
     def stop(self) -> None:
-        """Stop the training, like the button: after the current step it is saved."""
+        """Stop the training after the current step and save it, as the button does."""
         if self.training:
             self._stop.set()
             self._tell(status=_STOPPING, running=False)

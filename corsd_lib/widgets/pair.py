@@ -124,11 +124,11 @@ def _ranked_pair(main: RunRelations, thumbnails: Thumbnails, score: float, pair:
 
 
 def pixel_facts(run: Run, pair: Pair, exit: int, images: ProbeImages) -> dict[str, Any]:
-    """Attribution of the relation of two probe images at `exit` (1 = shallowest) to their pixels: rows of PNGs, and a text.
+    """Attribute the relation of two probe images at `exit` (1 = shallowest) to their pixels. Returns rows of PNGs and a text.
 
     The method is integrated gradients from the mean colour. It explains the trained relation, or the cosine if the run has no
     relation networks. The text has the score of the images, the score of the baselines and the completeness gap. If data or
-    weights are missing, no error is raised and the text is the reason.
+    weights are missing, no error is raised; `rows` is empty and the text gives the reason.
     """
     from corsd_lib.attribution import attribute_run_pair
     from corsd_lib.widgets.attribution_pictures import completeness, limit_of, map_png, pair_finding

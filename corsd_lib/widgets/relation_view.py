@@ -243,11 +243,11 @@ class Relations:
         self.reference(view)
 
     def rows(self, view: View, marked: Sequence[int] = (), most: int = MOST_IMAGES) -> Rows:
-        """Classes or probe images of a view, sorted (n,).
+        """Indices (n,) of the classes or probe images of a view, ascending.
 
-        At level "image" these are the probe images of the superclass of the view. If images are `marked`, only marked ones are
-        included. If there are more than `most`, only the first ones of every class are included. The JavaScript of the explorer
-        follows the same rules. Raises `CorsdError` if no image is left.
+        At level "image" they are the probe images of the superclass of the view. If images are `marked`, only marked ones are
+        included. If there are more than `most` images, only the first ones of every class are included. The JavaScript of the
+        explorer follows the same rules. Raises `CorsdError` if no image is left.
         """
         wanted = self._wanted_classes(view)
         if view.level == "class":
@@ -332,8 +332,8 @@ class Relations:
     def _same_of_other(self, view: View) -> Reference:
         """The relation of the other run that corresponds to a view, for runs with different exits and snapshots.
 
-        The exit is equally far from the deepest exit. The epoch is the nearest one with a snapshot. Raises `CorsdError` if
-        there is no other run or, at level "image", if it has other probe images.
+        Exits are counted from the deepest one; exit 1 is used if the other run has too few. The epoch is the nearest one with
+        a snapshot. Raises `CorsdError` if there is no other run or, at level "image", if it has other probe images.
         """
         other = self._other()
         if view.level == "image":

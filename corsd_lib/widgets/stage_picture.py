@@ -35,11 +35,11 @@ def stage_picture(
     image: int,
     title: str,
 ) -> go.Figure:
-    """A scatter of the points (K, N, 2), with lines from `image` to the images `near` it (K lists).
+    """A scatter of the points (K, N, 2), one panel for each exit, with lines from an image to its neighbours.
 
-    `codes` (K, N): the index in `groups` of each point, which sets its colour and symbol; len(groups) for grey points, called
-    `rest` in the legend. If `selection` is not empty, all other points are pale. `quality` (K): a text below each panel.
-    `what`: title of the legend.
+    `image`: index of the image; `near`: K lists of the indices of its neighbours. `codes` (K, N): the index in `groups` of each
+    point, which sets its colour and symbol. A point with the code len(groups) is grey; its name in the legend is `rest`. If
+    `selection` is not empty, all other points are pale. `quality` (K): a text below each panel. `what`: title of the legend.
     """
     images = len(captions)
     shown: dict[str, Any] = {"colour_by": np.zeros(images), "captions": captions, "quality": quality}

@@ -37,8 +37,8 @@ class Thumbnails:
 
         Their shorter side is at most 48 pixels. Without PNGs the result is {}.
 
-        `images`: whether to include them; None means only if the data is available and one of `FREE`. With True `CorsdError` is
-        raised if the data is missing.
+        `images`: whether to include the PNGs. With None they are included only if the data is available and one of `FREE`.
+        Raises `CorsdError` if `images` is True and the data is missing.
         """
         from torchvision.transforms.v2 import functional as T
 

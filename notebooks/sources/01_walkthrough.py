@@ -471,8 +471,8 @@ figure.for_each_trace(lambda t: t.update(legendgrouptitle_text=panel[t.name]))
 # $m = 1$ per triplet, at each of three exits. The baseline has only `task` and
 # `exit_ce`. `exit_kd` compares the softmax of a shallow exit with that of the deepest
 # ([02](02_exits.ipynb) has the formula). `logit_relation` asks that an image is more
-# related to the mean logits of its own class than to those of another class. It stays near 1 and is
-# kept, with its small weight, because it is in the paper.
+# related to the mean logits of its own class than to those of another class. It stays
+# near 1 and is kept, with its small weight, because it is in the paper.
 
 # %% [markdown]
 # The distances to the teacher (`exit_kd`, `auxiliary_kd_...`, `relation_transfer`) fall
@@ -719,17 +719,18 @@ print(
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Answer: can a network teach itself?
 #
-# > **What we found.** On these digits no gain from the teaching could be shown. CORSD
-# > gains 1.52 [0.05, 2.99] points at exit 1 and 1.3 [0.5, 2.1] at exit 2; labels alone
-# > gain 1.2 [0.1, 2.4] and 1.0 [0.1, 1.9]. At exit 1 they differ by 0.3 [-0.4, 1.0];
-# > relation terms add 0.7 [0.1, 1.4]. Only this one of six intervals (CORSD minus deep
-# > supervision or no relations) excludes 0: it may be chance. Relations do form
-# > (contrast 0.79 to 0.83).
+# > **What we found.** On these digits we could not show a gain from the teaching. Over
+# > the baseline CORSD gains 1.52 [0.05, 2.99] points at exit 1 and 1.3 [0.5, 2.1] at
+# > exit 2. But deep supervision, without a teacher, gains 1.2 [0.1, 2.4] and 1.0 [0.1,
+# > 1.9]. CORSD minus deep supervision is 0.3 [-0.4, 1.0] at exit 1. The relation terms
+# > add 0.7 [0.1, 1.4] there. Of the six intervals that we looked at, this is the only
+# > one without 0, so it may be chance. The relations do form (contrast 0.79 to 0.83).
 # >
-# > **How sure we are.** Differences: ten paired seeds. Contrast: one seed.
+# > **How sure we are.** We are fairly sure of the differences (ten paired seeds), less
+# > of the contrast (one seed).
 # >
-# > **What it does not show.** Harder data ([03](03_relations.ipynb),
-# > [11](11_compare_methods.ipynb)).
+# > **What it does not show.** Digits are easy; [03](03_relations.ipynb) and
+# > [11](11_compare_methods.ipynb) have harder data.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: more or fewer labels

@@ -123,8 +123,9 @@ print(f"{batches * recipe.epochs:,} steps, {50_000 * recipe.epochs:,} images")
 
 # %% [markdown]
 # From a terminal, with a plain network to compare with. `--resume` makes the command
-# safe to repeat: it continues where the training was stopped. Several GPUs:
-# `--devices 4`. Several seeds with intervals: `corsd compare`.
+# safe to repeat: it continues where the training was stopped. (The method `corsd` has
+# class KD unless its weight is set to 0.) Several GPUs: `--devices 4`. Several seeds
+# with intervals: `corsd compare`.
 #
 # ```bash
 # corsd data cifar100 --download
@@ -199,8 +200,8 @@ monitor(watched)
 # `relation_transfer` compare outputs with each other, not with labels. A likely reason:
 # an untrained network gives nearly the same output for everything, so these differences
 # begin near 0 and grow while the outputs become different. In alphabetical order the
-# relation matrix shows bright specks and, in places, a diagonal. A figure below
-# enlarges it.
+# relation matrix shows bright specks and, in places, a diagonal. A figure below shows
+# it larger, ordered by superclass.
 
 # %%
 if train_here:
@@ -243,10 +244,18 @@ exit_accuracy_points(accuracy, title, **look)
 # %% [markdown]
 # **Answer.** The deepest exit is five to seven points above exit 1. The bars are 95 %
 # intervals for the choice of test images. The methods differ by at most 1.2 points at
-# any exit; with one seed that is no finding. Are the methods alike, or is the network
-# too *small* to show a difference? A larger study (ResNet-10, width 32, four exits) has
-# the same training images. Its variants have different numbers of seeds, so every
-# difference is taken over the seeds that both have:
+# any exit; with one seed that is no finding.
+
+# %% [markdown]
+# ### A larger network
+#
+# Are the methods alike, or is the network too *small* to show a difference? A larger
+# study (ResNet-10, width 32, four exits) has the same training images. Its variants
+# have different numbers of seeds, so every difference is taken over the seeds that both
+# have.
+#
+# **Predict:** what does its deepest exit gain over the plain network, in points, with
+# CORSD with class KD? And how many of these points are lost without relation terms?
 
 
 # %%
@@ -268,37 +277,48 @@ pairs = {
 }
 one = "ResNet-8, CORSD with class KD minus plain"
 found = {one: gaps("cifar100_small", "corsd", "baseline")}
-found |= {f"ResNet-10, {n}": gaps("cifar100", *pair) for n, pair in pairs.items()}
+found |= {name: gaps("cifar100", *pair) for name, pair in pairs.items()}
 
 # %%
-title = "CIFAR-100: differences of two variants at the deepest exit"
+my_larger, my_relations = None, None  # points
+
+mean_of = {
+    name: mean_interval(gap for (gap,) in seeds) for name, seeds in found.items()
+}
+larger = mean_of["CORSD with class KD minus plain"][0]
+of_relations = mean_of[f"CORSD with class KD minus {no_terms}"][0]
+compare("Larger network gains", my_larger, larger, " points", 0.5, digits=1)
+compare("Due to relation terms", my_relations, of_relations, " points", 0.5, digits=1)
+
+# %%
+title = "CIFAR-100, ResNet-10 (first row: ResNet-8), deepest exit"
 differences_by_exit(found, title, exits=["deepest exit"])
 
 # %%
-for name, seeds in found.items():
-    interval = with_ends(*mean_interval(gap for (gap,) in seeds))
-    print(f"{name}: {interval}, seeds: {len(seeds)}")
+for name, interval in mean_of.items():
+    print(f"{name}: {with_ends(*interval)}, seeds: {len(found[name])}")
 
 # %% [markdown]
-# The larger network gains 4.2 points with CORSD with class KD and 2.3 with deep
-# supervision. The lead over deep supervision does not need the relation terms. Class KD
-# without them gains 4.6 [2.1, 7.2], which is 2.3 [2.0, 2.7] more than deep supervision.
-# On the three seeds that both have, relation terms change accuracy by 0.1 [-0.5, 0.8].
+# **Answer.** The larger network gains 4.2 points with CORSD with class KD and 2.3 with
+# deep supervision. The lead over deep supervision does not need the relation terms:
+# exits with class KD and without relation terms gain 4.6 [2.1, 7.2] points over the
+# plain network, 2.3 [2.0, 2.7] more than deep supervision. On the three seeds that both
+# have, relation terms change accuracy by 0.1 [-0.5, 0.8].
 # For the small network we have a single seed, -0.2 points, which decides nothing. The
 # two networks differ in width, depth and number of exits.
 
 # %% [markdown]
 # **Which CORSD?** The terms of the paper, without class KD, exist as two variants of
-# this study:
+# this study (points at the deepest exit, three seeds):
 #
 # | variant | used in | batches | weights searched | minus deep supervision |
 # | --- | --- | --- | --- | --- |
 # | `no_class_kd` | 03 to 05 | two of each class | with class KD | 0.3 [-0.7, 1.4] |
 # | `corsd_paper` | README, 11 | plain | without it | 0.4 [-0.7, 1.6] |
 #
-# No lead of either was detected. Class KD adds 2.2 [0.8, 3.6] to the first. All
-# variants of CORSD differ from deep supervision also in exit KD and in the weight of
-# the exits.
+# No lead of either was detected. Class KD adds 2.2 [0.8, 3.6] to the first. Every
+# variant of CORSD also has exit KD and another weight of the exits than deep
+# supervision.
 
 # %% [markdown]
 # In any case, exits give predictions at a fraction of the cost. The cell prints
@@ -550,7 +570,7 @@ display(explorer)
 # *An answer.* Boy with hamster (0.89, the mean of both orders). The deepest exit does
 # not confuse the two: it takes no boy for a hamster and no hamster for a boy (nor any
 # of the three boys for a boy). With three images per class such a pair may be chance.
-# [07_relation_explorer](07_relation_explorer.ipynb) tests that.
+# [07_relation_explorer](07_relation_explorer.ipynb) tests how stable such lists are.
 
 # %% [markdown]
 # ### Exercise 2, implement: mistakes within the superclass
@@ -588,8 +608,8 @@ print("Exercise 2: correct.")
 
 # %% [markdown]
 # A random wrong class is in the right superclass 4 times in 99. Each share below is of
-# about two hundred mistakes, so it is uncertain by about six points, and differences of
-# up to about nine points between two lines can be chance.
+# about two hundred mistakes, so its 95 % interval is about ± 6 points, and two lines
+# can differ by about 9 points by chance.
 
 # %% tags=["uses-answer"]
 for name, run in {"CORSD with class KD": corsd, "plain": plain}.items():
@@ -607,17 +627,19 @@ print(f"guessing: {4 / 99:.0%}")
 # %% [markdown]
 # ## Answer: what does it take on CIFAR-100?
 #
-# > **What we found.** A GPU or patience: the full recipe is 2,700 times the arithmetic
-# > of the small run. *Exits:* ResNet-8 reaches 37 to 43 %. ResNet-10 gains 4.2 [3.1,
-# > 5.4] points with CORSD with class KD, as much as without relation terms (difference
-# > 0.1 [-0.5, 0.8]); deep supervision gains 2.3 [0.1, 4.5]. *Superclasses:* the
-# > relation reveals them (AUC 0.83; cosine before training 0.53), as does the plain
-# > cosine (0.79).
+# > **What we found.** It takes a GPU or patience: the full recipe has 2,700 times the
+# > arithmetic of the small run. *Exits:* those of ResNet-8 reach 37 to 43 %. ResNet-10
+# > gains 4.2 [3.1, 5.4] points over the plain network with CORSD with class KD. The
+# > relation terms are not needed for this: they change accuracy by 0.1 [-0.5, 0.8].
+# > Without class KD no lead of CORSD over deep supervision was detected (0.3 [-0.7,
+# > 1.4]). *Superclasses:* the relation reveals them (AUC 0.83; cosine before training
+# > 0.53), and so does the cosine of the plain network (0.79).
 # >
-# > **How sure we are.** Sure of a gain with ResNet-10 (five seeds, others three).
-# > ResNet-8, AUC: one run.
+# > **How sure we are.** We are sure of the 4.2 points (five seeds), less of the other
+# > differences (three), and unsure of ResNet-8 and the AUC (one run).
 # >
-# > **What it does not show.** The full recipe; why it gains.
+# > **What it does not show.** We did not train the full recipe, nor test why ResNet-10
+# > gains.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: chance level of the lift

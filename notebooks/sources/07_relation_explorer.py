@@ -15,8 +15,8 @@
 #
 # A hundred classes make 4,950 pairs, each in two orders. You search their scores with
 # an explorer and test each observation with a few lines of Python. **Which observations
-# are insights, which are confusions of the network, and which disappear with other
-# images?**
+# are insights, which are confusions of the network, and which disappear when images are
+# left out?**
 #
 # **You will learn**
 #
@@ -24,7 +24,7 @@
 # - why the most related pair is not the most interesting one;
 # - to test whether exits differ, and to follow how a relation forms;
 # - how to compare relations with different scales;
-# - to test whether other images give the same result.
+# - to test whether a result stays when some images are left out.
 
 # %% [markdown]
 # **You need** [01_walkthrough](01_walkthrough.ipynb), and
@@ -200,7 +200,8 @@ for name in ("beaver", "crocodile", "oak tree", "pine tree"):
 # The beaver is one example. Call two classes *confused* if the exit takes an image of
 # one for the other.
 #
-# **Predict:** how many of the 50 most related pairs are confused?
+# **Predict:** in how many of the 50 most related pairs does the exit confuse the two
+# classes?
 
 # %%
 my_confused = None  # 0 to 50
@@ -225,9 +226,9 @@ print(f"classes in random order: {sum(chance) / 200:.1f}, at most {max(chance)} 
 # %% [markdown]
 # **Answer.** 12 of 50. With the classes in random order it is 1.6 on average and at
 # most 6 in 200 tries. So confused classes tend to be related, but most of the 50 pairs
-# are not confused. A random order also separates the classes from their mean relation
-# to all others. The next section shows how much this matters; we have not repeated the
-# count without it.
+# are not confused. A random order also breaks the link between a class and its mean
+# relation to all others (its popularity, next section). We did not repeat the count
+# with popularity removed.
 
 # %% [markdown]
 # ### Popular classes
@@ -577,8 +578,9 @@ px.line(shown, title="Mean relation of pairs of classes over the epochs", **look
 # %% [markdown]
 # ## Observation 5: trained relation and cosine
 #
-# The cosine of the same embeddings, moved to 0 to 1, has a much narrower range. So
-# their difference would mean little. Their *orders* can be compared.
+# The cosine of the same embeddings, rescaled to the range from 0 to 1, has a much
+# narrower range. So the difference of the two would mean little. Their *orders*
+# can be compared.
 #
 # **Predict:** the rank correlation of the two orders of 4,950 pairs.
 
@@ -625,10 +627,10 @@ for name in ("squirrel", "camel", "bed", "maple tree", "oak tree"):
 
 # %% [markdown]
 # **Answer.** The orders agree in general. A few classes occur often among the 50 pairs
-# that moved most; the number in brackets says how often. Popularity explains squirrel,
-# camel and bed: they are popular in the cosine (ranks 1, 15 and 20) and not in the
-# trained relation (71, 62 and 70). Maple and oak are unpopular in both, so popularity
-# does not explain why their pairs are ranked higher by the trained relation.
+# that moved most; the number in brackets says how often. Popularity may explain
+# squirrel, camel and bed: they are popular in the cosine (ranks 1, 15 and 20) and not
+# in the trained relation (71, 62 and 70). Maple and oak are unpopular in both, so
+# popularity does not explain why their pairs are ranked higher by the trained relation.
 
 # %% [markdown]
 # Which one is better? Neither was told about superclasses.
@@ -657,10 +659,11 @@ for kind, matrix, mine in (
 # cosine of the plain network reaches 0.79 on superclasses ([05](05_cifar100.ipynb)).
 
 # %% [markdown]
-# ## Would other images give the same result?
+# ## Would fewer images give the same result?
 #
 # Each class has three images here, so a cell is the mean of nine scores (six on the
-# diagonal). Leave out one image per class and list the twenty most related pairs again.
+# diagonal). We have no other images, so we leave out one image per class and list the
+# twenty most related pairs again. With new images probably fewer would stay.
 #
 # **Predict:** how many of the twenty stay?
 
@@ -747,24 +750,26 @@ for name, group in (("shape", shape_of), ("colour and texture", look_of)):
     print(f"{name}: AUC {true:.2f}, p = {(1 + reached) / 501:.3f}")
 
 # %% [markdown]
-# No shuffle reaches the 0.94 of colour and texture ($p = 0.002$). The 0.63 of shape is
-# reached by 9 % of the shuffles, so a relation by shape was not detected. Here we knew
-# what classes share. For CIFAR-100 we do not, so if one grouping shows nothing, another
-# may.
+# No shuffle reaches the 0.94 of colour and texture ($p = 0.002$). 9 % of the shuffles
+# reach the 0.63 of shape, so a relation by shape was not detected. Here we know what
+# classes share. For CIFAR-100 we do not: if one grouping shows nothing, another may
+# show something.
 
 # %% [markdown]
 # ## Answer: what has the network learned to relate?
 #
-# > **What we found.** It relates classes of one superclass: the own block is brightest
-# > for 11 of 20 (random: at most 5). The cosine finds superclasses as well (AUC 0.82,
-# > trained 0.83). *Confusions:* 12 of the 50 most related pairs (random: at most 6).
-# > *Not confirmed:* people at exit 1 ($p = 0.30$). *With fewer images* 6 to 10 of the
-# > top 20 stay. In `shapes` it relates equal colour and texture (AUC 0.94,
-# > $p = 0.002$); no effect of shape was detected ($p = 0.09$).
+# > **What we found.** *Insight:* it relates classes of one superclass. The own block is
+# > the brightest for 11 of 20 superclasses (random groups: at most 5). The cosine finds
+# > superclasses as well (AUC 0.82, trained 0.83). On drawn shapes it relates classes of
+# > equal colour and texture (AUC 0.94, $p = 0.002$). *Confusion:* in 12 of the 50 most
+# > related pairs the exit confuses the two classes (random order: at most 6). *Not
+# > confirmed:* people at exit 1 ($p = 0.30$), and shape alone ($p = 0.09$). *Unstable:*
+# > only 6 to 10 of the top 20 pairs stay when a third of the images is left out.
 # >
-# > **How sure we are.** One run each. Shuffles rule out chance only.
+# > **How sure we are.** Each result is from one run. The shuffles rule out chance, not
+# > that another training gives another result.
 # >
-# > **What it does not show.** Why classes are related.
+# > **What it does not show.** We did not test why classes are related.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: other methods

@@ -305,9 +305,9 @@ for name, run in {"plain": plain, "CORSD": corsd}.items():
     print(f"the exit's own classifier {100 * own.mean():.1f} %")
 
 # %% [markdown]
-# Class means are two points ahead of the classifier, which with 200 images may be
-# chance. The comparison is not quite fair, because the means come from the labels of
-# these 200 images and the classifier from 100 training images.
+# The nearest mean is right for two points more images than the classifier. With 200
+# images this may be chance. The comparison is not quite fair, because the means come
+# from the labels of these 200 images and the classifier from 100 training images.
 
 
 # %% [markdown]
@@ -409,7 +409,7 @@ print(f"NC1: labels shuffled {chance:.1f}, true labels {library:.2f}")
 # %% [markdown]
 # ### The simplex
 #
-# The best arrangement of $C$ directions is a *simplex*, in which every two have the
+# $C$ directions that are as far apart as possible form a *simplex*: every two have the
 # cosine $-1/(C-1)$.
 #
 # **Predict:** the angle in degrees between two directions of a simplex of 3 classes,
@@ -528,14 +528,20 @@ def nc1_of(run):  # on the training images, and on as many new ones
     return seen, variance_collapse(last[::2], labels[::2])
 
 
+def gap_on_training(run):
+    with torch.no_grad():
+        return gap_of(run.network()(images).embeddings[-1], truth)
+
+
 for name, run in {"plain": plain, "CORSD": corsd}.items():
     seen, new = nc1_of(run)
     print(f"{name}: NC1 {seen:.3f} on training images, {new:.3f} on as many new ones")
     compare(f"{name}, factor", my_factor, new / seen, atol=0.5, digits=1)
+    print(f"{name}: simplex gap {gap_on_training(run):.3f} on training images")
 
 # %% [markdown]
 # **Answer.** NC1 is about three times larger on new images. Collapse on training images
-# says little about new ones, so **state the images of a measure**. All other
+# says little about new ones, so **say on which images you measured**. All other
 # measurements of trained networks here use probe images.
 
 # %% [markdown]
@@ -543,7 +549,8 @@ for name, run in {"plain": plain, "CORSD": corsd}.items():
 #
 # Solid lines: after training. Dotted: before training, the same for both networks,
 # because they start from the same weights. Dashed: shuffled labels, at the deepest exit
-# of the plain network. The axis of NC1 is logarithmic, and small is collapsed.
+# of the plain network. The axis of NC1 is logarithmic; a small NC1 means collapsed
+# classes.
 #
 # **Predict:** at which exit do the two trained networks differ most in the share of the
 # variance?
@@ -566,14 +573,16 @@ figure.update_yaxes(range=[-0.8, 1.7], col=3)  # powers of ten, wider than the l
 figure.update_layout(height=400)
 
 # %% [markdown]
-# **Answer.** At exit 2 in the saved runs. After training every exit is far from the
-# level of shuffled labels.
+# **Answer.** At exit 2 in the saved runs. CORSD is ahead at all three exits in all
+# three panels, in this one seed. After training every exit is far from the level of
+# shuffled labels.
 #
 # In the plain network the stages are trained for the deepest exit alone: a shallow exit
-# trains layers of its own and sends no gradient to the backbone. In CORSD the exits and
-# the terms of the teacher train the stages below as well. Whether this is why the two
-# networks differ, one seed cannot tell. Share, silhouette and NC1 weigh directions and
-# classes differently: a claim that holds in one panel only is weak.
+# trains layers of its own and sends no gradient to the backbone. In CORSD the losses of
+# the exits, from labels and from the teacher, also train the stages below them. Whether
+# this is why the two networks differ, one seed cannot tell. Share, silhouette and NC1
+# weigh directions and classes differently: a claim that holds in one panel only is
+# weak.
 
 # %% [markdown]
 # ## Which classes?
@@ -665,7 +674,7 @@ print(f"the two networks, images shuffled in one: {value:.2f}")
 # **Answer.** With few images and many dimensions even noise agrees with noise: 0.24 for
 # 200 images. The shuffled pair has only 0.03, probably because trained embeddings use
 # few of their 64 directions. Shuffling the images keeps the embeddings as they are, so
-# it gives the right chance level here and in the next figure.
+# it gives the right chance level for these two exits.
 #
 # **Predict:** which pair is more alike: exits 1 and 3 of `one` network (plain), or the
 # two exits 3 of `both` networks?
@@ -692,9 +701,11 @@ px.imshow(cka, x=names, y=names, zmin=0.7, zmax=1, title=title, **look, **size)
 #
 # The committed runs: 100 images of each of 100 classes, a small ResNet, **one seed**,
 # 300 probe images, three a class. Chance explains 33 % of the variance here, as
-# computed above. There are nine rows: the plain network and eight methods. They lie
-# within two points of accuracy; [11_compare_methods](11_compare_methods.ipynb) explains
-# why one seed cannot rank such methods.
+# computed above. There are nine rows: the plain network and eight methods. CORSD has
+# class KD here; its *release* has the weights and triplets of the authors' code
+# ([11](11_compare_methods.ipynb)). They lie within two points of accuracy;
+# [11_compare_methods](11_compare_methods.ipynb) explains why one seed cannot rank such
+# methods.
 #
 # **Predict:** the rank correlation between tightness (small NC1) and test accuracy over
 # the rows: 1 means that the tightest is the most accurate.
@@ -709,9 +720,10 @@ last = {r: class_structure(run, [max(run.probes)]).iloc[-1] for r, run in study.
 top1 = {row: methods["top1"][-1] for row, methods in rows.items()}  # of the records
 for row, m in sorted(last.items(), key=lambda item: item[1].nc1):
     explained = f"explained {m.between_fraction:.2f}"
-    print(f"{row:16} NC1 {m.nc1:.2f}, {explained}, {top1[row]:.1f} %")
+    print(f"{rows[row]['label']:36} NC1 {m.nc1:.2f}, {explained}, {top1[row]:.1f} %")
 before = class_structure(study["baseline"], [0]).iloc[-1]
-print(f"before training  NC1 {before.nc1:.2f}, explained {before.between_fraction:.2f}")
+of_before = f"NC1 {before.nc1:.2f}, explained {before.between_fraction:.2f}"
+print(f"{'before training':36} {of_before}")
 
 # %%
 probes = study["baseline"].probes
@@ -730,7 +742,7 @@ print(f"NC1 before training: shuffled {chance:.2f}")
 tightness, accuracy = [-last[row].nc1 for row in rows], list(top1.values())
 found = spearmanr(tightness, accuracy)
 compare("Rank correlation", my_correlation, found.statistic, atol=0.2, digits=2)
-print(f"chance of a correlation as far from 0: p = {found.pvalue:.2f}")
+print(f"p = {found.pvalue:.2f} (the chance of this, or more, without a relation)")
 kept = [k for k, value in enumerate(accuracy) if value > min(accuracy)]
 fewer = spearmanr([tightness[k] for k in kept], [accuracy[k] for k in kept])
 print(f"without the worst row: {fewer.statistic:.2f}")
@@ -769,25 +781,29 @@ figure.update_layout(title=title, width=760, height=440)
 # %% [markdown]
 # ## Answer: how do classes become compact and separate?
 #
-# > **What we found.** On digits both variances of the plain network first grow; after
-# > epoch 15 that within classes shrinks more than that between them. NC1 of new digits
-# > falls from 1.5 before training to 0.34 (plain) and 0.27 (CORSD), but no simplex
-# > forms. On CIFAR-100 NC1 (plain) falls from 3.15 to 2.58 (shuffled: 3.80 and 3.71).
+# > **What we found.** On digits both variances of the plain network first grow. After
+# > epoch 15 the variance within classes shrinks more than the variance between them.
+# > NC1 of new digits falls from 1.5 before training to 0.34 (plain) and 0.27 (CORSD);
+# > on training images it is about three times smaller. Their class means do not form a
+# > simplex. On CIFAR-100 NC1 of the plain network falls from 3.15 to 2.58 (shuffled
+# > labels: 3.80 and 3.71).
 # >
 # > **How sure we are.** The fall on digits is clear in both networks. Differences
-# > between them may be chance (one seed). Whether tighter classes are more accurate
-# > is open (p = 0.29).
+# > between the networks may be chance (one seed). Whether tighter classes are more
+# > accurate is open (p = 0.29).
 # >
-# > **What it does not show.** Causes and other seeds were not tested.
+# > **What it does not show.** We did not test causes or other seeds, and CIFAR-100 has
+# > three images a class.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: longer training
 #
 # Predict for the plain network, from 60 to 240 epochs: by what factor does NC1 fall on
-# *training* images, and on probe images (2 means to a half)? Write both down, set
+# *training* images, and on probe images (2 means that it halves)? Is it the same for
+# both sets? Write both down, set
 # `longer = 240` and run the cell, which takes about a minute. Then set another `seed`
-# at the top, run all, and repeat. Set both back at the end. Explain why the factor is
-# not the same for both sets of images. (Hint: which images does the loss contain?)
+# at the top, run all, and repeat. Set both back at the end. Explain what you find.
+# (Hint: which images does the loss contain?)
 
 # %%
 my_factor, my_probe = None, None  # two numbers such as 2

@@ -433,8 +433,9 @@ embedding_scatter(pictures, which, names, ["PCA", "UMAP"], title, quality=below)
 # %% [markdown]
 # **Answer.** PCA shows both facts. UMAP gives every group about the same size, because
 # each image divides its distances by the scale $\sigma_i$ of its own neighbourhood.
-# Long distances are in no part of the loss, so a group lies where there is room.
-# **Do not interpret the distance between two groups or the size of a group.**
+# Distances between points that are not neighbours do not enter the loss, so a group
+# lies where there is room. **Do not interpret the distance between two groups or the
+# size of a group.**
 #
 # ![Left: three groups of points, lines join neighbours; one group is wide. Right: after
 # UMAP the lines are kept, but the groups have similar sizes and other
@@ -519,7 +520,8 @@ print(f"the nearest point is the same image at another exit: {share:.0f} %")
 # the joint fit positions agree by construction. Images move by 3 % in the picture and
 # by 24 % in the embedding, so the picture understates the movement: each image occurs
 # three times, and for half of the points the nearest one is a copy. For pure noise the
-# same rotation leaves 87 %, not 100 % or more: with 200 points in 64 dimensions the fit
+# same rotation leaves 87 % (two unrelated clouds would be 100 % or more apart without
+# it): with 200 points in 64 dimensions the fit
 # finds some agreement even in noise. So part of the small 24 % is due to the fit.
 #
 # Does the joint fit also make shallow exits purer? The purity of picture and embedding,
@@ -579,7 +581,7 @@ print(f"UMAP of two seeds: {100 * two:.0f} %")
 # Two UMAPs agree with each other more (89 %) than with the embedding. Of the ten
 # neighbours in one UMAP 21 % are false, and only 11 % are missing in the other UMAP. So
 # at least 10 of these 21 are in both: about half of the false neighbours come back with
-# another seed. Several UMAPs that agree are not yet right.
+# another seed. So UMAPs that agree with each other can still be wrong.
 
 # %% [markdown]
 # ## Explore it
@@ -614,15 +616,16 @@ display(relations)
 # among the 8s, at exits 2 and 3 among the 1s. At every exit some of its neighbours are
 # drawn in the other group. **A gap in the picture need not be a gap in the embedding.**
 #
-# The second explorer marks the same images in the relations of the classes;
+# In a live notebook a second explorer marks the same images in the relations of the
+# classes;
 # [07_relation_explorer](07_relation_explorer.ipynb) explains it.
 
 # %% [markdown]
 # ## A hundred classes
 #
 # The committed run of CORSD with class KD on CIFAR-100: one seed, 300 probe images,
-# three a class. With three images a class the highest possible purity is low, so it
-# belongs beside the number.
+# three a class. With three images a class the highest possible purity by *class* is
+# low, so we use superclasses.
 
 # %% tags=["nbval-check-output"]
 photos = committed_run("cifar100_small/corsd")
@@ -694,23 +697,26 @@ figure = embedding_scatter(views, classes, names, ["PCA", "UMAP"], title, **look
 figure.update_layout(width=840, height=430)
 
 # %% [markdown]
-# The legend has the order of the list: the three purest first. A figure of these three
-# alone would look tidy; one of the last three would suggest the opposite. If a figure
+# The legend has the order of the list: the three purest first. A figure with only the
+# first three would look tidy; with only the last three it would look mixed. If a figure
 # colours some groups only, ask how they were chosen.
 
 # %% [markdown]
 # ## Answer: what does a UMAP show, and what not?
 #
-# > **What we found.** A UMAP shows neighbourhoods (digits, three seeds:
-# > trustworthiness 0.99). It does not show distances or sizes: a group ten times as far
-# > is drawn 1.6 times as far, one ten times as wide equally wide. Another seed moves a
-# > digit's centre by up to 83 % of the mean distance, even after rotation. With 3
+# > **What we found.** A UMAP with 15 neighbours shows neighbourhoods (digits, three
+# > seeds: trustworthiness 0.99). It does not show distances or sizes. In an artificial
+# > example, a group that is ten times as far away is drawn 1.6 times as far away, and a
+# > group that is ten times as wide is drawn with the same width. On digits the order of
+# > the class distances agrees less with the embedding than in a PCA. Another seed moves
+# > a digit's centre by up to 83 % of the mean distance, even after rotation. With 3
 # > neighbours it draws clumps in noise.
 # >
-# > **How sure we are.** Fairly sure of noise (three samples); distances and sizes are
-# > from one example, digits from one network.
+# > **How sure we are.** We are fairly sure: distances were measured in one artificial
+# > example and in the digits of one network.
 # >
-# > **What it does not show.** t-SNE and continuous data were not tested.
+# > **What it does not show.** More neighbours keep more of the order (exercise 3). We
+# > did not test t-SNE or continuous data.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: settings

@@ -27,7 +27,7 @@
 # %% [markdown]
 # **You need** [01_walkthrough](01_walkthrough.ipynb) and [02_exits](02_exits.ipynb).
 # **Run time:** about 1 minute on two CPU cores. **Learning time:** 35 minutes of
-# reading, 45 minutes for exercises 1 to 3; exercise 4 is homework. Nothing is
+# reading, 60 minutes for exercises 1 to 3; exercise 4 is homework. Nothing is
 # downloaded: the images are drawn by a program.
 
 # %% [markdown]
@@ -218,9 +218,9 @@ monitor(run)
 # chance: probably the running statistics of batch normalisation lag behind with this
 # learning rate and small batches. The jumps end as the rate falls.
 #
-# Validation ends *above* train. The two are not measured alike. Train accuracy is a
-# mean over the epoch, of augmented images and of weights that still change. Validation
-# is measured after the epoch, on images without augmentation.
+# Validation ends *above* train. The two are not measured alike. Train accuracy is
+# averaged over the epoch, on augmented images, while the weights still change.
+# Validation is measured after the epoch, on images without augmentation.
 
 # %%
 relation = run.probes[epochs].relations[-1]
@@ -252,9 +252,9 @@ print(f"{near} of {wrong} mistakes on test go to a neighbour in this order")
 # triangle, square, pentagon, hexagon, circle. The pentagon is an exception: it is
 # related most to the circle, two places away. (The score depends on the order of the
 # pair: square with triangle has 0.74, triangle with square 0.68.) Confusions follow the
-# order, too: 56 of 68 mistakes (82 %) go to a neighbour. By chance about 40 % would: 8
-# of the 20 ordered pairs are neighbours. Three of five shapes are related more to
-# another shape than to themselves: this relation is poor.
+# order, too: 56 of 68 mistakes (82 %) go to a neighbour. If mistakes fell evenly on all
+# pairs, 40 % would: 8 of the 20 ordered pairs are neighbours. Three of five shapes are
+# related more to another shape than to themselves: this relation is poor.
 #
 # **Predict:** which exit has the highest test accuracy?
 
@@ -485,7 +485,8 @@ def consensus_loss(logits, temperature):
 # Test a loss before you train with it. A network trained with a wrong loss often still
 # learns something, and then the mistake is hard to find.
 #
-# **Predict:** what is the loss if all exits agree? What is the loss of an empty batch?
+# **Predict:** what is the loss if all exits agree? And what should it be for an
+# empty batch, where a mean is not a number?
 
 # %% tags=["nbval-check-output"]
 my_agree, my_empty = None, None  # numbers
@@ -499,10 +500,10 @@ compare("Empty batch", my_empty, empty, atol=1e-6)
 assert abs(agree) < 1e-6 and abs(empty) < 1e-6
 
 # %% [markdown]
-# **Answer.** Zero both times. But a loss with a mistake may pass this, too. So test the
-# part that does the work, $\mathrm{KD}$, in two more ways: compare its **value** with a
-# KL that is written out, and ask whether a gradient reaches the **teacher**. A few
-# likely mistakes:
+# **Answer.** Zero both times; for the empty batch that is a choice of this library. But
+# a loss with a mistake may pass this, too. So test the part that does the work,
+# $\mathrm{KD}$, in two more ways: compare its **value** with a KL that is written out,
+# and ask whether a gradient reaches the **teacher**. A few likely mistakes:
 
 
 # %%
@@ -770,7 +771,8 @@ print("consensus, own backbone, shapes:", ", ".join(f"{t:.0f} %" for t in top1))
 # module such as `my_methods.py` and call
 #
 # ```
-# PYTHONPATH=. CORSD_METHODS=my_methods corsd compare ...
+# PYTHONPATH=. CORSD_METHODS=my_methods corsd compare runs/consensus \
+#   --methods baseline consensus --seeds 0 1 2 --data digits --per-class 20 --epochs 60
 # ```
 
 # %% [markdown]
@@ -778,14 +780,14 @@ print("consensus, own backbone, shapes:", ", ".join(f"{t:.0f} %" for t in top1))
 #
 # > **What we found.** You replace each with a few lines, and all three fit together.
 # > Images go into one folder for each split and class. A backbone declares channels and
-# > reduction of its stages. A loss is a class with named weights. On digits consensus
-# > changed the deepest exit by 0.0 points [-1.2, 1.2] against the plain network and by
-# > 2.2 [-1.6, 6.0] against weight 0.
+# > reduction of its stages. A loss is a class with named weights. On digits the
+# > example, consensus, changed the deepest exit by 0.0 points [-1.2, 1.2] against the
+# > plain network: its exits alone by -2.2 [-7.2, 2.9], and the term by 2.2 [-1.6, 6.0].
 # >
-# > **How sure we are.** Sure that the recipes run on drawn shapes. With three seeds it
-# > is open whether consensus helps.
+# > **How sure we are.** We are sure that the recipes run on drawn shapes. With three
+# > seeds it is open whether consensus helps.
 # >
-# > **What it does not show.** No photographs or pretrained weights were used.
+# > **What it does not show.** We used no photographs and no pretrained weights.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: a term of your own

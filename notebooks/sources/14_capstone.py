@@ -184,7 +184,7 @@ print("Exercise 1: correct.")
 # An interval takes at least three seeds. The deviation $s$ comes from a **pilot**:
 # trainings that are not used again. Ours is a substitute, the committed study of digits
 # with ten seeds. It has right labels and more epochs, and compares BYOT with deep
-# supervision, so $s$ may be another one here.
+# supervision, so $s$ may be different here.
 
 # %%
 pilot = committed_summary("digits")["methods"]
@@ -269,7 +269,8 @@ for n, mine in ((5, my_five), (7, my_seven)):
 
 # %% [markdown]
 # **Answer.** In one study of four with five seeds, in one of forty with seven. So take
-# a seed or two more than the calculation says. If you cannot afford the seeds, choose a
+# a seed or two more than the calculation says. (The example does not follow this
+# advice, and you will see what happens.) If you cannot afford the seeds, choose a
 # larger $\delta$ or another question now, not later.
 
 # %% [markdown]
@@ -298,17 +299,21 @@ plan = {
 print(len(plan["variants"]), "variants,", len(plan["seeds"]), "seeds each")
 
 # %% [markdown]
-# The file has no field for the decision rule. It goes into a text beside it. Reading
-# the study checks every field: a misspelt method is an error message now instead of a
-# lost night later.
+# The file has no field for the decision rule. It goes into a text beside it. When
+# the study is read, every field is checked: a misspelt method gives an error now, not
+# after a night of training.
 
 # %% tags=["nbval-check-output"]
 rule = f"""Question: {plan["title"]}
+Rows: BYOT (taught), and BYOT with its teaching terms at weight 0 (untaught).
+Data: digits, {per_class} training images of each, {label_noise:.0%} wrong labels.
+Training: {epochs} epochs, seeds {seed} to {seed + seeds - 1}.
 Measure: test accuracy of exit 1, taught minus untaught, paired by seed.
 Smallest gain that matters: {smallest} points.
 Verdict: "no useful gain" if the 95 % interval ends below {smallest} points.
 Otherwise "helps" if it begins above 0. Otherwise "undecided".
-Looked at once, after the last training. No seed is added or left out.
+The result is looked at one time only, after the last training.
+No seed is added or left out.
 Check: all exits of the first taught run end above 20 % on train (chance: 10 %).
 If not, the fault is mended under a new plan with new seeds.
 The other exits are reported and decide nothing."""
@@ -344,13 +349,14 @@ print(found.replace(", method", "\nmethod"))
 # **Answer.** Two, both weights of teaching terms. In the row `taught` the weight of the
 # deepest exit's predictions (`exit_kd`) is 0.1, and that of its embedding (`hint`) is
 # one millionth. Network, images, first weights, order and the weight of the labels at
-# the exits (0.9) are the same. If deep supervision were the other row, its weight of
-# the labels would differ, too (1 in place of 0.9).
+# the exits (0.9) are the same. Together they are one thing, the teaching; which of
+# the two matters, this study cannot say. If deep supervision were the other row, its
+# weight of the labels would differ, too (1 in place of 0.9).
 #
 # **Register the plan now.** Push both files to a server that you do not control, or
 # send the *fingerprint* below to a colleague: it changes with every letter of the
 # files. A local commit alone proves nothing, because its date can be changed. (The
-# planned test of [13_unseen_classes](13_unseen_classes.ipynb) has no more.)
+# planned test of [13_unseen_classes](13_unseen_classes.ipynb) has only such a commit.)
 
 # %%
 both = (place / "study.json").read_bytes() + (place / "plan.txt").read_bytes()
@@ -538,15 +544,16 @@ print(page.name, "has", len(panels), "parts")
 # ## Answer: can you answer a question of your own?
 #
 # > **What we found.** You can answer a question of your own if rows, measure, smallest
-# > gain, seeds and rule are fixed before training. With a fifth of the labels wrong,
-# > BYOT's teaching changed exit 1 by -0.45 points [-3.66, 2.76]. This interval ends
-# > below 3: "no useful gain".
+# > gain, seeds and rule are fixed before training. In the example, with a fifth of the
+# > labels wrong, BYOT's teaching changed exit 1 by -0.45 points [-3.66, 2.76]. This
+# > interval ends below 3: "no useful gain".
 # >
-# > **How sure we are.** Not very: with five paired seeds the interval is 6.4 points
-# > long, not 2.6 as planned. Other seeds or another machine may give "undecided".
+# > **How sure we are.** We are not very sure: with five paired seeds the interval is
+# > 6.4 points long, not 2.6 as planned. Other seeds or another machine may give
+# > "undecided".
 # >
-# > **What it does not show.** Stronger teaching (here 6 % of the loss), other label
-# > noise and larger networks were not tested.
+# > **What it does not show.** We did not test stronger teaching (here 6 % of the loss),
+# > other label noise or larger networks.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: more wrong labels
