@@ -305,7 +305,7 @@ class Augmentation:
                 raise CorsdError(f"{name} = {shortened(getattr(self, name))} must be at least 0")
 
     def for_data(self, data: ImageData) -> Augmentation:
-        """A copy with the defaults of a data set instead of None."""
+        """A copy in which `kind` and `padding`, where they are None, have the default for the data set."""
         padding = max(1, data.image_size // 8) if self.padding is None else self.padding
         if self.padding is None and self.padding_mode == "reflect":
             padding = min(padding, data.image_size - 1)  # a single pixel has no neighbour to reflect

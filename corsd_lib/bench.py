@@ -41,9 +41,9 @@ SECONDS = 600  # time limit of a measured process
 def bench(quick: bool = False) -> dict[str, Any]:
     """Run all benchmarks, which takes minutes on two cores.
 
-    Returns a dict with `figures`, a dict of all measurements by name, each a dict of `value`, `target` and `what`; `repeat`,
-    the number of repetitions; and `provenance`. `quick`: 2 repetitions instead of 7. Raises `MissingPackage` without the extras
-    "notebooks", which the explorers need, and "deploy".
+    Returns a dict. `figures` has the measurements by name, each with its `value`, its `target` and a description, `what`.
+    `repeat` is the number of repetitions, and `provenance` describes the environment. `quick`: 2 repetitions instead of 7.
+    Raises `MissingPackage` if the extra "notebooks", which the explorers need, or the extra "deploy" is not installed.
     """
     require("the benchmark of explorers", "plotly", "ipywidgets", "anywidget")  # first, as the others take minutes
     require("the benchmark of latency", *FORMATS["onnx"].packages)
@@ -208,8 +208,10 @@ def import_ratio(repeat: int) -> dict[str, Any]:
 
 
 def _in_turn(actions: dict[str, Callable[[], Any]], repeat: int) -> dict[str, list[float]]:
-    """Seconds of each action. The actions run in turn, so that the load of the machine affects all; the first round is
-    dropped.
+    """Seconds of each action in each of `repeat` rounds, by name.
+
+    Every round runs all actions in turn, so that the load of the machine affects all of them. One more round runs before these
+    and is not counted.
     """
     seconds: dict[str, list[float]] = {name: [] for name in actions}
     for _ in range(repeat + 1):

@@ -76,9 +76,9 @@ def images_of_explorer(run: Run, repeat: int) -> dict[str, Any]:
 
 
 def monitor_ratio(path: Path) -> dict[str, Any]:
-    """Processor time of a training with a `TrainingMonitor`, relative to the same time without the monitor's part.
+    """Processor time of a training with a `TrainingMonitor`, divided by this time minus the time spent in the monitor.
 
-    Both come from one training, so that differences between trainings do not count.
+    Both times come from one training, so that differences between trainings do not count.
     """
     from corsd_lib.widgets import TrainingMonitor
 

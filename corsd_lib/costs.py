@@ -49,10 +49,11 @@ def exit_costs(network: MultiExitNetwork, data: ImageData) -> list[dict[str, flo
 
 
 def cumulative_macs(network: MultiExitNetwork, data: ImageData | DataInfo) -> list[int]:
-    """Multiply-accumulates of an image that leaves at exit k, after all exits before it were computed; K values.
+    """Multiply-accumulates of an image that leaves at exit k, for each of the K exits.
 
-    They cover the backbone up to the stage of exit k, and exits 1 to k. `evaluate` reports fewer, those of the deployable
-    sub-network of exit k, which has no other exit. Of `data` only channels and image size are used. Source: ours.
+    They cover the backbone up to the stage of exit k, and exits 1 to k, all of which are computed. `evaluate` reports fewer: it
+    counts the deployable sub-network of exit k, which has no other exit. Only the channels and the image size of `data` are
+    used. Source: ours.
     """
     return early_exit_macs(network, data)[0]
 

@@ -107,7 +107,7 @@ class MissingPackage(ModuleNotFoundError, CorsdError):
 
 
 def missing_package(what: str, package: str, error: ImportError) -> MissingPackage:
-    """The error to raise for `what`, such as "tuning", after the import of `package` raised `error`."""
+    """The `MissingPackage` error for the feature `what`, such as "tuning". `error`: what the import of `package` raised."""
     missing = (error.name or package).partition(".")[0]
     name, extra = _PUBLISHED_AS.get(missing, missing), _EXTRA.get(package, "notebooks")
     why = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"

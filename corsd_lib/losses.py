@@ -182,10 +182,10 @@ def margin_over_triplets(intra: Tensor, inter: Tensor, margin: float = 1.0) -> T
 def margin_over_batch(scores: Tensor, labels: Tensor, margin: float = 1.0) -> Tensor:
     """`margin_over_triplets` over *every* triplet (i, j, k) of a batch: y_i = y_j, i != j, y_k != y_i; in [0, m + 1].
 
-    `scores` (B, B) in (0, 1), `labels` (B,). Sorting each row costs O(B² log B), listing the triplets would cost O(B³): the
-    inter scores above r_ij - m are a suffix of the sorted row, so their sum is one difference of prefix sums. The result is
-    exact. With m >= 1, as in the authors' code, the hinge is never 0 and the loss is linear in the scores. Source of the
-    algorithm: ours.
+    `scores` r (B, B) in (0, 1), `labels` y (B,), `margin` m. The inter scores above r_ij - m are a suffix of the sorted row i,
+    so their sum is one difference of prefix sums. Sorting the rows costs O(B² log B); listing the triplets would cost O(B³).
+    The result is exact. With m >= 1, as in the authors' code, the hinge is never 0 and the loss is linear in the scores. Source
+    of the algorithm: ours.
     """
     intra, inter = _intra_and_inter(labels)
     triplets = (intra.sum(1) * inter.sum(1)).sum()
@@ -234,9 +234,10 @@ def rkd_distance(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def rkd_angle(teacher: Tensor, student: Tensor) -> Tensor:
-    """Mean smooth-L1 loss between the cosines of the angles of all triplets of embeddings (B, D); >= 0. Memory grows with B³.
+    """Mean smooth-L1 loss between the cosines of all angles in `student` and in `teacher`, both embeddings (B, D); >= 0.
 
-    No gradient reaches `teacher`; the widths may differ. Source: RKD, arXiv 1904.05068, equation 8.
+    Each triplet of embeddings has an angle, so memory grows with B³. No gradient reaches `teacher`; its width D may differ from
+    that of `student`. Source: RKD, arXiv 1904.05068, equation 8.
     """
     if not len(student):
         return student.sum() * 0.0

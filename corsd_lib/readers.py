@@ -294,7 +294,7 @@ def read_embedding(path: Path, epochs: int, exits: int, images: int) -> dict[str
     """Tensors of an `embeddings/*.safetensors`, by the names of the fields of `StageEmbedding`.
 
     `epochs`, `exits`, `images`: the sizes that the tensors must have. Raises `CorsdError` for a tensor that is missing or has a
-    wrong shape or type.
+    wrong shape or type, and for coordinates that are not finite.
     """
     tensors, _ = read_tensors(path)
     measures = dict.fromkeys(("trustworthiness", "knn_purity", "embedding_purity"), (epochs, exits))

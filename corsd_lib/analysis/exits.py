@@ -275,7 +275,7 @@ def _exit_scores(logits: Sequence[Tensor], rule: str) -> Tensor:
 
 
 def _run_lengths(predictions: Tensor) -> Tensor:
-    """Number (K, N) of consecutive exits, up to and including each exit, with the same prediction."""
+    """For each exit and image, the number (K, N) of consecutive exits ending at this exit that have the same prediction."""
     lengths = torch.ones_like(predictions)
     for k in range(1, len(predictions)):
         lengths[k] += torch.where(predictions[k] == predictions[k - 1], lengths[k - 1], 0)

@@ -26,9 +26,9 @@ LABELS = ("task", "exit_ce")
 def term_gradients(run: Run, data: ImageData | None = None, batches: int = 2) -> pd.DataFrame:
     """Gradients of each weighted loss term of a run with respect to its newest weights, by part of the network.
 
-    The gradients are computed on `batches` training batches: the first ones of the epoch that would follow the last planned
-    one. Terms whose weight grows during the training have their full weight. The table has one row for each term of non-zero
-    weight and each part of the network. Columns:
+    The gradients are computed on the first `batches` training batches of one more epoch after the last planned epoch. Terms
+    whose weight grows during the training have their full weight. The table has one row for each term of non-zero weight and
+    each part of the network. Columns:
 
     - `term`: name of the loss term;
     - `place`: the part of the network, shallow -> deep: "backbone", its parts "stem" and "stage 1", ..., then "exit 1", ... and

@@ -150,8 +150,9 @@ def prototype_accuracy(run: Run, data: ImageData | None = None, split: str = "te
 
 
 def _prototype_scores(name: str, relation: VectorRelation, embeddings: Tensor, prototypes: Tensor) -> Tensor:
-    """Scores (N, C) of embeddings (N, D) with prototypes (C, D): their cosines for the name "cosine", else the log-odds of
-    `relation`.
+    """Scores (N, C) of embeddings (N, D) with prototypes (C, D).
+
+    They are cosines if `name` is "cosine", else log-odds of `relation`.
     """
     if name == "cosine":
         return F.normalize(embeddings, dim=1) @ F.normalize(prototypes, dim=1).T

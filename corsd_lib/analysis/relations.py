@@ -75,8 +75,8 @@ def class_relations(run: Run, epoch: int, exit: int, kind: str = "trained") -> T
     """Class-level relation (`relation_matrix`) after `epoch` at `exit`; (C, C) float32 in [0, 1], NaN where a pair of classes
     has no pair of images.
 
-    `kind` "trained" is the relation that the snapshot stores. It has one matrix for each relation network, and `exit` is the
-    number of the relation network, from 1. A network with a single exit may have several relation networks. If the method has
+    `kind` "trained": the matrices that the snapshot stores, one for each relation network. `exit` is then the number of the
+    relation network, from 1. A network with a single exit may have several relation networks. If the method has
     no relation networks, the snapshot has one matrix for each exit. For "cosine" and "l2" see `snapshot_scores`. Raises
     `CorsdError` for an unknown epoch, exit or kind.
     """

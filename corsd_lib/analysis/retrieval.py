@@ -138,9 +138,9 @@ def _expected_precision(scores: Tensor, same: Tensor, most: int) -> tuple[Tensor
     """Expected rel(k) · P(k) and expected rel(k), over all orders of equal scores, for ranks k = 1..`most`: each (Q, most).
 
     `same` (Q, M) has rel(k): 1 if the image at rank k is of the query's class, else 0. P(k) is the mean of rel(1) to rel(k).
-    `scores` (Q, M) are in descending order. Take a group of g equal scores of which s are of the class. Each position in the
-    group is of the class with probability s/g. If it is, each earlier position of the group is of the class with probability
-    (s - 1)/(g - 1).
+    `scores` (Q, M) are in descending order. Take a group of g images with equal scores, s of them of the query's class. Each
+    position of the group has an image of this class with probability s/g. If it has one, each earlier position of the group has
+    one with probability (s - 1)/(g - 1).
     """
     new = torch.ones_like(scores, dtype=torch.bool)
     new[:, 1:] = scores[:, 1:] != scores[:, :-1]
@@ -235,10 +235,11 @@ def embedding_few_shot(
 
 
 def few_shot_accuracy(scores: Tensor, labels: Tensor, episodes: Episodes | None = None) -> FewShot:
-    """Few-shot accuracy of the class whose examples have the highest mean score, for scores (N, N) and labels (N,).
+    """Few-shot accuracy of predicting, for each query, the class whose examples have the highest mean score.
 
-    Row i of the scores is the query, column j the example. Meant for scores that have no prototypes, such as those of a
-    relation network. Ties and errors as in `embedding_few_shot`. Source: ours, after Sung et al. 2018, arXiv 1711.06025.
+    `scores` (N, N): rows for queries, columns for examples. `labels` (N,). This is meant for scores that have no prototypes,
+    such as those of a relation network. Ties and errors as in `embedding_few_shot`. Source: ours, after Sung et al. 2018, arXiv
+    1711.06025.
     """
     n = len(labels)
     if scores.shape != (n, n):

@@ -1,7 +1,7 @@
 """Inter- and intra-class structure of embeddings, and the similarity of two embeddings.
 
-N images, D embedding dimensions, C classes with an image. All measures are computed in float64; they are NaN for embeddings
-that are not finite.
+N images, D embedding dimensions, C classes that have at least one image. All measures are computed in float64; they are NaN for
+embeddings that are not finite.
 """
 
 from __future__ import annotations
@@ -196,8 +196,8 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
     """Linear centred kernel alignment |YᵀX|² / (|XᵀX| |YᵀY|) (Frobenius norms) of two embeddings of the same images.
 
     `first` X (N, D), `second` Y (N, E); their columns are centred here. In [0, 1]; 1 if one is a rotation and scaling of the
-    other. NaN if all embeddings are equal. Independent noise gives about D / (N + D), not 0. Raises `CorsdError` if the numbers
-    of images differ. Source: Kornblith et al. 2019, arXiv 1905.00414, equation 4.
+    other. NaN if all rows of X, or all rows of Y, are equal. Independent noise with D = E gives about D / (N + D), not 0.
+    Raises `CorsdError` if the numbers of images differ. Source: Kornblith et al. 2019, arXiv 1905.00414, equation 4.
     """
     return cka_matrix([first], [second]).item()
 

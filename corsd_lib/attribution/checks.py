@@ -30,9 +30,10 @@ from corsd_lib.network import MultiExitNetwork
 class DeletionCurve:
     """Probability of a class while the pixels of an image are replaced in S steps, see `deletion_curve`.
 
-    `fraction` (S + 1,): fraction of pixels replaced, 0 to 1. `probability` (S + 1,): if the most attributed pixels are replaced
-    first. `random_probability` (S + 1,): its mean over random orders. `area`, `random_area`: areas under these two curves, in
-    [0, 1]. The area of a good map is well below the random one.
+    `fraction` (S + 1,): fraction of pixels replaced, 0 to 1. `probability` (S + 1,): the probability if the most attributed
+    pixels are replaced first. `random_probability` (S + 1,): the mean probability over random orders of the pixels. `area`,
+    `random_area`: areas under the curves of `probability` and `random_probability`, in [0, 1]. For a good map `area` is well
+    below `random_area`.
     """
 
     fraction: Tensor = field(repr=False)

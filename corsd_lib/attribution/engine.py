@@ -89,10 +89,10 @@ def integrated(
     exit: int,
     target: int | None = None,
 ) -> list[Attribution]:
-    """Joint integrated gradients of one `score` of all `images`, each (1, C, H, W): one Attribution for each image.
+    """Integrated gradients of `score` with respect to all `images` jointly, each (1, C, H, W); one Attribution for each image.
 
-    All have the same scores and completeness gap. `what`: a description of each map. `baseline`: the key of `BASELINES` that
-    the `baselines` come from.
+    All attributions have the same scores and completeness gap. `what`: a description of each map. `baseline`: the key of
+    `BASELINES` that the `baselines` come from.
     """
     require("attribution", "captum")
     from captum.attr import IntegratedGradients

@@ -104,7 +104,7 @@ def attribute_pair(
     - "grad_cam": one image at a time, while the embedding of the other is fixed.
 
     Other arguments as in `attribute_exit`. Raises the errors of `attribute_exit`, and `CorsdError` for images of different
-    shapes and for any other `relations`. Source of the method for pairs: ours.
+    shapes and for `relations` that are empty, an unknown name or of another type. Source of the method for pairs: ours.
     """
     check_request(method, baseline, steps)
     a, b = image_batch(network, image_a), image_batch(network, image_b)

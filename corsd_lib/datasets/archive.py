@@ -114,7 +114,10 @@ def check_memory(what: str, needed: int) -> None:
 
 
 def _available_memory() -> int | None:
-    """Available memory in bytes, without swapping. If the system does not report it, the total memory, else None."""
+    """Available memory in bytes, without swapping.
+
+    If the system does not report it, the result is the total memory, or None if that is unknown too.
+    """
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

@@ -142,7 +142,7 @@ def split_classes(folder: Path, fraction: float) -> Parts:
 
 
 def _held_out(listing: Listing, fraction: float) -> set[int]:
-    """Indices of the files of a listing whose hash is below `fraction`.
+    """Indices of the files of a listing for which the hash of the name, a number in [0, 1), is below `fraction`.
 
     Every class must have at least two files. At least one file of each class is included, and at least one is left out.
     """

@@ -95,10 +95,10 @@ def load_cifar(name: str, root: Path, image_size: int | None, download: bool) ->
     """CIFAR-10 or CIFAR-100 ("cifar10", "cifar100"): 50,000 train and 10,000 test images, uint8 (N, 3, S, S), where S is
     `image_size` (32 by default).
 
-    Reads `<root>/<name>.npz` if it exists. Its layout is that of `read_npz`; without `class_names` it gets the official ones.
-    Otherwise reads torchvision's folder in `root`; torchvision checks its md5 sums. With `download` that folder is downloaded
-    first. Raises CorsdError if neither exists and if a file is corrupt. An .npz file with other than the official class names
-    needs superclasses, else CorsdError is raised too. Source: Krizhevsky, 2009.
+    Reads `<root>/<name>.npz`, in the layout of `read_npz`, if it exists. If the file has no `class_names`, the official names
+    are used. If there is no such file, reads torchvision's folder in `root`; torchvision checks its md5 sums. With `download`
+    that folder is downloaded first if it is not complete. Raises CorsdError if neither file nor folder exists, if a file is
+    corrupt, and if an .npz file has other class names than the official ones but no superclasses. Source: Krizhevsky, 2009.
     """
     file = root / f"{name}.npz"
     content = read_npz(file) if file.exists() else _read_torchvision(name, root, download)

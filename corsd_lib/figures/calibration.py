@@ -89,7 +89,10 @@ def _finish(figure: go.Figure, most: float, dark: bool) -> None:
 
 
 def _finding(tables: Mapping[str, pd.DataFrame]) -> str:
-    """Default title: the mean gap of the first and the last panel, with its direction if that is the same in all panels."""
+    """Default title: the mean gap in the first panel and that in the last panel.
+
+    The title also has "overconfident" or "underconfident" if the same word holds for all panels.
+    """
     gaps, sides = [], set()
     for name, table in tables.items():
         difference, weight = table["confidence"] - table["accuracy"], table["images"] / table["images"].sum()

@@ -198,9 +198,9 @@ def _name_groups(figure: go.Figure, points: Any, classes: Any, dark: bool) -> No
 
 
 def _moved_apart(places: npt.NDArray[np.float64], names: Sequence[str]) -> npt.NDArray[np.float64]:
-    """Positions (n, 2) of names in pixels, after names that touch were moved apart; for more than 24 names unchanged.
+    """Positions (n, 2) of names in pixels, after overlapping names were moved apart.
 
-    40 rounds are enough for a dozen names.
+    More than 24 names are not moved. The 40 rounds of moves are enough for a dozen names.
     """
     places = places.copy()
     if len(places) > _MOST_NAMES:  # there is no room for so many names, and moving them takes seconds

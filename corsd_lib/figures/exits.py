@@ -109,7 +109,7 @@ def exit_accuracy_points(
 
 
 def _exits_of(accuracy: Mapping[str, Sequence[float]], caller: str) -> list[str]:
-    """Names of the exits of all runs. Raises `CorsdError` if their numbers differ."""
+    """Names of the exits, the same for all runs. Raises `CorsdError` if the runs have different numbers of exits."""
     counts = {name: len(values) for name, values in accuracy.items()}
     if len(set(counts.values())) != 1:
         raise CorsdError(f"{caller} needs runs with the same number of exits; they have {counts}")

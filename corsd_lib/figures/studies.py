@@ -200,7 +200,10 @@ def unseen_by_exit(
 
 
 def _rings(points: Sequence[tuple[float, Mapping[str, Any]]], i: int) -> list[go.Scatter]:
-    """The seeds of the `i`-th variant, right of its marks; none for a summary of an earlier version, which lacks them."""
+    """One ring for each seed of the `i`-th variant, slightly to the right of the marks of its means.
+
+    The list is empty for a summary that an earlier version of this library wrote: it has no values by seed.
+    """
     found = [(x + 0.03, value, line, seed) for x, line in points for seed, value in line.get("by_seed", {}).items()]
     if not found:
         return []

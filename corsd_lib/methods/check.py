@@ -490,9 +490,9 @@ def _watched(batch: Batch, reader: str = "loss_terms") -> Batch:
 
 
 def _check_without_values(method: Method, out: ExitOutputs, batch: Batch) -> None:
-    """Run a forward and a backward pass on tensors without values: an operation that needs a value would wait for the device.
+    """Run a forward and a backward pass on fake tensors, which have shapes but no values.
 
-    Raises `CorsdError` if there is such an operation.
+    Raises `CorsdError` if this fails, for example at an operation that needs a value and would therefore wait for the device.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode  # used by torch.compile; it has no public name
 

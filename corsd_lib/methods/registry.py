@@ -134,7 +134,11 @@ def _add_entry_point(point: metadata.EntryPoint) -> None:
 
 
 def _add_valid(add: Callable[[], object]) -> None:
-    """Call `add`, which adds methods to `METHODS`. Removes invalid entries and raises `CorsdError` if there are any."""
+    """Call `add`, which adds methods to `METHODS`, and check the new entries.
+
+    If an entry is invalid, it is removed; if it replaced an existing one, the existing one is restored. In both cases
+    `CorsdError` is raised.
+    """
     before, wrong = dict(METHODS), []
     try:
         add()

@@ -262,7 +262,7 @@ def _smaller(run: Run, snapshot: Snapshot, indices: Tensor, labels: Tensor, netw
 
 
 def _scores(embeddings: Tensor, network: nn.Module | None) -> Tensor:
-    """Scores (N, N) of all pairs of float16 embeddings (N, D): of the relation network, else of the cosine."""
+    """Scores (N, N) of all pairs of float16 embeddings (N, D), by `network` if it compares embeddings, else by cosine."""
     with torch.no_grad():
         if isinstance(network, VectorRelation | HandcraftedRelation):
             return network.scores(embeddings.float())

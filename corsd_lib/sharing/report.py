@@ -1,6 +1,6 @@
 """Reports: an HTML file about one or several runs, with settings, results, and relations to explore.
 
-A report contains no images of a data set and no paths of this machine, and needs no network.
+A report contains no images of a data set and no paths of this machine. It needs no internet connection.
 """
 
 from __future__ import annotations

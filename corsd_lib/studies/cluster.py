@@ -68,8 +68,8 @@ class Cluster:
 
     `name`: "slurm", or "local" for processes of this machine, which start all at once. `settings`: those of submitit's Slurm
     executor, such as partition, account, timeout_min, gpus_per_node, cpus_per_task, mem_gb, array_parallelism. With "local" all
-    settings are checked, but few have an effect, such as timeout_min. `wait`: whether to wait for the jobs and write their
-    records; if False, a later call writes them.
+    settings are checked, but only a few have an effect, for example timeout_min. `wait`: whether to wait for the jobs and write
+    their records; if False, the next `run_study` (`corsd compare`) of the study writes the records.
     """
 
     name: str
@@ -139,7 +139,7 @@ def _known(study: Study, job: Job, states: Mapping[str, str]) -> bool:
 
 
 def _record(study: Study, job: Job) -> None:
-    """Write the record of a finished run, unless it is of another configuration."""
+    """Write the record of a finished run. If its configuration is not that of the job, the job fails instead."""
     try:
         train(job.config, progress=False)  # returns a finished run after a check of its configuration
     except CorsdError as error:

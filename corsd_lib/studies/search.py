@@ -158,7 +158,7 @@ def _check_entry(where: str, entry: object) -> dict[str, Any]:
 def _trial_config(where: str, study: Study, variant: str, changes: Mapping[str, Any]) -> TrainConfig:
     """Configuration of the trials of a variant; `changes` override the settings that all variants share.
 
-    Raises `CorsdError` for fields that cannot be set, and if there is no validation split.
+    Raises `CorsdError` for fields that cannot be set, if there is no validation split, and for more than one device or node.
     """
     for name in changes:
         check_choice(f"{where}: train: field", name, [f.name for f in fields(TrainConfig) if f.name not in _OUTSIDE])

@@ -127,9 +127,10 @@ def _ratio(key: str, records: Mapping[int, Record], reference: Mapping[int, Reco
 def _time_ratio(records: Iterable[Record], reference: Iterable[Record]) -> float | None:
     """Time of the fastest training of a variant, divided by the time of the fastest training of `reference`.
 
-    Only trainings on the same kind of device and with the same number of threads as the fastest training of `reference` count.
-    The result is None if the variant has no such training, and if `reference` is empty or its fastest time is 0. The fastest
-    trainings are compared because other work on the machine affects them least.
+    `records`: trainings of the variant. A training counts only if it ran on the same kind of device and with the same number of
+    threads as the fastest training of `reference`. The result is None if no training counts, if `reference` is empty, and if
+    its fastest time is 0. The fastest trainings are compared because other work on the machine affects them
+    least.
     """
     fastest = min(reference, key=lambda record: record["seconds"], default=None)
     if fastest is None or not fastest["seconds"]:

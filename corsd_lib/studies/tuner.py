@@ -235,8 +235,8 @@ class Tuner:
     def _receive(self, pipe: Connection) -> tuple[str, Any]:
         """The next message of a trial (see `train_trial`).
 
-        If its process has ended without a last message, the result is ("stopped", reason) after SIGTERM, else ("failed",
-        reason).
+        If the process of the trial has ended without a last message, the result is ("stopped", reason) if `_stop` had sent it
+        SIGTERM, else ("failed", reason).
         """
         running = self.running[pipe]
         try:

@@ -44,7 +44,7 @@ def unseen_lines(study: Study, records: Mapping[str, Mapping[int, Record]]) -> l
 
 
 def _by_seed(records: Mapping[int, Record]) -> dict[int, dict[ExitAndScore, dict[str, Any]]]:
-    """Results on held-out classes: seed -> exit and score -> metrics."""
+    """Metrics on held-out classes, by seed and then by exit (0 = deepest) and score, see `ExitAndScore`."""
     found = {seed: record["unseen"]["figures"] for seed, record in records.items() if "unseen" in record}
     return {seed: {(max(f["exit"] for f in rows) - f["exit"], f["score"]): f for f in rows} for seed, rows in found.items()}
 

@@ -71,7 +71,7 @@ class _Csv:
 
 
 class _TensorBoard:
-    """<run>/logs/tensorboard/events.out.tfevents.*: `tensorboard --logdir runs` shows them."""
+    """TensorBoard event files <run>/logs/tensorboard/events.out.tfevents.*; `tensorboard --logdir runs` shows them."""
 
     def __init__(self, run: Run) -> None:
         from lightning_fabric.loggers import TensorBoardLogger

@@ -68,7 +68,7 @@ def exit_finding(found: Attribution, probabilities: Tensor, names: Sequence[str]
 
 
 def completeness(found: Attribution, names: Sequence[str]) -> str:
-    """Sentence about the explained score and the completeness of the map; `names` of the classes."""
+    """Text about the explained score and the completeness of the map. `names`: names of the classes."""
     what = _score_of_pair(found)[0] if found.target is None else f"logit of {names[found.target]}"
     score = f"Explained is the {what}, f(x) = {found.score:.2f}"
     if found.baseline_score is None or found.completeness_gap is None:

@@ -39,7 +39,10 @@ def most_related_images(main: RunRelations, view: View, classes: Pair | None) ->
 
 
 def pair_facts(relations: Relations, thumbnails: Thumbnails, view: View, classes: Pair, pair: Pair | None) -> dict[str, Any]:
-    """What is shown about two probe images of two classes: pictures, predictions, their relation, and other pairs of images."""
+    """What is shown about the two probe images of `pair`: pictures, predictions, their relation, and other pairs of images.
+
+    The other pairs are of the same two `classes`. If `pair` is None, there is only a note that the classes have no two images.
+    """
     if pair is None:
         said = "There are no two images of these classes in the probe set."
         return {"images": [], "missing": "", "table": None, "ranked": {"most": [], "least": []}, "note": said}

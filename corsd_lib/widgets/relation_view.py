@@ -273,8 +273,9 @@ class Relations:
         return np.argsort(np.argsort(order)[rows])
 
     def _class_order(self, kind: str) -> Rows:
-        """All classes in order. Clusters are always those of the deepest exit after the last epoch, so that views can be
-        compared.
+        """All classes in the order `kind` of `class_order`.
+
+        Clusters are always those of the deepest exit after the last epoch, so that views can be compared.
         """
         if kind not in self._orders:
             main = self.main
@@ -370,7 +371,7 @@ def _matrix(relations: RunRelations, epoch: int, exit: int, kind: str, level: st
 
 
 def _balanced(rows: Rows, labels: Rows, most: int) -> Rows:
-    """At most `most` of the sorted `rows`, sorted.
+    """At most `most` of the sorted indices `rows` of probe images; the result is sorted too.
 
     If there are more, the first max(2, `most` // number of classes) images of every class are kept. If these are still too
     many, the last classes are left out.

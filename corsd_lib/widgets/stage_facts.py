@@ -49,7 +49,7 @@ def quality(embedding: StageEmbedding, epoch: int) -> list[str]:
 
 
 def finding(embedding: StageEmbedding, epoch: int) -> str:
-    """Title for the `epoch`-th epoch (from 0): purity at the shallowest and the deepest exit."""
+    """Title for epoch `embedding.epochs[epoch]`: purity at the shallowest and the deepest exit."""
     purity = embedding.embedding_purity[epoch].tolist()
     near, deepest = min(NEIGHBOURS, len(embedding.labels) - 1), len(purity)
     last = f", {percent(purity[-1])} at exit {deepest}" if deepest > 1 else ""

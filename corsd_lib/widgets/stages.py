@@ -208,7 +208,7 @@ class StageExplorer(Explorer):
         return exit_names(len(self._snapshot(self.epoch).embeddings))
 
     def _neighbours(self, image: int, epoch: int) -> list[list[int]]:
-        """Indices of the images nearest to an image in the embedding of every exit, nearest first."""
+        """For each exit, the indices of the images nearest to `image` in the embedding of this exit, nearest first."""
         return [nearest_images(e, NEAR, [image])[0].tolist() for e in self._snapshot(epoch).embeddings]
 
     # --- files ---

@@ -1,10 +1,11 @@
-"""Pages: interactive HTML files that need no kernel and no network.
+"""Pages: interactive HTML files that need no kernel and no internet connection.
 
 page.py    the HTML file: script, style and data of the panels, each once; plotly.js if a figure needs it
 panels.py  the data of the panels of runs, as plain values and packed arrays
 static/    one script for pages and notebooks: logic.js (numbers), core.js (elements, state, theme), matrix.js, chart.js and
-           points.js (drawing), relation.js, stages.js, exits.js, monitor.js and attribution.js (one explorer each), and its
-           two hosts, page.js and widget.js; the style explorer.css, and page.css for the rest of a page
+           points.js (drawing), relation.js, stages.js, exits.js, monitor.js and attribution.js (one explorer each);
+           page.js or widget.js, appended to this script for a page or a notebook; explorer.css, the style of the explorers;
+           page.css, the style of the rest of a page
 """
 
 from __future__ import annotations
