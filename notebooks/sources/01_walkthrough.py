@@ -758,9 +758,10 @@ if low is not None:
         compare("Gains more with", my_more, 50 if mean > 0 else 5, " images")
 
 # %% [markdown] tags=["solution"]
-# *A good answer* gives all six differences, the mean and the spread of each setting,
-# and states that three seeds per setting leave wide intervals. It compares like with
-# like: as many steps with 5 images per digit as with 50.
+# *A good answer* gives all six differences and their interval. Here, seeds 0, 1, 2:
+# 4.1, 0.8 and 3.3 points with 5 images per digit, 0.4, 0.6 and 1.5 with 50. The
+# difference is -1.9 [-6.4, 2.6]: undecided, although every seed gains more with 5. It
+# compares like with like: as many steps with 5 images per digit as with 50.
 
 # %% [markdown]
 # ## Exercise 4, explain (open)

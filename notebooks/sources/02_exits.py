@@ -907,10 +907,11 @@ if results:
 
 # %% [markdown] tags=["solution"]
 # *A good answer* reports a small table: epochs, overthought share, cost saved, drop on
-# test. It says that one
-# seed does not separate the settings, and repeats the trainings with at least two other
-# values of `seed`, for an interval of the paired differences, before it draws a
-# conclusion.
+# test. Here (learning, validation images, seeds 0, 1, 2) 4.0, 4.2 and 3.0 % were
+# overthought after 15 epochs, 3.0, 2.8 and 3.0 % after 60, and 1.8, 1.2 and 1.0 % after
+# 240. From 15 to 240 epochs the change is -2.4 [-3.7, -1.1] points. The cost saved rose
+# from 32, 9 and 9 % to 56, 47 and 53 %. One seed alone would not separate 15 from 60
+# epochs.
 
 # %% [markdown]
 # ## Exercise 6, explain (open)
