@@ -100,7 +100,8 @@ def _make_folders(folder: Path, within: Path | None) -> None:
 def write_between(document: Path, mark: str, text: str) -> None:
     """Replace the text between `<!-- mark -->` and `<!-- /mark -->` of a Markdown file.
 
-    Raises `CorsdError` if the file cannot be read or written, and unless it has each mark once, in this order.
+    Raises `CorsdError` if the file cannot be read or written. Also raises it if a mark is missing, occurs twice or is in the
+    wrong order.
     """
     begin, end = f"<!-- {mark} -->\n", f"<!-- /{mark} -->"
     try:

@@ -122,8 +122,8 @@ def early_exit_curve(
     The rules, with p the softmax of an exit:
         confidence  max p >= threshold; Kaya et al. 2019, arXiv 1810.07052
         entropy     -sum p log p / log C <= threshold; BranchyNet, arXiv 1709.01686, which does not divide by log C
-        patience    the same prediction at `threshold` exits in a row, including this one; PABEE, arXiv 2006.04152, whose
-                    patience is smaller by 1, because it counts repetitions
+        patience    the same prediction at `threshold` exits in a row, including the present one; PABEE, arXiv 2006.04152.
+                    PABEE counts only the repetitions, so its patience is smaller by 1
 
     `macs` (K,): the cost of an image that leaves at exit k, see `cumulative_macs`. Returns one row for each threshold, in the
     given order. The default thresholds for patience are 1 to K. For the other rules they are about 100 percentiles of the

@@ -364,9 +364,9 @@ def attribute_agreement(matrix: Tensor, attributes: Tensor) -> float:
     """Spearman correlation of the relation of two classes with the cosine of their attribute vectors, over pairs of classes.
 
     `matrix` (C, C), symmetrised; `attributes` (C, A), as `ImageData.attributes`. In [-1, 1]; 1 if relation and cosine rank the
-    pairs in the same order. Pairs with a NaN relation and classes whose attributes are all 0 are left out. NaN if the relation
-    or the cosine is constant. Raises `CorsdError` if the matrix is not square or the lengths of the two arguments differ.
-    Source: ours.
+    pairs in the same order. Pairs with a NaN relation are left out. Classes whose attributes are all 0 are left out, too. NaN
+    if the relation or the cosine is constant. Raises `CorsdError` if the matrix is not square or the lengths of the two
+    arguments differ. Source: ours.
     """
     if len(attributes) != len(matrix):
         raise CorsdError(f"attributes has {len(attributes)} classes, the relation has {len(matrix)}; allowed: the same number")

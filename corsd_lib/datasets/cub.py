@@ -29,11 +29,11 @@ Value = TypeVar("Value")
 def load_cub(root: Path, image_size: int | None, crop_to_box: bool, fetch: bool) -> ImageData:
     """CUB-200-2011 from `<root>/CUB_200_2011`: 200 birds, 5,994 train and 5,794 test images, official split.
 
-    Images are in memory as uint8 (N, 3, S, S), where S is 8/7 of `image_size` (64 by default): the square around the bird
-    (`crop_to_box`) or the centre square. Grey images become RGB. A superclass is the last word of a class name (Albatross,
-    Warbler, ...); this is ours, the data set has none. Attributes are float32 (200, 312) in [0, 1], None if their files are
-    missing. `fetch` downloads the archive if the folder is missing. Raises CorsdError for missing, contradictory or corrupt
-    files. Source: Wah et al., Caltech CNS-TR-2011-001.
+    Images are in memory as uint8 (N, 3, S, S). S is 8/7 of `image_size`, which is 64 by default. Each image is cut to the
+    square around the bird (`crop_to_box`), otherwise to its centre square. Grey images become RGB. A superclass is the last
+    word of a class name (Albatross, Warbler, ...); this is ours, the data set has none. Attributes are float32 (200, 312) in
+    [0, 1], None if their files are missing. `fetch` downloads the archive if the folder is missing. Raises CorsdError for
+    missing, contradictory or corrupt files. Source: Wah et al., Caltech CNS-TR-2011-001.
     """
     folder = root / FOLDER
     if fetch and not folder.exists():

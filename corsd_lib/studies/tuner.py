@@ -248,8 +248,8 @@ class Tuner:
     def _answer_trial(self, pipe: Connection, curves: Curves) -> None:
         """Report the epoch to Optuna, and send to the trial whether to continue.
 
-        A trial can be pruned only while it trains its first seed: the pruner compares the best value of a trial, which later
-        seeds hardly change. It is not pruned after its last epoch.
+        A trial can be pruned only while it trains its first seed. The pruner compares the best value so far, and later seeds
+        hardly change this value. It is not pruned after its last epoch.
         """
         running = self.running[pipe]
         self._report(running, curves)
@@ -429,7 +429,10 @@ def _seconds(folder: Path) -> float:
 
 
 def _entry(trial: FrozenTrial, resumed_by: int | None) -> dict[str, Any]:
-    """Entry of a finished trial in the record; `resumed_by`: number of the trial that resumed it, if it was stopped."""
+    """Entry of a trial in the record. The trial is complete, pruned or failed, or was stopped and then resumed.
+
+    `resumed_by`: number of the trial that resumed a stopped trial, None for other trials.
+    """
     entry = {
         "number": trial.number,
         "state": STATES[trial.state],
