@@ -126,9 +126,9 @@ def build_backbone(
     - `timm:<model>`: a timm model with a convolutional feature pyramid, see `TimmBackbone`.
 
     `width`: base width, 1 or more; None for the default of the network. `stem`: "small" is a 3x3 convolution with stride 1;
-    "medium" is a 3x3 convolution with stride 2 (ours), which takes a quarter of the work; "large" is a 7x7 convolution with
-    stride 2 and a max-pool; "auto" is "small" for images with a side of up to 64 pixels (`image_size`), else "large". A timm
-    model takes only `width` None and `stem` "auto".
+    "medium" is a 3x3 convolution with stride 2 (ours), so that all stages need about a quarter of the MACs of "small"; "large"
+    is a 7x7 convolution with stride 2 and a max-pool; "auto" is "small" for images with a side of up to 64 pixels
+    (`image_size`), else "large". A timm model takes only `width` None and `stem` "auto".
 
     `pretrained`: for `resnet18/34/50/101/152` torchvision's ImageNet weights, which need the large stem, the default width and
     three channels; for a timm model the weights of timm. Raises `CorsdError` for any other value or combination, and if the

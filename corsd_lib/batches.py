@@ -47,10 +47,10 @@ class Batch(NamedTuple):
     """One training batch on the training device.
 
     `images` (B, C, H, W): float, normalised. `labels` (B,). `indices` (B,): positions of the images in the train split.
-    `sampling`: how the images were sampled. "plain"; "balanced"; "triplet": one third anchors, one third images of the same
-    classes, one third images of other classes; "overlapping": half of the images are from the previous batch. `generator`: a
-    CPU generator, seeded for this step. `progress`: share of the whole training that is done, in [0, 1). `random`: the random
-    tensors of the method for this batch, see `Method.sample`.
+    `sampling`: how the images were sampled, one of `SAMPLINGS`. A "triplet" batch has one third anchors, then one third images
+    of the same classes, then one third images of other classes. Half of an "overlapping" batch is from the previous batch.
+    `generator`: a CPU generator, seeded for this step. `progress`: share of the whole training that is done, in [0, 1).
+    `random`: the random tensors of the method for this batch, see `Method.sample`.
     """
 
     images: Tensor
@@ -182,8 +182,8 @@ def epoch_batches(
 ) -> list[Tensor]:
     """Indices of every batch of an epoch.
 
-    Raises `CorsdError` unless `sampling` is one of `SAMPLINGS`, and the errors of the function that samples these batches, such
-    as `balanced_batches`.
+    `sampling`: one of `SAMPLINGS`. Raises `CorsdError` for an unknown `sampling`, and the errors of the function that samples
+    the batches, such as `balanced_batches`.
     """
     check_choice("sampling", sampling, SAMPLINGS)
     if sampling == "balanced":
@@ -232,7 +232,7 @@ def augment_crop(
 
 
 def _cutout(images: Tensor, centres: Tensor, side: int) -> Tensor:
-    """Set a square with a side of `side` pixels to grey in each uint8 image (B, C, H, W); nothing if `side` is 0.
+    """Copy of uint8 images (B, C, H, W) with a grey square of `side` pixels in each image; unchanged images if `side` is 0.
 
     `centres` (2, B): y and x of the centres in [0, 1), as fractions of H and W. A square may extend beyond the edge.
     """
@@ -305,7 +305,7 @@ class Augmentation:
                 raise CorsdError(f"{name} = {shortened(getattr(self, name))} must be at least 0")
 
     def for_data(self, data: ImageData) -> Augmentation:
-        """A copy in which `kind` and `padding`, where they are None, have the default for the data set."""
+        """A copy with the defaults of the data set in place of a `kind` or `padding` of None."""
         padding = max(1, data.image_size // 8) if self.padding is None else self.padding
         if self.padding is None and self.padding_mode == "reflect":
             padding = min(padding, data.image_size - 1)  # a single pixel has no neighbour to reflect
@@ -316,9 +316,9 @@ class BatchSource:
     """Source of training batches on a device: samples indices of the train split, and augments and normalises the images.
 
     `augmentation`: an `Augmentation`, or its kind by name; None for the default of the data set. An image that is sampled twice
-    is augmented twice. With `world_size` processes, process `rank` gets every `world_size`-th batch; of overlapping batches it
-    gets a contiguous part. `workers`: processes that read streamed images. Raises `CorsdError` for an unknown choice and for a
-    number out of range.
+    is augmented twice. With `world_size` processes, process `rank` gets every `world_size`-th batch. With the sampling
+    "overlapping" it gets a contiguous part of the batches instead. `workers`: processes that read streamed images. Raises
+    `CorsdError` for an unknown choice and for a number out of range.
     """
 
     def __init__(
@@ -414,7 +414,10 @@ class BatchSource:
 
 
 class _FileDataset(torch.utils.data.Dataset[Tensor]):
-    """Decoded images of an `ImageFiles`: a random resized crop if the item has a seed, else the centre crop."""
+    """Decoded images of an `ImageFiles`, uint8 (3, size, size).
+
+    An item is (index, seed). With a seed the image is a random resized crop, randomly flipped; with None it is the centre crop.
+    """
 
     def __init__(self, files: ImageFiles, size: int, scale: float = 1.0) -> None:
         self.files, self.size, self.scale = files, size, scale

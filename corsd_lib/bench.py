@@ -354,7 +354,7 @@ def _per_image_loader(data: ImageData) -> Iterator[Any]:
 
 
 def _photographs(folder: Path, count: int) -> ImageData:
-    """A data set of `count` JPEG files below `folder`/<class>/, which are as large and as smooth as photographs of CUB."""
+    """A data set of `count` JPEG files, as large and as smooth as photographs of CUB, in the folders `folder`/<class>/."""
     from PIL import Image
 
     draw = np.random.default_rng(0)

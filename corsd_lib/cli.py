@@ -65,9 +65,9 @@ def _complain(text: str) -> None:
 
 
 def _check_texts(options: Mapping[str, Any]) -> None:
-    """Raise `CorsdError` for arguments that are empty, or not valid UTF-8, which could not be written later.
+    """Raise `CorsdError` for an argument that is empty or not valid UTF-8.
 
-    It is called before anything is computed.
+    Text that is not valid UTF-8 could not be written to files later. This check runs before anything is computed.
     """
     for name, value in options.items():
         texts = value if isinstance(value, list) else [value]

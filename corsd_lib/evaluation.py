@@ -171,9 +171,10 @@ def top_k_accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """Expected calibration error (%): mean |accuracy - confidence| over equal bins of confidence, weighted by number of images.
+    """Expected calibration error (%) of logits (N, C) for labels (N,): mean |accuracy - confidence| over bins of confidence.
 
-    0 is best. Source: Guo et al. 2017, arXiv 1706.04599.
+    The `bins` bins have equal width and are weighted by their number of images. 0 is best. Source: Guo et al. 2017, arXiv
+    1706.04599.
     """
     bin_of, confidence, correct = confidence_bins(logits, labels, bins)
     gap = torch.zeros(bins, dtype=torch.double).index_add_(0, bin_of, correct - confidence)
@@ -181,10 +182,10 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
 
 
 def confidence_bins(logits: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Bin of each image, int64 (N,), its confidence in [0, 1], and whether its prediction is correct (0 or 1), both float64
-    (N,).
+    """For each image, its bin, its confidence in [0, 1], and whether its prediction is correct (0 or 1).
 
-    The confidence is the largest probability. The bins are intervals (low, high] of equal width, numbered from 0.
+    Bins are int64 (N,), the other two float64 (N,). The confidence is the largest probability. The bins are intervals
+    (low, high] of equal width, numbered from 0.
     """
     confidence, predicted = F.softmax(logits.double(), dim=1).max(1)
     bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1

@@ -46,8 +46,9 @@ __all__ = [
 def write_atomic(path: Path, content: bytes, within: Path | None = None) -> None:
     """Write a file completely or not at all.
 
-    Missing parent folders are created; with `within` only those inside this folder. Long jobs use `within` so that a folder
-    that was moved or removed in the meantime is not created again. Raises `CorsdError` if the file cannot be written.
+    Missing parent folders are created. If `within` is given, this folder must exist, and only folders inside it are created.
+    Long jobs use `within` so that a folder that was moved or removed in the meantime is not created again. Raises `CorsdError`
+    if the file cannot be written.
     """
     part = path.with_name(f".{path.name}.{uuid4().hex}.part")  # unique, also among machines that share a folder
     try:
@@ -64,10 +65,10 @@ def write_atomic(path: Path, content: bytes, within: Path | None = None) -> None
 
 
 def check_replaceable(path: Path, begins: bytes, kind: str) -> None:
-    """Raise `CorsdError` if a file of another kind exists at `path`, so that it is not replaced.
+    """Raise `CorsdError` if `path` is an existing file that may not be replaced.
 
-    A file may be replaced if it is empty or begins with the bytes `begins`, in upper or lower case. `kind`: what would be
-    written, such as "a report", for the message. Also raises `CorsdError` if `path` has no file name.
+    A file may be replaced if it is empty or begins with the bytes `begins`, in upper or lower case. `kind`: name of what is to
+    be written, such as "a report", for the message. Also raises `CorsdError` if `path` has no file name.
     """
     if not path.name:
         raise CorsdError(f"cannot write {kind} to {shortened(str(path))}; allowed: the path of a file")
@@ -87,7 +88,10 @@ def make_folder(folder: Path) -> None:
 
 
 def _make_folders(folder: Path, within: Path | None) -> None:
-    """Create a folder and its parents; with `within` only those inside it."""
+    """Create a folder and its missing parents. With `within`, only folders inside `within` are created.
+
+    Raises `CorsdError` if `within` does not exist.
+    """
     if within is None:
         folder.mkdir(parents=True, exist_ok=True)
         return
@@ -140,8 +144,8 @@ def locked(path: Path, wait: float = 0.0) -> Iterator[int | None]:
     """Hold a lock on a folder or a file inside the context; a missing file is created. Yields the file descriptor.
 
     Waits up to `wait` seconds for another process that has the lock. A program that is started with the descriptor as its
-    output shares the lock and may keep it after this process has ended; forked processes do not share it. The operating system
-    releases the lock when the last of these processes ends, even if it is killed.
+    output shares the lock and may keep it after this process has ended. A forked process does not share it. The operating
+    system releases the lock when the last process that shares it ends, even if that process is killed.
 
     On Windows, and on file systems without locks, nothing is locked: concurrent use is not detected. On Windows the descriptor
     of a folder is None. Raises `LockedError` if the lock is not free in time, and `CorsdError` if `path` cannot be opened.

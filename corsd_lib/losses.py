@@ -152,8 +152,8 @@ def relation_transfer(teacher: tuple[Tensor, Tensor], student: tuple[Tensor, Ten
     """Mean of (r_student - sg r_teacher)² over pairs, in [0, 1]; both arguments are scores (intra (P,), inter (Q,)) in (0, 1).
 
     The result is the average of two means: over the intra pairs and over the inter pairs. If there are no pairs of one kind, it
-    is the mean over the other kind. This is ours; its expectation is that of the authors' code, where each triplet has one pair
-    of each kind. Source: the relation transfer of CORSD.
+    is the mean over the other kind. Source: the relation transfer of CORSD. The average of two means is ours. It has the same
+    expected value as the authors' code, where each triplet has one pair of each kind.
     """
     parts = [(s - t.detach()).square().mean() for t, s in zip(teacher, student, strict=True) if s.numel()]
     return torch.stack(parts).mean() if parts else student[0].sum() * 0.0
@@ -224,7 +224,7 @@ def normalised_distances(embeddings: Tensor) -> Tensor:
 def rkd_distance(teacher: Tensor, student: Tensor) -> Tensor:
     """Mean smooth-L1 loss between the distance matrices of embeddings (B, D), each divided by its mean positive entry; >= 0.
 
-    No gradient reaches `teacher`; the widths may differ. Source: RKD, Park et al. 2019, arXiv 1904.05068, equation 6.
+    No gradient reaches `teacher`; D may differ. Source: RKD, Park et al. 2019, arXiv 1904.05068, equation 6.
     """
     if len(student) < 2:
         return student.sum() * 0.0
@@ -250,8 +250,8 @@ def rkd_angle(teacher: Tensor, student: Tensor) -> Tensor:
 def _angles(embeddings: Tensor) -> Tensor:
     """Cosines (B, B, B): entry [i, j, k] is the cosine of the angle at embedding i between the directions to j and to k.
 
-    Between equal embeddings there is no direction. A cosine is 0, without a gradient, if one of the two differences is
-    shorter than 1e-4 times the root mean square of all differences.
+    The direction between equal embeddings is undefined. An entry is therefore 0, without a gradient, if the difference between
+    embeddings i and j, or between i and k, is shorter than 1e-4 times the root mean square of all differences.
     """
     towards = embeddings[None, :, :] - embeddings[:, None, :]  # (B, B, D)
     square = towards.square().sum(2, keepdim=True)
@@ -291,7 +291,7 @@ def relation_affinity(log_odds: Tensor) -> Tensor:
 
 
 def class_affinity(labels: Tensor) -> Tensor:
-    """Affinity (B, B) from labels (B,), whose rows sum to 1: equal weights for the other images of the same class.
+    """Affinity (B, B) from labels (B,): each row has equal weights, with sum 1, for the other images of the same class.
 
     An image that is alone in its class has weight 1 for itself.
     """

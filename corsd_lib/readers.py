@@ -453,7 +453,7 @@ def _check_row(where: str, row: Mapping[str, Any], reference: bool) -> None:
     """Raise `CorsdError` if the values of a row do not fit together.
 
     All its lists by exit must have the same length. An interval must have both ends or neither. `reference`: whether the
-    baseline has a row; without it a gain must be None. If a gain is None, its interval must be None, too.
+    baseline has a row; if not, the gain must be None. If the gain is None, its interval must be None, too.
     """
     if any(len(each) != len(row["top1"]) for each in (row["top1_low"], row["top1_high"], *row["top1_by_seed"].values())):
         raise CorsdError(

@@ -76,8 +76,8 @@ class StageEmbedding:
 
     Three measures (E, K) are in [0, 1], where 1 is best: `trustworthiness`; `knn_purity` of the coordinates; and
     `embedding_purity`, the purity of the embeddings in D dimensions. No purity can exceed `purity_limit`. If `knn_purity`
-    exceeds `embedding_purity`, the picture overstates class separation. The reason is that in a joint fit deep exits affect the
-    coordinates of shallow exits.
+    exceeds `embedding_purity`, the picture overstates class separation. This can happen because, in a joint fit, deep exits
+    affect the coordinates of shallow exits.
     """
 
     coordinates: Tensor
@@ -119,10 +119,10 @@ def stage_embedding(
     the result are in ascending order.
 
     The result is stored in the run as embeddings/<method>-<key>.safetensors, where the key is a hash of all parameters that
-    affect the result. Later calls read this file. The result is computed again if `refresh` is True, if the file could not be
-    written, if it is damaged, and if it was computed for other probe images. Raises `CorsdError` for an epoch without a
-    snapshot, an unknown exit, an epoch or exit that is given twice, and embeddings that are not finite; and the errors of
-    `joint_projection`.
+    affect the result. Later calls read this file. The result is computed again if `refresh` is True, and if the file is
+    missing, damaged or for other probe images. If the file cannot be written, the result is only returned. Raises `CorsdError`
+    for an epoch without a snapshot, an unknown exit, an epoch or exit that is given twice, and embeddings that are not finite.
+    Raises the errors of `joint_projection`, too.
     """
     settings = _settings(run, epochs, exits, method, UmapOptions(seed, neighbours, min_dist))
     path = _file(run, settings)

@@ -90,8 +90,8 @@ def calibration_bins(logits: Tensor, labels: Tensor, bins: int = 15) -> pd.DataF
 
     Columns: low and high (edges, %); images; confidence (mean of the largest probability, %); accuracy (%). The last two are
     NaN in a bin without images. The mean of |accuracy - confidence| weighted by images is
-    `corsd_lib.evaluation.calibration_error`. Raises `CorsdError` if logits and labels do not match and if `bins` is below 1.
-    Source: Guo et al. 2017, arXiv 1706.04599, section 2.
+    `corsd_lib.evaluation.calibration_error`. Raises `CorsdError` if logits and labels do not match, for logits that are not
+    finite, and for `bins` below 1. Source: Guo et al. 2017, arXiv 1706.04599, section 2.
     """
     import pandas as pd
 
@@ -223,10 +223,11 @@ def early_exit(
 
     For a run, `data` is by default the data that it was trained on, loaded from `data_root`. `rule`: one of `RULES`, see
     `early_exit_curve`. A threshold is allowed if its validation accuracy is at most `max_accuracy_drop` percentage points below
-    that of the deepest exit. The allowed threshold with the lowest mean MACs is chosen. Raises `CorsdError` for an unknown
-    rule, for data without a validation split (a threshold must not be chosen on test images) or with a different number of
-    classes, for a network that is given without data, and if no threshold is accurate enough; for a run also the errors of
-    `run_data`.
+    that of the deepest exit. The allowed threshold with the lowest mean MACs is chosen.
+
+    Raises `CorsdError` for an unknown rule, for a network without `data`, and if no threshold is accurate enough. Raises
+    `CorsdError` for data without a validation split, because a threshold must not be chosen on test images, and for data whose
+    number of classes is not that of the network. For a run it raises the errors of `run_data`, too.
     """
     check_choice("rule", rule, RULES)
     network, data = _network_and_data(run_or_network, data, data_root)
@@ -298,8 +299,8 @@ def _default_thresholds(scores: Tensor, rule: str) -> Tensor:
     """Default thresholds (T,) for `scores` (K, N) of `_exit_scores`, ascending; negated for "entropy", like the scores.
 
     With the first threshold every image leaves at exit 1. With the last one no image leaves before the deepest exit. For
-    "patience" the thresholds are 1 to K. For the other rules they are about every percentile of the scores of the shallow
-    exits, and a value that no image reaches.
+    "patience" the thresholds are 1 to K. For the other rules they are about 100 percentiles of the scores of all shallow exits,
+    and one value that no score reaches.
     """
     if rule == "patience":
         return torch.arange(1, len(scores) + 1, dtype=torch.double)

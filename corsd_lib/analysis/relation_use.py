@@ -57,8 +57,8 @@ def relation_calibration(scores: Tensor, labels: Tensor, bins: int = 10) -> pd.D
 def relation_calibration_error(scores: Tensor, labels: Tensor, bins: int = 10) -> float:
     """Expected calibration error (%) of relation scores as probabilities that two images are of the same class.
 
-    It is the mean of |score - same| over the bins of `relation_calibration`, weighted by share. Arguments and errors are those
-    of `relation_calibration`.
+    It is the mean of |`score` - `same`| over the bins, weighted by `share`. These are columns of `relation_calibration`.
+    Arguments and errors are those of `relation_calibration`.
     """
     table = relation_calibration(scores, labels, bins)
     return float(((table["score"] - table["same"]).abs() * table["share"] / 100).sum())

@@ -75,10 +75,10 @@ def class_relations(run: Run, epoch: int, exit: int, kind: str = "trained") -> T
     """Class-level relation (`relation_matrix`) after `epoch` at `exit`; (C, C) float32 in [0, 1], NaN where a pair of classes
     has no pair of images.
 
-    `kind` "trained": the matrices that the snapshot stores, one for each relation network. `exit` is then the number of the
-    relation network, from 1. A network with a single exit may have several relation networks. If the method has
-    no relation networks, the snapshot has one matrix for each exit. For "cosine" and "l2" see `snapshot_scores`. Raises
-    `CorsdError` for an unknown epoch, exit or kind.
+    `kind` "trained": a matrix that the snapshot stores. It stores one for each relation network, and `exit` is the number of
+    the relation network, from 1. There may be more relation networks than exits. If the method has no relation networks, the
+    snapshot stores one matrix for each exit. `kind` "cosine" and "l2": see `snapshot_scores`. Raises `CorsdError` for an
+    unknown epoch, exit or kind.
     """
     snapshot = snapshot_at(run, epoch)
     _check_exit(exit, _relation_count(snapshot, kind))
@@ -258,8 +258,8 @@ def same_class_auc(scores: Tensor, labels: Tensor) -> float:
     The pairs are all ordered pairs of different images. The result is the share of combinations of one intra pair (same class)
     and one inter pair (different classes) in which the intra pair has the higher score; ties count half. It is Mann-Whitney U /
     (P·Q) for P intra and Q inter pairs, computed exactly from ranks. `scores` (N, N), `labels` (N,). Pairs with a NaN score are
-    left out; NaN without an intra or an inter pair. Raises `CorsdError` if the shapes are wrong. Source: Hanley and McNeil
-    1982.
+    left out. The result is NaN if no intra pair or no inter pair is left. Raises `CorsdError` if the shapes are wrong. Source:
+    Hanley and McNeil 1982.
     """
     intra, inter = _intra_and_inter(scores, labels)
     p, q = int(intra.sum()), int(inter.sum())
@@ -280,7 +280,8 @@ def relation_contrast(scores: Tensor, labels: Tensor) -> dict[str, float]:
     - `triplets`: share in [0, 1] of the triplets (i, j, k) with r_ij > r_ik, where j is another image of the class of i, and k
       is an image of a different class. Ties count half; 0.5 is chance.
 
-    Pairs with a NaN score are left out; NaN if none remain. Raises `CorsdError` if the shapes are wrong. Source: ours.
+    Pairs with a NaN score are left out. A value is NaN if there are no pairs or triplets for it. Raises `CorsdError` if the
+    shapes are wrong. Source: ours.
     """
     intra, inter = _intra_and_inter(scores, labels)
     means = [scores[mask].double().mean().item() for mask in (intra, inter)]

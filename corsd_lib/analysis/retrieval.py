@@ -52,7 +52,7 @@ SIMILARITIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 def recall_at_1(scores: Tensor, labels: Tensor) -> float:
-    """Share (%) of images whose highest-scored other image is of their class.
+    """Percentage of images whose highest-scored other image has the same class.
 
     Arguments, ties and errors as in `retrieval_metrics`.
     """
@@ -73,7 +73,7 @@ def map_at_r(scores: Tensor, labels: Tensor) -> float:
 
 
 def retrieval_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    """recall_at_1, r_precision and map_at_r (%) of scores (N, N) for labels (N,), each image a query against all others.
+    """recall_at_1, r_precision and map_at_r (%) of scores (N, N) for labels (N,); each image is a query against all others.
 
     R is the number of other images of the query's class. For one query the metrics are:
 
@@ -114,8 +114,10 @@ def _mean_metrics(blocks: Iterable[Tensor]) -> dict[str, float]:
 
 
 def _query_metrics(scores: Tensor, labels: Tensor, queries: Tensor) -> Tensor:
-    """recall@1, R-precision and MAP@R (3, Q) double in [0, 1] for `queries` (Q,), indices of images, from their scores (Q, N).
-    NaN for a query with R = 0. Raises `CorsdError` for NaN scores.
+    """recall@1, R-precision and MAP@R of each query: (3, Q) double in [0, 1].
+
+    `scores` (Q, N); `labels` (N,); `queries` (Q,): indices of images. R is the number of other images of the class of the
+    query. The metrics of a query with R = 0 are NaN. Raises `CorsdError` for NaN scores.
     """
     if scores.isnan().any():
         raise CorsdError("scores have NaN; allowed: numbers, higher for more similar images")
@@ -168,10 +170,11 @@ def _check_embeddings(embeddings: Tensor, labels: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Episodes:
-    """Few-shot tasks: `count` random sets of `ways` classes, with `shots` examples and `queries` other images of each.
+    """`count` few-shot tasks: random sets of `ways` classes, with `shots` examples and `queries` other images of each class.
 
-    Sampled uniformly with `seed`, without repetition within an episode, from the classes with enough images. The defaults are
-    the usual ones (Chen et al. 2019, arXiv 1904.04232). Raises `CorsdError` for values out of range.
+    Classes and images are sampled uniformly with `seed`. A task (episode) contains no class and no image twice. Classes with
+    fewer than `shots` + `queries` images are not used. The defaults are the usual ones (Chen et al. 2019, arXiv 1904.04232).
+    Raises `CorsdError` for values out of range.
     """
 
     ways: int = 5

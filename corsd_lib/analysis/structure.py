@@ -124,9 +124,9 @@ def nearest_mean_accuracy(embeddings: Tensor, labels: Tensor) -> float:
     """Percentage of images that are strictly nearer to the mean of their own class than to any other mean, leave-one-out.
 
     Embeddings (N, D), labels (N,), Euclidean. The mean of its own class is computed without the image itself; otherwise noise
-    would score near 100 with few images and many dimensions. The only image of a class is left out. NaN if no image remains,
-    for a single class, and for embeddings that are not finite. Raises `CorsdError` if the shapes are wrong. Source of the
-    classifier: Mensink et al. 2013.
+    would score near 100 with few images and many dimensions. A class with only one image is not evaluated, but its mean counts
+    among the others. NaN if no image remains, if there is only one class, and if embeddings are not finite. Raises `CorsdError`
+    if the shapes are wrong. Source of the classifier: Mensink et al. 2013.
     """
     x, y, counts = _grouped(embeddings, labels)
     counted = counts[y] > 1
@@ -219,10 +219,10 @@ def cka_matrix(embeddings: Sequence[Tensor], others: Sequence[Tensor] | None = N
 
 
 def cka_between_runs(run_a: Run, run_b: Run, epoch: int, epoch_b: int | None = None) -> Tensor:
-    """`linear_cka` (K_a, K_b) float64 between the exits of two runs after `epoch`; for `run_b` after `epoch_b` if that is
-    given.
+    """`linear_cka` (K_a, K_b) float64 between the exits of two runs.
 
-    Raises `CorsdError` if the runs have different classes or probe images, or no snapshot after the epoch.
+    The embeddings are those of `run_a` after `epoch`, and of `run_b` after `epoch_b` (default: `epoch`). Raises `CorsdError` if
+    the runs have different classes or probe images, and if one of them has no snapshot after its epoch.
     """
     a, b = run_a.probes, run_b.probes
     if run_a.data.class_names != run_b.data.class_names:
@@ -272,7 +272,7 @@ def _deviations(x: Tensor, y: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _unit_gram(embeddings: Tensor) -> Tensor:
-    """XXᵀ of the embeddings (N, D), centred, as a vector (N²,) of norm 1; NaN if all embeddings are equal."""
+    """Gram matrix XXᵀ of the centred embeddings X (N, D), as a vector (N²,) of norm 1; NaN if all embeddings are equal."""
     x = _centred(embeddings)
     gram = (x @ x.T).flatten()
     return gram / gram.norm()

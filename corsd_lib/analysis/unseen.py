@@ -114,9 +114,10 @@ def _trained_relations(run: Run) -> list[VectorRelation]:
 
 
 def _few_shots(classify: Callable[..., FewShot], labels: Tensor) -> dict[str, float]:
-    """Few-shot columns of a row of the report; NaN for a number of shots for which too few classes have enough images.
+    """Few-shot columns of a row of the report.
 
-    `classify(episodes=...)` returns the mean accuracy over episodes and half the width of its interval. `labels` (N,).
+    `classify(episodes=...)` returns the mean accuracy over episodes and half the width of its confidence interval. `labels`
+    (N,). If too few classes have enough images for a number of shots, its columns are NaN.
     """
     sizes = torch.bincount(labels)
     ways, found = min(WAYS, len(sizes)), dict[str, float]()

@@ -46,7 +46,8 @@ class DeletionCurve:
 class Randomisation(NamedTuple):
     """Spearman correlations, in [-1, 1], between the map of a network and that of the same network with random weights.
 
-    `signed`: of their values; `absolute`: of their absolute values; NaN if a map is constant.
+    `signed`: correlation of the values of the two maps. `absolute`: correlation of their absolute values. NaN if a map is
+    constant.
     """
 
     signed: float

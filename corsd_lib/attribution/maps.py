@@ -104,7 +104,7 @@ def attribute_pair(
     - "grad_cam": one image at a time, while the embedding of the other is fixed.
 
     Other arguments as in `attribute_exit`. Raises the errors of `attribute_exit`, and `CorsdError` for images of different
-    shapes and for `relations` that are empty, an unknown name or of another type. Source of the method for pairs: ours.
+    shapes and for `relations` that are empty, an unknown name, or not relation networks. Source of the method for pairs: ours.
     """
     check_request(method, baseline, steps)
     a, b = image_batch(network, image_a), image_batch(network, image_b)
@@ -166,7 +166,10 @@ def _relation_at(network: MultiExitNetwork, relations: Sequence[nn.Module] | nn.
 
 
 def _vector_score(relation: nn.Module) -> tuple[Score, str]:
-    """A function from the embeddings of n pairs, two tensors (n, D), to scores (n,), and the name of the score."""
+    """The score function of `relation`, and the name of the score.
+
+    The function takes the embeddings of the first and of the second images of n pairs, both (n, D), and returns scores (n,).
+    """
     if isinstance(relation, VectorRelation):
         trained = relation
         return lambda a, b: trained.score(trained.pair_embeddings(a, b)).squeeze(-1), "relation logit"

@@ -140,8 +140,8 @@ def _readable(name: str) -> Iterator[None]:
 def _user_path(path: str, root: str | Path | None) -> Path:
     """The folder or file of folder:PATH or npz:PATH.
 
-    A relative `path` is searched in `root`, if that is given, and then in the working directory. If it is in neither, raises
-    CorsdError with the paths that were searched. An absolute path is not checked.
+    A relative `path` is looked for in `root`, if that is given, and then in the working directory. If it is in neither, raises
+    CorsdError that names both places. An absolute path is not checked.
     """
     own = _expand_home("data set", path)
     if own.is_absolute():

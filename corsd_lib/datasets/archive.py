@@ -22,8 +22,8 @@ HARMLESS = 256 * 1024**2  # arrays up to this size in bytes may have any ratio
 class Archive(NamedTuple):
     """Content of an .npz file.
 
-    `arrays`: name -> array. `others`: names of further arrays in the file, which were not read. `checksums`: name -> CRC-32 of
-    the bytes of the array, verified.
+    `arrays`: name -> array. `others`: names of further arrays in the file, which were not read. `checksums`: name -> verified
+    CRC-32 of the array's .npy file in the archive.
     """
 
     arrays: dict[str, np.ndarray]

@@ -109,8 +109,8 @@ class ImageData:
     - `image_size`: side in pixels of the square input of the network; stored images may be larger, for cropping;
     - `augmentation`: the default of the data set, one of `AUGMENTATIONS`;
     - `attributes` float32 (C, A) in [0, 1], or None;
-    - `crop_scale`: smallest share of the area in a "resized_crop": 0.4 keeps most of a bird in the image (ours), for ImageNet
-      the usual 0.08;
+    - `crop_scale`: smallest share of the image area in a "resized_crop"; 0.08 for ImageNet, as usual; 0.4 by default, so that
+      most of a bird stays in the image (ours);
     - `notices`: remarks on how the files were read;
     - `unseen`: the classes that are held out of all splits, with their own labels and names, see `datasets.holdout`;
     - `generated_split`: whether this library chose the test set, by `test_fraction`.

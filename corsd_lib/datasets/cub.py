@@ -29,10 +29,10 @@ Value = TypeVar("Value")
 def load_cub(root: Path, image_size: int | None, crop_to_box: bool, fetch: bool) -> ImageData:
     """CUB-200-2011 from `<root>/CUB_200_2011`: 200 birds, 5,994 train and 5,794 test images, official split.
 
-    Images are in memory as uint8 (N, 3, S, S). S is 8/7 of `image_size`, which is 64 by default. Each image is cut to the
-    square around the bird (`crop_to_box`), otherwise to its centre square. Grey images become RGB. A superclass is the last
-    word of a class name (Albatross, Warbler, ...); this is ours, the data set has none. Attributes are float32 (200, 312) in
-    [0, 1], None if their files are missing. `fetch` downloads the archive if the folder is missing. Raises CorsdError for
+    Images are in memory as uint8 (N, 3, S, S), with S = 8/7 of `image_size` (default: 64). With `crop_to_box` each image is cut
+    to the square around the bird, without it to the centre square. Grey images become RGB. The data set has no superclasses;
+    here a superclass is the last word of a class name (Albatross, Warbler, ...). Attributes are float32 (200, 312) in [0, 1],
+    None if their files are missing. With `fetch` the archive is downloaded if the folder is missing. Raises CorsdError for
     missing, contradictory or corrupt files. Source: Wah et al., Caltech CNS-TR-2011-001.
     """
     folder = root / FOLDER
@@ -108,10 +108,11 @@ def _classes(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...], Tensor]:
 
 
 def _attributes(folder: Path, classes: int) -> tuple[Tensor | None, tuple[str, ...]]:
-    """Class attributes float32 (C, A) and their A names; None and () if there is no file.
+    """Class attributes float32 (C, A) and their A names; None and () if the data has no attributes.
 
-    A value is how often an attribute was seen in images of the class, in percent in the file and in 0..1 here. Raises
-    CorsdError for a file that cannot be read or does not match.
+    A value says how often an attribute was seen in images of the class, from 0 to 1; the file has percentages. The names are ()
+    if there is no attributes.txt. Raises CorsdError for a file that cannot be read, for a value out of range, if the number of
+    rows is not C, and if the number of names is not A.
     """
     file = folder / "attributes" / "class_attribute_labels_continuous.txt"
     if not file.is_file():

@@ -59,10 +59,10 @@ def download(url: str, path: str | Path, digest: str, size: int | None = None, *
 def unpacked(archive: Path) -> Iterator[Path]:
     """Unpack a tar file into a temporary folder beside it, and yield the folder, which is deleted after the context.
 
-    Only one process at a time unpacks into a folder, others wait; remains of a killed process are removed. An archive with
-    members outside the folder is refused by tarfile's "data" filter (PEP 706). Before Python 3.11.4, which introduced this
-    filter, only files and folders inside are allowed. Raises CorsdError for an archive that is refused, and for a corrupt one,
-    which is renamed to `<archive>.corrupt`.
+    Only one process at a time unpacks in the folder of the archive; others wait. Remains of a killed process are removed. An
+    archive with members outside the folder is refused by tarfile's "data" filter (PEP 706). Python 3.11 before 3.11.4 has no
+    such filter; then an archive with any member that is not a file or folder inside the folder is refused. Raises CorsdError
+    for an archive that is refused. A corrupt archive also raises CorsdError and is renamed to `<archive>.corrupt`.
     """
     with _writing(archive), locked(archive.parent, wait=math.inf), contextlib.ExitStack() as stack:
         if is_locked(archive.parent):  # False on a system without locks, where another process may use the folder
@@ -88,7 +88,7 @@ def unpacked(archive: Path) -> Iterator[Path]:
 class _OutsideError(Exception):
     """Raised for an archive member that is not a file or folder inside the destination.
 
-    Used only if tarfile has no filters; they have an error of their own.
+    Used only if this version of tarfile has no extraction filters. The filters raise their own error, `tarfile.FilterError`.
     """
 
 

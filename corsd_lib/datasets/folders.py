@@ -69,10 +69,10 @@ def load_folder(name: str, folder: Path, image_size: int | None, test_fraction: 
     validation split; `load_dataset` ignores it if `validation_fraction` is given. A folder that has only class folders is
     split: about `test_fraction` of each class (0.2 by default) is the test set, see `split_classes`.
 
-    The images of all splits are kept in memory if they fit into `MEMORY_LIMIT` bytes as centre squares with a side of 8/7 of
-    `image_size`. Mean and standard deviation are then those of the training split. Otherwise images are streamed from files,
-    mean and standard deviation are those of ImageNet, and random crops are taken from the whole image. Orientation tags (EXIF)
-    are not applied, as in torchvision. Raises CorsdError for missing folders, two folders that mean the same split, splits with
+    If the centre squares of all images, with a side of 8/7 of `image_size`, fit into `MEMORY_LIMIT` bytes, they are kept in
+    memory. Mean and standard deviation are then those of the training split. Otherwise images are streamed from files, mean and
+    standard deviation are those of ImageNet, and random crops are taken from the whole image. Like torchvision, the function
+    ignores orientation tags (EXIF). Raises CorsdError for missing folders, two folders that mean the same split, splits with
     different classes, fewer than two classes, a class without images or with too few to split, an image that cannot be read,
     and a `test_fraction` for a folder that has a split.
     """
@@ -86,10 +86,10 @@ def load_folder(name: str, folder: Path, image_size: int | None, test_fraction: 
 
 
 def load_splits(listings: Sequence[Listing], side: int, stored: int) -> list[Split]:
-    """The images of every listing: in memory, as squares with a side of `stored` pixels, if all fit into `MEMORY_LIMIT`, else
-    as files.
+    """The images of every listing: in memory if the images of all listings fit into `MEMORY_LIMIT`, else as files.
 
-    `side`: side of the square input of the network, in pixels. Raises CorsdError for an image that cannot be read.
+    In memory they are squares with a side of `stored` pixels. `side`: side of the square input of the network, in pixels.
+    Raises CorsdError for an image that cannot be read.
     """
     needed = sum(len(listing.paths) for listing in listings) * 3 * stored**2
     return [_stream(one, side) if needed > MEMORY_LIMIT else _in_memory(one, stored) for one in listings]
@@ -142,9 +142,10 @@ def split_classes(folder: Path, fraction: float) -> Parts:
 
 
 def _held_out(listing: Listing, fraction: float) -> set[int]:
-    """Indices of the files of a listing for which the hash of the name, a number in [0, 1), is below `fraction`.
+    """Indices of the files whose name has a hash, a number in [0, 1), below `fraction`.
 
-    Every class must have at least two files. At least one file of each class is included, and at least one is left out.
+    Every class must have at least two files. Whatever the hashes are, the result has at least one file of each class and lacks
+    at least one.
     """
     of_class: dict[int, list[tuple[float, int]]] = {}
     for row, (name, label) in enumerate(zip(listing.names, listing.labels, strict=True)):
@@ -163,7 +164,7 @@ def _hash_fraction(name: str) -> float:
 
 
 def _enlarged_notice(paths: Sequence[str], side: int) -> tuple[str, ...]:
-    """A notice if at least half of a sample of images is smaller than the input of the network (`side` pixels), else ()."""
+    """A notice if more than half of a sample of images have a shorter side below `side`, the input of the network; else ()."""
     sizes = image_sizes(paths[:: -(-len(paths) // SAMPLE)])
     middle = sorted(sizes, key=min)[len(sizes) // 2]
     if min(middle) >= side:

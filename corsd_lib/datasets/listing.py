@@ -48,7 +48,7 @@ def split_folders(folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
     """The folders in `folder` that are splits, as a dict split -> name of its folder, and the names of the others.
 
     The splits are "train", "validation" and "test". Upper and lower case count as the same. Raises CorsdError if two folders
-    mean the same split.
+    mean the same split, such as val/ and valid/.
     """
     splits: dict[str, str] = {}
     others = []

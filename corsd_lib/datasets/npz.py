@@ -145,7 +145,11 @@ def _check_shapes(path: Path, arrays: dict[str, np.ndarray], splits: dict[str, I
 
 
 def _checksum(crc: int, images: np.ndarray) -> str:
-    """Hexadecimal checksum of images: the CRC-32 of all bytes, verified when they were read, and a 64-bit sum of the bytes."""
+    """Hexadecimal checksum of images: their CRC-32 and a sum modulo 2**64.
+
+    `crc`: the CRC-32 of all bytes, which was verified when they were read. The sum is that of the 64-bit words and of the
+    remaining bytes.
+    """
     words = np.ascontiguousarray(images).reshape(-1)
     whole = len(words) // 8 * 8
     total = int(words[:whole].view(np.uint64).sum()) + int(words[whole:].sum())

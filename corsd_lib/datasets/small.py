@@ -64,8 +64,8 @@ def cifar_classes(name: str) -> tuple[tuple[str, ...], tuple[str, ...], Tensor]:
 def load_digits(image_size: int | None) -> ImageData:
     """scikit-learn's 1,797 handwritten digits, uint8 (N, 1, 8, 8): 1,000 train (100 of each class), 797 test.
 
-    The split is ours, and the same for every seed. For sizes other than 8 images are resized, bilinearly. Source: Alpaydin and
-    Kaynak, UCI 1998 (the test part of the optical digits).
+    The split is ours, and the same for every seed. The images are resized bilinearly if `image_size` is not 8 (default: 8).
+    Source: Alpaydin and Kaynak, UCI 1998 (the test part of the optical digits).
     """
     from sklearn import datasets
 

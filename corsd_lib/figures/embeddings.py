@@ -117,7 +117,7 @@ def _look(i: int) -> dict[str, Any]:
 
 
 def _codes(values: Any, names: Sequence[str] | None) -> Any:
-    """The index in `names` of every value (N,). Raises `CorsdError` if `names` lacks one."""
+    """Indices (N,) of the values in `names` (default: the sorted values). Raises `CorsdError` if `names` lacks a value."""
     names = sorted(set(values.tolist())) if names is None else names
     index = {name: i for i, name in enumerate(names)}
     unknown = sorted(set(values.tolist()) - set(index))
@@ -183,7 +183,8 @@ def _finish(figure: go.Figure, count: int, quality: Sequence[str] | None, colour
 def _name_groups(figure: go.Figure, points: Any, classes: Any, dark: bool) -> None:
     """Write the short name of every class at the median of its points, in every panel. Names that would touch are moved apart.
 
-    `points` (K, N, 2): positions in K panels. `classes` (N,): class names of the points. More than 24 names are not moved.
+    `points` (K, N, 2): positions in K panels. `classes` (N,): class names of the points. If there are more than 24 names,
+    none is moved.
     """
     look = {"showarrow": False, "font": {"size": 13, "color": style.INK[dark]}}
     pixels = 0.85 * _SIDES.get(min(len(points), _COLUMNS), 330) / max(float(np.ptp(points, axis=(0, 1)).max()), 1e-9)
@@ -200,7 +201,7 @@ def _name_groups(figure: go.Figure, points: Any, classes: Any, dark: bool) -> No
 def _moved_apart(places: npt.NDArray[np.float64], names: Sequence[str]) -> npt.NDArray[np.float64]:
     """Positions (n, 2) of names in pixels, after overlapping names were moved apart.
 
-    More than 24 names are not moved. The 40 rounds of moves are enough for a dozen names.
+    If there are more than 24 names, none is moved. The 40 rounds of moves are enough for a dozen names.
     """
     places = places.copy()
     if len(places) > _MOST_NAMES:  # there is no room for so many names, and moving them takes seconds

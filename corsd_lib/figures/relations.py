@@ -123,7 +123,7 @@ def square_class_axes(figure: go.Figure, classes: int, *, unit: str = "class", *
 
 
 class NameRoom(NamedTuple):
-    """Layout of the names beside and below the cells: font size, length of the longest in pixels, and orientation."""
+    """Layout of the names beside and below the cells: font size, length of the longest name in pixels, and orientation."""
 
     size: int
     longest: int

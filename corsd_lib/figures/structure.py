@@ -69,10 +69,11 @@ def structure_over_depth(
 def structure_over_epochs(
     table: pd.DataFrame | Tables, measures: Sequence[str] = DEFAULT_MEASURES, title: str = "", *, dark: bool = False
 ) -> go.Figure:
-    """Structure over the epochs: a panel for each measure, a line for each exit, a row for each run, all on the same scales.
+    """Structure over the epochs: a panel for each measure, a line for each exit, a row for each run.
 
-    `table` and errors as in `structure_over_depth`; the deepest exits of all runs have the same line style. The default title
-    states the first and the last value of the first measure at the deepest exit.
+    `table` and errors as in `structure_over_depth`. The panels of a measure have the same scales in all rows. The deepest exits
+    of all runs have the same line style. The default title states the first and the last value of the first measure at the
+    deepest exit.
     """
     tables = _checked(table, measures)
     most = max(rows["exit"].max() for rows in tables.values())

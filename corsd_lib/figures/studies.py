@@ -76,10 +76,10 @@ def gain_by_method(summary: Mapping[str, Any], *, sort: bool = True, dark: bool 
     """Gain of every variant over the baseline at the deepest exit, in points, paired by seed, with 95 % interval.
 
     `summary`: from `summarise`. With `sort` the largest gain is on top, otherwise the variants have the order of the tables of
-    the study. Each ring is one of the n seeds. A variant is grey if it has no interval or if its interval contains zero. If
-    most gains are negative, the label of the axis is "difference from" instead of "gain over". The title names the variant with
-    the largest gain whose interval is above zero. If there is none, it names or counts the variants whose interval is below
-    zero. `dark`: colours for a dark page. Raises `CorsdError` if no variant has a gain.
+    the study. A ring is the gain for a single seed. A variant is grey if it has no interval or if its interval contains zero.
+    If most gains are negative, the label of the axis is "difference from" instead of "gain over". Of the variants whose
+    interval is above zero, the title names the one with the largest gain. If there are none, the title names or counts the
+    variants whose interval is below zero. `dark`: colours for a dark page. Raises `CorsdError` if no variant has a gain.
     """
     compared = [m for m in summary["methods"].values() if m["gain"] is not None]
     by_gain = sorted(compared, key=lambda m: -m["gain"])
@@ -163,11 +163,11 @@ def unseen_by_exit(
 ) -> go.Figure:
     """A retrieval or few-shot metric (%) on held-out classes, by exit: one line for each variant, with 95 % intervals.
 
-    `summary`: from `summarise`, of a study with held-out classes. `measure`: a column of `unseen_class_report`; `score`: one of
-    its scores, such as "cosine". Exits are aligned at the deepest one. Each ring is one seed. The title names the variant with
-    the highest mean at the deepest exit. Variants without an interval are considered only if no variant has one. `dark`:
-    colours for a dark page. Raises `CorsdError` for a study without held-out classes and for a metric or score that no variant
-    has.
+    `summary`: from `summarise`, of a study with held-out classes. `measure`: a column of `unseen_class_report`; `score`: a
+    score of that report, such as "cosine". Exits are aligned at the deepest one. Each ring is one seed. The title names the
+    variant with the highest mean at the deepest exit. Variants without an interval are considered only if no variant has one.
+    `dark`: colours for a dark page. Raises `CorsdError` for a study without held-out classes and for a metric or score that no
+    variant has.
     """
     lines = summary.get("unseen", [])
     if not lines:

@@ -94,7 +94,7 @@ def exit_names(count: int, prefix: str = "exit") -> list[str]:
 
 
 def line_style(i: int) -> dict[str, Any]:
-    """Colour and dash of the `i`-th line of a panel; dashes are used after all colours."""
+    """Colour and dash of the `i`-th line of a panel; the dash changes once all colours are used."""
     return {"color": PALETTE[i % len(PALETTE)], "dash": DASHES[i // len(PALETTE) % len(DASHES)], "width": 2}
 
 
@@ -180,8 +180,9 @@ def save_png(
     seconds.
 
     `colors`: largest number of colours in the file, 1 to 256; 256 is enough for lines and text and makes the file about a third
-    of the size. `within`: a folder that contains `path` and must exist. Raises `CorsdError` if `colors` is out of range and if
-    Chromium is missing or takes minutes, and `MissingPackage` if kaleido is missing.
+    of the size. `within`: a folder that contains `path` and must exist. Raises `CorsdError` if `colors` is out of range, if
+    Chromium is missing or needs more than `DRAW_SECONDS`, if `path` is a file that is not a PNG, and if the file cannot be
+    written. Raises `MissingPackage` if kaleido is missing.
     """
     if colors is not None and not 1 <= colors <= 256:
         raise CorsdError(f"colors = {shortened(colors)}; allowed: 1 to 256")

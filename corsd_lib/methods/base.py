@@ -117,14 +117,15 @@ class Method(nn.Module):
     def loss_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         """Unweighted terms of the loss by name, all scalars. Use `active_terms` to skip terms of weight 0.
 
-        Raises `CorsdError` in a method that does not define it.
+        The default implementation raises `CorsdError`.
         """
         raise CorsdError(f"method {self.name!r} has no terms: define loss_terms(self, out, batch)")
 
     def active_terms(self, parts: Mapping[str, Callable[[], Tensor]]) -> dict[str, Tensor]:
-        """Call the functions `parts` of those terms whose weight is not 0, and return their results by name.
+        """Compute the terms whose weight is not 0, and return them by name.
 
-        Raises `CorsdError` if a term has no option of the same name (its weight).
+        `parts`: name of a term -> function that computes the term. The weight of a term is the option of the same name. Raises
+        `CorsdError` if there is no such option.
         """
         return {name: part() for name, part in parts.items() if self._weight(name)}
 

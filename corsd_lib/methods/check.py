@@ -306,7 +306,10 @@ def _with_gradient(term: Tensor, tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def _attributes_with_a_graph(method: Method) -> list[str]:
-    """Names of attributes that hold a tensor with a gradient, including in lists and dicts, except parameters and buffers."""
+    """Names of attributes that hold a tensor with `requires_grad`, directly or in a list, tuple, set, deque or dict.
+
+    Parameters, buffers and submodules are not counted.
+    """
     found = []
     for prefix, module in method.named_modules():
         for name, value in vars(module).items():
@@ -528,7 +531,10 @@ def _recording(what: str) -> Iterator[None]:
 
 
 def _why_not_recordable(error: Exception) -> str:
-    """Text for `error`, raised on fake tensors (shapes without values): why no CUDA graph can record the method, and advice."""
+    """Text that explains why a CUDA graph cannot record the method, with advice.
+
+    `error` was raised on fake tensors, which have shapes but no values.
+    """
     from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
     if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):

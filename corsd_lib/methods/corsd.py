@@ -47,7 +47,7 @@ AFFINITIES = ("trained", "cosine", "l2", "labels")
 class CorsdOptions(MethodOptions):
     """Options of CORSD: the weights of its terms, then settings. The defaults are ours.
 
-    `class_kd` is our addition: at every trained exit the prediction for another image of the class is a soft target, as in
+    `class_kd` is our addition: at every trained exit the prediction for another image of the same class is a soft target, as in
     CS-KD, with the temperature `class_temperature`. With `class_kd` 0 and the other defaults the terms are those of the paper,
     computed from embeddings instead of feature maps (see `fusion`).
     """
@@ -206,7 +206,8 @@ class Corsd(Method):
 
         They are the losses of each relation network, the distillation from the deepest relation network to the others,
         "logit_relation" (see `LogitRelation`) and "relation_kd" (see `_relation_kd`). Raises `CorsdError` if `attach` was not
-        called before, and if a batch with the sampling "triplet" has no random tensors yet and its size is not a multiple of 3.
+        called before. If the batch has no random tensors, they are sampled here; with the sampling "triplet" this raises
+        `CorsdError` unless the batch size is a multiple of 3.
         """
         if not self.relations:
             raise CorsdError(f"method {self.name!r} has no relation networks yet: call attach(network) first")

@@ -63,9 +63,9 @@ class Dlb(Method):
     """The plain network; half of each batch repeats the previous one, whose predictions are targets. DLB, arXiv 2203.16172.
 
     Each image is used twice in an epoch, in two crops, as in the authors' code. Each use counts as one image, so a study with
-    equal numbers of images trains this method for half of the epochs. The buffers `indices` (M,) and `logits` (M, C) belong
-    to the previous batch of all processes together. They are stored in checkpoints, not with the weights. With any sampling
-    other than "overlapping", hardly any image is repeated.
+    equal numbers of images trains this method for half of the epochs. The buffers `indices` (M,) and `logits` (M, C) hold the
+    image indices and the logits of the previous batch, gathered from all processes. They are stored in checkpoints, not with
+    the weights. With any sampling other than "overlapping", hardly any image is repeated.
     """
 
     name = "dlb"

@@ -43,9 +43,9 @@ class MixupOptions(MethodOptions):
 class Mixup(Method):
     """The plain network on weighted means of two images, with their labels weighted in the same way. mixup, arXiv 1710.09412.
 
-    All images of a batch use one share and one permutation, as in the authors' code. Images are mixed after augmentation and
-    normalisation. The training accuracy is measured on mixed images with the label of the first one, so it is lower than on
-    single images.
+    The weight of the first image is the same for the whole batch, and one permutation of the batch gives the second images, as
+    in the authors' code. Images are mixed after augmentation and normalisation. The training accuracy is measured on mixed
+    images with the label of the first image, so it is lower than on single images.
     """
 
     name = "mixup"
@@ -85,10 +85,11 @@ class Mixup(Method):
 
 
 class Cutmix(Mixup):
-    """The plain network on images with a rectangle from a second one, labels weighted by area. CutMix, arXiv 1905.04899.
+    """The plain network, trained on images with a rectangle from a second image. CutMix, arXiv 1905.04899.
 
-    All images of a batch use one rectangle and one permutation, as in the authors' code. The training accuracy is measured on
-    mixed images with the label of the image around the rectangle.
+    The two labels are weighted by the visible areas of the two images. All images of a batch use one rectangle and one
+    permutation, as in the authors' code. The training accuracy is measured on mixed images with the label of the image around
+    the rectangle.
     """
 
     name = "cutmix"

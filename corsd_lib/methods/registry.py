@@ -56,9 +56,10 @@ def find_method(name: str) -> type[Method]:
 
 
 def build_method(name: str, *, network: MultiExitNetwork | None = None, **options: Any) -> Method:
-    """Create a method by name with its options; with `network` it is also attached, which creates its trainable modules.
+    """Create a method by name with its options.
 
-    Raises `CorsdError` for an unknown name and invalid options.
+    If `network` is given, the method is also attached to it: this creates the trainable modules of the method. Raises
+    `CorsdError` for an unknown name and invalid options.
     """
     method = find_method(name)(**options)
     return method.attach(network) if network is not None else method

@@ -308,7 +308,9 @@ def new_network(config: TrainConfig, data: DataInfo) -> MultiExitNetwork:
 
 
 def load_part(module: nn.Module, tensors: Mapping[str, Tensor], part: str, source: Path) -> None:
-    """Load the tensors whose names begin with `part` and a dot into `module`. `source`: their file.
+    """Load the tensors of one part of a file into `module`.
+
+    `part`: "network", "method" or "relations". The names of its tensors begin with "<part>.". `source`: path of the file.
 
     Raises `CorsdError` for the first tensor that is missing, unknown or not finite, or has a wrong shape or type.
     """

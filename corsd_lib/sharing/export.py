@@ -244,8 +244,8 @@ def _smaller(run: Run, snapshot: Snapshot, indices: Tensor, labels: Tensor, netw
     """The tensors of a snapshot for the probe images `indices` (n,) with `labels` (n,).
 
     `networks`: relation networks of the method; the weights of the snapshot are loaded into them. Class-level relations are
-    computed again from these images. Networks that compare feature maps cannot do this, so for them the relations of the
-    snapshot are kept.
+    computed again from these images. If the relation networks compare feature maps, which a snapshot does not have, the
+    relations of the snapshot are kept.
     """
     embeddings = [e[indices] for e in snapshot.embeddings]
     relations = snapshot.relations

@@ -220,7 +220,8 @@ def _accuracy(named: Named) -> list[Panel]:
 def _curves(named: Named) -> list[Panel]:
     """Panel of training curves: accuracy of all runs by exit, and for each run the terms of the loss.
 
-    Accuracy has one chart for training and one for validation images, if there are any. No panel if no epoch is finished.
+    Accuracy has one chart for training images and, if there are any, one for validation images. The result is [] if no epoch is
+    finished.
     """
     metrics = {name: run.metrics for name, run in named.items()}
     trained = {name: table for name, table in metrics.items() if not table.empty}
@@ -343,7 +344,10 @@ def _structure(named: Named, report: Report) -> list[Panel]:
 
 
 def _relations(named: Named) -> list[Panel]:
-    """For each group of runs with the same classes, an explorer of their relations, and the differences from the first run."""
+    """For each group of runs with the same classes: an explorer of their relations, and the differences from the first run.
+
+    The differences are left out if there are more than `_DIFFERENCES` classes.
+    """
     groups: dict[tuple[str, ...], Named] = {}
     for name, run in named.items():
         groups.setdefault(run.data.class_names, {})[name] = run

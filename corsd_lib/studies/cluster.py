@@ -270,7 +270,7 @@ def _executor(cluster: Cluster, folder: Path, name: str) -> Any:
 
 
 def _read_id(job: Job, cluster: str) -> str:
-    """The id that a job of this cluster was submitted with; "" if it was not."""
+    """Id of the last submission of `job` if that was to `cluster`, else ""."""
     file = job.sibling(".job")
     if not file.is_file():
         return ""

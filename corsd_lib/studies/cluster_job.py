@@ -86,7 +86,7 @@ class TrainingJob:
 
 @contextmanager
 def blocked(*signals: int) -> Iterator[None]:
-    """Block `signals` in this thread inside the context. Programs started there keep them blocked until they end."""
+    """Block `signals` in this thread inside the context. Programs started inside it keep `signals` blocked until they end."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield

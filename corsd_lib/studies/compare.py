@@ -47,14 +47,14 @@ def run_study(
     in the terminal instead.
 
     Ctrl-C or SIGTERM stops the trainings after they have saved; another call continues them. If one training fails, the others
-    continue. If another process already runs a training, such as one started by a call that was killed, this call
-    waits for it.
+    continue. If another process is already running a training, for example a process that a killed call had started, this call
+    waits until that process ends.
 
     With `cluster` the trainings are jobs of a cluster, which go on after Ctrl-C; `live` is not used, and `jobs` is refused.
 
     Raises `CorsdError` for an unknown variant or seed, for `jobs` below 1 or more than this machine can run, for a record that
     is damaged or of another configuration, for a variant whose search is not finished, and if the folder of the study or of the
-    runs is moved or removed meanwhile. Without `cluster` the running trainings then save and end.
+    runs is moved or removed meanwhile. Without `cluster` the running trainings save and end after such an error.
     """
     if cluster and jobs is not None:
         raise CorsdError(
@@ -166,7 +166,10 @@ def _start_more(
 def _wanted(
     study: Study, runs: Path, data_root: str | None, variants: Sequence[str] | None, seeds: Sequence[int] | None
 ) -> list[Job]:
-    """The trainings that are asked for: first the first seed of every variant, then the second, and so on."""
+    """The requested trainings, sorted by seed: the first seed of every variant, then the second, and so on.
+
+    Raises `CorsdError` for an unknown variant or seed.
+    """
     every = study.jobs()
     for variant in variants or ():
         check_choice("variant", variant, study.variants)

@@ -55,7 +55,7 @@ class Variant:
 class Study:
     """A comparison of `variants`, each trained with several seeds.
 
-    `path`: folder of the study. `equal`: "images" or "epochs", of which all variants have the same number, see `config`.
+    `path`: folder of the study. `equal`: "images" or "epochs", the number that is equal for all variants, see `config`.
     `train`: settings that all variants share. `baseline`: name of the variant that gains are relative to. `tuning`: the
     hyperparameter search of each variant that is tuned, see `studies.search.Search`.
     """

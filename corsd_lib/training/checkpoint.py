@@ -90,9 +90,9 @@ class Checkpoint:
 
         The training has `epochs` epochs of `steps` steps each. Network and method must be newly created. `images(position)` is
         the number of images in the finished steps of the current epoch. `same_start`: whether network and method now have the
-        initial weights of the training, which another version of torch may sample differently; if True, parameters without a
-        momentum buffer must still have their initial values. Raises `CorsdError` if the file is damaged, or has a value that
-        this training cannot have written.
+        same initial weights as at the start of the training. Another version of torch may sample other weights. If True,
+        parameters without a momentum buffer must still have their initial values. Raises `CorsdError` if the file is damaged,
+        or has a value that this training cannot have written.
         """
         tensors, metadata = read_checkpoint(self.path)
         header = self._header(metadata)

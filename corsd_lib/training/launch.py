@@ -163,8 +163,8 @@ def _lock_in_first_process(fabric: Fabric, config: TrainConfig) -> Iterator[None
 def _images_for(data: ImageData | None, config: TrainConfig) -> ImageData:
     """Images to train on: `data`, or those that the configuration names.
 
-    Raises `CorsdError` if `data` holds out another number of classes than the configuration, and if an unfinished run was
-    started with other images.
+    Raises `CorsdError` if the numbers of held-out classes in `data` and in the configuration differ, and if the run directory
+    holds a run that was trained on other images.
     """
     if data is not None and len(unseen_class_names(data)) != config.hold_out_classes:
         raise CorsdError(

@@ -1,4 +1,4 @@
-"""Connections to the trackers, one class for each: they record the values of an epoch."""
+"""Connections to the trackers: one class for each tracker, with a method that records the values of an epoch."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Metrics of a training in TensorBoard, Weights & Biases, MLflow or a CSV file.
 
 A tracker reads the run on disk after each epoch and sends what it has not sent yet, so it cannot affect the training. The
-"step" of a tracker is the epoch. A resumed training records no epoch twice. `csv` and `tensorboard` write <run>/logs/<tracker>/
-again from the first epoch. `wandb` and `mlflow` continue the run in the tracker, whose id is stored in
+"step" of a tracker is the epoch. A resumed training records no epoch twice. `csv` and `tensorboard` then replace their files in
+<run>/logs/<tracker>/ and write all epochs again. `wandb` and `mlflow` continue their run; its id is stored in
 <run>/logs/<tracker>.json.
 """
 

@@ -210,9 +210,9 @@ class Trainer:
         return {name: value.detach() for name, value in parts.items()}, logits
 
     def _with_graphs(self) -> Callable[[Batch], StepOutputs]:
-        """`_forward_backward` as CUDA graphs; without graphs on a CPU and for a method that cannot be recorded.
+        """`_forward_backward` as CUDA graphs if the device is a GPU and the method can be recorded, else unchanged.
 
-        Raises `CorsdError` for several processes and for the precision "16-mixed".
+        Raises `CorsdError` if graphs would be used with several processes or with the precision "16-mixed".
         """
         if self.fabric.device.type != "cuda" or not self.method.cuda_graphs:
             return self._forward_backward
@@ -292,9 +292,10 @@ class Trainer:
             )
 
     def _terms_before(self, terms: set[str]) -> set[str]:
-        """Names of the terms that a resumed run has recorded; `terms`, the names at the first step, if nothing is recorded yet.
+        """Names of the loss terms that earlier processes of this run have recorded.
 
-        Raises `CorsdError` if the checkpoint lacks the sum of one of `terms`.
+        `terms`: names at the first step of this process; returned if nothing is recorded yet. Raises `CorsdError` if the
+        checkpoint has sums of the current epoch but lacks that of one of `terms`.
         """
         if missing := [f"loss.{name}" for name in sorted(terms) if self.totals and f"loss.{name}" not in self.totals]:
             raise CorsdError(f"{self.checkpoint.path} lacks totals.{missing[0]}: it is incomplete, or of another version")
@@ -345,7 +346,8 @@ class Trainer:
     def _recorded_lines(self, epochs: int) -> list[dict[str, Any]]:
         """Lines of metrics.jsonl for the first `epochs` epochs.
 
-        The file may also have the next epoch. Raises `CorsdError` if it has any other epochs, lacks one, or has a wrong step.
+        The file may also have the next epoch. Raises `CorsdError` if one of the first `epochs` epochs is missing, if there are
+        other epochs, and if the step of a line is wrong.
         """
         file = self.path / "metrics.jsonl"
         lines = read_metrics(file)
@@ -376,8 +378,8 @@ class Trainer:
         write_json(self._path_to_write("test.json"), with_checksum(result), within=self.path)
 
     def _path_to_write(self, name: str) -> Path:
-        """Path of the file `name` in the run directory, which is about to be written. Raises `CorsdError` if the run directory
-        was changed.
+        """Path at which the file `name` is to be written in the run directory. Raises `CorsdError` if the run directory was
+        changed.
         """
         if changed := self._change_by_others():
             raise CorsdError(changed)

@@ -134,7 +134,7 @@ class ExitExplorer(Explorer):
 
     @traitlets.observe("rule", "split")
     def _other_curve(self, change: Any) -> None:
-        """Choose the cheapest threshold of the new curve, unless the browser sent a threshold."""
+        """Choose a threshold for the new rule or split (see `choose_threshold`), unless the browser sent one."""
         if self._wanted.get("threshold") is None:
             self.choose_threshold()
 

@@ -139,9 +139,9 @@ class TrainingMonitor(Explorer):
     def train(self, config: TrainConfig, *, data: ImageData | None = None) -> None:
         """Train `config` in a thread and return immediately; arguments as in `corsd_lib.train`.
 
-        The training draws from torch's global random generator: cells that draw from it meanwhile change its result. Raises
-        `CorsdError` while another training of this monitor runs. An exception that ends the training is shown, and raised by
-        `wait`.
+        The training draws from torch's global random generator. Cells that use this generator during the training change the
+        result of the training. Raises `CorsdError` while another training of this monitor runs. An exception that ends the
+        training is shown, and raised by `wait`.
         """
         if self.training:
             raise CorsdError(f"{self._config and self._config.path} is still being trained: stop it first, or wait() for it")
@@ -159,12 +159,13 @@ class TrainingMonitor(Explorer):
         return self._thread is not None and not self._ended.is_set()
 
     def wait(self, timeout: float | None = None) -> Run:
-        """Wait for the end of the training and return the run; Ctrl-C stops and saves the training and returns the run.
+        """Wait for the end of the training and return the run.
 
-        While a cell waits, the kernel receives no clicks. To stop the training, press stop before you call `wait`, or interrupt
-        the cell.
+        While the cell waits, the kernel receives no clicks, so the stop button does not work. To stop the training, interrupt
+        the cell (Ctrl-C in a terminal): the training is saved and the run is returned.
 
-        Raises `CorsdError` if no training was started or after `timeout` seconds, and any exception that ended the training.
+        Raises `CorsdError` if no training was started, and if it has not ended after `timeout` seconds. An exception that ended
+        the training is raised again.
         """
         if self._thread is None or self._config is None:
             raise CorsdError("this monitor has no training: start one with monitor.train(config)")

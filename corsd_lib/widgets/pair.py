@@ -25,10 +25,10 @@ RANKED = 3  # number of pairs shown at each end of the ranking
 
 
 def most_related_images(main: RunRelations, view: View, classes: Pair | None) -> Pair | None:
-    """The most related pair of images of two `classes`, by the displayed relation, or by cosine if that relation has no scores
-    of images.
+    """The most related pair of images of two `classes`, by the displayed relation.
 
-    None if `classes` is None or there are no two images.
+    If that relation has no scores of images, the cosine at the deepest exit is used. None if `classes` is None or there are
+    no two images.
     """
     if classes is None:
         return None
@@ -41,7 +41,8 @@ def most_related_images(main: RunRelations, view: View, classes: Pair | None) ->
 def pair_facts(relations: Relations, thumbnails: Thumbnails, view: View, classes: Pair, pair: Pair | None) -> dict[str, Any]:
     """What is shown about the two probe images of `pair`: pictures, predictions, their relation, and other pairs of images.
 
-    The other pairs are of the same two `classes`. If `pair` is None, there is only a note that the classes have no two images.
+    The other pairs are of the same two `classes`. If `pair` is None, the only content is a note: the probe set has no two
+    images of these classes.
     """
     if pair is None:
         said = "There are no two images of these classes in the probe set."

@@ -116,7 +116,7 @@ class RelationExplorer(Explorer):
 
     @property
     def matrix(self) -> Scores:
-        """Cells that are shown, (n, n) float32: in [0, 1], or in [-1, 1] if something is subtracted."""
+        """Cells that are shown, (n, n) float32: in [0, 1], or in [-1, 1] if a reference is subtracted."""
         shown = self._shown()
         return shown.values[np.ix_(shown.order, shown.order)]
 

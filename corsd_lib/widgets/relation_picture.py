@@ -60,7 +60,7 @@ def _classes_of(relations: Relations, marked: Sequence[int]) -> Collection[int]:
 
 
 def _ring(figure: go.Figure, positions: Sequence[int]) -> None:
-    """Add rings on the diagonal at these positions."""
+    """Add a ring on the diagonal of the heatmap at each of `positions`, which are indices of rows."""
     names = figure.data[0].x
     look = {"color": PALETTE[1], "symbol": "circle-open", "line": {"width": 2.5}}
     here = [names[position] for position in positions]

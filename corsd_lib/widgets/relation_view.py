@@ -58,9 +58,10 @@ class View:
 
 
 class Cache:
-    """Cache key -> array. If the arrays have more than `limit` bytes together, it removes the least recently used ones.
+    """A cache of arrays by key, with a limit on their total size.
 
-    The newest one stays, even if it is larger.
+    If the arrays together take more than `limit` bytes, the least recently used ones are removed. The newest array is kept even
+    if it alone is larger than `limit`.
     """
 
     def __init__(self, limit: int = CACHE_BYTES) -> None:

@@ -39,7 +39,7 @@ def percent(share: float) -> str:
 
 
 def quality(embedding: StageEmbedding, epoch: int) -> list[str]:
-    """Texts about the quality of the projection for the `epoch`-th epoch (from 0): one for every exit, of three lines."""
+    """Texts about the quality of the projection for the `epoch`-th epoch (from 0): one text of three lines for every exit."""
     measures = (embedding.trustworthiness, embedding.knn_purity, embedding.embedding_purity)
     return [
         f"trustworthiness {trust:.2f} (at most 1)\npurity: {percent(here)} in the picture,"

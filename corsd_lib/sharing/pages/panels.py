@@ -378,9 +378,9 @@ def exits_panel(
     """Panel of an `early_exit_curve` with a movable threshold: accuracy, saved multiply-accumulates, share that leaves at each
     exit.
 
-    Of the thresholds of the curve, the panel starts at the one nearest to `threshold`. `macs` (K,): MACs of an image that
-    leaves at exit k; `deepest_macs`: MACs of the plain network; `split`: the images of the curve, "probe" or a split of the
-    data. Raises `CorsdError` for an empty curve.
+    The panel starts at the threshold of the curve that is nearest to `threshold`. `macs` (K,): MACs of an image that leaves at
+    exit k; `deepest_macs`: MACs of the plain network; `split`: the images of the curve, "probe" or a split of the data. Raises
+    `CorsdError` for an empty curve.
     """
     if curve.empty:
         raise CorsdError(f"{run.path}: the early-exit curve has no threshold; allowed: one or more")
