@@ -394,7 +394,7 @@ class BatchSource:
         return images if how.kind == "none" else pad_images(images, how.padding or 0, how.padding_mode)
 
     def _augment(self, images: Tensor, indices: Tensor, generator: torch.Generator) -> Tensor:
-        """Augment the images with `indices` (B,) in `images`, which are the whole prepared split or a streamed batch."""
+        """Augmented copies of `images[indices]`, `indices` (B,). `images`: the whole prepared split, or a streamed batch."""
         how, indices = self.augmentation, indices.to(self.device)
         if how.kind != "resized_crop":
             return augment_crop(images, indices, self.data.image_size, generator, how.kind == "crop_flip", how.cutout)
@@ -492,7 +492,7 @@ def evaluation_batches(
 
     Images are centre-cropped and normalised, not augmented. `batch_size`: by default 512 up to 64 pixels, fewer for larger
     images (at least 16), so that memory is about constant. `workers`: processes that read streamed images. Raises `CorsdError`
-    for an image that cannot be read and if a process that reads images ends.
+    for an image that cannot be read and if a process that reads images ends unexpectedly.
     """
     batch_size = batch_size or max(16, 512 * 64**2 // max(64, data.image_size) ** 2)
     normalise, device = Normalise(data, device), torch.device(device)

@@ -28,8 +28,8 @@ EPOCHS = 40  # of the training that a monitor shows
 def explorer_measurements(repeat: int) -> dict[str, dict[str, Any]]:
     """Measurements of the explorers by name, each a dict of `what` (with the unit), `value` and `target`.
 
-    The first view and the relations of images are measured `repeat` times, and the value is the median. The cost of a training
-    monitor is measured once.
+    The times to open an explorer and to compute the relations of images are medians of `repeat` measurements. The cost of a
+    training monitor is measured once.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

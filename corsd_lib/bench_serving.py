@@ -40,7 +40,7 @@ def serving_measurements(repeat: int) -> dict[str, dict[str, Any]]:
 
 
 def trained_ratio(repeat: int) -> dict[str, Any]:
-    """Latency and MACs of the sample run with early exits, relative to the plain network, on its test images. The threshold of
+    """Latency and MACs of the sample run with early exits on test images, relative to the plain network. The threshold of
     `early_exit` is chosen on validation images.
     """
     run = sample_run(RUN)

@@ -134,8 +134,9 @@ def training_macs(config: TrainConfig, data: DataInfo) -> float:
 def _convolution_backward_flops(
     grad: torch.Size, inputs: torch.Size, weight: torch.Size, *arguments: Any, out_shape: Any = None, **rest: Any
 ) -> int:
-    """FLOPs of the gradients of inputs and weights, each as many as in the forward pass. The formula of torch 2.14 ignores
-    groups.
+    """FLOPs of the gradients of inputs and weights of a convolution, each as many as in the forward pass.
+
+    Replaces the formula of torch 2.14, which ignores groups.
     """
     transposed, wanted = arguments[4], arguments[7]
     positions = math.prod((inputs if transposed else grad)[2:])

@@ -18,7 +18,7 @@ class Hint(AssertionError):
 
 
 def expect(condition: object, hint: str) -> None:
-    """Raise a `Hint` with the text `hint` unless `condition` is true. A tensor must be a single true value."""
+    """Raise a `Hint` with the text `hint` unless `condition` is true; a tensor must have one element."""
     if not bool(condition):
         raise Hint(hint)
 

@@ -174,7 +174,10 @@ def is_locked(path: Path) -> bool:
 
 
 def _open(path: Path) -> int | None:
-    """Open a folder, or a file for appending, and return the descriptor; None for a folder on a system without locks."""
+    """Open a folder, or a file for appending, and return the descriptor. A missing file is created.
+
+    The result is None for a folder on Windows, which has no such locks. Raises `CorsdError` if `path` cannot be opened.
+    """
     try:
         if path.is_dir():
             descriptor = os.open(path, os.O_RDONLY) if _has_locks() else None

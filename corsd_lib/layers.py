@@ -105,8 +105,9 @@ def stride2_steps(reduction: int, deepest_reduction: int) -> int:
 
 
 def init_convolutions(module: nn.Module) -> None:
-    """Initialise all convolutions in `module`: Kaiming normal with fan out, as in torchvision (arXiv 1502.01852); depthwise
-    ones with fan in.
+    """Initialise all convolutions in `module` with Kaiming normal (arXiv 1502.01852).
+
+    Fan out is used, as in torchvision. For convolutions with groups (depthwise) fan in is used.
     """
     for child in module.modules():
         if isinstance(child, nn.Conv2d):

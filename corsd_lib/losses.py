@@ -81,7 +81,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
 def distillation(teacher: Tensor, student: Tensor, temperature: float = 3.0) -> Tensor:
     """T² · KL(softmax(sg teacher / T) ‖ softmax(student / T)) of logits (B, C), mean over the batch; >= 0 nats.
 
-    No gradient reaches `teacher`. Source: Hinton et al. 2015, arXiv 1503.02531; between exits: BYOT, arXiv 1905.08094.
+    No gradient reaches `teacher` (sg is stop-gradient). Source: Hinton et al. 2015, arXiv 1503.02531; between exits: BYOT,
+    arXiv 1905.08094.
     """
     if not len(teacher):
         return student.sum() * 0.0
@@ -356,8 +357,8 @@ def partner_distillation(logits: Tensor, partner: Tensor, mask: Tensor, temperat
     """T² · KL(sg softmax(z_partner / T) ‖ softmax(z / T)), mean over the images that learn; >= 0 nats, 0 if no image learns.
 
     Logits (B, C); `partner` (B,): index of each image's teacher in the batch; `mask` bool (B,): the images that
-    learn. No gradient reaches a teacher. If both images of a pair learn, this is the loss of intra-class patch swap, arXiv
-    2505.14124.
+    learn. No gradient reaches a teacher (sg is stop-gradient). If both images of a pair learn, this is the loss of intra-class
+    patch swap, arXiv 2505.14124.
     """
     log_q = _log_softmax(logits / temperature)
     log_p = log_q.detach().index_select(0, partner)

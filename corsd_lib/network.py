@@ -19,7 +19,7 @@ from corsd_lib.layers import downsampling, stride2_steps
 
 
 class ExitOutputs(NamedTuple):
-    """Outputs of a network for a batch, shallow -> deep; exit i is on stage `exit_stages[i]`."""
+    """Outputs of a network for a batch, shallow -> deep; exit i is on stage `network.exit_stages[i]`."""
 
     features: list[Tensor]  # (B, C_k, H_k, W_k), the feature map of every stage, including those without an exit
     embeddings: list[Tensor]  # (B, D), the pooled vector before the classifier; D is the same at all exits

@@ -46,7 +46,7 @@ NEIGHBOURS = 10  # default number for the measures of quality
 
 @dataclass(frozen=True)
 class UmapOptions:
-    """Options of UMAP: `seed`, the number of `neighbours` (2 or more) and `min_dist` in [0, 1], see `joint_projection`.
+    """Options of UMAP, see `joint_projection`: `seed`; `neighbours`, a number of images (2 or more); `min_dist` in [0, 1].
 
     Raises `CorsdError` if `neighbours` or `min_dist` is out of range.
     """
@@ -217,8 +217,8 @@ def scaled_embedding(embedding: Tensor) -> Tensor:
 
     y_i = (x_i - mean x) / mean_j ‖x_j - mean x‖. Offsets and scales differ between exits and grow with the epochs. Without this
     step a joint fit would show these differences instead of the differences between images. Neighbours within an exit do not
-    change. If all embeddings are equal, the result is 0. Raises `CorsdError` unless the embeddings have two dimensions
-    and are finite.
+    change. If all embeddings are equal, the result is 0. Raises `CorsdError` if the array is not of shape (N, D) or has values
+    that are not finite.
     """
     if embedding.ndim != 2:
         raise CorsdError(f"embeddings have shape {tuple(embedding.shape)}; allowed: (N, D)")
@@ -331,8 +331,8 @@ def own_share(points: Tensor, labels: Tensor, neighbours: int = NEIGHBOURS) -> T
 def knn_purity(points: Tensor, labels: Tensor, neighbours: int = NEIGHBOURS) -> float:
     """Mean of `own_share`: the share of an image's nearest `neighbours` in `points` (N, D) that are of its class.
 
-    In [0, 1], at most `purity_limit`. For random points it is about the share of the class among all images. NaN for a single
-    image. Source: ours.
+    In [0, 1], at most `purity_limit`. For random points and C classes of equal size it is about 1/C. NaN for a single image.
+    Source: ours.
     """
     return own_share(points, labels, neighbours).mean().item()
 

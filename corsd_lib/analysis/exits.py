@@ -265,7 +265,7 @@ def _row(table: pd.DataFrame) -> dict[str, float]:
 def _exit_scores(logits: Sequence[Tensor], rule: str) -> Tensor:
     """Score (K, N), double, of each image at each exit. An image leaves if its score is at least the threshold.
 
-    For "entropy" both score and threshold are negated.
+    For "entropy" the score is minus the entropy divided by log C, and the threshold is negated by the caller.
     """
     if rule == "patience":
         return _run_lengths(_predictions(logits)).double()

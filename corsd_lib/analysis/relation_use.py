@@ -36,9 +36,9 @@ def relation_calibration(scores: Tensor, labels: Tensor, bins: int = 10) -> pd.D
     One row for each of `bins` equal bins [low, high) of the score; the last bin includes 1. `scores` (N, N) in [0, 1], `labels`
     (N,). All ordered pairs of different images are counted. The weights of the intra pairs (same class) sum to one half, and so
     do those of the inter pairs (different classes), as in `losses.relation_cross_entropy`. Columns, in %: `low` and `high`, the
-    edges; `share`, the weight of the bin; `score`, its mean score; `same`, its share of intra pairs. The last two are NaN in an
-    empty bin. Raises `CorsdError` if shapes do not match, if `bins` is below 1, and if there are no intra or no inter pairs.
-    Source: ours, after Guo et al. 2017, arXiv 1706.04599.
+    edges; `share`, the weight of the bin; `score`, its weighted mean score; `same`, the share of its weight that is of intra
+    pairs. The last two are NaN in an empty bin. Raises `CorsdError` if shapes do not match, if `bins` is below 1, and if there
+    are no intra or no inter pairs. Source: ours, after Guo et al. 2017, arXiv 1706.04599.
     """
     import pandas as pd
 

@@ -61,10 +61,11 @@ CLASS_ORDERS = ("label", "superclass", "cluster", "superclass_cluster")
 def snapshot_scores(run: Run, epoch: int, exit: int, kind: str = "trained") -> Tensor:
     """Relation scores of all ordered pairs of the probe images after `epoch` at `exit`; (N, N) float32 in [0, 1], 1 = related.
 
-    `kind` "trained": the relation networks after that epoch, or the cosine if the method has none, as in `Snapshot.relations`;
-    "cosine" and "l2": `cosine_scores` and `distance_scores` of the embeddings. The snapshot stores the embeddings and the
-    weights of the relation networks in float16. Raises `CorsdError` for an unknown epoch, exit or kind, and for "trained" if
-    the relation network compares feature maps or the snapshot has no relation networks.
+    `kind`: "trained" uses the relation networks after that epoch. If the method has none, it uses the cosine, as
+    `Snapshot.relations` does. "cosine" and "l2" are `cosine_scores` and `distance_scores` of the embeddings. The snapshot
+    stores the embeddings and the weights of the relation networks in float16. Raises `CorsdError` for an unknown epoch, exit or
+    kind. With "trained" it is also raised if the relation networks compare feature maps, or if the method has relation networks
+    but the snapshot has none.
     """
     snapshot = snapshot_at(run, epoch)
     _check_exit(exit, len(snapshot.embeddings))
@@ -93,7 +94,10 @@ def snapshot_at(run: Run, epoch: int) -> Snapshot:
 
 
 def stored_kind(run: Run, snapshot: Snapshot) -> str:
-    """Kind of the stored class-level relations: "trained"; "cosine" or "l2" if the snapshot has no relation networks."""
+    """Kind of the stored class-level relations: "trained" if the snapshot has relation networks, else "cosine" or "l2".
+
+    It is "l2" if the option `relation` of the method is "l2".
+    """
     if snapshot.relation_state:
         return "trained"
     return "l2" if run.raw_config["method_options"].get("relation") == "l2" else "cosine"
@@ -102,8 +106,8 @@ def stored_kind(run: Run, snapshot: Snapshot) -> str:
 def relation_networks_at(run: Run, snapshot: Snapshot) -> nn.ModuleList:
     """The relation networks of a run at a snapshot, shallow -> deep, in eval mode; empty for a method without them.
 
-    No weights of the run are needed. Raises `CorsdError` if the method has relation networks but the snapshot has none or
-    different ones.
+    Their weights are those of the snapshot; the final weights of the run are not needed. Raises `CorsdError` if the snapshot
+    lacks the relation networks of the method, or has different ones.
     """
     with torch.device("meta"):  # only the shapes are needed, and no random numbers
         network = new_network(replace(run.config, pretrained=False), run.data)
@@ -128,7 +132,9 @@ def _class_matrix(run: Run, snapshot: Snapshot, exit: int, kind: str) -> Tensor:
 
 
 def _scorers(run: Run, snapshot: Snapshot, kind: str) -> list[Callable[[Tensor], Tensor]]:
-    """One function for every exit, from embeddings (N, D) to scores (N, N). Raises the same errors as `snapshot_scores`."""
+    """List with one function per exit, which maps embeddings (N, D) to scores (N, N). Raises the same errors as
+    `snapshot_scores`.
+    """
     check_choice("relation kind", kind, RELATION_KINDS)
     if kind != "trained":
         return [HANDCRAFTED[kind]] * len(snapshot.embeddings)

@@ -76,9 +76,9 @@ def load_dataset(
       classes these are, see `datasets.holdout`;
     - `download` (cifar10, cifar100, cub200): download missing files.
 
-    Mean and standard deviation are those of the full train split. Remarks on how the files were read are in `notices` of the
-    result and are shown once in a process as warnings (`DataNotice`). Raises CorsdError for unknown names, missing or corrupt
-    files, values out of range, and data with fewer than two classes.
+    `mean` and `std` of the result are those of the full train split, or those of ImageNet if images are streamed. Remarks on
+    how the files were read are in `notices` of the result and are shown once in a process as warnings (`DataNotice`). Raises
+    CorsdError for unknown names, missing or corrupt files, values out of range, and data with fewer than two classes.
     """
     _check_name(name, root)
     _check_flags(name, crop_to_box=crop_to_box, download=download)

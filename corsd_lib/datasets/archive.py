@@ -84,8 +84,10 @@ def _array_in_errors(path: Path, name: str) -> Iterator[None]:
 
 
 def _check_member(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
-    """Raise ValueError unless the header of an array matches its size in the zip file and the compression ratio is
-    plausible.
+    """Raise ValueError for an array that must not be read from the zip file.
+
+    That is an array of objects, an array whose header does not match its size in the file, or one with a compression ratio
+    that is too high.
     """
     with file.open(member) as stream:
         version = np.lib.format.read_magic(stream)

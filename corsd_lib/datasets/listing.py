@@ -160,7 +160,10 @@ def list_images(folder: Path, class_names: tuple[str, ...], index: _DirectoryInd
 
 
 def _is_image(name: str, skipped: Counter[str]) -> bool:
-    """Whether a file is an image, by its name; other files are counted in `skipped` by their extension."""
+    """Whether a file is an image, by its name.
+
+    Other files are counted in `skipped` by their extension, except hidden files and those of operating systems.
+    """
     if name.startswith(".") or name.lower() in SYSTEM_FILES:
         return False
     known = name.lower().endswith(EXTENSIONS)

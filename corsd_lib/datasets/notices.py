@@ -28,7 +28,7 @@ def say(name: str, notices: Iterable[str]) -> None:
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Show no notices inside the context; the caller shows them instead."""
+    """Suppress `DataNotice` warnings inside the context, for a caller that shows the notices in another way."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataNotice)
         yield

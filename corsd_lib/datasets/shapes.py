@@ -29,8 +29,8 @@ def load_shapes(image_size: int | None) -> ImageData:
     A class is a shape (circle, square, triangle, cross), a colour (orange, blue) and a texture (plain, striped). Position,
     size, angle, light, background, a bar in front and noise vary from image to image. Superclasses are the shapes. `attributes`
     (16, 8) are 0 or 1: the four shapes, the two colours, the two textures. The images are the same for every seed of a
-    training; another version of numpy may round a pixel to the next value. For sizes other than 32 they are resized once,
-    bilinearly. Source: ours.
+    training; another version of numpy may round a pixel to the next value. For an `image_size` other than 32 the images are
+    resized once, bilinearly. Source: ours.
     """
     side = image_size or SIDE
     train, test = (_split(count, stream, side) for count, stream in ((TRAIN_PER_CLASS, 0), (TEST_PER_CLASS, 1)))

@@ -40,12 +40,13 @@ def embedding_scatter(
 ) -> go.Figure:
     """Images as points, one panel for each exit, all on the same scale; the axes of a projection have no unit.
 
-    `coordinates` (K, N, 2); `labels` (N,) of `class_names`; `titles` (K) over the panels and `quality` (K) under them.
-    `colour_by` (N,): names, each with its own colour and symbol, or numbers on the sequential scale; by default the class.
-    `colour_name`: title of the legend. `order`: all names, in the order of the legend; sorted by default. `grey`: a name whose
-    points are drawn pale and grey. `annotate`: write the name of each class over the median of its points. `captions` (N,):
-    hover texts, with "\\n" between lines; the class by default. Trace k is panel k, and its point i is image i, so that
-    selections can be linked. The other traces are the entries of the legend; for more than 24 names there is no legend. Raises
+    `coordinates` (K, N, 2). `labels` (N,): indices of `class_names`. `titles` (K): texts over the panels. `quality` (K): texts
+    under them. `colour_by` (N,): names, each with its own colour and symbol, or numbers on the sequential scale; by default the
+    class. `colour_name`: title of the legend. `order`: all names, in the order of the legend. By default classes have the order
+    of `class_names`, and other names are sorted. `grey`: a name whose points are drawn pale and grey. `annotate`: write the
+    name of each class over the median of its points. `captions` (N,): hover texts, with "\\n" between lines; the class by
+    default. Trace k is panel k, and its point i is image i, so that selections can be linked. The other traces are the entries
+    of the legend; for more than 24 names there is no legend. Raises
     `CorsdError` if shapes do not fit, and if `order` lacks a name.
     """
     points = np.asarray(coordinates, np.float32)

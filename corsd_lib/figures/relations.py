@@ -1,7 +1,7 @@
 """Relations of classes or images as heatmaps, and differences of two relations.
 
-C is the number of classes or images. The order is applied to rows, columns and names. Groups are drawn over the cells,
-and clusters above the heatmap.
+C is the number of classes or images. `order` is applied to rows, columns and names. Groups are marked by lines across the
+cells, and clusters by a dendrogram above the heatmap.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ def difference_trace(
 def square_class_axes(figure: go.Figure, classes: int, *, unit: str = "class", **where: int) -> None:
     """Set category axes of a heatmap: square cells, the first at the top left.
 
-    All names are shown if there are at most 20, else as many as fit. `where`: the row and col of a subplot. Raises
-    `CorsdError` for an unknown `unit`.
+    All names are shown if there are at most 20, else as many as fit. `unit`: "class" or "image", for the titles of the axes.
+    `where`: the row and col of a subplot. Raises `CorsdError` for an unknown `unit`.
     """
     check_choice("unit", unit, UNITS)
     # Of more names plotly shows as many as fit, and the others after zooming in.

@@ -202,7 +202,7 @@ def _draw(figure: str, size: dict[str, Any], folder: Path) -> bytes:
     """The PNG of a figure that is given as JSON; `folder` is for temporary files. Raises `RuntimeError` with the reason of a
     failure.
 
-    It is drawn in a separate process, which can be killed, because kaleido may wait for Chromium forever.
+    The figure is drawn in a separate process, which can be killed, because kaleido may wait for Chromium forever.
     """
     with open(folder / "said", "wb") as said:  # not a pipe, which a remaining Chromium process would keep open
         command = [sys.executable, "-P", "-c", _DRAW, json.dumps(size), str(folder / "picture.png")]

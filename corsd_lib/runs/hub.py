@@ -25,9 +25,10 @@ def downloaded(name: str) -> Path:
     """Download a run of the Hub into the local cache and return its folder. Files that are there already are not downloaded
     again.
 
-    Only the files of a run are downloaded, and reading them executes no code. A commit, tag or branch after "@" selects a
-    revision; the default is the newest one of the main branch. Raises `CorsdError` for a malformed name and if the Hub cannot
-    be reached or has no such run, and `MissingPackage` if huggingface_hub is not installed.
+    `name`: hf:OWNER/NAME or hf:OWNER/NAME@REVISION, where the revision is a commit, tag or branch. The default is the newest
+    commit of the main branch. Only the files of a run are downloaded, and reading them executes no code. Raises `CorsdError`
+    for a malformed name and if the Hub cannot be reached or has no such run, and `MissingPackage` if huggingface_hub is not
+    installed.
     """
     repo, at, revision = name.removeprefix(_PREFIX).partition("@")
     if not repo or (at and not revision):

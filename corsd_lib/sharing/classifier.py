@@ -138,7 +138,7 @@ class ExitClassifier(nn.Module, PyTorchModelHubMixin):
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> str | None:
         """Write config.json, model.safetensors and README.md into a folder. `options`: those of `PyTorchModelHubMixin`.
 
-        Raises `CorsdError` if the folder cannot be written.
+        Returns the URL of the commit with `push_to_hub=True`, else None. Raises `CorsdError` if the folder cannot be written.
         """
         check_name("folder of a classifier", save_directory)
         try:

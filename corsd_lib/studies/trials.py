@@ -35,9 +35,10 @@ class _LastEpoch(Exception):
 
 
 def objective(curves: Curves) -> list[float]:
-    """Value (%) of a trial after each of its epochs, in the order in which its seeds are trained.
+    """Value (%) of a trial after each epoch of its trainings, which are run one seed after the other.
 
-    The value is a mean over seeds: the final accuracy of each finished seed, and the current accuracy of the seed in training.
+    `curves`: for each seed, the validation top-1 (%) after each epoch. The value is a mean over seeds: the final
+    accuracy of each finished seed, and the current accuracy of the seed in training.
     """
     return [fmean([*(done[-1] for done in curves[:k]), value]) for k, curve in enumerate(curves) for value in curve]
 

@@ -407,7 +407,7 @@ def _check_record(search: Search, known: set[int]) -> None:
 
 @contextmanager
 def _damage_as_error(journal: Path) -> Iterator[None]:
-    """Turn the exceptions that Optuna raises for a damaged journal, of any type, into one `CorsdError`."""
+    """Turn an exception that Optuna raises for a damaged journal into a `CorsdError`. Optuna raises many types."""
     try:
         yield
     except (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError) as error:

@@ -174,7 +174,10 @@ class Checkpoint:
         )
 
     def _check_weights(self, tensors: Mapping[str, Tensor]) -> None:
-        """Check the dtypes of the weights. `load_part` does not, because an exported run has other dtypes."""
+        """Raise `CorsdError` unless the weights have the dtypes of this training.
+
+        `load_part` does not check dtypes, because an exported run has other ones.
+        """
         for name, value in self.weights().items():
             if tensors[name].dtype != value.dtype:
                 raise self._mismatch(f"{name} is of type {tensors[name].dtype}; allowed: {value.dtype}")
@@ -183,7 +186,10 @@ class Checkpoint:
         return any(group["momentum"] for group in self.optimizer.param_groups)
 
     def _check_momenta(self, tensors: Mapping[str, Tensor]) -> None:
-        """Raise `CorsdError` if a parameter without a momentum buffer differs from its initial value: it has been trained."""
+        """Raise `CorsdError` if a parameter without a momentum buffer differs from its initial value.
+
+        Such a parameter was trained, so its buffer is missing from the checkpoint.
+        """
         if not self._momentum():
             return
         names = {id(p): f"{part}.{k}" for part in ("network", "method") for k, p in getattr(self, part).named_parameters()}
@@ -196,7 +202,7 @@ class Checkpoint:
                 raise self._missing(f"{buffer}, although {names[id(parameter)]} was trained")
 
     def _check_steps(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """Check that the batch counter of the first normalisation layer grew by `steps`.
+        """Raise `CorsdError` unless the batch counter of the first normalisation layer grew by `steps`.
 
         Growth by 0 is also accepted, because inputs with one value per channel are not counted. Methods of plug-ins are not
         checked, because they may run the network more often.

@@ -193,8 +193,10 @@ class AttributionExplorer(Explorer):
     # --- answers to requests of the browser ---
 
     def ask_map(self, **state: Any) -> dict[str, Any]:
-        """Answer: picture, signed map and overlay of every image, the finding, the completeness gap, and the predictions of all
-        exits.
+        """Answer to a request of the browser: the attribution maps, and texts about them.
+
+        For every image these are picture, signed map and overlay. The texts are the finding, the completeness gap and the
+        predictions of all exits.
         """
         with self.unsent():  # a request may arrive before the change of state that it is about, and after later choices
             for name, value in self._news(state).items():
@@ -220,11 +222,11 @@ class AttributionExplorer(Explorer):
         }
 
     def ask_weights(self) -> dict[str, Any]:
-        """Answer: the result of `weights_check`."""
+        """Answer to a request of the browser: the result of `weights_check`."""
         return weights_check(self._subject())
 
     def ask_deletion(self) -> dict[str, Any]:
-        """Answer: the result of `deletion_check`."""
+        """Answer to a request of the browser: the result of `deletion_check`."""
         return deletion_check(self._subject())
 
     # --- computations ---

@@ -187,7 +187,7 @@ class ExitExplorer(Explorer):
     # --- answers to requests of the browser ---
 
     def ask_curve(self, rule: str, split: str, threshold: float | None, **others: Any) -> dict[str, Any]:
-        """Answer: the curve of a split and a rule, including a threshold that was set in Python."""
+        """Answer to a request of the browser: the curve of a split and a rule, including a threshold that was set in Python."""
         self._curve_of(split, rule, threshold if self._fits(rule, threshold) else None)
         return self._panel_curve(split, rule)
 
@@ -195,7 +195,7 @@ class ExitExplorer(Explorer):
         return {"threshold": self._cheapest(split, rule, max_accuracy_drop)}
 
     def ask_images(self, rule: str, split: str, threshold: float, **others: Any) -> dict[str, Any]:
-        """Answer: for each exit, the number of images that leave there, the % correct, frequent classes and some images.
+        """Answer to a request of the browser: for each exit, how many images leave, the % correct, frequent classes, some images.
 
         The images are ordered from the most to the least confident. They are left out if the data is missing.
         """

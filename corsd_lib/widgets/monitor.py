@@ -40,9 +40,10 @@ class TrainingMonitor(Explorer):
     resume it.
 
     `monitor.train(config)` trains in the background: the cell ends at once and other cells can be run; `monitor.wait()` returns
-    the run. `train(config, on_epoch=monitor)` trains in the cell; then the stop button interrupts the kernel like Ctrl-C, if
-    the Jupyter server allows it. A stopped run is always saved, and can be resumed with the same result. `monitor(run)` shows
-    any run, finished or not. Epochs are skipped if drawing would take more than 2 % of the time of the training.
+    the run. `train(config, on_epoch=monitor)` trains in the cell. In this case the stop button interrupts the kernel like
+    Ctrl-C, if the Jupyter server allows it. A stopped run is always saved, and can be resumed with the same result.
+    `monitor(run)` shows any run, finished or not. Epochs are skipped if drawing would take more than 2 % of the time of the
+    training.
 
     `exit` (1 = shallowest) and `parts` (names of terms of the loss) choose what is drawn; they can be set and observed. For a
     method without relation networks the relation is the cosine. `status` is a sentence about the progress.
@@ -86,7 +87,10 @@ class TrainingMonitor(Explorer):
             self._took = self._since - begun
 
     def _too_often(self, run: Run) -> bool:
-        """Whether drawing this epoch would slow down the training by more than `SHARE`."""
+        """Whether drawing this epoch would slow down the training by more than `SHARE`.
+
+        Always False for the first epoch shown of a run and for its last epoch.
+        """
         new = self._run is None or self._run.path != run.path or run.finished or run.epochs_done == run.config.epochs
         return not new and time.monotonic() - self._since < self._took / SHARE
 

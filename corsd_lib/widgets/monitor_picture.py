@@ -23,7 +23,7 @@ _SIDE, _ROOM = 290, 90  # in pixels: side of the heatmap, and room for the longe
 def monitor_picture(run: Run, metrics: pd.DataFrame, relation: Scores, epoch: int, parts: Collection[str]) -> go.Figure:
     """A static figure of `run`: the accuracies in `metrics`, the terms of the loss named in `parts`, and `relation`.
 
-    `relation`: (C, C), after `epoch`.
+    `relation` (C, C): the class-level relation after `epoch`.
     """
     figure, names = empty_picture(), run.data.class_names
     heatmap = relation_trace(relation, class_labels(names), hover_names(names)).update(xaxis="x2", yaxis="y2")

@@ -214,7 +214,7 @@ class RelationExplorer(Explorer):
     # --- answers to requests of the browser ---
 
     def ask_classes(self, wanted: Sequence[str]) -> list[dict[str, Any]]:
-        """Answer: class-level relations for each "run/kind/epoch" in `wanted`, which the browser does not have yet."""
+        """Answer to a request of the browser: class-level relations for each "run/kind/epoch" in `wanted`, which the browser does not have yet."""
         found = []
         for place, kind, epoch in (each.split("/") for each in wanted):
             run = self._relations.main if place == "0" or self._relations.other is None else self._relations.other
@@ -226,7 +226,7 @@ class RelationExplorer(Explorer):
     def ask_images(
         self, run: int, kind: str, epoch: int, exit: int, rows: Sequence[int], columns: Sequence[int]
     ) -> dict[str, Any]:
-        """Answer: scores of the probe images `rows` with `columns` at `exit` (1 = shallowest).
+        """Answer to a request of the browser: scores of the probe images `rows` with `columns` at `exit` (1 = shallowest).
 
         `run`: 0 for the run of this explorer, 1 for the other run.
         """
@@ -237,9 +237,9 @@ class RelationExplorer(Explorer):
         return {"codes": as_codes(torch.from_numpy(scores), FINE_LEVELS), "levels": FINE_LEVELS}
 
     def ask_pair(self, **state: Any) -> dict[str, Any]:
-        """Answer: facts about two images of the selected classes.
+        """Answer to a request of the browser: facts about two images of the selected classes.
 
-        These are the selected images (`images`) if they belong to the selected classes, else the most related images.
+        The two images are the selected ones (`images`) if they belong to the selected classes, else the most related ones.
         """
         view, main = _view_of(state), self._relations.main
         classes, images = tuple(state["selection"]), state["images"]
@@ -250,13 +250,13 @@ class RelationExplorer(Explorer):
         return pair_facts(self._relations, self._thumbnails, view, classes, images and tuple(images))
 
     def ask_pixels(self, **state: Any) -> dict[str, Any]:
-        """Answer: the pixels that the relation of the two selected images depends on, with the newest weights."""
+        """Answer to a request of the browser: the pixels that the relation of the two selected images depends on, with the newest weights."""
         view, main = _view_of(state), self._relations.main
         exit = view.exit + len(main.exits(main.stored)) - len(main.exits(view.kind))
         return pixel_facts(main.run, tuple(state["images"]), exit, self._images)
 
     def ask_faces(self, positions: Sequence[int]) -> dict[int, bytes]:
-        """Answer: a dict index -> PNG of probe images; empty if the data is missing."""
+        """Answer to a request of the browser: a dict index -> PNG of probe images; empty if the data is missing."""
         return dict(self._thumbnails.of(positions))
 
     # --- files ---

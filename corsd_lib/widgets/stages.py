@@ -183,15 +183,15 @@ class StageExplorer(Explorer):
     # --- answers to requests of the browser ---
 
     def ask_fit(self, method: str) -> dict[str, Any]:
-        """Answer: coordinates of a projection. The first UMAP may take some minutes."""
+        """Answer to a request of the browser: coordinates of a projection. The first UMAP may take some minutes."""
         return stages_fit(self._fit(method))
 
     def ask_faces(self, positions: Sequence[int]) -> dict[int, bytes]:
-        """Answer: a dict index -> PNG of probe images; empty if the data is missing."""
+        """Answer to a request of the browser: a dict index -> PNG of probe images; empty if the data is missing."""
         return dict(self._thumbnails.of(positions))
 
     def ask_image(self, image: int, epoch: int, **others: Any) -> dict[str, Any]:
-        """Answer: an image, the predictions of all exits, and its neighbours at each exit."""
+        """Answer to a request of the browser: an image, the predictions of all exits, and its neighbours at each exit."""
         near = self._neighbours(image, epoch)
         pngs = self._thumbnails.of([image, *(p for some in near for p in some)])
         names, label = self.run.data.class_names, int(self._probes.labels[image])

@@ -33,11 +33,12 @@ class Thumbnails:
         return {p: self._pngs[split, p] for p in positions}
 
     def packed(self, positions: Sequence[int], images: bool | None) -> dict[str, Any]:
-        """PNGs of the probe images `positions` for a page, as {"faces": ...}: one array of bytes, and where each PNG ends.
+        """PNGs of the probe images `positions` for a page, as {"faces": {"positions", "ends", "bytes"}}.
 
-        Their shorter side is at most 48 pixels. Without PNGs the result is {}.
+        "bytes" has the PNGs one after the other, and "ends" has the index at which each of them ends. The shorter side of a PNG
+        is at most 48 pixels. Without PNGs the result is {}.
 
-        `images`: whether to include the PNGs. With None they are included only if the data is available and one of `FREE`.
+        `images`: whether to include the PNGs. With None they are included only if the data set is one of `FREE` and available.
         Raises `CorsdError` if `images` is True and the data is missing.
         """
         from torchvision.transforms.v2 import functional as T

@@ -238,8 +238,11 @@ def _order(name: str, run: Run) -> list[int]:
 
 
 def _classes(data: DataInfo) -> dict[str, Any]:
-    """Displayed names of classes and superclasses (short, unique, no markup), dicts index -> full name for the names that were
-    shortened, and the superclass of each class.
+    """Names of the classes and superclasses for display, and the superclass of each class.
+
+    Long names are shortened, without markup; the names of classes are also made unique. The dicts "whole_names" and
+    "whole_superclasses" map an index, as a string, to the full name if it was shortened. The lists of superclasses are empty if
+    the data has none.
     """
     return {
         "names": short_names(data.class_names),
