@@ -195,7 +195,9 @@ class ExitExplorer(Explorer):
         return {"threshold": self._cheapest(split, rule, max_accuracy_drop)}
 
     def ask_images(self, rule: str, split: str, threshold: float, **others: Any) -> dict[str, Any]:
-        """Answer to a request of the browser: for each exit, how many images leave, the % correct, frequent classes, some images.
+        """Answer to a request of the browser: facts on the images that leave at each exit.
+
+        For each exit: their number, the % correct, frequent classes and some of the images.
 
         The images are ordered from the most to the least confident. They are left out if the data is missing.
         """

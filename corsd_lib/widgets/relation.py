@@ -214,7 +214,7 @@ class RelationExplorer(Explorer):
     # --- answers to requests of the browser ---
 
     def ask_classes(self, wanted: Sequence[str]) -> list[dict[str, Any]]:
-        """Answer to a request of the browser: class-level relations for each "run/kind/epoch" in `wanted`, which the browser does not have yet."""
+        """Answer to a request of the browser: class-level relations for each "run/kind/epoch" in `wanted`."""
         found = []
         for place, kind, epoch in (each.split("/") for each in wanted):
             run = self._relations.main if place == "0" or self._relations.other is None else self._relations.other
@@ -250,7 +250,7 @@ class RelationExplorer(Explorer):
         return pair_facts(self._relations, self._thumbnails, view, classes, images and tuple(images))
 
     def ask_pixels(self, **state: Any) -> dict[str, Any]:
-        """Answer to a request of the browser: the pixels that the relation of the two selected images depends on, with the newest weights."""
+        """Answer to a request of the browser: pixel maps of the relation of the two selected images, with the newest weights."""
         view, main = _view_of(state), self._relations.main
         exit = view.exit + len(main.exits(main.stored)) - len(main.exits(view.kind))
         return pixel_facts(main.run, tuple(state["images"]), exit, self._images)
