@@ -76,9 +76,10 @@ def images_of_explorer(run: Run, repeat: int) -> dict[str, Any]:
 
 
 def monitor_ratio(path: Path) -> dict[str, Any]:
-    """Processor time of a training with a `TrainingMonitor`, divided by this time minus the time spent in the monitor.
+    """How many times as long a training takes with a `TrainingMonitor` as without it, in processor time.
 
-    Both times come from one training, so that differences between trainings do not count.
+    There is one training, with the monitor. The time without it is the time of this training less the time spent in the
+    monitor. In this way differences between trainings do not count.
     """
     from corsd_lib.widgets import TrainingMonitor
 

@@ -50,8 +50,8 @@ def compare(quantity: str, predicted: object, actual: object, unit: str = "", at
 def with_ends(mean: float, low: float | None, high: float | None) -> str:
     """A mean with the ends of its interval as text, such as "+1.2 [+0.1, +2.4]"; the mean alone if the ends are None.
 
-    Numbers have one decimal. They have two if both ends would read the same, or if an end would read 0.0, which does not show
-    whether the interval excludes 0.
+    Numbers have one decimal. They have two if one decimal would make both ends look equal, or would round an end to 0.0. From
+    an end of 0.0 a reader could not tell whether the interval excludes 0.
     """
     if low is None or high is None:
         return f"{mean:+.1f}"

@@ -93,9 +93,9 @@ def distillation(teacher: Tensor, student: Tensor, temperature: float = 3.0) -> 
 
 @full_precision
 def class_distillation(teacher: Tensor, student: Tensor, labels: Tensor, temperature: float = 4.0) -> Tensor:
-    """`distillation` from image j to image i, mean over the ordered pairs i != j of a batch with y_i = y_j; in nats, >= 0 up to
-    rounding.
+    """Distillation between images of one class: for each pair, image j is the teacher of image i, as in `distillation`.
 
+    Returns the mean over all ordered pairs (i, j) of different images with the same label, in nats; >= 0 up to rounding.
     Logits (B, C), labels (B,). No gradient reaches `teacher`; it may be `student` itself. Source: CS-KD, arXiv 2003.13964.
     """
     intra, _ = _intra_and_inter(labels)

@@ -156,9 +156,9 @@ def _fetch_rest(url: str, part: Path, size: int | None) -> bool:
 
 
 def _extent(response: http.client.HTTPResponse) -> tuple[int, int | None]:
-    """Start of a response in the file, in bytes, and size of the file in bytes.
+    """Position in the file, in bytes, at which the body of the response starts, and the size of the whole file in bytes.
 
-    The start is 0 if the server ignored the Range header, and -1 if the Content-Range header cannot be parsed. The size is
+    The position is 0 if the server ignored the Range header. It is -1 if the Content-Range header cannot be parsed. The size is
     None if the server does not send it.
     """
     length = response.headers.get("Content-Length")

@@ -128,7 +128,10 @@ def unseen_class_names(data: ImageData) -> tuple[str, ...]:
 
 
 def splits_of(data: ImageData) -> dict[str, list[int]]:
-    """Number of images and checksums of the training and the validation split, as in `DataInfo.splits`."""
+    """A dict with three numbers for the training split and, if there is one, for the validation split.
+
+    The numbers are those of `DataInfo.splits`: how many images the split has, and two checksums.
+    """
     splits = {"train": data.train, **({} if data.validation is None else {"validation": data.validation})}
     return {name: [len(split), _checksum(split.labels), _content(split)] for name, split in splits.items()}
 

@@ -250,7 +250,7 @@ class RelationExplorer(Explorer):
         return pair_facts(self._relations, self._thumbnails, view, classes, images and tuple(images))
 
     def ask_pixels(self, **state: Any) -> dict[str, Any]:
-        """Answer to a request of the browser: pixel maps of the relation of the two selected images, with the newest weights."""
+        """Answer to a request of the browser: pixel maps of the relation of the two selected images (newest weights)."""
         view, main = _view_of(state), self._relations.main
         exit = view.exit + len(main.exits(main.stored)) - len(main.exits(view.kind))
         return pixel_facts(main.run, tuple(state["images"]), exit, self._images)
