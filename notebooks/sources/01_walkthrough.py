@@ -603,7 +603,10 @@ compare("Over deep supervision, exit 1", my_lead, lead, " points", 0.3, digits=1
 # exit 2. Teaching predictions alone (no relations minus deep supervision) changes exit
 # 1 by -0.45 [-0.91, 0.01]: no gain was detected, and a small drop in accuracy is
 # not excluded. All that CORSD adds to deep supervision changes exit 1 by 0.3 [-0.4,
-# 1.0]. The relation terms, auxiliary classifiers included, add 0.7 [0.1, 1.4] at exit
+# 1.0].
+
+# %% [markdown] slideshow={"slide_type": "fragment"}
+# The relation terms, auxiliary classifiers included, add 0.7 [0.1, 1.4] at exit
 # 1; at exits 2 and 3 no effect was detected (-0.1 [-1.0, 0.9], 0.3 [-0.6, 1.3]). The
 # last two rows of the figure have six intervals; one of them excludes 0. If nothing had
 # an effect and the six were independent, at least one would exclude 0 in 26 % of

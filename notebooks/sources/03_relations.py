@@ -813,7 +813,8 @@ compare("Highest", my_pair, highest)
 # use a ResNet-10 of width 32 with four exits; the predictions of the deepest exit are
 # taught (exit KD) in every variant. We take the paired difference, with minus without,
 # in points.
-#
+
+# %% [markdown]
 # **Predict:** the gain at the deepest exit on CIFAR-100, and on birds with and without
 # class KD.
 
@@ -858,7 +859,8 @@ differences_by_exit(found, title)
 # ([04](04_class_oriented.ipynb)), add 2.3 [1.9, 2.7] there. Margin, transfer and logit
 # relation alone showed no gain (0.1 [-2.0, 2.2]); on top of the auxiliary classifiers
 # they add 0.5 [0.4, 0.6] at the deepest exit and nothing detectable at the others.
-#
+
+# %% [markdown]
 # With class KD, exits 2 to 4 are higher with relation terms, the deepest by 0.8 [0.4,
 # 1.2]. (CORSD with class KD ran on a GPU with an earlier version of the library, the
 # variant without relation terms on a CPU, which may be a part of the 0.8.) On CIFAR-100

@@ -523,7 +523,8 @@ print(f"the nearest point is the same image at another exit: {share:.0f} %")
 # same rotation leaves 87 % (two unrelated clouds would be 100 % or more apart without
 # it): with 200 points in 64 dimensions the fit
 # finds some agreement even in noise. So part of the small 24 % is due to the fit.
-#
+
+# %% [markdown]
 # Does the joint fit also make shallow exits purer? The purity of picture and embedding,
 # exit by exit:
 

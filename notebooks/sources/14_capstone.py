@@ -352,7 +352,8 @@ print(found.replace(", method", "\nmethod"))
 # the exits (0.9) are the same. Together they are one thing, the teaching; which of
 # the two matters, this study cannot say. If deep supervision were the other row, its
 # weight of the labels would differ, too (1 in place of 0.9).
-#
+
+# %% [markdown]
 # **Register the plan now.** Push both files to a server that you do not control, or
 # send the *fingerprint* below to a colleague: it changes with every letter of the
 # files. A local commit alone proves nothing, because its date can be changed. (The
