@@ -259,7 +259,9 @@ def test_what_dks_leads_by_on_birds_is_as_the_records_say() -> None:
 
 
 def test_what_patch_swap_changes_on_birds_is_as_the_records_say() -> None:
-    text = (ROOT / "results" / "README.md").read_text(encoding="utf-8").partition("<!-- ips -->")[2].partition("<!-- /ips -->")[0]
+    text = (
+        (ROOT / "results" / "README.md").read_text(encoding="utf-8").partition("<!-- ips -->")[2].partition("<!-- /ips -->")[0]
+    )
     birds = _studies()[1]
     assert re.findall(r"-?\d+\.\d", text) == [*_spoken(_lead(birds, "ips", "baseline"))]
     assert f"at {birds['ips']['train_top1']:.0f} % on its" in text and birds["ips"]["n"] == 3

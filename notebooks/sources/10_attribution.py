@@ -827,9 +827,10 @@ print("median completeness gaps:", ", ".join(f"{gap:.1%}" for gap in median_gaps
 # the first image has a low relation with squares of the same colour and texture (0.11),
 # with striped crosses (0.00) and with blue ones (0.01). So shape and texture both
 # count. They lie in the same pixels, so the maps cannot show this; the relations of
-# other images can. Whether colour counts, this network cannot tell: blue plain crosses
-# were not trained, and it relates them to orange circles
-# ([13_unseen_classes](13_unseen_classes.ipynb)).
+# other images can. Among striped shapes, which were trained in both colours, colour
+# counts, too ([13_unseen_classes](13_unseen_classes.ipynb)). For plain ones we cannot
+# tell: blue plain crosses were not trained, and the network relates them to orange
+# circles.
 
 # %% [markdown]
 # ## Explore it

@@ -88,6 +88,17 @@ def test_notes_have_time_mistakes_questions_and_a_quiz(path: Path) -> None:
     assert quiz == [str(number) for number in range(1, len(quiz) + 1)] and 3 <= len(quiz) <= 5
 
 
+@every_notebook
+def test_learning_time_is_the_same_on_every_page(path: Path) -> None:
+    row = re.compile(rf"^\| \[{path.stem}\].*\| (\d+) \+ (\d+)", re.MULTILINE)
+    pages = [re.search(row, page.read_text(encoding="utf-8")) for page in (README, FOLDER.parent / "README.md")]
+    said = re.search(
+        r"\*\*Learning time:\*\* (\d+) minutes (?:of reading|with the explorer), (\d+) minutes",
+        " ".join(markdown(path).split()),
+    )
+    assert said is not None and [page and page.groups() for page in pages] == [said.groups()] * 2
+
+
 def test_the_paths_take_the_time_that_they_say() -> None:
     rows = dict(
         re.findall(r"^\| (90 minutes|half a day|two days) \| (.*) \|$", README.read_text(encoding="utf-8"), re.MULTILINE)
