@@ -57,6 +57,7 @@ FINDINGS = (
     ("", "the same on birds, exit 1", "cub200", "corsd", "no_class_kd", 0),
     ("Do the relation terms help?", "with − without them, CIFAR-100, with class KD", "cifar100", "corsd", "no_relations", -1),
     ("", "the same on birds", "cub200", "corsd", "no_relations", -1),
+    ("", "the same on birds, with CORSD trained again on a CPU", "cub200", "corsd_cpu", "no_relations", -1),
     ("", "the same on birds, without class KD", "cub200", "no_class_kd", "exits_alone", -1),
     ("", "auxiliary classifiers alone, birds, without class KD", "cub200", "auxiliary_alone", "exits_alone", -1),
     (
