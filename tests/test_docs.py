@@ -177,7 +177,7 @@ def test_the_finding_is_what_the_records_say() -> None:
     }
     one_shot = mean_interval([unseen["no_class_kd"][str(s)] - unseen["exits_alone"][str(s)] for s in range(3, 8)])
     assert "{:.1f} [{:.1f}, {:.1f}] to one-shot accuracy".format(*one_shot) in " ".join(found[1].split()) and one_shot[1] > 0
-    numbers = found[1].replace("{:.1f} [{:.1f}, {:.1f}]".format(*one_shot), "")
+    numbers = " ".join(found[1].split()).replace("{:.1f} [{:.1f}, {:.1f}]".format(*one_shot), "")
     said = re.findall(r"-?\d+\.\d", numbers)
     assert said[:-2] == [end for lead in leads for end in _spoken(lead)]
     assert [low > 0 for _, low, _ in leads] == [True, True, False, True, True, False, True, False]
