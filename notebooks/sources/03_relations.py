@@ -268,7 +268,7 @@ compare("With a loss", my_losses, found)
 #
 # ### Structured pairs
 #
-# CORSD reads pairs that are chosen by class. An **intra** pair has two different images
+# CORSD reads pairs by class. An **intra** pair has two different images
 # of one class. Each intra pair gets an **inter** pair with the same first image, the
 # *anchor*, and an image of another class.
 #
@@ -549,8 +549,8 @@ for stop, mine in ((True, my_with), (False, my_without)):
 #
 # The same 60 probe images, six of each digit. First the cosine, then the trained score.
 #
-# **Predict:** which has the sharper blocks: `cosine` or `trained`? And which more often
-# gives a same-class pair a higher score than a pair of two classes?
+# **Predict:** which has the sharper blocks: `cosine` or `trained`? And which one more
+# often scores a same-class pair above a pair of two classes?
 
 # %%
 my_sharper, my_better = None, None  # "cosine" or "trained"
@@ -802,8 +802,8 @@ compare("Highest", my_pair, highest)
 # %% [markdown]
 # ## Do relation terms make exits more accurate?
 #
-# Relation networks are removed after training. So in use only the accuracy of the
-# exits counts. Two committed studies have variants with and without all
+# Relation networks are removed after training; what remains is the exits. Are they more
+# accurate? Two committed studies have variants with and without all
 # *relation terms*: margin, transfer, the logit relation and the four terms of the
 # auxiliary classifiers ([04](04_class_oriented.ipynb)). We use the three
 # seeds that all variants have. On

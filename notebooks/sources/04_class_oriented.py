@@ -11,7 +11,7 @@
 # ---
 
 # %% [markdown]
-# # 04 Why auxiliary classifiers?
+# # 04 What do auxiliary classifiers add?
 #
 # A relation network learns from "same class" or "other class": one bit per pair. In
 # CORSD it has a second output. The **auxiliary classifier** predicts the class or the
@@ -245,7 +245,8 @@ compare("Intra pair", my_intra, round(entropy[0].item()), " bits")
 compare("Inter pair", my_inter, round(entropy[1].item()), " bit")
 
 # %% [markdown]
-# **Answer.** The curve of `auxiliary_inter` never reaches zero. Its lower limit at an
+# **Answer.** The loss of inter pairs (`auxiliary_inter` in the figures) never reaches
+# zero. Its lower limit at an
 # exit is one bit, or 0.69 nats. A run records the sum over the exits, whose limit is
 # 2.08 with three.
 
@@ -344,9 +345,9 @@ def ablation(variant, number):
 #    between the class means (more in [08](08_class_structure.ipynb)).
 # 4. **Kind of pair:** there are 55 kinds. We compute the mean of $h$ for each kind and
 # assign every pair to the nearest mean. The pair itself is left out when the means are
-# computed; pairs that share an image with it are not. How often is it right? Chance: 2
-# % for a random kind, 5 % for always the same intra kind. The floor is an *untrained*
-# relation network on the same embeddings.
+# computed, but pairs that share an image with it stay in. How often is it right?
+# Chance: 2 % for a random kind, 5 % for always the same intra kind. The floor is an
+# *untrained* relation network on the same embeddings.
 
 
 # %%
@@ -439,9 +440,8 @@ for (name, exit), (mean, low, high) in intervals.items():
 # %% [markdown]
 # And the floor: the kind of pair from untrained relation networks (mean of ten) on the
 # embeddings of both variants.
-#
-# **Predict:** for how many percent of the pairs do they reveal the kind at exit 3? The
-# trained relation networks of *without* do so for 82 %.
+# **Predict:** for what percentage of the pairs do they reveal the kind at exit 3?
+# (Trained without auxiliary terms: 82 %.)
 
 # %%
 my_floor = None  # percent
@@ -472,17 +472,16 @@ differences_by_exit(above, title, unit="points")
 # not hide them. *Without* auxiliary terms no gain of training the relation network was
 # detected at exit 3 (-0.2 [-2.1, 1.7] points). *With* them it gains 4.6 [3.7, 5.6].
 #
-# This is what is missing without auxiliary classifiers. We did not test whether the
+# So without auxiliary classifiers, training the relation network adds no detectable
+# information about the kind of pair. We did not test whether the
 # relation then rests on a simple cue. The exits may not need it: no difference in their
 # accuracy was detected. And the AUC of the trained score is *lower* with auxiliary
 # terms at exits 1 and 2.
 
 # %% [markdown]
-# Even if nothing had an effect, one interval in twenty would exclude 0 by chance: of
-# the first 12 intervals, less than one. Here three do. But the exits of a measure come
-# from the same networks. So the intervals are not independent, and two of the three
-# (AUC at exits 1 and 2) may be one effect. Chance may explain any one of them. With
-# three seeds an interval is wide.
+# By chance alone, about 0.6 of the first 12 intervals would exclude 0. Here three do,
+# two of which (AUC at exits 1 and 2) are probably one effect: the exits of a measure
+# come from the same networks. Chance may explain any one of them.
 
 # %% [markdown]
 # ### What an auxiliary prediction contains
@@ -691,8 +690,9 @@ compare(
 
 # %% [markdown]
 # **Answer.** Zero: agreement is not correctness, so the term needs the cross-entropy
-# beside it. It also needs a partner of the class in the batch, which is why the library
-# draws two images of each class. In the trainings of this notebook its weight is 0.
+# beside it. It also needs a partner of the class in the batch. The balanced batches of
+# [03](03_relations.ipynb) give it one. In the trainings of this notebook its weight is
+# 0.
 #
 # What does it add? Two committed studies have CORSD with and without it, with the same
 # seeds:
@@ -863,7 +863,7 @@ differences_by_exit(found, title)
 printed("with minus without", gaps("corsd", "no_auxiliary", photos), -1)
 
 # %% [markdown]
-# ## Answer: why auxiliary classifiers?
+# ## Answer: what do auxiliary classifiers add?
 #
 # > **What we found.** *What is missing without them:* on digits the trained relation
 # > embedding reveals the kind of pair no better than one with random weights; with

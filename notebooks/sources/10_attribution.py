@@ -761,13 +761,15 @@ for name in ("orange plain square", "blue plain cross", "orange striped cross"):
     print(f"mean relation of the first with each {name}: {mean.mean():.2f}")
 
 # %% [markdown]
-# **Answer.** 94 % of it lies on the cross, which covers 27 % of the image. The removals
-# agree: the cross alone keeps the relation (0.99), and without it none is left (0.00).
-# In the saved map parts of all arms are orange, but some are blue.
+# **Answer.** 94 % of the positive attribution lies on the cross, which covers 27 % of
+# the image. The removals agree: the cross alone keeps the relation (0.99), and without
+# it none is left (0.00). In the saved map parts of all arms are orange, but some are
+# blue.
 #
-# That is one pair. Over 22 pairs the mean is 94 % (79 to 98 %), with gaps up to 2.3 %;
-# of the absolute values it is 90 %. The removals give the same means: 0.99 and 0.00. A
-# "map" that only measures the difference from grey puts 36 % there.
+# That is one pair. Over 22 pairs the mean share is 94 % (79 to 98 %), or 90 % if
+# absolute values are counted. No completeness gap exceeds 2.3 %. The removals give the
+# same means: 0.99 and 0.00. A "map" that only measures the difference from grey puts 36
+# % there.
 
 # %% [markdown]
 # The other control is that of test 1, random weights: first in the relation network
@@ -816,11 +818,11 @@ median_gaps = np.median(gaps_of_controls, axis=0)
 print("median completeness gaps:", ", ".join(f"{gap:.1%}" for gap in median_gaps))
 
 # %% [markdown]
-# **Answer.** A relation network that was never trained puts 85 % there, and random
-# stages 38 %, about as much as the difference from grey (11 pairs). So the trained
-# stages account for most of the 94 %: with them and a random relation network the share
-# is only 9.6 points [6.3, 13.0] lower. The share on the cross shows little of what the
-# relation network has learned.
+# **Answer.** With a random relation network on the trained stages 85 % lies on the
+# cross; with random stages as well, 38 %, about as much as the difference from grey (11
+# pairs). So the trained stages account for most of the 94 %: with them and a random
+# relation network the share is only 9.6 points [6.3, 13.0] lower. The share on the
+# cross shows little of what the relation network has learned.
 
 # %% [markdown]
 # So these maps agree with *where* the shared object is. They do not say *what* counts:

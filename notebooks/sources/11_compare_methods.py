@@ -499,8 +499,8 @@ gain_by_method(theirs, sort=False).update_layout(title_text=title)
 
 # %% [markdown] slideshow={"slide_type": "subslide"}
 # **Answer.** Six of six, by 2.5 to 4.5 points. If the comparisons were independent,
-# chance would seldom give that. They are not: all use the same CORSD runs, so one lucky
-# row would make all six peers look worse. New seeds of CORSD would tell.
+# chance would rarely give that. They are not: all use the same CORSD runs, so one lucky
+# row would make all six peers look worse. Only new seeds of CORSD could rule that out.
 
 # %% [markdown]
 # Why 2.5 points over the best peer, and not 4.2 - 2.3 = 1.9? The 4.2 is a mean over
