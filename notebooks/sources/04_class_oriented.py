@@ -440,6 +440,7 @@ for (name, exit), (mean, low, high) in intervals.items():
 # %% [markdown]
 # And the floor: the kind of pair from untrained relation networks (mean of ten) on the
 # embeddings of both variants.
+#
 # **Predict:** for what percentage of the pairs do they reveal the kind at exit 3?
 # (Trained without auxiliary terms: 82 %.)
 
