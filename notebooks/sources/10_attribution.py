@@ -915,10 +915,10 @@ image_attribution(twice, both_maps.numpy(), heads, title)
 # ## Exercise 3, predict and experiment: does the conclusion hold?
 #
 # Predict for how many of the 10 digits the map will beat *brightest first* when the
-# network is trained with `seed = 1` and with `seed = 2`. Write both predictions
-# here. For each seed put yours into `my_beaten`, change the parameters cell and run all
-# again. Note the two results here; then set the parameters back. (Hint: how much can a
-# count out of ten change by chance?)
+# network is trained with `seed = 1` and with `seed = 2`. For each seed put your
+# prediction into `my_beaten`, change the parameters cell and run all again. Note the
+# two results; then set the parameters back. (Hint: how much can a count out of ten
+# change by chance?)
 
 # %%
 my_beaten = None  # 0 to 10
@@ -927,9 +927,9 @@ compare(
 )
 
 # %% [markdown] tags=["solution"]
-# *A good answer* gives the number for at least three seeds and says how many images the
-# claim rests on. Ten images are one per digit: with more images per digit the
-# comparison becomes a mean with an interval.
+# *A good answer* gives the number for at least three seeds (here 9, 10 and 9 with seeds
+# 0, 1 and 2) and says how many images the claim rests on. Ten images are one per digit:
+# with more images per digit the comparison becomes a mean with an interval.
 
 # %% [markdown]
 # ## Exercise 4, explain (open)
