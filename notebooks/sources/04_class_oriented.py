@@ -561,8 +561,8 @@ for variant in variants:
 # In the runs saved here (first seed) the class predictions order pairs better, with an
 # AUC of 0.98 in both variants, than the score that was trained for it: 0.83 with and
 # 0.92 without auxiliary terms. So in this run a relation network is not needed to
-# detect "same class". The comparison, like the
-# ablation above, says nothing about longer trainings.
+# detect "same class". The comparison, like the ablation above, says nothing about
+# longer trainings.
 
 # %% [markdown]
 # ### Which term moves the backbone?
