@@ -31,16 +31,17 @@ def main() -> None:
     study = Study.from_file(sys.argv[1])
     config = study.config(VARIANT, 0)
     data = load_data(config)
-    assert data.unseen is not None, "the study has no held-out classes"
+    if data.unseen is None:
+        sys.exit(f"{study.path} has no held-out classes; allowed: a study with hold_out_classes")
     test = data.unseen.test
-    found: dict[str, object] = {"pixels": measured(test.images.flatten(1).float(), test.labels), "untrained": {}}
-    by_seed = {}
+    pixels = measured(test.images.flatten(1).float(), test.labels)
+    untrained = {}
     for seed in SEEDS:
         torch.manual_seed(seed)
         shape = {"in_channels": test.images.shape[1], "image_size": test.images.shape[-1]}
         network = build_network(config.network, len(data.class_names), width=config.width, stem=config.stem, **shape).eval()
-        by_seed[str(seed)] = [measured(e, test.labels) for e in exit_embeddings(network, data, test)]
-    write_json(study.path / "floor.json", found | {"untrained": by_seed, "images": len(test.labels)})
+        untrained[str(seed)] = [measured(e, test.labels) for e in exit_embeddings(network, data, test)]
+    write_json(study.path / "floor.json", {"pixels": pixels, "untrained": untrained, "images": len(test.labels)})
     print(study.path / "floor.json")
 
 

@@ -153,7 +153,7 @@ def differences_by_exit(
     note = f"difference in {unit}; rings: single seeds<br>dot and bar: mean and 95 % interval<br>{_COLOURS}"
     below = {"x": 0.5, "y": 0, "xref": "paper", "yref": "paper", "yanchor": "top", "yshift": -26, "showarrow": False}
     figure.add_annotation(text=note, **below)
-    figure.update_xaxes(zeroline=False, nticks=7)  # else panels this narrow name few values
+    figure.update_xaxes(zeroline=False, nticks=7)  # otherwise narrow panels have few tick labels
     figure.update_layout(margin_b=90, height=figure.layout.height + 66)
     return figure
 
