@@ -300,7 +300,7 @@ def _contrast_of_a_loop(scores: Tensor, labels: Tensor) -> dict[str, float]:
                 right += (r[i][j] > r[i][k]) + 0.5 * (r[i][j] == r[i][k])
                 triplets += 1
     intra, inter = (sum(kinds[k]) / len(kinds[k]) if kinds[k] else NAN for k in (True, False))
-    return {"intra": intra, "inter": inter, "margin": intra - inter, "triplets": right / triplets if triplets else NAN}
+    return {"intra": intra, "inter": inter, "contrast": intra - inter, "triplets": right / triplets if triplets else NAN}
 
 
 @pytest.mark.parametrize("images,classes,levels", [(2, 1, None), (1, 1, None), (20, 3, None), (25, 4, 3), (30, 29, None)])
@@ -313,8 +313,8 @@ def test_perfect_and_reversed_relations() -> None:
     labels = torch.tensor([0, 0, 1, 1, 2])
     same = (labels[:, None] == labels[None, :]).float()
     assert same_class_auc(same, labels) == 1 and same_class_auc(1 - same, labels) == 0
-    assert relation_contrast(same, labels) == {"intra": 1, "inter": 0, "margin": 1, "triplets": 1}
-    assert relation_contrast(1 - same, labels) == {"intra": 0, "inter": 1, "margin": -1, "triplets": 0}
+    assert relation_contrast(same, labels) == {"intra": 1, "inter": 0, "contrast": 1, "triplets": 1}
+    assert relation_contrast(1 - same, labels) == {"intra": 0, "inter": 1, "contrast": -1, "triplets": 0}
     assert same_class_auc(torch.full((5, 5), 0.3), labels) == relation_contrast(same * 0, labels)["triplets"] == 0.5
     # Within each row in order, over all pairs not: triplets see only the anchor's own row.
     shifted = 0.1 * same + torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8])[:, None]
@@ -350,7 +350,7 @@ def test_the_quality_of_a_run_has_a_row_an_exit(tiny_run: Run) -> None:
     labels = tiny_run.probes.labels
     for kind in RELATION_KINDS:
         table = relation_quality(tiny_run, 2, kind)
-        assert list(table.columns) == ["epoch", "exit", "kind", "auc", "intra", "inter", "margin", "triplets"]
+        assert list(table.columns) == ["epoch", "exit", "kind", "auc", "intra", "inter", "contrast", "triplets"]
         assert table["exit"].tolist() == [1, 2, 3] and set(table["epoch"]) == {2} and set(table["kind"]) == {kind}
         for exit, auc, triplets in zip(table["exit"], table["auc"], table["triplets"], strict=True):
             scores = snapshot_scores(tiny_run, 2, exit, kind)

@@ -219,6 +219,16 @@ def test_the_details_of_the_results_are_what_the_records_say() -> None:
         behind = {name: lead for name, lead in peers.items() if lead[1] > 0}
         assert (len(peers), len(behind)) == ((6, 6) if study is main else (5, 4))
         assert f"{study['corsd']['n']} seeds" in found[1] and f"({study['baseline']['n']}" in found[1]
+        differences = {
+            name: [
+                ours[-1] - study[name]["top1_by_seed"][seed][-1]
+                for seed, ours in study["corsd"]["top1_by_seed"].items()
+                if seed in study[name]["top1_by_seed"]
+            ]
+            for name in behind
+        }
+        lost = [name for name, gaps in differences.items() if ttest_1samp(gaps, 0).pvalue >= 0.05 / len(peers)]
+        assert lost == (["ps_kd"] if study is main else ["deep_supervision"])  # with Bonferroni's correction
         leads = [mean for mean, *_ in behind.values()]
         written += [study["corsd"]["top1"][-1], study["baseline"]["top1"][-1]]
         written += [max(study[name]["gain"] for name in peers)] if study is main else []

@@ -282,7 +282,7 @@ def relation_contrast(scores: Tensor, labels: Tensor) -> dict[str, float]:
 
     - `intra`: mean r_ij over the ordered pairs of different images of the same class;
     - `inter`: mean r_ij over the ordered pairs of images of different classes;
-    - `margin`: intra - inter, in [-1, 1] for scores in [0, 1];
+    - `contrast`: intra - inter, in [-1, 1] for scores in [0, 1];
     - `triplets`: share in [0, 1] of the triplets (i, j, k) with r_ij > r_ik, where j is another image of the class of i, and k
       is an image of a different class. Ties count half; 0.5 is chance.
 
@@ -294,7 +294,7 @@ def relation_contrast(scores: Tensor, labels: Tensor) -> dict[str, float]:
     return {
         "intra": means[0],
         "inter": means[1],
-        "margin": means[0] - means[1],
+        "contrast": means[0] - means[1],
         "triplets": _triplets_in_order(scores.double(), intra, inter),
     }
 

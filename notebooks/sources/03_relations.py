@@ -268,9 +268,10 @@ compare("With a loss", my_losses, found)
 #
 # ### Structured pairs
 #
-# CORSD reads pairs by class. An **intra** pair has two different images
-# of one class. Each intra pair gets an **inter** pair with the same first image, the
-# *anchor*, and an image of another class.
+# CORSD reads pairs by class. An **intra** pair has two different images of one class,
+# an **inter** pair has images of two classes. The losses on *scores* use all pairs of a
+# batch. The auxiliary classifiers ([04](04_class_oriented.ipynb)) use a sample: each
+# intra pair gets one inter pair with the same first image, the *anchor*.
 #
 # **Predict:** a batch has the labels 3, 3, 8, 8, 1. How many ordered intra pairs does
 # it have?
@@ -287,9 +288,7 @@ compare("Intra pairs", my_pairs, pairs.intra.shape[1])
 
 # %% [markdown]
 # **Answer.** Four. The only image of class 1 has no partner of its class, so it is
-# never an anchor. That becomes a problem when there are many classes. (Only the
-# auxiliary classifiers use these sampled pairs. Margin and transfer, below, use all
-# pairs of the batch, because all scores are computed anyway.)
+# never an anchor. That becomes a problem when there are many classes.
 #
 # **Predict:** CIFAR-100 has 100 classes. In a random batch of 128 images, what
 # percentage has no other image of its class?
@@ -491,8 +490,8 @@ compare(f"Zero loss, m = 0.3, {len(same)} triplets", my_zero, share, " %", atol=
 #
 # Every stage has its own relation network. Shallow stages $k < K$ should score a pair
 # as the deepest one, $K$, does; their losses are added. In 01 all pairs counted the
-# same. Intra pairs ($\mathcal{P}$) are few and inter pairs ($\mathcal{N}$) many, so the
-# library weighs the two kinds equally:
+# same, which was a simplification. Intra pairs ($\mathcal{P}$) are few and inter pairs
+# ($\mathcal{N}$) many, so the library weighs the two kinds equally:
 #
 # $$\mathcal{L}_t = \frac{1}{2} \Big( \frac{1}{|\mathcal{P}|} \sum_{\mathcal{P}}
 # (r^k_{ij} - \mathrm{sg}[r^K_{ij}])^2 + \frac{1}{|\mathcal{N}|} \sum_{\mathcal{N}}
@@ -637,7 +636,6 @@ asked = [
     (run, "trained"),
 ]
 tables = [relation_quality(one, epochs, kind).set_index("exit") for one, kind in asked]
-tables = [table.rename(columns={"margin": "contrast"}) for table in tables]
 rows = [f"{'plain' if one is plain else 'CORSD'} {kind}" for one, kind in asked]
 table = pd.DataFrame([t["auc"] for t in tables], index=rows)
 table.columns = ["AUC, exit 1", "exit 2", "exit 3"]
@@ -674,8 +672,7 @@ figure.update_layout(margin_t=80)
 # network, CORSD's cosine has a higher AUC (0.977 to 0.982 against 0.961 to 0.974), but
 # at the deepest exit its L2 relation a lower one (0.957 against 0.963). With one seed
 # and 200 images, differences in the third decimal are no findings. Contrast says how
-# decided a score is. It does not say how often it is right. (The library calls this
-# contrast `margin`; it is not the margin $m$ of the loss.)
+# decided a score is. It does not say how often it is right.
 
 # %% [markdown]
 # ### Where each is fooled
@@ -686,11 +683,12 @@ figure.update_layout(margin_t=80)
 different = labels[:, None] != labels[None, :]
 scores = {"cosine": cosine, "trained": trained}
 fooled = [divmod((s * different).argmax().item(), 200) for s in scores.values()]
-captions = [run.data.class_names[labels[i]] for pair in fooled for i in pair]
+both = zip(scores, fooled, strict=True)
+captions = [f"{k}: {run.data.class_names[labels[i]]}" for k, p in both for i in p]
 for name, pair in zip(scores, fooled, strict=True):
     said = ", ".join(f"{kind} {score[pair]:.2f}" for kind, score in scores.items())
     print(f"most related for the {name}: {said}")
-title = "Most related different digits: cosine (left), trained (right)"
+title = "Most related images of different digits, by the cosine and the trained score"
 pixels = run_pixels(run, [i for pair in fooled for i in pair])
 image_strip(pixels, captions, title, columns=4)
 
@@ -716,7 +714,6 @@ my_auc = None  # from 0.5 to 1
 photos = committed_run("cifar100_small/corsd")
 kinds = ("l2", "cosine", "trained")
 found = pd.concat(relation_quality(photos, 60, kind) for kind in kinds)
-found = found.rename(columns={"margin": "contrast"})
 table = found.pivot(index="kind", columns="exit", values="auc").loc[list(kinds)]
 compare("AUC, trained", my_auc, table.loc["trained", 3], atol=0.02, digits=2)
 table.index = [f"{kind}, CORSD with class KD" for kind in kinds]
@@ -791,26 +788,33 @@ highest = max(which, key=lambda words: classes["trained"][which[words]].mean())
 compare("Highest", my_pair, highest)
 
 # %% [markdown]
-# **Answer.** On average the order is right in both. But the pairs that
-# share two attributes are of two kinds: the trained score is 0.19 on average where
-# colour *and* texture are shared, and at most 0.01 on average in all other groups of
-# pairs. A shared shape hardly changes it. The cosine rises step by step with the number
-# of shared attributes. The margin loss wants all different classes to
-# score low. A higher score remains only where two classes differ in shape alone. This
-# is one run; [13](13_unseen_classes.ipynb) has more of it.
+# **Answer.** On average the order is right in both. But of the pairs that share two
+# attributes, only those of equal colour *and* texture have a higher trained score (0.19
+# on average). All other groups have at most 0.01; a shared shape hardly changes it. The
+# cosine rises step by step with the number of shared attributes. The margin loss wants
+# all different classes to score low. This is one run;
+# [13](13_unseen_classes.ipynb) has more of it.
 
 # %% [markdown]
 # ## Do relation terms make exits more accurate?
 #
 # Relation networks are removed after training; what remains is the exits. Are they more
-# accurate? Two committed studies have variants with and without all
-# *relation terms*: margin, transfer, the logit relation and the four terms of the
-# auxiliary classifiers ([04](04_class_oriented.ipynb)). We use the three
-# seeds that all variants have. On
-# CUB-200-2011 (birds) there is a pair of variants without class KD, too. Both studies
-# use a ResNet-10 of width 32 with four exits; the predictions of the deepest exit are
-# taught (exit KD) in every variant. We take the paired difference, with minus without,
-# in points.
+# accurate? Two committed studies have variants with and without all *relation terms*:
+# margin, transfer, the logit relation and the four terms of the auxiliary classifiers
+# ([04](04_class_oriented.ipynb)). Class KD can be on or off, too:
+#
+# | variant | relation terms | class KD |
+# | --- | --- | --- |
+# | CORSD with class KD (`corsd`) | on | on |
+# | class KD without relation terms (`no_relations`) | off | on |
+# | CORSD (`no_class_kd`) | on | off |
+# | exits with exit KD (`exits_alone`), birds only | off | off |
+
+# %% [markdown]
+# The deepest exit teaches the others (exit KD) in every variant. Both studies use a
+# ResNet-10 of width 32 with four exits. We take the paired difference, relation terms
+# on minus off, in points, over the three seeds that all variants have. CUB-200-2011 is
+# a set of birds.
 
 # %% [markdown]
 # **Predict:** the gain at the deepest exit on CIFAR-100, and on birds with and without
@@ -854,9 +858,8 @@ title = "What relation terms add to the accuracy of every exit, three seeds"
 differences_by_exit(found, title)
 
 # %% [markdown]
-# **Answer.** On birds without class KD (variant `no_class_kd`, see
-# [05](05_cifar100.ipynb)), relation terms raise every exit, by 2.7 [2.4, 3.0] points at
-# the deepest. Auxiliary classifiers alone, which predict classes
+# **Answer.** On birds without class KD, relation terms raise every exit, by 2.7 [2.4,
+# 3.0] points at the deepest. Auxiliary classifiers alone, which predict classes
 # ([04](04_class_oriented.ipynb)), add 2.3 [1.9, 2.7] there. Margin, transfer and logit
 # relation alone showed no gain (0.1 [-2.0, 2.2]); on top of the auxiliary classifiers
 # they add 0.5 [0.4, 0.6] at the deepest exit and nothing detectable at the others.
@@ -967,17 +970,20 @@ for name in ("cosine", "l2"):
 # ## Exercise 5, explain (open)
 #
 # In these runs the trained score has the higher contrast and not the higher AUC. Say in
-# five sentences for which use each measure matters, and design one experiment that
-# would tell overfitting of the relation network from another cause.
+# five sentences for which use each measure matters. Name a cause of the lower AUC
+# *other than overfitting*, and design an experiment whose result would differ between
+# your cause and overfitting.
 
 # %% [markdown] tags=["answer"]
 # *Write your answer here.*
 
 # %% [markdown] tags=["solution"]
 # *A good answer* names uses: a threshold or a margin needs separated scores, a ranking
-# or a retrieval needs the order. For overfitting it compares the AUC on training images
-# with that on probe images, for both scores, or repeats the training with more labelled
-# images.
+# or a retrieval needs the order. Another cause is the loss: the margin loss pulls all
+# pairs apart equally hard, whether they are in the right order or not; a relation
+# trained with cross-entropy would then have a higher AUC on *training* images, too.
+# Overfitting predicts a trained score that is ahead of the cosine on training images
+# and behind on probe images.
 
 # %% [markdown]
 # ## Appendix: the logit relation

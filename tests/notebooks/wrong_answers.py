@@ -156,10 +156,11 @@ WRONG_ANSWERS = {
             "auxiliary_cross_entropy(logits, first, second) * len(logits)",  # a sum over the pairs
             "-((F.one_hot(first, 10) + F.one_hot(second, 10)) / 2 * logits.log_softmax(0)).sum(1).mean()",
         ],
-        "same_class_belief": [
-            "logits @ logits.T",
-            "logits.softmax(dim=0) @ logits.softmax(dim=0).T",
-            "(logits.argmax(dim=1)[:, None] == logits.argmax(dim=1)[None, :]).float()",
+        "nearest_mean_share": [
+            "(torch.cdist(x, torch.zeros(20, 200).index_add(0, labels, x) / 6).argmin(1) == labels).float().mean().item()",
+            "nearest_mean_accuracy(x, labels)",
+            "torch.tensor(nearest_mean_accuracy(x, labels) / 100)",
+            "0.05",
         ],
     },
     "08_class_structure": {
