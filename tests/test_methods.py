@@ -165,7 +165,15 @@ def test_byot_hint_and_distillation_pull_towards_the_deepest_exit() -> None:
     assert found["exits.2.classifier.weight"] == 0 and found["exits.0.bottleneck.0.0.weight"] > 0
 
 
-@pytest.mark.parametrize(("options", "exits"), [({}, 3), ({"exit_ce": 0.0}, 3), ({"exit_ce": 0.0, "exit_kd": 0.0}, 1)])
+@pytest.mark.parametrize(
+    ("options", "exits"),
+    [
+        ({}, 3),
+        ({"exit_ce": 0.0}, 3),
+        ({"exit_ce": 0.0, "exit_kd": 0.0}, 1),
+        ({"exit_ce": 0.0, "exit_kd": 0.0, "synergy": 0.1}, 3),
+    ],
+)
 def test_images_of_a_class_agree_at_the_exits_that_learn_something_else_too(options: dict[str, float], exits: int) -> None:
     """Agreement alone is had by a constant answer: shallow exits that nothing else teaches are left as they are."""
     network, method = make("corsd", **options)
@@ -188,8 +196,9 @@ def test_rkd_teaches_distances_and_angles_to_every_shallow_exit_and_none_to_the_
     assert all(v == 0 for k, v in found.items() if k.startswith("backbone.stages.2"))
 
 
-def test_in_dks_every_exit_teaches_every_other_one() -> None:
-    network, method = make("dks")
+@pytest.mark.parametrize(("name", "options"), [("dks", {}), ("corsd", {"synergy": 1.0, "temperature": 4.0})])
+def test_with_synergy_every_exit_teaches_every_other_one(name: str, options: dict[str, float]) -> None:
+    network, method = make(name, **options)
     batch = make_batch([0, 1, 2, 0])
     out = network(batch.images)
     parts = method(out, batch)
@@ -373,7 +382,7 @@ def test_corsd_of_one_exit_wants_what_one_exit_can_give() -> None:
             CorsdError, match=f"method '{name}': fusion 'vectors', .* on a network with one exit; allowed there"
         ):
             build_method(name, network=network, **options)
-    with pytest.raises(CorsdError, match=r"exit_kd 0\.1 on a network with one exit"):
+    with pytest.raises(CorsdError, match=r"exit_kd 0\.1, .* on a network with one exit"):
         build_method("corsd_release", network=network, exit_kd=0.1)
     assert len(build_method("corsd_release", network=network).relation_networks()) == 3
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import permutations
 from typing import Any
 
 import torch
@@ -65,6 +66,7 @@ class CorsdOptions(MethodOptions):
         0.01,
         "weight of the hinge loss for a larger score of the deepest logits with the mean of their class than of another class",
     )
+    synergy: float = option(0.0, "weight of the KL divergence of each exit from every other one, as in DKS (ours)")
     relation_ce: float = option(0.0, "weight of the balanced cross-entropy of 'same class?', at every stage (ours)")
     relation_kd: float = option(
         0.0, "weight of the KL divergence from predictions of the batch, mixed by `affinity`, at every exit (ours)"
@@ -139,9 +141,10 @@ class Corsd(Method):
 
     def attach(self, network: MultiExitNetwork) -> Method:
         o, classes = self.options, network.num_classes
-        if len(network.exit_stages) < 2 and (o.fusion == "vectors" or o.exit_ce or o.exit_kd):
-            given = f"fusion {o.fusion!r}, exit_ce {o.exit_ce}, exit_kd {o.exit_kd} on a network with one exit"
-            raise CorsdError(f"method {self.name!r}: {given}; allowed there: fusion 'maps', exit_ce 0, exit_kd 0")
+        if len(network.exit_stages) < 2 and (o.fusion == "vectors" or o.exit_ce or o.exit_kd or o.synergy):
+            weights = f"exit_ce {o.exit_ce}, exit_kd {o.exit_kd}, synergy {o.synergy}"
+            given = f"fusion {o.fusion!r}, {weights} on a network with one exit"
+            raise CorsdError(f"method {self.name!r}: {given}; allowed there: fusion 'maps' and 0 for these weights")
         make = self._vector_relations if o.fusion == "vectors" else self._map_relations
         self.relations = nn.ModuleList(make(network))
         self.logit_relation = LogitRelation(classes, o.hidden, o.class_mean_momentum)
@@ -182,24 +185,26 @@ class Corsd(Method):
         return {**self.exit_terms(out, batch), **self.relation_terms(out, batch)}
 
     def exit_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
-        """Terms of the exits, by name: cross-entropy, distillation from the deepest exit, and distillation within a class."""
+        """Terms of the exits, by name: cross-entropy, distillation between exits, and distillation within a class."""
         *shallow, deepest = out.logits
+        pairs = list(permutations(out.logits, 2))  # (teacher, student)
         between = partial(losses.class_distillation, labels=batch.labels, temperature=self.options.class_temperature)
         parts = {
             "task": lambda: self._cross_entropy(deepest, batch.labels),
             "exit_ce": lambda: sum_of(self._cross_entropy(z, batch.labels) for z in shallow),
             "exit_kd": lambda: sum_of(losses.distillation(deepest, z, self.options.temperature) for z in shallow),
+            "synergy": lambda: sum_of(losses.distillation(t, z, self.options.temperature) for t, z in pairs),
             "class_kd": lambda: sum_of(between(z, z) for z in (out.logits if self._shallow_exits_learn else [deepest])),
         }
         return self.active_terms(parts)
 
     @property
     def _shallow_exits_learn(self) -> bool:
-        """Whether `exit_ce` or `exit_kd` trains the shallow exits.
+        """Whether `exit_ce`, `exit_kd` or `synergy` trains the shallow exits.
 
         Otherwise `class_kd` and `relation_kd` are not applied to them: a constant prediction would minimise these two terms.
         """
-        return bool(self.options.exit_ce or self.options.exit_kd)
+        return bool(self.options.exit_ce or self.options.exit_kd or self.options.synergy)
 
     def relation_terms(self, out: ExitOutputs, batch: Batch) -> dict[str, Tensor]:
         """Terms of the loss that use relations, by name.
