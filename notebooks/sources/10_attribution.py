@@ -837,6 +837,8 @@ which = shapes.test.labels == shapes.class_names.index("orange plain circle")
 circles = shapes.test.images[which]
 on_circle = (circles[:, 0].float() - circles[:, 2] > 90).float()
 normal = Normalise(run_of_shapes.data)(circles)
+
+# %%
 shares, unrelated = [], []
 for k in range(0, 50, 2):
     if on_circle[k + 1].mean() < 0.35:
@@ -929,10 +931,9 @@ image_attribution(twice, both_maps.numpy(), heads, title)
 # > cross. In 22 pairs, the cross alone keeps the relation (0.99), and without it none
 # > is left (0.00). 94 % of the positive attribution lies on it (difference from grey:
 # > 36 %). But this share is no evidence: with a random relation network it is only 9.6
-# > points [6.3, 13.0] lower, and in unrelated pairs (a cross and a circle) 87 % lies on
-# > the object, too. The map of the 4 and the 9 correlates by up to 0.65
-# > with maps of random relation networks. Maps of an *exit* beat brightest ink for 9 of
-# > 10 digits.
+# > points [6.3, 13.0] lower, and in unrelated pairs (a cross and a circle) it is 87 %.
+# > The map of the 4 and the 9 correlates by up to 0.65 with maps of random relation
+# > networks. Maps of an *exit* beat brightest ink for 9 of 10 digits.
 # >
 # > **How sure we are.** We are fairly sure for these crosses and this network, and less
 # > sure for the ten digits.

@@ -545,7 +545,7 @@ planned = [intervals[e][1] > 0 for e in ("exit 2", "deepest exit")]
 compare("Confirmed", my_confirmed, sum(planned))
 for exit in ("exit 1", "exit 2", "deepest exit"):
     print(f"MAP@R, relation terms, {exit}: {with_ends(*intervals[exit])}")
-for other, seeds in (("exits_alone", range(10)), ("double_ce_alone", range(5))):
+for other, seeds in (("exits_alone", range(10)), ("double_ce_alone", range(5, 10))):
     both = gaps("unseen_shapes", "recall_at_1", "no_class_kd", other, seeds)
     for exit in ("exit 1", "exit 2"):
         gap = with_ends(*mean_interval(both[exit]))
