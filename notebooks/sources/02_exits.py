@@ -865,8 +865,8 @@ print("CIFAR-100, learning, one seed:", ", ".join(f"{value:.1f} %" for value in 
 # > 2.4] points at exit 1, and the deepest exit is then only 0.3 [-0.3, 1.0] ahead.
 # > Teaching adds nothing detectable. *CIFAR-100, one run:* with deep supervision the
 # > exits reach 36.9 to 43.1 %, and 8.0 ± 3.1 % of the images are overthought. With
-# > BYOT, early exit saves 17 % of the cost and loses 1.9 points on images that were not
-# > used to choose the threshold (standard deviation over splits: 2.5).
+# > BYOT, early exit saves 17 % of the cost and loses 1.9 points on new images (standard
+# > deviation over splits: 2.5).
 # >
 # > **How sure we are.** Digits have ten seeds, but the gain is small: its interval
 # > begins near 0. All else is one run.
