@@ -40,3 +40,22 @@ def test_the_first_view_reads_no_data_set_and_two_explorers_share_it(
     shown, other = explorer(corsd), explorer(corsd)
     assert read == []
     assert shown._thumbnails.of([0]) and other._thumbnails.of([0]) and read == ["digits"]
+
+
+def test_one_invalid_choice_does_not_take_the_valid_ones_with_it(corsd: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the kernel is busy the browser collects choices and sends them together."""
+    explorer, sent = RelationExplorer(corsd), list[Any]()
+    monkeypatch.setattr(explorer, "send", lambda content, buffers=None: sent.append(content))
+    monkeypatch.setattr(explorer, "send_state", lambda key=None: sent.append(key))
+    explorer.set_state({"exit": 1, "epoch": 99, "order": "label", "selection": [2, 5]})
+    assert (explorer.exit, explorer.order, explorer.selection) == (1, "label", (2, 5))
+    assert explorer.epoch == max(corsd.probes) and ["epoch"] in sent
+    (said,) = [content["said"] for content in sent if isinstance(content, dict)]
+    assert "epoch" in said and "99" in said
+
+
+def test_choices_that_need_a_refused_one_are_refused_with_it(corsd: Run) -> None:
+    explorer = StageExplorer(corsd, method="pca")
+    before = explorer.highlight
+    explorer.set_state({"colour": "shape", "highlight": ["round"], "image": 3})
+    assert (explorer.colour, explorer.highlight, explorer.image) == ("class", before, 3)

@@ -59,17 +59,37 @@ class Explorer(anywidget.AnyWidget):
         return value
 
     def set_state(self, sync_data: dict[str, Any]) -> None:
-        """Apply the choices of the browser. For an invalid choice the browser gets the reason and the current state."""
+        """Apply the choices of the browser. For an invalid one the browser gets the reason and the value that stays.
+
+        While the kernel is busy the browser collects choices and sends them together: the valid ones among them are kept.
+        """
         self._wanted = {name: sync_data[name] for name in self.chosen if name in sync_data}
+        sent = tuple(self._wanted)
         try:
-            for name, value in self._wanted.items():
-                self.check(name, value)
-            super().set_state(sync_data)
+            refused = self._refused()
+            super().set_state({name: value for name, value in sync_data.items() if name not in refused})
+            if refused:
+                self.send_state(list(refused))
+                self.send({"said": next(iter(refused.values()))})
         except CorsdError as error:
-            self.send_state(list(self._wanted))
+            self.send_state(list(sent))
             self.send({"said": str(error)})
         finally:
             self._wanted = {}
+
+    def _refused(self) -> dict[str, str]:
+        """Take choices that are not valid beside the others out of those to be applied: the reason of each by its name."""
+        refused: dict[str, str] = {}
+        while True:
+            for name, value in self._wanted.items():
+                try:
+                    self.check(name, value)
+                except CorsdError as error:
+                    refused[name] = str(error)
+                    break
+            else:
+                return refused
+            self._wanted = {other: value for other, value in self._wanted.items() if other not in refused}
 
     @contextmanager
     def unsent(self) -> Iterator[None]:
