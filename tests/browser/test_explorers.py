@@ -84,8 +84,13 @@ def test_relation_explorer(opened: Opened, free: Path) -> None:
     assert explorer.locator(".pair .finding").inner_text().startswith("7 with 3")
     control(explorer, "cells are").select_option(label="images")
     assert explorer.locator(".busy").inner_text() == "relating 40 images: waiting for the kernel…"
-    above = explorer.locator(".controls").first.bounding_box()
-    assert explorer.locator(".busy").bounding_box()["y"] >= above["y"] + above["height"]  # no control is covered
+    covered = """node => {
+      const sign = node.querySelector(".busy").getBoundingClientRect();
+      const controls = ".controls :is(label, select, input, button)";
+      return [...node.querySelectorAll(controls)].map((c) => c.getBoundingClientRect()).some((at) => at.width
+        && at.right > sign.left && at.left < sign.right && at.bottom > sign.top && at.top < sign.bottom);
+    }"""
+    assert not explorer.evaluate(covered)
     control(explorer, "cells are").select_option(label="classes")
     assert explored(page, "relation", "x.shown().n") == 10
     assert page.get_by_text("free again", exact=True).count() == 0  # all of this while the kernel was busy

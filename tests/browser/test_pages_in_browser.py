@@ -587,6 +587,77 @@ def test_colours_epochs_and_classes_of_stages(page: Any, runs: tuple[Run, Run]) 
     assert points(section, 0, "s.chosen") is None
 
 
+# An explorer with a kernel that answers when `answer(what, value)` is called, and with what it was asked.
+ASKED = """kind => {
+  const { data } = PAGE.panels.find((panel) => panel.kind === kind), box = document.createElement("div"), open = [];
+  document.querySelector("main").prepend(box);
+  const ask = (what, given) => new Promise((resolve, reject) => open.push({ what, given, resolve, reject }));
+  const store = makeStore(structuredClone(data.start)), links = { ...makeLinks(), address: () => "" };
+  const take = (what) => open.splice(open.findIndex((one) => one.what === what), 1)[0];
+  window.kernel = { box, open, store, answer: (what, value) => take(what).resolve(value) };
+  const faces = kind === "relation" ? null : (positions) => ask("faces", { positions });
+  box.id = "asked";
+  box.corsd = mount(kind, box, { data: { kinds: [], levels: [], ...data }, store, ask, faces, links, feed: () => ({}) });
+}"""
+
+
+def asked_for(page: Any, what: str) -> None:
+    until(page, f"kernel.open.some((one) => one.what === '{what}')")
+
+
+def test_images_of_an_earlier_threshold_are_pale_until_the_new_ones_are_there(page: Any) -> None:
+    page.evaluate(ASKED, "exits")
+    strips = page.locator("#asked .strips")
+    row = "{ name, count: 2, correct: 50, classes: 'two of a class', images: [] }"
+    fill = f"name => kernel.answer('images', {{ missing: '', exits: [{row}] }})"
+    asked_for(page, "images")
+    page.evaluate(fill, "exit 1")
+    strips.get_by_text("Leaving at exit 1").wait_for()
+    assert "stale" not in strips.get_attribute("class")
+    move(page.locator("#asked input[type=range]"), 1)
+    assert "stale" in strips.get_attribute("class")  # they are not of this threshold
+    asked_for(page, "images")
+    page.evaluate(fill, "exit 2")
+    strips.get_by_text("Leaving at exit 2").wait_for()
+    assert "stale" not in strips.get_attribute("class")
+
+
+def test_what_is_told_of_another_image_is_pale(page: Any) -> None:
+    page.evaluate(ASKED, "stages")
+    rows = "[0, 1, 2].map((k) => ({ exit: `exit ${k}`, prediction: '', near: [1], pngs: {} }))"
+    fill = f"title => kernel.answer('image', {{ title, png: null, missing: '', rows: {rows} }})"
+    page.evaluate("kernel.store.set({ image: 0 })")
+    asked_for(page, "image")
+    page.evaluate(fill, "the first")
+    facts = page.locator("#asked > div", has=page.locator("h4"))
+    assert facts.locator("h4").inner_text() == "the first" and "stale" not in (facts.get_attribute("class") or "")
+    page.evaluate("kernel.store.set({ image: 1, selection: [1, 2] })")
+    assert "stale" in facts.get_attribute("class")
+    marked = page.locator("#asked > .strip")
+    assert "stale" in marked.get_attribute("class")
+    asked_for(page, "image")
+    page.evaluate("kernel.answer('faces', {})")
+    page.evaluate(fill, "the second")
+    until(page, "!document.querySelector('#asked .stale')")
+
+
+def test_the_sign_of_a_busy_kernel_covers_and_moves_nothing(page: Any) -> None:
+    page.evaluate(ASKED, "exits")
+    sign, finding = page.locator("#asked .busy"), page.locator("#asked .finding")
+    asked_for(page, "images")
+    assert sign.is_visible()
+    place, at = sign.bounding_box(), finding.bounding_box()
+    apart = """place => [...document.querySelectorAll("#asked :is(.controls *, .finding)")].every((node) => {
+      const at = node.getBoundingClientRect(), cell = node.matches(".group, .control, .controls");
+      const [left, top] = [place.x - scrollX, place.y - scrollY];
+      return cell || at.right <= left || at.left >= left + place.width || at.bottom <= top || at.top >= top + place.height;
+    })"""
+    assert page.evaluate(apart, place)
+    page.evaluate("kernel.answer('images', { missing: '', exits: [] })")
+    sign.wait_for(state="hidden")
+    assert finding.bounding_box() == at
+
+
 def test_a_click_on_a_point_reads_it(page: Any) -> None:
     section = panel(page, 0, "stages")
     canvas = section.locator("canvas").first

@@ -57,7 +57,8 @@ KINDS.attribution = (box, host) => {
   const weights = button("check: random weights", () => test("weights", "randomising the weights", showWeights));
   const deletion = button("check: delete pixels", () => test("deletion", "deleting pixels", showDeletion));
   const checks = el("div", { class: "controls" }, weights, deletion), result = el("div", { class: "check" });
-  const shown = el("div", { class: "beside" }, pictures, el("div", {}, table, el("h4", {}, "Does the map depend on the network?"), checks, result));
+  const single = el("p", { class: "note", hidden: true }, "These checks are for one image at an exit, not for a pair: remove the partner.");
+  const shown = el("div", { class: "beside" }, pictures, el("div", {}, table, el("h4", {}, "Does the map depend on the network?"), checks, single, result));
   box.append(message, finding, note, more, shown);
   const curve = lineChart({ label: "probability as pixels are deleted", height: 240, say: (line, i) => [line.name, `${line.x[i].toFixed(0)} % deleted: ${line.y[i].toFixed(1)} %`] });
 
@@ -81,9 +82,8 @@ KINDS.attribution = (box, host) => {
       asked = JSON.stringify(state); // Python may have increased the number of steps
       fill(answer);
     }, (error) => {
-      shown.hidden = true;
-      finding.textContent = note.textContent = "";
       more.replaceChildren();
+      shown.hidden = !pictures.hasChildNodes(); // a map of before stays, pale: it is not what was chosen
       message.textContent = error.message;
     });
   }
@@ -102,7 +102,7 @@ KINDS.attribution = (box, host) => {
       el("div", { class: "two" }, ...pngs.map(([png, what]) => el("figure", {}, picture(png, `${what} of ${title}`, 176), el("figcaption", {}, what)))))));
     table.replaceChildren(tableOf(facts.head, facts.rows, "Predictions of every exit"));
     [weights, deletion].forEach((test) => disable(test, !testable));
-    checks.title = testable ? "" : "These checks are for one image at an exit, not for a pair: remove the partner.";
+    single.hidden = testable;
   }
 
   function test(what, words, show) {

@@ -372,6 +372,15 @@ function placeIn(node, event) {
 
 const busySigns = new WeakMap();
 
+/** Whether the sign fits to the right of the last controls, where it covers nothing and moves nothing. */
+function roomBeside(box, sign) {
+  const controls = box.querySelector(":scope > .controls");
+  const ends = controls ? [...controls.querySelectorAll("label, select, input, output, button")].map((c) => c.getBoundingClientRect()).filter((at) => at.width) : [];
+  if (!ends.length) return false;
+  const all = controls.getBoundingClientRect(), height = sign.offsetHeight + 4;
+  return ends.filter((at) => at.bottom > all.bottom - height).every((at) => at.right + sign.offsetWidth + 16 <= all.right);
+}
+
 /** Show that `what` is being computed until the promise settles, or that the kernel is still busy with a cell. */
 function busy(box, what, promise) {
   const sign = busySigns.get(box) ?? el("div", { class: "busy", role: "status", hidden: true });
@@ -387,6 +396,7 @@ function busy(box, what, promise) {
   sign.what = what;
   sign.textContent = `${what}: waiting for the kernel…`;
   sign.hidden = false;
+  sign.classList.toggle("above", roomBeside(box, sign));
   const done = () => { sign.waiting -= 1; if (!sign.waiting) sign.hidden = true; };
   promise.then(done, done);
   return promise;

@@ -113,9 +113,20 @@ KINDS.exits = (box, host) => {
       `${Math.abs(saved).toFixed(0)} % ${saved >= 0 ? "fewer" : "more"} than the plain network`);
   }
 
-  /** Show images that leave at each exit, the most confident first, once the threshold is no longer moved. */
+  const imagesKey = () => JSON.stringify([state.rule, state.split, state.threshold]);
+  let filled = null; // key of the images that are shown
+
+  /** Show images that leave at each exit, the most confident first, once the threshold is no longer moved; until then those of before, pale. */
   function showImages() {
-    timer = setTimeout(() => busy(box, "loading images", questionOfImages("images", { ...state })).then((answer) => answer && fill(answer), said), 150);
+    const wanted = imagesKey();
+    strips.classList.toggle("stale", wanted !== filled);
+    if (wanted === filled) return;
+    timer = setTimeout(() => busy(box, "loading images", questionOfImages("images", { ...state })).then((answer) => {
+      if (!answer) return;
+      filled = wanted;
+      strips.classList.remove("stale");
+      fill(answer);
+    }, said), 150);
   }
 
   function fill({ exits: rows, missing }) {

@@ -358,8 +358,9 @@ KINDS.relation = (box, host) => {
         name: many ? `${run.name}, ${name}` : name, ...history(run, k, c, d), points: true,
         color: THEME.palette[k % THEME.palette.length], dash: dashes[r % dashes.length],
       }))),
-      x: { title: "epoch", low: 0 }, y: { title: kind, low: 0, high: 1 }, verticals: [{ at: state.epoch }],
+      x: { title: "epoch", low: 0, high: 1.03 * Math.max(1, ...epochs) }, y: { title: kind, low: 0, high: 1 }, verticals: [{ at: state.epoch }],
     });
+    curve.node.classList.toggle("stale", !now.length);
     tabulate(c, d);
     if (ask) showImages();
   }
@@ -373,7 +374,7 @@ KINDS.relation = (box, host) => {
     table.replaceChildren(tableOf([`epoch ${epochOf(mine)}`, ...ways.map(([i, j]) => `${names[i]} → ${names[j]}`)], rows));
   }
 
-  let openedPair = null, wantsImages = false;
+  let openedPair = null, filledPair = null, wantsImages = false;
 
   /** Show the images of the pair, now and later, because the user has requested them. */
   function opened() {
@@ -384,14 +385,19 @@ KINDS.relation = (box, host) => {
   function showImages() {
     if (!wantsImages && !state.images) {
       imagesOfPair.replaceChildren(button("show its images", opened));
+      imagesOfPair.classList.remove("stale");
       return;
     }
     const key = JSON.stringify([state.selection, state.images, state.kind, state.exit, state.epoch]);
+    imagesOfPair.classList.toggle("stale", key !== filledPair); // those of before stay, pale, until the new ones are there
     if (key === openedPair) return;
     openedPair = key;
+    const shown = () => { filledPair = key; imagesOfPair.classList.remove("stale"); };
     busy(box, "loading images", questionOfPair("pair", { ...state })).then((answer) => {
-      if (answer !== undefined && key === openedPair) fillImages(answer);
-    }, (error) => { openedPair = null; imagesOfPair.replaceChildren(el("p", { class: "note" }, error.message)); });
+      if (answer === undefined || key !== openedPair) return;
+      fillImages(answer);
+      shown();
+    }, (error) => { openedPair = null; imagesOfPair.replaceChildren(el("p", { class: "note" }, error.message)); shown(); });
   }
 
   function fillImages({ images, missing: none, table: scored, ranked, note: noted }) {

@@ -137,18 +137,21 @@ KINDS.stages = (box, host) => {
     return node;
   }
 
-  let timer = null, markedKey = null, factsKey = null;
+  let timer = null, markedKey = null, shownKey = null, factsKey = null; // keys of what is requested and, of the thumbnails, of what is shown
 
   /** Show thumbnails of the selection and facts about the image, once the choice no longer changes. */
   function askImages() {
     clearTimeout(timer);
     timer = setTimeout(() => {
       const key = JSON.stringify([state.selection, state.epoch]);
+    marked.classList.toggle("stale", JSON.stringify([state.selection, state.epoch]) !== shownKey);
+    facts.classList.toggle("stale", near !== null && near.key !== nearKey());
       if (key !== markedKey) {
         markedKey = key;
-        if (!state.selection.length) marked.replaceChildren();
-        else questionOfMarks(state.selection.slice(0, 24)).then((pngs) => pngs && key === markedKey && marked.replaceChildren(
-          ...state.selection.slice(0, 24).filter((i) => pngs[i]).map((i) => thumb(i, pngs[i])), ...(state.selection.length > 24 && Object.keys(pngs).length ? [el("span", { class: "note" }, `24 of ${state.selection.length}`)] : [])), (error) => { marked.replaceChildren(); message.textContent = error.message; });
+        const show = (...nodes) => { marked.replaceChildren(...nodes); marked.classList.remove("stale"); shownKey = key; };
+        if (!state.selection.length) show();
+        else questionOfMarks(state.selection.slice(0, 24)).then((pngs) => pngs && key === markedKey && show(
+          ...state.selection.slice(0, 24).filter((i) => pngs[i]).map((i) => thumb(i, pngs[i])), ...(state.selection.length > 24 && Object.keys(pngs).length ? [el("span", { class: "note" }, `24 of ${state.selection.length}`)] : [])), (error) => { show(); message.textContent = error.message; });
       }
       if (ask && nearKey() !== factsKey) {
         const mine = factsKey = nearKey();
@@ -157,6 +160,7 @@ KINDS.stages = (box, host) => {
           near = { key: mine, of: answer.rows.map(({ near: some }) => some) };
           tell(answer);
           drawMaps(fits.get(state.method));
+          facts.classList.remove("stale");
         }, (error) => { factsKey = null; message.textContent = error.message; });
       }
     }, 120);
