@@ -670,6 +670,32 @@ def test_a_click_on_a_point_reads_it(page: Any) -> None:
     assert said.startswith("image ") and "predicted as exit 1 (shallowest): " in said
 
 
+def test_the_point_under_the_mouse_is_ringed_at_every_exit(page: Any) -> None:
+    section = panel(page, 0, "stages")
+    canvas = section.locator("canvas").first
+    canvas.scroll_into_view_if_needed()
+    x, y = held(section, "x.maps[0].view.place(4)")
+    before = canvas.evaluate("c => c.toDataURL()")
+    canvas.hover(position={"x": x, "y": y})
+    lit = points(section, 0, "s.lit")
+    assert lit is not None and lit == points(section, 1, "s.lit") == points(section, 2, "s.lit")
+    assert canvas.evaluate("c => c.toDataURL()") != before
+    page.mouse.move(0, 0)
+    assert [points(section, k, "s.lit") for k in range(3)] == [None] * 3
+    assert canvas.evaluate("c => c.toDataURL()") == before
+
+
+def test_the_legend_of_points_counts_them_and_names_the_grey_ones(page: Any) -> None:
+    page.evaluate(ASKED, "stages")
+    page.evaluate("kernel.store.set({ colour: 'class', highlight: ['1', '2'] })")
+    legend = page.locator("#asked .legend button")
+    assert [text.split(" ", 1)[1] for text in legend.all_inner_texts()] == ["1 2", "2 2", "other classes 16"]
+    legend.last.click()
+    assert len(page.evaluate("kernel.store.state.selection")) == 16
+    page.evaluate("kernel.store.set({ colour: 'superclass', highlight: ['odd', 'even'] })")
+    assert [text.split(" ", 1)[1] for text in legend.all_inner_texts()] == ["odd 10", "even 10"]
+
+
 def test_the_stages_zoom_and_move_together(page: Any) -> None:
     section = panel(page, 0, "stages")
     canvas, tools = section.locator("canvas").nth(1), section.get_by_role("group", name="picture tools")

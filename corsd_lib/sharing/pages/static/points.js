@@ -69,13 +69,14 @@ function cameraOf(changed) {
  * `draw({at, low, high, look, chosen, rings, label})`: at a Float32Array of x, y; the square from `low` to `high` is shown;
  * look(i) -> {color, symbol, small}; chosen a Set or null; rings [image, ...neighbours] or []. Points move to where they are
  * next, at once if reduced motion is preferred. `camera` is what is shown of the square. `pick(i)` is called on a click, `caught(positions)` with the points inside a lasso,
- * `hover(i)` returns the hover text of a point.
+ * `hover(i)` returns the hover text of a point, `over(i)` is called when the mouse comes to another point or to none (null).
+ * `light(i)` rings a point, as its own plot and others do for the one under the mouse.
  */
-function pointsView({ pick, caught, clear, hover, camera, height = 320 }) {
+function pointsView({ pick, caught, clear, hover, over = () => {}, camera, height = 320 }) {
   const canvas = el("canvas", { tabindex: 0, role: "img" });
   const node = el("div", { class: "points" }, canvas);
   const tip = tooltip(node);
-  let spec = null, now = null, timer = null, lasso = null, grip = null;
+  let spec = null, now = null, timer = null, lasso = null, grip = null, lit = null, pointed = null;
 
   const side = () => (Math.min(wide(), height) - 16) * camera.zoom; // of the whole square, in pixels
   function place(i) {
@@ -137,6 +138,15 @@ function pointsView({ pick, caught, clear, hover, camera, height = 320 }) {
       g.lineWidth = 2;
       g.beginPath(); g.arc(x, y, 9, 0, 7); g.stroke();
     }
+    if (lit !== null && lit < now.length / 2) {
+      const [x, y] = place(lit);
+      for (const [line, width] of [["paper", 5], ["accent", 2.5]]) { // light around it, so that it is seen among points
+        g.strokeStyle = colour(node, line);
+        g.lineWidth = width;
+        g.beginPath(); g.arc(x, y, 7, 0, 7); g.stroke();
+      }
+      g.strokeStyle = colour(node, "ink");
+    }
     if (lasso) {
       g.setLineDash([4, 3]);
       g.lineWidth = 1.5;
@@ -147,6 +157,18 @@ function pointsView({ pick, caught, clear, hover, camera, height = 320 }) {
     }
     canvas.style.cursor = camera.drag === "move" ? (grip ? "grabbing" : "grab") : "crosshair";
     canvas.setAttribute("aria-label", spec.label);
+  }
+
+  function light(i) {
+    if (i === lit) return;
+    lit = i;
+    paint();
+  }
+
+  function point(i) {
+    if (i === pointed) return;
+    pointed = i;
+    over(i);
   }
 
   function nearest_([x, y], within = 10) {
@@ -166,6 +188,7 @@ function pointsView({ pick, caught, clear, hover, camera, height = 320 }) {
   });
   canvas.addEventListener("pointermove", (event) => {
     const at = placeIn(canvas, event);
+    if (lasso || grip) point(null);
     if (lasso) { lasso.push(at); tip.hide(); paint(); return; }
     if (grip) {
       camera.move((grip.last[0] - at[0]) / side(), (at[1] - grip.last[1]) / side());
@@ -174,6 +197,7 @@ function pointsView({ pick, caught, clear, hover, camera, height = 320 }) {
       return;
     }
     const i = now && nearest_(at);
+    point(i);
     if (i === null) tip.hide();
     else tip.show(...place(i), ...hover(i));
   });
@@ -194,7 +218,7 @@ function pointsView({ pick, caught, clear, hover, camera, height = 320 }) {
     paint();
   });
   canvas.addEventListener("pointercancel", () => { lasso = grip = null; paint(); });
-  canvas.addEventListener("pointerleave", () => tip.hide());
+  canvas.addEventListener("pointerleave", () => { point(null); tip.hide(); });
   canvas.addEventListener("dblclick", () => clear());
   canvas.addEventListener("wheel", (event) => {
     if (!event.ctrlKey && !event.metaKey) return; // the wheel alone scrolls the page
@@ -207,5 +231,5 @@ function pointsView({ pick, caught, clear, hover, camera, height = 320 }) {
     else if (!event.ctrlKey && !event.metaKey && !event.altKey && camera.keys(event.key)) event.preventDefault();
   });
   const wide = redrawn(node, () => paint());
-  return { node, draw, place: (i) => place(i), get shown() { return { ...spec, now }; } };
+  return { node, draw, light, place: (i) => place(i), get shown() { return { ...spec, now, lit }; } };
 }

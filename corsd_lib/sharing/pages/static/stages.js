@@ -59,7 +59,7 @@ KINDS.stages = (box, host) => {
   const message = el("p", { class: "message", role: "status" }, data.message ?? "");
   const maps = exits.map((_, k) => {
     const text = el("figcaption", {});
-    const view = pointsView({ pick: (i) => store.set(ask ? { image: i } : { image: i, selection: [i] }), caught: (some) => store.set({ selection: some }), clear: () => store.set({ selection: [] }), hover: (i) => hover(k, i), camera });
+    const view = pointsView({ pick: (i) => store.set(ask ? { image: i } : { image: i, selection: [i] }), caught: (some) => store.set({ selection: some }), clear: () => store.set({ selection: [] }), hover: (i) => hover(k, i), over: (i) => maps.forEach((map) => map.view.light(i)), camera });
     return { node: el("figure", {}, view.node, text), text, view };
   });
   const summary = el("div", { class: "finding", role: "status" });
@@ -103,14 +103,16 @@ KINDS.stages = (box, host) => {
 
   function drawLegend() {
     const how = grouping(), k = state.colour === "correct" ? exits.length - 1 : 0; // if groups differ between exits, those at the deepest exit
-    refill(legend, ...how.shown.map((g) => {
-      const { color, symbol } = how.look(g), sign = el("span", { "aria-hidden": true }, GLYPHS[symbol]);
+    const entry = ({ color, symbol }, name, of) => {
+      const sign = el("span", { "aria-hidden": true }, GLYPHS[symbol]), alone = of.length > 0 && same(of, state.selection);
       sign.style.color = color;
-      const of = positions((i) => how.of(k, i) === g), alone = of.length > 0 && same(of, state.selection);
       const node = button("", () => store.set({ selection: alone ? [] : of }), { "aria-pressed": String(alone), title: alone ? "show all" : "show only these" });
-      node.append(sign, ` ${how.names[g]}`);
+      node.append(sign, ` ${name}`, el("span", { class: "count" }, ` ${of.length}`));
       return node;
-    }));
+    };
+    const others = how.place ? positions((i) => !how.place.has(how.of(k, i))) : []; // what is grey has a name, too
+    refill(legend, ...how.shown.map((g) => entry(how.look(g), how.names[g], positions((i) => how.of(k, i) === g))),
+      ...(others.length ? [entry(grey, state.colour === "class" ? "other classes" : "others", others)] : []));
     more.hidden = !how.place || how.shown.length === how.names.length;
     more.fill([[null, "…"], ...how.names.filter((_, g) => how.place && !how.place.has(g)).map((name) => [name, name])]);
   }
@@ -142,10 +144,10 @@ KINDS.stages = (box, host) => {
   /** Show thumbnails of the selection and facts about the image, once the choice no longer changes. */
   function askImages() {
     clearTimeout(timer);
-    timer = setTimeout(() => {
-      const key = JSON.stringify([state.selection, state.epoch]);
     marked.classList.toggle("stale", JSON.stringify([state.selection, state.epoch]) !== shownKey);
     facts.classList.toggle("stale", near !== null && near.key !== nearKey());
+    timer = setTimeout(() => {
+      const key = JSON.stringify([state.selection, state.epoch]);
       if (key !== markedKey) {
         markedKey = key;
         const show = (...nodes) => { marked.replaceChildren(...nodes); marked.classList.remove("stale"); shownKey = key; };
@@ -158,9 +160,9 @@ KINDS.stages = (box, host) => {
         busy(box, "loading the image", questionOfImage("image", { ...state })).then((answer) => {
           if (answer === undefined || mine !== nearKey()) return;
           near = { key: mine, of: answer.rows.map(({ near: some }) => some) };
+          facts.classList.remove("stale");
           tell(answer);
           drawMaps(fits.get(state.method));
-          facts.classList.remove("stale");
         }, (error) => { factsKey = null; message.textContent = error.message; });
       }
     }, 120);
