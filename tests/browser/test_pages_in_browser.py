@@ -827,6 +827,22 @@ def test_a_narrow_window_scrolls_down_only(page: Any) -> None:
     until(page, "document.querySelector('canvas').getBoundingClientRect().width <= 390")
 
 
+def test_on_a_narrow_page_a_value_stays_beside_its_slider_and_a_mark_within_its_chart(page: Any) -> None:
+    page.set_viewport_size({"width": 360, "height": 800})
+    section = panel(page, 0, "exits")
+    slide, value = (section.locator(f".control:has(input[type=range]) {part}").bounding_box() for part in ("input", "output"))
+    assert value["x"] >= slide["x"] + slide["width"] and value["y"] < slide["y"] + slide["height"]
+    for threshold in range(3):
+        move(section.locator("input[type=range]"), threshold)
+        chart, said = section.locator(".chart > svg").bounding_box(), section.locator(".chart .strong").bounding_box()
+        assert section.locator(".chart .strong").text_content().startswith("threshold ")
+        assert chart["x"] <= said["x"] and said["x"] + said["width"] <= chart["x"] + chart["width"] + 1
+
+
+def test_the_name_of_the_first_row_is_not_cut(page: Any) -> None:
+    assert held(panel(page, 0, "relation"), "x.shown().box.top") >= 6  # half of a line of 11 pixels, and a rim
+
+
 def test_every_control_has_a_name(page: Any) -> None:
     controls = "[...document.querySelectorAll('select, input, button')]"
     unnamed = f"{controls}.filter(c => !c.labels?.length && !c.textContent.trim() && !c.ariaLabel)"

@@ -82,7 +82,7 @@ function lineChart({ label, height = 280, say, pick = null, legends = true }) {
     }
     for (const m of spec.marks ?? []) {
       parts.push(svg("circle", { cx: x(m.x), cy: y(m.y), r: 7, fill: m.color, class: "mark" }));
-      const low = y(m.y) + 26 > height - bottom, late = x(m.x) > width - 60; // the text stays within the axes
+      const low = y(m.y) + 26 > height - bottom, late = x(m.x) + 22 + widthOf(m.text ?? "") > width; // the text stays within the axes
       if (m.text) parts.push(svg("text", { x: x(m.x) + (late ? -11 : 11), y: y(m.y) + (low ? -10 : 20), class: "tick strong", "text-anchor": late ? "end" : "start" }, m.text));
     }
     drawing.replaceChildren(...parts);

@@ -97,7 +97,7 @@ KINDS.exits = (box, host) => {
       name: o.name, x: Array.from(o.macs, (m) => (100 * m) / o.deepest_macs), y: o.accuracy, threshold: o.threshold, color: THEME.palette[(i + 2) % 6], dash: "dash", points: false }));
     const best = c.accuracy[t] + c.accuracy_drop[t];
     curve.draw({ lines: [line, ...beside], x: { title: "mean MACs per image (% of the plain network)" }, y: { title: "images correct (%)" },
-      horizontals: [{ at: best, text: "deepest exit" }], marks: [{ x: cost(c.macs[t]), y: c.accuracy[t], color: THEME.palette[1], text: say(t) }] });
+      horizontals: [{ at: best, text: "deepest exit" }], marks: [{ x: cost(c.macs[t]), y: c.accuracy[t], color: THEME.palette[1], text: `threshold ${say(t)}` }] });
     const share = Array.from(c.shares.at(t));
     const colours = exits.map((_, k) => THEME.palette[k % THEME.palette.length]);
     bars.draw(exits.map((name, k) => ({ name, share: share[k], text: percent(share[k]), color: colours[k] })));

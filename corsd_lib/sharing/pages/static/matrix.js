@@ -24,7 +24,8 @@ function matrixView({ pick, move, clear, zoomed, images = null }) {
     const side = Math.max(120, Math.min(width - left - bar, most || 620));
     const level = side / (spec.groups?.length ?? n) > longest + 4;
     const below = level ? 14 : room;
-    return { left, top: 4, side, room, below, level, width, height: 4 + side + below + 26, size: side / n };
+    const top = 8; // half a line of text: the name of the first row is as high as that
+    return { left, top, side, room, below, level, width, height: top + side + below + 26, size: side / n };
   }
 
   function draw(next) {
