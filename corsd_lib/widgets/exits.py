@@ -57,6 +57,7 @@ class ExitExplorer(Explorer):
 
     script = "exits"
     chosen = ("rule", "split", "threshold", "max_accuracy_drop")
+    coupled = ("rule", "split", "threshold")
 
     rule = Chosen(
         "confidence", help='rule by which an image exits early: "confidence", "entropy" or "patience", see `early_exit_curve`'

@@ -41,6 +41,7 @@ class Explorer(anywidget.AnyWidget):
     _css = explorer_style()
     script: ClassVar[str]
     chosen: ClassVar[tuple[str, ...]]
+    coupled: ClassVar[tuple[str, ...]] = ()  # those that mean something only together: if one is refused, so are the others
 
     _kind = traitlets.Unicode().tag(sync=True)
     _names = traitlets.List(traitlets.Unicode()).tag(sync=True)
@@ -78,14 +79,15 @@ class Explorer(anywidget.AnyWidget):
             self._wanted = {}
 
     def _refused(self) -> dict[str, str]:
-        """Take choices that are not valid beside the others out of those to be applied: the reason of each by its name."""
+        """Take what is not valid out of the choices to be applied: the reason by the name of each choice that is taken out."""
         refused: dict[str, str] = {}
         while True:
             for name, value in self._wanted.items():
                 try:
                     self.check(name, value)
                 except CorsdError as error:
-                    refused[name] = str(error)
+                    together = self.coupled if name in self.coupled else (name,)
+                    refused |= {other: str(error) for other in together if other in self._wanted}
                     break
             else:
                 return refused

@@ -57,6 +57,7 @@ class RelationExplorer(Explorer):
 
     script = "relation"
     chosen = (*_VIEW, "colours", "selection", "images", "marked")
+    coupled = ("selection", "images")
 
     exit = Chosen(help="the exit that is shown, 1 = shallowest")
     epoch = Chosen(help="the number of epochs after which the relation is shown")

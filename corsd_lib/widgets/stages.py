@@ -54,6 +54,7 @@ class StageExplorer(Explorer):
 
     script = "stages"
     chosen = ("epoch", "colour", "highlight", "method", "image", "selection")
+    coupled = ("colour", "highlight")
 
     epoch = Chosen(help="the number of epochs after which the images are shown")
     colour = Chosen(
