@@ -653,6 +653,11 @@ def test_the_sign_of_a_busy_kernel_covers_and_moves_nothing(page: Any) -> None:
       return cell || at.right <= left || at.left >= left + place.width || at.bottom <= top || at.top >= top + place.height;
     })"""
     assert page.evaluate(apart, place)
+    assert "above" in sign.get_attribute("class")
+    page.locator("#asked .controls button").last.evaluate("node => node.style.cssText = 'width: 1000px; max-width: none'")
+    until(page, "!document.querySelector('#asked .busy.above')")  # there is no room beside the controls any more
+    page.locator("#asked .controls button").last.evaluate("node => node.style.cssText = ''")
+    until(page, "document.querySelector('#asked .busy.above')")
     page.evaluate("kernel.answer('images', { missing: '', exits: [] })")
     sign.wait_for(state="hidden")
     assert finding.bounding_box() == at

@@ -390,13 +390,16 @@ function busy(box, what, promise) {
     const line = el("div", { class: "busy-line" }, sign); // takes no room, and is below the controls
     if (controls) controls.after(line); else box.prepend(line);
     sign.waiting = 0;
+    sign.place = () => sign.hidden || sign.classList.toggle("above", roomBeside(box, sign));
+    const watch = new ResizeObserver(sign.place); // a control may come, go or grow meanwhile
+    if (controls) [controls, ...controls.children].forEach((part) => watch.observe(part));
     box.addEventListener("began", () => { sign.textContent = `${sign.what}…`; });
   }
   sign.waiting += 1;
   sign.what = what;
   sign.textContent = `${what}: waiting for the kernel…`;
   sign.hidden = false;
-  sign.classList.toggle("above", roomBeside(box, sign));
+  sign.place();
   const done = () => { sign.waiting -= 1; if (!sign.waiting) sign.hidden = true; };
   promise.then(done, done);
   return promise;
