@@ -21,6 +21,11 @@ from corsd_lib import Run, TrainConfig, train
 
 # What Chromium's software renderer says of itself, and of the explorers nothing.
 NOT_OURS = ("GL Driver Message", "WebGL")
+PRELOAD = """import importlib
+for name in ("torchvision", "lightning_fabric", "captum.attr", "sklearn.decomposition", "corsd_lib.widgets.attribution"):
+    importlib.import_module(name)
+del importlib, name
+"""
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +53,11 @@ def lab(lab_folder: Path) -> Iterator[str]:
         for name in ("JUPYTER_CONFIG_DIR", "JUPYTERLAB_SETTINGS_DIR", "JUPYTER_RUNTIME_DIR")
     }
     home["JUPYTERLAB_WORKSPACES_DIR"] = str(lab_folder / ".jupyter" / "workspaces")
+    # A kernel has loaded what takes longest before it says that it is idle: a browser that is made slower uses a whole
+    # processor for as long as it waits, and takes it from the kernel.
+    home["IPYTHONDIR"] = str(lab_folder / ".ipython")
+    (startup := lab_folder / ".ipython" / "profile_default" / "startup").mkdir(parents=True)
+    (startup / "preload.py").write_text(PRELOAD)
     command = [sys.executable, "-m", "jupyter", "lab", "--allow-root", "--no-browser", "--ServerApp.ip=127.0.0.1"]
     command += [f"--port={port}", "--IdentityProvider.token=", "--ServerApp.password="]
     command += ["--ServerApp.disable_check_xsrf=True", f"--ServerApp.root_dir={lab_folder}"]
