@@ -19,11 +19,15 @@ EXTRAS := notebooks,dev,timm,tuning,hub,tracking,deploy,cluster
 # The exact versions, which hold for Python 3.11.
 EXACT = $$($(BIN)/python -c 'import sys; print("-c constraints.txt" if sys.version_info[:2] == (3, 11) else "")')
 COMMA := ,
-PYTEST := $(BIN)/python -m pytest
+# nbval, which only the notebooks need, takes seconds to import.
+PYTEST := $(BIN)/python -m pytest -p no:nbval
 # One thread for each worker's torch: more of them than cores only get in each other's way.
-UNIT := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTEST) -n $(WORKERS) --dist worksteal
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+UNIT := $(ONE_THREAD) $(PYTEST) -n $(WORKERS) --dist worksteal
 # Two threads a worker, which sleep while they wait.
 THREADED := OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OMP_WAIT_POLICY=passive CORSD_TEST_THREADS=2 $(PYTEST) -n $(WORKERS) --dist worksteal
+# Without bytecode on disk each worker compiles all tests, and each process that they start the library: seconds every time.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The files with tests of a marker: to collect the others would import them for nothing.
 MARKED = $$(grep -lr --include='*.py' 'mark\.$(1)\b' tests)
@@ -81,7 +85,7 @@ fuzz: venv  ## open 10,000 runs and studies with a file made wrong at random; an
 test-notebooks: venv  ## execute the notebooks and compare their marked outputs
 	@rm -rf build/notebooks && for notebook in notebooks/*.ipynb; do \
 		folder=build/notebooks/$$(basename $$notebook .ipynb); mkdir -p $$folder && cp $$notebook $$folder; done
-	$(UNIT) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout=300 build/notebooks/*/*.ipynb
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout=300 build/notebooks/*/*.ipynb
 
 # Anew each time: what an earlier installation left would hide that a bound is wrong. Without the extra "dev", because its
 # pytorch-lightning would replace the lightning_fabric under test.

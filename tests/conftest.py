@@ -8,24 +8,26 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from lightning_fabric.utilities.registry import _load_external_callbacks
 from tiny import TINY
 
-from corsd_lib.datasets import ImageData, load_dataset
-from corsd_lib.methods import METHODS, registry
-from corsd_lib.provenance import _commit
-from corsd_lib.runs import Run, TrainConfig
-from corsd_lib.training import train
-
-# One thread, for forks want no thread pool. `make unit` runs the tests marked `threads` once more with two.
-torch.set_num_threads(int(os.environ.get("CORSD_TEST_THREADS", "1")))
+# The controller of pytest-xdist imports this file before it starts the workers, and runs no test: torch, and what
+# imports it, is imported where it is used.
+if TYPE_CHECKING:
+    from corsd_lib.datasets import ImageData
+    from corsd_lib.runs import Run, TrainConfig
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+
+
+def pytest_collection() -> None:
+    """One thread, for forks want no thread pool. `make unit` runs the tests marked `threads` once more with two."""
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("CORSD_TEST_THREADS", "1")))
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +53,10 @@ def _files_need_not_survive_a_power_cut() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _what_does_not_change_is_looked_up_once() -> Iterator[None]:
     """The git commit is the same in all tests of a process, also if one is made meanwhile; Lightning's entry points, too."""
+    from lightning_fabric.utilities.registry import _load_external_callbacks
+
+    from corsd_lib.provenance import _commit
+
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("corsd_lib.provenance._commit", cache(_commit))
         patched.setattr("lightning_fabric.fabric._load_external_callbacks", cache(_load_external_callbacks))
@@ -60,6 +66,9 @@ def _what_does_not_change_is_looked_up_once() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run of `corsd`, with a validation split. Read only."""
+    from corsd_lib.runs import TrainConfig
+    from corsd_lib.training import train
+
     out = str(tmp_path_factory.mktemp("tiny") / "run")
     return train(TrainConfig(**TINY, validation_fraction=0.2, out=out), progress=False)
 
@@ -67,6 +76,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture
 def tiny(tmp_path: Path) -> Callable[..., TrainConfig]:
     """The tiny configuration with changes, writing below `tmp_path`: `tiny("name", epochs=1)`."""
+    from corsd_lib.runs import TrainConfig
 
     def make(name: str = "run", **changes: Any) -> TrainConfig:
         return TrainConfig(**{**TINY, "out": str(tmp_path / name), **changes})
@@ -77,6 +87,8 @@ def tiny(tmp_path: Path) -> Callable[..., TrainConfig]:
 @pytest.fixture
 def fresh_plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No plug-in was loaded yet, and those of the test are found in `tmp_path`; they are forgotten after it."""
+    from corsd_lib.methods import METHODS, registry
+
     methods = dict(METHODS)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(registry, "_PLUGINS", registry._Plugins())
@@ -147,6 +159,8 @@ def data_root() -> Path:
 
 @pytest.fixture(scope="module")
 def _cached_data() -> Callable[..., ImageData]:
+    from corsd_lib.datasets import load_dataset
+
     return cache(load_dataset)
 
 
