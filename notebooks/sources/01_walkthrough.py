@@ -267,8 +267,8 @@ relation_heatmap(untrained, data.class_names, title)
 # when the order is wrong or the distance is smaller than the margin, and zero when the
 # scores are far enough apart.](images/concept_margin.svg)
 #
-# The figure uses a margin of 0.3. CORSD uses 1, so the loss of a triplet only
-# approaches 0.
+# The figure uses a margin of 0.3. CORSD uses 1, and scores never quite reach 0 or 1, so
+# the loss of a triplet never quite reaches 0.
 
 
 # %%
@@ -476,16 +476,17 @@ figure.for_each_trace(lambda t: t.update(legendgrouptitle_text=panel[t.name]))
 
 # %% [markdown]
 # The distances to the teacher (`exit_kd`, `auxiliary_kd_...`, `relation_transfer`) fall
-# a little, rise, and fall again. Perhaps the teacher changes faster than its students
-# at first. We did not test this. `auxiliary_inter` cannot fall below 2.08, three exits
-# times $\ln 2$, because its target is one half on each of two classes (04).
+# a little, rise, and fall again. A possible reason, which we did not test: an untrained
+# network gives nearly the same output for everything, so these differences begin small
+# and grow while the outputs become different. `auxiliary_inter` cannot fall below 2.08,
+# three exits times $\ln 2$, because its target is one half on each of two classes (04).
 
 # %% [markdown] slideshow={"slide_type": "slide"}
 # ## Did it help?
 #
 # The accuracy $p$ of every exit on the $n = 797$ test images, in percent. Thin bars are
-# 95 % intervals, $p \pm 1.96\sqrt{p(100-p)/n}$. With a very large number of such test
-# digits, the accuracy would probably lie within this bar.
+# 95 % intervals, $p \pm 1.96\sqrt{p(100-p)/n}$. If we tested on very many such digits,
+# the accuracy would probably lie within this bar.
 #
 # Below the figure we compare each difference with $\sqrt{h_1^2 + h_2^2}$, where $h_1$
 # and $h_2$ are the two half-widths. Both runs see the same test images. So the rule is
@@ -601,9 +602,9 @@ compare("Over deep supervision, exit 1", my_lead, lead, " points", 0.3, digits=1
 # %% [markdown] slideshow={"slide_type": "fragment"}
 # **Answer.** Training the exits on labels alone gains 1.2 points at exit 1 and 1.0 at
 # exit 2. Teaching predictions alone (no relations minus deep supervision) changes exit
-# 1 by -0.45 [-0.91, 0.01]: no gain was detected, and a small drop in accuracy is
-# not excluded. All that CORSD adds to deep supervision changes exit 1 by 0.3 [-0.4,
-# 1.0].
+# 1 by -0.45 [-0.91, 0.01]: no gain was detected, and a small drop in accuracy is not
+# excluded. Everything that CORSD adds to deep supervision, taken together, changes exit
+# 1 by 0.3 [-0.4, 1.0].
 
 # %% [markdown] slideshow={"slide_type": "fragment"}
 # The relation terms, auxiliary classifiers included, add 0.7 [0.1, 1.4] at exit
@@ -726,11 +727,12 @@ print(
 # > the baseline CORSD gains 1.52 [0.05, 2.99] points at exit 1 and 1.3 [0.5, 2.1] at
 # > exit 2. But deep supervision, without a teacher, gains 1.2 [0.1, 2.4] and 1.0 [0.1,
 # > 1.9]. CORSD minus deep supervision is 0.3 [-0.4, 1.0] at exit 1. The relation terms
-# > add 0.7 [0.1, 1.4] there. Of the six intervals that we looked at, this is the only
-# > one without 0, so it may be chance. The relations do form (contrast 0.79 to 0.83).
+# > add 0.7 [0.1, 1.4] there. Of the six intervals in the last two rows of the figure,
+# > only this one excludes 0, so it may be chance. The relations do form (contrast 0.79
+# > to 0.83).
 # >
-# > **How sure we are.** We are fairly sure of the differences (ten paired seeds), less
-# > of the contrast (one seed).
+# > **How sure we are.** Ten paired seeds make us fairly sure that the teaching gains
+# > little here. Several intervals begin near 0, and the contrast is of one seed.
 # >
 # > **What it does not show.** Digits are easy; [03](03_relations.ipynb) and
 # > [11](11_compare_methods.ipynb) have harder data.

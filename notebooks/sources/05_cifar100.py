@@ -24,7 +24,7 @@
 # - how to make a relation of 100 classes readable;
 # - how to test whether a relation contains what it was never told, and which measure
 #   misleads;
-# - what the full recipe costs on a GPU, compared with what a laptop can do.
+# - how much more arithmetic the full recipe needs than the small run.
 
 # %% [markdown]
 # **You need** [03_relations](03_relations.ipynb), for RKD and the AUC, and what
@@ -135,11 +135,11 @@ monitor(watched)
 #
 # *The committed run of CORSD with class KD.* The deeper the exit, the higher its
 # accuracy. Some losses *rise*: `class_kd`, `exit_kd`, `auxiliary_kd_...` and
-# `relation_transfer` compare outputs with each other, not with labels. A likely reason:
-# an untrained network gives nearly the same output for everything, so these differences
-# begin near 0 and grow while the outputs become different. In alphabetical order the
-# relation matrix shows bright specks and, in places, a diagonal. A figure below shows
-# it larger, ordered by superclass.
+# `relation_transfer` compare outputs with each other, not with labels. A possible
+# reason, not tested: an untrained network gives nearly the same output for everything,
+# so these differences begin near 0 and grow while the outputs become different. In
+# alphabetical order the relation matrix shows bright specks and, in places, a diagonal.
+# A figure below shows it larger, ordered by superclass.
 
 # %%
 if train_here:
@@ -154,8 +154,8 @@ if train_here:
 # CORSD with class KD; class KD is a term of this library
 # ([04](04_class_oriented.ipynb)).
 #
-# **Predict:** how many points are between exit 1 and the deepest exit of CORSD + class
-# KD? And how many between its deepest exit and the plain network?
+# **Predict:** how many points are between exit 1 and the deepest exit of CORSD with
+# class KD? And how many between its deepest exit and the plain network?
 
 # %%
 my_depth, my_gain = None, None  # points
@@ -193,7 +193,9 @@ exit_accuracy_points(accuracy, title, **look)
 # have.
 #
 # **Predict:** what does its deepest exit gain over the plain network, in points, with
-# CORSD with class KD? And how many of these points are lost without relation terms?
+# CORSD with class KD? And how many points do exits alone (deep supervision) gain?
+# Guess, too, whether relation terms change the accuracy together with class KD; 03 has
+# the answer.
 
 
 # %%
@@ -242,9 +244,10 @@ print(f"the same on three seeds: {with_ends(*common)}")
 # **Answer.** The larger network gains 4.2 points with CORSD with class KD (five seeds).
 # On the three seeds that all have it gains 4.8 [2.9, 6.7], deep supervision 2.3 [0.1,
 # 4.5], and class KD without relation terms 4.6 [2.1, 7.2]. So the lead over deep
-# supervision does not need the relation terms. On the three seeds that both
-# have, relation terms change accuracy by 0.1 [-0.5, 0.8].
-# For the small network we have a single seed, -0.2 points, which decides nothing.
+# supervision does not need the relation terms. On the three seeds that both have,
+# relation terms change accuracy by 0.1 [-0.5, 0.8] together with class KD; without it
+# they were not tested on their own here. For the small network we have a single seed,
+# -0.2 points, which decides nothing.
 
 # %% [markdown]
 # **Which CORSD?** The terms of the paper, without class KD, exist as two variants of
@@ -252,16 +255,16 @@ print(f"the same on three seeds: {with_ends(*common)}")
 #
 # | variant | used in | batches | weights searched | minus deep supervision |
 # | --- | --- | --- | --- | --- |
-# | `no_class_kd` | 03 to 05 | two of each class | with class KD | 0.3 [-0.7, 1.4] |
+# | `no_class_kd` | 04, 05, 11 | two of each class | with class KD | 0.3 [-0.7, 1.4] |
 # | `corsd_paper` | README, 11 | plain | without it | 0.4 [-0.7, 1.6] |
 #
-# No lead of either was detected. Class KD adds 2.2 [0.8, 3.6] to the first. Every
-# variant of CORSD also has exit KD and another weight of the exits than deep
-# supervision.
+# No lead of either was detected. Class KD adds 2.2 [0.8, 3.6] to the first. Unlike deep
+# supervision, every variant of CORSD has exit KD, and its exits have other weights.
 
 # %% [markdown]
 # Exits also give cheaper, less accurate predictions. The cell prints accuracy and cost
-# of the small network cut off after each exit:
+# of the small network cut off after each exit (02 counts the exits that an image passes
+# as well):
 
 # %% tags=["nbval-check-output"]
 costs = [e["macs"] / 1e6 for e in corsd.test["exits"]]
@@ -307,9 +310,9 @@ figure.update_layout(width=800, height=760)
 # %% [markdown]
 # **Answer.** *vehicles 2* is the darkest of the three (0.44), and still well above the
 # mean between superclasses (0.27). Perhaps the reason is that a rocket and a lawn mower
-# do not look alike, while trees do, and people. Outside the blocks is a larger pattern:
-# animals are related to animals, and vehicles to vehicles. Interpret blocks and not
-# single cells.
+# do not look alike, while trees look alike, and so do people. Outside the blocks is a
+# larger pattern: animals are related to animals, and vehicles to vehicles. Interpret
+# blocks and not single cells.
 
 # %% [markdown]
 # ### Exercise 1, implement: the lift
@@ -403,10 +406,10 @@ print(", ".join(f"{name} {lift:.2f}" for name, lift in lifts.items()))
 
 # %% [markdown]
 # **Answer.** The trained relation, by far. But a lift depends on the *scale*.
-# After a ReLU all cosines are 0 or more, so the moved values lie between 0.5 and 1, and
-# their lift cannot exceed 2. The AUC uses the order only: it is the probability
-# that a random pair of classes within a superclass is more related than a random pair
-# between two. Chance is 0.5.
+# Embeddings after a ReLU have no negative entries, so their cosines are 0 or more, the
+# moved values lie between 0.5 and 1, and the lift cannot exceed 2. The AUC uses the
+# order only: it is the probability that a random pair of classes within a superclass is
+# more related than a random pair between two. Chance is 0.5.
 #
 # **Predict:** the AUC of the trained relation and of the plain network's cosine.
 
@@ -577,17 +580,19 @@ compare("Thousands", my_thousands, each * more / 1000, atol=1, digits=1)
 # ## Answer: what do exits, class KD and relations add on CIFAR-100?
 #
 # > **What we found.** *Accuracy:* with CORSD with class KD, ResNet-10 gains 4.2 [3.1,
-# > 5.4] points over the plain network. Exits alone (deep supervision) give about half
-# > of it: 2.3 [0.1, 4.5]. Class KD adds 2.2 [0.8, 3.6] to CORSD. Relation terms change
-# > the accuracy by 0.1 [-0.5, 0.8]: no gain was detected. *Superclasses:* the relation
-# > reveals them (AUC 0.83), and so does the cosine of the plain network (0.79).
-# > *Cost:* the full recipe has 2,700 times the arithmetic of the small run.
+# > 5.4] points over the plain network (five seeds), and 4.8 [2.9, 6.7] on the three
+# > seeds that all variants have. Of the 4.8, exits alone (deep supervision) give 2.3
+# > [0.1, 4.5], the paper's terms another 0.3 [-0.7, 1.4]  and class KD 2.2 [0.8, 3.6].
+# > Together with class KD, relation terms change the accuracy by 0.1 [-0.5, 0.8].
+# > *Superclasses:* the relation reveals them (AUC 0.83), and so does the cosine of the
+# > plain network (0.79). *Cost:* the full recipe has 2,700 times the arithmetic of the
+# > small run.
 # >
-# > **How sure we are.** We are sure of the 4.2 points (five seeds), less of the other
-# > differences (three), and unsure of the AUC (one run of a small network).
+# > **How sure we are.** We are sure of the gain for this network, less of its parts
+# > (three seeds), and unsure of the AUC (one run).
 # >
-# > **What it does not show.** We did not train the full recipe, so these numbers may
-# > not hold there. Whether a small network gains is open (one seed).
+# > **What it does not show.** The full recipe was not trained; a small network has one
+# > seed.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: chance level of the lift

@@ -179,7 +179,8 @@ embedding_scatter(
 # **Answer.** Equal: the middle picture is the right one enlarged, and the share does
 # not depend on the scale. That is intended, because a network can multiply its
 # embeddings by ten, divide the weights of its classifier by ten, and predict the same.
-# Tightening and parting are the same thing unless the scale itself has a meaning.
+# As long as the scale has no meaning of its own, tightening a class and moving classes
+# apart are the same thing.
 
 # %% [markdown]
 # ## Two networks
@@ -305,7 +306,7 @@ for name, run in {"plain": plain, "CORSD": corsd}.items():
     print(f"the exit's own classifier {100 * own.mean():.1f} %")
 
 # %% [markdown]
-# The nearest mean is right for two points more images than the classifier. With 200
+# The nearest mean is right two points more often than the classifier. With 200
 # images this may be chance. The comparison is not quite fair, because the means come
 # from the labels of these 200 images and the classifier from 100 training images.
 
@@ -316,8 +317,8 @@ for name, run in {"plain": plain, "CORSD": corsd}.items():
 # The mean of a few random vectors is not exactly at the centre, so random labels
 # "explain" some variance.
 #
-# **Predict:** which share, for 200 images of 10 classes with shuffled labels? And for
-# 300 random vectors of 100 classes?
+# **Predict:** what share of the variance do shuffled labels explain, for 200 images of
+# 10 classes? And for 300 random vectors of 100 classes?
 
 # %%
 my_few, my_many = None, None  # percent
@@ -743,7 +744,7 @@ print(f"NC1 before training: shuffled {chance:.2f}")
 tightness, accuracy = [-last[row].nc1 for row in rows], list(top1.values())
 found = spearmanr(tightness, accuracy)
 compare("Rank correlation", my_correlation, found.statistic, atol=0.2, digits=2)
-print(f"p = {found.pvalue:.2f} (the chance of this, or more, without a relation)")
+print(f"p = {found.pvalue:.2f} (chance of a correlation this far from 0, or farther)")
 kept = [k for k, value in enumerate(accuracy) if value > min(accuracy)]
 fewer = spearmanr([tightness[k] for k in kept], [accuracy[k] for k in kept])
 print(f"without the worst row: {fewer.statistic:.2f}")
@@ -776,7 +777,7 @@ figure.update_layout(title=title, width=760, height=440)
 # shuffled labels give 3.71. With three images a class much of NC1 is noise.
 #
 # The silhouette of the plain network is *negative* with the true labels (-0.10). It
-# compares an image's own class with the nearest of 99 others, and of so many one is
+# compares an image's own class with the nearest of 99 others, and among so many one is
 # near by chance. With shuffled labels it is lower still (-0.20).
 
 # %% [markdown]
@@ -786,15 +787,15 @@ figure.update_layout(title=title, width=760, height=440)
 # > epoch 15 the variance within classes shrinks more than the variance between them.
 # > NC1 of new digits falls from 1.5 before training to 0.34 (plain) and 0.27 (CORSD);
 # > on training images it is about three times smaller. Class means do not form a
-# > simplex, on training images neither. On CIFAR-100 NC1 of the plain network falls
+# > simplex, not even on training images. On CIFAR-100 NC1 of the plain network falls
 # > from 3.15 to 2.58 (shuffled labels: 3.80 and 3.71).
 # >
 # > **How sure we are.** The fall on digits is clear in both networks. Differences
 # > between the networks may be chance (one seed). Whether tighter classes are more
 # > accurate is open (p = 0.29).
 # >
-# > **What it does not show.** We did not test causes or other seeds, and CIFAR-100 has
-# > three images a class.
+# > **What it does not show.** We did not test causes, or compare the two networks with
+# > other seeds, and On CIFAR-100 we measured three probe images a class.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: longer training

@@ -231,7 +231,8 @@ expect(
 print("Exercise 1: correct.")
 
 # %% [markdown]
-# **Predict:** how many steps are needed until the sum is within 5 % of the gain?
+# **Predict:** how many steps are needed until the sum differs from the gain by less
+# than 5 %?
 
 # %%
 my_steps = None  # 1, 2, 5, 10, 20 or 50
@@ -257,7 +258,7 @@ print(f"yours {gap:.4f}, the library's {found.completeness_gap:.4f}")
 # **Answer.** Ten. With one step the sum is off by more than a third (14.78 for a gain
 # of 10.79), with fifty steps it is within about one percent. The library reports this
 # gap with every attribution. If it is above 5 %, use more steps. A small gap means that
-# the *sum* is right. It does not mean that the shares are.
+# the *sum* is right. It does not mean that the share of each pixel is.
 
 # %% [markdown]
 # ## The baseline
@@ -481,14 +482,15 @@ names = {"value": "rank correlation with your map", "variable": "values of the m
 px.strip(draws, orientation="h", labels=names, **look)
 
 # %% [markdown]
-# **Answer.** The mean of the signed correlations is 0 by symmetry: flip the signs of a
-# random network's last layer, and you get an equally likely network with the opposite
-# map. So the mean shows nothing. Look at the spread: no network reaches 0.25 in either
-# direction. A map that only shows the image would give values near +1 and -1. So the
-# image alone does not determine this map. The absolute values do agree in part, because
-# each attribution is multiplied by $x_p - \bar x_p$, which all networks share. A
-# heatmap of absolute values hides the sign, in which the trained network differs most
-# from the random ones. The library has this test as `randomisation_check`.
+# **Answer.** The expected value of the signed correlations is 0 by symmetry (here
+# 0.02): flip the signs of a random network's last layer, and you get an equally likely
+# network with the opposite map. So the mean shows nothing. Look at the spread: no
+# network reaches 0.25 in either direction. A map that only shows the image would give
+# values near +1 and -1. So the image alone does not determine this map. The absolute
+# values do agree in part, because each attribution is multiplied by $x_p - \bar x_p$,
+# which all networks share. A heatmap of absolute values hides the sign, in which the
+# trained network differs most from the random ones. The library has this test as
+# `randomisation_check`.
 
 # %% [markdown]
 # That was the map of an exit. Now the map of the 4 and the 9: random weights first in
@@ -503,7 +505,7 @@ my_pair_map = None  # from 0 to 1
 # %%
 how = {"exit": 3, "steps": 100, "baseline": "blur", "normalise": normalise}
 mine, draws = maps_of_pair.flatten(), {"relation network": [], "stages as well": []}
-pair_gaps = []
+pair_gaps = []  # of both columns
 for number in range(20):
     blank = [with_random_weights(each, number) for each in relations]
     nets = network, with_random_weights(network, number)
@@ -515,14 +517,16 @@ draws = pd.DataFrame(draws)
 print(
     f"median completeness gap {np.median(pair_gaps):.1%}, largest {max(pair_gaps):.1%}"
 )
+print(f"above 5 %: {sum(gap > 0.05 for gap in pair_gaps)} of {len(pair_gaps)}")
 compare("Largest", my_pair_map, draws.abs().max().iloc[0], atol=0.1, digits=2)
 draws.agg(["min", "median", "max"]).round(2)
 
 # %% [markdown]
 # **Answer.** Random relation networks on the trained stages reach correlations from
-# -0.56 to 0.65, random stages from -0.17 to 0.14. So a part of this map comes
-# from the trained stages, whatever the relation network is. No random network gives the
-# same map. (Some of these maps are only approximate: the largest gap is 39 %.)
+# -0.56 to 0.65, random stages from -0.17 to 0.14. So part of this map comes from the
+# trained stages alone: a random relation network can give a similar map, or its
+# negative. No random network gives the same map. (Some of these maps are only
+# approximate: the largest gap is 39 %.)
 
 # %% [markdown]
 # ## Test 2: delete pixels
@@ -652,9 +656,9 @@ print(f"deleted to black, with the map of that baseline: for {fewer} of 10")
 # The maps explain what is *predicted*: this 9 is taken for a 4. The grey image is
 # called an 8, so the 8 keeps its probability longest.
 #
-# Neither test proves a map right. The first finds maps that ignore the network, the
-# second finds maps that ignore what matters to it. The second was done here for the
-# logit of an exit, and not for a relation.
+# Neither test proves that a map is right. Test 1 exposes maps that do not depend on the
+# trained weights, test 2 maps that miss the pixels that matter to the network. The
+# second was done here for the logit of an exit, and not for a relation.
 
 # %% [markdown]
 # ## Test 3: a colour image whose truth is known
@@ -731,16 +735,16 @@ image_attribution(drawn[3:4].numpy(), values[None].numpy(), heads, title, unit=u
 # %%
 rows, gaps, after = [], [], []
 for k in range(0, 50, 2):
-    mask, image = on_cross[k + 1], crosses[k + 1]
+    mask, cross = on_cross[k + 1], crosses[k + 1]
     if mask.mean() < 0.35:  # else the background is orange, too
         its_score = relation_with(crosses[k])
-        each = integrated_gradients(its_score, image, empty, steps)
-        four = [empty, image, image * mask, image * (1 - mask)]
+        each = integrated_gradients(its_score, cross, empty, steps)
+        four = [empty, cross, cross * mask, cross * (1 - mask)]
         with torch.no_grad():
             low, high, *parts = its_score(torch.stack(four))
         gaps.append((abs(each.sum() - (high - low)) / abs(high - low)).item())
         after.append([part.sigmoid().item() for part in parts])
-        difference = image.abs().sum(dim=0)  # a control without a network
+        difference = cross.abs().sum(dim=0)  # a control without a network
         values_of = each.sum(dim=0)
         areas = values_of, values_of.abs(), difference
         shares = [share_on(mask, area) for area in areas]
@@ -762,9 +766,10 @@ for name in ("orange plain square", "blue plain cross", "orange striped cross"):
 
 # %% [markdown]
 # **Answer.** 94 % of the positive attribution lies on the cross, which covers 27 % of
-# the image. The removals agree: the cross alone keeps the relation (0.99), and without
-# it none is left (0.00). In the saved map parts of all arms are orange, but some are
-# blue.
+# the image. The removals agree: the cross alone keeps the relation (0.99), and with a
+# grey cross none is left (0.00). (Grey keeps the outline of the cross, so this takes
+# away its colour and texture, not its shape.) In the saved map parts of all arms are
+# orange, but some are blue.
 #
 # That is one pair. Over 22 pairs the mean share is 94 % (79 to 98 %), or 90 % if
 # absolute values are counted. No completeness gap exceeds 2.3 %. The removals give the
@@ -803,8 +808,8 @@ for k in range(0, 50, 4):  # every second pair
         ]
         rows.append([share_on(on_cross[k + 1], each) for each in pair_maps])
         pairs = zip(scores_of_pair, pair_maps, strict=True)
-        found = [gap_from_grey(each, crosses[k + 1], m) for each, m in pairs]
-        gaps_of_controls.append(found)
+        of_pair = [gap_from_grey(each, crosses[k + 1], m) for each, m in pairs]
+        gaps_of_controls.append(of_pair)
 controls = pd.DataFrame(rows, columns=["trained", "random relation", "all random"])
 
 # %%
@@ -856,7 +861,7 @@ compare("On the circle", my_circle, np.mean(shares), " %", atol=10)
 # is. That the *cross* relates two crosses follows from the removals, not from the map.
 
 # %% [markdown]
-# And which property of the cross counts? The first image has a low relation with
+# And which property of the cross counts? One of the crosses has a low relation with
 # squares of the same colour and texture (0.11), with striped crosses (0.00) and with
 # blue ones (0.01). So shape and texture both count. They lie in the same pixels, so no
 # map can show this; the relations of other images can. Among striped shapes, which were
