@@ -906,6 +906,7 @@ if my_break_even is not None:
 my_overthought = None  # "higher", "lower" or "undecided"
 overthought_by_epochs = {15: [], 240: []}  # percent, one value per seed
 
+# %%
 pairs = zip(overthought_by_epochs[15], overthought_by_epochs[240], strict=False)
 mean, low, high = mean_interval(long - short for short, long in pairs)
 if low is not None:

@@ -346,8 +346,8 @@ def ablation(variant, number):
 # 4. **Kind of pair:** there are 55 kinds. We compute the mean of $h$ for each kind and
 # assign every pair to the nearest mean. The pair itself is left out when the means are
 # computed, but pairs that share an image with it stay in. How often is it right? A
-# random guess is right for 2 % of the pairs, always the same intra kind for 5 %. We
-# also compare with an *untrained* relation network on the same embeddings.
+# random guess is right for 2 %, always the same intra kind for 5 %. We also compare
+# with an *untrained* relation network.
 
 # %% [markdown]
 # ### Exercise 2, implement: the nearest mean, leave-one-out

@@ -525,8 +525,8 @@ draws.agg(["min", "median", "max"]).round(2)
 # **Answer.** Random relation networks on the trained stages reach correlations from
 # -0.56 to 0.65, random stages from -0.17 to 0.14. So part of this map comes from the
 # trained stages alone: a random relation network can give a similar map, or its
-# negative. No random network gives the same map. (Some of these maps are only
-# approximate: the largest gap is 39 %.)
+# negative. No random network gives the same map. (10 of these 40 maps have a gap above
+# 5 %, the largest of 39 %: they are approximate.)
 
 # %% [markdown]
 # ## Test 2: delete pixels
@@ -773,8 +773,7 @@ for name in ("orange plain square", "blue plain cross", "orange striped cross"):
 #
 # That is one pair. Over 22 pairs the mean share is 94 % (79 to 98 %), or 90 % if
 # absolute values are counted. No completeness gap exceeds 2.3 %. The removals give the
-# same means: 0.99 and 0.00. A "map" that only measures the difference from grey puts 36
-# % there.
+# same means. The mere difference from grey has 36 % there.
 
 # %% [markdown]
 # The other control is that of test 1, random weights: first in the relation network
