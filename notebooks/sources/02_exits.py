@@ -860,18 +860,19 @@ print("CIFAR-100, learning, one seed:", ", ".join(f"{value:.1f} %" for value in 
 # %% [markdown]
 # ## Answer: what do shallow layers already know?
 #
-# > **What we found.** On digits nearly as much as the whole network, on CIFAR-100 six
-# > points less. *Digits, ten seeds:* a watching exit on the first of three stages
-# > reaches 92.3 %, the deepest exit 94.2 %. Exits that learn gain 1.2 [0.1, 2.4] points
-# > there, and the deepest is then only 0.4 [-0.3, 1.0] ahead. Teaching adds nothing
-# > detectable. But the exit itself does much of it: in one run it reaches 81.7 % on an
+# > **What we found.** On digits nearly as much as the whole network; on CIFAR-100, with
+# > exits that learn, six points less. *Digits, ten seeds:* a watching exit on the first
+# > stage reaches 92.3 %, the deepest 94.2 %. Exits that learn gain 1.2 [0.1, 2.4]
+# > points there; the deepest is then 0.4 [-0.3, 1.0] ahead. No gain of teaching was
+# > detected. The exit itself does much of it: in one run it reaches 81.7 % on an
 # > *untrained* stage and 89.5 % on a trained one. *CIFAR-100, one run:* the exits of
-# > deep supervision reach 36.9 to 43.1 %. With BYOT, a threshold chosen to lose at most
-# > one point saves 17 % of the cost and loses 1.9 points on other images.
+# > deep supervision reach 36.9 to 43.1 %. With BYOT, a threshold that may lose one
+# > point saves 17 % of the cost and loses 1.9 points on other images.
 # >
-# > **How sure we are.** The gain on digits begins near 0. All else is one run.
+# > **How sure we are.** Digits have ten seeds, and the gain begins near 0. All else is
+# > one run.
 # >
-# > **What it does not show.** Larger networks.
+# > **What it does not show.** Watching exits on CIFAR-100.
 
 # %% [markdown]
 # ## Exercise 4, predict and experiment: the break-even point

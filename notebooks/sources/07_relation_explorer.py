@@ -225,10 +225,10 @@ print(f"classes in random order: {sum(chance) / 200:.1f}, at most {max(chance)} 
 
 # %% [markdown]
 # **Answer.** 12 of 50. With the classes in random order it is 1.6 on average and at
-# most 6 in 200 tries. So confused classes tend to be related, but most of the 50 pairs
-# are not confused. Some classes are related to nearly all others. That may explain a
-# part of the 12, and a random order destroys it. The next section removes this effect
-# and counts again.
+# most 6 in 200 tries. So confused classes tend to be related. With three images a
+# class, 12 is a lower limit: more images would show more confusions. Some classes are
+# related to nearly all others. That may explain a part of the 12, and a random order
+# destroys it. The next section removes this effect and counts again.
 
 # %% [markdown]
 # ### Popular classes
@@ -643,9 +643,9 @@ print(f"popularity removed from both: {one.corr(two, method='spearman'):.2f}")
 # **Answer.** The orders agree in general. A few classes occur often among the 50 pairs
 # that moved most; the number in brackets says how often. Their pairs are shifted as a
 # group: those of squirrel, camel and bed rank lower *on average* in the trained
-# relation than in the cosine, and those of maple and oak higher. But this is only a
-# part of the difference: with popularity removed from both, the rank correlation rises
-# from 0.85 to 0.87 only. So most of the difference is in single pairs.
+# relation than in the cosine, and those of maple and oak higher. But popularity is not
+# the only difference: with popularity removed from both, the rank correlation is 0.87,
+# not much more than 0.85.
 
 # %% [markdown]
 # Which one is better? Neither was told about superclasses. The AUC (03) for "same
@@ -781,16 +781,17 @@ for name, group in (("shape", shape_of), ("colour and texture", look_of)):
 #
 # > **What we found.** *Insight:* it relates classes of one superclass. The own block is
 # > the brightest for 11 of 20 superclasses (random groups: at most 5). The cosine finds
-# > superclasses as well (AUC 0.82, trained 0.83). On drawn shapes it relates classes of
-# > equal colour and texture (AUC 0.94, $p = 0.002$). *Confusion:* in 12 of the 50 most
-# > related pairs the exit confuses the two classes (random order: at most 6). *Not
-# > confirmed:* people at exit 1 ($p = 0.30$), and shape alone ($p = 0.09$). *Unstable:*
-# > only 6 to 10 of the top 20 pairs stay when a third of the images is left out.
+# > superclasses as well (AUC 0.82, trained 0.83), and so does that of a plain network
+# > ([05](05_cifar100.ipynb)). On drawn shapes it relates classes of equal colour and
+# > texture (AUC 0.94, $p = 0.002$). *Confusion:* in 12 of the 50 most related pairs the
+# > exit confuses the two classes (random order: at most 6). *Not confirmed:* people at
+# > exit 1 ($p = 0.30$), and shape alone ($p = 0.09$). *Unstable:* only 6 to 10 of the
+# > top 20 pairs stay when a third of the images is left out.
 # >
-# > **How sure we are.** Each result is from one run. The shuffles rule out chance, not
-# > that another training gives another result.
+# > **How sure we are.** Each result is from one run. The shuffles do not rule out that
+# > another training differs.
 # >
-# > **What it does not show.** We did not test why classes are related.
+# > **What it does not show.** We did not test why.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: other methods

@@ -795,7 +795,7 @@ figure.update_layout(title=title, width=760, height=440)
 # > accurate is open (p = 0.29).
 # >
 # > **What it does not show.** We did not test causes, or compare the two networks with
-# > other seeds, and On CIFAR-100 we measured three probe images a class.
+# > other seeds, and on CIFAR-100 we measured three probe images a class.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: longer training

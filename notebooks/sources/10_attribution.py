@@ -179,10 +179,10 @@ image_attribution(
 )
 
 # %% [markdown]
-# **Answer.** 12 of 64. For 64 normally distributed random numbers it would be about 16,
-# so the map is hardly more concentrated than chance. Orange pixels raised the logit and
-# blue ones lowered it. A pixel *without ink* can be orange, too: missing ink can speak
-# for a 3. The map looks plausible. That is not a test.
+# **Answer.** 12 of 64. For 64 normally distributed random numbers it would be 16 ± 1.3,
+# so the map is only somewhat more concentrated than those. Orange pixels raised the
+# logit and blue ones lowered it. A pixel *without ink* can be orange, too: missing ink
+# can speak for a 3. The map looks plausible. That is not a test.
 
 # %% [markdown]
 # ## Completeness
@@ -932,18 +932,17 @@ image_attribution(twice, both_maps.numpy(), heads, title)
 # ## Answer: which pixels made it related?
 #
 # > **What we found.** Two orange crosses are related because of the pixels of the
-# > cross. In 22 pairs, the cross alone keeps the relation (0.99), and without it none
-# > is left (0.00). 94 % of the positive attribution lies on it (difference from grey:
-# > 36 %). But this share is no evidence: with a random relation network it is only 9.6
-# > points [6.3, 13.0] lower, and in unrelated pairs (a cross and a circle) it is 87 %.
-# > The map of the 4 and the 9 correlates by up to 0.65 with maps of random relation
-# > networks. Maps of an *exit* beat brightest ink for 9 of 10 digits.
+# > cross. In 22 pairs, the cross alone keeps the relation (0.99), and with a grey cross
+# > none is left (0.00). 94 % of the positive attribution lies on it (difference from
+# > grey: 36 %). But this share is no evidence: with a random relation network it is
+# > only 9.6 points [6.3, 13.0] lower, and in unrelated pairs (a cross and a circle) it
+# > is 87 %. The map of the 4 and the 9 correlates by up to 0.65 with maps of random
+# > relation networks. Maps of an *exit* beat brightest ink for 9 of 10 digits.
 # >
-# > **How sure we are.** We are fairly sure for these crosses and this network, and less
-# > sure for the ten digits.
+# > **How sure we are.** We are fairly sure for these crosses and this network.
 # >
 # > **What it does not show.** Maps do not show which property counts. Other images do:
-# > here shape and texture count.
+# > here, for one cross, shape and texture count.
 
 # %% [markdown]
 # ## Exercise 3, predict and experiment: does the conclusion hold?

@@ -695,8 +695,8 @@ pd.DataFrame(squares)
 
 # %% [markdown]
 # With class KD, all four measures gain at exit 1, and seven of the sixteen intervals
-# exclude 0. Without it, five do, all of few-shot accuracy. They were not planned, so
-# they only suggest a hypothesis.
+# exclude 0. Without it, five do, all of few-shot accuracy. The few-shot intervals were
+# not planned, so they only suggest a hypothesis.
 
 # %% [markdown]
 # ### The planned test: one shot without class KD
@@ -753,9 +753,9 @@ table_of(all_measures("unseen_birds", "no_class_kd", "exits_alone", range(3, 8))
 # > hardly (0.52, one run). Its recall@1 is 34.1 ± 12.9 % with class KD and 35.8 ± 5.7 %
 # > without; pixels reach 34 %, the cosine 39.2 and 44.6 %. On birds it is 10.5 %: more
 # > than pixels (3.8 %), less than the cosine of a plain network (14.9 %). *Are the
-# > embeddings better?* For few shots, yes: without class KD relation terms add 2.8
-# > [1.9, 3.8] points to one-shot accuracy on birds at exit 1. In recall@1 on birds a
-# > gain was detected only with class KD.
+# > embeddings better?* For few shots, yes: without class KD all relation terms add 2.8
+# > [1.9, 3.8] points to one-shot accuracy on birds at exit 1. In recall@1 they only
+# > make up for what class KD loses.
 # >
 # > **How sure we are.** We are fairly sure of the one-shot accuracy: planned, with a
 # > control.
