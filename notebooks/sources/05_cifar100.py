@@ -584,7 +584,7 @@ compare("Thousands", my_thousands, each * more / 1000, atol=1, digits=1)
 # > **What we found.** *Accuracy:* with CORSD with class KD, ResNet-10 gains 4.2 [3.1,
 # > 5.4] points over the plain network (five seeds), and 4.8 [2.9, 6.7] on the three
 # > seeds that all variants have. Of the 4.8, exits alone (deep supervision) give 2.3
-# > [0.1, 4.5], the paper's terms another 0.3 [-0.7, 1.4]  and class KD 2.2 [0.8, 3.6];
+# > [0.1, 4.5], the paper's terms another 0.3 [-0.7, 1.4] and class KD 2.2 [0.8, 3.6];
 # > these steps also differ in weights and batches. Together with class KD, relation
 # > terms change the accuracy by 0.1 [-0.5, 0.8]. *Superclasses:* the relation reveals
 # > them (AUC 0.83), and so does the cosine of the plain network (0.79). The full recipe

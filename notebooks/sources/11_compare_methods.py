@@ -616,8 +616,8 @@ gain_by_method(peers_of_birds, sort=False).update_layout(title_text=title)
 # detected. Patch swap, BAKE and DKS ran on a CPU. No lead of CORSD over DKS was
 # detected at the deepest exit: 0.3 [-1.0, 1.5]. **At exit 1 DKS is ahead** by 2.1 [0.6,
 # 3.6] points (both on a CPU: 2.0 [0.7, 3.4]). One reason: class KD lowers exit 1 of
-# CORSD by 3.3 [1.1, 5.4] ([04](04_class_oriented.ipynb)). Other peers were not trained.
-# After Bonferroni's correction the lead over deep supervision is lost, too:
+# CORSD by 3.3 [1.1, 5.4] ([04](04_class_oriented.ipynb)). After Bonferroni's correction
+# the lead over deep supervision is lost, too:
 
 # %% slideshow={"slide_type": "skip"}
 corrected(summaries["cub200"], kept)
