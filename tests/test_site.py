@@ -188,7 +188,7 @@ def test_the_results_of_a_method_are_those_of_the_summaries(staged: Path) -> Non
         half = (m["gain_high"] - m["gain_low"]) / 2
         assert f"| {m['label']} | {m['n']} | {m['top1'][-1]:.1f} ± " in page and f"{m['gain']:+.1f} ± {half:.1f} |" in page
     assert "without class KD" not in page  # a variant of the ablation
-    assert "have not trained this method yet" in (staged / "methods/bake.md").read_text(encoding="utf-8")
+    assert "have not trained this method yet" in (staged / "methods/dlb.md").read_text(encoding="utf-8")
 
 
 PUBLIC = ("", ".losses", ".methods", ".analysis", ".attribution", ".figures", ".widgets")
