@@ -313,6 +313,15 @@ def test_what_bake_changes_on_birds_is_as_the_records_say() -> None:
     assert search["best"]["options"]["ensemble_kd"] == 2 == max(search["space"]["ensemble_kd"]["choices"])
 
 
+def test_what_synergy_changes_on_birds_is_as_the_records_say() -> None:
+    document = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    text = document.partition("<!-- synergy -->")[2].partition("<!-- /synergy -->")[0]
+    birds = _studies()[1]
+    leads = [_spoken(_lead(birds, "synergy", other, k)) for other in ("corsd_cpu", "dks") for k in (0, -1)]
+    assert re.findall(r"-?\d+\.\d+", text) == ["0.3", *(end for lead in leads for end in lead)]
+    assert birds["synergy"]["options"]["synergy"] == birds["dks"]["options"]["synergy"] == 0.3 and birds["synergy"]["n"] == 3
+
+
 def test_the_table_of_all_studies_quotes_their_gains() -> None:
     text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
     methods = read_json(ROOT / "results" / "cub200" / "summary.json")["methods"]
