@@ -361,11 +361,12 @@ def test_what_relations_teach_on_birds_is_as_the_records_say() -> None:
     text = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
     said = re.findall(r"-?\d+\.\d+", text.partition("<!-- teach -->")[2].partition("<!-- /teach -->")[0])
     trained, labels = "relation_kd", "relation_kd_labels"
-    pairs = [(trained, labels), (trained, "corsd"), (labels, "corsd"), (labels, "no_class_kd")]
+    pairs = [(trained, labels), (trained, "corsd"), (labels, "corsd"), (labels, "corsd_cpu"), (labels, "no_class_kd")]
     differences = [[_lead(methods, *pair, k) for k in range(4)] for pair in pairs]
     assert said == [end for variant in differences for ends in variant for end in _spoken(ends)]
     assert [high < 0 for _, _, high in differences[0]] == [False, True, True, False]  # labels are ahead at exits 2 and 3
     assert [low > 0 for _, low, _ in differences[2]] == [True, True, False, False]
+    assert [low > 0 for _, low, _ in differences[3]] == [True, True, True, False]  # on the same machine
     assert {methods[name]["n"] for name in (trained, labels, "no_class_kd")} == {3}
 
 
